@@ -1,0 +1,28 @@
+"""Time as a parameter.
+
+Decisions get ``now`` as an argument. Only the keeper and the doors hold a :class:`Clock`; tests give them one whose
+hands they move.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the agent asks of time."""
+
+    def now(self) -> datetime:
+        """The best estimate of the true time: aware, UTC. Steps of the machine's wall clock do not move it."""
+
+    def boottime(self) -> float:
+        """Seconds on a clock that never steps and counts on through suspend (CLOCK_BOOTTIME)."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep for so many seconds of :meth:`boottime`."""
+
+
+def utc(timestamp: float) -> datetime:
+    """The aware UTC datetime of a POSIX timestamp in seconds (a JWT NumericDate, RFC 7519 section 2)."""
+    return datetime.fromtimestamp(timestamp, tz=UTC)

@@ -1,0 +1,104 @@
+"""The error tree, grouped by who can act on it.
+
+Each family is raised by one kind of room and caught at one kind of border. Our own misuse (calling the state machine
+out of order) is ``RuntimeError``; the impossible is ``AssertionError("internal error: ...")``. Messages are lower
+case, say what was expected and what was got, and never hold the value of a secret. A ``hint`` is a second line for
+the person who has to do something about it.
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """The base of every error the agent means to raise. Never raised directly.
+
+    Args:
+        message: lower case, no final period, no secret.
+        hint: what the reader can do next; printed on a line of its own.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(AgentError):
+    """The operator's configuration is wrong; the daemon starts nothing and exits 78 (EX_CONFIG)."""
+
+
+class SourceError(AgentError):
+    """A source is here but broken: wait, or mend the source. Nothing that is served changes."""
+
+
+class BundleError(AgentError):
+    """A sealed bundle was not accepted; the sender must issue another one.
+
+    Attributes:
+        code: a stable, dotted-free word (``signature``, ``expired``, ``rollback``...) for logs, metrics and
+            acknowledgements. ``agent/bundle/FORMAT.md`` lists them all.
+    """
+
+    code: str = "bundle"
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        if code is not None:
+            self.code = code
+
+
+class FormatError(BundleError):
+    """The bytes are not a bundle in the grammar of FORMAT.md: size, JSON, headers, algorithm lists."""
+
+    code = "format"
+
+
+class SealError(BundleError):
+    """No key of ours opens it, the content was tampered with, or no pinned signer vouches for it."""
+
+    code = "seal"
+
+
+class PayloadError(BundleError):
+    """It opened and the signature holds, but the claims are not acceptable: schema, audience, times."""
+
+    code = "payload"
+
+
+class RollbackError(BundleError):
+    """The sequence number is not above what this instance has already accepted."""
+
+    code = "rollback"
+
+
+class KeyUnavailableError(BundleError):
+    """The worker's key could not be used now (a KMS is unreachable, say); the same bundle is worth trying again."""
+
+    code = "key-unavailable"
+
+
+class ProviderError(AgentError):
+    """A credential could not be issued. Use one of the two kinds below.
+
+    Attributes:
+        code: the upstream's own code when it gave one (``AccessDenied``, ``invalid_grant``, ``timeout``).
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str = "unknown") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class Denied(ProviderError):
+    """The upstream said no and will say no again: retry slowly, report at once."""
+
+
+class Transient(ProviderError):
+    """The upstream was unreachable, slow, throttling or broken: retry with backoff."""
+
+
+class HostError(AgentError):
+    """The machine underfoot refused something: a file, a socket, nftables, systemd."""

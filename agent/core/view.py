@@ -1,0 +1,106 @@
+"""What a door may know: one cloud's answer at one instant.
+
+The doors (``serve``) read these and translate them into a dialect. They never see grants, bundles or keys.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
+
+
+class Origin(enum.StrEnum):
+    """Whose identity a cloud is served from."""
+
+    WAITING = "waiting"  # inside the boot grace: no bundle yet, and no decision
+    BUNDLE = "bundle"
+    FALLBACK = "fallback"  # the machine's own identity
+    CLOSED = "closed"  # a bundle decided this cloud and is gone, or no fallback is allowed
+
+
+class Live(msgspec.Struct, frozen=True):
+    """An unexpired credential. Serve it, whatever the refresh is doing.
+
+    Attributes:
+        name: the EC2 role name under which it is listed, or the Google account's e-mail.
+        origin: bundle or fallback.
+        horizon: until when this cloud will be served if nothing changes; ``None`` when nothing ends it.
+    """
+
+    credential: AwsCredential | GoogleToken
+    name: str
+    origin: Origin
+    horizon: datetime | None = None
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """Nothing yet, and something is on its way: boot grace, first mint. Ask again."""
+
+    why: str
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """There was, or there should be, an identity; there is none now.
+
+    Attributes:
+        why: a sentence for a person, no secret: the cause and the next step.
+        passing: true when it is expected to come back without anybody acting (an upstream outage).
+    """
+
+    why: str
+    passing: bool
+
+
+class Absent(msgspec.Struct, frozen=True):
+    """This cloud has no identity here and never had one: neither bundle nor instance."""
+
+    why: str
+
+
+Answer = Live | Pending | Ended | Absent
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What SDKs ask beside credentials, from the bundle or the configuration. ``None``: not known here.
+
+    Attributes:
+        region: AWS region (``eu-west-1``).
+        availability_zone: AWS zone (``eu-west-1a``).
+        zone: Google zone (``europe-west1-b``), without the ``projects/...`` prefix.
+    """
+
+    region: str | None = None
+    availability_zone: str | None = None
+    account_id: str | None = None
+    instance_id: str | None = None
+    project_id: str | None = None
+    numeric_project_id: str | None = None
+    zone: str | None = None
+
+
+class Board(Protocol):
+    """The face of the store that doors are given. Every method is a lookup: no I/O, no lock, no waiting."""
+
+    @property
+    def version(self) -> int:
+        """Changes whenever any answer may have changed (apart from the passing of time)."""
+
+    def view(self, cloud: Cloud, now: datetime) -> Answer:
+        """The answer for ``cloud`` at ``now``. Never an expired credential."""
+
+    def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
+        """A minted identity token for ``audience`` with enough life left, or ``None``."""
+
+    def can_mint_id_tokens(self) -> bool:
+        """Whether the Google route could mint an identity token at all (else ``/identity`` is 404)."""
+
+    def names(self, cloud: Cloud) -> frozenset[str]:
+        """Every name under which this process has listed an identity of ``cloud``, the present one included."""
+
+    def facts(self) -> Facts:
+        """Region, zone, project and the like."""
