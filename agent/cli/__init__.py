@@ -1,0 +1,100 @@
+"""The command line: the only room that prints, and the only one that exits.
+
+Sub-commands are loaded when they are called, so that ``credential-agent run`` does not pay for what ``seal`` imports.
+Exit codes are those of ``sysexits.h``: 64 usage, 65 bad data, 69 service unavailable, 70 internal error, 73 cannot
+create, 75 try again, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+import agent
+from agent.core.errors import AgentError, BundleError, ConfigError, HostError, ProviderError, SourceError
+
+# name -> module : attribute
+_COMMANDS: Final = {
+    "run": "agent.cli.run:run",
+    "check": "agent.cli.run:check",
+    "status": "agent.cli.worker:status",
+    "push": "agent.cli.worker:push",
+    "wait": "agent.cli.worker:wait",
+    "env": "agent.cli.worker:env",
+    "exec": "agent.cli.worker:exec_",
+    "credential-process": "agent.cli.worker:credential_process",
+    "keygen": "agent.cli.sender:keygen",
+    "seal": "agent.cli.sender:seal",
+    "inspect": "agent.cli.sender:inspect",
+    "redirect": "agent.cli.redirect:redirect",
+}
+
+EX_USAGE: Final = 64
+EX_DATAERR: Final = 65
+EX_UNAVAILABLE: Final = 69
+EX_SOFTWARE: Final = 70
+EX_OSERR: Final = 71
+EX_TEMPFAIL: Final = 75
+EX_CONFIG: Final = 78
+
+
+class _Lazy(click.Group):
+    """A group whose members are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise AssertionError(f"internal error: {target} is not a command")
+        return command
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(agent.__version__, prog_name="credential-agent")
+def cli() -> None:
+    """Serve a sealed, short-lived cloud identity to every program on this worker."""
+
+
+def exit_code(error: AgentError) -> int:
+    """The exit status that tells a calling script what kind of failure ``error`` is."""
+    if isinstance(error, ConfigError):
+        return EX_CONFIG
+    if isinstance(error, BundleError):
+        return EX_DATAERR
+    if isinstance(error, HostError):
+        return EX_OSERR
+    if isinstance(error, ProviderError | SourceError):
+        return EX_UNAVAILABLE
+    return EX_SOFTWARE
+
+
+def report(error: AgentError) -> None:
+    """Tell a person what went wrong, on stderr: the message, and the hint on a line of its own."""
+    click.echo(f"credential-agent: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit. The border where every error becomes a line and a status."""
+    try:
+        result = cli.main(args=argv, prog_name="credential-agent", standalone_mode=False)
+    except AgentError as error:
+        report(error)
+        sys.exit(exit_code(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EX_USAGE)
+    except click.Abort:
+        click.echo("credential-agent: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)
