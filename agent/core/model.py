@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
@@ -246,7 +246,7 @@ class GcpServiceAccount(_Grant, frozen=True, tag="gcp-service-account"):
     private_key: Secret
     scopes: tuple[Scope, ...] = (CLOUD_PLATFORM,)
     project_id: Text | None = None
-    token_uri: HttpUrl = "https://oauth2.googleapis.com/token"
+    token_uri: HttpUrl = "https://oauth2.googleapis.com/token"  # noqa: S105 - a URL
 
 
 class GcpImpersonation(_Grant, frozen=True, tag="gcp-impersonation"):
@@ -273,7 +273,7 @@ class GcpExternalAccount(_Grant, frozen=True, tag="gcp-external-account"):
     service_account: Email | None = None
     scopes: tuple[Scope, ...] = (CLOUD_PLATFORM,)
     lifetime_seconds: Annotated[int, msgspec.Meta(ge=600, le=43200)] = 3600
-    token_url: HttpUrl = "https://sts.googleapis.com/v1/token"
+    token_url: HttpUrl = "https://sts.googleapis.com/v1/token"  # noqa: S105 - a URL
     region: Region | None = None
     project_id: Text | None = None
 

@@ -1,0 +1,99 @@
+"""When to renew, and when to try again: pure functions of instants and a random source.
+
+The rule for AWS is the one EC2 itself lives by, and the one under which every SDK finds a *fresh* credential at its
+first attempt to refresh: renew at an age drawn from ``min(60 min, L/3) x U(0.75, 1.0)`` of the lifetime ``L``. What is
+served then always has at least ``2L/3`` left, so a client that comes at half-life (Java), at 60 minutes before the end
+(the 2026 cross-SDK rule for sessions of 90 minutes and more) or at 15 (botocore) meets a new one. The draw spreads ten
+thousand workers that started in one second over a quarter of the period.
+
+Google tokens live an hour and clients ask again from five minutes before the end, on every call (some storm below
+300 seconds): so none is served with less than ten minutes left while the upstream is well.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+from typing import Final
+
+AWS_LONGEST_AGE: Final = timedelta(minutes=60)
+AWS_AGE_FRACTION: Final = 1 / 3
+AWS_SPREAD: Final = (0.75, 1.0)
+
+GOOGLE_LEAD: Final = (timedelta(minutes=15), timedelta(minutes=20))
+"""A Google token is renewed this long before its end (drawn between the two), or at half its life if that is sooner."""
+
+INSTANCE_POLL: Final = timedelta(minutes=5)
+"""The machine's own credential is re-read this often: a role attached, changed or rotated is seen within it."""
+
+INSTANCE_GOOGLE_EAGER: Final = timedelta(minutes=12)
+"""The real GCE metadata server hands out one token until 300 s before its end; from here on we ask often."""
+
+RETRY_FIRST_SECONDS: Final = 1.0
+RETRY_CAP_SECONDS: Final = 60.0
+RETRY_CAP_URGENT_SECONDS: Final = 10.0
+RETRY_FLOOR_SECONDS: Final = 0.2
+"""Full jitter may draw nearly nothing; this keeps one worker from hammering in a tight loop."""
+URGENT: Final = timedelta(minutes=15)
+
+DENIED_FIRST_SECONDS: Final = 15.0
+DENIED_CAP_SECONDS: Final = 300.0
+DENIED_CAP_URGENT_SECONDS: Final = 60.0
+
+
+def renew_aws_at(issued: datetime, expires: datetime, rng: random.Random) -> datetime:
+    """The instant at which an AWS credential should be replaced.
+
+    Args:
+        issued: when it was minted (aware UTC).
+        expires: its true end.
+        rng: the source of the spread.
+    """
+    age = min(AWS_LONGEST_AGE, (expires - issued) * AWS_AGE_FRACTION)
+    return issued + age * rng.uniform(*AWS_SPREAD)
+
+
+def renew_google_at(issued: datetime, expires: datetime, rng: random.Random) -> datetime:
+    """The instant at which a Google token should be replaced: 15 to 20 minutes early, or at half-life if sooner."""
+    low, high = GOOGLE_LEAD
+    lifetime = expires - issued
+    if lifetime > 2 * high:
+        return expires - (low + (high - low) * rng.random())
+    return issued + lifetime / 2 * rng.uniform(*AWS_SPREAD)
+
+
+def reread_instance_at(now: datetime, expires: datetime, *, google: bool, rng: random.Random) -> datetime:
+    """The instant at which the machine's own credential should be read again from the real metadata service.
+
+    It costs one to three requests on the link-local address and no quota, so it follows the clock rather than the
+    lifetime; near the end of a Google token it is every half minute, since the service replaces it only at the last.
+    """
+    left = expires - now
+    if google:
+        if left > INSTANCE_GOOGLE_EAGER:
+            return min(now + INSTANCE_POLL * 6, expires - INSTANCE_GOOGLE_EAGER)
+        return now + min(timedelta(seconds=30), max(left / 10, timedelta(seconds=2))) * rng.uniform(*AWS_SPREAD)
+    return now + max(min(INSTANCE_POLL, left / 3), timedelta(seconds=2)) * rng.uniform(*AWS_SPREAD)
+
+
+def retry_seconds(attempt: int, left: timedelta | None, *, denied: bool, rng: random.Random) -> float:
+    """How long to wait, in seconds, after the ``attempt``-th failure in a row (1 is the first).
+
+    Passing failures: full jitter over ``min(60, 2^(attempt-1))`` seconds, capped at 10 in the last quarter hour of what
+    is held and when nothing is held: an outage that ends is noticed within ten seconds when it matters. Refusals are
+    retried too, since a person may mend a policy, but slower.
+
+    Args:
+        attempt: failures in a row, from 1.
+        left: the life left in what is held; ``None`` when nothing is.
+        denied: the upstream refused, rather than failed.
+        rng: the source of the jitter.
+    """
+    urgent = left is None or left <= URGENT
+    exponent = min(attempt - 1, 16)
+    if denied:
+        cap = DENIED_CAP_URGENT_SECONDS if urgent else DENIED_CAP_SECONDS
+        # Equal jitter: a refusal needs no haste, only spreading.
+        return float(min(cap, DENIED_FIRST_SECONDS * 2**exponent) * rng.uniform(0.5, 1.0))
+    cap = RETRY_CAP_URGENT_SECONDS if urgent else RETRY_CAP_SECONDS
+    return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, min(cap, RETRY_FIRST_SECONDS * 2**exponent)))

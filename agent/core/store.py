@@ -1,0 +1,749 @@
+"""The state machine: which identity each cloud has, and what must be done to keep it.
+
+It does no I/O, draws no randomness of its own and reads no clock. The keeper feeds it (``offer``, ``put``, ``failed``),
+asks what to do (``due``, ``next_wake``) and hears what changed (``tick``); the doors only look (``view``).
+
+The rules:
+
+1. A bundle beats the machine's own identity, cloud by cloud: what a bundle does not route stays with the machine.
+2. **Sticky.** Once a bundle decided a cloud on this instance, losing it (its end, a refusal that outlives what was
+   held, a withdrawal) closes that cloud. Only an explicit ``on_expiry = "fallback"`` lets the machine's identity back.
+   The memory of it (:class:`Memory`) outlives the process: else a restart would *be* the downgrade.
+3. Sequence numbers of one stream (issuer, subject) only rise. The same number with the same content is nothing new; the
+   same number with other content is an attack or a broken sender, refused and alarmed.
+4. Absence is not withdrawal: nothing here ends because a source fell silent. Only a signed withdrawal, the lease or the
+   credential's own end purges.
+5. Make before break: a credential is replaced only by one that is in hand and alive. A failure replaces nothing; a new
+   bundle that must first mint leaves the old identity in place until it has.
+6. ``view`` never shows an expired credential, nor one beyond the lease.
+
+What is *not* here: opening and verifying bundles (:mod:`agent.bundle`), issuing (:mod:`agent.providers`), and the
+writing of the memory to disk (the keeper, before it acts on a verdict).
+
+All mutable state is listed in ``__init__`` and changed only by the methods named above.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+from agent.core import refresh
+from agent.core.graph import dead_on_arrival, reachable, ready, role_name_of, same_chain
+from agent.core.model import (
+    INSTANCE,
+    Action,
+    AwsAssumeRole,
+    AwsCredential,
+    AwsKeys,
+    AwsSession,
+    Bundle,
+    Cloud,
+    Credential,
+    Env,
+    GcpToken,
+    GoogleToken,
+    Grant,
+    IdToken,
+    OnExpiry,
+    base_cloud_of,
+    base_of,
+)
+from agent.core.secret import Secret
+from agent.core.verdict import (
+    Accepted,
+    Event,
+    Failure,
+    Key,
+    Mark,
+    Memory,
+    Notice,
+    Policy,
+    Refused,
+    Same,
+    SlotStatus,
+    Verdict,
+    Work,
+)
+from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
+
+ID_TOKEN_LEFT: Final = timedelta(minutes=10)
+"""An identity token with less than this left is minted anew rather than served."""
+ID_TOKEN_AUDIENCES: Final = 64
+"""How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
+
+
+class _Slot:
+    """A credential and the schedule that keeps it. Mutable, private to the store."""
+
+    __slots__ = ("absent", "attempts", "credential", "failure", "grant", "in_flight", "key", "renew_at", "started")
+
+    def __init__(self, key: Key, grant: Grant | None, now: datetime) -> None:
+        self.key = key
+        self.grant = grant
+        self.credential: Credential | None = None
+        self.renew_at: datetime | None = now  # None: nothing more to do, ever
+        self.attempts = 0
+        self.failure: Failure | None = None
+        self.in_flight = False
+        self.absent = False  # the machine has no identity in this cloud (asked, and told so)
+        self.started = now
+
+    def live(self, now: datetime) -> bool:
+        """Whether it holds an unexpired credential."""
+        return self.credential is not None and now < self.credential.expires_at
+
+
+class Store:
+    """See the module.
+
+    Args:
+        policy: what the operator decided.
+        memory: what an earlier process of this instance wrote down.
+        now: the start, from which the boot grace counts.
+        rng: the source of every spread and jitter.
+    """
+
+    def __init__(self, policy: Policy, memory: Memory, now: datetime, rng: random.Random) -> None:
+        self._policy = policy
+        self._rng = rng
+        # All mutable state:
+        self._memory = memory
+        self._grace_until = now + policy.grace
+        self._bundle: Bundle | None = None
+        self._epoch = 0
+        self._slots: dict[Key, _Slot] = {}
+        self._previous: dict[Cloud, tuple[Credential, str, datetime | None]] = {}  # credential, name, lease
+        self._names: dict[Cloud, frozenset[str]] = dict.fromkeys(Cloud, frozenset())
+        self._id_tokens: dict[str, IdToken] = {}
+        self._told: dict[Cloud, tuple[object, ...]] = {}
+        self._warned: dict[Cloud, datetime] = {}
+        self._observed = Facts()
+        self._version = 0
+        self._want_instances(now)
+
+    # -- what the keeper tells --------------------------------------------------------------------------------------
+
+    def offer(self, bundle: Bundle, now: datetime, *, resume: bool = False) -> Verdict:
+        """Judge an opened and verified bundle.
+
+        Args:
+            bundle: what was opened.
+            now: the instant of judging.
+            resume: the bytes are our own copy of what was accepted before, read back at the start.
+
+        Returns:
+            :class:`Accepted` (it is in force; persist ``memory``), :class:`Same`, or :class:`Refused`.
+        """
+        mark = self._memory.mark(bundle.issuer, bundle.subject)
+        if mark is not None and bundle.seq < mark.seq:
+            return Refused(
+                "rollback", f"expected a seq above {mark.seq}, got {bundle.seq}: it was replaced by a newer one"
+            )
+        same = mark is not None and bundle.seq == mark.seq
+        if same and mark is not None and bundle.digest != mark.digest:
+            return Refused("conflict", f"seq {bundle.seq} was accepted before with other content", alarm=True)
+        if same and not resume:
+            return Same(bundle.seq)
+        if resume and not same:
+            return Refused("resume", f"seq {bundle.seq} is not what this instance accepted last")
+
+        if bundle.action is Action.WITHDRAW:
+            return self._withdraw(bundle, now)
+        if bundle.lease_until is not None and bundle.lease_until <= now:
+            return Refused("lease-ended", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
+        dead = [grant_id for grant_id in bundle.routes.values() if dead_on_arrival(bundle.grant(grant_id), now)]
+        if dead and not resume:
+            # To take it would swap a live credential for a dead one.
+            return Refused("credentials-ended", f"the credential of grant {dead[0]!r} has already expired")
+
+        self._activate(bundle, now)
+        decided = dict(self._memory.decided)
+        for cloud in bundle.routes:
+            decided[cloud] = bundle.on_expiry
+        self._remember(bundle, decided, active=True)
+        return Accepted(bundle, self._memory)
+
+    def put(self, work: Work, credential: Credential | None, now: datetime) -> bool:
+        """Take a credential that was issued for ``work``.
+
+        Args:
+            work: what ``due`` gave.
+            credential: the new one; ``None`` says that the machine has no identity in that cloud (only for those).
+            now: the instant of receipt.
+
+        Returns:
+            Whether anything a door can see changed. A result for a bundle that was replaced meanwhile changes nothing.
+        """
+        slot = self._slot_of(work)
+        if slot is None:
+            return False
+        slot.in_flight = False
+        if credential is None:
+            if not slot.key.is_instance:
+                raise RuntimeError("only the machine's own identity may be absent")
+            return self._put_absent(slot, now)
+        if credential.expires_at <= now:
+            self._fail(slot, Failure("expired", "the credential that was issued had already expired", False, now), now)
+            return False
+        changed = slot.credential != credential or slot.failure is not None or slot.absent
+        fresh = slot.credential != credential
+        slot.credential, slot.failure, slot.absent, slot.attempts = credential, None, False, 0
+        slot.renew_at = self._renew_at(slot, credential, now)
+        if fresh:
+            self._wake_dependents(slot, now)
+        for cloud in Cloud:
+            if self._route_key(cloud) == slot.key:
+                self._previous.pop(cloud, None)
+                self._note_name(cloud, credential)
+        if changed:
+            self._version += 1
+        return changed
+
+    def failed(self, work: Work, failure: Failure, now: datetime) -> None:
+        """Take note that ``work`` could not be done. What is held stays."""
+        slot = self._slot_of(work)
+        if slot is None:
+            return
+        slot.in_flight = False
+        self._fail(slot, failure, now)
+
+    def put_id_token(self, token: IdToken) -> None:
+        """Keep a Google identity token for its audience."""
+        if len(self._id_tokens) >= ID_TOKEN_AUDIENCES and token.audience not in self._id_tokens:
+            oldest = min(self._id_tokens, key=lambda a: self._id_tokens[a].expires_at)
+            del self._id_tokens[oldest]
+        self._id_tokens[token.audience] = token
+        self._version += 1
+
+    def observe(self, facts: Facts) -> None:
+        """Take note of what the machine's real metadata said of region, zone, project and the like."""
+        if facts != self._observed:
+            self._observed = facts
+            self._version += 1
+
+    def reset(self, instance_id: str, now: datetime) -> Memory:
+        """Forget everything that belongs to another instance: an image was made from a running worker.
+
+        Returns:
+            The clean memory, to be written down.
+        """
+        self._memory = Memory(instance_id=instance_id)
+        self._bundle = None
+        self._epoch += 1
+        self._slots.clear()
+        self._previous.clear()
+        self._id_tokens.clear()
+        self._want_instances(now)
+        self._version += 1
+        return self._memory
+
+    def reconfigure(self, policy: Policy, now: datetime) -> None:
+        """Take another policy (a reload). The grace is not started anew."""
+        self._policy = policy
+        self._want_instances(now)
+        self._version += 1
+
+    # -- what the keeper asks ---------------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> Memory:
+        """What must be written down."""
+        return self._memory
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle in force."""
+        return self._bundle
+
+    def due(self, now: datetime) -> list[Work]:
+        """Everything that should be issued now, marked as under way: single flight is by construction."""
+        work = []
+        for slot in self._slots.values():
+            if slot.in_flight or slot.renew_at is None or slot.renew_at > now:
+                continue
+            base: Credential | None = None
+            base_slot = self._base_slot(slot)
+            if base_slot is not None:
+                if not base_slot.live(now):
+                    self._blocked(slot, base_slot, now)
+                    continue
+                base = base_slot.credential
+            slot.in_flight = True
+            work.append(Work(slot.key, slot.grant, base, self._epoch, slot.attempts + 1))
+        return work
+
+    def next_wake(self, now: datetime) -> datetime:
+        """The next instant at which ``due`` or ``tick`` may have something to say. Always after ``now``."""
+        moments = [s.renew_at for s in self._slots.values() if s.renew_at is not None and not s.in_flight]
+        moments += [s.credential.expires_at for s in self._slots.values() if s.credential is not None]
+        moments += [credential.expires_at for credential, _, _ in self._previous.values()]
+        moments.append(self._grace_until)
+        if self._bundle is not None and self._bundle.lease_until is not None:
+            moments.append(self._bundle.lease_until)
+        moments += [h - self._policy.horizon_lead for c in Cloud if (h := self.horizon(c, now)) is not None]
+        later = [m for m in moments if m > now]
+        # A slot that is due but blocked on its base is woken by the base; look again in a minute all the same.
+        return min([*later, now + timedelta(minutes=1)])
+
+    def tick(self, now: datetime) -> list[Notice]:
+        """What happened since the last call, told once: identities that changed or ended, horizons that came near."""
+        notices = []
+        for cloud in Cloud:
+            answer = self.view(cloud, now)
+            origin = self.origin(cloud, now)
+            told = (origin, type(answer), _why(answer) if not isinstance(answer, Live) else answer.name)
+            before = self._told.get(cloud)
+            if told != before:
+                self._told[cloud] = told
+                self._version += 1
+                ended = isinstance(answer, Ended)
+                if before is not None or isinstance(answer, Live | Ended):
+                    event = Event.ENDED if ended else Event.IDENTITY
+                    notices.append(Notice(event, cloud, origin, _why(answer), self.horizon(cloud, now)))
+            horizon = self.horizon(cloud, now)
+            if (
+                isinstance(answer, Live)
+                and horizon is not None
+                and horizon - now <= self._policy.horizon_lead
+                and self._warned.get(cloud) != horizon
+            ):
+                self._warned[cloud] = horizon
+                notices.append(Notice(Event.HORIZON, cloud, origin, self.horizon_reason(cloud), horizon))
+        return notices
+
+    def slots(self) -> list[SlotStatus]:
+        """Every slot, for status and metrics."""
+        return [
+            SlotStatus(
+                cloud=s.key.cloud,
+                id=s.key.grant_id,
+                type="instance" if s.grant is None else str(s.grant.__struct_config__.tag),
+                expires_at=s.credential.expires_at if s.credential else None,
+                renew_at=s.renew_at,
+                attempts=s.attempts,
+                failure=s.failure,
+            )
+            for s in self._slots.values()
+        ]
+
+    def variables(self) -> Mapping[str, Secret]:
+        """The opaque variables of the bundle in force."""
+        if self._bundle is None:
+            return {}
+        merged: dict[str, Secret] = {}
+        for grant in self._bundle.grants:
+            if isinstance(grant, Env):
+                merged.update(grant.variables)
+        return merged
+
+    def google_grant(self, now: datetime) -> tuple[Grant | None, Credential | None] | None:
+        """What an identity token would be minted from: the grant and its base; ``None`` when Google is not served."""
+        if self._bundle is not None and Cloud.GCP in self._bundle.routes and not self._lease_over(now):
+            grant = self._bundle.grant(self._bundle.routes[Cloud.GCP])
+            slot = self._slots.get(Key(Cloud.GCP, self._bundle.routes[Cloud.GCP]))
+            base = self._base_slot(slot) if slot is not None else None
+            return grant, base.credential if base is not None else None
+        if self._uses_instance(Cloud.GCP, now):
+            return None, None
+        return None
+
+    # -- what the doors see (the Board) -----------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Changes whenever any answer may have changed, apart from the passing of time."""
+        return self._version
+
+    def origin(self, cloud: Cloud, now: datetime) -> Origin:
+        """Whose identity ``cloud`` has."""
+        if self._bundle is not None and cloud in self._bundle.routes and not self._may_fall_back(cloud, now):
+            return Origin.BUNDLE if not isinstance(self.view(cloud, now), Ended) else Origin.CLOSED
+        if cloud in self._memory.decided:
+            return Origin.FALLBACK if self._uses_instance(cloud, now) else Origin.CLOSED
+        if now < self._grace_until:
+            return Origin.WAITING
+        return Origin.FALLBACK if cloud in self._policy.fallback else Origin.CLOSED
+
+    def view(self, cloud: Cloud, now: datetime) -> Answer:
+        """The answer for ``cloud`` at ``now``. Never an expired credential, nor one beyond the lease."""
+        if self._uses_instance(cloud, now):
+            return self._view_instance(cloud, now)
+        if self._bundle is not None and cloud in self._bundle.routes:
+            return self._view_bundle(cloud, self._bundle, now)
+        if cloud in self._memory.decided:
+            return Ended(_closed_reason(self._bundle, cloud), passing=False)
+        if now < self._grace_until:
+            return Pending(f"waiting for a first bundle until {self._grace_until:%H:%M:%SZ}")
+        return Ended(
+            "no bundle has arrived and the configuration allows no fallback to the machine's own identity",
+            passing=False,
+        )
+
+    def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
+        """A minted identity token for ``audience`` with at least ten minutes left, or ``None``."""
+        token = self._id_tokens.get(audience)
+        if token is None or token.expires_at - now < ID_TOKEN_LEFT or self.google_grant(now) is None:
+            return None
+        return token
+
+    def names(self, cloud: Cloud) -> frozenset[str]:
+        """Every name under which this process has listed an identity of ``cloud``."""
+        return self._names[cloud]
+
+    def facts(self) -> Facts:
+        """Region, zone, project: what the bundle says first, then the configuration, then what the machine said."""
+        region = project = account = None
+        if self._bundle is not None:
+            for cloud in (Cloud.AWS, Cloud.GCP):
+                grant = self._bundle.grant(self._bundle.routes.get(cloud, ""))
+                region = region or getattr(grant, "region", None) if cloud is Cloud.AWS else region
+                project = project or getattr(grant, "project_id", None)
+        slot = self._slots.get(self._route_key(Cloud.AWS) or Key(Cloud.AWS, ""))
+        if slot is not None and isinstance(slot.credential, AwsCredential):
+            account = slot.credential.account_id
+        own, seen = self._policy.facts, self._observed
+        return Facts(
+            region=region or own.region or seen.region,
+            availability_zone=own.availability_zone or seen.availability_zone,
+            account_id=account or own.account_id or seen.account_id,
+            instance_id=own.instance_id or seen.instance_id,
+            project_id=project or own.project_id or seen.project_id,
+            # The number belongs to the machine's project: with another project from the bundle it would be a lie.
+            numeric_project_id=own.numeric_project_id
+            or (seen.numeric_project_id if project in (None, seen.project_id) else None),
+            zone=own.zone or seen.zone,
+        )
+
+    def horizon(self, cloud: Cloud, now: datetime) -> datetime | None:
+        """Until when ``cloud`` will be served if everything upstream stays well; ``None``: nothing ends it."""
+        if self._bundle is None or cloud not in self._bundle.routes or self._uses_instance(cloud, now):
+            return None
+        end = self._grant_horizon(Key(cloud, self._bundle.routes[cloud]), depth=0)
+        ends = [e for e in (end, self._bundle.lease_until) if e is not None]
+        return min(ends) if ends else None
+
+    def horizon_reason(self, cloud: Cloud) -> str:
+        """Why the horizon is where it is, for a person."""
+        if self._bundle is None or cloud not in self._bundle.routes:
+            return "the machine's own identity has no end"
+        grant_id = self._bundle.routes[cloud]
+        end = self._grant_horizon(Key(cloud, grant_id), depth=0)
+        lease = self._bundle.lease_until
+        if lease is not None and (end is None or lease <= end):
+            return f"the lease of the bundle ends; seal a new one with a seq above {self._bundle.seq}"
+        if end is None:
+            return "it is renewed for as long as its source allows"
+        grant = self._bundle.grant(grant_id)
+        if isinstance(grant, AwsSession | GcpToken):
+            return f"grant {grant_id!r} is a finished credential that nothing on this worker can renew"
+        slot = self._slots.get(Key(cloud, grant_id))
+        if slot is not None and slot.failure is not None and slot.failure.denied:
+            return f"grant {grant_id!r} is refused ({slot.failure.code}): {slot.failure.message}"
+        return f"grant {grant_id!r} stands on a finished credential that nothing on this worker can renew"
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _activate(self, bundle: Bundle, now: datetime) -> None:
+        """Put ``bundle`` in force, carrying over every credential whose grant, bases included, is unchanged."""
+        old_bundle, old = self._bundle, self._slots
+        previous = {}
+        for cloud in bundle.routes:
+            answer = self.view(cloud, now) if old_bundle is not None and cloud in old_bundle.routes else None
+            if isinstance(answer, Live):
+                previous[cloud] = (answer.credential, answer.name, old_bundle.lease_until if old_bundle else None)
+        self._bundle = bundle
+        self._epoch += 1
+        self._slots = {key: slot for key, slot in old.items() if key.is_instance}
+        for slot in self._slots.values():
+            slot.in_flight = False
+        for key, grant in reachable(bundle):
+            kept = old.get(key)
+            if kept is not None and old_bundle is not None and same_chain(old_bundle, bundle, key.grant_id):
+                kept.in_flight = False
+                kept.grant = grant
+                self._slots[key] = kept
+            elif key not in self._slots:
+                slot = _Slot(key, grant, now)
+                finished = ready(grant, bundle)
+                if finished is not None:
+                    slot.credential, slot.renew_at = finished, None
+                self._slots[key] = slot
+        self._want_instances(now)
+        self._previous = {
+            cloud: held
+            for cloud, held in previous.items()
+            if not self._slots[Key(cloud, bundle.routes[cloud])].live(now)
+        }
+        self._id_tokens.clear()
+        for cloud in bundle.routes:
+            slot = self._slots[Key(cloud, bundle.routes[cloud])]
+            if slot.credential is not None:
+                self._note_name(cloud, slot.credential)
+        self._version += 1
+
+    def _withdraw(self, bundle: Bundle, now: datetime) -> Verdict:
+        active = self._bundle
+        mine = active is not None and (active.issuer, active.subject) == (bundle.issuer, bundle.subject)
+        if mine or (
+            self._memory.active is not None and _stream(self._memory.active) == (bundle.issuer, bundle.subject)
+        ):
+            self._bundle = None
+            self._epoch += 1
+            self._slots = {key: slot for key, slot in self._slots.items() if key.is_instance}
+            for slot in self._slots.values():
+                slot.in_flight = False
+            self._previous.clear()
+            self._id_tokens.clear()
+            self._want_instances(now)
+            self._version += 1
+            self._remember(bundle, self._memory.decided, active=False)
+        else:
+            # Nothing of that stream is in force: only its number is taken note of, so that it cannot come back.
+            self._remember(bundle, self._memory.decided, active=None)
+        return Accepted(bundle, self._memory)
+
+    def _remember(self, bundle: Bundle, decided: Mapping[Cloud, OnExpiry | None], *, active: bool | None) -> None:
+        mark = Mark(bundle.issuer, bundle.subject, bundle.seq, bundle.digest)
+        others = tuple(m for m in self._memory.marks if (m.issuer, m.subject) != (bundle.issuer, bundle.subject))
+        self._memory = Memory(
+            instance_id=self._memory.instance_id,
+            marks=(*others, mark),
+            decided=dict(decided),
+            active=mark if active else (None if active is False else self._memory.active),
+        )
+
+    def _want_instances(self, now: datetime) -> None:
+        """Keep a slot for each machine identity that is served, or may be, or that a grant stands on."""
+        wanted = set()
+        for cloud in Cloud:
+            routed = self._bundle is not None and cloud in self._bundle.routes
+            may = cloud in self._policy.fallback
+            if may and (not (routed or cloud in self._memory.decided) or self._on_expiry(cloud) is OnExpiry.FALLBACK):
+                wanted.add(Key(cloud, INSTANCE))
+        for slot in self._slots.values():
+            if slot.grant is not None and base_of(slot.grant) == INSTANCE:
+                cloud_ = base_cloud_of(slot.grant)
+                if cloud_ is None:
+                    raise AssertionError("internal error: a base without a cloud")
+                wanted.add(Key(cloud_, INSTANCE))
+        for key in wanted:
+            if key not in self._slots:
+                self._slots[key] = _Slot(key, None, now)
+        for key in [k for k in self._slots if k.is_instance and k not in wanted]:
+            # The machine's credential has no business in memory while a bundle decides.
+            del self._slots[key]
+
+    def _slot_of(self, work: Work) -> _Slot | None:
+        slot = self._slots.get(work.key)
+        if slot is None or (work.epoch != self._epoch and not work.key.is_instance):
+            return None
+        return slot
+
+    def _put_absent(self, slot: _Slot, now: datetime) -> bool:
+        changed = not slot.absent
+        slot.absent, slot.failure, slot.attempts = True, None, 0
+        if not slot.live(now):
+            slot.credential = None
+        # A role may be attached later; ask again at the pace of the poll.
+        slot.renew_at = now + refresh.INSTANCE_POLL * self._rng.uniform(*refresh.AWS_SPREAD)
+        if changed:
+            self._version += 1
+        return changed
+
+    def _fail(self, slot: _Slot, failure: Failure, now: datetime) -> None:
+        slot.attempts += 1
+        slot.failure = failure
+        left = slot.credential.expires_at - now if slot.credential is not None and slot.live(now) else None
+        seconds = refresh.retry_seconds(slot.attempts, left, denied=failure.denied, rng=self._rng)
+        slot.renew_at = now + timedelta(seconds=seconds)
+        self._version += 1
+
+    def _blocked(self, slot: _Slot, base: _Slot, now: datetime) -> None:
+        """``slot`` stands on a credential that is not there: say why, and wait for the base to wake it."""
+        if base.renew_at is None:
+            why = Failure("base-ended", f"it stands on {base.key.grant_id!r}, which has ended", True, now)
+        elif base.absent:
+            why = Failure("no-base", "it stands on the machine's own identity, and this machine has none", True, now)
+        else:
+            cause = base.failure.message if base.failure is not None else "it is not there yet"
+            why = Failure(
+                "base",
+                f"it stands on {base.key.grant_id!r}: {cause}",
+                base.failure is not None and base.failure.denied,
+                now,
+            )
+        if slot.failure is None or slot.failure.message != why.message:
+            slot.failure = why
+            self._version += 1
+
+    def _wake_dependents(self, base: _Slot, now: datetime) -> None:
+        for slot in self._slots.values():
+            if (
+                slot.grant is not None
+                and self._base_slot(slot) is base
+                and not slot.live(now)
+                and slot.renew_at is not None
+            ):
+                slot.renew_at = min(slot.renew_at, now)
+                slot.attempts = 0
+
+    def _base_slot(self, slot: _Slot) -> _Slot | None:
+        if slot.grant is None:
+            return None
+        base, cloud = base_of(slot.grant), base_cloud_of(slot.grant)
+        if base is None or cloud is None:
+            return None
+        found = self._slots.get(Key(cloud, base))
+        if found is None:
+            raise AssertionError(f"internal error: no slot for base {base!r}")
+        return found
+
+    def _renew_at(self, slot: _Slot, credential: Credential, now: datetime) -> datetime | None:
+        google = isinstance(credential, GoogleToken)
+        if slot.key.is_instance:
+            return refresh.reread_instance_at(now, credential.expires_at, google=google, rng=self._rng)
+        if isinstance(slot.grant, AwsSession | GcpToken):
+            return None
+        issued = min(credential.issued_at, now)
+        when = refresh.renew_google_at if google else refresh.renew_aws_at
+        # Never at once again: an upstream that hands out nearly dead credentials must not be stormed.
+        floor = now + min(timedelta(seconds=5), (credential.expires_at - now) / 3)
+        return max(when(issued, credential.expires_at, self._rng), floor)
+
+    def _route_key(self, cloud: Cloud) -> Key | None:
+        if self._bundle is not None and cloud in self._bundle.routes:
+            return Key(cloud, self._bundle.routes[cloud])
+        return Key(cloud, INSTANCE)
+
+    def _note_name(self, cloud: Cloud, credential: Credential) -> None:
+        name = self._name(credential)
+        if name not in self._names[cloud]:
+            self._names[cloud] |= {name}
+
+    def _name(self, credential: Credential) -> str:
+        if isinstance(credential, GoogleToken):
+            return credential.email or "default"
+        return credential.role_name or role_name_of(credential.role_arn) or self._policy.role_name
+
+    def _on_expiry(self, cloud: Cloud) -> OnExpiry:
+        if self._bundle is not None and cloud in self._bundle.routes:
+            return self._bundle.on_expiry or self._policy.on_expiry
+        return self._memory.decided.get(cloud) or self._policy.on_expiry
+
+    def _lease_over(self, now: datetime) -> bool:
+        return self._bundle is not None and self._bundle.lease_until is not None and self._bundle.lease_until <= now
+
+    def _lost(self, cloud: Cloud, bundle: Bundle, now: datetime) -> bool:
+        """Whether the bundle's identity in ``cloud`` is gone for good: not merely away with an upstream outage."""
+        if self._lease_over(now):
+            return True
+        slot = self._slots[Key(cloud, bundle.routes[cloud])]
+        if slot.live(now) or self._held_over(cloud, now) is not None:
+            return False
+        return slot.renew_at is None or (
+            slot.failure is not None and slot.failure.denied and slot.credential is not None
+        )
+
+    def _may_fall_back(self, cloud: Cloud, now: datetime) -> bool:
+        return (
+            self._bundle is not None
+            and cloud in self._policy.fallback
+            and self._on_expiry(cloud) is OnExpiry.FALLBACK
+            and self._lost(cloud, self._bundle, now)
+        )
+
+    def _uses_instance(self, cloud: Cloud, now: datetime) -> bool:
+        if cloud not in self._policy.fallback:
+            return False
+        if self._bundle is not None and cloud in self._bundle.routes:
+            return self._may_fall_back(cloud, now)
+        if cloud in self._memory.decided:
+            return self._on_expiry(cloud) is OnExpiry.FALLBACK
+        return self._bundle is not None or now >= self._grace_until
+
+    def _held_over(self, cloud: Cloud, now: datetime) -> tuple[Credential, str] | None:
+        held = self._previous.get(cloud)
+        if held is None:
+            return None
+        credential, name, lease = held
+        if now >= credential.expires_at or (lease is not None and now >= lease):
+            return None
+        return credential, name
+
+    def _view_bundle(self, cloud: Cloud, bundle: Bundle, now: datetime) -> Answer:
+        if self._lease_over(now):
+            return Ended(f"the lease of bundle {bundle.seq} ended; a new bundle must be sealed", passing=False)
+        slot = self._slots[Key(cloud, bundle.routes[cloud])]
+        if slot.credential is not None and slot.live(now):
+            return Live(slot.credential, self._name(slot.credential), Origin.BUNDLE, self.horizon(cloud, now))
+        held = self._held_over(cloud, now)
+        if held is not None:
+            return Live(held[0], held[1], Origin.BUNDLE, self.horizon(cloud, now))
+        if slot.renew_at is None:
+            return Ended(
+                f"the credential of bundle {bundle.seq} expired and nothing here can renew it; seal a new bundle",
+                passing=False,
+            )
+        if slot.failure is not None:
+            return Ended(
+                f"bundle {bundle.seq}, grant {slot.key.grant_id!r}: {slot.failure.message} ({slot.failure.code})",
+                passing=not slot.failure.denied,
+            )
+        return Pending(f"bundle {bundle.seq} was accepted; its first credential is being issued")
+
+    def _view_instance(self, cloud: Cloud, now: datetime) -> Answer:
+        slot = self._slots.get(Key(cloud, INSTANCE))
+        if slot is None:
+            raise AssertionError(f"internal error: no slot for the machine's own identity in {cloud}")
+        if slot.credential is not None and slot.live(now):
+            return Live(slot.credential, self._name(slot.credential), Origin.FALLBACK)
+        if slot.absent:
+            return Absent("no bundle decides this cloud, and the machine has no identity of its own in it")
+        if slot.failure is not None:
+            why = f"the machine's own identity could not be read: {slot.failure.message} ({slot.failure.code})"
+            return Ended(why, passing=not slot.failure.denied)
+        return Pending("the machine's own identity is being read")
+
+    def _grant_horizon(self, key: Key, depth: int) -> datetime | None:
+        """Until when the grant can give credentials; ``None``: endless as far as is known here."""
+        slot = self._slots.get(key)
+        if slot is None or slot.grant is None or depth > len(self._slots):
+            return None
+        held = slot.credential.expires_at if slot.credential is not None else None
+        if isinstance(slot.grant, AwsSession | GcpToken):
+            return held
+        if slot.failure is not None and slot.failure.denied and held is not None:
+            return held
+        base = self._base_slot(slot)
+        if base is None:
+            return None
+        ends = self._grant_horizon(base.key, depth + 1)
+        if ends is None:
+            return None
+        # The last renewal can happen just before the base ends and lives its full length (a chained role: one hour).
+        seconds = 3600
+        if isinstance(slot.grant, AwsAssumeRole) and isinstance(base.grant, AwsKeys):
+            seconds = slot.grant.duration_seconds
+        elif isinstance(slot.grant, AwsAssumeRole):
+            seconds = min(slot.grant.duration_seconds, 3600)
+        return ends + timedelta(seconds=seconds)
+
+
+def _why(answer: Answer) -> str:
+    return f"served as {answer.name}" if isinstance(answer, Live) else answer.why
+
+
+def _stream(mark: Mark) -> tuple[str, str]:
+    return mark.issuer, mark.subject
+
+
+def _closed_reason(bundle: Bundle | None, cloud: Cloud) -> str:
+    if bundle is None:
+        return (
+            "a bundle decided this identity before and was withdrawn or can no longer be opened; "
+            "the machine's own identity is not served in its place"
+        )
+    return f"bundle {bundle.seq} no longer carries {cloud}, which an earlier one decided; seal one that does"
