@@ -8,6 +8,8 @@ the person who has to do something about it.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 class AgentError(Exception):
     """The base of every error the agent means to raise. Never raised directly.
@@ -85,11 +87,16 @@ class ProviderError(AgentError):
 
     Attributes:
         code: the upstream's own code when it gave one (``AccessDenied``, ``invalid_grant``, ``timeout``).
+        server_time: the upstream's ``Date`` that came with the refusal: a clock too far off to sign a valid request
+            is mended by the very answer that says so.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, code: str = "unknown") -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: str = "unknown", server_time: datetime | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
+        self.server_time = server_time
 
 
 class Denied(ProviderError):

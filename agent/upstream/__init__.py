@@ -1,0 +1,33 @@
+"""The one door out for plain HTTP(S), and the two metadata services seen from outside.
+
+Time limits, byte caps, "no redirects", "no cookies", "no proxy from the environment" and the refusal of private
+addresses are decided here once, so that no source, provider or pass-through can forget one. What an answer *means* is
+the caller's business: any status is an answer here, and only its absence is an error.
+"""
+
+from agent.upstream.door import (
+    NotHere,
+    Reach,
+    Upstream,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamResponse,
+    UpstreamSettings,
+    UpstreamStream,
+    origin_of,
+)
+from agent.upstream.metadata import Ec2Metadata, GceMetadata
+
+__all__ = [
+    "Ec2Metadata",
+    "GceMetadata",
+    "NotHere",
+    "Reach",
+    "Upstream",
+    "UpstreamError",
+    "UpstreamRefused",
+    "UpstreamResponse",
+    "UpstreamSettings",
+    "UpstreamStream",
+    "origin_of",
+]

@@ -1,0 +1,421 @@
+"""HTTP out: one request, one answer, every limit explicit.
+
+What is *not* done here: retries (the keeper's schedule), meaning of statuses (the caller), caching.
+
+Error texts name the scheme, host and port of a URL and never more: the query of a pre-signed URL is a credential, and
+so may be the path of a broker's.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from agent import __version__
+from agent.core.errors import SourceError
+
+#: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
+_MAX_HEAD_LINE_BYTES = 16384
+_SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
+#: The IPv6 homes of the EC2 and GCE metadata services: unique local addresses, but as dangerous as link-local ones.
+_METADATA_V6 = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("fd20:ce::254"))
+
+
+class UpstreamError(SourceError):
+    """No usable answer: unreachable, too slow, too large, broken HTTP or TLS. It may pass.
+
+    Attributes:
+        code: ``timeout``, ``network``, ``tls``, ``too-large``, ``protocol``, ``status``, ``refused``, ``not-here``.
+        server_time: the ``Date`` of the answer that was unusable, when there was one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        code: str = "network",
+        server_time: datetime | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.server_time = server_time
+
+
+class UpstreamRefused(UpstreamError):
+    """We did not ask: the URL or the address behind it is not one we may go to. It will not pass by itself."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, code="refused")
+
+
+class NotHere(UpstreamError):
+    """Something answered, but it is not the metadata service asked for; or the service is switched off."""
+
+    def __init__(self, message: str, *, server_time: datetime | None = None) -> None:
+        super().__init__(message, code="not-here", server_time=server_time)
+
+
+class Reach(enum.Enum):
+    """Who chose the URL, hence which addresses it may lead to."""
+
+    CONFIGURED = "configured"  # the operator's file: any address
+    PUBLIC = "public"  # came out of a bundle: the address connected to must be public, unless configured otherwise
+    LINK = "link"  # the metadata service: any address, and never through a proxy
+
+
+class UpstreamSettings(msgspec.Struct, frozen=True):
+    """Limits of the door. The defaults suit a cloud's own endpoints.
+
+    Attributes:
+        read_timeout_seconds: the longest silence between two pieces of an answer.
+        total_timeout_seconds: from the first look-up of the name to the last byte, so that a server that drips a byte
+            at a time ends too.
+        max_body_bytes: the largest answer accepted; nothing we ask for comes near it.
+        ca_file: certificate authorities (PEM) trusted *beside* the system's.
+        proxy: an explicit HTTP proxy; the environment is never consulted.
+        allow_private_addresses: let URLs that came out of a bundle lead to private and loopback addresses (a broker
+            inside the VPC). Link-local addresses and the metadata services stay refused.
+    """
+
+    connect_timeout_seconds: float = 5.0
+    read_timeout_seconds: float = 10.0
+    total_timeout_seconds: float = 30.0
+    max_body_bytes: int = 1 << 20
+    ca_file: str | None = None
+    proxy: str | None = None
+    allow_private_addresses: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamResponse:
+    """A whole answer.
+
+    Attributes:
+        headers: names compare without regard to case.
+        body: as sent, never decompressed: a small answer cannot become a large one.
+        date: the server's ``Date``, aware UTC; ``None`` when absent or unreadable.
+    """
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    date: datetime | None = None
+
+    def __repr__(self) -> str:
+        # Bodies and headers of token endpoints are secrets.
+        return f"<UpstreamResponse {self.status}, {len(self.body)} bytes>"
+
+
+class UpstreamStream:
+    """An answer whose head has arrived. Iterate it for the body; leaving the context closes it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, origin: str, max_bytes: int) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.date = _date(response.headers)
+        self._response = response
+        self._origin = origin
+        self._max_bytes = max_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        length = self._response.content_length
+        if length is not None and length > self._max_bytes:
+            raise self._too_large()
+        seen = 0
+        chunks = self._response.content.iter_any()
+        while True:
+            try:
+                chunk = await anext(chunks, b"")
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise _translate(error, self._origin) from None
+            if not chunk:
+                return
+            seen += len(chunk)
+            if seen > self._max_bytes:
+                raise self._too_large()
+            yield chunk
+
+    def _too_large(self) -> UpstreamError:
+        return UpstreamError(
+            f"{self._origin} answered with more than {self._max_bytes} bytes", code="too-large", server_time=self.date
+        )
+
+
+class Upstream:
+    """The client. Made without I/O; connections belong to the event loop that first uses it.
+
+    Resource handling: idle connections are kept for 15 s; :meth:`close` closes all.
+    Error handling: every method raises :class:`UpstreamError` and nothing else; no traceback of the HTTP library is
+    chained, because its texts may hold URLs.
+    """
+
+    def __init__(self, settings: UpstreamSettings | None = None) -> None:
+        self._settings = settings or UpstreamSettings()
+        # Mutable state, all of it: one session that may connect anywhere, one that looks at each address first.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
+        timeout_seconds: float | None = None,
+        max_bytes: int | None = None,
+        reach: Reach = Reach.CONFIGURED,
+    ) -> UpstreamResponse:
+        """Send one request and read the whole answer.
+
+        Args:
+            method: the HTTP method.
+            headers: ``User-Agent`` and ``Accept-Encoding: identity`` are added when absent.
+            body: sent with its ``Content-Length``.
+            url: sent as it is, byte for byte; redirects are answers, never followed.
+            timeout_seconds: replaces both the read and the total limit (long polls need more, metadata less).
+            max_bytes: the largest body accepted.
+            reach: who chose the URL.
+
+        Raises:
+            UpstreamRefused: the URL is not one we go to, or it leads to an address that is refused.
+            UpstreamError: anything else that is not an answer.
+        """
+        async with self.open(
+            method,
+            url,
+            headers=headers,
+            body=body,
+            timeout_seconds=timeout_seconds,
+            max_bytes=max_bytes,
+            reach=reach,
+        ) as stream:
+            pieces = [chunk async for chunk in stream]
+        return UpstreamResponse(stream.status, stream.headers, b"".join(pieces), stream.date)
+
+    @asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
+        timeout_seconds: float | None = None,
+        max_bytes: int | None = None,
+        reach: Reach = Reach.CONFIGURED,
+    ) -> AsyncIterator[UpstreamStream]:
+        """Like :meth:`request`, but hand over the answer while its body is still to come."""
+        settings = self._settings
+        target = _parse(url)
+        origin = str(target.origin())
+        proxy = settings.proxy if reach is not Reach.LINK else None
+        guarded = reach is Reach.PUBLIC
+        if guarded and proxy is not None:
+            # The proxy resolves the name and decides; only what is written as an address can be judged here.
+            _refuse_literal(target, allow_private=settings.allow_private_addresses)
+            guarded = False
+        timeout = aiohttp.ClientTimeout(
+            total=timeout_seconds or settings.total_timeout_seconds,
+            sock_connect=min(settings.connect_timeout_seconds, timeout_seconds or settings.connect_timeout_seconds),
+            sock_read=timeout_seconds or settings.read_timeout_seconds,
+        )
+        outgoing = _outgoing(headers)
+        try:
+            response = await self._session(guarded=guarded).request(
+                method,
+                target,
+                headers=outgoing,
+                skip_auto_headers=_SKIP_AUTO_HEADERS,
+                data=body,
+                proxy=proxy,
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _translate(error, origin) from None
+        try:
+            yield UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
+        finally:
+            # A connection whose answer was not read to the end is closed, not returned to the pool.
+            response.close()
+
+    async def close(self) -> None:
+        """Close every connection. The object may be used again afterwards."""
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            await session.close()
+
+    def _session(self, *, guarded: bool) -> aiohttp.ClientSession:
+        session = self._sessions.get(guarded)
+        if session is None:
+            connector = aiohttp.TCPConnector(
+                limit=512,  # long polls of pass-through hold one each; the listener's own cap is lower
+                ssl=self._ssl_context(),
+                socket_factory=self._guarded_socket if guarded else None,
+            )
+            session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                max_line_size=_MAX_HEAD_LINE_BYTES,
+                max_field_size=_MAX_HEAD_LINE_BYTES,
+            )
+            self._sessions[guarded] = session
+        return session
+
+    def _ssl_context(self) -> ssl.SSLContext | bool:
+        if self._settings.ca_file is None:
+            return True  # the library's own verifying context, on the system's authorities
+        context = ssl.create_default_context()
+        try:
+            context.load_verify_locations(cafile=self._settings.ca_file)
+        except (OSError, ssl.SSLError):
+            raise UpstreamError(
+                f"cannot read certificate authorities from {self._settings.ca_file}", code="tls"
+            ) from None
+        return context
+
+    def _guarded_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        # Called with the very address about to be connected, after resolution: a name that resolves to something
+        # else a moment after it was checked (DNS rebinding) gains nothing.
+        family, kind, protocol, _, sockaddr = address
+        if not _may_reach(str(sockaddr[0]), allow_private=self._settings.allow_private_addresses):
+            raise _AddressRefusedError
+        return socket.socket(family, kind, protocol)
+
+
+class _AddressRefusedError(OSError):
+    """Raised inside the connector. One fixed text, so that several refused addresses of a name stay one error."""
+
+    def __init__(self) -> None:
+        super().__init__("address refused")
+
+
+def origin_of(url: str) -> str:
+    """The scheme, host and port of ``url`` as this module would connect to them (default port left out).
+
+    Allow-lists compare this, so that the name that is checked and the name that is connected come from one parser.
+
+    Raises:
+        UpstreamRefused: not an absolute http(s) URL, or one that carries a user name.
+    """
+    return str(_parse(url).origin())
+
+
+def _parse(url: str) -> URL:
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise UpstreamRefused("a url may hold printable ascii without spaces only")
+    try:
+        target = URL(url, encoded=True)
+        port = target.port
+    except ValueError:
+        raise UpstreamRefused("not a url") from None
+    if target.scheme not in {"http", "https"} or not target.host or port is None:
+        raise UpstreamRefused("expected an absolute http or https url")
+    if target.user is not None or target.password is not None:
+        raise UpstreamRefused(f"a url must not carry a user name or password: {target.scheme}://...@{target.host}")
+    return target
+
+
+def _outgoing(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    outgoing: CIMultiDict[str] = CIMultiDict(headers)
+    for name, value in outgoing.items():
+        # Values may come out of a bundle: a line break in one would be a second header of the attacker's choosing.
+        if not name.isascii() or not name.isprintable() or any(c in value for c in "\r\n\0"):
+            raise UpstreamRefused("a header holds a control character")
+    outgoing.setdefault("User-Agent", f"credential-agent/{__version__}")
+    outgoing.setdefault("Accept-Encoding", "identity")
+    return outgoing
+
+
+def _may_reach(address: str, *, allow_private: bool) -> bool:
+    """Whether a URL that came out of a bundle may lead to ``address``."""
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        # Forms of IPv6 that end at an IPv4 address are judged by that address.
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip in _NAT64:
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip.sixtofour is not None:
+            ip = ip.sixtofour
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in _METADATA_V6:
+        return False
+    if ip.is_private or ip.is_loopback:
+        return allow_private
+    return ip.is_global
+
+
+def _refuse_literal(target: URL, *, allow_private: bool) -> None:
+    host = target.host or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name
+    if not _may_reach(host, allow_private=allow_private):
+        raise _refused(str(target.origin()))
+
+
+def _refused(origin: str) -> UpstreamRefused:
+    return UpstreamRefused(
+        f"{origin} leads to a private, loopback or link-local address",
+        hint="a url from a bundle must be public unless the configuration allows private addresses",
+    )
+
+
+def _date(headers: Mapping[str, str]) -> datetime | None:
+    text = headers.get("Date")
+    if text is None:
+        return None
+    try:
+        parsed = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if parsed.tzinfo is None:
+        return parsed.replace(tzinfo=UTC)
+    return parsed.astimezone(UTC)
+
+
+def _translate(error: BaseException, origin: str) -> UpstreamError:
+    """Map what the HTTP library raised. Only class names and the system's own error texts are repeated."""
+    cause = getattr(error, "os_error", None)
+    if isinstance(error, _AddressRefusedError) or isinstance(cause, _AddressRefusedError):
+        return _refused(origin)
+    match error:
+        case TimeoutError():
+            return UpstreamError(f"{origin} did not answer in time", code="timeout")
+        case aiohttp.ClientConnectorCertificateError():
+            return UpstreamError(
+                f"the certificate of {origin} does not verify",
+                code="tls",
+                hint="a private certificate authority is configured as ca_file; check the clock of this machine too",
+            )
+        case aiohttp.ClientSSLError():
+            return UpstreamError(f"no tls connection to {origin}", code="tls")
+        case aiohttp.ClientConnectorDNSError():
+            return UpstreamError(f"the name in {origin} does not resolve", code="network")
+        case aiohttp.ClientConnectorError():
+            reason = error.os_error.strerror or type(error.os_error).__name__
+            return UpstreamError(f"cannot connect to {origin}: {reason.lower()}", code="network")
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
+            return UpstreamError(f"{origin} closed the connection without an answer", code="network")
+        case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError():
+            return UpstreamError(f"{origin} sent a broken answer ({type(error).__name__})", code="protocol")
+        case _:
+            return UpstreamError(f"no answer from {origin} ({type(error).__name__})", code="network")

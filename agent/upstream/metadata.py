@@ -1,0 +1,234 @@
+"""The real metadata services, as their client: handshakes and nothing else.
+
+Sources, the machine's own identity and the pass-through all speak through these, so that the IMDSv2 token, the
+``Metadata-Flavor`` check and the headers that must never go out are in one place. Paths and documents are their
+callers' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from multidict import CIMultiDict
+
+from agent.core.clock import Clock
+from agent.upstream.door import NotHere, Reach, Upstream, UpstreamError, UpstreamRefused, UpstreamResponse
+
+LINK_LOCAL_URL: Final = "http://169.254.169.254"
+#: Both services answer from the host below; one that takes longer is ill.
+DEFAULT_TIMEOUT_SECONDS: Final = 2.0
+
+_TOKEN_TTL_SECONDS: Final = 21600  # the most that EC2 gives
+_TOKEN_MARGIN_SECONDS: Final = 120
+_TOKEN_MAX_BYTES: Final = 1024
+_TOKEN_HEADER: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
+_TOKEN_TTL_HEADER: Final = "X-aws-ec2-metadata-token-ttl-seconds"  # noqa: S105 - a header's name
+
+#: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
+#: whose presence makes both services refuse (their guard against being reached through a proxy).
+_NOT_FORWARDED: Final = frozenset(
+    {
+        "host",
+        "connection",
+        "proxy-connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "content-length",
+        "expect",
+        "forwarded",
+        "x-forwarded-for",
+        _TOKEN_HEADER.lower(),
+    }
+)
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+
+
+class Ec2Metadata:
+    """The EC2 instance metadata service, version 2 only.
+
+    Args:
+        clock: its boot-time hands age the session token; wall clock steps do not.
+        base_url: scheme, host and port, no path.
+        timeout_seconds: for one request; the token handshake has its own.
+
+    Error handling: :class:`NotHere` when what answers is not this service or it is switched off (403 on the token,
+    "HttpEndpoint=disabled"); :class:`UpstreamError` otherwise.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        clock: Clock,
+        base_url: str = LINK_LOCAL_URL,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._upstream = upstream
+        self._clock = clock
+        self._base_url = base_url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+        # Mutable state: the session token and when it ends, in boot-time seconds.
+        self._token: str | None = None
+        self._token_ends = 0.0
+        self._token_lock = asyncio.Lock()
+
+    async def request(
+        self,
+        method: str,
+        path_qs: str,
+        headers: Headers = (),
+        body: bytes | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        max_bytes: int | None = None,
+    ) -> UpstreamResponse:
+        """Send ``path_qs`` as it is, with our own session token; a 401 gets one new token and one more try."""
+        _check_path(path_qs)
+        outgoing = _forwardable(headers)
+        for attempt in (1, 2):
+            token = await self._session_token()
+            outgoing[_TOKEN_HEADER] = token
+            answer = await self._upstream.request(
+                method,
+                self._base_url + path_qs,
+                headers=outgoing,
+                body=body,
+                timeout_seconds=timeout_seconds or self._timeout_seconds,
+                max_bytes=max_bytes,
+                reach=Reach.LINK,
+            )
+            if answer.status != 401 or attempt == 2:
+                break
+            if self._token == token:
+                # The service forgot it (it restarted, or the instance was moved). Somebody else may have renewed it
+                # meanwhile: forget only the one that was refused.
+                self._token = None
+        return answer
+
+    async def get(self, path: str) -> bytes | None:
+        """The body of ``path``; ``None`` when the service has nothing there (404).
+
+        Raises:
+            UpstreamError: any other status, or no answer.
+        """
+        return _body_or_none(await self.request("GET", path), path)
+
+    async def _session_token(self) -> str:
+        async with self._token_lock:
+            if self._token is not None and self._clock.boottime() < self._token_ends:
+                return self._token
+            asked_at = self._clock.boottime()
+            answer = await self._upstream.request(
+                "PUT",
+                self._base_url + "/latest/api/token",
+                headers={_TOKEN_TTL_HEADER: str(_TOKEN_TTL_SECONDS)},
+                timeout_seconds=self._timeout_seconds,
+                max_bytes=_TOKEN_MAX_BYTES,
+                reach=Reach.LINK,
+            )
+            if answer.status in {403, 404, 405, 501}:
+                raise NotHere(
+                    f"no ec2 metadata service: status {answer.status} for a session token", server_time=answer.date
+                )
+            if answer.status != 200:
+                raise UpstreamError(
+                    f"expected 200 for an ec2 metadata token, got {answer.status}",
+                    code="status",
+                    server_time=answer.date,
+                )
+            token = answer.body.decode("latin-1").strip()
+            if not token or not token.isascii() or not token.isprintable():
+                raise UpstreamError("the ec2 metadata token is not printable ascii", code="protocol")
+            granted = answer.headers.get(_TOKEN_TTL_HEADER, "")
+            life = int(granted) if granted.isdecimal() and len(granted) < 6 else _TOKEN_TTL_SECONDS
+            self._token = token
+            self._token_ends = asked_at + max(1, min(life, _TOKEN_TTL_SECONDS) - _TOKEN_MARGIN_SECONDS)
+            return token
+
+
+class GceMetadata:
+    """The GCE metadata server.
+
+    Error handling: :class:`NotHere` when an answer below 500 does not carry ``Metadata-Flavor: Google``: it comes
+    from something else at that address.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        base_url: str = LINK_LOCAL_URL,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._upstream = upstream
+        self._base_url = base_url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+
+    async def request(
+        self,
+        method: str,
+        path_qs: str,
+        headers: Headers = (),
+        body: bytes | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        max_bytes: int | None = None,
+    ) -> UpstreamResponse:
+        """Send ``path_qs`` as it is, with the flavor header."""
+        _check_path(path_qs)
+        outgoing = _forwardable(headers)
+        outgoing["Metadata-Flavor"] = "Google"
+        answer = await self._upstream.request(
+            method,
+            self._base_url + path_qs,
+            headers=outgoing,
+            body=body,
+            timeout_seconds=timeout_seconds or self._timeout_seconds,
+            max_bytes=max_bytes,
+            reach=Reach.LINK,
+        )
+        if answer.status < 500 and answer.headers.get("Metadata-Flavor") != "Google":
+            raise NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
+        return answer
+
+    async def get(self, path_qs: str) -> bytes | None:
+        """The body of ``path_qs``; ``None`` when the server has nothing there (404).
+
+        Raises:
+            UpstreamError: any other status, or no answer.
+        """
+        return _body_or_none(await self.request("GET", path_qs), path_qs)
+
+
+def _check_path(path_qs: str) -> None:
+    # It is glued to the base URL: anything but a path could change the host ("@evil", ".evil").
+    if not path_qs.startswith("/") or not path_qs.isascii() or not path_qs.isprintable() or " " in path_qs:
+        raise UpstreamRefused("expected a path that starts with / in printable ascii")
+
+
+def _forwardable(headers: Headers) -> CIMultiDict[str]:
+    given: CIMultiDict[str] = CIMultiDict(headers)
+    named_by_connection = {name.strip().lower() for name in given.get("Connection", "").split(",")}
+    return CIMultiDict(
+        (name, value)
+        for name, value in given.items()
+        if name.lower() not in _NOT_FORWARDED and name.lower() not in named_by_connection
+    )
+
+
+def _body_or_none(answer: UpstreamResponse, path: str) -> bytes | None:
+    if answer.status == 404:
+        return None
+    if answer.status != 200:
+        raise UpstreamError(
+            f"expected 200 from the metadata service for {path.partition('?')[0]}, got {answer.status}",
+            code="status",
+            server_time=answer.date,
+        )
+    return answer.body
