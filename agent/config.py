@@ -1,0 +1,504 @@
+"""The configuration file: TOML, decoded strictly into frozen values.
+
+An unknown key, a wrong type, a path that cannot be right: one clear line with the key and what was expected, and
+nothing is started. Every default has its unit and its reason here, and only here. No environment variable is read: what a unit
+file passes to the daemon (``NOTIFY_SOCKET``, ``LISTEN_FDS``, ``CREDENTIALS_DIRECTORY``, ``STATE_DIRECTORY``) is the
+composition root's business.
+
+What this room does *not* do: open the files it names. A key that is absent is the daemon's error, with its own text.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from agent.core.errors import ConfigError
+
+MAX_FILE_BYTES: Final = 1 << 20
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
+Path_ = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{1,4095}\Z")]
+Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]{1,2000}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
+VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\r\n]{0,32768}\Z")]
+Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename=None):
+    """Every section refuses keys it does not know: a misspelt safety switch must not pass in silence."""
+
+
+class Listen(_Section, frozen=True):
+    """The doors.
+
+    Attributes:
+        http: where SDKs ask, ``HOST:PORT``; loopback unless a bridge of containers must reach it. Sockets passed by
+            systemd (``FileDescriptorName=http``) take the place of these.
+        control: the unix socket of status, metrics and push (``FileDescriptorName=control``).
+        control_mode: the mode of that socket when we make it ourselves.
+        max_connections: at most so many at once; each costs about 10 kB.
+    """
+
+    http: tuple[str, ...] = ("127.0.0.1:16925",)
+    control: Path_ = "/run/credential-agent/control.sock"
+    control_mode: Mode = "0660"
+    max_connections: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 8192
+
+
+class Identity(_Section, frozen=True):
+    """Who this worker is, and what it does without a bundle.
+
+    Attributes:
+        audience: names this worker answers to beside its own (``urn:credbundle:cluster:ID``).
+        instance_id: ``auto``: from the metadata service, else ``/etc/machine-id``. What was remembered of another
+            instance is forgotten.
+        grace_seconds: how long at boot to wait for a first bundle before the machine's own identity is served.
+            30 s: user-data and attributes are there within one; a control plane that creates the VM first needs a few.
+        fallback: the clouds that may be served from the machine's own identity.
+        on_expiry: what follows the end of a bundle that does not say so itself. ``deny``: nobody is surprised.
+        role_name: the EC2 role name under which a bundle's identity is listed when nothing better is known.
+        horizon_lead_seconds: how long before a cloud's horizon ``horizon.near`` is logged.
+    """
+
+    audience: tuple[str, ...] = ()
+    instance_id: str = "auto"
+    grace_seconds: Seconds = 30.0
+    fallback: tuple[Literal["aws", "gcp"], ...] = ("aws", "gcp")
+    on_expiry: Literal["deny", "fallback"] = "deny"
+    role_name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_+=,.@-]{1,64}\Z")] = "credential-agent"
+    horizon_lead_seconds: Seconds = 3600.0
+
+
+class FileKey(_Section, frozen=True, tag_field="kind", tag="file"):
+    """A private key in a file (JWK or PEM), readable by the agent only."""
+
+    path: Path_
+
+
+class CredentialKey(_Section, frozen=True, tag_field="kind", tag="credential"):
+    """A private key that systemd passes (``LoadCredential=NAME:...``), encrypted ones too."""
+
+    name: Name
+
+
+class AwsKmsKey(_Section, frozen=True, tag_field="kind", tag="aws-kms"):
+    """A key that never leaves AWS KMS, used with the instance profile.
+
+    Attributes:
+        key_id: key ARN or alias ARN.
+        public_key: the public half, a file with a JWK: bundles are addressed to its thumbprint.
+    """
+
+    key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+    public_key: Path_
+    region: str | None = None
+    endpoint: Url | None = None
+
+
+class GcpKmsKey(_Section, frozen=True, tag_field="kind", tag="gcp-kms"):
+    """A key that never leaves Google Cloud KMS, used with the VM's service account.
+
+    Attributes:
+        key_version: ``projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V``.
+        public_key: the public half, a file with a JWK or a PEM.
+    """
+
+    key_version: Annotated[str, msgspec.Meta(pattern=r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z")]
+    public_key: Path_
+    endpoint: Url | None = None
+
+
+class EphemeralKey(_Section, frozen=True, tag_field="kind", tag="ephemeral"):
+    """A key made at the start, in memory only. Its public half goes where senders can find it.
+
+    Attributes:
+        publish_file: write the public JWK there.
+        publish_guest_attribute: ``NAMESPACE/KEY`` of a GCE guest attribute to write it to.
+    """
+
+    publish_file: Path_ | None = None
+    publish_guest_attribute: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\Z")] | None = None
+
+
+KeyEntry = FileKey | CredentialKey | AwsKmsKey | GcpKmsKey | EphemeralKey
+
+
+class SignerEntry(_Section, frozen=True):
+    """Whom this worker believes, and in what.
+
+    Attributes:
+        key: a file with the public key (JWK or PEM).
+        issuers: the ``iss`` it may sign for; empty: any.
+        audiences: prefixes of the ``aud`` it may sign for; empty: any.
+        max_lease_seconds: how long a lease it may give; ``0``: any.
+    """
+
+    key: Path_
+    issuers: tuple[str, ...] = ()
+    audiences: tuple[str, ...] = ()
+    max_lease_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class FileSourceEntry(_Section, frozen=True, tag_field="kind", tag="file"):
+    """A file that something else puts there; a rename into place is seen within a second."""
+
+    path: Path_
+    name: Name | None = None
+
+
+class Ec2UserDataEntry(_Section, frozen=True, tag_field="kind", tag="ec2-user-data"):
+    """EC2 user-data."""
+
+    name: Name | None = None
+
+
+class GceAttributeEntry(_Section, frozen=True, tag_field="kind", tag="gce-attribute"):
+    """A GCE metadata attribute of the instance, or of the project."""
+
+    key: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-bundle"
+    scope: Literal["instance", "project", "both"] = "both"
+    name: Name | None = None
+
+
+class HttpsEntry(_Section, frozen=True, tag_field="kind", tag="https"):
+    """An object at a URL: ETag, long poll; a pre-signed URL is the same thing.
+
+    Attributes:
+        ack_url: where verdicts are posted.
+        ca_file: a private CA for it.
+        token_file: a bearer token sent with every request.
+        wait_seconds: how long the server may hold a poll (``Prefer: wait``); 50 s is below common proxy timeouts.
+        poll_seconds: between polls of a server that does not hold them.
+        proxy: an explicit proxy; the environment's are never used.
+    """
+
+    url: Url
+    ack_url: Url | None = None
+    ca_file: Path_ | None = None
+    token_file: Path_ | None = None
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=300)] = 50.0
+    poll_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    proxy: Url | None = None
+    name: Name | None = None
+
+
+SourceEntry = FileSourceEntry | Ec2UserDataEntry | GceAttributeEntry | HttpsEntry
+
+
+class Upstream(_Section, frozen=True):
+    """The machine's real metadata services and the way out.
+
+    Attributes:
+        ec2: ``auto`` (by the firmware's vendor string), ``off``, or a base URL.
+        gce: the same for Google.
+        connect_timeout_seconds, read_timeout_seconds: of every request out.
+        ca_file: a private CA for all of them.
+        proxy: an explicit proxy for everything but the metadata services. The environment's are never used.
+        allow_private_addresses: let URLs that come *in a bundle* lead to private and loopback addresses.
+    """
+
+    ec2: str = "auto"
+    gce: str = "auto"
+    connect_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    read_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=120)] = 10.0
+    ca_file: Path_ | None = None
+    proxy: Url | None = None
+    allow_private_addresses: bool = False
+
+
+class Mint(_Section, frozen=True):
+    """How credentials are minted.
+
+    Attributes:
+        sts_endpoint: an STS endpoint instead of the regional one (private endpoints, tests).
+        google_endpoint: one base URL instead of Google's token hosts (private endpoints, tests).
+        hosts: hosts beside the clouds' own that grants in a bundle may name (brokers, token URLs).
+        token_directories: directories below which a grant may read web identity tokens.
+        probe: ask ``GetCallerIdentity`` before a renewed credential replaces another, when the grant says what to
+            expect.
+        spread_seconds: draw the first mint after a new bundle from this long, so that a fleet started in one second
+            does not arrive at STS in one. 0: at once.
+    """
+
+    sts_endpoint: Url | None = None
+    google_endpoint: Url | None = None
+    hosts: tuple[str, ...] = ()
+    token_directories: tuple[Path_, ...] = ()
+    probe: bool = True
+    spread_seconds: Seconds = 0.0
+
+
+class Aws(_Section, frozen=True):
+    """What is said of AWS when neither the bundle nor the machine does."""
+
+    region: str | None = None
+    availability_zone: str | None = None
+    account_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12}\Z")] | None = None
+    imdsv1: bool = False
+
+
+class Gcp(_Section, frozen=True):
+    """What is said of Google when neither the bundle nor the machine does."""
+
+    project_id: str | None = None
+    numeric_project_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")] | None = None
+    zone: str | None = None
+
+
+class PassThrough(_Section, frozen=True):
+    """Metadata that is not a credential.
+
+    Attributes:
+        enabled: pass it through to the real service. Off: what is not ours is 404.
+        show_user_data: let workers read user-data. It may carry the bundle: sealed, but whose business is it.
+        hide: further path prefixes that workers do not see.
+    """
+
+    enabled: bool = True
+    show_user_data: bool = False
+    hide: tuple[str, ...] = ()
+
+
+class Environment(_Section, frozen=True):
+    """The files that programs on the worker read.
+
+    Attributes:
+        file: for systemd's ``EnvironmentFile=``.
+        shell_file: the same for ``sh``.
+        token_file: the bearer token of the container-credentials endpoint, without a newline.
+        group: who may read them, beside the agent.
+        mode: their mode.
+        variables: further variables, as they are.
+        imds_endpoint: also point ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` at us (for machines without the redirect).
+        static: write the keys themselves, for programs that can use nothing else. They go stale: off.
+    """
+
+    file: Path_ = "/run/credential-agent/env"
+    shell_file: Path_ = "/run/credential-agent/env.sh"
+    token_file: Path_ = "/run/credential-agent/token"  # noqa: S105 - a path
+    group: str | None = None
+    mode: Mode = "0640"
+    variables: dict[VariableName, VariableValue] = {}
+    imds_endpoint: bool = True
+    static: bool = False
+
+
+class State(_Section, frozen=True):
+    """What outlives the process: the sealed bundle as it came, and what was accepted. Never an opened credential."""
+
+    directory: Path_ = "/var/lib/credential-agent"
+
+
+class Log(_Section, frozen=True):
+    """Logs: JSON lines, or readable ones on a terminal."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Redirect(_Section, frozen=True):
+    """Who is a worker, for the nftables redirection (a unit of its own; the daemon reads none of this).
+
+    Attributes:
+        uids: single uids and ranges (``1000-60000``); the default is every non-system uid.
+        users: names, looked up when the rules are applied.
+        units: systemd units and slices whose processes are workers whatever their uid.
+        bridges: interfaces of container bridges.
+        ipv6: also ``fd00:ec2::254`` and ``fd20:ce::254``.
+        port: where to; ``0``: the port of ``listen.http``.
+    """
+
+    uids: tuple[str, ...] = ("1000-60000", "60578-4294967293")
+    users: tuple[str, ...] = ()
+    units: tuple[str, ...] = ("credential-agent-workers.slice",)
+    bridges: tuple[str, ...] = ()
+    ipv6: bool = True
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
+class Config(_Section, frozen=True):
+    """The whole file. Every section may be left out."""
+
+    listen: Listen = Listen()
+    identity: Identity = Identity()
+    keys: tuple[KeyEntry, ...] = ()
+    signers: tuple[SignerEntry, ...] = ()
+    sources: tuple[SourceEntry, ...] = ()
+    upstream: Upstream = Upstream()
+    mint: Mint = Mint()
+    aws: Aws = Aws()
+    gcp: Gcp = Gcp()
+    pass_through: PassThrough = PassThrough()
+    environment: Environment = Environment()
+    state: State = State()
+    log: Log = Log()
+    redirect: Redirect = Redirect()
+
+
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
+_CHOICE = re.compile(r"^Invalid (?:enum )?value '(?P<value>.*)'$")
+_PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
+
+# What a pattern means, for a person. A pattern without an entry is shown as it is.
+_MEANING: Final = {
+    r"'^/[^\\x00]{1,4095}\\Z'": "an absolute path",
+    r"'^https?://[^\\s]{1,2000}\\Z'": "an http or https URL",
+    r"'^0[0-7]{3}\\Z'": 'an octal mode such as "0640"',
+    r"'^[0-9]{12}\\Z'": "a twelve-digit account id",
+}
+
+
+def _key(where: str | None) -> str:
+    """``$.sources[0].path`` as an operator writes it: ``sources[0].path``."""
+    return (where or "$").removeprefix("$").removeprefix(".") or "the file"
+
+
+def _explain(error: msgspec.ValidationError) -> tuple[str, str]:
+    """The key and what was expected, from msgspec's message."""
+    match = _WHERE.match(str(error))
+    if match is None:
+        raise AssertionError("internal error: a message that matches nothing")
+    what, key = match["what"], _key(match["where"])
+    unknown = _UNKNOWN.match(what)
+    if unknown is not None:
+        name = unknown["field"] if key == "the file" else f"{key}.{unknown['field']}"
+        return name, "unknown key"
+    pattern = _PATTERN.match(what)
+    if pattern is not None:
+        meaning = _MEANING.get(pattern["regex"], f"text matching {pattern['regex']}")
+        return key, f"expected {meaning}"
+    choice = _CHOICE.match(what)
+    if choice is not None:
+        bare = re.sub(r"\[[0-9]+\]", "", key)
+        section, _, name = bare.partition(".")
+        kinds = f"one of {_KINDS.get(section, 'the known kinds')}"
+        expected = kinds if name == "kind" else _CHOICES.get(bare) or _CHOICES.get(name, "another value")
+        return key, f"expected {expected}, got {choice['value']!r}"
+    return key, f"{what[0].lower()}{what[1:]}".replace("`", "")
+
+
+def parse(text: str, *, origin: str) -> Config:
+    """Decode the text of a configuration file.
+
+    Args:
+        text: TOML.
+        origin: how to name it in errors.
+
+    Raises:
+        ConfigError: it is not TOML, or a key is unknown, missing or of the wrong type; the message names the key.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not valid TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        key, expected = _explain(error)
+        raise ConfigError(f"{origin}: {key}: {expected}", hint=_hint(key)) from None
+    _check(config, origin)
+    return config
+
+
+def load(path: Path) -> Config:
+    """Read and decode a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, or :func:`parse` refuses it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8 text") from None
+    return parse(text, origin=str(path))
+
+
+def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:
+    """Split ``HOST:PORT``; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigError: it is not that.
+    """
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})", value)
+    port = int(match["port"]) if match else -1
+    if match is None or not 0 <= port <= 65535:
+        raise ConfigError(f"{origin}: expected ADDRESS:PORT such as 127.0.0.1:16925 or [::1]:16925, got {value!r}")
+    return match["v6"] or match["v4"], port
+
+
+def _hint(key: str) -> str | None:
+    section = re.split(r"[.\[]", key, maxsplit=1)[0]
+    if section in _KINDS:
+        return f"each [[{section}]] has a kind: {_KINDS[section]}"
+    struct = {"the file": Config}.get(key) or _SECTIONS.get(section)
+    if struct is None:
+        return f"the sections are {', '.join(Config.__struct_fields__)}"
+    return None if key == "the file" else f"[{section}] knows {', '.join(struct.__struct_fields__)}"
+
+
+_KINDS: Final = {
+    "keys": "file, credential, aws-kms, gcp-kms, ephemeral",
+    "sources": "file, ec2-user-data, gce-attribute, https",
+}
+_CHOICES: Final = {
+    "identity.fallback": '"aws" or "gcp"',
+    "identity.on_expiry": '"deny" or "fallback"',
+    "log.level": '"debug", "info", "warning" or "error"',
+    "log.format": '"auto", "json" or "console"',
+    "scope": '"instance", "project" or "both"',
+}
+_SECTIONS: Final = {
+    "listen": Listen,
+    "identity": Identity,
+    "signers": SignerEntry,
+    "upstream": Upstream,
+    "mint": Mint,
+    "aws": Aws,
+    "gcp": Gcp,
+    "pass_through": PassThrough,
+    "environment": Environment,
+    "state": State,
+    "log": Log,
+    "redirect": Redirect,
+}
+
+
+def _check(config: Config, origin: str) -> None:
+    """What types cannot say."""
+    try:
+        for value in config.listen.http:
+            host_port(value)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error.message}") from None
+    for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
+        if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
+            raise ConfigError(
+                f'{origin}: {key}: expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}'
+            )
+    if config.keys and not config.signers:
+        raise ConfigError(
+            f"{origin}: signers: expected at least one beside keys: without a pinned signer no bundle can be believed",
+            hint='add [[signers]] with key = "/path/to/public.jwk"',
+        )
+    if config.sources and not config.keys:
+        raise ConfigError(
+            f"{origin}: keys: expected at least one beside sources: a bundle could arrive and nothing could open it",
+            hint='add [[keys]] with kind = "file" and path = "/path/to/worker.jwk"',
+        )
+    names = [entry.name for entry in config.sources if entry.name is not None]
+    for name in {n for n in names if names.count(n) > 1}:
+        raise ConfigError(f"{origin}: sources: expected distinct names, got {name!r} twice")
