@@ -1,0 +1,79 @@
+"""What the keeper and the doors in agree on: the shape of a source, and of the answer it may carry back.
+
+It stands in core because the keeper and the sources are neighbours that never import each other. Shapes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Literal, NoReturn, Protocol
+
+import msgspec
+
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+
+Offer = Callable[[SealedBundle], Awaitable[None]]
+"""Where a source hands its bytes. It returns when the bundle has been judged; it raises nothing."""
+
+Trouble = Callable[[SourceError], None]
+"""Where a source says that it is here but broken: once per failed attempt; the receiver counts and thins."""
+
+Ok = Callable[[], None]
+"""Where a source says that it was reached and is well, whether or not it holds a bundle."""
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on one offered bundle, to be carried back where the channel has a way. Never a secret in it.
+
+    Attributes:
+        origin: the name of the source that offered it.
+        outcome: ``accepted``; ``same`` when it is what was accepted already; ``refused``.
+        at: when it was judged, aware UTC.
+        code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
+        reason: a sentence for a person; ``None`` unless refused.
+        seq: the sequence number; ``None`` when the bundle could not be opened.
+    """
+
+    origin: str
+    outcome: Literal["accepted", "same", "refused"]
+    at: datetime
+    code: str | None = None
+    reason: str | None = None
+    issuer: str | None = None
+    subject: str | None = None
+    bundle_id: str | None = None
+    seq: int | None = None
+
+
+class Source(Protocol):
+    """A way in. It moves bytes; it neither opens nor judges them."""
+
+    @property
+    def name(self) -> str:
+        """Its name in logs, metrics and acknowledgements; :attr:`SealedBundle.origin` of all it offers."""
+
+    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+        """Offer what is there now, then every change, until cancelled.
+
+        Bytes equal to those last offered are not offered again. Absence is not a change: nothing is offered then.
+
+        Errors: never raises for a broken source. It reports to ``trouble``, waits with full jitter and tries again;
+        the first success after that is reported to ``ok``.
+
+        Resources: one connection or descriptor at a time, closed between looks; everything read is capped.
+        """
+
+    async def fetch(self) -> SealedBundle | None:
+        """Look once.
+
+        Returns:
+            The bundle, or ``None`` when there is none here.
+
+        Raises:
+            SourceError: it is here but broken: unreachable, unreadable, too big, or plainly not a bundle.
+        """
+
+    async def acknowledge(self, ack: Ack) -> None:
+        """Carry a verdict back. Best effort: where there is no way back, or it fails, nothing happens."""

@@ -1,0 +1,186 @@
+"""A bundle in a file: the common denominator of scp, cloud-init, configuration management and image tests.
+
+The file is *looked at* two or three times a second rather than watched with inotify. A look is one ``stat`` of one
+path. Inotify says nothing on NFS, virtiofs and FUSE when another host writes, and needs a watch on every directory and
+symbolic link on the way, each of which may not exist yet. One rule that holds on every file system was worth more than
+the last half second, and costs less than 0.1 % of one core.
+
+The looks run in a thread, because a ``stat`` on a dead network mount hangs, and the loop that serves credentials must
+not.
+
+Permissions are not judged. Who can write the file can withhold a bundle, or repeat one within the rules of ``seq``, but
+can neither read nor forge one: the seal holds wherever the file lies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from agent.core.clock import Clock
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.sources.watching import MAX_BUNDLE_BYTES, Changes
+
+LOOK_SECONDS: Final = 0.4
+"""The time between looks. With :data:`SETTLE_SECONDS` a rename into place is offered after 0.55 s at the latest."""
+
+SETTLE_SECONDS: Final = 0.15
+"""A file that changed is read once it has looked the same for this long: one being written in place is let be."""
+
+SETTLE_LOOKS: Final = 20
+"""A file that never settles is read after so many looks (3 s) all the same, and refused for what it then is."""
+
+RETRY_LOOKS: Final = 12
+"""A broken file is read again after so many looks (5 s) though it looks the same: what mended may not show in it."""
+
+# Not here: the file, a directory on the way, or a directory that is a file for now.
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+
+class FileSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the bundle lies.
+
+    Attributes:
+        path: the file. It and its directory need not exist yet; symbolic links are followed.
+        name: for logs and acknowledgements.
+        max_bytes: a longer file is refused unread.
+    """
+
+    path: Path
+    name: str = "file"
+    max_bytes: int = MAX_BUNDLE_BYTES
+
+
+# Device, inode, size, time of writing, time of any change (a rename counts). Equal: nothing happened in between.
+_Look = tuple[int, int, int, int, int]
+
+
+class FileSource:
+    """Watches one path.
+
+    Args:
+        settings: the path and its limits.
+        clock: sleeps between looks.
+    """
+
+    def __init__(self, settings: FileSettings, *, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    @property
+    def name(self) -> str:
+        """See :class:`agent.core.source.Source`."""
+        return self._settings.name
+
+    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+        """See :class:`agent.core.source.Source`. No backoff: a mended file is seen as fast as a new one."""
+        changes = Changes(offer)
+        seen: _Look | str | None = None
+        read_after = 0  # looks until the file is read though it looks the same; 0: read it now, negative: no need
+        while True:
+            look = await self._look()
+            if look != seen or read_after == 0:
+                if isinstance(look, tuple) and look != seen:
+                    look = await self._settle(look)
+                seen = look
+                try:
+                    found = await self.fetch()
+                except SourceError as error:
+                    read_after = RETRY_LOOKS
+                    trouble(error)
+                else:
+                    read_after = -1
+                    ok()
+                    if found is not None:
+                        await changes.offer(found)
+            elif read_after > 0:
+                read_after -= 1
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def fetch(self) -> SealedBundle | None:
+        """See :class:`agent.core.source.Source`."""
+        data = await asyncio.to_thread(_read, self._settings.path, self._settings.max_bytes)
+        return None if data is None else SealedBundle(data=data, origin=self.name)
+
+    async def acknowledge(self, ack: Ack) -> None:
+        """A file has no way back."""
+
+    async def _look(self) -> _Look | str | None:
+        return await asyncio.to_thread(_look, self._settings.path)
+
+    async def _settle(self, look: _Look) -> _Look | str | None:
+        """Wait until the file has stopped changing; return how it looks then."""
+        for _ in range(SETTLE_LOOKS):
+            await self._clock.sleep(SETTLE_SECONDS)
+            again = await self._look()
+            if again == look or not isinstance(again, tuple):
+                return again
+            look = again
+        return look
+
+
+def _look(path: Path) -> _Look | str | None:
+    """How the file looks from outside: a tuple; ``None`` when it is not there; a word when it cannot be told."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for as long as the machine does
+    except OSError as error:
+        return None if error.errno in _ABSENT else f"errno {error.errno}"
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read(path: Path, max_bytes: int) -> bytes | None:
+    """Read a whole regular file of at most ``max_bytes``; ``None`` when there is none.
+
+    Raises:
+        SourceError: it is there and cannot be read, is no regular file, is empty or too long.
+    """
+    try:
+        # Non-blocking, so that a FIFO laid in the way does not hold the thread until someone writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise SourceError(f"{path}: expected a regular file, got {_kind(mode)}")
+            # One byte more than allowed, whatever size was told: the file may be growing.
+            data = bytearray()
+            while len(data) <= max_bytes and (chunk := os.read(descriptor, max_bytes + 1 - len(data))):
+                data += chunk
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        said = (error.strerror or "unknown error").lower()
+        raise SourceError(f"{path}: cannot be read: {said}", hint=_hint(error, path)) from error
+    if len(data) > max_bytes:
+        raise SourceError(f"{path}: expected at most {max_bytes} bytes, got more")
+    if not data:
+        raise SourceError(f"{path}: expected a bundle, got an empty file")
+    return bytes(data)
+
+
+def _kind(mode: int) -> str:
+    for test, kind in (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    ):
+        if test(mode):
+            return kind
+    return "something else"
+
+
+def _hint(error: OSError, path: Path) -> str | None:
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"the agent reads it as uid {os.geteuid()}: let that user read {path} and enter the directories above it"
+    return None

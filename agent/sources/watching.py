@@ -1,0 +1,95 @@
+"""What every source shares: the loop that looks, offers what changed, and backs off when the source is broken."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+from agent.core.clock import Clock
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Offer, Ok, Trouble
+
+MAX_BUNDLE_BYTES: Final = 262_144
+"""No channel carries more than a GCE attribute can (256 KiB); what is longer is not read to its end."""
+
+RETRY_FIRST_SECONDS: Final = 1.0
+RETRY_CAP_SECONDS: Final = 60.0
+RETRY_FLOOR_SECONDS: Final = 0.2
+"""Full jitter may draw nearly nothing; this keeps one worker from hammering in a tight loop."""
+
+
+def retry_seconds(attempt: int, rng: random.Random) -> float:
+    """How long to wait, in seconds, after the ``attempt``-th failure in a row (from 1): full jitter, at most 60 s.
+
+    Ten thousand workers lose a web server in the same instant; jitter over the whole interval keeps them from coming
+    back in the same instant as well.
+    """
+    ceiling = min(RETRY_CAP_SECONDS, RETRY_FIRST_SECONDS * 2 ** min(attempt - 1, 16))
+    return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, ceiling))
+
+
+class Changes:
+    """Offers each new content once.
+
+    Mutable state, changed only in :meth:`offer`: the digest of what was last offered. A digest and not the bytes,
+    because an opened bundle has no reason to stay in memory a second time.
+    """
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+        self._last: bytes | None = None
+
+    async def offer(self, found: SealedBundle) -> None:
+        """Offer ``found`` unless it equals the last one offered."""
+        digest = hashlib.sha256(found.data).digest()
+        if digest == self._last:
+            return
+        # Remembered before the offer: should the keeper be cancelled inside it, a restart begins with a new object.
+        self._last = digest
+        await self._offer(found)
+
+
+async def keep_watching(
+    look: Callable[[], Awaitable[SealedBundle | None]],
+    pause: Callable[[], float],
+    *,
+    offer: Offer,
+    trouble: Trouble,
+    ok: Ok,
+    clock: Clock,
+    rng: random.Random,
+) -> NoReturn:
+    """Look, offer what changed, pause, for ever.
+
+    Args:
+        look: looks once (or hangs until there is something new to see); ``None`` is "not here".
+        pause: the seconds to wait after a look that went well, asked after it.
+        offer: where what changed goes.
+        trouble: told of each failed look.
+        ok: told of each look that went well.
+        clock: sleeps.
+        rng: the source of the jitter.
+
+    Errors: ``SourceError`` from ``look`` goes to ``trouble`` and is retried with full jitter. Anything else is our own
+    mistake and is raised.
+    """
+    changes = Changes(offer)
+    failures = 0
+    while True:
+        try:
+            found = await look()
+        except SourceError as error:
+            failures += 1
+            trouble(error)
+            await clock.sleep(retry_seconds(failures, rng))
+            continue
+        failures = 0
+        ok()
+        if found is not None:
+            await changes.offer(found)
+        seconds = pause()
+        if seconds > 0:
+            await clock.sleep(seconds)
