@@ -1,6 +1,6 @@
 """The state machine: which identity each cloud has, and what must be done to keep it.
 
-It does no I/O, draws no randomness of its own and reads no clock. The keeper feeds it (``offer``, ``put``, ``failed``),
+It does no I/O, draws no randomness of its own and reads no clock. The keeper feeds it (``accept``, ``put``, ``failed``),
 asks what to do (``due``, ``next_wake``) and hears what changed (``tick``); the doors only look (``view``).
 
 The rules:
@@ -126,8 +126,8 @@ class Store:
 
     # -- what the keeper tells --------------------------------------------------------------------------------------
 
-    def offer(self, bundle: Bundle, now: datetime, *, resume: bool = False) -> Verdict:
-        """Judge an opened and verified bundle.
+    def judge(self, bundle: Bundle, now: datetime, *, resume: bool = False) -> Verdict:
+        """Judge an opened and verified bundle. Changes nothing: the caller first writes the verdict's memory down.
 
         Args:
             bundle: what was opened.
@@ -135,36 +135,41 @@ class Store:
             resume: the bytes are our own copy of what was accepted before, read back at the start.
 
         Returns:
-            :class:`Accepted` (it is in force; persist ``memory``), :class:`Same`, or :class:`Refused`.
+            :class:`Accepted` (write ``memory`` down, then call :meth:`accept`), :class:`Same`, or :class:`Refused`.
         """
         mark = self._memory.mark(bundle.issuer, bundle.subject)
-        if mark is not None and bundle.seq < mark.seq:
-            return Refused(
-                "rollback", f"expected a seq above {mark.seq}, got {bundle.seq}: it was replaced by a newer one"
-            )
-        same = mark is not None and bundle.seq == mark.seq
-        if same and mark is not None and bundle.digest != mark.digest:
-            return Refused("conflict", f"seq {bundle.seq} was accepted before with other content", alarm=True)
-        if same and not resume:
-            return Same(bundle.seq)
+        same = mark is not None and (bundle.seq, bundle.digest) == (mark.seq, mark.digest)
         if resume and not same:
             return Refused("resume", f"seq {bundle.seq} is not what this instance accepted last")
-
+        if mark is not None and not resume:
+            if same:
+                return Same(bundle.seq)
+            if bundle.seq < mark.seq:
+                return Refused(
+                    "rollback", f"expected a seq above {mark.seq}, got {bundle.seq}: a newer one came before"
+                )
+            if bundle.seq == mark.seq:
+                return Refused("conflict", f"seq {bundle.seq} was accepted before with other content", alarm=True)
         if bundle.action is Action.WITHDRAW:
-            return self._withdraw(bundle, now)
-        if bundle.lease_until is not None and bundle.lease_until <= now:
+            return Accepted(bundle, self._remembering(bundle, decided=self._memory.decided))
+        if bundle.lease_until is not None and bundle.lease_until <= now and not resume:
             return Refused("lease-ended", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
         dead = [grant_id for grant_id in bundle.routes.values() if dead_on_arrival(bundle.grant(grant_id), now)]
         if dead and not resume:
             # To take it would swap a live credential for a dead one.
             return Refused("credentials-ended", f"the credential of grant {dead[0]!r} has already expired")
+        decided = {**self._memory.decided, **dict.fromkeys(bundle.routes, bundle.on_expiry)}
+        return Accepted(bundle, self._remembering(bundle, decided=decided))
 
-        self._activate(bundle, now)
-        decided = dict(self._memory.decided)
-        for cloud in bundle.routes:
-            decided[cloud] = bundle.on_expiry
-        self._remember(bundle, decided, active=True)
-        return Accepted(bundle, self._memory)
+    def accept(self, verdict: Accepted, now: datetime) -> None:
+        """Put an accepted bundle in force, or purge what it withdraws."""
+        bundle = verdict.bundle
+        withdrawn = self._memory.active
+        self._memory = verdict.memory
+        if bundle.action is Action.SET:
+            self._activate(bundle, now)
+        elif withdrawn is not None and withdrawn.stream == (bundle.issuer, bundle.subject):
+            self._purge(now)
 
     def put(self, work: Work, credential: Credential | None, now: datetime) -> bool:
         """Take a credential that was issued for ``work``.
@@ -231,13 +236,7 @@ class Store:
             The clean memory, to be written down.
         """
         self._memory = Memory(instance_id=instance_id)
-        self._bundle = None
-        self._epoch += 1
-        self._slots.clear()
-        self._previous.clear()
-        self._id_tokens.clear()
-        self._want_instances(now)
-        self._version += 1
+        self._purge(now)
         return self._memory
 
     def reconfigure(self, policy: Policy, now: datetime) -> None:
@@ -466,7 +465,7 @@ class Store:
                 kept.grant = grant
                 self._slots[key] = kept
             elif key not in self._slots:
-                slot = _Slot(key, grant, now)
+                slot = _Slot(key, grant, now + self._policy.spread * self._rng.random())
                 finished = ready(grant, bundle)
                 if finished is not None:
                     slot.credential, slot.renew_at = finished, None
@@ -484,36 +483,28 @@ class Store:
                 self._note_name(cloud, slot.credential)
         self._version += 1
 
-    def _withdraw(self, bundle: Bundle, now: datetime) -> Verdict:
-        active = self._bundle
-        mine = active is not None and (active.issuer, active.subject) == (bundle.issuer, bundle.subject)
-        if mine or (
-            self._memory.active is not None and _stream(self._memory.active) == (bundle.issuer, bundle.subject)
-        ):
-            self._bundle = None
-            self._epoch += 1
-            self._slots = {key: slot for key, slot in self._slots.items() if key.is_instance}
-            for slot in self._slots.values():
-                slot.in_flight = False
-            self._previous.clear()
-            self._id_tokens.clear()
-            self._want_instances(now)
-            self._version += 1
-            self._remember(bundle, self._memory.decided, active=False)
-        else:
-            # Nothing of that stream is in force: only its number is taken note of, so that it cannot come back.
-            self._remember(bundle, self._memory.decided, active=None)
-        return Accepted(bundle, self._memory)
+    def _purge(self, now: datetime) -> None:
+        """Drop the bundle in force and every credential that came of it, at once."""
+        self._bundle = None
+        self._epoch += 1
+        self._slots = {key: slot for key, slot in self._slots.items() if key.is_instance}
+        for slot in self._slots.values():
+            slot.in_flight = False
+        self._previous.clear()
+        self._id_tokens.clear()
+        self._want_instances(now)
+        self._version += 1
 
-    def _remember(self, bundle: Bundle, decided: Mapping[Cloud, OnExpiry | None], *, active: bool | None) -> None:
+    def _remembering(self, bundle: Bundle, *, decided: dict[Cloud, OnExpiry | None]) -> Memory:
+        """The memory after ``bundle``: its mark is the highest of its stream."""
         mark = Mark(bundle.issuer, bundle.subject, bundle.seq, bundle.digest)
-        others = tuple(m for m in self._memory.marks if (m.issuer, m.subject) != (bundle.issuer, bundle.subject))
-        self._memory = Memory(
-            instance_id=self._memory.instance_id,
-            marks=(*others, mark),
-            decided=dict(decided),
-            active=mark if active else (None if active is False else self._memory.active),
-        )
+        active = self._memory.active
+        if bundle.action is Action.SET:
+            active = mark
+        elif active is not None and active.stream == mark.stream:
+            active = None
+        others = tuple(m for m in self._memory.marks if m.stream != mark.stream)
+        return Memory(self._memory.instance_id, (*others, mark), decided, active)
 
     def _want_instances(self, now: datetime) -> None:
         """Keep a slot for each machine identity that is served, or may be, or that a grant stands on."""
@@ -734,10 +725,6 @@ class Store:
 
 def _why(answer: Answer) -> str:
     return f"served as {answer.name}" if isinstance(answer, Live) else answer.why
-
-
-def _stream(mark: Mark) -> tuple[str, str]:
-    return mark.issuer, mark.subject
 
 
 def _closed_reason(bundle: Bundle | None, cloud: Cloud) -> str:

@@ -22,6 +22,7 @@ class Policy(msgspec.Struct, frozen=True):
         on_expiry: what follows the end of a bundle that does not say so itself.
         grace: how long after the start to wait for a first bundle before falling back.
         horizon_lead: how long before a cloud's horizon an operator wants to hear of it.
+        spread: the first mint after a new bundle is drawn from this long, so that a fleet does not arrive in one second.
         role_name: the EC2 role name under which a bundle's identity is listed when nothing better is known.
         facts: what the configuration says of region, project and the like.
     """
@@ -30,6 +31,7 @@ class Policy(msgspec.Struct, frozen=True):
     on_expiry: OnExpiry = OnExpiry.DENY
     grace: timedelta = timedelta(0)
     horizon_lead: timedelta = timedelta(hours=1)
+    spread: timedelta = timedelta(0)
     role_name: str = DEFAULT_ROLE_NAME
     facts: Facts = Facts()
 
@@ -41,6 +43,11 @@ class Mark(msgspec.Struct, frozen=True):
     subject: str
     seq: int
     digest: str
+
+    @property
+    def stream(self) -> tuple[str, str]:
+        """What the sequence number counts in: issuer and subject."""
+        return self.issuer, self.subject
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -60,7 +67,7 @@ class Memory(msgspec.Struct, frozen=True):
 
     def mark(self, issuer: str, subject: str) -> Mark | None:
         """The mark of that stream."""
-        return next((m for m in self.marks if (m.issuer, m.subject) == (issuer, subject)), None)
+        return next((m for m in self.marks if m.stream == (issuer, subject)), None)
 
 
 class Accepted(msgspec.Struct, frozen=True):

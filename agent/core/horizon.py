@@ -1,0 +1,293 @@
+"""Until when each cloud will work if nothing new arrives, and who renews it until then.
+
+Pure arithmetic over what each kind of credential may still call: a session from ``GetSessionToken`` can only assume
+roles, a role session can only assume another role for one hour ("chaining"), a Google access token can do nothing for
+itself, and so on. The same answer is given when a bundle is sealed, when it arrives, and in the status of the worker,
+so that "this job will lose S3 at 03:12" is known before the job starts.
+
+The instants are *sure*, not hoped for: where a credential is renewed up to the moment its base ends, the last renewal
+may have happened a full refresh interval before, and that interval is taken off.
+
+Sources: the AWS STS API reference (GetSessionToken, AssumeRole, AssumeRoleWithWebIdentity: permissions and
+DurationSeconds); the IAM user guide on role chaining; Google IAM credentials API, generateAccessToken.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple, assert_never
+
+import msgspec
+
+from agent.core.clock import utc
+from agent.core.model import (
+    INSTANCE,
+    AwsAssumeRole,
+    AwsKeys,
+    AwsSession,
+    AwsWebIdentity,
+    Cloud,
+    Env,
+    GcpAuthorizedUser,
+    GcpExternalAccount,
+    GcpImpersonation,
+    GcpServiceAccount,
+    GcpToken,
+    Grant,
+    HttpBroker,
+    WebToken,
+    WebTokenFile,
+    WebTokenGce,
+    WebTokenInline,
+    WebTokenUrl,
+    cloud_of,
+)
+from agent.core.refresh import AWS_AGE_FRACTION, AWS_LONGEST_AGE, GOOGLE_LEAD
+
+CHAINED_LONGEST: Final = timedelta(hours=1)
+"""A role assumed with the session of another role lasts an hour at most; STS refuses to be asked for more."""
+
+GOOGLE_LONGEST: Final = timedelta(hours=1)
+"""An impersonated Google token lasts an hour, unless an organization policy allows the account up to twelve."""
+
+
+class Horizon(msgspec.Struct, frozen=True):
+    """One cloud's outlook.
+
+    Attributes:
+        grant_id: the grant that the cloud is served from.
+        until: the last instant at which it is sure to work; ``None`` when nothing known ends it.
+        renewed_by: what renews it until then, in words; ``None`` when nothing does.
+        cause: what ends it, in words.
+        warnings: sentences for the person who seals or operates; no secret in them.
+    """
+
+    cloud: Cloud
+    grant_id: str
+    until: datetime | None
+    renewed_by: str | None
+    cause: str
+    warnings: tuple[str, ...] = ()
+
+
+class _Span(NamedTuple):
+    """How long one grant works: the parts of a :class:`Horizon` before the lease is laid over them."""
+
+    until: datetime | None
+    renewed_by: str | None
+    cause: str
+    warnings: tuple[str, ...] = ()
+
+
+def horizon(
+    grants: Iterable[Grant], routes: Mapping[Cloud, str], lease_until: datetime | None, now: datetime
+) -> list[Horizon]:
+    """The outlook of every routed cloud, in the order of :class:`Cloud`.
+
+    Args:
+        grants: all grants of the bundle; bases are looked up among them.
+        routes: the grant each cloud is served from.
+        lease_until: serve no longer than this (aware UTC); ``None`` for no such bound.
+        now: the instant at which a worker would begin with this bundle.
+    """
+    by_id = {grant.id: grant for grant in grants}
+    outlook = []
+    for cloud in Cloud:
+        if (grant_id := routes.get(cloud)) is None:
+            continue
+        span = _span(grant_id, by_id, now, frozenset())
+        outlook.append(_leased(cloud, grant_id, span, lease_until, now))
+    return outlook
+
+
+def sentence(outlook: Horizon, now: datetime) -> str:
+    """One line for a person: ``aws: until 2026-11-24T18:00:00Z (5 h 38 min); renewed by ...; then the lease ends``."""
+    renewed = f"renewed by {outlook.renewed_by}" if outlook.renewed_by else "nothing renews it"
+    if outlook.until is None:
+        return f"{outlook.cloud}: no end in sight (grant {outlook.grant_id}); {renewed}; {outlook.cause}"
+    left = outlook.until - now
+    when = (
+        f"until {instant(outlook.until)} ({spell(left)})" if left > timedelta(0) else f"ended {instant(outlook.until)}"
+    )
+    return f"{outlook.cloud}: {when} (grant {outlook.grant_id}); {renewed}; then {outlook.cause}"
+
+
+def instant(at: datetime) -> str:
+    """An instant as people and AWS write it, UTC to the second."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def spell(length: timedelta) -> str:
+    """A length of time in the two units that matter: ``5 h 38 min``, ``12 min``, ``40 s``."""
+    seconds = int(length.total_seconds())
+    for unit, name, below, below_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 0, "")):
+        if seconds >= unit:
+            rest = seconds % unit // below if below else 0
+            return f"{seconds // unit} {name}" + (f" {rest} {below_name}" if rest else "")
+    return f"{seconds} s"
+
+
+def _leased(cloud: Cloud, grant_id: str, span: _Span, lease_until: datetime | None, now: datetime) -> Horizon:
+    """Lay the lease over what the grant itself allows."""
+    until, cause, warnings = span.until, span.cause, list(span.warnings)
+    if until is not None and until <= now:
+        warnings.append(f"{cloud} does not work any more: it ended {instant(until)}")
+    elif lease_until is not None and until is not None and until < lease_until:
+        warnings.append(
+            f"{cloud} ends {instant(until)}, {spell(lease_until - until)} before the lease does: {span.cause}, and "
+            "nothing in this bundle can renew it after that"
+        )
+    if lease_until is not None and (until is None or lease_until < until):
+        until, cause = lease_until, "the lease ends"
+    return Horizon(cloud, grant_id, until, span.renewed_by, cause, tuple(warnings))
+
+
+def _span(grant_id: str, by_id: Mapping[str, Grant], now: datetime, trail: frozenset[str]) -> _Span:
+    """How long the grant works.
+
+    ``trail`` holds the grants that led here. The decoder refuses circles, but this is also asked about claims that
+    nobody has decoded yet.
+    """
+    grant = by_id.get(grant_id)
+    if grant is None:
+        return _Span(now, None, f"there is no grant {grant_id!r}", (f"there is no grant {grant_id!r} to stand on",))
+    if grant_id in trail:
+        return _Span(now, None, "the grants stand on each other in a circle", (f"grant {grant_id!r} stands on itself",))
+
+    def base(name: str) -> _Span:
+        if name == INSTANCE:
+            return _Span(None, "the machine itself", "it lasts as long as the machine may use its own identity")
+        return _span(name, by_id, now, trail | {grant_id})
+
+    match grant:
+        case AwsSession():
+            return _Span(utc(grant.expires_at), None, "the session ends")
+        case GcpToken():
+            return _Span(utc(grant.expires_at), None, "the token ends")
+        case AwsKeys():
+            return _Span(None, "sts:GetSessionToken with the user's keys", "it lasts until the keys are revoked")
+        case HttpBroker():
+            return _Span(None, f"the broker at {_host(grant.url)}", "it lasts as long as the broker answers")
+        case GcpAuthorizedUser():
+            return _Span(None, "the user's refresh token", "it lasts until the refresh token is revoked")
+        case GcpServiceAccount():
+            return _Span(None, "the service account's key", "it lasts until the key is revoked")
+        case AwsAssumeRole():
+            return _assumed(grant, base(grant.base), chained=_is_role_session(grant.base, by_id), now=now)
+        case AwsWebIdentity():
+            length = timedelta(seconds=grant.duration_seconds)
+            token = _web_token(grant.token, now)
+            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", _aws_age(length), now)
+        case GcpImpersonation():
+            return _impersonated(base(grant.base), grant.lifetime_seconds, now)
+        case GcpExternalAccount():
+            source = _web_token(grant.token, now) if grant.token is not None else base(grant.base or INSTANCE)
+            if grant.service_account is not None:
+                return _impersonated(source, grant.lifetime_seconds, now)
+            return _minted(source, GOOGLE_LONGEST, "Google's token exchange", _google_age(GOOGLE_LONGEST), now)
+        case Env():
+            return _Span(None, None, "variables do not end", (f"grant {grant_id!r} holds variables, no identity",))
+        case _:
+            assert_never(grant)
+
+
+def _assumed(grant: AwsAssumeRole, base: _Span, *, chained: bool, now: datetime) -> _Span:
+    asked = timedelta(seconds=grant.duration_seconds)
+    length = min(asked, CHAINED_LONGEST) if chained else asked
+    span = _minted(base, length, "sts:AssumeRole", _aws_age(length), now)
+    if asked <= length:
+        return span
+    said = f"grant {grant.id!r} asks for sessions of {spell(asked)}, but a role assumed by a role session gets 1 h"
+    return span._replace(warnings=(*span.warnings, said))
+
+
+def _impersonated(base: _Span, lifetime_seconds: int, now: datetime) -> _Span:
+    length = timedelta(seconds=lifetime_seconds)
+    span = _minted(base, length, "service account impersonation", _google_age(length), now)
+    if length <= GOOGLE_LONGEST:
+        return span
+    said = "impersonated tokens of more than 1 h need the policy constraints/iam.allowServiceAccountCredentialLifetimeExtension"
+    return span._replace(warnings=(*span.warnings, said))
+
+
+def _minted(base: _Span, length: timedelta, call: str, age: timedelta, now: datetime) -> _Span:
+    """What is minted from ``base``, each time for ``length``, and replaced at an age of ``age`` at most."""
+    if base.until is None:
+        renewed_by = f"{call}, with {base.renewed_by}" if base.renewed_by else call
+        return _Span(None, renewed_by, base.cause, base.warnings)
+    if base.until <= now:
+        return base
+    # The last one minted before the base ended was minted at most `age` before that.
+    return _Span(
+        max(base.until + length - age, now), call, f"{base.cause} and what it last renewed runs out", base.warnings
+    )
+
+
+def _aws_age(length: timedelta) -> timedelta:
+    return min(AWS_LONGEST_AGE, length * AWS_AGE_FRACTION)
+
+
+def _google_age(length: timedelta) -> timedelta:
+    low, high = GOOGLE_LEAD
+    return length - low if length > 2 * high else length / 2
+
+
+def _is_role_session(base: str, by_id: Mapping[str, Grant]) -> bool:
+    """Whether assuming a role with that base is chaining. A finished session of unknown making is taken for a role's."""
+    match by_id.get(base):
+        case AwsKeys():
+            return False
+        case AwsSession(role_arn=role_arn, role_name=role_name, session_token=_) as session:
+            return role_arn is not None or role_name is not None or not _is_user_session(session)
+        case _:
+            return True
+
+
+def _is_user_session(session: AwsSession) -> bool:
+    """Whether the sender has said that the session is an IAM user's (``GetSessionToken``): account without a role."""
+    return session.account_id is not None and session.role_arn is None
+
+
+def _host(url: str) -> str:
+    """The host of a URL, without the user, the path or the query, any of which may hold a secret."""
+    return url.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
+
+
+def _web_token(token: WebToken, now: datetime) -> _Span:
+    match token:
+        case WebTokenInline():
+            ends = jwt_end(token.token.reveal())
+            if ends is None:
+                said = "the end of the web identity token cannot be read; it is taken to end now"
+                return _Span(now + timedelta(seconds=1), None, "the web identity token ends", (said,))
+            return _Span(ends, None, "the web identity token ends")
+        case WebTokenFile():
+            return _Span(
+                None, f"the tokens in {token.path}", f"it lasts as long as fresh tokens arrive in {token.path}"
+            )
+        case WebTokenUrl():
+            host = _host(token.url)
+            return _Span(None, f"tokens from {host}", f"it lasts as long as {host} gives tokens")
+        case WebTokenGce():
+            return _Span(None, "the GCE machine's own identity", "it lasts as long as the machine has its identity")
+        case _:
+            assert_never(token)
+
+
+class _Exp(msgspec.Struct):
+    exp: int | float
+
+
+def jwt_end(token: str) -> datetime | None:
+    """The ``exp`` of a JSON Web Token, read and not verified; ``None`` when there is none to read."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        return utc(msgspec.json.decode(claims, type=_Exp).exp)
+    except (binascii.Error, ValueError, OverflowError, OSError, msgspec.MsgspecError):
+        return None
