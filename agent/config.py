@@ -134,14 +134,14 @@ class SignerEntry(_Section, frozen=True):
 
     Attributes:
         key: a file with the public key (JWK or PEM).
-        issuers: the ``iss`` it may sign for; empty: any.
-        audiences: prefixes of the ``aud`` it may sign for; empty: any.
+        issuers: the ``iss`` it may sign for; a trailing ``*`` makes a prefix of it.
+        audiences: the ``aud`` it may sign for, likewise.
         max_lease_seconds: how long a lease it may give; ``0``: any.
     """
 
     key: Path_
-    issuers: tuple[str, ...] = ()
-    audiences: tuple[str, ...] = ()
+    issuers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    audiences: tuple[str, ...] = ("*",)
     max_lease_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 

@@ -32,8 +32,8 @@ class Skew:
     """How far the machine's clock is from the clouds', learned from the ``Date`` of their answers.
 
     ``Date`` (RFC 9110 section 6.6.1) is cut to the second and arrives late by the time of the answer, so a difference
-    below the tolerance is no difference. The first sample is believed at once: at boot, before NTP, it is the only thing
-    to go by. A later one that contradicts must be confirmed by the next, lest one broken server move our time.
+    below the tolerance is no difference. The first sample is believed at once: at boot, before NTP, it is the only
+    thing to go by. A later one that contradicts must be confirmed by the next, lest one broken server move our time.
 
     Pure: it holds numbers and gives a correction; the clock applies it.
     """

@@ -1,7 +1,7 @@
 """The state machine: which identity each cloud has, and what must be done to keep it.
 
-It does no I/O, draws no randomness of its own and reads no clock. The keeper feeds it (``accept``, ``put``, ``failed``),
-asks what to do (``due``, ``next_wake``) and hears what changed (``tick``); the doors only look (``view``).
+It does no I/O, draws no randomness of its own and reads no clock. The keeper feeds it (``accept``, ``put``,
+``failed``), asks what to do (``due``, ``next_wake``) and hears what changed (``tick``); the doors only look (``view``).
 
 The rules:
 

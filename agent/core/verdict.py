@@ -22,7 +22,7 @@ class Policy(msgspec.Struct, frozen=True):
         on_expiry: what follows the end of a bundle that does not say so itself.
         grace: how long after the start to wait for a first bundle before falling back.
         horizon_lead: how long before a cloud's horizon an operator wants to hear of it.
-        spread: the first mint after a new bundle is drawn from this long, so that a fleet does not arrive in one second.
+        spread: the first mint after a new bundle is drawn from this long: a fleet must not arrive in one second.
         role_name: the EC2 role name under which a bundle's identity is listed when nothing better is known.
         facts: what the configuration says of region, project and the like.
     """

@@ -52,5 +52,5 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Sleep. The loop's timer stands still in suspend, so a long sleep is cut into pieces that notice a resume."""
         end = self.boottime() + seconds
-        while (left := end - self.boottime()) > 0:
+        while (left := end - self.boottime()) > 0:  # noqa: ASYNC110 - it waits for time, nothing else
             await asyncio.sleep(min(left, 15.0))

@@ -1,0 +1,490 @@
+"""The one loop: it opens what sources offer, issues what is due, and tells the doors out when something changed.
+
+It decides nothing: :class:`agent.core.store.Store` does. It is the only caller of the store's changing methods, all
+from one event loop, so a credential has one flight by construction and the doors, which only look, need no lock.
+
+Resources: one task a source, one a credential under way, one loop. All are children of :meth:`Keeper.run` and end with
+it.
+
+Errors: nothing a source, a bundle or an upstream does ends the loop. The three kinds of trouble are told apart (a
+source is broken, a bundle is refused, a credential is not issued), each logged once where it happens, counted, and
+never allowed to take away what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any, Final, NoReturn, Protocol
+
+import msgspec
+import structlog
+
+from agent.core import refresh
+from agent.core.clock import Clock
+from agent.core.errors import BundleError, Denied, HostError, KeyUnavailableError, ProviderError, SourceError
+from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
+from agent.core.source import Ack, Source
+from agent.core.store import Store
+from agent.core.verdict import Accepted, Event, Failure, Memory, Notice, Refused, Same, Work
+
+ISSUE_TIMEOUT_SECONDS: Final = 90.0
+"""A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
+
+
+class Issued(Protocol):
+    """A credential as a provider gives it."""
+
+    @property
+    def credential(self) -> Credential: ...  # noqa: D102
+    @property
+    def server_time(self) -> datetime | None: ...  # noqa: D102
+
+
+class Issuer(Protocol):
+    """Where credentials come from (:class:`agent.providers.Mint`). Raises ``Denied`` or ``Transient``, nothing else."""
+
+    async def issue(self, grant: Grant, base: Credential | None, now: datetime) -> Issued: ...  # noqa: D102
+    async def instance(self, cloud: Cloud, now: datetime) -> Issued | None: ...  # noqa: D102
+    async def id_token(  # noqa: D102
+        self, grant: Grant | None, base: Credential | None, audience: str, now: datetime
+    ) -> IdToken: ...
+
+
+class Opener(Protocol):
+    """Opens and verifies sealed bytes (:class:`agent.keys.Keyring` with the trust it was given)."""
+
+    async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
+        """Raise a :class:`BundleError`, nothing else."""
+
+
+class Recorder(Protocol):
+    """Writes down what must outlive the process. Raises :class:`HostError`."""
+
+    async def save(self, memory: Memory, sealed: bytes | None) -> None:
+        """Write the memory, and the sealed bytes of the bundle in force (``None``: drop them), each atomically."""
+
+
+class Counters(msgspec.Struct):
+    """What metrics count."""
+
+    accepted: int = 0
+    same: int = 0
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    source_troubles: dict[str, int] = msgspec.field(default_factory=dict)
+    issued: dict[str, int] = msgspec.field(default_factory=dict)
+    failures: dict[str, int] = msgspec.field(default_factory=dict)
+    last_issued: dict[str, datetime] = msgspec.field(default_factory=dict)
+
+    @staticmethod
+    def bump(table: dict[str, int], key: str) -> None:
+        """Count one more ``key``."""
+        table[key] = table.get(key, 0) + 1
+
+
+class _Deferred(msgspec.Struct):
+    """Bytes that could not be judged now, and when (boot-time seconds) to try again."""
+
+    sealed: SealedBundle
+    attempts: int
+    at: float
+
+
+class Keeper:
+    """See the module.
+
+    Args:
+        store: the state machine.
+        issuer: where credentials come from.
+        opener: what opens bundles; ``None`` when no key is configured: every offer is then refused.
+        recorder: what writes the memory down.
+        sources: the ways in.
+        clock: time.
+        rng: for the retries of the keeper's own.
+        changed: called on the loop whenever an answer may have changed; it must not block.
+        learn: takes the ``Date`` of a cloud's answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        issuer: Issuer,
+        opener: Opener | None,
+        recorder: Recorder,
+        sources: Sequence[Source],
+        clock: Clock,
+        rng: random.Random,
+        changed: Callable[[], None] = lambda: None,
+        learn: Callable[[datetime], float] = lambda _: 0.0,
+    ) -> None:
+        self.store = store
+        self.counters = Counters()
+        self.last_refusal: Ack | None = None
+        self.source_state: dict[str, str] = {source.name: "starting" for source in sources}
+        self.memory_unwritten = False
+        self._issuer = issuer
+        self._opener = opener
+        self._recorder = recorder
+        self._sources = {source.name: source for source in sources}
+        self._clock = clock
+        self._rng = rng
+        self._changed = changed
+        self._learn = learn
+        self._log = structlog.get_logger()
+        self._offering = asyncio.Lock()  # offers are judged one at a time: memory is written between verdict and act
+        self._woken = asyncio.Event()
+        self._version = -1
+        self._sealed: bytes | None = None  # of the bundle in force, as it came
+        self._deferred: dict[str, _Deferred] = {}  # by origin: bytes worth another try
+        self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.last_step = clock.boottime()
+        """When the loop last went round, on the boot-time clock: what a watchdog must look at."""
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    async def resume(self, sealed: bytes | None) -> None:
+        """Put back in force what an earlier process of this instance had accepted. Called once, before :meth:`run`."""
+        active = self.store.memory.active
+        if active is None or sealed is None or self._opener is None:
+            return
+        now = self._clock.now()
+        bundle_in = SealedBundle(sealed, "state")
+        try:
+            bundle = await self._opener(bundle_in, now, active.digest)
+        except KeyUnavailableError as error:
+            self._log.warning("bundle.deferred", origin="state", code=error.code, reason=error.message)
+            self._defer(bundle_in, 0, soon=True)
+            return
+        except BundleError as error:
+            # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
+            self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
+            return
+        verdict = self.store.judge(bundle, now, resume=True)
+        if isinstance(verdict, Accepted):
+            self.store.accept(verdict, now)
+            self._sealed = sealed
+            self._log.info("bundle.resumed", **_describe(bundle))
+        elif isinstance(verdict, Refused):
+            self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
+
+    async def offer(self, sealed: SealedBundle) -> Ack:
+        """Open, judge and, if it is accepted, put in force.
+
+        Returns:
+            The verdict, which is also carried back to the source it came from.
+        """
+        async with self._offering:
+            ack = await self._judge(sealed)
+        self._wake()
+        source = self._sources.get(sealed.origin)
+        if source is not None:
+            self._spawn(source.acknowledge(ack), name=f"ack {sealed.origin}")
+        return ack
+
+    async def _judge(self, sealed: SealedBundle) -> Ack:
+        now = self._clock.now()
+        held = self._deferred.pop(sealed.origin, None)
+        attempts = held.attempts if held is not None and held.sealed is sealed else 0
+        if self._opener is None:
+            return self._refused(sealed, None, Refused("no-key", "no key is configured: no bundle can be opened"), now)
+        try:
+            digest = self.store.memory.active.digest if sealed.origin == "state" and self.store.memory.active else None
+            bundle = await self._opener(sealed, now, digest)
+        except KeyUnavailableError as error:
+            self._defer(sealed, attempts, soon=True)
+            if attempts == 0:
+                self._log.warning("bundle.deferred", origin=sealed.origin, code=error.code, reason=error.message)
+            return self._ack(sealed, "refused", now, code=error.code, reason=error.message)
+        except BundleError as error:
+            if error.code in _TIME_CODES:
+                # It may be right and our clock wrong: it is looked at again when the clock was moved, and each minute.
+                self._defer(sealed, attempts, soon=False)
+            return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
+        verdict = self.store.judge(bundle, now, resume=digest is not None)
+        if isinstance(verdict, Refused):
+            return self._refused(sealed, bundle, verdict, now)
+        if isinstance(verdict, Same):
+            self.counters.same += 1
+            self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
+            return self._ack(sealed, "same", now, bundle=bundle)
+        return await self._accept(sealed, verdict, now)
+
+    async def _accept(self, sealed: SealedBundle, verdict: Accepted, now: datetime) -> Ack:
+        bundle = verdict.bundle
+        active = verdict.memory.active
+        keep = sealed.data if bundle.action is Action.SET else (self._sealed if active is not None else None)
+        try:
+            await self._recorder.save(verdict.memory, keep)
+            self.memory_unwritten = False
+        except HostError as error:
+            # A full disk must not keep a worker from its identity; but someone must hear that a restart would forget.
+            self.memory_unwritten = True
+            self._log.error("memory.not_written", reason=error.message)
+        self.store.accept(verdict, self._clock.now())
+        self._sealed = keep
+        self.counters.accepted += 1
+        event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
+        self._log.info(event, **_describe(bundle))
+        for aside in bundle.set_aside:
+            self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
+        self._publish()
+        return self._ack(sealed, "accepted", now, bundle=bundle)
+
+    def _defer(self, sealed: SealedBundle, attempts: int, *, soon: bool) -> None:
+        seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng) + 1.0 if soon else 60.0
+        self._deferred[sealed.origin] = _Deferred(sealed, attempts + 1, self._clock.boottime() + seconds)
+
+    def _refused(
+        self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False
+    ) -> Ack:
+        ack = self._ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
+        if repeated:
+            return ack
+        self.counters.bump(self.counters.refused, verdict.code)
+        self.last_refusal = ack
+        say = self._log.error if verdict.alarm else self._log.warning
+        seq = bundle.seq if bundle is not None else None
+        say("bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq)
+        return ack
+
+    @staticmethod
+    def _ack(
+        sealed: SealedBundle,
+        outcome: Any,
+        now: datetime,
+        *,
+        bundle: Bundle | None = None,
+        code: str | None = None,
+        reason: str | None = None,
+    ) -> Ack:
+        return Ack(
+            origin=sealed.origin,
+            outcome=outcome,
+            at=now,
+            code=code,
+            reason=reason,
+            issuer=bundle.issuer if bundle else None,
+            subject=bundle.subject if bundle else None,
+            bundle_id=bundle.bundle_id if bundle else None,
+            seq=bundle.seq if bundle else None,
+        )
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> NoReturn:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for source in self._sources.values():
+                group.create_task(self._watch(source), name=f"source {source.name}")
+            group.create_task(self._keep(), name="keeper")
+        raise AssertionError("internal error: the keeper ended")  # pragma: no cover
+
+    async def _keep(self) -> NoReturn:
+        try:
+            while True:
+                self._woken.clear()
+                self.step()
+                now = self._clock.now()
+                seconds = (self.store.next_wake(now) - now).total_seconds()
+                again = min((held.at for held in self._deferred.values()), default=float("inf"))
+                await self._sleep(min(seconds, again - self._clock.boottime()))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def step(self) -> None:
+        """Once round: tell what changed, start what is due. Never blocks."""
+        now = self._clock.now()
+        self.last_step = self._clock.boottime()
+        for notice in self.store.tick(now):
+            self._tell(notice)
+        for held in list(self._deferred.values()):
+            if held.at <= self.last_step:
+                held.at = float("inf")  # until it is judged, which defers it anew or not
+                self._spawn(self.offer(held.sealed), name=f"offer {held.sealed.origin}")
+        for work in self.store.due(now):
+            self._spawn(self._issue(work), name=f"issue {work.key.cloud} {work.key.grant_id}")
+        self._publish()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep on the injected clock, or until something wakes the loop."""
+        sleeper = asyncio.ensure_future(self._clock.sleep(max(seconds, 0.0)))
+        waker = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({sleeper, waker}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            waker.cancel()
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    def _publish(self) -> None:
+        version = self.store.version
+        if version != self._version:
+            self._version = version
+            self._changed()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, source: Source) -> NoReturn:
+        name = source.name
+
+        def trouble(error: SourceError) -> None:
+            self.counters.bump(self.counters.source_troubles, name)
+            if self.source_state.get(name) != error.message:
+                # Once a change, not once an attempt: a source that is down for a night fills no journal.
+                self._log.warning("source.failed", source=name, reason=error.message)
+            self.source_state[name] = error.message
+
+        def ok() -> None:
+            if self.source_state.get(name) not in ("ok", "starting"):
+                self._log.info("source.recovered", source=name)
+            self.source_state[name] = "ok"
+
+        async def offer(sealed: SealedBundle) -> None:
+            await self.offer(sealed)
+
+        attempt = 0
+        while True:
+            try:
+                await source.watch(offer, trouble=trouble, ok=ok)
+            except Exception as error:  # noqa: BLE001 - the keeper's border: one source must not end the others
+                attempt += 1
+                self._log.error("source.crashed", source=name, error=type(error).__name__, exc_info=True)
+                trouble(SourceError(f"crashed: {type(error).__name__}"))
+                await self._clock.sleep(refresh.retry_seconds(attempt, None, denied=True, rng=self._rng))
+
+    # -- issuing ----------------------------------------------------------------------------------------------------
+
+    async def _issue(self, work: Work) -> None:
+        label = f"{work.key.cloud}:{work.key.grant_id}"
+        began = self._clock.now()
+        try:
+            async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
+                issued = await self._issue_one(work, began)
+        except ProviderError as error:
+            self._note_server_time(getattr(error, "server_time", None))
+            self._failed(work, Failure(error.code, error.message, isinstance(error, Denied), self._clock.now()), label)
+        except TimeoutError:
+            why = Failure("timeout", "it took too long", False, self._clock.now())
+            self._failed(work, why, label)
+        except Exception as error:  # noqa: BLE001 - the keeper's border
+            self._log.error("issue.crashed", credential=label, error=type(error).__name__, exc_info=True)
+            kind = type(error).__name__
+            why = Failure("internal", f"internal error: {kind}", False, self._clock.now())
+            self._failed(work, why, label)
+        else:
+            self._issued(work, issued, label)
+        self._wake()
+
+    async def _issue_one(self, work: Work, now: datetime) -> Issued | None:
+        if work.grant is None:
+            return await self._issuer.instance(work.key.cloud, now)
+        return await self._issuer.issue(work.grant, work.base, now)
+
+    def _issued(self, work: Work, issued: Issued | None, label: str) -> None:
+        if issued is not None:
+            self._note_server_time(issued.server_time)
+        now = self._clock.now()
+        changed = self.store.put(work, issued.credential if issued is not None else None, now)
+        if issued is None:
+            if changed:
+                self._log.info("instance.absent", cloud=work.key.cloud)
+            return
+        self.counters.bump(self.counters.issued, label)
+        self.counters.last_issued[label] = now
+        if changed:
+            expires = issued.credential.expires_at
+            self._log.info(
+                "credential.issued", cloud=work.key.cloud, grant=work.key.grant_id, expires_at=_stamp(expires)
+            )
+
+    def _failed(self, work: Work, failure: Failure, label: str) -> None:
+        self.counters.bump(self.counters.failures, f"{label}:{failure.code}")
+        self.store.failed(work, failure, self._clock.now())
+        say = self._log.error if failure.denied else self._log.warning
+        if work.attempt in (1, 2, 3, 5, 10) or work.attempt % 50 == 0:
+            say(
+                "credential.denied" if failure.denied else "credential.failed",
+                cloud=work.key.cloud,
+                grant=work.key.grant_id,
+                code=failure.code,
+                reason=failure.message,
+                attempt=work.attempt,
+            )
+
+    def _note_server_time(self, server_time: datetime | None) -> None:
+        if server_time is None:
+            return
+        shift = self._learn(server_time)
+        if shift:
+            self._log.warning("clock.corrected", seconds=round(shift, 1))
+            for held in self._deferred.values():
+                held.at = min(held.at, self._clock.boottime())
+            self._wake()
+
+    async def id_token(self, audience: str) -> IdToken | None:
+        """An identity token for ``audience``: the one held, or one minted now; every asker shares one flight.
+
+        Returns:
+            ``None`` when none can be minted (the door says 404) or the mint failed.
+        """
+        held = self.store.view_id_token(audience, self._clock.now())
+        if held is not None:
+            return held
+        flight = self._id_flights.get(audience)
+        if flight is None:
+            flight = asyncio.create_task(self._mint_id_token(audience), name="id token")
+            self._id_flights[audience] = flight
+            flight.add_done_callback(lambda _: self._id_flights.pop(audience, None))
+        return await asyncio.shield(flight)
+
+    async def _mint_id_token(self, audience: str) -> IdToken | None:
+        now = self._clock.now()
+        origin = self.store.google_grant(now)
+        if origin is None:
+            return None
+        try:
+            async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
+                token = await self._issuer.id_token(*origin, audience, now)
+        except ProviderError as error:
+            if error.code != "unsupported":
+                self._log.warning("id_token.failed", code=error.code, reason=error.message)
+            return None
+        except TimeoutError:
+            self._log.warning("id_token.failed", code="timeout", reason="it took too long")
+            return None
+        self.store.put_id_token(token)
+        return token
+
+    def _tell(self, notice: Notice) -> None:
+        say = {Event.IDENTITY: self._log.info, Event.ENDED: self._log.error, Event.HORIZON: self._log.warning}
+        horizon = _stamp(notice.horizon) if notice.horizon is not None else None
+        say[notice.event](notice.event, cloud=notice.cloud, origin=notice.origin, why=notice.why, horizon=horizon)
+
+
+_TIME_CODES: Final = frozenset({"not-yet-valid", "expired", "far-future"})
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    """What may be said of a bundle in a log."""
+    return {
+        "origin": bundle.origin,
+        "issuer": bundle.issuer,
+        "subject": bundle.subject,
+        "seq": bundle.seq,
+        "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
+        "lease_until": _stamp(bundle.lease_until) if bundle.lease_until is not None else None,
+    }
+
+
+def _stamp(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
