@@ -1,0 +1,9 @@
+"""The dialects: what goes over the wire, both ways, as pure functions.
+
+We *serve* EC2, container and GCE metadata, we *read* the same from the real services (the machine's own identity,
+sources), and we *pass it through*; so the paths, header names and document shapes are written once, here. No sockets,
+no clock, no state. What a client does with each answer, and hence why each is as it is, stands beside the function
+that makes it.
+
+A ``parse_*`` function has one way to fail: :class:`agent.wire.http.WireError`.
+"""

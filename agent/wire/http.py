@@ -1,0 +1,166 @@
+"""Requests and responses as values, and the reading of request targets.
+
+Parsing bytes into a :class:`Request` is the gate's business (a library does it); a :class:`Response` knows its own
+bytes because one that was made once is sent thousands of times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes
+
+from agent.core.errors import SourceError
+
+USER_AGENT_PREFIX: Final = "credential-agent/"
+"""How our own requests to a metadata service begin their ``User-Agent``. One that arrives at our own door is a loop."""
+
+TEXT: Final = ("Content-Type", "text/plain")
+JSON: Final = ("Content-Type", "application/json")
+"""Bare, with no charset: google-auth and Go compare the whole value."""
+
+REASONS: Final[Mapping[int, str]] = {
+    200: "OK",
+    301: "Moved Permanently",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    411: "Length Required",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+    508: "Loop Detected",
+}
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")  # RFC 9110 section 5.6.2
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 section 5.5, no CR, LF or NUL
+
+
+class WireError(SourceError):
+    """What a metadata service answered is not in its dialect. It may be something else that answered."""
+
+
+class TargetError(WireError):
+    """A request target that we refuse to understand, since two readers might understand it differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, its head read and its body complete.
+
+    Attributes:
+        method: as sent; methods are case-sensitive (RFC 9110 section 9.1).
+        path: the part of the target before ``?``, raw, beginning with ``/``.
+        query: the part after ``?``, raw; empty when there is none.
+        segments: the path's segments, percent-decoded, without empty ones; see :func:`segments_of`.
+        slash: whether the path ended with ``/``: in the GCE dialect that names the directory.
+        headers: looked up without regard to case.
+        host: the authority the client asked for, as sent.
+    """
+
+    method: str
+    path: str
+    query: str
+    segments: tuple[str, ...]
+    slash: bool
+    headers: Mapping[str, str] = field(repr=False)
+    host: str = ""
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response; its head is rendered when it is made.
+
+    ``head`` is the status line and the fields, each with its CRLF, without the empty line that ends them: the gate adds
+    what is only known at the time of sending (``Date``) and the body, in one piece.
+
+    ``Content-Length`` and ``Connection: close`` are on every answer: CRT clients fail on a body that ends with the
+    connection, and botocore, JS and two Rust clients fail on a kept-alive connection that a restart has closed.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = field(default=b"", repr=False)
+    head: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        reason = REASONS.get(self.status, "Unknown")
+        lines = [f"HTTP/1.1 {self.status} {reason}"]
+        for name, value in self.headers:
+            if not _HEADER_NAME.match(name) or not _HEADER_VALUE.match(value):
+                # Response splitting: a value with a line break would start a second answer.
+                raise AssertionError(f"internal error: the {name!r} header of an answer is malformed")
+            lines.append(f"{name}: {value}")
+        lines.append(f"Content-Length: {len(self.body)}")
+        lines.append("Connection: close\r\n")
+        object.__setattr__(self, "head", "\r\n".join(lines).encode("latin-1"))
+
+    def header(self, name: str) -> str | None:
+        """The first field of that name, without regard to case."""
+        lowered = name.lower()
+        return next((v for n, v in self.headers if n.lower() == lowered), None)
+
+
+def forwardable(name: str, value: str) -> bool:
+    """Whether a header that somebody else sent may stand in an answer of ours."""
+    return bool(_HEADER_NAME.match(name) and _HEADER_VALUE.match(value))
+
+
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._~@:+=,!$&'()*/-]*\Z")
+_SAFE_IN_SEGMENT = "@:+=,!$&'()*-._~"
+
+
+def segments_of(path: str) -> tuple[str, ...]:
+    """Split a raw path into percent-decoded segments; ``//`` counts as ``/`` (some clients ask for ``meta-data//iam``).
+
+    Refused, because the service behind a pass-through may read it differently from us (and then our hiding of a path
+    would not hide it): ``.`` and ``..`` however encoded, an encoded slash or backslash, control characters and NUL, a
+    second layer of percent-encoding, ``;`` parameters, and bytes that are not UTF-8.
+
+    Raises:
+        TargetError: any of those.
+    """
+    if not path.startswith("/"):
+        raise TargetError("expected a path that begins with /")
+    plain = _PLAIN_PATH.match(path) is not None
+    segments = []
+    for raw in path.split("/"):
+        if not raw:
+            continue
+        segment = raw if plain else _decoded(raw)
+        if segment in {".", ".."}:
+            raise TargetError("expected a path without dot segments")
+        segments.append(segment)
+    return tuple(segments)
+
+
+def _decoded(raw: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})", raw):
+        raise TargetError("expected two hexadecimal digits after % in a path")
+    try:
+        segment = unquote_to_bytes(raw.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise TargetError("expected utf-8 in a path") from None
+    for character in segment:
+        if character in "/\\%;?#" or not character.isprintable():
+            raise TargetError("expected a path without encoded delimiters, control characters or parameters")
+    return segment
+
+
+def path_of(segments: tuple[str, ...], *, slash: bool) -> str:
+    """The one spelling of a path: what a pass-through sends, whatever the client's spelling was."""
+    path = "/" + "/".join(quote(segment, safe=_SAFE_IN_SEGMENT) for segment in segments)
+    return path + "/" if slash and segments else path
