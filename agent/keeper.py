@@ -192,8 +192,7 @@ class Keeper:
         if self._opener is None:
             return self._refused(sealed, None, Refused("no-key", "no key is configured: no bundle can be opened"), now)
         try:
-            digest = self.store.memory.active.digest if sealed.origin == "state" and self.store.memory.active else None
-            bundle = await self._opener(sealed, now, digest)
+            bundle = await self._open(sealed, now)
         except KeyUnavailableError as error:
             self._defer(sealed, attempts, soon=True)
             if attempts == 0:
@@ -204,7 +203,7 @@ class Keeper:
                 # It may be right and our clock wrong: it is looked at again when the clock was moved, and each minute.
                 self._defer(sealed, attempts, soon=False)
             return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
-        verdict = self.store.judge(bundle, now, resume=digest is not None)
+        verdict = self.store.judge(bundle, now)
         if isinstance(verdict, Refused):
             return self._refused(sealed, bundle, verdict, now)
         if isinstance(verdict, Same):
@@ -212,6 +211,20 @@ class Keeper:
             self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
             return self._ack(sealed, "same", now, bundle=bundle)
         return await self._accept(sealed, verdict, now)
+
+    async def _open(self, sealed: SealedBundle, now: datetime) -> Bundle:
+        """Open ``sealed``; what this instance accepted before and has lost since may be past its last acceptance."""
+        if self._opener is None:
+            raise AssertionError("internal error: no opener")
+        active = self.store.memory.active
+        if active is not None and self.store.bundle is None:
+            try:
+                return await self._opener(sealed, now, active.digest)
+            except KeyUnavailableError:
+                raise
+            except BundleError:
+                pass  # it is another one: judge it as any
+        return await self._opener(sealed, now, None)
 
     async def _accept(self, sealed: SealedBundle, verdict: Accepted, now: datetime) -> Ack:
         bundle = verdict.bundle

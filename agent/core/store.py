@@ -138,17 +138,18 @@ class Store:
             :class:`Accepted` (write ``memory`` down, then call :meth:`accept`), :class:`Same`, or :class:`Refused`.
         """
         mark = self._memory.mark(bundle.issuer, bundle.subject)
+        # The same bundle is taken again when it should be in force and is not: its sealed copy was lost with the disk.
         same = mark is not None and (bundle.seq, bundle.digest) == (mark.seq, mark.digest)
         if resume and not same:
             return Refused("resume", f"seq {bundle.seq} is not what this instance accepted last")
         if mark is not None and not resume:
-            if same:
+            if same and not (self._bundle is None and self._memory.active == mark):
                 return Same(bundle.seq)
             if bundle.seq < mark.seq:
                 return Refused(
                     "rollback", f"expected a seq above {mark.seq}, got {bundle.seq}: a newer one came before"
                 )
-            if bundle.seq == mark.seq:
+            if bundle.seq == mark.seq and not same:
                 return Refused("conflict", f"seq {bundle.seq} was accepted before with other content", alarm=True)
         if bundle.action is Action.WITHDRAW:
             return Accepted(bundle, self._remembering(bundle, decided=self._memory.decided))
