@@ -1,0 +1,242 @@
+"""Carrying a bundle inside EC2 user-data, or any other text: both directions.
+
+A bundle may be the whole document, one part of a MIME multipart document, the value of a ``systemd.credentials``
+entry, or *armoured*: base64 between two marker lines, each line of which may be indented and commented out. Armour is
+what makes a bundle invisible to cloud-init: in a comment of a cloud-config or of a shell script it is nothing at all to
+every version of it, where an unknown top-level key is a schema warning and an unknown MIME type a "degraded" boot. And
+finding it needs no YAML parser.
+
+This is a codec: no I/O, limits before work, and one way to fail. It finds bytes; whether they are a bundle is the
+decoder's to say.
+
+Spec: ``agent/sources/README.md``; the ``systemd.credentials`` object of systemd-imds(1); RFC 2046 for multipart.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import email
+import email.errors
+import email.message
+import email.policy
+import json
+import re
+import textwrap
+import zlib
+from typing import Final
+
+from agent.wire.http import WireError
+
+MEDIA_TYPE: Final = "application/credbundle+jose"
+CREDENTIAL_NAME: Final = "credential-agent.bundle"
+"""The name of the entry in ``systemd.credentials``, and of the systemd credential it becomes."""
+
+BEGIN: Final = "-----BEGIN CREDENTIAL BUNDLE-----"
+END: Final = "-----END CREDENTIAL BUNDLE-----"
+ARMOUR_COLUMNS: Final = 76
+
+MAX_DOCUMENT_BYTES: Final = 1_048_576
+"""The most a document may hold after decompression. EC2 allows 16 KiB; cloud-init gzips, and gzip bombs are cheap."""
+
+MAX_PARTS: Final = 64
+MAX_DEPTH: Final = 4
+"""Bounds on a MIME document, so that no nesting makes work out of proportion to its size."""
+
+# Between the markers only base64, line by line; before it on each line, what comments out or indents.
+_LINE: Final = re.compile(rb"^[ \t]*(?:(?:#|//|;)+[ \t]*)?([A-Za-z0-9+/=]*)[ \t]*\r?$")
+_MARK: Final = re.compile(
+    rb"^[ \t]*(?:(?:#|//|;)+[ \t]*)?-----(BEGIN|END) CREDENTIAL BUNDLE-----[ \t]*\r?$", re.MULTILINE
+)
+# The first header of a MIME document; cloud-init looks for the same two.
+_MIME_START: Final = re.compile(rb"^(?:Content-Type:|MIME-Version:)", re.IGNORECASE)
+_LIKE_A_BUNDLE: Final = re.compile(rb'"(?:ciphertext|protected|encrypted_key)"')
+_COMPACT: Final = re.compile(rb"^[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}\s*$")
+
+
+def extract(document: bytes) -> bytes | None:
+    """Find the bundle that a document carries.
+
+    Args:
+        document: user-data as the metadata service gives it; may be gzipped.
+
+    Returns:
+        The bundle's bytes; ``None`` when the document carries none, which is the common case.
+
+    Raises:
+        WireError: it carries one that is broken, or more than one, or is a bomb.
+    """
+    document = _inflate(document)
+    text = document.lstrip()
+    if not text:
+        return None
+    if text.startswith(b"{"):
+        return _from_json(text)
+    if _COMPACT.match(text):
+        return text
+    if _MIME_START.match(text):
+        return _from_mime(text)
+    return dearmour(document)
+
+
+def armour(bundle: bytes, *, prefix: str = "") -> str:
+    """Write a bundle as armour, each line begun with ``prefix``."""
+    body = textwrap.wrap(base64.b64encode(bundle).decode("ascii"), ARMOUR_COLUMNS)
+    return "".join(f"{prefix}{line}\n" for line in (BEGIN, *body, END))
+
+
+def dearmour(text: bytes) -> bytes | None:
+    """Find armour anywhere in a text; ``None`` when it has none.
+
+    Raises:
+        WireError: a marker without its fellow, something that is no base64 between them, or two blocks.
+    """
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return None
+    if [mark[1] for mark in marks] != [b"BEGIN", b"END"]:
+        raise WireError(
+            f"expected one block between {BEGIN!r} and {END!r}, got {len(marks)} such lines",
+            hint="one document carries one bundle; was it cut off?",
+        )
+    body = bytearray()
+    for line in text[marks[0].end() : marks[1].start()].split(b"\n"):
+        match = _LINE.match(line)
+        if match is None:
+            raise WireError("expected base64 between the markers of the bundle, got something else")
+        body += match[1]
+    return _base64(bytes(body), "the armour")
+
+
+def cloud_config(bundle: bytes) -> str:
+    """A cloud-config document that does nothing but carry the bundle, in comments."""
+    return "#cloud-config\n# The lines below are for credential-agent; cloud-init reads them as a comment.\n" + armour(
+        bundle, prefix="# "
+    )
+
+
+def mime(bundle: bytes) -> str:
+    """A MIME multipart document with the bundle as one part, to which others are added.
+
+    The part is a cloud-config with armour in comments, not one of :data:`MEDIA_TYPE`, for which cloud-init would log a
+    warning. Both are read.
+    """
+    boundary = "==credential-agent=="
+    return (
+        f'Content-Type: multipart/mixed; boundary="{boundary}"\nMIME-Version: 1.0\n\n'
+        f'--{boundary}\nContent-Type: text/cloud-config; charset="us-ascii"\nMIME-Version: 1.0\n'
+        f'Content-Transfer-Encoding: 7bit\nContent-Disposition: attachment; filename="credential-bundle.cfg"\n\n'
+        f"{cloud_config(bundle)}\n--{boundary}--\n"
+    )
+
+
+def systemd(bundle: bytes) -> str:
+    """The JSON document that systemd-imdsd imports as a credential, and that older systems leave alone."""
+    entry = {"name": CREDENTIAL_NAME, "data": base64.b64encode(bundle).decode("ascii")}
+    return json.dumps({"systemd.credentials": [entry]}) + "\n"
+
+
+def _inflate(document: bytes) -> bytes:
+    """Undo gzip, no further than the limit."""
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise WireError(f"expected a document of at most {MAX_DOCUMENT_BYTES} bytes, got {len(document)}")
+    if not document.startswith(b"\x1f\x8b"):
+        return document
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        data = inflater.decompress(document, MAX_DOCUMENT_BYTES + 1)
+    except zlib.error as error:
+        raise WireError("expected gzip, as its first bytes say, got something broken") from error
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise WireError(f"expected at most {MAX_DOCUMENT_BYTES} bytes after decompression, got more")
+    if not inflater.eof:
+        raise WireError("expected a whole gzip document, got one that was cut off")
+    return data
+
+
+def _from_json(text: bytes) -> bytes | None:
+    """A bundle in a JSON form, or systemd's document."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        # One that was cut off, say: the decoder tells what is wrong with it, in its own words. Other people's JSON
+        # (Ignition's, say) is none of our business.
+        return text if _LIKE_A_BUNDLE.search(text) else None
+    if "systemd.credentials" not in document:
+        return text if document.keys() & {"ciphertext", "protected", "encrypted_key"} else None
+    entries = document["systemd.credentials"]
+    if not isinstance(entries, list):
+        raise WireError("systemd.credentials: expected a list, got something else")
+    ours = [entry for entry in entries if isinstance(entry, dict) and entry.get("name") == CREDENTIAL_NAME]
+    if not ours:
+        return None
+    if len(ours) > 1:
+        raise WireError(f"systemd.credentials: expected one entry {CREDENTIAL_NAME!r}, got {len(ours)}")
+    value = ours[0]
+    if isinstance(value.get("text"), str):
+        return str(value["text"]).encode()
+    if isinstance(value.get("data"), str):
+        return _base64(value["data"].encode(), f"systemd.credentials: {CREDENTIAL_NAME}")
+    raise WireError(
+        f"systemd.credentials: expected {CREDENTIAL_NAME!r} to have text or data, got neither",
+        hint="an encrypted entry is opened by systemd alone: give it to the agent with LoadCredentialEncrypted=",
+    )
+
+
+def _from_mime(text: bytes) -> bytes | None:
+    """A part of our type, or armour in any other part."""
+    try:
+        message = email.message_from_bytes(text, policy=email.policy.compat32)
+    except (ValueError, LookupError, RecursionError, email.errors.MessageError) as error:
+        raise WireError("expected a MIME document, got a broken one") from error
+    found = [bundle for part in _leaves(message) if (bundle := _from_part(part)) is not None]
+    if len(found) > 1:
+        raise WireError(f"expected one bundle in the MIME document, got {len(found)}")
+    return found[0] if found else None
+
+
+def _leaves(message: email.message.Message) -> list[email.message.Message]:
+    """Every part that is not itself a multipart, in order, within the bounds."""
+    leaves: list[email.message.Message] = []
+    level: list[email.message.Message] = [message]
+    for _ in range(MAX_DEPTH):
+        below: list[email.message.Message] = []
+        for part in level:
+            children = part.get_payload()
+            if isinstance(children, list):
+                below += [child for child in children if isinstance(child, email.message.Message)]
+            else:
+                leaves.append(part)
+        if len(leaves) + len(below) > MAX_PARTS:
+            raise WireError(f"expected at most {MAX_PARTS} MIME parts, got more")
+        if not below:
+            return leaves
+        level = below
+    raise WireError(f"expected MIME parts at most {MAX_DEPTH} deep, got deeper ones")
+
+
+def _from_part(part: email.message.Message) -> bytes | None:
+    try:
+        content = part.get_payload(decode=True)
+    except (ValueError, LookupError) as error:  # an unknown charset or transfer encoding
+        raise WireError("expected a MIME part that can be decoded, got one that cannot") from error
+    if not isinstance(content, bytes):
+        return None
+    if part.get_content_type() == MEDIA_TYPE:
+        bundle = content.strip()
+        if not bundle:
+            raise WireError(f"expected a bundle in the MIME part of type {MEDIA_TYPE}, got nothing")
+        return bundle
+    return dearmour(_inflate(content))
+
+
+def _base64(text: bytes, where: str) -> bytes:
+    try:
+        bundle = base64.b64decode(b"".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise WireError(f"{where}: expected base64, got something else") from error
+    if not bundle:
+        raise WireError(f"{where}: expected a bundle, got nothing")
+    return bundle
