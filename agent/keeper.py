@@ -24,11 +24,15 @@ import structlog
 
 from agent.core import refresh
 from agent.core.clock import Clock
+from agent.core.counters import Counters, bump
 from agent.core.errors import BundleError, Denied, HostError, KeyUnavailableError, ProviderError, SourceError
 from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Source
 from agent.core.store import Store
 from agent.core.verdict import Accepted, Event, Failure, Memory, Notice, Refused, Same, Work
+
+STATE: Final = "state"
+"""The origin of our own copy of the bundle in force, read back at the start."""
 
 ISSUE_TIMEOUT_SECONDS: Final = 90.0
 """A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
@@ -67,25 +71,8 @@ class Recorder(Protocol):
         """Write the memory, and the sealed bytes of the bundle in force (``None``: drop them), each atomically."""
 
 
-class Counters(msgspec.Struct):
-    """What metrics count."""
-
-    accepted: int = 0
-    same: int = 0
-    refused: dict[str, int] = msgspec.field(default_factory=dict)
-    source_troubles: dict[str, int] = msgspec.field(default_factory=dict)
-    issued: dict[str, int] = msgspec.field(default_factory=dict)
-    failures: dict[str, int] = msgspec.field(default_factory=dict)
-    last_issued: dict[str, datetime] = msgspec.field(default_factory=dict)
-
-    @staticmethod
-    def bump(table: dict[str, int], key: str) -> None:
-        """Count one more ``key``."""
-        table[key] = table.get(key, 0) + 1
-
-
-class _Deferred(msgspec.Struct):
-    """Bytes that could not be judged now, and when (boot-time seconds) to try again."""
+class _Held(msgspec.Struct):
+    """Bytes that were not taken, and when (boot-time seconds) to look at them again."""
 
     sealed: SealedBundle
     attempts: int
@@ -138,7 +125,7 @@ class Keeper:
         self._woken = asyncio.Event()
         self._version = -1
         self._sealed: bytes | None = None  # of the bundle in force, as it came
-        self._deferred: dict[str, _Deferred] = {}  # by origin: bytes worth another try
+        self._held: dict[str, _Held] = {}  # by origin: bytes worth another try
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.last_step = clock.boottime()
@@ -152,12 +139,12 @@ class Keeper:
         if active is None or sealed is None or self._opener is None:
             return
         now = self._clock.now()
-        bundle_in = SealedBundle(sealed, "state")
+        bundle_in = SealedBundle(sealed, STATE)
         try:
             bundle = await self._opener(bundle_in, now, active.digest)
         except KeyUnavailableError as error:
-            self._log.warning("bundle.deferred", origin="state", code=error.code, reason=error.message)
-            self._defer(bundle_in, 0, soon=True)
+            self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
+            self._hold_soon(bundle_in, 0)
             return
         except BundleError as error:
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
@@ -187,21 +174,20 @@ class Keeper:
 
     async def _judge(self, sealed: SealedBundle) -> Ack:
         now = self._clock.now()
-        held = self._deferred.pop(sealed.origin, None)
+        held = self._held.pop(sealed.origin, None)
         attempts = held.attempts if held is not None and held.sealed is sealed else 0
         if self._opener is None:
             return self._refused(sealed, None, Refused("no-key", "no key is configured: no bundle can be opened"), now)
         try:
             bundle = await self._open(sealed, now)
         except KeyUnavailableError as error:
-            self._defer(sealed, attempts, soon=True)
+            self._hold_soon(sealed, attempts)
             if attempts == 0:
-                self._log.warning("bundle.deferred", origin=sealed.origin, code=error.code, reason=error.message)
+                self._log.warning("bundle.held", origin=sealed.origin, code=error.code, reason=error.message)
             return self._ack(sealed, "refused", now, code=error.code, reason=error.message)
         except BundleError as error:
-            if error.code in _TIME_CODES:
-                # It may be right and our clock wrong: it is looked at again when the clock was moved, and each minute.
-                self._defer(sealed, attempts, soon=False)
+            # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
+            self._hold(sealed, attempts, 60.0 if error.code == "not-yet-valid" else None)
             return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
         verdict = self.store.judge(bundle, now)
         if isinstance(verdict, Refused):
@@ -247,9 +233,22 @@ class Keeper:
         self._publish()
         return self._ack(sealed, "accepted", now, bundle=bundle)
 
-    def _defer(self, sealed: SealedBundle, attempts: int, *, soon: bool) -> None:
-        seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng) + 1.0 if soon else 60.0
-        self._deferred[sealed.origin] = _Deferred(sealed, attempts + 1, self._clock.boottime() + seconds)
+    def _hold(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
+        """Keep bytes for another look, after ``seconds`` or (``None``) when :meth:`reconsider` is called."""
+        if sealed.origin not in self._sources and sealed.origin != STATE:
+            return  # one place a source, and no more: what anybody can push must not pile up
+        at = float("inf") if seconds is None else self._clock.boottime() + seconds
+        self._held[sealed.origin] = _Held(sealed, attempts + 1, at)
+
+    def _hold_soon(self, sealed: SealedBundle, attempts: int) -> None:
+        seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
+        self._hold(sealed, attempts, seconds + 1.0)
+
+    def reconsider(self) -> None:
+        """Look again at what each source offered last and was refused: the clock, the keys or the trust changed."""
+        for held in self._held.values():
+            held.at = min(held.at, self._clock.boottime())
+        self._wake()
 
     def _refused(
         self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False
@@ -257,7 +256,7 @@ class Keeper:
         ack = self._ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
         if repeated:
             return ack
-        self.counters.bump(self.counters.refused, verdict.code)
+        bump(self.counters.refused, verdict.code)
         self.last_refusal = ack
         say = self._log.error if verdict.alarm else self._log.warning
         seq = bundle.seq if bundle is not None else None
@@ -303,7 +302,7 @@ class Keeper:
                 self.step()
                 now = self._clock.now()
                 seconds = (self.store.next_wake(now) - now).total_seconds()
-                again = min((held.at for held in self._deferred.values()), default=float("inf"))
+                again = min((held.at for held in self._held.values()), default=float("inf"))
                 await self._sleep(min(seconds, again - self._clock.boottime()))
         finally:
             for task in self._tasks:
@@ -315,7 +314,7 @@ class Keeper:
         self.last_step = self._clock.boottime()
         for notice in self.store.tick(now):
             self._tell(notice)
-        for held in list(self._deferred.values()):
+        for held in list(self._held.values()):
             if held.at <= self.last_step:
                 held.at = float("inf")  # until it is judged, which defers it anew or not
                 self._spawn(self.offer(held.sealed), name=f"offer {held.sealed.origin}")
@@ -351,7 +350,7 @@ class Keeper:
         name = source.name
 
         def trouble(error: SourceError) -> None:
-            self.counters.bump(self.counters.source_troubles, name)
+            bump(self.counters.source_troubles, name)
             if self.source_state.get(name) != error.message:
                 # Once a change, not once an attempt: a source that is down for a night fills no journal.
                 self._log.warning("source.failed", source=name, reason=error.message)
@@ -412,7 +411,7 @@ class Keeper:
             if changed:
                 self._log.info("instance.absent", cloud=work.key.cloud)
             return
-        self.counters.bump(self.counters.issued, label)
+        bump(self.counters.issued, label)
         self.counters.last_issued[label] = now
         if changed:
             expires = issued.credential.expires_at
@@ -421,7 +420,7 @@ class Keeper:
             )
 
     def _failed(self, work: Work, failure: Failure, label: str) -> None:
-        self.counters.bump(self.counters.failures, f"{label}:{failure.code}")
+        bump(self.counters.failures, f"{label}:{failure.code}")
         self.store.failed(work, failure, self._clock.now())
         say = self._log.error if failure.denied else self._log.warning
         if work.attempt in (1, 2, 3, 5, 10) or work.attempt % 50 == 0:
@@ -440,9 +439,7 @@ class Keeper:
         shift = self._learn(server_time)
         if shift:
             self._log.warning("clock.corrected", seconds=round(shift, 1))
-            for held in self._deferred.values():
-                held.at = min(held.at, self._clock.boottime())
-            self._wake()
+            self.reconsider()
 
     async def id_token(self, audience: str) -> IdToken | None:
         """An identity token for ``audience``: the one held, or one minted now; every asker shares one flight.
@@ -482,9 +479,6 @@ class Keeper:
         say = {Event.IDENTITY: self._log.info, Event.ENDED: self._log.error, Event.HORIZON: self._log.warning}
         horizon = _stamp(notice.horizon) if notice.horizon is not None else None
         say[notice.event](notice.event, cloud=notice.cloud, origin=notice.origin, why=notice.why, horizon=horizon)
-
-
-_TIME_CODES: Final = frozenset({"not-yet-valid", "expired", "far-future"})
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:

@@ -43,7 +43,6 @@ from agent.core.model import (
     WebTokenGce,
     WebTokenInline,
     WebTokenUrl,
-    cloud_of,
 )
 from agent.core.refresh import AWS_AGE_FRACTION, AWS_LONGEST_AGE, GOOGLE_LEAD
 
@@ -163,6 +162,26 @@ def _span(grant_id: str, by_id: Mapping[str, Grant], now: datetime, trail: froze
         return _span(name, by_id, now, trail | {grant_id})
 
     match grant:
+        case AwsAssumeRole():
+            return _assumed(grant, base(grant.base), chained=not _is_user(by_id.get(grant.base)), now=now)
+        case AwsWebIdentity():
+            length = timedelta(seconds=grant.duration_seconds)
+            token = _web_token(grant.token, now)
+            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", _aws_age(length), now)
+        case GcpImpersonation():
+            return _impersonated(base(grant.base), grant.lifetime_seconds, now)
+        case GcpExternalAccount():
+            source = _web_token(grant.token, now) if grant.token is not None else base(grant.base or INSTANCE)
+            if grant.service_account is not None:
+                return _impersonated(source, grant.lifetime_seconds, now)
+            return _minted(source, GOOGLE_LONGEST, "Google's token exchange", _google_age(GOOGLE_LONGEST), now)
+        case _:
+            return _alone(grant)
+
+
+def _alone(grant: AwsSession | AwsKeys | HttpBroker | GcpToken | GcpAuthorizedUser | GcpServiceAccount | Env) -> _Span:
+    """How long a grant works that needs no other."""
+    match grant:
         case AwsSession():
             return _Span(utc(grant.expires_at), None, "the session ends")
         case GcpToken():
@@ -175,21 +194,8 @@ def _span(grant_id: str, by_id: Mapping[str, Grant], now: datetime, trail: froze
             return _Span(None, "the user's refresh token", "it lasts until the refresh token is revoked")
         case GcpServiceAccount():
             return _Span(None, "the service account's key", "it lasts until the key is revoked")
-        case AwsAssumeRole():
-            return _assumed(grant, base(grant.base), chained=_is_role_session(grant.base, by_id), now=now)
-        case AwsWebIdentity():
-            length = timedelta(seconds=grant.duration_seconds)
-            token = _web_token(grant.token, now)
-            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", _aws_age(length), now)
-        case GcpImpersonation():
-            return _impersonated(base(grant.base), grant.lifetime_seconds, now)
-        case GcpExternalAccount():
-            source = _web_token(grant.token, now) if grant.token is not None else base(grant.base or INSTANCE)
-            if grant.service_account is not None:
-                return _impersonated(source, grant.lifetime_seconds, now)
-            return _minted(source, GOOGLE_LONGEST, "Google's token exchange", _google_age(GOOGLE_LONGEST), now)
         case Env():
-            return _Span(None, None, "variables do not end", (f"grant {grant_id!r} holds variables, no identity",))
+            return _Span(None, None, "variables do not end", (f"grant {grant.id!r} holds variables, no identity",))
         case _:
             assert_never(grant)
 
@@ -209,7 +215,8 @@ def _impersonated(base: _Span, lifetime_seconds: int, now: datetime) -> _Span:
     span = _minted(base, length, "service account impersonation", _google_age(length), now)
     if length <= GOOGLE_LONGEST:
         return span
-    said = "impersonated tokens of more than 1 h need the policy constraints/iam.allowServiceAccountCredentialLifetimeExtension"
+    policy = "constraints/iam.allowServiceAccountCredentialLifetimeExtension"
+    said = f"impersonated tokens of more than 1 h need the organization policy {policy}"
     return span._replace(warnings=(*span.warnings, said))
 
 
@@ -235,20 +242,15 @@ def _google_age(length: timedelta) -> timedelta:
     return length - low if length > 2 * high else length / 2
 
 
-def _is_role_session(base: str, by_id: Mapping[str, Grant]) -> bool:
-    """Whether assuming a role with that base is chaining. A finished session of unknown making is taken for a role's."""
-    match by_id.get(base):
-        case AwsKeys():
-            return False
-        case AwsSession(role_arn=role_arn, role_name=role_name, session_token=_) as session:
-            return role_arn is not None or role_name is not None or not _is_user_session(session)
-        case _:
-            return True
+def _is_user(base: Grant | None) -> bool:
+    """Whether assuming a role with that base is *not* chaining, since it is an IAM user and no role.
 
-
-def _is_user_session(session: AwsSession) -> bool:
-    """Whether the sender has said that the session is an IAM user's (``GetSessionToken``): account without a role."""
-    return session.account_id is not None and session.role_arn is None
+    A finished session shows it by naming an account and no role, as ``credential-agent seal`` writes one that came from
+    ``GetSessionToken``. A session that tells nothing is taken for a role's, which is the shorter guess.
+    """
+    if isinstance(base, AwsSession):
+        return base.account_id is not None and base.role_arn is None and base.role_name is None
+    return isinstance(base, AwsKeys)
 
 
 def _host(url: str) -> str:

@@ -444,6 +444,14 @@ class Store:
             return f"grant {grant_id!r} is refused ({slot.failure.code}): {slot.failure.message}"
         return f"grant {grant_id!r} stands on a finished credential that nothing on this worker can renew"
 
+    def at_the_end(self, cloud: Cloud) -> str:
+        """What will follow the end of what is served, in words: it is to be known before it happens."""
+        if self._bundle is None or cloud not in self._bundle.routes:
+            return "nothing ends it"
+        if cloud in self._policy.fallback and self._on_expiry(cloud) is OnExpiry.FALLBACK:
+            return "the machine's own identity is served"
+        return "requests are refused until a new bundle comes"
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _activate(self, bundle: Bundle, now: datetime) -> None:

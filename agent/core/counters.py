@@ -1,0 +1,32 @@
+"""What metrics count. Plain numbers, written by the keeper, read by the report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+
+class Counters(msgspec.Struct):
+    """Since the start of the process.
+
+    Attributes:
+        accepted, same: verdicts on bundles.
+        refused: refusals by code.
+        source_troubles: failed attempts by source.
+        issued, failures: by ``cloud:grant`` and ``cloud:grant:code``.
+        last_issued: when each credential last came.
+    """
+
+    accepted: int = 0
+    same: int = 0
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    source_troubles: dict[str, int] = msgspec.field(default_factory=dict)
+    issued: dict[str, int] = msgspec.field(default_factory=dict)
+    failures: dict[str, int] = msgspec.field(default_factory=dict)
+    last_issued: dict[str, datetime] = msgspec.field(default_factory=dict)
+
+
+def bump(table: dict[str, int], key: str) -> None:
+    """Count one more ``key``."""
+    table[key] = table.get(key, 0) + 1

@@ -1,0 +1,105 @@
+"""Which machine this is, as its metadata service says: the names a bundle may be addressed to, and what SDKs ask.
+
+``None`` where the machine is not in that cloud; :class:`UpstreamError` where it should be and nothing answers now.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from agent.core.view import Facts
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError
+from agent.wire import ec2 as ec2_wire
+from agent.wire.http import WireError
+
+_INSTANCE_ID_PATH = "/latest/meta-data/instance-id"
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What one cloud says of this machine.
+
+    Attributes:
+        instance_id: with the cloud in front (``aws:i-0123``): no two clouds share one.
+        audiences: the URNs by which a bundle can be addressed to this very machine (FORMAT.md, claim ``aud``).
+        server_time: the service's ``Date``.
+    """
+
+    instance_id: str
+    audiences: frozenset[str]
+    facts: Facts
+    server_time: datetime | None = None
+
+
+async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
+    """Ask EC2.
+
+    Raises:
+        UpstreamError: it did not answer, or not sensibly: ask again.
+    """
+    try:
+        answer = await ec2.request("GET", ec2_wire.IDENTITY_PATH)
+        if answer.status == 200:
+            identity = ec2_wire.parse_identity(answer.body)
+        else:
+            # Emulators and some clouds have no identity document: the bare id is enough to tell machines apart.
+            bare = await ec2.get(_INSTANCE_ID_PATH)
+            identity = ec2_wire.InstanceIdentity(
+                region="", instance_id=bare.decode("ascii", "replace") if bare else None
+            )
+    except NotHere:
+        return None
+    except WireError as error:
+        raise UpstreamError(f"the instance identity document: {error.message}", code="protocol") from None
+    if not identity.instance_id:
+        return None
+    account, region = identity.account_id, identity.region
+    named = {f"urn:credbundle:instance:aws:{account}:{region}:{identity.instance_id}"} if account and region else set()
+    return Machine(
+        instance_id=f"aws:{identity.instance_id}",
+        audiences=frozenset(named),
+        facts=Facts(
+            region=region or None,
+            availability_zone=identity.availability_zone,
+            account_id=account,
+            instance_id=identity.instance_id,
+        ),
+        server_time=answer.date,
+    )
+
+
+async def gce_machine(gce: GceMetadata) -> Machine | None:
+    """Ask GCE.
+
+    Raises:
+        UpstreamError: it did not answer, or not sensibly: ask again.
+    """
+    try:
+        answer = await gce.request("GET", "/computeMetadata/v1/instance/id")
+        if answer.status != 200:
+            return None
+        project = await gce.get("/computeMetadata/v1/project/project-id")
+        number = await gce.get("/computeMetadata/v1/project/numeric-project-id")
+        zone = await gce.get("/computeMetadata/v1/instance/zone")
+    except NotHere:
+        return None
+    instance_id = answer.body.decode("ascii", "replace").strip()
+    if not instance_id.isdigit():
+        raise UpstreamError("the instance id is not a number", code="protocol")
+    project_id = _text(project)
+    named = {f"urn:credbundle:instance:gcp:{project_id}:{instance_id}"} if project_id else set()
+    return Machine(
+        instance_id=f"gcp:{instance_id}",
+        audiences=frozenset(named),
+        facts=Facts(
+            project_id=project_id,
+            numeric_project_id=_text(number),
+            zone=(_text(zone) or "").rpartition("/")[2] or None,
+        ),
+        server_time=answer.date,
+    )
+
+
+def _text(data: bytes | None) -> str | None:
+    return data.decode("ascii", "replace").strip() or None if data is not None else None

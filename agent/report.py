@@ -1,0 +1,255 @@
+"""What an operator sees: the status document and the metrics, both from the same facts.
+
+The question they answer at 3 a.m. is "which identity does this worker use, and until when?". No secret is in either; an
+access key id is shown by its last four characters only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import agent
+from agent.core.counters import Counters
+from agent.core.model import AwsCredential, Cloud
+from agent.core.source import Ack
+from agent.core.store import Store
+from agent.core.view import Absent, Ended, Live, Origin, Pending
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+_STATE = {Live: "live", Pending: "pending", Ended: "ended", Absent: "absent"}
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What the report needs beside the store.
+
+    Attributes:
+        wall_error_seconds: how far the machine's wall clock is ahead of our estimate of the time.
+        clock_samples: how many of the clouds' ``Date`` the estimate stands on.
+        sources: each source and how it is: ``ok``, ``starting`` or what ails it.
+        refusal: the last bundle that was refused.
+        memory_unwritten: the state directory could not be written: a restart would forget.
+        keys: the key ids by which this worker can be addressed.
+        requests: requests answered, by door and status.
+    """
+
+    started: datetime
+    wall_error_seconds: float
+    clock_samples: int
+    sources: Mapping[str, str]
+    refusal: Ack | None
+    memory_unwritten: bool
+    keys: tuple[str, ...]
+    audiences: tuple[str, ...]
+    requests: Mapping[tuple[str, int], int] = {}
+
+
+def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
+    """The status document, ready for JSON."""
+    bundle = store.bundle
+    return {
+        "version": agent.__version__,
+        "now": _stamp(now),
+        "started": _stamp(vitals.started),
+        "instance_id": store.memory.instance_id,
+        "clouds": {str(cloud): _cloud(store, cloud, now) for cloud in Cloud},
+        "bundle": None
+        if bundle is None
+        else {
+            "issuer": bundle.issuer,
+            "subject": bundle.subject,
+            "id": bundle.bundle_id,
+            "seq": bundle.seq,
+            "origin": bundle.origin,
+            "signer": bundle.signer,
+            "recipient": bundle.recipient,
+            "issued_at": _stamp(bundle.issued_at),
+            "lease_until": _stamp(bundle.lease_until),
+            "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
+            "on_expiry": bundle.on_expiry,
+            "set_aside": [msgspec.to_builtins(aside) for aside in bundle.set_aside],
+            "variables": sorted(store.variables()),
+        },
+        "credentials": [
+            {
+                "cloud": str(slot.cloud),
+                "grant": slot.id,
+                "type": slot.type,
+                "expires_at": _stamp(slot.expires_at),
+                "next_attempt_at": _stamp(slot.renew_at),
+                "failures_in_a_row": slot.attempts,
+                "last_failure": None
+                if slot.failure is None
+                else {
+                    "code": slot.failure.code,
+                    "reason": slot.failure.message,
+                    "permanent": slot.failure.denied,
+                    "at": _stamp(slot.failure.at),
+                },
+            }
+            for slot in store.slots()
+        ],
+        "sticky": sorted(str(cloud) for cloud in store.memory.decided),
+        "sources": dict(vitals.sources),
+        "last_refusal": None
+        if vitals.refusal is None
+        else {
+            "origin": vitals.refusal.origin,
+            "code": vitals.refusal.code,
+            "reason": vitals.refusal.reason,
+            "seq": vitals.refusal.seq,
+            "at": _stamp(vitals.refusal.at),
+        },
+        "bundles": {"accepted": counters.accepted, "same": counters.same, "refused": dict(counters.refused)},
+        "clock": {
+            "wall_error_seconds": round(vitals.wall_error_seconds, 3),
+            "samples": vitals.clock_samples,
+            "trusted": vitals.clock_samples > 0,
+        },
+        "keys": list(vitals.keys),
+        "audiences": list(vitals.audiences),
+        "memory_unwritten": vitals.memory_unwritten,
+    }
+
+
+def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
+    answer = store.view(cloud, now)
+    horizon = store.horizon(cloud, now)
+    live = isinstance(answer, Live)
+    document: dict[str, Any] = {
+        "state": _STATE[type(answer)],
+        "origin": str(store.origin(cloud, now)),
+        "identity": answer.name if live else None,
+        "why": None if live else answer.why,
+        "expires_at": _stamp(answer.credential.expires_at) if live else None,
+        "horizon": _stamp(horizon),
+        "horizon_reason": store.horizon_reason(cloud) if live else None,
+        "at_the_end": store.at_the_end(cloud),
+    }
+    if live and isinstance(answer.credential, AwsCredential):
+        document["access_key_id"] = f"...{answer.credential.access_key_id[-4:]}"
+        document["role_arn"] = answer.credential.role_arn
+        document["account_id"] = answer.credential.account_id
+    return document
+
+
+def metrics(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> bytes:
+    """The metrics in the Prometheus text format.
+
+    Every name begins with ``credential_agent_``. ``expires_seconds`` is what to alert on; ``horizon_seconds`` is absent
+    while nothing ends a cloud.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - 3 MB that few workers need
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(store, counters, vitals, now))
+    return bytes(generate_latest(registry))
+
+
+class _Collector:
+    """Makes the families anew at each scrape, from the store itself: nothing can go stale."""
+
+    def __init__(self, store: Store, counters: Counters, vitals: Vitals, now: datetime) -> None:
+        self._store, self._counters, self._vitals, self._now = store, counters, vitals, now
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``prometheus_client``."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - as above
+
+        def gauge(name: str, text: str, labels: tuple[str, ...], rows: list[tuple[tuple[str, ...], float]]) -> Metric:
+            family = GaugeMetricFamily(f"credential_agent_{name}", text, labels=labels)
+            for values, number in rows:
+                family.add_metric(values, number)
+            return family
+
+        def counter(name: str, text: str, labels: tuple[str, ...], rows: list[tuple[tuple[str, ...], float]]) -> Metric:
+            family = CounterMetricFamily(f"credential_agent_{name}", text, labels=labels)
+            for values, number in rows:
+                family.add_metric(values, number)
+            return family
+
+        store, counters, vitals, now = self._store, self._counters, self._vitals, self._now
+        answers = {cloud: store.view(cloud, now) for cloud in Cloud}
+        origins = {cloud: store.origin(cloud, now) for cloud in Cloud}
+        yield gauge("info", "The running version.", ("version",), [((agent.__version__,), 1.0)])
+        yield gauge(
+            "state",
+            "1 for the state each cloud is in.",
+            ("cloud", "state"),
+            [((c, s), float(_STATE[type(answers[c])] == s)) for c in Cloud for s in _STATE.values()],
+        )
+        yield gauge(
+            "origin",
+            "1 for whose identity each cloud has.",
+            ("cloud", "origin"),
+            [((c, o), float(origins[c] is o)) for c in Cloud for o in Origin],
+        )
+        yield gauge(
+            "expires_seconds",
+            "Seconds until the credential being served expires.",
+            ("cloud",),
+            [((c,), _left(a.credential.expires_at, now)) for c, a in answers.items() if isinstance(a, Live)],
+        )
+        yield gauge(
+            "horizon_seconds",
+            "Seconds until a cloud can no longer be served if nothing new arrives; absent when nothing ends it.",
+            ("cloud",),
+            [((c,), _left(h, now)) for c in Cloud if (h := store.horizon(c, now)) is not None],
+        )
+        yield gauge("bundle_seq", "The seq in force.", (), [((), float(store.bundle.seq))] if store.bundle else [])
+        yield counter("bundles_accepted", "Bundles accepted.", (), [((), counters.accepted)])
+        yield counter("bundles_refused", "Bundles refused.", ("code",), _rows(counters.refused))
+        yield counter("source_failures", "Failed attempts of a source.", ("source",), _rows(counters.source_troubles))
+        yield gauge(
+            "source_up", "1 while a source is well.", ("source",), [((n,), float(s == "ok")) for n, s in _pairs(vitals)]
+        )
+        yield counter("credentials_issued", "Credentials issued.", ("cloud", "grant"), _rows(counters.issued))
+        yield counter("issue_failures", "Failed issues.", ("cloud", "grant", "code"), _rows(counters.failures))
+        yield gauge(
+            "last_issued_age_seconds",
+            "Seconds since a credential was last issued.",
+            ("cloud", "grant"),
+            [(tuple(k.split(":")), (now - at) / timedelta(seconds=1)) for k, at in counters.last_issued.items()],
+        )
+        yield gauge(
+            "renewal_failing",
+            "1 while the last attempt to issue a credential failed; 2 when it was refused.",
+            ("cloud", "grant"),
+            [((s.cloud, s.id), 0.0 if s.failure is None else 2.0 if s.failure.denied else 1.0) for s in store.slots()],
+        )
+        yield gauge(
+            "clock_wall_error_seconds",
+            "How far the wall clock is ahead of the clouds' time.",
+            (),
+            [((), vitals.wall_error_seconds)],
+        )
+        yield gauge("memory_unwritten", "1 when a restart would forget.", (), [((), float(vitals.memory_unwritten))])
+        yield counter(
+            "http_requests",
+            "Requests answered.",
+            ("door", "status"),
+            [((door, str(code)), number) for (door, code), number in vitals.requests.items()],
+        )
+
+
+def _pairs(vitals: Vitals) -> list[tuple[str, str]]:
+    return sorted(vitals.sources.items())
+
+
+def _rows(table: Mapping[str, int]) -> list[tuple[tuple[str, ...], float]]:
+    return [(tuple(key.split(":", 2)), float(number)) for key, number in sorted(table.items())]
+
+
+def _left(moment: datetime, now: datetime) -> float:
+    return max((moment - now).total_seconds(), 0.0)
+
+
+def _stamp(moment: datetime | None) -> str | None:
+    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
