@@ -1,0 +1,77 @@
+"""The bundle: a sealed, signed message that carries credentials to workers. FORMAT.md is its specification.
+
+This room is a codec: bytes to values and back, strict in both directions, no I/O, no clock. It does not remember what
+was accepted (that is the store's) and does not hold keys (that is :mod:`agent.keys`).
+
+For a control plane written in Python the face is small::
+
+    from agent import bundle
+
+    sender = bundle.SigningKey.parse(signing_jwk_text)
+    worker = bundle.RecipientKey.parse(worker_public_jwk_or_pem_text)
+    sealed = bundle.seal(
+        signer=sender,
+        recipients=[worker],
+        issuer="https://control.example",
+        subject="user:alice",
+        audiences=[bundle.audience_cluster("c-42")],
+        now=datetime.now(UTC),
+        grants=[{"type": "aws-session", "id": "alice", "access_key_id": ..., ...}],
+    )
+
+What is promised: the names in ``__all__`` and the format. A producer written from FORMAT.md in another language makes
+bundles that every later agent of the same ``ver`` accepts, unless accepting them turns out to be a security hole.
+"""
+
+from __future__ import annotations
+
+from agent.bundle.claims import is_refused_variable
+from agent.bundle.codes import Code
+from agent.bundle.envelope import (
+    LARGEST_BYTES,
+    MAX_BYTES,
+    MEDIA_TYPE,
+    Envelope,
+    KeyAlg,
+    Recipient,
+    parse_envelope,
+)
+from agent.bundle.jwk import OpeningKey, RecipientKey, SigningKey, VerifyKey, thumbprint
+from agent.bundle.open import LEEWAY, decrypt, verify
+from agent.bundle.seal import (
+    DEFAULT_ACCEPT,
+    audience_aws_instance,
+    audience_cluster,
+    audience_gcp_instance,
+    audience_key,
+    seal,
+)
+from agent.bundle.trust import Signer, Trust
+
+__all__ = [
+    "DEFAULT_ACCEPT",
+    "LARGEST_BYTES",
+    "LEEWAY",
+    "MAX_BYTES",
+    "MEDIA_TYPE",
+    "Code",
+    "Envelope",
+    "KeyAlg",
+    "OpeningKey",
+    "Recipient",
+    "RecipientKey",
+    "Signer",
+    "SigningKey",
+    "Trust",
+    "VerifyKey",
+    "audience_aws_instance",
+    "audience_cluster",
+    "audience_gcp_instance",
+    "audience_key",
+    "decrypt",
+    "is_refused_variable",
+    "parse_envelope",
+    "seal",
+    "thumbprint",
+    "verify",
+]

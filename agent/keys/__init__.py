@@ -1,0 +1,20 @@
+"""The worker's own keys, behind one question: "what is the content key of this recipient entry?".
+
+In memory (:mod:`agent.keys.local`) or in a cloud's key service that never gives them out (:mod:`agent.keys.aws_kms`,
+:mod:`agent.keys.gcp_kms`); :class:`Keyring` holds them together and opens bundles.
+"""
+
+from __future__ import annotations
+
+from agent.keys.local import LocalKey, ephemeral_key, load_credential, load_key_file
+from agent.keys.ring import MAX_TRIES, Keyring, WorkerKey
+
+__all__ = [
+    "MAX_TRIES",
+    "Keyring",
+    "LocalKey",
+    "WorkerKey",
+    "ephemeral_key",
+    "load_credential",
+    "load_key_file",
+]
