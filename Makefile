@@ -1,0 +1,73 @@
+# Everything a person or CI does here. Needs git, make, python3 (3.11 or later) and python3-venv; no root, and nothing is
+# written outside this folder (pip's own cache aside).
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+# What the caller's shell says about other Pythons must not leak into this one.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip --quiet --no-input
+
+.PHONY: help
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(VENV)/.package ## set up .venv from the lock (the others do it for you)
+
+# Two stamps: the locked packages (slow, changes with the lock) and ourselves (quick, changes with pyproject.toml).
+$(VENV)/.locked: requirements/test.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: python 3.11 or later is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1); try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: the venv module of $(PYTHON) is missing; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV) (a minute or two, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.locked pyproject.toml agent/__init__.py
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.package ## the main job on an embedded cloud, in a minute; KEEP=1 leaves it running
+	@exec $(BIN)/python -m tests.demo $(if $(filter-out 0,$(KEEP)),--keep) $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.package ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
+	@exec $(BIN)/python -m pytest -n auto $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.package ## format, lint, types and the walls between the rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.package ## format and fix what can be fixed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.
+LOCK := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-annotate --custom-compile-command 'make lock' $(ARGS)
+
+.PHONY: lock
+lock: ## resolve pyproject.toml and requirements/test.in anew (ARGS=--upgrade for newer versions)
+	@test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/python -m pip --quiet install uv; }
+	$(LOCK) pyproject.toml --output-file requirements/runtime.txt
+	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
+
+.PHONY: clean
+clean: ## remove everything that was made here
+	rm -rf $(VENV) $(VENV)-lock build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
