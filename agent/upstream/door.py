@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -411,8 +412,10 @@ def _translate(error: BaseException, origin: str) -> UpstreamError:
         case aiohttp.ClientConnectorDNSError():
             return UpstreamError(f"the name in {origin} does not resolve", code="network")
         case aiohttp.ClientConnectorError():
-            reason = error.os_error.strerror or type(error.os_error).__name__
-            return UpstreamError(f"cannot connect to {origin}: {reason.lower()}", code="network")
+            # asyncio puts its own words and the address into strerror; the system's are plainer.
+            number = error.os_error.errno
+            reason = os.strerror(number).lower() if number is not None else type(error.os_error).__name__
+            return UpstreamError(f"cannot connect to {origin}: {reason}", code="network")
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             return UpstreamError(f"{origin} closed the connection without an answer", code="network")
         case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError():

@@ -1,0 +1,391 @@
+"""AWS credentials from grants: sessions, keys, roles, web identities, brokers."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.model import (
+    AwsAssumeRole,
+    AwsCredential,
+    AwsKeys,
+    AwsSession,
+    AwsWebIdentity,
+    Expect,
+    HttpBroker,
+    WebTokenInline,
+)
+from agent.core.secret import Secret
+from agent.providers.refusals import from_upstream, passing_status, word
+from agent.providers.regions import main_region
+from agent.providers.remote import AllowList
+from agent.providers.settings import MintSettings
+from agent.providers.sigv4 import SigningKeys
+from agent.providers.sts import Sts, StsAnswer, aware, broken, ready
+from agent.providers.webtoken import WebTokens
+from agent.upstream import Ec2Metadata, Upstream, UpstreamError
+
+#: What AWS allows a role session that was made from another role session, whatever the role's own maximum.
+CHAINING_CAP_SECONDS: Final = 3600
+_REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}")
+_ACCESS_KEY_ID: Final = re.compile(r"[A-Z0-9]{16,128}")
+_MAX_BROKER_BYTES: Final = 65536
+_REGION_PATH: Final = "/latest/meta-data/placement/region"
+
+
+class Minted(msgspec.Struct, frozen=True):
+    """A new AWS credential and the ``Date`` of the answer that brought it."""
+
+    credential: AwsCredential
+    server_time: datetime | None
+
+
+class AwsMint:
+    """Issues AWS credentials.
+
+    Args:
+        ec2: the machine's own metadata service: asked for the region when nothing else says it.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: MintSettings,
+        allowed: AllowList,
+        tokens: WebTokens,
+        ec2: Ec2Metadata | None,
+    ) -> None:
+        self._upstream = upstream
+        self._settings = settings
+        self._allowed = allowed
+        self._tokens = tokens
+        self._ec2 = ec2
+        self._sts = Sts(upstream, settings.sts_endpoint, settings.request_timeout_seconds)
+        # Mutable state: facts learned once. Never a credential.
+        self._here: str | None = None
+        self._capped: set[str] = set()  # role ARNs that refused more than an hour
+
+    async def session(self, grant: AwsSession, now: datetime) -> Minted:
+        """A finished session is its own credential."""
+        credential = AwsCredential(
+            access_key_id=grant.access_key_id,
+            secret_access_key=grant.secret_access_key,
+            session_token=grant.session_token,
+            issued_at=now,
+            expires_at=datetime.fromtimestamp(grant.expires_at, UTC),
+            account_id=grant.account_id or account_of(grant.role_arn),
+            role_arn=grant.role_arn,
+            role_name=grant.role_name,
+        )
+        return Minted(credential, None)
+
+    async def keys(self, grant: AwsKeys, now: datetime) -> Minted:
+        """Exchange long-term keys for a session (``GetSessionToken``)."""
+        region = await self.region(grant.region, None)
+        keys = SigningKeys(grant.access_key_id, grant.secret_access_key)
+        parameters = {"DurationSeconds": grant.duration_seconds}
+        answer = await self._sts.call("GetSessionToken", parameters, region=region, keys=keys, now=now)
+        return await self._probed(_minted("GetSessionToken", answer, now), grant.expect, region, now)
+
+    async def assume_role(self, grant: AwsAssumeRole, base: AwsCredential, now: datetime) -> Minted:
+        """Assume a role with the credential of another grant or of the machine (``AssumeRole``).
+
+        A role session can make another for one hour at most (role chaining), and a role may allow less than the grant
+        asks for. An hour is always allowed: a shorter life is better than none.
+        """
+        region = await self.region(grant.region, grant.role_arn)
+        parameters: dict[str, Any] = {"RoleArn": grant.role_arn, "RoleSessionName": grant.session_name}
+        optional: dict[str, Any] = {
+            "ExternalId": grant.external_id,
+            "Policy": grant.policy,
+            "PolicyArns": [{"arn": arn} for arn in grant.policy_arns],
+            "Tags": [{"Key": key, "Value": value} for key, value in grant.tags.items()],
+            "TransitiveTagKeys": list(grant.transitive_tag_keys),
+            "SourceIdentity": grant.source_identity,
+        }
+        parameters |= {name: value for name, value in optional.items() if value}
+        confidential = [Secret(grant.external_id)] if grant.external_id else []
+        chained = is_role_session(base)
+        duration = min(grant.duration_seconds, CHAINING_CAP_SECONDS) if chained else grant.duration_seconds
+        answer = await self._capped_call(
+            "AssumeRole", parameters, duration, region=region, keys=_keys_of(base), now=now, confidential=confidential
+        )
+        minted = _minted("AssumeRole", answer, now)
+        return await self._probed(minted, grant.expect, region, now)
+
+    async def web_identity(self, grant: AwsWebIdentity, now: datetime) -> Minted:
+        """Assume a role with an OpenID Connect token (``AssumeRoleWithWebIdentity``): unsigned, and not chaining."""
+        region = await self.region(grant.region, grant.role_arn)
+        token = await self._tokens.fetch(grant.token)
+        parameters: dict[str, Any] = {
+            "RoleArn": grant.role_arn,
+            "RoleSessionName": grant.session_name,
+            "WebIdentityToken": token.reveal(),
+        }
+        if grant.policy is not None:
+            parameters["Policy"] = grant.policy
+        operation = "AssumeRoleWithWebIdentity"
+        try:
+            answer = await self._capped_call(
+                operation,
+                parameters,
+                grant.duration_seconds,
+                region=region,
+                keys=None,
+                now=now,
+                confidential=[token],
+            )
+        except Denied as error:
+            if error.code in {"ExpiredToken", "ExpiredTokenException"} and not isinstance(grant.token, WebTokenInline):
+                # Something else keeps the token fresh, and has not yet: the next look may find a new one.
+                raise Transient(
+                    error.message, hint=error.hint, code=error.code, server_time=error.server_time
+                ) from None
+            raise
+        return await self._probed(_minted(operation, answer, now), grant.expect, region, now)
+
+    async def broker(self, grant: HttpBroker, now: datetime) -> Minted:
+        """Ask an upstream that speaks the container-credentials protocol."""
+        doing = "credential broker"
+        reach = self._allowed.check(grant.url, doing)
+        headers = {"Accept": "application/json"}
+        if grant.authorization is not None:
+            headers["Authorization"] = grant.authorization.reveal()
+        try:
+            answer = await self._upstream.request(
+                "GET",
+                grant.url,
+                headers=headers,
+                timeout_seconds=self._settings.request_timeout_seconds,
+                max_bytes=_MAX_BROKER_BYTES,
+                reach=reach,
+            )
+        except UpstreamError as error:
+            raise from_upstream(error, doing) from None
+        # Over plain http anybody on the way could move our clock with a Date: only TLS is believed.
+        server_time = answer.date if grant.url.startswith("https:") else None
+        if answer.status != 200:
+            kind: type[ProviderError] = Transient if passing_status(answer.status) else Denied
+            raise kind(
+                f"{doing}: expected 200, got {answer.status}",
+                hint="the bundle's authorization for the broker is not accepted" if answer.status == 401 else None,
+                code=_broker_code(answer.body, answer.status),
+                server_time=server_time,
+            )
+        try:
+            document = msgspec.json.decode(answer.body, type=_ContainerCredentials)
+            expires_at = timestamp(document.expiration)
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            raise Transient(f"{doing}: the answer is not a credential document", code="protocol") from None
+        credential = AwsCredential(
+            access_key_id=document.access_key_id,
+            secret_access_key=Secret(document.secret_access_key),
+            session_token=Secret(document.token),
+            issued_at=now,
+            expires_at=expires_at,
+            account_id=document.account_id or account_of(document.role_arn),
+            role_arn=document.role_arn,
+        )
+        _usable(credential, doing, now, server_time)
+        if grant.expect is None or not self._settings.probe:
+            return Minted(credential, server_time)
+        region = await self.region(grant.region, grant.expect.arn)
+        return await self._probed(Minted(credential, server_time), grant.expect, region, now)
+
+    async def region(self, named: str | None, arn: str | None) -> str:
+        """The region to ask: the grant's, the configuration's, the machine's, or the partition's main one."""
+        await ready()
+        if named is not None:
+            return named
+        if self._settings.region is not None:
+            return self._settings.region
+        if self._here is None and self._ec2 is not None:
+            try:
+                body = await self._ec2.get(_REGION_PATH)
+            except UpstreamError:
+                body = None  # asked again next time; a region is a matter of distance, not of right or wrong
+            text = (body or b"").decode("latin-1").strip()
+            if _REGION.fullmatch(text):
+                self._here = text
+        return self._here or main_region(arn)
+
+    async def _capped_call(
+        self,
+        operation: str,
+        parameters: dict[str, Any],
+        duration: int,
+        *,
+        region: str,
+        keys: SigningKeys | None,
+        now: datetime,
+        confidential: list[Secret],
+    ) -> StsAnswer:
+        role = parameters["RoleArn"]
+        if role in self._capped:
+            duration = min(duration, CHAINING_CAP_SECONDS)
+        try:
+            return await self._sts.call(
+                operation,
+                {**parameters, "DurationSeconds": duration},
+                region=region,
+                keys=keys,
+                now=now,
+                confidential=confidential,
+            )
+        except Denied as error:
+            # "The requested DurationSeconds exceeds the MaxSessionDuration set for this role" and "... exceeds the
+            # 1 hour session limit for roles assumed by role chaining" have no code of their own.
+            about_duration = error.code == "ValidationError" and "DurationSeconds" in error.message
+            if not about_duration or duration <= CHAINING_CAP_SECONDS:
+                raise
+        answer = await self._sts.call(
+            operation,
+            {**parameters, "DurationSeconds": CHAINING_CAP_SECONDS},
+            region=region,
+            keys=keys,
+            now=now,
+            confidential=confidential,
+        )
+        self._capped.add(role)
+        return answer
+
+    async def _probed(self, minted: Minted, expect: Expect | None, region: str, now: datetime) -> Minted:
+        """Ask who the new credential is, when the grant says who it must be: before anybody is given it.
+
+        Raises:
+            Denied: ``unexpected-identity``.
+        """
+        if expect is None or not self._settings.probe or (expect.account_id is None and expect.arn is None):
+            return minted
+        credential = minted.credential
+        operation = "GetCallerIdentity"
+        answer = await self._sts.call(operation, {}, region=region, keys=_keys_of(credential), now=now)
+        account, arn = answer.result.get("Account"), answer.result.get("Arn")
+        if not isinstance(account, str) or not isinstance(arn, str):
+            raise broken(operation, answer.server_time)
+        if expect.account_id not in {None, account} or not (expect.arn is None or same_identity(expect.arn, arn)):
+            raise Denied(
+                f"the new credential is {arn}, expected {expect.arn or f'account {expect.account_id}'}",
+                hint="the one served before is kept; correct the grant or what it expects",
+                code="unexpected-identity",
+                server_time=answer.server_time,
+            )
+        known = msgspec.structs.replace(
+            credential, account_id=account, role_arn=credential.role_arn or (arn if ":assumed-role/" in arn else None)
+        )
+        return Minted(known, answer.server_time or minted.server_time)
+
+
+class _ContainerCredentials(msgspec.Struct, frozen=True, rename="pascal"):
+    """The document of the container-credentials protocol. Members beside these are ignored."""
+
+    access_key_id: str
+    secret_access_key: str
+    token: str
+    expiration: str
+    account_id: str | None = None
+    role_arn: str | None = None
+
+
+class _BrokerRefusal(msgspec.Struct, frozen=True):
+    code: str | None = None
+
+
+def timestamp(text: str) -> datetime:
+    """An RFC 3339 timestamp as aware UTC.
+
+    Raises:
+        ValueError: it is none, or has no zone.
+    """
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError("no zone")
+    return instant.astimezone(UTC)
+
+
+def account_of(arn: str | None) -> str | None:
+    """The account in an ARN."""
+    if arn is None:
+        return None
+    parts = arn.split(":", 5)
+    return parts[4] if len(parts) == 6 and re.fullmatch(r"[0-9]{12}", parts[4]) else None
+
+
+def is_role_session(credential: AwsCredential) -> bool:
+    """Whether the credential is known to be a role's, so that a role made from it is chained."""
+    arn = credential.role_arn or ""
+    return credential.role_name is not None or ":assumed-role/" in arn or ":role/" in arn
+
+
+def same_identity(expected: str, caller: str) -> bool:
+    """Whether the caller's ARN is the expected one.
+
+    A role is named either by its session (``arn:aws:sts::1:assumed-role/NAME/session``, compared whole) or by itself
+    (``arn:aws:iam::1:role/path/NAME``, whose path a session's ARN does not have).
+    """
+    if expected == caller:
+        return True
+    mine, theirs = expected.split(":", 5), caller.split(":", 5)
+    if len(mine) != 6 or len(theirs) != 6 or mine[2] != "iam" or theirs[2] != "sts":
+        return False
+    kind, _, path = mine[5].partition("/")
+    session = theirs[5].split("/")
+    same_account = mine[1] == theirs[1] and mine[4] == theirs[4]
+    return (
+        same_account
+        and kind == "role"
+        and len(session) == 3
+        and session[0] == "assumed-role"
+        and session[1] == path.rsplit("/", 1)[-1]
+    )
+
+
+def _keys_of(credential: AwsCredential) -> SigningKeys:
+    return SigningKeys(credential.access_key_id, credential.secret_access_key, credential.session_token)
+
+
+def _minted(operation: str, answer: StsAnswer, now: datetime) -> Minted:
+    try:
+        found = answer.result["Credentials"]
+        arn = answer.result.get("AssumedRoleUser", {}).get("Arn")
+        credential = AwsCredential(
+            access_key_id=found["AccessKeyId"],
+            secret_access_key=Secret(found["SecretAccessKey"]),
+            session_token=Secret(found["SessionToken"]),
+            issued_at=now,
+            expires_at=aware(found["Expiration"]),
+            account_id=account_of(arn),
+            role_arn=arn,
+        )
+    except (LookupError, TypeError, AttributeError):
+        raise broken(operation, answer.server_time) from None
+    _usable(credential, f"sts {operation}", now, answer.server_time)
+    return Minted(credential, answer.server_time)
+
+
+def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: datetime | None) -> None:
+    """Refuse what nobody could use: an incomplete document aborts one SDK's whole process.
+
+    Raises:
+        Transient: a part is missing, or it has ended by the server's own time.
+    """
+    if (
+        not _ACCESS_KEY_ID.fullmatch(credential.access_key_id)
+        or not credential.secret_access_key
+        or not credential.session_token
+    ):
+        raise Transient(f"{doing}: the credential is not complete", code="protocol", server_time=server_time)
+    if credential.expires_at <= (server_time or now):
+        raise Transient(f"{doing}: the credential has already ended", code="expired", server_time=server_time)
+
+
+def _broker_code(body: bytes, status: int) -> str:
+    try:
+        refusal = msgspec.json.decode(body, type=_BrokerRefusal)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return f"http-{status}"
+    return word(refusal.code, f"http-{status}")

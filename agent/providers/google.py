@@ -1,0 +1,535 @@
+"""Google tokens from grants, over Google's documented token protocols.
+
+Five small exchanges, spoken here rather than by google-auth: its refresh flows run in threads with a two-minute
+default timeout, take the time of an assertion from the machine's clock (a clock that is off then never recovers),
+follow whatever URL a configuration names, and cost 12 MB. The wire is the same, and the tests hold google-auth
+itself against the same fakes to prove it. Assertions are signed by joserfc, AWS subject tokens by botocore.
+
+Sources: RFC 6749 section 6 (refresh), RFC 7523 (assertions), RFC 8693 (token exchange), and Google's pages on OAuth 2.0
+for servers, workload identity federation with AWS, and ``projects.serviceAccounts.generate{Access,Id}Token``.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.model import (
+    CLOUD_PLATFORM,
+    AwsCredential,
+    GcpAuthorizedUser,
+    GcpExternalAccount,
+    GcpImpersonation,
+    GcpServiceAccount,
+    GcpToken,
+    GoogleToken,
+    IdToken,
+)
+from agent.core.secret import Secret
+from agent.providers.aws import AwsMint, timestamp
+from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, passing_status, said, word
+from agent.providers.regions import sts_url
+from agent.providers.remote import AllowList
+from agent.providers.settings import GoogleEndpoints, MintSettings
+from agent.providers.sigv4 import SigningKeys, signed_headers
+from agent.providers.webtoken import WebTokens, fetch_gce_identity
+from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse
+
+_MAX_ANSWER_BYTES: Final = 65536
+#: Google takes no assertion that claims more.
+_ASSERTION_LIFE_SECONDS: Final = 3600
+#: What every service account may be impersonated for; more needs an organisation policy.
+_IMPERSONATION_CAP_SECONDS: Final = 3600
+
+_JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a grant type's name
+_ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a token type's name
+_JWT_TYPE: Final = "urn:ietf:params:oauth:token-type:jwt"
+_AWS4_REQUEST_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
+
+#: OAuth 2.0 errors that pass by themselves (RFC 6749 section 4.1.2.1; Google adds the first).
+_PASSING_ERRORS: Final = frozenset({"internal_failure", "server_error", "temporarily_unavailable"})
+#: ``google.rpc.Code`` names that pass by themselves.
+_PASSING_RPC: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"})
+
+_HINTS: Final = {
+    "invalid_grant": "the refresh token, key or subject token is not accepted any more: send a new bundle",
+    "invalid_client": "the oauth client of the grant was deleted or its secret changed",
+    "invalid_target": "check the audience: the workload identity pool and provider it names",
+    "PERMISSION_DENIED": "the base identity needs roles/iam.serviceAccountTokenCreator on the service account",
+    "UNAUTHENTICATED": "the token that this one stands on is not accepted",
+}
+
+_T = TypeVar("_T")
+
+
+class MintedToken(msgspec.Struct, frozen=True):
+    """A new Google token and the ``Date`` of the answer that brought it."""
+
+    credential: GoogleToken
+    server_time: datetime | None
+
+
+class GoogleMint:
+    """Issues Google access tokens and identity tokens.
+
+    Args:
+        aws: knows the region for federation from AWS.
+        gce: the machine's own metadata server, if it is a GCE machine.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: MintSettings,
+        allowed: AllowList,
+        tokens: WebTokens,
+        *,
+        aws: AwsMint,
+        gce: GceMetadata | None,
+    ) -> None:
+        self._upstream = upstream
+        self._timeout_seconds = settings.request_timeout_seconds
+        self._endpoints = settings.google
+        self._allowed = allowed
+        self._tokens = tokens
+        self._aws = aws
+        self._gce = gce
+        # Mutable state: service accounts that refused to be impersonated for more than an hour.
+        self._capped: set[str] = set()
+
+    async def token(self, grant: GcpToken, now: datetime) -> MintedToken:
+        """A finished token is its own credential."""
+        credential = GoogleToken(
+            access_token=grant.access_token,
+            issued_at=now,
+            expires_at=datetime.fromtimestamp(grant.expires_at, UTC),
+            email=grant.email,
+            scopes=grant.scopes,
+        )
+        return MintedToken(credential, None)
+
+    async def authorized_user(self, grant: GcpAuthorizedUser, now: datetime) -> MintedToken:
+        """Exchange a user's refresh token. The endpoint is Google's, whatever a laptop's file said."""
+        form = {
+            "grant_type": "refresh_token",
+            "client_id": grant.client_id,
+            "client_secret": grant.client_secret.reveal(),
+            "refresh_token": grant.refresh_token.reveal(),
+        }
+        if grant.scopes:
+            form["scope"] = " ".join(grant.scopes)
+        answer = await self._post_form(
+            self._endpoints.token_url,
+            Reach.CONFIGURED,
+            form,
+            doing="google refresh token",
+            now=now,
+            secrets=(grant.client_secret, grant.refresh_token),
+        )
+        found = _decode(answer, _TokenAnswer, "google refresh token")
+        return MintedToken(
+            GoogleToken(
+                access_token=Secret(found.access_token),
+                issued_at=now,
+                expires_at=now + timedelta(seconds=found.seconds()),
+                # gcloud's own logins ask for the e-mail scope, and then the identity token beside it says whose it is.
+                email=grant.email or _claims(found.id_token).email,
+                scopes=tuple(found.scope.split()) if found.scope else grant.scopes,
+            ),
+            answer.date,
+        )
+
+    async def service_account(self, grant: GcpServiceAccount, now: datetime) -> MintedToken:
+        """Exchange an assertion signed with a service account's key."""
+        doing = "google service account"
+        claims = {"scope": " ".join(grant.scopes)}
+        answer = await self._assert(grant, claims, doing, now)
+        found = _decode(answer, _TokenAnswer, doing)
+        return MintedToken(
+            GoogleToken(
+                access_token=Secret(found.access_token),
+                issued_at=now,
+                expires_at=now + timedelta(seconds=found.seconds()),
+                email=grant.client_email,
+                scopes=grant.scopes,
+            ),
+            answer.date,
+        )
+
+    async def impersonation(self, grant: GcpImpersonation, base: GoogleToken, now: datetime) -> MintedToken:
+        """Impersonate a service account with the token of another grant or of the machine."""
+        return await self._generate_access_token(
+            grant.target_principal,
+            base.access_token,
+            delegates=grant.delegates,
+            scopes=grant.scopes,
+            lifetime_seconds=grant.lifetime_seconds,
+            now=now,
+        )
+
+    async def external_account(
+        self, grant: GcpExternalAccount, base: AwsCredential | None, now: datetime
+    ) -> MintedToken:
+        """Exchange a foreign identity for a federated token, and impersonate a service account with it if named."""
+        scopes = (CLOUD_PLATFORM,) if grant.service_account is not None else grant.scopes
+        federated = await self._federated(grant, base, scopes, now)
+        if grant.service_account is None:
+            return federated
+        return await self._generate_access_token(
+            grant.service_account,
+            federated.credential.access_token,
+            delegates=(),
+            scopes=grant.scopes,
+            lifetime_seconds=grant.lifetime_seconds,
+            now=now,
+        )
+
+    # -- identity tokens -----------------------------------------------------------------------------------------
+
+    async def own_id_token(self, audience: str, now: datetime) -> IdToken:
+        """The GCE machine's own identity token."""
+        token, _ = await fetch_gce_identity(self._gce, audience)
+        return _id_token(token, audience, "gce identity token", now)
+
+    async def service_account_id_token(self, grant: GcpServiceAccount, audience: str, now: datetime) -> IdToken:
+        """An identity token for a service account, from its key."""
+        doing = "google service account identity token"
+        answer = await self._assert(grant, {"target_audience": audience}, doing, now)
+        return _id_token(Secret(_decode(answer, _IdTokenAnswer, doing).id_token), audience, doing, now)
+
+    async def impersonation_id_token(
+        self, grant: GcpImpersonation, base: GoogleToken, audience: str, now: datetime
+    ) -> IdToken:
+        """An identity token for an impersonated service account."""
+        return await self._generate_id_token(grant.target_principal, base.access_token, grant.delegates, audience, now)
+
+    async def external_account_id_token(
+        self, grant: GcpExternalAccount, base: AwsCredential | None, audience: str, now: datetime
+    ) -> IdToken:
+        """An identity token for the service account that a federated identity impersonates."""
+        if grant.service_account is None:
+            raise Denied("a federated identity without a service account has no identity token", code="unsupported")
+        federated = await self._federated(grant, base, (CLOUD_PLATFORM,), now)
+        return await self._generate_id_token(
+            grant.service_account, federated.credential.access_token, (), audience, now
+        )
+
+    # -- the exchanges -------------------------------------------------------------------------------------------
+
+    async def _assert(
+        self, grant: GcpServiceAccount, claims: dict[str, Any], doing: str, now: datetime
+    ) -> UpstreamResponse:
+        """RFC 7523. The audience of the assertion is the endpoint the key names, wherever the operator routes it."""
+        url, reach = self._route(grant.token_uri, "token_url", doing)
+        issued_at = int(now.timestamp())
+        assertion = _signed_assertion(
+            grant,
+            {
+                "iss": grant.client_email,
+                "aud": grant.token_uri,
+                "iat": issued_at,
+                "exp": issued_at + _ASSERTION_LIFE_SECONDS,
+                **claims,
+            },
+            doing,
+        )
+        form = {"grant_type": _JWT_BEARER, "assertion": assertion}
+        return await self._post_form(url, reach, form, doing=doing, now=now, secrets=(assertion,), timed=True)
+
+    async def _federated(
+        self, grant: GcpExternalAccount, base: AwsCredential | None, scopes: tuple[str, ...], now: datetime
+    ) -> MintedToken:
+        """RFC 8693, with an OpenID Connect token or a signed AWS request as the subject."""
+        doing = "google token exchange"
+        url, reach = self._route(grant.token_url, "sts_url", doing)
+        if grant.token is not None:
+            kind, subject = _JWT_TYPE, (await self._tokens.fetch(grant.token)).reveal()
+        elif base is not None:
+            region = await self._aws.region(grant.region, base.role_arn)
+            kind, subject = _AWS4_REQUEST_TYPE, aws_subject_token(base, grant.audience, region, now)
+        else:
+            raise RuntimeError("an external account that stands on aws was issued without its base")
+        form = {
+            "grant_type": _TOKEN_EXCHANGE,
+            "audience": grant.audience,
+            "scope": " ".join(scopes),
+            "requested_token_type": _ACCESS_TOKEN_TYPE,
+            "subject_token_type": kind,
+            "subject_token": subject,
+        }
+        secrets: list[Secret | str] = [
+            subject,
+            *([base.session_token, base.secret_access_key] if base is not None else []),
+        ]
+        answer = await self._post_form(url, reach, form, doing=doing, now=now, secrets=secrets, timed=True)
+        found = _decode(answer, _TokenAnswer, doing)
+        return MintedToken(
+            GoogleToken(
+                access_token=Secret(found.access_token),
+                issued_at=now,
+                expires_at=now + timedelta(seconds=found.seconds()),
+                email=None,
+                scopes=scopes,
+            ),
+            answer.date,
+        )
+
+    async def _generate_access_token(
+        self,
+        principal: str,
+        bearer: Secret,
+        *,
+        delegates: tuple[str, ...],
+        scopes: tuple[str, ...],
+        lifetime_seconds: int,
+        now: datetime,
+    ) -> MintedToken:
+        doing = "google impersonation"
+        if principal in self._capped:
+            lifetime_seconds = min(lifetime_seconds, _IMPERSONATION_CAP_SECONDS)
+        body = {"delegates": _accounts(delegates), "scope": list(scopes), "lifetime": f"{lifetime_seconds}s"}
+        try:
+            answer = await self._post_json(principal, "generateAccessToken", body, bearer=bearer, doing=doing, now=now)
+        except Denied as error:
+            if error.code != "INVALID_ARGUMENT" or lifetime_seconds <= _IMPERSONATION_CAP_SECONDS:
+                raise
+            # Without the organisation policy an hour is the most: a shorter life is better than none.
+            body["lifetime"] = f"{_IMPERSONATION_CAP_SECONDS}s"
+            answer = await self._post_json(principal, "generateAccessToken", body, bearer=bearer, doing=doing, now=now)
+            self._capped.add(principal)
+        found = _decode(answer, _AccessTokenAnswer, doing)
+        try:
+            expires_at = timestamp(found.expire_time)
+        except ValueError:
+            raise _broken(doing, answer) from None
+        token = GoogleToken(
+            access_token=Secret(found.access_token),
+            issued_at=now,
+            expires_at=expires_at,
+            email=principal,
+            scopes=scopes,
+        )
+        return MintedToken(token, answer.date)
+
+    async def _generate_id_token(
+        self, principal: str, bearer: Secret, delegates: tuple[str, ...], audience: str, now: datetime
+    ) -> IdToken:
+        doing = "google impersonation identity token"
+        body = {"delegates": _accounts(delegates), "audience": audience, "includeEmail": True}
+        answer = await self._post_json(principal, "generateIdToken", body, bearer=bearer, doing=doing, now=now)
+        return _id_token(Secret(_decode(answer, _GeneratedIdToken, doing).token), audience, doing, now)
+
+    async def _post_json(
+        self, principal: str, verb: str, body: dict[str, Any], *, bearer: Secret, doing: str, now: datetime
+    ) -> UpstreamResponse:
+        base = self._endpoints.iamcredentials_url.rstrip("/")
+        # The principal is the bundle's: quoted whole, so that it stays one segment of the path.
+        url = f"{base}/v1/projects/-/serviceAccounts/{quote(principal, safe='@')}:{verb}"
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {bearer.reveal()}"}
+        data = msgspec.json.encode(body)
+        return await self._post(url, Reach.CONFIGURED, headers, data, doing=doing, now=now, secrets=(bearer,))
+
+    async def _post_form(
+        self,
+        url: str,
+        reach: Reach,
+        form: Mapping[str, str],
+        *,
+        doing: str,
+        now: datetime,
+        secrets: Iterable[Secret | str],
+        timed: bool = False,
+    ) -> UpstreamResponse:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return await self._post(
+            url, reach, headers, urlencode(form).encode(), doing=doing, now=now, secrets=secrets, timed=timed
+        )
+
+    async def _post(
+        self,
+        url: str,
+        reach: Reach,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        doing: str,
+        now: datetime,
+        secrets: Iterable[Secret | str],
+        timed: bool = False,
+    ) -> UpstreamResponse:
+        """POST and return the 200.
+
+        What is ``timed`` is good for a short time only, so that a clock that is off makes it refused.
+        """
+        try:
+            answer = await self._upstream.request(
+                "POST",
+                url,
+                headers={"Accept": "application/json", **headers},
+                body=body,
+                timeout_seconds=self._timeout_seconds,
+                max_bytes=_MAX_ANSWER_BYTES,
+                reach=reach,
+            )
+        except UpstreamError as error:
+            raise from_upstream(error, doing) from None
+        if answer.status != 200:
+            raise _refusal(answer, doing, now, secrets, timed=timed)
+        return answer
+
+    def _route(self, named: str, endpoint: str, doing: str) -> tuple[str, Reach]:
+        """Where a request for the URL that a grant names really goes, and how far it may reach."""
+        configured: str = getattr(self._endpoints, endpoint)
+        default: str = getattr(GoogleEndpoints(), endpoint)
+        if configured != default or named == default:
+            return configured, Reach.CONFIGURED
+        return named, self._allowed.check(named, doing)
+
+
+def aws_subject_token(base: AwsCredential, audience: str, region: str, now: datetime) -> str:
+    """A signed ``sts:GetCallerIdentity`` request, as Google's token service wants it (it sends it to AWS itself).
+
+    ``x-goog-cloud-target-resource`` is *inside* the signature, as Google's page recommends and google-auth does not
+    do: a token caught on the way is then good for this one pool and provider only.
+    """
+    url = f"{sts_url(region)}?Action=GetCallerIdentity&Version=2011-06-15"
+    host = url.removeprefix("https://").partition("?")[0]
+    keys = SigningKeys(base.access_key_id, base.secret_access_key, base.session_token)
+    headers = signed_headers(
+        keys,
+        "POST",
+        url,
+        {"host": host, "x-goog-cloud-target-resource": audience},
+        b"",
+        service="sts",
+        region=region,
+        now=now,
+    )
+    pairs = [{"key": name.lower(), "value": value} for name, value in sorted(headers.items())]
+    return quote(msgspec.json.encode({"url": url, "method": "POST", "headers": pairs}))
+
+
+class _TokenAnswer(msgspec.Struct, frozen=True):
+    access_token: Annotated[str, msgspec.Meta(min_length=1)]
+    # A number that Google's token service has been seen to send as text.
+    expires_in: Annotated[int, msgspec.Meta(ge=1)] | Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,6}\Z")]
+    scope: str = ""
+    id_token: str = ""
+
+    def seconds(self) -> int:
+        return int(self.expires_in)
+
+
+class _IdTokenAnswer(msgspec.Struct, frozen=True):
+    id_token: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _GeneratedIdToken(msgspec.Struct, frozen=True):
+    token: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _AccessTokenAnswer(msgspec.Struct, frozen=True, rename="camel"):
+    access_token: Annotated[str, msgspec.Meta(min_length=1)]
+    expire_time: str
+
+
+class _RpcStatus(msgspec.Struct, frozen=True):
+    status: str = ""
+    message: str = ""
+
+
+class _ErrorAnswer(msgspec.Struct, frozen=True):
+    error: str | _RpcStatus
+    error_description: str = ""
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    exp: Annotated[int, msgspec.Meta(ge=1, le=253402300799)] | None = None
+    iat: Annotated[int, msgspec.Meta(ge=0, le=253402300799)] | None = None
+    email: str | None = None
+
+
+def _decode(answer: UpstreamResponse, shape: type[_T], doing: str) -> _T:
+    try:
+        return msgspec.json.decode(answer.body, type=shape)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise _broken(doing, answer) from None
+
+
+def _broken(doing: str, answer: UpstreamResponse) -> Transient:
+    return Transient(f"{doing}: the answer is not what the api promises", code="protocol", server_time=answer.date)
+
+
+def _refusal(
+    answer: UpstreamResponse, doing: str, now: datetime, secrets: Iterable[Secret | str], *, timed: bool
+) -> ProviderError:
+    code, text = _reason(answer)
+    skewed = timed and clock_is_suspect(answer.date, now)
+    passing = passing_status(answer.status) or code in _PASSING_ERRORS or code in _PASSING_RPC or skewed or not code
+    kind: type[ProviderError] = Transient if passing else Denied
+    code = word(code, f"http-{answer.status}")
+    text = said(text, secrets)
+    return kind(
+        f"{doing}: {code}" + (f": {text}" if text else ""),
+        hint=clock_hint(answer.date, now) if skewed else _HINTS.get(code),
+        code=code,
+        server_time=answer.date,
+    )
+
+
+def _reason(answer: UpstreamResponse) -> tuple[str, str]:
+    """The code and text of Google's two kinds of error body; empty when it is neither (then it is not Google's)."""
+    try:
+        found = msgspec.json.decode(answer.body, type=_ErrorAnswer)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return "", ""
+    if isinstance(found.error, _RpcStatus):
+        return found.error.status, found.error.message
+    return found.error, found.error_description
+
+
+def _accounts(emails: tuple[str, ...]) -> list[str]:
+    return [f"projects/-/serviceAccounts/{email}" for email in emails]
+
+
+def _claims(token: str) -> _Claims:
+    """The claims of a token that came over TLS from its issuer, hence not verified; empty when it is not one."""
+    part = token.partition(".")[2].partition(".")[0]
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=_Claims)
+    except (msgspec.MsgspecError, ValueError):
+        return _Claims()
+
+
+def _id_token(token: Secret, audience: str, doing: str, now: datetime) -> IdToken:
+    claims = _claims(token.reveal())
+    if claims.exp is None:
+        raise Transient(f"{doing}: the token has no end", code="protocol")
+    issued_at = datetime.fromtimestamp(claims.iat, UTC) if claims.iat is not None else now
+    return IdToken(
+        token=token,
+        audience=audience,
+        issued_at=min(issued_at, now),
+        expires_at=datetime.fromtimestamp(claims.exp, UTC),
+    )
+
+
+def _signed_assertion(grant: GcpServiceAccount, claims: dict[str, Any], doing: str) -> str:
+    from joserfc import jws  # noqa: PLC0415 - imported only when a grant needs it
+    from joserfc.errors import JoseError  # noqa: PLC0415 - as above
+    from joserfc.jwk import RSAKey  # noqa: PLC0415 - as above
+
+    header = {"alg": "RS256", "typ": "JWT", "kid": grant.private_key_id}
+    try:
+        key = RSAKey.import_key(grant.private_key.reveal())
+        return jws.serialize_compact(header, msgspec.json.encode(claims), key, algorithms=["RS256"])
+    except (JoseError, ValueError, TypeError):
+        # The parser's own words may quote the key.
+        raise Denied(f"{doing}: the private key is not a pem rsa private key", code="invalid-key") from None

@@ -1,0 +1,75 @@
+"""From "the door out failed" and "the upstream said no" to ``Denied`` and ``Transient``.
+
+The one place that decides which failures pass by themselves. A wrong *permanent* costs minutes of slow retries, a
+wrong *passing* costs a burst of useless calls, so what is not known is judged by its status alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.secret import Secret
+from agent.upstream import UpstreamError, UpstreamRefused
+
+#: AWS accepts signatures up to five minutes away, Google assertions about as much. Half of it is suspicious enough to
+#: blame a refused signature on the clock.
+CLOCK_SUSPECT: Final = timedelta(seconds=150)
+
+_PASSING_STATUSES: Final = frozenset({408, 425, 429})
+_OPAQUE_RUN: Final = re.compile(r"[A-Za-z0-9+/=_.~%-]{48,}")
+_MAX_TEXT_LENGTH: Final = 300
+
+
+def passing_status(status: int) -> bool:
+    """Whether a status by itself says "later": throttled, timed out, broken, or somebody else's answer.
+
+    A redirect counts: the endpoints we ask never send one, captive portals and misconfigured proxies do.
+    """
+    return status >= 500 or status in _PASSING_STATUSES or 200 <= status < 400
+
+
+def from_upstream(error: UpstreamError, doing: str) -> ProviderError:
+    """The provider's error for a request that got no answer."""
+    kind = Denied if isinstance(error, UpstreamRefused) else Transient
+    return kind(f"{doing}: {error.message}", hint=error.hint, code=error.code, server_time=error.server_time)
+
+
+def clock_is_suspect(server_time: datetime | None, now: datetime) -> bool:
+    """Whether our clock and the server's disagree enough to make it refuse what we sign."""
+    return server_time is not None and abs(server_time - now) > CLOCK_SUSPECT
+
+
+def clock_hint(server_time: datetime | None, now: datetime) -> str | None:
+    """Say by how much the clocks disagree, when they do."""
+    if server_time is None or not clock_is_suspect(server_time, now):
+        return None
+    seconds = round((now - server_time).total_seconds())
+    return f"this machine's clock is {abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'} the server's"
+
+
+def said(text: object, secrets: Iterable[Secret | str] = ()) -> str:
+    """What an upstream said, fit for a log: one short printable line without secrets.
+
+    Servers echo what they were sent (STS puts the session token into the text of a signature error), so whatever we
+    sent is cut out, and so is any long run that could be a token in another encoding.
+    """
+    if not isinstance(text, str):
+        return ""
+    for secret in secrets:
+        value = secret.reveal() if isinstance(secret, Secret) else secret
+        if value:
+            text = text.replace(value, "[redacted]")
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = _OPAQUE_RUN.sub("[redacted]", " ".join(text.split()))
+    return text if len(text) <= _MAX_TEXT_LENGTH else text[: _MAX_TEXT_LENGTH - 3] + "..."
+
+
+def word(code: object, otherwise: str) -> str:
+    """An upstream's error code if it looks like one: it becomes a log field and a metric label."""
+    if isinstance(code, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", code):
+        return code
+    return otherwise
