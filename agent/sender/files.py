@@ -1,0 +1,65 @@
+"""The files of the sender: keys, policies, claims, and the bundle itself."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.host.files import write_atomic
+
+MAX_INPUT_BYTES: Final = 1_048_576
+PRIVATE: Final = 0o600
+PUBLIC: Final = 0o644
+"""A sealed bundle and a public key are made to travel: whoever reads them learns nothing, and the agent must."""
+
+
+def read(path: Path) -> bytes:
+    """Read a whole small file.
+
+    Raises:
+        HostError: it cannot be read, or is larger than anything meant here.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_INPUT_BYTES + 1)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+    if len(data) > MAX_INPUT_BYTES:
+        raise HostError(f"{path}: expected at most {MAX_INPUT_BYTES} bytes, got more")
+    return data
+
+
+def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
+    """Write a whole file so that a reader sees the old or the new one.
+
+    Args:
+        path: its directory must exist.
+        data: the content.
+        mode: permission bits.
+        replace: whether a file already there is replaced. If not, it is an error to find one, even one that appears
+            at the last moment.
+
+    Raises:
+        HostError: it could not be written, or is there and must not be replaced.
+    """
+    if replace:
+        write_atomic(path, data, mode=mode)
+        return
+    # Written aside and linked: link() fails when the name is taken, where rename() would replace it.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        write_atomic(aside, data, mode=mode)
+        os.link(aside, path)
+    except HostError as error:
+        raise HostError(error.message.replace(str(aside), str(path)), hint=error.hint) from None
+    except FileExistsError:
+        raise HostError(
+            f"{path}: is there already", hint="--force replaces it; a key that is replaced is lost"
+        ) from None
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+    finally:
+        aside.unlink(missing_ok=True)

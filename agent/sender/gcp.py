@@ -1,0 +1,290 @@
+"""Grants from the Google identity of this computer: its application default credentials.
+
+By default a short access token is minted and sent: it ends within the hour and nothing renews it. What renews itself (a
+user's refresh token, a service account's key) is sent only when that is asked for by name, since whoever opens the
+bundle then holds it until it is revoked.
+
+Errors: everything raises :class:`~agent.core.errors.Denied` or :class:`~agent.core.errors.Transient`.
+
+Spec: AIP-4110 (application default credentials), AIP-4111 to 4117 for each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from agent.core.errors import Denied, Transient
+from agent.core.model import (
+    CLOUD_PLATFORM,
+    Cloud,
+    GcpAuthorizedUser,
+    GcpImpersonation,
+    GcpServiceAccount,
+    GcpToken,
+    Grant,
+)
+from agent.core.secret import Secret
+from agent.sender import Collected
+
+EMAIL_SCOPES: Final = ("openid", "https://www.googleapis.com/auth/userinfo.email")
+USERINFO: Final = "https://openidconnect.googleapis.com/v1/userinfo"
+TIMEOUT_SECONDS: Final = 15
+
+# (method, url, body, headers, timeout=) -> an object with .status, .headers, .data: google-auth's transport interface.
+Transport = Callable[..., Any]
+
+
+class GcpOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to make of the local identity.
+
+    Attributes:
+        scopes: what the token is to be good for.
+        impersonate: a service account whose token is sent instead (least privilege).
+        lifetime: of an impersonated token.
+        send_refresh_token: send the user's refresh token, for the worker to renew with.
+        send_key: send the service account's key, likewise.
+        project_id: told to programs that ask for their project; ``None``: what the local identity says.
+    """
+
+    scopes: tuple[str, ...] = (CLOUD_PLATFORM,)
+    impersonate: str | None = None
+    lifetime: timedelta = timedelta(hours=1)
+    send_refresh_token: bool = False
+    send_key: bool = False
+    project_id: str | None = None
+    grant_id: str = "gcp"
+
+
+def from_adc(options: GcpOptions, *, now: datetime, transport: Transport | None = None) -> Collected:
+    """Turn the application default credentials of this computer into grants.
+
+    Args:
+        options: what to make of them.
+        now: aware UTC.
+        transport: how google-auth reaches the network; ``None`` for its own, over urllib3.
+
+    Raises:
+        Denied: there are none, they were revoked, or they may not do what was asked.
+        Transient: Google could not be reached.
+    """
+    request = transport or _transport()
+    credentials, project = _load(options, request)
+    project = options.project_id or project
+    if options.send_refresh_token or options.send_key:
+        return _renewable(credentials, options, project)
+    if options.impersonate is not None:
+        from google.auth import impersonated_credentials  # noqa: PLC0415 - only when it is needed
+
+        impersonated: Any = impersonated_credentials.Credentials  # google-auth types none of it
+        credentials = impersonated(
+            source_credentials=credentials,
+            target_principal=options.impersonate,
+            target_scopes=list(options.scopes),
+            lifetime=int(options.lifetime.total_seconds()),
+        )
+    _call(lambda: credentials.refresh(request))
+    ends = _end(credentials)
+    if ends is None or ends <= now:
+        raise Denied("Google gave a token whose end is not known, or past", code="no-expiry")
+    email = options.impersonate or _email(credentials, request)
+    grant = GcpToken(
+        id=options.grant_id,
+        access_token=Secret(credentials.token),
+        expires_at=int(ends.timestamp()),
+        email=email,
+        scopes=options.scopes,
+        project_id=project,
+    )
+    said = () if email else ("whose Google token it is could not be found out; programs that ask will not be told",)
+    return Collected(
+        cloud=Cloud.GCP, grants=(grant,), route=grant.id, who=email or type(credentials).__name__, warnings=said
+    )
+
+
+def authorized(options: GcpOptions, transport: Transport | None = None) -> tuple[Any, Transport]:
+    """The local credentials and a transport, for calls of our own (a metadata update).
+
+    Raises:
+        Denied: there are no credentials.
+    """
+    request = transport or _transport()
+    credentials, _ = _load(options, request)
+    return credentials, request
+
+
+def _load(options: GcpOptions, request: Transport) -> tuple[Any, str | None]:
+    import google.auth  # noqa: PLC0415 - only when it is needed
+
+    default: Any = google.auth.default
+    found: tuple[Any, str | None] = _call(lambda: default(scopes=list(options.scopes), request=request))
+    return found
+
+
+def _renewable(credentials: Any, options: GcpOptions, project: str | None) -> Collected:
+    """What the worker can renew with: the long-lived secret itself."""
+    source = getattr(credentials, "_source_credentials", None)  # google-auth keeps it private; see AIP-4115
+    target = options.impersonate
+    delegates: tuple[str, ...] = ()
+    if source is not None:
+        target = target or credentials.service_account_email
+        delegates = tuple(getattr(credentials, "_delegates", None) or ())
+        credentials = source
+    base_id = options.grant_id if target is None else f"{options.grant_id}-base"
+    # A base is only for impersonating: it needs no more than what that call asks for.
+    base, who = _long_lived(credentials, options, base_id, project)
+    said = f"the long-lived Google credential of {who} is sent: whoever opens the bundle holds it until it is revoked"
+    if target is None:
+        return Collected(cloud=Cloud.GCP, grants=(base,), route=base_id, who=who, warnings=(said,))
+    grant = GcpImpersonation(
+        id=options.grant_id,
+        target_principal=target,
+        base=base_id,
+        delegates=delegates,
+        scopes=options.scopes,
+        lifetime_seconds=int(options.lifetime.total_seconds()),
+        project_id=project,
+    )
+    grants: tuple[Grant, ...] = (base, grant)
+    return Collected(cloud=Cloud.GCP, grants=grants, route=grant.id, who=f"{target} by way of {who}", warnings=(said,))
+
+
+def _long_lived(credentials: Any, options: GcpOptions, grant_id: str, project: str | None) -> tuple[Grant, str]:
+    import google.oauth2.credentials  # noqa: PLC0415 - only when it is needed
+    import google.oauth2.service_account  # noqa: PLC0415
+
+    if isinstance(credentials, google.oauth2.service_account.Credentials):
+        if not options.send_key:
+            raise Denied(
+                "the local Google identity is a service account's key, not a user",
+                hint="send the key with --send-service-account-key, or a one-hour token by leaving both out",
+                code="usage",
+            )
+        signer = credentials.signer
+        return (
+            GcpServiceAccount(
+                id=grant_id,
+                client_email=credentials.service_account_email,
+                private_key_id=signer.key_id,
+                private_key=Secret(_private_key(signer)),
+                scopes=options.scopes,
+                project_id=project,
+            ),
+            credentials.service_account_email,
+        )
+    if isinstance(credentials, google.oauth2.credentials.Credentials) and credentials.refresh_token:
+        if not options.send_refresh_token:
+            raise Denied(
+                "the local Google identity is a user, not a service account's key",
+                hint="send the refresh token with --send-refresh-token, or a one-hour token by leaving both out",
+                code="usage",
+            )
+        email = getattr(credentials, "account", None) or None
+        return (
+            GcpAuthorizedUser(
+                id=grant_id,
+                client_id=credentials.client_id,
+                client_secret=Secret(credentials.client_secret),
+                refresh_token=Secret(credentials.refresh_token),
+                email=email,
+                project_id=project,
+                quota_project_id=credentials.quota_project_id,
+            ),
+            email or "this user",
+        )
+    raise Denied(
+        f"the local Google identity ({type(credentials).__name__}) has nothing long-lived to send",
+        hint="send a one-hour token by leaving out --send-refresh-token and --send-service-account-key",
+        code="usage",
+    )
+
+
+def _private_key(signer: Any) -> str:
+    """The PEM of the key that google-auth holds in its signer."""
+    from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415 - only when it is needed
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    key = signer._key  # noqa: SLF001 - google-auth reads the file and keeps no other copy
+    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem.decode("ascii")
+
+
+def _end(credentials: Any) -> datetime | None:
+    """The true end of the token. google-auth holds naive UTC."""
+    expiry = credentials.expiry
+    return expiry.replace(tzinfo=UTC) if isinstance(expiry, datetime) else None
+
+
+def _email(credentials: Any, request: Transport) -> str | None:
+    """Whose token it is: what the credential knows, or else what Google says; ``None`` when neither does."""
+    for name in ("service_account_email", "account"):
+        known = getattr(credentials, name, None)
+        if isinstance(known, str) and "@" in known:
+            return known
+    try:
+        # In a header, never in the URL: URLs are logged by everyone on the way.
+        answer = _call(
+            lambda: request(
+                USERINFO,
+                method="GET",
+                headers={"Authorization": f"Bearer {credentials.token}"},
+                timeout=TIMEOUT_SECONDS,
+            )
+        )
+        if answer.status != 200:
+            return None
+        return msgspec.json.decode(answer.data, type=_UserInfo).email
+    except (Denied, Transient, msgspec.MsgspecError):
+        return None
+
+
+class _UserInfo(msgspec.Struct):
+    email: str | None = None
+
+
+def _transport() -> Transport:
+    import google.auth.transport.urllib3  # noqa: PLC0415 - only when it is needed
+    import urllib3  # noqa: PLC0415
+
+    pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5, read=TIMEOUT_SECONDS))
+    request: Any = google.auth.transport.urllib3.Request
+    made: Transport = request(pool)
+    return made
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    """Call google-auth; every way it fails becomes an error of ours."""
+    from google.auth import exceptions  # noqa: PLC0415 - only when it is needed
+
+    try:
+        return function()
+    except exceptions.DefaultCredentialsError as error:
+        raise Denied(
+            f"there is no usable Google identity on this computer: {_first_sentence(error)}",
+            hint="sign in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+            code="no-credentials",
+        ) from None
+    except exceptions.TransportError as error:
+        raise Transient(f"Google cannot be reached: {_first_sentence(error)}", code="network") from None
+    except exceptions.RefreshError as error:
+        if getattr(error, "retryable", False):
+            raise Transient(f"Google could not renew the local identity: {_first_sentence(error)}") from None
+        raise Denied(
+            f"Google refused the local identity: {_first_sentence(error)}",
+            hint="sign in again with `gcloud auth application-default login`",
+            code="invalid_grant",
+        ) from None
+    except exceptions.GoogleAuthError as error:
+        raise Denied(f"the local Google identity cannot be used: {_first_sentence(error)}") from None
+
+
+def _first_sentence(error: Exception) -> str:
+    """What google-auth says first. The rest may be a whole answer, in which a token could stand."""
+    said = str(error.args[0]) if error.args else type(error).__name__
+    return " ".join(said.split("\n")[0].split(". ")[0].split())[:200].rstrip(".")
