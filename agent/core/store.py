@@ -363,7 +363,7 @@ class Store:
             return Origin.BUNDLE if not isinstance(self.view(cloud, now), Ended) else Origin.CLOSED
         if cloud in self._memory.decided:
             return Origin.FALLBACK if self._uses_instance(cloud, now) else Origin.CLOSED
-        if now < self._grace_until:
+        if self._bundle is None and now < self._grace_until:
             return Origin.WAITING
         return Origin.FALLBACK if cloud in self._policy.fallback else Origin.CLOSED
 
@@ -375,10 +375,11 @@ class Store:
             return self._view_bundle(cloud, self._bundle, now)
         if cloud in self._memory.decided:
             return Ended(_closed_reason(self._bundle, cloud), passing=False)
-        if now < self._grace_until:
+        if self._bundle is None and now < self._grace_until:
             return Pending(f"waiting for a first bundle until {self._grace_until:%H:%M:%SZ}")
         return Ended(
-            "no bundle has arrived and the configuration allows no fallback to the machine's own identity",
+            f"no bundle with an identity for {cloud} has arrived, and the configuration allows no fallback to the "
+            "machine's own",
             passing=False,
         )
 

@@ -1,0 +1,68 @@
+"""The arithmetic of renewal, as properties over lifetimes and seeds."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core import refresh
+from tests.fakes.clock import START
+
+lifetimes = st.integers(15 * 60, 36 * 3600).map(lambda s: timedelta(seconds=s))
+seeds = st.integers(0, 2**32).map(random.Random)
+MINUTE = timedelta(minutes=1)
+
+
+@given(lifetimes, seeds)
+def test_aws_is_renewed_within_the_window(lifetime: timedelta, rng: random.Random) -> None:
+    """An AWS credential is renewed between three quarters and the whole of min(60 min, L/3)."""
+    age = refresh.renew_aws_at(START, START + lifetime, rng) - START
+    bound = min(60 * MINUTE, lifetime / 3)
+
+    assert bound * 0.75 <= age <= bound
+
+
+@given(lifetimes, seeds)
+def test_every_client_finds_a_fresh_aws_credential(lifetime: timedelta, rng: random.Random) -> None:
+    """A client that read a credential at any moment of its service finds another at its first attempt to refresh.
+
+    The earliest attempts known: Java at half of what was left when it read; the 2026 cross-SDK rule at 60 minutes before
+    the end for sessions of 90 minutes and more; botocore at 15 minutes before the end.
+    """
+    renewed = refresh.renew_aws_at(START, START + lifetime, rng)
+    half_life_of_the_first_reader = START + lifetime / 2
+    advisory = START + lifetime - (60 * MINUTE if lifetime >= 90 * MINUTE else 15 * MINUTE)
+
+    assert renewed <= half_life_of_the_first_reader
+    if lifetime > 22.5 * MINUTE:
+        assert renewed <= max(advisory, START)
+    assert lifetime - (renewed - START) >= lifetime * 2 / 3
+
+
+@given(st.integers(25 * 60, 12 * 3600).map(lambda s: timedelta(seconds=s)), seeds)
+def test_no_google_token_is_served_with_less_than_ten_minutes(lifetime: timedelta, rng: random.Random) -> None:
+    """A Google token of 25 minutes and more is replaced while it has at least ten minutes left."""
+    assert START + lifetime - refresh.renew_google_at(START, START + lifetime, rng) >= 10 * MINUTE
+
+
+@given(st.integers(1, 10_000), st.none() | st.integers(0, 86_400), st.booleans(), seeds)
+def test_retries_never_stop_and_never_storm(attempt: int, left: int | None, denied: bool, rng: random.Random) -> None:
+    """Every wait lies between the floor and the cap of its kind, after any number of failures."""
+    seconds = refresh.retry_seconds(attempt, None if left is None else timedelta(seconds=left), denied=denied, rng=rng)
+    urgent = left is None or left <= 900
+    cap = (60.0 if urgent else 300.0) if denied else (10.0 if urgent else 60.0)
+
+    assert refresh.RETRY_FLOOR_SECONDS <= seconds <= cap
+
+
+@given(st.integers(1, 6 * 3600), st.booleans(), seeds)
+def test_the_machines_own_is_read_again_before_it_ends(left: int, google: bool, rng: random.Random) -> None:
+    """The machine's own credential is read again before its end, unless it ends within seconds."""
+    expires = START + timedelta(seconds=left)
+    again = refresh.reread_instance_at(START, expires, google=google, rng=rng)
+
+    assert again > START
+    assert again <= max(expires, START + timedelta(seconds=2))

@@ -1,0 +1,460 @@
+"""The rules of the state machine, one a test."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+
+import pytest
+
+from agent.core.model import Action, Bundle, Cloud, Env, OnExpiry
+from agent.core.secret import Secret
+from agent.core.store import Store
+from agent.core.verdict import Accepted, Event, Failure, Key, Memory, Policy, Refused, Same, Work
+from agent.core.view import Absent, Ended, Live, Origin, Pending
+from tests.fakes.clock import START
+from tests.unit.core.worlds import HOUR, aws_credential, bundle, google, google_token, role, session
+
+INSTANCE_AWS = Key(Cloud.AWS, "instance")
+MINUTE = timedelta(minutes=1)
+
+
+def store(memory: Memory | None = None, **policy: object) -> Store:
+    return Store(Policy(**policy), memory or Memory("i-1"), START, random.Random(7))  # type: ignore[arg-type]
+
+
+def take(s: Store, b: Bundle, now: datetime = START, *, resume: bool = False) -> Memory:
+    verdict = s.judge(b, now, resume=resume)
+    assert isinstance(verdict, Accepted), verdict
+    s.accept(verdict, now)
+    return verdict.memory
+
+
+def due(s: Store, key: Key, now: datetime = START) -> Work:
+    found = [work for work in s.due(now) if work.key == key]
+    assert len(found) == 1
+    return found[0]
+
+
+def fail(now: datetime, *, denied: bool = False, code: str = "timeout") -> Failure:
+    return Failure(code, "no", denied, now)
+
+
+class TestPrecedence:
+    def test_inside_the_grace_every_cloud_is_pending(self) -> None:
+        """During the boot grace nothing is decided, so nothing is served and nothing is refused."""
+        s = store(grace=MINUTE)
+
+        assert isinstance(s.view(Cloud.AWS, START), Pending)
+        assert s.origin(Cloud.AWS, START) is Origin.WAITING
+
+    def test_after_the_grace_the_machine_serves(self) -> None:
+        """When the grace ends without a bundle the machine's own identity is served."""
+        s = store(grace=MINUTE)
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, role_name="worker"), START)
+
+        answer = s.view(Cloud.AWS, START + MINUTE)
+
+        assert isinstance(answer, Live)
+        assert answer.name == "worker"
+        assert answer.origin is Origin.FALLBACK
+
+    def test_a_bundle_beats_the_machine(self) -> None:
+        """With a bundle the machine's credential is neither served nor kept."""
+        s = store()
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, role_name="worker"), START)
+        take(s, bundle(session()))
+
+        answer = s.view(Cloud.AWS, START)
+
+        assert isinstance(answer, Live)
+        assert answer.credential.access_key_id == "ASIAUSER000000000000"  # type: ignore[union-attr]
+        assert INSTANCE_AWS not in [Key(x.cloud, x.id) for x in s.slots()]
+
+    def test_each_cloud_is_routed_separately(self) -> None:
+        """A bundle with only Google credentials leaves AWS on the instance profile."""
+        s = store(grace=MINUTE)
+        take(s, bundle(google()))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, role_name="worker"), START)
+
+        assert s.origin(Cloud.GCP, START) is Origin.BUNDLE
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+        assert s.origin(Cloud.AWS, START) is Origin.FALLBACK
+
+    def test_without_permission_there_is_no_fallback(self) -> None:
+        """A configuration that allows no fallback closes the cloud when the grace ends."""
+        s = store(fallback=frozenset())
+
+        assert isinstance(s.view(Cloud.AWS, START), Ended)
+        assert s.due(START) == []
+
+    def test_a_machine_without_identity_is_absent(self) -> None:
+        """When the machine says that it has no identity the answer is absent, not ended."""
+        s = store()
+        s.put(due(s, INSTANCE_AWS), None, START)
+
+        assert isinstance(s.view(Cloud.AWS, START), Absent)
+
+
+class TestSticky:
+    def test_an_expired_bundle_denies(self) -> None:
+        """The end of a bundle's credential never silently becomes the machine's identity."""
+        s = store()
+        take(s, bundle(session(hours=1)))
+
+        answer = s.view(Cloud.AWS, START + HOUR)
+
+        assert isinstance(answer, Ended)
+        assert not answer.passing
+        assert s.origin(Cloud.AWS, START + HOUR) is Origin.CLOSED
+
+    def test_the_memory_outlives_the_process(self) -> None:
+        """After a restart without the bundle a decided cloud stays closed."""
+        memory = take(store(), bundle(session()))
+
+        again = store(memory)
+
+        assert isinstance(again.view(Cloud.AWS, START), Ended)
+        assert again.origin(Cloud.AWS, START) is Origin.CLOSED
+
+    def test_fallback_is_an_explicit_choice(self) -> None:
+        """With on_expiry = fallback the machine serves once the bundle's identity is lost."""
+        s = store(on_expiry=OnExpiry.FALLBACK)
+        take(s, bundle(session(hours=1)))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=300, role_name="worker"), START)
+
+        answer = s.view(Cloud.AWS, START + HOUR)
+
+        assert isinstance(answer, Live)
+        assert answer.origin is Origin.FALLBACK
+
+    def test_the_bundle_may_be_stricter_than_the_configuration(self) -> None:
+        """A bundle that says deny is obeyed where the configuration says fallback."""
+        s = store(on_expiry=OnExpiry.FALLBACK)
+        take(s, bundle(session(hours=1), on_expiry=OnExpiry.DENY))
+
+        assert isinstance(s.view(Cloud.AWS, START + HOUR), Ended)
+
+    def test_an_outage_is_not_a_loss(self) -> None:
+        """A renewable identity that is away with its upstream is not replaced by the machine's, even with fallback."""
+        s = store(on_expiry=OnExpiry.FALLBACK)
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600, role_name="worker"), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        late = START + HOUR
+        s.failed(due(s, Key(Cloud.AWS, "r"), late), fail(late), late)
+
+        answer = s.view(Cloud.AWS, late)
+
+        assert isinstance(answer, Ended)
+        assert answer.passing
+
+    def test_a_withdrawal_purges_and_sticks(self) -> None:
+        """A signed withdrawal takes the credential out of memory and the cloud stays closed."""
+        s = store()
+        take(s, bundle(session()))
+        take(s, bundle(seq=2, action=Action.WITHDRAW))
+
+        assert isinstance(s.view(Cloud.AWS, START), Ended)
+        assert "ASIAUSER" not in repr(list(s.slots()))
+        assert s.memory.active is None
+        assert isinstance(s.judge(bundle(session()), START), Refused)
+
+    def test_a_withdrawal_of_another_stream_changes_nothing(self) -> None:
+        """Only the stream whose bundle is in force can withdraw it."""
+        s = store()
+        take(s, bundle(session()))
+        take(s, bundle(seq=9, action=Action.WITHDRAW, subject="other"))
+
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+
+    def test_a_cloud_that_a_newer_bundle_drops_stays_closed(self) -> None:
+        """A newer bundle that no longer carries a cloud does not hand that cloud to the machine."""
+        s = store()
+        take(s, bundle(session(), google()))
+        take(s, bundle(google(), seq=2))
+
+        assert isinstance(s.view(Cloud.AWS, START), Ended)
+
+    def test_another_instance_starts_clean(self) -> None:
+        """What was remembered of another instance is forgotten on reset."""
+        s = store(take(store(), bundle(session())))
+        s.reset("i-2", START)
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, role_name="worker"), START)
+
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+        assert s.memory == Memory("i-2")
+
+
+class TestSequence:
+    def test_identical_is_nothing_new(self) -> None:
+        """The same number with the same content is a no-op."""
+        s = store()
+        take(s, bundle(session()))
+
+        assert s.judge(bundle(session()), START) == Same(1)
+
+    def test_equal_and_different_is_refused_with_an_alarm(self) -> None:
+        """The same number with other content is refused, and someone should look."""
+        s = store()
+        take(s, bundle(session()))
+
+        verdict = s.judge(bundle(session(), salt="x"), START)
+
+        assert isinstance(verdict, Refused)
+        assert verdict.code == "conflict"
+        assert verdict.alarm
+
+    def test_lower_is_refused_also_after_a_restart(self) -> None:
+        """A lower number is a rollback, before and after a restart."""
+        s = store()
+        memory = take(s, bundle(session(), seq=5))
+
+        for machine in (s, store(memory)):
+            verdict = machine.judge(bundle(session(), seq=4), START)
+            assert isinstance(verdict, Refused)
+            assert verdict.code == "rollback"
+
+    def test_streams_count_apart(self) -> None:
+        """Numbers are compared within one issuer and subject only."""
+        s = store()
+        take(s, bundle(session(), seq=5))
+
+        assert isinstance(s.judge(bundle(session(), seq=1, subject="b"), START), Accepted)
+
+    def test_judging_changes_nothing(self) -> None:
+        """A verdict alone puts nothing in force."""
+        s = store(grace=MINUTE)
+        s.judge(bundle(session()), START)
+
+        assert isinstance(s.view(Cloud.AWS, START), Pending)
+        assert s.memory == Memory("i-1")
+
+    def test_a_dead_bundle_does_not_replace_a_live_one(self) -> None:
+        """A newer bundle whose session has already expired is refused, and the old one goes on."""
+        s = store()
+        take(s, bundle(session()))
+
+        verdict = s.judge(bundle(session(hours=-1), seq=2), START)
+
+        assert isinstance(verdict, Refused)
+        assert verdict.code == "credentials-ended"
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+
+    def test_resume_takes_only_what_was_accepted_last(self) -> None:
+        """Our own copy is taken back by its mark and digest, whatever the bundle's last acceptance says."""
+        memory = take(store(), bundle(session()))
+        s = store(memory)
+
+        assert isinstance(s.judge(bundle(session(), salt="x"), START, resume=True), Refused)
+        take(s, bundle(session()), START + 2 * HOUR, resume=True)
+        assert isinstance(s.view(Cloud.AWS, START + 2 * HOUR), Live)
+
+    def test_a_lost_copy_is_taken_again(self) -> None:
+        """When the bundle that should be in force is not, the same one offered anew is accepted rather than ignored."""
+        s = store(take(store(), bundle(session())))
+
+        take(s, bundle(session()))
+
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+
+
+class TestRenewal:
+    def test_single_flight(self) -> None:
+        """What is under way is not due again."""
+        s = store()
+
+        assert due(s, INSTANCE_AWS)
+        assert [work for work in s.due(START) if work.key == INSTANCE_AWS] == []
+
+    def test_a_failure_replaces_nothing(self) -> None:
+        """A failed renewal leaves the live credential served."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, role_name="w"), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        later = START + 20 * MINUTE
+        s.failed(due(s, Key(Cloud.AWS, "r"), later), fail(later, denied=True, code="AccessDenied"), later)
+
+        assert isinstance(s.view(Cloud.AWS, later), Live)
+
+    def test_a_base_comes_first(self) -> None:
+        """A grant that stands on another is due when its base is alive, and gets it."""
+        s = store()
+        take(s, bundle(session("base"), role("r", base="base"), routes={Cloud.AWS: "r"}))
+
+        work = due(s, Key(Cloud.AWS, "r"))
+
+        assert work.base is not None
+        assert work.base.access_key_id == "ASIAUSER000000000000"  # type: ignore[union-attr]
+
+    def test_a_dead_base_is_named(self) -> None:
+        """When the base has ended for good the answer says so and does not pass."""
+        s = store()
+        take(s, bundle(session("base", hours=1), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        late = START + 2 * HOUR
+
+        assert s.due(late) == [] or all(w.key != Key(Cloud.AWS, "r") for w in s.due(late))
+        answer = s.view(Cloud.AWS, late)
+        assert isinstance(answer, Ended)
+        assert "'base'" in answer.why
+        assert not answer.passing
+
+    def test_a_machine_base_is_read_first(self) -> None:
+        """A role on the machine's own identity waits for it and is woken by it."""
+        s = store(fallback=frozenset())
+        take(s, bundle(role("r")))
+        first = s.due(START)
+        assert [w.key for w in first] == [INSTANCE_AWS]
+        s.put(first[0], aws_credential(START, role_name="w"), START)
+
+        assert due(s, Key(Cloud.AWS, "r")).base is not None
+
+    def test_a_new_bundle_keeps_the_old_identity_until_it_has_minted(self) -> None:
+        """Make before break across bundles: the old credential is served until the new one is in hand."""
+        s = store()
+        take(s, bundle(session()))
+        take(
+            s,
+            bundle(session("base", key="ASIABASE000000000000"), role("r", base="base"), seq=2, routes={Cloud.AWS: "r"}),
+        )
+        before = s.view(Cloud.AWS, START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        after = s.view(Cloud.AWS, START)
+
+        assert isinstance(before, Live)
+        assert before.credential.access_key_id == "ASIAUSER000000000000"  # type: ignore[union-attr]
+        assert isinstance(after, Live)
+        assert after.credential.access_key_id == "ASIAMINTED0000000000"  # type: ignore[union-attr]
+
+    def test_what_is_kept_over_ends_with_its_own_lease(self) -> None:
+        """The old identity that bridges to a newer bundle is not served beyond the lease under which it came."""
+        s = store()
+        take(s, bundle(session(), lease=START + HOUR))
+        take(s, bundle(session("base"), role("r", base="base"), seq=2, routes={Cloud.AWS: "r"}))
+
+        assert isinstance(s.view(Cloud.AWS, START + HOUR - MINUTE), Live)
+        assert not isinstance(s.view(Cloud.AWS, START + HOUR), Live)
+
+    def test_an_unchanged_grant_keeps_its_credential(self) -> None:
+        """A new bundle with the same grant does not mint again."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, role_name="w"), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        take(s, bundle(role("r"), seq=2))
+
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+        assert [w for w in s.due(START) if w.key == Key(Cloud.AWS, "r")] == []
+
+    def test_a_result_for_a_replaced_bundle_is_dropped(self) -> None:
+        """A credential that was minted for an older bundle does not reach the newer one."""
+        s = store()
+        take(s, bundle(session("base"), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        work = due(s, Key(Cloud.AWS, "r"))
+        take(s, bundle(session("base2"), role("r", base="base2"), seq=2, routes={Cloud.AWS: "r"}))
+
+        assert s.put(work, aws_credential(START), START) is False
+        assert isinstance(s.view(Cloud.AWS, START), Pending)
+
+    def test_an_expired_result_is_a_failure(self) -> None:
+        """A credential that is dead on arrival counts as a failure."""
+        s = store()
+        work = due(s, INSTANCE_AWS)
+
+        assert s.put(work, aws_credential(START, minutes=-1), START) is False
+        assert isinstance(s.view(Cloud.AWS, START), Ended)
+
+    def test_absent_is_for_machines_only(self) -> None:
+        """Saying that a grant is absent is our own misuse."""
+        s = store()
+        take(s, bundle(session("base"), role("r", base="base"), routes={Cloud.AWS: "r"}))
+
+        with pytest.raises(RuntimeError):
+            s.put(due(s, Key(Cloud.AWS, "r")), None, START)
+
+
+class TestHorizon:
+    def test_a_session_ends_with_itself(self) -> None:
+        """The horizon of a finished session is its end."""
+        s = store()
+        take(s, bundle(session(hours=12)))
+
+        assert s.horizon(Cloud.AWS, START) == START + 12 * HOUR
+
+    def test_the_lease_is_a_bound(self) -> None:
+        """The lease ends serving before the credential does, to the second."""
+        s = store()
+        take(s, bundle(session(hours=12), lease=START + 2 * HOUR))
+
+        assert s.horizon(Cloud.AWS, START) == START + 2 * HOUR
+        assert isinstance(s.view(Cloud.AWS, START + 2 * HOUR - MINUTE), Live)
+        assert isinstance(s.view(Cloud.AWS, START + 2 * HOUR), Ended)
+
+    def test_a_role_on_the_machine_is_endless(self) -> None:
+        """What the machine's own identity renews has no horizon."""
+        s = store()
+        take(s, bundle(role("r")))
+
+        assert s.horizon(Cloud.AWS, START) is None
+
+    def test_a_chained_role_outlives_its_base_by_an_hour(self) -> None:
+        """The last renewal can happen just before the base ends; chaining is capped at one hour."""
+        s = store()
+        take(s, bundle(session("base", hours=6), role("r", base="base"), routes={Cloud.AWS: "r"}))
+
+        assert s.horizon(Cloud.AWS, START) == START + 7 * HOUR
+
+    def test_it_is_told_once(self) -> None:
+        """Coming near the horizon is one notice, not one a minute."""
+        s = store(horizon_lead=HOUR)
+        take(s, bundle(session(hours=2)))
+        s.tick(START)
+        told = [n for m in (61, 62, 90) for n in s.tick(START + m * MINUTE) if n.event is Event.HORIZON]
+
+        assert len(told) == 1
+        assert told[0].horizon == START + 2 * HOUR
+
+    def test_the_end_is_told_once(self) -> None:
+        """The end of an identity is one notice."""
+        s = store()
+        take(s, bundle(session(hours=2)))
+        s.tick(START)
+        told = [
+            n
+            for m in (121, 122, 150)
+            for n in s.tick(START + m * MINUTE)
+            if n.event is Event.ENDED and n.cloud is Cloud.AWS
+        ]
+
+        assert len(told) == 1
+
+
+class TestRest:
+    def test_variables_are_the_bundles(self) -> None:
+        """Opaque variables live and die with the bundle."""
+        s = store()
+        take(s, bundle(session(), Env(id="e", variables={"A": Secret("1")})))
+        assert s.variables()["A"].reveal() == "1"
+        take(s, bundle(seq=2, action=Action.WITHDRAW))
+
+        assert s.variables() == {}
+
+    def test_next_wake_is_in_the_future(self) -> None:
+        """The loop can always sleep."""
+        s = store()
+        for minute in range(200):
+            now = START + minute * MINUTE
+            for work in s.due(now):
+                s.put(work, aws_credential(now) if work.key.cloud is Cloud.AWS else google_token(now), now)
+            assert s.next_wake(now) > now
+
+    def test_an_outage_recovers_at_once_when_the_base_returns(self) -> None:
+        """A dependent that failed is due the moment its base is renewed."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.failed(due(s, INSTANCE_AWS), fail(START), START)
+        later = s.next_wake(START) + MINUTE
+        s.put(due(s, INSTANCE_AWS, later), aws_credential(later, role_name="w"), later)
+
+        assert due(s, Key(Cloud.AWS, "r"), later)
