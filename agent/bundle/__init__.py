@@ -36,7 +36,16 @@ from agent.bundle.envelope import (
     Recipient,
     parse_envelope,
 )
-from agent.bundle.jwk import OpeningKey, RecipientKey, SigningKey, VerifyKey, thumbprint
+from agent.bundle.jwk import (
+    OpeningKey,
+    RecipientKey,
+    SigningKey,
+    VerifyKey,
+    checked_content_key,
+    content_key_from_secret,
+    ephemeral_public_key_der,
+    thumbprint,
+)
 from agent.bundle.open import LEEWAY, decrypt, verify
 from agent.bundle.seal import (
     DEFAULT_ACCEPT,
@@ -68,7 +77,10 @@ __all__ = [
     "audience_cluster",
     "audience_gcp_instance",
     "audience_key",
+    "checked_content_key",
+    "content_key_from_secret",
     "decrypt",
+    "ephemeral_public_key_der",
     "is_refused_variable",
     "parse_envelope",
     "seal",

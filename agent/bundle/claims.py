@@ -348,7 +348,8 @@ def _routes(claimed: dict[Cloud, str] | None, grants: list[Grant], set_aside: li
 def _implied(cloud: Cloud, grants: list[Grant], set_aside: list[SetAside]) -> str | None:
     """The one grant of ``cloud`` that nothing stands on.
 
-    Anything less plain must be said by the sender: a guess here would hand out a credential that was meant only to obtain another, or leave a cloud on the machine's identity.
+    Anything less plain must be said by the sender: a guess here would hand out a credential that was meant only to
+    obtain another, or leave a cloud on the machine's identity.
     """
     bases = {base_of(g) for g in grants}
     mine = [g for g in grants if cloud_of(g) is cloud]

@@ -328,6 +328,19 @@ def ephemeral_public_key(epk: EphemeralKey) -> ec.EllipticCurvePublicKey | x2551
     return point
 
 
+def ephemeral_public_key_der(recipient: Recipient) -> bytes:
+    """The sender's ephemeral P-256 key as SubjectPublicKeyInfo, as a KMS wants it; on its curve, or it is refused.
+
+    Raises:
+        SealError: code ``unwrap``.
+    """
+    if recipient.epk is None or recipient.epk.curve != "P-256":
+        raise SealError("epk must be on P-256", code=Code.UNWRAP)
+    return ephemeral_public_key(recipient.epk).public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
 def content_key_from_secret(recipient: Recipient, shared_secret: bytes) -> bytes:
     """The content key of an ECDH recipient, once the shared secret ``Z`` is known (RFC 7518 section 4.6.2).
 

@@ -80,8 +80,8 @@ class Trust:
 
         Args:
             entries: mappings with ``key`` (JWK, JWK Set or PEM *text*, or a JWK as a mapping), ``issuers`` and
-                ``audiences`` (lists of strings), and optionally ``max_lease_seconds``, ``name`` and ``kid``. A JWK Set
-                pins each of its keys alike.
+                ``audiences`` (lists of strings), and optionally ``max_lease_seconds`` (0: any), ``name`` and ``kid``.
+                A JWK Set pins each of its keys alike.
 
         Raises:
             FormatError: code ``key``; the message names the entry and the member. It is the operator's mistake: the
@@ -113,8 +113,8 @@ def _parse(entry: Mapping[str, object], name: str) -> list[Signer]:
     if kid is not None and not isinstance(kid, str):
         raise FormatError("kid must be a string")
     lease = entry.get("max_lease_seconds")
-    if lease is not None and (type(lease) is not int or not 60 <= lease <= _LONGEST_LEASE_SECONDS):
-        raise FormatError(f"max_lease_seconds must be a whole number from 60 to {_LONGEST_LEASE_SECONDS}")
+    if lease is not None and (type(lease) is not int or not 0 <= lease <= _LONGEST_LEASE_SECONDS):
+        raise FormatError(f"max_lease_seconds must be a whole number from 0 (any) to {_LONGEST_LEASE_SECONDS}")
     issuers = _patterns(entry.get("issuers"), "issuers")
     audiences = _patterns(entry.get("audiences"), "audiences")
     return [
@@ -123,7 +123,7 @@ def _parse(entry: Mapping[str, object], name: str) -> list[Signer]:
             key=k,
             issuers=issuers,
             audiences=audiences,
-            max_lease=None if lease is None else timedelta(seconds=lease),
+            max_lease=None if not lease else timedelta(seconds=lease),
         )
         for k in VerifyKey.parse_all(key, kid=kid)
     ]

@@ -6,11 +6,15 @@ In memory (:mod:`agent.keys.local`) or in a cloud's key service that never gives
 
 from __future__ import annotations
 
+from agent.keys.aws_kms import AwsKmsKey
+from agent.keys.gcp_kms import GcpKmsKey
 from agent.keys.local import LocalKey, ephemeral_key, load_credential, load_key_file
 from agent.keys.ring import MAX_TRIES, Keyring, WorkerKey
 
 __all__ = [
     "MAX_TRIES",
+    "AwsKmsKey",
+    "GcpKmsKey",
     "Keyring",
     "LocalKey",
     "WorkerKey",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +45,7 @@ class LocalKey:
         """The public half; ``None`` for a shared key, which has none."""
         return None if self._key.kind == "oct" else self._key.public_jwk()
 
-    async def content_key(self, recipient: bundle.Recipient) -> bytes:
+    async def content_key(self, recipient: bundle.Recipient, now: datetime) -> bytes:  # noqa: ARG002 - the interface
         """Open a recipient entry. Never waits: it is a fraction of a millisecond of arithmetic.
 
         Raises:

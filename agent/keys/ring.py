@@ -34,8 +34,12 @@ class WorkerKey(Protocol):
     def public_jwk(self) -> dict[str, str] | None:
         """The public half, to be published to senders; ``None`` for a key that a group shares, or when unknown here."""
 
-    async def content_key(self, recipient: bundle.Recipient) -> bytes:
+    async def content_key(self, recipient: bundle.Recipient, now: datetime) -> bytes:
         """The content key of a bundle, from the entry that names this key.
+
+        Args:
+            recipient: the entry.
+            now: the present instant, for keys whose service wants signed requests.
 
         Returns:
             32 bytes.
@@ -124,7 +128,7 @@ class Keyring:
         unavailable: KeyUnavailableError | None = None
         for key, recipient in ours:
             try:
-                signed = bundle.decrypt(envelope, await key.content_key(recipient))
+                signed = bundle.decrypt(envelope, await key.content_key(recipient, now))
             except SealError as error:
                 refusal = error
                 continue

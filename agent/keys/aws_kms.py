@@ -1,0 +1,204 @@
+"""A worker key in AWS KMS: the machine's own role is what opens bundles, and no key is in any image or on any disk.
+
+The sender needs the public half only, no AWS account and no KMS permission. Who may open is the key policy's business:
+grant ``kms:DeriveSharedSecret`` (P-256) or ``kms:Decrypt`` (RSA) to the workers' role, with conditions as narrow as the
+account wants them (``kms:RecipientAttestation:NitroTPMPCR*`` for "only this image").
+
+Spec: AWS KMS API reference, ``DeriveSharedSecret`` (key usage ``KEY_AGREEMENT``, ``ECC_NIST_P256``) and ``Decrypt``
+(``RSAES_OAEP_SHA_256``); the JSON 1.1 protocol is a POST with an ``X-Amz-Target``. We speak it directly: botocore's
+client would cost 20 MB and a worker thread for one request at boot, and would sign with the machine's clock, which is
+the one thing that may be wrong then.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import datetime
+from http import HTTPStatus
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from agent import bundle
+from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, SealError
+from agent.core.model import AwsCredential
+from agent.upstream import Upstream, UpstreamError
+from agent.upstream.sigv4 import SigningKeys, signed_headers
+
+_ARN: Final = re.compile(
+    r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]{1,64}):[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]{1,256}\Z"
+)
+_REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}\Z")
+_MAX_ANSWER_BYTES: Final = 65_536
+_TIMEOUT_SECONDS: Final = 5.0
+
+# The entry itself is wrong, and will be wrong tomorrow. Everything else (a denied role, a disabled key, a throttle) can
+# be mended while the bundle waits.
+_FINAL: Final = frozenset({"InvalidCiphertextException", "ValidationException", "IncorrectKeyException"})
+_HINTS: Final = {
+    "AccessDeniedException": "does the worker's role have kms:DeriveSharedSecret (P-256) or kms:Decrypt (RSA) on it?",
+    "NotFoundException": "is the key ARN right, and in this region?",
+    "DisabledException": "the key is disabled",
+    "KMSInvalidStateException": "the key is pending deletion or not yet usable",
+    "InvalidKeyUsageException": "a P-256 key needs key usage KEY_AGREEMENT, an RSA key ENCRYPT_DECRYPT",
+}
+
+
+class Credentials(Protocol):
+    """Whoever can say what the machine's own AWS credential is (not a bundle's: that would be a circle)."""
+
+    async def __call__(self, now: datetime) -> AwsCredential:
+        """The credential.
+
+        Raises:
+            ProviderError: there is none now.
+        """
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    SharedSecret: str = ""
+    Plaintext: str = ""
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    kind: str = msgspec.field(name="__type", default="")
+
+
+class AwsKmsKey:
+    """A key in AWS KMS.
+
+    Args:
+        key_id: key ARN, or alias ARN.
+        public_key: the public half, P-256 or RSA: its id is the id bundles carry, and its kind decides the operation.
+        credentials: the machine's own credential.
+        upstream: the HTTP client.
+        region: the region, when the ARN shall not say it.
+        endpoint: a base URL instead of the regional one (VPC endpoint, FIPS, another partition).
+        timeout_seconds: for the whole request.
+
+    Raises:
+        ConfigError: the ARN, the region or the kind of key cannot be.
+    """
+
+    kind = "aws-kms"
+
+    def __init__(
+        self,
+        *,
+        key_id: str,
+        public_key: bundle.RecipientKey,
+        credentials: Credentials,
+        upstream: Upstream,
+        region: str | None = None,
+        endpoint: str | None = None,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+    ) -> None:
+        arn = _ARN.match(key_id)
+        if arn is None:
+            raise ConfigError(
+                f"an aws-kms key must be a key ARN or alias ARN, got {key_id!r}",
+                hint="arn:aws:kms:REGION:ACCOUNT:key/ID",
+            )
+        if public_key.kind not in ("P-256", "RSA"):
+            raise ConfigError(f"an aws-kms key must be P-256 or RSA, its public half is {public_key.kind}")
+        self._region = region or arn["region"]
+        if not _REGION.match(self._region):
+            raise ConfigError(f"{self._region!r} is not an AWS region")
+        self._key_id = key_id
+        self._public_key = public_key
+        self._credentials = credentials
+        self._upstream = upstream
+        self._endpoint = (endpoint or _endpoint(self._region)).rstrip("/") + "/"
+        self._timeout_seconds = timeout_seconds
+
+    def __repr__(self) -> str:
+        return f"<AwsKmsKey {self._key_id} {self.kid}>"
+
+    @property
+    def kid(self) -> str:
+        """The key id that recipient entries carry."""
+        return self._public_key.kid
+
+    def public_jwk(self) -> dict[str, str] | None:
+        """The public half."""
+        return self._public_key.public_jwk()
+
+    async def content_key(self, recipient: bundle.Recipient, now: datetime) -> bytes:
+        """Open a recipient entry with one request to KMS. See :meth:`agent.keys.WorkerKey.content_key`."""
+        if recipient.epk is not None and self._public_key.kind == "P-256":
+            # The point is checked to lie on the curve before anything is sent.
+            point = bundle.ephemeral_public_key_der(recipient)
+            parameters = {"KeyAgreementAlgorithm": "ECDH", "PublicKey": base64.b64encode(point).decode("ascii")}
+            answer = await self._call("DeriveSharedSecret", parameters, now)
+            return bundle.content_key_from_secret(recipient, _decoded(answer.SharedSecret))
+        if recipient.alg is bundle.KeyAlg.RSA_OAEP_256 and self._public_key.kind == "RSA":
+            parameters = {
+                "EncryptionAlgorithm": "RSAES_OAEP_SHA_256",
+                "CiphertextBlob": base64.b64encode(recipient.encrypted_key).decode("ascii"),
+            }
+            answer = await self._call("Decrypt", parameters, now)
+            return bundle.checked_content_key(_decoded(answer.Plaintext))
+        raise SealError(
+            f"key {self.kid} is {self._public_key.kind} and cannot open {recipient.alg}", code=bundle.Code.UNWRAP
+        )
+
+    async def _call(self, operation: str, parameters: dict[str, str], now: datetime) -> _Answer:
+        body = msgspec.json.encode({"KeyId": self._key_id, **parameters})
+        headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"TrentService.{operation}"}
+        try:
+            credential = await self._credentials(now)
+            keys = SigningKeys(credential.access_key_id, credential.secret_access_key, credential.session_token)
+            signed = signed_headers(
+                keys, "POST", self._endpoint, headers, body, service="kms", region=self._region, now=now
+            )
+            response = await self._upstream.request(
+                "POST",
+                self._endpoint,
+                headers=signed,
+                body=body,
+                timeout_seconds=self._timeout_seconds,
+                max_bytes=_MAX_ANSWER_BYTES,
+            )
+        except (ProviderError, UpstreamError) as error:
+            raise KeyUnavailableError(f"aws kms {operation}: {error.message}", hint=error.hint) from None
+        if response.status == HTTPStatus.OK:
+            return _parse(response.body, _Answer, operation)
+        code = _word(_parse(response.body, _Refusal, operation).kind)
+        if code in _FINAL:
+            raise SealError(f"aws kms does not open the entry for key {self.kid}: {code}", code=bundle.Code.UNWRAP)
+        raise KeyUnavailableError(
+            f"aws kms {operation} with {self._key_id}: {code or f'status {response.status}'}",
+            hint=_HINTS.get(code),
+        )
+
+
+def _endpoint(region: str) -> str:
+    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    return f"https://kms.{region}.{suffix}"
+
+
+def _word(kind: str) -> str:
+    """The code alone: some services send ``com.amazonaws.kms#DisabledException``, some ``Code:http://...``."""
+    word = kind.rpartition("#")[2].partition(":")[0]
+    return word if re.fullmatch(r"[A-Za-z]{1,80}", word) else ""
+
+
+def _parse(body: bytes, kind: type[_T], operation: str) -> _T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError:  # a proxy's page, say; its words are not repeated
+        pass
+    raise KeyUnavailableError(f"aws kms {operation}: expected a JSON answer, got something else")
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        pass
+    raise KeyUnavailableError("aws kms: expected base64 in the answer, got something else")
