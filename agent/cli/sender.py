@@ -21,7 +21,7 @@ import click
 
 from agent import bundle
 from agent.core.errors import BundleError, FormatError, SealError, SourceError
-from agent.core.horizon import horizon, instant, sentence, spell
+from agent.core.horizon import Horizon, horizon, instant, sentence, spell
 from agent.core.model import Action, Bundle, Cloud, Grant, OnExpiry
 from agent.core.secret import Secret
 from agent.sender import Collected, aws, claims, deliver, files, gcp
@@ -232,7 +232,11 @@ def seal(**given: Any) -> None:
     recipients = [key for path in given["recipient"] for key in _keys(path, bundle.RecipientKey.parse_all)]
     (signer,) = _keys(given["signer"], lambda text: (bundle.SigningKey.parse(text),))
     lease_until = _until(given["lease"], now) or _at(base.lease_until)
-    accept_until = _until(given["expires_in"], now) or _at(base.exp) or now + bundle.DEFAULT_ACCEPT
+    outlook: list[Horizon] = []
+    if not withdraw:
+        content = claims.content_of(grants, routes)
+        outlook = horizon(content.grants, content.routes, lease_until, now)
+    accept_until = _until(given["expires_in"], now) or _at(base.exp) or _default_accept(outlook, now)
     issuer = given["issuer"] or base.iss or _default_issuer()
     subject = given["subject"] or base.sub or "default"
     audiences = given["audience"] or base.audiences or tuple(bundle.audience_key(key.kid) for key in recipients)
@@ -261,7 +265,7 @@ def seal(**given: Any) -> None:
         click.echo(f"{one.cloud}: {one.who}", err=True)
         _warn(one.warnings)
     if not withdraw:
-        _tell_horizon(claims.content_of(grants, routes), lease_until, accept_until, now)
+        _tell(outlook, accept_until, now)
     document = _DOCUMENTS[given["document"]](sealed)
     if given["document"] != "raw" and len(document) > _USER_DATA_BYTES:
         _warn([f"the document has {len(document)} bytes; EC2 user-data holds {_USER_DATA_BYTES}"])
@@ -374,18 +378,25 @@ def _routes(base: claims.ClaimsFile, collected: Sequence[Collected]) -> dict[Clo
     return {**(base.routes or {}), **{one.cloud: one.route for one in collected}}
 
 
-def _tell_horizon(content: Any, lease_until: datetime | None, accept_until: datetime, now: datetime) -> None:
-    for one in horizon(content.grants, content.routes, lease_until, now):
+def _default_accept(outlook: Sequence[Horizon], now: datetime) -> datetime:
+    """An hour, or until the first cloud has ended: a bundle that can do nothing any more need not be accepted."""
+    ends = [one.until for one in outlook if one.until is not None and one.until > now]
+    return min([now + bundle.DEFAULT_ACCEPT, *ends])
+
+
+def _tell(outlook: Sequence[Horizon], accept_until: datetime, now: datetime) -> None:
+    """For each cloud until when it will work, and what should worry the sender."""
+    for one in outlook:
         click.echo(sentence(one, now), err=True)
         warnings = list(one.warnings)
         if one.until is not None and now < one.until < accept_until:
             warnings.append(
-                f"a worker that starts after {instant(one.until)} is given it all the same until "
-                f"{instant(accept_until)}, when {one.cloud} has ended: shorten --expires-in"
+                f"it may be accepted until {instant(accept_until)}, but a worker that starts after "
+                f"{instant(one.until)} will have no {one.cloud} from it"
             )
         _warn(warnings)
     for cloud in Cloud:
-        if cloud not in content.routes:
+        if cloud not in {one.cloud for one in outlook}:
             click.echo(f"{cloud}: not in this bundle; the worker's own identity, if it has one", err=True)
 
 

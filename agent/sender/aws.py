@@ -139,7 +139,7 @@ class _Local:
                 code="no-credentials",
             )
         # Frozen first: that is what refreshes a session near its end, and moves the end that is read next.
-        frozen = _call(found.get_frozen_credentials)
+        frozen = _frozen(found)
         self.session = session
         self.region: str | None = session.region_name
         self.access_key_id: str = frozen.access_key
@@ -383,6 +383,19 @@ def _end(found: Any, session: Any) -> datetime | None:
             if ends.tzinfo is not None:
                 return ends.astimezone(UTC)
     return None
+
+
+def _frozen(found: Any) -> Any:
+    """The credentials at one moment: three parts that belong together."""
+    try:
+        return _call(found.get_frozen_credentials)
+    except RuntimeError:
+        # botocore's word for credentials that are no fresher after a refresh: from the environment, they never are.
+        raise Denied(
+            f"the local AWS session (from {found.method}) has ended",
+            hint="sign in again (`aws sso login`, or however this session was made), then seal again",
+            code="ExpiredToken",
+        ) from None
 
 
 def _seconds(length: timedelta) -> int:
