@@ -1,0 +1,227 @@
+"""The environment file: pointers to the agent, in the syntax of systemd and of ``sh``.
+
+A variable is read once, when a program starts, and can never be renewed in it. So the file says *where* to ask, not
+what the answer is: raw keys win every SDK's chain, mask the agent and go stale. :func:`static_keys` is the explicit
+exception, for programs that can use nothing else.
+
+The bearer token of the container endpoint is in the file beside the path of the file that holds it, because Go v1,
+opendal, minio and Java read only the variable. It is no cloud key: it is worth nothing off this machine, and on it the
+group that may read the one file may read the other.
+
+Pure functions: text in, text out. Writing is :func:`agent.host.files.write_atomic`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.core.model import AwsCredential
+from agent.core.secret import Secret
+
+#: The metadata services' addresses and our own door. A proxy that caught these would see credentials, and adds the
+#: ``X-Forwarded-For`` that metadata services refuse. ``fd00:ec2::254`` and ``fd00:ec2::23`` are EC2's and EKS's IPv6
+#: ones, ``fd20:ce::254`` is Google's.
+NO_PROXY_HOSTS: Final = (
+    "127.0.0.1",
+    "localhost",
+    "::1",
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.170.23",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "metadata",
+    "metadata.google.internal",
+)
+
+#: What makes an AWS SDK or a Google client look elsewhere than at the agent, if it is in a program's environment.
+MASKING: Final = frozenset(
+    {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_SECURITY_TOKEN",  # the old name, which botocore and others still read
+        "AWS_CREDENTIAL_EXPIRATION",
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_ROLE_ARN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",  # wins over the full URI in most SDKs
+        "AWS_EC2_METADATA_DISABLED",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+        "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE",
+        "NO_GCE_CHECK",
+    }
+)
+
+_AWS_MASKING: Final = frozenset(name for name in MASKING if name.startswith("AWS_"))
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# systemd drops a variable whose value has a control character beside tab and line feed; a line feed is legal in quotes,
+# but one slip of a reader and it begins another variable.
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_HEADER: Final = "# Written by credential-agent; changes are lost.\n"
+_PROXY_NAMES: Final = ("NO_PROXY", "no_proxy")  # curl and Python read one, Go and Ruby both, Java neither
+
+
+def pointers(
+    *,
+    address: str,
+    aws: bool,
+    gcp: bool,
+    token_file: str,
+    token: Secret | None = None,
+    imds_endpoint: bool = True,
+    region: str | None = None,
+    no_proxy: str = "",
+) -> dict[str, str]:
+    """The variables that lead every SDK to the agent.
+
+    Args:
+        address: our door as ``HOST:PORT``. ``127.0.0.1`` is the only literal that all AWS SDKs accept.
+        aws: AWS is configured here. A container URI that answers nothing makes botocore raise rather than look on, so
+            leave it out where the agent will never have an AWS identity.
+        gcp: Google is served, pending or ended. Never when it is absent: a metadata server that is announced and
+            empty turns "not on Google" into errors.
+        token_file: the file with the bearer token of the container endpoint.
+        token: the token itself, for the SDKs that read only the variable.
+        imds_endpoint: lead IMDS clients here too. Needed where nothing redirects 169.254.169.254.
+        region: the AWS region, when it is known.
+        no_proxy: an existing list of hosts, to which ours are added.
+
+    Returns:
+        Names and values, in the order in which a person would want to read them.
+    """
+    variables: dict[str, str] = {}
+    if aws:
+        variables["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}/v1/credentials"
+        variables["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = token_file
+        if token is not None:
+            variables["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = token.reveal()
+        if imds_endpoint:
+            # No trailing slash: one client makes //latest of it.
+            variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = f"http://{address}"
+            variables["AWS_METADATA_ENDPOINT"] = f"http://{address}"  # object_store's name for the same thing
+        # botocore asks IMDS once, for one second, and remembers a miss for the life of the client.
+        variables["AWS_METADATA_SERVICE_TIMEOUT"] = "5"
+        variables["AWS_METADATA_SERVICE_NUM_ATTEMPTS"] = "5"
+        if region is not None:
+            variables["AWS_REGION"] = region
+            variables["AWS_DEFAULT_REGION"] = region
+    if gcp:
+        for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
+            variables[name] = (
+                address  # Go, Java and Rust read the first; C++ and gcloud the second; Python's probe the third
+            )
+        # On a Shielded VM some releases of google-auth would otherwise speak TLS to us.
+        variables["GCE_METADATA_MTLS_MODE"] = "none"
+        variables["METADATA_SERVER_DETECTION"] = "assume-present"
+    if variables:
+        merged = merge_no_proxy(no_proxy)
+        variables.update(dict.fromkeys(_PROXY_NAMES, merged))
+    return variables
+
+
+def static_keys(credential: AwsCredential) -> dict[str, str]:
+    """The keys themselves, for ``static = true``: a program that reads them fails when they expire."""
+    return {
+        "AWS_ACCESS_KEY_ID": credential.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": credential.secret_access_key.reveal(),
+        "AWS_SESSION_TOKEN": credential.session_token.reveal(),
+        "AWS_CREDENTIAL_EXPIRATION": f"{credential.expires_at:%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
+def merge_no_proxy(existing: str, hosts: Iterable[str] = NO_PROXY_HOSTS) -> str:
+    """Add ``hosts`` to a comma-separated list that may hold some already. A lone ``*`` (no proxy at all) stays."""
+    listed = [entry for part in existing.split(",") if (entry := part.strip())]
+    if "*" in listed:
+        return "*"
+    seen = {entry.lower() for entry in listed}
+    return ",".join([*listed, *(host for host in hosts if host not in seen)])
+
+
+def overlay(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a program started under the agent: ours on top, what masks us taken out.
+
+    A region that the caller chose stays, and hosts that the caller exempted from the proxy stay exempt. Only the cloud
+    that ``variables`` speaks of is unmasked: ``GOOGLE_APPLICATION_CREDENTIALS`` is nobody's business on a machine where
+    the agent serves AWS alone.
+    """
+    masking = set[str]()
+    if "AWS_CONTAINER_CREDENTIALS_FULL_URI" in variables:
+        masking |= _AWS_MASKING
+    if "GCE_METADATA_HOST" in variables:
+        masking |= MASKING - _AWS_MASKING
+    merged = {name: value for name, value in environ.items() if name not in masking}
+    chosen = {name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if environ.get(name)}
+    merged.update((name, value) for name, value in variables.items() if not chosen or name not in _REGION)
+    for name in _PROXY_NAMES:
+        if name in variables:
+            inherited = environ.get(name) or environ.get("NO_PROXY") or environ.get("no_proxy") or ""
+            merged[name] = merge_no_proxy(inherited, variables[name].split(","))
+    return merged
+
+
+_REGION: Final = frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"})
+
+
+def render_systemd(variables: Mapping[str, str]) -> bytes:
+    """The text of an ``EnvironmentFile=``.
+
+    systemd reads no ``$`` in it, but a shell that sources the file would: the four characters that mean something in
+    double quotes are escaped, which systemd undoes (systemd.exec(5)).
+
+    Raises:
+        HostError: a name or a value cannot stand in such a file.
+    """
+    lines = [f'{name}="{_DOUBLE_QUOTED.sub(_BACKSLASH, value)}"\n' for name, value in _checked(variables)]
+    return (_HEADER + "".join(lines)).encode()
+
+
+def render_shell(variables: Mapping[str, str]) -> bytes:
+    """The same for ``sh``, to be sourced: exports ours, keeps a chosen region, adds to ``NO_PROXY``, unsets what masks.
+
+    Raises:
+        HostError: a name or a value cannot stand in such a file.
+    """
+    masking = sorted(MASKING - variables.keys())
+    if "AWS_CONTAINER_CREDENTIALS_FULL_URI" not in variables:
+        masking = [name for name in masking if name not in _AWS_MASKING]
+    if "GCE_METADATA_HOST" not in variables:
+        masking = [name for name in masking if name in _AWS_MASKING]
+    lines = [f"unset {' '.join(masking)}\n"] if masking else []
+    for name, value in _checked(variables):
+        quoted = _single_quoted(value)
+        if name in _PROXY_NAMES:
+            # In a shell that has a list already, ours is added to it, once.
+            lines.append(
+                f"case \",${{{name}-}},\" in *,'*',*|*,{quoted},*) ;; "
+                f'*) export {name}="${{{name}:+${name},}}"{quoted} ;; esac\n'
+            )
+        elif name in _REGION:
+            lines.append(f'[ -n "${{{name}-}}" ] || export {name}={quoted}\n')
+        else:
+            lines.append(f"export {name}={quoted}\n")
+    return (_HEADER + "".join(lines)).encode()
+
+
+_DOUBLE_QUOTED: Final = re.compile(r'(["\\$`])')
+_BACKSLASH: Final = r"\\\1"
+
+
+def _single_quoted(value: str) -> str:
+    return "'" + value.replace("'", "'\\''") + "'"
+
+
+def _checked(variables: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    for name, value in variables.items():
+        if not _NAME.match(name):
+            raise HostError(f"environment file: expected the name of a variable, got {name!r}")
+        if _UNSAFE.search(value):
+            raise HostError(f"environment file: {name}: expected no control character in the value")
+        yield name, value

@@ -1,0 +1,237 @@
+"""The service manager's side of a process: sockets passed in, readiness told, memory kept over a restart.
+
+Three protocols of systemd, spoken directly because they are three datagrams and two variables: socket activation
+(sd_listen_fds(3)), notification (sd_notify(3)) and the file descriptor store. The environment they come in is passed by
+the caller; nothing here reads it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import os
+import resource
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agent.core.errors import HostError
+
+FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
+MAX_FDS: Final = 4096  # systemd's own limit of the store
+UNNAMED: Final = "unknown"  # what systemd calls a descriptor that nobody named
+PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
+
+# The variables of the protocols: they are about this very process, and must not reach one that it starts.
+VARIABLES: Final = frozenset(
+    {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What the service manager passed to this process.
+
+    Attributes:
+        sockets: listening sockets by ``FileDescriptorName=``, non-blocking, in the order of the unit file.
+        stored: other descriptors by name: what :meth:`Notifier.keep` put away before a restart.
+    """
+
+    sockets: Mapping[str, tuple[socket.socket, ...]]
+    stored: Mapping[str, int]
+
+    def take(self, name: str, *, max_bytes: int = 1 << 20) -> bytes | None:
+        """Read what was kept under ``name`` and close it; ``None``: nothing was.
+
+        Raises:
+            HostError: it cannot be read, or is longer than ``max_bytes``.
+        """
+        descriptor = self.stored.get(name)
+        if descriptor is None:
+            return None
+        try:
+            data = os.pread(descriptor, max_bytes + 1, 0)
+        except OSError as error:
+            raise HostError(f"the kept file {name!r} cannot be read: {_reason(error)}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        if len(data) > max_bytes:
+            raise HostError(f"the kept file {name!r}: expected at most {max_bytes} bytes")
+        return data
+
+
+def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Passed:
+    """What the service manager passed: listening sockets and stored files.
+
+    Nothing is passed when ``LISTEN_PID`` is not ``pid``: the variables then belong to a parent and were inherited.
+    Every descriptor is set close-on-exec, so that no child of ours gets a door.
+
+    Args:
+        environ: the process's environment.
+        pid: the process's own id.
+        first: the first descriptor passed; always 3 but in tests.
+
+    Raises:
+        HostError: the variables contradict themselves or the descriptors are not there.
+    """
+    if environ.get("LISTEN_PID") != str(pid):
+        return Passed({}, {})
+    count = _number(environ, "LISTEN_FDS", maximum=MAX_FDS)
+    names = environ["LISTEN_FDNAMES"].split(":") if environ.get("LISTEN_FDNAMES") else [UNNAMED] * count
+    if len(names) != count:
+        raise HostError(f"LISTEN_FDNAMES: expected {count} names, as LISTEN_FDS says, got {len(names)}")
+    sockets: dict[str, list[socket.socket]] = {}
+    stored: dict[str, int] = {}
+    for descriptor, name in enumerate(names, start=first):
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+            is_socket = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+        except OSError as error:
+            raise HostError(
+                f"descriptor {descriptor} ({name!r}) was promised and is not there: {_reason(error)}"
+            ) from None
+        if is_socket:
+            listener = socket.socket(fileno=descriptor)
+            listener.setblocking(False)
+            sockets.setdefault(name, []).append(listener)
+        else:
+            stored[name] = descriptor
+    return Passed({name: tuple(group) for name, group in sockets.items()}, stored)
+
+
+def watchdog_seconds(environ: Mapping[str, str], *, pid: int) -> float | None:
+    """How long systemd waits for a sign of life before it kills us; ``None``: it does not watch.
+
+    Feed it (``WATCHDOG=1``) at a third of this, from the loop whose death matters.
+
+    Raises:
+        HostError: ``WATCHDOG_USEC`` is not a number.
+    """
+    if "WATCHDOG_USEC" not in environ or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
+        return None
+    microseconds = _number(environ, "WATCHDOG_USEC", maximum=1 << 53)
+    return microseconds / 1e6 if microseconds else None
+
+
+class Notifier:
+    """Tells systemd how we are. Without a ``NOTIFY_SOCKET`` every call does nothing.
+
+    A notification that cannot be delivered is not an error of the agent: it goes on serving. (A missing ``READY=1``
+    or ``WATCHDOG=1`` has its own consequence: systemd restarts us.)
+
+    Args:
+        address: the value of ``NOTIFY_SOCKET``; a leading ``@`` stands for the abstract namespace.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = f"\0{address[1:]}" if address and address[0] == "@" else address
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._address)
+
+    def tell(self, *lines: str, fds: Sequence[int] = ()) -> bool:
+        """Send assignments such as ``READY=1`` in one datagram.
+
+        Args:
+            lines: ``NAME=value``, no line breaks.
+            fds: descriptors sent along.
+
+        Returns:
+            Whether the datagram was taken.
+        """
+        if not self._address:
+            return False
+        if any("\n" in line for line in lines):
+            raise ValueError("a notification is one assignment a line")
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)  # a deaf manager must not stop the loop that serves
+            try:
+                sender.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
+            except OSError:
+                return False
+        return True
+
+    def ready(self, status: str) -> bool:
+        """We answer from now on. ``status`` is the line that ``systemctl status`` shows."""
+        return self.tell("READY=1", f"STATUS={status}")
+
+    def status(self, text: str) -> bool:
+        """The line that ``systemctl status`` shows."""
+        return self.tell(f"STATUS={text}")
+
+    def alive(self) -> bool:
+        """Feed the watchdog."""
+        return self.tell("WATCHDOG=1")
+
+    def reloading(self, *, monotonic_seconds: float) -> bool:
+        """A reload begins; ``ready`` ends it. ``monotonic_seconds`` is CLOCK_MONOTONIC, which systemd 253 asks for."""
+        return self.tell("RELOADING=1", f"MONOTONIC_USEC={int(monotonic_seconds * 1e6)}")
+
+    def stopping(self) -> bool:
+        """The end begins."""
+        return self.tell("STOPPING=1")
+
+    def keep(self, name: str, data: bytes) -> bool:
+        """Give ``data`` to systemd, which hands it to the next process of this unit: over a crash, not over a stop.
+
+        It lies in sealed anonymous memory: no file system, no name, and gone with the machine. Needs
+        ``FileDescriptorStoreMax=``. What was kept under the name before is dropped.
+
+        Args:
+            name: up to 255 printable characters, no colon.
+            data: the content.
+
+        Returns:
+            Whether systemd was told; it does not say whether there was room.
+        """
+        if not self._address:
+            return False
+        descriptor = os.memfd_create(f"credential-agent-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+            self.forget(name)
+            return self.tell("FDSTORE=1", f"FDNAME={name}", fds=[descriptor])
+        finally:
+            os.close(descriptor)
+
+    def forget(self, name: str) -> bool:
+        """Drop what is kept under ``name``."""
+        return self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def harden() -> None:
+    """Keep the process's memory to itself: no core file, no ``ptrace``, no ``/proc/PID/mem`` for the same user.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError) as error:
+        raise HostError(f"core files cannot be switched off: {error}") from None
+    # The soft limit alone is not enough: a core_pattern that pipes to a program (systemd-coredump) ignores it.
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise HostError(f"the process cannot be made undumpable: {os.strerror(ctypes.get_errno()).lower()}")
+
+
+def _number(environ: Mapping[str, str], name: str, *, maximum: int) -> int:
+    text = environ.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= maximum):
+        raise HostError(f"{name}: expected a number up to {maximum}, got {text!r}")
+    return int(text)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "unknown error").lower()
