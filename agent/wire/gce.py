@@ -3,8 +3,8 @@
 Sources: the Compute Engine documentation ("View and query VM metadata", "Authenticate workloads using service
 accounts"), recorded answers of the real server, and measured behaviour of the clients, which is stricter:
 
-* ``expires_in`` is a positive JSON integer and ``token_type`` is there: google-cloud-cpp aborts its process on a string,
-  object_store and tensorstore fail on a float.
+* ``expires_in`` is a positive JSON integer and ``token_type`` is there: google-cloud-cpp aborts its process on a
+  string, object_store and tensorstore fail on a float.
 * ``application/json`` is bare, and every answer carries ``Metadata-Flavor: Google``: Node fails without it.
 * A missing credential is 403 or 503, never 404: on a 404 pyarrow reports existing objects as not found, and tensorstore
   goes on anonymously. Missing credentials must not look like missing data.
@@ -80,13 +80,7 @@ def parse_query(raw: str) -> Query:
     """
     if not raw:
         return _NO_QUERY
-    try:
-        pairs = parse_qsl(raw, keep_blank_values=True, max_num_fields=32, errors="strict")
-    except ValueError:  # UnicodeDecodeError is one
-        raise WireError("expected at most 32 query parameters in utf-8") from None
-    given: dict[str, str] = {}
-    for name, value in pairs:
-        given.setdefault(name, value)
+    given = parameters(raw)
     alt = given.get("alt")
     if alt is not None and alt.lower() not in {"json", "text"}:
         raise WireError("expected alt=json or alt=text")
@@ -107,6 +101,23 @@ def parse_query(raw: str) -> Query:
 
 
 _NO_QUERY: Final = Query()
+
+
+def parameters(raw: str) -> dict[str, str]:
+    """The parameters of a query; of a repeated one the first, as Go's servers read it.
+
+    Raises:
+        WireError: too many, or not UTF-8.
+    """
+    try:
+        pairs = parse_qsl(raw, keep_blank_values=True, max_num_fields=32, errors="strict")
+    except ValueError:  # UnicodeDecodeError is one
+        raise WireError("expected at most 32 query parameters in utf-8") from None
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        given.setdefault(name, value)
+    return given
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The tree
@@ -332,6 +343,9 @@ def failure(status: int, message: str = "", *headers: tuple[str, str], flavored:
     """A refusal. SDKs show the body to a person, so it names the cause and the next step.
 
     Args:
+        status: 400 and above.
+        message: a sentence, without a final line break.
+        *headers: further ones.
         flavored: whether this machine has a Google persona at all. Without one not even an error may carry the flavor:
             it is what google-auth and Go take for proof that they run on GCE.
     """

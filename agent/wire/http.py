@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
+import msgspec
+
 from agent.core.errors import SourceError
 
 USER_AGENT_PREFIX: Final = "credential-agent/"
@@ -56,8 +58,7 @@ class TargetError(WireError):
     """A request target that we refuse to understand, since two readers might understand it differently."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request, its head read and its body complete.
 
     Attributes:
@@ -75,9 +76,13 @@ class Request:
     query: str
     segments: tuple[str, ...]
     slash: bool
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str]
     host: str = ""
-    body: bytes = field(default=b"", repr=False)
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        # Neither headers (session tokens, Authorization) nor the body.
+        return f"Request({self.method} {self.path!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,29 @@ class Response:
         lines.append(f"Content-Length: {len(self.body)}")
         lines.append("Connection: close\r\n")
         object.__setattr__(self, "head", "\r\n".join(lines).encode("latin-1"))
+
+    def plus(self, line: bytes) -> Response:
+        """The same answer with one more header.
+
+        Args:
+            line: ``Name: value`` with its CRLF, made by us: it is not checked, since this runs for every request.
+        """
+        twin = object.__new__(Response)
+        object.__setattr__(twin, "status", self.status)
+        object.__setattr__(twin, "headers", self.headers)
+        object.__setattr__(twin, "body", self.body)
+        object.__setattr__(twin, "head", self.head + line)
+        return twin
+
+    def filled(self, body: bytes) -> Response:
+        """The same answer with another body of the same length, so that the head still holds."""
+        assert len(body) == len(self.body)
+        twin = object.__new__(Response)
+        object.__setattr__(twin, "status", self.status)
+        object.__setattr__(twin, "headers", self.headers)
+        object.__setattr__(twin, "body", body)
+        object.__setattr__(twin, "head", self.head)
+        return twin
 
     def header(self, name: str) -> str | None:
         """The first field of that name, without regard to case."""

@@ -1,0 +1,72 @@
+"""The container credentials door: EKS and ECS forms, JSON in every case.
+
+===========  =====================================================================================================
+Live         200
+Pending      held for a moment, then 503 ``CredentialsUninitialized`` (ECS's own word; retried by nearly all)
+Ended        503 ``CredentialsUnavailable``, the body says why and what to do
+Absent       404 ``NoCredentials`` (Java gives up at once, and rightly)
+not allowed  401 ``Unauthorized``; never 403, which no SDK expects here
+===========  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+from agent.core.model import AwsCredential, Cloud
+from agent.core.view import Answer, Ended, Live, Pending
+from agent.serve.listener import Later, Outcome
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Watch
+from agent.wire import container
+from agent.wire.http import Request, Response
+
+
+class ContainerDoor:
+    """``/v1/credentials`` and ``/v2/credentials/ID``."""
+
+    def __init__(self, settings: ServeSettings, watch: Watch) -> None:
+        self._settings = settings
+        self._watch = watch
+        # The document last sent, and the credential it was made of.
+        self._credential: AwsCredential | None = None
+        self._document = Response(503)
+
+    def handle(self, request: Request) -> Outcome | Later:
+        """Answer one request whose first segment is ``v1`` or ``v2``."""
+        ecs_id = None
+        if request.segments == ("v1", "credentials"):
+            pass
+        elif request.segments[:2] == ("v2", "credentials") and len(request.segments) == 3:
+            ecs_id = request.segments[2]
+        else:
+            return container.failure(404, "NotFound", "credentials are at /v1/credentials and /v2/credentials/ID")
+        if request.method not in {"GET", "HEAD"}:
+            return container.failure(405, "MethodNotAllowed", "expected GET", ("Allow", "GET, HEAD"))
+        tokens = self._settings.container_tokens()
+        # ECS has no Authorization: there the id in the path is the permission, so one of the tokens stands for it.
+        if not container.authorized(request.headers.get("Authorization"), tokens) and not (
+            ecs_id is not None and container.authorized(ecs_id, tokens)
+        ):
+            return container.failure(
+                401,
+                "Unauthorized",
+                "expected the content of AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE in the Authorization header",
+            )
+        answer = self._watch.look(Cloud.AWS)
+        if isinstance(answer, Pending):
+            return self._settle
+        return self._answer(answer)
+
+    async def _settle(self) -> Outcome:
+        return self._answer(await self._watch.settled(Cloud.AWS, self._settings.container_hold_seconds))
+
+    def _answer(self, answer: Answer) -> Response:
+        if isinstance(answer, Live) and isinstance(answer.credential, AwsCredential):
+            if answer.credential is not self._credential:
+                self._document = container.document(container.render_credential(answer.credential))
+                self._credential = answer.credential
+            return self._document
+        if isinstance(answer, Pending):
+            return container.failure(503, "CredentialsUninitialized", answer.why, ("Retry-After", "1"))
+        if isinstance(answer, Ended):
+            return container.failure(503, "CredentialsUnavailable", answer.why, ("Retry-After", "1"))
+        return container.failure(404, "NoCredentials", getattr(answer, "why", "there is no aws identity here"))

@@ -1,0 +1,93 @@
+"""The workers' door: the gate, then one of three dialects by the first segment of the path, which are disjoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from agent.core.clock import Clock
+from agent.core.view import Board
+from agent.serve.container import ContainerDoor
+from agent.serve.ec2 import Ec2Door
+from agent.serve.gate import Gate, Refusal
+from agent.serve.gce import Demand, GceDoor
+from agent.serve.listener import DROP, Access, Later, Listener, Outcome, Peer
+from agent.serve.proxy import Passthrough, Proxy
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Changed, Watch
+from agent.wire import container, ec2, gce
+from agent.wire.http import Request, Response
+
+
+class WorkerDoor:
+    """Everything that workers speak to.
+
+    Args:
+        settings: see there.
+        board: what is served; looked at, never changed.
+        clock: the board's.
+        changed: returns once the board's version is not the one given; :class:`agent.serve.waiting.Changes` is one.
+        demand: mints identity tokens.
+        ec2: the real EC2 service, when this machine has one.
+        gce: the real GCE server, when this machine has one.
+        access: told of every request.
+        broken: told of an exception in our own code; the request ends without an answer or with 500.
+
+    *Resources*: none until a connection comes. ``protocol`` is the factory for ``loop.create_server(..., sock=...)``;
+    ``listener.close`` ends what is under way, after the listening sockets were closed.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        board: Board,
+        clock: Clock,
+        *,
+        changed: Changed,
+        demand: Demand,
+        ec2: Passthrough | None = None,
+        gce: Passthrough | None = None,
+        access: Callable[[Access], None] | None = None,
+        broken: Callable[[Request, Exception], None] | None = None,
+    ) -> None:
+        watch = Watch(board, clock, changed)
+        self._gate = Gate(settings.extra_hosts)
+        self._ec2 = Ec2Door(settings, watch, Proxy(ec2, seconds=settings.ec2_upstream_seconds) if ec2 else None)
+        self._container = ContainerDoor(settings, watch)
+        self._gce = GceDoor(settings, watch, Proxy(gce, seconds=settings.gce_upstream_seconds) if gce else None, demand)
+        self._broken = broken
+        self.listener = Listener(self._handle, broken=self._failed, clock=clock, limits=settings.limits, access=access)
+
+    def protocol(self) -> asyncio.Protocol:
+        """The factory of connections."""
+        return self.listener.protocol()
+
+    def _handle(self, request: Request, _peer: Peer) -> Outcome | Later:
+        refusal = self._gate.refusal(request)
+        if refusal is not None:
+            return self._refused(request, refusal)
+        first = request.segments[0] if request.segments else ""
+        if first == gce.ROOT:
+            return self._gce.handle(request)
+        if first in {"v1", "v2"}:
+            return self._container.handle(request)
+        if not first and ec2.TOKEN_HEADER not in request.headers and self._gce.has_persona():
+            # ``/`` is in both trees. A session token says who asks; without one EC2 would say 401 anyway.
+            return self._gce.handle(request)
+        return self._ec2.handle(request)
+
+    def _refused(self, request: Request, refusal: Refusal) -> Response:
+        """A refusal in the dialect that was spoken."""
+        first = request.segments[0] if request.segments else ""
+        allow = () if refusal.allow is None else (("Allow", refusal.allow),)
+        if first == gce.ROOT or not first:
+            return gce.failure(refusal.status, refusal.why, *allow, flavored=self._gce.has_persona())
+        if first in {"v1", "v2"}:
+            return container.failure(refusal.status, "Refused", refusal.why, *allow)
+        return ec2.failure(refusal.status, *allow)
+
+    def _failed(self, request: Request, error: Exception) -> Outcome:
+        if self._broken is not None:
+            self._broken(request, error)
+        # A document path must never carry an error (awscrt); elsewhere an error of ours is called one.
+        return DROP if request.segments[1:3] == ("meta-data", "iam") else Response(500)

@@ -1,0 +1,310 @@
+"""The EC2 metadata door (IMDSv2).
+
+The table (issue and SDK behaviour behind each line are in :mod:`agent.wire.ec2` and the tests' request table):
+
+==================  =========================  ==============================  =====================================
+AWS is              role list                  document of a role              else
+==================  =========================  ==============================  =====================================
+Live                200 the bare name          200 for every name that was     the real service, or what is known
+                                               ever listed, else 404
+Pending             held, then 503 empty       held, then the connection ends  the same
+Ended               503 empty                  was listed: the connection      the same
+                                               ends; else 404
+Absent              404 empty                  404                             the same
+==================  =========================  ==============================  =====================================
+
+A failure is said on the role list and never on a document: awscrt aborts its whole process on a document that is not
+one, whatever the status; on a connection that ends it retries once and reports a clean error.
+
+No answer takes longer than 400 ms: Go gives up after 500.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from typing import Final
+
+from agent.core.model import AwsCredential, Cloud
+from agent.core.view import Absent, Answer, Facts, Live, Origin, Pending
+from agent.serve.listener import DROP, Drop, Later, Outcome
+from agent.serve.proxy import EC2_CREDENTIALS, EC2_STATIC, Proxy, prefixes, relisted, target, under
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Watch
+from agent.wire import ec2
+from agent.wire.http import Request, Response
+
+TOKEN_GRACE_SECONDS: Final = 120
+"""A token is good for so long after its end: CRT and Rust use theirs to the last second by their own clock."""
+
+_NOT_FOUND: Final = ec2.failure(404)
+_UNAVAILABLE: Final = ec2.failure(503, ("Retry-After", "1"))
+_UNAUTHORIZED: Final = ec2.failure(401)
+_BAD_TTL: Final = ec2.failure(400)
+_GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
+_PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
+_TTL_MEMO: Final = 64
+
+_Tree = dict[str, "str | _Tree"]
+
+
+class Ec2Door:
+    """``/latest/...`` and its dated versions."""
+
+    def __init__(self, settings: ServeSettings, watch: Watch, proxy: Proxy | None) -> None:
+        if len(settings.token_key) < ec2.MIN_KEY_BYTES:
+            raise RuntimeError(f"expected a token key of at least {ec2.MIN_KEY_BYTES} bytes")
+        self._settings = settings
+        self._watch = watch
+        self._proxy = proxy
+        self._hidden = prefixes(settings.hidden, ("latest",))
+        # All mutable state is what was rendered before, each with what it was rendered from.
+        self._token_heads: dict[int, Response] = {}
+        self._live: tuple[AwsCredential, str] | None = None
+        self._list = _NOT_FOUND
+        self._document = _NOT_FOUND
+        self._extended = _NOT_FOUND
+        self._facts: Facts | None = None
+        self._tree: _Tree = {}
+
+    def handle(self, request: Request) -> Outcome | Later:
+        """Answer one request."""
+        below = request.segments[1:]
+        if below == ("api", "token"):
+            return self._token(request)
+        if request.method not in {"GET", "HEAD"}:
+            return _GET_ONLY
+        echo = b""
+        token = request.headers.get(ec2.TOKEN_HEADER)
+        if token is not None:
+            left = self._left(token)
+            if left is None:
+                return _UNAUTHORIZED
+            echo = b"%s: %d\r\n" % (ec2.TTL_ECHO.encode(), left)
+        elif not self._settings.imdsv1:
+            return _UNAUTHORIZED
+        outcome = self._resource(request, below)
+        if isinstance(outcome, Response):
+            return outcome.plus(echo) if echo else outcome
+        if isinstance(outcome, Drop):
+            return outcome
+        return partial(_echoed, outcome, echo) if echo else outcome
+
+    # -- session tokens ----------------------------------------------------------------------------------------------
+
+    def _token(self, request: Request) -> Response:
+        """The most reliable path: arithmetic only. What fails here sends SDKs to IMDSv1, and from there nowhere."""
+        if request.method != "PUT":
+            return _PUT_ONLY
+        ttl = ec2.ttl_asked(request.headers.get(ec2.TTL_HEADER))
+        if ttl is None:
+            return _BAD_TTL
+        # The boot-time clock: a corrected wall clock must not end a token before its client's time (Rust never asks
+        # again on 401), and both start anew with the machine.
+        ends = self._watch.clock.boottime() + ttl
+        token = ec2.make_token(self._settings.token_key, ends, secrets.token_bytes(6)).encode("ascii")
+        head = self._token_heads.get(ttl)
+        if head is None:
+            if len(self._token_heads) >= _TTL_MEMO:
+                self._token_heads.clear()
+            head = ec2.text(token, (ec2.TTL_ECHO, str(ttl)))
+            self._token_heads[ttl] = head
+        return head.filled(token)
+
+    def _left(self, token: str) -> int | None:
+        """Seconds that a token is still good for; ``None`` when it is not ours or has ended."""
+        ends = ec2.token_ends(self._settings.token_key, token)
+        if ends is None:
+            return None
+        left = int(ends - self._watch.clock.boottime())
+        # Above the maximum: made before a reboot, by a boot-time clock that had run for longer.
+        return max(left, 0) if -TOKEN_GRACE_SECONDS <= left <= ec2.MAX_TTL_SECONDS else None
+
+    # -- resources ---------------------------------------------------------------------------------------------------
+
+    def _resource(self, request: Request, below: tuple[str, ...]) -> Outcome | Later:
+        if not request.segments:
+            return self._other(request, below)
+        if not ec2.VERSION_SEGMENT.match(request.segments[0]):
+            return _NOT_FOUND
+        if below[:2] == ("meta-data", "iam"):
+            answer = self._watch.look(Cloud.AWS)
+            if isinstance(answer, Pending):
+                return partial(self._settle, request, below[2:])
+            return self._iam(request, below[2:], answer)
+        return self._other(request, below)
+
+    async def _settle(self, request: Request, below: tuple[str, ...]) -> Outcome:
+        answer = await self._watch.settled(Cloud.AWS, self._settings.ec2_hold_seconds)
+        outcome = self._iam(request, below, answer)
+        # ``iam/info`` from the real service, after a wait: the two together would be too long.
+        return outcome if isinstance(outcome, Response | Drop) else _UNAVAILABLE
+
+    def _iam(self, request: Request, below: tuple[str, ...], answer: Answer) -> Outcome | Later:
+        kind = below[0] if below else ""
+        if kind == "security-credentials" and len(below) <= 2:
+            return self._roles(answer) if len(below) == 1 else self._role(below[1], answer)
+        if kind == "security-credentials-extended" and len(below) <= 2:
+            return self._roles_extended(below[1:], answer)
+        if isinstance(answer, Absent):
+            return _NOT_FOUND
+        if not isinstance(answer, Live):
+            return _UNAVAILABLE
+        if answer.origin is Origin.FALLBACK and self._proxy is not None:
+            return partial(self._pass, request, request.segments[1:])
+        if not below:
+            return ec2.text(b"info\nsecurity-credentials/")
+        if below == ("info",):
+            return self._info(answer)
+        return _NOT_FOUND
+
+    def _rendered(self, live: Live) -> bool:
+        credential = live.credential
+        if not isinstance(credential, AwsCredential):
+            return False
+        if self._live is None or self._live[0] is not credential or self._live[1] != live.name:
+            self._list = ec2.text(live.name.encode("ascii", "replace"))
+            self._document = ec2.text(ec2.render_credential(credential))
+            self._extended = (
+                _NOT_FOUND
+                if credential.account_id is None
+                else ec2.text(ec2.render_credential(credential, account_id=credential.account_id))
+            )
+            self._live = (credential, live.name)
+        return True
+
+    def _roles(self, answer: Answer) -> Outcome:
+        if isinstance(answer, Live) and self._rendered(answer):
+            return self._list
+        return _NOT_FOUND if isinstance(answer, Absent) else _UNAVAILABLE
+
+    def _role(self, name: str, answer: Answer) -> Outcome:
+        if isinstance(answer, Live) and name == answer.name and self._rendered(answer):
+            return self._document
+        if isinstance(answer, Pending):
+            return DROP  # it may become any name
+        if name not in self._watch.board.names(Cloud.AWS):
+            return _NOT_FOUND
+        # It was ours under another name a moment ago: whoever read the list then gets what there is now.
+        return self._document if isinstance(answer, Live) and self._rendered(answer) else DROP
+
+    def _roles_extended(self, name: tuple[str, ...], answer: Answer) -> Outcome:
+        # 404 sends Ruby and PHP to the older path, where the failure is said; any other failure ends them here.
+        if not isinstance(answer, Live) or not self._rendered(answer) or self._extended.status != 200:
+            return _NOT_FOUND
+        if not name:
+            return self._list
+        return self._extended if name[0] in self._watch.board.names(Cloud.AWS) | {answer.name} else _NOT_FOUND
+
+    def _info(self, live: Live) -> Response:
+        credential = live.credential
+        if not isinstance(credential, AwsCredential) or credential.account_id is None:
+            return _NOT_FOUND
+        partition = _partition(self._watch.board.facts().region)
+        arn = f"arn:{partition}:iam::{credential.account_id}:instance-profile/{live.name}"
+        return ec2.text(ec2.render_instance_profile(arn=arn, updated=credential.issued_at))
+
+    # -- everything else ---------------------------------------------------------------------------------------------
+
+    def _other(self, request: Request, below: tuple[str, ...]) -> Outcome | Later:
+        if any(under(below, prefix) for prefix in self._hidden):
+            return _NOT_FOUND
+        # ``IAM`` in other letters: ours above only as it is spelt, hidden here however it is.
+        if under(below, ("meta-data", "iam")):
+            return _NOT_FOUND
+        if any(under(below, prefix) for prefix in EC2_CREDENTIALS) and self._decided():
+            return _NOT_FOUND
+        if self._proxy is None:
+            return self._known(request.segments) or _NOT_FOUND
+        if below in EC2_STATIC:
+            fresh = self._proxy.fresh(target(request.segments, slash=False))
+            if fresh is not None:
+                return fresh
+        return partial(self._pass, request, below)
+
+    def _decided(self) -> bool:
+        """Whether the machine's own AWS identity is not what workers have."""
+        answer = self._watch.look(Cloud.AWS)
+        return not (isinstance(answer, Absent) or (isinstance(answer, Live) and answer.origin is Origin.FALLBACK))
+
+    async def _pass(self, request: Request, below: tuple[str, ...]) -> Outcome:
+        assert self._proxy is not None
+        if below in EC2_STATIC:
+            # A leaf is the same with a slash behind it (the AWS CLI adds one).
+            answer = await self._proxy.static(target(request.segments, slash=False))
+        else:
+            answer = await self._proxy.fetch("GET", target(request.segments, slash=request.slash))
+        if answer is None or answer.status in {401, 403} or 300 <= answer.status < 400:
+            # 401 and 403 are about *our* session, 3xx is not of this dialect: neither is for the worker.
+            return self._known(request.segments) or _UNAVAILABLE
+        if answer.status == 200:
+            answer = self._overlaid(answer, below)
+        return answer
+
+    def _overlaid(self, answer: Response, below: tuple[str, ...]) -> Response:
+        hidden = tuple(prefix[-1] for prefix in self._hidden if prefix[:-1] == below)
+        if below != ("meta-data",):
+            return relisted(answer, remove=hidden) if hidden else answer
+        if not self._decided():
+            return relisted(answer, remove=hidden) if hidden else answer
+        live = isinstance(self._watch.look(Cloud.AWS), Live)
+        return relisted(answer, add=("iam/",) if live else (), remove=(*hidden, "identity-credentials"))
+
+    def _known(self, segments: tuple[str, ...]) -> Response | None:
+        """What can be said without the real service: from the bundle or the configuration."""
+        facts = self._watch.board.facts()
+        if self._facts is not facts and self._facts != facts:
+            self._tree = _tree_of(facts)
+            self._facts = facts
+        node: str | _Tree = {"latest": self._tree}
+        for segment in ("latest", *segments[1:]) if segments else ():
+            if not isinstance(node, dict) or segment not in node:
+                return None
+            node = node[segment]
+        if isinstance(node, str):
+            return ec2.text(node.encode())
+        if not segments:
+            return ec2.text(b"latest")
+        names = [name + ("/" if isinstance(child, dict) else "") for name, child in sorted(node.items())]
+        if segments[1:] == ("meta-data",) and isinstance(self._watch.look(Cloud.AWS), Live):
+            names = sorted([*names, "iam/"])
+        return ec2.text("\n".join(names).encode()) if names else None
+
+
+async def _echoed(later: Later, echo: bytes) -> Outcome:
+    outcome = await later()
+    return outcome.plus(echo) if isinstance(outcome, Response) else outcome
+
+
+def _partition(region: str | None) -> str:
+    if region is not None and region.startswith("cn-"):
+        return "aws-cn"
+    if region is not None and region.startswith("us-gov-"):
+        return "aws-us-gov"
+    return "aws"
+
+
+def _tree_of(facts: Facts) -> _Tree:
+    placement: _Tree = {}
+    meta: _Tree = {}
+    tree: _Tree = {"meta-data": meta}
+    region = facts.region or (facts.availability_zone[:-1] if facts.availability_zone else None)
+    if facts.availability_zone is not None:
+        placement["availability-zone"] = facts.availability_zone
+    if facts.instance_id is not None:
+        meta["instance-id"] = facts.instance_id
+    if region is not None:
+        placement["region"] = region
+        partition = _partition(region)
+        domain = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
+        meta["services"] = {"domain": domain, "partition": partition}
+        identity = ec2.InstanceIdentity(
+            region=region,
+            account_id=facts.account_id,
+            availability_zone=facts.availability_zone,
+            instance_id=facts.instance_id,
+        )
+        tree["dynamic"] = {"instance-identity": {"document": ec2.render_identity(identity).decode()}}
+    if placement:
+        meta["placement"] = placement
+    return tree

@@ -1,0 +1,141 @@
+"""What is refused before any dialect sees a request: the one table of who may speak to the worker door at all.
+
+The metadata address is the most attacked address of a cloud machine. The attacks, and the line that answers each:
+
+* **A web page in a browser on this machine** (notebooks!), by DNS rebinding: the browser connects to us with the
+  attacker's name in ``Host``. Only names and addresses of metadata services and of loopback are answered.
+* **The same page without rebinding**, through a simple cross-site request: browsers send ``Origin``, ``Referer`` or
+  ``Sec-Fetch-Site``, and call themselves Mozilla. No program that wants a credential does. (``Sec-Fetch-Mode`` alone is
+  let through: Node's own ``fetch`` sends it.)
+* **An open proxy or a server that can be talked into fetching URLs** (SSRF): proxies add ``X-Forwarded-For`` or
+  ``Forwarded``, and the real services refuse it for that reason; so do we, and an empty one too.
+* **Ourselves**: if the redirect caught the agent's own requests to the real service, each would cause another.
+  The agent's user agent is refused with 508.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+
+import msgspec
+
+from agent.wire.http import USER_AGENT_PREFIX, Request
+
+_METHODS: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+METADATA_HOSTS: Final = frozenset(
+    {
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "fd00:ec2::23",
+        "localhost",
+        "instance-data",
+        "instance-data.ec2.internal",
+        "metadata",
+        "metadata.google.internal",
+        "metadata.goog",
+    }
+)
+"""Every name and address under which an SDK may look for us, beside loopback addresses."""
+
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+_MEMO_ENTRIES: Final = 256
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a request goes no further.
+
+    Attributes:
+        why: for a person, and safe to send: it repeats nothing that was sent.
+        allow: the methods that would do, on a 405.
+    """
+
+    status: int
+    why: str
+    allow: str | None = None
+
+
+def bare_host(authority: str) -> str | None:
+    """The host of an authority, lower case, without port, brackets and a final dot; ``None`` when it is malformed.
+
+    awscrt sends an IPv6 literal without brackets; it is understood.
+    """
+    host = authority.strip().lower()
+    if host.startswith("["):
+        host, bracket, port = host[1:].partition("]")
+        if not bracket or (port and not (port.startswith(":") and _PORT.match(port[1:]))):
+            return None
+        return host
+    if host.count(":") == 1:
+        host, _, port = host.partition(":")
+        if port and not _PORT.match(port):
+            return None
+    return host.removesuffix(".") or None
+
+
+class Gate:
+    """The checks, in order; the first that fails decides.
+
+    Args:
+        extra_hosts: further names that are ours (a container bridge's address, say).
+    """
+
+    def __init__(self, extra_hosts: tuple[str, ...] = ()) -> None:
+        self._hosts = METADATA_HOSTS | {host.lower() for host in extra_hosts}
+        self._seen: dict[str, bool] = {}  # authority -> ours; bounded, since a caller may invent any number
+
+    def refusal(self, request: Request) -> Refusal | None:
+        """``None`` when the dialects may see it."""
+        headers = request.headers
+        if request.method not in _METHODS:
+            return Refusal(405, "only GET, HEAD and PUT are answered here", allow="GET, HEAD, PUT")
+        if not self._is_ours(request.host, headers.get("Host")):
+            return Refusal(
+                403, "the Host header does not name a metadata service; requests under other names are refused"
+            )
+        if "X-Forwarded-For" in headers or "Forwarded" in headers:
+            return Refusal(403, "requests that passed a proxy are refused; set NO_PROXY for the metadata addresses")
+        if "Origin" in headers or "Referer" in headers or "Sec-Fetch-Site" in headers or "Sec-Fetch-Dest" in headers:
+            return Refusal(403, "requests of web pages are refused")
+        agent = headers.get("User-Agent")
+        if agent is not None:
+            if "mozilla" in agent.lower():
+                return Refusal(403, "requests of browsers are refused")
+            if agent.startswith(USER_AGENT_PREFIX):
+                return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect")
+        return None
+
+    def _is_ours(self, authority: str, header: str | None) -> bool:
+        if not authority:
+            # HTTP/1.0 without a Host; the parser refuses HTTP/1.1 without one. A browser always sends it.
+            return header is None
+        return self._named(authority) and (header is None or header is authority or self._named(header))
+
+    def _named(self, authority: str) -> bool:
+        known = self._seen.get(authority)
+        if known is None:
+            known = self._judge(authority)
+            if len(self._seen) >= _MEMO_ENTRIES:
+                self._seen.clear()
+            if len(authority) <= _MEMO_ENTRIES:
+                self._seen[authority] = known
+        return known
+
+    def _judge(self, authority: str) -> bool:
+        host = bare_host(authority)
+        if host is None:
+            return False
+        if host in self._hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return address.is_loopback or str(address) in self._hosts

@@ -1,0 +1,419 @@
+"""The GCE metadata door.
+
+The persona first: google-auth, Go and Node take ``Metadata-Flavor: Google`` on any answer for proof that they run on
+GCE, and then wait for what never comes. So every answer carries it when there is, was or will be a Google identity (or
+a real GCE server behind us), and none does otherwise.
+
+===========  =========================================================================================
+Live         200
+Pending      ``/`` and project data at once; service accounts are held, then 503
+Ended        service accounts: 503 when it will pass, 403 when it will not, with the cause as the body
+Absent       404 without the flavor; with a real GCE server behind us, whatever that says
+===========  =========================================================================================
+
+``token`` is never 404: pyarrow would then report every object as not found, and tensorstore go on anonymously.
+``identity`` is 404 when none can be minted: gcloud asks for one on its way to an access token and minds anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from agent.core.errors import AgentError, Denied, ProviderError
+from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
+from agent.serve.listener import Later, Outcome
+from agent.serve.proxy import GCE_CREDENTIALS, GCE_STATIC, Proxy, prefixes, relisted, target, under
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Watch
+from agent.wire import gce
+from agent.wire.http import Request, Response, WireError
+
+Demand = Callable[[str], Awaitable[IdToken | None]]
+"""Mint an identity token for an audience, or say ``None``; raises :class:`AgentError` when it failed."""
+
+_ACCOUNTS: Final = ("instance", "service-accounts")
+_MAX_AUDIENCE_CHARACTERS: Final = 2048
+_HANG_MARGIN_SECONDS: Final = 5.0
+"""The real server answers a long poll at its end, not before: this much later we stop believing it."""
+
+_ROOT: Final = gce.content(b"computeMetadata/\n", json=False)
+_VERSIONS: Final = gce.content(b"v1/\n", json=False)
+_FLAVOR_MISSING: Final = gce.failure(403, 'Missing required header "Metadata-Flavor": "Google"')
+_GET_ONLY: Final = gce.failure(405, "expected GET", ("Allow", "GET, HEAD"))
+_NOT_FOUND: Final = gce.failure(404, "no such metadata key")
+_UPSTREAM_SILENT: Final = gce.failure(503, "the machine's own metadata server does not answer; try again")
+_NO_AUDIENCE: Final = gce.failure(400, "non-empty audience parameter required")
+_NO_ID_TOKENS: Final = gce.failure(
+    404, "no identity token can be made from this worker's google credential; a service account's can"
+)
+
+_FORWARDED_PARAMETERS: Final = ("audience", "format", "licenses", "scopes")
+_CREDENTIAL_KEYS: Final = frozenset(gce.camel(prefix[1]) for prefix in GCE_CREDENTIALS)
+
+
+class GceDoor:
+    """``/`` and ``/computeMetadata/...``."""
+
+    def __init__(self, settings: ServeSettings, watch: Watch, proxy: Proxy | None, demand: Demand) -> None:
+        self._settings = settings
+        self._watch = watch
+        self._proxy = proxy
+        self._demand = demand
+        self._hidden = prefixes(settings.hidden, (gce.ROOT, "v1"))
+        # All mutable state is what was rendered before, with what it was rendered from.
+        self._token: tuple[GoogleToken, int, Response] | None = None
+        self._accounts: tuple[GoogleToken, str, gce.Directory] | None = None
+
+    def has_persona(self) -> bool:
+        """Whether this machine is a GCE machine to those who ask."""
+        return self._proxy is not None or not isinstance(self._watch.look(Cloud.GCP), Absent)
+
+    def handle(self, request: Request) -> Outcome | Later:
+        """Answer one request."""
+        answer = self._watch.look(Cloud.GCP)
+        if self._proxy is None and isinstance(answer, Absent):
+            return gce.failure(404, f"no google identity on this worker: {answer.why}", flavored=False)
+        segments = request.segments
+        if not segments:
+            return _ROOT  # needs no header: Go's probe sends none
+        headers = request.headers
+        if headers.get("Metadata-Flavor", "").lower() != "google" and (
+            headers.get(gce.LEGACY_FLAVOR_HEADER, "").lower() != "true"
+        ):
+            return _FLAVOR_MISSING
+        if len(segments) == 1:
+            return _VERSIONS if request.slash else self._redirect(request)
+        if segments[1] != "v1":
+            return _NOT_FOUND
+        below = segments[2:]
+        if request.method not in {"GET", "HEAD"}:
+            if self._proxy is not None and below[:2] == ("instance", "guest-attributes"):
+                return partial(self._put, request)
+            return _GET_ONLY
+        try:
+            query = gce.parse_query(request.query)
+        except WireError as error:
+            return gce.failure(400, error.message)
+        return self._resource(request, below, query, answer)
+
+    def _resource(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:
+        if any(under(below, prefix) for prefix in self._hidden):
+            return _NOT_FOUND
+        if below[:2] == _ACCOUNTS and not self._is_upstreams(below, answer):
+            if isinstance(answer, Pending):
+                return partial(self._settle, request, below, query)
+            return self._account(request, below, query, answer)
+        if self._proxy is None:
+            return self._known(request, below, query)
+        if any(under(below, prefix) for prefix in GCE_CREDENTIALS) and _decided(answer):
+            return _NOT_FOUND
+        if below in GCE_STATIC and not query.wait_for_change and query.alt is None:
+            fresh = self._proxy.fresh(target(request.segments, slash=False))
+            if fresh is not None:
+                return fresh
+        return partial(self._pass, request, below, query)
+
+    def _is_upstreams(self, below: tuple[str, ...], answer: Answer) -> bool:
+        """Whether the real server answers for this account: the machine's own, apart from the token that we hold."""
+        if self._proxy is None or _decided(answer):
+            return False
+        if isinstance(answer, Live) and below[3:] == ("token",):
+            return below[2] not in {"default", answer.name}
+        return True
+
+    # -- service accounts --------------------------------------------------------------------------------------------
+
+    async def _settle(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome:
+        answer = await self._watch.settled(Cloud.GCP, self._settings.gce_hold_seconds)
+        if self._is_upstreams(below, answer):
+            return await self._pass(request, below, query)
+        outcome = self._account(request, below, query, answer)
+        return outcome if isinstance(outcome, Response) or not callable(outcome) else await outcome()
+
+    def _account(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:
+        if not isinstance(answer, Live):
+            return self._refusal(answer)
+        account, rest = below[2:3], below[3:]
+        if account and account[0] != "default" and account[0] != answer.name:
+            # An e-mail that we gave out a moment ago gets the present account: its client holds a stale listing.
+            if account[0] not in self._watch.board.names(Cloud.GCP):
+                return gce.failure(404, "no such service account here; use default")
+            account = ("default",)
+        if rest == ("token",):
+            return self._token_answer(answer) if not query.wait_for_change else partial(self._wait, request, query)
+        if rest == ("identity",):
+            return self._identity(query)
+        node = gce.find(self._directory(answer), (*account, *rest))
+        if node is None or isinstance(node, gce.Action):
+            return _NOT_FOUND
+        if isinstance(node, gce.Directory) and not request.slash:
+            return self._redirect(request)
+        if query.wait_for_change:
+            return partial(self._wait, request, query)
+        body, json = gce.render(node, query)
+        return gce.content(body, json=json)
+
+    def _directory(self, live: Live) -> gce.Directory:
+        credential = live.credential
+        assert isinstance(credential, GoogleToken)
+        if self._accounts is None or self._accounts[0] is not credential or self._accounts[1] != live.name:
+            self._accounts = (credential, live.name, gce.account_directory(live.name or "default", credential.scopes))
+        return self._accounts[2]
+
+    def _token_answer(self, live: Live) -> Response:
+        credential = live.credential
+        assert isinstance(credential, GoogleToken)
+        now = self._watch.clock.now()
+        left = int((credential.expires_at - now).total_seconds())
+        held = self._token
+        if held is not None and held[0] is credential and held[1] == left:
+            return held[2]
+        # The tag follows the token, not its life: one that waits for a change waits for another token.
+        tag = gce.etag(credential.access_token.reveal().encode())
+        response = gce.content(gce.render_token(credential, now), json=True, tag=tag)
+        self._token = (credential, left, response)
+        return response
+
+    @staticmethod
+    def _refusal(answer: Answer) -> Response:
+        if isinstance(answer, Pending):
+            return gce.failure(503, answer.why, ("Retry-After", "1"))
+        if isinstance(answer, Ended) and answer.passing:
+            return gce.failure(503, answer.why, ("Retry-After", "1"))
+        # Not 404: a missing credential must not look like missing data.
+        return gce.failure(403, getattr(answer, "why", ""))
+
+    def _identity(self, query: gce.Query) -> Outcome | Later:
+        if not query.audience:
+            return _NO_AUDIENCE
+        if len(query.audience) > _MAX_AUDIENCE_CHARACTERS:
+            return gce.failure(400, f"expected an audience of at most {_MAX_AUDIENCE_CHARACTERS} characters")
+        board = self._watch.board
+        if not board.can_mint_id_tokens():
+            return _NO_ID_TOKENS
+        token = board.view_id_token(query.audience, self._watch.clock.now())
+        return partial(self._mint, query.audience) if token is None else _identity_answer(token)
+
+    async def _mint(self, audience: str) -> Outcome:
+        try:
+            async with asyncio.timeout(self._settings.gce_hold_seconds):
+                token = await self._demand(audience)
+        except TimeoutError:
+            return gce.failure(503, "an identity token is being minted; try again", ("Retry-After", "1"))
+        except Denied as error:
+            return gce.failure(404, f"no identity token can be minted: {error.message}")
+        except ProviderError as error:
+            return gce.failure(503, f"no identity token could be minted: {error.message}", ("Retry-After", "1"))
+        except AgentError as error:
+            return gce.failure(404, f"no identity token can be minted: {error.message}")
+        return _NO_ID_TOKENS if token is None else _identity_answer(token)
+
+    # -- waiting for a change ----------------------------------------------------------------------------------------
+
+    async def _wait(self, request: Request, query: gce.Query) -> Outcome:
+        """``wait_for_change``: answer when the ETag is another than ``last_etag`` (or than now), or at the timeout."""
+        plain = msgspec.structs.replace(query, wait_for_change=False)
+        known = query.last_etag
+        try:
+            async with asyncio.timeout(query.timeout_seconds):
+                while True:
+                    seen = self._watch.board.version
+                    outcome = self._now(request, plain)
+                    tag = outcome.header("ETag") if isinstance(outcome, Response) else None
+                    if known is None:
+                        known = tag
+                    if tag != known:
+                        return outcome
+                    await self._watch.changed(seen)
+        except TimeoutError:
+            return self._now(request, plain)
+
+    def _now(self, request: Request, query: gce.Query) -> Outcome:
+        below = request.segments[2:]
+        if below[:2] == _ACCOUNTS:
+            outcome = self._account(request, below, query, self._watch.look(Cloud.GCP))
+        else:
+            outcome = self._known(request, below, query)
+        return _UPSTREAM_SILENT if callable(outcome) else outcome
+
+    # -- everything else ---------------------------------------------------------------------------------------------
+
+    def _known(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | Later:
+        """What can be said without the real server: from the bundle or the configuration."""
+        node = gce.find(self._tree(), below)
+        if node is None or isinstance(node, gce.Action):
+            return _NOT_FOUND
+        if isinstance(node, gce.Directory) and not request.slash:
+            return self._redirect(request)
+        if query.wait_for_change:
+            return partial(self._wait, request, query)
+        body, json = gce.render(node, query)
+        return gce.content(body, json=json)
+
+    def _tree(self) -> gce.Directory:
+        answer = self._watch.look(Cloud.GCP)
+        accounts = self._directory(answer) if isinstance(answer, Live) else gce.Directory({}, literal=True)
+        return _tree_of(self._watch.board.facts(), accounts)
+
+    @staticmethod
+    def _redirect(request: Request) -> Response:
+        # Absolute, with the authority that the client used: it may have come through a port of ours. The gate has
+        # seen that it is one of our names, so it cannot lead elsewhere.
+        query = f"?{request.query}" if request.query else ""
+        return gce.redirect(f"http://{request.host}{request.path}/{query}")
+
+    async def _put(self, request: Request) -> Outcome:
+        """Guest attributes: what a worker publishes about itself."""
+        assert self._proxy is not None
+        kind = request.headers.get("Content-Type")
+        answer = await self._proxy.fetch(
+            request.method,
+            target(request.segments, slash=request.slash),
+            headers={} if kind is None else {"Content-Type": kind},
+            body=request.body,
+        )
+        return _UPSTREAM_SILENT if answer is None else answer
+
+    async def _pass(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome:
+        assert self._proxy is not None
+        if below in GCE_STATIC and not query.wait_for_change and query.alt is None:
+            answer = await self._proxy.static(target(request.segments, slash=False))
+        else:
+            answer = await self._ask(request, below, query)
+        if answer is None:
+            known = self._known(request, below, msgspec.structs.replace(query, wait_for_change=False))
+            return known if isinstance(known, Response) and known.status == 200 else _UPSTREAM_SILENT
+        if answer.status == 404 and below[:2] == _ACCOUNTS and below[3:] == ("token",):
+            return gce.failure(403, "this machine has no service account, and no bundle has brought a google identity")
+        location = answer.header("Location")
+        if location is not None:
+            return self._redirect(request) if answer.status == 301 and not request.slash else _NOT_FOUND
+        return answer
+
+    async def _ask(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Response | None:
+        assert self._proxy is not None
+        filtered = query.recursive and (request.slash or not below) and self._must_filter(below)
+        answer = await self._proxy.fetch(
+            "GET",
+            target(
+                request.segments,
+                slash=request.slash,
+                query=_canonical(request.query, query, alt="json" if filtered else query.alt),
+            ),
+            hang_seconds=query.timeout_seconds + _HANG_MARGIN_SECONDS if query.wait_for_change else 0.0,
+        )
+        if answer is None or answer.status != 200:
+            return answer
+        if filtered:
+            return self._filtered(answer, below, query)
+        gone = self._hidden_names(below)
+        if gone and request.slash and not query.recursive:
+            return _relisted_json(answer, gone) if query.alt == "json" else relisted(answer, remove=gone)
+        return answer
+
+    def _must_filter(self, below: tuple[str, ...]) -> bool:
+        """Whether a recursive answer holds something that workers do not see."""
+        mine = (*self._hidden, *(GCE_CREDENTIALS if _decided(self._watch.look(Cloud.GCP)) else ()))
+        return any(under(prefix, below) for prefix in mine)
+
+    def _hidden_names(self, below: tuple[str, ...]) -> tuple[str, ...]:
+        decided = _decided(self._watch.look(Cloud.GCP))
+        credentials = tuple(p for p in GCE_CREDENTIALS if p != _ACCOUNTS) if decided else ()
+        return tuple(prefix[-1] for prefix in (*self._hidden, *credentials) if prefix[:-1] == below)
+
+    def _filtered(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
+        try:
+            tree = msgspec.json.decode(answer.body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _UPSTREAM_SILENT
+        for prefix in self._hidden:
+            if under(prefix, below):
+                _remove(tree, prefix[len(below) :])
+        live = self._watch.look(Cloud.GCP)
+        if _decided(live):
+            instance = tree if below == ("instance",) else tree.get("instance") if isinstance(tree, dict) else None
+            if isinstance(instance, dict) and below in {(), ("instance",)}:
+                for key in _CREDENTIAL_KEYS & instance.keys():
+                    del instance[key]
+                accounts = self._directory(live) if isinstance(live, Live) else gce.Directory({}, literal=True)
+                instance["serviceAccounts"] = gce.to_json(accounts)
+        tag = answer.header("ETag")
+        if query.alt == "text":
+            literal = below[-1:] == ("attributes",)
+            body = "".join(line + "\n" for line in gce.flatten(tree, literal=literal)).encode()
+            return gce.content(body, json=False, tag=tag)
+        return gce.content(msgspec.json.encode(tree), json=True, tag=tag)
+
+
+def _decided(answer: Answer) -> bool:
+    """Whether the machine's own Google identity is not what workers have."""
+    return not (isinstance(answer, Absent) or (isinstance(answer, Live) and answer.origin is Origin.FALLBACK))
+
+
+def _identity_answer(token: IdToken) -> Response:
+    return gce.content(token.token.reveal().encode("ascii"), json=False)
+
+
+def _canonical(raw: str, query: gce.Query, *, alt: str | None) -> str:
+    """The query to send on: as we understood it, so that the real server cannot understand another."""
+    pairs: list[tuple[str, str]] = []
+    if query.recursive:
+        pairs.append(("recursive", "true"))
+    if alt is not None:
+        pairs.append(("alt", alt))
+    if query.wait_for_change:
+        pairs.append(("wait_for_change", "true"))
+        pairs.append(("timeout_sec", str(int(query.timeout_seconds))))
+        if query.last_etag is not None:
+            pairs.append(("last_etag", query.last_etag))
+    pairs.extend((name, value) for name, value in gce.parameters(raw).items() if name in _FORWARDED_PARAMETERS)
+    return urlencode(pairs)
+
+
+def _remove(tree: Any, path: tuple[str, ...]) -> None:
+    """Delete a node of the recursive form, its directories spelt in camel case, its attribute keys as they are."""
+    *parents, last = path
+    for name in parents:
+        if not isinstance(tree, dict):
+            return
+        tree = tree.get(gce.camel(name))
+    if isinstance(tree, dict):
+        for key in [key for key in tree if key.casefold() in {last.casefold(), gce.camel(last).casefold()}]:
+            del tree[key]
+
+
+def _relisted_json(answer: Response, gone: tuple[str, ...]) -> Response:
+    try:
+        names = msgspec.json.decode(answer.body, type=list[str])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _UPSTREAM_SILENT
+    kept = [name for name in names if name.rstrip("/") not in gone]
+    return answer if kept == names else gce.content(msgspec.json.encode(kept), json=True)
+
+
+def _tree_of(facts: Facts, accounts: gce.Directory) -> gce.Directory:
+    project: dict[str, gce.Node] = {"attributes": gce.Directory({}, literal=True)}
+    if facts.numeric_project_id is not None:
+        project["numeric-project-id"] = int(facts.numeric_project_id)
+    if facts.project_id is not None:
+        project["project-id"] = facts.project_id
+    instance: dict[str, gce.Node] = {"attributes": gce.Directory({}, literal=True)}
+    if facts.instance_id is not None and facts.instance_id.isdecimal():
+        instance["id"] = int(facts.instance_id)
+    instance["service-accounts"] = accounts
+    if facts.zone is not None:
+        instance["zone"] = f"projects/{facts.numeric_project_id or 0}/zones/{facts.zone}"
+    return gce.Directory(
+        {
+            "instance": gce.Directory(instance),
+            "project": gce.Directory(project),
+            "universe": gce.Directory({"universe-domain": "googleapis.com"}),
+        }
+    )

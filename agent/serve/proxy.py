@@ -1,0 +1,235 @@
+"""What is not a credential comes from the real service, through somebody else's hands: this file only decides *what*.
+
+The rule: everything passes but what is listed, because the machine's metadata is the workers' (spot notices, tags,
+maintenance events, placement). What is listed: what the operator hides (user-data and the attribute that carry the
+bundle), and, while a bundle decides a cloud, every path on which the machine's own credentials lie.
+
+A path is sent on in one canonical spelling, made from the segments that the checks looked at, so that the real service
+cannot read another path than we did; a query likewise, from known parameters only.
+
+Failure: static leaves come from memory, also when the service has gone; for the rest the caller says what it can.
+Nothing waits for longer than the settings allow, and at most :data:`CONCURRENCY` requests are under way: the link-local
+address has a budget of about a thousand packets a second, shared with DNS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from agent.core.errors import SourceError
+from agent.wire.http import Response, forwardable, path_of, segments_of
+
+CONCURRENCY: Final = 32
+MAX_BODY_BYTES: Final = 1 << 20
+FRESH_SECONDS: Final = 300.0
+"""How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
+_CACHE_ENTRIES: Final = 256
+
+_KEPT_HEADERS: Final = ("Content-Type", "ETag", "Last-Modified", "Accept-Ranges", "Server", "Metadata-Flavor")
+
+EC2_STATIC: Final = frozenset(
+    {
+        ("meta-data", "ami-id"),
+        ("meta-data", "instance-id"),
+        ("meta-data", "instance-type"),
+        ("meta-data", "local-ipv4"),
+        ("meta-data", "mac"),
+        ("meta-data", "placement", "availability-zone"),
+        ("meta-data", "placement", "availability-zone-id"),
+        ("meta-data", "placement", "region"),
+        ("meta-data", "reservation-id"),
+        ("meta-data", "services", "domain"),
+        ("meta-data", "services", "partition"),
+        ("dynamic", "instance-identity", "document"),
+    }
+)
+GCE_STATIC: Final = frozenset(
+    {
+        ("project", "project-id"),
+        ("project", "numeric-project-id"),
+        ("universe", "universe-domain"),
+        ("instance", "cpu-platform"),
+        ("instance", "hostname"),
+        ("instance", "id"),
+        ("instance", "image"),
+        ("instance", "machine-type"),
+        ("instance", "name"),
+        ("instance", "zone"),
+    }
+)
+
+EC2_CREDENTIALS: Final = (("meta-data", "iam"), ("meta-data", "identity-credentials"))
+"""``identity-credentials`` are those of the instance's own role for AWS's agents: they sign requests like any other."""
+GCE_CREDENTIALS: Final = (
+    ("instance", "service-accounts"),
+    ("instance", "credentials"),
+    ("instance", "gce-workload-certificates"),
+    ("instance", "workload-identities"),
+    ("instance", "workload-trusted-root-certs"),
+    ("instance", "workload-certificates-config-status"),
+)
+
+
+class UpstreamAnswer(Protocol):
+    """What a real service answered."""
+
+    @property
+    def status(self) -> int:
+        """The status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Looked up without regard to case."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it, not decompressed."""
+
+
+class Passthrough(Protocol):
+    """The real metadata service of one cloud. ``agent.upstream.Ec2Metadata`` and ``GceMetadata`` are such.
+
+    The handshake is its business (the agent's own session token, the flavor header), and so is what must never go out:
+    ``X-Forwarded-For``, proxies of the environment.
+    """
+
+    async def request(
+        self,
+        method: str,
+        path_qs: str,
+        headers: Mapping[str, str] = ...,
+        body: bytes | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        max_bytes: int | None = None,
+    ) -> UpstreamAnswer:
+        """Ask.
+
+        Raises:
+            SourceError: no usable answer.
+        """
+
+
+def under(segments: tuple[str, ...], prefix: tuple[str, ...]) -> bool:
+    """Whether a path is at or below ``prefix``, in any case of letters: the real service may not care for case."""
+    return len(segments) >= len(prefix) and all(
+        a.casefold() == b.casefold() for a, b in zip(segments, prefix, strict=False)
+    )
+
+
+def prefixes(hidden: tuple[str, ...], *roots: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Those of ``hidden`` that lie below one of ``roots``, without the root."""
+    found: list[tuple[str, ...]] = []
+    for path in hidden:
+        segments = segments_of(path)
+        found.extend(segments[len(root) :] for root in roots if under(segments, root) and len(segments) > len(root))
+    return tuple(found)
+
+
+class Proxy:
+    """One real service behind us: bounded, cached where that is safe, and never an exception.
+
+    Args:
+        upstream: the way to it.
+        seconds: how long an ordinary request may take.
+    """
+
+    def __init__(self, upstream: Passthrough, *, seconds: float) -> None:
+        self._upstream = upstream
+        self._seconds = seconds
+        # All mutable state:
+        self._cache: dict[str, tuple[float, Response]] = {}
+        self._asking: dict[str, asyncio.Task[Response | None]] = {}
+        self._room = asyncio.Semaphore(CONCURRENCY)
+
+    def fresh(self, path_qs: str) -> Response | None:
+        """A static leaf from memory, when it is young enough not to ask."""
+        held = self._cache.get(path_qs)
+        return held[1] if held is not None and time.monotonic() - held[0] < FRESH_SECONDS else None
+
+    async def static(self, path_qs: str) -> Response | None:
+        """A leaf that does not change: from memory, else asked for once however many want it, else an old one."""
+        fresh = self.fresh(path_qs)
+        if fresh is not None:
+            return fresh
+        task = self._asking.get(path_qs)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self.fetch("GET", path_qs))
+            self._asking[path_qs] = task
+            task.add_done_callback(lambda _: self._asking.pop(path_qs, None))
+        # Shielded: the first who asked may leave, and must not take the answer from the others.
+        answer = await asyncio.shield(task)
+        if answer is not None and answer.status == 200:
+            if len(self._cache) >= _CACHE_ENTRIES:
+                self._cache.clear()
+            self._cache[path_qs] = (time.monotonic(), answer)
+            return answer
+        held = self._cache.get(path_qs)
+        if held is not None and (answer is None or answer.status >= 500):
+            return held[1]
+        return answer
+
+    async def fetch(
+        self,
+        method: str,
+        path_qs: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        hang_seconds: float = 0.0,
+    ) -> Response | None:
+        """Ask the real service; ``None`` when it gave no usable answer in time.
+
+        Args:
+            method: as the client's.
+            path_qs: the canonical target.
+            headers: those of the client's that matter.
+            body: the client's.
+            hang_seconds: how long the service itself was asked to wait (``timeout_sec``).
+        """
+        seconds = self._seconds + hang_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                if hang_seconds:
+                    # Long polls do not count: 32 of them would close the way for everybody else.
+                    answer = await self._ask(method, path_qs, headers, body, seconds)
+                else:
+                    async with self._room:
+                        answer = await self._ask(method, path_qs, headers, body, seconds)
+        except (TimeoutError, SourceError):
+            return None
+        if not 200 <= answer.status <= 599:
+            return None
+        kept = [
+            (name, value)
+            for name in (*_KEPT_HEADERS, "Location")
+            if (value := answer.headers.get(name)) is not None and forwardable(name, value)
+        ]
+        return Response(answer.status, tuple(kept), answer.body)
+
+    async def _ask(
+        self, method: str, path_qs: str, headers: Mapping[str, str] | None, body: bytes | None, seconds: float
+    ) -> UpstreamAnswer:
+        return await self._upstream.request(
+            method, path_qs, headers or {}, body, timeout_seconds=seconds, max_bytes=MAX_BODY_BYTES
+        )
+
+
+def relisted(answer: Response, *, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> Response:
+    """A directory's listing with some lines more or less; unchanged when none is."""
+    lines = answer.body.decode("utf-8", "replace").split("\n")
+    kept = [line for line in lines if line.split("=")[0].rstrip("/") not in remove]
+    wanted = kept + [name for name in add if name not in kept]
+    if wanted == lines:
+        return answer
+    body = "\n".join(sorted(wanted) if add else wanted).encode()
+    return Response(answer.status, answer.headers, body)
+
+
+def target(segments: tuple[str, ...], *, slash: bool, query: str = "") -> str:
+    """The canonical target."""
+    path = path_of(segments, slash=slash)
+    return f"{path}?{query}" if query else path

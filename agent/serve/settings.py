@@ -1,0 +1,53 @@
+"""What the daemon decides for the doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from agent.core.secret import Secret
+from agent.serve.listener import Limits
+
+DEFAULT_HIDDEN: Final = (
+    "/latest/user-data",
+    "/computeMetadata/v1/instance/attributes/user-data",
+    "/computeMetadata/v1/instance/attributes/credential-bundle",
+    "/computeMetadata/v1/project/attributes/credential-bundle",
+)
+"""What carries the bundle, or may. It is sealed; but whose business is it."""
+
+
+class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """See the attributes; the defaults are the binding ones.
+
+    Attributes:
+        token_key: makes and checks EC2 session tokens; at least 16 random bytes, kept over restarts.
+        container_tokens: the bearer tokens that are good now, several while they rotate; called for each request, so
+            it must be a lookup. None at all closes the container endpoint.
+        imdsv1: answer EC2 requests without a session token.
+        hidden: path prefixes of the machine's own metadata that workers do not see. EC2 paths are given under
+            ``/latest`` and hold for every dated version.
+        extra_hosts: names beside the usual that ``Host`` may say.
+        ec2_hold_seconds: how long the role list waits for a first credential. Go gives up after 0.5 s.
+        container_hold_seconds: the same for the container endpoint; C++ gives up after 1 s.
+        gce_hold_seconds: the same for Google; google-auth gives up after 3 s.
+        ec2_upstream_seconds: how long the real EC2 service may take for what is passed through.
+        gce_upstream_seconds: the same for the real GCE server, long polls apart.
+    """
+
+    token_key: bytes
+    container_tokens: Callable[[], tuple[Secret, ...]] = tuple
+    imdsv1: bool = False
+    hidden: tuple[str, ...] = DEFAULT_HIDDEN
+    extra_hosts: tuple[str, ...] = ()
+    ec2_hold_seconds: float = 0.35
+    container_hold_seconds: float = 0.35
+    gce_hold_seconds: float = 2.5
+    ec2_upstream_seconds: float = 0.35
+    gce_upstream_seconds: float = 2.5
+    limits: Limits = Limits()
+
+    def __repr__(self) -> str:
+        return "ServeSettings(...)"  # it holds a key
