@@ -107,7 +107,8 @@ def test_google_auth_takes_tokens_from_the_fake_gce_server(monkeypatch: pytest.M
         async with GceMetadataServer(accounts=[ServiceAccount("robot@p.iam.gserviceaccount.com")]) as gce:
             host = gce.url.removeprefix("http://")
             monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", host)
-            credentials = compute_engine.Credentials()
+            make: Any = compute_engine.Credentials  # google-auth types none of it
+            credentials = make()
             await in_thread(lambda: credentials.refresh(Request()))
             assert credentials.service_account_email == "robot@p.iam.gserviceaccount.com"
             assert credentials.token.startswith("ya29.")
