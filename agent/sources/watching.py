@@ -31,6 +31,14 @@ def retry_seconds(attempt: int, rng: random.Random) -> float:
     return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, ceiling))
 
 
+class RetryLater(SourceError):
+    """The source asks not to be asked again for so many seconds (``Retry-After``)."""
+
+    def __init__(self, message: str, *, seconds: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.seconds = seconds
+
+
 class Changes:
     """Offers each new content once.
 
@@ -84,7 +92,8 @@ async def keep_watching(
         except SourceError as error:
             failures += 1
             trouble(error)
-            await clock.sleep(retry_seconds(failures, rng))
+            asked = error.seconds if isinstance(error, RetryLater) else 0.0
+            await clock.sleep(asked + retry_seconds(failures, rng))
             continue
         failures = 0
         ok()

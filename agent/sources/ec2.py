@@ -1,0 +1,97 @@
+"""A bundle in EC2 user-data.
+
+User-data can be changed only while the instance is stopped, and EC2 has no way to wait for a change: it is read at the
+start, and then now and then in case it was not whole at first. What else is in it is none of our business: see
+:mod:`agent.wire.userdata` for how a bundle is found beside cloud-init's own documents.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, NoReturn
+
+import msgspec
+
+from agent.core.clock import Clock
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.sources.watching import keep_watching
+from agent.upstream import Ec2Metadata
+from agent.wire.userdata import extract
+
+PATH: Final = "/latest/user-data"
+MAX_BYTES: Final = 65_536
+"""EC2 holds 16 KiB; services that speak its protocol (OpenStack, Eucalyptus) hold up to 64."""
+
+
+class Ec2UserDataSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How user-data is read.
+
+    Attributes:
+        reread_seconds: between two looks. Each is one request to the link-local address.
+    """
+
+    name: str = "ec2-user-data"
+    reread_seconds: float = 600.0
+
+
+class Ec2UserDataSource:
+    """Reads user-data from the real metadata service.
+
+    Args:
+        settings: how.
+        metadata: the service, as its client.
+        clock: sleeps.
+        rng: the source of the spread.
+        learn: told the ``Date`` of each answer: on a machine whose clock is wrong at boot it is the first one heard.
+    """
+
+    def __init__(
+        self,
+        settings: Ec2UserDataSettings,
+        *,
+        metadata: Ec2Metadata,
+        clock: Clock,
+        rng: random.Random,
+        learn: Callable[[datetime], object] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._metadata = metadata
+        self._clock = clock
+        self._rng = rng
+        self._learn = learn
+
+    @property
+    def name(self) -> str:
+        """See :class:`agent.core.source.Source`."""
+        return self._settings.name
+
+    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+        """See :class:`agent.core.source.Source`."""
+        await keep_watching(
+            self.fetch,
+            lambda: self._settings.reread_seconds * self._rng.uniform(0.75, 1.25),
+            offer=offer,
+            trouble=trouble,
+            ok=ok,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    async def fetch(self) -> SealedBundle | None:
+        """See :class:`agent.core.source.Source`. User-data without a bundle in it is ``None``, like none at all."""
+        answer = await self._metadata.request("GET", PATH, max_bytes=MAX_BYTES)
+        if answer.date is not None:
+            self._learn(answer.date)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise SourceError(f"expected 200 or 404 for user-data, got {answer.status}")
+        bundle = extract(answer.body)
+        return None if bundle is None else SealedBundle(data=bundle, origin=self.name)
+
+    async def acknowledge(self, ack: Ack) -> None:
+        """User-data has no way back."""

@@ -1,0 +1,240 @@
+"""A bundle in a GCE metadata attribute, of the instance or of the whole project.
+
+Nothing is polled: every request but the first hangs until something changes (``wait_for_change``) or a minute has
+passed. While the attribute does not exist there is nothing to hang on, so the *list* of attributes is waited on
+instead: it changes when the attribute appears. ``last_etag`` is sent along, so that a change between two requests is
+not missed.
+
+Spec: Compute Engine documentation, "Query VM metadata" (``wait_for_change``, ``last_etag``, ``timeout_sec``) and
+"Set and query guest attributes".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final, Literal, NoReturn
+
+import msgspec
+
+from agent.core.clock import Clock
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.sources.watching import MAX_BUNDLE_BYTES, keep_watching
+from agent.upstream import GceMetadata, UpstreamResponse
+from agent.wire.userdata import extract
+
+WAIT_SECONDS: Final = 60
+"""How long a request may hang; what Google's own guest agent asks for."""
+
+GRACE_SECONDS: Final = 10.0
+"""How much longer we wait than we asked for before we call it trouble."""
+
+MAX_LISTING_BYTES: Final = 1_048_576
+"""All attributes of an instance hold 512 KB at most, and JSON writes some bytes as six."""
+
+QUICK_SECONDS: Final = 1.0
+"""An answer that came sooner than this did not hang."""
+
+PAUSE_CHANGED_SECONDS: Final = 0.5
+"""After a quick change: an attribute that flaps is read twice a second at most, and a change is still seen in time."""
+
+PAUSE_UNHELD_SECONDS: Final = 5.0
+"""After a quick answer without a change: the server does not know how to wait."""
+
+_GUEST_ATTRIBUTES: Final = "/computeMetadata/v1/instance/guest-attributes/credential-agent"
+
+
+class GceAttributeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Which attribute.
+
+    Attributes:
+        key: its name.
+        scope: whose attributes. Of ``both``, whichever holds the highest ``seq`` decides, as with any two sources.
+        acknowledge: write verdicts to the guest attribute ``credential-agent/<key>``, which senders can read with
+            ``instances.getGuestAttributes``; it does nothing unless the instance has ``enable-guest-attributes``.
+    """
+
+    key: str = "credential-bundle"
+    scope: Literal["instance", "project", "both"] = "both"
+    name: str = "gce-attribute"
+    acknowledge: bool = True
+
+
+class GceAttributeSource:
+    """Waits on an attribute of the real metadata server.
+
+    Args:
+        settings: which one.
+        metadata: the server, as its client.
+        clock: sleeps.
+        rng: the source of the jitter.
+        learn: told the ``Date`` of each answer.
+    """
+
+    def __init__(
+        self,
+        settings: GceAttributeSettings,
+        *,
+        metadata: GceMetadata,
+        clock: Clock,
+        rng: random.Random,
+        learn: Callable[[datetime], object] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._metadata = metadata
+        self._clock = clock
+        self._rng = rng
+        self._learn = learn
+
+    @property
+    def name(self) -> str:
+        """See :class:`agent.core.source.Source`."""
+        return self._settings.name
+
+    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+        """See :class:`agent.core.source.Source`. With two scopes there are two loops, and either may report."""
+        async with asyncio.TaskGroup() as group:
+            for attribute in self._attributes():
+                group.create_task(
+                    keep_watching(
+                        attribute.look,
+                        attribute.pause,
+                        offer=offer,
+                        trouble=trouble,
+                        ok=ok,
+                        clock=self._clock,
+                        rng=self._rng,
+                    )
+                )
+        raise AssertionError("internal error: watching an attribute came to an end")
+
+    async def fetch(self) -> SealedBundle | None:
+        """See :class:`agent.core.source.Source`. Of two scopes the instance's comes first."""
+        for attribute in self._attributes():
+            if (found := await attribute.look()) is not None:
+                return found
+        return None
+
+    async def acknowledge(self, ack: Ack) -> None:
+        """Write the verdict to a guest attribute. One that cannot be written is let be: it is off by default."""
+        if not self._settings.acknowledge:
+            return
+        try:
+            await self._metadata.request(
+                "PUT", f"{_GUEST_ATTRIBUTES}/{self._settings.key}", body=msgspec.json.encode(ack), max_bytes=4096
+            )
+        except SourceError:
+            return
+
+    def _attributes(self) -> list[_Attribute]:
+        scopes = ("instance", "project") if self._settings.scope == "both" else (self._settings.scope,)
+        return [
+            _Attribute(scope, self._settings, metadata=self._metadata, clock=self._clock, learn=self._learn)
+            for scope in scopes
+        ]
+
+
+class _Attribute:
+    """One attribute of one scope, waited on.
+
+    Mutable state, changed only in :meth:`look`: whether the attribute or the list is being watched, under which etag,
+    and how the last look went.
+    """
+
+    def __init__(
+        self,
+        scope: str,
+        settings: GceAttributeSettings,
+        *,
+        metadata: GceMetadata,
+        clock: Clock,
+        learn: Callable[[datetime], object],
+    ) -> None:
+        self._directory = f"/computeMetadata/v1/{scope}/attributes/"
+        self._key = settings.key
+        self._name = settings.name
+        self._metadata = metadata
+        self._clock = clock
+        self._learn = learn
+        self._exists = True  # until we are told otherwise
+        self._etag: str | None = None
+        self._changed = False
+        self._held = True
+
+    async def look(self) -> SealedBundle | None:
+        """Look, or hang until there is something new; ``None`` when the attribute does not exist."""
+        started, waited = self._clock.boottime(), self._etag is not None
+        self._changed = not waited
+        # Each turn either answers or changes from one of the two to the other; a key that comes and goes under our
+        # hands is looked at again after the pause.
+        found = None
+        for _ in range(2):
+            if self._exists:
+                found = await self._look_at_key()
+                if self._exists:
+                    break
+            elif not await self._look_at_list():
+                break
+        self._held = not waited or self._clock.boottime() - started >= QUICK_SECONDS
+        return found
+
+    def pause(self) -> float:
+        """How long to wait before the next look: not at all when the server does the waiting."""
+        if self._held:
+            return 0.0
+        return PAUSE_CHANGED_SECONDS if self._changed else PAUSE_UNHELD_SECONDS
+
+    async def _look_at_key(self) -> SealedBundle | None:
+        answer = await self._ask(self._directory + self._key, {}, MAX_BUNDLE_BYTES)
+        if answer.status == 404:
+            self._exists, self._etag, self._changed = False, None, True
+            return None
+        self._note(answer)
+        if not answer.body:
+            return None
+        # The value may be a document too, should somebody keep user-data and metadata alike. What is none is offered as
+        # it is: the decoder says what is wrong with it, and the sender hears of it.
+        return SealedBundle(data=extract(answer.body) or answer.body, origin=self._name)
+
+    async def _look_at_list(self) -> bool:
+        """Wait on the list of attributes; whether ours has appeared in it."""
+        answer = await self._ask(self._directory, {"recursive": "true"}, MAX_LISTING_BYTES)
+        if answer.status == 404:
+            raise SourceError("expected a list of metadata attributes, got 404")
+        self._note(answer)
+        try:
+            # A list of pairs would be ambiguous; a name twice is the later one, as for every JSON reader.
+            listed: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise SourceError("expected metadata attributes as a JSON object, got something else") from error
+        if self._key not in listed:
+            return False
+        self._exists, self._etag, self._changed = True, None, True
+        return True
+
+    async def _ask(self, path: str, query: dict[str, str], max_bytes: int) -> UpstreamResponse:
+        wait = None
+        if self._etag is not None:
+            query = {**query, "wait_for_change": "true", "last_etag": self._etag, "timeout_sec": str(WAIT_SECONDS)}
+            wait = WAIT_SECONDS + GRACE_SECONDS
+        text = "&".join(f"{name}={value}" for name, value in query.items())
+        answer = await self._metadata.request(
+            "GET", f"{path}?{text}" if text else path, timeout_seconds=wait, max_bytes=max_bytes
+        )
+        if answer.date is not None:
+            self._learn(answer.date)
+        if answer.status not in {200, 404}:
+            raise SourceError(f"expected 200 or 404 for a metadata attribute, got {answer.status}")
+        return answer
+
+    def _note(self, answer: UpstreamResponse) -> None:
+        """Remember under which etag to wait. Without one we wait for any change, as the documentation has it."""
+        etag = answer.headers.get("ETag", "")
+        # It goes into a URL; what is not plainly an etag (16 hexadecimal digits) does not.
+        etag = etag if etag.isascii() and etag.isalnum() and len(etag) <= 64 else "0"
+        self._changed = self._changed or etag != self._etag
+        self._etag = etag

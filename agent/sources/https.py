@@ -1,0 +1,344 @@
+"""A bundle at a URL: an object in S3 or GCS, a pre-signed URL, a control plane's endpoint. They are the same code.
+
+The server may hold a request until there is something new (``Prefer: wait``, RFC 7240); one that does not is polled.
+``ETag`` and ``If-None-Match`` (RFC 9110) make an unchanged bundle cost a header. Since the seal holds against everyone
+on the way, the server need not be believed, and neither need its cache or mirror.
+
+Spec: RFC 9110 for statuses, conditional requests and redirects; RFC 7240 section 4.3 for ``wait``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import math
+import random
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Final, NoReturn
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
+
+from agent.core.clock import Clock
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.sources.watching import MAX_BUNDLE_BYTES, RetryLater, keep_watching, retry_seconds
+from agent.upstream import Upstream, UpstreamResponse, origin_of
+from agent.wire.userdata import MEDIA_TYPE
+
+ACCEPT: Final = f"{MEDIA_TYPE}, application/jose;q=0.9, application/json;q=0.9, */*;q=0.1"
+GRACE_SECONDS: Final = 10.0
+"""How much longer than the wait we ask for an answer may take."""
+
+HELD_FRACTION: Final = 0.5
+"""A server that took at least this much of the wait held the request; one that did not is polled."""
+
+PAUSE_HELD_SECONDS: Final = 1.0
+"""After a held request the next is drawn from this long: all workers were answered in the same instant."""
+
+MAX_REDIRECTS: Final = 3
+RETRY_AFTER_CAP_SECONDS: Final = 300.0
+"""A server may ask for a pause, not for oblivion."""
+
+ACK_ATTEMPTS: Final = 3
+MAX_TOKEN_BYTES: Final = 8192
+MAX_ACK_BYTES: Final = 65_536
+GONE_SLEEP_SECONDS: Final = 86_400.0
+
+_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,256}"\Z')
+
+
+class HttpsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the bundle is.
+
+    A private CA and an explicit proxy belong to the :class:`~agent.upstream.Upstream` that is given to the source.
+
+    Attributes:
+        url: the object. Its query may be a credential (a pre-signed URL) and is never shown.
+        ack_url: where verdicts are posted as JSON; ``None``: nowhere.
+        token_file: holds a bearer token, read again for every request; ``None``: no token.
+        wait_seconds: how long the server may hold a request; 0 never asks it to.
+        poll_seconds: between two requests to a server that holds none.
+        worker: says in acknowledgements which worker it is; ``None``: left out.
+    """
+
+    url: str
+    ack_url: str | None = None
+    token_file: Path | None = None
+    wait_seconds: float = 50.0
+    poll_seconds: float = 30.0
+    worker: str | None = None
+    name: str = "https"
+
+
+class _Ack(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An acknowledgement as it is posted: the names of the claims, for what the claims name."""
+
+    outcome: str
+    at: str
+    worker: str | None = None
+    iss: str | None = None
+    sub: str | None = None
+    jti: str | None = None
+    seq: int | None = None
+    code: str | None = None
+    reason: str | None = None
+
+
+class HttpsSource:
+    """Reads one URL, again and again.
+
+    Args:
+        settings: what to read.
+        upstream: the way out, with the CA and proxy of this source.
+        clock: sleeps.
+        rng: the source of the jitter.
+        learn: told the ``Date`` of answers that came over TLS.
+    """
+
+    def __init__(
+        self,
+        settings: HttpsSettings,
+        *,
+        upstream: Upstream,
+        clock: Clock,
+        rng: random.Random,
+        learn: Callable[[datetime], object] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._clock = clock
+        self._rng = rng
+        self._learn = learn
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew. All mutable state is here, and changes in :meth:`_look` only."""
+        self._etag: str | None = None  # of what was last read
+        self._digest = b""  # of the same, for servers without entity tags
+        self._asked = False  # whether a first answer has come
+        self._holds: bool | None = None  # whether the server holds requests; None while nobody knows
+        self._gone = False  # whether it has said that there will never be anything more
+        self._pause_seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        """See :class:`agent.core.source.Source`."""
+        return self._settings.name
+
+    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+        """See :class:`agent.core.source.Source`. After 410 (Gone) nothing is asked any more; nothing is withdrawn."""
+        self._forget()
+        await keep_watching(
+            self._look,
+            lambda: self._pause_seconds,
+            offer=offer,
+            trouble=trouble,
+            ok=ok,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    async def fetch(self) -> SealedBundle | None:
+        """See :class:`agent.core.source.Source`."""
+        return self._read(await self._ask({}, None))
+
+    async def acknowledge(self, ack: Ack) -> None:
+        """Post the verdict. Tried a few times and then let be: the next one says more."""
+        url = self._settings.ack_url
+        if url is None:
+            return
+        body = _ack_body(ack, self._settings.worker)
+        for attempt in range(1, ACK_ATTEMPTS + 1):
+            try:
+                headers = {"Content-Type": "application/json", **await self._authorization(url)}
+                answer = await self._upstream.request("POST", url, headers=headers, body=body, max_bytes=MAX_ACK_BYTES)
+                status = answer.status
+            except SourceError:
+                status = 503
+            # What a server refuses once it refuses again; only its failures are worth another try.
+            if status < 500 and status != 429:
+                return
+            if attempt < ACK_ATTEMPTS:
+                await self._clock.sleep(retry_seconds(attempt, self._rng))
+
+    async def _look(self) -> SealedBundle | None:
+        if self._gone:
+            await self._clock.sleep(GONE_SLEEP_SECONDS)
+            return None
+        headers = {} if self._etag is None else {"If-None-Match": self._etag}
+        # The first look is to be answered at once, whatever there is.
+        wait = self._settings.wait_seconds if self._asked else 0.0
+        if wait > 0:
+            headers["Prefer"] = f"wait={math.ceil(wait)}"
+        started = self._clock.boottime()
+        answer = await self._ask(headers, wait + GRACE_SECONDS if wait > 0 else None)
+        elapsed = self._clock.boottime() - started
+        if answer.status == 410:
+            self._gone = True
+            raise SourceError(f"{self._origin} answered 410: there will be no more; it is not asked again")
+        found = None
+        changed = False
+        if answer.status == 304 and self._etag is None:
+            raise SourceError(f"{self._origin} answered 304 to a request that had no condition")
+        if answer.status != 304:
+            found = self._read(answer)
+            digest = b"" if found is None else hashlib.sha256(found.data).digest()
+            changed = digest != self._digest
+            self._digest = digest
+            self._etag = None if found is None else _entity_tag(answer)
+        self._asked = True
+        self._pause_seconds = self._pause(wait, elapsed, changed=changed)
+        return found
+
+    def _pause(self, wait: float, elapsed: float, *, changed: bool) -> float:
+        """How long to wait before the next look: hardly, when the server does the waiting."""
+        if self._settings.wait_seconds <= 0:
+            return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
+        if wait > 0:
+            if elapsed >= wait * HELD_FRACTION:
+                self._holds = True
+            elif not changed:
+                # It answered at once that there is nothing new: it does not know how to wait.
+                self._holds = False
+        if self._holds is False:
+            return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
+        return self._rng.uniform(0.0, PAUSE_HELD_SECONDS)
+
+    async def _ask(self, headers: dict[str, str], timeout_seconds: float | None) -> UpstreamResponse:
+        """Ask, following redirects within the same origin; give back a status that :meth:`_read` knows what to do with.
+
+        Raises:
+            SourceError: no answer, or one that says it is broken or not for us.
+        """
+        url = self._settings.url
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = await self._upstream.request(
+                "GET",
+                url,
+                headers={"Accept": ACCEPT, **headers, **await self._authorization(url)},
+                timeout_seconds=timeout_seconds,
+                max_bytes=MAX_BUNDLE_BYTES,
+            )
+            if answer.date is not None and url.startswith("https:"):
+                self._learn(answer.date)
+            if answer.status not in {301, 302, 303, 307, 308}:
+                self._check(answer)
+                return answer
+            url = self._redirected(url, answer.headers.get("Location", ""))
+        raise SourceError(f"{self._origin} redirected more than {MAX_REDIRECTS} times")
+
+    def _redirected(self, url: str, location: str) -> str:
+        # Another host would be sent our bearer token, or be asked for things on this machine's network.
+        try:
+            target = urljoin(url, location)
+            origin = origin_of(target)
+        except (ValueError, SourceError):
+            origin = None
+        if not location or origin is None:
+            raise SourceError(f"{self._origin} redirected to nowhere we could go")
+        if origin != self._origin:
+            raise SourceError(
+                f"{self._origin} redirected to {origin}; other hosts are not followed",
+                hint=f"configure a URL at {origin} if that is where the bundle is (S3: the bucket's regional endpoint)",
+            )
+        return target
+
+    def _check(self, answer: UpstreamResponse) -> None:
+        """Raise for every status but those that mean something here."""
+        status = answer.status
+        if status in {200, 304, 404, 410}:
+            return
+        said = f"{self._origin} answered {status}"
+        if status in {429, 503} and (seconds := _retry_after(answer)) is not None:
+            raise RetryLater(said, seconds=seconds)
+        hint = None
+        if status in {401, 403}:
+            hint = (
+                "has the pre-signed URL or the token ended? a pre-signed URL lives no longer than its signer's session"
+            )
+        raise SourceError(said, hint=hint)
+
+    def _read(self, answer: UpstreamResponse) -> SealedBundle | None:
+        """The bundle in an answer that is 200; ``None`` for 404. What is plainly something else is trouble."""
+        if answer.status in {404, 410}:
+            return None
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        body = answer.body
+        # A captive portal, a sign-in page, an error page with the wrong status.
+        if kind in {"text/html", "application/xhtml+xml"} or body.lstrip()[:1] == b"<":
+            raise SourceError(f"expected a bundle from {self._origin}, got a web page ({kind or 'no content type'})")
+        if not body.strip():
+            raise SourceError(f"expected a bundle from {self._origin}, got an empty answer")
+        return SealedBundle(data=body, origin=self.name)
+
+    async def _authorization(self, url: str) -> dict[str, str]:
+        """The header that carries the bearer token; empty when there is none."""
+        path = self._settings.token_file
+        if path is None:
+            return {}
+        if not _is_confidential(url):
+            raise SourceError("a bearer token is not sent over plain http", hint="use an https URL, or no token")
+        token = await asyncio.to_thread(_read_token, path)
+        return {"Authorization": f"Bearer {token}"}
+
+    @property
+    def _origin(self) -> str:
+        """What may be shown of the URL."""
+        return origin_of(self._settings.url)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+    token = raw.strip()
+    if not token or len(raw) > MAX_TOKEN_BYTES or not all(0x21 <= byte <= 0x7E for byte in token):
+        raise SourceError(f"{path}: expected a bearer token of printable characters without spaces")
+    return token.decode("ascii")
+
+
+def _is_confidential(url: str) -> bool:
+    """Whether nobody on the way can read what is sent: TLS, or no way at all."""
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
+def _entity_tag(answer: UpstreamResponse) -> str | None:
+    """The entity tag, if it is one we may send back (RFC 9110 section 8.8.3)."""
+    etag = answer.headers.get("ETag", "")
+    return etag if _ETAG.match(etag) else None
+
+
+def _retry_after(answer: UpstreamResponse) -> float | None:
+    """``Retry-After`` in seconds, within reason; its other form, a date, is left unread: clocks differ."""
+    text = answer.headers.get("Retry-After", "").strip()
+    return min(float(text), RETRY_AFTER_CAP_SECONDS) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _ack_body(ack: Ack, worker: str | None) -> bytes:
+    return msgspec.json.encode(
+        _Ack(
+            outcome=ack.outcome,
+            at=ack.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            worker=worker,
+            iss=ack.issuer,
+            sub=ack.subject,
+            jti=ack.bundle_id,
+            seq=ack.seq,
+            code=ack.code,
+            reason=ack.reason,
+        )
+    )

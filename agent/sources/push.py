@@ -1,0 +1,63 @@
+"""Bundles pushed over the control socket: the door is ``serve``'s, this is the source behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, NoReturn
+
+from agent.core.clock import Clock
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.sources.watching import MAX_BUNDLE_BYTES
+
+_FOREVER_SECONDS: Final = 86_400.0
+
+
+class PushSource:
+    """Holds nothing: what is pushed is offered at once, whether or not it changed, and the verdict is given back.
+
+    Args:
+        clock: sleeps between nothing and nothing.
+        name: for logs and acknowledgements.
+    """
+
+    def __init__(self, *, clock: Clock, name: str = "push") -> None:
+        self.name = name
+        self._clock = clock
+        # Mutable state: where offers go, once the keeper watches; the pushes that await their verdicts, in the order
+        # in which they were offered. One at a time, so that a verdict is never given to another's push.
+        self._offer: Offer | None = None
+        self._pushing = asyncio.Lock()
+        self._verdict: asyncio.Future[Ack] | None = None
+
+    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:  # noqa: ARG002 - it cannot be broken
+        """See :class:`agent.core.source.Source`."""
+        self._offer = offer
+        ok()
+        while True:
+            await self._clock.sleep(_FOREVER_SECONDS)
+
+    async def fetch(self) -> SealedBundle | None:
+        """See :class:`agent.core.source.Source`. There is never anything here by itself."""
+        return None
+
+    async def push(self, data: bytes) -> Ack:
+        """Offer ``data`` and wait for the verdict.
+
+        Raises:
+            SourceError: it is empty or longer than any bundle, or nobody watches yet.
+        """
+        if not data or len(data) > MAX_BUNDLE_BYTES:
+            raise SourceError(f"expected a bundle of 1 to {MAX_BUNDLE_BYTES} bytes, got {len(data)}")
+        if self._offer is None:
+            raise SourceError("the agent is still starting", hint="try again in a moment")
+        async with self._pushing:
+            self._verdict = asyncio.get_running_loop().create_future()
+            await self._offer(SealedBundle(data=data, origin=self.name))
+            return await self._verdict
+
+    async def acknowledge(self, ack: Ack) -> None:
+        """Hand the verdict to the push that waits for it."""
+        if self._verdict is not None and not self._verdict.done():
+            self._verdict.set_result(ack)
