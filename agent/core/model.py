@@ -327,6 +327,13 @@ def base_cloud_of(grant: Grant) -> Cloud | None:
     return Cloud.GCP if isinstance(grant, GcpImpersonation) else Cloud.AWS
 
 
+def mints_id_tokens(grant: Grant) -> bool:
+    """Whether identity tokens for an audience of the caller's choice can be minted from ``grant`` at all."""
+    if isinstance(grant, GcpExternalAccount):
+        return grant.service_account is not None
+    return isinstance(grant, GcpServiceAccount | GcpImpersonation)
+
+
 class SetAside(msgspec.Struct, frozen=True):
     """A grant of a type this version does not know: reported, not guessed at, and in nobody's way."""
 

@@ -30,6 +30,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from agent.core import refresh
 from agent.core.graph import dead_on_arrival, reachable, ready, role_name_of, same_chain
 from agent.core.model import (
@@ -50,6 +52,7 @@ from agent.core.model import (
     OnExpiry,
     base_cloud_of,
     base_of,
+    mints_id_tokens,
 )
 from agent.core.secret import Secret
 from agent.core.verdict import (
@@ -216,6 +219,29 @@ class Store:
         slot.in_flight = False
         self._fail(slot, failure, now)
 
+    def held(self) -> list[tuple[Key, str, Credential]]:
+        """Every live credential with the digest of the bundle it came of (empty for the machine's own)."""
+        digest = self._bundle.digest if self._bundle is not None else ""
+        return [
+            (slot.key, "" if slot.key.is_instance else digest, slot.credential)
+            for slot in self._slots.values()
+            if slot.credential is not None
+        ]
+
+    def restore(self, key: Key, digest: str, credential: Credential, now: datetime) -> bool:
+        """Take back a credential that an earlier process held, if the same bundle is in force and it is alive."""
+        slot = self._slots.get(key)
+        mine = self._bundle.digest if self._bundle is not None and not key.is_instance else ""
+        if slot is None or slot.credential is not None or digest != mine or credential.expires_at <= now:
+            return False
+        slot.credential = credential
+        slot.renew_at = self._renew_at(slot, credential, now)
+        for cloud in Cloud:
+            if self._route_key(cloud) == key:
+                self._note_name(cloud, credential)
+        self._version += 1
+        return True
+
     def put_id_token(self, token: IdToken) -> None:
         """Keep a Google identity token for its audience."""
         if len(self._id_tokens) >= ID_TOKEN_AUDIENCES and token.audience not in self._id_tokens:
@@ -229,6 +255,11 @@ class Store:
         if facts != self._observed:
             self._observed = facts
             self._version += 1
+
+    def adopt(self, instance_id: str) -> Memory:
+        """Take the name of the machine, learned late; return the memory, to be written down."""
+        self._memory = msgspec.structs.replace(self._memory, instance_id=instance_id)
+        return self._memory
 
     def reset(self, instance_id: str, now: datetime) -> Memory:
         """Forget everything that belongs to another instance: an image was made from a running worker.
@@ -389,6 +420,14 @@ class Store:
         if token is None or token.expires_at - now < ID_TOKEN_LEFT or self.google_grant(now) is None:
             return None
         return token
+
+    def can_mint_id_tokens(self) -> bool:
+        """Whether the Google identity could mint one at all: else the door says 404 at once."""
+        if self._bundle is not None and Cloud.GCP in self._bundle.routes:
+            grant = self._bundle.grant(self._bundle.routes[Cloud.GCP])
+            return grant is not None and mints_id_tokens(grant)
+        slot = self._slots.get(Key(Cloud.GCP, INSTANCE))
+        return slot is not None and slot.credential is not None
 
     def names(self, cloud: Cloud) -> frozenset[str]:
         """Every name under which this process has listed an identity of ``cloud``."""

@@ -28,6 +28,7 @@ from agent.core.model import (
     Grant,
     HttpBroker,
     IdToken,
+    mints_id_tokens,
 )
 from agent.providers.aws import AwsMint, Minted
 from agent.providers.google import GoogleMint, MintedToken
@@ -174,15 +175,7 @@ class Mint:
 
     def can_mint_id_token(self, grant: Grant | None) -> bool:
         """Whether :meth:`id_token` has a chance; for ``None``, whether this may be a GCE machine."""
-        match grant:
-            case None:
-                return self._has_gce
-            case GcpServiceAccount() | GcpImpersonation():
-                return True
-            case GcpExternalAccount():
-                return grant.service_account is not None
-            case _:
-                return False
+        return self._has_gce if grant is None else mints_id_tokens(grant)
 
     async def close(self) -> None:
         """Nothing of its own to close; here so that its maker need not know that."""

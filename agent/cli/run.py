@@ -1,0 +1,64 @@
+"""``run`` and ``check``: the daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+DEFAULT_CONFIG = "/etc/credential-agent/config.toml"
+
+_config = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file (TOML).",
+)
+
+
+@click.command()
+@_config
+def run(path: Path) -> None:
+    """Run the daemon in the foreground.
+
+    SIGTERM ends it. SIGHUP reads the configuration again: keys, signers, identity policy, environment and log level
+    take effect at once; what needs a restart is named in the log.
+    """
+    import asyncio
+
+    from agent import config, log
+    from agent.daemon import Daemon
+    from agent.host import systemd
+
+    settings = config.load(path)
+    log.set_up(level=settings.log.level, style=settings.log.format)
+    systemd.harden()
+
+    async def serve() -> None:
+        await Daemon(settings, environ=dict(os.environ), reload=lambda: config.load(path)).run()
+
+    try:
+        import uvloop
+    except ImportError:  # not packaged for this platform: the standard loop does the same, slower
+        asyncio.run(serve())
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+
+
+@click.command()
+@_config
+def check(path: Path) -> None:
+    """Check the configuration and everything it names; start nothing."""
+    import asyncio
+
+    from agent import config, daemon
+
+    async def look() -> None:
+        daemon.check(config.load(path), environ=dict(os.environ))
+
+    asyncio.run(look())
+    click.echo(f"{path}: ok")

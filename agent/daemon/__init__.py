@@ -1,0 +1,534 @@
+"""The composition root: the only room that knows every other. It starts, stops and reloads; it decides nothing else.
+
+Order of the start, each step before the next may fail:
+
+1. everything that the configuration names is opened and checked (a mistake: one line, exit 78, nothing started);
+2. the sockets are bound: from here on a worker waits in a queue rather than being refused;
+3. the machine is asked who it is (:data:`IDENTIFY_SECONDS` at most): what was remembered belongs to one machine;
+4. what an earlier process of this instance had accepted is put back in force;
+5. the doors answer, the keeper runs, and readiness is told when no answer is pending any more.
+
+Resources: :meth:`Daemon.run` owns every task and socket and has closed them when it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+import agent
+from agent import config, keys, log, report
+from agent.core.errors import AgentError, ConfigError, HostError
+from agent.core.model import Cloud
+from agent.core.source import Ack
+from agent.core.store import Store
+from agent.core.view import Live, Pending
+from agent.daemon import compose, doors, kept
+from agent.daemon.control import routes
+from agent.daemon.publish import Publisher, check_paths, container_token, group_id
+from agent.host import machine, systemd
+from agent.host.clock import SystemClock
+from agent.host.files import write_atomic
+from agent.host.state import StateDirectory, closed_memory
+from agent.keeper import Keeper
+from agent.providers.machine import Machine, ec2_machine, gce_machine
+from agent.serve.control import ControlDoor
+from agent.serve.door import WorkerDoor
+from agent.serve.listener import Access, Limits
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Changes
+from agent.sources.push import PushSource
+from agent.upstream import UpstreamError
+
+IDENTIFY_SECONDS: Final = 2.0
+IDENTIFY_AGAIN_SECONDS: Final = 15.0
+READY_AFTER_SECONDS: Final = 10.0
+"""Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
+CLOSE_SECONDS: Final = 2.0
+STALE_LOOP_SECONDS: Final = 90.0
+"""The keeper's loop goes round at least once a minute; one that has not for this long is stuck."""
+
+_LOADED_ONCE: Final = ("listen", "sources", "upstream", "mint", "state")
+"""Sections whose change needs a restart, which loses no request."""
+
+
+class Daemon:
+    """One run of the agent.
+
+    Args:
+        settings: the configuration.
+        environ: what the service manager passed.
+        reload: reads the configuration anew (SIGHUP).
+        root: where ``/sys`` and ``/etc`` are; another place in tests.
+
+    Raises:
+        ConfigError: something the configuration names is missing or wrong. Nothing was started.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        environ: Mapping[str, str],
+        reload: Callable[[], config.Config],
+        root: Path = Path("/"),
+    ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._reload = reload
+        self._root = root
+        self._log = structlog.get_logger()
+        self._requests: dict[tuple[str, int], int] = {}
+        self._complained: dict[int, float] = {}
+        self._stop = asyncio.Event()
+        self.clock = SystemClock()
+        self._started = self.clock.now()
+        self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
+
+        # 1. Everything that can be wrong in the configuration.
+        self._state = StateDirectory(_directory(settings.state.directory, "state.directory"))
+        check_paths(settings.environment)
+        gid = group_id(settings.environment.group)
+        self._out = compose.upstream(settings)
+        self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
+        self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
+        self._ephemeral: keys.LocalKey | None = None
+        self._opening = compose.Opening(self._keyring(settings), compose.trust(settings), frozenset())
+        self._sources = compose.sources(
+            settings, metadata=self._metadata, clock=self.clock, rng=self._rng, learn=self._learn
+        )
+        self._push = PushSource(clock=self.clock)
+        self._token = container_token(Path(settings.environment.token_file))
+        self._token_key = _token_key(Path(settings.state.directory))
+        self._gid = gid
+        self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
+        self._passed = systemd.passed(environ, pid=os.getpid())
+        self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
+
+    # -- the start --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            HostError: a socket cannot be bound.
+        """
+        settings = self._settings
+        # 2. The sockets.
+        worker_sockets = doors.worker_sockets(settings.listen, self._passed.sockets)
+        control = doors.control_socket(settings.listen, self._passed.sockets)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+        # 3. Who the machine is, and 4. what was accepted here before.
+        found = await self._identify(IDENTIFY_SECONDS)
+        await self._restore(found)
+
+        # 5. The doors, the keeper.
+        self._publisher = Publisher(
+            settings.environment,
+            store=self.store,
+            clock=self.clock,
+            address=_pointer_address(doors.names(worker_sockets)),
+            token=self._token,
+            gid=self._gid,
+        )
+        changes = Changes(self.store)
+        self._ring = changes.ring
+        worker_door = self._worker_door(changes)
+        control_door = self._control_door()
+        servers = [await loop.create_server(worker_door.protocol, sock=s, backlog=4096) for s in worker_sockets]
+        servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
+        self._log.info(
+            "agent.started",
+            version=agent.__version__,
+            http=doors.names(worker_sockets),
+            control=settings.listen.control,
+            instance_id=self.store.memory.instance_id or None,
+            keys=list(self._opening.ring.kids),
+        )
+        # What was made at the start lives to the end: it need not be looked at by every collection.
+        gc.collect()
+        gc.freeze()
+        try:
+            await self._serve(found)
+        finally:
+            self._notifier.stopping()
+            self._log.info("agent.stopping")
+            for server in servers:
+                server.close()
+            await worker_door.listener.close(CLOSE_SECONDS)
+            await control_door.listener.close(CLOSE_SECONDS / 4)
+            await self._mint.close()
+            await self._out.close()
+            if "control" not in self._passed.sockets:
+                doors.remove(settings.listen)
+        self._log.info("agent.stopped")
+
+    async def _serve(self, found: list[Machine]) -> None:
+        background: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self.keeper.run(), name="keeper"),
+            asyncio.create_task(self._tell_ready(), name="ready"),
+            asyncio.create_task(self._publish_keys(), name="publish keys"),
+        ]
+        if not found and (self._metadata.ec2 is not None or self._metadata.gce is not None):
+            background.append(asyncio.create_task(self._identify_late(), name="identify"))
+        if self._watchdog is not None:
+            background.append(asyncio.create_task(self._feed_watchdog(self._watchdog), name="watchdog"))
+        stopped = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            while not stopped.done():
+                done, _ = await asyncio.wait({stopped, *background}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {stopped}:
+                    background.remove(task)
+                    task.result()  # a part that must not end has: its error is ours
+            await self._publisher.settled()
+        finally:
+            for task in (stopped, *background):
+                task.cancel()
+            await asyncio.gather(stopped, *background, return_exceptions=True)
+
+    async def _identify(self, seconds: float) -> list[Machine]:
+        """Ask the metadata services who this machine is; what does not answer in time is not known yet."""
+        asked = []
+        if self._metadata.ec2 is not None:
+            asked.append(ec2_machine(self._metadata.ec2))
+        if self._metadata.gce is not None:
+            asked.append(gce_machine(self._metadata.gce))
+        answers = await asyncio.gather(*(_in_time(question, seconds) for question in asked))
+        found = [answer for answer in answers if answer is not None]
+        for one in found:
+            if one.server_time is not None:
+                self._learn(one.server_time)
+        return found
+
+    async def _restore(self, found: list[Machine]) -> None:
+        """Bring back the memory of this instance, and the bundle that was in force."""
+        try:
+            memory, sealed = self._state.load()
+        except HostError as error:
+            self._log.error("memory.unreadable", reason=error.message)
+            self._state.set_aside()
+            memory, sealed = closed_memory(""), None
+        instance_id = self._instance_id(found)
+        now = self.clock.now()
+        if instance_id and memory.instance_id and instance_id != memory.instance_id:
+            # An image was made from a running worker: nothing of that worker is ours.
+            self._log.warning("memory.reset", was=memory.instance_id, now=instance_id)
+            memory, sealed = msgspec.structs.replace(type(memory)(), instance_id=instance_id), None
+            await self._save(memory, None)
+        elif instance_id and not memory.instance_id:
+            memory = msgspec.structs.replace(memory, instance_id=instance_id)
+        self.store = Store(compose.policy(self._settings), memory, now, self._rng)
+        self._take_facts(found)
+        self.keeper = Keeper(
+            store=self.store,
+            issuer=self._mint,
+            opener=self._opening if self._opening.ring.kids else None,
+            recorder=self._state,
+            sources=[*self._sources, self._push],
+            clock=self.clock,
+            rng=self._rng,
+            changed=self._changed,
+            learn=self._learn,
+        )
+        await self.keeper.resume(sealed)
+        data = self._passed.take(kept.NAME) if kept.NAME in self._passed.stored else None
+        if data is not None:
+            self._log.info("credentials.restored", count=kept.restore(self.store, data, now))
+
+    async def _identify_late(self) -> None:
+        """The metadata service did not answer at the start: keep asking, and act on what it says then."""
+        while True:
+            await self.clock.sleep(IDENTIFY_AGAIN_SECONDS)
+            found = await self._identify(IDENTIFY_SECONDS)
+            instance_id = self._instance_id(found)
+            if not instance_id:
+                continue
+            known = self.store.memory.instance_id
+            if known and known != instance_id:
+                self._log.warning("memory.reset", was=known, now=instance_id)
+                await self._save(self.store.reset(instance_id, self.clock.now()), None)
+            elif not known:
+                self.store.adopt(instance_id)
+            self._take_facts(found)
+            self.keeper.reconsider()
+            return
+
+    def _instance_id(self, found: list[Machine]) -> str:
+        """The name of this machine; empty while it is not known."""
+        configured = self._settings.identity.instance_id
+        if configured != "auto":
+            return f"config:{configured}"
+        if found:
+            return found[0].instance_id
+        if self._metadata.ec2 is not None or self._metadata.gce is not None:
+            return ""
+        own = machine.machine_id(self._root)
+        return f"machine:{own}" if own else ""
+
+    def _take_facts(self, found: list[Machine]) -> None:
+        audiences = set(self._settings.identity.audience)
+        facts = self.store.facts()
+        for one in found:
+            audiences |= one.audiences
+            seen = {name: value for name, value in msgspec.structs.asdict(one.facts).items() if value is not None}
+            facts = msgspec.structs.replace(facts, **seen)
+        self._opening.audiences = frozenset(audiences)
+        self.store.observe(facts)
+
+    # -- the doors --------------------------------------------------------------------------------------------------
+
+    def _worker_door(self, changes: Changes) -> WorkerDoor:
+        settings = self._settings
+        tokens = (self._token,)
+        through = settings.pass_through.enabled
+        return WorkerDoor(
+            ServeSettings(
+                token_key=self._token_key,
+                container_tokens=lambda: tokens,
+                imdsv1=settings.aws.imdsv1,
+                hidden=compose.hidden_paths(settings),
+                limits=Limits(connections=settings.listen.max_connections),
+            ),
+            self.store,
+            self.clock,
+            changed=changes,
+            demand=self.keeper.id_token,
+            ec2=self._metadata.ec2 if through else None,
+            gce=self._metadata.gce if through else None,
+            access=self._access("worker"),
+            broken=self._broken,
+        )
+
+    def _control_door(self) -> ControlDoor:
+        return ControlDoor(
+            routes(
+                status=lambda: report.status(self.store, self.keeper.counters, self._vitals(), self.clock.now()),
+                metrics=lambda: report.metrics(self.store, self.keeper.counters, self._vitals(), self.clock.now()),
+                keys=self._public_keys,
+                push=self._pushed,
+            ),
+            clock=self.clock,
+            access=self._access("control"),
+            broken=self._broken,
+        )
+
+    async def _pushed(self, data: bytes) -> Ack:
+        return await self._push.push(data)
+
+    def _public_keys(self) -> list[dict[str, str]]:
+        found = []
+        for key in self._opening.ring.keys:
+            public = key.public_jwk()
+            if public is not None:
+                found.append(public)
+        return found
+
+    def _access(self, door: str) -> Callable[[Access], None]:
+        """Count every request; say which were refused, but not more than once a minute for each status."""
+
+        def access(one: Access) -> None:
+            key = (door, one.status)
+            self._requests[key] = self._requests.get(key, 0) + 1
+            if one.status in (0, 403, 429) or one.status >= 500:
+                now = time.monotonic()
+                if now - self._complained.get(one.status, -60.0) >= 60.0:
+                    self._complained[one.status] = now
+                    self._log.info("request.refused", door=door, **msgspec.structs.asdict(one))
+
+        return access
+
+    def _broken(self, request: Any, error: Exception) -> None:
+        self._log.error("request.crashed", path=request.path, error=type(error).__name__, exc_info=error)
+
+    def _vitals(self) -> report.Vitals:
+        return report.Vitals(
+            started=self._started,
+            wall_error_seconds=self.clock.wall_error_seconds,
+            clock_samples=self.clock.skew.samples,
+            sources=self.keeper.source_state,
+            refusal=self.keeper.last_refusal,
+            memory_unwritten=self.keeper.memory_unwritten,
+            keys=self._opening.ring.kids,
+            audiences=tuple(sorted(self._opening.audiences | self._opening.ring.audiences)),
+            requests=self._requests,
+        )
+
+    # -- while it runs ----------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """The store may answer otherwise than before: wake who waits, write files, tell systemd."""
+        self._ring()
+        self._publisher.changed()
+        if self._notifier.active:
+            self._notifier.keep(kept.NAME, kept.encode(self.store))
+            self._notifier.status(self._status_line())
+
+    def _status_line(self) -> str:
+        now = self.clock.now()
+        said = []
+        for cloud in Cloud:
+            answer = self.store.view(cloud, now)
+            said.append(f"{cloud}: {answer.name} ({answer.origin})" if isinstance(answer, Live) else f"{cloud}: none")
+        return ", ".join(said)
+
+    def _learn(self, server_time: datetime) -> float:
+        return self.clock.learn(server_time)
+
+    async def _tell_ready(self) -> None:
+        """Say that we are ready once no answer is pending, or when waiting longer would help nobody."""
+        deadline = self.clock.boottime() + self._settings.identity.grace_seconds + READY_AFTER_SECONDS
+        while self.clock.boottime() < deadline:
+            now = self.clock.now()
+            if not any(isinstance(self.store.view(cloud, now), Pending) for cloud in Cloud):
+                break
+            await asyncio.sleep(0.05)
+        await self._publisher.settled()
+        self._notifier.ready(self._status_line())
+        self._log.info("agent.ready", seconds=round((self.clock.now() - self._started).total_seconds(), 3))
+
+    async def _feed_watchdog(self, seconds: float) -> None:
+        """Feed it only while the loop that renews goes round; that this runs shows that the doors' loop does."""
+        while True:
+            if self.clock.boottime() - self.keeper.last_step < STALE_LOOP_SECONDS:
+                self._notifier.alive()
+            await asyncio.sleep(seconds / 3)
+
+    async def _publish_keys(self) -> None:
+        """Bring the public half of an ephemeral key to where senders look for it."""
+        if self._ephemeral is None:
+            return
+        public = msgspec.json.encode(self._ephemeral.public_jwk())
+        for entry in self._settings.keys:
+            if not isinstance(entry, config.EphemeralKey):
+                continue
+            if entry.publish_file is not None:
+                try:
+                    await asyncio.to_thread(write_atomic, Path(entry.publish_file), public + b"\n", mode=0o644)
+                except HostError as error:
+                    self._log.error("key.not_published", reason=error.message)
+            if entry.publish_guest_attribute is not None and self._metadata.gce is not None:
+                await self._publish_guest_attribute(entry.publish_guest_attribute, public)
+
+    async def _publish_guest_attribute(self, name: str, public: bytes) -> None:
+        path = f"/computeMetadata/v1/instance/guest-attributes/{name}"
+        wait = 1.0
+        while self._metadata.gce is not None:
+            try:
+                answer = await self._metadata.gce.request("PUT", path, (), public)
+            except UpstreamError as error:
+                reason = error.message
+            else:
+                if answer.status == 200:
+                    self._log.info("key.published", guest_attribute=name)
+                    return
+                reason = f"expected status 200, got {answer.status} (is enable-guest-attributes set?)"
+            self._log.warning("key.not_published", guest_attribute=name, reason=reason)
+            await self.clock.sleep(wait)
+            wait = min(wait * 2, 60.0)
+
+    def _on_hangup(self) -> None:
+        self._notifier.reloading(monotonic_seconds=time.monotonic())
+        try:
+            self._apply(self._reload())
+        except AgentError as error:
+            # The running configuration stays: a typing error must not cost a worker its identity.
+            self._log.error("reload.refused", reason=error.message, hint=error.hint)
+        self._notifier.ready(self._status_line())
+
+    def _apply(self, settings: config.Config) -> None:
+        old = self._settings
+        pinned = compose.trust(settings)
+        ring = self._keyring(settings)
+        gid = group_id(settings.environment.group)
+        check_paths(settings.environment)
+        restart = [name for name in _LOADED_ONCE if getattr(settings, name) != getattr(old, name)]
+        if settings.environment.token_file != old.environment.token_file:
+            restart.append("environment.token_file")
+        self._settings = settings
+        self._opening.trust, self._opening.ring = pinned, ring
+        self._publisher.settings, self._publisher.gid = settings.environment, gid
+        self.store.reconfigure(compose.policy(settings), self.clock.now())
+        log.set_up(level=settings.log.level, style=settings.log.format)
+        self.keeper.reconsider()
+        self._log.info("reload.applied", needs_restart=restart)
+
+    def _keyring(self, settings: config.Config) -> keys.Keyring:
+        found = compose.worker_keys(
+            settings,
+            out=self._out,
+            mint_=self._mint,
+            credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"),
+            ephemeral=self._ephemeral,
+        )
+        self._ephemeral = next((k for k in found if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None)
+        return keys.Keyring(found)
+
+    async def _save(self, memory: Any, sealed: bytes | None) -> None:
+        try:
+            await self._state.save(memory, sealed)
+        except HostError as error:
+            self._log.error("memory.not_written", reason=error.message)
+
+
+def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> None:
+    """Open everything that the configuration names, start nothing.
+
+    Raises:
+        ConfigError: something is missing or wrong.
+    """
+    Daemon(settings, environ=environ, reload=lambda: settings, root=root)
+
+
+async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:
+    try:
+        async with asyncio.timeout(seconds):
+            return await question
+    except (UpstreamError, TimeoutError):
+        return None
+
+
+def _directory(name: str, key: str) -> Path:
+    path = Path(name)
+    if not path.is_dir():
+        raise ConfigError(f"{key}: expected an existing directory, got {name!r}")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}: {name!r} is not writable by the agent")
+    return path
+
+
+def _token_key(directory: Path) -> bytes:
+    """The key of the EC2 session tokens, kept over restarts: some clients never drop a token that turned invalid."""
+    path = directory / "imds.key"
+    try:
+        data = path.read_bytes()
+        if len(data) == 32:
+            return data
+    except OSError:
+        pass
+    data = secrets.token_bytes(32)
+    write_atomic(path, data, mode=0o600)
+    return data
+
+
+def _pointer_address(addresses: list[str]) -> str:
+    """The address that the environment file names: IPv4 loopback if we have it, since every SDK accepts that."""
+    return next((a for a in addresses if a.startswith("127.")), addresses[0])
+
+
+__all__ = ["Daemon", "check"]

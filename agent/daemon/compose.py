@@ -1,0 +1,350 @@
+"""From configuration to parts.
+
+Every path and key that the configuration names is opened here, before anything starts: what is wrong is one line with
+the key's name, and exit status 78.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from agent import bundle, config, keys
+from agent.core.clock import Clock
+from agent.core.errors import AgentError, ConfigError, Denied
+from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, OnExpiry, SealedBundle
+from agent.core.source import Source
+from agent.core.verdict import Policy
+from agent.core.view import Facts
+from agent.host import machine
+from agent.providers import GoogleEndpoints, Mint, MintSettings
+from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource
+from agent.sources.file import FileSettings, FileSource
+from agent.sources.gce import GceAttributeSettings, GceAttributeSource
+from agent.sources.https import HttpsSettings, HttpsSource
+from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
+
+METADATA_URL = "http://169.254.169.254"
+
+
+def policy(settings: config.Config) -> Policy:
+    """What the operator decided, as the store wants it."""
+    own = settings.identity
+    return Policy(
+        fallback=frozenset(Cloud(name) for name in own.fallback),
+        on_expiry=OnExpiry(own.on_expiry),
+        grace=timedelta(seconds=own.grace_seconds if settings.keys else 0),
+        horizon_lead=timedelta(seconds=own.horizon_lead_seconds),
+        spread=timedelta(seconds=settings.mint.spread_seconds),
+        role_name=own.role_name,
+        facts=Facts(
+            region=settings.aws.region,
+            availability_zone=settings.aws.availability_zone,
+            account_id=settings.aws.account_id,
+            project_id=settings.gcp.project_id,
+            numeric_project_id=settings.gcp.numeric_project_id,
+            zone=settings.gcp.zone,
+        ),
+    )
+
+
+def upstream(settings: config.Config, *, ca_file: str | None = None, proxy: str | None = None) -> Upstream:
+    """The way out for plain HTTP; a source may have a CA and a proxy of its own."""
+    out = settings.upstream
+    return Upstream(
+        UpstreamSettings(
+            connect_timeout_seconds=out.connect_timeout_seconds,
+            read_timeout_seconds=out.read_timeout_seconds,
+            ca_file=ca_file or out.ca_file,
+            proxy=proxy or out.proxy,
+            allow_private_addresses=out.allow_private_addresses,
+        )
+    )
+
+
+class Metadata:
+    """The machine's real metadata services, those that this machine has.
+
+    Attributes:
+        ec2, gce: the clients; ``None`` where the machine has no such service.
+        cloud: the cloud that the firmware names, when it names one.
+    """
+
+    def __init__(self, settings: config.Config, out: Upstream, clock: Clock, *, root: Path = Path("/")) -> None:
+        platform = machine.platform(root)
+        self.cloud = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform)
+        ec2_url = _metadata_url(settings.upstream.ec2, here=platform == "ec2")
+        gce_url = _metadata_url(settings.upstream.gce, here=platform == "gce")
+        self.ec2 = None if ec2_url is None else Ec2Metadata(out, clock, ec2_url)
+        self.gce = None if gce_url is None else GceMetadata(out, gce_url)
+
+
+def _metadata_url(value: str, *, here: bool) -> str | None:
+    if value == "auto":
+        return METADATA_URL if here else None
+    return None if value == "off" else value
+
+
+def mint(settings: config.Config, out: Upstream, metadata: Metadata, clock: Clock) -> Mint:
+    """What issues credentials."""
+    own = settings.mint
+    google = GoogleEndpoints()
+    return Mint(
+        out,
+        MintSettings(
+            sts_endpoint=own.sts_endpoint,
+            region=settings.aws.region,
+            google=GoogleEndpoints(
+                token_url=own.google_token_url or google.token_url,
+                sts_url=own.google_sts_url or google.sts_url,
+                iamcredentials_url=own.google_iamcredentials_url or google.iamcredentials_url,
+            ),
+            allowed_origins=own.allowed_origins,
+            web_token_directories=own.web_token_directories,
+            probe=own.probe,
+            request_timeout_seconds=own.request_timeout_seconds,
+            machine=metadata.cloud,
+        ),
+        clock,
+        ec2=metadata.ec2,
+        gce=metadata.gce,
+    )
+
+
+def trust(settings: config.Config) -> bundle.Trust:
+    """The pinned signers.
+
+    Raises:
+        ConfigError: a key file cannot be read or is not a public key.
+    """
+    entries = []
+    for index, entry in enumerate(settings.signers):
+        where = f"signers[{index}].key"
+        named: dict[str, object] = {
+            "key": _read(Path(entry.key), where),
+            "issuers": list(entry.issuers),
+            "audiences": list(entry.audiences),
+        }
+        if entry.max_lease_seconds:
+            named["max_lease_seconds"] = entry.max_lease_seconds
+        try:
+            bundle.Trust.parse([named])
+        except AgentError as error:
+            raise ConfigError(f"{where}: {entry.key}: {error.message}", hint=error.hint) from None
+        entries.append(named)
+    return bundle.Trust.parse(entries)
+
+
+def worker_keys(
+    settings: config.Config,
+    *,
+    out: Upstream,
+    mint_: Mint,
+    credentials_directory: str | None,
+    ephemeral: keys.LocalKey | None = None,
+) -> list[keys.WorkerKey]:
+    """The worker's keys, in the order of the configuration.
+
+    Args:
+        settings: the configuration.
+        out: the way out to a KMS.
+        mint_: gives the machine's own identity, with which a KMS is asked.
+        credentials_directory: ``$CREDENTIALS_DIRECTORY``.
+        ephemeral: the key that an earlier call made, so that a reload keeps it.
+
+    Raises:
+        ConfigError: a key cannot be read.
+    """
+    found: list[keys.WorkerKey] = []
+    for index, entry in enumerate(settings.keys):
+        where = f"keys[{index}]"
+        try:
+            match entry:
+                case config.FileKey():
+                    found += keys.load_key_file(Path(entry.path))
+                case config.CredentialKey():
+                    if credentials_directory is None:
+                        raise ConfigError(
+                            "expected systemd to pass credentials, got no CREDENTIALS_DIRECTORY",
+                            hint=f'add LoadCredential={entry.name}:/path to the unit, or use kind = "file"',
+                        )
+                    found += keys.load_credential(Path(credentials_directory), entry.name)
+                case config.AwsKmsKey():
+                    public = bundle.RecipientKey.parse(_read(Path(entry.public_key), f"{where}.public_key"))
+                    found.append(
+                        keys.AwsKmsKey(
+                            key_id=entry.key_id,
+                            public_key=public,
+                            credentials=partial(_own_aws, mint_),
+                            upstream=out,
+                            region=entry.region,
+                            endpoint=entry.endpoint,
+                        )
+                    )
+                case config.GcpKmsKey():
+                    public = bundle.RecipientKey.parse(_read(Path(entry.public_key), f"{where}.public_key"))
+                    found.append(
+                        keys.GcpKmsKey(
+                            key_version=entry.key_version,
+                            public_key=public,
+                            token=partial(_own_google, mint_),
+                            upstream=out,
+                            endpoint=entry.endpoint,
+                        )
+                    )
+                case config.EphemeralKey():
+                    found.append(ephemeral or keys.ephemeral_key())
+        except AgentError as error:
+            raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+    twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
+    if twice:
+        raise ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
+    return found
+
+
+class Opening:
+    """Opens what sources bring, with the keys, the trust and the names that hold now. A reload replaces its parts.
+
+    Implements :class:`agent.keeper.Opener`.
+    """
+
+    def __init__(self, ring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
+        self.ring = ring
+        self.trust = pinned
+        self.audiences = audiences
+
+    async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
+        """See :class:`agent.keeper.Opener`."""
+        return await self.ring.open(
+            sealed.data,
+            trust=self.trust,
+            audiences=self.audiences,
+            now=now,
+            max_bytes=bundle.LARGEST_BYTES,
+            accepted_digest=accepted_digest,
+            origin=sealed.origin,
+        )
+
+
+def sources(
+    settings: config.Config,
+    *,
+    metadata: Metadata,
+    clock: Clock,
+    rng: random.Random,
+    learn: Callable[[datetime], object],
+) -> list[Source]:
+    """The ways in.
+
+    Raises:
+        ConfigError: a source needs a metadata service that this machine does not have.
+    """
+    found: list[Source] = []
+    for index, entry in enumerate(settings.sources):
+        where = f"sources[{index}]"
+        match entry:
+            case config.FileSourceEntry():
+                file = FileSettings(path=Path(entry.path), name=entry.name or _free("file", found))
+                found.append(FileSource(file, clock=clock))
+            case config.Ec2UserDataEntry():
+                if metadata.ec2 is None:
+                    raise _needs(where, "ec2-user-data", "upstream.ec2")
+                user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
+                found.append(Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng, learn=learn))
+            case config.GceAttributeEntry():
+                if metadata.gce is None:
+                    raise _needs(where, "gce-attribute", "upstream.gce")
+                attribute = GceAttributeSettings(
+                    key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", found)
+                )
+                found.append(GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng, learn=learn))
+            case config.HttpsEntry():
+                found.append(_https(entry, _free("https", found), settings, clock=clock, rng=rng, learn=learn))
+    return found
+
+
+def _https(
+    entry: config.HttpsEntry,
+    name: str,
+    settings: config.Config,
+    *,
+    clock: Clock,
+    rng: random.Random,
+    learn: Callable[[datetime], object],
+) -> HttpsSource:
+    """An HTTPS source with a way out of its own: its CA and proxy are nobody else's."""
+    out = upstream(settings, ca_file=entry.ca_file, proxy=entry.proxy)
+    return HttpsSource(
+        HttpsSettings(
+            url=entry.url,
+            ack_url=entry.ack_url,
+            token_file=None if entry.token_file is None else Path(entry.token_file),
+            wait_seconds=entry.wait_seconds,
+            poll_seconds=entry.poll_seconds,
+            worker=socket.gethostname(),
+            name=entry.name or name,
+        ),
+        upstream=out,
+        clock=clock,
+        rng=rng,
+        learn=learn,
+    )
+
+
+def hidden_paths(settings: config.Config) -> tuple[str, ...]:
+    """What workers do not see of the machine's metadata: whatever carries the bundle."""
+    hidden = list(settings.pass_through.hide)
+    if not settings.pass_through.show_user_data:
+        hidden += ["/latest/user-data", "/computeMetadata/v1/instance/attributes/user-data"]
+    for entry in settings.sources:
+        if isinstance(entry, config.GceAttributeEntry):
+            hidden += [f"/computeMetadata/v1/{scope}/attributes/{entry.key}" for scope in ("instance", "project")]
+    return tuple(hidden)
+
+
+async def _own_aws(mint_: Mint, now: datetime) -> AwsCredential:
+    """The machine's own AWS credential, for a KMS: never a bundle's, which that key must first open."""
+    issued = await mint_.instance(Cloud.AWS, now)
+    if issued is None or not isinstance(issued.credential, AwsCredential):
+        raise Denied("the machine has no AWS identity of its own", code="no-identity")
+    return issued.credential
+
+
+async def _own_google(mint_: Mint, now: datetime) -> GoogleToken:
+    """The machine's own Google token, likewise."""
+    issued = await mint_.instance(Cloud.GCP, now)
+    if issued is None or not isinstance(issued.credential, GoogleToken):
+        raise Denied("the machine has no Google identity of its own", code="no-identity")
+    return issued.credential
+
+
+def _free(kind: str, found: list[Source]) -> str:
+    """A name that no other source has: ``file``, ``file-2``..."""
+    taken = {source.name for source in found}
+    number = 1
+    while (name := kind if number == 1 else f"{kind}-{number}") in taken:
+        number += 1
+    return name
+
+
+def _needs(where: str, kind: str, key: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: {kind} needs a metadata service, and this machine has none by its firmware",
+        hint=f'set {key} to its base URL, such as "{METADATA_URL}", if there is one',
+    )
+
+
+def _read(path: Path, where: str) -> str:
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: {path}: expected text") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: cannot be read: {(error.strerror or 'unknown').lower()}") from None
+    if not text.strip():
+        raise ConfigError(f"{where}: {path}: expected a key, got an empty file")
+    return text

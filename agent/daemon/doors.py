@@ -1,0 +1,118 @@
+"""The listening sockets: from systemd when it passes them, else made here. Bound before anything slow begins."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from agent import config
+from agent.core.errors import HostError
+
+BACKLOG: Final = 4096
+"""A dropped SYN costs the client a second, which is the whole patience of botocore, Go, Java and JavaScript."""
+
+
+def worker_sockets(settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]) -> list[socket.socket]:
+    """The sockets on which workers ask.
+
+    Raises:
+        HostError: an address cannot be bound.
+    """
+    if passed.get("http"):
+        return list(passed["http"])
+    return [_tcp(*config.host_port(value)) for value in settings.http]
+
+
+def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]) -> socket.socket:
+    """The control socket.
+
+    Raises:
+        HostError: the path cannot be bound, or another agent listens on it.
+    """
+    if passed.get("control"):
+        return passed["control"][0]
+    path = Path(settings.control)
+    _clear(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o777 & ~int(settings.control_mode, 8))
+    try:
+        sock.bind(str(path))
+        sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise HostError(
+            f"listen.control: {path}: cannot be bound: {(error.strerror or 'unknown error').lower()}",
+            hint="its directory must exist and be writable by the agent",
+        ) from None
+    finally:
+        os.umask(mask)
+    sock.setblocking(False)
+    return sock
+
+
+def remove(settings: config.Listen) -> None:
+    """Take the control socket that we made away again."""
+    with contextlib.suppress(OSError):
+        Path(settings.control).unlink()
+
+
+def names(sockets: Iterable[socket.socket]) -> list[str]:
+    """How a person would write their addresses."""
+    found = []
+    for sock in sockets:
+        name = sock.getsockname()
+        found.append(
+            str(name)
+            if isinstance(name, str)
+            else f"[{name[0]}]:{name[1]}"
+            if ":" in name[0]
+            else f"{name[0]}:{name[1]}"
+        )
+    return found
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        hint = "is another agent running?" if error.errno == errno.EADDRINUSE else None
+        why = (error.strerror or "unknown error").lower()
+        raise HostError(f"listen.http: {host}:{port}: cannot be bound: {why}", hint=hint) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that nobody listens on any more; anything else at the path is not ours to remove."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise HostError(f"listen.control: {path}: expected a socket or nothing, got another kind of file")
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.settimeout(1.0)
+    try:
+        probe.connect(str(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    except OSError as error:
+        raise HostError(f"listen.control: {path}: cannot be bound: {(error.strerror or '').lower()}") from None
+    else:
+        raise HostError(f"listen.control: {path}: another agent listens on it", hint="credential-agent status")
+    finally:
+        probe.close()

@@ -1,0 +1,159 @@
+"""What programs on the worker read: the environment files and the bearer token of the container endpoint.
+
+Written when what they would say has changed, each by one rename, in a thread: a full or slow disk never holds up a GET.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent import config
+from agent.core.clock import Clock
+from agent.core.errors import ConfigError, HostError
+from agent.core.model import AwsCredential, Cloud
+from agent.core.secret import Secret
+from agent.core.store import Store
+from agent.core.view import Absent, Live
+from agent.host import envfile
+from agent.host.files import write_atomic
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
+RETRY_SECONDS: Final = 5.0
+
+
+def group_id(name: str | None) -> int | None:
+    """The id of the workers' group.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    if name is None:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"environment.group: expected a group of this machine, got {name!r}") from None
+
+
+def check_paths(settings: config.Environment) -> None:
+    """Fail early where no file could ever be written.
+
+    Raises:
+        ConfigError: a directory is missing.
+    """
+    for key in ("file", "shell_file", "token_file"):
+        path = Path(getattr(settings, key))
+        if not path.parent.is_dir():
+            raise ConfigError(f"environment.{key}: expected an existing directory, got {str(path.parent)!r}")
+
+
+def container_token(path: Path) -> Secret:
+    """The bearer token in ``path``, if an earlier process left one: programs that read it once go on working."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = path.read_text()
+        if _TOKEN.match(text):
+            return Secret(text)
+    return Secret(secrets.token_urlsafe(32))
+
+
+class Publisher:
+    """Keeps the files in step with the store.
+
+    Args:
+        settings: where they are and who may read them.
+        address: the workers' door, as ``HOST:PORT``.
+        token: the bearer token.
+        gid: the group of the files.
+
+    Resources: one task while something is to be written.
+    """
+
+    def __init__(
+        self, settings: config.Environment, *, store: Store, clock: Clock, address: str, token: Secret, gid: int | None
+    ) -> None:
+        self.settings = settings
+        self.gid = gid
+        self._store = store
+        self._clock = clock
+        self._address = address
+        self._token = token
+        self._written: dict[Path, bytes] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+        self._log = structlog.get_logger()
+
+    def variables(self, now: datetime) -> Mapping[str, str]:
+        """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
+        store, settings = self._store, self.settings
+        answers = {cloud: store.view(cloud, now) for cloud in Cloud}
+        variables = dict(settings.variables)
+        variables.update({name: value.reveal() for name, value in store.variables().items()})
+        variables.update(
+            envfile.pointers(
+                address=self._address,
+                aws=not isinstance(answers[Cloud.AWS], Absent),
+                gcp=not isinstance(answers[Cloud.GCP], Absent),
+                token_file=settings.token_file,
+                token=self._token,
+                imds_endpoint=settings.imds_endpoint,
+                region=store.facts().region,
+                no_proxy=variables.get("NO_PROXY", ""),
+            )
+        )
+        project = store.facts().project_id
+        if project is not None and not isinstance(answers[Cloud.GCP], Absent):
+            variables.setdefault("GOOGLE_CLOUD_PROJECT", project)
+        aws = answers[Cloud.AWS]
+        if settings.static and isinstance(aws, Live) and isinstance(aws.credential, AwsCredential):
+            variables.update(envfile.static_keys(aws.credential))
+        return variables
+
+    def changed(self) -> None:
+        """Something may have changed. Returns at once."""
+        if self._task is not None:
+            self._again = True
+            return
+        self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
+
+    async def settled(self) -> None:
+        """Wait until the files say what the store says."""
+        while self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                self._again = False
+                try:
+                    await self._write_once()
+                except HostError as error:
+                    self._log.error("environment.not_written", reason=error.message)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+                if not self._again:
+                    return
+        finally:
+            self._task = None
+
+    async def _write_once(self) -> None:
+        variables = self.variables(self._clock.now())
+        wanted = {
+            Path(self.settings.token_file): self._token.reveal().encode(),
+            Path(self.settings.file): envfile.render_systemd(variables),
+            Path(self.settings.shell_file): envfile.render_shell(variables),
+        }
+        mode = int(self.settings.mode, 8)
+        for path, data in wanted.items():
+            if self._written.get(path) != data:
+                await asyncio.to_thread(write_atomic, path, data, mode=mode, gid=self.gid)
+                self._written[path] = data
