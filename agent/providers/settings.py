@@ -31,6 +31,12 @@ class GoogleEndpoints(msgspec.Struct, frozen=True):
     sts_url: str = "https://sts.googleapis.com/v1/token"
     iamcredentials_url: str = "https://iamcredentials.googleapis.com"
 
+    @classmethod
+    def at(cls, base_url: str) -> GoogleEndpoints:
+        """All three behind one base URL (a private endpoint, a fake), at the paths they have at Google."""
+        base = base_url.rstrip("/")
+        return cls(token_url=f"{base}/token", sts_url=f"{base}/v1/token", iamcredentials_url=base)
+
 
 class MintSettings(msgspec.Struct, frozen=True):
     """Limits on what a bundle can make this machine do, and where the clouds answer.

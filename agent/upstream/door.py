@@ -316,7 +316,7 @@ def origin_of(url: str) -> str:
     Raises:
         UpstreamRefused: not an absolute http(s) URL, or one that carries a user name.
     """
-    return str(_parse(url).origin())
+    return str(_parse(url).origin()).lower()
 
 
 def _parse(url: str) -> URL:

@@ -156,7 +156,8 @@ class GceMetadata:
     """The GCE metadata server.
 
     Error handling: :class:`NotHere` when an answer below 500 does not carry ``Metadata-Flavor: Google``: it comes
-    from something else at that address.
+    from something else at that address. Some hosts leave it out of their errors (googleapis/gcp-metadata#657, GKE), so
+    once an answer carried it, a 4xx without it is believed.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class GceMetadata:
         self._upstream = upstream
         self._base_url = base_url.rstrip("/")
         self._timeout_seconds = timeout_seconds
+        self._flavored = False  # mutable: whether it has proved to be the real one
 
     async def request(
         self,
@@ -193,7 +195,9 @@ class GceMetadata:
             max_bytes=max_bytes,
             reach=Reach.LINK,
         )
-        if answer.status < 500 and answer.headers.get("Metadata-Flavor") != "Google":
+        if answer.headers.get("Metadata-Flavor") == "Google":
+            self._flavored = True
+        elif answer.status < 400 or (answer.status < 500 and not self._flavored):
             raise NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
         return answer
 

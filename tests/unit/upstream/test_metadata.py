@@ -1,0 +1,225 @@
+"""The metadata clients do the handshakes, and nothing that should not go out goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, Upstream, UpstreamError, UpstreamRefused
+from tests.fakes.clock import FakeClock
+from tests.fakes.machine_metadata import FakeEc2Metadata, FakeGceMetadata
+from tests.fakes.net import Fault, InProcess, serve
+
+ECHO = "/latest/meta-data/echo"
+
+
+def ec2(
+    scenario: Callable[[Ec2Metadata, FakeEc2Metadata, FakeClock], Awaitable[Any]], *, sockets: bool = False
+) -> FakeEc2Metadata:
+    clock = FakeClock()
+    fake = FakeEc2Metadata(clock.now, dict)
+
+    async def main() -> None:
+        if not sockets:
+            upstream: Any = InProcess({"http://169.254.169.254": fake})
+            await scenario(Ec2Metadata(upstream, clock), fake, clock)
+            return
+        upstream = Upstream()
+        async with serve(fake) as url:
+            await scenario(Ec2Metadata(upstream, clock, url), fake, clock)
+            await upstream.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    return fake
+
+
+def gce(scenario: Callable[[GceMetadata, FakeGceMetadata], Awaitable[Any]]) -> FakeGceMetadata:
+    clock = FakeClock()
+    fake = FakeGceMetadata(clock.now, lambda: ("token", 3599), lambda audience: "a.b.c")
+    upstream: Any = InProcess({"http://169.254.169.254": fake})
+    asyncio.run(asyncio.wait_for(scenario(GceMetadata(upstream), fake), 30))
+    return fake
+
+
+def puts(fake: FakeEc2Metadata) -> int:
+    return sum(asked.method == "PUT" for asked in fake.asked)
+
+
+def test_ec2_session_token_is_got_and_kept() -> None:
+    """One session token serves many requests; over a real socket."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        for _ in range(3):
+            assert await metadata.get("/latest/meta-data/placement/region") == b"eu-west-1"
+
+    assert puts(ec2(scenario, sockets=True)) == 1
+
+
+def test_ec2_concurrent_requests_share_one_token() -> None:
+    """Many requests at once ask for one session token."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        await asyncio.gather(*(metadata.get(ECHO) for _ in range(20)))
+
+    assert puts(ec2(scenario)) == 1
+
+
+def test_ec2_session_token_is_renewed_before_its_end() -> None:
+    """A token is replaced while it is still good, by the boot-time clock; a step of the wall clock changes nothing."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        await metadata.get(ECHO)
+        clock.move(21600 - 121)
+        await metadata.get(ECHO)
+        assert puts(fake) == 1
+        clock.move(2)
+        await metadata.get(ECHO)
+        assert puts(fake) == 2
+
+    ec2(scenario)
+
+
+def test_ec2_forgotten_token_is_replaced_once() -> None:
+    """A 401 gets one new token and one more try."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        await metadata.get(ECHO)
+        fake.forget_tokens()
+        assert (await metadata.request("GET", ECHO)).status == 200
+
+    assert puts(ec2(scenario)) == 2
+
+
+def test_ec2_second_401_is_the_answer() -> None:
+    """A service that refuses even a new token is not asked a third time."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        fake.status = 401
+        assert (await metadata.request("GET", ECHO)).status == 401
+
+    fake = ec2(scenario)
+    assert (puts(fake), len(fake.asked)) == (2, 4)
+
+
+def test_ec2_forwards_only_what_may_go_out() -> None:
+    """The caller's token, forwarding marks and hop-by-hop headers are dropped; the rest and the target go as they are."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        given = {
+            "X-aws-ec2-metadata-token": "the-worker's-own",
+            "X-Forwarded-For": "10.0.0.1",
+            "Forwarded": "for=10.0.0.1",
+            "Host": "evil.example",
+            "Connection": "close, X-Hop",
+            "X-Hop": "1",
+            "Transfer-Encoding": "chunked",
+            "Content-Length": "999",
+            "X-Kept": "yes",
+            "User-Agent": "aws-sdk-x",
+        }
+        answer = await metadata.request("GET", ECHO + "?a=%2f", given)
+        method, target, headers = json.loads(answer.body)
+        assert (method, target) == ("GET", ECHO + "?a=%2f")
+        assert headers["x-kept"] == "yes"
+        assert headers["user-agent"] == "aws-sdk-x"
+        assert headers["x-aws-ec2-metadata-token"] in fake.tokens
+        unwanted = {"x-forwarded-for", "forwarded", "x-hop", "transfer-encoding"}
+        assert not unwanted & headers.keys()
+
+    ec2(scenario, sockets=True)
+
+
+def test_ec2_get_distinguishes_absence_from_failure() -> None:
+    """404 is None; any other status is an error."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        assert await metadata.get("/latest/meta-data/nothing") is None
+        fake.status = 503
+        with pytest.raises(UpstreamError, match="got 503") as caught:
+            await metadata.get(ECHO)
+        assert caught.value.code == "status"
+        assert caught.value.server_time == clock.now()
+
+    ec2(scenario)
+
+
+def test_ec2_switched_off_is_not_here() -> None:
+    """A service that gives no tokens (switched off, or another cloud's) is not this service."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        fake.enabled = False
+        with pytest.raises(NotHere):
+            await metadata.get(ECHO)
+
+    ec2(scenario)
+
+
+def test_ec2_silence_is_an_upstream_error() -> None:
+    """A silent service is an error that may pass, not absence."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        fake.fault = Fault.HANG
+        with pytest.raises(UpstreamError) as caught:
+            await metadata.get(ECHO)
+        assert (caught.value.code, isinstance(caught.value, NotHere)) == ("timeout", False)
+
+    ec2(scenario)
+
+
+@pytest.mark.parametrize("path", ["", "latest", "@evil.example/", ".evil.example/", "/a b", "/a\r\nX: 1", "/ü"])
+def test_only_paths_are_glued_to_the_base(path: str) -> None:
+    """What is not a path cannot change the host that is asked."""
+
+    async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        with pytest.raises(UpstreamRefused):
+            await metadata.request("GET", path)
+
+    assert ec2(scenario).asked == []
+
+
+def test_gce_flavor_is_sent() -> None:
+    """Requests carry the flavor header."""
+
+    async def scenario(metadata: GceMetadata, fake: FakeGceMetadata) -> None:
+        body = await metadata.get("/computeMetadata/v1/instance/service-accounts/default/token")
+        assert body is not None
+
+    assert gce(scenario).asked[0].headers["metadata-flavor"] == "Google"
+
+
+def test_gce_answers_without_flavor_are_not_here() -> None:
+    """An answer without the flavor comes from something else at that address."""
+
+    async def scenario(metadata: GceMetadata, fake: FakeGceMetadata) -> None:
+        fake.flavor = False
+        with pytest.raises(NotHere):
+            await metadata.get("/computeMetadata/v1/instance/service-accounts/default/token")
+        with pytest.raises(NotHere):
+            await metadata.get("/computeMetadata/v1/nothing")
+
+    gce(scenario)
+
+
+def test_gce_errors_without_flavor_are_believed_once_it_proved_real() -> None:
+    """Some real servers leave the flavor out of a 404; after one flavored answer that is a plain 404."""
+
+    async def scenario(metadata: GceMetadata, fake: FakeGceMetadata) -> None:
+        fake.flavor_on_errors = False
+        await metadata.get("/computeMetadata/v1/instance/service-accounts/default/token")
+        assert await metadata.get("/computeMetadata/v1/nothing") is None
+
+    gce(scenario)
+
+
+def test_gce_overload_is_not_absence() -> None:
+    """A 503 without the flavor is an answer of a server in trouble."""
+
+    async def scenario(metadata: GceMetadata, fake: FakeGceMetadata) -> None:
+        fake.flavor, fake.status = False, 503
+        assert (await metadata.request("GET", "/computeMetadata/v1/")).status == 503
+
+    gce(scenario)
