@@ -213,24 +213,28 @@ class Upstream(_Section, frozen=True):
 
 
 class Mint(_Section, frozen=True):
-    """How credentials are minted.
+    """How credentials are minted, and what a bundle may make this machine do.
 
     Attributes:
         sts_endpoint: an STS endpoint instead of the regional one (private endpoints, tests).
-        google_endpoint: one base URL instead of Google's token hosts (private endpoints, tests).
-        hosts: hosts beside the clouds' own that grants in a bundle may name (brokers, token URLs).
-        token_directories: directories below which a grant may read web identity tokens.
+        google_token_url, google_sts_url, google_iamcredentials_url: Google's endpoints instead of its own.
+        allowed_origins: origins beside the clouds' own that grants may name (``https://broker.example``).
+        web_token_directories: directories below which a grant may read web identity tokens.
         probe: ask ``GetCallerIdentity`` before a renewed credential replaces another, when the grant says what to
             expect.
+        request_timeout_seconds: of one request to a cloud or broker.
         spread_seconds: draw the first mint after a new bundle from this long, so that a fleet started in one second
             does not arrive at STS in one. 0: at once.
     """
 
     sts_endpoint: Url | None = None
-    google_endpoint: Url | None = None
-    hosts: tuple[str, ...] = ()
-    token_directories: tuple[Path_, ...] = ()
+    google_token_url: Url | None = None
+    google_sts_url: Url | None = None
+    google_iamcredentials_url: Url | None = None
+    allowed_origins: tuple[str, ...] = ()
+    web_token_directories: tuple[Path_, ...] = ()
     probe: bool = True
+    request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 15.0
     spread_seconds: Seconds = 0.0
 
 

@@ -121,19 +121,23 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
 
 def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
     answer = store.view(cloud, now)
-    horizon = store.horizon(cloud, now)
-    live = isinstance(answer, Live)
     document: dict[str, Any] = {
         "state": _STATE[type(answer)],
         "origin": str(store.origin(cloud, now)),
-        "identity": answer.name if live else None,
-        "why": None if live else answer.why,
-        "expires_at": _stamp(answer.credential.expires_at) if live else None,
-        "horizon": _stamp(horizon),
-        "horizon_reason": store.horizon_reason(cloud) if live else None,
+        "identity": None,
+        "why": None,
+        "expires_at": None,
+        "horizon": _stamp(store.horizon(cloud, now)),
+        "horizon_reason": None,
         "at_the_end": store.at_the_end(cloud),
     }
-    if live and isinstance(answer.credential, AwsCredential):
+    if not isinstance(answer, Live):
+        document["why"] = answer.why
+        return document
+    document["identity"] = answer.name
+    document["expires_at"] = _stamp(answer.credential.expires_at)
+    document["horizon_reason"] = store.horizon_reason(cloud)
+    if isinstance(answer.credential, AwsCredential):
         document["access_key_id"] = f"...{answer.credential.access_key_id[-4:]}"
         document["role_arn"] = answer.credential.role_arn
         document["account_id"] = answer.credential.account_id

@@ -146,6 +146,7 @@ class Daemon:
             address=_pointer_address(doors.names(worker_sockets)),
             token=self._token,
             gid=self._gid,
+            expects_bundle=bool(settings.keys),
         )
         changes = Changes(self.store)
         self._ring = changes.ring
@@ -463,6 +464,7 @@ class Daemon:
         self._settings = settings
         self._opening.trust, self._opening.ring = pinned, ring
         self._publisher.settings, self._publisher.gid = settings.environment, gid
+        self._publisher.expects_bundle = bool(settings.keys)
         self.store.reconfigure(compose.policy(settings), self.clock.now())
         log.set_up(level=settings.log.level, style=settings.log.format)
         self.keeper.reconsider()

@@ -74,15 +74,25 @@ class Publisher:
         address: the workers' door, as ``HOST:PORT``.
         token: the bearer token.
         gid: the group of the files.
+        expects_bundle: whether this worker has a key, so that a bundle may come.
 
     Resources: one task while something is to be written.
     """
 
     def __init__(
-        self, settings: config.Environment, *, store: Store, clock: Clock, address: str, token: Secret, gid: int | None
+        self,
+        settings: config.Environment,
+        *,
+        store: Store,
+        clock: Clock,
+        address: str,
+        token: Secret,
+        gid: int | None,
+        expects_bundle: bool,
     ) -> None:
         self.settings = settings
         self.gid = gid
+        self.expects_bundle = expects_bundle
         self._store = store
         self._clock = clock
         self._address = address
@@ -96,12 +106,14 @@ class Publisher:
         """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
         store, settings = self._store, self.settings
         answers = {cloud: store.view(cloud, now) for cloud in Cloud}
+        # While a bundle is awaited the file leads to us already: a program that starts first must find it later.
+        awaited = self.expects_bundle and store.bundle is None
         variables = dict(settings.variables)
         variables.update({name: value.reveal() for name, value in store.variables().items()})
         variables.update(
             envfile.pointers(
                 address=self._address,
-                aws=not isinstance(answers[Cloud.AWS], Absent),
+                aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
                 gcp=not isinstance(answers[Cloud.GCP], Absent),
                 token_file=settings.token_file,
                 token=self._token,
