@@ -177,7 +177,7 @@ class Keeper:
         held = self._held.pop(sealed.origin, None)
         attempts = held.attempts if held is not None and held.sealed is sealed else 0
         if self._opener is None:
-            return self._refused(sealed, None, Refused("no-key", "no key is configured: no bundle can be opened"), now)
+            return self._refused(sealed, None, Refused("recipient", "no key is configured: no bundle can be opened"), now)
         try:
             bundle = await self._open(sealed, now)
         except KeyUnavailableError as error:

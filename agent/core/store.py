@@ -144,7 +144,7 @@ class Store:
         # The same bundle is taken again when it should be in force and is not: its sealed copy was lost with the disk.
         same = mark is not None and (bundle.seq, bundle.digest) == (mark.seq, mark.digest)
         if resume and not same:
-            return Refused("resume", f"seq {bundle.seq} is not what this instance accepted last")
+            return Refused("changed", f"seq {bundle.seq} is not what this instance accepted last")
         if mark is not None and not resume:
             if same and not (self._bundle is None and self._memory.active == mark):
                 return Same(bundle.seq)
@@ -157,11 +157,11 @@ class Store:
         if bundle.action is Action.WITHDRAW:
             return Accepted(bundle, self._remembering(bundle, decided=self._memory.decided))
         if bundle.lease_until is not None and bundle.lease_until <= now and not resume:
-            return Refused("lease-ended", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
+            return Refused("lease", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
         dead = [grant_id for grant_id in bundle.routes.values() if dead_on_arrival(bundle.grant(grant_id), now)]
         if dead and not resume:
             # To take it would swap a live credential for a dead one.
-            return Refused("credentials-ended", f"the credential of grant {dead[0]!r} has already expired")
+            return Refused("expired", f"the credential of grant {dead[0]!r} has already expired")
         decided = {**self._memory.decided, **dict.fromkeys(bundle.routes, bundle.on_expiry)}
         return Accepted(bundle, self._remembering(bundle, decided=decided))
 

@@ -238,7 +238,7 @@ class TestSequence:
         verdict = s.judge(bundle(session(hours=-1), seq=2), START)
 
         assert isinstance(verdict, Refused)
-        assert verdict.code == "credentials-ended"
+        assert verdict.code == "expired"
         assert isinstance(s.view(Cloud.AWS, START), Live)
 
     def test_resume_takes_only_what_was_accepted_last(self) -> None:
