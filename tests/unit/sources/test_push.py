@@ -1,0 +1,57 @@
+"""The push source."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agent.core.errors import SourceError
+from agent.core.model import SealedBundle
+from agent.core.source import Ack
+from agent.sources.push import PushSource
+from agent.sources.watching import MAX_BUNDLE_BYTES
+from tests.unit.sources.support import START, Listener, StepClock, run, watching
+
+
+def test_a_push_returns_its_own_verdict() -> None:
+    """Two pushes at once are judged one after the other, and each is told its own verdict."""
+
+    async def test() -> None:
+        source = PushSource(clock=StepClock())
+
+        class Keeper(Listener):
+            async def offer(self, bundle: SealedBundle) -> None:
+                await super().offer(bundle)
+                await asyncio.sleep(0)
+                asyncio.get_running_loop().call_soon(
+                    asyncio.ensure_future,
+                    source.acknowledge(Ack(origin="push", outcome="accepted", at=START, seq=len(bundle.data))),
+                )
+
+        heard = Keeper()
+        async with watching(source, heard):
+            await heard.until(lambda h: h.oks)
+            acks = await asyncio.gather(source.push(b"1"), source.push(b"22"), source.push(b"22"))
+            assert [ack.seq for ack in acks] == [1, 2, 2]
+            assert heard.bodies == [b"1", b"22", b"22"]
+            assert await source.fetch() is None
+
+    run(test())
+
+
+def test_what_cannot_be_a_bundle_is_not_offered() -> None:
+    """Too long, empty, or before the agent is ready: an error to the pusher, and nothing is offered."""
+
+    async def test() -> None:
+        source, heard = PushSource(clock=StepClock()), Listener()
+        with pytest.raises(SourceError, match="starting"):
+            await source.push(b"x")
+        async with watching(source, heard):
+            await heard.until(lambda h: h.oks)
+            for data in (b"", b"x" * (MAX_BUNDLE_BYTES + 1)):
+                with pytest.raises(SourceError, match="expected a bundle of"):
+                    await source.push(data)
+            assert heard.offers == []
+
+    run(test())
