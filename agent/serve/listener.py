@@ -32,6 +32,7 @@ from typing import Any, Final, cast
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_writer import HttpVersion10
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from agent.core.clock import Clock
@@ -439,6 +440,10 @@ class _Connection(asyncio.Protocol):
         cap = self._listener.limits.head_bytes
         if messages:
             self._message, self._body = messages[0]
+            if self._message.version < HttpVersion10:
+                # The parser takes ``GET /`` for HTTP/0.9, which has no status and no headers to say no with.
+                self._refuse(_BAD_REQUEST)
+                return False
             if sum(len(name) + len(value) for name, value in self._message.raw_headers) <= cap:
                 return True
         elif self._received <= cap:
