@@ -1,0 +1,136 @@
+"""The EC2 user-data source, against a metadata service on loopback."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from agent.core.errors import SourceError
+from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource
+from agent.upstream import Ec2Metadata, Upstream
+from agent.wire import userdata
+from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.fakes.served import Fault
+from tests.unit.sources.support import Listener, StepClock, run, watching
+
+BUNDLE = b'{"protected":"e30","recipients":[],"iv":"","ciphertext":"AAAA","tag":""}'
+
+
+@asynccontextmanager
+async def made(learn: Any = lambda _: None) -> Any:
+    async with Ec2MetadataService() as service:
+        out, clock = Upstream(), StepClock()
+        source = Ec2UserDataSource(
+            Ec2UserDataSettings(),
+            metadata=Ec2Metadata(out, clock, service.url),
+            clock=clock,
+            rng=random.Random(1),
+            learn=learn,
+        )
+        try:
+            yield service, source, clock
+        finally:
+            await out.close()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        BUNDLE,
+        userdata.cloud_config(BUNDLE).encode(),
+        userdata.mime(BUNDLE).encode(),
+        userdata.systemd(BUNDLE).encode(),
+        gzip.compress(userdata.cloud_config(BUNDLE).encode()),
+    ],
+    ids=["raw", "cloud-config", "mime", "systemd", "gzip"],
+)
+def test_the_bundle_is_found_in_each_kind_of_user_data(document: bytes) -> None:
+    """Raw, inside cloud-config, a MIME part, systemd's JSON, gzipped: the same bytes come out."""
+
+    async def test() -> None:
+        learnt: list[datetime] = []
+        async with made(learnt.append) as (service, source, _):
+            service.user_data = document
+            found = await source.fetch()
+            assert (found.data, found.origin) == (BUNDLE, "ec2-user-data")
+            assert len(learnt) == 1
+
+    run(test())
+
+
+def test_none_without_user_data_or_with_somebody_elses() -> None:
+    """No user-data, a shell script, Ignition's JSON and a web page are all "no bundle here", and no trouble."""
+
+    async def test() -> None:
+        async with made() as (service, source, _):
+            for document in (
+                None,
+                b"",
+                b"#!/bin/sh\necho hello\n",
+                b'{"ignition":{"version":"3.4.0"}}',
+                b"<html></html>",
+            ):
+                service.user_data = document
+                assert await source.fetch() is None
+
+    run(test())
+
+
+def test_it_is_read_at_the_start_and_then_slowly() -> None:
+    """After the first look it is read again every ten minutes or so, and offered when it has changed."""
+
+    async def test() -> None:
+        async with made() as (service, source, clock):
+            heard = Listener()
+            service.user_data = BUNDLE
+            async with watching(source, heard):
+                await heard.until(lambda h: h.offers)
+                assert 450 <= await clock.step() <= 750
+                await heard.until(lambda h: h.oks == 2)
+                service.user_data = BUNDLE.replace(b"AAAA", b"BBBB")
+                assert 450 <= await clock.step() <= 750
+                await heard.until(lambda h: len(h.offers) == 2)
+                assert service.paths().count("/latest/user-data") == 3
+
+    run(test())
+
+
+def test_a_service_that_is_ill_is_trouble_and_tried_again() -> None:
+    """Errors, dropped connections, too much data and broken armour are trouble; the watch goes on to the good answer."""
+
+    async def test() -> None:
+        async with made() as (service, source, clock):
+            heard = Listener()
+            path = "/latest/user-data"
+            service.inject(Fault(path, status=500))
+            service.inject(Fault(path, drop=True, times=2))
+            service.inject(Fault(path, status=200, body=b"x" * 70_000))
+            service.inject(Fault(path, status=200, body=userdata.armour(BUNDLE).encode()[:80]))
+            service.inject(Fault(path, status=200, body=b"\x1f\x8b broken"))
+            service.user_data = BUNDLE
+            async with watching(source, heard):
+                for n in range(1, 6):
+                    await heard.until(lambda h, n=n: len(h.troubles) == n)
+                    await clock.step()
+                await heard.until(lambda h: h.offers)
+            assert heard.bodies == [BUNDLE]
+            assert len(heard.troubles) == 5
+
+    run(test())
+
+
+def test_no_metadata_service_is_trouble() -> None:
+    """With the service switched off the source is broken, and says what it found."""
+
+    async def test() -> None:
+        async with made() as (service, source, _):
+            service.endpoint_enabled = False
+            with pytest.raises(SourceError, match="no ec2 metadata service"):
+                await source.fetch()
+
+    run(test())

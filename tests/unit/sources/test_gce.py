@@ -1,0 +1,243 @@
+"""The GCE attribute source, against a metadata server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from agent.core.errors import SourceError
+from agent.core.source import Ack
+from agent.sources.gce import PAUSE_CHANGED_SECONDS, PAUSE_UNHELD_SECONDS, GceAttributeSettings, GceAttributeSource
+from agent.upstream import GceMetadata, Upstream
+from tests.fakes.gce_metadata import GceMetadataServer
+from tests.fakes.served import Fault
+from tests.unit.sources.support import START, Listener, StepClock, run, watching
+
+KEY = "credential-bundle"
+
+
+@asynccontextmanager
+async def made(**settings: Any) -> Any:
+    """A server, and a source that watches it (the instance's attributes unless told otherwise)."""
+    async with GceMetadataServer() as server:
+        out, clock = Upstream(), StepClock()
+        source = GceAttributeSource(
+            GceAttributeSettings(**{"scope": "instance", **settings}),
+            metadata=GceMetadata(out, server.url),
+            clock=clock,
+            rng=random.Random(1),
+        )
+        try:
+            yield server, source, clock
+        finally:
+            await out.close()
+
+
+def test_the_attribute_is_fetched_and_absence_is_none() -> None:
+    """One look finds the instance's attribute, or else the project's, or else nothing."""
+
+    async def test() -> None:
+        async with made(scope="both") as (server, source, _):
+            assert await source.fetch() is None
+            server.set_attribute(KEY, "of the project", project=True)
+            assert (await source.fetch()).data == b"of the project"
+            server.set_attribute(KEY, "of the instance")
+            found = await source.fetch()
+            assert (found.data, found.origin) == (b"of the instance", "gce-attribute")
+
+    run(test())
+
+
+def test_a_change_is_offered_without_polling() -> None:
+    """Each change is offered by the request that hung, within two seconds of real time; in between nothing is asked."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            server.set_attribute(KEY, "0")
+            heard = Listener()
+            async with watching(source, heard):
+                for n in range(1, 4):
+                    if n > 1:
+                        assert await clock.step() == PAUSE_CHANGED_SECONDS
+                    await server.someone_waits()
+                    asked = len(server.asked)
+                    await asyncio.sleep(0)
+                    assert len(server.asked) == asked
+                    began = time.monotonic()
+                    server.set_attribute(KEY, str(n))
+                    await heard.until(lambda h, n=n: len(h.offers) == n + 1)
+                    assert time.monotonic() - began < 2
+                assert heard.bodies == [b"0", b"1", b"2", b"3"]
+                assert all("last_etag=" in a.path and "timeout_sec=60" in a.path for a in server.asked[1:])
+
+    run(test())
+
+
+def test_a_missing_key_is_awaited_and_not_polled() -> None:
+    """While the attribute does not exist the list of attributes is waited on; other attributes' changes offer nothing."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            heard = Listener()
+            async with watching(source, heard):
+                await server.someone_waits()
+                assert [path.rpartition("/")[2] for path in server.paths()] == [KEY, ""]
+                server.set_attribute("ssh-keys", "someone")
+                await heard.until(lambda h: h.oks == 2)
+                assert await clock.step() == PAUSE_CHANGED_SECONDS
+                await server.someone_waits()
+                server.set_attribute(KEY, "here")
+                await heard.until(lambda h: h.offers)
+                assert heard.bodies == [b"here"]
+                assert heard.troubles == []
+
+    run(test())
+
+
+def test_a_deleted_attribute_is_not_a_change_and_may_come_back() -> None:
+    """Deleting the attribute offers nothing and is no trouble; the same value again is not offered twice."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            heard = Listener()
+            server.set_attribute(KEY, "one")
+            async with watching(source, heard):
+                await server.someone_waits()
+                server.set_attribute(KEY, None)
+                await clock.step()
+                await server.someone_waits()
+                server.set_attribute(KEY, "one")
+                await clock.step()
+                await server.someone_waits()
+                server.set_attribute(KEY, "two")
+                await heard.until(lambda h: len(h.offers) == 2)
+                assert heard.bodies == [b"one", b"two"]
+                assert heard.troubles == []
+
+    run(test())
+
+
+def test_a_change_while_nobody_waited_is_not_missed() -> None:
+    """A change during an outage is offered when the server is back, because the old etag is sent along."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            heard = Listener()
+            server.set_attribute(KEY, "before")
+            async with watching(source, heard):
+                await server.someone_waits()
+                server.inject(Fault(status=503, times=2))
+                server.inject(Fault(drop=True, times=2))
+                server.set_attribute(KEY, "during")
+                while len(heard.offers) < 2:
+                    await clock.step()
+                    await asyncio.sleep(0.01)
+                assert heard.bodies == [b"before", b"during"]
+
+    run(test())
+
+
+def test_both_scopes_are_watched() -> None:
+    """Instance and project are two channels of one source; the highest seq wins later."""
+
+    async def test() -> None:
+        async with made(scope="both") as (server, source, _):
+            heard = Listener()
+            async with watching(source, heard):
+                while server.waiting < 2:
+                    await server.someone_waits()
+                    await asyncio.sleep(0.001)
+                server.set_attribute(KEY, "p", project=True)
+                await heard.until(lambda h: len(h.offers) == 1)
+                server.set_attribute(KEY, "i")
+                await heard.until(lambda h: len(h.offers) == 2)
+                assert heard.bodies == [b"p", b"i"]
+
+    run(test())
+
+
+def test_a_server_that_cannot_wait_is_not_hammered() -> None:
+    """Should an emulator answer at once without a change, it is asked every five seconds and no oftener."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            server.set_attribute(KEY, "x")
+
+            async def at_once(rest: str, query: dict[str, list[str]]) -> Any:
+                return server._show(rest, query)
+
+            server._wait = at_once
+            heard = Listener()
+            async with watching(source, heard):
+                for _ in range(4):
+                    assert await clock.step() == PAUSE_UNHELD_SECONDS
+                await clock.asleep()
+                assert len(server.asked) == 6
+                assert heard.bodies == [b"x"]
+
+    run(test())
+
+
+def test_something_else_at_that_address_is_trouble() -> None:
+    """An answer without Google's flavor, a server in trouble, a huge value: trouble, and tried again with jitter."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            heard = Listener()
+            for fault in (Fault(status=200, body=b"<html>portal</html>"), Fault(status=500), Fault(status=429)):
+                server.inject(fault)
+            server.set_attribute(KEY, "x" * 262_145)
+            async with watching(source, heard):
+                for n in range(1, 5):
+                    await heard.until(lambda h, n=n: len(h.troubles) == n)
+                    if n == 4:
+                        server.set_attribute(KEY, "fine")
+                    assert 0 < await clock.step() <= 60
+                await heard.until(lambda h: h.offers)
+                assert heard.bodies == [b"fine"]
+
+    run(test())
+
+
+def test_a_value_that_is_no_bundle_is_offered_for_the_decoder_to_refuse() -> None:
+    """Somebody put it there under our name: they hear from the verdict what is wrong with it."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            server.set_attribute(KEY, "hello?")
+            assert (await source.fetch()).data == b"hello?"
+            server.set_attribute(KEY, "-----BEGIN CREDENTIAL BUNDLE-----\naGVsbG8=\n-----END CREDENTIAL BUNDLE-----\n")
+            assert (await source.fetch()).data == b"hello"
+            server.set_attribute(KEY, "-----BEGIN CREDENTIAL BUNDLE-----\naGVs")
+            with pytest.raises(SourceError):
+                await source.fetch()
+
+    run(test())
+
+
+def test_verdicts_go_to_a_guest_attribute_where_they_are_enabled() -> None:
+    """With guest attributes the control plane reads the verdict; without them nothing happens, and nothing is raised."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            ack = Ack(origin="gce-attribute", outcome="refused", at=START, code="expired", reason="too late", seq=9)
+            await source.acknowledge(ack)
+            assert server.guest_attributes == {}
+            server.set_attribute("enable-guest-attributes", "TRUE")
+            await source.acknowledge(ack)
+            said = json.loads(server.guest_attributes[f"credential-agent/{KEY}"])
+            assert (said["outcome"], said["code"], said["seq"]) == ("refused", "expired", 9)
+            await server.stop()
+            await source.acknowledge(ack)
+        async with made(acknowledge=False) as (server, source, _):
+            server.set_attribute("enable-guest-attributes", "TRUE")
+            await source.acknowledge(ack)
+            assert server.asked == []
+
+    run(test())
