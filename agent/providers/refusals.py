@@ -20,7 +20,8 @@ from agent.upstream import UpstreamError, UpstreamRefused
 CLOCK_SUSPECT: Final = timedelta(seconds=150)
 
 _PASSING_STATUSES: Final = frozenset({408, 425, 429})
-_OPAQUE_RUN: Final = re.compile(r"[A-Za-z0-9+/=_.~%-]{48,}")
+#: A run that could be a token; but an ARN is long too, and the very thing an operator needs to see.
+_OPAQUE_RUN: Final = re.compile(r"(\barn:aws[a-z-]*:\S+)|[A-Za-z0-9+/=_.~%-]{48,}")
 _MAX_TEXT_LENGTH: Final = 300
 
 
@@ -64,7 +65,7 @@ def said(text: object, secrets: Iterable[Secret | str] = ()) -> str:
         if value:
             text = text.replace(value, "[redacted]")
     text = "".join(c if c.isprintable() else " " for c in text)
-    text = _OPAQUE_RUN.sub("[redacted]", " ".join(text.split()))
+    text = _OPAQUE_RUN.sub(lambda found: found[1] or "[redacted]", " ".join(text.split()))
     return text if len(text) <= _MAX_TEXT_LENGTH else text[: _MAX_TEXT_LENGTH - 3] + "..."
 
 

@@ -1,0 +1,194 @@
+"""The machine's own identity: there, not there, or not to be had now."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.core.errors import Transient
+from agent.core.model import AwsCredential, Cloud, GoogleToken
+from agent.providers import Issued
+from agent.providers.instance import cloud_of_machine
+from tests.fakes.net import Fault
+from tests.unit.providers.support import ACCOUNT, World, run
+
+
+def instance(world: World, cloud: Cloud) -> Issued | None:
+    issued: Issued | None = run(world.mint.instance(cloud, world.now))
+    return issued
+
+
+def test_ec2_instance_profile() -> None:
+    """The instance profile's credential, its role's name and the machine's account."""
+    world = World(on_ec2=True)
+
+    issued = instance(world, Cloud.AWS)
+
+    assert issued is not None
+    assert isinstance(issued.credential, AwsCredential)
+    assert issued.credential.role_name == "machine-role"
+    assert issued.credential.account_id == ACCOUNT
+    assert issued.credential.expires_at == world.now + timedelta(hours=6)
+    assert issued.credential.issued_at == world.now
+    assert issued.server_time == world.now
+
+
+def test_ec2_account_is_asked_once() -> None:
+    """The account does not change: the identity document is read once."""
+    world = World(on_ec2=True)
+
+    for _ in range(3):
+        instance(world, Cloud.AWS)
+
+    assert [a.path for a in world.ec2.asked].count("/latest/dynamic/instance-identity/document") == 1
+
+
+def test_gce_service_account() -> None:
+    """The default account's token with its address and scopes; its life counts from our now."""
+    world = World(on_gce=True)
+
+    issued = instance(world, Cloud.GCP)
+
+    assert issued is not None
+    assert isinstance(issued.credential, GoogleToken)
+    assert issued.credential.email == "worker@project.iam.gserviceaccount.com"
+    assert issued.credential.scopes == ("https://www.googleapis.com/auth/cloud-platform",)
+    assert issued.credential.expires_at == world.now + timedelta(seconds=3599)
+
+
+def test_no_metadata_client_means_no_identity() -> None:
+    """A cloud whose metadata service is never asked has no identity here."""
+    world = World()
+
+    assert instance(world, Cloud.AWS) is None
+    assert instance(world, Cloud.GCP) is None
+
+
+def test_no_role_and_no_account_mean_no_identity() -> None:
+    """A machine without an instance profile or service account has none, and says so quickly."""
+    world = World(on_ec2=True, on_gce=True)
+    world.ec2.role = None
+    world.gce.email = None
+
+    assert instance(world, Cloud.AWS) is None
+    assert instance(world, Cloud.GCP) is None
+
+
+def test_another_clouds_service_means_no_identity() -> None:
+    """What answers at the address but is not that cloud's service means none; also when IMDS is switched off."""
+    world = World(on_ec2=True, on_gce=True)
+    world.ec2.enabled = False
+    world.gce.flavor = False
+
+    assert instance(world, Cloud.AWS) is None
+    assert instance(world, Cloud.GCP) is None
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DOWN])
+def test_silence_on_an_unknown_machine_means_no_identity(fault: Fault) -> None:
+    """Where nothing says that this is a cloud's machine, silence is absence."""
+    world = World(on_ec2=True, on_gce=True)
+    world.ec2.fault = world.gce.fault = fault
+
+    assert instance(world, Cloud.AWS) is None
+    assert instance(world, Cloud.GCP) is None
+
+
+@pytest.mark.parametrize("cloud", list(Cloud))
+def test_silence_where_the_firmware_names_the_cloud_is_an_outage(cloud: Cloud) -> None:
+    """On a machine of that cloud, silence is an outage."""
+    world = World(on_ec2=True, on_gce=True, machine=cloud)
+    world.ec2.fault = world.gce.fault = Fault.HANG
+
+    with pytest.raises(Transient) as caught:
+        instance(world, cloud)
+
+    assert caught.value.code == "timeout"
+
+
+@pytest.mark.parametrize("cloud", list(Cloud))
+def test_silence_after_it_once_answered_is_an_outage(cloud: Cloud) -> None:
+    """A service that gave an identity before is not believed to have gone."""
+    world = World(on_ec2=True, on_gce=True)
+    instance(world, cloud)
+    world.ec2.fault = world.gce.fault = Fault.DOWN
+
+    with pytest.raises(Transient):
+        instance(world, cloud)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("cloud", list(Cloud))
+def test_trouble_is_not_absence(cloud: Cloud, status: int) -> None:
+    """A service that answers with an error is there."""
+    world = World(on_ec2=True, on_gce=True)
+    world.ec2.status = world.gce.status = status
+
+    with pytest.raises(Transient):
+        instance(world, cloud)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Code": "AssumeRoleUnauthorizedAccess"},
+        {"Code": None},
+        {"Token": ""},
+        {"SecretAccessKey": None},
+        {"Expiration": "never"},
+        {"Expiration": "2020-01-01T00:00:00Z"},
+        {"AccessKeyId": 7},
+    ],
+)
+def test_ec2_documents_that_nobody_could_use(changes: dict[str, Any]) -> None:
+    """A document that says no, is incomplete or has ended is trouble that may pass, not an identity."""
+    world = World(on_ec2=True)
+    document = {**world.ec2._document(), **changes}
+    world.ec2.document = {name: value for name, value in document.items() if value is not None}
+
+    with pytest.raises(Transient) as caught:
+        instance(world, Cloud.AWS)
+
+    if changes.get("Code"):
+        assert caught.value.code == "AssumeRoleUnauthorizedAccess"
+
+
+@pytest.mark.parametrize("role", ["../x", "a b", "<html>", "x" * 65])
+def test_ec2_role_list_that_is_no_name(role: str) -> None:
+    """A role list that is not a role's name is not glued into a path."""
+    world = World(on_ec2=True)
+    world.ec2.role = role
+
+    with pytest.raises(Transient):
+        instance(world, Cloud.AWS)
+
+
+@pytest.mark.parametrize("made", [("", 3599), ("token", 0), ("token", -5)])
+def test_gce_tokens_that_nobody_could_use(made: tuple[str, int]) -> None:
+    """A token that is empty or has no life is trouble that may pass."""
+    world = World(on_gce=True)
+    world.gce.access_token = lambda: made
+
+    with pytest.raises(Transient):
+        instance(world, Cloud.GCP)
+
+
+@pytest.mark.parametrize(
+    ("files", "cloud"),
+    [
+        ({}, None),
+        ({"sys_vendor": "QEMU\n", "product_name": "Standard PC\n"}, None),
+        ({"sys_vendor": "Amazon EC2\n", "product_name": "m7i.large\n"}, Cloud.AWS),
+        ({"sys_vendor": "Xen\n", "bios_version": "4.11.amazon\n"}, Cloud.AWS),
+        ({"sys_vendor": "Google\n", "product_name": "Google Compute Engine\n"}, Cloud.GCP),
+    ],
+)
+def test_cloud_of_machine(tmp_path: Path, files: dict[str, str], cloud: Cloud | None) -> None:
+    """The firmware names the cloud, if it does."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    assert cloud_of_machine(tmp_path) is cloud
