@@ -14,7 +14,6 @@ Resources: :meth:`Daemon.run` owns every task and socket and has closed them whe
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import secrets
@@ -34,11 +33,12 @@ from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.model import Cloud
 from agent.core.source import Ack
 from agent.core.store import Store
+from agent.core.verdict import Memory
 from agent.core.view import Live, Pending
 from agent.daemon import compose, doors, kept
 from agent.daemon.control import routes
 from agent.daemon.publish import Publisher, check_paths, container_token, group_id
-from agent.host import machine, systemd
+from agent.host import machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
 from agent.host.state import StateDirectory, closed_memory
@@ -162,9 +162,6 @@ class Daemon:
             instance_id=self.store.memory.instance_id or None,
             keys=list(self._opening.ring.kids),
         )
-        # What was made at the start lives to the end: it need not be looked at by every collection.
-        gc.collect()
-        gc.freeze()
         try:
             await self._serve(found)
         finally:
@@ -220,21 +217,21 @@ class Daemon:
     async def _restore(self, found: list[Machine]) -> None:
         """Bring back the memory of this instance, and the bundle that was in force."""
         try:
-            memory, sealed = self._state.load()
+            remembered, sealed = self._state.load()
         except HostError as error:
             self._log.error("memory.unreadable", reason=error.message)
             self._state.set_aside()
-            memory, sealed = closed_memory(""), None
+            remembered, sealed = closed_memory(""), None
         instance_id = self._instance_id(found)
         now = self.clock.now()
-        if instance_id and memory.instance_id and instance_id != memory.instance_id:
+        if instance_id and remembered.instance_id and instance_id != remembered.instance_id:
             # An image was made from a running worker: nothing of that worker is ours.
-            self._log.warning("memory.reset", was=memory.instance_id, now=instance_id)
-            memory, sealed = msgspec.structs.replace(type(memory)(), instance_id=instance_id), None
-            await self._save(memory, None)
-        elif instance_id and not memory.instance_id:
-            memory = msgspec.structs.replace(memory, instance_id=instance_id)
-        self.store = Store(compose.policy(self._settings), memory, now, self._rng)
+            self._log.warning("memory.reset", was=remembered.instance_id, now=instance_id)
+            remembered, sealed = Memory(instance_id=instance_id), None
+            await self._save(remembered, None)
+        elif instance_id and not remembered.instance_id:
+            remembered = msgspec.structs.replace(remembered, instance_id=instance_id)
+        self.store = Store(compose.policy(self._settings), remembered, now, self._rng)
         self._take_facts(found)
         self.keeper = Keeper(
             store=self.store,
@@ -401,6 +398,7 @@ class Daemon:
             await asyncio.sleep(0.05)
         await self._publisher.settled()
         self._notifier.ready(self._status_line())
+        memory.settle()
         self._log.info("agent.ready", seconds=round((self.clock.now() - self._started).total_seconds(), 3))
 
     async def _feed_watchdog(self, seconds: float) -> None:
@@ -481,9 +479,9 @@ class Daemon:
         self._ephemeral = next((k for k in found if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None)
         return keys.Keyring(found)
 
-    async def _save(self, memory: Any, sealed: bytes | None) -> None:
+    async def _save(self, remembered: Memory, sealed: bytes | None) -> None:
         try:
-            await self._state.save(memory, sealed)
+            await self._state.save(remembered, sealed)
         except HostError as error:
             self._log.error("memory.not_written", reason=error.message)
 
