@@ -82,7 +82,6 @@ class FakeGoogle:
         self.tokens: dict[str, Token] = {}
         self.calls: list[Call] = []
         self.expires_in: Callable[[int], object] = lambda seconds: seconds
-        self.token_uri = TOKEN_URL
 
     # -- the world
 
@@ -154,7 +153,7 @@ class FakeGoogle:
         if claims is None:
             return self._oauth_error(400, "invalid_grant", "Invalid JWT Signature.", weather)
         now = self.now().timestamp()
-        if not (claims["iat"] - 300 <= now < claims["exp"] <= claims["iat"] + 3600) or claims["aud"] != self.token_uri:
+        if not (claims["iat"] - 300 <= now < claims["exp"] <= claims["iat"] + 3600) or claims["aud"] != TOKEN_URL:
             return self._oauth_error(
                 400,
                 "invalid_grant",

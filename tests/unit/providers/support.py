@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from agent.core.model import AwsCredential, AwsKeys, GcpServiceAccount, GoogleToken, Grant
 from agent.core.secret import Secret
@@ -154,7 +155,7 @@ def rsa_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
 
 
-def pem(key: rsa.RSAPrivateKey) -> str:
+def pem(key: PrivateKeyTypes) -> str:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ).decode()

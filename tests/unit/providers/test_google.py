@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from agent.core.errors import Denied, Transient
 from agent.core.model import (
@@ -25,7 +26,7 @@ from agent.core.secret import Secret
 from agent.providers import GoogleEndpoints
 from tests.fakes.net import Fault
 from tests.fakes.sts import Weather
-from tests.unit.providers.support import AWS_POOL, MACHINE, OIDC_POOL, ROBOT, World, run, told
+from tests.unit.providers.support import AWS_POOL, MACHINE, OIDC_POOL, ROBOT, World, pem, run, told
 
 STORAGE = "https://www.googleapis.com/auth/devstorage.read_only"
 
@@ -254,10 +255,9 @@ def test_named_token_uris_must_be_allowed() -> None:
 
 
 def test_older_token_uri_of_google_is_known() -> None:
-    """Old key files name another of Google's own endpoints; the assertion is made out to it."""
+    """Old key files name another of Google's own endpoints; the assertion goes there."""
     world = World()
     uri = "https://accounts.google.com/token"
-    world.google.token_uri = uri
     world.net.routes["https://accounts.google.com"] = world.google
 
     assert world.gcp(world.service_account(token_uri=uri)).expires_at > world.now
@@ -378,7 +378,16 @@ def test_bad_assertion_is_denied_when_the_clock_is_right() -> None:
         world.issue(grant)
 
 
-@pytest.mark.parametrize("key", ["", "canary", "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n"])
+UNUSABLE_KEYS = {
+    "empty": "",
+    "no pem": "canary",
+    "bad pem": "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n",
+    "elliptic": pem(ec.generate_private_key(ec.SECP256R1())),
+    "short": pem(rsa.generate_private_key(65537, 1024)),
+}
+
+
+@pytest.mark.parametrize("key", UNUSABLE_KEYS.values(), ids=UNUSABLE_KEYS)
 def test_unusable_key_is_denied(key: str) -> None:
     """A private key that is none is refused without repeating it."""
     grant = GcpServiceAccount(id="s", client_email=ROBOT, private_key_id="k", private_key=Secret(key))
