@@ -57,6 +57,10 @@ format: $(VENV)/.package ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+.PHONY: readme
+readme: $(VENV)/.package ## put the made parts of the README in place
+	@$(BIN)/python -m tests.readme
+
 # uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.
 LOCK := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --custom-compile-command 'make lock' $(ARGS)

@@ -76,13 +76,21 @@ class Identity(_Section, frozen=True):
 
 
 class FileKey(_Section, frozen=True, tag_field="kind", tag="file"):
-    """A private key in a file (JWK or PEM), readable by the agent only."""
+    """A private key in a file, readable by the agent only.
+
+    Attributes:
+        path: a JWK, a JWK Set (the current key and the previous one) or unencrypted PEM.
+    """
 
     path: Path_
 
 
 class CredentialKey(_Section, frozen=True, tag_field="kind", tag="credential"):
-    """A private key that systemd passes (``LoadCredential=NAME:...``), encrypted ones too."""
+    """A private key that systemd passes, encrypted ones too.
+
+    Attributes:
+        name: as in the unit's ``LoadCredential=NAME:...`` or ``LoadCredentialEncrypted=``.
+    """
 
     name: Name
 
@@ -92,7 +100,9 @@ class AwsKmsKey(_Section, frozen=True, tag_field="kind", tag="aws-kms"):
 
     Attributes:
         key_id: key ARN or alias ARN.
-        public_key: the public half, a file with a JWK: bundles are addressed to its thumbprint.
+        public_key: the public half, a file with a JWK or PEM: bundles are addressed to its thumbprint.
+        region: when the ARN shall not say it.
+        endpoint: a base URL instead of the regional one (VPC endpoint).
     """
 
     key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
@@ -107,6 +117,7 @@ class GcpKmsKey(_Section, frozen=True, tag_field="kind", tag="gcp-kms"):
     Attributes:
         key_version: ``projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V``.
         public_key: the public half, a file with a JWK or a PEM.
+        endpoint: a base URL instead of the global one.
     """
 
     key_version: Annotated[str, msgspec.Meta(pattern=r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z")]
@@ -146,20 +157,35 @@ class SignerEntry(_Section, frozen=True):
 
 
 class FileSourceEntry(_Section, frozen=True, tag_field="kind", tag="file"):
-    """A file that something else puts there; a rename into place is seen within a second."""
+    """A file that something else puts there; a rename into place is seen within a second.
+
+    Attributes:
+        path: the file; it and its directory need not exist yet.
+        name: its name in logs, metrics and acknowledgements; by default its kind.
+    """
 
     path: Path_
     name: Name | None = None
 
 
 class Ec2UserDataEntry(_Section, frozen=True, tag_field="kind", tag="ec2-user-data"):
-    """EC2 user-data."""
+    """EC2 user-data: the bundle alone, armoured inside anything, a MIME part, or systemd's JSON.
+
+    Attributes:
+        name: its name in logs, metrics and acknowledgements; by default its kind.
+    """
 
     name: Name | None = None
 
 
 class GceAttributeEntry(_Section, frozen=True, tag_field="kind", tag="gce-attribute"):
-    """A GCE metadata attribute of the instance, or of the project."""
+    """A GCE metadata attribute. A change is seen at once, without polling.
+
+    Attributes:
+        key: the attribute.
+        scope: the instance's, the project's, or both.
+        name: its name in logs, metrics and acknowledgements; by default its kind.
+    """
 
     key: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-bundle"
     scope: Literal["instance", "project", "both"] = "both"
@@ -170,12 +196,14 @@ class HttpsEntry(_Section, frozen=True, tag_field="kind", tag="https"):
     """An object at a URL: ETag, long poll; a pre-signed URL is the same thing.
 
     Attributes:
+        url: the object; its query may be a credential and is never logged.
         ack_url: where verdicts are posted.
         ca_file: a private CA for it.
         token_file: a bearer token sent with every request.
         wait_seconds: how long the server may hold a poll (``Prefer: wait``); 50 s is below common proxy timeouts.
         poll_seconds: between polls of a server that does not hold them.
         proxy: an explicit proxy; the environment's are never used.
+        name: its name in logs, metrics and acknowledgements; by default its kind.
     """
 
     url: Url
@@ -239,7 +267,14 @@ class Mint(_Section, frozen=True):
 
 
 class Aws(_Section, frozen=True):
-    """What is said of AWS when neither the bundle nor the machine does."""
+    """What is said of AWS when neither the bundle nor the machine does.
+
+    Attributes:
+        region: as ``eu-west-1``.
+        availability_zone: as ``eu-west-1a``.
+        account_id: twelve digits.
+        imdsv1: answer EC2 metadata requests without a session token. Off: it is what SSRF attacks need.
+    """
 
     region: str | None = None
     availability_zone: str | None = None
@@ -248,7 +283,13 @@ class Aws(_Section, frozen=True):
 
 
 class Gcp(_Section, frozen=True):
-    """What is said of Google when neither the bundle nor the machine does."""
+    """What is said of Google when neither the bundle nor the machine does.
+
+    Attributes:
+        project_id: as ``research-7``.
+        numeric_project_id: its number; gcloud believes in no metadata server without one.
+        zone: as ``europe-west1-b``.
+    """
 
     project_id: str | None = None
     numeric_project_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")] | None = None
@@ -294,13 +335,22 @@ class Environment(_Section, frozen=True):
 
 
 class State(_Section, frozen=True):
-    """What outlives the process: the sealed bundle as it came, and what was accepted. Never an opened credential."""
+    """What outlives the process: the sealed bundle as it came, and what was accepted. Never an opened credential.
+
+    Attributes:
+        directory: it must exist, and be the agent's alone.
+    """
 
     directory: Path_ = "/var/lib/credential-agent"
 
 
 class Log(_Section, frozen=True):
-    """Logs: JSON lines, or readable ones on a terminal."""
+    """Logs, on standard error.
+
+    Attributes:
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        format: ``json``, ``console``, or ``auto``: readable on a terminal, JSON lines off one.
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"

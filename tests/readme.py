@@ -1,0 +1,115 @@
+"""The parts of the README that are made, not written: `python -m tests.readme` puts them in place, a test compares.
+
+* the configuration, from the docstrings and defaults of ``agent/config.py``;
+* the help texts, from the commands themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent import config
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+_SECTIONS: tuple[tuple[str, type], ...] = (
+    ("[listen]", config.Listen),
+    ("[identity]", config.Identity),
+    ('[[keys]] kind = "file"', config.FileKey),
+    ('[[keys]] kind = "credential"', config.CredentialKey),
+    ('[[keys]] kind = "aws-kms"', config.AwsKmsKey),
+    ('[[keys]] kind = "gcp-kms"', config.GcpKmsKey),
+    ('[[keys]] kind = "ephemeral"', config.EphemeralKey),
+    ("[[signers]]", config.SignerEntry),
+    ('[[sources]] kind = "file"', config.FileSourceEntry),
+    ('[[sources]] kind = "ec2-user-data"', config.Ec2UserDataEntry),
+    ('[[sources]] kind = "gce-attribute"', config.GceAttributeEntry),
+    ('[[sources]] kind = "https"', config.HttpsEntry),
+    ("[upstream]", config.Upstream),
+    ("[mint]", config.Mint),
+    ("[aws]", config.Aws),
+    ("[gcp]", config.Gcp),
+    ("[pass_through]", config.PassThrough),
+    ("[environment]", config.Environment),
+    ("[state]", config.State),
+    ("[log]", config.Log),
+    ("[redirect]", config.Redirect),
+)
+
+
+def configuration() -> str:
+    """Every key with its default and what it means."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for title, struct in _SECTIONS:
+        summary, meanings = _docstring(struct)
+        rows.append(f"| **`{title}`** | | {summary} |")
+        for field in msgspec.structs.fields(struct):
+            meaning = meanings.get(field.name, "")
+            rows.append(f"| `{field.name}` | {_default(field)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def _default(field: Any) -> str:
+    if field.required:
+        return "required"
+    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
+    if isinstance(value, dict):
+        return "`{}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def _docstring(struct: type) -> tuple[str, dict[str, str]]:
+    """The summary, and the meaning of each attribute, on one line each and as Markdown."""
+    text = (struct.__doc__ or "").strip()
+    head, _, tail = text.partition("Attributes:")
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in tail.splitlines():
+        match = re.match(r" {8}([a-z0-9_, ]+): (.*)", line)
+        if match:
+            names = [name.strip() for name in match[1].split(",")]
+            meanings.update(dict.fromkeys(names, match[2].strip()))
+        elif line.strip():
+            for name in names:
+                meanings[name] += " " + line.strip()
+    return _markdown(head), {name: _markdown(said) for name, said in meanings.items()}
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("``", "`").replace("|", "\\|")).strip()
+
+
+def made(text: str) -> str:
+    """The README with every made part put in place."""
+    return _between(text, "configuration", configuration())
+
+
+def _between(text: str, name: str, content: str) -> str:
+    begin, end = f"<!-- {name}: ", f"<!-- /{name} -->"
+    start = text.index(begin)
+    start = text.index("-->", start) + len("-->")
+    stop = text.index(end)
+    return text[:start] + "\n" + content + "\n" + text[stop:]
+
+
+def main() -> int:
+    """Rewrite the README in place."""
+    README.write_text(made(README.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
