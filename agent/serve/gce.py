@@ -299,7 +299,8 @@ class GceDoor:
 
     async def _ask(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Response | None:
         assert self._proxy is not None
-        filtered = query.recursive and (request.slash or not below) and self._must_filter(below)
+        # With or without the final slash: that the real server redirects is its business, not our safeguard.
+        filtered = query.recursive and self._must_filter(below)
         answer = await self._proxy.fetch(
             "GET",
             target(
@@ -314,7 +315,7 @@ class GceDoor:
         if filtered:
             return self._filtered(answer, below, query)
         gone = self._hidden_names(below)
-        if gone and request.slash and not query.recursive:
+        if gone and not query.recursive:
             return _relisted_json(answer, gone) if query.alt == "json" else relisted(answer, remove=gone)
         return answer
 
