@@ -314,8 +314,8 @@ def _collect(given: dict[str, Any], now: datetime) -> list[Collected]:
 
 
 def _from_boto(given: dict[str, Any], now: datetime) -> Collected:
-    import boto3  # noqa: PLC0415 - a quarter of a second that the other commands do not need
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    import boto3
+    from botocore.exceptions import BotoCoreError
 
     mfa = None
     if given["mfa_serial"]:
@@ -334,6 +334,9 @@ def _from_boto(given: dict[str, Any], now: datetime) -> Collected:
     )
     try:
         session = boto3.Session(profile_name=given["profile"], region_name=given["region"])
+        if session.region_name is None and "AWS_REGION" in os.environ:
+            # Every other SDK reads this variable; boto3 reads AWS_DEFAULT_REGION alone.
+            session = boto3.Session(profile_name=given["profile"], region_name=os.environ["AWS_REGION"])
     except BotoCoreError as error:
         raise click.UsageError(str(error)) from None
     return aws.from_boto(session, options, now=now)
@@ -549,7 +552,7 @@ def _trust(paths: Sequence[Path]) -> bundle.Trust:
 
 def _claimed_audiences(signed: bytes) -> tuple[str, ...]:
     """What it claims to be addressed to, unverified: to judge everything else when no audience is given."""
-    import base64  # noqa: PLC0415 - here only
+    import base64
 
     try:
         payload = signed.split(b".")[1]

@@ -33,6 +33,9 @@ SESSION_TOKEN_DEFAULT: Final = timedelta(hours=12)
 ASSUME_ROLE_DEFAULT: Final = timedelta(hours=1)
 """What every role allows. More must be allowed by the role, and is never allowed to a role session."""
 
+REGION_WITHOUT_ONE: Final = "us-east-1"
+"""Where STS is asked when this computer has no region configured: every account of the main partition has it."""
+
 CONNECT_TIMEOUT_SECONDS: Final = 5
 READ_TIMEOUT_SECONDS: Final = 15
 
@@ -161,6 +164,7 @@ class _Local:
         return _call(
             lambda: self.session.client(
                 "sts",
+                region_name=self.region or REGION_WITHOUT_ONE,
                 aws_access_key_id=self.access_key_id,
                 aws_secret_access_key=self.secret_access_key.reveal(),
                 aws_session_token=self.session_token.reveal() if self.session_token else None,
@@ -427,11 +431,14 @@ def _call(function: Any) -> Any:
 
 def _refusal(said: Mapping[str, Any]) -> ProviderError:
     code = str(said.get("Code", "unknown"))
-    message = f"AWS refused: {code}: {str(said.get('Message', '')).strip().rstrip('.')}"
+    # The first line only: SignatureDoesNotMatch goes on with the canonical request, session token and all.
+    words = str(said.get("Message", "")).strip().partition("\n")[0][:300].rstrip(". ")
+    message = f"AWS refused: {code}: {words}"
     if code in _PASSING_CODES:
         return Transient(message, code=code)
     hints = {
         "ExpiredToken": "the local session has ended: sign in again, then seal again",
+        "SignatureDoesNotMatch": "the secret does not belong to the key id, or this computer's clock is wrong",
         "InvalidClientTokenId": "the local keys are not valid (any more); `aws configure list` shows which are used",
         "AccessDenied": "may this identity make that call, and does the role's trust policy name it?",
         "ValidationError": "a role assumed with a role's session lasts an hour at most (--duration 1h)",
