@@ -17,7 +17,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -31,11 +31,16 @@ from agent.core.source import Ack, Source
 from agent.core.store import Store
 from agent.core.verdict import Accepted, Event, Failure, Memory, Notice, Refused, Same, Work
 
+T = TypeVar("T")
+
 STATE: Final = "state"
 """The origin of our own copy of the bundle in force, read back at the start."""
 
 ISSUE_TIMEOUT_SECONDS: Final = 90.0
 """A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
+
+WRITE_AGAIN_SECONDS: Final = 30.0
+"""Between attempts to write a memory down that a full disk refused."""
 
 
 class Issued(Protocol):
@@ -126,6 +131,7 @@ class Keeper:
         self._version = -1
         self._sealed: bytes | None = None  # of the bundle in force, as it came
         self._held: dict[str, _Held] = {}  # by origin: bytes worth another try
+        self._write_at = float("inf")  # boot-time seconds: when to write again what could not be written
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.last_step = clock.boottime()
@@ -161,9 +167,15 @@ class Keeper:
     async def offer(self, sealed: SealedBundle) -> Ack:
         """Open, judge and, if it is accepted, put in force.
 
+        A caller that is cancelled (a client that hung up in the middle of a push) cancels its waiting, not the offer:
+        what has been written down must not be left out of force.
+
         Returns:
             The verdict, which is also carried back to the source it came from.
         """
+        return await asyncio.shield(self._spawn(self._offer(sealed), name=f"offer {sealed.origin}"))
+
+    async def _offer(self, sealed: SealedBundle) -> Ack:
         async with self._offering:
             ack = await self._judge(sealed)
         self._wake()
@@ -177,7 +189,9 @@ class Keeper:
         held = self._held.pop(sealed.origin, None)
         attempts = held.attempts if held is not None and held.sealed is sealed else 0
         if self._opener is None:
-            return self._refused(sealed, None, Refused("recipient", "no key is configured: no bundle can be opened"), now)
+            return self._refused(
+                sealed, None, Refused("recipient", "no key is configured: no bundle can be opened"), now
+            )
         try:
             bundle = await self._open(sealed, now)
         except KeyUnavailableError as error:
@@ -216,13 +230,7 @@ class Keeper:
         bundle = verdict.bundle
         active = verdict.memory.active
         keep = sealed.data if bundle.action is Action.SET else (self._sealed if active is not None else None)
-        try:
-            await self._recorder.save(verdict.memory, keep)
-            self.memory_unwritten = False
-        except HostError as error:
-            # A full disk must not keep a worker from its identity; but someone must hear that a restart would forget.
-            self.memory_unwritten = True
-            self._log.error("memory.not_written", reason=error.message)
+        await self._remember(verdict.memory, keep)
         self.store.accept(verdict, self._clock.now())
         self._sealed = keep
         self.counters.accepted += 1
@@ -232,6 +240,28 @@ class Keeper:
             self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
         self._publish()
         return self._ack(sealed, "accepted", now, bundle=bundle)
+
+    async def _remember(self, memory: Memory, sealed: bytes | None) -> None:
+        """Write down what must outlive the process. Only one at a time: under the lock of the offers."""
+        try:
+            await self._recorder.save(memory, sealed)
+        except HostError as error:
+            # A full disk must not keep a worker from its identity; but someone must hear that a restart would forget.
+            if not self.memory_unwritten:
+                self._log.error("memory.not_written", reason=error.message)
+            self.memory_unwritten = True
+            self._write_at = self._clock.boottime() + WRITE_AGAIN_SECONDS
+            return
+        if self.memory_unwritten:
+            self._log.info("memory.written")
+        self.memory_unwritten = False
+        self._write_at = float("inf")
+
+    async def _remember_late(self) -> None:
+        """Try again to write what the disk refused."""
+        async with self._offering:
+            if self.memory_unwritten:
+                await self._remember(self.store.memory, self._sealed)
 
     def _hold(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
         """Keep bytes for another look, after ``seconds`` or (``None``) when :meth:`reconsider` is called."""
@@ -303,6 +333,7 @@ class Keeper:
                 now = self._clock.now()
                 seconds = (self.store.next_wake(now) - now).total_seconds()
                 again = min((held.at for held in self._held.values()), default=float("inf"))
+                again = min(again, self._write_at)
                 await self._sleep(min(seconds, again - self._clock.boottime()))
         finally:
             for task in self._tasks:
@@ -317,7 +348,10 @@ class Keeper:
         for held in list(self._held.values()):
             if held.at <= self.last_step:
                 held.at = float("inf")  # until it is judged, which defers it anew or not
-                self._spawn(self.offer(held.sealed), name=f"offer {held.sealed.origin}")
+                self._spawn(self._offer(held.sealed), name=f"offer {held.sealed.origin}")
+        if self._write_at <= self.last_step:
+            self._write_at = float("inf")
+            self._spawn(self._remember_late(), name="memory")
         for work in self.store.due(now):
             self._spawn(self._issue(work), name=f"issue {work.key.cloud} {work.key.grant_id}")
         self._publish()
@@ -341,10 +375,11 @@ class Keeper:
             self._version = version
             self._changed()
 
-    def _spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch(self, source: Source) -> NoReturn:
         name = source.name

@@ -52,9 +52,13 @@ class PushSource:
             raise SourceError(f"expected a bundle of 1 to {MAX_BUNDLE_BYTES} bytes, got {len(data)}")
         if self._offer is None:
             raise SourceError("the agent is still starting", hint="try again in a moment")
+        # To its end whether or not the pusher waits: a verdict that comes late must not be taken for the next push's.
+        return await asyncio.shield(asyncio.create_task(self._push(data, self._offer), name="push"))
+
+    async def _push(self, data: bytes, offer: Offer) -> Ack:
         async with self._pushing:
             self._verdict = asyncio.get_running_loop().create_future()
-            await self._offer(SealedBundle(data=data, origin=self.name))
+            await offer(SealedBundle(data=data, origin=self.name))
             return await self._verdict
 
     async def acknowledge(self, ack: Ack) -> None:
