@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -34,6 +34,20 @@ class Minted:
     email: str
     expires_at: float
     serial: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """One attempt to read an object.
+
+    Attributes:
+        serial: of the token it came with; 0 for none, or none of ours.
+    """
+
+    at: float
+    name: str
+    serial: int
+    status: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class GoogleCloud(Served):
         objects: content by ``(bucket, name)``.
         readers: who may read a bucket, by e-mail.
         minted: every access token so far.
+        reads: every attempt to read an object.
     """
 
     clock: Callable[[], float] = time.time
@@ -66,6 +81,7 @@ class GoogleCloud(Served):
     objects: dict[tuple[str, str], bytes] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
     minted: dict[str, Minted] = field(default_factory=dict, repr=False)
+    reads: list[Read] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.admin |= {
@@ -75,7 +91,8 @@ class GoogleCloud(Served):
             "allow": lambda said: self.readers.setdefault(said["bucket"], set()).add(said["email"]),
             "lifetime": self._admin_lifetime,
             # For whoever has to prove that none of these shows up where it should not.
-            "minted": lambda _: {token: [m.email, m.expires_at, m.serial] for token, m in self.minted.items()},
+            "minted": lambda _: {token: asdict(minted) for token, minted in self.minted.items()},
+            "reads": lambda _: [asdict(read) for read in self.reads],
         }
 
     def _admin_user(self, said: dict[str, Any]) -> None:
@@ -149,6 +166,12 @@ class GoogleCloud(Served):
     def _object(self, request: web.Request, bucket: str, name: str, *, media: bool = False) -> web.Response:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         minted = self.minted.get(token) if scheme.lower() == "bearer" else None
+        answer = self._judge(bucket, name, token, minted, media=media or request.query.get("alt") == "media")
+        serial = minted.serial if minted is not None else 0
+        self.reads.append(Read(self.clock(), f"{bucket}/{name}", serial, answer.status))
+        return answer
+
+    def _judge(self, bucket: str, name: str, token: str, minted: Minted | None, *, media: bool) -> web.Response:
         if not token:
             message = f"Anonymous caller does not have storage.objects.get access to the Google Cloud Storage object {bucket}/{name}."
             return _error(401, message, "required")
@@ -160,10 +183,8 @@ class GoogleCloud(Served):
         content = self.objects.get((bucket, name))
         if content is None:
             return _error(404, f"No such object: {bucket}/{name}", "notFound")
-        if media or request.query.get("alt") == "media":
-            # Who was served by which token, so that a program can see a renewal without ever showing a token.
-            headers = {"X-Token-Serial": str(minted.serial), "X-Token-Owner": minted.email}
-            return web.Response(body=content, content_type="text/plain", headers=headers)
+        if media:
+            return web.Response(body=content, content_type="text/plain")
         return web.json_response({"kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(content))})
 
 
