@@ -360,18 +360,20 @@ class Redirect(_Section, frozen=True):
     """Who is a worker, for the nftables redirection (a unit of its own; the daemon reads none of this).
 
     Attributes:
-        uids: single uids and ranges (``1000-60000``); the default is every non-system uid.
+        uids: single uids and ranges (``1000-60000``); the default is every non-system uid, those of containers and user
+            namespaces included.
         users: names, looked up when the rules are applied.
-        units: systemd units and slices whose processes are workers whatever their uid.
-        bridges: interfaces of container bridges.
+        units: systemd slices (and units that run) whose processes are workers whatever their uid, root included.
+        bridges: interfaces of container bridges; a final ``*`` stands for any rest. The default is what Docker and
+            Podman make.
         ipv6: also ``fd00:ec2::254`` and ``fd20:ce::254``.
         port: where to; ``0``: the port of ``listen.http``.
     """
 
-    uids: tuple[str, ...] = ("1000-60000", "60578-4294967293")
+    uids: tuple[str, ...] = ("1000-60513", "60578-4294967293")
     users: tuple[str, ...] = ()
     units: tuple[str, ...] = ("credential-agent-workers.slice",)
-    bridges: tuple[str, ...] = ()
+    bridges: tuple[str, ...] = ("docker0", "br-*", "podman*", "cni-podman*")
     ipv6: bool = True
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 

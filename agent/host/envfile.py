@@ -183,6 +183,27 @@ def render_systemd(variables: Mapping[str, str]) -> bytes:
     return (_HEADER + "".join(lines)).encode()
 
 
+def parse_systemd(data: bytes) -> dict[str, str]:
+    """Read what :func:`render_systemd` wrote. Not a reader of every ``EnvironmentFile=``: only of ours.
+
+    Raises:
+        HostError: it is not what we write.
+    """
+    variables = {}
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise HostError("environment file: expected UTF-8 text") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.match(line)
+        if match is None:
+            raise HostError(f'environment file: line {number}: expected NAME="value" as the agent writes it')
+        variables[match["name"]] = _ESCAPED.sub(r"\1", match["value"])
+    return variables
+
+
 def render_shell(variables: Mapping[str, str]) -> bytes:
     """The same for ``sh``, to be sourced: exports ours, keeps a chosen region, adds to ``NO_PROXY``, unsets what masks.
 
@@ -212,6 +233,10 @@ def render_shell(variables: Mapping[str, str]) -> bytes:
 
 _DOUBLE_QUOTED: Final = re.compile(r'(["\\$`])')
 _BACKSLASH: Final = r"\\\1"
+
+
+_LINE: Final = re.compile(r'(?P<name>[A-Za-z_][A-Za-z0-9_]*)="(?P<value>(?:[^"\\$`]|\\["\\$`])*)"\Z')
+_ESCAPED: Final = re.compile(r'\\(["\\$`])')
 
 
 def _single_quoted(value: str) -> str:

@@ -1,0 +1,113 @@
+"""The agent's doors, asked by its own commands: the control socket, and the door that workers use.
+
+``http.client`` rather than the daemon's HTTP stack: a command must have answered before that would be imported.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from agent.core.errors import HostError
+
+# Not the daemon's own user agent: that one is refused, so that it never asks itself in a circle.
+USER_AGENT: Final = "credential-agent-cli"
+MAX_BYTES: Final = 8 << 20
+_NOT_RUNNING: Final = "systemctl status credential-agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. ``body`` may be a credential: it is not shown."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            HostError: it is not.
+        """
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise HostError(f"expected JSON from the agent, got {len(self.body)} other bytes") from None
+
+    def why(self) -> str:
+        """The agent's own words on a refusal."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return self.body.decode(errors="replace").strip()[:500] or f"status {self.status}"
+        if isinstance(document, dict):
+            for name in ("message", "Message", "error_description", "reason", "error"):
+                if isinstance(document.get(name), str):
+                    return str(document[name])
+        return f"status {self.status}"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("agent", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def control(
+    path: Path, method: str, target: str, body: bytes | None = None, *, timeout_seconds: float = 30.0
+) -> Answer:
+    """Ask the control socket.
+
+    Raises:
+        HostError: nothing listens there, we may not, or the answer breaks off.
+    """
+    try:
+        return _exchange(_UnixConnection(path, timeout_seconds), method, target, {}, body)
+    except PermissionError:
+        raise HostError(f"{path}: not allowed", hint="run it as root, or as a member of the socket's group") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise HostError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise HostError(f"{path}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
+
+
+def worker(address: tuple[str, int], target: str, headers: dict[str, str], *, timeout_seconds: float = 5.0) -> Answer:
+    """Ask the workers' door, as an SDK does.
+
+    Raises:
+        HostError: nothing listens there, we are not let in, or the answer breaks off.
+    """
+    host, port = address
+    try:
+        return _exchange(http.client.HTTPConnection(host, port, timeout=timeout_seconds), "GET", target, headers, None)
+    except ConnectionRefusedError:
+        raise HostError(
+            f"{host}:{port}: refused: the agent does not run, or this user is no worker",
+            hint=f"{_NOT_RUNNING}; the [redirect] section of the configuration says who is a worker",
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise HostError(f"{host}:{port}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: dict[str, str], body: bytes | None
+) -> Answer:
+    try:
+        connection.request(method, target, body=body, headers={"User-Agent": USER_AGENT, **headers})
+        response = connection.getresponse()
+        return Answer(response.status, response.read(MAX_BYTES))
+    finally:
+        connection.close()
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -1,0 +1,348 @@
+"""What programs and people on a worker use: who am I, until when, wait for it, run with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from agent.cli import ask
+from agent.cli.common import CONFIG_PATH, EX_TEMPFAIL, EX_UNAVAILABLE
+from agent.core.errors import BundleError, HostError
+
+CLOUDS: Final = ("aws", "gcp")
+MAX_BUNDLE_BYTES: Final = 262_144
+POLL_SECONDS: Final = 0.25
+EX_NOT_FOUND: Final = 127  # as a shell says it
+EX_NOT_EXECUTABLE: Final = 126
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _config_option(command: F) -> F:
+    option = click.option(
+        "--config",
+        "path",
+        type=click.Path(path_type=Path),
+        default=CONFIG_PATH,
+        show_default=True,
+        help="The agent's configuration; where the doors and files are is read from it.",
+    )
+    return option(command)
+
+
+# -- for people --------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="The whole document, for programs.")
+def status(path: Path, as_json: bool) -> int:
+    """Say which identity this worker has, and until when.
+
+    Exits 69 when no cloud has one.
+    """
+    answer = ask.control(_control(path), "GET", "/v1/status")
+    if answer.status != 200:
+        raise HostError(f"the agent refuses to say: {answer.why()}")
+    document = answer.json()
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for line in _told(document, datetime.now(UTC)):
+            click.echo(line)
+    return 0 if any(cloud["state"] == "live" for cloud in document["clouds"].values()) else EX_UNAVAILABLE
+
+
+@click.command()
+@_config_option
+@click.argument("file", type=click.File("rb"))
+def push(path: Path, file: Any) -> None:
+    """Hand the agent a sealed bundle: FILE, or - for standard input.
+
+    Exits 65 when it is refused.
+    """
+    data = file.read(MAX_BUNDLE_BYTES + 1)
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes")
+    answer = ask.control(_control(path), "PUT", "/v1/bundle", data)
+    if answer.status not in {200, 422}:
+        raise HostError(f"the agent did not judge it: {answer.why()}")
+    verdict = answer.json()
+    if verdict["outcome"] == "refused":
+        raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")
+    click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
+
+
+# -- for programs ------------------------------------------------------------------------------------------------
+
+
+class _CloudList(click.ParamType[tuple[str, ...]]):
+    name = "cloud[,cloud]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        named = tuple(part.strip() for part in str(value).split(",") if part.strip())
+        if not named or any(part not in (*CLOUDS, "any") for part in named):
+            self.fail(f"expected aws, gcp, aws,gcp or any, got {value!r}", param, ctx)
+        return named
+
+
+_FOR = click.option(
+    "--for",
+    "clouds",
+    type=_CloudList(),
+    default="any",
+    show_default=True,
+    help="aws, gcp or both with a comma: all of them. any: whichever comes first.",
+)
+
+
+def _timeout_option(seconds: float) -> Callable[[F], F]:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0),
+        default=seconds,
+        show_default=True,
+        help="Seconds to wait; exits 75 after.",
+    )
+
+
+@click.command()
+@_config_option
+@_FOR
+@_timeout_option(120.0)
+def wait(path: Path, clouds: tuple[str, ...], timeout: float) -> int:
+    """Wait until there is an identity: ask as a program on this worker would, until it is answered.
+
+    For scripts and for ExecStartPre= of units. Exits 75 at the timeout, with the agent's reason.
+    """
+    return _await(_Doors(path), clouds, timeout)
+
+
+@click.command()
+@_config_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["shell", "systemd", "json", "null"]),
+    default="shell",
+    show_default=True,
+    help="shell: for eval; systemd: for EnvironmentFile=; null: NAME=value, ended by NUL bytes.",
+)
+def env(path: Path, form: str) -> None:
+    """Print the variables that lead programs to the agent: eval "$(credential-agent env)"."""
+    from agent.host import envfile
+
+    variables = _variables(path)
+    if form == "json":
+        click.echo(json.dumps(variables, indent=2))
+    elif form == "null":
+        click.echo("".join(f"{name}={value}\0" for name, value in variables.items()), nl=False)
+    else:
+        render = envfile.render_shell if form == "shell" else envfile.render_systemd
+        click.echo(render(variables).decode(), nl=False)
+
+
+@click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_config_option
+@_FOR
+@_timeout_option(120.0)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(path: Path, clouds: tuple[str, ...], timeout: float, command: tuple[str, ...]) -> int:
+    """Run COMMAND with the agent's variables, once there is an identity.
+
+    Variables that would mask the agent (AWS_ACCESS_KEY_ID, AWS_PROFILE and so on) are taken out. Signals are passed
+    on, and the exit status is the command's: 128 and the signal's number when a signal ended it.
+    """
+    from agent.host import envfile
+
+    waited = _await(_Doors(path), clouds, timeout)
+    if waited:
+        return waited
+    return _supervise(command, envfile.overlay(os.environ, _variables(path)))
+
+
+@click.command(name="credential-process")
+@_config_option
+def credential_process(path: Path) -> int:
+    """Print the AWS credential as JSON, for credential_process = in ~/.aws/config."""
+    answer = _Doors(path).aws()
+    if answer.status != 200:
+        # SDKs show the last lines of stderr to their user.
+        click.echo(f"credential-agent: {answer.why()}", err=True)
+        return EX_TEMPFAIL if answer.status == 503 else EX_UNAVAILABLE
+    document = answer.json()
+    click.echo(
+        json.dumps(
+            {
+                "Version": 1,
+                "AccessKeyId": document["AccessKeyId"],
+                "SecretAccessKey": document["SecretAccessKey"],
+                "SessionToken": document["Token"],
+                "Expiration": document["Expiration"],
+            }
+        )
+    )
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Doors:
+    """The workers' door, as an SDK would ask it."""
+
+    def __init__(self, path: Path) -> None:
+        from agent import config
+
+        settings = config.load(path)
+        self._address = config.host_port(settings.listen.http[0])
+        self._token_file = Path(settings.environment.token_file)
+
+    def aws(self) -> ask.Answer:
+        try:
+            token = self._token_file.read_text()
+        except OSError as error:
+            raise _unreadable(self._token_file, error) from None
+        return ask.worker(self._address, "/v1/credentials", {"Authorization": token})
+
+    def gcp(self) -> ask.Answer:
+        return ask.worker(
+            self._address,
+            "/computeMetadata/v1/instance/service-accounts/default/token",
+            {"Metadata-Flavor": "Google"},
+        )
+
+
+def _await(doors: _Doors, clouds: tuple[str, ...], timeout: float) -> int:
+    """Poll until the wanted clouds answer; the status to exit with."""
+    ask_for = {"aws": doors.aws, "gcp": doors.gcp}
+    wanted = CLOUDS if "any" in clouds else clouds
+    enough = any if "any" in clouds else all
+    end = time.monotonic() + timeout
+    while True:
+        reasons: dict[str, str] = {}
+        for cloud in wanted:
+            try:
+                answer = ask_for[cloud]()
+            except HostError as error:
+                reasons[cloud] = error.message  # it may be starting
+            else:
+                if answer.status != 200:
+                    reasons[cloud] = answer.why()
+        if enough(cloud not in reasons for cloud in wanted):
+            return 0
+        if time.monotonic() >= end:
+            for cloud, reason in reasons.items():
+                click.echo(f"credential-agent: {cloud}: {reason}", err=True)
+            click.echo(f"credential-agent: no identity within {timeout:g} s", err=True)
+            return EX_TEMPFAIL
+        time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0)))
+
+
+def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
+    """Run ``command`` as our child, pass on the signals that are sent to us, and return its status.
+
+    A signal of the terminal (Ctrl-C) reaches the whole foreground group, the child included: only those that a process
+    sent are passed on, or the child would get the first kind twice.
+    """
+    passed = {
+        signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT,
+    }  # fmt: skip
+    awaited = {*passed, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    # An interpreter ignores these; a program that inherited that would not end with its pipe.
+    default = [signal.SIGPIPE, signal.SIGXFSZ]
+    try:
+        child = os.posix_spawnp(command[0], command, dict(environ), setsigmask=before, setsigdef=default)
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        click.echo(f"credential-agent: {command[0]}: {(error.strerror or 'cannot be run').lower()}", err=True)
+        return EX_NOT_FOUND if isinstance(error, FileNotFoundError) else EX_NOT_EXECUTABLE
+    while True:
+        got = signal.sigwaitinfo(awaited)
+        if got.si_signo != signal.SIGCHLD:
+            if got.si_pid:
+                os.kill(child, got.si_signo)
+            continue
+        pid, status_ = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status_)
+            return code if code >= 0 else 128 - code
+
+
+def _variables(path: Path) -> dict[str, str]:
+    from agent import config
+    from agent.host import envfile
+
+    file = Path(config.load(path).environment.file)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    return envfile.parse_systemd(data)
+
+
+def _control(path: Path) -> Path:
+    from agent import config
+
+    return Path(config.load(path).listen.control)
+
+
+def _unreadable(file: Path, error: OSError) -> HostError:
+    hint = "systemctl status credential-agent"
+    if isinstance(error, PermissionError):
+        hint = "it is for the workers' group: environment.group in the configuration; usermod -aG GROUP USER"
+    return HostError(f"{file}: cannot be read: {(error.strerror or 'unknown error').lower()}", hint=hint)
+
+
+def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    """The status document in a person's words."""
+    for name, cloud in document["clouds"].items():
+        yield from _told_cloud(name, cloud, now)
+    bundle = document["bundle"]
+    if bundle is None:
+        yield "bundle: none"
+    else:
+        yield f"bundle: seq {bundle['seq']} from {bundle['issuer']} for {bundle['subject']}, by {bundle['origin']}"
+    for name, state in document["sources"].items():
+        if state != "ok":
+            yield f"source {name}: {state}"
+    for one in document["credentials"]:
+        failure = one["last_failure"]
+        if failure is not None:
+            yield f"renewal of {one['cloud']} {one['grant']} fails ({failure['code']}): {failure['reason']}"
+    refusal = document["last_refusal"]
+    if refusal is not None:
+        yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
+    if document["memory_unwritten"]:
+        yield "warning: the state directory cannot be written; a restart would forget what was accepted"
+
+
+def _told_cloud(name: str, cloud: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    if cloud["state"] != "live":
+        yield f"{name}: none ({cloud['state']}): {cloud['why']}"
+        return
+    whose = {"bundle": "from the bundle", "fallback": "the machine's own"}.get(cloud["origin"], cloud["origin"])
+    yield f"{name}: {cloud.get('role_arn') or cloud['identity']} ({whose})"
+    yield f"     this credential ends {_when(cloud['expires_at'], now)}"
+    if cloud["horizon"] is not None:
+        reason = f": {cloud['horizon_reason']}" if cloud.get("horizon_reason") else ""
+        yield f"     served until {_when(cloud['horizon'], now)}{reason}; then: {cloud['at_the_end']}"
+
+
+def _when(stamp: str, now: datetime) -> str:
+    moment = datetime.fromisoformat(stamp)
+    seconds = int((moment - now).total_seconds())
+    hours, minutes = divmod(abs(seconds) // 60, 60)
+    span = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+    return f"{stamp} ({'in ' + span if seconds >= 0 else span + ' ago'})"
