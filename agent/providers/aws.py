@@ -24,10 +24,10 @@ from agent.providers.refusals import from_upstream, passing_status, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
-from agent.providers.sigv4 import SigningKeys
 from agent.providers.sts import Sts, StsAnswer, aware, broken, ready
 from agent.providers.webtoken import WebTokens
 from agent.upstream import Ec2Metadata, Upstream, UpstreamError
+from agent.upstream.sigv4 import SigningKeys
 
 #: What AWS allows a role session that was made from another role session, whatever the role's own maximum.
 CHAINING_CAP_SECONDS: Final = 3600

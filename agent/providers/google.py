@@ -37,9 +37,9 @@ from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream
 from agent.providers.regions import sts_url
 from agent.providers.remote import AllowList
 from agent.providers.settings import GoogleEndpoints, MintSettings
-from agent.providers.sigv4 import SigningKeys, signed_headers
 from agent.providers.webtoken import WebTokens, fetch_gce_identity
 from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse
+from agent.upstream.sigv4 import SigningKeys, signed_headers
 
 _MAX_ANSWER_BYTES: Final = 65536
 #: Google takes no assertion that claims more.

@@ -22,8 +22,8 @@ from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.secret import Secret
 from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, passing_status, said, word
 from agent.providers.regions import data_loader, main_region, sts_url
-from agent.providers.sigv4 import SigningKeys, signed_headers
 from agent.upstream import Upstream, UpstreamError, UpstreamResponse
+from agent.upstream.sigv4 import SigningKeys, signed_headers
 
 #: An STS answer is about 2 KB; the packed session token can reach a few more.
 _MAX_ANSWER_BYTES: Final = 65536
@@ -216,7 +216,7 @@ async def ready() -> None:
 
 def warm() -> None:
     """Load what the first call needs. Simulations that bring their own event loop call it first."""
-    from botocore import auth, awsrequest, credentials  # noqa: F401, PLC0415 - loaded here, used in sigv4
+    from botocore import auth, awsrequest  # noqa: F401, PLC0415 - loaded here, used in sigv4
 
     _service()
     _serializer()

@@ -279,6 +279,29 @@ def test_every_exchange_on_sockets() -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+@pytest.mark.parametrize("allow", [True, False])
+def test_allowed_origin_at_a_private_address(allow: bool) -> None:
+    """An allow-listed broker whose address turns out to be private is refused, unless private addresses are allowed."""
+    world = World()
+
+    async def main() -> None:
+        upstream = Upstream(UpstreamSettings(allow_private_addresses=allow))
+        async with serve(world.broker) as url:
+            grant = HttpBroker(id="b", url=f"{url.replace('127.0.0.1', 'localhost')}/x")
+            origin = url.replace("127.0.0.1", "localhost")
+            mint = Mint(upstream, MintSettings(allowed_origins=(origin,)), world.clock)
+            if allow:
+                assert (await mint.issue(grant, None, world.now)).credential.expires_at > world.now
+            else:
+                with pytest.raises(Denied) as caught:
+                    await mint.issue(grant, None, world.now)
+                assert caught.value.code == "refused"
+            await upstream.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert bool(world.broker.asked) == allow
+
+
 def test_faults_on_sockets() -> None:
     """Closed connections and silence come out as Transient within the time limit."""
     world = World()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.secret import Secret
-from agent.providers.sigv4 import SigningKeys, signed_headers
+from agent.upstream.sigv4 import SigningKeys, signed_headers
 from tests.fakes.net import Asked
 from tests.fakes.sts import signature
 
