@@ -1,0 +1,294 @@
+"""Keys in a KMS: the service does its half with real arithmetic, and the bundle opens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from agent import bundle
+from agent.core.errors import BundleError, ConfigError, KeyUnavailableError, SealError, Transient
+from agent.core.model import AwsCredential, Bundle, GoogleToken
+from agent.core.secret import Secret
+from agent.keys import AwsKmsKey, GcpKmsKey, Keyring, LocalKey, WorkerKey
+from agent.upstream import Upstream, UpstreamSettings
+from tests.fakes import jose
+from tests.fakes.aws_kms import FakeAwsKms, KmsKey
+from tests.fakes.gcp_kms import FakeGcpKms
+from tests.fakes.net import Answer, Fault, Handler, serve
+from tests.unit.bundle.kit import KEYS, NOW, OPENING, TRUST, WORLD
+from tests.vectors.bundle import generate
+
+ARN = "arn:aws:kms:eu-west-1:123456789012:key/0f9a1e0c-0000-4000-8000-000000000000"
+RSA_ARN = "arn:aws:kms:eu-west-1:123456789012:alias/worker-rsa"
+VERSION = "projects/p-1/locations/europe-west1/keyRings/workers/cryptoKeys/open/cryptoKeyVersions/1"
+P256, RSA = OPENING[0], OPENING[3]
+SECRETS = ("kms-secret-access-key", "kms-session-token", "ya29.vm-token")
+
+
+def private(opening: bundle.OpeningKey) -> Any:
+    return opening._key
+
+
+def aws() -> FakeAwsKms:
+    fake = FakeAwsKms("ASIAMACHINEMACHINE00", SECRETS[0], SECRETS[1], now=lambda: NOW)
+    p256, rsa_key = private(P256), private(RSA)
+    assert isinstance(p256, ec.EllipticCurvePrivateKey)
+    assert isinstance(rsa_key, rsa.RSAPrivateKey)
+    fake.keys = {ARN: KmsKey(p256), RSA_ARN: KmsKey(rsa_key)}
+    return fake
+
+
+async def instance_credential(now: datetime) -> AwsCredential:
+    return AwsCredential(
+        access_key_id="ASIAMACHINEMACHINE00",
+        secret_access_key=Secret(SECRETS[0]),
+        session_token=Secret(SECRETS[1]),
+        issued_at=now,
+        expires_at=now + timedelta(hours=6),
+    )
+
+
+async def instance_token(now: datetime) -> GoogleToken:
+    return GoogleToken(access_token=Secret(SECRETS[2]), issued_at=now, expires_at=now + timedelta(hours=1))
+
+
+def opened(
+    handler: Handler,
+    data: bytes,
+    make: Callable[[Upstream, str], WorkerKey],
+    now: datetime = NOW,
+    settings: UpstreamSettings | None = None,
+) -> Bundle:
+    async def scenario() -> Bundle:
+        upstream = Upstream(settings)
+        try:
+            async with serve(handler) as url:
+                ring = Keyring([make(upstream, url)])
+                return await ring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=now)
+        finally:
+            await upstream.close()
+
+    return asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def p256_key(upstream: Upstream, url: str, **more: Any) -> AwsKmsKey:
+    arguments: dict[str, Any] = {
+        "key_id": ARN, "public_key": P256.recipient_key(), "credentials": instance_credential, "upstream": upstream, "endpoint": url,
+        **more,
+    }  # fmt: skip
+    return AwsKmsKey(**arguments)
+
+
+def rsa_key(upstream: Upstream, url: str) -> AwsKmsKey:
+    return p256_key(upstream, url, key_id=RSA_ARN, public_key=RSA.recipient_key())
+
+
+def gcp_key(upstream: Upstream, url: str) -> GcpKmsKey:
+    return GcpKmsKey(
+        key_version=VERSION, public_key=RSA.recipient_key(), token=instance_token, upstream=upstream, endpoint=url
+    )
+
+
+def gcp() -> FakeGcpKms:
+    return FakeGcpKms(SECRETS[2], {VERSION: private(RSA)})
+
+
+GENERAL = jose.compact_json(generate.sealed(generate.claims()))
+DIRECT = jose.compact(jose.sign(generate.claims(), generate.SIGNER), generate.P256, direct=True).encode()
+FOR_RSA = jose.compact_json(
+    jose.encrypt(jose.sign(generate.claims(recip=[generate.RSA["kid"]]), generate.SIGNER), [generate.RSA])
+)
+NOISE_FOR_RSA = generate.bent(
+    recipients=[
+        {"header": {"alg": "RSA-OAEP-256", "kid": generate.RSA["kid"]}, "encrypted_key": jose.b64(b"\x01" * 384)}
+    ]
+)
+
+
+@pytest.mark.parametrize("data", [GENERAL, DIRECT], ids=["wrapped", "direct"])
+def test_a_p256_key_in_aws_kms_opens_with_one_agreement(data: bytes) -> None:
+    """One DeriveSharedSecret, with the sender's point as SPKI, and the bundle is open."""
+    fake = aws()
+    assert opened(fake, data, p256_key).recipient == generate.P256["kid"]
+    assert [operation for operation, _ in fake.asked] == ["DeriveSharedSecret"]
+
+
+def test_an_rsa_key_in_aws_kms_opens_with_one_decrypt() -> None:
+    """One Decrypt with RSAES_OAEP_SHA_256, and the bundle is open."""
+    fake = aws()
+    assert opened(fake, FOR_RSA, rsa_key).recipient == generate.RSA["kid"]
+    assert [operation for operation, _ in fake.asked] == ["Decrypt"]
+
+
+def test_an_rsa_key_in_cloud_kms_opens() -> None:
+    """One asymmetricDecrypt, and the bundle is open."""
+    assert opened(gcp(), FOR_RSA, gcp_key).recipient == generate.RSA["kid"]
+
+
+def test_requests_are_signed_with_the_agents_time() -> None:
+    """The signature bears the time the agent knows, not the machine's: a wrong clock at boot opens nothing else."""
+    fake = aws()
+    fake.now = lambda: NOW + timedelta(minutes=20)
+    with pytest.raises(KeyUnavailableError):
+        opened(fake, GENERAL, p256_key)
+    data = jose.compact_json(generate.sealed(generate.claims(exp=WORLD["now"] + 7200)))
+    assert opened(fake, data, p256_key, now=NOW + timedelta(minutes=20)).seq == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda k: setattr(k, "allowed", False), "AccessDeniedException"),
+        (lambda k: setattr(k, "state", "Disabled"), "DisabledException"),
+        (lambda k: setattr(k, "state", "PendingDeletion"), "KMSInvalidStateException"),
+    ],
+)
+def test_what_an_operator_can_mend_is_not_a_refusal(change: Callable[[KmsKey], None], words: str) -> None:
+    """A denied role or a disabled key leaves the bundle worth another try, and says what to do."""
+    fake = aws()
+    change(fake.keys[ARN])
+    with pytest.raises(KeyUnavailableError) as caught:
+        opened(fake, GENERAL, p256_key)
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+NOT_ANSWERS = [
+    Fault.DOWN,
+    Answer(500, b""),
+    Answer(503, b"<html>"),
+    Answer(200, b"<html>"),
+    Answer(200, b"{}"),
+    Answer(200, b'{"SharedSecret":"!!","plaintext":"!!","Plaintext":"!!"}'),
+    Answer(200, b'{"SharedSecret":7,"plaintext":7,"Plaintext":7}'),
+    Answer(200, b"x" * 100_000),
+    Answer(302, b"", {"Location": "http://169.254.169.254/"}),
+    Answer(400, json.dumps({"__type": "ThrottlingException"}).encode()),
+    Answer(429, json.dumps({"error": {"status": "RESOURCE_EXHAUSTED"}}).encode()),
+]
+
+
+@pytest.mark.parametrize("answer", NOT_ANSWERS, ids=range(len(NOT_ANSWERS)))
+@pytest.mark.parametrize(
+    ("make", "data", "fake"), [(p256_key, GENERAL, aws), (rsa_key, FOR_RSA, aws), (gcp_key, FOR_RSA, gcp)]
+)
+def test_a_service_that_is_not_well_is_asked_again_later(
+    make: Any, data: bytes, fake: Any, answer: Answer | Fault
+) -> None:
+    """Whatever a broken service or a proxy answers, the bundle is neither accepted nor refused, and no secret is told."""
+    service = fake()
+    service.next.append(answer)
+    with pytest.raises(BundleError) as caught:
+        opened(service, data, make)
+    # An answer that is a key, but not of 32 bytes, is the one thing that another try would not change.
+    assert isinstance(caught.value, KeyUnavailableError) or caught.value.code in ("unwrap", "key-unavailable")
+    assert not any(secret in f"{caught.value} {caught.value.hint}" for secret in SECRETS)
+    assert opened(service, data, make).seq == 7
+
+
+def test_a_service_that_hangs_costs_its_time_limit_only() -> None:
+    """A KMS that accepts and says nothing is given up after the key's own time limit."""
+    fake = aws()
+    fake.next.append(Fault.HANG)
+    with pytest.raises(KeyUnavailableError, match="time"):
+        opened(fake, GENERAL, lambda u, url: p256_key(u, url, timeout_seconds=0.05))
+
+
+def test_without_an_identity_of_the_machine_the_key_waits() -> None:
+    """No instance profile yet: try again, rather than refuse the bundle."""
+
+    async def nothing(now: datetime) -> AwsCredential:
+        raise Transient("no instance profile is attached", hint="attach one")
+
+    with pytest.raises(KeyUnavailableError, match="no instance profile"):
+        opened(aws(), GENERAL, lambda u, url: p256_key(u, url, credentials=nothing))
+
+
+@pytest.mark.parametrize(("make", "fake"), [(rsa_key, aws), (gcp_key, gcp)])
+def test_an_entry_made_for_another_key_is_refused_for_good(make: Any, fake: Any) -> None:
+    """The service's "invalid ciphertext" is a refusal of the bundle: the same bytes will never open."""
+    with pytest.raises(SealError) as caught:
+        opened(fake(), jose.compact_json(NOISE_FOR_RSA), make)
+    assert caught.value.code == "unwrap"
+
+
+def test_a_point_off_the_curve_never_reaches_the_service() -> None:
+    """An invalid point is refused here; no request is spent on it."""
+    fake = aws()
+    jwe = generate.sealed(generate.claims())
+    epk = jwe["recipients"][0]["header"]["epk"]
+    epk["y"] = epk["x"]
+    with pytest.raises(SealError):
+        opened(fake, jose.compact_json(jwe), p256_key)
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize(
+    ("make", "jwe"),
+    [
+        (p256_key, {"alg": "A256KW", "kid": generate.P256["kid"]}),
+        (gcp_key, {"alg": "A256KW", "kid": generate.RSA["kid"]}),
+        (rsa_key, {"alg": "A256KW", "kid": generate.RSA["kid"]}),
+    ],
+)
+def test_an_algorithm_of_another_kind_of_key_never_reaches_the_service(make: Any, jwe: dict[str, str]) -> None:
+    """The key's own kind decides what is asked of the service, never the unsigned header."""
+    data = generate.bent(recipients=[{"header": jwe, "encrypted_key": jose.b64(bytes(40))}])
+    fake = aws()
+    with pytest.raises(SealError) as caught:
+        opened(fake, jose.compact_json(data), make)
+    assert caught.value.code == "unwrap"
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize(
+    "key_id", ["", "alias/x", "1234", "arn:aws:s3:::bucket", "arn:aws:kms:eu-west-1:123456789012:key/a b"]
+)
+def test_a_key_id_that_is_no_arn_is_a_mistake_of_configuration(key_id: str) -> None:
+    """Only an ARN says region and account, so nothing has to be guessed at boot."""
+    with pytest.raises(ConfigError):
+        p256_key(Upstream(), "http://127.0.0.1:1", key_id=key_id)
+
+
+def test_a_kind_of_key_that_the_service_cannot_have_is_a_mistake_of_configuration() -> None:
+    """An X25519 or shared key cannot live in these services in a form that JOSE can use."""
+    for key in (OPENING[2], OPENING[4]):
+        with pytest.raises(ConfigError):
+            p256_key(Upstream(), "http://127.0.0.1:1", public_key=key.recipient_key())
+    with pytest.raises(ConfigError):
+        GcpKmsKey(key_version=VERSION, public_key=P256.recipient_key(), token=instance_token, upstream=Upstream())
+    with pytest.raises(ConfigError):
+        GcpKmsKey(key_version="x", public_key=RSA.recipient_key(), token=instance_token, upstream=Upstream())
+
+
+def test_the_regional_endpoint_follows_the_arn() -> None:
+    """The host is the region's own; China has another suffix."""
+    where: Callable[[str], str] = lambda region: AwsKmsKey(  # noqa: E731
+        key_id=ARN.replace("eu-west-1", region), public_key=P256.recipient_key(), credentials=instance_credential, upstream=Upstream()
+    )._endpoint  # fmt: skip
+    assert where("us-east-2") == "https://kms.us-east-2.amazonaws.com/"
+    assert where("cn-north-1") == "https://kms.cn-north-1.amazonaws.com.cn/"
+
+
+def test_a_kms_key_that_is_away_does_not_keep_a_local_one_from_opening() -> None:
+    """Of several keys of ours, one that works is enough."""
+    fake = aws()
+    fake.next.append(Fault.DOWN)
+    both = jose.compact_json(generate.many(generate.P256, generate.PREVIOUS))
+
+    async def scenario() -> Bundle:
+        upstream = Upstream()
+        try:
+            async with serve(fake) as url:
+                ring = Keyring([p256_key(upstream, url), LocalKey(OPENING[1], kind="file")])
+                return await ring.open(both, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
+        finally:
+            await upstream.close()
+
+    assert asyncio.run(scenario()).recipient == KEYS["worker-previous"]["kid"]
