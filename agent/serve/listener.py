@@ -66,6 +66,8 @@ class Limits(msgspec.Struct, frozen=True):
         held: requests that wait for a change at once.
         spared_seconds: a connection younger than this is never closed to make room.
         unread_seconds: how long an answer may stay unread.
+        half_closed_seconds: how long a request may be held whose client has ended its side. That it only wants to read
+            (``nc -N``) and that it is gone look the same, and what is gone must not hold a long poll for an hour.
     """
 
     head_bytes: int = 16384
@@ -77,6 +79,7 @@ class Limits(msgspec.Struct, frozen=True):
     held: int = 512
     spared_seconds: float = 0.5
     unread_seconds: float = 5.0
+    half_closed_seconds: float = 3.0
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -396,8 +399,15 @@ class _Connection(asyncio.Protocol):
         self._transport = None
 
     def eof_received(self) -> bool:
-        # Half-closed after a whole request is allowed (nc does it) and keeps the way back open; before, it is an end.
-        return self._state is _State.ANSWERING
+        # Half-closed after a whole request is allowed and keeps the way back open, for a while; before, it is an end.
+        if self._state is not _State.ANSWERING:
+            return False
+        asyncio.get_running_loop().call_later(self._listener.limits.half_closed_seconds, self._half_closed)
+        return True
+
+    def _half_closed(self) -> None:
+        if self._state is _State.ANSWERING:
+            self.give_up()
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
