@@ -20,6 +20,7 @@ from agent.core.model import (
     WebTokenInline,
 )
 from agent.core.secret import Secret
+from agent.providers.decoding import NotThatShapeError, decode, parsed
 from agent.providers.refusals import from_upstream, passing_status, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList
@@ -28,6 +29,7 @@ from agent.providers.sts import Sts, StsAnswer, aware, broken, ready
 from agent.providers.webtoken import WebTokens
 from agent.upstream import Ec2Metadata, Upstream, UpstreamError
 from agent.upstream.sigv4 import SigningKeys
+from agent.wire.container import parse_credential
 
 #: What AWS allows a role session that was made from another role session, whatever the role's own maximum.
 CHAINING_CAP_SECONDS: Final = 3600
@@ -177,19 +179,11 @@ class AwsMint:
                 server_time=server_time,
             )
         try:
-            document = msgspec.json.decode(answer.body, type=_ContainerCredentials)
-            expires_at = timestamp(document.expiration)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            credential = parsed(lambda: parse_credential(answer.body, received=now))
+        except NotThatShapeError:
             raise Transient(f"{doing}: the answer is not a credential document", code="protocol") from None
-        credential = AwsCredential(
-            access_key_id=document.access_key_id,
-            secret_access_key=Secret(document.secret_access_key),
-            session_token=Secret(document.token),
-            issued_at=now,
-            expires_at=expires_at,
-            account_id=document.account_id or account_of(document.role_arn),
-            role_arn=document.role_arn,
-        )
+        if credential.account_id is None:
+            credential = msgspec.structs.replace(credential, account_id=account_of(credential.role_arn))
         _usable(credential, doing, now, server_time)
         if grant.expect is None or not self._settings.probe:
             return Minted(credential, server_time)
@@ -280,31 +274,8 @@ class AwsMint:
         return Minted(known, answer.server_time or minted.server_time)
 
 
-class _ContainerCredentials(msgspec.Struct, frozen=True, rename="pascal"):
-    """The document of the container-credentials protocol. Members beside these are ignored."""
-
-    access_key_id: str
-    secret_access_key: str
-    token: str
-    expiration: str
-    account_id: str | None = None
-    role_arn: str | None = None
-
-
 class _BrokerRefusal(msgspec.Struct, frozen=True):
     code: str | None = None
-
-
-def timestamp(text: str) -> datetime:
-    """An RFC 3339 timestamp as aware UTC.
-
-    Raises:
-        ValueError: it is none, or has no zone.
-    """
-    instant = datetime.fromisoformat(text)
-    if instant.tzinfo is None:
-        raise ValueError("no zone")
-    return instant.astimezone(UTC)
 
 
 def account_of(arn: str | None) -> str | None:
@@ -385,7 +356,7 @@ def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: d
 
 def _broker_code(body: bytes, status: int) -> str:
     try:
-        refusal = msgspec.json.decode(body, type=_BrokerRefusal)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        refusal = decode(body, _BrokerRefusal)
+    except NotThatShapeError:
         return f"http-{status}"
     return word(refusal.code, f"http-{status}")

@@ -32,7 +32,8 @@ from agent.core.model import (
     IdToken,
 )
 from agent.core.secret import Secret
-from agent.providers.aws import AwsMint, timestamp
+from agent.providers.aws import AwsMint
+from agent.providers.decoding import NotThatShapeError, decode, parsed
 from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, passing_status, said, word
 from agent.providers.regions import sts_url
 from agent.providers.remote import AllowList
@@ -40,6 +41,7 @@ from agent.providers.settings import GoogleEndpoints, MintSettings
 from agent.providers.webtoken import WebTokens, fetch_gce_identity
 from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse
 from agent.upstream.sigv4 import SigningKeys, signed_headers
+from agent.wire.ec2 import parse_timestamp
 
 _MAX_ANSWER_BYTES: Final = 65536
 #: Google takes no assertion that claims more.
@@ -307,8 +309,8 @@ class GoogleMint:
             self._capped.add(principal)
         found = _decode(answer, _AccessTokenAnswer, doing)
         try:
-            expires_at = timestamp(found.expire_time)
-        except ValueError:
+            expires_at = parsed(lambda: parse_timestamp(found.expire_time))
+        except NotThatShapeError:
             raise _broken(doing, answer) from None
         token = GoogleToken(
             access_token=Secret(found.access_token),
@@ -459,8 +461,8 @@ class _Claims(msgspec.Struct, frozen=True):
 
 def _decode(answer: UpstreamResponse, shape: type[_T], doing: str) -> _T:
     try:
-        return msgspec.json.decode(answer.body, type=shape)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return decode(answer.body, shape)
+    except NotThatShapeError:
         raise _broken(doing, answer) from None
 
 
@@ -488,8 +490,8 @@ def _refusal(
 def _reason(answer: UpstreamResponse) -> tuple[str, str]:
     """The code and text of Google's two kinds of error body; empty when it is neither (then it is not Google's)."""
     try:
-        found = msgspec.json.decode(answer.body, type=_ErrorAnswer)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        found = decode(answer.body, _ErrorAnswer)
+    except NotThatShapeError:
         return "", ""
     if isinstance(found.error, _RpcStatus):
         return found.error.status, found.error.message
@@ -504,8 +506,8 @@ def _claims(token: str) -> _Claims:
     """The claims of a token that came over TLS from its issuer, hence not verified; empty when it is not one."""
     part = token.partition(".")[2].partition(".")[0]
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=_Claims)
-    except (msgspec.MsgspecError, ValueError):
+        return decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), _Claims)
+    except (NotThatShapeError, ValueError):
         return _Claims()
 
 

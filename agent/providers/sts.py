@@ -167,7 +167,7 @@ def _parse(operation: str, answer: UpstreamResponse) -> dict[str, Any]:
     }
     try:
         parsed: dict[str, Any] = _parser().parse(envelope, _operation(operation).output_shape)
-    except (ResponseParserError, LookupError, TypeError, ValueError, AttributeError):
+    except (ResponseParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         # botocore's parser has no single way to fail; whatever it trips over is not STS's XML (a proxy's page, say).
         if answer.status == 200:
             raise broken(operation, answer.date) from None

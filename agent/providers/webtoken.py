@@ -15,6 +15,7 @@ import msgspec
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.model import WebToken, WebTokenFile, WebTokenGce, WebTokenInline, WebTokenUrl
 from agent.core.secret import Secret
+from agent.providers.decoding import NotThatShapeError, decode
 from agent.providers.refusals import from_upstream, passing_status
 from agent.providers.remote import AllowList
 from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
@@ -87,9 +88,9 @@ class WebTokens:
         if source.field is None:
             return _token(answer.body)
         try:
-            document = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
-            value = msgspec.json.decode(document[source.field], type=str)
-        except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
+            document = decode(answer.body, dict[str, msgspec.Raw])
+            value = decode(bytes(document[source.field]), str)
+        except (NotThatShapeError, KeyError):
             raise Transient(f"{doing}: no text field {source.field!r} in the answer", code="protocol") from None
         return _token(value.encode())
 

@@ -92,6 +92,17 @@ XML = st.lists(
     max_size=14,
 ).map(lambda pieces: "".join(pieces).encode())
 
+#: Deep nesting ends decoders with RecursionError, which is nobody's idea of a parse error.
+DEEP = st.sampled_from(
+    [
+        b'{"access_token":' + b"[" * 20000,
+        b'{"error":' * 10000,
+        b"[" * 20000 + b"]" * 20000,
+        b"<a>" * 10000 + b"</a>" * 10000,
+        b"<ErrorResponse>" * 3000 + b"</ErrorResponse>" * 3000,
+    ]
+)
+
 STATUSES = st.sampled_from([200, 201, 204, 301, 302, 400, 401, 403, 404, 418, 429, 500, 502, 503, 599])
 HEADERS = st.dictionaries(
     st.sampled_from(["Date", "Content-Type", "Metadata-Flavor", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"]),
@@ -108,7 +119,12 @@ def outcome(act: Any) -> Any:
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(status=STATUSES, body=JSON | XML | st.binary(max_size=60), headers=HEADERS, second=JSON | st.binary(max_size=20))
+@given(
+    status=STATUSES,
+    body=JSON | XML | DEEP | st.binary(max_size=60),
+    headers=HEADERS,
+    second=JSON | DEEP | st.binary(max_size=20),
+)
 def test_only_two_ways_to_fail(status: int, body: bytes, headers: dict[str, str], second: bytes) -> None:
     """Any bytes with any status from any upstream end in a usable credential, Denied or Transient."""
     world = World(on_ec2=True, on_gce=True, allowed_origins=(BROKER,))

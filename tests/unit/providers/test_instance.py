@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from agent.core.errors import Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.providers import Issued
-from agent.providers.instance import cloud_of_machine
 from tests.fakes.net import Fault
 from tests.unit.providers.support import ACCOUNT, World, run
 
@@ -174,21 +172,3 @@ def test_gce_tokens_that_nobody_could_use(made: tuple[str, int]) -> None:
 
     with pytest.raises(Transient):
         instance(world, Cloud.GCP)
-
-
-@pytest.mark.parametrize(
-    ("files", "cloud"),
-    [
-        ({}, None),
-        ({"sys_vendor": "QEMU\n", "product_name": "Standard PC\n"}, None),
-        ({"sys_vendor": "Amazon EC2\n", "product_name": "m7i.large\n"}, Cloud.AWS),
-        ({"sys_vendor": "Xen\n", "bios_version": "4.11.amazon\n"}, Cloud.AWS),
-        ({"sys_vendor": "Google\n", "product_name": "Google Compute Engine\n"}, Cloud.GCP),
-    ],
-)
-def test_cloud_of_machine(tmp_path: Path, files: dict[str, str], cloud: Cloud | None) -> None:
-    """The firmware names the cloud, if it does."""
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-
-    assert cloud_of_machine(tmp_path) is cloud
