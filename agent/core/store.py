@@ -81,10 +81,22 @@ ID_TOKEN_AUDIENCES: Final = 64
 class _Slot:
     """A credential and the schedule that keeps it. Mutable, private to the store."""
 
-    __slots__ = ("absent", "attempts", "credential", "failure", "grant", "in_flight", "key", "renew_at", "started")
+    __slots__ = (
+        "absent",
+        "attempts",
+        "credential",
+        "failure",
+        "grant",
+        "in_flight",
+        "key",
+        "number",
+        "renew_at",
+        "started",
+    )
 
-    def __init__(self, key: Key, grant: Grant | None, now: datetime) -> None:
+    def __init__(self, key: Key, grant: Grant | None, now: datetime, number: int) -> None:
         self.key = key
+        self.number = number  # of this very slot: a result for an earlier one of the same key is not taken
         self.grant = grant
         self.credential: Credential | None = None
         self.renew_at: datetime | None = now  # None: nothing more to do, ever
@@ -116,11 +128,11 @@ class Store:
         self._memory = memory
         self._grace_until = now + policy.grace
         self._bundle: Bundle | None = None
-        self._epoch = 0
+        self._numbered = 0  # slots made so far
         self._slots: dict[Key, _Slot] = {}
         self._previous: dict[Cloud, tuple[Credential, str, datetime | None]] = {}  # credential, name, lease
         self._names: dict[Cloud, frozenset[str]] = dict.fromkeys(Cloud, frozenset())
-        self._id_tokens: dict[str, IdToken] = {}
+        self._id_tokens: dict[str, tuple[IdToken, Grant | None]] = {}  # by audience; what each was minted from
         self._told: dict[Cloud, tuple[object, ...]] = {}
         self._warned: dict[Cloud, datetime] = {}
         self._observed = Facts()
@@ -242,12 +254,18 @@ class Store:
         self._version += 1
         return True
 
-    def put_id_token(self, token: IdToken) -> None:
-        """Keep a Google identity token for its audience."""
+    def put_id_token(self, token: IdToken, grant: Grant | None) -> None:
+        """Keep a Google identity token for its audience.
+
+        Args:
+            token: the token.
+            grant: what it was minted from, as :meth:`google_grant` said: it is shown only while that is served, so that
+                a result that comes after a withdrawal, a newer bundle or the end of a lease speaks for nobody.
+        """
         if len(self._id_tokens) >= ID_TOKEN_AUDIENCES and token.audience not in self._id_tokens:
-            oldest = min(self._id_tokens, key=lambda a: self._id_tokens[a].expires_at)
+            oldest = min(self._id_tokens, key=lambda a: self._id_tokens[a][0].expires_at)
             del self._id_tokens[oldest]
-        self._id_tokens[token.audience] = token
+        self._id_tokens[token.audience] = (token, grant)
         self._version += 1
 
     def observe(self, facts: Facts) -> None:
@@ -303,7 +321,7 @@ class Store:
                     continue
                 base = base_slot.credential
             slot.in_flight = True
-            work.append(Work(slot.key, slot.grant, base, self._epoch, slot.attempts + 1))
+            work.append(Work(slot.key, slot.grant, base, slot.number, slot.attempts + 1))
         return work
 
     def next_wake(self, now: datetime) -> datetime:
@@ -372,13 +390,13 @@ class Store:
 
     def google_grant(self, now: datetime) -> tuple[Grant | None, Credential | None] | None:
         """What an identity token would be minted from: the grant and its base; ``None`` when Google is not served."""
+        if self._uses_instance(Cloud.GCP, now):
+            return None, None
         if self._bundle is not None and Cloud.GCP in self._bundle.routes and not self._lease_over(now):
             grant = self._bundle.grant(self._bundle.routes[Cloud.GCP])
             slot = self._slots.get(Key(Cloud.GCP, self._bundle.routes[Cloud.GCP]))
             base = self._base_slot(slot) if slot is not None else None
             return grant, base.credential if base is not None else None
-        if self._uses_instance(Cloud.GCP, now):
-            return None, None
         return None
 
     # -- what the doors see (the Board) -----------------------------------------------------------------------------
@@ -416,8 +434,9 @@ class Store:
 
     def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
         """A minted identity token for ``audience`` with at least ten minutes left, or ``None``."""
-        token = self._id_tokens.get(audience)
-        if token is None or token.expires_at - now < ID_TOKEN_LEFT or self.google_grant(now) is None:
+        token, grant = self._id_tokens.get(audience, (None, None))
+        served = self.google_grant(now)
+        if token is None or token.expires_at - now < ID_TOKEN_LEFT or served is None or served[0] != grant:
             return None
         return token
 
@@ -503,18 +522,14 @@ class Store:
             if isinstance(answer, Live):
                 previous[cloud] = (answer.credential, answer.name, old_bundle.lease_until if old_bundle else None)
         self._bundle = bundle
-        self._epoch += 1
         self._slots = {key: slot for key, slot in old.items() if key.is_instance}
-        for slot in self._slots.values():
-            slot.in_flight = False
         for key, grant in reachable(bundle):
             kept = old.get(key)
             if kept is not None and old_bundle is not None and same_chain(old_bundle, bundle, key.grant_id):
-                kept.in_flight = False
                 kept.grant = grant
                 self._slots[key] = kept
             elif key not in self._slots:
-                slot = _Slot(key, grant, now + self._policy.spread * self._rng.random())
+                slot = self._slot(key, grant, now + self._policy.spread * self._rng.random())
                 finished = ready(grant, bundle)
                 if finished is not None:
                     slot.credential, slot.renew_at = finished, None
@@ -535,10 +550,7 @@ class Store:
     def _purge(self, now: datetime) -> None:
         """Drop the bundle in force and every credential that came of it, at once."""
         self._bundle = None
-        self._epoch += 1
         self._slots = {key: slot for key, slot in self._slots.items() if key.is_instance}
-        for slot in self._slots.values():
-            slot.in_flight = False
         self._previous.clear()
         self._id_tokens.clear()
         self._want_instances(now)
@@ -571,16 +583,18 @@ class Store:
                 wanted.add(Key(cloud_, INSTANCE))
         for key in wanted:
             if key not in self._slots:
-                self._slots[key] = _Slot(key, None, now)
+                self._slots[key] = self._slot(key, None, now)
         for key in [k for k in self._slots if k.is_instance and k not in wanted]:
             # The machine's credential has no business in memory while a bundle decides.
             del self._slots[key]
 
+    def _slot(self, key: Key, grant: Grant | None, due: datetime) -> _Slot:
+        self._numbered += 1
+        return _Slot(key, grant, due, self._numbered)
+
     def _slot_of(self, work: Work) -> _Slot | None:
         slot = self._slots.get(work.key)
-        if slot is None or (work.epoch != self._epoch and not work.key.is_instance):
-            return None
-        return slot
+        return slot if slot is not None and slot.number == work.slot else None
 
     def _put_absent(self, slot: _Slot, now: datetime) -> bool:
         changed = not slot.absent

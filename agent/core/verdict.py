@@ -117,13 +117,14 @@ class Work(msgspec.Struct, frozen=True):
     Attributes:
         grant: what to issue from; ``None`` for the machine's own identity.
         base: the live credential it stands on.
-        epoch: which bundle it was for; a result that comes after another bundle was accepted is dropped.
+        slot: which slot it is for; a result that comes after another bundle took its place is dropped, one whose
+            grant and bases a newer bundle carries on unchanged is taken.
     """
 
     key: Key
     grant: Grant | None
     base: Credential | None
-    epoch: int
+    slot: int
     attempt: int
 
 

@@ -91,13 +91,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def collect(self) -> None:
         work = self.store.due(self.now)
-        keys = [w.key for w in self.flying]
-        current = [w for w in work if w.key in keys]
-        for again in current:
-            # Only a flight that the store has given up on (another bundle came) may be started again.
-            old = next(w for w in self.flying if w.key == again.key)
-            assert again.epoch != old.epoch, "two flights of one credential"
-            self.flying.remove(old)
+        flying = {(w.key, w.slot) for w in self.flying}
+        # Another flight of the same key is for another slot: what took its place. The old one may still land.
+        assert not [w for w in work if (w.key, w.slot) in flying], "two flights of one credential"
         self.flying += work
 
     @precondition(lambda self: self.flying)

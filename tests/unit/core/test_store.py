@@ -357,6 +357,21 @@ class TestRenewal:
         assert s.put(work, aws_credential(START), START) is False
         assert isinstance(s.view(Cloud.AWS, START), Pending)
 
+    def test_a_result_for_what_a_newer_bundle_kept_is_taken(self) -> None:
+        """A flight whose grant and bases a newer bundle carries on is neither lost nor flown a second time."""
+        s = store()
+        take(s, bundle(role("r")))
+        machine = due(s, INSTANCE_AWS)
+        take(s, bundle(role("r"), seq=2))
+        assert s.due(START) == []
+        assert s.put(machine, aws_credential(START, role_name="w"), START)
+        work = due(s, Key(Cloud.AWS, "r"))
+        take(s, bundle(role("r"), seq=3))
+
+        assert [w for w in s.due(START) if w.key == Key(Cloud.AWS, "r")] == []
+        assert s.put(work, aws_credential(START), START)
+        assert isinstance(s.view(Cloud.AWS, START), Live)
+
     def test_an_expired_result_is_a_failure(self) -> None:
         """A credential that is dead on arrival counts as a failure."""
         s = store()
