@@ -507,7 +507,13 @@ class Keeper:
         except TimeoutError:
             self._log.warning("id_token.failed", code="timeout", reason="it took too long")
             return None
-        self.store.put_id_token(token)
+        except Exception as error:  # noqa: BLE001 - the keeper's border
+            self._log.error("id_token.crashed", error=type(error).__name__, exc_info=True)
+            return None
+        served = self.store.google_grant(self._clock.now())
+        if served is None or served[0] != origin[0]:
+            return None  # the identity it speaks for was withdrawn or replaced while it was minted
+        self.store.put_id_token(token, origin[0])
         return token
 
     def _tell(self, notice: Notice) -> None:
