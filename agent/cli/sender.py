@@ -349,9 +349,18 @@ def _from_adc(given: dict[str, Any], now: datetime) -> Collected:
         send_refresh_token=given["send_refresh_token"],
         send_key=given["send_service_account_key"],
         project_id=given["google_project"],
+        adc_file=_adc_file(),
         **({"scopes": given["scope"]} if given["scope"] else {}),
     )
     return gcp.from_adc(options, now=now)
+
+
+def _adc_file() -> Path:
+    """Where the application default credentials are (AIP-4110): named by the environment, or where gcloud puts them."""
+    if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        return Path(named)
+    directory = os.environ.get("CLOUDSDK_CONFIG") or Path("~/.config/gcloud").expanduser()
+    return Path(directory) / "application_default_credentials.json"
 
 
 def _policy(path: Path | None) -> str | None:

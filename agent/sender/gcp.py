@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from agent.core.model import (
 )
 from agent.core.secret import Secret
 from agent.sender import Collected
+from agent.sender.files import read
 
 EMAIL_SCOPES: Final = ("openid", "https://www.googleapis.com/auth/userinfo.email")
 USERINFO: Final = "https://openidconnect.googleapis.com/v1/userinfo"
@@ -48,6 +50,7 @@ class GcpOptions(msgspec.Struct, frozen=True, kw_only=True):
         send_refresh_token: send the user's refresh token, for the worker to renew with.
         send_key: send the service account's key, likewise.
         project_id: told to programs that ask for their project; ``None``: what the local identity says.
+        adc_file: where the application default credentials are; only what is long-lived is read from it directly.
     """
 
     scopes: tuple[str, ...] = (CLOUD_PLATFORM,)
@@ -56,6 +59,7 @@ class GcpOptions(msgspec.Struct, frozen=True, kw_only=True):
     send_refresh_token: bool = False
     send_key: bool = False
     project_id: str | None = None
+    adc_file: Path | None = None
     grant_id: str = "gcp"
 
 
@@ -72,10 +76,10 @@ def from_adc(options: GcpOptions, *, now: datetime, transport: Transport | None 
         Transient: Google could not be reached.
     """
     request = transport or _transport()
+    if options.send_refresh_token or options.send_key:
+        return _renewable(options)
     credentials, project = _load(options, request)
     project = options.project_id or project
-    if options.send_refresh_token or options.send_key:
-        return _renewable(credentials, options, project)
     if options.impersonate is not None:
         from google.auth import impersonated_credentials  # noqa: PLC0415 - only when it is needed
 
@@ -124,18 +128,36 @@ def _load(options: GcpOptions, request: Transport) -> tuple[Any, str | None]:
     return found
 
 
-def _renewable(credentials: Any, options: GcpOptions, project: str | None) -> Collected:
-    """What the worker can renew with: the long-lived secret itself."""
-    source = getattr(credentials, "_source_credentials", None)  # google-auth keeps it private; see AIP-4115
+class _AdcFile(msgspec.Struct, frozen=True):
+    """The file that ``gcloud auth application-default login`` and the console's key download write (AIP-4110)."""
+
+    type: str
+    client_id: str = ""
+    client_secret: str = ""
+    refresh_token: str = ""
+    account: str = ""
+    quota_project_id: str | None = None
+    client_email: str = ""
+    private_key_id: str = ""
+    private_key: str = ""
+    project_id: str | None = None
+    source_credentials: _AdcFile | None = None
+    service_account_impersonation_url: str = ""
+    delegates: tuple[str, ...] | None = None
+
+
+def _renewable(options: GcpOptions) -> Collected:
+    """What the worker can renew with: the long-lived secret itself, from the file; google-auth does not tell it."""
+    adc = _read_adc(options.adc_file)
     target = options.impersonate
     delegates: tuple[str, ...] = ()
-    if source is not None:
-        target = target or credentials.service_account_email
-        delegates = tuple(getattr(credentials, "_delegates", None) or ())
-        credentials = source
+    if adc.type == "impersonated_service_account" and adc.source_credentials is not None:
+        # .../serviceAccounts/EMAIL:generateAccessToken (AIP-4115)
+        theirs = adc.service_account_impersonation_url.rpartition("/")[2].partition(":")[0]
+        target, delegates = target or theirs, adc.delegates or ()
+        adc = adc.source_credentials
     base_id = options.grant_id if target is None else f"{options.grant_id}-base"
-    # A base is only for impersonating: it needs no more than what that call asks for.
-    base, who = _long_lived(credentials, options, base_id, project)
+    base, who = _long_lived(adc, options, base_id)
     said = f"the long-lived Google credential of {who} is sent: whoever opens the bundle holds it until it is revoked"
     if target is None:
         return Collected(cloud=Cloud.GCP, grants=(base,), route=base_id, who=who, warnings=(said,))
@@ -146,73 +168,65 @@ def _renewable(credentials: Any, options: GcpOptions, project: str | None) -> Co
         delegates=delegates,
         scopes=options.scopes,
         lifetime_seconds=int(options.lifetime.total_seconds()),
-        project_id=project,
+        project_id=options.project_id or adc.project_id,
     )
     grants: tuple[Grant, ...] = (base, grant)
     return Collected(cloud=Cloud.GCP, grants=grants, route=grant.id, who=f"{target} by way of {who}", warnings=(said,))
 
 
-def _long_lived(credentials: Any, options: GcpOptions, grant_id: str, project: str | None) -> tuple[Grant, str]:
-    import google.oauth2.credentials  # noqa: PLC0415 - only when it is needed
-    import google.oauth2.service_account  # noqa: PLC0415
+def _read_adc(path: Path | None) -> _AdcFile:
+    hint = "sign in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+    if path is None or not path.exists():
+        raise Denied("there are no application default credentials on this computer", hint=hint, code="no-credentials")
+    broken = ""
+    try:
+        return msgspec.json.decode(read(path), type=_AdcFile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # A position or the name of a member, never a value.
+        broken = str(error) if isinstance(error, msgspec.MsgspecError) else "not UTF-8"
+    raise Denied(f"{path}: not application default credentials: {broken}", hint=hint, code="no-credentials")
 
-    if isinstance(credentials, google.oauth2.service_account.Credentials):
+
+def _long_lived(adc: _AdcFile, options: GcpOptions, grant_id: str) -> tuple[Grant, str]:
+    project = options.project_id or adc.project_id
+    if adc.type == "service_account":
         if not options.send_key:
             raise Denied(
                 "the local Google identity is a service account's key, not a user",
                 hint="send the key with --send-service-account-key, or a one-hour token by leaving both out",
                 code="usage",
             )
-        signer = credentials.signer
-        return (
-            GcpServiceAccount(
-                id=grant_id,
-                client_email=credentials.service_account_email,
-                private_key_id=signer.key_id,
-                private_key=Secret(_private_key(signer)),
-                scopes=options.scopes,
-                project_id=project,
-            ),
-            credentials.service_account_email,
+        key = GcpServiceAccount(
+            id=grant_id,
+            client_email=adc.client_email,
+            private_key_id=adc.private_key_id,
+            private_key=Secret(adc.private_key),
+            scopes=options.scopes,
+            project_id=project,
         )
-    if isinstance(credentials, google.oauth2.credentials.Credentials) and credentials.refresh_token:
+        return key, adc.client_email
+    if adc.type == "authorized_user":
         if not options.send_refresh_token:
             raise Denied(
                 "the local Google identity is a user, not a service account's key",
                 hint="send the refresh token with --send-refresh-token, or a one-hour token by leaving both out",
                 code="usage",
             )
-        email = getattr(credentials, "account", None) or None
-        return (
-            GcpAuthorizedUser(
-                id=grant_id,
-                client_id=credentials.client_id,
-                client_secret=Secret(credentials.client_secret),
-                refresh_token=Secret(credentials.refresh_token),
-                email=email,
-                project_id=project,
-                quota_project_id=credentials.quota_project_id,
-            ),
-            email or "this user",
+        user = GcpAuthorizedUser(
+            id=grant_id,
+            client_id=adc.client_id,
+            client_secret=Secret(adc.client_secret),
+            refresh_token=Secret(adc.refresh_token),
+            email=adc.account or None,
+            project_id=project,
+            quota_project_id=adc.quota_project_id,
         )
+        return user, adc.account or "this user"
     raise Denied(
-        f"the local Google identity ({type(credentials).__name__}) has nothing long-lived to send",
+        f"the local Google identity (of type {adc.type[:64]!r}) has nothing long-lived to send",
         hint="send a one-hour token by leaving out --send-refresh-token and --send-service-account-key",
         code="usage",
     )
-
-
-def _private_key(signer: Any) -> str:
-    """The PEM of the key that google-auth holds in its signer."""
-    from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415 - only when it is needed
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-    )
-
-    key = signer._key  # noqa: SLF001 - google-auth reads the file and keeps no other copy
-    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return pem.decode("ascii")
 
 
 def _end(credentials: Any) -> datetime | None:
