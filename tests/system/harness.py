@@ -199,9 +199,9 @@ class Agent:
             text = raw.decode(errors="replace")
             try:
                 line = json.loads(text)
-                if not isinstance(line, dict):
-                    raise TypeError
-            except (ValueError, TypeError):
+            except ValueError:
+                line = None
+            if not isinstance(line, dict):
                 line = {"event": "raw", "text": text}
             with self._news:
                 self.stderr += text
