@@ -247,7 +247,8 @@ class Upstream:
                 timeout=timeout,
                 allow_redirects=False,
             )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
+            # RuntimeError: uvloop raises it from connect where the standard loop raises OSError.
             raise _translate(error, origin) from None
         try:
             yield UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
@@ -401,24 +402,35 @@ def _translate(error: BaseException, origin: str) -> UpstreamError:
     match error:
         case TimeoutError():
             return UpstreamError(f"{origin} did not answer in time", code="timeout")
-        case aiohttp.ClientConnectorCertificateError():
-            return UpstreamError(
-                f"the certificate of {origin} does not verify",
-                code="tls",
-                hint="a private certificate authority is configured as ca_file; check the clock of this machine too",
-            )
-        case aiohttp.ClientSSLError():
-            return UpstreamError(f"no tls connection to {origin}", code="tls")
-        case aiohttp.ClientConnectorDNSError():
-            return UpstreamError(f"the name in {origin} does not resolve", code="network")
-        case aiohttp.ClientConnectorError():
-            # asyncio puts its own words and the address into strerror; the system's are plainer.
-            number = error.os_error.errno
-            reason = os.strerror(number).lower() if number is not None else type(error.os_error).__name__
-            return UpstreamError(f"cannot connect to {origin}: {reason}", code="network")
+        case aiohttp.ClientHttpProxyError():
+            return UpstreamError(f"the configured proxy refuses {origin}: status {error.status}", code="network")
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorError():
+            return _not_connected(error, origin)
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             return UpstreamError(f"{origin} closed the connection without an answer", code="network")
         case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError():
             return UpstreamError(f"{origin} sent a broken answer ({type(error).__name__})", code="protocol")
         case _:
             return UpstreamError(f"no answer from {origin} ({type(error).__name__})", code="network")
+
+
+def _not_connected(
+    error: aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorError, origin: str
+) -> UpstreamError:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return UpstreamError(
+                f"the certificate of {origin} does not verify",
+                code="tls",
+                hint="a private certificate authority is configured as ca_file; check the clock of this machine too",
+            )
+        case aiohttp.ClientConnectorSSLError():
+            return UpstreamError(f"no tls connection to {origin}", code="tls")
+        case aiohttp.ClientProxyConnectionError():
+            return UpstreamError(f"cannot connect to the configured proxy for {origin}", code="network")
+        case aiohttp.ClientConnectorDNSError():
+            return UpstreamError(f"the name in {origin} does not resolve", code="network")
+    # asyncio puts its own words and the address into strerror; the system's are plainer.
+    number = error.os_error.errno
+    reason = os.strerror(number).lower() if number is not None else type(error.os_error).__name__
+    return UpstreamError(f"cannot connect to {origin}: {reason}", code="network")

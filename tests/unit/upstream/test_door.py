@@ -162,6 +162,34 @@ def test_configured_proxy_is_used_except_for_metadata() -> None:
     assert [asked.path_qs for asked in proxied] == ["http://cloud.invalid/x"]
 
 
+@pytest.mark.parametrize(("url", "said"), [("http://cloud.invalid/", "cannot connect"), ("https://cloud.invalid/", "")])
+def test_proxy_that_is_down_is_named(url: str, said: str) -> None:
+    """A proxy that does not answer is blamed, not the cloud behind it; its password is not told."""
+    with pytest.raises(UpstreamError, match=f"{said}.*proxy") as caught:
+        once(url, UpstreamSettings(proxy="http://user:canary@127.0.0.1:1"))
+
+    assert "canary" not in str(caught.value)
+
+
+def test_proxy_that_refuses_is_named() -> None:
+    """A proxy that will not open a tunnel is blamed with its status."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async def scenario() -> None:
+        async with raw_peer(talk) as port:
+            upstream = Upstream(UpstreamSettings(proxy=f"http://127.0.0.1:{port}"))
+            try:
+                with pytest.raises(UpstreamError, match=r"proxy refuses https://cloud\.invalid: status 407"):
+                    await upstream.request("GET", "https://cloud.invalid/")
+            finally:
+                await upstream.close()
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\0b"])
 def test_line_breaks_in_headers_are_refused(value: str) -> None:
     """A header value from a bundle cannot smuggle in a second header."""
