@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Final, NoReturn
 
+from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
@@ -15,20 +17,16 @@ from agent.core.source import Offer, Ok, Trouble
 MAX_BUNDLE_BYTES: Final = 262_144
 """No channel carries more than a GCE attribute can (256 KiB); what is longer is not read to its end."""
 
-RETRY_FIRST_SECONDS: Final = 1.0
-RETRY_CAP_SECONDS: Final = 60.0
-RETRY_FLOOR_SECONDS: Final = 0.2
-"""Full jitter may draw nearly nothing; this keeps one worker from hammering in a tight loop."""
+_NO_HURRY: Final = timedelta(days=1)
 
 
 def retry_seconds(attempt: int, rng: random.Random) -> float:
     """How long to wait, in seconds, after the ``attempt``-th failure in a row (from 1): full jitter, at most 60 s.
 
     Ten thousand workers lose a web server in the same instant; jitter over the whole interval keeps them from coming
-    back in the same instant as well.
+    back in the same instant as well. A source that is down is no hurry: what was accepted goes on being served.
     """
-    ceiling = min(RETRY_CAP_SECONDS, RETRY_FIRST_SECONDS * 2 ** min(attempt - 1, 16))
-    return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, ceiling))
+    return refresh.retry_seconds(attempt, _NO_HURRY, denied=False, rng=rng)
 
 
 class RetryLater(SourceError):
