@@ -79,7 +79,7 @@ def test_a_key_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> No
 
 
 def test_a_systemd_credential_may_have_the_mode_systemd_gives_it(tmp_path: Path) -> None:
-    """systemd gives 0440 where it uses access lists; the directory is the service's own."""
+    """Systemd gives 0440 where it uses access lists; the directory is the service's own."""
     put(tmp_path / "worker-key", json.dumps(WORKER), 0o440)
     (key,) = load_credential(tmp_path, "worker-key")
     assert (key.kid, key.kind) == (WORKER["kid"], "systemd")
@@ -167,7 +167,7 @@ def test_what_is_not_a_worker_key_is_refused_without_telling_it(tmp_path: Path, 
 
 def test_a_small_rsa_key_is_refused() -> None:
     """RSA below 2,048 bits is not a seal."""
-    small = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - the point of the test
+    small = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     pem = small.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
