@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
+from typing import Final
 
 from agent.core.errors import HostError
+
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) -> None:
@@ -49,3 +53,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a process that was killed in the middle of :func:`write_atomic` left beside ``path``.
+
+    It may hold what ``path`` was about to hold, under a name that nobody will ever replace or purge. Call it when no
+    other writer of ``path`` is at work: once, at the start. The last part of ``path`` may be a glob pattern.
+    """
+    with contextlib.suppress(OSError):
+        for left in path.parent.glob(f".{path.name}.*"):
+            if _TEMPORARY.match(left.name):
+                with contextlib.suppress(OSError):
+                    left.unlink()

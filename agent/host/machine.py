@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Final, Literal
 
@@ -10,6 +11,7 @@ Platform = Literal["ec2", "gce", "other"]
 
 _DMI: Final = Path("sys/class/dmi/id")
 _MACHINE_ID: Final = Path("etc/machine-id")
+_ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 
 def platform(root: Path = Path("/")) -> Platform:
@@ -28,8 +30,13 @@ def platform(root: Path = Path("/")) -> Platform:
 
 
 def machine_id(root: Path = Path("/")) -> str:
-    """``/etc/machine-id``, or the empty string. Images are made with an empty one, so that each boot draws its own."""
-    return _read(root / _MACHINE_ID)
+    """``/etc/machine-id``, or the empty string.
+
+    Images are made with an empty one, or with the word ``uninitialized`` (machine-id(5)), so that each machine draws
+    its own at its first boot. Neither is a name: two machines would have it.
+    """
+    found = _read(root / _MACHINE_ID)
+    return found if _ID.match(found) else ""
 
 
 def _read(path: Path) -> str:

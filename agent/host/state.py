@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +17,12 @@ import msgspec
 from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.verdict import Memory
-from agent.host.files import write_atomic
+from agent.host.files import sweep, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
 MAX_BYTES: Final = 1 << 20
 _VERSION: Final = 1
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +53,8 @@ class StateDirectory:
                 :func:`closed_memory`.
         """
         path = self._directory / MEMORY_FILE
+        sweep(path)
+        sweep(self._directory / "bundle-*.jose")
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -66,6 +70,8 @@ class StateDirectory:
         memory = envelope.memory
         sealed = None
         if memory.active is not None:
+            if not _DIGEST.match(memory.active.digest):
+                raise HostError(f"{path}: expected the digest of a bundle, got something else")
             with contextlib.suppress(OSError):
                 sealed = self._bundle_path(memory.active.digest).read_bytes()[:MAX_BYTES]
         return memory, sealed

@@ -1,0 +1,229 @@
+"""Writing a file so that every reader, at every instant and after every crash, sees the old or the new one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.core.errors import HostError
+from agent.host.files import sweep, write_atomic
+
+STEPS = ("open", "fchmod", "fsync", "close", "replace")
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def break_step(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
+    """Let the system call ``step`` fail with ``error``; ``open`` only for writing."""
+    if step == "replace":
+
+        def replace(self: Path, target: Path) -> None:
+            raise error
+
+        monkeypatch.setattr(Path, "replace", replace)
+        return
+    real = getattr(os, step)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if step == "open" and not args[1] & os.O_CREAT:
+            return real(*args, **kwargs)
+        if step == "close":
+            real(*args, **kwargs)
+        raise error
+
+    monkeypatch.setattr(os, step, broken)
+
+
+def test_it_writes_content_and_mode(tmp_path: Path) -> None:
+    """The file has the whole content and exactly the mode, whatever the umask."""
+    mask = os.umask(0o077)
+    try:
+        write_atomic(tmp_path / "f", b"content", mode=0o644)
+    finally:
+        os.umask(mask)
+
+    assert (tmp_path / "f").read_bytes() == b"content"
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o644
+    assert names(tmp_path) == {"f"}
+
+
+def test_the_mode_is_there_before_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no instant can someone open a file whose content is there and whose mode is not: it begins at 0600."""
+    seen: list[tuple[int, int]] = []
+    real = os.fchmod
+
+    def fchmod(descriptor: int, mode: int) -> None:
+        before = os.fstat(descriptor)
+        seen.append((stat.S_IMODE(before.st_mode), before.st_size))
+        real(descriptor, mode)
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    write_atomic(tmp_path / "f", b"secret", mode=0o640)
+
+    assert seen == [(0o600, 0)]
+
+
+def test_the_group_is_there_before_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group is given while the file is still empty and closed to it."""
+    seen: list[tuple[int, int, int]] = []
+
+    def fchown(descriptor: int, uid: int, gid: int) -> None:
+        status = os.fstat(descriptor)
+        seen.append((uid, gid, status.st_size))
+        assert stat.S_IMODE(status.st_mode) == 0o600
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    write_atomic(tmp_path / "f", b"secret", mode=0o640, gid=12345)
+
+    assert seen == [(-1, 12345, 0)]
+
+
+def test_a_symbolic_link_is_replaced_not_followed(tmp_path: Path) -> None:
+    """A link laid at the path leads our content nowhere: the link goes, its target stays as it was."""
+    target = tmp_path / "victim"
+    target.write_bytes(b"untouched")
+    (tmp_path / "f").symlink_to(target)
+    write_atomic(tmp_path / "f", b"secret", mode=0o600)
+
+    assert target.read_bytes() == b"untouched"
+    assert not (tmp_path / "f").is_symlink()
+    assert (tmp_path / "f").read_bytes() == b"secret"
+
+
+def test_a_directory_in_the_way_is_an_error(tmp_path: Path) -> None:
+    """Where a directory stands nothing is written, and nothing is left behind."""
+    (tmp_path / "f").mkdir()
+    with pytest.raises(HostError, match="cannot be written: is a directory"):
+        write_atomic(tmp_path / "f", b"x", mode=0o600)
+
+    assert names(tmp_path) == {"f"}
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    """A directory that is not there is named in one line."""
+    with pytest.raises(HostError, match="no such file or directory"):
+        write_atomic(tmp_path / "none" / "f", b"x", mode=0o600)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_is_not_ours_is_an_error(tmp_path: Path) -> None:
+    """Where we may not write, what was there stays."""
+    (tmp_path / "f").write_bytes(b"old")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(HostError, match="permission denied"):
+            write_atomic(tmp_path / "f", b"new", mode=0o600)
+    finally:
+        tmp_path.chmod(0o700)
+
+    assert (tmp_path / "f").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_an_error_at_any_step_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """Whichever system call fails, the old content stays whole and nothing is left beside it."""
+    (tmp_path / "f").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        break_step(patch, step, OSError(number, os.strerror(number)))
+        with pytest.raises(HostError, match="cannot be written") as raised:
+            write_atomic(tmp_path / "f", b"s3cret", mode=0o600)
+
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert names(tmp_path) == {"f"}
+    assert "s3cret" not in str(raised.value)
+
+
+class Crash(BaseException):
+    """The power went."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_at_any_step_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A process that dies at any step leaves the old content, and what it left beside it is swept at the next start."""
+    (tmp_path / "f").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        break_step(patch, step, Crash())
+        with pytest.raises(Crash):
+            write_atomic(tmp_path / "f", b"new", mode=0o600)
+    assert (tmp_path / "f").read_bytes() == b"old"
+
+    sweep(tmp_path / "f")
+    assert names(tmp_path) == {"f"}
+    write_atomic(tmp_path / "f", b"new", mode=0o600)
+    assert (tmp_path / "f").read_bytes() == b"new"
+
+
+def test_sweeping_takes_only_what_is_ours(tmp_path: Path) -> None:
+    """The sweep removes our temporary files and no other file, hidden or not."""
+    left = [".f.0123456789ab", ".f.aaaaaaaaaaaa"]
+    others = ["f", ".f", ".f.swp", ".g.0123456789ab", "f.0123456789ab", ".f.0123456789AB", ".f.0123456789abc"]
+    for name in left + others:
+        (tmp_path / name).touch()
+    sweep(tmp_path / "f")
+
+    assert names(tmp_path) == set(others)
+    sweep(tmp_path / "none" / "f")
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a small tmpfs")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """On a full disk the old content stays, the error says so, and no half file takes the last room."""
+    with small_disk(tmp_path):
+        write_atomic(tmp_path / "f", b"old", mode=0o600)
+        with pytest.raises(HostError, match="no space left on device"):
+            write_atomic(tmp_path / "f", b"x" * 200_000, mode=0o600)
+
+        assert (tmp_path / "f").read_bytes() == b"old"
+        assert names(tmp_path) == {"f"}
+        write_atomic(tmp_path / "f", b"new", mode=0o600)
+        assert (tmp_path / "f").read_bytes() == b"new"
+
+
+def test_readers_see_whole_files_only(tmp_path: Path) -> None:
+    """A reader that reads all the time while the file is replaced a hundred times sees no half and no gap."""
+    path = tmp_path / "f"
+    contents = [bytes([65 + number % 26]) * 50_000 for number in range(100)]
+    write_atomic(path, contents[0], mode=0o600)
+    done = threading.Event()
+    seen: set[bytes] = set()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for content in contents:
+        write_atomic(path, content, mode=0o600)
+    done.set()
+    reader.join()
+
+    assert seen <= set(contents)

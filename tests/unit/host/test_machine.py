@@ -1,0 +1,61 @@
+"""What machine this is, by its firmware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.host import machine
+
+
+def make(root: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+VENDOR = "sys/class/dmi/id/sys_vendor"
+PRODUCT = "sys/class/dmi/id/product_name"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "other"),
+        ({VENDOR: "Amazon EC2\n", PRODUCT: "m7i.large\n"}, "ec2"),
+        ({"sys/hypervisor/uuid": "ec2e1916-9099-7caf-fd21-012345abcdef\n"}, "ec2"),
+        ({"sys/hypervisor/uuid": "EC2E1916-9099-7CAF-FD21-012345ABCDEF\n"}, "ec2"),
+        ({VENDOR: "Xen\n", "sys/hypervisor/uuid": "45e12aec-dcd1-b213-94ed-012345abcdef\n"}, "other"),
+        ({VENDOR: "Google\n", PRODUCT: "Google Compute Engine\n"}, "gce"),
+        ({PRODUCT: "Google Compute Engine\n"}, "gce"),
+        ({VENDOR: "Google\n", PRODUCT: "Google\n"}, "gce"),
+        ({VENDOR: "QEMU\n", PRODUCT: "Standard PC (Q35 + ICH9, 2009)\n"}, "other"),
+        ({VENDOR: "Amazon EC2 look-alike\n"}, "other"),
+        ({VENDOR: b"\xff\xfe"}, "other"),
+    ],
+)
+def test_the_platform_is_what_the_firmware_says(tmp_path: Path, files: dict[str, str | bytes], expected: str) -> None:
+    """The platform follows the vendors' documented strings, and nothing else counts as a cloud."""
+    assert machine.platform(make(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("0123456789abcdef0123456789abcdef\n", "0123456789abcdef0123456789abcdef"),
+        ("", ""),
+        ("uninitialized\n", ""),
+        (b"\xff", ""),
+    ],
+)
+def test_the_machine_id_is_its_own_or_none(tmp_path: Path, content: str | bytes, expected: str) -> None:
+    """An image has no machine id, or ``uninitialized`` (machine-id(5)): neither may pass for a name of a machine."""
+    assert machine.machine_id(make(tmp_path, {"etc/machine-id": content})) == expected
+
+
+def test_without_a_machine_id_there_is_none(tmp_path: Path) -> None:
+    """A container without the file has no name of its own."""
+    assert machine.machine_id(tmp_path) == ""

@@ -1,0 +1,239 @@
+"""What outlives the process: any crash between any two system calls leaves the old or the new state, whole."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.core.errors import HostError
+from agent.core.model import Cloud, OnExpiry
+from agent.core.verdict import Mark, Memory
+from agent.host.state import MEMORY_FILE, StateDirectory, closed_memory
+
+
+def memory(seq: int) -> Memory:
+    mark = Mark("cp", "team", seq, hashlib.sha256(b"%d" % seq).hexdigest())
+    return Memory("i-1", (mark,), {Cloud.AWS: OnExpiry.DENY, Cloud.GCP: None}, mark)
+
+
+def save(directory: Path, what: Memory, sealed: bytes | None) -> None:
+    asyncio.run(StateDirectory(directory).save(what, sealed))
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+class Crash(BaseException):
+    """The process was killed here."""
+
+
+class Syscalls:
+    """Counts the system calls that change the disk, and crashes before or after the n-th."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, crash_at: int | None, after: bool) -> None:
+        self.count = 0
+        self._crash_at = crash_at
+        self._after = after
+        for name in ("open", "fchmod", "fsync", "close"):
+            patch.setattr(os, name, self._counted(getattr(os, name)))
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, self._counted(getattr(Path, name)))
+
+    def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            dying = self.count == self._crash_at
+            if dying and not self._after:
+                raise Crash
+            result = real(*args, **kwargs)
+            if dying:
+                raise Crash
+            return result
+
+        return call
+
+
+def steps_of_a_save(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    save(directory, memory(1), b"one")
+    with monkeypatch.context() as patch:
+        calls = Syscalls(patch, crash_at=None, after=False)
+        StateDirectory(directory)._save(memory(2), b"two")
+    return calls.count
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    """The memory and the sealed bytes come back as they were."""
+    save(tmp_path, memory(3), b"sealed")
+
+    assert StateDirectory(tmp_path).load() == (memory(3), b"sealed")
+
+
+def test_an_empty_directory_is_an_empty_memory(tmp_path: Path) -> None:
+    """A machine that accepted nothing yet remembers nothing."""
+    assert StateDirectory(tmp_path).load() == (Memory(), None)
+
+
+def test_files_are_for_us_alone(tmp_path: Path) -> None:
+    """Both files are 0600 whatever the umask."""
+    mask = os.umask(0)
+    try:
+        save(tmp_path, memory(1), b"one")
+    finally:
+        os.umask(mask)
+
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_an_older_bundle_is_removed(tmp_path: Path) -> None:
+    """Only the sealed bundle in force is kept; after a withdrawal none is."""
+    save(tmp_path, memory(1), b"one")
+    save(tmp_path, memory(2), b"two")
+    assert len(names(tmp_path)) == 2
+    withdrawn = Memory("i-1", memory(3).marks, {Cloud.AWS: None}, None)
+    save(tmp_path, withdrawn, None)
+
+    assert names(tmp_path) == {MEMORY_FILE}
+    assert StateDirectory(tmp_path).load() == (withdrawn, None)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_crash_between_any_two_steps_of_an_acceptance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Killed anywhere while a newer bundle is written down, the old or the new is there, whole, with its own bytes."""
+    (tmp_path / "count").mkdir()
+    steps = steps_of_a_save(tmp_path / "count", monkeypatch)
+    assert steps >= 10
+    outcomes = set()
+    for step in range(1, steps + 1):
+        directory = tmp_path / f"{step}"
+        directory.mkdir()
+        save(directory, memory(1), b"one")
+        with monkeypatch.context() as patch:
+            Syscalls(patch, crash_at=step, after=after)
+            with pytest.raises(Crash):
+                StateDirectory(directory)._save(memory(2), b"two")
+
+        found = StateDirectory(directory).load()
+        assert found in [(memory(1), b"one"), (memory(2), b"two")], f"after step {step}"
+        outcomes.add(found[1])
+        save(directory, memory(3), b"three")
+        assert StateDirectory(directory).load() == (memory(3), b"three")
+        assert len(names(directory)) == 2, f"something was left behind after step {step}"
+    assert outcomes == {b"one", b"two"}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_crash_between_any_two_steps_of_a_withdrawal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Killed anywhere while a withdrawal is written down, it is there or not; never half, never open."""
+    withdrawn = Memory("i-1", memory(2).marks, memory(1).decided, None)
+    for step in range(1, 30):
+        directory = tmp_path / f"{step}"
+        directory.mkdir()
+        save(directory, memory(1), b"one")
+        with monkeypatch.context() as patch:
+            Syscalls(patch, crash_at=step, after=after)
+            try:
+                StateDirectory(directory)._save(withdrawn, None)
+            except Crash:
+                pass
+            else:
+                break
+
+        found = StateDirectory(directory).load()
+        assert found in [(memory(1), b"one"), (withdrawn, None)], f"after step {step}"
+        assert Cloud.AWS in found[0].decided
+    else:
+        pytest.fail("the steps did not end")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"version":1}',
+        b'{"version":1,"memory":{"marks":[{"seq":1}]}}',
+        b'{"version":1,"memory":{"decided":{"azure":null}}}',
+        b'{"version":1,"memory":{},"more":1}',
+        b'{"version":2,"memory":{}}',
+        b'{"version":1,"memory":{"marks":[{"issuer":"a","subject":"b","seq":1e400,"digest":"c"}]}}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_memory_that_makes_no_sense_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """A garbled memory is never taken for an empty one: that would be the way around the sticky rule."""
+    (tmp_path / MEMORY_FILE).write_bytes(content)
+    with pytest.raises(HostError):
+        StateDirectory(tmp_path).load()
+
+
+def test_a_memory_truncated_anywhere_is_an_error(tmp_path: Path) -> None:
+    """Cut at any byte, the memory is refused."""
+    save(tmp_path, memory(1), b"one")
+    whole = (tmp_path / MEMORY_FILE).read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / MEMORY_FILE).write_bytes(whole[:length])
+        with pytest.raises(HostError):
+            StateDirectory(tmp_path).load()
+
+
+def test_a_directory_in_place_of_the_memory_is_an_error(tmp_path: Path) -> None:
+    """What cannot be read is not the same as what is not there."""
+    (tmp_path / MEMORY_FILE).mkdir()
+    with pytest.raises(HostError, match="cannot be read"):
+        StateDirectory(tmp_path).load()
+
+
+def test_a_lost_copy_leaves_the_memory(tmp_path: Path) -> None:
+    """When the sealed copy is gone the memory still says what was decided, and names what is missing."""
+    save(tmp_path, memory(1), b"one")
+    next(tmp_path.glob("bundle-*")).unlink()
+
+    assert StateDirectory(tmp_path).load() == (memory(1), None)
+
+
+def test_a_digest_that_is_no_digest_leads_nowhere_else(tmp_path: Path) -> None:
+    """A memory whose digest was edited into a path reads no file outside its directory."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    (tmp_path / "x.jose").write_bytes(b"elsewhere")
+    mark = Mark("cp", "team", 1, "x/../../x")
+    save(directory, Memory("i-1", (mark,), {}, None), None)
+    path = directory / MEMORY_FILE
+    path.write_bytes(
+        path.read_bytes().replace(
+            b'"active":null', b'"active":{"issuer":"cp","subject":"team","seq":1,"digest":"/../../x"}'
+        )
+    )
+    (directory / "bundle-").mkdir()
+    with pytest.raises(HostError, match="digest"):
+        StateDirectory(directory).load()
+
+
+def test_a_broken_memory_is_kept_for_a_person(tmp_path: Path) -> None:
+    """Set aside, a broken memory is out of the way and still there to be looked at."""
+    (tmp_path / MEMORY_FILE).write_bytes(b"{")
+    StateDirectory(tmp_path).set_aside()
+
+    assert names(tmp_path) == {MEMORY_FILE + ".broken"}
+
+
+def test_the_closed_memory_closes_everything() -> None:
+    """The memory to go on with after a broken one counts every cloud as decided by a bundle."""
+    assert set(closed_memory("i-1").decided) == set(Cloud)
+    assert closed_memory("i-1").instance_id == "i-1"
+    assert closed_memory("i-1").active is None
