@@ -44,7 +44,7 @@ from agent.core.model import (
     WebTokenInline,
     WebTokenUrl,
 )
-from agent.core.refresh import AWS_AGE_FRACTION, AWS_LONGEST_AGE, GOOGLE_LEAD
+from agent.core.refresh import oldest_aws, oldest_google
 
 CHAINED_LONGEST: Final = timedelta(hours=1)
 """A role assumed with the session of another role lasts an hour at most; STS refuses to be asked for more."""
@@ -167,14 +167,14 @@ def _span(grant_id: str, by_id: Mapping[str, Grant], now: datetime, trail: froze
         case AwsWebIdentity():
             length = timedelta(seconds=grant.duration_seconds)
             token = _web_token(grant.token, now)
-            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", _aws_age(length), now)
+            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", oldest_aws(length), now)
         case GcpImpersonation():
             return _impersonated(base(grant.base), grant.lifetime_seconds, now)
         case GcpExternalAccount():
             source = _web_token(grant.token, now) if grant.token is not None else base(grant.base or INSTANCE)
             if grant.service_account is not None:
                 return _impersonated(source, grant.lifetime_seconds, now)
-            return _minted(source, GOOGLE_LONGEST, "Google's token exchange", _google_age(GOOGLE_LONGEST), now)
+            return _minted(source, GOOGLE_LONGEST, "Google's token exchange", oldest_google(GOOGLE_LONGEST), now)
         case _:
             return _alone(grant)
 
@@ -203,7 +203,7 @@ def _alone(grant: AwsSession | AwsKeys | HttpBroker | GcpToken | GcpAuthorizedUs
 def _assumed(grant: AwsAssumeRole, base: _Span, *, chained: bool, now: datetime) -> _Span:
     asked = timedelta(seconds=grant.duration_seconds)
     length = min(asked, CHAINED_LONGEST) if chained else asked
-    span = _minted(base, length, "sts:AssumeRole", _aws_age(length), now)
+    span = _minted(base, length, "sts:AssumeRole", oldest_aws(length), now)
     if asked <= length:
         return span
     said = f"grant {grant.id!r} asks for sessions of {spell(asked)}, but a role assumed by a role session gets 1 h"
@@ -212,7 +212,7 @@ def _assumed(grant: AwsAssumeRole, base: _Span, *, chained: bool, now: datetime)
 
 def _impersonated(base: _Span, lifetime_seconds: int, now: datetime) -> _Span:
     length = timedelta(seconds=lifetime_seconds)
-    span = _minted(base, length, "service account impersonation", _google_age(length), now)
+    span = _minted(base, length, "service account impersonation", oldest_google(length), now)
     if length <= GOOGLE_LONGEST:
         return span
     policy = "constraints/iam.allowServiceAccountCredentialLifetimeExtension"
@@ -231,15 +231,6 @@ def _minted(base: _Span, length: timedelta, call: str, age: timedelta, now: date
     return _Span(
         max(base.until + length - age, now), call, f"{base.cause} and what it last renewed runs out", base.warnings
     )
-
-
-def _aws_age(length: timedelta) -> timedelta:
-    return min(AWS_LONGEST_AGE, length * AWS_AGE_FRACTION)
-
-
-def _google_age(length: timedelta) -> timedelta:
-    low, high = GOOGLE_LEAD
-    return length - low if length > 2 * high else length / 2
 
 
 def _is_user(base: Grant | None) -> bool:

@@ -7,7 +7,7 @@ served then always has at least ``2L/3`` left, so a client that comes at half-li
 thousand workers that started in one second over a quarter of the period.
 
 Google tokens live an hour and clients ask again from five minutes before the end, on every call (some storm below
-300 seconds): so none is served with less than ten minutes left while the upstream is well.
+300 seconds): so none is served with less than ten minutes left, not even after twenty minutes without an upstream.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ AWS_LONGEST_AGE: Final = timedelta(minutes=60)
 AWS_AGE_FRACTION: Final = 1 / 3
 AWS_SPREAD: Final = (0.75, 1.0)
 
-GOOGLE_LEAD: Final = (timedelta(minutes=15), timedelta(minutes=20))
-"""A Google token is renewed this long before its end (drawn between the two), or at half its life if that is sooner."""
+GOOGLE_LEAD: Final = (timedelta(minutes=32), timedelta(minutes=40))
+"""A Google token is renewed this long before its end (drawn between the two): ten minutes of life, an outage of twenty
+minutes and the longest retries after it. Of a token that lives less than an hour, the same share of its life."""
+_GOOGLE_WHOLE: Final = timedelta(hours=1)
 
 INSTANCE_POLL: Final = timedelta(minutes=5)
 """The machine's own credential is re-read this often: a role attached, changed or rotated is seen within it."""
@@ -49,17 +51,24 @@ def renew_aws_at(issued: datetime, expires: datetime, rng: random.Random) -> dat
         expires: its true end.
         rng: the source of the spread.
     """
-    age = min(AWS_LONGEST_AGE, (expires - issued) * AWS_AGE_FRACTION)
-    return issued + age * rng.uniform(*AWS_SPREAD)
+    return issued + oldest_aws(expires - issued) * rng.uniform(*AWS_SPREAD)
 
 
 def renew_google_at(issued: datetime, expires: datetime, rng: random.Random) -> datetime:
-    """The instant at which a Google token should be replaced: 15 to 20 minutes early, or at half-life if sooner."""
+    """The instant at which a Google token should be replaced: 32 to 40 minutes early when it lives an hour or more."""
     low, high = GOOGLE_LEAD
-    lifetime = expires - issued
-    if lifetime > 2 * high:
-        return expires - (low + (high - low) * rng.random())
-    return issued + lifetime / 2 * rng.uniform(*AWS_SPREAD)
+    share = min(1.0, (expires - issued) / _GOOGLE_WHOLE)
+    return expires - (low + (high - low) * rng.random()) * share
+
+
+def oldest_aws(lifetime: timedelta) -> timedelta:
+    """The age at which an AWS credential of that lifetime is replaced at the latest."""
+    return min(AWS_LONGEST_AGE, lifetime * AWS_AGE_FRACTION)
+
+
+def oldest_google(lifetime: timedelta) -> timedelta:
+    """The age at which a Google token of that lifetime is replaced at the latest."""
+    return lifetime - GOOGLE_LEAD[0] * min(1.0, lifetime / _GOOGLE_WHOLE)
 
 
 def reread_instance_at(now: datetime, expires: datetime, *, google: bool, rng: random.Random) -> datetime:

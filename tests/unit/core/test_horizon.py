@@ -95,9 +95,9 @@ USER = GcpAuthorizedUser(id="u", client_id="c", client_secret=S, refresh_token=S
         ([session(1, "a"), role("a", 1, "b"), role("b", 1, "c")], 1 + 2 / 3 + 2 / 3),
         ([USER, GcpImpersonation(id="i", target_principal="a@b", base="u")], None),
         # Renewed 15 to 20 minutes before its end: the last one may be 45 minutes old when the base ends.
-        ([token(1), GcpImpersonation(id="i", target_principal="a@b", base="t")], 1.25),
+        ([token(1), GcpImpersonation(id="i", target_principal="a@b", base="t")], 1 + 32 / 60),
         ([GcpExternalAccount(id="x", audience="//iam", base="instance")], None),
-        ([session(2), GcpExternalAccount(id="x", audience="//iam", base="s")], 2.25),
+        ([session(2), GcpExternalAccount(id="x", audience="//iam", base="s")], 2 + 32 / 60),
         ([AwsWebIdentity(id="w", role_arn=ROLE, token=WebTokenFile(path="/t"))], None),
         ([AwsWebIdentity(id="w", role_arn=ROLE, token=WebTokenUrl(url="https://idp.example/t"))], None),
         ([AwsWebIdentity(id="w", role_arn=ROLE, token=WebTokenGce(audience="sts"))], None),
