@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import msgspec
@@ -43,6 +43,10 @@ WRITE_AGAIN_SECONDS: Final = 30.0
 """Between attempts to write a memory down that a full disk refused."""
 
 
+MOVED_SECONDS: Final = 0.5
+"""Below this our clock was not moved: it was only read twice, one reading after the other."""
+
+
 class Issued(Protocol):
     """A credential as a provider gives it."""
 
@@ -50,6 +54,8 @@ class Issued(Protocol):
     def credential(self) -> Credential: ...  # noqa: D102
     @property
     def server_time(self) -> datetime | None: ...  # noqa: D102
+    @property
+    def lifetime(self) -> timedelta | None: ...  # noqa: D102
 
 
 class Issuer(Protocol):
@@ -96,7 +102,8 @@ class Keeper:
         clock: time.
         rng: for the retries of the keeper's own.
         changed: called on the loop whenever an answer may have changed; it must not block.
-        learn: takes the ``Date`` of a cloud's answer.
+        learn: takes the ``Date`` of a cloud's answer; may move the clock.
+        follow: called each time round; may move the clock too (the wall clock was stepped, and no cloud told better).
     """
 
     def __init__(
@@ -110,7 +117,8 @@ class Keeper:
         clock: Clock,
         rng: random.Random,
         changed: Callable[[], None] = lambda: None,
-        learn: Callable[[datetime], float] = lambda _: 0.0,
+        learn: Callable[[datetime], object] = lambda _: None,
+        follow: Callable[[], object] = lambda: None,
     ) -> None:
         self.store = store
         self.counters = Counters()
@@ -125,6 +133,8 @@ class Keeper:
         self._rng = rng
         self._changed = changed
         self._learn = learn
+        self._follow = follow
+        self._offset = self._our_offset()
         self._log = structlog.get_logger()
         self._offering = asyncio.Lock()  # offers are judged one at a time: memory is written between verdict and act
         self._woken = asyncio.Event()
@@ -341,6 +351,8 @@ class Keeper:
 
     def step(self) -> None:
         """Once round: tell what changed, start what is due. Never blocks."""
+        self._follow()
+        self.rebase()
         now = self._clock.now()
         self.last_step = self._clock.boottime()
         for notice in self.store.tick(now):
@@ -413,7 +425,7 @@ class Keeper:
 
     async def _issue(self, work: Work) -> None:
         label = f"{work.key.cloud}:{work.key.grant_id}"
-        began = self._clock.now()
+        began, asked_at = self._clock.now(), self._clock.boottime()
         try:
             async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
                 issued = await self._issue_one(work, began)
@@ -429,7 +441,7 @@ class Keeper:
             why = Failure("internal", f"internal error: {kind}", False, self._clock.now())
             self._failed(work, why, label)
         else:
-            self._issued(work, issued, label)
+            self._issued(work, issued, label, asked_at)
         self._wake()
 
     async def _issue_one(self, work: Work, now: datetime) -> Issued | None:
@@ -437,11 +449,16 @@ class Keeper:
             return await self._issuer.instance(work.key.cloud, now)
         return await self._issuer.issue(work.grant, work.base, now)
 
-    def _issued(self, work: Work, issued: Issued | None, label: str) -> None:
+    def _issued(self, work: Work, issued: Issued | None, label: str, asked_at: float) -> None:
+        ends = None
         if issued is not None:
             self._note_server_time(issued.server_time)
+            if issued.lifetime is not None:
+                # Counted on the clock that never steps, from before the request left.
+                age = timedelta(seconds=self._clock.boottime() - asked_at)
+                ends = self._clock.now() + issued.lifetime - age
         now = self._clock.now()
-        changed = self.store.put(work, issued.credential if issued is not None else None, now)
+        changed = self.store.put(work, issued.credential if issued is not None else None, now, ends=ends)
         if issued is None:
             if changed:
                 self._log.info("instance.absent", cloud=work.key.cloud)
@@ -469,12 +486,27 @@ class Keeper:
             )
 
     def _note_server_time(self, server_time: datetime | None) -> None:
-        if server_time is None:
+        if server_time is not None:
+            self._learn(server_time)
+            self.rebase()
+
+    def rebase(self) -> None:
+        """See whether our clock was moved, and if so move what was counted from a moment of it.
+
+        To be called by whoever moves the clock, before anything else is done: no reader may see a new time beside old
+        deadlines.
+        """
+        offset = self._our_offset()
+        by = offset - self._offset
+        if abs(by) < MOVED_SECONDS:
             return
-        shift = self._learn(server_time)
-        if shift:
-            self._log.warning("clock.corrected", seconds=round(shift, 1))
-            self.reconsider()
+        self._offset = offset
+        self.store.rebase(timedelta(seconds=by), self._clock.now())
+        self._log.warning("clock.corrected", seconds=round(by, 1))
+        self.reconsider()
+
+    def _our_offset(self) -> float:
+        return self._clock.now().timestamp() - self._clock.boottime()
 
     async def id_token(self, audience: str) -> IdToken | None:
         """An identity token for ``audience``: the one held, or one minted now; every asker shares one flight.

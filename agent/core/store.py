@@ -28,7 +28,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -78,37 +78,72 @@ ID_TOKEN_AUDIENCES: Final = 64
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
 
 
+class _Held(NamedTuple):
+    """A credential and its end *on our own clock*.
+
+    Attributes:
+        ends: not shown from here on.
+        counted: ``ends`` was counted from a moment of ours (asked then, good for an hour), and moves with our clock;
+            else it is an instant that somebody named, and stays.
+    """
+
+    credential: Credential
+    ends: datetime
+    counted: bool = False
+
+    def moved(self, by: timedelta) -> _Held:
+        """The same, after our clock was moved."""
+        if not self.counted:
+            return self
+        credential, ends = self.credential, self.ends + by
+        if isinstance(credential, GoogleToken):
+            # Google says how long, not until when: its end is in our time, as clients are told it.
+            credential = msgspec.structs.replace(credential, issued_at=credential.issued_at + by, expires_at=ends)
+        return _Held(credential, ends, counted=True)
+
+
+class _HeldOver(NamedTuple):
+    """What an earlier bundle left, served until the new one has a credential: with its name and its lease."""
+
+    held: _Held
+    name: str
+    lease: datetime | None
+
+
 class _Slot:
     """A credential and the schedule that keeps it. Mutable, private to the store."""
 
     __slots__ = (
         "absent",
         "attempts",
-        "credential",
         "failure",
         "grant",
+        "held",
         "in_flight",
         "key",
         "number",
         "renew_at",
-        "started",
     )
 
     def __init__(self, key: Key, grant: Grant | None, now: datetime, number: int) -> None:
         self.key = key
         self.number = number  # of this very slot: a result for an earlier one of the same key is not taken
         self.grant = grant
-        self.credential: Credential | None = None
+        self.held: _Held | None = None
         self.renew_at: datetime | None = now  # None: nothing more to do, ever
         self.attempts = 0
         self.failure: Failure | None = None
         self.in_flight = False
         self.absent = False  # the machine has no identity in this cloud (asked, and told so)
-        self.started = now
+
+    @property
+    def credential(self) -> Credential | None:
+        """What it holds, live or not."""
+        return self.held.credential if self.held is not None else None
 
     def live(self, now: datetime) -> bool:
         """Whether it holds an unexpired credential."""
-        return self.credential is not None and now < self.credential.expires_at
+        return self.held is not None and now < self.held.ends
 
 
 class Store:
@@ -130,7 +165,7 @@ class Store:
         self._bundle: Bundle | None = None
         self._numbered = 0  # slots made so far
         self._slots: dict[Key, _Slot] = {}
-        self._previous: dict[Cloud, tuple[Credential, str, datetime | None]] = {}  # credential, name, lease
+        self._previous: dict[Cloud, _HeldOver] = {}
         self._names: dict[Cloud, frozenset[str]] = dict.fromkeys(Cloud, frozenset())
         self._id_tokens: dict[str, tuple[IdToken, Grant | None]] = {}  # by audience; what each was minted from
         self._told: dict[Cloud, tuple[object, ...]] = {}
@@ -187,13 +222,16 @@ class Store:
         elif withdrawn is not None and withdrawn.stream == (bundle.issuer, bundle.subject):
             self._purge(now)
 
-    def put(self, work: Work, credential: Credential | None, now: datetime) -> bool:
+    def put(self, work: Work, credential: Credential | None, now: datetime, *, ends: datetime | None = None) -> bool:
         """Take a credential that was issued for ``work``.
 
         Args:
             work: what ``due`` gave.
             credential: the new one; ``None`` says that the machine has no identity in that cloud (only for those).
             now: the instant of receipt.
+            ends: its end on our own clock, counted from the moment of asking; ``None`` when only the instant that the
+                credential itself names is known. With it, a clock that is hours off hides no live credential and
+                shows no dead one.
 
         Returns:
             Whether anything a door can see changed. A result for a bundle that was replaced meanwhile changes nothing.
@@ -206,13 +244,16 @@ class Store:
             if not slot.key.is_instance:
                 raise RuntimeError("only the machine's own identity may be absent")
             return self._put_absent(slot, now)
-        if credential.expires_at <= now:
+        held = _Held(credential, credential.expires_at)
+        if ends is not None:
+            held = _Held(credential, credential.expires_at, counted=True).moved(ends - credential.expires_at)
+        if held.ends <= now:
             self._fail(slot, Failure("expired", "the credential that was issued had already expired", False, now), now)
             return False
         changed = slot.credential != credential or slot.failure is not None or slot.absent
         fresh = slot.credential != credential
-        slot.credential, slot.failure, slot.absent, slot.attempts = credential, None, False, 0
-        slot.renew_at = self._renew_at(slot, credential, now)
+        slot.held, slot.failure, slot.absent, slot.attempts = held, None, False, 0
+        slot.renew_at = self._renew_at(slot, held, now)
         if fresh:
             self._wake_dependents(slot, now)
         for cloud in Cloud:
@@ -244,10 +285,10 @@ class Store:
         """Take back a credential that an earlier process held, if the same bundle is in force and it is alive."""
         slot = self._slots.get(key)
         mine = self._bundle.digest if self._bundle is not None and not key.is_instance else ""
-        if slot is None or slot.credential is not None or digest != mine or credential.expires_at <= now:
+        if slot is None or slot.held is not None or digest != mine or credential.expires_at <= now:
             return False
-        slot.credential = credential
-        slot.renew_at = self._renew_at(slot, credential, now)
+        slot.held = _Held(credential, credential.expires_at)
+        slot.renew_at = self._renew_at(slot, slot.held, now)
         for cloud in Cloud:
             if self._route_key(cloud) == key:
                 self._note_name(cloud, credential)
@@ -289,6 +330,30 @@ class Store:
         self._purge(now)
         return self._memory
 
+    def rebase(self, by: timedelta, now: datetime) -> None:
+        """Our clock was moved: move what was counted from a moment of ours, and nothing that somebody else named.
+
+        Without it a retry planned for ten seconds hence would wait for hours when the clock goes back, and a token
+        counted as good for an hour would be shown for as long as the clock was wrong.
+
+        Args:
+            by: how far the clock was moved; negative is back.
+            now: the new estimate.
+        """
+        self._grace_until += by
+        for slot in self._slots.values():
+            if slot.renew_at is not None:
+                slot.renew_at += by
+            if slot.held is None:
+                continue
+            slot.held = slot.held.moved(by)
+            if slot.renew_at is not None and not slot.held.counted and slot.failure is None:
+                # An end that stands still may have come nearer.
+                again = self._renew_at(slot, slot.held, now)
+                slot.renew_at = min(slot.renew_at, again) if again is not None else slot.renew_at
+        self._previous = {cloud: old._replace(held=old.held.moved(by)) for cloud, old in self._previous.items()}
+        self._version += 1
+
     def reconfigure(self, policy: Policy, now: datetime) -> None:
         """Take another policy (a reload). The grace is not started anew."""
         self._policy = policy
@@ -327,8 +392,8 @@ class Store:
     def next_wake(self, now: datetime) -> datetime:
         """The next instant at which ``due`` or ``tick`` may have something to say. Always after ``now``."""
         moments = [s.renew_at for s in self._slots.values() if s.renew_at is not None and not s.in_flight]
-        moments += [s.credential.expires_at for s in self._slots.values() if s.credential is not None]
-        moments += [credential.expires_at for credential, _, _ in self._previous.values()]
+        moments += [s.held.ends for s in self._slots.values() if s.held is not None]
+        moments += [old.held.ends for old in self._previous.values()]
         moments.append(self._grace_until)
         if self._bundle is not None and self._bundle.lease_until is not None:
             moments.append(self._bundle.lease_until)
@@ -516,11 +581,11 @@ class Store:
     def _activate(self, bundle: Bundle, now: datetime) -> None:
         """Put ``bundle`` in force, carrying over every credential whose grant, bases included, is unchanged."""
         old_bundle, old = self._bundle, self._slots
-        previous = {}
-        for cloud in bundle.routes:
-            answer = self.view(cloud, now) if old_bundle is not None and cloud in old_bundle.routes else None
-            if isinstance(answer, Live):
-                previous[cloud] = (answer.credential, answer.name, old_bundle.lease_until if old_bundle else None)
+        previous = {
+            cloud: served
+            for cloud in bundle.routes
+            if old_bundle is not None and (served := self._to_hold_over(cloud, old_bundle, now)) is not None
+        }
         self._bundle = bundle
         self._slots = {key: slot for key, slot in old.items() if key.is_instance}
         for key, grant in reachable(bundle):
@@ -532,7 +597,7 @@ class Store:
                 slot = self._slot(key, grant, now + self._policy.spread * self._rng.random())
                 finished = ready(grant, bundle)
                 if finished is not None:
-                    slot.credential, slot.renew_at = finished, None
+                    slot.held, slot.renew_at = _Held(finished, finished.expires_at), None
                 self._slots[key] = slot
         self._want_instances(now)
         self._previous = {
@@ -600,7 +665,7 @@ class Store:
         changed = not slot.absent
         slot.absent, slot.failure, slot.attempts = True, None, 0
         if not slot.live(now):
-            slot.credential = None
+            slot.held = None
         # A role may be attached later; ask again at the pace of the poll.
         slot.renew_at = now + refresh.INSTANCE_POLL * self._rng.uniform(*refresh.AWS_SPREAD)
         if changed:
@@ -610,7 +675,7 @@ class Store:
     def _fail(self, slot: _Slot, failure: Failure, now: datetime) -> None:
         slot.attempts += 1
         slot.failure = failure
-        left = slot.credential.expires_at - now if slot.credential is not None and slot.live(now) else None
+        left = slot.held.ends - now if slot.held is not None and slot.live(now) else None
         seconds = refresh.retry_seconds(slot.attempts, left, denied=failure.denied, rng=self._rng)
         slot.renew_at = now + timedelta(seconds=seconds)
         self._version += 1
@@ -655,17 +720,17 @@ class Store:
             raise AssertionError(f"internal error: no slot for base {base!r}")
         return found
 
-    def _renew_at(self, slot: _Slot, credential: Credential, now: datetime) -> datetime | None:
-        google = isinstance(credential, GoogleToken)
+    def _renew_at(self, slot: _Slot, held: _Held, now: datetime) -> datetime | None:
+        google = isinstance(held.credential, GoogleToken)
         if slot.key.is_instance:
-            return refresh.reread_instance_at(now, credential.expires_at, google=google, rng=self._rng)
+            return refresh.reread_instance_at(now, held.ends, google=google, rng=self._rng)
         if isinstance(slot.grant, AwsSession | GcpToken):
             return None
-        issued = min(credential.issued_at, now)
+        issued = now if held.counted else min(held.credential.issued_at, now)
         when = refresh.renew_google_at if google else refresh.renew_aws_at
         # Never at once again: an upstream that hands out nearly dead credentials must not be stormed.
-        floor = now + min(timedelta(seconds=5), (credential.expires_at - now) / 3)
-        return max(when(issued, credential.expires_at, self._rng), floor)
+        floor = now + min(timedelta(seconds=5), (held.ends - now) / 3)
+        return max(when(issued, held.ends, self._rng), floor)
 
     def _route_key(self, cloud: Cloud) -> Key | None:
         if self._bundle is not None and cloud in self._bundle.routes:
@@ -718,14 +783,21 @@ class Store:
             return self._on_expiry(cloud) is OnExpiry.FALLBACK
         return self._bundle is not None or now >= self._grace_until
 
-    def _held_over(self, cloud: Cloud, now: datetime) -> tuple[Credential, str] | None:
-        held = self._previous.get(cloud)
-        if held is None:
+    def _to_hold_over(self, cloud: Cloud, bundle: Bundle, now: datetime) -> _HeldOver | None:
+        """What ``bundle`` serves now, to be served on while its successor has nothing yet."""
+        answer = self.view(cloud, now) if cloud in bundle.routes else None
+        if not isinstance(answer, Live) or answer.origin is not Origin.BUNDLE:
             return None
-        credential, name, lease = held
-        if now >= credential.expires_at or (lease is not None and now >= lease):
+        slot = self._slots[Key(cloud, bundle.routes[cloud])]
+        if slot.held is not None and slot.live(now):
+            return _HeldOver(slot.held, answer.name, bundle.lease_until)
+        return self._held_over(cloud, now)
+
+    def _held_over(self, cloud: Cloud, now: datetime) -> _HeldOver | None:
+        old = self._previous.get(cloud)
+        if old is None or now >= old.held.ends or (old.lease is not None and now >= old.lease):
             return None
-        return credential, name
+        return old
 
     def _view_bundle(self, cloud: Cloud, bundle: Bundle, now: datetime) -> Answer:
         if self._lease_over(now):
@@ -735,7 +807,7 @@ class Store:
             return Live(slot.credential, self._name(slot.credential), Origin.BUNDLE, self.horizon(cloud, now))
         held = self._held_over(cloud, now)
         if held is not None:
-            return Live(held[0], held[1], Origin.BUNDLE, self.horizon(cloud, now))
+            return Live(held.held.credential, held.name, Origin.BUNDLE, self.horizon(cloud, now))
         if slot.renew_at is None:
             return Ended(
                 f"the credential of bundle {bundle.seq} expired and nothing here can renew it; seal a new bundle",

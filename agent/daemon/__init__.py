@@ -94,6 +94,7 @@ class Daemon:
         self._complained: dict[int, float] = {}
         self._stop = asyncio.Event()
         self.clock = SystemClock()
+        self._rebase: Callable[[], None] = lambda: None  # the keeper's, once there is one
         self._started = self.clock.now()
         self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
 
@@ -242,8 +243,10 @@ class Daemon:
             clock=self.clock,
             rng=self._rng,
             changed=self._changed,
-            learn=self._learn,
+            learn=self.clock.learn,
+            follow=self.clock.follow,
         )
+        self._rebase = self.keeper.rebase
         await self.keeper.resume(sealed)
         data = self._passed.take(kept.NAME) if kept.NAME in self._passed.stored else None
         if data is not None:
@@ -385,8 +388,10 @@ class Daemon:
             said.append(f"{cloud}: {answer.name} ({answer.origin})" if isinstance(answer, Live) else f"{cloud}: none")
         return ", ".join(said)
 
-    def _learn(self, server_time: datetime) -> float:
-        return self.clock.learn(server_time)
+    def _learn(self, server_time: datetime) -> None:
+        """Take a ``Date`` that a source or the machine's metadata service heard."""
+        self.clock.learn(server_time)
+        self._rebase()
 
     async def _tell_ready(self) -> None:
         """Say that we are ready once no answer is pending, or when waiting longer would help nobody."""

@@ -4,39 +4,60 @@ Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend
 at the start and corrected from the clouds' own ``Date``. As long as no cloud has told us the time, the wall clock is
 followed (NTP may step it right after boot); from then on a step of the wall clock, by hours in either direction, moves
 nothing.
+
+The offset moves only in :meth:`SystemClock.learn` and :meth:`SystemClock.follow`, never by itself: whoever calls them
+also moves what was counted from a moment of ours (:meth:`agent.core.store.Store.rebase`), so that no reader sees a new
+time beside old deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 from agent.core.clock import Skew, utc
 
 WALL_STEP_SECONDS: Final = 2.0
+NAP_SECONDS: Final = 15.0
+"""A resume from suspend is noticed within so many seconds: the loop's own timers do not count while it lasts."""
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class SystemClock:
-    """A :class:`agent.core.clock.Clock` on the machine's clocks."""
+    """A :class:`agent.core.clock.Clock` on the machine's clocks.
 
-    def __init__(self) -> None:
-        self._offset = time.time() - self.boottime()
+    Args:
+        boottime: seconds on a clock that never steps and counts on through suspend.
+        wall: seconds since 1970, as the machine believes.
+        nap_seconds: the longest sleep in one piece.
+    """
+
+    def __init__(
+        self,
+        *,
+        boottime: Callable[[], float] = _boottime,
+        wall: Callable[[], float] = time.time,
+        nap_seconds: float = NAP_SECONDS,
+    ) -> None:
+        self._boottime = boottime
+        self._wall = wall
+        self._nap_seconds = nap_seconds
+        self._offset = wall() - boottime()
         self.skew = Skew()
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps and counts on through suspend."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return self._boottime()
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
-        if not self.skew.samples:
-            wall = time.time() - boottime
-            if abs(wall - self._offset) > WALL_STEP_SECONDS:
-                self._offset = wall
-        return utc(boottime + self._offset)
+        return utc(self._boottime() + self._offset)
 
     def learn(self, server: datetime) -> float:
         """Learn from a ``Date`` that has just come; return by how many seconds our time was moved."""
@@ -44,13 +65,25 @@ class SystemClock:
         self._offset += shift
         return shift
 
+    def follow(self) -> float:
+        """Follow a step of the wall clock if nothing better is known.
+
+        Returns:
+            By how many seconds our time was moved.
+        """
+        error = self.wall_error_seconds
+        if self.skew.samples or abs(error) <= WALL_STEP_SECONDS:
+            return 0.0
+        self._offset += error
+        return error
+
     @property
     def wall_error_seconds(self) -> float:
         """How far the machine's wall clock is from our estimate: positive when the wall clock is ahead."""
-        return time.time() - self.boottime() - self._offset
+        return self._wall() - self._boottime() - self._offset
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep. The loop's timer stands still in suspend, so a long sleep is cut into pieces that notice a resume."""
+        """Sleep. The loop's timer stands still in suspend, so a long sleep is cut into naps that notice a resume."""
         end = self.boottime() + seconds
         while (left := end - self.boottime()) > 0:  # noqa: ASYNC110 - it waits for time, nothing else
-            await asyncio.sleep(min(left, 15.0))
+            await asyncio.sleep(min(left, self._nap_seconds))

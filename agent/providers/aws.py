@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,7 @@ from agent.core.model import (
 )
 from agent.core.secret import Secret
 from agent.providers.decoding import NotThatShapeError, decode, parsed
-from agent.providers.refusals import from_upstream, passing_status, word
+from agent.providers.refusals import from_upstream, good_for, passing_status, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
@@ -40,10 +40,11 @@ _REGION_PATH: Final = "/latest/meta-data/placement/region"
 
 
 class Minted(msgspec.Struct, frozen=True):
-    """A new AWS credential and the ``Date`` of the answer that brought it."""
+    """A new AWS credential, the ``Date`` of the answer that brought it, and how long it is good for from the asking."""
 
     credential: AwsCredential
     server_time: datetime | None
+    lifetime: timedelta | None = None
 
 
 class AwsMint:
@@ -91,7 +92,8 @@ class AwsMint:
         keys = SigningKeys(grant.access_key_id, grant.secret_access_key)
         parameters = {"DurationSeconds": grant.duration_seconds}
         answer = await self._sts.call("GetSessionToken", parameters, region=region, keys=keys, now=now)
-        return await self._probed(_minted("GetSessionToken", answer, now), grant.expect, region, now)
+        minted = _minted("GetSessionToken", answer, grant.duration_seconds, now)
+        return await self._probed(minted, grant.expect, region, now)
 
     async def assume_role(self, grant: AwsAssumeRole, base: AwsCredential, now: datetime) -> Minted:
         """Assume a role with the credential of another grant or of the machine (``AssumeRole``).
@@ -116,7 +118,7 @@ class AwsMint:
         answer = await self._capped_call(
             "AssumeRole", parameters, duration, region=region, keys=_keys_of(base), now=now, confidential=confidential
         )
-        minted = _minted("AssumeRole", answer, now)
+        minted = _minted("AssumeRole", answer, duration, now)
         return await self._probed(minted, grant.expect, region, now)
 
     async def web_identity(self, grant: AwsWebIdentity, now: datetime) -> Minted:
@@ -148,7 +150,8 @@ class AwsMint:
                     error.message, hint=error.hint, code=error.code, server_time=error.server_time
                 ) from None
             raise
-        return await self._probed(_minted(operation, answer, now), grant.expect, region, now)
+        minted = _minted(operation, answer, grant.duration_seconds, now)
+        return await self._probed(minted, grant.expect, region, now)
 
     async def broker(self, grant: HttpBroker, now: datetime) -> Minted:
         """Ask an upstream that speaks the container-credentials protocol."""
@@ -185,10 +188,12 @@ class AwsMint:
         if credential.account_id is None:
             credential = msgspec.structs.replace(credential, account_id=account_of(credential.role_arn))
         _usable(credential, doing, now, server_time)
+        # To tell its own two times apart, its word is as good as for the credential itself.
+        minted = Minted(credential, server_time, good_for(credential.expires_at, answer.date))
         if grant.expect is None or not self._settings.probe:
-            return Minted(credential, server_time)
+            return minted
         region = await self.region(grant.region, grant.expect.arn)
-        return await self._probed(Minted(credential, server_time), grant.expect, region, now)
+        return await self._probed(minted, grant.expect, region, now)
 
     async def region(self, named: str | None, arn: str | None) -> str:
         """The region to ask: the grant's, the configuration's, the machine's, or the partition's main one."""
@@ -271,7 +276,7 @@ class AwsMint:
         known = msgspec.structs.replace(
             credential, account_id=account, role_arn=credential.role_arn or (arn if ":assumed-role/" in arn else None)
         )
-        return Minted(known, answer.server_time or minted.server_time)
+        return Minted(known, answer.server_time or minted.server_time, minted.lifetime)
 
 
 class _BrokerRefusal(msgspec.Struct, frozen=True):
@@ -319,7 +324,7 @@ def _keys_of(credential: AwsCredential) -> SigningKeys:
     return SigningKeys(credential.access_key_id, credential.secret_access_key, credential.session_token)
 
 
-def _minted(operation: str, answer: StsAnswer, now: datetime) -> Minted:
+def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime) -> Minted:
     try:
         found = answer.result["Credentials"]
         arn = answer.result.get("AssumedRoleUser", {}).get("Arn")
@@ -335,7 +340,8 @@ def _minted(operation: str, answer: StsAnswer, now: datetime) -> Minted:
     except (LookupError, TypeError, AttributeError):
         raise broken(operation, answer.server_time) from None
     _usable(credential, f"sts {operation}", now, answer.server_time)
-    return Minted(credential, answer.server_time)
+    lifetime = good_for(credential.expires_at, answer.server_time, timedelta(seconds=asked_seconds))
+    return Minted(credential, answer.server_time, lifetime)
 
 
 def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: datetime | None) -> None:

@@ -34,7 +34,7 @@ from agent.core.model import (
 from agent.core.secret import Secret
 from agent.providers.aws import AwsMint
 from agent.providers.decoding import NotThatShapeError, decode, parsed
-from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, passing_status, said, word
+from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, good_for, passing_status, said, word
 from agent.providers.regions import sts_url
 from agent.providers.remote import AllowList
 from agent.providers.settings import GoogleEndpoints, MintSettings
@@ -73,10 +73,11 @@ _T = TypeVar("_T")
 
 
 class MintedToken(msgspec.Struct, frozen=True):
-    """A new Google token and the ``Date`` of the answer that brought it."""
+    """A new Google token, the ``Date`` of the answer that brought it, and how long it is good for from the asking."""
 
     credential: GoogleToken
     server_time: datetime | None
+    lifetime: timedelta | None = None
 
 
 class GoogleMint:
@@ -147,6 +148,7 @@ class GoogleMint:
                 scopes=tuple(found.scope.split()) if found.scope else grant.scopes,
             ),
             answer.date,
+            timedelta(seconds=found.seconds()),
         )
 
     async def service_account(self, grant: GcpServiceAccount, now: datetime) -> MintedToken:
@@ -164,6 +166,7 @@ class GoogleMint:
                 scopes=grant.scopes,
             ),
             answer.date,
+            timedelta(seconds=found.seconds()),
         )
 
     async def impersonation(self, grant: GcpImpersonation, base: GoogleToken, now: datetime) -> MintedToken:
@@ -282,6 +285,7 @@ class GoogleMint:
                 scopes=scopes,
             ),
             answer.date,
+            timedelta(seconds=found.seconds()),
         )
 
     async def _generate_access_token(
@@ -319,7 +323,8 @@ class GoogleMint:
             email=principal,
             scopes=scopes,
         )
-        return MintedToken(token, answer.date)
+        asked = timedelta(seconds=lifetime_seconds)
+        return MintedToken(token, answer.date, good_for(expires_at, answer.date, asked))
 
     async def _generate_id_token(
         self, principal: str, bearer: Secret, delegates: tuple[str, ...], audience: str, now: datetime

@@ -7,7 +7,7 @@ where nothing speaks for the latter.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from agent.core.errors import Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.providers.decoding import NotThatShapeError, decode, parsed
-from agent.providers.refusals import from_upstream, word
+from agent.providers.refusals import from_upstream, good_for, word
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
 from agent.wire import ec2 as ec2_wire
 from agent.wire import gce as gce_wire
@@ -25,10 +25,11 @@ _ACCOUNT_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/"
 
 
 class InstanceCredential(msgspec.Struct, frozen=True):
-    """The machine's credential, and the ``Date`` that came with it."""
+    """The machine's credential, the ``Date`` that came with it, and how long it is good for from the asking."""
 
     credential: AwsCredential | GoogleToken
     server_time: datetime | None
+    lifetime: timedelta | None = None
 
 
 class Instance:
@@ -100,7 +101,9 @@ class Instance:
         account_id = credential.account_id or await self._account(self._ec2)
         issued_at = min(credential.issued_at, now)
         return InstanceCredential(
-            msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id), answer.date
+            msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),
+            answer.date,
+            good_for(credential.expires_at, answer.date),
         )
 
     async def _account(self, service: Ec2Metadata) -> str | None:
@@ -132,7 +135,7 @@ class Instance:
             )
         except NotThatShapeError:
             raise _broken("gcp", answer) from None
-        return InstanceCredential(credential, answer.date)
+        return InstanceCredential(credential, answer.date, credential.expires_at - now)
 
 
 class _Code(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never
 
 import msgspec
@@ -45,10 +45,13 @@ class Issued(msgspec.Struct, frozen=True):
     Attributes:
         server_time: the ``Date`` of the answer that brought it, from a server whose word on the time is worth
             something (TLS, or the machine's own metadata service); ``None`` when nobody was asked.
+        lifetime: how long it is good for from the moment of asking, by the answer alone: no clock of ours is in it, so
+            that one which is hours off does no harm. ``None`` for a finished credential.
     """
 
     credential: AwsCredential | GoogleToken
     server_time: datetime | None = None
+    lifetime: timedelta | None = None
 
 
 class Mint:
@@ -98,10 +101,10 @@ class Mint:
         match grant:
             case AwsSession() | AwsKeys() | AwsAssumeRole() | AwsWebIdentity() | HttpBroker():
                 credential = await self._issue_aws(grant, base, now)
-                return Issued(credential.credential, credential.server_time)
+                return Issued(credential.credential, credential.server_time, credential.lifetime)
             case GcpToken() | GcpAuthorizedUser() | GcpServiceAccount() | GcpImpersonation() | GcpExternalAccount():
                 token = await self._issue_google(grant, base, now)
-                return Issued(token.credential, token.server_time)
+                return Issued(token.credential, token.server_time, token.lifetime)
             case Env():
                 raise RuntimeError("an env grant has no credential")
             case _:
@@ -146,7 +149,7 @@ class Mint:
             Transient: it should be there, but its metadata service is silent or broken.
         """
         found = await self._instance.read(cloud, now)
-        return Issued(found.credential, found.server_time) if found is not None else None
+        return Issued(found.credential, found.server_time, found.lifetime) if found is not None else None
 
     async def id_token(
         self, grant: Grant | None, base: AwsCredential | GoogleToken | None, audience: str, now: datetime

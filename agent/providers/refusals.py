@@ -44,6 +44,18 @@ def clock_is_suspect(server_time: datetime | None, now: datetime) -> bool:
     return server_time is not None and abs(server_time - now) > CLOCK_SUSPECT
 
 
+def good_for(expires_at: datetime, server_time: datetime | None, asked: timedelta | None = None) -> timedelta | None:
+    """How long a credential is good for from the moment of asking, by the answer's own two times.
+
+    ``None`` when the answer had no ``Date``. That is cut to the second, so a second is taken off. What was asked for is
+    never exceeded: a server whose ``Date`` is wrong cannot make a credential live longer than it does.
+    """
+    if server_time is None:
+        return None
+    length = expires_at - server_time - timedelta(seconds=1)
+    return length if asked is None else min(length, asked)
+
+
 def clock_hint(server_time: datetime | None, now: datetime) -> str | None:
     """Say by how much the clocks disagree, when they do."""
     if server_time is None or not clock_is_suspect(server_time, now):
