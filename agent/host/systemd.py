@@ -218,7 +218,9 @@ def harden() -> None:
         HostError: the kernel refused.
     """
     try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Under our unit LimitCORE=0 has done it, and the filter of system calls would not let us.
+        if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (OSError, ValueError) as error:
         raise HostError(f"core files cannot be switched off: {error}") from None
     # The soft limit alone is not enough: a core_pattern that pipes to a program (systemd-coredump) ignores it.

@@ -1,0 +1,321 @@
+#!/usr/bin/env bash
+# Installs the worker credential agent on this machine, upgrades it, or takes it off. Needs root; asks nothing; may be
+# repeated. Used by the image templates beside it, by the boot tests, and by people.
+#
+#   install.sh [options]              install or upgrade
+#   install.sh uninstall [--purge]    take it off; --purge: its configuration, state and users too
+#
+#   --wheel FILE         the agent (default: the wheel beside this script, else built from the source tree around it)
+#   --wheelhouse DIR     install without a network, from the wheels in DIR (default: wheelhouse/ beside this script)
+#   --config FILE        install this as the configuration, in place of the present one
+#   --signer FILE        pin this signer's public key: goes to /etc/credential-agent/signers/ (may be repeated)
+#   --worker USER        let this user read the environment file: adds it to the group credential-workers (repeatable)
+#   --platform NAME      ec2, gce or none: which drop-in to install (default: by the firmware)
+#   --python PROGRAM     Python 3.11 or later (default: the newest found; installed by the package manager if there is none)
+#   --no-packages        do not touch the package manager
+#   --no-start           enable the units but start nothing (images)
+#   --no-redirect        leave out the nftables redirection: programs find the agent by environment only
+set -euo pipefail
+umask 022
+
+readonly PREFIX=/opt/credential-agent
+readonly ETC=/etc/credential-agent
+readonly UNITS=/etc/systemd/system
+readonly SERVICES=(credential-agent.socket credential-agent-control.socket credential-agent.service
+  credential-agent-redirect.service credential-agent-workers.slice credential-agent.target)
+
+here=$(cd "$(dirname "$0")" && pwd)
+readonly here
+
+say() { printf 'credential-agent: %s\n' "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+
+# Inside a chroot or while an image is built there is no systemd to talk to; units are enabled all the same.
+booted() { [ -d /run/systemd/system ]; }
+reload_systemd() { if booted; then systemctl daemon-reload; fi; }
+redirect() { "$PREFIX/bin/credential-agent" redirect "$@"; }
+
+# -- parts of installing ------------------------------------------------------------------------------------------------
+
+find_python() {
+  local name
+  for name in ${python:+"$python"} python3.14 python3.13 python3.12 python3.11 python3; do
+    if "$name" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$name"
+      return 0
+    fi
+  done
+  return 1
+}
+
+# The package manager is only called for what is missing: an image that has everything needs no network.
+install_packages() {
+  local wanted=()
+  command -v nft >/dev/null || wanted+=(nftables)
+  if [ -f /etc/debian_version ]; then
+    find_python >/dev/null || wanted+=(python3 python3-venv)
+    command -v ip >/dev/null || wanted+=(iproute2)
+    [ ${#wanted[@]} -gt 0 ] || return 0
+    say "installing ${wanted[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -qq --yes --no-install-recommends "${wanted[@]}" >/dev/null
+    # Ubuntu 22.04's python3 is 3.10; a newer one is beside it.
+    find_python >/dev/null ||
+      apt-get install -qq --yes --no-install-recommends python3.11 python3.11-venv >/dev/null
+  elif command -v dnf >/dev/null; then
+    find_python >/dev/null || wanted+=(python3.11)
+    command -v ip >/dev/null || wanted+=(iproute)
+    [ ${#wanted[@]} -gt 0 ] || return 0
+    say "installing ${wanted[*]}"
+    dnf --quiet --assumeyes --setopt=install_weak_deps=False install "${wanted[@]}" >/dev/null
+  else
+    [ ${#wanted[@]} -eq 0 ] || die "no package manager known here; install ${wanted[*]} and repeat with --no-packages"
+  fi
+}
+
+# A release is a virtual environment of its own, made beside the running one and switched to by one rename.
+install_release() {
+  local interpreter=$1 pip_options=() release
+  [ -n "$wheelhouse" ] && pip_options=(--no-index --find-links "$wheelhouse")
+  release="$PREFIX/releases/$(basename "$wheel" .whl)-$({ cat "$wheel" "$requirements" && echo "$interpreter"; } | sha256sum | cut -c1-12)"
+  if [ -e "$release/.complete" ]; then
+    say "release $(basename "$release") is installed already"
+  else
+    say "installing $(basename "$release")"
+    rm -rf "$release"
+    mkdir -p "$PREFIX/releases"
+    "$interpreter" -m venv --clear "$release"
+    "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir \
+      --only-binary :all: --require-hashes "${pip_options[@]}" -r "$requirements"
+    "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-deps \
+      --no-index "$wheel"
+    chown -R root:root "$release"
+    chmod -R go-w "$release"
+    touch "$release/.complete"
+  fi
+  "$release/bin/credential-agent" --version >/dev/null || die "the new release does not start; the old one is untouched"
+  candidate=$release
+}
+
+switch_release() {
+  ln -sfn "$candidate" "$PREFIX/current.new"
+  mv -T "$PREFIX/current.new" "$PREFIX/current"
+  ln -sfn current/bin "$PREFIX/bin"
+  ln -sfn "$PREFIX/bin/credential-agent" /usr/local/bin/credential-agent
+}
+
+drop_old_releases() {
+  local release
+  for release in "$PREFIX"/releases/*; do
+    [ "$release" = "$(readlink "$PREFIX/current")" ] || rm -rf "$release"
+  done
+}
+
+install_files() {
+  local name version
+  install -d -m 0755 "$ETC" "$ETC/signers" /etc/sysusers.d /etc/tmpfiles.d
+  install -m 0644 "$units/sysusers.d/credential-agent.conf" /etc/sysusers.d/credential-agent.conf
+  install -m 0644 "$units/tmpfiles.d/credential-agent.conf" /etc/tmpfiles.d/credential-agent.conf
+  install -D -m 0644 "$units/profile.d/credential-agent.sh" /etc/profile.d/credential-agent.sh
+  systemd-sysusers /etc/sysusers.d/credential-agent.conf
+  systemd-tmpfiles --create /etc/tmpfiles.d/credential-agent.conf
+  # As StateDirectory= would make it, so that the configuration can be checked before the first start.
+  install -d -m 0700 -o credential-agent -g credential-agent /var/lib/credential-agent
+  for name in "${SERVICES[@]}"; do
+    cmp -s "$units/$name" "$UNITS/$name" || changed+=("$name")
+    install -m 0644 "$units/$name" "$UNITS/$name"
+  done
+  install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/nftables.service.d"
+  rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,systemd-254}.conf
+  case $platform in
+    ec2 | gce) install -m 0644 "$units/drop-ins/50-$platform.conf" "$UNITS/credential-agent.service.d/50-$platform.conf" ;;
+  esac
+  version=$(systemctl --version | awk 'NR == 1 { print int($2) }')
+  if [ "$version" -ge 254 ]; then
+    install -m 0644 "$units/drop-ins/50-systemd-254.conf" "$UNITS/credential-agent.service.d/50-systemd-254.conf"
+  fi
+  install -m 0644 "$units/drop-ins/50-nftables.conf" "$UNITS/nftables.service.d/50-credential-agent.conf"
+  for name in "${signers[@]}"; do
+    install -m 0644 "$name" "$ETC/signers/$(basename "$name")"
+  done
+  if [ -n "$config" ]; then
+    install -m 0644 "$config" "$ETC/config.toml"
+  elif [ ! -e "$ETC/config.toml" ]; then
+    install -m 0644 "$units/config.toml" "$ETC/config.toml"
+  fi
+  for name in "${workers[@]}"; do
+    usermod --append --groups credential-workers "$name"
+  done
+}
+
+enable_units() {
+  local enabled=(credential-agent.socket credential-agent-control.socket credential-agent.service
+    credential-agent-workers.slice credential-agent.target)
+  if [ "$with_redirect" = yes ]; then
+    enabled+=(credential-agent-redirect.service)
+    systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
+  fi
+  systemctl --quiet enable "${enabled[@]}"
+  if [ "$with_redirect" = no ]; then
+    # The target requires it; masked, it is left out.
+    systemctl --quiet disable credential-agent-redirect.service 2>/dev/null || true
+    install -d "$UNITS/credential-agent.target.d"
+    printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
+  else
+    rm -rf "$UNITS/credential-agent.target.d"
+  fi
+}
+
+start_units() {
+  local name
+  systemctl start credential-agent-workers.slice
+  if [ "$with_redirect" = yes ]; then
+    if systemctl --quiet is-active credential-agent-redirect.service; then
+      systemctl reload credential-agent-redirect.service
+    else
+      systemctl start credential-agent-redirect.service
+    fi
+  fi
+  for name in "${changed[@]}"; do
+    case $name in
+      # A changed socket can only be made anew while nobody listens on it.
+      *.socket) systemctl stop credential-agent.service "$name" 2>/dev/null || true ;;
+    esac
+  done
+  systemctl start credential-agent.socket credential-agent-control.socket
+  # Callers wait in the sockets' queues meanwhile.
+  systemctl restart credential-agent.service || {
+    journalctl --no-pager --quiet --lines 20 --unit credential-agent.service >&2 || true
+    die "the agent does not start; its last words are above"
+  }
+  systemctl start credential-agent.target
+}
+
+do_install() {
+  local interpreter wheels
+  units=$here/systemd requirements=$here/requirements.txt
+  if [ ! -d "$units" ]; then # in the source tree
+    units=$here/../systemd requirements=$here/../requirements/runtime.txt
+  fi
+  [ -f "$requirements" ] || die "$requirements: not found"
+  if [ -z "$wheelhouse" ] && [ -d "$here/wheelhouse" ]; then wheelhouse=$here/wheelhouse; fi
+  if [ "$packages" = yes ]; then install_packages; fi
+  interpreter=$(find_python) || die "Python 3.11 or later with the venv module is needed (--python PROGRAM)"
+  interpreter=$(readlink -f "$interpreter")
+  command -v systemctl >/dev/null || die "systemd is needed"
+  [ "$with_redirect" = no ] || command -v nft >/dev/null || die "nftables is needed (or --no-redirect)"
+  if [ -z "$wheel" ]; then
+    wheels=("$here"/credential_agent-*.whl)
+    if [ -f "${wheels[0]}" ]; then
+      [ ${#wheels[@]} -eq 1 ] || die "several wheels in $here: say which with --wheel"
+      wheel=${wheels[0]}
+    elif [ -f "$here/../pyproject.toml" ]; then
+      say "building the wheel from the source tree"
+      scratch=$(mktemp -d)
+      "$interpreter" -m venv "$scratch/venv"
+      "$scratch/venv/bin/python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps \
+        --wheel-dir "$scratch" "$here/.." || die "the wheel could not be built (building needs hatchling: a network)"
+      wheel=$(ls "$scratch"/credential_agent-*.whl)
+    else
+      die "no wheel beside this script: use --wheel FILE"
+    fi
+  fi
+  if [ "$platform" = auto ]; then
+    case "$(cat /sys/class/dmi/id/sys_vendor 2>/dev/null || true)" in
+      "Amazon EC2") platform=ec2 ;;
+      Google) platform=gce ;;
+      *) platform=none ;;
+    esac
+  fi
+  changed=()
+  install_release "$interpreter"
+  install_files
+  # As the service: what it cannot read is not there for it.
+  setpriv --reuid credential-agent --regid credential-agent --init-groups \
+    "$candidate/bin/credential-agent" check --config "$ETC/config.toml" >/dev/null ||
+    die "the configuration is not acceptable to the new release (see above); the old one runs on"
+  switch_release
+  reload_systemd
+  enable_units
+  if booted && [ "$start" = yes ]; then
+    reload_systemd
+    start_units
+    say "installed and running"
+  else
+    say "installed; it starts at the next boot"
+  fi
+  drop_old_releases
+}
+
+# -- taking it off ------------------------------------------------------------------------------------------------------
+
+do_uninstall() {
+  local name
+  if booted; then
+    systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
+      credential-agent-control.socket credential-agent-redirect.service 2>/dev/null || true
+    # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
+    if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
+    systemctl --quiet stop credential-agent-workers.slice 2>/dev/null || true
+  fi
+  if [ -e "$UNITS/credential-agent.service" ]; then
+    systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
+  fi
+  for name in "${SERVICES[@]}"; do rm -rf "${UNITS:?}/$name" "${UNITS:?}/$name.d"; done
+  rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
+  rmdir "$UNITS/nftables.service.d" 2>/dev/null || true
+  rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh
+  rm -f /usr/local/bin/credential-agent
+  rm -rf "$PREFIX" /run/credential-agent
+  reload_systemd
+  if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi
+  if [ "$purge" = yes ]; then
+    rm -rf "$ETC" /var/lib/credential-agent
+    userdel credential-agent 2>/dev/null || true
+    for name in credential-agent credential-workers; do groupdel "$name" 2>/dev/null || true; done
+    say "removed, with its configuration and state"
+  else
+    say "removed; $ETC and /var/lib/credential-agent are kept (--purge takes them too)"
+  fi
+}
+
+# -- the command line ---------------------------------------------------------------------------------------------------
+
+wheel='' wheelhouse='' config='' platform=auto python='' packages=yes start=yes with_redirect=yes purge=no
+signers=() workers=() scratch='' candidate='' action=install
+trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
+
+if [ "${1:-}" = uninstall ]; then action=uninstall && shift; elif [ "${1:-}" = install ]; then shift; fi
+while [ $# -gt 0 ]; do
+  case $1 in
+    --wheel | --wheelhouse | --config | --signer | --worker | --platform | --python)
+      [ $# -ge 2 ] || die "$1 needs a value"
+      case $1 in
+        --wheel) wheel=$(readlink -f "$2") ;;
+        --wheelhouse) wheelhouse=$(readlink -f "$2") ;;
+        --config) config=$(readlink -f "$2") ;;
+        --signer) signers+=("$(readlink -f "$2")") ;;
+        --worker) workers+=("$2") ;;
+        --platform) platform=$2 ;;
+        --python) python=$2 ;;
+      esac
+      shift
+      ;;
+    --no-packages) packages=no ;;
+    --no-start) start=no ;;
+    --no-redirect) with_redirect=no ;;
+    --purge) purge=yes ;;
+    -h | --help)
+      sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"
+      exit 0
+      ;;
+    *) die "$1: unknown option; --help lists them" ;;
+  esac
+  shift
+done
+case $platform in auto | ec2 | gce | none) ;; *) die "--platform: expected ec2, gce or none, got $platform" ;; esac
+for file in ${wheel:+"$wheel"} ${config:+"$config"} "${signers[@]}"; do [ -f "$file" ] || die "$file: not found"; done
+[ "$(id -u)" = 0 ] || die "needs root"
+
+if [ "$action" = install ]; then do_install; else do_uninstall; fi

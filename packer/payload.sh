@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Gathers everything that install.sh needs into one directory: the wheel, the locked dependencies with their hashes, the
+# units. With a wheelhouse an image is built without any package index. Needs no root.
+#
+#   payload.sh DIRECTORY [--wheelhouse VERSION]...    VERSION: of the target's Python, such as 3.11; may be repeated
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+python=${PYTHON:-python3}
+machine=${MACHINE:-$(uname -m)}
+[ $# -ge 1 ] || { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
+target=$1 && shift
+mkdir -p "$target"
+rm -rf "$target"/credential_agent-*.whl "$target/systemd"
+"$python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps --wheel-dir "$target" "$here/.."
+cp "$here/../requirements/runtime.txt" "$target/requirements.txt"
+cp -R "$here/../systemd" "$target/systemd"
+install -m 0755 "$here/install.sh" "$here/validate.sh" "$target/"
+while [ $# -gt 0 ]; do
+  if [ "$1" != --wheelhouse ] || [ $# -lt 2 ]; then echo "payload: unknown option $1" >&2 && exit 64; fi
+  # What the target can use: wheels for its Python, glibc 2.17 to 2.34 (every system that install.sh knows).
+  "$python" -m pip download --quiet --no-input --disable-pip-version-check --require-hashes --only-binary :all: \
+    --implementation cp --python-version "$2" \
+    --platform "manylinux_2_34_$machine" --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
+    --platform "manylinux2014_$machine" --platform "manylinux_2_5_$machine" --platform "manylinux1_$machine" \
+    --dest "$target/wheelhouse" -r "$here/../requirements/runtime.txt"
+  shift 2
+done
+echo "$target"
