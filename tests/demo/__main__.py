@@ -28,6 +28,17 @@ def _directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="demo-"))
 
 
+def _forget_the_caller() -> None:
+    """Whatever the caller's shell says about clouds and proxies is for other programs: none of it may be used here."""
+    for name in list(os.environ):
+        if name.upper().startswith(
+            ("AWS_", "BOTO", "GOOGLE_", "GCE_", "CLOUDSDK_", "GCLOUD_")
+        ) or name.upper().endswith("_PROXY"):
+            del os.environ[name]
+    # This process, too, speaks to the embedded clouds with boto3, which would read these.
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+
+
 def _ended(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 
@@ -37,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo")
     parser.add_argument("--keep", action="store_true", help="leave it running at the end, until Ctrl-C")
     arguments = parser.parse_args()
+    _forget_the_caller()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _ended)
 

@@ -153,8 +153,9 @@ class Stage:
         for program in self.must_run:
             if not program.running:
                 code = program.process.returncode
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-                raise Failed(f"{program.name} {how}: {program.last_words()}")
+                if code < 0:
+                    raise Failed(f"{program.name} was killed by {signal.Signals(-code).name}")
+                raise Failed(f"{program.name} ended with status {code}: {program.last_words()}")
 
     def stop(self, program: Program, *, by: signal.Signals = signal.SIGTERM, seconds: float = 10) -> int:
         """Ask a program to end; returns its exit status."""
@@ -198,11 +199,6 @@ class Agent:
     control: Path
     door: socket.socket
     program: Program = field(init=False)
-
-    @property
-    def port(self) -> int:
-        port: int = self.door.getsockname()[1]
-        return port
 
     def start(self) -> None:
         """Start it and wait until it says ``READY=1``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import socket
 import sys
@@ -107,6 +106,7 @@ class Story:
         text = json.dumps  # TOML's basic strings are JSON's
         return f"""# The configuration of the demonstration: a worker on EC2 whose clouds answer on loopback.
 [listen]
+http = ["127.0.0.1:{self.door.getsockname()[1]}"]  # the socket unit's address
 control = {text(str(control))}
 
 [identity]
@@ -219,9 +219,7 @@ directory = {text(f"{worker}/state")}
         self._expect(found.get("DATASET") == S3_URL, "DATASET from David's own environment", found.get("DATASET"))
         keys = sorted(name for name in found if re.match(r"AWS_(ACCESS_KEY|SECRET|SESSION|SECURITY)", name))
         self._expect(not keys, "pointers and no keys in the environment file", keys)
-        self.teller.done(
-            f"the environment file: {len(found)} variables, all of them pointers, none of them a key; among them"
-        )
+        self.teller.done(f"the environment file: {len(found)} variables, no cloud key among them; three of them")
         for name in ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "GCE_METADATA_HOST", "DATASET"):
             self.teller.note(f"{name}={found[name]}")
 
@@ -560,22 +558,23 @@ directory = {text(f"{worker}/state")}
     def try_by_hand(self) -> None:
         """What to do with it while it runs."""
         say = self.teller.line
-        worker = self.directory / "worker"
-        shown = Path(os.path.relpath(worker, ROOT)) if worker.is_relative_to(ROOT) else worker
-        python = Path(sys.executable).parent
-        tool = Path(os.path.relpath(python, ROOT)) if python.is_relative_to(ROOT) else python
+        worker, tools = _short(self.directory / "worker"), _short(Path(sys.executable).parent)
         say()
         say(self.teller.paint("1", "It keeps running. In another terminal, in this directory:"))
         say()
-        say(f"  {tool}/credential-agent status --socket {shown}/run/control.sock")
-        say(f"  (. {shown}/run/env.sh; HOME={shown}/home {tool}/python tests/demo/user_program.py {S3_URL})")
-        say(f"  (. {shown}/run/env.sh; HOME={shown}/home {tool}/python tests/demo/user_program.py {GCS_URL})")
-        say(f"  cat {shown}/run/env {shown}/config.toml")
-        say(
-            f"  tail -f {os.path.relpath(self.directory, ROOT) if self.directory.is_relative_to(ROOT) else self.directory}/credential-agent.err"
-        )
+        say(f"  {tools}/credential-agent status --config {worker}/config.toml")
+        for url in (S3_URL, GCS_URL):
+            say(f"  HOME={worker}/home {tools}/credential-agent exec --config {worker}/config.toml -- \\")
+            say(f"    {tools}/python tests/demo/user_program.py --once {url}")
+        say(f"  cat {worker}/run/env")
+        say(f"  tail -f {_short(self.directory)}/credential-agent.err")
         say()
         say("Ctrl-C ends it all.")
+
+
+def _short(path: Path) -> Path:
+    """As one would type it in the clone."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def _tail(key: str) -> str:
