@@ -7,6 +7,7 @@ start, and then now and then in case it was not whole at first. What else is in 
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from datetime import datetime
@@ -90,7 +91,8 @@ class Ec2UserDataSource:
             return None
         if answer.status != 200:
             raise SourceError(f"expected 200 or 404 for user-data, got {answer.status}")
-        bundle = extract(answer.body)
+        # In a thread: a document made to be hard to read must not hold up the loop that serves.
+        bundle = await asyncio.to_thread(extract, answer.body)
         return None if bundle is None else SealedBundle(data=bundle, origin=self.name)
 
     async def acknowledge(self, ack: Ack) -> None:

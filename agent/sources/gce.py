@@ -198,7 +198,8 @@ class _Attribute:
             return None
         # The value may be a document too, should somebody keep user-data and metadata alike. What is none is offered as
         # it is: the decoder says what is wrong with it, and the sender hears of it.
-        return SealedBundle(data=extract(answer.body) or answer.body, origin=self._name)
+        found = await asyncio.to_thread(extract, answer.body)  # a document made to be hard to read holds up nobody
+        return SealedBundle(data=found or answer.body, origin=self._name)
 
     async def _look_at_list(self) -> bool:
         """Wait on the list of attributes; whether ours has appeared in it."""

@@ -36,12 +36,14 @@ BEGIN: Final = "-----BEGIN CREDENTIAL BUNDLE-----"
 END: Final = "-----END CREDENTIAL BUNDLE-----"
 ARMOUR_COLUMNS: Final = 76
 
-MAX_DOCUMENT_BYTES: Final = 1_048_576
+MAX_DOCUMENT_BYTES: Final = 262_144
 """The most a document may hold after decompression. EC2 allows 16 KiB; cloud-init gzips, and gzip bombs are cheap."""
 
 MAX_PARTS: Final = 64
 MAX_DEPTH: Final = 4
-"""Bounds on a MIME document, so that no nesting makes work out of proportion to its size."""
+MAX_BOUNDARIES: Final = 16
+"""Bounds on a MIME document. The standard library's parser tries every enclosing boundary on every line, so a thousand
+nested ones cost it a minute; they are counted before it is asked."""
 
 # Between the markers only base64, line by line; before it on each line, what comments out or indents.
 _LINE: Final = re.compile(rb"^[ \t]*(?:(?:#|//|;)+[ \t]*)?([A-Za-z0-9+/=]*)[ \t]*\r?$")
@@ -50,6 +52,7 @@ _MARK: Final = re.compile(
 )
 # The first header of a MIME document; cloud-init looks for the same two.
 _MIME_START: Final = re.compile(rb"^(?:Content-Type:|MIME-Version:)", re.IGNORECASE)
+_BOUNDARY: Final = re.compile(rb"\bboundary\*?\d*\*?[ \t]*=", re.IGNORECASE)
 _LIKE_A_BUNDLE: Final = re.compile(rb'"(?:ciphertext|protected|encrypted_key)"')
 _COMPACT: Final = re.compile(rb"^[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}\s*$")
 
@@ -187,6 +190,8 @@ def _from_json(text: bytes) -> bytes | None:
 
 def _from_mime(text: bytes) -> bytes | None:
     """A part of our type, or armour in any other part."""
+    if (boundaries := len(_BOUNDARY.findall(text))) > MAX_BOUNDARIES:
+        raise WireError(f"expected at most {MAX_BOUNDARIES} MIME boundaries, got {boundaries}")
     try:
         message = email.message_from_bytes(text, policy=email.policy.compat32)
     except (ValueError, LookupError, RecursionError, email.errors.MessageError) as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import shutil
 import subprocess
+import time
 from email.mime.multipart import MIMEMultipart
 from email.mime.nonmultipart import MIMENonMultipart
 from email.mime.text import MIMEText
@@ -177,11 +179,42 @@ def test_bombs_cost_nothing() -> None:
         above = MIMEMultipart()
         above.attach(deep)
         deep = above
-    with pytest.raises(WireError, match="deep"):
+    with pytest.raises(WireError, match="boundaries"):
         extract(deep.as_bytes())
+    nested = MIMEMultipart()
+    for _ in range(6):
+        above = MIMEMultipart()
+        above.attach(nested)
+        nested = above
+    with pytest.raises(WireError, match="deep"):
+        extract(nested.as_bytes())
     with pytest.raises(WireError, match="at most"):
         extract(b"x" * (MAX_DOCUMENT_BYTES + 1))
-    assert extract(b'{"a":' * 200_000) is None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"MIME-Version: 1.0\n"
+        + b"".join(b'Content-Type: multipart/mixed; boundary="b%d"\n\n--b%d\n' % (n, n) for n in range(900))
+        + b"x\n" * 100_000,
+        b"MIME-Version: 1.0\n"
+        + b"".join(b'Content-Type: multipart/mixed; boundary="b%d"\n\n--b%d\n' % (n, n) for n in range(15))
+        + b"x\n" * 120_000,
+        b'MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="b"\n\n' + b"--b\n\nx\n" * 30_000,
+        b"Content-Type: multipart/mixed; " + b'a="b"; ' * 37_000 + b"\n\n--b\n",
+        b"MIME-Version: 1.0\n" + b"A: b\n" * 50_000,
+        b"#" * 130_000 + b" " * 130_000,
+        b'{"a":' * 50_000,  # deeper than a parser may recurse
+    ],
+    ids=["nested", "nested-within-bounds", "many-parts", "long-header", "many-headers", "comment", "deep-json"],
+)
+def test_documents_made_to_be_slow_are_not(document: bytes) -> None:
+    """The worst that the size allows costs a few seconds of CPU at the very most (in a thread), not minutes."""
+    began = time.process_time()
+    with contextlib.suppress(WireError):
+        extract(document)
+    assert time.process_time() - began < 5
 
 
 @given(st.binary(max_size=400))
