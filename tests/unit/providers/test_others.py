@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -145,20 +146,22 @@ def test_botocore_is_content_with_the_fake_sts() -> None:
         return session.create_client("sts", region_name=REGION, endpoint_url=url, config=config, **credentials)
 
     def scenario(url: str) -> None:
-        user = client(url, aws_access_key_id=key, aws_secret_access_key=secret)
-        assert user.get_caller_identity()["Account"] == ACCOUNT
-        made = user.get_session_token(DurationSeconds=900)["Credentials"]
-        session = client(
-            url,
-            aws_access_key_id=made["AccessKeyId"],
-            aws_secret_access_key=made["SecretAccessKey"],
-            aws_session_token=made["SessionToken"],
-        )
-        role = session.assume_role(RoleArn=READER, RoleSessionName="job", ExternalId="ext", Tags=[])
-        assert role["AssumedRoleUser"]["Arn"].endswith("assumed-role/reader/job")
-        assert role["Credentials"]["Expiration"] > datetime.now(UTC)
-        with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
-            session.assume_role(RoleArn=READER, RoleSessionName="job")
+        with closing(client(url, aws_access_key_id=key, aws_secret_access_key=secret)) as user:
+            assert user.get_caller_identity()["Account"] == ACCOUNT
+            made = user.get_session_token(DurationSeconds=900)["Credentials"]
+        with closing(
+            client(
+                url,
+                aws_access_key_id=made["AccessKeyId"],
+                aws_secret_access_key=made["SecretAccessKey"],
+                aws_session_token=made["SessionToken"],
+            )
+        ) as session:
+            role = session.assume_role(RoleArn=READER, RoleSessionName="job", ExternalId="ext", Tags=[])
+            assert role["AssumedRoleUser"]["Arn"].endswith("assumed-role/reader/job")
+            assert role["Credentials"]["Expiration"] > datetime.now(UTC)
+            with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
+                session.assume_role(RoleArn=READER, RoleSessionName="job")
 
     async def main() -> None:
         async with serve(sts) as url:
