@@ -61,15 +61,20 @@ format: $(VENV)/.package ## format and fix what can be fixed
 readme: $(VENV)/.package ## put the made parts of the README in place
 	@$(BIN)/python -m tests.readme
 
+.PHONY: bench
+bench: $(VENV)/.package ## how fast and how large the daemon is, beside a plain Go server (ARGS=--quick)
+	@exec $(BIN)/python -m tests.bench $(ARGS)
+
 # uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.
 LOCK := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
 .PHONY: lock
-lock: ## resolve pyproject.toml and requirements/test.in anew (ARGS=--upgrade for newer versions)
+lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for newer versions)
 	@test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/python -m pip --quiet install uv; }
 	$(LOCK) pyproject.toml --output-file requirements/runtime.txt
 	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
+	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 
 .PHONY: clean
 clean: ## remove everything that was made here

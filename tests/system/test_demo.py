@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +91,9 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     if started.process.poll() is None:
         started.process.terminate()
         started.end()
+    # A demonstration that failed leaves its logs to be read; here nobody will.
+    if kept := re.search(r"^ logs and files: (.+)$", started.said, re.MULTILINE):
+        shutil.rmtree(kept[1])
 
 
 def test_every_step_goes_as_said(demo: Demo) -> None:
