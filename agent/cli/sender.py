@@ -369,7 +369,7 @@ def _policy(path: Path | None) -> str | None:
         return None
     try:
         text = json.dumps(json.loads(_read(path)), separators=(",", ":"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"--policy {path}: expected JSON, got something else ({error})") from None
     if len(text) > 2048:
         raise click.UsageError(f"--policy {path}: expected at most 2048 characters without spaces, got {len(text)}")

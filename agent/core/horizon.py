@@ -282,5 +282,5 @@ def jwt_end(token: str) -> datetime | None:
     try:
         claims = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         return utc(msgspec.json.decode(claims, type=_Exp).exp)
-    except (binascii.Error, ValueError, OverflowError, OSError, msgspec.MsgspecError):
+    except (binascii.Error, ValueError, OverflowError, OSError, RecursionError, msgspec.MsgspecError):
         return None

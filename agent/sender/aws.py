@@ -43,6 +43,10 @@ READ_TIMEOUT_SECONDS: Final = 15
 # saml2aws writes the first, aws-azure-login and others the rest.
 _PROFILE_ENDS: Final = ("x_security_token_expires", "aws_expiration", "aws_session_expiration", "expiration")
 
+# These escape botocore when a credential_process prints no JSON, or JSON that is no object, and when a cached sign-on
+# lacks a member.
+_ODD: Final = (ValueError, LookupError, TypeError, AttributeError)
+
 _PASSING_CODES: Final = frozenset(
     {
         "Throttling",
@@ -134,7 +138,7 @@ class _Local:
     """The credentials of this computer, frozen at one moment, and an STS client that uses them."""
 
     def __init__(self, session: Any, now: datetime) -> None:
-        found = _call(session.get_credentials)
+        found = _call(session.get_credentials, _ODD)
         if found is None:
             raise Denied(
                 "boto3 finds no AWS identity on this computer",
@@ -392,7 +396,7 @@ def _end(found: Any, session: Any) -> datetime | None:
 def _frozen(found: Any) -> Any:
     """The credentials at one moment: three parts that belong together."""
     try:
-        return _call(found.get_frozen_credentials)
+        return _call(found.get_frozen_credentials, _ODD)
     except RuntimeError:
         # botocore's word for credentials that are no fresher after a refresh: from the environment, they never are.
         raise Denied(
@@ -406,7 +410,7 @@ def _seconds(length: timedelta) -> int:
     return int(length.total_seconds())
 
 
-def _call(function: Any) -> Any:
+def _call(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
     """Call the SDK; every way it fails becomes an error of ours, with the code AWS gave and no secret."""
     from botocore.exceptions import (  # noqa: PLC0415 - only when a call is made
         BotoCoreError,
@@ -421,9 +425,11 @@ def _call(function: Any) -> Any:
         raise _refusal(error.response.get("Error", {})) from None
     except (ConnectionError, HTTPClientError) as error:
         raise Transient(f"AWS cannot be reached: {error}", code="network") from None
-    except BotoCoreError as error:
+    except (BotoCoreError, OSError, *odd) as error:
+        # What the odd ones say may hold what a helper printed: only their kind is told.
+        words = str(error) if isinstance(error, BotoCoreError | OSError) else type(error).__name__
         raise Denied(
-            f"boto3 cannot use the AWS identity of this computer: {str(error).strip().rstrip('.')}",
+            f"boto3 cannot use the AWS identity of this computer: {words.strip().partition(chr(10))[0].rstrip('.: ')}",
             hint="does `aws sts get-caller-identity` work here? an ended sign-on needs `aws sso login`",
             code=type(error).__name__,
         ) from None

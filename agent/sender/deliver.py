@@ -150,7 +150,7 @@ class GceAttribute:
             raise Transient("the Compute Engine API cannot be reached", code="network") from error
         try:
             content = json.loads(answer.data or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             content = {}
         return answer.status, content if isinstance(content, dict) else {}
 

@@ -181,9 +181,9 @@ def _read_adc(path: Path | None) -> _AdcFile:
     broken = ""
     try:
         return msgspec.json.decode(read(path), type=_AdcFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         # A position or the name of a member, never a value.
-        broken = str(error) if isinstance(error, msgspec.MsgspecError) else "not UTF-8"
+        broken = str(error) if isinstance(error, msgspec.MsgspecError) else "not plain JSON"
     raise Denied(f"{path}: not application default credentials: {broken}", hint=hint, code="no-credentials")
 
 
@@ -254,7 +254,7 @@ def _email(credentials: Any, request: Transport) -> str | None:
         if answer.status != 200:
             return None
         return msgspec.json.decode(answer.data, type=_UserInfo).email
-    except (Denied, Transient, msgspec.MsgspecError):
+    except (Denied, Transient, UnicodeDecodeError, RecursionError, msgspec.MsgspecError):
         return None
 
 

@@ -210,7 +210,7 @@ class _Attribute:
         try:
             # A list of pairs would be ambiguous; a name twice is the later one, as for every JSON reader.
             listed: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise SourceError("expected metadata attributes as a JSON object, got something else") from error
         if self._key not in listed:
             return False

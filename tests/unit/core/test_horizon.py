@@ -221,6 +221,12 @@ def test_a_sentence_says_until_when_and_who() -> None:
     assert sentence(outlook(KEYS), NOW).startswith("aws: no end in sight (grant k); renewed by sts:GetSessionToken")
 
 
+def test_a_token_nested_without_end_is_not_read() -> None:
+    """A payload deeper than a parser may recurse is a token whose end cannot be read."""
+    deep = base64.urlsafe_b64encode(b'{"a":' + b"[" * 60_000).decode().rstrip("=")
+    assert jwt_end(f"e30.{deep}.c2ln") is None
+
+
 @given(st.text(max_size=200))
 def test_reading_the_end_of_a_token_never_raises(text: str) -> None:
     """Whatever stands where a token should, the answer is an instant or None."""

@@ -302,6 +302,18 @@ def _without_region(world: World) -> Any:
     return get
 
 
+@pytest.mark.parametrize(
+    "command", ["/nonexistent/helper", "/bin/false", "/bin/echo SECRETSECRET", "/bin/echo {}", "/bin/echo [1]"]
+)
+def test_a_broken_credential_process_is_explained(world: World, command: str) -> None:
+    """A helper that is missing, fails, or prints rubbish is one line, without what it printed."""
+    (world.home / "config").write_text(f"[profile p]\ncredential_process={command}\n")
+    with pytest.raises(Denied, match="cannot use the AWS identity") as caught:
+        world.collect(variables={}, profile="p")
+    assert "SECRETSECRET" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_multi_factor_code_reaches_sts(world: World) -> None:
     """Device and code are sent where the exchange or the role asks for them."""
     world.collect(mfa=Mfa("arn:aws:iam::111122223333:mfa/me", Secret("123456")))

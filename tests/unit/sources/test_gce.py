@@ -205,6 +205,28 @@ def test_something_else_at_that_address_is_trouble() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    "body", [b"[]", b"\xff", b'{"a":' + b"[" * 60_000, b""], ids=["list", "bytes", "deep", "empty"]
+)
+def test_a_list_of_attributes_that_is_none_is_trouble(body: bytes) -> None:
+    """What should be a JSON object and is not, however deep, is the source's trouble and nothing worse."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            real = server.answer
+
+            async def answer(request: Any) -> Any:
+                if request.path.endswith("/attributes/"):
+                    return server._respond(200, body, "application/json")
+                return await real(request)
+
+            server.answer = answer
+            with pytest.raises(SourceError, match="as a JSON object"):
+                await source.fetch()
+
+    run(test())
+
+
 def test_a_value_that_is_no_bundle_is_offered_for_the_decoder_to_refuse() -> None:
     """Somebody put it there under our name: they hear from the verdict what is wrong with it."""
 
