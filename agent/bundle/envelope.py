@@ -139,12 +139,17 @@ def _json(data: bytes) -> Envelope:
 
 
 def _general(top: dict[str, Any]) -> Envelope:
-    _members(top, "the bundle", {"protected", "recipients", "iv", "ciphertext", "tag"}, set())
+    _members(top, "the bundle", {"protected", "recipients", "iv", "ciphertext", "tag"}, {"encrypted_key"})
     protected_raw = _text(top["protected"], "protected").encode("utf-8", "replace")
     protected = _protected(protected_raw)
     entries = top["recipients"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_RECIPIENTS:
         raise FormatError(f"recipients must be a list of 1 to {MAX_RECIPIENTS}", code=Code.RECIPIENTS)
+    first = entries[0].get("encrypted_key") if isinstance(entries[0], dict) else None
+    if top.get("encrypted_key", first) != first:
+        # go-jose repeats the first recipient's here (RFC 7516 has it in the flattened form only). A repetition says
+        # nothing; anything else would be a second reading.
+        raise FormatError("encrypted_key beside recipients must repeat that of the first", code=Code.HEADER)
     recipients = []
     for entry in entries:
         if not isinstance(entry, dict):

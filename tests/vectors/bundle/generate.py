@@ -178,6 +178,9 @@ def good() -> Iterator[Case]:
     yield ok("eddsa-name", "the older name of Ed25519 signatures", sealed(claims(), header={"alg": "EdDSA"}))
     yield ok("alg-in-protected", "alg, kid and epk may stand in the protected header", _alg_in_protected())
     yield ok("white-space", "white space around the bundle is ignored", "\r\n \t" + text(sealed(claims())) + "\n\n")
+    repeated = sealed(claims())
+    repeated["encrypted_key"] = repeated["recipients"][0]["encrypted_key"]
+    yield ok("key-repeated", "encrypted_key beside recipients, as go-jose repeats it", repeated)
     yield ok("pretty-json", "white space inside JSON is JSON's own", json.dumps(sealed(claims()), indent=2))
     yield ok("aud-string", "a single audience may be a bare string", sealed(claims(aud="urn:credbundle:cluster:blue")))
     yield ok(
@@ -428,6 +431,12 @@ def recipients() -> Iterator[Case]:
     yield case("recipients-257", "too many", "recipients", bent(recipients=crowd), max_bytes=262144)
     yield case("recipients-same-kid", "one key id twice", "recipients", bent(recipients=[entry, entry]))
     yield case("recipients-and-header", "both JSON forms at once", "header", bent(header={}))
+    yield case(
+        "key-beside-recipients",
+        "an encrypted_key beside recipients that is another",
+        "header",
+        bent(encrypted_key="AAAA"),
+    )
     yield case("recipient-foreign", "an unknown member in an entry", "header", bent(recipients=[{**entry, "x": 1}]))
     yield case("recipient-no-key", "no encrypted_key", "header", bent(recipients=[{"header": entry["header"]}]))
     yield case("kid-missing", "no kid", "recipients", bent_recipient(kid=None))
