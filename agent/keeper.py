@@ -104,6 +104,7 @@ class Keeper:
         changed: called on the loop whenever an answer may have changed; it must not block.
         learn: takes the ``Date`` of a cloud's answer; may move the clock.
         follow: called each time round; may move the clock too (the wall clock was stepped, and no cloud told better).
+            Returns whether there is a reason to ask a cloud for the time.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Keeper:
         rng: random.Random,
         changed: Callable[[], None] = lambda: None,
         learn: Callable[[datetime], object] = lambda _: None,
-        follow: Callable[[], object] = lambda: None,
+        follow: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = store
         self.counters = Counters()
@@ -351,9 +352,12 @@ class Keeper:
 
     def step(self) -> None:
         """Once round: tell what changed, start what is due. Never blocks."""
-        self._follow()
+        doubtful = self._follow()
         self.rebase()
         now = self._clock.now()
+        if doubtful:
+            self._log.info("clock.doubtful")
+            self.store.hasten(now)
         self.last_step = self._clock.boottime()
         for notice in self.store.tick(now):
             self._tell(notice)

@@ -33,7 +33,8 @@ class Skew:
 
     ``Date`` (RFC 9110 section 6.6.1) is cut to the second and arrives late by the time of the answer, so a difference
     below the tolerance is no difference. The first sample is believed at once: at boot, before NTP, it is the only
-    thing to go by. A later one that contradicts must be confirmed by the next, lest one broken server move our time.
+    thing to go by. A later one that contradicts must be confirmed by the next, or by the machine's wall clock, lest one
+    broken server move our time.
 
     Pure: it holds numbers and gives a correction; the clock applies it.
     """
@@ -45,12 +46,18 @@ class Skew:
         self.last_difference: float | None = None
         self._doubt: float | None = None
 
-    def sample(self, server: datetime, now: datetime) -> float:
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last sample contradicted us and was not believed."""
+        return self._doubt is not None
+
+    def sample(self, server: datetime, now: datetime, wall: datetime | None = None) -> float:
         """Take one sample.
 
         Args:
             server: the ``Date`` of an answer from a metadata service or a cloud's token service.
             now: our estimate when the answer came.
+            wall: what the machine's wall clock says: a witness, never more.
 
         Returns:
             Seconds to add to our estimate; ``0.0`` for none.
@@ -63,6 +70,8 @@ class Skew:
             self._doubt = None
             return 0.0
         confirmed = self._doubt is not None and abs(difference - self._doubt) <= self.TOLERANCE_SECONDS
+        if wall is not None and abs((server - wall).total_seconds() + 0.5) <= self.TOLERANCE_SECONDS:
+            confirmed = True
         if first or confirmed:
             self._doubt = None
             return difference

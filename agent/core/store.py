@@ -77,6 +77,10 @@ ID_TOKEN_LEFT: Final = timedelta(minutes=10)
 ID_TOKEN_AUDIENCES: Final = 64
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
 
+HASTE_EVERY: Final = timedelta(minutes=10)
+HASTE_SPREAD: Final = timedelta(seconds=30)
+"""See :meth:`Store.hasten`."""
+
 
 class _Held(NamedTuple):
     """A credential and its end *on our own clock*.
@@ -171,6 +175,7 @@ class Store:
         self._told: dict[Cloud, tuple[object, ...]] = {}
         self._warned: dict[Cloud, datetime] = {}
         self._observed = Facts()
+        self._hastened: datetime | None = None
         self._version = 0
         self._want_instances(now)
 
@@ -341,6 +346,8 @@ class Store:
             now: the new estimate.
         """
         self._grace_until += by
+        if self._hastened is not None:
+            self._hastened += by
         for slot in self._slots.values():
             if slot.renew_at is not None:
                 slot.renew_at += by
@@ -353,6 +360,18 @@ class Store:
                 slot.renew_at = min(slot.renew_at, again) if again is not None else slot.renew_at
         self._previous = {cloud: old._replace(held=old.held.moved(by)) for cloud, old in self._previous.items()}
         self._version += 1
+
+    def hasten(self, now: datetime) -> None:
+        """Ask for everything anew soon, since the answers say what time it is: there is doubt about our clock.
+
+        At most once in :data:`HASTE_EVERY`: a wall clock that somebody steps to and fro must storm nobody.
+        """
+        if self._hastened is not None and now - self._hastened < HASTE_EVERY:
+            return
+        self._hastened = now
+        for slot in self._slots.values():
+            if slot.renew_at is not None and slot.failure is None:
+                slot.renew_at = min(slot.renew_at, now + HASTE_SPREAD * self._rng.random())
 
     def reconfigure(self, policy: Policy, now: datetime) -> None:
         """Take another policy (a reload). The grace is not started anew."""

@@ -3,7 +3,9 @@
 Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend. UTC is that clock plus an offset taken
 at the start and corrected from the clouds' own ``Date``. As long as no cloud has told us the time, the wall clock is
 followed (NTP may step it right after boot); from then on a step of the wall clock, by hours in either direction, moves
-nothing.
+nothing. It is a reason to ask, though: a machine that its hypervisor stopped for an hour (a snapshot, a migration) has
+lost that hour on every clock but the one that NTP then sets right. When a cloud confirms it, the lost time is added to
+the clock that never steps, so that every deadline is where it was.
 
 The offset moves only in :meth:`SystemClock.learn` and :meth:`SystemClock.follow`, never by itself: whoever calls them
 also moves what was counted from a moment of ours (:meth:`agent.core.store.Store.rebase`), so that no reader sees a new
@@ -48,39 +50,56 @@ class SystemClock:
         self._boottime = boottime
         self._wall = wall
         self._nap_seconds = nap_seconds
-        self._offset = wall() - boottime()
+        self._lost = 0.0  # seconds in which the whole machine stood still
+        self._offset = self._seen_wall = wall() - boottime()
+        self._stepped = 0.0  # by so many seconds the wall clock was stepped since a cloud last agreed with us
         self.skew = Skew()
 
     def boottime(self) -> float:
-        """Seconds on a clock that never steps and counts on through suspend."""
-        return self._boottime()
+        """Seconds on a clock that never steps back and counts on through suspend."""
+        return self._boottime() + self._lost
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        return utc(self._boottime() + self._offset)
+        return utc(self.boottime() + self._offset)
 
     def learn(self, server: datetime) -> float:
         """Learn from a ``Date`` that has just come; return by how many seconds our time was moved."""
-        shift = self.skew.sample(server, self.now())
-        self._offset += shift
+        self._look()
+        shift = self.skew.sample(server, self.now(), utc(self._wall()))
+        if shift > 0 and abs(shift - self._stepped) <= 2 * Skew.TOLERANCE_SECONDS:
+            self._lost += shift
+        else:
+            self._offset += shift
+        if not self.skew.doubtful:
+            self._stepped = 0.0
         return shift
 
-    def follow(self) -> float:
-        """Follow a step of the wall clock if nothing better is known.
+    def follow(self) -> bool:
+        """Look at the wall clock: follow its step if nothing better is known.
 
         Returns:
-            By how many seconds our time was moved.
+            Whether it was stepped away from what we know: a reason to ask a cloud for the time, not one to believe.
         """
-        error = self.wall_error_seconds
-        if self.skew.samples or abs(error) <= WALL_STEP_SECONDS:
-            return 0.0
-        self._offset += error
-        return error
+        doubtful = self._look()
+        if not self.skew.samples and abs(self.wall_error_seconds) > WALL_STEP_SECONDS:
+            self._offset += self.wall_error_seconds
+        return doubtful
+
+    def _look(self) -> bool:
+        """Whether the wall clock was stepped away from what a cloud told us, since the last look."""
+        wall = self._wall() - self._boottime()
+        step, self._seen_wall = wall - self._seen_wall, wall
+        if not self.skew.samples or abs(step) <= WALL_STEP_SECONDS:
+            return False
+        agrees = abs(self.wall_error_seconds) <= Skew.TOLERANCE_SECONDS
+        self._stepped = 0.0 if agrees else self._stepped + step
+        return not agrees
 
     @property
     def wall_error_seconds(self) -> float:
         """How far the machine's wall clock is from our estimate: positive when the wall clock is ahead."""
-        return self._wall() - self._boottime() - self._offset
+        return self._wall() - self.boottime() - self._offset
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. The loop's timer stands still in suspend, so a long sleep is cut into naps that notice a resume."""

@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 import structlog
@@ -28,6 +28,7 @@ class Issued:
 
     credential: Credential
     server_time: datetime | None = None
+    lifetime: timedelta | None = None
 
 
 @dataclass(frozen=True)

@@ -428,7 +428,7 @@ class TestAnotherTry:
             world.issuer.gate.set()
             await world.clock.advance(1)
 
-            assert events(logs, "clock.corrected")[0]["seconds"] == -18000.0
+            assert events(logs, "clock.corrected")[-1]["seconds"] == -18000.0
             assert isinstance(world.store.view(Cloud.GCP, world.clock.now()), Live)
 
     @looped
