@@ -535,6 +535,11 @@ _SECTIONS: Final = {
 
 def _check(config: Config, origin: str) -> None:
     """What types cannot say."""
+    if not config.listen.http:
+        raise ConfigError(
+            f"{origin}: listen.http: expected at least one address",
+            hint="without a door no worker can ask; sockets that systemd passes take the place of these",
+        )
     try:
         for value in config.listen.http:
             host_port(value)

@@ -57,6 +57,8 @@ IDENTIFY_AGAIN_SECONDS: Final = 15.0
 READY_AFTER_SECONDS: Final = 10.0
 """Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
 CLOSE_SECONDS: Final = 2.0
+SETTLE_SECONDS: Final = 5.0
+"""How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
 STALE_LOOP_SECONDS: Final = 90.0
 """The keeper's loop goes round at least once a minute; one that has not for this long is stuck."""
 
@@ -105,8 +107,7 @@ class Daemon:
         self._out = compose.upstream(settings)
         self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
         self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
-        self._ephemeral: keys.LocalKey | None = None
-        self._opening = compose.Opening(self._keyring(settings), compose.trust(settings), frozenset())
+        self._opening = compose.Opening(self._keyring(settings, None), compose.trust(settings), frozenset())
         self._sources = compose.sources(
             settings, metadata=self._metadata, clock=self.clock, rng=self._rng, learn=self._learn
         )
@@ -182,12 +183,12 @@ class Daemon:
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.keeper.run(), name="keeper"),
             asyncio.create_task(self._tell_ready(), name="ready"),
-            asyncio.create_task(self._publish_keys(), name="publish keys"),
         ]
         if not found and (self._metadata.ec2 is not None or self._metadata.gce is not None):
             background.append(asyncio.create_task(self._identify_late(), name="identify"))
         if self._watchdog is not None:
             background.append(asyncio.create_task(self._feed_watchdog(self._watchdog), name="watchdog"))
+        self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
         stopped = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             while not stopped.done():
@@ -195,11 +196,12 @@ class Daemon:
                 for task in done - {stopped}:
                     background.remove(task)
                     task.result()  # a part that must not end has: its error is ours
-            await self._publisher.settled()
+            await self._publisher.settled(CLOSE_SECONDS / 4)
         finally:
-            for task in (stopped, *background):
+            ending = (stopped, self._publishing, *background)
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(stopped, *background, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
 
     async def _identify(self, seconds: float) -> list[Machine]:
         """Ask the metadata services who this machine is; what does not answer in time is not known yet."""
@@ -221,8 +223,10 @@ class Daemon:
             remembered, sealed = self._state.load()
         except HostError as error:
             self._log.error("memory.unreadable", reason=error.message)
-            self._state.set_aside()
             remembered, sealed = closed_memory(""), None
+            self._state.keep_broken()
+            # Written over the broken one at once: the start after this one must not find an empty memory, and open.
+            await self._save(remembered, None)
         instance_id = self._instance_id(found)
         now = self.clock.now()
         if instance_id and remembered.instance_id and instance_id != remembered.instance_id:
@@ -237,7 +241,7 @@ class Daemon:
         self.keeper = Keeper(
             store=self.store,
             issuer=self._mint,
-            opener=self._opening if self._opening.ring.kids else None,
+            opener=self._opening,
             recorder=self._state,
             sources=[*self._sources, self._push],
             clock=self.clock,
@@ -248,7 +252,16 @@ class Daemon:
         )
         self._rebase = self.keeper.rebase
         await self.keeper.resume(sealed)
-        data = self._passed.take(kept.NAME) if kept.NAME in self._passed.stored else None
+        self._take_kept(now)
+
+    def _take_kept(self, now: datetime) -> None:
+        """Take back the credentials that the process before us gave systemd to hold."""
+        try:
+            data = self._passed.take(kept.NAME)
+        except HostError as error:
+            # They are minted anew; to fail would be to fail at every start, since systemd hands it over each time.
+            self._log.error("credentials.not_restored", reason=error.message)
+            return
         if data is not None:
             self._log.info("credentials.restored", count=kept.restore(self.store, data, now))
 
@@ -401,7 +414,7 @@ class Daemon:
             if not any(isinstance(self.store.view(cloud, now), Pending) for cloud in Cloud):
                 break
             await asyncio.sleep(0.05)
-        await self._publisher.settled()
+        await self._publisher.settled(SETTLE_SECONDS)
         self._notifier.ready(self._status_line())
         memory.settle()
         self._log.info("agent.ready", seconds=round((self.clock.now() - self._started).total_seconds(), 3))
@@ -415,9 +428,10 @@ class Daemon:
 
     async def _publish_keys(self) -> None:
         """Bring the public half of an ephemeral key to where senders look for it."""
-        if self._ephemeral is None:
+        ephemeral = self._ephemeral
+        if ephemeral is None:
             return
-        public = msgspec.json.encode(self._ephemeral.public_jwk())
+        public = msgspec.json.encode(ephemeral.public_jwk())
         for entry in self._settings.keys:
             if not isinstance(entry, config.EphemeralKey):
                 continue
@@ -458,7 +472,7 @@ class Daemon:
     def _apply(self, settings: config.Config) -> None:
         old = self._settings
         pinned = compose.trust(settings)
-        ring = self._keyring(settings)
+        ring = self._keyring(settings, self._ephemeral)
         gid = group_id(settings.environment.group)
         check_paths(settings.environment)
         restart = [name for name in _LOADED_ONCE if getattr(settings, name) != getattr(old, name)]
@@ -472,17 +486,26 @@ class Daemon:
         log.set_up(level=settings.log.level, style=settings.log.format)
         self.keeper.reconsider()
         self._log.info("reload.applied", needs_restart=restart)
+        if settings.keys != old.keys:
+            self._publishing.cancel()
+            self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
 
-    def _keyring(self, settings: config.Config) -> keys.Keyring:
+    def _keyring(self, settings: config.Config, ephemeral: keys.LocalKey | None) -> keys.Keyring:
         found = compose.worker_keys(
             settings,
             out=self._out,
             mint_=self._mint,
             credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"),
-            ephemeral=self._ephemeral,
+            ephemeral=ephemeral,
         )
-        self._ephemeral = next((k for k in found if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None)
         return keys.Keyring(found)
+
+    @property
+    def _ephemeral(self) -> keys.LocalKey | None:
+        """The key that was made at the start, if the configuration asks for one."""
+        return next(
+            (k for k in self._opening.ring.keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None
+        )
 
     async def _save(self, remembered: Memory, sealed: bytes | None) -> None:
         try:
@@ -527,7 +550,11 @@ def _token_key(directory: Path) -> bytes:
     except OSError:
         pass
     data = secrets.token_bytes(32)
-    write_atomic(path, data, mode=0o600)
+    try:
+        write_atomic(path, data, mode=0o600)
+    except HostError as error:
+        # A full disk costs clients their tokens at the next restart, not a worker its identity now.
+        structlog.get_logger().error("imds_key.not_written", reason=error.message)
     return data
 
 

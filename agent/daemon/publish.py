@@ -137,10 +137,12 @@ class Publisher:
             return
         self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
 
-    async def settled(self) -> None:
-        """Wait until the files say what the store says."""
-        while self._task is not None:
-            await asyncio.wait({self._task})
+    async def settled(self, seconds: float) -> None:
+        """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._task is not None:
+                    await asyncio.wait({self._task})
 
     async def _write(self) -> None:
         try:

@@ -96,11 +96,17 @@ class StateDirectory:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def set_aside(self) -> None:
-        """Move a memory that makes no sense out of the way, for a person to look at."""
+    def keep_broken(self) -> None:
+        """Give a memory that makes no sense a second name, for a person to look at.
+
+        The first name stays until a good memory replaces it: at no instant is there none, which would read as "nothing
+        was ever decided here".
+        """
         path = self._directory / MEMORY_FILE
+        broken = path.with_suffix(".json.broken")
         with contextlib.suppress(OSError):
-            path.replace(path.with_suffix(".json.broken"))
+            broken.unlink(missing_ok=True)
+            broken.hardlink_to(path)
 
     def _bundle_path(self, digest: str) -> Path:
         return self._directory / f"bundle-{digest[:32]}.jose"

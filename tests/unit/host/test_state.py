@@ -225,11 +225,16 @@ def test_a_digest_that_is_no_digest_leads_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_a_broken_memory_is_kept_for_a_person(tmp_path: Path) -> None:
-    """Set aside, a broken memory is out of the way and still there to be looked at."""
+    """A broken memory gets a second name to be looked at by, and stays where it is until a good one replaces it."""
     (tmp_path / MEMORY_FILE).write_bytes(b"{")
-    StateDirectory(tmp_path).set_aside()
+    (tmp_path / (MEMORY_FILE + ".broken")).write_bytes(b"of last year")
+    StateDirectory(tmp_path).keep_broken()
+    with pytest.raises(HostError):
+        StateDirectory(tmp_path).load()
+    save(tmp_path, memory(1), b"one")
 
-    assert names(tmp_path) == {MEMORY_FILE + ".broken"}
+    assert (tmp_path / (MEMORY_FILE + ".broken")).read_bytes() == b"{"
+    assert StateDirectory(tmp_path).load() == (memory(1), b"one")
 
 
 def test_the_closed_memory_closes_everything() -> None:
