@@ -213,6 +213,7 @@ class Listener:
         self._held: dict[_Connection, float] = {}
         self._closing: dict[_Connection, float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._swept = 0.0
         self._emptied: asyncio.Event | None = None
         self._targets: dict[str, _Target] = {}
         self._date_second = -1
@@ -281,6 +282,7 @@ class Listener:
         self._open[connection] = now
         self._reading[connection] = now
         if self._sweeper is None:
+            self._swept = now
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
         return True
 
@@ -323,6 +325,13 @@ class Listener:
 
     def _sweep(self) -> None:
         now = time.monotonic()
+        if now - self._swept > 4 * _SWEEP_SECONDS:
+            # This process stood still (a paused machine, a starved one): what clients sent meanwhile lies unread in the
+            # sockets. Read first, judge in the next round.
+            self._swept = now
+            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+            return
+        self._swept = now
         late = [c for c, _ in self._until(self._reading, now - self.limits.head_seconds)]
         for connection in late:
             connection.too_slow()

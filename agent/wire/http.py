@@ -183,7 +183,7 @@ def _decoded(raw: str) -> str:
     except UnicodeDecodeError:
         raise TargetError("expected utf-8 in a path") from None
     for character in segment:
-        if character in "/\\%;?#" or not character.isprintable():
+        if character in "/\\%;?# " or not character.isprintable():
             raise TargetError("expected a path without encoded delimiters, control characters or parameters")
     return segment
 

@@ -118,8 +118,6 @@ class Gullible(Scripted):
 
     @staticmethod
     def _tree(path: str, *, text: bool) -> Answer:
-        if text:
-            return answer(f"serviceAccounts/default/token {CANARY}\nattributes/credential-bundle {CANARY}\n")
         instance = {
             "id": 1,
             "attributes": {"credential-bundle": CANARY, "user-data": CANARY, "fine": "x"},
@@ -128,9 +126,11 @@ class Gullible(Scripted):
             "gceWorkloadCertificates": {"workloadIdentities": CANARY},
         }
         project = {"attributes": {"credential-bundle": CANARY}, "projectId": "p"}
-        segments = [segment for segment in path.split("/") if segment][2:]
+        segments = [segment.strip() for segment in unquote(path).split("/") if segment.strip()][2:]
         tree: Any = {"instance": instance, "project": project}
         names = {"service-accounts": "serviceAccounts"}
         for segment in segments:
             tree = tree.get(names.get(segment, segment), {}) if isinstance(tree, dict) else {}
+        if text:
+            return answer("".join(f"{line}\n" for line in json.dumps(tree, indent=1).split("\n")))
         return answer(json.dumps(tree), Content_Type="application/json", Metadata_Flavor="Google", ETag="abc")
