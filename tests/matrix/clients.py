@@ -1,0 +1,113 @@
+"""The clients, how each is started, and where one may differ from the rule."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROGRAMS = Path(__file__).with_name("programs")
+ROOT = Path(__file__).resolve().parents[2]
+
+AWS, GCP = "aws", "gcp"
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client library.
+
+    Attributes:
+        name: as in the table.
+        cloud: which identity it asks for.
+        kind: what it is built on; the same engine tends to have the same quirks.
+        argv: the program; ``None`` when something that it needs is not here.
+        missing: what is not here.
+        env: further variables, where a client has no other way to be told where the objects are.
+        modes: ``env`` (with the environment file alone), ``imds`` (with 169.254.169.254 intercepted, and no
+            environment at all).
+        unsigned: without a credential it asks anonymously rather than fail.
+    """
+
+    name: str
+    cloud: str
+    kind: str
+    argv: tuple[str, ...] | None
+    missing: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    modes: tuple[str, ...] = ("env", "imds")
+    unsigned: bool = False
+
+
+def _python() -> str | None:
+    named = os.environ.get("MATRIX_PYTHON") or str(ROOT / ".venv-clients" / "bin" / "python")
+    return named if Path(named).exists() else None
+
+
+def python(name: str, cloud: str, kind: str, **more: object) -> Client:
+    interpreter = _python()
+    argv = None if interpreter is None else (interpreter, str(PROGRAMS / "python_clients.py"), name)
+    return Client(name, cloud, kind, argv, "" if argv else "the clients' venv (make matrix)", **more)  # type: ignore[arg-type]
+
+
+def program(name: str, cloud: str, kind: str, built: Path, *argv: str, needs: str, **more: object) -> Client:
+    """A program in another language, built beforehand by ``tests.matrix.build``."""
+    here = built.exists()
+    return Client(name, cloud, kind, argv if here else None, "" if here else needs, **more)  # type: ignore[arg-type]
+
+
+def clients(build: Path) -> list[Client]:
+    """Every client, those that are not here included."""
+    gcloud = python("gcloud", GCP, "gcloud")
+    if shutil.which("gcloud") is None:
+        gcloud = Client("gcloud", GCP, "gcloud", None, "gcloud")
+    return [
+        python("boto3", AWS, "botocore"),
+        python("aiobotocore", AWS, "botocore, async"),
+        python("s3fs", AWS, "aiobotocore"),
+        python("awscli", AWS, "botocore"),
+        python("pyarrow", AWS, "aws-sdk-cpp", unsigned=True),
+        python("duckdb", AWS, "aws-sdk-cpp", unsigned=True),
+        python("awscrt", AWS, "aws-c-auth"),
+        python("s3torchconnector", AWS, "aws-c-auth"),
+        python("obstore", AWS, "object_store"),
+        python("deltalake", AWS, "object_store"),
+        python("polars", AWS, "object_store"),
+        python("opendal", AWS, "reqsign"),
+        python("daft", AWS, "aws-sdk-rust", unsigned=True),
+        python("minio", AWS, "minio-py"),
+        python("rasterio", AWS, "GDAL"),
+        program(
+            "JS v3", AWS, "@aws-sdk", build / "node" / "node_modules",
+            "node", str(build / "node" / "s3.mjs"), needs="node and npm",
+        ),
+        program("Go v2", AWS, "aws-sdk-go-v2", build / "go" / "s3", str(build / "go" / "s3"), needs="go"),
+        program(
+            "Java v2", AWS, "aws-sdk-java-v2", build / "java" / "s3.jar",
+            "java", "-jar", str(build / "java" / "s3.jar"), needs="java and maven",
+        ),
+        program("Rust", AWS, "aws-sdk-rust", build / "rust" / "s3", str(build / "rust" / "s3"), needs="cargo"),
+        python("google-auth", GCP, "google-auth"),
+        python("google-cloud-storage", GCP, "google-auth", env={"GOOGLE_CLOUD_PROJECT": "p"}),
+        gcloud,
+        python("gcsfs", GCP, "google-auth"),
+        python("gcloud-aio", GCP, "gcloud-aio"),
+        python("pyarrow-gcs", GCP, "google-cloud-cpp", unsigned=True),
+        python("obstore-gcs", GCP, "object_store"),
+        python("tensorstore", GCP, "tensorstore", unsigned=True),
+        program(
+            "Node (Google)", GCP, "google-auth-library", build / "node" / "node_modules",
+            "node", str(build / "node" / "gcs.mjs"), needs="node and npm",
+        ),
+        program("Go (Google)", GCP, "x/oauth2", build / "go" / "gcs", str(build / "go" / "gcs"), needs="go"),
+        program(
+            "Java (Google)", GCP, "google-auth-library-java", build / "java" / "gcs.jar",
+            "java", "-jar", str(build / "java" / "gcs.jar"), needs="java and maven",
+        ),
+    ]  # fmt: skip
+
+
+def interpreter() -> str:
+    """The one that runs the agent itself."""
+    return sys.executable
