@@ -182,9 +182,9 @@ def _grant(raw: dict[str, Any], where: str) -> Grant | SetAside:
 
 def _check_values(value: msgspec.Struct, where: str) -> None:
     """Bound and clean every text of a grant: each of them ends in a header, a URL, a form field or a file."""
-    for field in msgspec.structs.fields(value):
-        item = getattr(value, field.name)
-        path = f"{where}.{field.encode_name}"
+    for name in value.__struct_fields__:
+        item = getattr(value, name)
+        path = f"{where}.{name}"
         if isinstance(item, Secret):
             pattern = _PEM_SAFE if isinstance(value, GcpServiceAccount) else _HEADER_SAFE
             if not pattern.match(item.reveal()) or len(item.reveal()) > MAX_SECRET_BYTES:
@@ -192,7 +192,7 @@ def _check_values(value: msgspec.Struct, where: str) -> None:
                     f"{path} must be 1 to {MAX_SECRET_BYTES} printable ASCII characters", code=Code.GRANT
                 )
         elif isinstance(item, str):
-            if field.name not in _FREE_TEXT and _CONTROL.search(item):
+            if name not in _FREE_TEXT and _CONTROL.search(item):
                 raise PayloadError(f"{path} must not have control characters", code=Code.GRANT)
         elif isinstance(item, msgspec.Struct):
             _check_values(item, path)
