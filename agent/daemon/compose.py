@@ -71,14 +71,17 @@ class Metadata:
 
     Attributes:
         ec2, gce: the clients; ``None`` where the machine has no such service.
-        cloud: the cloud that the firmware names, when it names one.
+        cloud: the cloud this machine is known to be in, by its firmware or because the operator named just one service;
+            silence of that service is then an outage, not the sign of another kind of machine.
     """
 
     def __init__(self, settings: config.Config, out: Upstream, clock: Clock, *, root: Path = Path("/")) -> None:
         platform = machine.platform(root)
-        self.cloud = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform)
         ec2_url = _metadata_url(settings.upstream.ec2, here=platform == "ec2")
         gce_url = _metadata_url(settings.upstream.gce, here=platform == "gce")
+        named = {Cloud.AWS: ec2_url, Cloud.GCP: gce_url}
+        known = [cloud for cloud, url in named.items() if url is not None]
+        self.cloud = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform) or (known[0] if len(known) == 1 else None)
         self.ec2 = None if ec2_url is None else Ec2Metadata(out, clock, ec2_url)
         self.gce = None if gce_url is None else GceMetadata(out, gce_url)
 
