@@ -1,0 +1,456 @@
+"""The daemon as a process: what it refuses to start with, what it survives, what it never forgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import bundle
+from agent.core.model import OnExpiry
+from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.system.harness import AUDIENCE, Agent, World, background, until
+
+KEYS = [f"ASIAUSER0000000000{number:02d}" for number in range(100)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    root = tmp_path / "w"
+    root.mkdir()
+    return World(root)
+
+
+@pytest.fixture
+def ec2() -> Iterator[Ec2MetadataService]:
+    service = Ec2MetadataService()
+    service.attach("worker-role", Key("ASIAMACHINE000000000", "machine-secret", "machine-token"))
+    with background(service):
+        yield service
+
+
+def on_ec2(service: Ec2MetadataService, **identity: Any) -> dict[str, Any]:
+    """A worker on EC2, whose own identity is the fake's."""
+    return {"upstream": {"ec2": service.url}, "identity": identity}
+
+
+def refused(agent: Agent, status: int) -> str:
+    """The one line (and hint) of a start that failed, when nothing else was said or left behind."""
+    assert agent.wait() == status, agent.stderr
+    lines = agent.stderr.splitlines()
+    assert lines[0].startswith("credential-agent: "), agent.stderr
+    assert all(line.startswith("  hint: ") for line in lines[1:]), agent.stderr
+    assert len(lines) <= 2
+    return lines[0]
+
+
+class TestStart:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"listen": {"htpp": ["127.0.0.1:0"]}}, "listen.htpp: unknown key"),
+            ({"listen": {"http": []}}, "listen.http: expected at least one address"),
+            ({"listen": {"http": ["localhost:1"]}}, "expected ADDRESS:PORT"),
+            ({"state": {"directory": "/nonexistent/state"}}, "state.directory: expected an existing directory"),
+            ({"environment": {"file": "/nonexistent/env"}}, "environment.file: expected an existing directory"),
+            ({"environment": {"group": "no-such-group"}}, "environment.group: expected a group"),
+            ({"signers": []}, "signers: expected at least one beside keys"),
+            ({"keys": [], "signers": []}, "keys: expected at least one beside sources"),
+            ({"sources": [{"kind": "ec2-user-data"}]}, "needs a metadata service"),
+            ({"keys": [{"kind": "credential", "name": "k"}]}, "CREDENTIALS_DIRECTORY"),
+            ({"keys": [{"kind": "file", "path": "/nonexistent/key"}]}, "keys[0]"),
+        ],
+    )
+    def test_a_wrong_configuration_starts_nothing(self, world: World, changes: dict[str, Any], words: str) -> None:
+        """A mistake is one line with the key's name and status 78, and no socket is left."""
+        with world.agent(changes) as agent:
+            assert words in refused(agent, 78)
+        assert not (world.root / "run" / "control").exists()
+        assert list((world.root / "run").iterdir()) == []
+
+    def test_a_key_that_others_may_read_is_refused(self, world: World) -> None:
+        """A private key that others may read is refused before anything is started."""
+        world.key_file.chmod(0o644)
+        with world.agent() as agent:
+            assert "readable by its owner alone" in refused(agent, 78)
+
+    def test_a_missing_configuration_is_named(self, world: World) -> None:
+        """Without its file the agent says which one it looked for."""
+        with Agent(world.root / "none.toml") as agent:
+            assert "none.toml: cannot be read" in refused(agent, 78)
+
+    def test_a_port_that_is_taken_is_an_error_of_the_machine(self, world: World) -> None:
+        """An address in use is status 71 and leaves no control socket behind."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with world.agent({"listen": {"http": [f"127.0.0.1:{port}"]}}) as agent:
+                assert "address already in use" in refused(agent, 71)
+        assert not (world.root / "run" / "control").exists()
+
+    def test_a_second_agent_leaves_the_first_alone(self, world: World) -> None:
+        """Two agents never share a control socket: the second ends, the first goes on."""
+        with world.agent() as first:
+            first.started()
+            with world.agent() as second:
+                assert "another agent listens" in refused(second, 71)
+            assert first.status()["version"]
+            assert first.stop() == 0
+
+    def test_check_starts_nothing(self, world: World) -> None:
+        """``check`` opens what the configuration names and binds nothing."""
+        with Agent(world.write_config(), command="check") as agent:
+            assert agent.wait() == 0
+        assert list((world.root / "run").iterdir()) == []
+
+    def test_a_garbled_memory_stays_closed_over_restarts(self, world: World, ec2: Ec2MetadataService) -> None:
+        """A memory that makes no sense closes every cloud, also at the start after the next."""
+        (world.state / "memory.json").write_bytes(b"{garbled")
+        for _ in range(2):
+            with world.agent(on_ec2(ec2)) as agent:
+                agent.ready()
+                assert agent.role() is None
+                assert agent.status()["clouds"]["aws"]["origin"] == "closed"
+                assert agent.stop() == 0
+        assert (world.state / "memory.json.broken").read_bytes() == b"{garbled"
+
+
+class TestEnd:
+    def test_sigterm_ends_it_within_three_seconds(self, world: World) -> None:
+        """SIGTERM ends the daemon cleanly, with status 0 and its socket removed, also while a client hangs on."""
+        with world.agent() as agent:
+            agent.ready()
+            with socket.create_connection(agent.address) as idle:
+                idle.sendall(b"GET /latest/")
+                began = time.monotonic()
+                assert agent.stop() == 0
+                assert time.monotonic() - began < 3
+        assert [line["event"] for line in agent.lines[-2:]] == ["agent.stopping", "agent.stopped"]
+        assert not (world.root / "run" / "control").exists()
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_it_ends_though_no_file_can_be_written(self, world: World) -> None:
+        """A directory that refuses the environment file delays neither readiness for ever nor the end."""
+        (world.root / "run").chmod(0o700)
+        with world.agent() as agent:
+            agent.started()
+            (world.root / "run").chmod(0o500)
+            world.drop(world.seal(world.session()))
+            agent.wait_for("environment.not_written")
+            began = time.monotonic()
+            assert agent.stop() == 0
+            assert time.monotonic() - began < 3
+        (world.root / "run").chmod(0o700)
+
+
+class TestBundles:
+    def test_a_file_renamed_into_place_is_served_within_a_second(self, world: World) -> None:
+        """A bundle that is renamed into place serves every door within a second, and the files follow."""
+        with world.agent() as agent:
+            agent.ready()
+            sealed = world.seal(world.session(KEYS[1]), world.variables(GREETING="hello"))
+            world.drop(sealed)
+            began = time.monotonic()
+            agent.wait_for("bundle.accepted", seq=1)
+            assert time.monotonic() - began < 1.0
+            assert agent.credential()["AccessKeyId"] == KEYS[1]
+            reply = agent.ask("/v1/credentials", headers={"Authorization": world.token})
+            assert reply.json()["AccessKeyId"] == KEYS[1]
+            until(lambda: world.env().get("GREETING") == "hello", seconds=2, what="the variable")
+            assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & world.env().keys()
+
+    def test_nothing_bad_costs_what_is_served(self, world: World) -> None:
+        """Tampered, old, conflicting, foreign, late and unsigned offers are each refused by their code; nothing changes."""
+        stranger = bundle.SigningKey.generate("Ed25519")
+        other = bundle.OpeningKey.generate("P-256")
+        now = datetime.now(UTC)
+        first = world.seal(world.session(KEYS[9]), seq=9)
+        second = world.seal(world.session(KEYS[10]), seq=10)
+        tampered = json.loads(world.seal(world.session(), seq=11))
+        tampered["ciphertext"] = ("B" if tampered["ciphertext"][0] == "A" else "A") + tampered["ciphertext"][1:]
+        offers = {
+            "content": json.dumps(tampered).encode(),
+            "rollback": first,
+            "conflict": world.seal(world.session(KEYS[66]), seq=10),
+            "audience": world.seal(world.session(), seq=12, audiences=[bundle.audience_cluster("other")]),
+            "signer": world.seal(world.session(), seq=13, signer=stranger),
+            "issuer": world.seal(world.session(), seq=14, issuer="https://evil.example"),
+            "recipient": world.seal(
+                world.session(), seq=15, recipients=[bundle.RecipientKey.parse(json.dumps(other.public_jwk()))]
+            ),
+            "expired": world.seal(
+                world.session(), seq=16, now=now - timedelta(hours=3), accept_until=now - timedelta(hours=2)
+            ),
+            "not-yet-valid": world.seal(
+                world.session(), seq=17, not_before=now + timedelta(hours=1), accept_until=now + timedelta(hours=2)
+            ),
+        }
+        with world.agent() as agent:
+            agent.ready()
+            assert agent.push(first)["outcome"] == "accepted"
+            assert agent.push(second)["outcome"] == "accepted"
+            for code, sealed in offers.items():
+                ack = agent.push(sealed)
+                assert (ack["outcome"], ack["code"]) == ("refused", code), ack
+                assert agent.access_key() == KEYS[10]
+            for junk in (b"x", b"{}", second[: len(second) // 2], b"<html>" * 100):
+                assert agent.push(junk)["outcome"] == "refused"
+            assert agent.push(second)["outcome"] == "same"
+            assert agent.status()["bundle"]["seq"] == 10
+
+    def test_a_source_that_is_gone_changes_nothing(self, world: World) -> None:
+        """Removing the bundle's file, and its directory, withdraws nothing, now and over a restart."""
+        world.drop(world.seal(world.session(KEYS[1])))
+        with world.agent() as agent:
+            agent.wait_for("bundle.accepted")
+            world.bundle_file.unlink()
+            world.bundle_file.parent.rmdir()
+            (world.root / "drop").write_text("no directory any more")
+            assert agent.access_key() == KEYS[1]
+            agent.kill()
+        with world.agent() as agent:
+            agent.ready()
+            assert agent.access_key() == KEYS[1]
+
+    def test_a_withdrawal_purges_within_a_second_and_stays(self, world: World, ec2: Ec2MetadataService) -> None:
+        """A withdrawal takes credentials and variables away within a second and stays closed over a restart."""
+        sealed = world.seal(world.session(KEYS[1]), world.variables(OPAQUE="s3cret-variable"))
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            agent.push(sealed)
+            until(lambda: "OPAQUE" in world.env(), what="the variable")
+            began = time.monotonic()
+            assert agent.push(world.withdrawal())["outcome"] == "accepted"
+            assert agent.role() is None
+            until(lambda: "OPAQUE" not in world.env(), seconds=1, what="the purge")
+            assert time.monotonic() - began < 1.0
+            assert agent.push(sealed)["code"] == "rollback"
+            agent.kill()
+        for path in [p for p in world.root.rglob("*") if p.is_file() and "etc" not in p.parts]:
+            assert b"s3cret-variable" not in path.read_bytes(), path
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            assert agent.role() is None
+            assert agent.status()["clouds"]["aws"]["origin"] == "closed"
+            assert agent.push(sealed)["code"] == "rollback"
+
+    def test_the_end_of_a_lease_may_fall_back_when_the_bundle_says_so(
+        self, world: World, ec2: Ec2MetadataService
+    ) -> None:
+        """Only on an explicit wish is the machine's own identity served after a bundle's."""
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            lease = datetime.now(UTC) + timedelta(seconds=2)
+            agent.push(world.seal(world.session(KEYS[1]), lease_until=lease, on_expiry=OnExpiry.FALLBACK))
+            assert agent.access_key() == KEYS[1]
+            bundled = agent.lines.index(agent.wait_for("identity.changed", cloud="aws", origin="bundle"))
+            agent.wait_for("identity.changed", after=bundled, cloud="aws", origin="fallback")
+            assert agent.access_key() == "ASIAMACHINE000000000"
+
+
+class TestRestart:
+    def test_it_resumes_without_its_source_and_after_exp(self, world: World) -> None:
+        """What was accepted serves again after a restart, without its source, though its acceptance has ended."""
+        ends = datetime.now(UTC) + timedelta(seconds=3)
+        sealed = world.seal(world.session(KEYS[1]), accept_until=ends)
+        with world.agent() as agent:
+            agent.ready()
+            assert agent.push(sealed)["outcome"] == "accepted"
+            until(lambda: datetime.now(UTC) > ends + timedelta(seconds=1), what="the end of acceptance")
+            agent.kill()
+        with world.agent() as agent:
+            agent.ready()
+            agent.wait_for("bundle.resumed", seq=1)
+            assert agent.access_key() == KEYS[1]
+            assert agent.push(sealed)["outcome"] == "same"
+
+    def test_a_cloned_state_starts_clean(self, world: World, ec2: Ec2MetadataService) -> None:
+        """An image made from a running worker has another instance id: nothing of the first worker is served or sticky."""
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            agent.kill()
+        with world.agent(on_ec2(ec2, instance_id="i-2")) as agent:
+            agent.ready()
+            agent.wait_for("memory.reset")
+            assert agent.access_key() == "ASIAMACHINE000000000"
+            agent.kill()
+        assert list(world.state.glob("bundle-*")) == []
+
+    def test_imds_tokens_outlive_a_restart(self, world: World) -> None:
+        """A client's session token goes on working: some clients never drop one that turned invalid."""
+        world.drop(world.seal(world.session(KEYS[1])))
+        with world.agent() as agent:
+            agent.wait_for("bundle.accepted")
+            token = agent.imds_token()
+            bearer = world.token
+            agent.kill()
+        with world.agent() as agent:
+            agent.ready()
+            headers = {"X-aws-ec2-metadata-token": token}
+            assert agent.ask("/latest/meta-data/iam/security-credentials/", headers=headers).status == 200
+            assert agent.ask("/v1/credentials", headers={"Authorization": bearer}).status == 200
+
+    def test_files_have_the_right_modes(self, world: World) -> None:
+        """State is for the agent alone; the environment files have the configured mode; no temporary file is left."""
+        with world.agent({"environment": {"mode": "0640"}}) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session()))
+            assert agent.stop() == 0
+        assert {stat.S_IMODE(path.stat().st_mode) for path in world.state.iterdir()} == {0o600}
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (world.root / "run").iterdir()}
+        assert modes == {"env": 0o640, "env.sh": 0o640, "token": 0o640}
+
+
+CRASH = """
+import os, signal
+where = ({state!r}, {run!r})
+left = {point}
+def watch(event, args):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.chmod") and armed.is_set():
+        if event == "open" and not (isinstance(args[2], int) and args[2] & os.O_CREAT):
+            return
+        if event == "os.chmod" or str(args[0]).startswith(where):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+import threading, sys
+armed = threading.Event()
+signal.signal(signal.SIGUSR1, lambda *_: armed.set())
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_it_forgets_nothing(world: World, ec2: Ec2MetadataService) -> None:
+    """Killed before any step of an acceptance, the old or the new bundle serves after the restart, and never the machine.
+
+    What was acknowledged is in force, an older number stays refused, and the sticky rule holds.
+    """
+    died = 0
+    for point in range(1, 40):
+        seq = point * 10
+        before, after = KEYS[point], KEYS[point + 50]
+        crash = CRASH.format(state=str(world.state), run=str(world.root / "run"), point=point)
+        with world.agent(on_ec2(ec2), prelude=crash) as agent:
+            agent.ready()
+            old = world.seal(world.session(before), seq=seq)
+            assert agent.push(old)["outcome"] == "accepted"
+            until(lambda: "AWS_CONTAINER_CREDENTIALS_FULL_URI" in world.env(), what="the environment file")
+            agent.signal(signal.SIGUSR1)
+            new = world.seal(world.session(after), world.variables(N=f"{point}"), seq=seq + 1)
+            try:
+                acknowledged = agent.push(new)["outcome"] == "accepted"
+            except OSError:
+                acknowledged = False
+            except Exception:  # noqa: BLE001 - http.client has its own for a connection that ends in the middle
+                acknowledged = False
+            if acknowledged:
+                until(lambda: agent.process.poll() is not None or world.env().get("N") == f"{point}", what="the end")
+            survived = agent.process.poll() is None and acknowledged
+            agent.kill()
+        died += not survived
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            served = agent.access_key()
+            assert served in ((after,) if acknowledged else (before, after)), f"killed at step {point}"
+            if served == after:
+                assert agent.push(old)["code"] == "rollback"
+            assert agent.push(world.seal(world.session(KEYS[99]), seq=seq - 1))["code"] == "rollback"
+            agent.kill()
+        if survived:
+            break
+    else:
+        pytest.fail("the steps did not end")
+    assert died >= 6
+
+
+class TestReload:
+    def test_sighup_applies_what_can_be_applied(self, world: World) -> None:
+        """A new signer is believed after SIGHUP, and what needs a restart is named."""
+        signer = bundle.SigningKey.generate("P-256")
+        path = world.root / "etc" / "second.jwk"
+        path.write_text(json.dumps(signer.public_jwk()))
+        with world.agent() as agent:
+            agent.ready()
+            sealed = world.seal(world.session(KEYS[5]), signer=signer)
+            world.drop(sealed)
+            agent.wait_for("bundle.refused", code="signer")
+            entry = {"key": path, "issuers": ["*"]}
+            signers = [*world.base["signers"], entry]
+            world.write_config({"signers": signers, "listen": {"max_connections": 99}})
+            agent.signal(signal.SIGHUP)
+            assert agent.wait_for("reload.applied")["needs_restart"] == ["listen"]
+            # What was refused is judged anew, without being brought again.
+            agent.wait_for("bundle.accepted", seq=1)
+            assert agent.access_key() == KEYS[5]
+
+    def test_sighup_with_a_mistake_changes_nothing(self, world: World) -> None:
+        """A typing error in the configuration costs a running worker nothing, and is logged with its key."""
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            world.write_config({"identity": {"on_expire": "fallback"}})
+            agent.signal(signal.SIGHUP)
+            assert "identity.on_expire: unknown key" in agent.wait_for("reload.refused")["reason"]
+            assert agent.access_key() == KEYS[1]
+            assert agent.push(world.seal(world.session(KEYS[2])))["outcome"] == "accepted"
+
+    def test_keys_that_come_by_a_reload_open(self, world: World) -> None:
+        """A worker that was started without a key opens bundles once one is configured."""
+        with world.agent({"keys": [], "signers": [], "sources": []}) as agent:
+            agent.ready()
+            assert agent.push(world.seal(world.session()))["code"] == "recipient"
+            world.write_config({"sources": []})
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("reload.applied")
+            assert agent.push(world.seal(world.session(KEYS[3])))["outcome"] == "accepted"
+            assert agent.access_key() == KEYS[3]
+
+    def test_a_refused_reload_keeps_the_ephemeral_key(self, world: World) -> None:
+        """The key that was made at the start survives reloads, refused ones too: senders have its public half."""
+        ephemeral = {"keys": [{"kind": "ephemeral"}]}
+        with world.agent(ephemeral) as agent:
+            agent.ready()
+            key = agent.operate("/v1/keys").json()["keys"]
+            world.write_config({"environment": {"file": "/nonexistent/env"}})
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("reload.refused")
+            world.write_config(ephemeral)
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("reload.applied")
+            assert agent.operate("/v1/keys").json()["keys"] == key
+            recipient = bundle.RecipientKey.parse(json.dumps(key[0]))
+            assert agent.push(world.seal(world.session(KEYS[4]), recipients=[recipient]))["outcome"] == "accepted"
+
+
+def test_a_get_never_reaches_the_network(world: World, ec2: Ec2MetadataService) -> None:
+    """A thousand GETs of a credential cost the machine's metadata service not one request."""
+    with world.agent(on_ec2(ec2)) as agent:
+        agent.ready()
+        token = agent.imds_token()
+        headers = {"X-aws-ec2-metadata-token": token}
+        path = "/latest/meta-data/iam/security-credentials/"
+        assert agent.ask(path, headers=headers).body == b"worker-role"
+        before = len(ec2.asked)
+        for _ in range(500):
+            assert agent.ask(path, headers=headers).status == 200
+            assert agent.ask(path + "worker-role", headers=headers).status == 200
+
+        assert len(ec2.asked) == before
+
+
+def test_the_audience_is_in_the_status(world: World) -> None:
+    """An operator sees by which names a sender can address this worker."""
+    with world.agent() as agent:
+        agent.ready()
+        assert AUDIENCE in agent.status()["audiences"]
