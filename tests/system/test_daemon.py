@@ -355,7 +355,8 @@ def test_killed_at_any_step_it_forgets_nothing(world: World, ec2: Ec2MetadataSer
             except Exception:  # noqa: BLE001 - http.client has its own for a connection that ends in the middle
                 acknowledged = False
             if acknowledged:
-                until(lambda: agent.process.poll() is not None or world.env().get("N") == f"{point}", what="the end")
+                text = f"{point}"
+                until(lambda n=text: agent.process.poll() is not None or world.env().get("N") == n, what="the end")
             survived = agent.process.poll() is None and acknowledged
             agent.kill()
         died += not survived

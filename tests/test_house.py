@@ -1,0 +1,111 @@
+"""The house rules that no linter of ours keeps."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+AGENT = sorted((ROOT / "agent").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def dotted(node: ast.AST) -> str:
+    """``a.b.c`` of an attribute chain; empty for anything else."""
+    if isinstance(node, ast.Attribute):
+        left = dotted(node.value)
+        return f"{left}.{node.attr}" if left else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def uses(path: Path, *names: str) -> list[str]:
+    """Where ``path`` uses any of the dotted names."""
+    tree = ast.parse(path.read_text())
+    return [
+        f"{name_of(path)}:{node.lineno} {dotted(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.Name) and dotted(node) in names
+    ]
+
+
+def outside(*rooms: str) -> Iterator[Path]:
+    """The agent's files outside ``rooms``, given as paths below ``agent/``."""
+    for path in AGENT:
+        if not str(path.relative_to(ROOT / "agent")).startswith(rooms):
+            yield path
+
+
+def test_the_walls_stand() -> None:
+    """Every contract of import-linter is kept."""
+    tool = Path(sys.executable).with_name("lint-imports")
+    if not tool.exists():
+        pytest.skip("import-linter is not installed beside this Python")
+    done = subprocess.run([tool, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    """No room but ``cli`` prints or ends the process."""
+    found = [u for path in outside("cli/", "__main__.py") for u in uses(path, "print", "sys.exit", "os._exit", "exit")]
+
+    assert found == []
+
+
+def test_only_the_command_line_reads_the_environment() -> None:
+    """No room but ``cli`` reads the environment: it is passed as an argument."""
+    allowed = ("cli/", "__main__.py")
+    assert [u for path in outside(*allowed) for u in uses(path, "os.environ", "os.getenv")] == []
+
+
+def test_only_the_clock_reads_the_time() -> None:
+    """Time is a parameter: only ``host/clock.py`` reads the wall clock, and the sender's commands, who have no other."""
+    allowed = ("host/clock.py", "cli/", "sender/")
+    clocks = ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "datetime.datetime.now")
+    assert [u for path in outside(*allowed) for u in uses(path, *clocks)] == []
+
+
+@pytest.mark.parametrize("path", AGENT, ids=name_of)
+def test_what_is_public_says_what_it_is(path: Path) -> None:
+    """Every module, public class and public function has a docstring."""
+
+    def missing(node: ast.AST, inside: str) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if child.name.startswith("_"):
+                continue
+            if ast.get_docstring(child) is None and "D102" not in lines[child.lineno - 1]:
+                yield f"{inside}{child.name}:{child.lineno}"
+            if isinstance(child, ast.ClassDef):
+                yield from missing(child, f"{child.name}.")
+
+    lines = path.read_text().splitlines()
+    tree = ast.parse(path.read_text())
+    if path.name != "__main__.py":
+        assert ast.get_docstring(tree), f"{name_of(path)} has no docstring"
+    assert list(missing(tree, "")) == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_every_test_states_its_rule(path: Path) -> None:
+    """Each test's docstring says the rule that it pins."""
+    tree = ast.parse(path.read_text())
+    silent = [
+        f"{node.name}:{node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and not ast.get_docstring(node)
+    ]
+
+    assert silent == []

@@ -1,0 +1,78 @@
+"""The configuration file: what is wrong is one line with the key and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import MAX_FILE_BYTES, Config, host_port, load, parse
+from agent.core.errors import ConfigError
+
+WRONG = [
+    ("[listen", "not valid TOML"),
+    ("nonsense = 1", "nonsense: unknown key"),
+    ("[listen]\nhtpp = []", "listen.htpp: unknown key"),
+    ("[listen]\nhttp = []", "listen.http: expected at least one address"),
+    ('[listen]\nhttp = "127.0.0.1:1"', "listen.http: expected"),
+    ('[listen]\nhttp = ["example.org:80"]', "expected ADDRESS:PORT"),
+    ('[listen]\ncontrol = "run/sock"', "listen.control: expected an absolute path"),
+    ('[listen]\ncontrol_mode = "660"', 'listen.control_mode: expected an octal mode such as "0640"'),
+    ("[listen]\nmax_connections = 1", "listen.max_connections: expected"),
+    ('[identity]\ngrace_seconds = "30"', "identity.grace_seconds: expected"),
+    ("[identity]\ngrace_seconds = -1", "identity.grace_seconds: expected"),
+    ('[identity]\nfallback = ["azure"]', 'expected "aws" or "gcp", got \'azure\''),
+    ('[identity]\non_expiry = "ignore"', 'identity.on_expiry: expected "deny" or "fallback", got \'ignore\''),
+    ('[log]\nlevel = "loud"', "log.level: expected"),
+    ('[aws]\naccount_id = "12"', "aws.account_id: expected a twelve-digit account id"),
+    ('[[keys]]\nkind = "floppy"', "keys[0].kind: expected one of file, credential"),
+    ('[[keys]]\nkind = "file"', "keys[0]"),
+    ('[[keys]]\nkind = "file"\npath = "/k"', "signers: expected at least one beside keys"),
+    ('[[sources]]\nkind = "file"\npath = "/b"', "keys: expected at least one beside sources"),
+    ('[upstream]\nec2 = "ftp://x"', "upstream.ec2: expected"),
+    ('[mint]\nsts_endpoint = "sts.amazonaws.com"', "mint.sts_endpoint: expected an http or https URL"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG)
+def test_a_mistake_is_one_line_that_names_its_key(text: str, words: str) -> None:
+    """Each mistake names the file, the key and what was expected, on one line."""
+    with pytest.raises(ConfigError) as raised:
+        parse(text, origin="config.toml")
+
+    assert words in raised.value.message
+    assert raised.value.message.startswith("config.toml: ")
+    assert "\n" not in raised.value.message
+    assert "\n" not in (raised.value.hint or "")
+
+
+def test_an_empty_file_is_the_defaults() -> None:
+    """Every section may be left out."""
+    assert parse("", origin="x") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("127.0.0.1:16925", ("127.0.0.1", 16925)), ("[::1]:0", ("::1", 0)), ("0.0.0.0:65535", ("0.0.0.0", 65535))],
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    """An address is a literal and a port; IPv6 stands in brackets."""
+    assert host_port(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "127.0.0.1", ":80", "::1:80", "127.0.0.1:65536", "127.0.0.1:-1", "a:1", "1.1.1.1:1\n"]
+)
+def test_what_is_no_address(text: str) -> None:
+    """A name, a missing port or one out of range is refused."""
+    with pytest.raises(ConfigError, match="expected ADDRESS:PORT"):
+        host_port(text)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A file that is absent, too long or no text is a ConfigError and nothing else."""
+    (tmp_path / "long").write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for name, words in (("none", "cannot be read"), ("long", "expected at most"), ("bytes", "expected UTF-8")):
+        with pytest.raises(ConfigError, match=words):
+            load(tmp_path / name)
