@@ -1,0 +1,137 @@
+"""Ten thousand agents that start in the same second, and what STS sees of them.
+
+Every agent is a real :class:`agent.core.store.Store` with the real schedule, and holds one grant that needs one call
+for each credential; STS gives an hour and throttles
+at 600 calls a second (per account and region). ``python -m tests.simulation.fleet [FILE.png]`` draws it.
+
+Bounds, for N agents and credentials of L seconds:
+
+- After the first cycle no second sees more than ten times the mean.
+- First cycle with ``[mint] spread_seconds = S``: no second sees more than ``N/S + 5 sqrt(N/S)`` calls (a Poisson bound).
+- First cycle without: the first second sees N calls, by necessity. From then on full jitter thins them out: after
+  ``20 + 3 N/600`` seconds every agent has its credential, and calls number at most ``8 N``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from agent.core.model import HttpBroker
+from agent.core.store import Store
+from agent.core.verdict import Accepted, Failure, Memory, Policy
+from tests.fakes.clock import START
+from tests.unit.core.worlds import aws_credential, bundle
+
+STS_A_SECOND = 600
+LIFETIME = timedelta(hours=1)
+
+
+@dataclass
+class Traffic:
+    """Calls by second from the start."""
+
+    calls: Counter[int] = field(default_factory=Counter)
+    throttled: Counter[int] = field(default_factory=Counter)
+    served_by: int = 0
+
+    def peak(self, first: int, last: int) -> int:
+        return max((self.calls[second] for second in range(first, last)), default=0)
+
+    def mean(self, first: int, last: int) -> float:
+        return sum(self.calls[second] for second in range(first, last)) / (last - first)
+
+
+def fleet(agents: int = 10_000, *, hours: float = 3, spread: float = 0.0, seed: int = 1) -> Traffic:
+    """Run ``agents`` for ``hours``; only instants at which one of them has something to do are visited."""
+    rng = random.Random(seed)
+    traffic = Traffic()
+    offered = bundle(
+        HttpBroker(id="job", url="https://broker.example/"),
+    )
+    policy = Policy(fallback=frozenset(), spread=timedelta(seconds=spread))
+    stores = []
+    due: list[tuple[float, int]] = []
+    for number in range(agents):
+        store = Store(policy, Memory(), START, random.Random(rng.getrandbits(64)))
+        verdict = store.judge(offered, START)
+        assert isinstance(verdict, Accepted)
+        store.accept(verdict, START)
+        stores.append(store)
+        due.append((_next(store, 0.0), number))
+    heapq.heapify(due)
+    waiting = agents
+    while due[0][0] < hours * 3600:
+        at, number = heapq.heappop(due)
+        store, now, second = stores[number], START + timedelta(seconds=at), int(at)
+        for work in store.due(now):
+            traffic.calls[second] += 1
+            if traffic.calls[second] - traffic.throttled[second] > STS_A_SECOND:
+                traffic.throttled[second] += 1
+                store.failed(work, Failure("Throttling", "rate exceeded", False, now), now)
+                continue
+            first = store.slots()[0].expires_at is None
+            credential = aws_credential(now, minutes=LIFETIME.total_seconds() / 60)
+            store.put(work, credential, now, ends=now + LIFETIME)
+            if first:
+                waiting -= 1
+                traffic.served_by = second
+        heapq.heappush(due, (max(_next(store, at), at + 0.001), number))
+    assert waiting == 0, f"{waiting} agents never had a credential"
+    return traffic
+
+
+def _next(store: Store, at: float) -> float:
+    moments = [slot.renew_at for slot in store.slots() if slot.renew_at is not None]
+    return max((min(moments) - START).total_seconds(), at)
+
+
+def draw(path: str) -> None:
+    """Draw both first cycles and what follows."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    crowd, spread = fleet(), fleet(spread=300)
+    figure, panels = plt.subplots(2, 1, figsize=(12, 8), layout="constrained")
+    figure.suptitle("10,000 agents started in the same second: what STS sees", fontsize=16, weight="bold")
+    for panel, traffic, title in (
+        (panels[0], crowd, "all at once: throttled at 600 a second, retried with full jitter"),
+        (panels[1], spread, "with [mint] spread_seconds = 300"),
+    ):
+        seconds = range(3 * 3600)
+        mean = traffic.mean(3600, 3 * 3600)
+        panel.fill_between(
+            [s / 60 for s in seconds], [traffic.calls[s] for s in seconds], color="#2a6f97", step="mid", label="calls"
+        )
+        panel.fill_between(
+            [s / 60 for s in seconds],
+            [traffic.throttled[s] for s in seconds],
+            color="#d1495b",
+            step="mid",
+            label="throttled",
+        )
+        panel.axhline(mean, color="#222", linewidth=1, linestyle=":", label=f"mean {mean:.1f}/s")
+        panel.axhline(10 * mean, color="#edae49", linewidth=1.5, label="ten times the mean")
+        panel.set_yscale("symlog", linthresh=10)
+        panel.set(title=title, xlabel="minutes", ylabel="calls per second", xlim=(-1, 180), ylim=(0, None))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(loc="upper right", frameon=False, ncols=2)
+        peak = traffic.peak(3600, 3 * 3600)
+        panel.annotate(
+            f"everybody served after {traffic.served_by + 1} s;\npeak after the first hour {peak}/s",
+            (0.3, 0.55),
+            xycoords="axes fraction",
+        )
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    target = sys.argv[1] if len(sys.argv) > 1 else "fleet.png"
+    draw(target)
+    print(f"wrote {target}")

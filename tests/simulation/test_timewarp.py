@@ -1,0 +1,184 @@
+"""36 simulated hours, hundreds of times: the real daemon code against clouds and clocks that misbehave.
+
+``SIMULATION_EXAMPLES=5000 python -m pytest tests/simulation`` looks deeper.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from agent.core.store import Store
+from tests.simulation.plan import OUTAGES, Aws, Fault, Google, Kind, Plan
+from tests.simulation.world import Broken, simulate
+
+EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "200"))
+"""Over all groups together."""
+CLOCKS = (Kind.STEP, Kind.SUSPEND, Kind.PAUSE, Kind.LIE)
+
+minutes = st.floats(0.2, 20.0).map(lambda m: round(m, 1))
+gaps = st.sampled_from([1.0, 5.0, 10.0, 30.0, 60.0, 180.0])
+hours = st.sampled_from([-8.0, -3.0, -0.2, 0.2, 3.0, 8.0])
+whom = st.sampled_from(["aws", "gcp", "both"])
+outages = st.builds(Fault, st.sampled_from(sorted(OUTAGES)), gaps, minutes, st.just(0.0), whom)
+flaky = st.builds(Fault, st.just(Kind.FLAKY), gaps, st.sampled_from([10.0, 120.0]), st.just(0.0), whom)
+sleeps = st.builds(Fault, st.sampled_from([Kind.SUSPEND, Kind.PAUSE]), gaps, st.sampled_from([1.0, 20.0, 300.0, 600.0]))
+steps = st.builds(Fault, st.just(Kind.STEP), gaps, st.just(0.0), hours)
+lies = st.builds(Fault, st.just(Kind.LIE), gaps, st.sampled_from([10.0, 90.0]), hours, whom)
+seeds = st.integers(0, 2**32)
+wrong_at_boot = st.sampled_from([0.0, -5.0, -0.05, 0.05, 5.0])
+
+groups = {
+    "an upstream that comes and goes": st.builds(
+        Plan,
+        seed=seeds,
+        aws=st.sampled_from(Aws),
+        google=st.sampled_from(Google),
+        lifetime_seconds=st.sampled_from([3600, 10800, 43200]),
+        faults=st.lists(outages | flaky, max_size=30).map(tuple),
+    ),
+    "short lives": st.builds(
+        Plan,
+        seed=seeds,
+        aws=st.sampled_from(Aws),
+        google=st.sampled_from(Google),
+        lifetime_seconds=st.sampled_from([900, 1800]),
+        faults=st.lists(outages | flaky, max_size=10).map(tuple),
+        hours=st.just(12.0),
+    ),
+    "clocks": st.builds(
+        Plan,
+        seed=seeds,
+        aws=st.sampled_from(Aws),
+        google=st.sampled_from(Google),
+        lifetime_seconds=st.sampled_from([3600, 10800]),
+        wall_error_hours=wrong_at_boot,
+        faults=st.lists(steps | sleeps | outages, max_size=16).map(tuple),
+    ),
+    "a server that lies about the time": st.builds(
+        Plan,
+        seed=seeds,
+        aws=st.sampled_from(Aws),
+        google=st.sampled_from(Google),
+        lifetime_seconds=st.sampled_from([3600, 10800]),
+        wall_error_hours=wrong_at_boot,
+        faults=st.lists(lies | steps | outages, max_size=12).map(tuple),
+    ),
+}
+
+
+@pytest.mark.parametrize("group", groups)
+def test_no_job_sees_an_expired_token(group: str) -> None:
+    """Whatever upstream and clocks do, nothing expired is served, the promise is kept and nobody is stormed."""
+
+    @settings(
+        max_examples=max(EXAMPLES // len(groups), 1),
+        deadline=None,
+        derandomize="SIMULATION_EXAMPLES" not in os.environ,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        database=None,
+    )
+    @given(groups[group])
+    def every(plan: Plan) -> None:
+        simulate(plan)
+
+    every()
+
+
+def test_the_same_plan_runs_the_same_way() -> None:
+    """A plan is all that decides a run: what failed once fails again."""
+    plan = Plan(7, faults=(Fault(Kind.HANG, 30, 20), Fault(Kind.FLAKY, 10, 120)), hours=8)
+
+    assert simulate(plan).attempts == simulate(plan).attempts
+
+
+def test_twenty_minutes_without_upstream_leave_no_hole() -> None:
+    """An outage of 20 minutes, begun at any minute of an hour's life, never ends the service of either cloud."""
+    for start in range(1, 60, 4):
+        world = simulate(Plan(start, faults=(Fault(Kind.DOWN, start, 20),), hours=3))
+
+        assert min(world.least_left.values()) > timedelta(minutes=9)
+
+
+class AtTheLastMinute(Store):
+    """Renews five minutes before the end, as many a program does."""
+
+    def _renew_at(self, slot: Any, held: Any, now: datetime) -> datetime | None:
+        return max(held.ends - timedelta(minutes=5), now + timedelta(seconds=5))
+
+
+class NeverAgain(Store):
+    """Stops asking after the third failure."""
+
+    def _fail(self, slot: Any, failure: Any, now: datetime) -> None:
+        super()._fail(slot, failure, now)
+        if slot.attempts >= 3:
+            slot.renew_at = now + timedelta(days=365)
+
+
+class Hammer(Store):
+    """Tries again at once."""
+
+    def _fail(self, slot: Any, failure: Any, now: datetime) -> None:
+        super()._fail(slot, failure, now)
+        slot.renew_at = now + timedelta(seconds=0.2)
+
+
+class Deaf(Store):
+    """Does not hear that the clock was moved."""
+
+    def rebase(self, by: timedelta, now: datetime) -> None:
+        self._version += 1
+
+
+class Generous(Store):
+    """Shows what has ended for a minute more."""
+
+    def put(self, work: Any, credential: Any, now: datetime, *, ends: datetime | None = None) -> bool:
+        return super().put(work, credential, now, ends=(ends or credential.expires_at) + timedelta(minutes=1))
+
+
+FIRST = (Fault(Kind.DOWN, 0, 5, who="aws"),)
+OUTAGE = (Fault(Kind.DOWN, 14, 20),)
+LONG = (Fault(Kind.DOWN, 14, 90),)
+
+
+@pytest.mark.parametrize(
+    ("broken", "plan", "says"),
+    [
+        (AtTheLastMinute, Plan(1, hours=3), "left, got"),
+        (AtTheLastMinute, Plan(1, faults=OUTAGE, hours=3), "left, got"),
+        (NeverAgain, Plan(1, faults=OUTAGE, hours=3), "left, got"),
+        (Hammer, Plan(1, faults=OUTAGE, hours=3), "in the minute before"),
+        (Deaf, Plan(1, wall_error_hours=5, faults=FIRST, hours=3), "a hole"),
+        (Generous, Plan(1, faults=LONG, hours=3), "after its end|told of"),
+    ],
+)
+def test_the_checks_bite(broken: type[Store], plan: Plan, says: str) -> None:
+    """A rule that is broken on purpose is found, and the report tells the plan as a timeline."""
+    with pytest.raises(Broken, match=says) as caught:
+        simulate(plan, store=broken)
+
+    assert plan.timeline() in str(caught.value)
+
+
+def test_a_clock_that_hears_no_date_is_found() -> None:
+    """With the clouds' Date ignored, a machine hours off can sign nothing, and the checks say so."""
+    with pytest.raises(Broken, match=r"left, got|a hole"):
+        simulate(Plan(1, wall_error_hours=5, hours=3), ignore_dates=True)
+
+
+def test_an_unlucky_seed_is_written_down_for_a_person() -> None:
+    """A plan reads as a timeline: when, for how long, who, and what."""
+    rng = random.Random(3)
+    plan = Plan(3, faults=(Fault(Kind.HANG, 61, 20, who="aws"), Fault(Kind.STEP, rng.randint(5, 5), 0, -3.0)))
+
+    assert "  01:01:00 - 01:21:00  aws: hangs" in plan.timeline()
+    assert "  01:26:00 - 01:26:00  the wall clock is stepped by -3 h" in plan.timeline()

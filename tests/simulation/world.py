@@ -1,0 +1,594 @@
+"""One worker for a day and a half: the real keeper, store, schedule, clock and mint, against clouds that misbehave.
+
+Only the edges are simulated: time (:mod:`tests.simulation.timewarp`), the sockets, and the clouds themselves, which
+verify signatures and times for real. What is served is checked at the last instant before time moves and at the first
+after it; in between nothing changes but the time, so that is every instant.
+
+What must hold:
+
+1. *Nothing expired, ever.* What ``Store.view`` gives is alive by the cloud's own clock, however wrong the machine's
+   clocks are, and no client is told of more life than there is.
+2. *The promise.* While the upstream has been well for ``recovery_seconds``, the credential served has at least the
+   promised life left (two thirds of its lifetime for AWS, 32 minutes for Google). From the instant at which that ends,
+   what is left shrinks no faster than time passes: so an outage of 20 minutes leaves no hole where an hour was issued.
+3. *No storm.* In any minute no credential is asked for more than :data:`ATTEMPTS_A_MINUTE` times, and over the whole
+   run no more than the schedule and the faults account for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, NoReturn
+
+import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from agent.core.model import (
+    Action,
+    AwsAssumeRole,
+    AwsCredential,
+    AwsKeys,
+    AwsWebIdentity,
+    Bundle,
+    Cloud,
+    Expect,
+    GcpAuthorizedUser,
+    GcpExternalAccount,
+    GcpImpersonation,
+    GcpServiceAccount,
+    Grant,
+    HttpBroker,
+    SealedBundle,
+    WebTokenGce,
+)
+from agent.core.secret import Secret
+from agent.core.store import Store
+from agent.core.verdict import Memory, Policy
+from agent.core.view import Live
+from agent.host.clock import SystemClock
+from agent.keeper import Keeper
+from agent.providers import Mint, MintSettings
+from agent.providers.sts import warm
+from agent.upstream import Ec2Metadata, GceMetadata, Reach, UpstreamError, UpstreamResponse, origin_of
+from tests.fakes.broker import FakeBroker
+from tests.fakes.google_tokens import FakeGoogle
+from tests.fakes.machine_metadata import FakeEc2Metadata, FakeGceMetadata
+from tests.fakes.net import Answer, Fault, InProcess
+from tests.fakes.sts import FakeSts, Weather
+from tests.simulation.plan import OUTAGES, Aws, Google, Kind, Plan, clock
+from tests.simulation.plan import Fault as Trouble
+from tests.simulation.timewarp import Time, WarpLoop, run
+
+ACCOUNT = "111122223333"
+USER = f"arn:aws:iam::{ACCOUNT}:user/laptop"
+FIRST = f"arn:aws:iam::{ACCOUNT}:role/first"
+JOB = f"arn:aws:iam::{ACCOUNT}:role/job"
+MACHINE = f"arn:aws:sts::{ACCOUNT}:assumed-role/machine-role/i-0abc"
+MACHINE_SECONDS = 6 * 3600
+REGION = "eu-west-1"
+BROKER = "https://broker.example"
+BROKER_TOKEN = "Bearer broker"
+ROBOT = "robot@project.iam.gserviceaccount.com"
+OWN = "worker@project.iam.gserviceaccount.com"
+POOL = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/aws"
+GOOGLE_SECONDS = 3599
+
+ATTEMPTS_A_MINUTE = 30
+"""Twice and a half what the fastest retry does on average (full jitter up to 10 s: one in five seconds)."""
+SLACK = timedelta(seconds=12)
+"""For the calls themselves: up to three in a row, of up to two seconds each, and a probe."""
+
+
+NAP_SECONDS = 60.0
+"""Longer than in the daemon (15 s), to simulate fewer of them: a resume is noticed later here, if anything."""
+
+
+class Broken(AssertionError):
+    """An invariant did not hold; the text tells the whole story."""
+
+
+class World:
+    """See the module.
+
+    Args:
+        store: the class of the store: tests give broken ones, to prove that the checks bite.
+    """
+
+    def __init__(self, loop: WarpLoop, plan: Plan, *, store: type[Store] = Store, ignore_dates: bool = False) -> None:
+        self.plan = plan
+        self.rng = random.Random(plan.seed)
+        self.time = Time(loop)
+        self.time.wall_error = plan.wall_error_hours * 3600
+        self.clock = SystemClock(boottime=self.time.boottime, wall=self.time.wall, nap_seconds=NAP_SECONDS)
+        self.troubles: dict[str, list[Trouble]] = {"aws": [], "gcp": []}
+        self.sts = FakeSts(self.time.true, random.Random(plan.seed), lambda operation: self._weather("aws", operation))
+        self.google = FakeGoogle(
+            self.time.true,
+            sts=self.sts,
+            rng=random.Random(plan.seed),
+            weather=lambda operation: self._weather("gcp", operation),
+        )
+        self.broker = FakeBroker(
+            self.time.true, lambda: self.sts.session(JOB, "role-session", plan.lifetime_seconds), BROKER_TOKEN
+        )
+        self.ec2 = FakeEc2Metadata(self.time.true, self._machine_keys)
+        self.gce = FakeGceMetadata(self.time.true, self._machine_token, self._machine_identity)
+        self.attempts: dict[str, list[float]] = {}
+        upstream: Any = _Wire(self)
+        grants, routes = self._bundle()
+        self.clouds = tuple(sorted({*routes, *(c for c in Cloud if plan_uses_machine(plan, c))}))
+        self.store = store(
+            Policy(fallback=frozenset(Cloud)), Memory("i-1"), self.clock.now(), random.Random(plan.seed + 1)
+        )
+        self.keeper = Keeper(
+            store=self.store,
+            issuer=Mint(
+                upstream,
+                MintSettings(region=REGION, allowed_origins=(BROKER,)),
+                self.clock,
+                ec2=Ec2Metadata(upstream, self.clock, "http://ec2.metadata"),
+                gce=GceMetadata(upstream, "http://gce.metadata"),
+            ),
+            opener=self._open,
+            recorder=_Recorder(),
+            sources=(),
+            clock=self.clock,
+            rng=random.Random(plan.seed + 2),
+            learn=(lambda _: 0.0) if ignore_dates else self.clock.learn,
+            follow=self.clock.follow,
+        )
+        self.bundle = _bundle(grants, routes, self.clock.now())
+        self._health = {cloud: _Health(self, cloud) for cloud in self.clouds}
+        self._seen: tuple[float, ...] = ()
+        self.blind_until = 0.0
+        """Until this instant (true seconds) nothing on the machine can know what time it is: after a pause."""
+        self.least_left: dict[Cloud, timedelta] = {}
+
+    # -- the clouds
+
+    def _machine_keys(self) -> dict[str, str]:
+        """As EC2: six hours long, and another one every hour."""
+        hour = int(self.time.elapsed() // 3600)
+        if getattr(self, "_keys_hour", None) != hour:
+            self._keys_hour = hour
+            self._keys = self.sts.session(MACHINE, "role-session", MACHINE_SECONDS)
+        return self._keys
+
+    def _machine_token(self) -> tuple[str, int]:
+        """As GCE: the same token until five minutes before its end."""
+        now = self.time.true()
+        held = getattr(self, "_token", None)
+        if held is None or self.google.tokens[held].ends - now < timedelta(minutes=5):
+            held = self._token = self.google.access_token(OWN, GOOGLE_SECONDS)
+        return held, int((self.google.tokens[held].ends - now).total_seconds())
+
+    def _machine_identity(self, audience: str) -> str:
+        return self.google._jwt({"aud": audience, "sub": "12345", "email": OWN})
+
+    def _weather(self, cloud: str, operation: str) -> Weather:
+        if self.troubles[cloud]:
+            trouble = self.troubles[cloud][-1]
+            lie = timedelta(hours=trouble.size_hours)
+            match trouble.kind:
+                case Kind.ERRORS:
+                    return Weather(status=self.rng.choice([500, 503]), code="InternalFailure")
+                case Kind.THROTTLE if cloud == "aws":
+                    return Weather(status=400, code="Throttling")
+                case Kind.THROTTLE:
+                    return Weather(status=429, code="rate_limit_exceeded")
+                case Kind.REFUSE:
+                    return Weather(status=403, code="AccessDenied" if cloud == "aws" else "invalid_grant")
+                case Kind.LIE:
+                    return Weather(date_error=lie)
+        return Weather()
+
+    def fault(self, cloud: str) -> Fault | None:
+        """What the network does to one request."""
+        for trouble in self.troubles[cloud]:
+            if trouble.kind is Kind.DOWN:
+                return Fault.DOWN
+            if trouble.kind is Kind.HANG:
+                return Fault.HANG
+            if trouble.kind is Kind.FLAKY and self.rng.random() < 1 / 3:
+                self.disturb(cloud)
+                return self.rng.choice([Fault.DOWN, Fault.HANG])
+        return None
+
+    def refused(self, cloud: str) -> Answer | None:
+        """What a server without a weather of its own answers while its cloud is in trouble."""
+        kinds = {trouble.kind for trouble in self.troubles[cloud]}
+        return Answer(503) if kinds & {Kind.ERRORS, Kind.THROTTLE, Kind.REFUSE} else None
+
+    # -- the bundle
+
+    def _bundle(self) -> tuple[list[Grant], dict[Cloud, str]]:
+        key, secret = self.sts.user(USER)
+        seconds = self.plan.lifetime_seconds
+        self.sts.role(FIRST)
+        self.sts.role(JOB)
+        keys = AwsKeys(id="keys", access_key_id=key, secret_access_key=Secret(secret), duration_seconds=seconds)
+        expect = Expect(account_id=ACCOUNT)
+        grants: list[Grant] = []
+        match self.plan.aws:
+            case Aws.KEYS:
+                grants += [keys]
+            case Aws.ROLE_ON_KEYS:
+                grants += [
+                    keys,
+                    AwsAssumeRole(id="job", role_arn=JOB, base="keys", duration_seconds=seconds, expect=expect),
+                ]
+            case Aws.ROLE_ON_ROLE:
+                grants += [
+                    keys,
+                    AwsAssumeRole(id="first", role_arn=FIRST, base="keys", duration_seconds=seconds),
+                    AwsAssumeRole(id="job", role_arn=JOB, base="first", duration_seconds=seconds),
+                ]
+            case Aws.ROLE_ON_MACHINE:
+                grants += [AwsAssumeRole(id="job", role_arn=JOB, duration_seconds=seconds)]
+            case Aws.WEB_IDENTITY:
+                token = WebTokenGce(audience="aws")
+                grants += [AwsWebIdentity(id="job", role_arn=JOB, token=token, duration_seconds=seconds)]
+            case Aws.BROKER:
+                grants += [HttpBroker(id="job", url=f"{BROKER}/v1/credentials", authorization=Secret(BROKER_TOKEN))]
+        routes = {Cloud.AWS: grants[-1].id} if grants else {}
+        user = self.google.user()
+        refresh = GcpAuthorizedUser(
+            id="user",
+            client_id=user["client_id"],
+            client_secret=Secret(user["client_secret"]),
+            refresh_token=Secret(user["refresh_token"]),
+            email=user["email"],
+        )
+        robot = self.google.account(ROBOT)
+        self.google.pools[POOL] = "aws"
+        match self.plan.google:
+            case Google.USER:
+                grants += [refresh]
+            case Google.KEY:
+                pem, robot.keys["k1"] = rsa_key()
+                grants += [
+                    GcpServiceAccount(id="key", client_email=ROBOT, private_key_id="k1", private_key=Secret(pem))
+                ]
+            case Google.IMPERSONATION:
+                grants += [refresh, GcpImpersonation(id="robot", target_principal=ROBOT, base="user")]
+            case Google.FEDERATION:
+                grants += [GcpExternalAccount(id="pool", audience=POOL, base="instance")]
+            case Google.FEDERATION_ACCOUNT:
+                grants += [GcpExternalAccount(id="pool", audience=POOL, base="instance", service_account=ROBOT)]
+        if self.plan.google is not Google.MACHINE:
+            routes[Cloud.GCP] = grants[-1].id
+        return grants, routes
+
+    async def _open(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
+        return self.bundle
+
+    # -- the run
+
+    async def live(self) -> None:
+        """Live through the plan."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, WarpLoop)
+        warm()
+        loop.watch = self.check
+        keeper = asyncio.create_task(self.keeper.run())
+        await asyncio.sleep(0)
+        if self.bundle.routes:
+            await self.keeper.offer(SealedBundle(b"", "push"))
+        try:
+            for start, end, trouble in self.plan.windows():
+                await asyncio.sleep(start - self.time.elapsed())
+                await self._suffer(trouble, end - start)
+            await asyncio.sleep(max(self.plan.hours * 3600 - self.time.elapsed(), 0.0))
+            self.check()
+            self.check_calls()
+        finally:
+            loop.watch = lambda: None
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+
+    async def _suffer(self, trouble: Trouble, seconds: float) -> None:
+        self.check()
+        match trouble.kind:
+            case Kind.STEP:
+                self.time.wall_error += trouble.size_hours * 3600
+                await asyncio.sleep(seconds)
+            case Kind.SUSPEND:
+                self.time.suspended += seconds
+                self.disturb("aws", "gcp", seconds=NAP_SECONDS)
+            case Kind.PAUSE:
+                if self.time.wall_error:
+                    # NTP had set it right before: else the two steps could cancel out, and nobody could tell.
+                    self.time.wall_error = 0.0
+                    await asyncio.sleep(2 * NAP_SECONDS)
+                self.check()
+                self.time.paused += seconds
+                self.blind_until = self.time.elapsed() + 120.0
+                self.disturb("aws", "gcp", seconds=120.0)
+            case _:
+                whom = ["aws", "gcp"] if trouble.who == "both" else [trouble.who]
+                for cloud in whom:
+                    self.troubles[cloud].append(trouble)
+                self.disturb(*whom)
+                if trouble.kind is Kind.LIE:
+                    # Its word is all there is to count a life by: nothing is promised but that nothing expired is served.
+                    for health in self._health.values():
+                        health.held_at = None if health.depends & set(whom) else health.held_at
+                await asyncio.sleep(seconds)
+                for cloud in whom:
+                    self.troubles[cloud].remove(trouble)
+                # The slowest retry after a refusal is four minutes later than the slowest after anything else. A clock
+                # that was lied to signs what is refused, and believes the truth when it has heard it twice.
+                self.disturb(*whom, seconds={Kind.REFUSE: 241.0, Kind.LIE: 481.0}.get(trouble.kind, 0.0))
+        self.check()
+
+    def disturb(self, *clouds: str, seconds: float = 0.0) -> None:
+        """The upstream of these clouds is not well now, nor for so many seconds more."""
+        for health in self._health.values():
+            if health.depends & set(clouds):
+                health.well_since = max(health.well_since, self.time.elapsed() + seconds)
+
+    # -- the invariants
+
+    def check(self) -> None:
+        """Look at what is served, now."""
+        seen = (self.store.version, self.time.elapsed(), self.clock.wall_error_seconds)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        now = self.clock.now()
+        for cloud in self.clouds:
+            answer = self.store.view(cloud, now)
+            health = self._health[cloud]
+            health.note()
+            true_left = self.left(answer.credential) if isinstance(answer, Live) else None
+            told = None
+            if true_left is not None:
+                assert isinstance(answer, Live)
+                told = answer.credential.expires_at - now
+                if self.time.elapsed() >= self.blind_until:
+                    if true_left <= timedelta():
+                        self.fail(cloud, f"served {-true_left} after its end")
+                    if cloud is Cloud.GCP and told > true_left + timedelta(seconds=2):
+                        self.fail(cloud, f"told of {told}, while {true_left} was left")
+            due = health.promised_now()
+            if due is not None and due > timedelta():
+                self.least_left[cloud] = min(self.least_left.get(cloud, timedelta.max), true_left or timedelta())
+                if true_left is None:
+                    self.fail(cloud, f"a hole: expected {due} left, got {answer}")
+                if true_left < due:
+                    self.fail(cloud, f"expected {due} left, got {true_left}")
+        if any(name.endswith(":internal") for name in self.keeper.counters.failures):
+            self.fail(Cloud.AWS, "an internal error")
+
+    def left(self, credential: Any) -> timedelta:
+        """The life left by the cloud's own books."""
+        if isinstance(credential, AwsCredential):
+            ends = self.sts.principals[credential.access_key_id].ends
+            assert ends is not None
+        else:
+            ends = self.google.tokens[credential.access_token.reveal()].ends
+        return ends - self.time.true()
+
+    def check_calls(self) -> None:
+        """That nobody was stormed."""
+        for name, times in self.attempts.items():
+            first = 0
+            for last, at in enumerate(times):
+                while times[first] < at - 60.0:
+                    first += 1
+                if last - first >= ATTEMPTS_A_MINUTE:
+                    self.fail(Cloud.AWS, f"{last - first + 1} calls of {name} in the minute before {clock(at)}")
+            bound = self.calls_bound(name)
+            if len(times) > bound:
+                self.fail(Cloud.AWS, f"expected at most {bound:.0f} calls of {name}, got {len(times)}")
+
+    def calls_bound(self, name: str) -> float:
+        """How many calls the schedule and the faults account for.
+
+        Renewals come no faster than 0.75 x L/3. An outage is answered with the first tries of the backoff and then one
+        every 30 s on average (bounded by one in 15); with less than a quarter of an hour left, one in 5 (bounded by one
+        in 2.5).
+        """
+        shortest = min(self.plan.lifetime_seconds, GOOGLE_SECONDS)
+        renewals = self.plan.hours * 3600 / (0.75 * shortest / 3) + 2
+        slow = shortest >= 3600 - 1
+        extra = 0.0
+        for start, end, trouble in self.plan.windows():
+            extra += 12
+            if trouble.kind in OUTAGES or trouble.kind is Kind.LIE:
+                minutes = (end - start) / 60
+                extra += minutes * 4 + (max(minutes - 20, 0) if slow else minutes) * 24
+            if trouble.kind is Kind.FLAKY:
+                extra += (end - start) / 60
+        return renewals + extra
+
+    def fail(self, cloud: Cloud, what: str) -> NoReturn:
+        recent = [
+            f"  {clock(at)}  asks {name}"
+            for name, times in self.attempts.items()
+            for at in times
+            if at > self.time.elapsed() - 7200
+        ]
+        slots = "\n".join(
+            f"  {slot.cloud}:{slot.id}  ends {slot.expires_at}, next at {slot.renew_at}, {slot.attempts} failures"
+            f"{', ' + slot.failure.message if slot.failure else ''}"
+            for slot in self.store.slots()
+        )
+        raise Broken(
+            f"{cloud} at {clock(self.time.elapsed())} (true {self.time.true():%H:%M:%S}, ours {self.clock.now():%H:%M:%S}): {what}\n"
+            f"{self.plan.timeline()}\nthe last two hours:\n" + "\n".join(sorted(recent)[-40:]) + f"\nslots:\n{slots}"
+        )
+
+
+class _Health:
+    """What is promised of one cloud, from how its upstream has been."""
+
+    def __init__(self, world: World, cloud: Cloud) -> None:
+        self._world = world
+        plan = world.plan
+        self.depends = {str(cloud)}
+        if cloud is Cloud.AWS and plan.aws is Aws.WEB_IDENTITY:
+            self.depends.add("gcp")
+        if cloud is Cloud.GCP and plan.google in (Google.FEDERATION, Google.FEDERATION_ACCOUNT):
+            self.depends.add("aws")
+        self.promise = promise(plan, cloud)
+        depth = {Aws.ROLE_ON_ROLE: 3, Aws.ROLE_ON_KEYS: 2, Aws.ROLE_ON_MACHINE: 2}.get(plan.aws, 1)
+        self.recovery_seconds = 60.0 * (depth if cloud is Cloud.AWS else 2) + 30.0
+        if len(self.depends) > 1:
+            # The other cloud's outage reaches this one's server, which words it as a refusal: retried more slowly.
+            self.recovery_seconds += 240.0
+        self.well_since = 0.0
+        self.held_at: float | None = None  # the last instant at which the whole promise was due
+
+    def note(self) -> None:
+        now = self._world.time.elapsed()
+        if any(self._world.troubles[name] for name in self.depends):
+            self.well_since = now
+        elif now - self.well_since >= self.recovery_seconds:
+            self.held_at = now
+
+    def promised_now(self) -> timedelta | None:
+        if self.held_at is None:
+            return None
+        return self.promise - timedelta(seconds=self._world.time.elapsed() - self.held_at)
+
+
+def plan_uses_machine(plan: Plan, cloud: Cloud) -> bool:
+    return plan.aws is Aws.MACHINE if cloud is Cloud.AWS else plan.google is Google.MACHINE
+
+
+def promise(plan: Plan, cloud: Cloud) -> timedelta:
+    """The least life of what is served while the upstream is well."""
+    if cloud is Cloud.AWS:
+        seconds = float(plan.lifetime_seconds)
+        if plan.aws is Aws.MACHINE:
+            # Not ours to choose: EC2 replaces it every hour, and we look every five minutes.
+            return timedelta(hours=4, minutes=50)
+        if plan.aws in (Aws.ROLE_ON_ROLE, Aws.ROLE_ON_MACHINE):
+            seconds = min(seconds, 3600.0)
+        return timedelta(seconds=max(seconds * 2 / 3, seconds - 3600)) - SLACK
+    if plan.google is Google.MACHINE:
+        return timedelta(minutes=4)  # the real server replaces it no sooner than at five
+    return timedelta(minutes=32) - SLACK
+
+
+class _Wire:
+    """The door out, without sockets: takes its time, loses requests and answers."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        handlers: Mapping[str, Any] = {
+            f"https://sts.{REGION}.amazonaws.com": world.sts,
+            "https://oauth2.googleapis.com": world.google,
+            "https://sts.googleapis.com": world.google,
+            "https://iamcredentials.googleapis.com": world.google,
+            BROKER: world.broker,
+            "http://ec2.metadata": world.ec2,
+            "http://gce.metadata": world.gce,
+        }
+        self._net = InProcess(handlers)
+        self._cloud = {origin: "gcp" if "google" in origin or "gce" in origin else "aws" for origin in handlers}
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
+        timeout_seconds: float | None = None,
+        max_bytes: int | None = None,
+        reach: Reach = Reach.CONFIGURED,
+    ) -> UpstreamResponse:
+        world, origin = self._world, origin_of(url)
+        cloud = self._cloud[origin]
+        self._count(origin, body or b"", url)
+        await asyncio.sleep(world.rng.uniform(0.005, 1.0))
+        match world.fault(cloud):
+            case Fault.DOWN:
+                raise UpstreamError(f"{origin} closed the connection", code="network")
+            case Fault.HANG:
+                if world.rng.random() < 0.5:  # it may have done what was asked, and the answer was lost
+                    await self._net.request(method, url, headers=headers, body=body)
+                await asyncio.sleep(timeout_seconds or 30.0)
+                world.disturb(cloud)
+                raise UpstreamError(f"{origin} did not answer in time", code="timeout")
+        refused = world.refused(cloud) if origin in (BROKER, "http://ec2.metadata", "http://gce.metadata") else None
+        if refused is not None:
+            return UpstreamResponse(refused.status, CIMultiDictProxy(CIMultiDict()), b"", None)
+        answer = await self._net.request(method, url, headers=headers, body=body)
+        await asyncio.sleep(world.rng.uniform(0.005, 1.0))
+        return answer
+
+    def _count(self, origin: str, body: bytes, url: str) -> None:
+        if "metadata" in origin or b"GetCallerIdentity" in body:
+            return
+        what = body.partition(b"Action=")[2].partition(b"&")[0].decode() or url.rpartition("/")[2]
+        if what == "AssumeRole":
+            what += body.partition(b"role%2F")[2].partition(b"&")[0].decode()
+        self._world.attempts.setdefault(f"{origin} {what}", []).append(self._world.time.elapsed())
+
+    async def close(self) -> None:
+        pass
+
+
+class _Recorder:
+    async def save(self, memory: Memory, sealed: bytes | None) -> None:
+        pass
+
+
+def _bundle(grants: list[Grant], routes: dict[Cloud, str], now: datetime) -> Bundle:
+    return Bundle(
+        issuer="cp",
+        subject="team",
+        bundle_id="b1",
+        seq=1,
+        digest=hashlib.sha256(b"1").hexdigest(),
+        action=Action.SET,
+        issued_at=now,
+        not_before=now,
+        accept_until=now + timedelta(hours=1),
+        lease_until=None,
+        grants=tuple(grants),
+        routes=routes,
+        origin="push",
+    )
+
+
+@cache
+def rsa_key() -> tuple[str, rsa.RSAPublicKey]:
+    """One key for all runs: to make one costs more than a simulated day."""
+    key = rsa.generate_private_key(65537, 2048)
+    private: PrivateKeyTypes = key
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem.decode(), key.public_key()
+
+
+def simulate(plan: Plan, **options: Any) -> World:
+    """Live through ``plan`` and return the world after it.
+
+    Raises:
+        Broken: an invariant did not hold.
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=False)
+    worlds: list[World] = []
+
+    async def main(loop: WarpLoop) -> None:
+        worlds.append(World(loop, plan, **options))
+        await worlds[0].live()
+
+    try:
+        run(main)
+    finally:
+        structlog.reset_defaults()
+    return worlds[0]
