@@ -1,0 +1,478 @@
+"""A worker that really boots: Debian with systemd in systemd-nspawn, alone on a network with a fake cloud.
+
+Layers, each made once and kept in a cache (``CREDENTIAL_AGENT_TEST_CACHE``, else the user's cache directory):
+
+* ``base-*``: debootstrap's Debian with what an image of a worker has. A minute, once.
+* ``image-*``: that, plus the install script run on it. Half a minute, again when the code or the script changes.
+* a machine's own layer, gone with the machine unless it is to boot again, or an image is to be made of it.
+
+The network of a machine is a namespace with one cable to another namespace, where 169.254.169.254 is a fake metadata
+service. Neither touches the host's own network.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SUITE = "bookworm"
+MIRROR = os.environ.get("CREDENTIAL_AGENT_TEST_MIRROR", "")
+PACKAGES = (
+    "systemd", "systemd-sysv", "dbus", "libnss-systemd", "python3", "python3-venv", "nftables", "iproute2",
+    "ca-certificates", "procps", "util-linux",
+)  # fmt: skip
+TOOLS = ("systemd-nspawn", "debootstrap", "nsenter", "ip", "nft", "mount")
+PYTHON = "/opt/credential-agent/current/bin/python3"
+PORT = 16925
+
+MACHINE_KEY = "ASIAMACHINE000000000"
+USER_KEY = "ASIAUSER000000000000"
+USER_TOKEN = "ya29.user-token"
+WORKER_UID = 1000
+SYSTEM_UID = 1  # "daemon": no worker, no root
+
+_numbers = itertools.count()
+
+
+def missing() -> str | None:
+    """Why nothing can boot here; ``None``: it can."""
+    if os.geteuid() != 0:
+        return "needs root: boots containers"
+    absent = [tool for tool in TOOLS if shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
+    if absent:
+        return f"needs {', '.join(absent)} (apt-get install systemd-container debootstrap nftables iproute2)"
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        return "needs overlayfs"
+    if not any(line.split()[2] == "cgroup2" for line in Path("/proc/mounts").read_text().splitlines()):
+        return "needs cgroup v2"
+    return None
+
+
+def call(*command: str | Path, **more: Any) -> str:
+    """Run a command; its standard output. An error shows everything it said."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **more)
+    if done.returncode != 0:
+        raise AssertionError(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def cache() -> Path:
+    """Where images are kept between runs."""
+    chosen = os.environ.get("CREDENTIAL_AGENT_TEST_CACHE")
+    path = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    path = path if chosen else path / "credential-agent-tests"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    with (cache() / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def nspawn(root: Path, *arguments: str) -> list[str]:
+    """systemd-nspawn as it works on machines that were not booted by systemd themselves."""
+    return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no",
+            f"--directory={root}", *arguments]  # fmt: skip
+
+
+# -- images ---------------------------------------------------------------------------------------------------------------
+
+
+def base_image() -> Path:
+    """Debian as a worker's image has it, without the agent."""
+    root = cache() / f"base-{_digest(SUITE.encode(), *(name.encode() for name in PACKAGES))}"
+    with _locked("base"):
+        if not (root / ".complete").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, MIRROR)
+            (root / "etc/machine-id").write_text("")
+            call("chroot", root, "useradd", "--create-home", "--uid", str(WORKER_UID), "alice")
+            (root / ".complete").touch()
+    return root
+
+
+def payload() -> Path:
+    """What ``packer/payload.sh`` gathers, with a wheelhouse: the machines have no network to install from."""
+    locked = (REPOSITORY / "requirements/runtime.txt").read_bytes()
+    version = call("chroot", base_image(), "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    sources = sorted(
+        path
+        for folder in ("agent", "systemd", "packer")
+        for path in (REPOSITORY / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    )
+    target = cache() / f"payload-{_digest(locked, version.encode(), *(p.read_bytes() for p in sources))}"
+    wheelhouse = cache() / f"wheelhouse-{_digest(locked, version.encode())}"
+    with _locked("payload"):
+        if not (target / ".complete").exists():
+            arguments = [] if wheelhouse.exists() else ["--wheelhouse", version]
+            call(REPOSITORY / "packer/payload.sh", target, *arguments, env={**os.environ, "PYTHON": sys.executable})
+            if not wheelhouse.exists():
+                (target / "wheelhouse").rename(wheelhouse)
+            (target / "wheelhouse").symlink_to(wheelhouse)
+            (target / ".complete").touch()
+            _prune("payload-*", keep=target)
+    return target
+
+
+class Disk:
+    """A root file system of layers, the topmost writable. ``layers`` are from the bottom up."""
+
+    def __init__(self, place: Path, layers: Sequence[Path]) -> None:
+        self.place = place
+        self.upper, self.root = place / "upper", place / "root"
+        self._layers = layers
+        for directory in (self.upper, self.root, place / "work"):
+            directory.mkdir(parents=True, exist_ok=True)
+        below = ":".join(str(layer) for layer in reversed(layers))
+        options = f"lowerdir={below},upperdir={self.upper},workdir={place / 'work'}"
+        call("mount", "-t", "overlay", "overlay", "-o", options, self.root)
+
+    def clone(self, place: Path) -> Disk:
+        """The disk of a machine made from an image of this one, which must be off."""
+        place.mkdir()
+        call("cp", "-a", self.upper, place / "taken")
+        # What every tool that makes images does, so that each boot draws its own.
+        (place / "taken/etc").mkdir(exist_ok=True)
+        (place / "taken/etc/machine-id").write_text("")
+        return Disk(place, [*self._layers, place / "taken"])
+
+    def close(self) -> None:
+        """Unmount it."""
+        subprocess.run(["umount", "--lazy", str(self.root)], check=False)
+
+
+def installed_image() -> Sequence[Path]:
+    """The layers of an image with the agent in it, as the install script leaves it."""
+    base, source = base_image(), payload()
+    layer = cache() / f"image-{source.name.removeprefix('payload-')}"
+    with _locked("image"):
+        if not (layer / ".complete").exists():
+            shutil.rmtree(layer, ignore_errors=True)
+            disk = Disk(layer, [base])
+            try:
+                install(disk.root, source, "--no-start", "--no-packages", "--platform", "none")
+                validate = [f"--bind-ro={source}:/payload", f"--bind-ro={(source / 'wheelhouse').resolve()}"]
+                call(*nspawn(disk.root, *validate, "/payload/validate.sh"))
+            finally:
+                disk.close()
+            (layer / ".complete").touch()
+            _prune("image-*", keep=layer)
+    return [base, layer / "upper"]
+
+
+def install(root: Path, source: Path, *arguments: str) -> str:
+    """Run the install script in a tree that is not booted."""
+    binds = [f"--bind-ro={source}:/payload", f"--bind-ro={(source / 'wheelhouse').resolve()}"]
+    return call(*nspawn(root, *binds, "/payload/install.sh", *arguments))
+
+
+def _prune(pattern: str, *, keep: Path) -> None:
+    for path in cache().glob(pattern):
+        if path != keep and path.suffix != ".lock" and time.time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# -- the cloud -------------------------------------------------------------------------------------------------------------
+
+
+_SERVICES = {
+    "ec2": ("tests.fakes.ec2_metadata", "Ec2MetadataService"),
+    "gce": ("tests.fakes.gce_metadata", "GceMetadataServer"),
+}
+
+
+class Cloud:
+    """A network namespace with a metadata service, and another one for a machine, with a cable between them.
+
+    Args:
+        fake: ``ec2`` or ``gce``.
+        fields: of the fake service, as Python source.
+    """
+
+    ADDRESSES = ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254")
+
+    def __init__(self, fake: str, **fields: str) -> None:
+        self.name = f"ca{os.getpid() % 100000}x{next(_numbers)}"
+        self.here, self.there = f"{self.name}c", f"{self.name}m"
+        self._processes: list[subprocess.Popen[str]] = []
+        self._module, self._class = _SERVICES[fake]
+        self._fields = fields
+
+    def __enter__(self) -> Self:
+        for name in (self.here, self.there):
+            call("ip", "netns", "add", name)
+            call("ip", "-n", name, "link", "set", "lo", "up")
+        call("ip", "-n", self.here, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", self.there)
+        for name, last in ((self.here, "1"), (self.there, "2")):
+            call("ip", "-n", name, "address", "add", f"10.77.0.{last}/24", "dev", "eth0")
+            call("ip", "-n", name, "address", "add", f"fd77::{last}/64", "dev", "eth0", "nodad")
+            call("ip", "-n", name, "link", "set", "eth0", "up")
+        call("ip", "-n", self.there, "route", "add", "default", "via", "10.77.0.1")
+        call("ip", "-n", self.there, "-6", "route", "add", "default", "via", "fd77::1")
+        for address in self.ADDRESSES:
+            family = ["-6"] if ":" in address else []
+            length = "128" if ":" in address else "32"
+            nodad = ["nodad"] if ":" in address else []
+            call("ip", "-n", self.here, *family, "address", "add", f"{address}/{length}", "dev", "lo", *nodad)
+        # The service itself, its IPv6 face, and another port as Google's has it: whoever gets there has got through.
+        for host, port in (("0.0.0.0", 80), ("::", 80), ("0.0.0.0", 443)):
+            code = (
+                f"from tests.fakes.served import run; from {self._module} import *\n"
+                f"run({self._class}({', '.join(f'{k}={v}' for k, v in self._fields.items())}),"
+                f" ['--host', '{host}', '--port', '{port}'])"
+            )
+            command = ["ip", "netns", "exec", self.here, sys.executable, "-c", code]
+            process = subprocess.Popen(
+                command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
+            )
+            self._processes.append(process)
+        for process in self._processes:
+            assert process.stdout is not None
+            assert process.stdout.readline(), "the fake metadata service does not start"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(10)
+            if process.stdout is not None:
+                process.stdout.close()
+        for name in (self.here, self.there):
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+    def admin(self, name: str, document: Mapping[str, Any]) -> None:
+        """What a control plane does."""
+        code = (
+            "import sys, urllib.request as u; "
+            "u.urlopen(u.Request(f'http://10.77.0.1/_admin/{sys.argv[1]}', sys.stdin.buffer.read(), method='POST'))"
+        )
+        call("ip", "netns", "exec", self.here, sys.executable, "-c", code, name, input=json.dumps(document))
+
+    def set_user_data(self, data: bytes | None) -> None:
+        self.admin("user-data", {"base64": None if data is None else base64.b64encode(data).decode()})
+
+
+def ec2(**fields: str) -> Cloud:
+    """An EC2 instance with an instance profile."""
+    until = (datetime.now(UTC) + timedelta(hours=6)).isoformat()
+    key = f"Key({MACHINE_KEY!r}, 's' * 40, 't' * 80, datetime.fromisoformat({until!r}))"
+    return Cloud("ec2", role="'machine-role'", key=key, **fields)
+
+
+def gce(**fields: str) -> Cloud:
+    """A GCE virtual machine with a service account."""
+    return Cloud("gce", **fields)
+
+
+# -- the machine -----------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A booted container.
+
+    Args:
+        disk: its root file system.
+        cloud: its network.
+    """
+
+    def __init__(self, disk: Disk, cloud: Cloud) -> None:
+        self.disk, self.cloud = disk, cloud
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+
+    @property
+    def root(self) -> Path:
+        return self.disk.root
+
+    def boot(self) -> Self:
+        """Switch it on, and wait until systemd has started everything."""
+        arguments = [
+            "--boot",
+            "--console=pipe",
+            f"--network-namespace-path=/run/netns/{self.cloud.there}",
+            "--capability=CAP_NET_ADMIN",
+            "--kill-signal=SIGRTMIN+3",
+            f"--machine={self.cloud.name}",
+        ]
+        environ = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        self._process = subprocess.Popen(
+            nspawn(self.root, *arguments),
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._leader = self._wait_leader()
+        state = self.run("systemctl", "is-system-running", "--wait", check=False, seconds=120).strip()
+        assert state in {"running", "degraded"}, f"booted to {state!r}"
+        failed = self.run("systemctl", "list-units", "--failed", "--plain", "--no-legend").strip()
+        assert "credential-agent" not in failed, f"{failed}\n{self.log()}"
+        return self
+
+    def _wait_leader(self) -> int:
+        assert self._process is not None
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            assert self._process.poll() is None, "systemd-nspawn ended at once"
+            found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False)
+            for pid in found.stdout.split():
+                self._leader = int(pid)
+                # The bus is what systemctl needs.
+                if "credential" in self.run(
+                    "sh", "-c", "test -S /run/dbus/system_bus_socket && echo credential", check=False
+                ):
+                    return int(pid)
+            time.sleep(0.1)
+        raise AssertionError("systemd did not start")
+
+    def shut_down(self) -> None:
+        """Switch it off; the disk stays."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._leader, signal.SIGRTMIN + 4)  # systemd: power off
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.boot()
+
+    def __exit__(self, *exc: object) -> None:
+        self.shut_down()
+        self.disk.close()
+
+    # -- inside
+
+    def run(
+        self,
+        *command: str,
+        uid: int = 0,
+        check: bool = True,
+        seconds: float = 60,
+        text: str | None = None,
+    ) -> str:
+        """Run a command inside, in no unit's control group, with a bare environment; its output."""
+        done = self.result(*command, uid=uid, seconds=seconds, text=text)
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"{' '.join(command)[:500]}: status {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()}"
+            )
+        return done.stdout
+
+    def result(
+        self, *command: str, uid: int = 0, seconds: float = 60, text: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The same, with everything that came of it."""
+        return subprocess.run(
+            [*self.enter(uid), *command], capture_output=True, text=True, timeout=seconds, check=False, input=text
+        )
+
+    def enter(self, uid: int = 0) -> list[str]:
+        """The beginning of a command line that runs the rest inside."""
+        become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []
+        bare = [
+            "env",
+            "-i",
+            "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            f"HOME={'/home/alice' if uid else '/root'}",
+        ]
+        return ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-n", "-p", "-C", "--wd=/", *bare, *become]
+
+    def in_slice(self, *command: str, name: str = "credential-agent-workers.slice") -> str:
+        """Run a command as root in a slice, as a job's unit does."""
+        return self.run("systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--slice={name}", *command)
+
+    def log(self) -> str:
+        """The agent's journal."""
+        done = self.result("journalctl", "--no-pager", "-o", "cat", "-n", "60", "-u", "credential-agent*")
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        document = json.loads(self.result("credential-agent", "status", "--json").stdout)
+        assert isinstance(document, dict)
+        return document
+
+    def until(self, look: Any, *, seconds: float = 30, what: str = "it") -> Any:
+        """The first true value of ``look()``."""
+        end = time.monotonic() + seconds
+        while not (found := look()):
+            if time.monotonic() > end:
+                raise AssertionError(f"{what} did not come true in {seconds} s\n{self.log()}")
+            time.sleep(0.1)
+        return found
+
+
+AWS = """
+import boto3
+credentials = boto3.Session().get_credentials()
+print(credentials.get_frozen_credentials().access_key if credentials else "none")
+"""
+
+GOOGLE = """
+import google.auth, google.auth.transport.urllib3, urllib3
+request = google.auth.transport.urllib3.Request(urllib3.PoolManager())
+credentials, _ = google.auth.default(request=request)
+credentials.refresh(request)
+print(credentials.token)
+"""
+
+CONNECT = """
+import socket, sys
+address, port = sys.argv[1], int(sys.argv[2])
+kind = socket.SOCK_STREAM
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+protocol = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+try:
+    s = socket.socket(family, kind, protocol)
+    s.settimeout(3)
+    s.connect((address, port))
+    s.sendall(b"GET / HTTP/1.1\\r\\nHost: 169.254.169.254\\r\\nUser-Agent: credential-agent/probe\\r\\nConnection: close\\r\\n\\r\\n")
+    status = s.recv(100).split()[1].decode()
+    print("agent" if status == "508" else "other")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def python(source: str) -> list[str]:
+    """Run Python source with the SDKs that are installed, and nothing of the environment."""
+    return [PYTHON, "-I", "-W", "ignore", "-c", source]
+
+
+@pytest.fixture(scope="session")
+def image() -> Sequence[Path]:
+    """The layers of an image with the agent."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    return installed_image()
