@@ -45,6 +45,11 @@ demo: $(VENV)/.package ## the main job on an embedded cloud, in a minute; KEEP=1
 test: $(VENV)/.package ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
 	@exec $(BIN)/python -m pytest -n auto $(ARGS)
 
+.PHONY: fleet
+fleet: $(VENV)/.package ## draw what STS sees of ten thousand agents: fleet.png
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install matplotlib
+	@exec $(BIN)/python -m tests.simulation.fleet $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.package ## format, lint, types and the walls between the rooms
 	$(BIN)/ruff format --check .
