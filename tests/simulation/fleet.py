@@ -8,7 +8,7 @@ Bounds, for N agents and credentials of L seconds:
 
 - After the first cycle no second sees more than ten times the mean.
 - First cycle with ``[mint] spread_seconds = S``: no second sees more than ``N/S + 5 sqrt(N/S)`` calls (a Poisson bound).
-- First cycle without: the first second sees N calls, by necessity. From then on full jitter thins them out: after
+- First cycle without: the first second sees N calls and their first retries (at most 4 N in all). From then on full jitter thins them out: after
   ``20 + 3 N/600`` seconds every agent has its credential, and calls number at most ``8 N``.
 """
 
@@ -125,7 +125,7 @@ def draw(path: str) -> None:
         peak = traffic.peak(3600, 3 * 3600)
         panel.annotate(
             f"everybody served after {traffic.served_by + 1} s;\npeak after the first hour {peak}/s",
-            (0.3, 0.55),
+            (0.12, 0.88),
             xycoords="axes fraction",
         )
     figure.savefig(path, dpi=120)

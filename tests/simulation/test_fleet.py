@@ -29,6 +29,6 @@ def test_a_crowd_that_is_throttled_is_served_soon() -> None:
     """Without a spread the crowd is throttled, and all have a credential within 20 + 3 N/600 s and 8 N calls."""
     traffic = fleet(AGENTS, hours=0.2)
 
-    assert traffic.calls[0] >= AGENTS
+    assert AGENTS <= traffic.calls[0] <= 4 * AGENTS
     assert traffic.served_by <= 20 + 3 * AGENTS / STS_A_SECOND
     assert sum(traffic.calls.values()) <= 8 * AGENTS
