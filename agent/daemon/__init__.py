@@ -95,6 +95,7 @@ class Daemon:
         self._requests: dict[tuple[str, int], int] = {}
         self._complained: dict[int, float] = {}
         self._stop = asyncio.Event()
+        self._serving = self._told_ready = self._reload_wanted = False
         self.clock = SystemClock()
         self._rebase: Callable[[], None] = lambda: None  # the keeper's, once there is one
         self._started = self.clock.now()
@@ -113,7 +114,6 @@ class Daemon:
         )
         self._push = PushSource(clock=self.clock)
         self._token = container_token(Path(settings.environment.token_file))
-        self._token_key = _token_key(Path(settings.state.directory))
         self._gid = gid
         self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
         self._passed = systemd.passed(environ, pid=os.getpid())
@@ -128,6 +128,7 @@ class Daemon:
             HostError: a socket cannot be bound.
         """
         settings = self._settings
+        self._token_key = _token_key(Path(settings.state.directory))
         # 2. The sockets.
         worker_sockets = doors.worker_sockets(settings.listen, self._passed.sockets)
         control = doors.control_socket(settings.listen, self._passed.sockets)
@@ -180,6 +181,10 @@ class Daemon:
         self._log.info("agent.stopped")
 
     async def _serve(self, found: list[Machine]) -> None:
+        self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
+        self._serving = True
+        if self._reload_wanted:
+            self._on_hangup()
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.keeper.run(), name="keeper"),
             asyncio.create_task(self._tell_ready(), name="ready"),
@@ -188,7 +193,6 @@ class Daemon:
             background.append(asyncio.create_task(self._identify_late(), name="identify"))
         if self._watchdog is not None:
             background.append(asyncio.create_task(self._feed_watchdog(self._watchdog), name="watchdog"))
-        self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
         stopped = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             while not stopped.done():
@@ -415,6 +419,7 @@ class Daemon:
                 break
             await asyncio.sleep(0.05)
         await self._publisher.settled(SETTLE_SECONDS)
+        self._told_ready = True
         self._notifier.ready(self._status_line())
         memory.settle()
         self._log.info("agent.ready", seconds=round((self.clock.now() - self._started).total_seconds(), 3))
@@ -461,13 +466,19 @@ class Daemon:
             wait = min(wait * 2, 60.0)
 
     def _on_hangup(self) -> None:
-        self._notifier.reloading(monotonic_seconds=time.monotonic())
+        if not self._serving:
+            self._reload_wanted = True  # there is nothing yet that could be told otherwise: after the start
+            return
+        if self._told_ready:
+            self._notifier.reloading(monotonic_seconds=time.monotonic())
         try:
             self._apply(self._reload())
         except AgentError as error:
             # The running configuration stays: a typing error must not cost a worker its identity.
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
-        self._notifier.ready(self._status_line())
+        if self._told_ready:
+            # The end of a reload is told with the same word as the end of a start, which it must not anticipate.
+            self._notifier.ready(self._status_line())
 
     def _apply(self, settings: config.Config) -> None:
         old = self._settings

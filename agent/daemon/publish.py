@@ -25,7 +25,7 @@ from agent.core.secret import Secret
 from agent.core.store import Store
 from agent.core.view import Absent, Live
 from agent.host import envfile
-from agent.host.files import write_atomic
+from agent.host.files import sweep, write_atomic
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 RETRY_SECONDS: Final = 5.0
@@ -99,8 +99,11 @@ class Publisher:
         self._token = token
         self._written: dict[Path, bytes] = {}
         self._task: asyncio.Task[None] | None = None
-        self._again = False
+        self._again = asyncio.Event()
         self._log = structlog.get_logger()
+        for path in (settings.file, settings.shell_file, settings.token_file):
+            # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
+            sweep(Path(path))
 
     def variables(self, now: datetime) -> Mapping[str, str]:
         """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
@@ -133,7 +136,7 @@ class Publisher:
     def changed(self) -> None:
         """Something may have changed. Returns at once."""
         if self._task is not None:
-            self._again = True
+            self._again.set()
             return
         self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
 
@@ -147,14 +150,16 @@ class Publisher:
     async def _write(self) -> None:
         try:
             while True:
-                self._again = False
+                self._again.clear()
                 try:
                     await self._write_once()
                 except HostError as error:
                     self._log.error("environment.not_written", reason=error.message)
-                    await asyncio.sleep(RETRY_SECONDS)
+                    # Again in a while, or at once when there is something new to say: a withdrawal must not wait.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._again.wait(), RETRY_SECONDS)
                     continue
-                if not self._again:
+                if not self._again.is_set():
                     return
         finally:
             self._task = None
