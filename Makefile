@@ -43,7 +43,7 @@ demo: $(VENV)/.package ## the main job on an embedded cloud, in a minute; KEEP=1
 
 .PHONY: test
 test: $(VENV)/.package ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
-	@exec $(BIN)/python -m pytest -n auto $(ARGS)
+	@exec $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: fleet
 fleet: $(VENV)/.package ## draw what STS sees of ten thousand agents: fleet.png
@@ -80,6 +80,10 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) pyproject.toml --output-file requirements/runtime.txt
 	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
+
+.PHONY: image
+image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; some minutes with KVM)
+	@exec env PYTHON=$(abspath $(BIN)/python) packer/desk.sh build/desk
 
 .PHONY: clean
 clean: ## remove everything that was made here
