@@ -63,7 +63,7 @@ class StateDirectory:
             raise HostError(f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
         try:
             envelope = msgspec.json.decode(data, type=_Envelope)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HostError(f"{path}: expected what the agent wrote, got something else: {error}") from None
         if envelope.version != _VERSION:
             raise HostError(f"{path}: expected version {_VERSION}, got {envelope.version}")

@@ -191,7 +191,7 @@ def _word(kind: str) -> str:
 def _parse(body: bytes, kind: type[_T], operation: str) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError:  # a proxy's page, say; its words are not repeated
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # a proxy's page, say; its words are not repeated
         pass
     raise KeyUnavailableError(f"aws kms {operation}: expected a JSON answer, got something else")
 

@@ -143,7 +143,7 @@ class GcpKmsKey:
 
     def _refusal(self, status: int, body: bytes) -> SealError | KeyUnavailableError:
         word = ""
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             word = msgspec.json.decode(body, type=_Refusal).error.status
         if status == HTTPStatus.BAD_REQUEST and word == "INVALID_ARGUMENT":
             # "Decryption failed: the ciphertext is invalid": for good. A disabled key is FAILED_PRECONDITION.
@@ -158,6 +158,6 @@ class GcpKmsKey:
 def _plaintext(body: bytes) -> bytes:
     try:
         return base64.b64decode(msgspec.json.decode(body, type=_Answer).plaintext, validate=True)
-    except (msgspec.DecodeError, binascii.Error):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, binascii.Error):
         pass
     raise KeyUnavailableError("cloud kms: expected a plaintext in the answer, got something else")

@@ -332,7 +332,7 @@ class GceDoor:
     def _filtered(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
         try:
             tree = msgspec.json.decode(answer.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _UPSTREAM_SILENT
         for prefix in self._hidden:
             if under(prefix, below):
@@ -393,7 +393,7 @@ def _remove(tree: Any, path: tuple[str, ...]) -> None:
 def _relisted_json(answer: Response, gone: tuple[str, ...]) -> Response:
     try:
         names = msgspec.json.decode(answer.body, type=list[str])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _UPSTREAM_SILENT
     kept = [name for name in names if name.rstrip("/") not in gone]
     return answer if kept == names else gce.content(msgspec.json.encode(kept), json=True)

@@ -61,7 +61,7 @@ def parse_credential(data: bytes, *, received: datetime | None = None) -> AwsCre
     """
     try:
         document = msgspec.json.decode(data, type=_Document)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise WireError("expected a container credentials document, got something else") from None
     if not (document.access_key_id and document.secret_access_key and document.token):
         raise WireError("the container credentials document lacks AccessKeyId, SecretAccessKey or Token")

@@ -268,7 +268,7 @@ def render_identity(identity: InstanceIdentity) -> bytes:
 def _decode(data: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The decoder's own text may quote what it met, and what it met may be a secret.
         raise WireError(f"expected {what}, got something else") from None
 

@@ -268,7 +268,7 @@ def parse_account(data: bytes) -> ServiceAccount:
     """
     try:
         account = msgspec.json.decode(data, type=ServiceAccount)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise WireError("expected a gce service account in json, got something else") from None
     if not account.email:
         raise WireError("the gce service account has no email")
@@ -301,7 +301,7 @@ def parse_token(data: bytes, now: datetime, *, email: str | None = None, scopes:
     """
     try:
         answer = msgspec.json.decode(data, type=_Token)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise WireError("expected a gce access token in json, got something else") from None
     if not answer.access_token or not 0 < answer.expires_in <= 86400 * 7:
         raise WireError("expected a gce access token with a life between a second and a week")
