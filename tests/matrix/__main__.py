@@ -9,10 +9,14 @@ The states, and what must be seen:
 * ``none``: no bundle ever came: the machine's own identity;
 * ``pending``: a bundle is awaited: nobody's identity, and never the machine's;
 * ``bundle``: the user's;
-* ``renewed``: under a live client object the credential is replaced: no failed call, the user's;
-* ``restarted``: the agent was killed and started anew under it: no failed call, the user's;
-* ``alone``: the machine's real metadata services and the bundle's source are gone: no failed call, the user's;
+* ``renewed``: under a live client object the credential is replaced: no failed call, the new one;
+* ``restarted``: it is replaced again, and the agent killed and started anew: no failed call, the new one;
+* ``alone``: it is replaced again, and the machine's real metadata services go: no failed call, the new one;
 * ``ended``: the bundle's lease is over: nobody's identity, and never the machine's.
+
+In the three states under a live client every credential has so little time left that a client which looks at the clock asks
+for another one at each call: so each call is one that needs the agent. Who may go on with the one that it has is said in
+``clients.py``, with the reason.
 
 Exit status 0: every cell of every client that is here is as said.
 """
@@ -45,7 +49,9 @@ from tests.system.harness import Agent, World, background
 STATES = ("none", "pending", "bundle", "renewed", "restarted", "alone", "ended")
 MACHINE = {"aws": "ASIAMACHINE000000000", "gcp": "machine-token"}
 READ_SECONDS = 60.0
-BATCH = 8  # clients that live through one renewal, one restart and one outage together
+BATCH = 16  # clients that live through one renewal, one restart and one outage together
+AWS_LEFT_SECONDS = 270.0  # less than the five minutes from which on most of the SDKs ask anew at each call
+GCP_LEFT_SECONDS = 200.0  # google-auth: 225
 LINK_LOCAL = "169.254.169.254"
 
 
@@ -56,6 +62,8 @@ class Cell:
     state: str
     ok: bool
     said: str
+    seconds: float = 0.0
+    kept: bool = False  # it went on with an earlier credential that was still good
 
 
 @dataclass
@@ -193,12 +201,14 @@ class Stage:
         return self._world.env() if self.mode == "env" else {}
 
     def _push(self, *, lease: timedelta | None = None) -> dict[str, str]:
-        """Push the next bundle; who it makes of us."""
+        """Push the next bundle, whose credentials are old; who it makes of us."""
         self.number += 1
         user = {AWS: f"ASIAUSER{self.number:012d}", "gcp": f"user-token-{self.number}"}
         more = {} if lease is None else {"lease_until": datetime.now(UTC) + lease}
         sealed = self._world.seal(
-            self._world.session(user[AWS], hours=6), self._world.google(user["gcp"], hours=1), **more
+            self._world.session(user[AWS], hours=AWS_LEFT_SECONDS / 3600),
+            self._world.google(user["gcp"], hours=GCP_LEFT_SECONDS / 3600),
+            **more,
         )
         ack = self._current.push(sealed)
         assert ack["outcome"] == "accepted", ack
@@ -226,28 +236,30 @@ class Stage:
 
         def one(client: Client) -> None:
             with self._started(client) as program:
-                self._judge(rows[client.name], state, program, set())
+                self._judge(rows[client.name], program, state, [])
 
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(one, chosen))
 
     def _under_live_clients(self, rows: dict[str, Row], batch: list[Client], call: object) -> None:
         with ExitStack() as stack:
-            users = [self._push()]
+            users: list[dict[str, str]] = []
             pairs = [(rows[c.name], stack.enter_context(self._started(c))) for c in batch]
 
             def each(state: str) -> None:
-                mine = {identity for user in users for identity in user.values()}
                 with ThreadPoolExecutor(self.jobs) as pool:
-                    list(pool.map(lambda pair: self._judge(pair[0], state, pair[1], mine), pairs))
+                    list(pool.map(lambda pair: self._judge(*pair, state, users), pairs))
 
+            users.append(self._push())
             each("bundle")
             users.append(self._push())
             each("renewed")
+            users.append(self._push())
             self._current.kill()
             self._current = self._again()
             self._current.ready()
             each("restarted")
+            users.append(self._push())
             call(self._ec2.stop())  # type: ignore[operator]
             call(self._gce.stop())  # type: ignore[operator]
             each("alone")
@@ -259,18 +271,23 @@ class Stage:
         self._current.__exit__(None, None, None)
         return self._agent()
 
-    def _judge(self, row: Row, state: str, program: Program, users: set[str]) -> None:
+    def _judge(self, row: Row, program: Program, state: str, users: list[dict[str, str]]) -> None:
+        began = time.monotonic()
         ok, error, who = program.read()
-        cloud = row.client.cloud
+        cloud, kept = row.client.cloud, False
         if state == "none":
             good = ok and who == {MACHINE[cloud]}
         elif state in ("pending", "ended"):
             # Nobody's: it fails, or (those that do) it asks anonymously; never as the machine, never as the user.
             good = who <= ({"anonymous"} if row.client.unsigned else set()) and (not ok or row.client.unsigned)
         else:
-            good = ok and bool(who) and who <= users
+            newest = users[-1][cloud]
+            kept = who != {newest}
+            mine = {user[cloud] for user in users} if row.mode in row.client.keeps else {newest}
+            good = ok and bool(who) and who <= mine
         said = "ok" if ok else (error or "refused")
-        row.cells[state] = Cell(state, good, f"{said} as {', '.join(sorted(who)) or 'nobody'}")
+        said = f"{said} as {', '.join(sorted(who)) or 'nobody'}"
+        row.cells[state] = Cell(state, good, said, time.monotonic() - began, kept)
 
 
 def _machine_token(_: object) -> Token:
@@ -299,10 +316,16 @@ def _lead_here(port: int) -> None:
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
 
+def _mark(cell: Cell) -> str:
+    if not cell.ok:
+        return "✗"
+    return "kept" if cell.kept else "✓"
+
+
 def _table(rows: list[Row], all_clients: list[Client]) -> str:
     lines = ["| client | engine | mode | " + " | ".join(STATES) + " |", "|---|---|---|" + "---|" * len(STATES)]
     for row in rows:
-        marks = " | ".join("✓" if row.cells[s].ok else "✗" for s in STATES)
+        marks = " | ".join(_mark(row.cells[s]) for s in STATES)
         lines.append(f"| {row.client.name} | {row.client.kind} | {row.mode} | {marks} |")
     lines += [
         f"| {c.name} | {c.kind} | skipped: needs {c.missing} |" + " |" * len(STATES)
@@ -317,7 +340,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=("env", "imds"), action="append")
     parser.add_argument("--only", action="append", help="a client by name; repeatable")
     parser.add_argument("--build", type=Path, default=Path("build/matrix"))
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--out", type=Path, help="write the table there")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -351,7 +374,7 @@ def main() -> int:
             shutil.rmtree(root, ignore_errors=True)
     if options.inside:
         print(json.dumps([
-            {"client": r.client.name, "mode": r.mode, "cells": {s: [c.ok, c.said] for s, c in r.cells.items()}} for r in rows
+            {"client": r.client.name, "mode": r.mode, "cells": {s: [c.ok, c.said, c.seconds, c.kept] for s, c in r.cells.items()}} for r in rows
         ]))  # fmt: skip
         return 0
     table = _table(rows, everyone if not options.only else [])

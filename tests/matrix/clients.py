@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Client:
         modes: ``env`` (with the environment file alone), ``imds`` (with 169.254.169.254 intercepted, and no
             environment at all).
         unsigned: without a credential it asks anonymously rather than fail.
+        keeps: by mode, why it may go on with the credential it has, though one with five minutes left was replaced.
     """
 
     name: str
@@ -35,9 +37,10 @@ class Client:
     kind: str
     argv: tuple[str, ...] | None
     missing: str = ""
-    env: dict[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
     modes: tuple[str, ...] = ("env", "imds")
     unsigned: bool = False
+    keeps: Mapping[str, str] = field(default_factory=dict)
 
 
 def _python() -> str | None:
@@ -62,6 +65,8 @@ def clients(build: Path) -> list[Client]:
     gcloud = python("gcloud", GCP, "gcloud")
     if shutil.which("gcloud") is None:
         gcloud = Client("gcloud", GCP, "gcloud", None, "gcloud")
+    jars = f"{build / 'java' / 'classes'}:{build / 'java' / 'lib'}/*"
+    java = ("java", "-XX:TieredStopAtLevel=1", "-cp", jars)
     return [
         python("boto3", AWS, "botocore"),
         python("aiobotocore", AWS, "botocore, async"),
@@ -84,8 +89,8 @@ def clients(build: Path) -> list[Client]:
         ),
         program("Go v2", AWS, "aws-sdk-go-v2", build / "go" / "s3", str(build / "go" / "s3"), needs="go"),
         program(
-            "Java v2", AWS, "aws-sdk-java-v2", build / "java" / "s3.jar",
-            "java", "-jar", str(build / "java" / "s3.jar"), needs="java and maven",
+            "Java v2", AWS, "aws-sdk-java-v2", build / "java" / "classes" / "S3.class",
+            *java, "S3", needs="java and maven",
         ),
         program("Rust", AWS, "aws-sdk-rust", build / "rust" / "s3", str(build / "rust" / "s3"), needs="cargo"),
         python("google-auth", GCP, "google-auth"),
@@ -102,12 +107,8 @@ def clients(build: Path) -> list[Client]:
         ),
         program("Go (Google)", GCP, "x/oauth2", build / "go" / "gcs", str(build / "go" / "gcs"), needs="go"),
         program(
-            "Java (Google)", GCP, "google-auth-library-java", build / "java" / "gcs.jar",
-            "java", "-jar", str(build / "java" / "gcs.jar"), needs="java and maven",
+            "Java (Google)", GCP, "google-auth-library-java", build / "java" / "classes" / "Gcs.class",
+            *java, "Gcs", needs="java and maven",
         ),
     ]  # fmt: skip
 
-
-def interpreter() -> str:
-    """The one that runs the agent itself."""
-    return sys.executable
