@@ -257,7 +257,8 @@ do_uninstall() {
       credential-agent-control.socket credential-agent-redirect.service 2>/dev/null || true
     # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
     if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
-    systemctl --quiet stop credential-agent-workers.slice 2>/dev/null || true
+    # The slices that its name lies in are systemd's doing, and go with it.
+    systemctl --quiet stop credential-agent-workers.slice credential-agent.slice credential.slice 2>/dev/null || true
   fi
   if [ -e "$UNITS/credential-agent.service" ]; then
     systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true

@@ -16,6 +16,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -33,7 +34,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
-MIRROR = os.environ.get("CREDENTIAL_AGENT_TEST_MIRROR", "")
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "libnss-systemd", "python3", "python3-venv", "nftables", "iproute2",
     "ca-certificates", "procps", "util-linux",
@@ -49,6 +49,18 @@ WORKER_UID = 1000
 SYSTEM_UID = 1  # "daemon": no worker, no root
 
 _numbers = itertools.count()
+
+
+def _mirror() -> str:
+    """Where this machine's own apt gets Debian from: a container's packages come from the same place."""
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = [line.split()[0] for line in done.stdout.splitlines() if line.split()[1:] == [SUITE]]
+    if not found:
+        raise RuntimeError(f"apt of this machine knows no {SUITE}")
+    return found[0]
 
 
 def missing() -> str | None:
@@ -108,7 +120,7 @@ def base_image() -> Path:
     with _locked("base"):
         if not (root / ".complete").exists():
             shutil.rmtree(root, ignore_errors=True)
-            call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, MIRROR)
+            call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, _mirror())
             (root / "etc/machine-id").write_text("")
             call("chroot", root, "useradd", "--create-home", "--uid", str(WORKER_UID), "alice")
             (root / ".complete").touch()
@@ -175,6 +187,12 @@ def installed_image() -> Sequence[Path]:
             shutil.rmtree(layer, ignore_errors=True)
             disk = Disk(layer, [base])
             try:
+                # What google-auth's usual transport needs, from the interpreter that runs the tests.
+                for name in ("requests", "certifi", "charset_normalizer", "packaging"):
+                    found = importlib.util.find_spec(name)
+                    assert found is not None, name
+                    assert found.origin is not None, name
+                    shutil.copytree(Path(found.origin).parent, disk.root / "opt/sdk" / name)
                 install(disk.root, source, "--no-start", "--no-packages", "--platform", "none")
                 validate = [f"--bind-ro={source}:/payload", f"--bind-ro={(source / 'wheelhouse').resolve()}"]
                 call(*nspawn(disk.root, *validate, "/payload/validate.sh"))
@@ -234,6 +252,8 @@ class Cloud:
             call("ip", "-n", name, "link", "set", "eth0", "up")
         call("ip", "-n", self.there, "route", "add", "default", "via", "10.77.0.1")
         call("ip", "-n", self.there, "-6", "route", "add", "default", "via", "fd77::1")
+        # A machine with containers forwards. Inside, /proc/sys is read-only.
+        call("ip", "netns", "exec", self.there, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         for address in self.ADDRESSES:
             family = ["-6"] if ":" in address else []
             length = "128" if ":" in address else "32"
@@ -439,8 +459,9 @@ print(credentials.get_frozen_credentials().access_key if credentials else "none"
 """
 
 GOOGLE = """
-import google.auth, google.auth.transport.urllib3, urllib3
-request = google.auth.transport.urllib3.Request(urllib3.PoolManager())
+import sys; sys.path.append("/opt/sdk")
+import google.auth, google.auth.transport.requests
+request = google.auth.transport.requests.Request()
 credentials, _ = google.auth.default(request=request)
 credentials.refresh(request)
 print(credentials.token)
