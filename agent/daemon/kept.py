@@ -6,7 +6,6 @@ Without them (no systemd, or a stop rather than a restart) everything is minted 
 
 from __future__ import annotations
 
-import contextlib
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +26,11 @@ class _Kept(msgspec.Struct, frozen=True):
     google: GoogleToken | None = None
 
 
+class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    instance_id: str
+    credentials: list[_Kept]
+
+
 def encode(store: Store) -> bytes:
     """Everything the store holds, in the clear: for the sealed memory that only this unit gets back."""
     kept = [
@@ -38,17 +42,27 @@ def encode(store: Store) -> bytes:
         )
         for key, digest, credential in store.held()
     ]
-    return msgspec.json.encode(kept, enc_hook=_reveal)
+    return msgspec.json.encode(_Content(store.memory.instance_id, kept), enc_hook=_reveal)
 
 
 def restore(store: Store, data: bytes, now: datetime) -> int:
-    """Give the store back what still belongs to it; return how many. What makes no sense is left out."""
+    """Give the store back what still belongs to it; return how many. What makes no sense is left out.
+
+    A machine that was copied with its memory (a snapshot of a running one) is another instance: what was the first
+    one's own is not the second's.
+    """
+    try:
+        content = msgspec.json.decode(data, type=_Content, dec_hook=_hide)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+    if content.instance_id != store.memory.instance_id:
+        return 0
     count = 0
-    with contextlib.suppress(msgspec.DecodeError):
-        for kept in msgspec.json.decode(data, type=list[_Kept], dec_hook=_hide):
-            credential = kept.aws or kept.google
-            if credential is not None and store.restore(kept.key, kept.digest, credential, now):
-                count += 1
+    for kept in content.credentials:
+        credential = kept.aws or kept.google
+        if credential is None or credential.expires_at.tzinfo is None:
+            continue
+        count += store.restore(kept.key, kept.digest, credential, now)
     return count
 
 
