@@ -1,0 +1,137 @@
+"""Units, scripts and templates by the tools that judge them, without booting anything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SYSTEMD = REPOSITORY / "systemd"
+PACKER = REPOSITORY / "packer"
+SCRIPTS = sorted([*PACKER.glob("*.sh"), *SYSTEMD.glob("profile.d/*.sh")])
+MOST_EXPOSED = 1.5
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+
+
+def judged(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units with a program where theirs will be: verification looks for it."""
+    for path in [
+        *SYSTEMD.glob("*.service"),
+        *SYSTEMD.glob("*.socket"),
+        *SYSTEMD.glob("*.slice"),
+        *SYSTEMD.glob("*.target"),
+    ]:
+        text = path.read_text().replace("/opt/credential-agent/bin/credential-agent", "/bin/true")
+        (tmp_path / path.name).write_text(text.replace("RequiresMountsFor=/opt/credential-agent\n", ""))
+    return tmp_path
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong(units: Path) -> None:
+    """Every unit is verified together with those it names."""
+    said = judged("systemd-analyze", "verify", "--man=no", *sorted(units.iterdir()))
+    ours = [line for line in said.stderr.splitlines() if "credential-agent" in line]
+    assert not ours
+
+
+@needs_systemd
+def test_the_daemon_is_hardly_exposed(units: Path) -> None:
+    """The exposure that systemd computes stays at 1.5 or below."""
+    said = judged("systemd-analyze", "security", "--offline=yes", units / "credential-agent.service")
+    match = re.search(r"exposure level for \S+: ([0-9.]+)", said.stdout)
+    assert match is not None, said.stderr
+    assert float(match[1]) <= MOST_EXPOSED
+
+
+def test_only_the_redirect_has_a_capability() -> None:
+    """The daemon's capability set is empty, and no other unit asks for one."""
+    sets = {path.name: re.findall(r"^(?:CapabilityBoundingSet|AmbientCapabilities)=(.*)$", path.read_text(), re.MULTILINE)
+            for path in SYSTEMD.glob("*.service")}  # fmt: skip
+    assert sets == {"credential-agent.service": ["", ""], "credential-agent-redirect.service": ["CAP_NET_ADMIN"]}
+
+
+def test_units_and_code_agree_on_addresses() -> None:
+    """The socket unit listens where the rules lead and the environment file points."""
+    from agent import config
+    from agent.host import nft
+
+    listened = set(re.findall(r"^ListenStream=(.*)$", (SYSTEMD / "credential-agent.socket").read_text(), re.MULTILINE))
+    host, port = config.host_port(config.Listen().http[0])
+    assert listened == {f"{host}:{port}", f"[::1]:{port}", f"{nft.FRONT4}:{port}", f"[{nft.FRONT6}]:{port}"}
+    control = (SYSTEMD / "credential-agent-control.socket").read_text()
+    assert f"ListenStream={config.Listen().control}\n" in control
+
+
+def test_the_configuration_that_is_installed_is_acceptable() -> None:
+    """The file that the install script puts in place is one that the agent takes."""
+    from agent import config
+
+    assert config.load(SYSTEMD / "config.toml").environment.group == "credential-workers"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(script: Path) -> None:
+    """Shells read them, and shellcheck, where it is, finds nothing."""
+    shell = "bash" if script.read_text().startswith("#!/usr/bin/env bash") else "sh"
+    assert judged(shell, "-n", script).returncode == 0
+    if shutil.which("shellcheck") is None:
+        pytest.skip("the rest needs shellcheck")
+    said = judged("shellcheck", f"--shell={shell}", "--exclude=SC1091", script)
+    assert said.returncode == 0, said.stdout
+
+
+def test_the_install_script_says_what_it_takes() -> None:
+    """Help is the head of the script, and every option that is parsed is in it."""
+    script = PACKER / "install.sh"
+    said = judged("bash", script, "--help").stdout
+    parsed = set(re.findall(r"(?<![\w-])--[a-z-]+(?=\)|\s\|)", script.read_text().split("while [ $# -gt 0 ]")[1]))
+    assert parsed
+    assert {option for option in parsed if option not in said} <= {"--help"}
+
+
+def test_an_unknown_option_installs_nothing() -> None:
+    """A typing mistake ends before anything is touched."""
+    said = judged("bash", PACKER / "install.sh", "--no-strat")
+    assert said.returncode == 1
+    assert "--no-strat: unknown option" in said.stderr
+
+
+@pytest.mark.skipif(shutil.which("packer") is None, reason="needs packer")
+def test_packer_takes_the_templates(tmp_path: Path) -> None:
+    """``packer validate`` passes for all three builders."""
+    version = re.search(r"v?(\d+)\.(\d+)", judged("packer", "version").stdout)
+    assert version is not None
+    shutil.copytree(PACKER / "http", tmp_path / "http")
+    old = (int(version[1]), int(version[2])) < (1, 7)
+    for path in PACKER.glob("*.pkr.hcl"):
+        if not (old and path.name == "plugins.pkr.hcl"):
+            shutil.copy(path, tmp_path)
+    (tmp_path / "payload").mkdir()
+    (tmp_path / "key.jwk").write_text("{}")
+    said = judged(
+        "packer", "validate", "-var", f"payload={tmp_path}/payload", "-var", f"config={tmp_path}/key.jwk", "-var",
+        f'signers=["{tmp_path}/key.jwk"]', "-var", f"qemu_source={tmp_path}/key.jwk", "-var", "qemu_checksum=none", tmp_path,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path), "CHECKPOINT_DISABLE": "1"},
+    )  # fmt: skip
+    if "plugin" in said.stderr + said.stdout and "not" in said.stderr + said.stdout and not old:
+        pytest.skip("needs packer's plugins (packer init packer/)")
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+@pytest.mark.skipif(shutil.which("packer") is None, reason="needs packer")
+def test_packer_finds_the_templates_formatted() -> None:
+    """``packer fmt`` would change nothing."""
+    said = judged(
+        "packer", "fmt", "-check", PACKER, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
+    )
+    assert said.returncode == 0, said.stdout

@@ -1,0 +1,253 @@
+"""The workers' commands against doors that answer as the agent does."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CREDENTIAL = {
+    "AccessKeyId": "ASIAUSER000000000000",
+    "SecretAccessKey": "s",
+    "Token": "t",
+    "Expiration": "2030-01-01T00:00:00Z",
+}
+
+
+class Door:
+    """Stands in for the daemon: the container path with its token, Google's token path, and the control socket.
+
+    Attributes:
+        aws, gcp, status, verdict: what is answered.
+        not_yet: so many requests of each kind are answered with 503 first.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.aws: tuple[int, Any] = (200, CREDENTIAL)
+        self.gcp: tuple[int, Any] = (404, {"error": "no google here"})
+        self.status: dict[str, Any] = {}
+        self.verdict: tuple[int, Any] = (200, {})
+        self.not_yet = 0
+        self.pushed = b""
+        door = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                if self.path == "/v1/status":
+                    return self.say(200, door.status)
+                if door.not_yet > 0:
+                    door.not_yet -= 1
+                    return self.say(503, {"message": "a bundle is awaited"})
+                if self.path == "/v1/credentials":
+                    if self.headers["Authorization"] != "bearer":
+                        return self.say(401, {"message": "wrong token"})
+                    return self.say(*door.aws)
+                return self.say(*(door.gcp if self.headers["Metadata-Flavor"] == "Google" else (403, {})))
+
+            def do_PUT(self) -> None:
+                door.pushed = self.rfile.read(int(self.headers["Content-Length"]))
+                self.say(*door.verdict)
+
+            def say(self, status: int, document: Any) -> None:
+                body = json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        class Unix(http.server.ThreadingHTTPServer):
+            address_family = socket.AF_UNIX
+            allow_reuse_address = False
+
+            def server_bind(self) -> None:
+                self.socket.bind(self.server_address)
+                self.server_name, self.server_port = "control", 0
+
+            def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+                connection, _ = self.socket.accept()
+                return connection, ("peer", 0)
+
+        self._servers = [
+            http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler),
+            Unix(str(root / "control"), Handler),  # type: ignore[arg-type]
+        ]
+        self.port = self._servers[0].server_address[1]
+        self._threads = [threading.Thread(target=server.serve_forever, args=(0.01,)) for server in self._servers]
+        for thread in self._threads:
+            thread.start()
+        (root / "token").write_text("bearer")
+        (root / "env").write_text('# x\nAWS_CONTAINER_CREDENTIALS_FULL_URI="http://here"\nVALUE="a \\"b\\" \\$c"\n')
+        self.config = root / "config.toml"
+        self.config.write_text(
+            f'[listen]\nhttp = ["127.0.0.1:{self.port}"]\ncontrol = "{root}/control"\n'
+            f'[environment]\nfile = "{root}/env"\ntoken_file = "{root}/token"\n'
+        )
+
+    def close(self) -> None:
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "agent", name, "--config", str(self.config), *arguments]
+
+    def run(self, name: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(name, *arguments), capture_output=True, text=True, check=False, timeout=60, **more
+        )
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    opened = Door(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_wait_ends_when_an_identity_comes(door: Door) -> None:
+    """It asks again while the answer is 503, and then says nothing."""
+    door.not_yet = 3
+    done = door.run("wait", "--for", "aws")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert door.not_yet == 0
+
+
+def test_wait_gives_the_agents_reason_at_the_timeout(door: Door) -> None:
+    """Exit status 75 (try again), and why."""
+    done = door.run("wait", "--for", "aws,gcp", "--timeout", "0")
+    assert done.returncode == 75
+    assert "gcp: no google here" in done.stderr
+    assert "aws:" not in done.stderr
+
+
+def test_wait_refuses_a_cloud_it_does_not_know(door: Door) -> None:
+    """Exit status 64 (usage)."""
+    assert door.run("wait", "--for", "azure").returncode == 64
+
+
+def test_credential_process_prints_what_sdks_read(door: Door) -> None:
+    """The document of AWS's ``credential_process``, version 1."""
+    done = door.run("credential-process")
+    assert json.loads(done.stdout) == {
+        "Version": 1,
+        "AccessKeyId": CREDENTIAL["AccessKeyId"],
+        "SecretAccessKey": "s",
+        "SessionToken": "t",
+        "Expiration": "2030-01-01T00:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, 75), (404, 69), (401, 69)])
+def test_credential_process_fails_with_the_reason(door: Door, status: int, code: int) -> None:
+    """Nothing on stdout, the agent's words on stderr, and whether trying again may help in the status."""
+    door.aws = (status, {"message": "the bundle ended; seal a new one"})
+    done = door.run("credential-process")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "the bundle ended" in done.stderr
+
+
+def test_exec_gives_variables_and_takes_what_masks(door: Door) -> None:
+    """The child sees ours, its own, and no stale keys; the exit status is its own."""
+    environ = {**os.environ, "AWS_ACCESS_KEY_ID": "AKIASTALE", "MINE": "1"}
+    done = door.run("exec", "--", "sh", "-c", 'echo "$VALUE|$MINE|${AWS_ACCESS_KEY_ID-none}"; exit 7', env=environ)
+    assert (done.returncode, done.stdout.strip()) == (7, 'a "b" $c|1|none')
+
+
+def test_exec_reports_the_signal_that_ended_its_child(door: Door) -> None:
+    """As a shell does: 128 and its number."""
+    assert door.run("exec", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+
+
+def test_exec_passes_signals_on(door: Door) -> None:
+    """A SIGTERM from systemd reaches the program, which ends as it likes."""
+    script = 'trap "echo got; exit 5" TERM; echo up; while :; do sleep 0.05; done'
+    with subprocess.Popen(door.command("exec", "sh", "-c", script), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "got\n"
+        assert process.wait(30) == 5
+
+
+@pytest.mark.parametrize(("program", "code"), [("/no/such/program", 127), ("/etc/passwd", 126)])
+def test_exec_of_what_cannot_run_says_so(door: Door, program: str, code: int) -> None:
+    """The statuses of a shell."""
+    done = door.run("exec", program)
+    assert done.returncode == code
+    assert program in done.stderr
+
+
+def test_env_prints_every_form(door: Door) -> None:
+    """For a shell, for systemd, for programs."""
+    assert json.loads(door.run("env", "--format", "json").stdout)["VALUE"] == 'a "b" $c'
+    assert 'VALUE=a "b" $c\0' in door.run("env", "--format", "null").stdout
+    assert "export VALUE='a \"b\" $c'" in door.run("env").stdout
+    assert 'VALUE="a \\"b\\" \\$c"' in door.run("env", "--format", "systemd").stdout
+
+
+def test_env_without_a_file_says_who_may_read_it(door: Door) -> None:
+    """A missing file is one line and a hint."""
+    (door.root / "env").unlink()
+    done = door.run("env")
+    assert done.returncode == 71
+    assert "hint:" in done.stderr
+
+
+def test_push_tells_the_verdict(door: Door) -> None:
+    """Accepted: the sequence number; refused: exit 65 and the reason."""
+    door.verdict = (200, {"outcome": "accepted", "seq": 4, "issuer": "https://i", "subject": "user:a"})
+    done = door.run("push", "-", input="sealed")
+    assert (done.returncode, done.stdout.strip()) == (0, "accepted: seq 4 of https://i user:a")
+    assert door.pushed == b"sealed"
+    door.verdict = (422, {"outcome": "refused", "code": "rollback", "reason": "seq 3 is not above 4"})
+    done = door.run("push", "-", input="sealed")
+    assert done.returncode == 65
+    assert "refused (rollback): seq 3 is not above 4" in done.stderr
+
+
+def test_without_an_agent_one_line_says_so(door: Door, tmp_path: Path) -> None:
+    """No traceback when nothing listens."""
+    door.config.write_text(f'[listen]\ncontrol = "{tmp_path}/nothing"\n')
+    done = door.run("status")
+    assert done.returncode == 71
+    assert "Traceback" not in done.stderr
+    assert "does not listen there" in done.stderr
+
+
+def test_status_says_who_and_until_when(door: Door) -> None:
+    """The question of an operator at 3 a.m., answered on two lines for each cloud."""
+    live = {
+        "state": "live", "origin": "bundle", "identity": "role", "why": None, "expires_at": "2030-01-01T00:00:00Z",
+        "horizon": "2030-01-02T00:00:00Z", "horizon_reason": "the lease ends", "at_the_end": "deny",
+        "role_arn": "arn:aws:iam::1:role/r",
+    }  # fmt: skip
+    none = {"state": "absent", "origin": "fallback", "identity": None, "why": "no google identity here"}
+    door.status = {
+        "clouds": {"aws": live, "gcp": none}, "bundle": None, "sources": {"file": "broken"}, "credentials": [],
+        "last_refusal": None, "memory_unwritten": True,
+    }  # fmt: skip
+    done = door.run("status")
+    assert done.returncode == 0
+    assert "aws: arn:aws:iam::1:role/r (from the bundle)" in done.stdout
+    assert "the lease ends; then: deny" in done.stdout
+    assert "gcp: none (absent): no google identity here" in done.stdout
+    assert "source file: broken" in done.stdout
+    assert "a restart would forget" in done.stdout
+    door.status["clouds"]["aws"] = none
+    assert door.run("status").returncode == 69
+    assert json.loads(door.run("status", "--json").stdout) == door.status

@@ -1,0 +1,128 @@
+"""Who is a worker, in numbers; and rules that a real nft accepts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.errors import HostError
+from agent.host import nft
+
+RANGES = st.lists(
+    st.tuples(st.integers(1, 1 << 20), st.integers(0, 1 << 16)).map(lambda pair: (pair[0], pair[0] + pair[1])),
+    max_size=8,
+)
+
+
+@given(RANGES, st.integers(0, 1 << 21))
+def test_every_uid_is_a_worker_or_is_not(ranges: list[tuple[int, int]], uid: int) -> None:
+    """Merging changes no membership, and the complement is everybody else."""
+    merged = nft.merge(ranges)
+    inside = any(low <= uid <= high for low, high in ranges)
+    assert any(low <= uid <= high for low, high in merged) == inside
+    assert any(low <= uid <= high for low, high in nft.complement(merged)) != inside
+
+
+@given(RANGES)
+def test_merged_ranges_rise_and_lie_apart(ranges: list[tuple[int, int]]) -> None:
+    """As an interval set of nftables must have them."""
+    merged = nft.merge(ranges)
+    for (_, high), (low, _) in itertools.pairwise(merged):
+        assert high + 1 < low
+
+
+def test_uids_are_read_as_written() -> None:
+    """Single numbers and ranges, in any order."""
+    assert nft.parse_uids(["2000", "1000-1999", "60578-4294967293"]) == ((1000, 2000), (60578, 4294967293))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "1000-", "a", "1000-999", "4294967295", "1000 - 2000", "\u0661", "0x3e8", "-5"]
+)
+def test_what_is_no_uid_is_refused(text: str) -> None:
+    """A typing mistake must not quietly be another range."""
+    with pytest.raises(HostError):
+        nft.parse_uids([text])
+
+
+@pytest.mark.parametrize("text", ["0", "0-100"])
+def test_root_is_never_a_worker_by_uid(text: str) -> None:
+    """The machine's own services run as root."""
+    with pytest.raises(HostError, match="uid 0") as refusal:
+        nft.parse_uids([text])
+    assert "units" in (refusal.value.hint or "")
+
+
+def test_a_slice_lies_in_the_slices_of_its_name() -> None:
+    """systemd.slice(5): dashes are the path."""
+    assert nft.slice_path("credential-agent-workers.slice") == (
+        "credential.slice/credential-agent.slice/credential-agent-workers.slice"
+    )
+
+
+@pytest.mark.parametrize("unit", ["-.slice", "a--b.slice", "-a.slice", "a-.slice"])
+def test_what_is_no_slice_of_workers_is_refused(unit: str) -> None:
+    """The root slice holds every process; the others are no names."""
+    with pytest.raises(HostError):
+        nft.slice_path(unit)
+
+
+@pytest.mark.parametrize("name", ['eth0"', "a b", "", "a" * 16, "*x", 'x" accept; #'])
+def test_an_interface_cannot_smuggle_a_rule(name: str) -> None:
+    """Names stand in quotes and are checked before."""
+    with pytest.raises(HostError):
+        nft.ruleset(nft.Workers(bridges=(name,)), port=1, agent_uid=None)
+
+
+@pytest.mark.parametrize("path", ["/a", "a/../b", 'a" accept', ""])
+def test_a_control_group_cannot_smuggle_a_rule(path: str) -> None:
+    """The same for paths."""
+    with pytest.raises(HostError):
+        nft.ruleset(nft.Workers(cgroups=(path,)), port=1, agent_uid=None)
+
+
+def test_closed_rules_lead_nowhere() -> None:
+    """Closed means reject: there is no address translation left."""
+    workers = nft.Workers(uids=((1000, 2000),), bridges=("docker0",))
+    closed = nft.ruleset(workers, port=16925, agent_uid=998, closed=True)
+    assert "redirect" not in closed
+    assert "dnat" not in closed
+    assert "type nat" not in closed
+    assert "meta skuid @workers counter reject" in closed
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads rules in a network namespace of its own")
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft (apt-get install nftables)")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
+@pytest.mark.parametrize("ipv6", [True, False])
+@pytest.mark.parametrize("agent_uid", ["None", "998"])
+@pytest.mark.parametrize(
+    "workers", ["uids=((1000, 2000),)", "bridges=('docker0', 'br-*')", "", "uids=((1, 4294967294),)"]
+)
+def test_the_kernel_takes_the_rules_and_gives_them_back(workers: str, agent_uid: str, *, ipv6: bool) -> None:
+    """Open and closed, loaded twice, leave one table; removal, done twice too, leaves none."""
+    code = f"""
+from agent.host import nft
+workers = nft.Workers({workers})
+assert nft.show() is None
+for closed in (False, False, True, True, False):
+    nft.run(nft.ruleset(workers, port=16925, agent_uid={agent_uid}, ipv6={ipv6}, closed=closed))
+    nft.set_fronts(present=True, ipv6={ipv6})
+    table = nft.show()
+    assert table is not None
+    assert ("redirect to :16925" in table) is not closed
+for _ in range(2):
+    nft.run(nft.removal())
+    nft.set_fronts(present=False)
+    assert nft.show() is None
+"""
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
