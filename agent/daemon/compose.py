@@ -82,6 +82,9 @@ class Metadata:
         named = {Cloud.AWS: ec2_url, Cloud.GCP: gce_url}
         known = [cloud for cloud, url in named.items() if url is not None]
         self.cloud = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform) or (known[0] if len(known) == 1 else None)
+        if known:
+            # The machine is asked who it is within two seconds of the start: none of them is for loading a library.
+            out.load()
         self.ec2 = None if ec2_url is None else Ec2Metadata(out, clock, ec2_url)
         self.gce = None if gce_url is None else GceMetadata(out, gce_url)
 

@@ -1,8 +1,7 @@
 """HTTP/1.1 for strangers on the same machine: one request per connection, every limit explicit.
 
-A library reads the bytes (aiohttp's parser over llhttp, the parser of Node); this file owns what a library cannot know:
-how much, how long, how many, and what to do when a request is not whole. It knows no dialect: what a request means is
-the handler's business.
+A library reads the bytes (see :mod:`agent.serve.reading`); this file owns what a library cannot know: how long, how
+many, and what to do when a request is not whole. It knows no dialect: what a request means is the handler's business.
 
 Why not a web framework: each answer is one ``write`` of bytes that were rendered before, and each connection ends with
 it. ``Connection: close`` on every answer is what the real EC2 service does and the only framing under which no SDK
@@ -24,18 +23,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from email.utils import format_datetime
 from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.http_parser import HttpRequestParser
-from aiohttp.http_writer import HttpVersion10
-from aiohttp.streams import EMPTY_PAYLOAD
 
 from agent.core.clock import Clock
+from agent.serve.reading import RequestReader
 from agent.wire.http import Request, Response, TargetError, segments_of
 
 
@@ -121,23 +117,8 @@ class Peer:
         return self._transport.get_extra_info("socket")
 
 
-class _NoFlowControl:
-    """What the parser's body buffer wants of a protocol; our caps make it needless."""
-
-    _reading_paused = False
-
-    def pause_reading(self) -> None:
-        """Never needed: the buffer's limit is above our cap."""
-
-    def resume_reading(self, *_: object, **__: object) -> None:
-        """As above."""
-
-
-_NO_FLOW_CONTROL: Final = cast("Any", _NoFlowControl())
 _BAD_REQUEST: Final = Response(400)
-_TOO_LARGE: Final = Response(413)
-_TARGET_TOO_LONG: Final = Response(414)
-_HEAD_TOO_LARGE: Final = Response(431)
+_FAULTS: Final = {status: Response(status) for status in (400, 413, 414, 431)}
 _TIMEOUT: Final = Response(408)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -363,12 +344,10 @@ class _State(enum.Enum):
 
 class _Connection(asyncio.Protocol):
     __slots__ = (
-        "_body",
         "_listener",
-        "_message",
         "_method",
-        "_parser",
         "_path",
+        "_reader",
         "_received",
         "_started",
         "_state",
@@ -380,11 +359,9 @@ class _Connection(asyncio.Protocol):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._transport: asyncio.Transport | None = None
-        self._parser: Any = None
+        self._reader: RequestReader | None = None
         self._state = _State.READING
         self._received = 0
-        self._message: Any = None
-        self._body: Any = None
         self._task: asyncio.Task[Outcome] | None = None
         self._method = ""
         self._path = ""
@@ -405,6 +382,9 @@ class _Connection(asyncio.Protocol):
         self._state = _State.ENDED
         if self._task is not None:
             self._task.cancel()  # a long poll whose client has left waits for nothing
+        if self._reader is not None:
+            self._reader.release()
+            self._reader = None
         self._transport = None
 
     def eof_received(self) -> bool:
@@ -426,96 +406,51 @@ class _Connection(asyncio.Protocol):
             if self._received > _SURPLUS_BYTES:
                 self.abort()
             return
-        first = self._parser is None
-        try:
-            messages = self._feed(data)
-        except LineTooLong:
-            line_ended = not first or b"\n" in data[: self._listener.limits.line_bytes]
-            self._refuse(_HEAD_TOO_LARGE if line_ended else _TARGET_TOO_LONG)
-        except (HttpProcessingError, ValueError):
-            self._refuse(_BAD_REQUEST)
-        else:
-            if self._head_complete(messages) and self._body_complete(first_piece=bool(messages)):
-                self._dispatch()
-
-    def _feed(self, data: bytes) -> Sequence[tuple[Any, Any]]:
-        if self._parser is None:
+        reader = self._reader
+        if reader is None:
             limits = self._listener.limits
-            self._parser = HttpRequestParser(
-                _NO_FLOW_CONTROL,
-                asyncio.get_running_loop(),
-                2 * limits.body_bytes + limits.head_bytes,
-                max_line_size=limits.line_bytes,
-                max_field_size=limits.line_bytes,
-                max_headers=limits.headers,
-                auto_decompress=False,  # a body is never looked into, so a decompression bomb stays a small body
+            reader = self._reader = RequestReader(
+                line_bytes=limits.line_bytes,
+                head_bytes=limits.head_bytes,
+                headers=limits.headers,
+                body_bytes=limits.body_bytes,
             )
-        messages, _, _ = self._parser.feed_data(data)
-        return cast("Sequence[tuple[Any, Any]]", messages)
-
-    def _head_complete(self, messages: Sequence[tuple[Any, Any]]) -> bool:
-        if self._message is not None:
-            return True
-        cap = self._listener.limits.head_bytes
-        if messages:
-            self._message, self._body = messages[0]
-            if self._message.version < HttpVersion10:
-                # The parser takes ``GET /`` for HTTP/0.9, which has no status and no headers to say no with.
-                self._refuse(_BAD_REQUEST)
-                return False
-            if sum(len(name) + len(value) for name, value in self._message.raw_headers) <= cap:
-                return True
-        elif self._received <= cap:
-            return False
-        self._refuse(_HEAD_TOO_LARGE)
-        return False
-
-    def _body_complete(self, *, first_piece: bool) -> bool:
-        if self._body is EMPTY_PAYLOAD:
-            return True
-        cap = self._listener.limits.body_bytes
-        headers = self._message.headers
-        announced = headers.get("Content-Length", "")
-        if (
-            (announced.isdigit() and int(announced) > cap)
-            or self._body.total_bytes > cap
-            # Chunks of one byte cost six: a bound on what is sent, not only on what it says.
-            or self._received > self._listener.limits.head_bytes + 8 * cap
-        ):
-            self._refuse(_TOO_LARGE)
-            return False
-        if self._body.is_eof():
-            return True
-        if first_piece and headers.get("Expect", "").lower() == "100-continue" and self._transport is not None:
+        head_was_known = reader.head
+        reader.feed(data)
+        if reader.fault is not None:
+            self._refuse(_FAULTS[reader.fault.value])
+        elif reader.complete:
+            self._dispatch(reader)
+        elif reader.head and not head_was_known and reader.headers.get("Expect", "").lower() == "100-continue":
+            assert self._transport is not None
             self._transport.write(_CONTINUE)
-        return False
 
     # -- the answer --------------------------------------------------------------------------------------------------
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, reader: RequestReader) -> None:
         listener = self._listener
-        message = self._message
         self._started = time.perf_counter()
         self._state = _State.ANSWERING
-        self._method = message.method
+        self._reader = None
+        self._method = reader.method
         listener.complete(self)
-        headers = message.headers
+        headers = reader.headers
         self._user_agent = headers.get("User-Agent", "")
         try:
-            target = listener.target(message.path)
+            target = listener.target(reader.target)
         except TargetError:
             self._send(_BAD_REQUEST)
             return
         self._path = target.path
         request = Request(
-            message.method,
+            reader.method,
             target.path,
             target.query,
             target.segments,
             target.slash,
             headers,
             headers.get("Host", "") if target.authority is None else target.authority,
-            b"" if self._body is EMPTY_PAYLOAD else self._body.read_nowait(),
+            reader.body,
         )
         assert self._transport is not None
         try:
@@ -568,8 +503,10 @@ class _Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         self._started = time.perf_counter()
-        if self._message is not None:
-            self._method = self._message.method
+        if self._reader is not None:
+            self._method = self._reader.method
+            self._reader.release()
+            self._reader = None
         self._report(response.status, 0)
         transport.write(response.head + self._listener.date_line() + b"\r\n")
         self._listener.ending(self)
