@@ -129,14 +129,14 @@ def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
         "expires_at": None,
         "horizon": _stamp(store.horizon(cloud, now)),
         "horizon_reason": None,
-        "at_the_end": store.at_the_end(cloud),
+        "at_the_end": store.at_the_end(cloud, now),
     }
     if not isinstance(answer, Live):
         document["why"] = answer.why
         return document
     document["identity"] = answer.name
     document["expires_at"] = _stamp(answer.credential.expires_at)
-    document["horizon_reason"] = store.horizon_reason(cloud)
+    document["horizon_reason"] = store.horizon_reason(cloud, now)
     if isinstance(answer.credential, AwsCredential):
         document["access_key_id"] = f"...{answer.credential.access_key_id[-4:]}"
         document["role_arn"] = answer.credential.role_arn

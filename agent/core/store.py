@@ -14,7 +14,9 @@ The rules:
 4. Absence is not withdrawal: nothing here ends because a source fell silent. Only a signed withdrawal, the lease or the
    credential's own end purges.
 5. Make before break: a credential is replaced only by one that is in hand and alive. A failure replaces nothing; a new
-   bundle that must first mint leaves the old identity in place until it has.
+   bundle that must first mint leaves the old *bundle's* identity in place until it has. The machine's own is not left
+   in place: from the moment a bundle decides a cloud no request is answered as the machine, so until its first mint
+   (a second or two) the cloud is pending, which every door answers with "ask again".
 6. ``view`` never shows an expired credential, nor one beyond the lease.
 
 What is *not* here: opening and verifying bundles (:mod:`agent.bundle`), issuing (:mod:`agent.providers`), and the
@@ -34,12 +36,11 @@ import msgspec
 
 from agent.core import refresh
 from agent.core.graph import dead_on_arrival, reachable, ready, role_name_of, same_chain
+from agent.core.horizon import Horizon, Known, horizon
 from agent.core.model import (
     INSTANCE,
     Action,
-    AwsAssumeRole,
     AwsCredential,
-    AwsKeys,
     AwsSession,
     Bundle,
     Cloud,
@@ -82,6 +83,20 @@ HASTE_SPREAD: Final = timedelta(seconds=30)
 """See :meth:`Store.hasten`."""
 
 
+class Holding(NamedTuple):
+    """A credential for the process that comes after this one.
+
+    Attributes:
+        digest: of the bundle it came of; empty for the machine's own.
+        ends: its end, counted on our clock; ``None`` when the instant that it names is its end.
+    """
+
+    key: Key
+    digest: str
+    credential: Credential
+    ends: datetime | None
+
+
 class _Held(NamedTuple):
     """A credential and its end *on our own clock*.
 
@@ -89,11 +104,18 @@ class _Held(NamedTuple):
         ends: not shown from here on.
         counted: ``ends`` was counted from a moment of ours (asked then, good for an hour), and moves with our clock;
             else it is an instant that somebody named, and stays.
+        length: for how long it was given.
     """
 
     credential: Credential
     ends: datetime
+    length: timedelta
     counted: bool = False
+
+    @property
+    def half_gone(self) -> datetime:
+        """When half of its life is over."""
+        return self.ends - self.length / 2
 
     def moved(self, by: timedelta) -> _Held:
         """The same, after our clock was moved."""
@@ -103,7 +125,7 @@ class _Held(NamedTuple):
         if isinstance(credential, GoogleToken):
             # Google says how long, not until when: its end is in our time, as clients are told it.
             credential = msgspec.structs.replace(credential, issued_at=credential.issued_at + by, expires_at=ends)
-        return _Held(credential, ends, counted=True)
+        return self._replace(credential=credential, ends=ends)
 
 
 class _HeldOver(NamedTuple):
@@ -173,7 +195,9 @@ class Store:
         self._names: dict[Cloud, frozenset[str]] = dict.fromkeys(Cloud, frozenset())
         self._id_tokens: dict[str, tuple[IdToken, Grant | None]] = {}  # by audience; what each was minted from
         self._told: dict[Cloud, tuple[object, ...]] = {}
-        self._warned: dict[Cloud, datetime] = {}
+        self._warned: set[Cloud] = set()
+        self._outlooks: dict[Cloud, Horizon] = {}  # as of `_outlooks_of`, and good until they turn
+        self._outlooks_of = -1
         self._observed = Facts()
         self._hastened: datetime | None = None
         self._version = 0
@@ -210,10 +234,10 @@ class Store:
             return Accepted(bundle, self._remembering(bundle, decided=self._memory.decided))
         if bundle.lease_until is not None and bundle.lease_until <= now and not resume:
             return Refused("lease", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
-        dead = [grant_id for grant_id in bundle.routes.values() if dead_on_arrival(bundle.grant(grant_id), now)]
-        if dead and not resume:
+        dead = dead_on_arrival(bundle, now)
+        if dead is not None and not resume:
             # To take it would swap a live credential for a dead one.
-            return Refused("expired", f"the credential of grant {dead[0]!r} has already expired")
+            return Refused("expired", f"the credential of grant {dead!r} has already expired")
         decided = {**self._memory.decided, **dict.fromkeys(bundle.routes, bundle.on_expiry)}
         return Accepted(bundle, self._remembering(bundle, decided=decided))
 
@@ -249,14 +273,13 @@ class Store:
             if not slot.key.is_instance:
                 raise RuntimeError("only the machine's own identity may be absent")
             return self._put_absent(slot, now)
-        held = _Held(credential, credential.expires_at)
-        if ends is not None:
-            held = _Held(credential, credential.expires_at, counted=True).moved(ends - credential.expires_at)
+        held = _hold(credential, ends)
         if held.ends <= now:
             self._fail(slot, Failure("expired", "the credential that was issued had already expired", False, now), now)
             return False
         changed = slot.credential != credential or slot.failure is not None or slot.absent
         fresh = slot.credential != credential
+        self._outlooks.clear()
         slot.held, slot.failure, slot.absent, slot.attempts = held, None, False, 0
         slot.renew_at = self._renew_at(slot, held, now)
         if fresh:
@@ -277,26 +300,39 @@ class Store:
         slot.in_flight = False
         self._fail(slot, failure, now)
 
-    def held(self) -> list[tuple[Key, str, Credential]]:
-        """Every live credential with the digest of the bundle it came of (empty for the machine's own)."""
+    def held(self) -> list[Holding]:
+        """Every credential that a later process of this instance may take over."""
         digest = self._bundle.digest if self._bundle is not None else ""
         return [
-            (slot.key, "" if slot.key.is_instance else digest, slot.credential)
+            Holding(
+                slot.key,
+                "" if slot.key.is_instance else digest,
+                slot.held.credential,
+                slot.held.ends if slot.held.counted else None,
+            )
             for slot in self._slots.values()
-            if slot.credential is not None
+            if slot.held is not None
         ]
 
-    def restore(self, key: Key, digest: str, credential: Credential, now: datetime) -> bool:
-        """Take back a credential that an earlier process held, if the same bundle is in force and it is alive."""
-        slot = self._slots.get(key)
-        mine = self._bundle.digest if self._bundle is not None and not key.is_instance else ""
-        if slot is None or slot.held is not None or digest != mine or credential.expires_at <= now:
+    def restore(self, holding: Holding, now: datetime) -> bool:
+        """Take back what an earlier process held, if the same bundle is in force and it is alive.
+
+        Args:
+            holding: as :meth:`held` gave it, with its ``ends`` moved to our clock.
+            now: the present.
+        """
+        slot = self._slots.get(holding.key)
+        mine = self._bundle.digest if self._bundle is not None and not holding.key.is_instance else ""
+        if slot is None or slot.held is not None or holding.digest != mine:
             return False
-        slot.held = _Held(credential, credential.expires_at)
-        slot.renew_at = self._renew_at(slot, slot.held, now)
+        held = _hold(holding.credential, holding.ends)
+        if held.ends <= now:
+            return False
+        slot.held = held
+        slot.renew_at = self._renew_at(slot, held, now)
         for cloud in Cloud:
-            if self._route_key(cloud) == key:
-                self._note_name(cloud, credential)
+            if self._route_key(cloud) == holding.key:
+                self._note_name(cloud, held.credential)
         self._version += 1
         return True
 
@@ -436,15 +472,13 @@ class Store:
                 if before is not None or isinstance(answer, Live | Ended):
                     event = Event.ENDED if ended else Event.IDENTITY
                     notices.append(Notice(event, cloud, origin, _why(answer), self.horizon(cloud, now)))
-            horizon = self.horizon(cloud, now)
-            if (
-                isinstance(answer, Live)
-                and horizon is not None
-                and horizon - now <= self._policy.horizon_lead
-                and self._warned.get(cloud) != horizon
-            ):
-                self._warned[cloud] = horizon
-                notices.append(Notice(Event.HORIZON, cloud, origin, self.horizon_reason(cloud), horizon))
+            end = self.horizon(cloud, now)
+            if end is None or end - now > self._policy.horizon_lead:
+                self._warned.discard(cloud)
+            elif isinstance(answer, Live) and cloud not in self._warned:
+                # Not once a renewal, each of which moves the end a little: once, until it has been far away again.
+                self._warned.add(cloud)
+                notices.append(Notice(Event.HORIZON, cloud, origin, self.horizon_reason(cloud, now), end))
         return notices
 
     def slots(self) -> list[SlotStatus]:
@@ -561,36 +595,31 @@ class Store:
         )
 
     def horizon(self, cloud: Cloud, now: datetime) -> datetime | None:
-        """Until when ``cloud`` will be served if everything upstream stays well; ``None``: nothing ends it."""
-        if self._bundle is None or cloud not in self._bundle.routes or self._uses_instance(cloud, now):
-            return None
-        end = self._grant_horizon(Key(cloud, self._bundle.routes[cloud]), depth=0)
-        ends = [e for e in (end, self._bundle.lease_until) if e is not None]
-        return min(ends) if ends else None
+        """Until when ``cloud`` is sure to be served if things stay as they are; ``None``: nothing ends it.
 
-    def horizon_reason(self, cloud: Cloud) -> str:
+        An upstream that fails is expected to come back, so it sets no horizon at first. It does once half of the life
+        of what is held is gone: renewal is due at a third, so that is no passing trouble any more.
+        """
+        outlook = self._outlook(cloud, now)
+        return outlook.until if outlook is not None else None
+
+    def horizon_reason(self, cloud: Cloud, now: datetime) -> str:
         """Why the horizon is where it is, for a person."""
-        if self._bundle is None or cloud not in self._bundle.routes:
+        outlook = self._outlook(cloud, now)
+        if self._bundle is None or outlook is None:
             return "the machine's own identity has no end"
-        grant_id = self._bundle.routes[cloud]
-        end = self._grant_horizon(Key(cloud, grant_id), depth=0)
-        lease = self._bundle.lease_until
-        if lease is not None and (end is None or lease <= end):
+        if outlook.until is not None and outlook.until == self._bundle.lease_until:
             return f"the lease of the bundle ends; seal a new one with a seq above {self._bundle.seq}"
-        if end is None:
-            return "it is renewed for as long as its source allows"
-        grant = self._bundle.grant(grant_id)
-        if isinstance(grant, AwsSession | GcpToken):
-            return f"grant {grant_id!r} is a finished credential that nothing on this worker can renew"
-        slot = self._slots.get(Key(cloud, grant_id))
-        if slot is not None and slot.failure is not None and slot.failure.denied:
-            return f"grant {grant_id!r} is refused ({slot.failure.code}): {slot.failure.message}"
-        return f"grant {grant_id!r} stands on a finished credential that nothing on this worker can renew"
+        renewed = f"renewed by {outlook.renewed_by}" if outlook.renewed_by else "nothing on this worker renews it"
+        return f"grant {outlook.grant_id!r}: {outlook.cause}; {renewed}"
 
-    def at_the_end(self, cloud: Cloud) -> str:
+    def at_the_end(self, cloud: Cloud, now: datetime) -> str:
         """What will follow the end of what is served, in words: it is to be known before it happens."""
-        if self._bundle is None or cloud not in self._bundle.routes:
+        routed = self._bundle is not None and cloud in self._bundle.routes
+        if not routed and cloud not in self._memory.decided:
             return "nothing ends it"
+        if self._ends_by_outage(cloud, now):
+            return "requests are refused until the renewal works again or a new bundle comes"
         if cloud in self._policy.fallback and self._on_expiry(cloud) is OnExpiry.FALLBACK:
             return "the machine's own identity is served"
         return "requests are refused until a new bundle comes"
@@ -616,7 +645,7 @@ class Store:
                 slot = self._slot(key, grant, now + self._policy.spread * self._rng.random())
                 finished = ready(grant, bundle)
                 if finished is not None:
-                    slot.held, slot.renew_at = _Held(finished, finished.expires_at), None
+                    slot.held, slot.renew_at = _hold(finished), None
                 self._slots[key] = slot
         self._want_instances(now)
         self._previous = {
@@ -701,6 +730,8 @@ class Store:
 
     def _blocked(self, slot: _Slot, base: _Slot, now: datetime) -> None:
         """``slot`` stands on a credential that is not there: say why, and wait for the base to wake it."""
+        if base.failure is None and base.held is None and not base.absent and base.renew_at is not None:
+            return  # it is being issued for the first time: nothing is wrong yet
         if base.renew_at is None:
             why = Failure("base-ended", f"it stands on {base.key.grant_id!r}, which has ended", True, now)
         elif base.absent:
@@ -852,29 +883,62 @@ class Store:
             return Ended(why, passing=not slot.failure.denied)
         return Pending("the machine's own identity is being read")
 
-    def _grant_horizon(self, key: Key, depth: int) -> datetime | None:
-        """Until when the grant can give credentials; ``None``: endless as far as is known here."""
-        slot = self._slots.get(key)
-        if slot is None or slot.grant is None or depth > len(self._slots):
+    def _outlook(self, cloud: Cloud, now: datetime) -> Horizon | None:
+        """The outlook of ``cloud``; ``None`` while no bundle decides it. Kept, since every request asks."""
+        if self._bundle is None or cloud not in self._bundle.routes or self._uses_instance(cloud, now):
             return None
-        held = slot.credential.expires_at if slot.credential is not None else None
-        if isinstance(slot.grant, AwsSession | GcpToken):
-            return held
-        if slot.failure is not None and slot.failure.denied and held is not None:
-            return held
-        base = self._base_slot(slot)
-        if base is None:
-            return None
-        ends = self._grant_horizon(base.key, depth + 1)
-        if ends is None:
-            return None
-        # The last renewal can happen just before the base ends and lives its full length (a chained role: one hour).
-        seconds = 3600
-        if isinstance(slot.grant, AwsAssumeRole) and isinstance(base.grant, AwsKeys):
-            seconds = slot.grant.duration_seconds
-        elif isinstance(slot.grant, AwsAssumeRole):
-            seconds = min(slot.grant.duration_seconds, 3600)
-        return ends + timedelta(seconds=seconds)
+        if self._outlooks_of != self._version:
+            self._outlooks.clear()
+            self._outlooks_of = self._version
+        kept = self._outlooks.get(cloud)
+        if kept is None or (kept.turns is not None and kept.turns <= now):
+            kept = self._outlooks[cloud] = self._look_out(cloud, self._bundle, now)
+        return kept
+
+    def _look_out(self, cloud: Cloud, bundle: Bundle, now: datetime) -> Horizon:
+        """Lay what we know over what the bundle says of itself."""
+        known, turns = {}, []
+        for slot in self._slots.values():
+            if slot.grant is None or (slot.held is None and slot.failure is None):
+                continue
+            stopped = None
+            if slot.failure is not None:
+                what = "it is refused" if slot.failure.denied else "it cannot be renewed so far"
+                if slot.failure.denied or self._outlasted(slot, now):
+                    stopped = f"{what} ({slot.failure.code}): {slot.failure.message}"
+                elif slot.held is not None:
+                    turns.append(slot.held.half_gone)
+            if slot.held is not None:
+                known[slot.key.grant_id] = Known(slot.held.ends, slot.held.length, stopped)
+            elif slot.failure is not None and stopped is not None:
+                known[slot.key.grant_id] = Known(slot.failure.at, None, stopped)
+        routes = {cloud: bundle.routes[cloud]}
+        (outlook,) = horizon(bundle.grants, routes, bundle.lease_until, now, known)
+        turns += [outlook.turns] if outlook.turns is not None else []
+        return msgspec.structs.replace(outlook, turns=min((at for at in turns if at > now), default=None))
+
+    @staticmethod
+    def _outlasted(slot: _Slot, now: datetime) -> bool:
+        """Whether an outage has lasted so long that the end of what ``slot`` holds must be reckoned with."""
+        return slot.failure is not None and slot.held is not None and now >= slot.held.half_gone
+
+    def _ends_by_outage(self, cloud: Cloud, now: datetime) -> bool:
+        """Whether an outage, which is no loss, is what ends ``cloud`` first."""
+        outlook = self._outlook(cloud, now)
+        if self._bundle is None or outlook is None or outlook.until in (None, self._bundle.lease_until):
+            return False
+        slot = self._slots.get(Key(cloud, self._bundle.routes[cloud]))
+        while slot is not None:
+            if slot.failure is not None and (slot.failure.denied or self._outlasted(slot, now)):
+                return not slot.failure.denied
+            slot = self._base_slot(slot)
+        return False
+
+
+def _hold(credential: Credential, ends: datetime | None = None) -> _Held:
+    """Hold a credential; ``ends`` is its end counted on our own clock, if it was."""
+    held = _Held(credential, credential.expires_at, credential.expires_at - credential.issued_at, ends is not None)
+    return held.moved(ends - held.ends) if ends is not None else held
 
 
 def _why(answer: Answer) -> str:

@@ -288,6 +288,15 @@ class TestRenewal:
         assert work.base is not None
         assert work.base.access_key_id == "ASIAUSER000000000000"  # type: ignore[union-attr]
 
+    def test_a_first_base_under_way_is_no_failure(self) -> None:
+        """While its base is issued for the first time a role is pending: nothing has ended, and nobody is alarmed."""
+        s = store()
+        take(s, bundle(role()))
+        due(s, INSTANCE_AWS)
+
+        assert isinstance(s.view(Cloud.AWS, START), Pending)
+        assert all(notice.event is not Event.ENDED for notice in s.tick(START))
+
     def test_a_dead_base_is_named(self) -> None:
         """When the base has ended for good the answer says so and does not pass."""
         s = store()
@@ -443,6 +452,44 @@ class TestHorizon:
         ]
 
         assert len(told) == 1
+
+    def test_an_outage_past_half_of_a_life_has_a_horizon(self) -> None:
+        """Once half of its life is gone and renewal still fails, the end of what is held is the horizon, told once."""
+        s = store(horizon_lead=timedelta(minutes=45), on_expiry=OnExpiry.FALLBACK)
+        take(s, bundle(role()))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600, role_name="worker"), START)
+        s.put(due(s, Key(Cloud.AWS, "role")), aws_credential(START), START)
+        s.tick(START)
+        failed = START + 20 * MINUTE
+        s.failed(due(s, Key(Cloud.AWS, "role"), failed), fail(failed), failed)
+
+        assert s.horizon(Cloud.AWS, START + 29 * MINUTE) is None
+        assert s.horizon(Cloud.AWS, START + 30 * MINUTE) == START + HOUR
+        told = [n for minute in range(21, 60) for n in s.tick(START + minute * MINUTE)]
+        assert [(n.event, n.cloud) for n in told] == [(Event.HORIZON, Cloud.AWS)]
+        assert "timeout" in told[0].why
+        assert s.at_the_end(Cloud.AWS, START + 59 * MINUTE).startswith("requests are refused until the renewal works")
+        late = START + 59 * MINUTE
+        s.put(due(s, Key(Cloud.AWS, "role"), late), aws_credential(late), late)
+        assert s.horizon(Cloud.AWS, late) is None
+
+    def test_the_keeper_is_woken_for_the_horizon_of_an_outage(self) -> None:
+        """However rare the retries, the loop goes round often enough to tell of an outage's horizon."""
+        s = store()
+        take(s, bundle(role()))
+
+        assert s.next_wake(START) <= START + MINUTE
+
+    def test_what_follows_the_end_is_said_of_every_state(self) -> None:
+        """What will happen at the end is never said to be nothing while requests are already refused."""
+        s = store()
+        take(s, bundle(session(hours=1)))
+        assert s.at_the_end(Cloud.AWS, START) == "requests are refused until a new bundle comes"
+        take(s, bundle(seq=2, action=Action.WITHDRAW))
+
+        assert isinstance(s.view(Cloud.AWS, START), Ended)
+        assert s.at_the_end(Cloud.AWS, START) == "requests are refused until a new bundle comes"
+        assert s.at_the_end(Cloud.GCP, START) == "nothing ends it"
 
 
 class TestRest:
