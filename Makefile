@@ -70,6 +70,18 @@ readme: $(VENV)/.package ## put the made parts of the README in place
 bench: $(VENV)/.package ## how fast and how large the daemon is, beside a plain Go server (ARGS=--quick)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
+# The clients are large (1.4 GB), so they have a venv of their own, and only `make matrix` needs it.
+$(VENV)-clients/.locked: requirements/clients.txt $(VENV)/.locked
+	@echo "setting up $(VENV)-clients (a few minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)-clients
+	@$(VENV)-clients/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/clients.txt
+	@touch $@
+
+.PHONY: matrix
+matrix: $(VENV)/.package $(VENV)-clients/.locked ## every SDK in every state, as a table: build/matrix/table.md (ARGS=--readme)
+	@$(BIN)/python -m tests.matrix.build
+	@MATRIX_PYTHON=$(abspath $(VENV)-clients/bin/python) $(BIN)/python -m tests.matrix $(ARGS)
+
 # uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.
 LOCK := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --custom-compile-command 'make lock' $(ARGS)
@@ -87,5 +99,5 @@ image: $(VENV)/.package ## build an image with packer and qemu, boot it, check i
 
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(VENV)-lock build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 Each client is a program that its makers' users might have written, started with nothing but what the environment file says
 (mode ``env``), or with no environment at all in a network namespace where 169.254.169.254 leads to the agent (mode
-``imds``). What is looked at is the object store's diary: as whom did the client come?
+``imds``), or where only fd00:ec2::254 does and the client is told to use IPv6 (mode ``imds6``). What is looked at is the object store's diary: as whom did the client come?
 
 The states, and what must be seen:
 
@@ -35,10 +35,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer, Token
@@ -48,11 +49,14 @@ from tests.system.harness import Agent, World, background
 
 STATES = ("none", "pending", "bundle", "renewed", "restarted", "alone", "ended")
 MACHINE = {"aws": "ASIAMACHINE000000000", "gcp": "machine-token"}
-READ_SECONDS = 60.0
+READ_SECONDS = 120.0
+START_SECONDS = 60.0  # of the agent, on a machine that runs a dozen interpreters on two cores
 BATCH = 16  # clients that live through one renewal, one restart and one outage together
 AWS_LEFT_SECONDS = 270.0  # less than the five minutes from which on most of the SDKs ask anew at each call
 GCP_LEFT_SECONDS = 200.0  # google-auth: 225
 LINK_LOCAL = "169.254.169.254"
+LINK_LOCAL_6 = "fd00:ec2::254"
+MODES = ("env", "imds", "imds6")
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Program:
             "AWS_REGION": "us-east-1",
         }
         self.store = store
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the program
         self._process = subprocess.Popen(
             client.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
             env={**bare, **env, **client.env}, cwd=home, start_new_session=True,
@@ -132,10 +136,8 @@ class Program:
         return f"ended with {status}: {self._stderr.read()[-300:].decode(errors='replace')}"
 
     def close(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             if stream is not None:
@@ -165,26 +167,26 @@ class Stage:
             self._gce.mint = _machine_token
             port = _free_port()
             self._config = {
-                "listen": {"http": [f"127.0.0.1:{port}"]},
+                "listen": {"http": [f"{'[::1]' if self.mode == 'imds6' else '127.0.0.1'}:{port}"]},
                 "upstream": {"ec2": self._ec2.url, "gce": self._gce.url},
                 "aws": {"region": "us-east-1"},
                 "gcp": {"project_id": "p", "numeric_project_id": "1"},
             }
-            if self.mode == "imds":
-                _lead_here(port)
+            if self.mode != "env":
+                _lead_here(port, LINK_LOCAL_6 if self.mode == "imds6" else LINK_LOCAL)
             agent = stack.enter_context(self._agent())
-            agent.ready()
+            agent.wait_for("agent.ready", seconds=START_SECONDS)
             self._all(rows, chosen, "none")
             agent.stop()
 
             with self._agent({"identity": {"grace_seconds": 3600.0}}) as waiting:
-                waiting.started()
+                waiting.wait_for("agent.started", seconds=START_SECONDS)
                 self._all(rows, chosen, "pending")
                 waiting.stop()
 
             self._current = self._agent()
             try:
-                self._current.ready()
+                self._current.wait_for("agent.ready", seconds=START_SECONDS)
                 for start in range(0, len(chosen), BATCH):
                     self._under_live_clients(rows, chosen[start : start + BATCH], call)
                 self._end()
@@ -198,13 +200,15 @@ class Stage:
         return self._world.agent({**self._config, **(changes or {})})
 
     def _env(self) -> dict[str, str]:
+        if self.mode == "imds6":
+            return {"AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": "IPv6"}
         return self._world.env() if self.mode == "env" else {}
 
     def _push(self, *, lease: timedelta | None = None) -> dict[str, str]:
         """Push the next bundle, whose credentials are old; who it makes of us."""
         self.number += 1
         user = {AWS: f"ASIAUSER{self.number:012d}", "gcp": f"user-token-{self.number}"}
-        more = {} if lease is None else {"lease_until": datetime.now(UTC) + lease}
+        more: dict[str, Any] = {} if lease is None else {"lease_until": datetime.now(UTC) + lease}
         sealed = self._world.seal(
             self._world.session(user[AWS], hours=AWS_LEFT_SECONDS / 3600),
             self._world.google(user["gcp"], hours=GCP_LEFT_SECONDS / 3600),
@@ -218,7 +222,7 @@ class Stage:
         """Let the lease of the last bundle end."""
         mark = self._current.mark
         self._push(lease=timedelta(seconds=2))
-        self._current.wait_for("identity.ended", after=mark, cloud="aws", seconds=20)
+        self._current.wait_for("identity.ended", after=mark, cloud="aws", seconds=START_SECONDS)
 
     @contextmanager
     def _started(self, client: Client) -> Iterator[Program]:
@@ -247,8 +251,12 @@ class Stage:
             pairs = [(rows[c.name], stack.enter_context(self._started(c))) for c in batch]
 
             def each(state: str) -> None:
+                def one(pair: tuple[Row, Program]) -> None:
+                    row, program = pair
+                    self._judge(row, program, state, users)
+
                 with ThreadPoolExecutor(self.jobs) as pool:
-                    list(pool.map(lambda pair: self._judge(*pair, state, users), pairs))
+                    list(pool.map(one, pairs))
 
             users.append(self._push())
             each("bundle")
@@ -257,7 +265,7 @@ class Stage:
             users.append(self._push())
             self._current.kill()
             self._current = self._again()
-            self._current.ready()
+            self._current.wait_for("agent.ready", seconds=START_SECONDS)
             each("restarted")
             users.append(self._push())
             call(self._ec2.stop())  # type: ignore[operator]
@@ -302,17 +310,18 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _lead_here(port: int) -> None:
-    """In our own network namespace: 169.254.169.254:80 is the agent, for everybody."""
+def _lead_here(port: int, address: str) -> None:
+    """In our own network namespace: port 80 of ``address`` is the agent, for everybody."""
+    family, size = ("ip6", 128) if ":" in address else ("ip", 32)
     rules = f"""
-        table ip matrix {{
+        table {family} matrix {{
             chain output {{
                 type nat hook output priority -100;
-                ip daddr {LINK_LOCAL} tcp dport 80 redirect to :{port}
+                {family} daddr {address} tcp dport 80 redirect to :{port}
             }}
         }}
     """
-    subprocess.run(["ip", "address", "add", f"{LINK_LOCAL}/32", "dev", "lo"], check=True)
+    subprocess.run(["ip", "address", "add", f"{address}/{size}", "dev", "lo"], check=True)
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
 
@@ -323,25 +332,43 @@ def _mark(cell: Cell) -> str:
 
 
 def _table(rows: list[Row], all_clients: list[Client]) -> str:
+    """The rows in Markdown; the modes of a client that went alike share one."""
     lines = ["| client | engine | mode | " + " | ".join(STATES) + " |", "|---|---|---|" + "---|" * len(STATES)]
-    for row in rows:
-        marks = " | ".join(_mark(row.cells[s]) for s in STATES)
-        lines.append(f"| {row.client.name} | {row.client.kind} | {row.mode} | {marks} |")
+    alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    order = [client.name for client in all_clients]
+    for row in sorted(rows, key=lambda r: (order.index(r.client.name), MODES.index(r.mode))):
+        marks = tuple(_mark(row.cells[state]) for state in STATES)
+        alike.setdefault((row.client.name, row.client.kind, marks), []).append(row.mode)
+    for (name, kind, marks), modes in alike.items():
+        lines.append(f"| {name} | {kind} | {', '.join(modes)} | {' | '.join(marks)} |")
+    ran = {row.client.name for row in rows}
     lines += [
-        f"| {c.name} | {c.kind} | skipped: needs {c.missing} |" + " |" * len(STATES)
+        f"| {c.name} | {c.kind} | not run: needs {c.missing} |" + " |" * len(STATES)
         for c in all_clients
-        if c.argv is None
+        if c.argv is None and c.name not in ran
     ]
+    reasons = {
+        (row.client.kind, mode, why) for row in rows for mode, why in row.client.keeps.items() if mode == row.mode
+    }
+    if reasons:
+        lines += ["", "Who may keep a credential that has five minutes left, though there is a new one:", ""]
+        whys: dict[tuple[str, str], list[str]] = {}
+        for kind, mode, why in sorted(reasons):
+            whys.setdefault((kind, why), []).append(mode)
+        lines += [f"- {kind} ({', '.join(modes)}): {why}." for (kind, why), modes in whys.items()]
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=("env", "imds"), action="append")
+    parser.add_argument("--mode", choices=MODES, action="append")
     parser.add_argument("--only", action="append", help="a client by name; repeatable")
     parser.add_argument("--build", type=Path, default=Path("build/matrix"))
-    parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="write the table there")
+    parser.add_argument("--jobs", type=int, default=4, help="clients at a time, in each mode")
+    parser.add_argument(
+        "--readme", action="store_true", help="put the table into tests/matrix/README.md when all is as said"
+    )
+    parser.add_argument("--slowest", type=int, default=0, metavar="N", help="say which N reads took longest")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.build.mkdir(parents=True, exist_ok=True)
@@ -350,76 +377,98 @@ def main() -> int:
     if not chosen:
         print("no client is here: " + "; ".join(sorted({c.missing for c in everyone})))
         return 1
-    modes = options.mode or ["env", "imds"]
+    modes = options.mode or list(MODES)
     objects = _objects(options.build, chosen)
-    rows: list[Row] = []
     began = time.monotonic()
-    for mode in modes:
-        if mode == "imds" and not options.inside:
-            found = _inside(options)
-            if found is None:
-                print("skipped mode imds: needs root, ip, nft and unshare")
-                continue
-            by_name = {c.name: c for c in everyone}
-            rows += [
-                Row(by_name[r["client"]], r["mode"], {s: Cell(s, *cell) for s, cell in r["cells"].items()})
-                for r in found
-            ]
-            continue
+
+    def one(mode: str) -> list[Row] | None:
+        mine = [client for client in chosen if mode in client.modes]
+        if not mine:
+            return []
+        if mode != "env" and not options.inside:
+            return _inside(options, mode, mine)
         root = Path(tempfile.mkdtemp(prefix="m-"))
         (root / "w").mkdir()
         try:
-            rows += Stage(mode, root, objects, options.jobs).run([c for c in chosen if mode in c.modes])
+            return Stage(mode, root, objects, options.jobs).run(mine)
         finally:
             shutil.rmtree(root, ignore_errors=True)
+
+    # Side by side: most of the time a client waits before it tries once more.
+    with ThreadPoolExecutor(len(modes)) as pool:
+        rows = [row for found in pool.map(one, modes) for row in found or []]
     if options.inside:
         print(json.dumps([
-            {"client": r.client.name, "mode": r.mode, "cells": {s: [c.ok, c.said, c.seconds, c.kept] for s, c in r.cells.items()}} for r in rows
+            {"client": r.client.name, "cells": {s: [c.ok, c.said, c.seconds, c.kept] for s, c in r.cells.items()}} for r in rows
         ]))  # fmt: skip
         return 0
-    table = _table(rows, everyone if not options.only else [])
+    table = _table(rows, chosen if options.only else everyone)
     print(table)
+    for mode in modes:
+        if mode != "env" and not _namespaces():
+            print(f"skipped mode {mode}: needs root, ip, nft and unshare")
     wrong = [(r, c) for r in rows for c in r.cells.values() if not c.ok]
     for row, cell in wrong:
         print(f"✗ {row.client.name} ({row.mode}), {cell.state}: {cell.said}")
-    if options.out is not None:
-        options.out.write_text(table + "\n")
+    (options.build / "table.md").write_text(table + "\n")
+    if options.readme and not wrong:
+        _put_in_readme(table)
+    for row, cell in sorted(((r, c) for r in rows for c in r.cells.values()), key=lambda x: -x[1].seconds)[
+        : options.slowest
+    ]:
+        print(f"{cell.seconds:6.1f} s  {row.client.name} ({row.mode}), {cell.state}: {cell.said[:120]}")
     cells = sum(len(r.cells) for r in rows)
     print(f"{cells - len(wrong)} of {cells} cells as said, {len(rows)} rows, {time.monotonic() - began:.0f} s")
     return 1 if wrong else 0
 
 
 def _objects(build: Path, chosen: list[Client]) -> Path:
+    """What the clients read; a table and a picture, where a client that needs one is here to make it."""
     objects = build.resolve() / "objects"
-    if not (objects / "hello.txt").exists():
-        objects.mkdir(parents=True, exist_ok=True)
-        python = next((c.argv[0] for c in chosen if c.argv and c.argv[1:] and c.argv[1].endswith(".py")), None)
-        if python is None:
-            (objects / "hello.txt").write_text("hello matrix\n")
-        else:
-            subprocess.run([python, "-W", "ignore", str(PROGRAMS / "prepare.py"), str(objects)], check=True)
+    objects.mkdir(parents=True, exist_ok=True)
+    (objects / "hello.txt").write_text("hello matrix\n")
+    (objects / "data.csv").write_text("a,b\n1,2\n3,4\n")
+    python = next((c.argv[0] for c in chosen if c.argv and c.name in ("deltalake", "rasterio")), None)
+    if python is not None and not (objects / "raster.tif").exists():
+        subprocess.run([python, "-W", "ignore", str(PROGRAMS / "prepare.py"), str(objects)], check=True)
     return objects
 
 
-def _inside(options: argparse.Namespace) -> list[dict[str, object]] | None:
-    """Run mode ``imds`` in a network namespace of its own, with its own /etc/hosts."""
-    if os.geteuid() != 0 or any(shutil.which(tool) is None for tool in ("ip", "nft", "unshare")):
+def _put_in_readme(table: str) -> None:
+    readme = Path(__file__).with_name("README.md")
+    before, begin, rest = readme.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->\n")
+    assert begin, readme
+    assert end, readme
+    readme.write_text(f"{before}{begin}\n{table}\n\n{end}{after}")
+
+
+def _namespaces() -> bool:
+    """Whether this process can make itself a network."""
+    return os.geteuid() == 0 and all(shutil.which(tool) for tool in ("ip", "nft", "unshare"))
+
+
+def _inside(options: argparse.Namespace, mode: str, chosen: list[Client]) -> list[Row] | None:
+    """Run a mode in a network namespace of its own, with its own /etc/hosts."""
+    if not _namespaces():
         return None
-    hosts = options.build.resolve() / "hosts"
+    hosts = options.build.resolve() / f"hosts-{mode}"
     hosts.write_text(f"127.0.0.1 localhost\n{LINK_LOCAL} metadata.google.internal metadata.google.internal. metadata\n")
-    argv = [sys.executable, "-m", "tests.matrix", "--inside", "--mode", "imds", "--jobs", str(options.jobs)]
+    argv = [sys.executable, "-m", "tests.matrix", "--inside", "--mode", mode, "--jobs", str(options.jobs)]
     argv += ["--build", str(options.build)]
-    for name in options.only or []:
-        argv += ["--only", name]
+    for client in chosen:
+        argv += ["--only", client.name]
     script = f'ip link set lo up && mount --bind "{hosts}" /etc/hosts && exec "$@"'
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", script, "sh", *argv], stdout=subprocess.PIPE, check=False
     )
     if done.returncode != 0:
-        raise SystemExit(f"mode imds failed: {done.returncode}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert isinstance(found, list)
-    return found
+        raise SystemExit(f"mode {mode} failed: {done.returncode}")
+    by_name = {client.name: client for client in chosen}
+    return [
+        Row(by_name[found["client"]], mode, {state: Cell(state, *cell) for state, cell in found["cells"].items()})
+        for found in json.loads(done.stdout.splitlines()[-1])
+    ]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,28 @@ PROGRAMS = Path(__file__).with_name("programs")
 ROOT = Path(__file__).resolve().parents[2]
 
 AWS, GCP = "aws", "gcp"
+
+
+EVERYWHERE = ("env", "imds", "imds6")
+
+
+def _everywhere(why: str) -> dict[str, str]:
+    return dict.fromkeys(EVERYWHERE, why)
+
+
+def _imds(why: str) -> dict[str, str]:
+    return dict.fromkeys(EVERYWHERE[1:], why)
+
+
+# Why a client goes on with a credential that has five minutes left, though it could have a new one.
+BOTOCORE = _imds(
+    "botocore takes what IMDS gives as good for 17 to 25 minutes more, and asks again 15 minutes before that"
+)
+JS = _everywhere("asks in the background, and uses the answer at the next call")
+RUST = _everywhere("asks ten seconds before the end")
+GO = _imds("asks at the end")
+JAVA = _imds("asks after half of what is left, at the earliest after five minutes")
+OAUTH2 = _everywhere("asks ten seconds before the end")
 
 
 @dataclass(frozen=True)
@@ -27,7 +48,7 @@ class Client:
         missing: what is not here.
         env: further variables, where a client has no other way to be told where the objects are.
         modes: ``env`` (with the environment file alone), ``imds`` (with 169.254.169.254 intercepted, and no
-            environment at all).
+            environment at all), ``imds6`` (the same with fd00:ec2::254, where a client knows that address).
         unsigned: without a credential it asks anonymously rather than fail.
         keeps: by mode, why it may go on with the credential it has, though one with five minutes left was replaced.
     """
@@ -68,10 +89,10 @@ def clients(build: Path) -> list[Client]:
     jars = f"{build / 'java' / 'classes'}:{build / 'java' / 'lib'}/*"
     java = ("java", "-XX:TieredStopAtLevel=1", "-cp", jars)
     return [
-        python("boto3", AWS, "botocore"),
-        python("aiobotocore", AWS, "botocore, async"),
-        python("s3fs", AWS, "aiobotocore"),
-        python("awscli", AWS, "botocore"),
+        python("boto3", AWS, "botocore", keeps=BOTOCORE, modes=EVERYWHERE),
+        python("aiobotocore", AWS, "botocore, async", keeps=BOTOCORE, modes=EVERYWHERE),
+        python("s3fs", AWS, "aiobotocore", keeps=BOTOCORE),
+        python("awscli", AWS, "botocore", modes=EVERYWHERE),
         python("pyarrow", AWS, "aws-sdk-cpp", unsigned=True),
         python("duckdb", AWS, "aws-sdk-cpp", unsigned=True),
         python("awscrt", AWS, "aws-c-auth"),
@@ -80,19 +101,19 @@ def clients(build: Path) -> list[Client]:
         python("deltalake", AWS, "object_store"),
         python("polars", AWS, "object_store"),
         python("opendal", AWS, "reqsign"),
-        python("daft", AWS, "aws-sdk-rust", unsigned=True),
+        python("daft", AWS, "aws-sdk-rust", unsigned=True, keeps=RUST),
         python("minio", AWS, "minio-py"),
         python("rasterio", AWS, "GDAL"),
         program(
             "JS v3", AWS, "@aws-sdk", build / "node" / "node_modules",
-            "node", str(build / "node" / "s3.mjs"), needs="node and npm",
+            "node", str(build / "node" / "s3.mjs"), needs="node and npm", keeps=JS, modes=EVERYWHERE,
         ),
-        program("Go v2", AWS, "aws-sdk-go-v2", build / "go" / "s3", str(build / "go" / "s3"), needs="go"),
+        program("Go v2", AWS, "aws-sdk-go-v2", build / "go" / "s3", str(build / "go" / "s3"), needs="go", keeps=GO, modes=EVERYWHERE),
         program(
             "Java v2", AWS, "aws-sdk-java-v2", build / "java" / "classes" / "S3.class",
-            *java, "S3", needs="java and maven",
+            *java, "S3", needs="java and maven", keeps=JAVA, modes=EVERYWHERE,
         ),
-        program("Rust", AWS, "aws-sdk-rust", build / "rust" / "s3", str(build / "rust" / "s3"), needs="cargo"),
+        program("Rust", AWS, "aws-sdk-rust", build / "rust" / "s3", str(build / "rust" / "s3"), needs="cargo", keeps=RUST, modes=EVERYWHERE),
         python("google-auth", GCP, "google-auth"),
         python("google-cloud-storage", GCP, "google-auth", env={"GOOGLE_CLOUD_PROJECT": "p"}),
         gcloud,
@@ -105,10 +126,9 @@ def clients(build: Path) -> list[Client]:
             "Node (Google)", GCP, "google-auth-library", build / "node" / "node_modules",
             "node", str(build / "node" / "gcs.mjs"), needs="node and npm",
         ),
-        program("Go (Google)", GCP, "x/oauth2", build / "go" / "gcs", str(build / "go" / "gcs"), needs="go"),
+        program("Go (Google)", GCP, "x/oauth2", build / "go" / "gcs", str(build / "go" / "gcs"), needs="go", keeps=OAUTH2),
         program(
             "Java (Google)", GCP, "google-auth-library-java", build / "java" / "classes" / "Gcs.class",
             *java, "Gcs", needs="java and maven",
         ),
     ]  # fmt: skip
-

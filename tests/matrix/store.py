@@ -12,7 +12,7 @@ import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -34,7 +34,7 @@ class ObjectStore:
     def port(self) -> int:
         return int(self._server.server_address[1])
 
-    def __enter__(self) -> ObjectStore:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -110,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _listing(self, query: dict[str, list[str]], files: dict[str, Path], body: bool) -> None:
         if "location" in query:
-            return self._send(200, b"<LocationConstraint>us-east-1</LocationConstraint>", "application/xml", body)
+            self._send(200, b"<LocationConstraint>us-east-1</LocationConstraint>", "application/xml", body)
+            return
         prefix = query.get("prefix", [""])[0]
         delimiter = query.get("delimiter", [""])[0]
         contents, common = "", set()
