@@ -31,9 +31,12 @@ def role_name_of(arn: str | None) -> str | None:
     return name if kind in ("assumed-role", "role") and name else None
 
 
-def dead_on_arrival(grant: Grant | None, now: datetime) -> bool:
-    """Whether the grant is a finished credential that has already expired."""
-    return isinstance(grant, AwsSession | GcpToken) and grant.expires_at <= now.timestamp()
+def dead_on_arrival(bundle: Bundle, now: datetime) -> str | None:
+    """The id of a finished credential that a route leads to, bases included, and that has already expired."""
+    for key, grant in reachable(bundle):
+        if isinstance(grant, AwsSession | GcpToken) and grant.expires_at <= now.timestamp():
+            return key.grant_id
+    return None
 
 
 def ready(grant: Grant, bundle: Bundle) -> Credential | None:

@@ -3,7 +3,8 @@
 Pure arithmetic over what each kind of credential may still call: a session from ``GetSessionToken`` can only assume
 roles, a role session can only assume another role for one hour ("chaining"), a Google access token can do nothing for
 itself, and so on. The same answer is given when a bundle is sealed, when it arrives, and in the status of the worker,
-so that "this job will lose S3 at 03:12" is known before the job starts.
+so that "this job will lose S3 at 03:12" is known before the job starts. A running worker knows more than the bundle
+says, and lays it over (:class:`Known`): what it holds, and what it is given no more.
 
 The instants are *sure*, not hoped for: where a credential is renewed up to the moment its base ends, the last renewal
 may have happened a full refresh interval before, and that interval is taken off.
@@ -62,6 +63,7 @@ class Horizon(msgspec.Struct, frozen=True):
         renewed_by: what renews it until then, in words; ``None`` when nothing does.
         cause: what ends it, in words.
         warnings: sentences for the person who seals or operates; no secret in them.
+        turns: the first instant at which the same question has another answer, for whoever keeps it; ``None``: never.
     """
 
     cloud: Cloud
@@ -70,6 +72,25 @@ class Horizon(msgspec.Struct, frozen=True):
     renewed_by: str | None
     cause: str
     warnings: tuple[str, ...] = ()
+    turns: datetime | None = None
+
+
+class Known(NamedTuple):
+    """What a running worker knows of one grant beyond its content.
+
+    Attributes:
+        ends: the end of the credential in hand; with none in hand, the instant at which that was known.
+        length: for how long the credential in hand was given.
+        stopped: that nothing more is to be reckoned with, and why; ``None`` while it is.
+    """
+
+    ends: datetime
+    length: timedelta | None = None
+    stopped: str | None = None
+
+
+SHORTER: Final = timedelta(minutes=1)
+"""A credential counts as given for less than was asked when it is shorter by more than this: the rest is its way."""
 
 
 class _Span(NamedTuple):
@@ -81,8 +102,32 @@ class _Span(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+class _Question(NamedTuple):
+    """What is asked about: it goes down the chain of grants.
+
+    Attributes:
+        turns: collects the instants at which a base ends: what is minted from it is answered otherwise from then on.
+    """
+
+    by_id: Mapping[str, Grant]
+    known: Mapping[str, Known]
+    now: datetime
+    turns: list[datetime]
+
+    def length(self, grant_id: str, asked: timedelta) -> timedelta:
+        """For how long that grant's credentials are given, as far as is known."""
+        known = self.known.get(grant_id)
+        if known is None or known.length is None or known.length > asked - SHORTER:
+            return asked
+        return known.length
+
+
 def horizon(
-    grants: Iterable[Grant], routes: Mapping[Cloud, str], lease_until: datetime | None, now: datetime
+    grants: Iterable[Grant],
+    routes: Mapping[Cloud, str],
+    lease_until: datetime | None,
+    now: datetime,
+    known: Mapping[str, Known] | None = None,
 ) -> list[Horizon]:
     """The outlook of every routed cloud, in the order of :class:`Cloud`.
 
@@ -90,15 +135,18 @@ def horizon(
         grants: all grants of the bundle; bases are looked up among them.
         routes: the grant each cloud is served from.
         lease_until: serve no longer than this (aware UTC); ``None`` for no such bound.
-        now: the instant at which a worker would begin with this bundle.
+        now: the instant at which a worker would begin with this bundle; of a running one, the present.
+        known: by grant, what a running worker knows beyond that.
     """
     by_id = {grant.id: grant for grant in grants}
     outlook = []
     for cloud in Cloud:
         if (grant_id := routes.get(cloud)) is None:
             continue
-        span = _span(grant_id, by_id, now, frozenset())
-        outlook.append(_leased(cloud, grant_id, span, lease_until, now))
+        question = _Question(by_id, known or {}, now, [])
+        span = _span(grant_id, question, frozenset())
+        turns = min((at for at in question.turns if at > now), default=None)
+        outlook.append(msgspec.structs.replace(_leased(cloud, grant_id, span, lease_until, now), turns=turns))
     return outlook
 
 
@@ -144,37 +192,51 @@ def _leased(cloud: Cloud, grant_id: str, span: _Span, lease_until: datetime | No
     return Horizon(cloud, grant_id, until, span.renewed_by, cause, tuple(warnings))
 
 
-def _span(grant_id: str, by_id: Mapping[str, Grant], now: datetime, trail: frozenset[str]) -> _Span:
+def _span(grant_id: str, question: _Question, trail: frozenset[str]) -> _Span:
     """How long the grant works.
 
     ``trail`` holds the grants that led here. The decoder refuses circles, but this is also asked about claims that
     nobody has decoded yet.
     """
-    grant = by_id.get(grant_id)
+    now, grant = question.now, question.by_id.get(grant_id)
     if grant is None:
         return _Span(now, None, f"there is no grant {grant_id!r}", (f"there is no grant {grant_id!r} to stand on",))
     if grant_id in trail:
         return _Span(now, None, "the grants stand on each other in a circle", (f"grant {grant_id!r} stands on itself",))
+    span = _from_content(grant, question, trail | {grant_id})
+    known = question.known.get(grant_id)
+    if known is None:
+        return span
+    if known.stopped is not None:
+        return _Span(known.ends, None, known.stopped, span.warnings)
+    if span.until is not None and known.ends > span.until:
+        return span._replace(until=known.ends)  # what is in hand is sure
+    return span
+
+
+def _from_content(grant: Grant, question: _Question, trail: frozenset[str]) -> _Span:
+    """How long the grant works by what it says of itself."""
 
     def base(name: str) -> _Span:
         if name == INSTANCE:
             return _Span(None, "the machine itself", "it lasts as long as the machine may use its own identity")
-        return _span(name, by_id, now, trail | {grant_id})
+        return _span(name, question, trail)
 
     match grant:
         case AwsAssumeRole():
-            return _assumed(grant, base(grant.base), chained=not _is_user(by_id.get(grant.base)), now=now)
+            return _assumed(grant, base(grant.base), question)
         case AwsWebIdentity():
-            length = timedelta(seconds=grant.duration_seconds)
-            token = _web_token(grant.token, now)
-            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", oldest_aws(length), now)
+            length = question.length(grant.id, timedelta(seconds=grant.duration_seconds))
+            token = _web_token(grant.token, question.now)
+            return _minted(token, length, "sts:AssumeRoleWithWebIdentity", oldest_aws(length), question)
         case GcpImpersonation():
-            return _impersonated(base(grant.base), grant.lifetime_seconds, now)
+            return _impersonated(grant, base(grant.base), question)
         case GcpExternalAccount():
-            source = _web_token(grant.token, now) if grant.token is not None else base(grant.base or INSTANCE)
+            source = _web_token(grant.token, question.now) if grant.token is not None else base(grant.base or INSTANCE)
             if grant.service_account is not None:
-                return _impersonated(source, grant.lifetime_seconds, now)
-            return _minted(source, GOOGLE_LONGEST, "Google's token exchange", oldest_google(GOOGLE_LONGEST), now)
+                return _impersonated(grant, source, question)
+            length = question.length(grant.id, GOOGLE_LONGEST)
+            return _minted(source, length, "Google's token exchange", oldest_google(length), question)
         case _:
             return _alone(grant)
 
@@ -200,36 +262,43 @@ def _alone(grant: AwsSession | AwsKeys | HttpBroker | GcpToken | GcpAuthorizedUs
             assert_never(grant)
 
 
-def _assumed(grant: AwsAssumeRole, base: _Span, *, chained: bool, now: datetime) -> _Span:
+def _assumed(grant: AwsAssumeRole, base: _Span, question: _Question) -> _Span:
     asked = timedelta(seconds=grant.duration_seconds)
-    length = min(asked, CHAINED_LONGEST) if chained else asked
-    span = _minted(base, length, "sts:AssumeRole", oldest_aws(length), now)
-    if asked <= length:
+    chained = not _is_user(question.by_id.get(grant.base))
+    given = min(asked, CHAINED_LONGEST) if chained else asked
+    length = question.length(grant.id, given)
+    span = _minted(base, length, "sts:AssumeRole", oldest_aws(length), question)
+    if asked <= given:
         return span
     said = f"grant {grant.id!r} asks for sessions of {spell(asked)}, but a role assumed by a role session gets 1 h"
     return span._replace(warnings=(*span.warnings, said))
 
 
-def _impersonated(base: _Span, lifetime_seconds: int, now: datetime) -> _Span:
-    length = timedelta(seconds=lifetime_seconds)
-    span = _minted(base, length, "service account impersonation", oldest_google(length), now)
-    if length <= GOOGLE_LONGEST:
+def _impersonated(grant: GcpImpersonation | GcpExternalAccount, base: _Span, question: _Question) -> _Span:
+    asked = timedelta(seconds=grant.lifetime_seconds)
+    length = question.length(grant.id, asked)
+    span = _minted(base, length, "service account impersonation", oldest_google(length), question)
+    if asked <= GOOGLE_LONGEST:
         return span
     policy = "constraints/iam.allowServiceAccountCredentialLifetimeExtension"
     said = f"impersonated tokens of more than 1 h need the organization policy {policy}"
     return span._replace(warnings=(*span.warnings, said))
 
 
-def _minted(base: _Span, length: timedelta, call: str, age: timedelta, now: datetime) -> _Span:
+def _minted(base: _Span, length: timedelta, call: str, age: timedelta, question: _Question) -> _Span:
     """What is minted from ``base``, each time for ``length``, and replaced at an age of ``age`` at most."""
     if base.until is None:
         renewed_by = f"{call}, with {base.renewed_by}" if base.renewed_by else call
         return _Span(None, renewed_by, base.cause, base.warnings)
-    if base.until <= now:
+    question.turns.append(base.until)
+    if base.until <= question.now:
         return base
     # The last one minted before the base ended was minted at most `age` before that.
     return _Span(
-        max(base.until + length - age, now), call, f"{base.cause} and what it last renewed runs out", base.warnings
+        max(base.until + length - age, question.now),
+        call,
+        f"{base.cause} and what it last renewed runs out",
+        base.warnings,
     )
 
 

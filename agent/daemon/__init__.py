@@ -223,6 +223,9 @@ class Daemon:
 
     async def _restore(self, found: list[Machine]) -> None:
         """Bring back the memory of this instance, and the bundle that was in force."""
+        left = self._left_to_us()
+        if left is not None:
+            left.teach(self.clock)
         try:
             remembered, sealed = self._state.load()
         except HostError as error:
@@ -256,18 +259,18 @@ class Daemon:
         )
         self._rebase = self.keeper.rebase
         await self.keeper.resume(sealed)
-        self._take_kept(now)
+        if left is not None:
+            self._log.info("credentials.restored", count=left.restore(self.store, self.clock))
 
-    def _take_kept(self, now: datetime) -> None:
-        """Take back the credentials that the process before us gave systemd to hold."""
+    def _left_to_us(self) -> kept.Kept | None:
+        """What the process before us gave systemd to hold."""
         try:
             data = self._passed.take(kept.NAME)
         except HostError as error:
             # They are minted anew; to fail would be to fail at every start, since systemd hands it over each time.
             self._log.error("credentials.not_restored", reason=error.message)
-            return
-        if data is not None:
-            self._log.info("credentials.restored", count=kept.restore(self.store, data, now))
+            return None
+        return kept.decode(data, self.clock) if data is not None else None
 
     async def _identify_late(self) -> None:
         """The metadata service did not answer at the start: keep asking, and act on what it says then."""
@@ -394,7 +397,7 @@ class Daemon:
         self._ring()
         self._publisher.changed()
         if self._notifier.active:
-            self._notifier.keep(kept.NAME, kept.encode(self.store))
+            self._notifier.keep(kept.NAME, kept.encode(self.store, self.clock))
             self._notifier.status(self._status_line())
 
     def _status_line(self) -> str:

@@ -2,19 +2,24 @@
 
 With them a process that was killed under load goes on where it stopped: the same credential, no call to any cloud.
 Without them (no systemd, or a stop rather than a restart) everything is minted anew.
+
+What the process before us knew of the time is kept too. No such memory outlives a boot of the kernel, so
+CLOCK_BOOTTIME is one and the same for both, and a wall clock that is hours off judges nothing: neither takes it a
+living credential for a dead one, nor the other way round.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from agent.core.model import AwsCredential, GoogleToken
 from agent.core.secret import Secret
-from agent.core.store import Store
+from agent.core.store import Holding, Store
 from agent.core.verdict import Key
+from agent.host.clock import SystemClock
 
 NAME = "credentials"
 
@@ -22,48 +27,85 @@ NAME = "credentials"
 class _Kept(msgspec.Struct, frozen=True):
     key: Key
     digest: str
+    ends: datetime | None
     aws: AwsCredential | None = None
     google: GoogleToken | None = None
 
 
-class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one process leaves to the next.
+
+    Attributes:
+        uptime: CLOCK_BOOTTIME, in seconds, when it was left.
+        now: what that process took the time for, at that instant.
+        heard: whether a cloud had told it so; else it was only the wall clock.
+    """
+
     instance_id: str
+    uptime: float
+    now: datetime
+    heard: bool
     credentials: list[_Kept]
 
+    def time(self, clock: SystemClock) -> datetime:
+        """What that process would take the time for now."""
+        return self.now + timedelta(seconds=clock.uptime() - self.uptime)
 
-def encode(store: Store) -> bytes:
+    def teach(self, clock: SystemClock) -> None:
+        """Tell the time to a clock that no cloud has told it yet. To be done before anything is judged by it."""
+        if self.heard and not clock.skew.samples:
+            clock.learn(self.time(clock))
+
+    def restore(self, store: Store, clock: SystemClock) -> int:
+        """Give the store back what still belongs to it; return how many.
+
+        A machine that was copied with its memory (a snapshot of a running one) is another instance: what was the first
+        one's own is not the second's.
+        """
+        if self.instance_id != store.memory.instance_id:
+            return 0
+        now = clock.now()
+        by = now - self.time(clock)
+        count = 0
+        for kept in self.credentials:
+            credential = kept.aws or kept.google
+            if credential is None:
+                continue
+            ends = kept.ends + by if kept.ends is not None else None
+            count += store.restore(Holding(kept.key, kept.digest, credential, ends), now)
+        return count
+
+
+def encode(store: Store, clock: SystemClock) -> bytes:
     """Everything the store holds, in the clear: for the sealed memory that only this unit gets back."""
     kept = [
         _Kept(
-            key,
-            digest,
-            credential if isinstance(credential, AwsCredential) else None,
-            credential if isinstance(credential, GoogleToken) else None,
+            held.key,
+            held.digest,
+            held.ends,
+            held.credential if isinstance(held.credential, AwsCredential) else None,
+            held.credential if isinstance(held.credential, GoogleToken) else None,
         )
-        for key, digest, credential in store.held()
+        for held in store.held()
     ]
-    return msgspec.json.encode(_Content(store.memory.instance_id, kept), enc_hook=_reveal)
+    content = Kept(store.memory.instance_id, clock.uptime(), clock.now(), clock.skew.samples > 0, kept)
+    return msgspec.json.encode(content, enc_hook=_reveal)
 
 
-def restore(store: Store, data: bytes, now: datetime) -> int:
-    """Give the store back what still belongs to it; return how many. What makes no sense is left out.
-
-    A machine that was copied with its memory (a snapshot of a running one) is another instance: what was the first
-    one's own is not the second's.
-    """
+def decode(data: bytes, clock: SystemClock) -> Kept | None:
+    """What was left to us; ``None`` when it makes no sense: everything is then minted anew."""
     try:
-        content = msgspec.json.decode(data, type=_Content, dec_hook=_hide)
+        kept = msgspec.json.decode(data, type=Kept, dec_hook=_hide)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0
-    if content.instance_id != store.memory.instance_id:
-        return 0
-    count = 0
-    for kept in content.credentials:
-        credential = kept.aws or kept.google
-        if credential is None or credential.expires_at.tzinfo is None:
-            continue
-        count += store.restore(kept.key, kept.digest, credential, now)
-    return count
+        return None
+    instants = [kept.now]
+    for one in kept.credentials:
+        credential = one.aws or one.google
+        if credential is not None:
+            instants += [credential.issued_at, credential.expires_at, one.ends or kept.now]
+    if any(instant.tzinfo != UTC for instant in instants) or not 0.0 <= kept.uptime <= clock.uptime():
+        return None
+    return kept
 
 
 def _reveal(value: Any) -> Any:

@@ -59,6 +59,10 @@ class SystemClock:
         """Seconds on a clock that never steps back and counts on through suspend."""
         return self._boottime() + self._lost
 
+    def uptime(self) -> float:
+        """CLOCK_BOOTTIME as every process of this machine reads it, in seconds: nothing is added to it."""
+        return self._boottime()
+
     def now(self) -> datetime:
         """The best estimate of UTC."""
         return utc(self.boottime() + self._offset)

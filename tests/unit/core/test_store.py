@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from agent.core.model import Action, Bundle, Cloud, Env, OnExpiry
+from agent.core.horizon import horizon
+from agent.core.model import Action, AwsKeys, Bundle, Cloud, Env, GcpAuthorizedUser, OnExpiry
 from agent.core.secret import Secret
 from agent.core.store import Store
 from agent.core.verdict import Accepted, Event, Failure, Key, Memory, Policy, Refused, Same, Work
@@ -230,6 +231,24 @@ class TestSequence:
         assert isinstance(s.view(Cloud.AWS, START), Pending)
         assert s.memory == Memory("i-1")
 
+    def test_a_dead_base_is_refused_on_arrival(self) -> None:
+        """A role that stands on a session that is already over could never be assumed: it replaces nothing."""
+        s = store()
+        take(s, bundle(session(hours=12)))
+        chain = (session("base", hours=-1), role("a", base="base"), role("r", base="a"))
+        verdict = s.judge(bundle(*chain, seq=2, routes={Cloud.AWS: "r"}), START)
+
+        assert isinstance(verdict, Refused)
+        assert verdict.code == "expired"
+        assert "'base'" in verdict.reason
+
+    def test_a_dead_grant_that_nothing_is_served_from_is_no_matter(self) -> None:
+        """Only what a route leads to must be alive."""
+        s = store()
+        offered = bundle(session("old", hours=-1), session("new"), routes={Cloud.AWS: "new"})
+
+        assert isinstance(s.judge(offered, START), Accepted)
+
     def test_a_dead_bundle_does_not_replace_a_live_one(self) -> None:
         """A newer bundle whose session has already expired is refused, and the old one goes on."""
         s = store()
@@ -422,12 +441,98 @@ class TestHorizon:
 
         assert s.horizon(Cloud.AWS, START) is None
 
-    def test_a_chained_role_outlives_its_base_by_an_hour(self) -> None:
-        """The last renewal can happen just before the base ends; chaining is capped at one hour."""
+    def test_a_chained_role_is_sure_for_two_thirds_of_an_hour_beyond_its_base(self) -> None:
+        """The last renewal before the base ends may be 20 minutes old by then, so the whole hour is not promised."""
         s = store()
         take(s, bundle(session("base", hours=6), role("r", base="base"), routes={Cloud.AWS: "r"}))
 
-        assert s.horizon(Cloud.AWS, START) == START + 7 * HOUR
+        assert s.horizon(Cloud.AWS, START) == START + 6 * HOUR + 40 * MINUTE
+
+    def test_what_is_in_hand_is_sure(self) -> None:
+        """What was minted just before its base ended counts to its own end; after the base nothing else does."""
+        s = store()
+        take(s, bundle(session("base", hours=1), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        late = START + 55 * MINUTE
+        s.put(due(s, Key(Cloud.AWS, "r"), late), aws_credential(late), late, ends=late + HOUR)
+
+        assert s.horizon(Cloud.AWS, late) == late + HOUR
+        assert s.horizon(Cloud.AWS, late + 10 * MINUTE) == late + HOUR
+        assert "the session ends" in s.horizon_reason(Cloud.AWS, late)
+
+    def test_after_the_base_only_what_is_in_hand_counts(self) -> None:
+        """A renewal that failed until the base ended shortens the horizon to the end of what is held."""
+        s = store()
+        take(s, bundle(session("base", hours=1), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        early = START + 25 * MINUTE
+        s.put(due(s, Key(Cloud.AWS, "r"), early), aws_credential(early), early, ends=early + HOUR)
+
+        assert s.horizon(Cloud.AWS, early) == START + HOUR + 40 * MINUTE
+        assert s.horizon(Cloud.AWS, START + HOUR) == early + HOUR
+
+    def test_a_shorter_life_than_asked_for_is_reckoned_with(self) -> None:
+        """Where the cloud gives half an hour instead of one, two thirds of that are sure after the base."""
+        s = store()
+        take(s, bundle(session("base", hours=6), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START, minutes=30), START)
+
+        assert s.horizon(Cloud.AWS, START) == START + 6 * HOUR + 20 * MINUTE
+
+    def test_a_refusal_ends_it_with_what_is_held(self) -> None:
+        """A refused grant ends with the credential in hand, and with the refusal when there is none."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        work = due(s, Key(Cloud.AWS, "r"))
+        s.failed(work, fail(START, denied=True, code="AccessDenied"), START)
+        assert s.horizon(Cloud.AWS, START) == START
+
+        later = START + 5 * MINUTE
+        s.put(due(s, Key(Cloud.AWS, "r"), later), aws_credential(later), later)
+        assert s.horizon(Cloud.AWS, later) is None
+        again = START + 26 * MINUTE
+        s.failed(due(s, Key(Cloud.AWS, "r"), again), fail(again, denied=True, code="AccessDenied"), again)
+
+        assert s.horizon(Cloud.AWS, again) == later + HOUR
+        assert "AccessDenied" in s.horizon_reason(Cloud.AWS, again)
+
+    def test_a_refused_base_is_followed_to_its_end(self) -> None:
+        """When the keys below a role are revoked, the role renews from what they gave last, and ends after that."""
+        s = store()
+        keys = AwsKeys(id="k", access_key_id="AKIA0000000000000000", secret_access_key=Secret("s"))
+        take(s, bundle(keys, role("r", base="k"), routes={Cloud.AWS: "r"}))
+        s.put(due(s, Key(Cloud.AWS, "k")), aws_credential(START, minutes=600), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        assert s.horizon(Cloud.AWS, START) is None
+        later = START + 61 * MINUTE
+        works = {work.key.grant_id: work for work in s.due(later)}
+        s.failed(works["k"], fail(later, denied=True, code="InvalidClientTokenId"), later)
+
+        assert s.horizon(Cloud.AWS, later) == START + 10 * HOUR + 40 * MINUTE
+
+    def test_the_worker_and_the_sender_say_the_same(self) -> None:
+        """Before anything was minted the worker's horizon is the one that was told when the bundle was sealed."""
+        s = store()
+        chain = (session("base", hours=6), role("a", base="base"), role("r", base="a"))
+        take(s, bundle(*chain, routes={Cloud.AWS: "r"}, lease=START + 9 * HOUR))
+        (sealed,) = horizon(chain, {Cloud.AWS: "r"}, START + 9 * HOUR, START)
+
+        assert s.horizon(Cloud.AWS, START) == sealed.until == START + 7 * HOUR + 20 * MINUTE
+
+    def test_a_renewal_near_the_horizon_is_no_new_warning(self) -> None:
+        """Each renewal moves the end a little; an operator hears of it once, and again only after it was far away."""
+        s = store(horizon_lead=HOUR)
+        take(s, bundle(session("base", hours=2), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        told = []
+        for minute in range(150):
+            now = START + minute * MINUTE
+            for work in s.due(now):
+                s.put(work, aws_credential(now), now)
+            told += [n for n in s.tick(now) if n.event is Event.HORIZON]
+        assert [n.horizon for n in told] == [START + 2 * HOUR + 40 * MINUTE]
+
+        take(s, bundle(session(hours=12), seq=2), START + 150 * MINUTE)
+        s.tick(START + 150 * MINUTE)
+        assert any(n.event is Event.HORIZON for n in s.tick(START + 11 * HOUR))
 
     def test_it_is_told_once(self) -> None:
         """Coming near the horizon is one notice, not one a minute."""
@@ -490,6 +595,147 @@ class TestHorizon:
         assert isinstance(s.view(Cloud.AWS, START), Ended)
         assert s.at_the_end(Cloud.AWS, START) == "requests are refused until a new bundle comes"
         assert s.at_the_end(Cloud.GCP, START) == "nothing ends it"
+
+
+class TestClocks:
+    """What a corrected clock moves, and what it must not."""
+
+    def test_a_counted_life_moves_with_our_clock(self) -> None:
+        """An hour that was counted from a moment of ours is an hour, however the clock is corrected."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START, ends=START + HOUR)
+        s.rebase(5 * HOUR, START + 5 * HOUR)
+
+        assert isinstance(s.view(Cloud.AWS, START + 5 * HOUR + 59 * MINUTE), Live)
+        assert not isinstance(s.view(Cloud.AWS, START + 6 * HOUR), Live)
+
+    def test_an_instant_that_somebody_named_stays(self) -> None:
+        """A session whose end is named by the sender ends then: a clock that was behind showed it for too long."""
+        s = store()
+        take(s, bundle(session(hours=3)))
+        s.rebase(5 * HOUR, START + 5 * HOUR)
+
+        assert isinstance(s.view(Cloud.AWS, START + 5 * HOUR), Ended)
+
+    def test_a_google_token_is_told_in_our_time(self) -> None:
+        """What a client is told of a Google token's life is what was counted, before and after a correction."""
+        s = store()
+        take(
+            s,
+            bundle(
+                GcpAuthorizedUser(id="u", client_id="c", client_secret=Secret("s"), refresh_token=Secret("r")),
+                routes={Cloud.GCP: "u"},
+            ),
+        )
+        lied = google_token(START - 3 * HOUR)  # issued by a clock three hours behind ours
+        s.put(due(s, Key(Cloud.GCP, "u")), lied, START, ends=START + HOUR)
+        answer = s.view(Cloud.GCP, START)
+        assert isinstance(answer, Live)
+        assert answer.credential.expires_at == START + HOUR
+        s.rebase(-2 * HOUR, START - 2 * HOUR)
+        answer = s.view(Cloud.GCP, START - 2 * HOUR)
+
+        assert isinstance(answer, Live)
+        assert answer.credential.expires_at == START - HOUR
+
+    def test_a_retry_is_as_far_away_as_it_was(self) -> None:
+        """A retry planned for seconds hence does not wait for hours when the clock is set back."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.failed(due(s, INSTANCE_AWS), fail(START), START)
+        s.rebase(-5 * HOUR, START - 5 * HOUR)
+
+        assert any(work.key == INSTANCE_AWS for work in s.due(START - 5 * HOUR + 2 * MINUTE))
+
+    def test_the_grace_is_as_long_as_it_was(self) -> None:
+        """A clock that is set forward inside the boot grace does not end it."""
+        s = store(grace=MINUTE)
+        s.rebase(5 * HOUR, START + 5 * HOUR)
+
+        assert isinstance(s.view(Cloud.AWS, START + 5 * HOUR + 30 * timedelta(seconds=1)), Pending)
+
+    def test_an_end_that_came_nearer_is_renewed_for(self) -> None:
+        """When the clock is set forward, what ends at a named instant is renewed by what is left of it."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START, minutes=360), START)
+        s.rebase(5 * HOUR, START + 5 * HOUR)
+        planned = next(slot.renew_at for slot in s.slots() if slot.id == "r")
+
+        assert planned is not None
+        assert planned <= START + 5 * HOUR + MINUTE
+
+    def test_doubt_asks_soon_and_not_again(self) -> None:
+        """Doubt about the clock asks for everything within half a minute, but once in ten minutes at most."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        s.hasten(START)
+        now = START + timedelta(seconds=30)
+        works = s.due(now)
+        assert {work.key.grant_id for work in works} >= {"instance", "r"}
+        for work in works:
+            s.put(work, aws_credential(now, minutes=60, key="ASIA000000000000NEW1"), now)
+        s.hasten(now)
+
+        assert s.due(now + timedelta(seconds=31)) == []
+
+    def test_doubt_disturbs_no_backoff(self) -> None:
+        """What failed keeps its own pace of retries: a clock that is stepped to and fro storms nobody."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        later = START + 25 * MINUTE
+        s.failed(due(s, Key(Cloud.AWS, "r"), later), fail(later, denied=True), later)
+        before = next(slot.renew_at for slot in s.slots() if slot.id == "r")
+        s.hasten(later)
+
+        assert next(slot.renew_at for slot in s.slots() if slot.id == "r") == before
+
+    def test_what_came_back_dead_is_a_failure(self) -> None:
+        """A credential whose counted life is over on arrival replaces nothing and is retried."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+
+        assert not s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START, ends=START)
+        assert s.view(Cloud.AWS, START) == Ended(
+            "bundle 1, grant 'r': the credential that was issued had already expired (expired)", passing=True
+        )
+
+    def test_a_later_process_takes_over_what_was_held(self) -> None:
+        """What one store held another restores, by the same bundle and with the life that is left on its own clock."""
+        first, second = store(), store()
+        offered = bundle(role("r"))
+        take(first, offered)
+        first.put(due(first, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        first.put(due(first, Key(Cloud.AWS, "r")), aws_credential(START), START, ends=START + HOUR)
+        take(second, offered, START + 2 * HOUR)
+        two_hours_ahead = [h._replace(ends=h.ends + 2 * HOUR) for h in first.held() if h.ends is not None]
+        assert [second.restore(h, START + 2 * HOUR) for h in two_hours_ahead] == [True]
+
+        assert isinstance(second.view(Cloud.AWS, START + 2 * HOUR + 59 * MINUTE), Live)
+        assert not isinstance(second.view(Cloud.AWS, START + 3 * HOUR), Live)
+
+    def test_what_was_held_for_another_bundle_is_not_taken_over(self) -> None:
+        """A restored credential must be of the very bundle in force, alive, and for an empty place."""
+        first, second = store(), store()
+        take(first, bundle(role("r")))
+        first.put(due(first, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        first.put(due(first, Key(Cloud.AWS, "r")), aws_credential(START), START)
+        (of_r,) = [h for h in first.held() if h.key.grant_id == "r"]
+        take(second, bundle(role("r"), salt="other"))
+        assert not second.restore(of_r, START)
+        assert not first.restore(of_r, START)
+        fresh = store()
+        take(fresh, bundle(role("r")))
+        assert not fresh.restore(of_r, START + HOUR)
+        assert fresh.restore(of_r, START)
 
 
 class TestRest:
