@@ -94,8 +94,8 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 
 .PHONY: image
-image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; some minutes with KVM)
-	@exec env PYTHON=$(abspath $(BIN)/python) packer/desk.sh build/desk
+image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; a quarter of an hour, needs no KVM)
+	@exec $(BIN)/python -u -m tests.system.virtual $(or $(ARGS),build/image)
 
 .PHONY: clean
 clean: ## remove everything that was made here

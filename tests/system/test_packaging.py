@@ -104,34 +104,3 @@ def test_an_unknown_option_installs_nothing() -> None:
     said = judged("bash", PACKER / "install.sh", "--no-strat")
     assert said.returncode == 1
     assert "--no-strat: unknown option" in said.stderr
-
-
-@pytest.mark.skipif(shutil.which("packer") is None, reason="needs packer")
-def test_packer_takes_the_templates(tmp_path: Path) -> None:
-    """``packer validate`` passes for all three builders."""
-    version = re.search(r"v?(\d+)\.(\d+)", judged("packer", "version").stdout)
-    assert version is not None
-    shutil.copytree(PACKER / "http", tmp_path / "http")
-    old = (int(version[1]), int(version[2])) < (1, 7)
-    for path in PACKER.glob("*.pkr.hcl"):
-        if not (old and path.name == "plugins.pkr.hcl"):
-            shutil.copy(path, tmp_path)
-    (tmp_path / "payload").mkdir()
-    (tmp_path / "key.jwk").write_text("{}")
-    said = judged(
-        "packer", "validate", "-var", f"payload={tmp_path}/payload", "-var", f"config={tmp_path}/key.jwk", "-var",
-        f'signers=["{tmp_path}/key.jwk"]', "-var", f"qemu_source={tmp_path}/key.jwk", "-var", "qemu_checksum=none", tmp_path,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path), "CHECKPOINT_DISABLE": "1"},
-    )  # fmt: skip
-    if "plugin" in said.stderr + said.stdout and "not" in said.stderr + said.stdout and not old:
-        pytest.skip("needs packer's plugins (packer init packer/)")
-    assert said.returncode == 0, said.stdout + said.stderr
-
-
-@pytest.mark.skipif(shutil.which("packer") is None, reason="needs packer")
-def test_packer_finds_the_templates_formatted() -> None:
-    """``packer fmt`` would change nothing."""
-    said = judged(
-        "packer", "fmt", "-check", PACKER, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
-    )
-    assert said.returncode == 0, said.stdout
