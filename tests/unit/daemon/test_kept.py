@@ -1,0 +1,180 @@
+"""What one process leaves to the next, and whose clock it is judged by."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import timedelta
+
+import pytest
+
+from agent.core.model import Cloud, GoogleToken
+from agent.core.store import Store
+from agent.core.verdict import Accepted, Key, Memory, Policy
+from agent.core.view import Live
+from agent.daemon import kept
+from agent.host.clock import SystemClock
+from tests.fakes.clock import START
+from tests.unit.core.worlds import HOUR, aws_credential, bundle, google_token, role
+
+MINUTE = timedelta(minutes=1)
+
+
+class Machine:
+    """The clocks of a machine: true time goes on, CLOCK_BOOTTIME with it, and the wall clock is wrong as it likes."""
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        self.wall_error = 0.0
+
+    def clock(self) -> SystemClock:
+        """A process of this machine starts."""
+        return SystemClock(
+            boottime=lambda: 500.0 + self.elapsed,
+            wall=lambda: START.timestamp() + self.elapsed + self.wall_error,
+        )
+
+
+def store(clock: SystemClock, *, instance: str = "i-1") -> Store:
+    made = Store(Policy(), Memory(instance), clock.now(), random.Random(1))
+    verdict = made.judge(bundle(role("r")), clock.now())
+    assert isinstance(verdict, Accepted)
+    made.accept(verdict, clock.now())
+    return made
+
+
+def fill(one: Store, clock: SystemClock, *, counted: bool) -> None:
+    """Give every slot a credential of an hour, as far as a cloud with the right time would."""
+    now = clock.now()
+    for _ in range(2):
+        for work in one.due(now):
+            ends = now + HOUR if counted else None
+            token = work.key.cloud is Cloud.GCP
+            one.put(work, google_token(now) if token else aws_credential(START), now, ends=ends)
+
+
+def restart(machine: Machine, data: bytes, *, instance: str = "i-1") -> tuple[Store, SystemClock, int]:
+    clock = machine.clock()
+    left = kept.decode(data, clock)
+    assert left is not None
+    left.teach(clock)
+    second = store(clock, instance=instance)
+    return second, clock, left.restore(second, clock)
+
+
+def test_what_was_held_is_served_on() -> None:
+    """The next process serves the very credentials of the one before, and not a second longer than they live."""
+    machine = Machine()
+    clock = machine.clock()
+    first = store(clock)
+    fill(first, clock, counted=True)
+    machine.elapsed = 30 * 60
+
+    second, clock, count = restart(machine, kept.encode(first, clock))
+
+    assert count == len(first.held()) == 3
+    answer = second.view(Cloud.AWS, clock.now())
+    assert isinstance(answer, Live)
+    assert answer.credential == next(h.credential for h in first.held() if h.key == Key(Cloud.AWS, "r"))
+    assert not isinstance(second.view(Cloud.AWS, START + HOUR), Live)
+
+
+@pytest.mark.parametrize("hours", [-8, -1, 1, 8])
+def test_a_counted_life_needs_no_right_clock(hours: int) -> None:
+    """With a wall clock that is off and jumps between the two, the life that is left is what CLOCK_BOOTTIME says."""
+    machine = Machine()
+    machine.wall_error = -hours * 3600.0
+    clock = machine.clock()
+    first = store(clock)
+    fill(first, clock, counted=True)
+    data = kept.encode(first, clock)
+    machine.elapsed = 59 * 60
+    machine.wall_error = hours * 3600.0
+
+    second, clock, count = restart(machine, data)
+
+    assert count == 3
+    assert isinstance(second.view(Cloud.AWS, clock.now()), Live)
+    assert not isinstance(second.view(Cloud.AWS, clock.now() + MINUTE), Live)
+    (token,) = [h.credential for h in second.held() if isinstance(h.credential, GoogleToken)]
+    assert token.expires_at - clock.now() == MINUTE
+
+
+@pytest.mark.parametrize("hours", [-8, 8])
+def test_what_a_cloud_said_of_the_time_outlives_the_process(hours: int) -> None:
+    """A clock that was corrected by a cloud is right after a restart, before any cloud was asked again."""
+    machine = Machine()
+    machine.wall_error = hours * 3600.0
+    clock = machine.clock()
+    clock.learn(START)
+    first = store(clock)
+    fill(first, clock, counted=False)
+    data = kept.encode(first, clock)
+    machine.elapsed = 20 * 60
+
+    second, clock, count = restart(machine, data)
+
+    assert abs(clock.now() - START - 20 * MINUTE) < timedelta(seconds=2)
+    assert count == 3
+    assert not isinstance(second.view(Cloud.AWS, START + HOUR), Live)
+
+
+def test_a_cloud_that_was_just_heard_is_believed() -> None:
+    """What the process before us knew does not overrule what the metadata service has just said."""
+    machine = Machine()
+    clock = machine.clock()
+    clock.learn(START + 3 * HOUR)  # by a liar
+    data = kept.encode(store(clock), clock)
+    fresh = machine.clock()
+    fresh.learn(START)
+    left = kept.decode(data, fresh)
+    assert left is not None
+    left.teach(fresh)
+
+    assert abs(fresh.now() - START) < timedelta(seconds=2)
+
+
+def test_what_ended_meanwhile_is_left_out() -> None:
+    """A credential that ended between the two processes is not taken back."""
+    machine = Machine()
+    clock = machine.clock()
+    first = store(clock)
+    fill(first, clock, counted=True)
+    data = kept.encode(first, clock)
+    machine.elapsed = 3600
+
+    assert restart(machine, data)[2] == 0
+
+
+def test_it_belongs_to_one_machine() -> None:
+    """A copy of the machine gets nothing of what the original held."""
+    machine = Machine()
+    clock = machine.clock()
+    first = store(clock)
+    fill(first, clock, counted=True)
+
+    assert restart(machine, kept.encode(first, clock), instance="i-2")[2] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"uptime": 1e9},  # of another boot: that clock never goes back
+        {"uptime": -1.0},
+        {"now": "2026-11-24T12:00:00"},
+        {"now": "2026-11-24T12:00:00+05:00"},
+        {"heard": 1},
+        {"credentials": None},
+        {"more": 1},
+    ],
+)
+def test_what_makes_no_sense_is_dropped(change: dict[str, object]) -> None:
+    """Garbage, a field too many and the clock of another boot lead to a fresh mint, never to an error."""
+    machine = Machine()
+    clock = machine.clock()
+    data = json.loads(kept.encode(store(clock), clock))
+
+    assert kept.decode(json.dumps(data).encode(), clock) is not None
+    assert kept.decode(json.dumps({**data, **change}).encode(), clock) is None
+    assert kept.decode(b"\xff\x00", clock) is None
+    assert kept.decode(b"[" * 100_000, clock) is None
