@@ -85,6 +85,16 @@ def until(look: Callable[[], T], *, seconds: float = DEADLINE_SECONDS, what: str
     return found
 
 
+NOBODY = 65534
+
+
+def as_user(argv: Sequence[str], user: int | None) -> list[str]:
+    """The command, run as another user and group, without any other group and without capabilities."""
+    if user is None:
+        return list(argv)
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=-all", "--", *argv]
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
@@ -136,6 +146,7 @@ class Agent:
         environ: variables beside the bare minimum.
         passed: listening sockets and files to hand over as systemd does, ``(name, descriptor)``, from descriptor 3 on.
         prelude: Python source that runs in the process before the daemon (crash points, say).
+        user: the numeric user and group to run as; ``None``: ours.
 
     Attributes:
         lines: what it logged so far, decoded; a line that is no JSON is ``{"event": "raw", "text": LINE}``.
@@ -149,6 +160,7 @@ class Agent:
         passed: Sequence[tuple[str, int]] = (),
         prelude: str = "",
         command: str = "run",
+        user: int | None = None,
     ) -> None:
         self.config = config
         self.lines: list[dict[str, Any]] = []
@@ -182,7 +194,7 @@ class Agent:
             [sys.executable, "-m", "agent", command, "--config", str(config)] if exact else [sys.executable, "-c", code]
         )
         self.process = subprocess.Popen(
-            argv,
+            as_user(argv, user),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -233,7 +233,8 @@ class TestSocketActivation:
                 agent.ready()
                 assert not (world.root / "run" / "control").exists()
                 for port in ports:
-                    assert exchange(http.client.HTTPConnection("127.0.0.1", port, timeout=5), *ASK).status == 200
+                    client = http.client.HTTPConnection("127.0.0.1", port)
+                    assert exchange(client, *ASK).status == 200
                 assert exchange(UnixConnection(path), "GET", "/v1/status").status == 200
                 assert exchange(UnixConnection(path), "PUT", "/v1/bundle", None, world.seal(world.session(USER))).json()
                 assert agent.access_key() == USER
@@ -246,7 +247,7 @@ class TestSocketActivation:
         sealed = world.seal(world.session(USER))
         replies: list[Reply] = []
         with listener() as http_, unix_listener(path) as control:
-            early = http.client.HTTPConnection(*http_.getsockname()[:2], timeout=DEADLINE_SECONDS)
+            early = http.client.HTTPConnection("127.0.0.1", http_.getsockname()[1], timeout=DEADLINE_SECONDS)
             early.request(*ASK[:2], headers=ASK[2])
             push = UnixConnection(path)
             push.request("PUT", "/v1/bundle", sealed)
@@ -272,7 +273,8 @@ class TestKeptCredentials:
         with start(world, manager, changes) as agent:
             agent.ready()
             agent.push(world.seal(sts.grant()))
-            before = until(lambda: agent.role() is not None and agent.credential(), what="the credential")
+            until(lambda: agent.role() is not None, what="the credential")
+            before = agent.credential()
             manager.wait_content("credentials", lambda data: before["AccessKeyId"].encode() in data)
             agent.kill()
         assert sts.fake.operations() == ["GetSessionToken"]
@@ -442,7 +444,7 @@ class Load:
 
         while not self._stop.is_set():
             fetcher = InstanceMetadataFetcher(
-                timeout=5, num_attempts=5, base_url="http://{}:{}".format(*self._where), env={}
+                timeout=DEADLINE_SECONDS, num_attempts=5, base_url="http://{}:{}".format(*self._where), env={}
             )
             found = InstanceMetadataProvider(iam_role_fetcher=fetcher).load()
             if found is None:
@@ -457,6 +459,10 @@ class Load:
     def total(self) -> int:
         with self._lock:
             return sum(self.keys.values())
+
+    def reach(self, total: int) -> None:
+        """Wait for so many answers."""
+        until(lambda: self.total() >= total, what=f"{total} answers")
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -498,15 +504,18 @@ def test_a_restart_under_load_loses_no_request(
         key = str(agent.access_key())
         manager.wait_content("credentials", lambda data: key.encode() in data)
         host, port = http_.getsockname()[:2]
+        gaps: list[float] = []
         with Load(host, port, world.token, retries=retries) as load:
             for _ in range(5):
                 goal = load.total() + 200
-                until(lambda goal=goal: load.total() >= goal, what="200 answers")
+                load.reach(goal)
+                gaps.append(-time.monotonic())
                 end(agent)
-                agent = stack.enter_context(start(world, manager, changes, passed=passed))
+                agent = stack.enter_context(start(world, manager, changes, passed=passed)).started()
+                gaps[-1] = round(gaps[-1] + time.monotonic(), 2)
             goal = load.total() + 200
-            until(lambda: load.total() >= goal, what="200 answers")
-    print(json.dumps({"answers": load.total(), "retried": load.retried, "failed": load.failed}))
+            load.reach(goal)
+    print(json.dumps({"answers": load.total(), "retried": load.retried, "failed": load.failed, "gaps": gaps}))
     assert load.failed == []
     assert list(load.keys) == [key]
     assert load.retried <= 5 * (Load.CLIENTS + 1)

@@ -1,0 +1,204 @@
+"""The files that programs on the worker read at their start: in step with the store, for the right eyes, in nobody's way."""
+
+from __future__ import annotations
+
+import grp
+import os
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.system.harness import NOBODY, World, until
+
+STATIC = {"environment": {"static": True}}
+OLD, NEW = "ASIAUSER000000000001", "ASIAUSER000000000002"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    root = tmp_path / "w"
+    root.mkdir()
+    return World(root)
+
+
+@pytest.fixture
+def nobody() -> Iterator[World]:
+    """A world that belongs to a user whom permissions bind, as they do not bind root."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv to run the agent as another user")
+    with tempfile.TemporaryDirectory(prefix="w") as directory:
+        world = World(Path(directory))
+        for path in (world.root, *world.root.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        yield world
+
+
+class TestInStep:
+    def test_a_newer_bundle_replaces_everything_at_once(self, world: World) -> None:
+        """Variables of a newer bundle are there within a second, and those of the older are gone from both files."""
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(), world.variables(FIRST="1", BOTH="1")))
+            until(lambda: world.env().get("FIRST") == "1", what="the first")
+            began = time.monotonic()
+            agent.push(world.seal(world.session(), world.variables(SECOND="2", BOTH="2")))
+            env = until(lambda: world.env() if "SECOND" in world.env() else None, seconds=1, what="the second")
+            assert time.monotonic() - began < 1
+            assert env is not None
+            assert env["BOTH"] == "2"
+            assert "FIRST" not in env
+            text = until(lambda: "SECOND" in (world.root / "run" / "env.sh").read_text(), seconds=1, what="the shell's")
+            assert text
+            assert "FIRST" not in (world.root / "run" / "env.sh").read_text()
+
+    def test_a_reader_never_sees_a_half(self, world: World) -> None:
+        """Whoever reads while bundles come sees one of them whole: each file is replaced by a rename."""
+        with world.agent() as agent:
+            agent.ready()
+            path = world.root / "run" / "env"
+            agent.push(world.seal(world.session(), world.variables(A="0" * 2000, B="0" * 2000)))
+            until(lambda: "A" in world.env(), what="the first")
+            inodes = set()
+            for number in range(1, 30):
+                agent.push(world.seal(world.session(), world.variables(A=f"{number}" * 2000, B=f"{number}" * 2000)))
+                env = world.env()
+                assert env["A"] == env["B"]
+                inodes.add(path.stat().st_ino)
+            assert len(inodes) > 1
+
+    def test_no_key_is_in_them_unless_it_is_asked_for(self, world: World) -> None:
+        """Without `static` neither file holds a key of a cloud, whatever is served."""
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD, secret="S3CRET" * 6), world.variables(SEEN="1")))
+            until(lambda: world.env().get("SEEN") == "1", what="the files")
+            assert agent.access_key() == OLD
+            for name in ("env", "env.sh", "token"):
+                text = (world.root / "run" / name).read_text()
+                assert "S3CRET" not in text
+                assert OLD not in text
+
+
+class TestStatic:
+    def test_keys_are_written_and_renewed(self, world: World) -> None:
+        """With `static` the keys themselves are in the file, all four parts of one credential, and follow a renewal."""
+        with world.agent(STATIC) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD)))
+            until(lambda: world.env().get("AWS_ACCESS_KEY_ID") == OLD, what="the keys")
+            agent.push(world.seal(world.session(NEW, secret="n" * 40, token="u" * 80)))
+            until(lambda: world.env().get("AWS_ACCESS_KEY_ID") == NEW, seconds=1, what="the new keys")
+            env, served = world.env(), agent.credential()
+            assert env["AWS_SECRET_ACCESS_KEY"] == served["SecretAccessKey"] == "n" * 40
+            assert env["AWS_SESSION_TOKEN"] == served["Token"] == "u" * 80
+            assert env["AWS_CREDENTIAL_EXPIRATION"] == served["Expiration"]
+
+    def test_a_withdrawal_takes_them_away(self, world: World) -> None:
+        """After a withdrawal no file holds a key, within a second."""
+        with world.agent(STATIC) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD)))
+            until(lambda: world.env().get("AWS_ACCESS_KEY_ID") == OLD, what="the keys")
+            agent.push(world.withdrawal())
+            until(lambda: "AWS_ACCESS_KEY_ID" not in world.env(), seconds=1, what="the purge")
+            until(lambda: OLD not in (world.root / "run" / "env.sh").read_text(), seconds=1, what="the shell's")
+
+    def test_the_end_of_the_lease_takes_them_away(self, world: World) -> None:
+        """When the lease ends the keys leave the files by themselves."""
+        with world.agent(STATIC) as agent:
+            agent.ready()
+            lease = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=5)  # a claim has whole seconds
+            agent.push(world.seal(world.session(OLD), lease_until=lease))
+            until(lambda: world.env().get("AWS_ACCESS_KEY_ID") == OLD, what="the keys")
+            until(lambda: "AWS_ACCESS_KEY_ID" not in world.env(), what="the end")
+            ended = datetime.now(UTC)
+            assert lease <= ended < lease + timedelta(seconds=5)
+            assert OLD not in (world.root / "run" / "env.sh").read_text()
+
+    def test_switched_off_by_a_reload_they_go(self, world: World) -> None:
+        """`static = false` and SIGHUP take the keys out of the files at once."""
+        with world.agent(STATIC) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD)))
+            until(lambda: world.env().get("AWS_ACCESS_KEY_ID") == OLD, what="the keys")
+            world.write_config()
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("reload.applied")
+            until(lambda: "AWS_ACCESS_KEY_ID" not in world.env(), what="the purge")
+            assert agent.access_key() == OLD
+
+
+class TestPermissions:
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+    def test_modes_do_not_depend_on_the_umask(self, world: World, mode: int) -> None:
+        """Every file has exactly the configured mode, whatever umask the agent was started with."""
+        with world.agent({"environment": {"mode": f"{mode:04o}"}}, prelude="import os; os.umask(0o077)") as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(), world.variables(SEEN="1")))
+            until(lambda: world.env().get("SEEN") == "1", what="the files")
+            assert agent.stop() == 0
+        for name in ("env", "env.sh", "token"):
+            assert stat.S_IMODE((world.root / "run" / name).stat().st_mode) == mode, name
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files to a group that the agent is not in")
+    def test_they_are_given_to_the_group(self, world: World) -> None:
+        """With `group` every file belongs to it, also after it was replaced, and to the agent's user."""
+        group = next(entry for entry in grp.getgrall() if entry.gr_gid != os.getegid())
+        with world.agent({"environment": {"mode": "0640", "group": group.gr_name}}) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(), world.variables(SEEN="1")))
+            until(lambda: world.env().get("SEEN") == "1", what="the files")
+            assert agent.stop() == 0
+        for name in ("env", "env.sh", "token"):
+            found = (world.root / "run" / name).stat()
+            assert (found.st_gid, found.st_uid) == (group.gr_gid, os.geteuid()), name
+
+
+class TestADirectoryThatRefuses:
+    def test_it_is_ready_and_ends_though_nothing_can_be_written(self, nobody: World) -> None:
+        """No file can be written: it says so, is ready all the same, serves, and ends on SIGTERM in time."""
+        sealed = nobody.seal(nobody.session(OLD))
+        run = nobody.root / "run"
+        nobody.base["listen"]["control"] = nobody.root / "state" / "control"
+        run.chmod(0o500)
+        with nobody.agent(user=NOBODY) as agent:
+            agent.wait_for("environment.not_written")
+            agent.ready()
+            assert agent.push(sealed)["outcome"] == "accepted"
+            assert agent.access_key() == OLD
+            began = time.monotonic()
+            assert agent.stop() == 0
+            assert time.monotonic() - began < 3
+        assert list(run.iterdir()) == []
+
+    def test_they_are_written_when_it_is_over(self, nobody: World) -> None:
+        """When the directory can be written again the files come, without anybody's doing."""
+        run = nobody.root / "run"
+        nobody.base["listen"]["control"] = nobody.root / "state" / "control"
+        run.chmod(0o500)
+        with nobody.agent(user=NOBODY) as agent:
+            agent.wait_for("environment.not_written")
+            run.chmod(0o700)
+            until(lambda: (run / "env").exists() and (run / "token").exists(), what="the files")
+
+    def test_a_withdrawal_is_tried_at_once(self, nobody: World) -> None:
+        """What a withdrawal has to purge is not left for the next turn of a retry."""
+        run = nobody.root / "run"
+        nobody.base["listen"]["control"] = nobody.root / "state" / "control"
+        with nobody.agent(STATIC, user=NOBODY) as agent:
+            agent.ready()
+            agent.push(nobody.seal(nobody.session(OLD)))
+            until(lambda: nobody.env().get("AWS_ACCESS_KEY_ID") == OLD, what="the keys")
+            run.chmod(0o500)
+            agent.push(nobody.seal(nobody.session(NEW)))
+            agent.wait_for("environment.not_written")
+            run.chmod(0o700)
+            agent.push(nobody.withdrawal())
+            until(lambda: "AWS_ACCESS_KEY_ID" not in nobody.env(), seconds=2, what="the purge")
