@@ -59,7 +59,7 @@ class Limits(msgspec.Struct, frozen=True):
         body_bytes: only guest attributes (GCE) have a body that matters.
         head_seconds: from the connection to the whole request. SDKs send it at once; their own patience is 1 s.
         connections: open at once; each holds a file descriptor, so ``LimitNOFILE`` must be well above.
-        held: requests that wait for a change at once.
+        held: requests that wait for a change at once; a thousand programs that start before the first credential do.
         spared_seconds: a connection younger than this is never closed to make room.
         unread_seconds: how long an answer may stay unread.
         half_closed_seconds: how long a request may be held whose client has ended its side. That it only wants to read
@@ -72,7 +72,7 @@ class Limits(msgspec.Struct, frozen=True):
     body_bytes: int = 65536
     head_seconds: float = 5.0
     connections: int = 8192
-    held: int = 512
+    held: int = 4096
     spared_seconds: float = 0.5
     unread_seconds: float = 5.0
     half_closed_seconds: float = 3.0
