@@ -10,7 +10,10 @@ The judge is the object store's: it refuses what has ended (:mod:`tests.conforma
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import resource
 import sys
 import threading
 from collections import Counter
@@ -24,6 +27,7 @@ import pytest
 
 from tests.conformance.clouds import Clouds, EndingStore
 from tests.conformance.warp import Warp
+from tests.fakes.sts import CLEAR, Weather
 from tests.matrix.__main__ import Program
 from tests.matrix.clients import AWS, GCP, PROGRAMS, Client, clients
 from tests.system.harness import REPOSITORY, Agent, World, until
@@ -255,3 +259,149 @@ def test_sessions_of_an_hour(world: World, subtests: pytest.Subtests) -> None:
         assert agent.events("identity.ended") == []
 
     run(world, clouds, subtests, without=NOT_IN_HOURS, pause=0.2, check=check)
+
+
+def ask(agent: Agent, world: World) -> tuple[int, dict[str, str]]:
+    """One request of a client of the container door that keeps nothing."""
+    reply = agent.ask("/v1/credentials", headers={"Authorization": world.token})
+    return reply.status, reply.json()
+
+
+@pytest.mark.slow
+def test_an_outage_to_the_end_of_a_life(world: World) -> None:
+    """Without STS a session is served to its last second, its end is told before, then refused, and soon back."""
+    clouds = Clouds(Warp(), outage=timedelta(hours=1))
+    clouds.sts.role_seconds = 20
+    with clouds.running(), world.agent(clouds.config) as agent:
+        agent.ready()
+        assert agent.push(clouds.bundle(world))["outcome"] == "accepted"
+        agent.wait_for("credential.issued", grant="role")
+        clouds.sts_outage.arm()
+        status, held = ask(agent, world)
+        assert status == 200
+        ends = datetime.fromisoformat(held["Expiration"])
+
+        # What an operator is told before it happens.
+        told = until(lambda: agent.events("horizon.near"), seconds=30, what="the horizon")[0]
+        before = agent.status()["clouds"]["aws"]
+        assert clouds.warp.now() < ends
+        assert told["cloud"] == "aws"
+        assert told["level"] == "warning"
+        assert "cannot be renewed so far" in told["why"]
+        assert (before["state"], before["origin"]) == ("live", "bundle")
+        # Our own count may be a second short of the true end, never beyond it.
+        near = datetime.fromisoformat(before["horizon"])
+        assert told["horizon"] == before["horizon"]
+        assert ends - timedelta(seconds=3) <= near <= ends
+        assert "cannot be renewed so far" in before["horizon_reason"]
+        assert before["at_the_end"] == "requests are refused until the renewal works again or a new bundle comes"
+        (role,) = (c for c in agent.status()["credentials"] if c["grant"] == "role")
+        assert role["failures_in_a_row"] >= 1
+        assert role["last_failure"]["permanent"] is False
+        metrics = agent.operate("/metrics").body.decode()
+        assert 'credential_agent_renewal_failing{cloud="aws",grant="role"} 1.0' in metrics
+        assert 'credential_agent_horizon_seconds{cloud="aws"}' in metrics
+        assert 'credential_agent_horizon_seconds{cloud="gcp"}' not in metrics
+
+        # To its last second, and then the honest error.
+        def served() -> bool:
+            asked = clouds.warp.now()
+            status, body = ask(agent, world)
+            assert status != 200 or (body["AccessKeyId"] == held["AccessKeyId"] and asked < ends)
+            return status == 200
+
+        until(lambda: not served(), seconds=60, what="the end")
+        assert clouds.warp.now() >= ends - timedelta(seconds=3)
+        status, body = ask(agent, world)
+        assert (status, body["code"]) == (503, "CredentialsUnavailable")
+        assert "sts" in body["message"].lower()
+        assert agent.role() is None
+        assert agent.google_token().status == 200  # each cloud for itself
+        after = agent.status()["clouds"]["aws"]
+        assert (after["state"], after["origin"], after["why"]) == ("ended", "closed", body["message"])
+        assert agent.wait_for("identity.ended", cloud="aws")["why"] == body["message"]
+        assert len(agent.events("identity.ended")) == 1
+        assert len(agent.events("horizon.near")) == 1
+
+        # Back within fifteen seconds of STS.
+        mark, back = agent.mark, clouds.warp.now()
+        clouds.sts_outage.end()
+        agent.wait_for("identity.changed", after=mark, cloud="aws", origin="bundle", seconds=60)
+        assert clouds.warp.now() - back < timedelta(seconds=15)
+        status, body = ask(agent, world)
+        assert status == 200
+        assert body["AccessKeyId"] != held["AccessKeyId"]
+        assert agent.status()["clouds"]["aws"]["horizon"] is None
+
+
+@contextmanager
+def many_sockets() -> Iterator[None]:
+    """Let this process and its children open some thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    if wanted < 4096:
+        pytest.skip(f"needs 4096 open files, may have {wanted}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_a_thousand_cold_requests_cost_one_call(world: World) -> None:
+    """A thousand clients that ask at once, before anything is there, cost one upstream call per credential."""
+    gate, reached = threading.Event(), Counter[str]()
+    clouds = Clouds(Warp())
+
+    def gated(name: str) -> Callable[[str], Weather]:
+        def weather(operation: str) -> Weather:
+            reached[name] += 1
+            assert gate.wait(PATIENCE_SECONDS)
+            return CLEAR
+
+        return weather
+
+    clouds.sts.weather, clouds.google.weather = gated("sts"), gated("google")
+    google = "/computeMetadata/v1/instance/service-accounts/default/token"
+
+    async def client(address: tuple[str, int], token: str, number: int, asked: list[int]) -> tuple[int, bytes]:
+        path, header = [("/v1/credentials", f"Authorization: {token}"), (google, "Metadata-Flavor: Google")][number % 2]
+        while True:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {address[0]}\r\n{header}\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            assert answer, f"client {number} was sent away without a word"
+            status = int(answer.split(b" ", 2)[1])
+            if not asked[number]:
+                asked[number] = status
+            if status == 200:
+                return number % 2, answer.partition(b"\r\n\r\n")[2]
+            assert status == 503, answer
+            if all(asked):
+                gate.set()
+            await asyncio.sleep(0.1)
+
+    async def crowd(address: tuple[str, int], token: str, asked: list[int]) -> list[tuple[int, bytes]]:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await asyncio.gather(*(client(address, token, number, asked) for number in range(len(asked))))
+
+    asked = [0] * 1000
+    with ExitStack() as stack:
+        stack.enter_context(many_sockets())
+        stack.enter_context(clouds.running())
+        stack.callback(gate.set)
+        agent = stack.enter_context(world.agent(clouds.config))
+        agent.ready()
+        assert agent.push(clouds.bundle(world))["outcome"] == "accepted"
+        until(lambda: reached["sts"] and reached["google"], what="the first calls")
+        answers = asyncio.run(crowd(agent.address, world.token, asked))
+        status = agent.status()
+    assert set(asked) == {503}, "every client came before the credentials did"
+    assert len({json.loads(body)["AccessKeyId"] for kind, body in answers if kind == 0}) == 1
+    assert len({json.loads(body)["access_token"] for kind, body in answers if kind == 1}) == 1
+    # The probe is part of issuing a role that says who it must be.
+    assert Counter(clouds.sts.operations()) == {"GetSessionToken": 1, "AssumeRole": 1, "GetCallerIdentity": 1}
+    assert Counter(clouds.google.operations()) == {"refresh_token": 1}
+    assert {c["grant"]: c["failures_in_a_row"] for c in status["credentials"]} == {"user": 0, "role": 0, "google": 0}
