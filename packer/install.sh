@@ -144,6 +144,10 @@ install_files() {
   elif [ ! -e "$ETC/config.toml" ]; then
     install -m 0644 "$units/config.toml" "$ETC/config.toml"
   fi
+  # Google's clients look for the metadata server by this name, which only Google's own networks resolve.
+  if ! grep -qs 'metadata\.google\.internal' /etc/hosts; then
+    printf '169.254.169.254 metadata.google.internal # credential-agent\n' >>/etc/hosts
+  fi
   for name in "${workers[@]}"; do
     usermod --append --groups credential-workers "$name"
   done
@@ -251,7 +255,7 @@ do_install() {
 # -- taking it off ------------------------------------------------------------------------------------------------------
 
 do_uninstall() {
-  local name
+  local name hosts
   if booted; then
     systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
       credential-agent-control.socket credential-agent-redirect.service 2>/dev/null || true
@@ -267,6 +271,11 @@ do_uninstall() {
   rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
   rmdir "$UNITS/nftables.service.d" 2>/dev/null || true
   rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh
+  if grep -qs '# credential-agent$' /etc/hosts; then
+    # Written in place: in a container the file itself is a mount.
+    hosts=$(grep -v '# credential-agent$' /etc/hosts || true)
+    printf '%s\n' "$hosts" >/etc/hosts
+  fi
   rm -f /usr/local/bin/credential-agent
   rm -rf "$PREFIX" /run/credential-agent
   reload_systemd

@@ -384,7 +384,7 @@ def _uninstall(machine: Machine) -> None:
         "-not", "-path", "/etc/credstore/*",
     )  # fmt: skip
     assert left.strip() == ""
-    assert "credential" not in machine.run("sh", "-c", "getent passwd; getent group")
+    assert "credential" not in machine.run("sh", "-c", "getent passwd; getent group; cat /etc/hosts")
     assert "credential" not in machine.run(
         "systemctl", "list-units", "--state=active,failed,activating", "--plain", "--no-legend", "credential*"
     )
