@@ -6,10 +6,14 @@ wrong *passing* costs a burst of useless calls, so what is not known is judged b
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
+from urllib.parse import quote, quote_plus
+from xml.sax.saxutils import escape
 
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.secret import Secret
@@ -68,17 +72,28 @@ def said(text: object, secrets: Iterable[Secret | str] = ()) -> str:
     """What an upstream said, fit for a log: one short printable line without secrets.
 
     Servers echo what they were sent (STS puts the session token into the text of a signature error), so whatever we
-    sent is cut out, and so is any long run that could be a token in another encoding.
+    sent is cut out, also as a form, JSON, XML and base64 write it, and so is any long run that could be a token in
+    another encoding.
     """
     if not isinstance(text, str):
         return ""
     for secret in secrets:
         value = secret.reveal() if isinstance(secret, Secret) else secret
         if value:
-            text = text.replace(value, "[redacted]")
+            for written in _writings(value):
+                text = text.replace(written, "[redacted]")
     text = "".join(c if c.isprintable() else " " for c in text)
     text = _OPAQUE_RUN.sub(lambda found: found[1] or "[redacted]", " ".join(text.split()))
     return text if len(text) <= _MAX_TEXT_LENGTH else text[: _MAX_TEXT_LENGTH - 3] + "..."
+
+
+def _writings(value: str) -> list[str]:
+    """``value`` as it may come back in somebody's error text, the longest first."""
+    raw = value.encode(errors="surrogatepass")
+    forms = {value, quote(raw, safe=""), quote(raw), quote_plus(raw), json.dumps(value)[1:-1], escape(value)}
+    for encoded in (base64.b64encode(raw), base64.urlsafe_b64encode(raw)):
+        forms.add(encoded.decode().rstrip("="))
+    return sorted(forms, key=len, reverse=True)
 
 
 def word(code: object, otherwise: str) -> str:

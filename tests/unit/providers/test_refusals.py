@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
+from xml.sax.saxutils import escape
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +27,31 @@ def test_what_was_sent_is_cut_out(secret: str, before: str, after: str) -> None:
 
     if len(secret) > len("[redacted]"):
         assert secret not in text
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda value: quote(value, safe=""),
+        quote,
+        quote_plus,
+        lambda value: json.dumps({"a": value}),
+        escape,
+        lambda value: base64.b64encode(value.encode()).decode(),
+        lambda value: base64.urlsafe_b64encode(value.encode()).decode().rstrip("="),
+    ],
+    ids=["percent", "path", "form", "json", "xml", "base64", "base64url"],
+)
+def test_what_was_sent_is_cut_out_in_other_writings(write: Callable[[str], str]) -> None:
+    """A secret that comes back percent-encoded, escaped or in base64 is cut out, however short."""
+    secret = '1//short + <"secret">&?'
+
+    assert said(f"you sent refresh_token={write(secret)}, no", [Secret(secret)]) in (
+        "you sent refresh_token=[redacted], no",
+        'you sent refresh_token={"a": "[redacted]"}, no',
+        "you sent refresh_token=[redacted]==, no",
+        "you sent refresh_token=[redacted]=, no",
+    )
 
 
 @given(st.text(max_size=2000))
