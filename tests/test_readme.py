@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +29,24 @@ def test_every_configuration_key_is_explained() -> None:
     rows = [row for row in readme.configuration().splitlines()[2:] if not row.startswith("| **")]
 
     assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_every_section_is_in_the_table() -> None:
+    """No section of the configuration is left out of the table, so that a new one cannot be forgotten."""
+
+    def sections(kind: object) -> set[type]:
+        found: set[type] = set()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            found.add(kind)
+            for field in msgspec.structs.fields(kind):
+                found |= sections(field.type)
+        for part in get_args(kind):
+            found |= sections(part)
+        return found
+
+    explained = {struct for _, struct in readme._SECTIONS}
+
+    assert sections(config.Config) - {config.Config} == explained
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
