@@ -22,10 +22,7 @@ from agent.core.verdict import Policy
 from agent.core.view import Facts
 from agent.host import machine
 from agent.providers import GoogleEndpoints, Mint, MintSettings
-from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource
 from agent.sources.file import FileSettings, FileSource
-from agent.sources.gce import GceAttributeSettings, GceAttributeSource
-from agent.sources.https import HttpsSettings, HttpsSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
 
 METADATA_URL = "http://169.254.169.254"
@@ -259,11 +256,16 @@ def sources(
             case config.Ec2UserDataEntry():
                 if metadata.ec2 is None:
                     raise _needs(where, "ec2-user-data", "upstream.ec2")
+                # Each source brings what it reads with (MIME, compression); a worker has one or two of the four.
+                from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource  # noqa: PLC0415 - as just said
+
                 user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
                 found.append(Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng, learn=learn))
             case config.GceAttributeEntry():
                 if metadata.gce is None:
                     raise _needs(where, "gce-attribute", "upstream.gce")
+                from agent.sources.gce import GceAttributeSettings, GceAttributeSource  # noqa: PLC0415 - as above
+
                 attribute = GceAttributeSettings(
                     key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", found)
                 )
@@ -281,8 +283,10 @@ def _https(
     clock: Clock,
     rng: random.Random,
     learn: Callable[[datetime], object],
-) -> HttpsSource:
+) -> Source:
     """An HTTPS source with a way out of its own: its CA and proxy are nobody else's."""
+    from agent.sources.https import HttpsSettings, HttpsSource  # noqa: PLC0415 - as above
+
     out = upstream(settings, ca_file=entry.ca_file, proxy=entry.proxy)
     return HttpsSource(
         HttpsSettings(

@@ -24,7 +24,6 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable, Coroutine
-from email.utils import format_datetime
 from functools import partial
 from typing import Any, Final, cast
 
@@ -122,6 +121,8 @@ _FAULTS: Final = {status: Response(status) for status in (400, 413, 414, 431)}
 _TIMEOUT: Final = Response(408)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SWEEP_SECONDS: Final = 0.25
 _MEMO_ENTRIES: Final = 1024
 _MEMO_TARGET_CHARACTERS: Final = 256
@@ -250,7 +251,10 @@ class Listener:
         second = int(time.monotonic())
         if second != self._date_second:
             self._date_second = second
-            self._date_line = f"Date: {format_datetime(self._clock.now(), usegmt=True)}\r\n".encode("ascii")
+            now = self._clock.now()
+            # By hand: strftime speaks the locale's language, and email.utils takes 2 MB to do the same.
+            day = f"{_DAYS[now.weekday()]}, {now.day:02} {_MONTHS[now.month - 1]}"
+            self._date_line = f"Date: {day} {now:%Y %H:%M:%S} GMT\r\n".encode("ascii")
         return self._date_line
 
     # -- the life of a connection ------------------------------------------------------------------------------------

@@ -20,19 +20,18 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 from agent import __version__
 from agent.core.errors import SourceError
 
 if TYPE_CHECKING:
     import aiohttp
+    from yarl import URL
 
 #: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
 _MAX_HEAD_LINE_BYTES = 16384
@@ -347,6 +346,8 @@ def origin_of(url: str) -> str:
 def _parse(url: str) -> URL:
     if not url.isascii() or not url.isprintable() or " " in url:
         raise UpstreamRefused("a url may hold printable ascii without spaces only")
+    from yarl import URL  # noqa: PLC0415 - part of aiohttp, and its reader of URLs
+
     try:
         target = URL(url, encoded=True)
         port = target.port
@@ -406,6 +407,8 @@ def _refused(origin: str) -> UpstreamRefused:
 
 
 def _date(headers: Mapping[str, str]) -> datetime | None:
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - loaded by aiohttp, and by nobody else
+
     text = headers.get("Date")
     if text is None:
         return None

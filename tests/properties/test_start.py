@@ -1,0 +1,38 @@
+"""What the start of the daemon loads: each library is paid for by those who use it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LATER = (
+    "aiohttp",
+    "boto3",
+    "botocore",
+    "google.auth",
+    "email",
+    "joserfc",
+    "prometheus_client",
+    "requests",
+    "urllib3",
+    "yarl",
+)
+"""13 MB for the first, 25 for botocore, and so on; on a machine of which each worker process wants its share."""
+
+
+@pytest.mark.parametrize("module", ["agent.daemon", "agent.cli.run"])
+def test_the_start_loads_what_it_needs(module: str) -> None:
+    """The composition root loads no client library: those come with what needs one."""
+    # rich is no dependency, but structlog takes it where it is (here, by moto), and email with it.
+    code = f"import sys; sys.modules['rich'] = None; import {module}; print(*sorted(set({LATER!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_the_names_are_right() -> None:
+    """The list above names modules that exist: a misspelt one would guard nothing."""
+    code = f"import importlib.util as u; print(*[n for n in {LATER!r} if u.find_spec(n) is None])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
