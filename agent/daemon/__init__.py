@@ -56,6 +56,7 @@ IDENTIFY_SECONDS: Final = 2.0
 IDENTIFY_AGAIN_SECONDS: Final = 15.0
 READY_AFTER_SECONDS: Final = 10.0
 """Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
+TELL_AGAIN_SECONDS: Final = 0.5
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
 """How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
@@ -423,9 +424,13 @@ class Daemon:
             await asyncio.sleep(0.05)
         await self._publisher.settled(SETTLE_SECONDS)
         self._told_ready = True
-        self._notifier.ready(self._status_line())
+        told = self._notifier.ready(self._status_line())
         memory.settle()
         self._log.info("agent.ready", seconds=round((self.clock.now() - self._started).total_seconds(), 3))
+        while self._notifier.active and not told:
+            # Its queue is full (systemd reloads itself, say). A start that is never told is one that it ends.
+            await asyncio.sleep(TELL_AGAIN_SECONDS)
+            told = self._notifier.ready(self._status_line())
 
     async def _feed_watchdog(self, seconds: float) -> None:
         """Feed it only while the loop that renews goes round; that this runs shows that the doors' loop does."""

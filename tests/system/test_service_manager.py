@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -112,8 +113,27 @@ class TestReadiness:
             assert agent.stop() == 0
         assert all("S3CRET" not in line for told in manager.told for line in told.lines)
 
-    def test_the_end_is_told_first(self, world: World, manager: NotifySocket) -> None:
-        """SIGTERM is answered with STOPPING=1, once, after everything else."""
+    def test_a_manager_that_does_not_listen_is_told_again(self, world: World, tmp_path: Path) -> None:
+        """READY=1 that finds the manager's queue full is sent until it is taken: who is never ready is ended."""
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+        ):
+            deaf.bind(str(tmp_path / "deaf"))
+            deaf.settimeout(DEADLINE_SECONDS)
+            others.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    others.sendto(b"X=1", str(tmp_path / "deaf"))
+            with world.agent(environ={"NOTIFY_SOCKET": str(tmp_path / "deaf")}) as agent:
+                agent.ready()  # it serves all the same
+                assert agent.imds_token()
+                while not (told := deaf.recv(8192)).startswith(b"READY=1"):
+                    assert told.split(b"=")[0] in {b"X", b"FDSTORE", b"FDSTOREREMOVE", b"STATUS"}
+                assert agent.stop() == 0
+
+    def test_the_end_is_told_once(self, world: World, manager: NotifySocket) -> None:
+        """SIGTERM is answered with STOPPING=1, once."""
         with start(world, manager) as agent:
             manager.wait_for("READY=1")
             assert agent.stop() == 0
