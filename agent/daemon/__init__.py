@@ -57,6 +57,7 @@ IDENTIFY_AGAIN_SECONDS: Final = 15.0
 READY_AFTER_SECONDS: Final = 10.0
 """Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
 TELL_AGAIN_SECONDS: Final = 0.5
+TELL_AGAIN_ATTEMPTS: Final = 120
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
 """How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
@@ -96,6 +97,7 @@ class Daemon:
         self._requests: dict[tuple[str, int], int] = {}
         self._complained: dict[int, float] = {}
         self._stop = asyncio.Event()
+        self._keep_again: asyncio.TimerHandle | None = None
         self._serving = self._told_ready = self._reload_wanted = False
         self.clock = SystemClock()
         self._rebase: Callable[[], None] = lambda: None  # the keeper's, once there is one
@@ -398,8 +400,17 @@ class Daemon:
         self._ring()
         self._publisher.changed()
         if self._notifier.active:
-            self._notifier.keep(kept.NAME, kept.encode(self.store, self.clock))
+            self._keep()
             self._notifier.status(self._status_line())
+
+    def _keep(self, attempts: int = TELL_AGAIN_ATTEMPTS) -> None:
+        """Have systemd hold what we hold, and nothing else: what was withdrawn must not outlast a full queue."""
+        if self._keep_again is not None:
+            self._keep_again.cancel()
+            self._keep_again = None
+        if not self._notifier.keep(kept.NAME, kept.encode(self.store, self.clock)) and attempts > 1:
+            again = asyncio.get_running_loop().call_later
+            self._keep_again = again(TELL_AGAIN_SECONDS, self._keep, attempts - 1)
 
     def _status_line(self) -> str:
         now = self.clock.now()

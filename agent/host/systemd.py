@@ -190,7 +190,7 @@ class Notifier:
             data: the content.
 
         Returns:
-            Whether systemd was told; it does not say whether there was room.
+            Whether systemd was told; it does not say whether there was room. If not, it may still hold the one before.
         """
         if not self._address:
             return False
@@ -201,8 +201,8 @@ class Notifier:
                 view = view[os.write(descriptor, view) :]
             seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-            self.forget(name)
-            return self.tell("FDSTORE=1", f"FDNAME={name}", fds=[descriptor])
+            # Without the first the second would only be one more of that name.
+            return self.forget(name) and self.tell("FDSTORE=1", f"FDNAME={name}", fds=[descriptor])
         finally:
             os.close(descriptor)
 

@@ -113,25 +113,6 @@ class TestReadiness:
             assert agent.stop() == 0
         assert all("S3CRET" not in line for told in manager.told for line in told.lines)
 
-    def test_a_manager_that_does_not_listen_is_told_again(self, world: World, tmp_path: Path) -> None:
-        """READY=1 that finds the manager's queue full is sent until it is taken: who is never ready is ended."""
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf,
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
-        ):
-            deaf.bind(str(tmp_path / "deaf"))
-            deaf.settimeout(DEADLINE_SECONDS)
-            others.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    others.sendto(b"X=1", str(tmp_path / "deaf"))
-            with world.agent(environ={"NOTIFY_SOCKET": str(tmp_path / "deaf")}) as agent:
-                agent.ready()  # it serves all the same
-                assert agent.imds_token()
-                while not (told := deaf.recv(8192)).startswith(b"READY=1"):
-                    assert told.split(b"=")[0] in {b"X", b"FDSTORE", b"FDSTOREREMOVE", b"STATUS"}
-                assert agent.stop() == 0
-
     def test_the_end_is_told_once(self, world: World, manager: NotifySocket) -> None:
         """SIGTERM is answered with STOPPING=1, once."""
         with start(world, manager) as agent:
@@ -139,6 +120,66 @@ class TestReadiness:
             assert agent.stop() == 0
             manager.wait_for("STOPPING=1")
             assert manager.count("STOPPING=1") == 1
+
+
+class Deaf:
+    """A manager that reads nothing until it is asked, and whose queue others can fill."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+
+    def fill(self) -> None:
+        """Let others tell so much that nothing more is taken."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others, contextlib.suppress(BlockingIOError):
+            others.setblocking(False)
+            while True:
+                others.sendto(b"X=1", str(self.path))
+
+    def drain(self) -> None:
+        """Read everything that is there."""
+        self.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.socket.recv(8192)
+
+    def hear(self, line: bytes) -> None:
+        """Read until a datagram begins with ``line``."""
+        self.socket.settimeout(DEADLINE_SECONDS)
+        while not self.socket.recv(8192).startswith(line):
+            pass
+
+
+@pytest.fixture
+def deaf(tmp_path: Path) -> Iterator[Deaf]:
+    deaf = Deaf(tmp_path / "deaf")
+    with deaf.socket:
+        yield deaf
+
+
+class TestAManagerThatDoesNotListen:
+    def test_readiness_is_told_until_it_is_taken(self, world: World, deaf: Deaf) -> None:
+        """READY=1 that finds the manager's queue full is sent again: who is never ready is ended. It serves already."""
+        deaf.fill()
+        with world.agent(environ={"NOTIFY_SOCKET": str(deaf.path)}) as agent:
+            agent.ready()
+            assert agent.imds_token()
+            deaf.hear(b"READY=1")
+            assert agent.stop() == 0
+
+    def test_a_purge_is_told_until_it_is_taken(self, world: World, deaf: Deaf) -> None:
+        """What a withdrawal takes away is taken out of the store too, as soon as the manager listens again."""
+        with world.agent(environ={"NOTIFY_SOCKET": str(deaf.path)}) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(USER)))
+            deaf.hear(b"FDSTORE=1")
+            deaf.fill()
+            agent.push(world.withdrawal())
+            assert agent.role() is None
+            deaf.drain()
+            deaf.hear(b"FDSTOREREMOVE=1")
+            deaf.hear(b"FDSTORE=1")
 
 
 class TestReload:
