@@ -50,6 +50,7 @@ from tests.system.harness import Agent, World, background
 STATES = ("none", "pending", "bundle", "renewed", "restarted", "alone", "ended")
 MACHINE = {"aws": "ASIAMACHINE000000000", "gcp": "machine-token"}
 READ_SECONDS = 120.0
+NOBODY_SECONDS = 25.0  # where no answer may come: who still asks after that has not been given any identity either
 START_SECONDS = 60.0  # of the agent, on a machine that runs a dozen interpreters on two cores
 BATCH = 16  # clients that live through one renewal, one restart and one outage together
 AWS_LEFT_SECONDS = 270.0  # less than the five minutes from which on most of the SDKs ask anew at each call
@@ -104,31 +105,48 @@ class Program:
             env={**bare, **env, **client.env}, cwd=home, start_new_session=True,
         )  # fmt: skip
 
-    def read(self) -> tuple[bool, str, set[str]]:
+    def wait(self) -> None:
+        """Wait until it has loaded its libraries: not to judge a client's patience while a dozen others start."""
+        try:
+            self._line(START_SECONDS)
+        except OSError as error:
+            raise AssertionError(f"it does not start: {error}") from error
+
+    def read(self, seconds: float = READ_SECONDS) -> tuple[bool, str, set[str]]:
         """One read: whether it went well, what it said, and as whom it came."""
         before = len(self.store.who)
-        answer = self._ask()
+        try:
+            answer = self._ask(seconds)
+        except OSError as error:
+            answer = {"ok": False, "error": str(error)}
         return bool(answer.get("ok")), str(answer.get("error", "")), {who for _, _, who in self.store.who[before:]}
 
-    def _ask(self) -> dict[str, object]:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def _ask(self, seconds: float) -> dict[str, object]:
+        assert self._process.stdin is not None
         try:
-            process.stdin.write(b"read\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            return {"ok": False, "error": self._last_words()}
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(READ_SECONDS):
-                return {"ok": False, "error": f"no answer in {READ_SECONDS:.0f} s"}
-        line = process.stdout.readline()
-        if not line:
-            return {"ok": False, "error": self._last_words()}
-        answer = json.loads(line)
+            self._process.stdin.write(b"read\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise OSError(self._last_words()) from error
+        answer = json.loads(self._line(seconds))
         assert isinstance(answer, dict)
         return answer
+
+    def _line(self, seconds: float) -> bytes:
+        """What it says next.
+
+        Raises:
+            OSError: it says nothing in time, or ended.
+        """
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                raise TimeoutError(f"no answer in {seconds:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise OSError(self._last_words())
+        return line
 
     def _last_words(self) -> str:
         status = self._process.wait(10)
@@ -240,6 +258,7 @@ class Stage:
 
         def one(client: Client) -> None:
             with self._started(client) as program:
+                program.wait()
                 self._judge(rows[client.name], program, state, [])
 
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -259,6 +278,8 @@ class Stage:
                     list(pool.map(one, pairs))
 
             users.append(self._push())
+            for _, program in pairs:
+                program.wait()
             each("bundle")
             users.append(self._push())
             each("renewed")
@@ -281,7 +302,7 @@ class Stage:
 
     def _judge(self, row: Row, program: Program, state: str, users: list[dict[str, str]]) -> None:
         began = time.monotonic()
-        ok, error, who = program.read()
+        ok, error, who = program.read(NOBODY_SECONDS if state in ("pending", "ended") else READ_SECONDS)
         cloud, kept = row.client.cloud, False
         if state == "none":
             good = ok and who == {MACHINE[cloud]}

@@ -33,6 +33,9 @@ JS = _everywhere("asks in the background, and uses the answer at the next call")
 RUST = _everywhere("asks ten seconds before the end")
 GO = _imds("asks at the end")
 JAVA = _imds("asks after half of what is left, at the earliest after five minutes")
+CPP = _everywhere("asks every five minutes")
+SHORTLY = _everywhere("asks shortly before the end")
+GCLOUD_AIO = _everywhere("asks after half of what was left")
 OAUTH2 = _everywhere("asks ten seconds before the end")
 
 
@@ -93,17 +96,17 @@ def clients(build: Path) -> list[Client]:
         python("aiobotocore", AWS, "botocore, async", keeps=BOTOCORE, modes=EVERYWHERE),
         python("s3fs", AWS, "aiobotocore", keeps=BOTOCORE),
         python("awscli", AWS, "botocore", modes=EVERYWHERE),
-        python("pyarrow", AWS, "aws-sdk-cpp", unsigned=True),
+        python("pyarrow", AWS, "aws-sdk-cpp", unsigned=True, keeps=CPP),
         python("duckdb", AWS, "aws-sdk-cpp", unsigned=True),
         python("awscrt", AWS, "aws-c-auth"),
         python("s3torchconnector", AWS, "aws-c-auth"),
         python("obstore", AWS, "object_store"),
         python("deltalake", AWS, "object_store"),
         python("polars", AWS, "object_store"),
-        python("opendal", AWS, "reqsign"),
+        python("opendal", AWS, "reqsign", keeps=SHORTLY),
         python("daft", AWS, "aws-sdk-rust", unsigned=True, keeps=RUST),
-        python("minio", AWS, "minio-py"),
-        python("rasterio", AWS, "GDAL"),
+        python("minio", AWS, "minio-py", keeps=SHORTLY),
+        python("rasterio", AWS, "GDAL", keeps=SHORTLY),
         program(
             "JS v3", AWS, "@aws-sdk", build / "node" / "node_modules",
             "node", str(build / "node" / "s3.mjs"), needs="node and npm", keeps=JS, modes=EVERYWHERE,
@@ -117,11 +120,12 @@ def clients(build: Path) -> list[Client]:
         python("google-auth", GCP, "google-auth"),
         python("google-cloud-storage", GCP, "google-auth", env={"GOOGLE_CLOUD_PROJECT": "p"}),
         gcloud,
-        python("gcsfs", GCP, "google-auth"),
-        python("gcloud-aio", GCP, "gcloud-aio"),
+        # Or it would ask the store for a minute by gRPC what kind of bucket it has: ours speaks HTTP only.
+        python("gcsfs", GCP, "google-auth", env={"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}),
+        python("gcloud-aio", GCP, "gcloud-aio", keeps=GCLOUD_AIO),
         python("pyarrow-gcs", GCP, "google-cloud-cpp", unsigned=True),
         python("obstore-gcs", GCP, "object_store"),
-        python("tensorstore", GCP, "tensorstore", unsigned=True),
+        python("tensorstore", GCP, "tensorstore", unsigned=True, keeps=SHORTLY),
         program(
             "Node (Google)", GCP, "google-auth-library", build / "node" / "node_modules",
             "node", str(build / "node" / "gcs.mjs"), needs="node and npm",

@@ -1,7 +1,7 @@
 """What a person would write with each client, and nothing to help it: no credential, no endpoint of ours.
 
-``python python_clients.py NAME``: for each line on standard input, read once more with the same client object and say how
-it went, as one line of JSON. ``MATRIX_STORE`` is where the objects are.
+``python python_clients.py NAME`` says that it is here; then, for each line on standard input, reads once more with the same
+client object and says how it went, as one line of JSON. ``MATRIX_STORE`` is where the objects are.
 """
 
 import json
@@ -313,6 +313,7 @@ def tensorstore():
 def main():
     make = globals()[sys.argv[1].replace("-", "_")]
     read = None
+    print("here", flush=True)
     for _ in sys.stdin:
         try:
             # A client may fail when it is made: that is an answer too.

@@ -6,6 +6,7 @@ import { GoogleAuth } from "google-auth-library";
 const auth = new GoogleAuth({ scopes: ["https://www.googleapis.com/auth/devstorage.read_only"] });
 let client;
 
+console.log("here");
 for await (const _ of createInterface({ input: process.stdin })) {
   try {
     client ??= await auth.getClient();

@@ -5,6 +5,7 @@ import { GetObjectCommand, S3Client } from "@aws-sdk/client-s3";
 
 const client = new S3Client({ endpoint: process.env.MATRIX_STORE, region: "us-east-1", forcePathStyle: true });
 
+console.log("here");
 for await (const _ of createInterface({ input: process.stdin })) {
   try {
     const answer = await client.send(new GetObjectCommand({ Bucket: "bucket", Key: "hello.txt" }));

@@ -35,6 +35,7 @@ func main() {
 		o.BaseEndpoint = aws.String(os.Getenv("MATRIX_STORE"))
 		o.UsePathStyle = true
 	})
+	os.Stdout.WriteString("here\n")
 	out := json.NewEncoder(os.Stdout)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		ok, err := false, broken

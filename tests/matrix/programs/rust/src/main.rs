@@ -46,6 +46,7 @@ fn main() {
                 .build(),
         )
     });
+    println!("here");
     for line in io::stdin().lock().lines() {
         if line.is_err() {
             break;

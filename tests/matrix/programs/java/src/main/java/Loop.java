@@ -8,6 +8,7 @@ final class Loop {
 
   static void run(Callable<String> read) throws Exception {
     BufferedReader lines = new BufferedReader(new InputStreamReader(System.in));
+    System.out.println("here");
     while (lines.readLine() != null) {
       String said;
       try {
