@@ -4,6 +4,7 @@ source "qemu" "worker" {
   iso_url          = var.qemu_source
   iso_checksum     = var.qemu_checksum
   disk_image       = true
+  disk_size        = var.qemu_disk_size
   accelerator      = var.qemu_accelerator
   format           = "qcow2"
   disk_interface   = "virtio"

@@ -177,6 +177,12 @@ variable "qemu_accelerator" {
   }
 }
 
+variable "qemu_disk_size" {
+  type        = string
+  default     = "8G"
+  description = "How large the finished disk is for the machine. The file grows as it is written to."
+}
+
 variable "qemu_output" {
   type        = string
   default     = "build/qemu"

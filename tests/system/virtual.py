@@ -112,7 +112,7 @@ def mounted(disk: Path) -> Iterator[Path]:
 def base_disk() -> Path:
     """Debian as the clouds' images have it: boots from its own disk, takes its first user from cloud-init."""
     source = Path(__file__).read_bytes()
-    recipe = source[source.index(b"def base_disk") : source.index(b"# -- the image")] + " ".join(PACKAGES).encode()
+    recipe = source[source.index(b"def base_disk") : source.index(b"\n# -- the image")] + " ".join(PACKAGES).encode()
     target = m.cache() / f"disk-{m._digest(m.SUITE.encode(), recipe)}.qcow2"
     if target.exists():
         return target
@@ -129,6 +129,7 @@ def base_disk() -> Path:
         )
         (root / "etc/cloud/cloud.cfg.d/90-here.cfg").write_text(
             "datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\napt: {preserve_sources_list: true}\n"
+            "locale: false\nssh_genkeytypes: [ecdsa, ed25519]\n"
         )
         m.call("chroot", root, "systemctl", "enable", "systemd-networkd.service", "ssh.service")
         m.call("chroot", root, "systemctl", "mask", "apt-daily.timer", "apt-daily-upgrade.timer")
@@ -422,14 +423,7 @@ def with_a_bundle(machine: Machine) -> None:
     expect("a worker's boto3, the redirect stopped", machine.python(m.AWS, before=WORKER), "none")
 
 
-def main() -> int:
-    """Build, look, boot; the first thing that is wrong ends it."""
-    if (reason := missing()) is not None:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
-    work = Path(sys.argv[1] if len(sys.argv) > 1 else "build/image").absolute()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+def _all(work: Path) -> Path:
     sender = Sender()
     key = json.dumps(sender.worker.private_jwk())
     step(f"the disk to start from: {m.SUITE}, in the cache from then on")
@@ -444,6 +438,22 @@ def main() -> int:
             cloud.set_user_data(data)
             with Machine(disk, work / name, cloud, key) as machine:
                 check(machine)
+    return disk
+
+
+def main() -> int:
+    """Build, look, boot; the first thing that is wrong ends it."""
+    if (reason := missing()) is not None:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    work = Path(sys.argv[1] if len(sys.argv) > 1 else "build/image").absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        disk = _all(work)
+    except subprocess.CalledProcessError as error:
+        print(f"error: {error.cmd[0]} ended with status {error.returncode}; its words are above", file=sys.stderr)
+        return 1
     step(f"all is as it must be: {disk}")
     return 0
 
