@@ -23,6 +23,7 @@ CALLS_BETWEEN = 60  # of all clients together
 PROCESSES = {"boto3-container": (2, 6), "boto3-imds": (2, 6), "plain": (1, 8)}  # processes, clients in each: 32 in all
 PLAIN = PROCESSES["plain"][0] * PROCESSES["plain"][1]
 PATIENCE_SECONDS = 4.0  # of botocore's container client: three times two, less what a busy door takes
+GAVE_UP = ("Read timeout", "no credential")
 BROKEN = ("ConnectionResetError:", "RemoteDisconnected:", "IncompleteRead:")
 
 
@@ -73,7 +74,7 @@ def test_no_call_of_an_sdk_fails(tmp_path: Path) -> None:
     """The agent is killed three times under 24 boto3 and 8 plain clients: no call of boto3 fails, nobody is refused.
 
     Of the plain ones, which try nothing twice, at most those that were being answered at that instant break off. How long
-    boto3 waits is its own business: should this machine be so busy that a start outlasts that, its giving up is excused.
+    boto3 waits is its own business: on a machine so busy that a start outlasts that, this shows nothing and is skipped.
     """
     root = tmp_path / "w"
     root.mkdir()
@@ -113,13 +114,16 @@ def test_no_call_of_an_sdk_fails(tmp_path: Path) -> None:
         ends = [(loop.kind, loop.end()) for loop in loops]
 
     print(json.dumps({"starts": starts, "clients": ends}))
-    broken = 0
+    broken, gave_up = 0, 0
     for kind, end in ends:
         assert set(end["keys"]) == {USER}, (kind, end)
         if kind == "plain":
             assert all(error.startswith(BROKEN) for error in end["failed"]), end
             broken += sum(end["failed"].values())
         else:
-            gave_up = max(starts) > PATIENCE_SECONDS
-            assert all(gave_up and "timeout" in error.lower() for error in end["failed"]), (kind, end, starts)
+            assert all(any(words in error for words in GAVE_UP) for error in end["failed"]), (kind, end)
+            gave_up += sum(end["failed"].values())
     assert broken <= KILLS * PLAIN
+    if gave_up and max(starts) > PATIENCE_SECONDS:
+        pytest.skip(f"this machine is too busy: the agent took {max(starts)} s to start")
+    assert gave_up == 0, ends
