@@ -286,11 +286,15 @@ def test_no_value_tells_a_secret(told: Callable[[Any], str]) -> None:
             assert mark not in text, type(value).__name__
 
 
-@pytest.mark.parametrize("value", list(values()), ids=lambda value: type(value).__name__)
+HOLDERS = [
+    v for v in values() if not isinstance(v, GcpImpersonation | AwsWebIdentity | AwsAssumeRole | GcpExternalAccount)
+]
+"""Those with a secret of their own; the others may hold one in their token, which is in the list itself."""
+
+
+@pytest.mark.parametrize("value", HOLDERS, ids=lambda value: type(value).__name__)
 def test_no_value_is_encoded_by_accident(value: Any) -> None:
     """An encoder that was not told how to reveal raises, and says no secret in doing so."""
-    if isinstance(value, GcpImpersonation | AwsWebIdentity | AwsAssumeRole | GcpExternalAccount):
-        pytest.skip("may hold no secret of its own")
     for encode in (msgspec.json.encode, msgspec.msgpack.encode, json.dumps):
         with pytest.raises(TypeError) as raised:
             encode(value)

@@ -120,7 +120,7 @@ class TestStatic:
             until(lambda: "AWS_ACCESS_KEY_ID" not in world.env(), what="the end")
             ended = datetime.now(UTC)
             assert lease <= ended < lease + timedelta(seconds=5)
-            assert OLD not in (world.root / "run" / "env.sh").read_text()
+            until(lambda: OLD not in (world.root / "run" / "env.sh").read_text(), seconds=1, what="the shell's")
 
     def test_switched_off_by_a_reload_they_go(self, world: World) -> None:
         """`static = false` and SIGHUP take the keys out of the files at once."""
