@@ -1,0 +1,88 @@
+"""One process that asks without end, or asks badly, takes no answer from another. Counted, never timed."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from agent.core.secret import Secret
+from agent.serve.listener import Limits
+from agent.serve.settings import ServeSettings
+from agent.wire.ec2 import make_token
+from tests.fakes.board import CONTAINER_TOKEN, KEY, DoorServer, FakeBoard, door_server, read_all
+from tests.fakes.clock import START, FakeClock
+
+GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
+ROLES = (
+    b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: localhost\r\n"
+    b"X-aws-ec2-metadata-token: " + GOOD.encode() + b"\r\n\r\n"
+)
+GREEDY = 12
+POLITE = 40
+
+
+def whole_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
+    """As fast as it can, one after the other."""
+    while not stop.is_set():
+        with contextlib.suppress(OSError):
+            server.send(ROLES)
+        count()
+
+
+def half_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
+    """Opens connections and finishes none, thirty at a time."""
+    held: list[socket.socket] = []
+    while not stop.is_set():
+        with contextlib.suppress(OSError):
+            held.append(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+            held[-1].sendall(ROLES[:-2])
+        count()
+        if len(held) > 30:
+            held.pop(0).close()
+    for sock in held:
+        sock.close()
+
+
+def refused_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
+    """A thousand pipelined requests behind a bad one."""
+    while not stop.is_set():
+        with contextlib.suppress(OSError):
+            server.send(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n" + ROLES * 1000)
+        count()
+
+
+@pytest.mark.parametrize("flood", [whole_requests, half_requests, refused_requests])
+def test_a_flood_takes_no_answer_from_others(flood: Callable[..., None]) -> None:
+    """While a dozen greedy connections loop, each of another client's requests is answered, and none fails."""
+    board = FakeBoard()
+    board.live_aws(START)
+    settings = ServeSettings(
+        token_key=KEY,
+        container_tokens=lambda: (Secret(CONTAINER_TOKEN),),
+        limits=Limits(head_seconds=60.0),
+    )
+    stop = threading.Event()
+    under_way = threading.Semaphore(0)
+    with door_server(board, settings=settings, clock=FakeClock()) as server:
+        threads = [
+            threading.Thread(target=flood, args=(server, stop, under_way.release), daemon=True) for _ in range(GREEDY)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(GREEDY):
+                assert under_way.acquire(timeout=30)  # the flood is on
+            answered = 0
+            for _ in range(POLITE):
+                with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+                    sock.sendall(ROLES)
+                    answered += read_all(sock).startswith(b"HTTP/1.1 200 ")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+    assert answered == POLITE
