@@ -34,7 +34,7 @@ def whole_requests(server: DoorServer, stop: threading.Event, count: Callable[[]
 
 
 def half_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
-    """Opens connections and finishes none, thirty at a time."""
+    """Keeps thirty half requests open; finishes the oldest only to begin another."""
     held: list[socket.socket] = []
     while not stop.is_set():
         with contextlib.suppress(OSError):
@@ -42,7 +42,9 @@ def half_requests(server: DoorServer, stop: threading.Event, count: Callable[[],
             held[-1].sendall(ROLES[:-2])
         count()
         if len(held) > 30:
-            held.pop(0).close()
+            with held.pop(0) as oldest, contextlib.suppress(OSError):
+                oldest.sendall(ROLES[-2:])
+                read_all(oldest)
     for sock in held:
         sock.close()
 
