@@ -289,7 +289,8 @@ class GceDoor:
             answer = await self._ask(request, below, query)
         if answer is None:
             known = self._known(request, below, msgspec.structs.replace(query, wait_for_change=False))
-            return known if isinstance(known, Response) and known.status == 200 else _UPSTREAM_SILENT
+            # The redirect counts: Node's probe asks for `instance` to see whether this is a GCE machine at all.
+            return known if isinstance(known, Response) and known.status in {200, 301} else _UPSTREAM_SILENT
         if answer.status == 404 and below[:2] == _ACCOUNTS and below[3:] == ("token",):
             return gce.failure(403, "this machine has no service account, and no bundle has brought a google identity")
         location = answer.header("Location")

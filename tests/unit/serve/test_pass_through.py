@@ -411,6 +411,21 @@ class TestGce:
         assert headers["Metadata-Flavor"] == "Google"
         assert b"does not answer" in body
 
+    @pytest.mark.parametrize("fault", ["silent", "broken"])
+    def test_still_a_gce_machine_when_the_server_is_gone(self, fault: str) -> None:
+        """Node's probe, ``instance`` without a slash, is led to the listing that we know, and finds it."""
+        real = Scripted()
+        setattr(real, fault, True)
+        with machine(gcp_bundle(), gce=real) as server:
+            status, headers, _ = get(server, "/computeMetadata/v1/instance")
+            assert status == 301
+            assert headers["Metadata-Flavor"] == "Google"
+            assert headers["Location"] == "http://169.254.169.254/computeMetadata/v1/instance/"
+            status, headers, body = get(server, "/computeMetadata/v1/instance/")
+        assert status == 200
+        assert headers["Metadata-Flavor"] == "Google"
+        assert b"service-accounts/" in body
+
     def test_garbage_from_the_server(self) -> None:
         """A recursive answer that is not JSON is not passed on, since nobody could look into it."""
         real = Scripted({"/computeMetadata/v1/instance/?recursive=true&alt=json": answer(CANARY, **FLAVORED)})
