@@ -20,9 +20,9 @@ pytest.importorskip("requests", reason="google-auth's own transport needs it")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "cells"), [("env", 14), ("imds", 14), ("imds6", 7)])
+@pytest.mark.parametrize(("mode", "cells"), [("env", 16), ("imds", 16), ("imds6", 8)])
 def test_every_state(mode: str, cells: int, tmp_path: Path) -> None:
-    """boto3 and google-auth come as whom they should in all seven states, however they are led to the agent."""
+    """boto3 and google-auth come as whom they should in all eight states, however they are led to the agent."""
     argv = [sys.executable, "-m", "tests.matrix", "--mode", mode, "--build", str(tmp_path / "build")]
     done = subprocess.run(
         [*argv, "--only", "boto3", "--only", "google-auth"], cwd=REPOSITORY, capture_output=True, text=True,

@@ -12,6 +12,7 @@ The states, and what must be seen:
 * ``renewed``: under a live client object the credential is replaced: no failed call, the new one;
 * ``restarted``: it is replaced again, and the agent killed and started anew: no failed call, the new one;
 * ``alone``: it is replaced again, and the machine's real metadata services go: no failed call, the new one;
+* ``afresh``: a new process while they are gone: the user's;
 * ``ended``: the bundle's lease is over: nobody's identity, and never the machine's.
 
 In the three states under a live client every credential has so little time left that a client which looks at the clock asks
@@ -33,13 +34,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer, Token
@@ -47,7 +49,7 @@ from tests.matrix.clients import AWS, PROGRAMS, Client, clients
 from tests.matrix.store import ObjectStore
 from tests.system.harness import Agent, World, background
 
-STATES = ("none", "pending", "bundle", "renewed", "restarted", "alone", "ended")
+STATES = ("none", "pending", "bundle", "renewed", "restarted", "alone", "afresh", "ended")
 MACHINE = {"aws": "ASIAMACHINE000000000", "gcp": "machine-token"}
 READ_SECONDS = 120.0
 NOBODY_SECONDS = 25.0  # where no answer may come: who still asks after that has not been given any identity either
@@ -58,6 +60,10 @@ GCP_LEFT_SECONDS = 200.0  # google-auth: 225
 LINK_LOCAL = "169.254.169.254"
 LINK_LOCAL_6 = "fd00:ec2::254"
 MODES = ("env", "imds", "imds6")
+
+
+Users = Sequence[dict[str, str]]
+"""Whom the bundles made of us so far, by cloud."""
 
 
 @dataclass
@@ -207,6 +213,9 @@ class Stage:
                 self._current.wait_for("agent.ready", seconds=START_SECONDS)
                 for start in range(0, len(chosen), BATCH):
                     self._under_live_clients(rows, chosen[start : start + BATCH], call)
+                for service in (self._ec2, self._gce):
+                    call(service.stop())
+                self._all(rows, chosen, "afresh", [self._push(young=True)])
                 self._end()
                 self._all(rows, chosen, "ended")
                 self._current.stop()
@@ -222,14 +231,14 @@ class Stage:
             return {"AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": "IPv6"}
         return self._world.env() if self.mode == "env" else {}
 
-    def _push(self, *, lease: timedelta | None = None) -> dict[str, str]:
-        """Push the next bundle, whose credentials are old; who it makes of us."""
+    def _push(self, *, lease: timedelta | None = None, young: bool = False) -> dict[str, str]:
+        """Push the next bundle, whose credentials are old unless said; who it makes of us."""
         self.number += 1
         user = {AWS: f"ASIAUSER{self.number:012d}", "gcp": f"user-token-{self.number}"}
         more: dict[str, Any] = {} if lease is None else {"lease_until": datetime.now(UTC) + lease}
         sealed = self._world.seal(
-            self._world.session(user[AWS], hours=AWS_LEFT_SECONDS / 3600),
-            self._world.google(user["gcp"], hours=GCP_LEFT_SECONDS / 3600),
+            self._world.session(user[AWS], hours=6 if young else AWS_LEFT_SECONDS / 3600),
+            self._world.google(user["gcp"], hours=1 if young else GCP_LEFT_SECONDS / 3600),
             **more,
         )
         ack = self._current.push(sealed)
@@ -253,18 +262,20 @@ class Stage:
                 program.close()
         shutil.rmtree(home, ignore_errors=True)
 
-    def _all(self, rows: dict[str, Row], chosen: list[Client], state: str) -> None:
+    def _all(self, rows: dict[str, Row], chosen: list[Client], state: str, users: Users = ()) -> None:
         """One read of a fresh process of each client."""
 
         def one(client: Client) -> None:
             with self._started(client) as program:
                 program.wait()
-                self._judge(rows[client.name], program, state, [])
+                self._judge(rows[client.name], program, state, users)
 
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(one, chosen))
 
-    def _under_live_clients(self, rows: dict[str, Row], batch: list[Client], call: object) -> None:
+    def _under_live_clients(
+        self, rows: dict[str, Row], batch: list[Client], call: Callable[[Awaitable[Any]], Any]
+    ) -> None:
         with ExitStack() as stack:
             users: list[dict[str, str]] = []
             pairs = [(rows[c.name], stack.enter_context(self._started(c))) for c in batch]
@@ -289,18 +300,18 @@ class Stage:
             self._current.wait_for("agent.ready", seconds=START_SECONDS)
             each("restarted")
             users.append(self._push())
-            call(self._ec2.stop())  # type: ignore[operator]
-            call(self._gce.stop())  # type: ignore[operator]
+            for service in (self._ec2, self._gce):
+                call(service.stop())
             each("alone")
-            call(self._ec2.start())  # type: ignore[operator]
-            call(self._gce.start())  # type: ignore[operator]
+            for service in (self._ec2, self._gce):
+                call(service.start(port=urlsplit(service.url).port or 0))
 
     def _again(self) -> Agent:
         """The agent started anew in the place of one that was killed."""
         self._current.__exit__(None, None, None)
         return self._agent()
 
-    def _judge(self, row: Row, program: Program, state: str, users: list[dict[str, str]]) -> None:
+    def _judge(self, row: Row, program: Program, state: str, users: Users) -> None:
         began = time.monotonic()
         ok, error, who = program.read(NOBODY_SECONDS if state in ("pending", "ended") else READ_SECONDS)
         cloud, kept = row.client.cloud, False
