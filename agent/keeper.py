@@ -375,12 +375,11 @@ class Keeper:
     async def _sleep(self, seconds: float) -> None:
         """Sleep on the injected clock, or until something wakes the loop."""
         sleeper = asyncio.ensure_future(self._clock.sleep(max(seconds, 0.0)))
-        waker = asyncio.ensure_future(self._woken.wait())
+        sleeper.add_done_callback(lambda slept: None if slept.cancelled() else self._woken.set())
         try:
-            await asyncio.wait({sleeper, waker}, return_when=asyncio.FIRST_COMPLETED)
+            await self._woken.wait()
         finally:
             sleeper.cancel()
-            waker.cancel()
 
     def _wake(self) -> None:
         self._woken.set()
