@@ -57,6 +57,7 @@ from agent.host.clock import SystemClock
 from agent.keeper import Keeper
 from agent.providers import Mint, MintSettings
 from agent.providers.sts import warm
+from agent.serve.waiting import Changes
 from agent.upstream import Ec2Metadata, GceMetadata, Reach, UpstreamError, UpstreamResponse, origin_of
 from tests.fakes.broker import FakeBroker
 from tests.fakes.google_tokens import FakeGoogle
@@ -128,6 +129,7 @@ class World:
         self.store = store(
             Policy(fallback=frozenset(Cloud)), Memory("i-1"), self.clock.now(), random.Random(plan.seed + 1)
         )
+        self.changes = Changes(self.store)
         self.keeper = Keeper(
             store=self.store,
             issuer=Mint(
@@ -142,12 +144,15 @@ class World:
             sources=(),
             clock=self.clock,
             rng=random.Random(plan.seed + 2),
+            changed=self.changes.ring,
             learn=(lambda _: 0.0) if ignore_dates else self.clock.learn,
             follow=self.clock.follow,
         )
         self.bundle = _bundle(grants, routes, self.clock.now())
         self._health = {cloud: _Health(self, cloud) for cloud in self.clouds}
-        self._seen: tuple[float, ...] = ()
+        self._seen: tuple[Any, ...] = ()
+        self._sure_until = 0.0
+        self._served: dict[Cloud, datetime | None] = {}
         self.blind_until = 0.0
         """Until this instant (true seconds) nothing on the machine can know what time it is: after a pause."""
         self.least_left: dict[Cloud, timedelta] = {}
@@ -338,44 +343,64 @@ class World:
     # -- the invariants
 
     def check(self) -> None:
-        """Look at what is served, now."""
-        seen = (self.store.version, self.time.elapsed(), self.clock.wall_error_seconds)
-        if seen == self._seen:
+        """Look at what is served, now.
+
+        Between two changes (of the store, of a clock, of the upstream) only time passes, and what that does is known:
+        what is left shrinks by a second a second, and so does the promise, unless the upstream is well, when it stands.
+        Until one of the two crosses the other, or what is left comes to nothing, there is nothing to see.
+        """
+        elapsed = self.time.elapsed()
+        well = tuple(health.note(elapsed) for health in self._health.values())
+        clocks = (round(self.clock.wall_error_seconds, 3), self.time.wall_error, self.time.paused)
+        seen = (self.store.version, clocks, well, elapsed >= self.blind_until)
+        if seen == self._seen and elapsed < self._sure_until:
             return
         self._seen = seen
-        now = self.clock.now()
-        for cloud in self.clouds:
-            answer = self.store.view(cloud, now)
-            health = self._health[cloud]
-            health.note()
-            true_left = self.left(answer.credential) if isinstance(answer, Live) else None
-            told = None
-            if true_left is not None:
-                assert isinstance(answer, Live)
-                told = answer.credential.expires_at - now
-                if self.time.elapsed() >= self.blind_until:
-                    if true_left <= timedelta():
-                        self.fail(cloud, f"served {-true_left} after its end")
-                    if cloud is Cloud.GCP and told > true_left + timedelta(seconds=2):
-                        self.fail(cloud, f"told of {told}, while {true_left} was left")
-            due = health.promised_now()
-            if due is not None and due > timedelta():
-                self.least_left[cloud] = min(self.least_left.get(cloud, timedelta.max), true_left or timedelta())
-                if true_left is None:
-                    self.fail(cloud, f"a hole: expected {due} left, got {answer}")
-                if true_left < due:
-                    self.fail(cloud, f"expected {due} left, got {true_left}")
+        self._sure_until = float("inf")
+        for cloud, health in self._health.items():
+            self._sure_until = min(self._sure_until, elapsed + self._look(cloud, health, elapsed))
         if any(name.endswith(":internal") for name in self.keeper.counters.failures):
             self.fail(Cloud.AWS, "an internal error")
 
-    def left(self, credential: Any) -> timedelta:
-        """The life left by the cloud's own books."""
+    def _look(self, cloud: Cloud, health: _Health, elapsed: float) -> float:
+        """Check one cloud; return for how many seconds it is sure to hold if nothing but the time changes."""
+        now, true = self.clock.now(), self.time.true()
+        answer, due = self.store.view(cloud, now), health.promised_now(elapsed)
+        was_to_end = self._served.get(cloud)
+        if was_to_end is not None and due > timedelta():
+            self._least(cloud, was_to_end - true)  # the last instant of what was served until now
+        if not isinstance(answer, Live):
+            self._served[cloud] = None
+            if due > timedelta():
+                self._least(cloud, timedelta())
+                self.fail(cloud, f"a hole: expected {due} left, got {answer}")
+            return float("inf")
+        self._served[cloud] = end = self.end(answer.credential)
+        left, told = end - true, answer.credential.expires_at - now
+        if due > timedelta():
+            self._least(cloud, left)
+            if left < due:
+                self.fail(cloud, f"expected {due} left, got {left}")
+        if elapsed < self.blind_until:
+            return 0.0
+        if left <= timedelta():
+            self.fail(cloud, f"served {-left} after its end")
+        if cloud is Cloud.AWS and answer.credential.expires_at > end + timedelta(seconds=2):
+            self.fail(cloud, f"told of an end at {answer.credential.expires_at}, while it is at {end}")
+        if cloud is Cloud.GCP and told > left + timedelta(seconds=2):
+            self.fail(cloud, f"told of {told}, while {left} was left")
+        return (left - health.promise if health.well else left).total_seconds()
+
+    def _least(self, cloud: Cloud, left: timedelta) -> None:
+        self.least_left[cloud] = min(self.least_left.get(cloud, timedelta.max), left)
+
+    def end(self, credential: Any) -> datetime:
+        """Its end, by the cloud's own books."""
         if isinstance(credential, AwsCredential):
             ends = self.sts.principals[credential.access_key_id].ends
             assert ends is not None
-        else:
-            ends = self.google.tokens[credential.access_token.reveal()].ends
-        return ends - self.time.true()
+            return ends
+        return self.google.tokens[credential.access_token.reveal()].ends
 
     def check_calls(self) -> None:
         """That nobody was stormed."""
@@ -446,19 +471,23 @@ class _Health:
             # The other cloud's outage reaches this one's server, which words it as a refusal: retried more slowly.
             self.recovery_seconds += 240.0
         self.well_since = 0.0
+        self.well = False
         self.held_at: float | None = None  # the last instant at which the whole promise was due
 
-    def note(self) -> None:
-        now = self._world.time.elapsed()
+    def note(self, elapsed: float) -> bool:
+        """Look at the upstream, ``elapsed`` seconds from the start; return whether it has been well for long enough."""
         if any(self._world.troubles[name] for name in self.depends):
-            self.well_since = now
-        elif now - self.well_since >= self.recovery_seconds:
-            self.held_at = now
+            self.well_since = elapsed
+        self.well = elapsed - self.well_since >= self.recovery_seconds
+        if self.well:
+            self.held_at = elapsed
+        return self.well
 
-    def promised_now(self) -> timedelta | None:
+    def promised_now(self, elapsed: float) -> timedelta:
+        """The least that must be left now; nothing (or less) when nothing is promised."""
         if self.held_at is None:
-            return None
-        return self.promise - timedelta(seconds=self._world.time.elapsed() - self.held_at)
+            return timedelta()
+        return self.promise - timedelta(seconds=elapsed - self.held_at)
 
 
 def plan_uses_machine(plan: Plan, cloud: Cloud) -> bool:
@@ -525,7 +554,8 @@ class _Wire:
         if refused is not None:
             return UpstreamResponse(refused.status, CIMultiDictProxy(CIMultiDict()), b"", None)
         answer = await self._net.request(method, url, headers=headers, body=body)
-        await asyncio.sleep(world.rng.uniform(0.005, 1.0))
+        if url.startswith("https:"):  # the machine's metadata is no network away
+            await asyncio.sleep(world.rng.uniform(0.005, 1.0))
         return answer
 
     def _count(self, origin: str, body: bytes, url: str) -> None:
