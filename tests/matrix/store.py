@@ -27,7 +27,7 @@ class ObjectStore:
         self.root = root
         self.who: list[tuple[float, str, str]] = []  # when, which program, as whom
         handler = type("Handler", (_Handler,), {"store": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
@@ -44,6 +44,13 @@ class ObjectStore:
 
     def files(self) -> dict[str, Path]:
         return {str(p.relative_to(self.root)): p for p in sorted(self.root.rglob("*")) if p.is_file()}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Silent: a client that was told enough may leave."""
 
 
 class _Handler(BaseHTTPRequestHandler):
