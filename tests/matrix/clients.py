@@ -32,7 +32,10 @@ BOTOCORE = _imds(
 JS = _everywhere("asks in the background, and uses the answer at the next call")
 RUST = _everywhere("asks ten seconds before the end")
 GO = _imds("asks at the end")
-JAVA = _imds("asks after half of what is left, at the earliest after five minutes")
+JAVA = {
+    "env": "asks at a moment that it draws before the end",
+    **_imds("asks after half of what is left, at the earliest after five minutes"),
+}
 CPP = _everywhere("asks every five minutes")
 SHORTLY = _everywhere("asks shortly before the end")
 GCLOUD_AIO = _everywhere("asks after half of what was left")
