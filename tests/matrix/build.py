@@ -61,7 +61,7 @@ def _java(source: Path, to: Path) -> None:
 
 
 def _rust(source: Path, to: Path) -> None:
-    _run("cargo", "build", "--locked", cwd=source, CARGO_TARGET_DIR=str(to / "target"))
+    _run("cargo", "build", cwd=source, CARGO_TARGET_DIR=str(to / "target"))
     shutil.copy(to / "target" / "debug" / "s3", to)
 
 
