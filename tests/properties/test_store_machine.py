@@ -36,6 +36,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.flying: list[Work] = []
         self.sealed: Bundle | None = None
         self.highest = 0
+        self.digest = ""
         self.decided: dict[Cloud, OnExpiry] = {}
         self.minted = 0
 
@@ -74,8 +75,10 @@ class StoreMachine(RuleBasedStateMachine):
         if not isinstance(verdict, Accepted):
             assert isinstance(verdict, Refused | Same)
             return
-        assert offered.seq > self.highest, "a sequence number went back"
-        self.highest = offered.seq
+        # The same one again is taken only where it should be in force and is not: its sealed copy was lost.
+        lost = (offered.seq, offered.digest) == (self.highest, self.digest) and self.store.bundle is None
+        assert offered.seq > self.highest or lost, "a sequence number went back"
+        self.highest, self.digest = offered.seq, offered.digest
         self.store.accept(verdict, self.now)
         if offered.action is Action.SET:
             self.sealed = offered
