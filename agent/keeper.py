@@ -136,6 +136,7 @@ class Keeper:
         self._learn = learn
         self._follow = follow
         self._offset = self._our_offset()
+        self._doubtful = False  # whether there is a doubt about our clock that could not be followed up yet
         self._log = structlog.get_logger()
         self._offering = asyncio.Lock()  # offers are judged one at a time: memory is written between verdict and act
         self._woken = asyncio.Event()
@@ -357,7 +358,8 @@ class Keeper:
         now = self._clock.now()
         if doubtful:
             self._log.info("clock.doubtful")
-            self.store.hasten(now)
+        if doubtful or self._doubtful:
+            self._doubtful = not self.store.hasten(now)
         self.last_step = self._clock.boottime()
         for notice in self.store.tick(now):
             self._tell(notice)

@@ -78,7 +78,7 @@ ID_TOKEN_LEFT: Final = timedelta(minutes=10)
 ID_TOKEN_AUDIENCES: Final = 64
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
 
-HASTE_EVERY: Final = timedelta(minutes=10)
+HASTE_EVERY: Final = timedelta(minutes=1)
 HASTE_SPREAD: Final = timedelta(seconds=30)
 """See :meth:`Store.hasten`."""
 
@@ -397,17 +397,22 @@ class Store:
         self._previous = {cloud: old._replace(held=old.held.moved(by)) for cloud, old in self._previous.items()}
         self._version += 1
 
-    def hasten(self, now: datetime) -> None:
+    def hasten(self, now: datetime) -> bool:
         """Ask for everything anew soon, since the answers say what time it is: there is doubt about our clock.
 
         At most once in :data:`HASTE_EVERY`: a wall clock that somebody steps to and fro must storm nobody.
+
+        Returns:
+            Whether it is done; else it is to be asked for again: a doubt that is dropped lets an expired credential be
+            served until the next renewal.
         """
-        if self._hastened is not None and now - self._hastened < HASTE_EVERY:
-            return
+        if self._hastened is not None and timedelta() <= now - self._hastened < HASTE_EVERY:
+            return False
         self._hastened = now
         for slot in self._slots.values():
             if slot.renew_at is not None and slot.failure is None:
                 slot.renew_at = min(slot.renew_at, now + HASTE_SPREAD * self._rng.random())
+        return True
 
     def reconfigure(self, policy: Policy, now: datetime) -> None:
         """Take another policy (a reload). The grace is not started anew."""

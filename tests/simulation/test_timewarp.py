@@ -92,6 +92,14 @@ def test_no_job_sees_an_expired_token(group: str) -> None:
     every()
 
 
+def test_a_pause_soon_after_a_step_is_noticed() -> None:
+    """A doubt about the clock that comes right after another is followed up: else what ended in a pause is served."""
+    faults = (Fault(Kind.STEP, 1, 0, -8), Fault(Kind.STEP, 1, 0, -8), Fault(Kind.PAUSE, 1, 55))
+    world = simulate(Plan(1, aws=Aws.KEYS, faults=faults, hours=3))
+
+    assert min(world.least_left.values()) >= timedelta()
+
+
 def test_the_same_plan_runs_the_same_way() -> None:
     """A plan is all that decides a run: what failed once fails again."""
     plan = Plan(7, faults=(Fault(Kind.HANG, 30, 20), Fault(Kind.FLAKY, 10, 120)), hours=8)

@@ -669,20 +669,21 @@ class TestClocks:
         assert planned <= START + 5 * HOUR + MINUTE
 
     def test_doubt_asks_soon_and_not_again(self) -> None:
-        """Doubt about the clock asks for everything within half a minute, but once in ten minutes at most."""
+        """Doubt about the clock asks for everything within half a minute, once a minute at most; more is put off."""
         s = store()
         take(s, bundle(role("r")))
         s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
         s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
-        s.hasten(START)
+        assert s.hasten(START)
         now = START + timedelta(seconds=30)
         works = s.due(now)
         assert {work.key.grant_id for work in works} >= {"instance", "r"}
         for work in works:
             s.put(work, aws_credential(now, minutes=60, key="ASIA000000000000NEW1"), now)
-        s.hasten(now)
-
+        assert not s.hasten(now)
         assert s.due(now + timedelta(seconds=31)) == []
+        assert s.hasten(START + MINUTE)
+        assert len(s.due(START + 2 * MINUTE)) == len(works)
 
     def test_doubt_disturbs_no_backoff(self) -> None:
         """What failed keeps its own pace of retries: a clock that is stepped to and fro storms nobody."""
