@@ -62,6 +62,7 @@ class Life:
 
     def live(self, pause: float, over: threading.Event) -> None:
         """Read until it is over, every ``pause`` seconds."""
+        self.program.wait()
         while not over.wait(pause):
             at = self.store.clouds.warp.now()
             ok, error, _ = self.program.read()
