@@ -45,9 +45,12 @@ demo: $(VENV)/.package ## the main job on an embedded cloud, in a minute; KEEP=1
 test: $(VENV)/.package ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
 	@exec $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
+$(VENV)/.charts: requirements/charts.txt $(VENV)/.locked
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/charts.txt
+	@touch $@
+
 .PHONY: fleet
-fleet: $(VENV)/.package ## draw what STS sees of ten thousand agents: fleet.png
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install matplotlib
+fleet: $(VENV)/.package $(VENV)/.charts ## draw what STS sees of ten thousand agents: build/fleet.png
 	@exec $(BIN)/python -m tests.simulation.fleet $(ARGS)
 
 .PHONY: lint
@@ -67,7 +70,7 @@ readme: $(VENV)/.package ## put the made parts of the README in place
 	@$(BIN)/python -m tests.readme
 
 .PHONY: bench
-bench: $(VENV)/.package ## how fast and how large the daemon is, beside a plain Go server (ARGS=--quick)
+bench: $(VENV)/.package $(VENV)/.charts ## how fast and how large the daemon is, beside a plain Go server (ARGS=--quick)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
 # The clients are large (1.4 GB), so they have a venv of their own, and only `make matrix` needs it.
@@ -92,6 +95,7 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) pyproject.toml --output-file requirements/runtime.txt
 	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
+	$(LOCK) requirements/charts.in --constraint requirements/test.txt --output-file requirements/charts.txt
 
 .PHONY: image
 image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; a quarter of an hour, needs no KVM)

@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 from agent.core.model import HttpBroker
 from agent.core.store import Store
@@ -90,48 +91,62 @@ def _next(store: Store, at: float) -> float:
     return max((min(moments) - START).total_seconds(), at)
 
 
-def draw(path: str) -> None:
-    """Draw both first cycles and what follows."""
+SPREAD_SECONDS = 300
+HOURS = 3
+
+
+def draw(path: Path) -> None:
+    """Draw both first cycles and what follows; say the numbers."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
-    crowd, spread = fleet(), fleet(spread=300)
-    figure, panels = plt.subplots(2, 1, figsize=(12, 8), layout="constrained")
+    figure, rows = plt.subplots(
+        2, 2, figsize=(14, 8), sharey=True, width_ratios=(1, 2), layout="constrained", squeeze=False
+    )
     figure.suptitle("10,000 agents started in the same second: what STS sees", fontsize=16, weight="bold")
-    for panel, traffic, title in (
-        (panels[0], crowd, "all at once: throttled at 600 a second, retried with full jitter"),
-        (panels[1], spread, "with [mint] spread_seconds = 300"),
+    for row, spread, title in (
+        (rows[0], 0, "all at once; STS throttles at 600 calls a second"),
+        (rows[1], SPREAD_SECONDS, f"with [mint] spread_seconds = {SPREAD_SECONDS}"),
     ):
-        seconds = range(3 * 3600)
-        mean = traffic.mean(3600, 3 * 3600)
-        panel.fill_between(
-            [s / 60 for s in seconds], [traffic.calls[s] for s in seconds], color="#2a6f97", step="mid", label="calls"
+        traffic = fleet(hours=HOURS, spread=spread)
+        mean, peak = traffic.mean(3600, HOURS * 3600), traffic.peak(3600, HOURS * 3600)
+        first = max(traffic.calls.values())
+        print(
+            f"spread {spread} s: {first} calls in the busiest second, all served after {traffic.served_by + 1} s; "
+            f"after the first hour {mean:.1f} a second, {peak} in the busiest"
         )
-        panel.fill_between(
-            [s / 60 for s in seconds],
-            [traffic.throttled[s] for s in seconds],
-            color="#d1495b",
-            step="mid",
-            label="throttled",
+        for panel, seconds, unit in ((row[0], range(400), 1), (row[1], range(HOURS * 3600), 60)):
+            at = [second / unit for second in seconds]
+            panel.fill_between(at, [traffic.calls[s] for s in seconds], color="#2a6f97", step="mid", label="calls")
+            refused = [traffic.throttled[s] for s in seconds]
+            panel.fill_between(
+                at, refused, where=[n > 0 for n in refused], color="#d1495b", step="mid", label="of them throttled"
+            )
+            panel.axhline(10 * mean, color="#edae49", linewidth=1.5, label="ten times the mean")
+            panel.axhline(mean, color="#222", linewidth=1, linestyle=":", label=f"mean: {mean:.1f} a second")
+            panel.set_yscale("symlog", linthresh=10)
+            panel.yaxis.set_major_formatter(ScalarFormatter())
+            panel.set(xlim=(-at[-1] / 100, at[-1]), ylim=(0, 60_000))
+            panel.spines[["top", "right"]].set_visible(False)
+        row[0].set(title="the first minutes", xlabel="seconds", ylabel="calls per second")
+        row[1].set(title=title, xlabel="minutes")
+        row[1].legend(loc="upper right", frameon=False, ncols=4)
+        row[0].text(
+            0.97,
+            0.95,
+            f"busiest second: {first:,}\neverybody served after {traffic.served_by + 1} s",
+            transform=row[0].transAxes,
+            ha="right",
+            va="top",
         )
-        panel.axhline(mean, color="#222", linewidth=1, linestyle=":", label=f"mean {mean:.1f}/s")
-        panel.axhline(10 * mean, color="#edae49", linewidth=1.5, label="ten times the mean")
-        panel.set_yscale("symlog", linthresh=10)
-        panel.set(title=title, xlabel="minutes", ylabel="calls per second", xlim=(-1, 180), ylim=(0, None))
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(loc="upper right", frameon=False, ncols=2)
-        peak = traffic.peak(3600, 3 * 3600)
-        panel.annotate(
-            f"everybody served after {traffic.served_by + 1} s;\npeak after the first hour {peak}/s",
-            (0.12, 0.88),
-            xycoords="axes fraction",
-        )
+        row[1].text(0.97, 0.82, f"busiest second after the first hour: {peak}", transform=row[1].transAxes, ha="right")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":
-    target = sys.argv[1] if len(sys.argv) > 1 else "fleet.png"
-    draw(target)
-    print(f"wrote {target}")
+    draw(Path(sys.argv[1] if len(sys.argv) > 1 else "build/fleet.png"))

@@ -87,8 +87,9 @@ class Plan:
     def windows(self) -> list[tuple[float, float, Fault]]:
         """Start and end of each fault, in seconds of true time from the boot.
 
-        A pause is left out where a server lies about the time: with no clock and no server that is right, nobody can
-        know what time it is.
+        Two things nobody could survive are left out. A pause where a server lies about the time: with no clock and no
+        server that is right, nobody can know what time it is. And anything in the three minutes after a pause: it must
+        be noticed first.
         """
         found: list[tuple[float, float, Fault]] = []
         at = 0.0
@@ -96,7 +97,6 @@ class Plan:
         for fault in self.faults:
             if liars and fault.kind is Kind.PAUSE:
                 continue
-            # A pause must be noticed before anything else happens: until then no machine can know what time it is.
             quiet = 3.0 if found and found[-1][2].kind is Kind.PAUSE else 0.0
             start = at + max(fault.gap_minutes, quiet) * 60
             end = start + fault.minutes * 60

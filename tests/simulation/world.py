@@ -11,6 +11,8 @@ What must hold:
 2. *The promise.* While the upstream has been well for ``recovery_seconds``, the credential served has at least the
    promised life left (two thirds of its lifetime for AWS, 32 minutes for Google). From the instant at which that ends,
    what is left shrinks no faster than time passes: so an outage of 20 minutes leaves no hole where an hour was issued.
+   While a server lies about the time, and until the truth was heard again, nothing is promised of *either* cloud: the
+   machine has one clock, and what is signed by a wrong one is refused. Rule 1 holds then as ever.
 3. *No storm.* In any minute no credential is asked for more than :data:`ATTEMPTS_A_MINUTE` times, and over the whole
    run no more than the schedule and the faults account for.
 """
@@ -154,7 +156,10 @@ class World:
         self._sure_until = 0.0
         self._served: dict[Cloud, datetime | None] = {}
         self.blind_until = 0.0
-        """Until this instant (true seconds) nothing on the machine can know what time it is: after a pause."""
+        """Until this instant (true seconds) nothing on the machine can know what time it is: after a pause all its clocks
+        are behind by as much, and what ended in it looks alive to every program there is. The wall clock that NTP then
+        sets right is looked at within a nap (60 s here, 15 s in the daemon), a cloud is asked within 30 s of that, and
+        answers: two minutes. Only rule 1 is suspended for so long, and no longer."""
         self.least_left: dict[Cloud, timedelta] = {}
 
     # -- the clouds
@@ -206,6 +211,10 @@ class World:
                 self.disturb(cloud)
                 return self.rng.choice([Fault.DOWN, Fault.HANG])
         return None
+
+    def lied_to(self) -> bool:
+        """Whether any server lies about the time now."""
+        return any(trouble.kind is Kind.LIE for troubles in self.troubles.values() for trouble in troubles)
 
     def refused(self, cloud: str) -> Answer | None:
         """What a server without a weather of its own answers while its cloud is in trouble."""
@@ -323,15 +332,18 @@ class World:
                     self.troubles[cloud].append(trouble)
                 self.disturb(*whom)
                 if trouble.kind is Kind.LIE:
-                    # Its word is all there is to count a life by: nothing is promised but that nothing expired is served.
+                    # The machine has one clock, and whoever lies is heard: nothing is promised but that nothing expired
+                    # is served.
                     for health in self._health.values():
-                        health.held_at = None if health.depends & set(whom) else health.held_at
+                        health.held_at = None
                 await asyncio.sleep(seconds)
                 for cloud in whom:
                     self.troubles[cloud].remove(trouble)
                 # The slowest retry after a refusal is four minutes later than the slowest after anything else. A clock
                 # that was lied to signs what is refused, and believes the truth when it has heard it twice.
-                self.disturb(*whom, seconds={Kind.REFUSE: 241.0, Kind.LIE: 481.0}.get(trouble.kind, 0.0))
+                if trouble.kind is Kind.LIE:
+                    self.disturb(*self.troubles, seconds=481.0)
+                self.disturb(*whom, seconds=241.0 if trouble.kind is Kind.REFUSE else 0.0)
         self.check()
 
     def disturb(self, *clouds: str, seconds: float = 0.0) -> None:
@@ -476,7 +488,8 @@ class _Health:
 
     def note(self, elapsed: float) -> bool:
         """Look at the upstream, ``elapsed`` seconds from the start; return whether it has been well for long enough."""
-        if any(self._world.troubles[name] for name in self.depends):
+        troubles = self._world.troubles
+        if any(troubles[name] for name in self.depends) or self._world.lied_to():
             self.well_since = elapsed
         self.well = elapsed - self.well_since >= self.recovery_seconds
         if self.well:
