@@ -50,13 +50,13 @@ def clock_is_suspect(server_time: datetime | None, now: datetime) -> bool:
 def good_for(expires_at: datetime, server_time: datetime | None, asked: timedelta | None = None) -> timedelta | None:
     """How long a credential is good for from the moment of asking, by the answer's own two times.
 
-    ``None`` when the answer had no ``Date``. That is cut to the second, so a second is taken off. What was asked for is
-    never exceeded: a server whose ``Date`` is wrong cannot make a credential live longer than it does.
+    ``None`` when the answer had no ``Date``. Both times are cut to the second, so a second is taken off. What was asked
+    for is never exceeded: a server whose ``Date`` is wrong cannot make a credential live longer than it does.
     """
     if server_time is None:
         return None
-    length = expires_at - server_time - timedelta(seconds=1)
-    return length if asked is None else min(length, asked)
+    length = expires_at - server_time
+    return (length if asked is None else min(length, asked)) - timedelta(seconds=1)
 
 
 def clock_hint(server_time: datetime | None, now: datetime) -> str | None:
