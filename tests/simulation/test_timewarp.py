@@ -170,7 +170,7 @@ class Generous(Store):
         return super().put(work, credential, now, ends=(ends or credential.expires_at) + timedelta(minutes=1))
 
 
-FIRST = (Fault(Kind.DOWN, 0, 5, who="aws"),)
+FIRST = (Fault(Kind.DOWN, 0, 5),)
 OUTAGE = (Fault(Kind.DOWN, 14, 20),)
 LONG = (Fault(Kind.DOWN, 14, 90),)
 
