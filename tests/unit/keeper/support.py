@@ -203,6 +203,7 @@ class World:
         self.changes = 0
         self.learned: list[datetime] = []
         self.shift = 0.0
+        self.doubt = False  # what the next look at the wall clock says
         self.keeper = Keeper(
             store=self.store,
             issuer=self.issuer,
@@ -213,6 +214,7 @@ class World:
             rng=random.Random(5),
             changed=self._changed,
             learn=self._learn,
+            follow=self._follow,
         )
 
     def _changed(self) -> None:
@@ -221,6 +223,10 @@ class World:
     def _learn(self, server_time: datetime) -> float:
         self.learned.append(server_time)
         return self.shift
+
+    def _follow(self) -> bool:
+        doubt, self.doubt = self.doubt, False
+        return doubt
 
     def knows(self, data: bytes, found: Bundle | BundleError | Callable[[datetime, str | None], Bundle]) -> bytes:
         """Let the opener know what is in ``data``."""

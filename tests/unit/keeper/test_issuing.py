@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -295,6 +296,61 @@ class TestTime:
             await settle(40)
 
             assert set(world.learned) == {at, at + HOUR}
+
+    @looped
+    async def test_a_doubt_about_the_clock_asks_the_clouds(self) -> None:
+        """A wall clock that was stepped is a reason to ask anew within half a minute: the answers say what time it is."""
+        world = World()
+        world.issuer.answer = machine
+        async with world.running():
+            await world.offer(world.knows(b"one", bundle(role("r"))))
+            await world.clock.advance(60)
+            before = world.issuer.asked("r")
+            world.doubt = True
+            await world.clock.advance(60 + 30)  # the loop goes round once a minute at least
+
+            assert world.issuer.asked("r") == before + 1
+
+    @looped
+    async def test_a_second_doubt_is_put_off_and_not_dropped(self) -> None:
+        """A doubt right after another waits for a minute and is followed up then, once: it may be another matter."""
+        world = World()
+        world.issuer.answer = machine
+        async with world.running():
+            await world.offer(world.knows(b"one", bundle(role("r"))))
+            await world.clock.advance(60)
+            before = world.issuer.asked("r")
+            for _ in range(3):
+                world.doubt = True
+                world.keeper.step()
+                await world.clock.advance(10)
+            assert world.issuer.asked("r") <= before + 1
+            await world.clock.advance(180)
+
+            assert world.issuer.asked("r") == before + 2
+
+    @looped
+    async def test_a_clock_that_was_moved_hides_no_life(self) -> None:
+        """When the clock is corrected by hours, what was counted from a moment of ours is served on to its end."""
+        world = World()
+
+        def counted(call: Call) -> Issued | None:
+            issued = machine(call)
+            return replace(issued, lifetime=HOUR) if issued is not None else None
+
+        world.issuer.answer = counted
+        async with world.running():
+            await world.offer(world.knows(b"one", bundle(role("r"))))
+            await world.clock.advance(60)
+            held = live(world)
+            assert held is not None
+            world.clock.set_utc(world.clock.now() + 5 * HOUR)
+            world.keeper.rebase()
+            assert live(world) == held
+            world.clock.set_utc(world.clock.now() - 9 * HOUR)
+            world.keeper.rebase()
+
+            assert live(world) == held
 
     @looped
     async def test_a_step_of_hours_forwards(self) -> None:
