@@ -23,6 +23,8 @@ from typing import Final
 from agent.core.clock import Skew, utc
 
 WALL_STEP_SECONDS: Final = 2.0
+UNDER_WAY_SECONDS: Final = 90.0
+"""An answer that came within so many seconds of a step of the wall clock may have been given before it."""
 NAP_SECONDS: Final = 15.0
 """A resume from suspend is noticed within so many seconds: the loop's own timers do not count while it lasts."""
 
@@ -53,6 +55,7 @@ class SystemClock:
         self._lost = 0.0  # seconds in which the whole machine stood still
         self._offset = self._seen_wall = wall() - boottime()
         self._stepped = 0.0  # by so many seconds the wall clock was stepped since a cloud last agreed with us
+        self._stepped_at = 0.0  # when, on CLOCK_BOOTTIME
         self.skew = Skew()
 
     def boottime(self) -> float:
@@ -75,7 +78,10 @@ class SystemClock:
             self._lost += shift
         else:
             self._offset += shift
-        if not self.skew.doubtful:
+        # An answer that was under way while the machine stood still agrees with a clock that is behind since: it says
+        # nothing about the step, and must not make the correction that follows look like one of our own error.
+        late = self._boottime() - self._stepped_at > UNDER_WAY_SECONDS
+        if shift or (late and not self.skew.doubtful):
             self._stepped = 0.0
         return shift
 
@@ -97,7 +103,7 @@ class SystemClock:
         if not self.skew.samples or abs(step) <= WALL_STEP_SECONDS:
             return False
         agrees = abs(self.wall_error_seconds) <= Skew.TOLERANCE_SECONDS
-        self._stepped = 0.0 if agrees else self._stepped + step
+        self._stepped, self._stepped_at = (0.0 if agrees else self._stepped + step), self._boottime()
         return not agrees
 
     @property

@@ -183,6 +183,38 @@ class TestSuspend:
         assert machine.off == pytest.approx(0.0, abs=1.0)
         assert machine.clock.boottime() - before == pytest.approx(seconds, abs=1.0)
 
+    @pytest.mark.parametrize("seconds", [60.0, HOUR])
+    def test_an_answer_from_before_the_stop_settles_nothing(self, seconds: float) -> None:
+        """What was under way while the machine stood still agrees with a clock that is behind, and is no witness."""
+        machine = Machine()
+        machine.hear()
+        machine.passes(1000.0)
+        under_way = utc(float(int(machine.true)))
+        deadline = machine.clock.boottime() + 2 * HOUR
+        machine.stopped(seconds)
+        machine.wall = machine.true
+        assert machine.clock.learn(under_way) == 0.0
+        machine.passes(30.0)
+        assert machine.hear() == pytest.approx(seconds, abs=1.0)
+
+        assert machine.off == pytest.approx(0.0, abs=1.0)
+        assert deadline - machine.clock.boottime() == pytest.approx(2 * HOUR - seconds - 30.0, abs=1.0)
+
+    def test_an_answer_from_after_the_step_settles_it(self) -> None:
+        """A cloud that agrees with us later than anything can be under way says that no time was lost."""
+        machine = Machine()
+        machine.hear()
+        machine.wall += HOUR
+        machine.clock.follow()
+        machine.passes(100.0)
+        machine.hear()
+        machine.passes(100.0)
+        before = machine.clock.boottime()
+        for _ in range(2):
+            machine.hear(HOUR)
+
+        assert machine.clock.boottime() == before
+
     def test_time_that_never_was_is_not_added_to_the_deadlines(self) -> None:
         """Our time was wrong from the start and is set right: no time was lost, and no deadline comes nearer."""
         machine = Machine()
