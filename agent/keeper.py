@@ -455,15 +455,16 @@ class Keeper:
         return await self._issuer.issue(work.grant, work.base, now)
 
     def _issued(self, work: Work, issued: Issued | None, label: str, asked_at: float) -> None:
-        ends = None
+        ends = began = None
         if issued is not None:
             self._note_server_time(issued.server_time)
             if issued.lifetime is not None:
                 # Counted on the clock that never steps, from before the request left.
                 age = timedelta(seconds=self._clock.boottime() - asked_at)
-                ends = self._clock.now() + issued.lifetime - age
+                began = self._clock.now() - age
+                ends = began + issued.lifetime
         now = self._clock.now()
-        changed = self.store.put(work, issued.credential if issued is not None else None, now, ends=ends)
+        changed = self.store.put(work, issued.credential if issued is not None else None, now, ends=ends, began=began)
         if issued is None:
             if changed:
                 self._log.info("instance.absent", cloud=work.key.cloud)

@@ -104,18 +104,18 @@ class _Held(NamedTuple):
         ends: not shown from here on.
         counted: ``ends`` was counted from a moment of ours (asked then, good for an hour), and moves with our clock;
             else it is an instant that somebody named, and stays.
-        length: for how long it was given.
+        began: when its life began, on our clock; it may have come much later (the machine slept meanwhile).
     """
 
     credential: Credential
     ends: datetime
-    length: timedelta
+    began: datetime
     counted: bool = False
 
     @property
     def half_gone(self) -> datetime:
         """When half of its life is over."""
-        return self.ends - self.length / 2
+        return self.ends - (self.ends - self.began) / 2
 
     def moved(self, by: timedelta) -> _Held:
         """The same, after our clock was moved."""
@@ -125,7 +125,7 @@ class _Held(NamedTuple):
         if isinstance(credential, GoogleToken):
             # Google says how long, not until when: its end is in our time, as clients are told it.
             credential = msgspec.structs.replace(credential, issued_at=credential.issued_at + by, expires_at=ends)
-        return self._replace(credential=credential, ends=ends)
+        return self._replace(credential=credential, ends=ends, began=self.began + by)
 
 
 class _HeldOver(NamedTuple):
@@ -251,7 +251,15 @@ class Store:
         elif withdrawn is not None and withdrawn.stream == (bundle.issuer, bundle.subject):
             self._purge(now)
 
-    def put(self, work: Work, credential: Credential | None, now: datetime, *, ends: datetime | None = None) -> bool:
+    def put(
+        self,
+        work: Work,
+        credential: Credential | None,
+        now: datetime,
+        *,
+        ends: datetime | None = None,
+        began: datetime | None = None,
+    ) -> bool:
         """Take a credential that was issued for ``work``.
 
         Args:
@@ -261,6 +269,7 @@ class Store:
             ends: its end on our own clock, counted from the moment of asking; ``None`` when only the instant that the
                 credential itself names is known. With it, a clock that is hours off hides no live credential and
                 shows no dead one.
+            began: the moment of asking, from which ``ends`` was counted; ``None``: now.
 
         Returns:
             Whether anything a door can see changed. A result for a bundle that was replaced meanwhile changes nothing.
@@ -273,7 +282,7 @@ class Store:
             if not slot.key.is_instance:
                 raise RuntimeError("only the machine's own identity may be absent")
             return self._put_absent(slot, now)
-        held = _hold(credential, ends)
+        held = _hold(credential, ends, began or now)
         if held.ends <= now:
             self._fail(slot, Failure("expired", "the credential that was issued had already expired", False, now), now)
             return False
@@ -325,7 +334,8 @@ class Store:
         mine = self._bundle.digest if self._bundle is not None and not holding.key.is_instance else ""
         if slot is None or slot.held is not None or holding.digest != mine:
             return False
-        held = _hold(holding.credential, holding.ends)
+        length = holding.credential.expires_at - holding.credential.issued_at
+        held = _hold(holding.credential, holding.ends, min(holding.ends - length, now) if holding.ends else now)
         if held.ends <= now:
             return False
         slot.held = held
@@ -650,7 +660,7 @@ class Store:
                 slot = self._slot(key, grant, now + self._policy.spread * self._rng.random())
                 finished = ready(grant, bundle)
                 if finished is not None:
-                    slot.held, slot.renew_at = _hold(finished), None
+                    slot.held, slot.renew_at = _hold(finished, None, now), None
                 self._slots[key] = slot
         self._want_instances(now)
         self._previous = {
@@ -781,11 +791,10 @@ class Store:
             return refresh.reread_instance_at(now, held.ends, google=google, rng=self._rng)
         if isinstance(slot.grant, AwsSession | GcpToken):
             return None
-        issued = now if held.counted else min(held.credential.issued_at, now)
         when = refresh.renew_google_at if google else refresh.renew_aws_at
         # Never at once again: an upstream that hands out nearly dead credentials must not be stormed.
         floor = now + min(timedelta(seconds=5), (held.ends - now) / 3)
-        return max(when(issued, held.ends, self._rng), floor)
+        return max(when(min(held.began, now), held.ends, self._rng), floor)
 
     def _route_key(self, cloud: Cloud) -> Key | None:
         if self._bundle is not None and cloud in self._bundle.routes:
@@ -914,7 +923,7 @@ class Store:
                 elif slot.held is not None:
                     turns.append(slot.held.half_gone)
             if slot.held is not None:
-                known[slot.key.grant_id] = Known(slot.held.ends, slot.held.length, stopped)
+                known[slot.key.grant_id] = Known(slot.held.ends, slot.held.ends - slot.held.began, stopped)
             elif slot.failure is not None and stopped is not None:
                 known[slot.key.grant_id] = Known(slot.failure.at, None, stopped)
         routes = {cloud: bundle.routes[cloud]}
@@ -940,10 +949,12 @@ class Store:
         return False
 
 
-def _hold(credential: Credential, ends: datetime | None = None) -> _Held:
-    """Hold a credential; ``ends`` is its end counted on our own clock, if it was."""
-    held = _Held(credential, credential.expires_at, credential.expires_at - credential.issued_at, ends is not None)
-    return held.moved(ends - held.ends) if ends is not None else held
+def _hold(credential: Credential, ends: datetime | None, began: datetime) -> _Held:
+    """Hold a credential; ``ends`` is its end counted on our own clock from ``began`` on, if it was."""
+    if ends is None:
+        return _Held(credential, credential.expires_at, credential.issued_at)
+    held = _Held(credential, credential.expires_at, began, counted=True)
+    return held.moved(ends - held.ends)._replace(began=began)
 
 
 def _why(answer: Answer) -> str:

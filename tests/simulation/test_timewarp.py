@@ -166,8 +166,8 @@ class Deaf(Store):
 class Generous(Store):
     """Shows what has ended for a minute more."""
 
-    def put(self, work: Any, credential: Any, now: datetime, *, ends: datetime | None = None) -> bool:
-        return super().put(work, credential, now, ends=(ends or credential.expires_at) + timedelta(minutes=1))
+    def put(self, work: Any, credential: Any, now: datetime, *, ends: datetime | None = None, **more: Any) -> bool:
+        return super().put(work, credential, now, ends=(ends or credential.expires_at) + timedelta(minutes=1), **more)
 
 
 FIRST = (Fault(Kind.DOWN, 0, 5),)

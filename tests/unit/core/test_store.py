@@ -668,6 +668,18 @@ class TestClocks:
         assert planned is not None
         assert planned <= START + 5 * HOUR + MINUTE
 
+    def test_what_came_late_is_renewed_by_its_whole_life(self) -> None:
+        """An answer that a suspend held up for 40 of its 60 minutes is renewed at once, not after a share of the rest."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
+        late = START + 40 * MINUTE
+        s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), late, ends=START + HOUR, began=START)
+        planned = next(slot.renew_at for slot in s.slots() if slot.id == "r")
+
+        assert planned is not None
+        assert late < planned <= late + timedelta(seconds=5)
+
     def test_doubt_asks_soon_and_not_again(self) -> None:
         """Doubt about the clock asks for everything within half a minute, once a minute at most; more is put off."""
         s = store()
