@@ -37,6 +37,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         refusal: the last bundle that was refused.
         memory_unwritten: the state directory could not be written: a restart would forget.
         keys: the key ids by which this worker can be addressed.
+        absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by door and status.
     """
 
@@ -47,6 +48,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Ack | None
     memory_unwritten: bool
     keys: tuple[str, ...]
+    absent_keys: tuple[str, ...] = ()
     audiences: tuple[str, ...]
     requests: Mapping[tuple[str, int], int] = {}
 
@@ -114,6 +116,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
             "trusted": vitals.clock_samples > 0,
         },
         "keys": list(vitals.keys),
+        "absent_keys": list(vitals.absent_keys),
         "audiences": list(vitals.audiences),
         "memory_unwritten": vitals.memory_unwritten,
     }

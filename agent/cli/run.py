@@ -57,8 +57,9 @@ def check(path: Path) -> None:
 
     from agent import config, daemon
 
-    async def look() -> None:
-        daemon.check(config.load(path), environ=dict(os.environ))
+    async def look() -> tuple[str, ...]:
+        return daemon.check(config.load(path), environ=dict(os.environ))
 
-    asyncio.run(look())
+    for warning in asyncio.run(look()):
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"{path}: ok")

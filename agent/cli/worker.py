@@ -314,6 +314,8 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield "bundle: none"
     else:
         yield f"bundle: seq {bundle['seq']} from {bundle['issuer']} for {bundle['subject']}, by {bundle['origin']}"
+    for name in document["absent_keys"]:
+        yield f"key {name}: this machine was not given it; no bundle can be opened with it"
     for name, state in document["sources"].items():
         if state != "ok":
             yield f"source {name}: {state}"

@@ -59,6 +59,10 @@ READY_AFTER_SECONDS: Final = 10.0
 TELL_AGAIN_SECONDS: Final = 0.5
 TELL_AGAIN_ATTEMPTS: Final = 120
 CLOSE_SECONDS: Final = 2.0
+ABSENT_KEY_HINT: Final = (
+    "no bundle can be opened without it: give it to the machine (SMBIOS, /etc/credstore/, LoadCredential=), "
+    "then restart the agent"
+)
 SETTLE_SECONDS: Final = 5.0
 """How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
 STALE_LOOP_SECONDS: Final = 90.0
@@ -122,6 +126,11 @@ class Daemon:
         self._passed = systemd.passed(environ, pid=os.getpid())
         self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
 
+    @property
+    def absent_keys(self) -> tuple[str, ...]:
+        """The names of keys that the configuration expects and this machine was not given."""
+        return self._opening.ring.absent
+
     # -- the start --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -168,6 +177,7 @@ class Daemon:
             instance_id=self.store.memory.instance_id or None,
             keys=list(self._opening.ring.kids),
         )
+        self._tell_absent_keys()
         try:
             await self._serve(found)
         finally:
@@ -353,7 +363,10 @@ class Daemon:
         )
 
     async def _pushed(self, data: bytes) -> Ack:
-        return await self._push.push(data)
+        ack = await self._push.push(data)
+        # Who hears "accepted" may start a program at once, or believe that what was withdrawn is gone.
+        await self._publisher.settled(SETTLE_SECONDS)
+        return ack
 
     def _public_keys(self) -> list[dict[str, str]]:
         found = []
@@ -389,6 +402,7 @@ class Daemon:
             refusal=self.keeper.last_refusal,
             memory_unwritten=self.keeper.memory_unwritten,
             keys=self._opening.ring.kids,
+            absent_keys=self.absent_keys,
             audiences=tuple(sorted(self._opening.audiences | self._opening.ring.audiences)),
             requests=self._requests,
         )
@@ -516,19 +530,24 @@ class Daemon:
         log.set_up(level=settings.log.level, style=settings.log.format)
         self.keeper.reconsider()
         self._log.info("reload.applied", needs_restart=restart)
+        self._tell_absent_keys()
         if settings.keys != old.keys:
             self._publishing.cancel()
             self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
 
     def _keyring(self, settings: config.Config, ephemeral: keys.LocalKey | None) -> keys.Keyring:
-        found = compose.worker_keys(
+        return compose.keyring(
             settings,
             out=self._out,
             mint_=self._mint,
             credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"),
             ephemeral=ephemeral,
         )
-        return keys.Keyring(found)
+
+    def _tell_absent_keys(self) -> None:
+        for name in self.absent_keys:
+            # No error: the image of a worker is made, and checked, before the worker has a key.
+            self._log.warning("key.absent", credential=name, hint=ABSENT_KEY_HINT)
 
     @property
     def _ephemeral(self) -> keys.LocalKey | None:
@@ -544,13 +563,17 @@ class Daemon:
             self._log.error("memory.not_written", reason=error.message)
 
 
-def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> None:
+def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> tuple[str, ...]:
     """Open everything that the configuration names, start nothing.
+
+    Returns:
+        What the agent would start without, and a person should know of: a line each.
 
     Raises:
         ConfigError: something is missing or wrong.
     """
-    Daemon(settings, environ=environ, reload=lambda: settings, root=root)
+    daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root)
+    return tuple(f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys)
 
 
 async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:

@@ -142,14 +142,14 @@ def trust(settings: config.Config) -> bundle.Trust:
     return bundle.Trust.parse(entries)
 
 
-def worker_keys(
+def keyring(
     settings: config.Config,
     *,
     out: Upstream,
     mint_: Mint,
     credentials_directory: str | None,
     ephemeral: keys.LocalKey | None = None,
-) -> list[keys.WorkerKey]:
+) -> keys.Keyring:
     """The worker's keys, in the order of the configuration.
 
     Args:
@@ -163,6 +163,7 @@ def worker_keys(
         ConfigError: a key cannot be read.
     """
     found: list[keys.WorkerKey] = []
+    absent: list[str] = []
     for index, entry in enumerate(settings.keys):
         where = f"keys[{index}]"
         try:
@@ -170,12 +171,10 @@ def worker_keys(
                 case config.FileKey():
                     found += keys.load_key_file(Path(entry.path))
                 case config.CredentialKey():
-                    if credentials_directory is None:
-                        raise ConfigError(
-                            "expected systemd to pass credentials, got no CREDENTIALS_DIRECTORY",
-                            hint=f'add LoadCredential={entry.name}:/path to the unit, or use kind = "file"',
-                        )
-                    found += keys.load_credential(Path(credentials_directory), entry.name)
+                    directory = Path(credentials_directory) if credentials_directory else None
+                    passed = keys.load_credential(directory, entry.name)
+                    found += passed
+                    absent += [] if passed else [entry.name]
                 case config.AwsKmsKey():
                     public = bundle.RecipientKey.parse(_read(Path(entry.public_key), f"{where}.public_key"))
                     found.append(
@@ -206,7 +205,7 @@ def worker_keys(
     twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
     if twice:
         raise ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
-    return found
+    return keys.Keyring(found, absent=absent)
 
 
 class Opening:

@@ -63,7 +63,8 @@ def load_key_file(path: Path, *, kid: str | None = None) -> tuple[LocalKey, ...]
     """Read worker keys from a file: a private JWK, a JWK Set (present and previous key), or unencrypted PEM.
 
     Args:
-        path: the file; only its owner may have access.
+        path: the file; only its owner may have access, or only root and this process's group
+            (``root:credential-agent``, mode 0640: the service cannot change it).
         kid: the key id, when it is not the one in the JWK and not the thumbprint; for a single key only.
 
     Raises:
@@ -73,35 +74,48 @@ def load_key_file(path: Path, *, kid: str | None = None) -> tuple[LocalKey, ...]
     return _load(path, kid=kid, kind="file", private_directory=False)
 
 
-def load_credential(directory: Path, name: str, *, kid: str | None = None) -> tuple[LocalKey, ...]:
+def load_credential(directory: Path | None, name: str, *, kid: str | None = None) -> tuple[LocalKey, ...]:
     """Read worker keys from a systemd credential (systemd.exec(5), ``LoadCredential=``).
 
     Args:
-        directory: the value of ``$CREDENTIALS_DIRECTORY``. systemd keeps it to this service alone, and gives the file
-            mode 0440 when it uses ACLs, so its mode says nothing and is not checked.
+        directory: the value of ``$CREDENTIALS_DIRECTORY``; ``None`` where systemd had none to pass. systemd keeps it
+            to this service alone, and gives the file mode 0440 when it uses ACLs: its mode says nothing and is not
+            checked.
         name: the credential's name.
         kid: as in :func:`load_key_file`.
 
+    Returns:
+        The keys; none where the machine was not given this credential. An image is made before its machines have keys,
+        and systemd starts a service whose credential is missing: neither may fail for it.
+
     Raises:
-        HostError: there is no such credential.
+        HostError: the name cannot be one, or what was passed cannot be read.
         FormatError: code ``key``: it is not a key.
     """
     if not name or "/" in name or name in (".", ".."):
         raise HostError(f"a credential name must be a plain file name, got {name!r}")
+    if directory is None or not os.path.lexists(directory / name):
+        return ()
     return _load(directory / name, kid=kid, kind="systemd", private_directory=True)
 
 
 def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) -> tuple[LocalKey, ...]:
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            found = os.fstat(file.fileno())
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
         raise HostError(f"cannot read the key file {path}: {error.strerror}") from None
-    if not private_directory and mode & 0o077:
-        # The check is on the open file, not on the path: nothing can be put in between.
+    # The check is on the open file, not on the path: nothing can be put in between.
+    if not private_directory and not _private(found):
         raise HostError(
-            f"the key file {path} must be readable by its owner alone, its mode is {mode:04o}",
-            hint=f"chmod 600 {path}",
+            f"the key file {path} must be readable by its owner alone, its mode is {stat.S_IMODE(found.st_mode):04o}",
+            hint=f"chmod 600 {path}, or root:GROUP and 0640 where GROUP is the service's own",
         )
     return tuple(LocalKey(key, kind=kind) for key in bundle.OpeningKey.parse_all(raw, kid=kid))
+
+
+def _private(found: os.stat_result) -> bool:
+    """Whether nobody beside us can read it: its owner alone, or root and our own group."""
+    shared = found.st_mode & 0o077
+    return shared == 0 or (shared == 0o040 and found.st_uid == 0 and found.st_gid == os.getegid())

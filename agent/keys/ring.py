@@ -55,12 +55,14 @@ class Keyring:
 
     Args:
         keys: in order of preference.
+        absent: the names of keys that the configuration expects and this machine was not given.
 
     Raises:
         RuntimeError: two keys have the same id.
     """
 
-    def __init__(self, keys: Sequence[WorkerKey]) -> None:
+    def __init__(self, keys: Sequence[WorkerKey], *, absent: Sequence[str] = ()) -> None:
+        self.absent = tuple(absent)
         self._keys = {key.kid: key for key in keys}
         if len(self._keys) != len(keys):
             raise RuntimeError("two worker keys have the same key id")
@@ -119,7 +121,9 @@ class Keyring:
         if not ours:
             raise SealError(
                 f"it is sealed to {len(entries)} other key{'s' if len(entries) > 1 else ''}, none of them ours",
-                hint="this worker's keys: " + (", ".join(self._keys) or "none"),
+                hint="this worker's keys: "
+                + (", ".join(self._keys) or "none")
+                + "".join(f"; it was not given {name}" for name in self.absent),
                 code=bundle.Code.RECIPIENT,
             )
 

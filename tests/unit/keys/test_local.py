@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,35 @@ def test_a_key_id_can_be_given(tmp_path: Path) -> None:
         load_key_file(both, kid="cluster-7")
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
+@pytest.mark.parametrize("mode", [0o604, 0o660, 0o644, 0o610, 0o641])
 def test_a_key_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> None:
     """A key file with any access for group or others is refused, with the command that mends it."""
     with pytest.raises(HostError) as caught:
         load_key_file(put(tmp_path / "k", json.dumps(WORKER), mode))
     assert "chmod 600" in (caught.value.hint or "")
+
+
+def test_a_key_of_root_may_be_read_by_the_group_of_the_service_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``root:credential-agent`` and 0640 is a key that the service reads and cannot change; another group or owner is not."""
+    path = put(tmp_path / "k", json.dumps(WORKER), 0o640)
+    real = os.fstat
+
+    def owned(uid: int, gid: int) -> None:
+        def fstat(fd: int) -> os.stat_result:
+            found = list(real(fd))
+            found[4], found[5] = uid, gid
+            return os.stat_result(found)
+
+        monkeypatch.setattr(os, "fstat", fstat)
+
+    owned(0, os.getegid())
+    assert load_key_file(path)[0].kid == WORKER["kid"]
+    for uid, gid in ((0, os.getegid() + 1), (1, os.getegid())):
+        owned(uid, gid)
+        with pytest.raises(HostError, match="mode is 0640"):
+            load_key_file(path)
 
 
 def test_a_systemd_credential_may_have_the_mode_systemd_gives_it(tmp_path: Path) -> None:
@@ -90,6 +114,15 @@ def test_a_credential_name_cannot_leave_its_directory(tmp_path: Path, name: str)
     """A name is a name, never a path."""
     with pytest.raises(HostError):
         load_credential(tmp_path, name)
+
+
+def test_a_credential_that_the_machine_was_not_given_is_no_key(tmp_path: Path) -> None:
+    """Systemd starts a service without a credential it has not; so it is no key yet, and an unreadable one an error."""
+    assert load_credential(None, "worker-key") == ()
+    assert load_credential(tmp_path, "worker-key") == ()
+    (tmp_path / "worker-key").mkdir()
+    with pytest.raises(HostError):
+        load_credential(tmp_path, "worker-key")
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
