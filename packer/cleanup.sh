@@ -14,6 +14,11 @@ rm -rf /run/credential-agent
 # The next boot is a first boot: users, keys and host name from its own metadata.
 if command -v cloud-init >/dev/null; then cloud-init clean --logs --seed; fi
 rm -f /etc/ssh/ssh_host_*
+# cloud-init gives root the builder's key, with "Please login as the user ..." for a command: the next boot writes its own.
+if [ -f /root/.ssh/authorized_keys ]; then
+  sed -i '/Please login as the user/d' /root/.ssh/authorized_keys
+  [ -s /root/.ssh/authorized_keys ] || rm -f /root/.ssh/authorized_keys
+fi
 truncate --size 0 /etc/machine-id
 rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
 
