@@ -194,6 +194,15 @@ class TestEc2Worker:
         finally:
             machine.run("sh", "-c", "ip netns delete job; ip link delete docker0")
 
+    def test_a_user_namespace_is_no_way_around(self, machine: Machine) -> None:
+        """Root of a namespace of one's own is still the user outside, and a subordinate uid is no system user."""
+        ask = [*python(m.CONNECT), METADATA, "80"]
+        inside = ["unshare", "--user", "--map-root-user"]
+        assert machine.run(*inside, "id", "-u", uid=m.WORKER_UID).strip() == "0"
+        assert machine.run(*inside, *ask, uid=m.WORKER_UID).strip() == "agent"
+        first_of_subuid = 100_000
+        assert machine.run(*ask, uid=first_of_subuid).strip() == "agent"
+
     def test_nobody_outside_reaches_the_door(self, machine: Machine) -> None:
         """The door's addresses are for this machine: a neighbour on the network is dropped, even with a route."""
         cloud = machine.cloud.here
