@@ -178,6 +178,17 @@ class Disk:
         subprocess.run(["umount", "--lazy", str(self.root)], check=False)
 
 
+def sdk() -> list[Path]:
+    """What google-auth's usual transport needs beside the agent's own packages, from the interpreter that runs the tests."""
+    packages = []
+    for name in ("requests", "certifi", "charset_normalizer", "packaging"):
+        found = importlib.util.find_spec(name)
+        assert found is not None, name
+        assert found.origin is not None, name
+        packages.append(Path(found.origin).parent)
+    return packages
+
+
 def installed_image() -> Sequence[Path]:
     """The layers of an image with the agent in it, as the install script leaves it."""
     base, source = base_image(), payload()
@@ -187,12 +198,8 @@ def installed_image() -> Sequence[Path]:
             shutil.rmtree(layer, ignore_errors=True)
             disk = Disk(layer, [base])
             try:
-                # What google-auth's usual transport needs, from the interpreter that runs the tests.
-                for name in ("requests", "certifi", "charset_normalizer", "packaging"):
-                    found = importlib.util.find_spec(name)
-                    assert found is not None, name
-                    assert found.origin is not None, name
-                    shutil.copytree(Path(found.origin).parent, disk.root / "opt/sdk" / name)
+                for package in sdk():
+                    shutil.copytree(package, disk.root / "opt/sdk" / package.name)
                 install(disk.root, source, "--no-start", "--no-packages", "--platform", "none")
                 validate = [f"--bind-ro={source}:/payload", f"--bind-ro={(source / 'wheelhouse').resolve()}"]
                 call(*nspawn(disk.root, *validate, "/payload/validate.sh"))
