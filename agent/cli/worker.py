@@ -314,7 +314,7 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield "bundle: none"
     else:
         yield f"bundle: seq {bundle['seq']} from {bundle['issuer']} for {bundle['subject']}, by {bundle['origin']}"
-    for name in document["absent_keys"]:
+    for name in document.get("absent_keys", ()):  # of an agent that is older than this command
         yield f"key {name}: this machine was not given it; no bundle can be opened with it"
     for name, state in document["sources"].items():
         if state != "ok":

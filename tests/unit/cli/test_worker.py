@@ -248,6 +248,9 @@ def test_status_says_who_and_until_when(door: Door) -> None:
     assert "gcp: none (absent): no google identity here" in done.stdout
     assert "source file: broken" in done.stdout
     assert "a restart would forget" in done.stdout
+    assert "key " not in done.stdout
+    door.status["absent_keys"] = ["worker.key"]
+    assert "key worker.key: this machine was not given it" in door.run("status").stdout
     door.status["clouds"]["aws"] = none
     assert door.run("status").returncode == 69
     assert json.loads(door.run("status", "--json").stdout) == door.status
