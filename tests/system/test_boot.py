@@ -390,7 +390,7 @@ def _uninstall(machine: Machine) -> None:
     assert aws_key_of_system_python(machine) == "no python of ours"
     left = machine.run(
         "find", "/", "-xdev", "-name", "*credential-agent*", "-not", "-path", "/proc/*", "-not", "-path", "/var/log/*",
-        "-not", "-path", "/etc/credstore/*",
+        "-not", "-path", "/etc/credstore/*", "-not", "-path", f"{m.cache()}*",  # where the wheelhouse was mounted
     )  # fmt: skip
     assert left.strip() == ""
     assert "credential" not in machine.run("sh", "-c", "getent passwd; getent group; cat /etc/hosts")
