@@ -135,10 +135,11 @@ def judge(report: Report, data: bytes, answer: bytes, *, may_have_ours: bool) ->
         report.found("the machine's secret was given away", data)
     if not may_have_ours and (b"ASIAEXAMPLE" in answer or b"ya29." in answer):
         report.found("a credential without what it takes", data)
+    # Told to go on, a client may still leave: that is no answer, and none was due.
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     if not answer:
         report.answers[0] = report.answers.get(0, 0) + 1
         return
-    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     head, separator, body = answer.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     if not separator or not lines[0].startswith(b"HTTP/1.1 "):
@@ -381,7 +382,7 @@ async def fuzz(kind: str, seconds: float, seed: int, *, progress: bool = False) 
                     world.failures.clear()
                 if progress and monotonic() - said > 60:
                     said = monotonic()
-                    print(f"{kind}: {summary(report)}", flush=True)
+                    print(f"{kind}: {summary(report)}", *report.findings, sep="\n  ", flush=True)
 
         await asyncio.gather(keeper(), *(worker() for _ in range(CONCURRENCY)))
         await asyncio.sleep(2.0)  # the deadlines of whatever was left half-open
