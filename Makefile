@@ -80,9 +80,12 @@ $(VENV)-clients/.locked: requirements/clients.txt $(VENV)/.locked
 	@$(VENV)-clients/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/clients.txt
 	@touch $@
 
-.PHONY: matrix
-matrix: $(VENV)/.package $(VENV)-clients/.locked ## every SDK in every state, as a table: build/matrix/table.md (ARGS=--readme)
+.PHONY: clients
+clients: $(VENV)/.package $(VENV)-clients/.locked ## the SDKs of the matrix, in each language whose toolchain is here (1.4 GB)
 	@$(BIN)/python -m tests.matrix.build
+
+.PHONY: matrix
+matrix: clients ## every SDK in every state, as a table: build/matrix/table.md (ARGS=--readme)
 	@MATRIX_PYTHON=$(abspath $(VENV)-clients/bin/python) $(BIN)/python -m tests.matrix $(ARGS)
 
 # uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.
