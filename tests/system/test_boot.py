@@ -10,6 +10,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -115,12 +116,18 @@ def aws_key(machine: Machine, *, uid: int) -> str:
 @pytest.fixture(scope="module")
 def ec2_worker(image: Sequence[Path], sender: Sender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine with a sealed bundle in its user-data."""
-    disk = Disk(tmp_path_factory.mktemp("ec2"), image)
-    sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
-    with m.ec2() as cloud:
+    with closing(Disk(tmp_path_factory.mktemp("ec2"), image)) as disk, m.ec2() as cloud:
+        sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
         cloud.set_user_data(sender.seal())
         with Machine(disk, cloud) as machine:
             yield machine
+
+
+@pytest.fixture
+def disks() -> Iterator[ExitStack]:
+    """Unmounts what is entered into it: a mount that is left over is in the way of the next runs' cleaning up."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -337,13 +344,13 @@ print(done)
 
 
 def test_a_machine_without_a_bundle_serves_its_own_identity(
-    image: Sequence[Path], tmp_path: Path, sender: Sender
+    image: Sequence[Path], tmp_path: Path, sender: Sender, disks: ExitStack
 ) -> None:
     """The instance profile until a bundle comes; then the user's, also after a reboot; a copy of the disk begins clean.
 
     And taking the agent off leaves nothing.
     """
-    disk = Disk(tmp_path / "first", image)
+    disk = disks.enter_context(closing(Disk(tmp_path / "first", image)))
     sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
     (disk.root / "etc/credential-agent/config.toml").write_text(
         (disk.root / "etc/credential-agent/config.toml").read_text().replace("grace_seconds = 20", "grace_seconds = 0")
@@ -369,7 +376,7 @@ def test_a_machine_without_a_bundle_serves_its_own_identity(
             machine.shut_down()
 
     # An image is made of it, and another machine boots from that.
-    copy = disk.clone(tmp_path / "copy")
+    copy = disks.enter_context(closing(disk.clone(tmp_path / "copy")))
     with m.ec2(instance_id="'i-0fedcba9876543210'") as cloud:
         machine = Machine(copy, cloud).boot()
         try:
@@ -409,9 +416,11 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_a_gce_worker_takes_the_bundle_of_its_attribute(image: Sequence[Path], tmp_path: Path, sender: Sender) -> None:
+def test_a_gce_worker_takes_the_bundle_of_its_attribute(
+    image: Sequence[Path], tmp_path: Path, sender: Sender, disks: ExitStack
+) -> None:
     """On Google: a worker's google-auth gets the user's token, root the machine's; a new attribute is taken at once."""
-    disk = Disk(tmp_path / "gce", image)
+    disk = disks.enter_context(closing(Disk(tmp_path / "gce", image)))
     sender.configure(disk.root, source="gce-attribute", upstream=GCE)
     attribute = json.dumps({"credential-bundle": sender.seal().decode()})
     with m.gce(attributes=repr(json.loads(attribute))) as cloud, Machine(disk, cloud) as machine:
