@@ -96,6 +96,9 @@ LOCK := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.1
 lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for newer versions)
 	@test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/python -m pip --quiet install uv; }
 	$(LOCK) pyproject.toml --output-file requirements/runtime.txt
+	@# Ubuntu 22.04's Python is 3.11.0rc1, and its pip compares no candidate: ask for 3.11 instead.
+	sed -i.old "s/python_full_version \([<>]=*\) '\([0-9]*\.[0-9]*\)'/python_version \1 '\2'/" requirements/runtime.txt
+	rm requirements/runtime.txt.old
 	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) requirements/charts.in --constraint requirements/test.txt --output-file requirements/charts.txt

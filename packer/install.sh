@@ -127,12 +127,14 @@ install_files() {
     install -m 0644 "$units/$name" "$UNITS/$name"
   done
   install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/nftables.service.d"
-  rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,systemd-254}.conf
+  rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,systemd-249,systemd-254}.conf
   case $platform in
     ec2 | gce) install -m 0644 "$units/drop-ins/50-$platform.conf" "$UNITS/credential-agent.service.d/50-$platform.conf" ;;
   esac
   version=$(systemctl --version | awk 'NR == 1 { print int($2) }')
-  if [ "$version" -ge 254 ]; then
+  if [ "$version" -lt 252 ]; then
+    install -m 0644 "$units/drop-ins/50-systemd-249.conf" "$UNITS/credential-agent.service.d/50-systemd-249.conf"
+  elif [ "$version" -ge 254 ]; then
     install -m 0644 "$units/drop-ins/50-systemd-254.conf" "$UNITS/credential-agent.service.d/50-systemd-254.conf"
   fi
   install -m 0644 "$units/drop-ins/50-nftables.conf" "$UNITS/nftables.service.d/50-credential-agent.conf"

@@ -85,8 +85,9 @@ def load_credential(directory: Path | None, name: str, *, kid: str | None = None
         kid: as in :func:`load_key_file`.
 
     Returns:
-        The keys; none where the machine was not given this credential. An image is made before its machines have keys,
-        and systemd starts a service whose credential is missing: neither may fail for it.
+        The keys; none where the machine was not given this credential, or it is empty, as a unit sets it for the case
+        that it is absent (``SetCredential=NAME:``). An image is made before its machines have keys, and systemd starts
+        a service whose credential is missing: neither may fail for it.
 
     Raises:
         HostError: the name cannot be one, or what was passed cannot be read.
@@ -106,6 +107,8 @@ def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) ->
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
         raise HostError(f"cannot read the key file {path}: {error.strerror}") from None
+    if private_directory and not raw:
+        return ()
     # The check is on the open file, not on the path: nothing can be put in between.
     if not private_directory and not _private(found):
         raise HostError(

@@ -60,6 +60,11 @@ def test_only_the_redirect_has_a_capability() -> None:
     assert sets == {"credential-agent.service": ["", ""], "credential-agent-redirect.service": ["CAP_NET_ADMIN"]}
 
 
+def test_the_lock_asks_for_no_full_version_of_python() -> None:
+    """Ubuntu 22.04 has Python 3.11.0rc1, and a pip to which a release candidate is less than no version."""
+    assert "python_full_version" not in (REPOSITORY / "requirements/runtime.txt").read_text()
+
+
 def test_units_and_code_agree_on_addresses() -> None:
     """The socket unit listens where the rules lead and the environment file points."""
     from agent import config
