@@ -1,8 +1,10 @@
-"""A worker that really boots: Debian with systemd in systemd-nspawn, alone on a network with a fake cloud.
+"""A worker that really boots: a distribution with systemd in systemd-nspawn, alone on a network with a fake cloud.
+
+Debian 12, or what ``BOOT_SUITE`` names (:data:`RELEASES`).
 
 Layers, each made once and kept in a cache (``CREDENTIAL_AGENT_TEST_CACHE``, else the user's cache directory):
 
-* ``base-*``: debootstrap's Debian with what an image of a worker has. A minute, once.
+* ``base-*``: debootstrap's system with what an image of a worker has. A minute, once.
 * ``image-*``: that, plus the install script run on it. Half a minute, again when the code or the script changes.
 * a machine's own layer, gone with the machine unless it is to boot again, or an image is to be made of it.
 
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -35,9 +38,54 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "libnss-systemd", "python3", "python3-venv", "nftables", "iproute2",
-    "ca-certificates", "procps", "util-linux",
+    "systemd", "systemd-sysv", "dbus", "libnss-systemd", "nftables", "iproute2", "ca-certificates", "procps", "util-linux",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Release:
+    """How a base is made of a release.
+
+    Attributes:
+        suite: its name in an archive.
+        python: the name of the interpreter that the install script finds there.
+        keyring: what proves that a package is the distribution's.
+        components: of the archive.
+        updated: take packages of the release's updates too, as a machine has them that apt looks after. Python too.
+        script: of debootstrap, where it has none by the suite's name.
+    """
+
+    suite: str
+    python: str = "python3"
+    keyring: Path = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    components: str = "main"
+    updated: bool = False
+    script: str = "sid"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What a worker's image has."""
+        return (*PACKAGES, self.python, f"{self.python}-venv")
+
+
+_NOBLE = Release(
+    "noble",
+    keyring=Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+    components="main,universe",  # as Ubuntu's own images have it; venv is in the second
+    script="gutsy",
+)
+RELEASES = {
+    "bookworm": Release("bookworm"),
+    "trixie": Release("trixie"),
+    "jammy": replace(
+        _NOBLE,
+        suite="jammy",
+        python="python3.11",
+        updated=True,  # 3.11 came later than the release
+    ),
+    "noble": _NOBLE,
+}
+SCRIPTS = Path("/usr/share/debootstrap/scripts")
 TOOLS = ("systemd-nspawn", "debootstrap", "nsenter", "ip", "nft", "mount")
 PYTHON = "/opt/credential-agent/current/bin/python3"
 PORT = 16925
@@ -51,16 +99,23 @@ SYSTEM_UID = 1  # "daemon": no worker, no root
 _numbers = itertools.count()
 
 
-def _mirror() -> str:
-    """Where this machine's own apt gets Debian from: a container's packages come from the same place."""
+def release() -> Release:
+    """What the containers run: ``BOOT_SUITE``, else Debian 12."""
+    return RELEASES[os.environ.get("BOOT_SUITE") or SUITE]
+
+
+def _mirror(keyring: Path = RELEASES[SUITE].keyring) -> str:
+    """Where this machine's own apt gets the distribution from: a container's packages come from the same place.
+
+    Empty, which is debootstrap's own default, when apt knows only others.
+    """
+    suites = {known.suite for known in RELEASES.values() if known.keyring == keyring}
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = [line.split()[0] for line in done.stdout.splitlines() if line.split()[1:] == [SUITE]]
-    if not found:
-        raise RuntimeError(f"apt of this machine knows no {SUITE}")
-    return found[0]
+    found = (line.split() for line in done.stdout.splitlines())
+    return next((uri for uri, name in found if name in suites), "")
 
 
 def missing() -> str | None:
@@ -74,6 +129,11 @@ def missing() -> str | None:
         return "needs overlayfs"
     if not any(line.split()[2] == "cgroup2" for line in Path("/proc/mounts").read_text().splitlines()):
         return "needs cgroup v2"
+    chosen = os.environ.get("BOOT_SUITE") or SUITE
+    if chosen not in RELEASES:
+        return f"BOOT_SUITE: expected one of {', '.join(RELEASES)}, got {chosen!r}"
+    if not release().keyring.exists():
+        return f"needs {release().keyring} (its distribution's package with the archive's keys)"
     return None
 
 
@@ -115,12 +175,25 @@ def nspawn(root: Path, *arguments: str) -> list[str]:
 
 
 def base_image() -> Path:
-    """Debian as a worker's image has it, without the agent."""
-    root = cache() / f"base-{_digest(SUITE.encode(), *(name.encode() for name in PACKAGES))}"
+    """The system as a worker's image has it, without the agent."""
+    made = release()
+    recipe = (made.suite, made.components, str(made.updated), *made.packages)
+    root = cache() / f"base-{_digest(*(part.encode() for part in recipe))}"
     with _locked("base"):
         if not (root / ".complete").exists():
             shutil.rmtree(root, ignore_errors=True)
-            call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, _mirror())
+            script = [] if (SCRIPTS / made.suite).exists() else [made.script]
+            packages = PACKAGES if made.updated else made.packages
+            call("debootstrap", "--variant=minbase", "--force-check-gpg", f"--keyring={made.keyring}",
+                 f"--components={made.components}", f"--include={','.join(packages)}",
+                 made.suite, root, _mirror(made.keyring), *script)  # fmt: skip
+            if made.updated:  # debootstrap reads one suite
+                sources = root / "etc/apt/sources.list"
+                lines = sources.read_text()
+                sources.write_text(lines + lines.replace(f" {made.suite} ", f" {made.suite}-updates "))
+                apt = ("chroot", root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes")
+                call(*apt, "update")
+                call(*apt, "install", "--no-install-recommends", *made.packages)
             (root / "etc/machine-id").write_text("")
             call("chroot", root, "useradd", "--create-home", "--uid", str(WORKER_UID), "alice")
             (root / ".complete").touch()
@@ -130,7 +203,8 @@ def base_image() -> Path:
 def payload() -> Path:
     """What ``packer/payload.sh`` gathers, with a wheelhouse: the machines have no network to install from."""
     locked = (REPOSITORY / "requirements/runtime.txt").read_bytes()
-    version = call("chroot", base_image(), "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = call("chroot", base_image(), release().python, "-c", ask).strip()
     sources = sorted(
         path
         for folder in ("agent", "systemd", "packer")
@@ -192,7 +266,7 @@ def sdk() -> list[Path]:
 def installed_image() -> Sequence[Path]:
     """The layers of an image with the agent in it, as the install script leaves it."""
     base, source = base_image(), payload()
-    layer = cache() / f"image-{source.name.removeprefix('payload-')}"
+    layer = cache() / f"image-{_digest(base.name.encode(), source.name.encode())}"
     with _locked("image"):
         if not (layer / ".complete").exists():
             shutil.rmtree(layer, ignore_errors=True)
@@ -397,7 +471,11 @@ class Machine:
         self._process = None
 
     def __enter__(self) -> Self:
-        return self.boot()
+        try:
+            return self.boot()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *exc: object) -> None:
         self.shut_down()
