@@ -275,7 +275,7 @@ print(done)
             time.sleep(2.5)
             started.add(machine.run("systemctl", "show", "-P", "MainPID", "credential-agent"))
             if blow == "kill":
-                machine.run("systemctl", "kill", "--signal=KILL", "credential-agent")
+                machine.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "credential-agent")
             else:
                 machine.run("systemctl", "restart", "credential-agent")
         for client in clients:
@@ -298,6 +298,12 @@ print(done)
         finally:
             machine.run("systemctl", "start", "credential-agent.target")
         assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
+    def test_a_slice_that_is_made_anew_is_led_too(self, machine: Machine) -> None:
+        """A slice that was stopped has a new control group with its next job: the rules are loaded again for it."""
+        machine.run("systemctl", "stop", "credential-agent-workers.slice")
+        machine.until(lambda: machine.in_slice(*python(m.AWS)).strip() == m.USER_KEY, seconds=20, what="the new slice")
+        machine.run("systemctl", "start", "credential-agent.target")
 
     def test_a_stopped_redirect_closes(self, machine: Machine) -> None:
         """Without the redirect no worker gets the machine's identity; the machine keeps its own."""
