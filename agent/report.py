@@ -77,7 +77,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
             "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
             "on_expiry": bundle.on_expiry,
             "set_aside": [msgspec.to_builtins(aside) for aside in bundle.set_aside],
-            "variables": sorted(store.variables()),
+            "variables": sorted(store.variables(now)),
         },
         "credentials": [
             {

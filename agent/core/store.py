@@ -200,6 +200,7 @@ class Store:
         self._outlooks_of = -1
         self._observed = Facts()
         self._hastened: datetime | None = None
+        self._lease_was_over = False
         self._version = 0
         self._want_instances(now)
 
@@ -231,7 +232,7 @@ class Store:
             if bundle.seq == mark.seq and not same:
                 return Refused("conflict", f"seq {bundle.seq} was accepted before with other content", alarm=True)
         if bundle.action is Action.WITHDRAW:
-            return Accepted(bundle, self._remembering(bundle, decided=self._memory.decided))
+            return Accepted(bundle, self._remembering(bundle, decided=self._after_withdrawal(bundle)))
         if bundle.lease_until is not None and bundle.lease_until <= now and not resume:
             return Refused("lease", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
         dead = dead_on_arrival(bundle, now)
@@ -475,6 +476,11 @@ class Store:
     def tick(self, now: datetime) -> list[Notice]:
         """What happened since the last call, told once: identities that changed or ended, horizons that came near."""
         notices = []
+        lease_over = self._lease_over(now)
+        if lease_over != self._lease_was_over:
+            # Variables end with the lease too, and no cloud's answer need change with them.
+            self._lease_was_over = lease_over
+            self._version += 1
         for cloud in Cloud:
             answer = self.view(cloud, now)
             origin = self.origin(cloud, now)
@@ -511,9 +517,9 @@ class Store:
             for s in self._slots.values()
         ]
 
-    def variables(self) -> Mapping[str, Secret]:
-        """The opaque variables of the bundle in force."""
-        if self._bundle is None:
+    def variables(self, now: datetime) -> Mapping[str, Secret]:
+        """The opaque variables of the bundle in force, until its lease ends."""
+        if self._bundle is None or self._lease_over(now):
             return {}
         merged: dict[str, Secret] = {}
         for grant in self._bundle.grants:
@@ -556,7 +562,7 @@ class Store:
         if self._bundle is not None and cloud in self._bundle.routes:
             return self._view_bundle(cloud, self._bundle, now)
         if cloud in self._memory.decided:
-            return Ended(_closed_reason(self._bundle, cloud), passing=False)
+            return Ended(self._closed_reason(cloud), passing=False)
         if self._bundle is None and now < self._grace_until:
             return Pending(f"waiting for a first bundle until {self._grace_until:%H:%M:%SZ}")
         return Ended(
@@ -683,6 +689,20 @@ class Store:
         self._id_tokens.clear()
         self._want_instances(now)
         self._version += 1
+
+    def _after_withdrawal(self, bundle: Bundle) -> dict[Cloud, OnExpiry | None]:
+        """What every decided cloud comes to: nothing, whatever the withdrawn bundle or the configuration would allow.
+
+        The machine's own identity comes back only where the withdrawal itself says so, and only in the clouds that the
+        withdrawn bundle carries: one that an earlier bundle closed stays closed.
+        """
+        active, decided = self._memory.active, self._memory.decided
+        if active is None or active.stream != (bundle.issuer, bundle.subject):
+            return decided
+        if bundle.on_expiry is not OnExpiry.FALLBACK:
+            return dict.fromkeys(decided, OnExpiry.DENY)
+        carried = self._bundle.routes if self._bundle is not None else {}
+        return {cloud: OnExpiry.FALLBACK if cloud in carried else before for cloud, before in decided.items()}
 
     def _remembering(self, bundle: Bundle, *, decided: dict[Cloud, OnExpiry | None]) -> Memory:
         """The memory after ``bundle``: its mark is the highest of its stream."""
@@ -948,6 +968,18 @@ class Store:
             slot = self._base_slot(slot)
         return False
 
+    def _closed_reason(self, cloud: Cloud) -> str:
+        if self._bundle is not None:
+            return (
+                f"bundle {self._bundle.seq} no longer carries {cloud}, which an earlier one decided; seal one that does"
+            )
+        kept = "the machine's own identity is not served in its place; seal a bundle with a higher seq"
+        if self._memory.active is not None:
+            return (
+                f"bundle {self._memory.active.seq}, which was in force, cannot be opened any more (see the log); {kept}"
+            )
+        return f"the bundle that decided this identity was withdrawn; {kept}"
+
 
 def _hold(credential: Credential, ends: datetime | None, began: datetime) -> _Held:
     """Hold a credential; ``ends`` is its end counted on our own clock from ``began`` on, if it was."""
@@ -959,12 +991,3 @@ def _hold(credential: Credential, ends: datetime | None, began: datetime) -> _He
 
 def _why(answer: Answer) -> str:
     return f"served as {answer.name}" if isinstance(answer, Live) else answer.why
-
-
-def _closed_reason(bundle: Bundle | None, cloud: Cloud) -> str:
-    if bundle is None:
-        return (
-            "a bundle decided this identity before and was withdrawn or can no longer be opened; "
-            "the machine's own identity is not served in its place"
-        )
-    return f"bundle {bundle.seq} no longer carries {cloud}, which an earlier one decided; seal one that does"

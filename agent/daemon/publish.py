@@ -112,7 +112,7 @@ class Publisher:
         # While a bundle is awaited the file leads to us already: a program that starts first must find it later.
         awaited = self.expects_bundle and store.bundle is None
         variables = dict(settings.variables)
-        variables.update({name: value.reveal() for name, value in store.variables().items()})
+        variables.update({name: value.reveal() for name, value in store.variables(now).items()})
         variables.update(
             envfile.pointers(
                 address=self._address,

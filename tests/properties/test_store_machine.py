@@ -64,9 +64,11 @@ class StoreMachine(RuleBasedStateMachine):
         salt = f"{hours}{lease}{on_expiry}{self.now}"
         self.judge(bundle(*grants, seq=seq, routes=routes, lease=until, on_expiry=on_expiry, now=self.now, salt=salt))
 
-    @rule(seq=st.integers(1, 6))
-    def withdraw(self, seq: int) -> None:
-        self.judge(bundle(seq=seq, action=Action.WITHDRAW, now=self.now))
+    @rule(seq=st.integers(1, 6), on_expiry=st.sampled_from([None, *OnExpiry]))
+    def withdraw(self, seq: int, on_expiry: OnExpiry | None) -> None:
+        self.judge(
+            bundle(seq=seq, action=Action.WITHDRAW, on_expiry=on_expiry, now=self.now, salt=f"{on_expiry}{self.now}")
+        )
 
     def judge(self, offered: Bundle) -> None:
         before = {cloud: self.store.view(cloud, self.now) for cloud in Cloud}
@@ -88,7 +90,10 @@ class StoreMachine(RuleBasedStateMachine):
                     lease = offered.lease_until
                     assert lease is None or lease > self.now
                     assert isinstance(self.store.view(cloud, self.now), Live), "a live identity was lost to an offer"
-        else:
+        elif self.sealed is not None:
+            said = OnExpiry.FALLBACK if offered.on_expiry is OnExpiry.FALLBACK else OnExpiry.DENY
+            told = self.decided if said is OnExpiry.DENY else self.sealed.routes
+            self.decided.update(dict.fromkeys(told, said))
             self.sealed = None
 
     @rule()

@@ -161,6 +161,31 @@ class TestSticky:
         assert s.memory.active is None
         assert isinstance(s.judge(bundle(session()), START), Refused)
 
+    @pytest.mark.parametrize("said", [None, OnExpiry.DENY])
+    @pytest.mark.parametrize("configured", OnExpiry)
+    @pytest.mark.parametrize("before", [None, *OnExpiry])
+    def test_a_withdrawal_closes_whatever_was_allowed_before(
+        self, said: OnExpiry | None, configured: OnExpiry, before: OnExpiry | None
+    ) -> None:
+        """What was withdrawn is not replaced by the machine's identity, though its bundle or the operator allow that."""
+        s = store(on_expiry=configured)
+        take(s, bundle(session(), on_expiry=before))
+        take(s, bundle(seq=2, action=Action.WITHDRAW, on_expiry=said))
+
+        assert isinstance(answer := s.view(Cloud.AWS, START), Ended)
+        assert "withdrawn" in answer.why
+        assert s.origin(Cloud.AWS, START) is Origin.CLOSED
+
+    def test_a_withdrawal_may_give_the_machine_its_identity_back(self) -> None:
+        """Only where it says so itself, and only in the clouds that it takes away: what was closed before stays closed."""
+        s = store()
+        take(s, bundle(session(), google(), on_expiry=OnExpiry.DENY))
+        take(s, bundle(session(), seq=2))
+        take(s, bundle(seq=3, action=Action.WITHDRAW, on_expiry=OnExpiry.FALLBACK))
+
+        assert s.origin(Cloud.AWS, START) is Origin.FALLBACK
+        assert s.origin(Cloud.GCP, START) is Origin.CLOSED
+
     def test_a_withdrawal_of_another_stream_changes_nothing(self) -> None:
         """Only the stream whose bundle is in force can withdraw it."""
         s = store()
@@ -756,10 +781,23 @@ class TestRest:
         """Opaque variables live and die with the bundle."""
         s = store()
         take(s, bundle(session(), Env(id="e", variables={"A": Secret("1")})))
-        assert s.variables()["A"].reveal() == "1"
+        assert s.variables(START)["A"].reveal() == "1"
         take(s, bundle(seq=2, action=Action.WITHDRAW))
 
-        assert s.variables() == {}
+        assert s.variables(START) == {}
+
+    def test_variables_end_with_the_lease(self) -> None:
+        """Opaque variables are served no longer than the lease, also by a bundle without any cloud; who writes them hears."""
+        s = store()
+        take(s, bundle(Env(id="e", variables={"A": Secret("1")}), lease=START + HOUR))
+        s.tick(START)
+        before = s.version
+        late = START + HOUR
+        assert s.next_wake(START + HOUR - timedelta(seconds=1)) <= late
+        s.tick(late)
+
+        assert s.variables(late) == {}
+        assert s.version > before
 
     def test_next_wake_is_in_the_future(self) -> None:
         """The loop can always sleep."""

@@ -276,7 +276,7 @@ class TestWithdrawal:
 
             assert ack.outcome == "accepted"
             assert isinstance(world.store.view(Cloud.AWS, world.clock.now()), Ended)
-            assert world.store.variables() == {}
+            assert world.store.variables(world.clock.now()) == {}
             memory, sealed = world.recorder.saved[-1]
             assert sealed is None
             assert memory.active is None
