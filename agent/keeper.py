@@ -42,6 +42,8 @@ ISSUE_TIMEOUT_SECONDS: Final = 90.0
 WRITE_AGAIN_SECONDS: Final = 30.0
 """Between attempts to write a memory down that a full disk refused."""
 
+REVIEW_AGAIN_SECONDS: Final = 30.0
+"""Between attempts to judge the bundle in force again while the key service is silent."""
 
 MOVED_SECONDS: Final = 0.5
 """Below this our clock was not moved: it was only read twice, one reading after the other."""
@@ -142,6 +144,7 @@ class Keeper:
         self._woken = asyncio.Event()
         self._version = -1
         self._sealed: bytes | None = None  # of the bundle in force, as it came
+        self._review_at = float("inf")  # boot-time seconds: when to judge the bundle in force again
         self._held: dict[str, _Held] = {}  # by origin: bytes worth another try
         self._write_at = float("inf")  # boot-time seconds: when to write again what could not be written
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
@@ -245,6 +248,7 @@ class Keeper:
         await self._remember(verdict.memory, keep)
         self.store.accept(verdict, self._clock.now())
         self._sealed = keep
+        self._held.pop(STATE, None)  # our copy of an earlier one
         self.counters.accepted += 1
         event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
         self._log.info(event, **_describe(bundle))
@@ -291,6 +295,51 @@ class Keeper:
         for held in self._held.values():
             held.at = min(held.at, self._clock.boottime())
         self._wake()
+
+    def review(self) -> None:
+        """Judge the bundle in force again, soon and as a restart would: whom we believe, or who we are, has changed.
+
+        It is judged before anything that :meth:`reconsider` brings back: what a signer said who is not believed any
+        more must not be held over until its successor has a credential.
+        """
+        self._review_at = self._clock.boottime()
+        self._wake()
+
+    async def _review(self) -> None:
+        async with self._offering:
+            bundle, sealed = self.store.bundle, self._sealed
+            if bundle is None or sealed is None or self._opener is None:
+                return
+            now = self._clock.now()
+            try:
+                again = await self._opener(SealedBundle(sealed, bundle.origin), now, bundle.digest)
+            except KeyUnavailableError as error:
+                # No verdict. A key service that is down for a night takes nobody's identity away.
+                self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
+                self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
+                self._wake()  # its sleep was planned without this
+                return
+            except BundleError as error:
+                self._revoke(bundle, sealed, error, now)
+                return
+            verdict = self.store.judge(again, now, resume=True)
+            if isinstance(verdict, Accepted) and again.lease_until != bundle.lease_until:
+                # The signer may give shorter leases, or longer ones, than it might then.
+                self.store.accept(verdict, now)
+                self._log.info("bundle.leased_anew", **_describe(again))
+                self._publish()
+
+    def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
+        """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
+        self._log.error("bundle.revoked", code=error.code, reason=error.message, **_describe(bundle))
+        bump(self.counters.refused, error.code)
+        mine = SealedBundle(sealed, STATE)
+        self.last_refusal = self._ack(mine, "refused", now, bundle=bundle, code=error.code, reason=error.message)
+        # The store ends a bundle on a withdrawal of its stream; nobody signed this one, so the memory takes no note.
+        ended = msgspec.structs.replace(bundle, action=Action.WITHDRAW)
+        self.store.accept(Accepted(ended, self.store.memory), now)
+        self._hold(mine, 0, None)  # a reload that was a mistake is made good by the next
+        self._publish()
 
     def _refused(
         self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False
@@ -345,7 +394,7 @@ class Keeper:
                 now = self._clock.now()
                 seconds = (self.store.next_wake(now) - now).total_seconds()
                 again = min((held.at for held in self._held.values()), default=float("inf"))
-                again = min(again, self._write_at)
+                again = min(again, self._write_at, self._review_at)
                 await self._sleep(min(seconds, again - self._clock.boottime()))
         finally:
             for task in self._tasks:
@@ -363,6 +412,9 @@ class Keeper:
         self.last_step = self._clock.boottime()
         for notice in self.store.tick(now):
             self._tell(notice)
+        if self._review_at <= self.last_step:
+            self._review_at = float("inf")
+            self._spawn(self._review(), name="review")
         for held in list(self._held.values()):
             if held.at <= self.last_step:
                 held.at = float("inf")  # until it is judged, which defers it anew or not
