@@ -21,6 +21,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,8 +69,22 @@ SETTLE_SECONDS: Final = 5.0
 STALE_LOOP_SECONDS: Final = 90.0
 """The keeper's loop goes round at least once a minute; one that has not for this long is stuck."""
 
-_LOADED_ONCE: Final = ("listen", "sources", "upstream", "mint", "state")
-"""Sections whose change needs a restart, which loses no request."""
+LOADED_ONCE: Final = (
+    "listen",
+    "identity.instance_id",
+    "identity.grace_seconds",
+    "sources",
+    "upstream",
+    "mint",
+    "aws.region",
+    "aws.imdsv1",
+    "pass_through",
+    "environment.token_file",
+    "state",
+)
+"""What a reload does not, or not wholly, apply: a change of it needs a restart, which loses no request."""
+
+_REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
 
 
 class Daemon:
@@ -93,13 +108,15 @@ class Daemon:
         reload: Callable[[], config.Config],
         root: Path = Path("/"),
     ) -> None:
-        self._settings = settings
+        self._settings = self._loaded = settings
         self._environ = environ
         self._reload = reload
         self._root = root
         self._log = structlog.get_logger()
         self._requests: dict[tuple[str, int], int] = {}
         self._complained: dict[int, float] = {}
+        self._own_audiences: frozenset[str] = frozenset()  # the names that the machine itself answers to
+        self._named = settings.identity.instance_id
         self._stop = asyncio.Event()
         self._keep_again: asyncio.TimerHandle | None = None
         self._serving = self._told_ready = self._reload_wanted = False
@@ -305,9 +322,8 @@ class Daemon:
 
     def _instance_id(self, found: list[Machine]) -> str:
         """The name of this machine; empty while it is not known."""
-        configured = self._settings.identity.instance_id
-        if configured != "auto":
-            return f"config:{configured}"
+        if self._named != "auto":
+            return f"config:{self._named}"
         if found:
             return found[0].instance_id
         if self._metadata.ec2 is not None or self._metadata.gce is not None:
@@ -316,13 +332,12 @@ class Daemon:
         return f"machine:{own}" if own else ""
 
     def _take_facts(self, found: list[Machine]) -> None:
-        audiences = set(self._settings.identity.audience)
         facts = self.store.facts()
         for one in found:
-            audiences |= one.audiences
+            self._own_audiences |= one.audiences
             seen = {name: value for name, value in msgspec.structs.asdict(one.facts).items() if value is not None}
             facts = msgspec.structs.replace(facts, **seen)
-        self._opening.audiences = frozenset(audiences)
+        self._opening.audiences = self._own_audiences.union(self._settings.identity.audience)
         self.store.observe(facts)
 
     # -- the doors --------------------------------------------------------------------------------------------------
@@ -519,17 +534,20 @@ class Daemon:
         ring = self._keyring(settings, self._ephemeral)
         gid = group_id(settings.environment.group)
         check_paths(settings.environment)
-        restart = [name for name in _LOADED_ONCE if getattr(settings, name) != getattr(old, name)]
-        if settings.environment.token_file != old.environment.token_file:
-            restart.append("environment.token_file")
+        audiences = self._own_audiences.union(settings.identity.audience)
+        opening = self._opening
+        narrower = not compose.trusts_at_least(pinned, opening.trust) or not audiences >= opening.audiences
         self._settings = settings
-        self._opening.trust, self._opening.ring = pinned, ring
-        self._publisher.settings, self._publisher.gid = settings.environment, gid
-        self._publisher.expects_bundle = bool(settings.keys)
+        opening.trust, opening.ring, opening.audiences = pinned, ring, audiences
         self.store.reconfigure(compose.policy(settings), self.clock.now())
+        self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
         log.set_up(level=settings.log.level, style=settings.log.format)
+        if narrower:
+            self.keeper.review()
         self.keeper.reconsider()
-        self._log.info("reload.applied", needs_restart=restart)
+        self._log.info("reload.applied", needs_restart=needs_restart(settings, self._loaded))
+        if settings.redirect != old.redirect:
+            self._log.warning("reload.elsewhere", section="redirect", hint=_REDIRECT_HINT)
         self._tell_absent_keys()
         if settings.keys != old.keys:
             self._publishing.cancel()
@@ -576,6 +594,11 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
     return tuple(f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys)
 
 
+def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
+    """What of ``settings`` is not in force in a process that was started with ``loaded``, by the names of the file."""
+    return [name for name in LOADED_ONCE if attrgetter(name)(settings) != attrgetter(name)(loaded)]
+
+
 async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:
     try:
         async with asyncio.timeout(seconds):
@@ -616,4 +639,4 @@ def _pointer_address(addresses: list[str]) -> str:
     return next((a for a in addresses if a.startswith("127.")), addresses[0])
 
 
-__all__ = ["Daemon", "check"]
+__all__ = ["LOADED_ONCE", "Daemon", "check", "needs_restart"]

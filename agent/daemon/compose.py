@@ -142,6 +142,15 @@ def trust(settings: config.Config) -> bundle.Trust:
     return bundle.Trust.parse(entries)
 
 
+def trusts_at_least(pinned: bundle.Trust, former: bundle.Trust) -> bool:
+    """Whether every key is believed in just what ``former`` says; a key that changed under its old id is another."""
+    now, before = (
+        [(s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease) for s in trust.signers]
+        for trust in (pinned, former)
+    )
+    return all(signer in now for signer in before)
+
+
 def keyring(
     settings: config.Config,
     *,

@@ -1,6 +1,7 @@
 """What programs on the worker read: the environment files and the bearer token of the container endpoint.
 
-Written when what they would say has changed, each by one rename, in a thread: a full or slow disk never holds up a GET.
+Written when what they would say has changed or one is gone, each by one rename, in a thread: a full or slow disk never
+holds up a GET.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from agent import config
@@ -66,6 +68,23 @@ def container_token(path: Path) -> Secret:
     return Secret(secrets.token_urlsafe(32))
 
 
+def _there(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:
+        return False  # or out of our sight: the attempt to write it will say why
+    return True
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        pass  # it cannot be there
+    except OSError as error:
+        raise HostError(f"{path}: cannot be removed: {(error.strerror or 'unknown error').lower()}") from None
+
+
 class Publisher:
     """Keeps the files in step with the store.
 
@@ -97,13 +116,34 @@ class Publisher:
         self._clock = clock
         self._address = address
         self._token = token
-        self._written: dict[Path, bytes] = {}
+        self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # what, with which mode and group
+        self._left: set[Path] = set()  # where they were before a reload moved them
         self._task: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
         self._log = structlog.get_logger()
         for path in (settings.file, settings.shell_file, settings.token_file):
             # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
             sweep(Path(path))
+
+    def reconfigure(self, settings: config.Environment, *, gid: int | None, expects_bundle: bool) -> None:
+        """Take other settings (a reload): every file is written anew, and none is left where it was before.
+
+        The token stays where it is until a restart: running programs read it again, under the name they were given.
+        """
+        old = self._files
+        self.settings = msgspec.structs.replace(settings, token_file=self.settings.token_file)
+        self.gid = gid
+        self.expects_bundle = expects_bundle
+        self._left |= set(old)
+        for path in self._files:
+            if path not in self._left:
+                sweep(path)
+        self._written.clear()
+        self.changed()
+
+    @property
+    def _files(self) -> tuple[Path, Path]:
+        return Path(self.settings.file), Path(self.settings.shell_file)
 
     def variables(self, now: datetime) -> Mapping[str, str]:
         """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
@@ -166,13 +206,20 @@ class Publisher:
 
     async def _write_once(self) -> None:
         variables = self.variables(self._clock.now())
-        wanted = {
+        file, shell_file = self._files
+        contents = {
             Path(self.settings.token_file): self._token.reveal().encode(),
-            Path(self.settings.file): envfile.render_systemd(variables),
-            Path(self.settings.shell_file): envfile.render_shell(variables),
+            file: envfile.render_systemd(variables),
+            shell_file: envfile.render_shell(variables),
         }
-        mode = int(self.settings.mode, 8)
-        for path, data in wanted.items():
-            if self._written.get(path) != data:
-                await asyncio.to_thread(write_atomic, path, data, mode=mode, gid=self.gid)
-                self._written[path] = data
+        mode, gid = int(self.settings.mode, 8), self.gid
+        for path, data in contents.items():
+            wanted = (data, mode, gid)
+            # What we wrote may have been removed since; to look costs less than a program that finds nothing.
+            if self._written.get(path) != wanted or not _there(path):
+                await asyncio.to_thread(write_atomic, path, data, mode=mode, gid=gid)
+                self._written[path] = wanted
+        for path in self._left - contents.keys():
+            # It holds a bundle's variables, which no withdrawal would purge from here on.
+            await asyncio.to_thread(_remove, path)
+            self._left.discard(path)

@@ -456,6 +456,61 @@ class TestReload:
             recipient = bundle.RecipientKey.parse(json.dumps(key[0]))
             assert agent.push(world.seal(world.session(KEYS[4]), recipients=[recipient]))["outcome"] == "accepted"
 
+    def test_a_new_audience_is_answered_to_at_once(self, world: World) -> None:
+        """A bundle for an audience that came by a reload is accepted without being brought again, and it is in the status."""
+        other = bundle.audience_cluster("other")
+        with world.agent() as agent:
+            agent.ready()
+            sealed = world.seal(world.session(KEYS[1]), audiences=[other])
+            assert agent.push(sealed)["code"] == "audience"
+            world.write_config({"identity": {"audience": [AUDIENCE, other]}})
+            agent.signal(signal.SIGHUP)
+            assert agent.wait_for("reload.applied")["needs_restart"] == []
+            agent.wait_for("bundle.accepted", seq=1)
+            assert other in agent.status()["audiences"]
+
+    @pytest.mark.parametrize("change", ["another signer", "other issuers", "no such audience"])
+    def test_a_signer_that_is_not_believed_any_more_is_revoked(self, world: World, change: str) -> None:
+        """What a restart would not resume ends with the reload: nothing of it is served or left in a file."""
+        entry = world.base["signers"][0]
+        other = world.root / "etc" / "other.jwk"
+        other.write_text(json.dumps(bundle.SigningKey.generate("Ed25519").public_jwk()))
+        changed: dict[str, tuple[dict[str, Any], str]] = {
+            "another signer": ({"signers": [{**entry, "key": other}]}, "signer"),
+            "other issuers": ({"signers": [{**entry, "issuers": ["https://other.example"]}]}, "issuer"),
+            "no such audience": ({"identity": {"audience": ["urn:other"]}}, "audience"),
+        }
+        changes, code = changed[change]
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1]), world.variables(DB="S3CRET")))
+            assert agent.access_key() == KEYS[1]
+            world.write_config(changes)
+            agent.signal(signal.SIGHUP)
+            assert agent.wait_for("bundle.revoked")["code"] == code
+            assert agent.access_key() is None
+            until(lambda: "DB" not in world.env(), what="the purge")
+            agent.stop()
+        with world.agent(changes) as agent:
+            agent.ready()
+            assert agent.wait_for("bundle.not_resumed")["code"] == code
+            assert agent.access_key() is None
+
+    def test_a_signer_beside_the_present_one_takes_nothing_away(self, world: World) -> None:
+        """A signer that comes by a reload takes nothing from a bundle whose own is still believed."""
+        other = world.root / "etc" / "other.jwk"
+        other.write_text(json.dumps(bundle.SigningKey.generate("Ed25519").public_jwk()))
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            world.write_config({"signers": [*world.base["signers"], {"key": other, "issuers": ["*"]}]})
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("reload.applied")
+            # Offers are judged one at a time, those that come now after the review.
+            assert agent.push(b"no bundle")["outcome"] == "refused"
+            assert agent.events("bundle.revoked") == []
+            assert agent.access_key() == KEYS[1]
+
 
 def test_a_get_never_reaches_the_network(world: World, ec2: Ec2MetadataService) -> None:
     """A thousand GETs of a credential cost the machine's metadata service not one request."""

@@ -161,6 +161,100 @@ class TestPermissions:
             assert (found.st_gid, found.st_uid) == (group.gr_gid, os.geteuid()), name
 
 
+class TestReload:
+    def test_files_that_moved_leave_nothing_behind(self, world: World) -> None:
+        """After a reload that moves the files the new ones hold the variables and the old ones are gone."""
+        run = world.root / "run"
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD), world.variables(DB="S3CRET")))
+            assert "S3CRET" in (run / "env").read_text()
+            token = world.token
+            world.write_config({"environment": {"file": run / "moved", "shell_file": run / "moved.sh"}})
+            agent.signal(signal.SIGHUP)
+            until(lambda: not (run / "env").exists() and not (run / "env.sh").exists(), what="the old ones' end")
+            assert "S3CRET" in (run / "moved").read_text()
+            assert "S3CRET" in (run / "moved.sh").read_text()
+            assert world.token == token
+            agent.push(world.withdrawal())
+            assert "S3CRET" not in (run / "moved").read_text()
+            assert agent.events("environment.not_written") == []
+
+    def test_files_that_change_places_are_both_kept(self, world: World) -> None:
+        """A reload after which one file bears the other's name removes neither."""
+        run = world.root / "run"
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD), world.variables(DB="here")))
+            system, shell = (run / "env").read_text(), (run / "env.sh").read_text()
+            assert system != shell
+            world.write_config({"environment": {"file": run / "env.sh", "shell_file": run / "env"}})
+            agent.signal(signal.SIGHUP)
+            until(lambda: (run / "env.sh").read_text() == system, what="the one")
+            until(lambda: (run / "env").read_text() == shell, what="the other")
+
+    def test_the_token_stays_where_programs_were_told_that_it_is(self, world: World) -> None:
+        """A reload moves no token file, says that this needs a restart, and the files go on naming the present one."""
+        run = world.root / "run"
+        with world.agent() as agent:
+            agent.ready()
+            world.write_config({"environment": {"token_file": run / "other", "variables": {"SEEN": "1"}}})
+            agent.signal(signal.SIGHUP)
+            assert agent.wait_for("reload.applied")["needs_restart"] == ["environment.token_file"]
+            until(lambda: world.env().get("SEEN") == "1", what="the files")
+            assert (run / "token").exists()
+            assert not (run / "other").exists()
+            assert str(run / "token") in world.env().values()
+
+    def test_another_mode_is_given_at_once(self, world: World) -> None:
+        """A reload with another mode gives it to every file, though not one of them says anything new."""
+        run = world.root / "run"
+        with world.agent() as agent:
+            agent.ready()
+            world.write_config({"environment": {"mode": "0644"}})
+            agent.signal(signal.SIGHUP)
+            files = [run / name for name in ("env", "env.sh", "token")]
+            until(lambda: all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in files), what="the mode")
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files to a group that the agent is not in")
+    def test_another_group_is_given_at_once(self, world: World) -> None:
+        """A reload with another group gives it every file."""
+        group = next(entry for entry in grp.getgrall() if entry.gr_gid != os.getegid())
+        with world.agent() as agent:
+            agent.ready()
+            world.write_config({"environment": {"group": group.gr_name}})
+            agent.signal(signal.SIGHUP)
+            files = [world.root / "run" / name for name in ("env", "env.sh", "token")]
+            until(lambda: all(path.stat().st_gid == group.gr_gid for path in files), what="the group")
+
+
+class TestRemoved:
+    def test_the_next_change_brings_them_back(self, world: World) -> None:
+        """A file that somebody removed is there again after the next change, the token with its old content too."""
+        run = world.root / "run"
+        with world.agent() as agent:
+            agent.ready()
+            token = world.token
+            (run / "token").unlink()
+            (run / "env.sh").unlink()
+            agent.push(world.seal(world.session(OLD), world.variables(SEEN="1")))
+            assert world.token == token
+            assert "SEEN" in (run / "env.sh").read_text()
+
+    def test_a_reload_brings_them_back(self, world: World) -> None:
+        """SIGHUP writes every file that was removed, though nothing has changed."""
+        run = world.root / "run"
+        with world.agent() as agent:
+            agent.ready()
+            token = world.token
+            files = [run / name for name in ("env", "env.sh", "token")]
+            for path in files:
+                path.unlink()
+            agent.signal(signal.SIGHUP)
+            until(lambda: all(path.exists() for path in files), what="the files")
+            assert world.token == token
+
+
 class TestADirectoryThatRefuses:
     def test_it_is_ready_and_ends_though_nothing_can_be_written(self, nobody: World) -> None:
         """No file can be written: it says so, is ready all the same, serves, and ends on SIGTERM in time."""
@@ -188,7 +282,8 @@ class TestADirectoryThatRefuses:
             run.chmod(0o700)
             until(lambda: (run / "env").exists() and (run / "token").exists(), what="the files")
 
-    def test_a_withdrawal_is_tried_at_once(self, nobody: World) -> None:
+    @pytest.mark.parametrize("mode", [0o500, 0o000])
+    def test_a_withdrawal_is_tried_at_once(self, nobody: World, mode: int) -> None:
         """What a withdrawal has to purge is not left for the next turn of a retry."""
         run = nobody.root / "run"
         nobody.base["listen"]["control"] = nobody.root / "state" / "control"
@@ -196,7 +291,7 @@ class TestADirectoryThatRefuses:
             agent.ready()
             agent.push(nobody.seal(nobody.session(OLD)))
             until(lambda: nobody.env().get("AWS_ACCESS_KEY_ID") == OLD, what="the keys")
-            run.chmod(0o500)
+            run.chmod(mode)
             agent.push(nobody.seal(nobody.session(NEW)))
             agent.wait_for("environment.not_written")
             run.chmod(0o700)
