@@ -243,12 +243,13 @@ class Keeper:
 
     async def _accept(self, sealed: SealedBundle, verdict: Accepted, now: datetime) -> Ack:
         bundle = verdict.bundle
-        active = verdict.memory.active
+        before, active = self.store.memory.active, verdict.memory.active
         keep = sealed.data if bundle.action is Action.SET else (self._sealed if active is not None else None)
         await self._remember(verdict.memory, keep)
         self.store.accept(verdict, self._clock.now())
         self._sealed = keep
-        self._held.pop(STATE, None)  # our copy of an earlier one
+        if active != before:
+            self._held.pop(STATE, None)  # our copy of an earlier one
         self.counters.accepted += 1
         event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
         self._log.info(event, **_describe(bundle))

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from agent.core.errors import BundleError, KeyUnavailableError, PayloadError, SealError
-from agent.core.model import Bundle, Cloud, OnExpiry
+from agent.core.model import Action, Bundle, Cloud, OnExpiry
 from agent.core.verdict import Memory, Policy
 from agent.core.view import Ended, Live
 from agent.keeper import REVIEW_AGAIN_SECONDS
@@ -163,3 +163,39 @@ async def test_without_a_bundle_there_is_nothing_to_judge(found: BundleError) ->
         world.keeper.review()
         await settle()
         assert world.opener.opened == []
+
+
+@looped
+async def test_a_stranger_s_withdrawal_leaves_our_copy_waiting() -> None:
+    """What waits for its key after a restart is still resumed when another stream was withdrawn meanwhile."""
+    first = World()
+    one = bundle(session())
+    async with first.running():
+        await first.offer(first.knows(b"one", one))
+    world = World(memory=first.store.memory)
+    world.knows(b"one", KeyUnavailableError("the key service does not answer", code="key-unavailable"))
+    await world.keeper.resume(b"one")
+    async with world.running():
+        other = world.knows(b"other", bundle(action=Action.WITHDRAW, subject="strangers"))
+        assert (await world.offer(other)).outcome == "accepted"
+        assert not serves(world)
+        world.knows(b"one", one)
+        await world.clock.advance(120)
+        assert serves(world)
+
+
+@looped
+async def test_a_successor_takes_the_place_of_our_copy() -> None:
+    """After a revocation and a newer bundle the revoked one is not looked at again, whatever is reconsidered."""
+    world = World()
+    async with world.running():
+        await world.offer(world.knows(b"one", bundle(session())))
+        world.knows(b"one", NOT_BELIEVED)
+        world.keeper.review()
+        await settle()
+        await world.offer(world.knows(b"two", bundle(session(), seq=2)))
+        opened = len(world.opener.opened)
+        world.keeper.reconsider()
+        await settle()
+        assert len(world.opener.opened) == opened
+        assert serves(world)
