@@ -150,8 +150,9 @@ def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
 def metrics(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> bytes:
     """The metrics in the Prometheus text format.
 
-    Every name begins with ``credential_agent_``. ``expires_seconds`` is what to alert on; ``horizon_seconds`` is absent
-    while nothing ends a cloud.
+    Every name begins with ``credential_agent_``. A series that an alert watches must not vanish at the very outage: for
+    a cloud that has ended, ``expires_seconds`` and ``horizon_seconds`` are 0. ``expires_seconds`` is absent while a
+    cloud is absent or pending, ``horizon_seconds`` while nothing ends it.
     """
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - 3 MB that few workers need
 
@@ -200,15 +201,24 @@ class _Collector:
         )
         yield gauge(
             "expires_seconds",
-            "Seconds until the credential being served expires.",
+            "Seconds until the credential being served expires; 0 once the cloud has ended.",
             ("cloud",),
-            [((c,), _left(a.credential.expires_at, now)) for c, a in answers.items() if isinstance(a, Live)],
+            [
+                ((c,), _left(a.credential.expires_at, now) if isinstance(a, Live) else 0.0)
+                for c, a in answers.items()
+                if isinstance(a, Live | Ended)
+            ],
         )
         yield gauge(
             "horizon_seconds",
-            "Seconds until a cloud can no longer be served if nothing new arrives; absent when nothing ends it.",
+            "Seconds until a cloud can no longer be served if nothing new arrives; absent when nothing ends it, 0 "
+            "once it has ended.",
             ("cloud",),
-            [((c,), _left(h, now)) for c in Cloud if (h := store.horizon(c, now)) is not None],
+            [
+                ((c,), 0.0 if isinstance(a, Ended) else _left(h or now, now))
+                for c, a in answers.items()
+                if (h := store.horizon(c, now)) is not None or isinstance(a, Ended)
+            ],
         )
         yield gauge("bundle_seq", "The seq in force.", (), [((), float(store.bundle.seq))] if store.bundle else [])
         yield counter("bundles_accepted", "Bundles accepted.", (), [((), counters.accepted)])
