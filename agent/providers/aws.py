@@ -20,6 +20,7 @@ from agent.core.model import (
     WebTokenInline,
 )
 from agent.core.secret import Secret
+from agent.providers.credible import capped, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
 from agent.providers.refusals import from_upstream, good_for, passing_status, word
 from agent.providers.regions import main_region
@@ -188,6 +189,7 @@ class AwsMint:
         if credential.account_id is None:
             credential = msgspec.structs.replace(credential, account_id=account_of(credential.role_arn))
         _usable(credential, doing, now, server_time)
+        credential = capped(credential, now, answer.date)
         # To tell its own two times apart, its word is as good as for the credential itself.
         minted = Minted(credential, server_time, good_for(credential.expires_at, answer.date))
         if grant.expect is None or not self._settings.probe:
@@ -340,6 +342,7 @@ def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime
     except (LookupError, TypeError, AttributeError):
         raise broken(operation, answer.server_time) from None
     _usable(credential, f"sts {operation}", now, answer.server_time)
+    credential = capped(credential, now, answer.server_time)
     lifetime = good_for(credential.expires_at, answer.server_time, timedelta(seconds=asked_seconds))
     return Minted(credential, answer.server_time, lifetime)
 
@@ -348,7 +351,7 @@ def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: d
     """Refuse what nobody could use: an incomplete document aborts one SDK's whole process.
 
     Raises:
-        Transient: a part is missing, or it has ended by the server's own time.
+        Transient: a part is missing or cannot be sent, or it has ended by the server's own time.
     """
     if (
         not _ACCESS_KEY_ID.fullmatch(credential.access_key_id)
@@ -356,6 +359,7 @@ def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: d
         or not credential.session_token
     ):
         raise Transient(f"{doing}: the credential is not complete", code="protocol", server_time=server_time)
+    sendable(doing, server_time, credential.secret_access_key, credential.session_token)
     if credential.expires_at <= (server_time or now):
         raise Transient(f"{doing}: the credential has already ended", code="expired", server_time=server_time)
 

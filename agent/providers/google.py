@@ -33,8 +33,18 @@ from agent.core.model import (
 )
 from agent.core.secret import Secret
 from agent.providers.aws import AwsMint
+from agent.providers.credible import LONGEST_GOOGLE, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
-from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, good_for, passing_status, said, word
+from agent.providers.refusals import (
+    CLOCK_SUSPECT,
+    clock_hint,
+    clock_is_suspect,
+    from_upstream,
+    good_for,
+    passing_status,
+    said,
+    word,
+)
 from agent.providers.regions import sts_url
 from agent.providers.remote import AllowList
 from agent.providers.settings import GoogleEndpoints, MintSettings
@@ -137,7 +147,7 @@ class GoogleMint:
             now=now,
             secrets=(grant.client_secret, grant.refresh_token),
         )
-        found = _decode(answer, _TokenAnswer, "google refresh token")
+        found = _token_answer(answer, "google refresh token")
         return MintedToken(
             GoogleToken(
                 access_token=Secret(found.access_token),
@@ -156,7 +166,7 @@ class GoogleMint:
         doing = "google service account"
         claims = {"scope": " ".join(grant.scopes)}
         answer = await self._assert(grant, claims, doing, now)
-        found = _decode(answer, _TokenAnswer, doing)
+        found = _token_answer(answer, doing)
         return MintedToken(
             GoogleToken(
                 access_token=Secret(found.access_token),
@@ -275,7 +285,7 @@ class GoogleMint:
             *([base.session_token, base.secret_access_key] if base is not None else []),
         ]
         answer = await self._post_form(url, reach, form, doing=doing, now=now, secrets=secrets, timed=True)
-        found = _decode(answer, _TokenAnswer, doing)
+        found = _token_answer(answer, doing)
         return MintedToken(
             GoogleToken(
                 access_token=Secret(found.access_token),
@@ -316,8 +326,13 @@ class GoogleMint:
             expires_at = parsed(lambda: parse_timestamp(found.expire_time))
         except NotThatShapeError:
             raise _broken(doing, answer) from None
+        access_token = Secret(found.access_token)
+        sendable(doing, answer.date, access_token)
+        left = expires_at - (answer.date or now)
+        if not timedelta() < left <= LONGEST_GOOGLE + CLOCK_SUSPECT:
+            raise _broken(doing, answer)
         token = GoogleToken(
-            access_token=Secret(found.access_token),
+            access_token=access_token,
             issued_at=now,
             expires_at=expires_at,
             email=principal,
@@ -471,6 +486,25 @@ def _decode(answer: UpstreamResponse, shape: type[_T], doing: str) -> _T:
         raise _broken(doing, answer) from None
 
 
+def _token_answer(answer: UpstreamResponse, doing: str) -> _TokenAnswer:
+    """The answer of a token endpoint.
+
+    A life above what Google gives is refused and not capped: whoever writes such a number does not know when the token
+    ends, and a guess of ours that is too long would hand out a dead token as a live one.
+
+    Raises:
+        Transient: it is not one, its life is not credible, or it cannot be sent.
+    """
+    found = _decode(answer, _TokenAnswer, doing)
+    longest = int(LONGEST_GOOGLE.total_seconds())
+    if found.seconds() > longest:
+        raise Transient(
+            f"{doing}: expected a life of 1 to {longest} seconds, got more", code="lifetime", server_time=answer.date
+        )
+    sendable(doing, answer.date, Secret(found.access_token))
+    return found
+
+
 def _broken(doing: str, answer: UpstreamResponse) -> Transient:
     return Transient(f"{doing}: the answer is not what the api promises", code="protocol", server_time=answer.date)
 
@@ -517,6 +551,7 @@ def _claims(token: str) -> _Claims:
 
 
 def _id_token(token: Secret, audience: str, doing: str, now: datetime) -> IdToken:
+    sendable(doing, None, token)
     claims = _claims(token.reveal())
     if claims.exp is None:
         raise Transient(f"{doing}: the token has no end", code="protocol")

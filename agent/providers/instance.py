@@ -14,6 +14,7 @@ import msgspec
 
 from agent.core.errors import Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken
+from agent.providers.credible import capped, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
 from agent.providers.refusals import from_upstream, good_for, word
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
@@ -92,6 +93,8 @@ class Instance:
             credential = parsed(lambda: ec2_wire.parse_credential(answer.body, role_name=name))
         except NotThatShapeError:
             raise _broken("aws", answer) from None
+        sendable("the machine's own aws identity", answer.date, credential.secret_access_key, credential.session_token)
+        credential = capped(credential, now, answer.date)
         if credential.expires_at <= (answer.date or now):
             raise Transient(
                 "the machine's own aws identity: ec2 hands out one that has ended",
@@ -135,6 +138,7 @@ class Instance:
             )
         except NotThatShapeError:
             raise _broken("gcp", answer) from None
+        sendable("the machine's own gcp identity", answer.date, credential.access_token)
         return InstanceCredential(credential, answer.date, credential.expires_at - now)
 
 

@@ -1,0 +1,58 @@
+"""What an upstream minted, before anybody is given it: can it be sent, and does its end make sense?
+
+What comes in a bundle is checked by the codec. What is minted ends in the same headers, files and JSON documents, so
+the same rule holds for it (FORMAT.md: printable ASCII, space to ``~``, 16,384 characters at most): a line feed in a
+token would write a second line into every client's request head and into the environment file.
+
+A value that breaks a rule is the upstream's fault and may pass: what is held stays.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from agent.core.errors import Transient
+from agent.core.model import AwsCredential
+from agent.core.secret import Secret
+
+_HEADER_SAFE: Final = re.compile(r"[\x20-\x7e]{1,16384}\Z")
+
+#: ``GetSessionToken`` with 36 hours is the longest that AWS gives; ``AssumeRole`` ends at twelve.
+LONGEST_AWS: Final = timedelta(hours=36)
+#: Google's tokens live an hour; twelve with an organisation policy.
+LONGEST_GOOGLE: Final = timedelta(hours=12)
+
+
+def sendable(doing: str, server_time: datetime | None, *secrets: Secret) -> None:
+    """Refuse values that no header can hold.
+
+    Raises:
+        Transient: code ``unsafe-secret``. The text says nothing of the value.
+    """
+    if not all(_HEADER_SAFE.match(secret.reveal()) for secret in secrets):
+        raise Transient(
+            f"{doing}: expected 1 to 16384 printable ascii characters as a secret, got something else",
+            code="unsafe-secret",
+            server_time=server_time,
+        )
+
+
+def capped(credential: AwsCredential, now: datetime, said_at: datetime | None) -> AwsCredential:
+    """``credential`` with an end that AWS could have given it.
+
+    Capped and not refused: brokers and emulators do write ends of years, the secret in the document works all the
+    same, and a nearer end only makes us ask again sooner.
+
+    Args:
+        credential: not ended yet.
+        now: our time.
+        said_at: the ``Date`` of the answer, to be preferred: its two times belong to one clock.
+    """
+    here = said_at or now
+    if credential.expires_at - here <= LONGEST_AWS:  # a difference cannot overflow, whatever both are
+        return credential
+    return msgspec.structs.replace(credential, expires_at=here + LONGEST_AWS)
