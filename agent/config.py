@@ -10,6 +10,8 @@ What this room does *not* do: open the files it names. A key that is absent is t
 
 from __future__ import annotations
 
+import os
+import posixpath
 import re
 import tomllib
 from pathlib import Path
@@ -20,13 +22,16 @@ import msgspec
 from agent.core.errors import ConfigError
 
 MAX_FILE_BYTES: Final = 1 << 20
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""``sun_path`` of unix(7) holds 108, the NUL at its end included."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{1,4095}\Z")]
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]{1,2000}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
-VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00\r\n]{0,32768}\Z")]
+# What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
+VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
 Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
 
 
@@ -402,12 +407,25 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
 _CHOICE = re.compile(r"^Invalid (?:enum )?value '(?P<value>.*)'$")
 _PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
 
-# What a pattern means, for a person. A pattern without an entry is shown as it is.
+# What a pattern means, for a person: every pattern above has its words.
 _MEANING: Final = {
-    r"'^/[^\\x00]{1,4095}\\Z'": "an absolute path",
-    r"'^https?://[^\\s]{1,2000}\\Z'": "an http or https URL",
-    r"'^0[0-7]{3}\\Z'": 'an octal mode such as "0640"',
-    r"'^[0-9]{12}\\Z'": "a twelve-digit account id",
+    repr(pattern): words
+    for pattern, words in {
+        r"^/[^\x00]{1,4095}\Z": "an absolute path",
+        r"^https?://[^\s]{1,2000}\Z": "an http or https URL",
+        r"^[A-Za-z0-9_.-]{1,64}\Z": "1 to 64 letters, digits, dots, dashes or underscores",
+        r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z": "the name of a variable: letters, digits and underscores, no digit first",
+        r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z": "one line without control characters, of at most 32768 characters",
+        r"^0[0-7]{3}\Z": 'an octal mode such as "0640"',
+        r"^[0-9]{12}\Z": "a twelve-digit account id",
+        r"^[0-9]{1,20}\Z": "a project number: 1 to 20 digits",
+        r"^[A-Za-z0-9_+=,.@-]{1,64}\Z": "the name of a role: 1 to 64 letters, digits or _+=,.@-",
+        r"^[A-Za-z0-9_-]{1,128}\Z": "1 to 128 letters, digits, dashes or underscores",
+        r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\Z": "NAMESPACE/KEY, each of letters, digits, dashes and underscores",
+        r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z": (
+            "projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V"
+        ),
+    }.items()
 }
 
 
@@ -428,7 +446,7 @@ def _explain(error: msgspec.ValidationError) -> tuple[str, str]:
         return name, "unknown key"
     pattern = _PATTERN.match(what)
     if pattern is not None:
-        meaning = _MEANING.get(pattern["regex"], f"text matching {pattern['regex']}")
+        meaning = _MEANING.get(pattern["regex"], "other text")
         return key, f"expected {meaning}"
     choice = _CHOICE.match(what)
     if choice is not None:
@@ -545,6 +563,13 @@ def _check(config: Config, origin: str) -> None:
             host_port(value)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error.message}") from None
+    length = len(os.fsencode(config.listen.control))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"{origin}: listen.control: expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
+            hint="the address of a unix socket holds no more",
+        )
+    _check_files(config.environment, origin)
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
             raise ConfigError(
@@ -563,3 +588,15 @@ def _check(config: Config, origin: str) -> None:
     names = [entry.name for entry in config.sources if entry.name is not None]
     for name in {n for n in names if names.count(n) > 1}:
         raise ConfigError(f"{origin}: sources: expected distinct names, got {name!r} twice")
+
+
+def _check_files(environment: Environment, origin: str) -> None:
+    """Each of the three files has its own path, or the last one written would be all of them."""
+    taken: dict[str, str] = {}
+    for key in ("file", "shell_file", "token_file"):
+        path = posixpath.normpath("/" + getattr(environment, key).lstrip("/"))  # POSIX keeps two slashes apart
+        if path in taken:
+            raise ConfigError(
+                f"{origin}: environment.{key}: expected another path than environment.{taken[path]}, got {path} twice"
+            )
+        taken[path] = key

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from agent.config import MAX_FILE_BYTES, Config, host_port, load, parse
-from agent.core.errors import ConfigError
+from agent.config import _MEANING, MAX_FILE_BYTES, Config, host_port, load, parse
+from agent.core.errors import ConfigError, HostError
+from agent.host.envfile import render_systemd
 
 WRONG = [
     ("[listen", "not valid TOML"),
@@ -31,6 +37,10 @@ WRONG = [
     ('[[sources]]\nkind = "file"\npath = "/b"', "keys: expected at least one beside sources"),
     ('[upstream]\nec2 = "ftp://x"', "upstream.ec2: expected"),
     ('[mint]\nsts_endpoint = "sts.amazonaws.com"', "mint.sts_endpoint: expected an http or https URL"),
+    ('[[sources]]\nkind = "file"\npath = "/b"\nname = "a b"', "sources[0].name: expected 1 to 64 letters"),
+    (f'[listen]\ncontrol = "/{"x" * 107}"', "listen.control: expected a path of at most 107 bytes, got 108"),
+    ('[environment]\nfile = "/e"\nshell_file = "/x/../e"', "environment.shell_file: expected another path than"),
+    ('[environment]\nfile = "/e"\ntoken_file = "//e"', "environment.token_file: expected another path than"),
 ]
 
 
@@ -76,3 +86,29 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for name, words in (("none", "cannot be read"), ("long", "expected at most"), ("bytes", "expected UTF-8")):
         with pytest.raises(ConfigError, match=words):
             load(tmp_path / name)
+
+
+@given(st.characters(codec="utf-8"))
+@example("\x1b")
+@example("\t")
+@example("\x7f")
+@example("\x85")
+def test_variables_are_what_an_environment_file_can_hold(character: str) -> None:
+    """A value passes here exactly if the environment file takes it: else the file would never be written."""
+    value = f"a{character}"
+    try:
+        render_systemd({"A": value})
+    except HostError:
+        with pytest.raises(ConfigError, match="one line without control characters"):
+            parse(f"[environment.variables]\nA = {json.dumps(value)}", origin="x")
+    else:
+        text = "".join(f"\\U{ord(c):08x}" for c in value)
+        assert parse(f'[environment.variables]\nA = "{text}"', origin="x").environment.variables == {"A": value}
+
+
+def test_every_pattern_has_its_words() -> None:
+    """No regular expression is shown to an operator."""
+    schema = json.dumps(msgspec.json.schema(Config))
+    patterns = set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema))
+    assert len(patterns) > 8
+    assert {repr(json.loads(pattern)) for pattern in patterns} == set(_MEANING)
