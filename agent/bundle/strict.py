@@ -101,7 +101,7 @@ def json_object(raw: bytes, what: str, *, depth: int) -> dict[str, Any]:
     except UnicodeEncodeError:
         why = "it has an unpaired surrogate"
     except json.JSONDecodeError as error:
-        why = f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos}"
+        why = f"{error.msg[:1].lower()}{error.msg[1:].removesuffix(' at')} at character {error.pos}"
     except RecursionError:
         why = "it nests too deep"
     if why:
