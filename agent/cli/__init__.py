@@ -1,13 +1,15 @@
 """The command line: the only room that prints, and the only one that exits.
 
 Sub-commands are loaded when they are called, so that ``credential-agent run`` does not pay for what ``seal`` imports.
-Exit codes are those of ``sysexits.h``: 64 usage, 65 bad data, 69 service unavailable, 70 internal error, 73 cannot
-create, 75 try again, 78 configuration.
+Exit codes are those of ``sysexits.h``: 64 usage, 65 bad data, 69 service unavailable, 70 internal error, 71 the
+machine, 73 cannot create, 74 output that cannot be written, 75 try again, 78 configuration.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from typing import Final
 
@@ -37,8 +39,12 @@ EX_DATAERR: Final = 65
 EX_UNAVAILABLE: Final = 69
 EX_SOFTWARE: Final = 70
 EX_OSERR: Final = 71
+EX_IOERR: Final = 74
 EX_TEMPFAIL: Final = 75
 EX_CONFIG: Final = 78
+
+# What a full or broken stdout says. A closed pipe is click's business, and silent.
+_OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
 
 class _Lazy(click.Group):
@@ -97,4 +103,19 @@ def main(argv: list[str] | None = None) -> None:
     except click.Abort:
         click.echo("credential-agent: interrupted", err=True)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in _OUTPUT or error.filename is not None:
+            raise
+        click.echo(
+            f"credential-agent: stdout: cannot be written: {(error.strerror or 'unknown error').lower()}", err=True
+        )
+        _give_up_stdout()
+        sys.exit(EX_IOERR)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _give_up_stdout() -> None:
+    """Lead stdout nowhere: what is left in its buffer would fail again at the end, and make the status 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -70,6 +71,8 @@ def push(path: Path, file: Any) -> None:
     Exits 65 when it is refused.
     """
     data = file.read(MAX_BUNDLE_BYTES + 1)
+    if not data:
+        raise BundleError("expected a bundle, got nothing: the file is empty")
     if len(data) > MAX_BUNDLE_BYTES:
         raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes")
     answer = ask.control(_control(path), "PUT", "/v1/bundle", data)
@@ -106,10 +109,20 @@ _FOR = click.option(
 )
 
 
+class _Seconds(click.FloatRange):
+    """A length of time in seconds. ``nan`` is below no bound and above none, and would never end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"expected a number of seconds, got {value!r}", param, ctx)
+        return seconds
+
+
 def _timeout_option(seconds: float) -> Callable[[F], F]:
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0),
+        type=_Seconds(min=0),
         default=seconds,
         show_default=True,
         help="Seconds to wait; exits 75 after.",
@@ -249,16 +262,26 @@ def _await(doors: _Doors, clouds: tuple[str, ...], timeout: float) -> int:
         time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0)))
 
 
+_NOT_PASSED: Final = frozenset(
+    {
+        *(signal.SIGKILL, signal.SIGSTOP),  # nobody can wait for these
+        *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),  # these stop us, as the shell expects
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS, signal.SIGABRT),
+        *(signal.SIGPIPE, signal.SIGXFSZ),  # of our own writes
+    }
+)
+
+
 def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
     """Run ``command`` as our child, pass on the signals that are sent to us, and return its status.
 
     A signal of the terminal (Ctrl-C) reaches the whole foreground group, the child included: only those that a process
     sent are passed on, or the child would get the first kind twice.
     """
-    passed = {
-        signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT,
-    }  # fmt: skip
-    awaited = {*passed, signal.SIGCHLD}
+    if not command[0]:
+        click.echo("credential-agent: expected the name of a command, got an empty one", err=True)
+        return EX_NOT_FOUND
+    awaited = signal.valid_signals() - _NOT_PASSED
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     # An interpreter ignores these; a program that inherited that would not end with its pipe.
     default = [signal.SIGPIPE, signal.SIGXFSZ]
@@ -347,4 +370,6 @@ def _when(stamp: str, now: datetime) -> str:
     seconds = int((moment - now).total_seconds())
     hours, minutes = divmod(abs(seconds) // 60, 60)
     span = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+    if abs(seconds) < 120:
+        span = f"{abs(seconds)} s"
     return f"{stamp} ({'in ' + span if seconds >= 0 else span + ' ago'})"

@@ -11,10 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from agent.cli.worker import _when
 
 CREDENTIAL = {
     "AccessKeyId": "ASIAUSER000000000000",
@@ -184,7 +187,20 @@ def test_exec_passes_signals_on(door: Door) -> None:
         assert process.wait(30) == 5
 
 
-@pytest.mark.parametrize(("program", "code"), [("/no/such/program", 127), ("/etc/passwd", 126)])
+@pytest.mark.parametrize("name", ["WINCH", "ALRM", "USR1", "IO", "PWR", "RTMIN"])
+def test_exec_passes_every_kind_of_signal_on(door: Door, name: str) -> None:
+    """What a process sends to us and would end or tell the program reaches the program."""
+    number = int(signal.Signals[f"SIG{name}"])
+    script = f'trap "echo got; exit 5" {number}; echo up; while :; do sleep 0.05; done'
+    with subprocess.Popen(door.command("exec", "sh", "-c", script), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "got\n"
+        assert process.wait(30) == 5
+
+
+@pytest.mark.parametrize(("program", "code"), [("", 127), ("/no/such/program", 127), ("/etc/passwd", 126)])
 def test_exec_of_what_cannot_run_says_so(door: Door, program: str, code: int) -> None:
     """The statuses of a shell."""
     done = door.run("exec", program)
@@ -254,3 +270,39 @@ def test_status_says_who_and_until_when(door: Door) -> None:
     door.status["clouds"]["aws"] = none
     assert door.run("status").returncode == 69
     assert json.loads(door.run("status", "--json").stdout) == door.status
+
+
+@pytest.mark.parametrize("command", ["status", "env", "credential-process"])
+def test_output_that_cannot_be_written_is_one_line(door: Door, command: str) -> None:
+    """A full disk below stdout is one line and EX_IOERR."""
+    door.status = {
+        "clouds": {}, "bundle": None, "sources": {}, "credentials": [], "last_refusal": None, "memory_unwritten": False,
+    }  # fmt: skip
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a redirection, as a shell makes it
+        done = subprocess.run(
+            door.command(command), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 74
+    assert done.stderr == "credential-agent: stdout: cannot be written: no space left on device\n"
+
+
+def test_push_of_nothing_is_bad_data(door: Door, tmp_path: Path) -> None:
+    """An empty file is refused with 65 (bad data), and the agent is not asked."""
+    (tmp_path / "empty").touch()
+    done = door.run("push", str(tmp_path / "empty"))
+    assert done.returncode == 65
+    assert "the file is empty" in done.stderr
+
+
+def test_wait_refuses_a_timeout_that_is_no_number(door: Door) -> None:
+    """Not a number would never end: exit status 64 (usage)."""
+    assert door.run("wait", "--timeout", "nan").returncode == 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(20, "in 20 s"), (119, "in 119 s"), (120, "in 2 min"), (-20, "20 s ago")]
+)
+def test_less_than_two_minutes_are_told_in_seconds(seconds: int, words: str) -> None:
+    """A person who has seconds left is not told of zero minutes."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert words in _when((now + timedelta(seconds=seconds)).isoformat(), now)
