@@ -44,6 +44,19 @@ _USER_DATA_BYTES: Final = 16_384  # the limit of EC2, before base64
 _FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
+class _NewFile(click.Path):
+    """A file to write a key to. ``-`` is none: stdout ends in logs and scrollback, and nobody wants a file ``./-``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse ``-``."""
+        if str(value) == "-":
+            self.fail("expected the name of a file, got '-'; the public key goes to stdout anyway", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_NEW: Final = _NewFile(path_type=Path, dir_okay=False)
+
+
 class _Length(click.ParamType[timedelta]):
     """A length of time: ``90s``, ``15m``, ``12h``, ``2d``, ``1h30m``."""
 
@@ -79,8 +92,8 @@ _LENGTH: Final = _Length()
     show_default=True,
     help="p256, x25519, rsa, oct open bundles (a worker's key); ed25519, es256 sign them (a sender's key).",
 )
-@click.option("--out", type=_FILE, required=True, help="Where the private key goes, as a JWK, mode 0600.")
-@click.option("--public", type=_FILE, help="Also write the public key to this file.")
+@click.option("--out", type=_NEW, required=True, help="Where the private key goes, as a JWK, mode 0600.")
+@click.option("--public", type=_NEW, help="Also write the public key to this file.")
 @click.option("--force", is_flag=True, help="Replace a key that is there already.")
 def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
     """Make a key pair; print its public half.
@@ -380,6 +393,11 @@ def _variables(names: Sequence[str]) -> dict[str, Any] | None:
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise click.UsageError(f"--env {missing[0]}: your environment has no such variable")
+    for name in names:
+        try:
+            os.environ[name].encode()
+        except UnicodeEncodeError:
+            raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None
     return {"type": "env", "id": "env", "variables": {name: os.environ[name] for name in names}} if names else None
 
 

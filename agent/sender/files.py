@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -42,9 +43,17 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
         replace: whether a file already there is replaced. If not, it is an error to find one, even one that appears
             at the last moment.
 
+    What is there and is no regular file (a device, a pipe, ``/dev/stdout``) is written to: a rename would put a file in
+    its place, and as root that takes the node away from everybody. A private key is never written to one.
+
     Raises:
         HostError: it could not be written, or is there and must not be replaced.
     """
+    if _is_stream(path):
+        if mode == PRIVATE:
+            raise HostError(f"{path}: expected a regular file for a private key, got a device or a pipe")
+        _write_through(path, data)
+        return
     if replace:
         write_atomic(path, data, mode=mode)
         return
@@ -63,3 +72,24 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
         raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether ``path`` is there and is to be written to, not replaced; links are followed."""
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return False
+    if stat.S_ISDIR(kind):
+        return False
+    # /dev/stdout may lead to a regular file, and is still no name to rename to.
+    directory = path.parent.resolve()
+    return not stat.S_ISREG(kind) or directory == Path("/dev") or directory.is_relative_to("/proc")
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None

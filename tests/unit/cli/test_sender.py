@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -151,6 +152,56 @@ def test_keygen_replaces_nothing_unless_forced(desk: Desk) -> None:
     desk.ok("keygen", "--out", desk.path("worker.jwk"), "--force")
     assert desk.path("worker.jwk").read_bytes() != before
     assert {p.name for p in desk.home.iterdir()} == {"me.jwk", "me.pub", "worker.jwk", "worker.pub"}
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_keygen_writes_no_private_key_to_a_pipe_or_dash(desk: Desk, force: tuple[str, ...]) -> None:
+    """A private key goes to a regular file only: a pipe stays one and gets nothing, and - is no file."""
+    os.mkfifo(desk.path("pipe"))
+    done = desk.run("keygen", "--out", desk.path("pipe"), *force)
+    assert (done.code, done.out) == (71, b"")
+    assert "expected a regular file for a private key" in done.err
+    assert stat.S_ISFIFO(desk.path("pipe").stat().st_mode)
+    desk.patch.chdir(desk.home)
+    assert desk.run("keygen", "--out", "-", *force).code == 64
+    assert not desk.path("-").exists()
+
+
+def test_seal_writes_through_a_pipe(desk: Desk) -> None:
+    """What is there and is no regular file is written to, also through a link, and stays what it is."""
+    os.mkfifo(desk.path("pipe"))
+    desk.path("link").symlink_to("pipe")
+    reader = os.open(desk.path("pipe"), os.O_RDWR | os.O_NONBLOCK)  # so that opening it to write waits for nobody
+    try:
+        desk.seal("--withdraw", "--out", desk.path("link"))
+        assert os.read(reader, 65536).startswith(b"{")
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(desk.path("pipe").stat().st_mode)
+    assert desk.path("link").is_symlink()
+
+
+def test_seal_says_that_its_output_cannot_be_written(desk: Desk) -> None:
+    """A full disk below stdout is one line and EX_IOERR."""
+    command = [sys.executable, "-m", "agent", "seal", "--withdraw", "--signer", str(desk.path("me.jwk"))]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a redirection, as a shell makes it
+        done = subprocess.run(
+            [*command, "--recipient", str(desk.path("worker.pub"))],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 74
+    assert done.stderr.splitlines()[-1] == "credential-agent: stdout: cannot be written: no space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_seal_refuses_a_variable_that_is_no_text(desk: Desk) -> None:
+    """A value that is not UTF-8 is a usage error that names its variable, not its value."""
+    desk.patch.setenv("ODD", os.fsdecode(b"caf\xe9"))
+    signer, recipient = desk.path("me.jwk"), desk.path("worker.pub")
+    done = desk.run("seal", "--signer", signer, "--recipient", recipient, "--env", "ODD")
+    assert done.code == 64
+    assert "--env ODD: expected UTF-8" in done.err
+    assert "caf" not in done.err
 
 
 def test_keygen_into_no_directory_is_one_line(desk: Desk) -> None:
