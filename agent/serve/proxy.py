@@ -28,7 +28,15 @@ FRESH_SECONDS: Final = 300.0
 """How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
 _CACHE_ENTRIES: Final = 256
 
-_KEPT_HEADERS: Final = ("Content-Type", "ETag", "Last-Modified", "Accept-Ranges", "Server", "Metadata-Flavor")
+_KEPT_HEADERS: Final = (
+    "Content-Type",
+    "Content-Encoding",
+    "ETag",
+    "Last-Modified",
+    "Accept-Ranges",
+    "Server",
+    "Metadata-Flavor",
+)
 
 EC2_STATIC: Final = frozenset(
     {

@@ -27,7 +27,8 @@ _TOKEN_HEADER: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's nam
 _TOKEN_TTL_HEADER: Final = "X-aws-ec2-metadata-token-ttl-seconds"  # noqa: S105 - a header's name
 
 #: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
-#: whose presence makes both services refuse (their guard against being reached through a proxy).
+#: whose presence makes both services refuse (their guard against being reached through a proxy). ``Accept-Encoding``
+#: neither: answers are edited and kept for other clients here, so they are asked for as they are (``identity``).
 _NOT_FORWARDED: Final = frozenset(
     {
         "host",
@@ -40,6 +41,7 @@ _NOT_FORWARDED: Final = frozenset(
         "upgrade",
         "content-length",
         "expect",
+        "accept-encoding",
         "forwarded",
         "x-forwarded-for",
         _TOKEN_HEADER.lower(),

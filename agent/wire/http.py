@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -45,6 +46,11 @@ REASONS: Final[Mapping[int, str]] = {
     505: "HTTP Version Not Supported",
     508: "Loop Detected",
 }
+
+_STANDARD_REASONS: Final[Mapping[int, str]] = {int(status): status.phrase for status in HTTPStatus}
+"""For what a real service answers and we never do; its phrases differ between Python versions."""
+_BODILESS: Final = frozenset({204, 304})
+"""No length: forbidden with 204, and with 304 it would be the length of another answer (RFC 9110 section 8.6)."""
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")  # RFC 9110 section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 section 5.5, no CR, LF or NUL
@@ -92,7 +98,7 @@ class Response:
     ``head`` is the status line and the fields, each with its CRLF, without the empty line that ends them: the gate adds
     what is only known at the time of sending (``Date``) and the body, in one piece.
 
-    ``Content-Length`` and ``Connection: close`` are on every answer: CRT clients fail on a body that ends with the
+    ``Content-Length`` and ``Connection: close`` are on every answer that may have a body: CRT clients fail on a body that ends with the
     connection, and botocore, JS and two Rust clients fail on a kept-alive connection that a restart has closed.
     """
 
@@ -102,14 +108,15 @@ class Response:
     head: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        reason = REASONS.get(self.status, "Unknown")
+        reason = REASONS.get(self.status) or _STANDARD_REASONS.get(self.status, "Unknown")
         lines = [f"HTTP/1.1 {self.status} {reason}"]
         for name, value in self.headers:
             if not _HEADER_NAME.match(name) or not _HEADER_VALUE.match(value):
                 # Response splitting: a value with a line break would start a second answer.
                 raise AssertionError(f"internal error: the {name!r} header of an answer is malformed")
             lines.append(f"{name}: {value}")
-        lines.append(f"Content-Length: {len(self.body)}")
+        if self.status not in _BODILESS:
+            lines.append(f"Content-Length: {len(self.body)}")
         lines.append("Connection: close\r\n")
         object.__setattr__(self, "head", "\r\n".join(lines).encode("latin-1"))
 

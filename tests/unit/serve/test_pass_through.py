@@ -259,6 +259,23 @@ class TestGce:
             status, headers, body = get(server, "/computeMetadata/v1/instance/x")
             assert (status, body, headers["Content-Type"]) == (404, b"<html>404</html>", "text/html")
 
+    def test_an_encoded_answer_says_so(self) -> None:
+        """A body that the real server encoded, asked or not, comes with the field that says how."""
+        real = Scripted({"/computeMetadata/v1/instance/x": answer(b"\x1f\x8b...", Content_Encoding="gzip", **FLAVORED)})
+        with machine(gcp_bundle(), gce=real) as server:
+            _, headers, body = get(server, "/computeMetadata/v1/instance/x")
+        assert (headers["Content-Encoding"], body) == ("gzip", b"\x1f\x8b...")
+
+    def test_no_content_has_its_phrase_and_no_length(self) -> None:
+        """A 204 goes on under its own name, and without a length, which is forbidden with it."""
+        real = Scripted({"/computeMetadata/v1/instance/x": answer(b"", 204, **FLAVORED)})
+        with machine(gcp_bundle(), gce=real) as server:
+            got = server.send(
+                b"GET /computeMetadata/v1/instance/x HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata-Flavor: Google\r\n\r\n"
+            )
+        assert got.startswith(b"HTTP/1.1 204 No Content\r\n")
+        assert b"content-length" not in got.lower()
+
     def test_query_goes_on_as_it_was_understood(self) -> None:
         """Known parameters go on in one spelling, unknown ones do not."""
         real = Scripted()

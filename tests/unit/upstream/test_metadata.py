@@ -116,6 +116,7 @@ def test_ec2_forwards_only_what_may_go_out() -> None:
             "Host": "evil.example",
             "Connection": "close, X-Hop",
             "X-Hop": "1",
+            "Accept-Encoding": "gzip",
             "Transfer-Encoding": "chunked",
             "Content-Length": "999",
             "X-Kept": "yes",
@@ -126,6 +127,7 @@ def test_ec2_forwards_only_what_may_go_out() -> None:
         assert (method, target) == ("GET", ECHO + "?a=%2f")
         assert headers["x-kept"] == "yes"
         assert headers["user-agent"] == "aws-sdk-x"
+        assert headers["accept-encoding"] == "identity"  # what comes is edited, and kept for other clients
         assert headers["x-aws-ec2-metadata-token"] in fake.tokens
         unwanted = {"x-forwarded-for", "forwarded", "x-hop", "transfer-encoding"}
         assert not unwanted & headers.keys()
