@@ -558,3 +558,9 @@ def test_help_works_for_each_command() -> None:
         assert result.exit_code == 0, result.output
     code = "import sys, agent.cli.sender; sys.exit(any(m in sys.modules for m in ('boto3', 'botocore', 'google.auth', 'joserfc')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_inspect_says_once_where_json_breaks_off(desk: Desk) -> None:
+    """The place of a mistake in JSON is told in one phrase."""
+    desk.path("broken").write_text('{"a": "abc')
+    assert "unterminated string starting at character 6" in desk.run("inspect", desk.path("broken")).text
