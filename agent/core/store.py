@@ -631,7 +631,12 @@ class Store:
             return "the machine's own identity has no end"
         if outlook.until is not None and outlook.until == self._bundle.lease_until:
             return f"the lease of the bundle ends; seal a new one with a seq above {self._bundle.seq}"
-        renewed = f"renewed by {outlook.renewed_by}" if outlook.renewed_by else "nothing on this worker renews it"
+        if outlook.renewed_by:
+            renewed = f"renewed by {outlook.renewed_by}"
+        elif self._ends_by_outage(cloud, now):
+            renewed = "it is tried again and again"
+        else:
+            renewed = "nothing on this worker renews it"
         return f"grant {outlook.grant_id!r}: {outlook.cause}; {renewed}"
 
     def at_the_end(self, cloud: Cloud, now: datetime) -> str:

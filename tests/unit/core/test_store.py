@@ -599,6 +599,7 @@ class TestHorizon:
         assert [(n.event, n.cloud) for n in told] == [(Event.HORIZON, Cloud.AWS)]
         assert "timeout" in told[0].why
         assert s.at_the_end(Cloud.AWS, START + 59 * MINUTE).startswith("requests are refused until the renewal works")
+        assert s.horizon_reason(Cloud.AWS, START + 59 * MINUTE).endswith("it is tried again and again")
         late = START + 59 * MINUTE
         s.put(due(s, Key(Cloud.AWS, "role"), late), aws_credential(late), late)
         assert s.horizon(Cloud.AWS, late) is None
