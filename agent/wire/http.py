@@ -98,8 +98,9 @@ class Response:
     ``head`` is the status line and the fields, each with its CRLF, without the empty line that ends them: the gate adds
     what is only known at the time of sending (``Date``) and the body, in one piece.
 
-    ``Content-Length`` and ``Connection: close`` are on every answer that may have a body: CRT clients fail on a body that ends with the
-    connection, and botocore, JS and two Rust clients fail on a kept-alive connection that a restart has closed.
+    ``Content-Length`` (where a body may be) and ``Connection: close`` are on every answer: CRT clients fail on a body
+    that ends with the connection, and botocore, JS and two Rust clients fail on a kept-alive connection that a restart
+    has closed.
     """
 
     status: int
