@@ -32,13 +32,14 @@ import agent
 from agent import config, keys, log, report
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.model import Cloud
+from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.core.store import Store
 from agent.core.verdict import Memory
 from agent.core.view import Live, Pending
 from agent.daemon import compose, doors, kept
 from agent.daemon.control import routes
-from agent.daemon.publish import Publisher, check_paths, container_token, group_id
+from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
 from agent.host import machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
@@ -137,7 +138,8 @@ class Daemon:
             settings, metadata=self._metadata, clock=self.clock, rng=self._rng, learn=self._learn
         )
         self._push = PushSource(clock=self.clock)
-        self._token = container_token(Path(settings.environment.token_file))
+        # The present one first, and the one before.
+        self._tokens: tuple[Secret, ...] = (container_token(Path(settings.environment.token_file)),)
         self._gid = gid
         self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
         self._passed = systemd.passed(environ, pid=os.getpid())
@@ -176,7 +178,7 @@ class Daemon:
             store=self.store,
             clock=self.clock,
             address=_pointer_address(doors.names(worker_sockets)),
-            token=self._token,
+            token=self._tokens[0],
             gid=self._gid,
             expects_bundle=bool(settings.keys),
         )
@@ -344,12 +346,11 @@ class Daemon:
 
     def _worker_door(self, changes: Changes) -> WorkerDoor:
         settings = self._settings
-        tokens = (self._token,)
         through = settings.pass_through.enabled
         return WorkerDoor(
             ServeSettings(
                 token_key=self._token_key,
-                container_tokens=lambda: tokens,
+                container_tokens=lambda: self._tokens,
                 imdsv1=settings.aws.imdsv1,
                 hidden=compose.hidden_paths(settings),
                 limits=Limits(connections=settings.listen.max_connections),
@@ -540,6 +541,7 @@ class Daemon:
         self._settings = settings
         opening.trust, opening.ring, opening.audiences = pinned, ring, audiences
         self.store.reconfigure(compose.policy(settings), self.clock.now())
+        self._rotate_token()
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
         log.set_up(level=settings.log.level, style=settings.log.format)
         if narrower:
@@ -552,6 +554,14 @@ class Daemon:
         if settings.keys != old.keys:
             self._publishing.cancel()
             self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
+
+    def _rotate_token(self) -> None:
+        """Take the token that an operator has put into the file. Programs that read the one before may use it on."""
+        written = written_token(Path(self._publisher.settings.token_file))
+        if written is not None and written not in self._tokens:
+            self._tokens = (written, self._tokens[0])
+            self._publisher.token = written
+            self._log.info("token.rotated")
 
     def _keyring(self, settings: config.Config, ephemeral: keys.LocalKey | None) -> keys.Keyring:
         return compose.keyring(

@@ -59,13 +59,18 @@ def check_paths(settings: config.Environment) -> None:
             raise ConfigError(f"environment.{key}: expected an existing directory, got {str(path.parent)!r}")
 
 
-def container_token(path: Path) -> Secret:
-    """The bearer token in ``path``, if an earlier process left one: programs that read it once go on working."""
+def written_token(path: Path) -> Secret | None:
+    """The bearer token in ``path``, that an earlier process left there or an operator put there."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = path.read_text()
+        text = path.read_text().strip()
         if _TOKEN.match(text):
             return Secret(text)
-    return Secret(secrets.token_urlsafe(32))
+    return None
+
+
+def container_token(path: Path) -> Secret:
+    """The bearer token in ``path``, if there is one: programs that read it once go on working; else a new one."""
+    return written_token(path) or Secret(secrets.token_urlsafe(32))
 
 
 def _there(path: Path) -> bool:
@@ -115,7 +120,7 @@ class Publisher:
         self._store = store
         self._clock = clock
         self._address = address
-        self._token = token
+        self.token = token
         self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # what, with which mode and group
         self._left: set[Path] = set()  # where they were before a reload moved them
         self._task: asyncio.Task[None] | None = None
@@ -159,7 +164,7 @@ class Publisher:
                 aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
                 gcp=not isinstance(answers[Cloud.GCP], Absent),
                 token_file=settings.token_file,
-                token=self._token,
+                token=self.token,
                 imds_endpoint=settings.imds_endpoint,
                 region=store.facts().region,
                 no_proxy=variables.get("NO_PROXY", ""),
@@ -208,7 +213,7 @@ class Publisher:
         variables = self.variables(self._clock.now())
         file, shell_file = self._files
         contents = {
-            Path(self.settings.token_file): self._token.reveal().encode(),
+            Path(self.settings.token_file): self.token.reveal().encode(),
             file: envfile.render_systemd(variables),
             shell_file: envfile.render_shell(variables),
         }

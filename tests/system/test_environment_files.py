@@ -255,6 +255,29 @@ class TestRemoved:
             assert world.token == token
 
 
+class TestRotation:
+    def test_a_token_that_an_operator_writes_is_taken_beside_the_one_before(self, world: World) -> None:
+        """A reload takes the token in the file; whoever read the one before is served on, until the restart after."""
+        new = "n" * 40
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(OLD)))
+            before = world.token
+
+            def served(token: str) -> int:
+                return agent.ask("/v1/credentials", headers={"Authorization": token}).status
+
+            (world.root / "run" / "token").write_text(new + "\n")
+            assert (served(before), served(new)) == (200, 401)
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("token.rotated")
+            assert (served(before), served(new)) == (200, 200)
+            until(lambda: world.token == new, what="the file")
+        with world.agent() as agent:
+            agent.ready()
+            assert (served(before), served(new)) == (401, 200)
+
+
 class TestADirectoryThatRefuses:
     def test_it_is_ready_and_ends_though_nothing_can_be_written(self, nobody: World) -> None:
         """No file can be written: it says so, is ready all the same, serves, and ends on SIGTERM in time."""
