@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -36,6 +39,15 @@ def live(world: World, cloud: Cloud = Cloud.AWS) -> AwsCredential | None:
     return answer.credential if isinstance(answer, Live) and isinstance(answer.credential, AwsCredential) else None
 
 
+@asynccontextmanager
+async def renewing(world: World) -> AsyncIterator[list[dict[str, Any]]]:
+    """Run ``world`` with a bundle whose role stands on the machine's; its log."""
+    world.issuer.answer = machine
+    async with world.running() as logs:
+        await world.offer(world.knows(b"one", bundle(role("r"))))
+        yield logs
+
+
 class TestFlights:
     @looped
     async def test_a_thousand_cold_askers_are_one_call_a_credential(self) -> None:
@@ -60,9 +72,7 @@ class TestFlights:
     async def test_looking_asks_nobody(self) -> None:
         """However often the doors look, no call goes out: only the loop refreshes."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await settle(60)
             calls = len(world.issuer.calls)
             for _ in range(1000):
@@ -141,9 +151,7 @@ class TestRenewal:
     async def test_it_is_renewed_before_a_third_of_its_life(self) -> None:
         """Over half a day of one-hour roles, none is ever served with less than two thirds of its life left."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await world.clock.advance(1)
             least = timedelta(hours=9)
             for _ in range(5 * 60):
@@ -159,9 +167,7 @@ class TestRenewal:
     async def test_a_failure_takes_nothing_away(self) -> None:
         """While renewal is refused the live credential is served to its very end, and not a second longer."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running() as logs:
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world) as logs:
             await world.clock.advance(1)
             held = live(world)
             assert held is not None
@@ -207,9 +213,7 @@ class TestRenewal:
     async def test_an_outage_of_hours_recovers_by_itself(self) -> None:
         """After an outage that outlived the credential, service is back within ten seconds of the cloud's return."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running() as logs:
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world) as logs:
             await world.clock.advance(1)
             world.issuer.answer = lambda call: Transient("down", code="network")
             await world.clock.advance(2 * 3600)
@@ -224,9 +228,7 @@ class TestRenewal:
     async def test_no_fallback_in_an_outage(self) -> None:
         """While the bundle's role cannot be renewed the machine's own identity is not served in its place."""
         world = World(policy=Policy(on_expiry=OnExpiry.FALLBACK))
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await world.clock.advance(1)
             world.issuer.answer = lambda call: (
                 Transient("down", code="network") if call.grant_id == "r" else machine(call)
@@ -301,9 +303,7 @@ class TestTime:
     async def test_a_doubt_about_the_clock_asks_the_clouds(self) -> None:
         """A wall clock that was stepped is a reason to ask anew within half a minute: the answers say what time it is."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await world.clock.advance(60)
             before = world.issuer.asked("r")
             world.doubt = True
@@ -315,9 +315,7 @@ class TestTime:
     async def test_a_second_doubt_is_put_off_and_not_dropped(self) -> None:
         """A doubt right after another waits for a minute and is followed up then, once: it may be another matter."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await world.clock.advance(60)
             before = world.issuer.asked("r")
             for _ in range(3):
@@ -366,9 +364,7 @@ class TestTime:
     async def test_a_step_of_hours_backwards_stops_no_renewal(self) -> None:
         """When the time is corrected backwards, renewal goes on by the corrected time and no answer is lost."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await world.clock.advance(60)
             world.clock.set_utc(world.clock.now() - 5 * HOUR)
             for _ in range(7 * 6):
@@ -410,9 +406,7 @@ class TestTelling:
     async def test_an_identity_is_told_once(self) -> None:
         """A change of identity is one line, renewals of the same are none."""
         world = World()
-        world.issuer.answer = machine
-        async with world.running() as logs:
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world) as logs:
             await world.clock.advance(6 * 3600)
 
             assert [e["why"] for e in events(logs, "identity.changed") if e["origin"] == "bundle"] == [
@@ -598,9 +592,7 @@ def test_the_store_has_no_clock_of_its_own() -> None:
 
     async def stand_still() -> int:
         world = World()
-        world.issuer.answer = machine
-        async with world.running():
-            await world.offer(world.knows(b"one", bundle(role("r"))))
+        async with renewing(world):
             await settle(60)
             calls = len(world.issuer.calls)
             await settle(300)
