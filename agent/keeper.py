@@ -336,9 +336,7 @@ class Keeper:
         bump(self.counters.refused, error.code)
         mine = SealedBundle(sealed, STATE)
         self.last_refusal = self._ack(mine, "refused", now, bundle=bundle, code=error.code, reason=error.message)
-        # The store ends a bundle on a withdrawal of its stream; nobody signed this one, so the memory takes no note.
-        ended = msgspec.structs.replace(bundle, action=Action.WITHDRAW)
-        self.store.accept(Accepted(ended, self.store.memory), now)
+        self.store.revoke(now)
         self._hold(mine, 0, None)  # a reload that was a mistake is made good by the next
         self._publish()
 

@@ -252,6 +252,10 @@ class Store:
         elif withdrawn is not None and withdrawn.stream == (bundle.issuer, bundle.subject):
             self._purge(now)
 
+    def revoke(self, now: datetime) -> None:
+        """End the bundle in force without a withdrawal: it would not be resumed any more. The memory stays as it is."""
+        self._purge(now)
+
     def put(
         self,
         work: Work,
