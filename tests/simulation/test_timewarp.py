@@ -36,49 +36,42 @@ lies = st.builds(Fault, st.just(Kind.LIE), gaps, st.sampled_from([10.0, 90.0]), 
 seeds = st.integers(0, 2**32)
 wrong_at_boot = st.sampled_from([0.0, -5.0, -0.05, 0.05, 5.0])
 
-groups = {
-    "an upstream that comes and goes": st.builds(
+
+def plans(lifetimes: list[int], **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Plan]:
+    """Plans with any identities, of these lifetimes."""
+    return st.builds(
         Plan,
         seed=seeds,
         aws=st.sampled_from(Aws),
         google=st.sampled_from(Google),
-        lifetime_seconds=st.sampled_from([3600, 10800, 43200]),
+        lifetime_seconds=st.sampled_from(lifetimes),
+        **more,
+    )
+
+
+groups = {
+    "an upstream that comes and goes": plans(
+        [3600, 10800, 43200],
         faults=st.lists(outages | flaky, max_size=30).map(tuple),
     ),
-    "short lives": st.builds(
-        Plan,
-        seed=seeds,
-        aws=st.sampled_from(Aws),
-        google=st.sampled_from(Google),
-        lifetime_seconds=st.sampled_from([900, 1800]),
+    "short lives": plans(
+        [900, 1800],
         faults=st.lists(outages | flaky, max_size=10).map(tuple),
         hours=st.just(12.0),
     ),
-    "clocks": st.builds(
-        Plan,
-        seed=seeds,
-        aws=st.sampled_from(Aws),
-        google=st.sampled_from(Google),
-        lifetime_seconds=st.sampled_from([3600, 10800]),
+    "clocks": plans(
+        [3600, 10800],
         wall_error_hours=wrong_at_boot,
         faults=st.lists(steps | sleeps | outages, max_size=16).map(tuple),
     ),
-    "a server that lies about the time": st.builds(
-        Plan,
-        seed=seeds,
-        aws=st.sampled_from(Aws),
-        google=st.sampled_from(Google),
-        lifetime_seconds=st.sampled_from([3600, 10800]),
+    "a server that lies about the time": plans(
+        [3600, 10800],
         wall_error_hours=wrong_at_boot,
         faults=st.lists(lies | steps | outages, max_size=12).map(tuple),
         hours=st.just(18.0),
     ),
-    "everything at once": st.builds(
-        Plan,
-        seed=seeds,
-        aws=st.sampled_from(Aws),
-        google=st.sampled_from(Google),
-        lifetime_seconds=st.sampled_from([900, 1800, 3600, 10800, 43200]),
+    "everything at once": plans(
+        [900, 1800, 3600, 10800, 43200],
         wall_error_hours=wrong_at_boot,
         faults=st.lists(steps | sleeps | outages | flaky | lies, min_size=2, max_size=14).map(tuple),
         hours=st.just(24.0),
