@@ -193,6 +193,9 @@ class Ec2MetadataService(Served):
             return None
         if rest.rstrip("/") == "user-data":
             return None if self.user_data is None else (self.user_data, "application/octet-stream")
+        if not rest:
+            trees = ("dynamic", "meta-data", *(() if self.user_data is None else ("user-data",)))
+            return "\n".join(trees).encode(), "text/plain"  # the one listing of directories without slashes
         leaves = self._leaves()
         if rest in leaves:
             return leaves[rest]
