@@ -53,6 +53,14 @@ $(VENV)/.charts: requirements/charts.txt $(VENV)/.locked
 fleet: $(VENV)/.package $(VENV)/.charts ## draw what STS sees of ten thousand agents: build/fleet.png
 	@exec $(BIN)/python -m tests.simulation.fleet $(ARGS)
 
+$(VENV)/.mutants: requirements/mutants.txt $(VENV)/.locked
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/mutants.txt
+	@touch $@
+
+.PHONY: mutants
+mutants: $(VENV)/.package $(VENV)/.mutants ## change the code in small ways: what do the tests not notice? (ARGS="core --sample 0")
+	@exec $(BIN)/python -m tests.mutants $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.package ## format, lint, types and the walls between the rooms
 	$(BIN)/ruff format --check .
@@ -102,6 +110,7 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) requirements/charts.in --constraint requirements/test.txt --output-file requirements/charts.txt
+	$(LOCK) requirements/mutants.in --constraint requirements/test.txt --output-file requirements/mutants.txt
 
 .PHONY: image
 image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; a quarter of an hour, needs no KVM)

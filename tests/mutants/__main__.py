@@ -1,0 +1,199 @@
+"""Mutation testing of the rooms that decide: which changes of the code does no test of the room notice?
+
+The work is done on a copy below ``build/mutants``: the checkout stays as it is. mutmut makes the mutants and runs, for
+each, the tests that reach the changed function. See README.md here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+BUILD: Final = ROOT / "build" / "mutants"
+ACCEPTED: Final = Path(__file__).parent / "accepted.toml"
+
+#: By room: what is mutated, and which tests must notice.
+ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "core": ("agent/core", ("tests/unit/core", "tests/properties/test_store_machine.py")),
+    "keeper": ("agent/keeper", ("tests/unit/keeper", "tests/unit/core")),
+    "daemon": ("agent/daemon", ("tests/unit/daemon", "tests/system/test_daemon.py")),
+    "serve": ("agent/serve", ("tests/unit/serve",)),
+    "host": ("agent/host", ("tests/unit/host",)),
+}
+
+SURVIVED: Final = 0
+UNTESTED: Final = 33  # mutmut: no test reaches the function
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: its name by mutmut, the function it is in, and the lines that differ."""
+
+    name: str
+    function: str
+    was: str
+    now: str
+
+    @property
+    def only_words(self) -> bool:
+        """Whether nothing but the letters of a text changed."""
+        return _bare(self.was) == _bare(self.now)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\s+", "", text).replace("XX", "").lower()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the rooms; print the score of each. Exit status 0 however many survive: it is a report, not a gate."""
+    parser = argparse.ArgumentParser(prog="make mutants", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}; all by default")
+    parser.add_argument("--sample", type=int, default=150, help="mutants a room; 0: all (hours)")
+    parser.add_argument("--seed", type=int, default=1, help="draws the sample")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    chosen = parser.parse_args(argv)
+    unknown = set(chosen.rooms) - set(ROOMS)
+    if unknown:
+        parser.error(f"expected rooms of {', '.join(ROOMS)}, got {', '.join(sorted(unknown))}")
+    accepted = _accepted()
+    report, lines = [], []
+    for room in chosen.rooms or ROOMS:
+        copy = _copy(room)
+        _mutmut(copy, ["nothing.is.called.so"], chosen.jobs)  # makes the mutants, runs none
+        mutants = [mutant for mutant in _mutants(copy) if not mutant.only_words]
+        if chosen.sample and len(mutants) > chosen.sample:
+            mutants = random.Random(chosen.seed).sample(mutants, chosen.sample)
+        _mutmut(copy, [mutant.name for mutant in mutants], chosen.jobs)
+        outcome = _outcomes(copy)
+        known = [m for m in mutants if outcome.get(m.name) in (SURVIVED, UNTESTED)]
+        named = [m for m in known if (m.function, _bare(m.was), _bare(m.now)) in accepted]
+        survivors = [m for m in known if m not in named]
+        killed = len(mutants) - len(known)
+        lines.append(
+            f"{room:8} {killed} of {len(mutants)} noticed ({killed / max(1, len(mutants)):.0%}), "
+            f"{len(named)} accepted, {len(survivors)} to be looked at"
+        )
+        sys.stdout.write(lines[-1] + "\n")
+        sys.stdout.flush()
+        report += [f"## {room}\n", *(_shown(m, outcome[m.name]) for m in survivors)]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    (BUILD / "survivors.md").write_text("\n".join(["# Survivors\n", "```text", *lines, "```\n", *report]))
+    sys.stdout.write(f"survivors: {BUILD / 'survivors.md'}\n")
+    return 0
+
+
+def _copy(room: str) -> Path:
+    """A copy of the tree as it stands, with mutmut told about ``room``."""
+    copy = BUILD / room
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    source, tests = ROOMS[room]
+    if not (copy / source).exists():
+        source += ".py"
+    only = source if source.endswith(".py") else f"{source}/*"
+    others = [p.name for p in copy.iterdir() if p.name not in {"agent", "tests", "pyproject.toml", "build"}]
+    lists = {
+        "source_paths": ["agent"],
+        "only_mutate": [only],
+        "also_copy": others,
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-m", "not slow"],
+        "pytest_add_cli_args_test_selection": [test for test in tests if (copy / test).exists()],
+    }
+    with (copy / "pyproject.toml").open("a") as file:
+        file.write("\n[tool.mutmut]\nuse_git_change_detection = false\n")
+        file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in lists.items())
+    return copy
+
+
+def _mutmut(copy: Path, names: list[str], jobs: int) -> None:
+    """Run mutmut on ``names``; what it says goes to a file beside the copy."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHONPATH"))}
+    with (copy / "mutmut.log").open("ab") as log:
+        subprocess.run(
+            [Path(sys.executable).with_name("mutmut"), "run", "--max-children", str(jobs), *names],
+            cwd=copy,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if not list((copy / "mutants").rglob("*.py.meta")):
+        tail = (copy / "mutmut.log").read_bytes()[-3000:].decode(errors="replace")
+        raise SystemExit(f"mutants: mutmut made none in {copy}:\n{tail}")
+
+
+def _mutants(copy: Path) -> Iterator[Mutant]:
+    """Every mutant of the copy, read from the source that mutmut wrote."""
+    for meta in sorted((copy / "mutants").rglob("*.py.meta")):
+        names = json.loads(meta.read_bytes())["exit_code_by_key"]
+        module = ".".join(meta.relative_to(copy / "mutants").with_suffix("").with_suffix("").parts)
+        tree = ast.parse(meta.with_suffix("").read_text())
+        functions = {
+            node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        for name in names:
+            short = name.removeprefix(f"{module}.")
+            stem = short.rpartition("__mutmut_")[0]
+            before, after = functions.get(f"{stem}__mutmut_orig"), functions.get(short)
+            if before is None or after is None:
+                continue
+            after.name = before.name
+            was, now = _differences(ast.unparse(before), ast.unparse(after))
+            function = re.sub(r"^(x_|xǁ)", "", stem).replace("ǁ", ".")
+            yield Mutant(name, f"{module}.{function}", was, now)
+
+
+def _differences(before: str, after: str) -> tuple[str, str]:
+    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    was = "\n".join(line[2:].strip() for line in lines if line.startswith("- "))
+    now = "\n".join(line[2:].strip() for line in lines if line.startswith("+ "))
+    return was, now
+
+
+def _outcomes(copy: Path) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for meta in (copy / "mutants").rglob("*.py.meta"):
+        found |= json.loads(meta.read_bytes())["exit_code_by_key"]
+    return found
+
+
+def _accepted() -> set[tuple[str, str, str]]:
+    entries = tomllib.loads(ACCEPTED.read_text()).get("accepted", [])
+    return {(entry["function"], _bare(entry["was"]), _bare(entry["now"])) for entry in entries}
+
+
+def _shown(mutant: Mutant, code: int | None) -> str:
+    note = " (no test reaches it)" if code == UNTESTED else ""
+    minus = "\n".join(f"-{line}" for line in mutant.was.splitlines())
+    plus = "\n".join(f"+{line}" for line in mutant.now.splitlines())
+    return f"`{mutant.function}`{note}\n```diff\n{minus}\n{plus}\n```\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
