@@ -107,7 +107,7 @@ class TestFlights:
     @looped
     async def test_a_call_that_never_ends_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A provider that hangs for ever is cut off, and the credential tried again: renewal cannot stop."""
-        monkeypatch.setattr("agent.keeper.ISSUE_TIMEOUT_SECONDS", 0.01)
+        monkeypatch.setattr("agent.keeper.loop.ISSUE_TIMEOUT_SECONDS", 0.01)
         world = World()
         world.issuer.answer = machine
         world.issuer.gate.clear()
