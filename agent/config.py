@@ -15,7 +15,7 @@ import posixpath
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -33,6 +33,9 @@ VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,12
 # What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
 VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
 Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
+
+
+_S = TypeVar("_S")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename=None):
@@ -367,20 +370,27 @@ class Redirect(_Section, frozen=True):
     Attributes:
         uids: single uids and ranges (``1000-60000``); the default is every non-system uid, those of containers and user
             namespaces included.
-        users: names, looked up when the rules are applied.
+        users: names, looked up when the rules are applied, and again until they are there.
         units: systemd slices (and units that run) whose processes are workers whatever their uid, root included.
-        bridges: interfaces of container bridges; a final ``*`` stands for any rest. The default is what Docker and
-            Podman make.
-        ipv6: also ``fd00:ec2::254`` and ``fd20:ce::254``.
+        exempt_bridges: interfaces whose packets are the machine's own and reach the real service; a final ``*`` stands
+            for any rest. Everything else that is forwarded to a metadata address is a worker's, whatever its
+            interface is called.
+        bridges: interfaces of containers that may also ask the agent's own port, and are led though the rules would
+            take them for a cable (a bond, a VLAN). The default is what Docker and Podman make.
+        ipv6: lead ``fd00:ec2::254``, ``fd20:ce::254`` and ``fd00:ec2::23`` too. Refused they are in any case.
         port: where to; ``0``: the port of ``listen.http``.
+        max_connections_per_worker: how many connections to the agent one uid, or one address of a container, may have
+            at once; ``0``: any number. An SDK needs one for some milliseconds per credential.
     """
 
     uids: tuple[str, ...] = ("1000-60513", "60578-4294967293")
     users: tuple[str, ...] = ()
     units: tuple[str, ...] = ("credential-agent-workers.slice",)
+    exempt_bridges: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ("docker0", "br-*", "podman*", "cni-podman*")
     ipv6: bool = True
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    max_connections_per_worker: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 1024
 
 
 class Config(_Section, frozen=True):
@@ -469,11 +479,7 @@ def parse(text: str, *, origin: str) -> Config:
         ConfigError: it is not TOML, or a key is unknown, missing or of the wrong type; the message names the key.
     """
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin}: not valid TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
-    try:
-        config = msgspec.convert(tree, Config)
+        config = msgspec.convert(_tree(text, origin), Config)
     except msgspec.ValidationError as error:
         key, expected = _explain(error)
         raise ConfigError(f"{origin}: {key}: {expected}", hint=_hint(key)) from None
@@ -487,6 +493,66 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: it cannot be read, or :func:`parse` refuses it.
     """
+    return parse(_text(path), origin=str(path))
+
+
+def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
+    """Read the section ``[redirect]`` alone, and bear with every mistake elsewhere.
+
+    A misspelt key of another section must not decide whether workers are led. A key of this section that nobody knows
+    is told and left out (a newer release wrote it); a *value* of this section that cannot be right is an error: what
+    it meant is not known, and the caller closes.
+
+    Returns:
+        The section, the agent's port, and what was borne with, in words.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, or a value of this section or the port is wrong.
+    """
+    document = _tree(_text(path), str(path))
+    notes = []
+    section = document.get("redirect", {})
+    if isinstance(section, dict):
+        unknown = sorted(section.keys() - set(Redirect.__struct_fields__))
+        notes += [f"redirect.{key}: unknown key, left out" for key in unknown]
+        section = {key: value for key, value in section.items() if key not in unknown}
+    redirect = _section(section, Redirect, f"{path}: redirect")
+    port = redirect.port
+    if not port:
+        listen = document.get("listen", {})
+        http = listen.get("http", Listen().http) if isinstance(listen, dict) else Listen().http
+        try:
+            port = host_port(http[0])[1]
+        except (ConfigError, TypeError, IndexError, KeyError):
+            # The sockets are systemd's, and their unit has the default.
+            port = host_port(Listen().http[0])[1]
+            notes.append(f"listen.http: cannot be read, taken for port {port}")
+    return redirect, port, tuple(notes)
+
+
+def _tree(text: str, origin: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not valid TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin}: not valid TOML: nested too deeply") from None
+
+
+def _section(document: object, kind: type[_S], origin: str) -> _S:
+    """One section of a document.
+
+    Raises:
+        ConfigError: it is not what its type says.
+    """
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        key, text = _explain(error)
+        raise ConfigError(f"{origin}.{key}: {text}") from None
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -495,10 +561,9 @@ def load(path: Path) -> Config:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: expected UTF-8 text") from None
-    return parse(text, origin=str(path))
 
 
 def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:

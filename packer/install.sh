@@ -22,7 +22,8 @@ readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SERVICES=(credential-agent.socket credential-agent-control.socket credential-agent.service
-  credential-agent-redirect.service credential-agent-workers.slice credential-agent.target)
+  credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service
+  credential-agent-workers.slice credential-agent.target)
 
 here=$(cd "$(dirname "$0")" && pwd)
 readonly here
@@ -137,6 +138,8 @@ install_files() {
   elif [ "$version" -ge 254 ]; then
     install -m 0644 "$units/drop-ins/50-systemd-254.conf" "$UNITS/credential-agent.service.d/50-systemd-254.conf"
   fi
+  # Not below /opt: it must be there when nothing else is, an older release included.
+  install -m 0644 "$candidate"/lib/python3*/site-packages/agent/host/closed.nft "$ETC/closed.nft"
   install -m 0644 "$units/drop-ins/50-nftables.conf" "$UNITS/nftables.service.d/50-credential-agent.conf"
   for name in "${signers[@]}"; do
     install -m 0644 "$name" "$ETC/signers/$(basename "$name")"
@@ -159,22 +162,25 @@ enable_units() {
   local enabled=(credential-agent.socket credential-agent-control.socket credential-agent.service
     credential-agent-workers.slice credential-agent.target)
   if [ "$with_redirect" = yes ]; then
-    enabled+=(credential-agent-redirect.service)
+    enabled+=(credential-agent-redirect.service credential-agent-closed.service)
     systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
   fi
   systemctl --quiet enable "${enabled[@]}"
   if [ "$with_redirect" = no ]; then
     # The target requires it; masked, it is left out.
-    systemctl --quiet disable credential-agent-redirect.service 2>/dev/null || true
-    install -d "$UNITS/credential-agent.target.d"
+    systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service 2>/dev/null || true
+    install -d "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
     printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
+    printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent-workers.slice.d/50-no-redirect.conf"
+    rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
   else
-    rm -rf "$UNITS/credential-agent.target.d"
+    rm -rf "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
   fi
 }
 
 start_units() {
   local name
+  if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service; fi
   systemctl start credential-agent-workers.slice
   if [ "$with_redirect" = yes ]; then
     if systemctl --quiet is-active credential-agent-redirect.service; then
@@ -260,7 +266,8 @@ do_uninstall() {
   local name hosts
   if booted; then
     systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
-      credential-agent-control.socket credential-agent-redirect.service 2>/dev/null || true
+      credential-agent-control.socket credential-agent-redirect.service credential-agent-closed.service \
+      2>/dev/null || true
     # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
     if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
     # The slices that its name lies in are systemd's doing, and go with it.
@@ -270,7 +277,7 @@ do_uninstall() {
     systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
   fi
   for name in "${SERVICES[@]}"; do rm -rf "${UNITS:?}/$name" "${UNITS:?}/$name.d"; done
-  rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
+  rm -f "$UNITS/nftables.service.d/50-credential-agent.conf" "$ETC/closed.nft"
   rmdir "$UNITS/nftables.service.d" 2>/dev/null || true
   rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh
   if grep -qs '# credential-agent$' /etc/hosts; then

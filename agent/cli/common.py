@@ -10,3 +10,4 @@ CONFIG_PATH: Final = Path("/etc/credential-agent/config.toml")
 # Of sysexits.h; those that a command returns itself.
 EX_UNAVAILABLE: Final = 69
 EX_TEMPFAIL: Final = 75
+EX_CONFIG: Final = 78

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from agent import config as configuration
-from agent.cli.common import CONFIG_PATH, EX_UNAVAILABLE
-from agent.core.errors import HostError
+from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
+from agent.core.errors import AgentError, HostError
 from agent.host import nft
 from agent.wire.http import USER_AGENT_PREFIX
 
@@ -42,9 +43,23 @@ def redirect() -> None:
 @_CONFIG
 @_USER
 @click.option("--print", "only_print", is_flag=True, help="Print the rules and change nothing.")
-def apply(path: Path, user: str, only_print: bool) -> None:
-    """Load the rules, replacing ours if they are there. Safe to repeat."""
-    _load(path, user, closed=False, only_print=only_print)
+def apply(path: Path, user: str, only_print: bool) -> int:
+    """Load the rules, replacing ours if they are there. Safe to repeat.
+
+    Reads the [redirect] section alone. Exits 78 when what it says cannot be told: workers are refused then.
+    """
+    plan = make_plan(path, user)
+    if only_print:
+        click.echo(plan.scripts[0], nl=False)
+    else:
+        _load(plan)
+    for note in plan.notes:
+        click.echo(f"credential-agent: {note}", err=True)
+    if plan.error is None:
+        return 0
+    click.echo(f"credential-agent: {plan.error}", err=True)
+    click.echo("  hint: workers are refused until this is mended: credential-agent redirect apply", err=True)
+    return EX_CONFIG
 
 
 @redirect.command()
@@ -53,7 +68,11 @@ def apply(path: Path, user: str, only_print: bool) -> None:
 @click.option("--print", "only_print", is_flag=True, help="Print the rules and change nothing.")
 def close(path: Path, user: str, only_print: bool) -> None:
     """Stop redirecting, and reject what was redirected: no worker gets the machine's identity instead."""
-    _load(path, user, closed=True, only_print=only_print)
+    plan = make_plan(path, user)
+    if only_print:
+        click.echo(plan.closed, nl=False)
+        return
+    _load(msgspec.structs.replace(plan, scripts=(plan.closed,)))
 
 
 @redirect.command()
@@ -68,7 +87,7 @@ def show() -> None:
     """Print the rules as the kernel has them, with their counters."""
     table = nft.show()
     if table is None:
-        raise HostError(f"table {nft.TABLE} is not loaded", hint="systemctl start credential-agent-redirect")
+        raise HostError(f"table {nft.TABLE} is not loaded", hint="systemctl restart credential-agent-redirect")
     click.echo(table, nl=False)
 
 
@@ -76,11 +95,14 @@ def show() -> None:
 @_CONFIG
 def check(path: Path) -> int:
     """Ask as a worker and as others, and say who answered. Needs root; changes nothing."""
-    settings = configuration.load(path)
+    section, port, notes = configuration.load_redirect(path)
     if nft.show() is None:
-        raise HostError(f"table {nft.TABLE} is not loaded", hint="systemctl start credential-agent-redirect")
+        raise HostError(f"table {nft.TABLE} is not loaded", hint="systemctl restart credential-agent-redirect")
     failed = False
-    for fine, line in _findings(settings):
+    for note in (*notes, *_plan(section, port, (), AGENT_USER).pending):
+        failed = True
+        click.echo(f"FAIL  {note}")
+    for fine, line in _findings(section, port):
         failed |= not fine
         click.echo(f"{'ok  ' if fine else 'FAIL'}  {line}")
     return EX_UNAVAILABLE if failed else 0
@@ -97,39 +119,102 @@ def probe(address: str, port: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _load(path: Path, user: str, *, closed: bool, only_print: bool) -> None:
-    settings = configuration.load(path)
-    section = settings.redirect
-    script = nft.ruleset(
-        _workers(section), port=_port(settings), agent_uid=_uid(user), ipv6=section.ipv6, closed=closed
-    )
-    if only_print:
-        click.echo(script, nl=False)
-        return
-    nft.run(script)
-    # Rules first: the address must not be there before the guard that watches over it.
-    nft.set_fronts(present=bool(section.bridges), ipv6=section.ipv6)
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the configuration and the machine make of the rules.
+
+    Attributes:
+        scripts: for ``nft``; the first that the kernel takes is in force.
+        closed: the same workers, refused.
+        ipv6: whether the IPv6 front address is wanted.
+        error: why ``scripts`` are closed; ``None``: they lead.
+        notes: what is not as the configuration says, and was borne with.
+        pending: users and units that were not there; to be looked up again.
+        uid: of a worker, to ask as; ``None``: no uid is one.
+        groups: control groups that the rules name, with the number that each has now.
+    """
+
+    scripts: tuple[str, ...]
+    closed: str
+    ipv6: bool = True
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    uid: int | None = None
+    groups: dict[str, int] = {}
 
 
-def _workers(section: configuration.Redirect) -> nft.Workers:
-    uids = list(nft.parse_uids(section.uids))
+def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
+    """Read the section and look everything up. Never an error: what cannot be told is closed."""
+    try:
+        section, port, notes = configuration.load_redirect(path)
+        return _plan(section, port, notes, user)
+    except AgentError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        section = configuration.Redirect()
+        closed = _plan(section, configuration.host_port(configuration.Listen().http[0])[1], (), user)
+        return msgspec.structs.replace(closed, scripts=(closed.closed,), error=f"{error.message}{hint}")
+
+
+def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], user: str) -> Plan:
+    uids, pending = list(nft.parse_uids(section.uids)), []
     for name in section.users:
         uid = _uid(name)
         if uid is None:
-            raise HostError(f"redirect.users: no user {name!r} on this machine")
-        uids.extend(nft.parse_uids([str(uid)]))
-    cgroups = []
-    for unit in section.units:
-        path = nft.control_group(unit)
-        if path is None:
-            click.echo(f"credential-agent: {unit} does not run: it is no worker until this is repeated", err=True)
+            pending.append(f"redirect.users: no user {name!r} on this machine yet")
         else:
-            cgroups.append(path)
-    return nft.Workers(uids=nft.merge(uids), cgroups=tuple(cgroups), bridges=section.bridges)
+            uids.extend(nft.parse_uids([str(uid)]))
+    groups, said = _groups(section.units)
+    workers = nft.Workers(
+        uids=nft.merge(uids),
+        cgroups=tuple(groups),
+        bridges=section.bridges,
+        exempt_bridges=section.exempt_bridges,
+    )
+
+    def script(*, limit: int, closed: bool = False) -> str:
+        agent_uid = _uid(user)
+        return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, limit=limit)
+
+    limits = dict.fromkeys((section.max_connections_per_worker, 0))  # a kernel may know no limits
+    return Plan(
+        scripts=tuple(script(limit=limit) for limit in limits),
+        closed=script(limit=0, closed=True),
+        ipv6=section.ipv6,
+        notes=notes,
+        pending=(*pending, *said),
+        uid=workers.uids[0][0] if workers.uids else None,
+        groups=groups,
+    )
 
 
-def _port(settings: configuration.Config) -> int:
-    return settings.redirect.port or configuration.host_port(settings.listen.http[0])[1]
+def _groups(units: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
+    groups, missing = {}, []
+    for unit in units:
+        nft.check_unit(unit)
+        try:
+            path = nft.control_group(unit)
+            number = None if path is None else (nft.UNIFIED / path).stat().st_ino
+        except (HostError, OSError) as error:
+            missing.append(f"redirect.units: {unit} cannot be told: {error}")
+            continue
+        if path is None or number is None:
+            missing.append(f"redirect.units: {unit} does not run: it is no worker yet")
+        else:
+            groups[path] = number
+    return groups, missing
+
+
+def _load(plan: Plan) -> None:
+    for script in plan.scripts[:-1]:
+        try:
+            nft.run(script)
+        except HostError:
+            continue
+        break
+    else:
+        nft.run(plan.scripts[-1])
+    # Rules first: the address must not be there before the guard that watches over it.
+    nft.set_fronts(present=True, ipv6=plan.ipv6)
 
 
 def _uid(user: str) -> int | None:
@@ -139,8 +224,8 @@ def _uid(user: str) -> int | None:
         return None
 
 
-def _findings(settings: configuration.Config) -> Iterator[tuple[bool, str]]:
-    section, port, metadata = settings.redirect, _port(settings), nft.METADATA["ip"][0]
+def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool, str]]:
+    metadata = nft.METADATA["ip"][0]
     workers = nft.merge([*nft.parse_uids(section.uids), *((u, u) for name in section.users if (u := _uid(name)))])
     if workers:
         uid = workers[0][0]

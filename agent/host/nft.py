@@ -1,19 +1,21 @@
-"""Transparent interception: one nftables table that leads workers' metadata requests to the agent.
+"""Transparent interception: nftables tables that lead workers' metadata requests to the agent, and refuse the rest.
 
-What the table promises, for the machine's metadata addresses (EC2's and Google's, IPv4 and IPv6):
+What they promise, for the machine's metadata addresses (EC2's and Google's, and those at which ECS and EKS hand out
+credentials; IPv4 and IPv6):
 
 * **A worker's request to port 80 arrives at the agent.** A worker is a uid, a control group (so that a job that runs
-  as root in its slice counts, and the monitoring agent beside it does not), or whatever comes in through a bridge of
-  containers.
+  as root in its slice counts, and the monitoring agent beside it does not), or whatever is forwarded: containers and
+  virtual machines, whatever their bridge is called.
 * **Everything else a worker sends there is rejected**, but DNS and NTP: Google's address also speaks TLS on 443 (with a
   client certificate that lies readable on the disk) and ALTS on 8080, and each would hand out the machine's identity.
 * **Everybody else keeps the real service**, and does not get into the agent's door.
 * **The doubtful is a worker.** A socket without an owner (some kernels' multipath TCP, sockets of kernel file systems)
   has no uid to compare. So the rule is not "these uids are redirected" but "those uids are let through".
-* **Fail closed.** The table is no part of the agent's life: when the agent is down, workers wait at its socket. When
-  the redirection is stopped, :func:`ruleset` with ``closed`` rejects what it redirected. Only removal opens.
+* **Closed first.** Two tables. The one is text (``closed.nft``), is loaded at boot before anything is read, and stays:
+  it refuses what is not led. The other is made of the configuration and leads. Whatever becomes of the second (a
+  mistake in a file, a name that is not there, a release that does not start), the first holds. Only removal opens.
 
-One table of our own, replaced in one transaction; nobody else's rules are read or touched.
+Tables of our own, replaced in one transaction; nobody else's rules are read or touched.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ import msgspec
 from agent.core.errors import HostError
 
 TABLE: Final = "inet credential_agent"
+CLOSED: Final = "inet credential_agent_closed"
+#: What the names of the tables end in that a process of ours owns (see :mod:`agent.host.hold`).
+HELD: Final = "_held"
+CLOSED_FILE: Final = Path(__file__).with_name("closed.nft")
 
 #: Where containers' requests are led. Loopback will not do: packets that come in through an interface must not reach
 #: 127.0.0.1, and switching that protection off (``route_localnet``) opens every other local service too. So the
@@ -37,7 +43,15 @@ TABLE: Final = "inet credential_agent"
 FRONT4: Final = "169.254.171.2"
 FRONT6: Final = "fd6c:9e1f:25b2::2"
 
-METADATA: Final = {"ip": ("169.254.169.254",), "ip6": ("fd00:ec2::254", "fd20:ce::254")}
+#: The metadata services, then what ECS (the address of relative URIs) and EKS lead SDKs to.
+METADATA: Final = {
+    "ip": ("169.254.169.254", "169.254.170.2", "169.254.170.23"),
+    "ip6": ("fd00:ec2::254", "fd20:ce::254", "fd00:ec2::23"),
+}
+#: Interfaces of these kinds are cables, and a neighbour on one is no container of ours. One that the kernel knows no
+#: kind of is a cable too.
+_CABLES: Final = ("bond", "team", "vlan")
+
 
 MAX_UID: Final = 0xFFFFFFFE  # the last number is "no user"
 UNIFIED: Final = Path("/sys/fs/cgroup")
@@ -47,6 +61,7 @@ _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.(?:slice|service|scope)\Z
 _CGROUP: Final = re.compile(r"[A-Za-z0-9:_.\\@/-]{1,4000}\Z")
 _TIMEOUT_SECONDS: Final = 30.0
 _FRONT: Final = {"ip": FRONT4, "ip6": f"[{FRONT6}]"}
+_PROTOCOL: Final = {"ip": "ipv4", "ip6": "ipv6"}
 _ADDRESS_TYPE: Final = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 _PACKAGES: Final = {"nft": "nftables", "ip": "iproute2 (iproute on Amazon Linux)", "systemctl": "systemd"}
 
@@ -60,48 +75,133 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         uids: ranges, both ends included, ascending and apart (see :func:`parse_uids`).
         cgroups: paths below the control group root, without a leading slash.
-        bridges: interface names; a final ``*`` stands for any rest.
+        bridges: interfaces whose packets are a container's whatever else is known of them, and which may ask the
+            agent's own port; a final ``*`` stands for any rest.
+        exempt_bridges: interfaces whose packets are the machine's own: they reach the real service.
     """
 
     uids: tuple[tuple[int, int], ...] = ()
     cgroups: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ()
+    exempt_bridges: tuple[str, ...] = ()
 
 
-def ruleset(workers: Workers, *, port: int, agent_uid: int | None, ipv6: bool = True, closed: bool = False) -> str:
-    """The table as text for ``nft -f``: it replaces the one that is there, in one transaction.
+def ruleset(
+    workers: Workers,
+    *,
+    port: int,
+    agent_uid: int | None,
+    ipv6: bool = True,
+    closed: bool = False,
+    limit: int = 0,
+) -> str:
+    """Both tables as text for ``nft -f``: they replace those that are there, in one transaction.
 
     Args:
         workers: who is led to the agent.
         port: the agent's port on loopback and on the front addresses.
         agent_uid: the agent's own user, which needs the real service; ``None``: it does not exist here.
-        ipv6: also the IPv6 addresses of the metadata services.
+        ipv6: also lead the IPv6 addresses of the metadata services. They are refused in any case.
         closed: reject what would be redirected.
+        limit: connections to the agent that one uid, or one address of a container, may have at once; ``0``: any.
 
     Raises:
         HostError: a name in ``workers`` cannot stand in a rule.
     """
     _check(workers)
-    families = ("ip", "ip6") if ipv6 else ("ip",)
     others = complement(workers.uids)
     if agent_uid is not None:
         others = merge((*others, (agent_uid, agent_uid)))
+    return (
+        CLOSED_FILE.read_text()
+        + _exceptions(workers, others, port)
+        + _REPLACE
+        + f"table {TABLE} {{\n"
+        + "".join(_lead(workers, others, port=port, agent_uid=agent_uid, ipv6=ipv6, closed=closed, limit=limit))
+        + "}\n"
+    )
+
+
+def refusal() -> str:
+    """The text of the closed table alone, as a boot begins with it. Loading it keeps what was excepted before."""
+    return CLOSED_FILE.read_text()
+
+
+def held(script: str) -> str:
+    """The same rules in tables that belong to the process that loads them, and end with it.
+
+    Nobody else can flush, change or delete those (``flags owner``, Linux 5.12 and nftables 0.9.9). The same rules
+    twice do what they do once: whichever table a packet meets first leads it, and both refuse the same.
+    """
+    names = {name.split()[1] for name in (TABLE, CLOSED)}
+    script = re.sub(rf"\b({'|'.join(sorted(names))})\b", rf"\1{HELD}", script)
+    # At each table's first mention, or the kernel takes the later flag for a change of it.
+    begin = "".join(f"add table inet {name}{HELD} {{\n\tflags owner\n}}\n" for name in sorted(names))
+    replace = "".join(f"delete table inet {name}{HELD}\n" for name in sorted(names))
+    script = re.sub(r"^(?:add|delete) table .*\n", "", script, flags=re.MULTILINE)
+    script = re.sub(r"^(table inet \w+ \{)$", r"\1\n\tflags owner", script, flags=re.MULTILINE)
+    return begin + replace + script
+
+
+def removal() -> str:
+    """The text that removes both tables, whether they are there or not."""
+    return _REPLACE + _REPLACE.replace(TABLE, CLOSED)
+
+
+def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) -> str:
+    """What the configuration adds to the closed table: who is exempt from it, and where the agent's door is."""
+    lines = [f"flush set {CLOSED} doors", f"add element {CLOSED} doors {{ {port} }}", f"flush set {CLOSED} exempt_uids"]
+    if others:
+        lines.append(f"add element {CLOSED} exempt_uids {{ {', '.join(_ranges(others))} }}")
+    lines.append(f"flush chain {CLOSED} exempt_interfaces")
+    # One rule each: a wildcard inside a set is understood by newer releases of nft only.
+    lines += [f'add rule {CLOSED} exempt_interfaces iifname "{name}" accept' for name in workers.exempt_bridges]
+    return "\n".join(lines) + "\n"
+
+
+def _lead(
+    workers: Workers,
+    others: Sequence[tuple[int, int]],
+    *,
+    port: int,
+    agent_uid: int | None,
+    ipv6: bool,
+    closed: bool,
+    limit: int,
+) -> list[str]:
+    families = ("ip", "ip6") if ipv6 else ("ip",)
     cgroups = [f'socket cgroupv2 level {path.count("/") + 1} "{path}"' for path in workers.cgroups]
     agent = [] if agent_uid is None else [f"meta skuid {agent_uid} return"]
-    # One rule each: a wildcard inside a set is understood by newer releases of nft only.
     bridges = [f'iifname "{name}"' for name in workers.bridges]
 
-    def to_metadata(prefix: str, verdict: str) -> list[str]:
+    def to_metadata(prefix: str, verdict: str, families: Sequence[str] = ("ip", "ip6")) -> list[str]:
         return [f"{prefix}{family} daddr @metadata_{family} {verdict}" for family in families]
 
+    def at_most(name: str, key: str, verdict: str) -> list[str]:
+        return [f"ct state new add @{name} {{ {key} ct count over {limit} }} counter {verdict}"] if limit else []
+
     parts = [
-        *(_set(f"metadata_{family}", _ADDRESS_TYPE[family], METADATA[family]) for family in families),
+        *(_set(f"metadata_{family}", _ADDRESS_TYPE[family], METADATA[family]) for family in ("ip", "ip6")),
         _set("workers", "uid", _ranges(workers.uids), "flags interval;"),
         _set("others", "uid", _ranges(others), "flags interval;"),
     ]
-    if not closed:
+    if limit:
         parts += [
-            _chain("lead_output", "type nat hook output priority -110;", to_metadata("tcp dport 80 ", "jump worker")),
+            _set("busy_uids", "uid", (), "size 65535; flags dynamic;"),
+            *(_set(f"busy_{f}", _ADDRESS_TYPE[f], (), "size 65535; flags dynamic;") for f in ("ip", "ip6")),
+        ]
+    if not closed:
+        exempt = [f'iifname "{name}" return' for name in workers.exempt_bridges]
+        to_front = [
+            f"meta nfproto {_PROTOCOL[family]} meta l4proto tcp counter dnat {family} to {_FRONT[family]}:{port}"
+            for family in families
+        ]
+        parts += [
+            _chain(
+                "lead_output",
+                "type nat hook output priority -110;",
+                to_metadata("tcp dport 80 ", "jump worker", families),
+            ),
             _chain(
                 "worker",
                 None,
@@ -112,15 +212,25 @@ def ruleset(workers: Workers, *, port: int, agent_uid: int | None, ipv6: bool = 
                     f"meta l4proto tcp counter redirect to :{port}",
                 ],
             ),
+            _chain("to_front", None, to_front),
+            _chain(
+                "forwarded",
+                None,
+                [
+                    *exempt,
+                    *(f"{bridge} jump to_front" for bridge in bridges),
+                    # Whoever comes in where this machine itself goes out to the metadata service is a neighbour.
+                    "fib daddr . iif oif exists return",
+                    f"meta iifkind {{ {', '.join(_CABLES)} }} return",
+                    'meta iifkind != "none" jump to_front',
+                ],
+            ),
+            _chain(
+                "lead_forwarded",
+                "type nat hook prerouting priority -110;",
+                ['iifname "lo" return', *to_metadata("tcp dport 80 ", "jump forwarded", families)],
+            ),
         ]
-        if bridges:
-            rules = [
-                f"{bridge} tcp dport 80 {family} daddr @metadata_{family} "
-                f"counter dnat {family} to {_FRONT[family]}:{port}"
-                for bridge in bridges
-                for family in families
-            ]
-            parts.append(_chain("lead_bridges", "type nat hook prerouting priority -110;", rules))
     parts += [
         # What the redirection left: other ports and protocols, and connections older than the table.
         _chain(
@@ -134,19 +244,23 @@ def ruleset(workers: Workers, *, port: int, agent_uid: int | None, ipv6: bool = 
             [
                 *agent,
                 "meta l4proto { tcp, udp } th dport { 53, 123 } return",
-                *(f"{match} counter reject" for match in cgroups),
-                "meta skuid @workers counter reject",
+                *(f"{match} goto refuse" for match in cgroups),
+                "meta skuid @workers goto refuse",
                 "meta skuid @others return",
                 # The last packets of a closed connection have no owner any more: only new ones are nobody's.
-                "ct state new counter reject",
+                "ct state new goto refuse",
             ],
         ),
+        # A reset is not held back by the kernel's limit of ICMP messages.
+        _chain("refuse", None, ["meta l4proto tcp counter reject with tcp reset", "counter reject"]),
         _chain(
             "door",
             None,
             [
                 "ct state established,related accept",
-                *(f"ct original {family} daddr @metadata_{family} accept" for family in families),
+                # One worker's waiting connections leave room for the others'.
+                *at_most("busy_uids", "meta skuid", "reject with tcp reset"),
+                *(f"ct original {family} daddr @metadata_{family} accept" for family in ("ip", "ip6")),
                 *(f"{match} accept" for match in cgroups),
                 *([] if agent_uid is None else [f"meta skuid {agent_uid} accept"]),
                 "meta skuid @workers accept",
@@ -157,27 +271,21 @@ def ruleset(workers: Workers, *, port: int, agent_uid: int | None, ipv6: bool = 
         _chain(
             "guard_input",
             "type filter hook input priority 0;",
+            ['iifname "lo" accept', f"tcp dport {port} ct state new jump outer_door"],
+        ),
+        _chain(
+            "outer_door",
+            None,
             [
-                *(f"{bridge} tcp dport {port} accept" for bridge in bridges),
-                f'iifname != "lo" tcp dport {port} ct state new counter drop',
+                *at_most("busy_ip", "ip saddr", "drop"),
+                *at_most("busy_ip6", "ip6 saddr", "drop"),
+                *(f"{bridge} accept" for bridge in bridges),
+                *(f"ct status dnat ct original {family} daddr @metadata_{family} accept" for family in ("ip", "ip6")),
+                "counter drop",
             ],
         ),
     ]
-    if bridges:
-        parts += [
-            _chain(
-                "guard_forward",
-                "type filter hook forward priority 0;",
-                [rule for bridge in bridges for rule in to_metadata(f"{bridge} ", "jump real_forward")],
-            ),
-            _chain("real_forward", None, ["meta l4proto { tcp, udp } th dport { 53, 123 } return", "counter reject"]),
-        ]
-    return f"{_REPLACE}table {TABLE} {{\n" + "\n".join(parts) + "}\n"
-
-
-def removal() -> str:
-    """The text that removes the table, whether it is there or not."""
-    return _REPLACE
+    return parts
 
 
 def run(script: str) -> None:
@@ -204,17 +312,31 @@ def show() -> str | None:
 def set_fronts(*, present: bool, ipv6: bool = True) -> None:
     """Put the front addresses on the loopback interface, or take them off. Neither minds being done twice.
 
+    Where IPv6 is switched off (``ipv6.disable=1``, ``disable_ipv6``) there is no such address, and nobody misses it.
+
     Raises:
         HostError: iproute2 is missing, or the kernel refused.
     """
     for family, address, length in (("-4", FRONT4, 32), ("-6", FRONT6, 128)):
-        there = address in _call("ip", ["-o", family, "address", "show", "dev", "lo"])
-        if present and not there and (ipv6 or family == "-4"):
-            # nodad: an address of loopback has no neighbours to ask, and must be usable at once.
-            nodad = ["nodad"] if family == "-6" else []
-            _call("ip", [family, "address", "add", f"{address}/{length}", "dev", "lo", "scope", "host", *nodad])
-        elif there and not present:
-            _call("ip", [family, "address", "del", f"{address}/{length}", "dev", "lo"])
+        try:
+            there = address in _call("ip", ["-o", family, "address", "show", "dev", "lo"])
+            if present and not there and (ipv6 or family == "-4"):
+                # nodad: an address of loopback has no neighbours to ask, and must be usable at once.
+                nodad = ["nodad"] if family == "-6" else []
+                _call("ip", [family, "address", "add", f"{address}/{length}", "dev", "lo", "scope", "host", *nodad])
+            elif there and not present:
+                _call("ip", [family, "address", "del", f"{address}/{length}", "dev", "lo"])
+        except HostError:
+            if family == "-4" or not ipv6_is_off():
+                raise
+
+
+def ipv6_is_off(switch: Path = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")) -> bool:
+    """Whether the loopback interface has no IPv6: the machine was booted without, or a setting has taken it away."""
+    try:
+        return switch.read_text().strip() != "0"
+    except OSError:
+        return True
 
 
 def control_group(unit: str) -> str | None:
@@ -225,10 +347,9 @@ def control_group(unit: str) -> str | None:
     then (``ExecStartPre=+credential-agent redirect apply`` in its unit), which is why workers belong in a slice.
 
     Raises:
-        HostError: it is not the name of a slice, service or scope, or control groups are not unified.
+        HostError: :func:`check_unit` refuses the name, control groups are not unified, or systemd does not answer.
     """
-    if not _UNIT.match(unit):
-        raise HostError(f"redirect.units: expected the name of a slice, service or scope, got {unit!r}")
+    check_unit(unit)
     if not (UNIFIED / "cgroup.procs").exists():
         raise HostError(
             f"{UNIFIED}: expected the unified hierarchy of control groups (cgroup v2)",
@@ -241,6 +362,18 @@ def control_group(unit: str) -> str | None:
     else:
         path = _call("systemctl", ["show", "--property=ControlGroup", "--value", unit]).strip().removeprefix("/")
     return path if path and (UNIFIED / path).is_dir() else None
+
+
+def check_unit(unit: str) -> None:
+    """Refuse what cannot be the name of a unit of workers.
+
+    Raises:
+        HostError: it is not the name of a slice, service or scope.
+    """
+    if not _UNIT.match(unit):
+        raise HostError(f"redirect.units: expected the name of a slice, service or scope, got {unit!r}")
+    if unit.endswith(".slice"):
+        slice_path(unit)
 
 
 def slice_path(unit: str) -> str:
@@ -305,11 +438,12 @@ def complement(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]
 
 
 def _check(workers: Workers) -> None:
-    for name in workers.bridges:
-        if not _INTERFACE.match(name):
-            raise HostError(
-                f"redirect.bridges: expected the name of an interface, perhaps with a final *, got {name!r}"
-            )
+    for key, names in (("bridges", workers.bridges), ("exempt_bridges", workers.exempt_bridges)):
+        for name in names:
+            if not _INTERFACE.match(name):
+                raise HostError(
+                    f"redirect.{key}: expected the name of an interface, perhaps with a final *, got {name!r}"
+                )
     for path in workers.cgroups:
         if not _CGROUP.match(path) or path.startswith("/") or ".." in path.split("/"):
             raise HostError(f"expected the path of a control group, got {path!r}")

@@ -412,7 +412,12 @@ class Machine:
         return self.disk.root
 
     def boot(self) -> Self:
-        """Switch it on, and wait until systemd has started everything."""
+        """Switch it on, and wait until systemd has started everything.
+
+        A kernel that boots has no rules and no addresses of ours. The namespace outlives the container, so what the last
+        boot left is taken away: only what this one does can be seen.
+        """
+        self.wipe()
         arguments = [
             "--boot",
             "--resolv-conf=off",
@@ -440,6 +445,14 @@ class Machine:
         failed = self.run("systemctl", "list-units", "--failed", "--plain", "--no-legend").strip()
         assert "credential-agent" not in failed, f"{failed}\n{self.log()}"
         return self
+
+    def wipe(self) -> None:
+        """Leave the network as the kernel has it at power-on."""
+        inside = ("ip", "netns", "exec", self.cloud.there)
+        call(*inside, "nft", "flush", "ruleset")
+        call(*inside, "ip", "address", "flush", "dev", "lo")
+        call(*inside, "ip", "address", "add", "127.0.0.1/8", "dev", "lo")
+        call(*inside, "ip", "address", "add", "::1/128", "dev", "lo", "nodad")
 
     def _wait_leader(self) -> int:
         assert self._process is not None
@@ -469,6 +482,7 @@ class Machine:
             self._process.kill()
             self._process.wait(10)
         self._process = None
+        self.wipe()
 
     def __enter__(self) -> Self:
         try:

@@ -53,11 +53,12 @@ def test_the_daemon_is_hardly_exposed(units: Path) -> None:
     assert float(match[1]) <= MOST_EXPOSED
 
 
-def test_only_the_redirect_has_a_capability() -> None:
+def test_only_what_loads_rules_has_a_capability() -> None:
     """The daemon's capability set is empty, and no other unit asks for one."""
     sets = {path.name: re.findall(r"^(?:CapabilityBoundingSet|AmbientCapabilities)=(.*)$", path.read_text(), re.MULTILINE)
             for path in SYSTEMD.glob("*.service")}  # fmt: skip
-    assert sets == {"credential-agent.service": ["", ""], "credential-agent-redirect.service": ["CAP_NET_ADMIN"]}
+    rules = ("credential-agent-closed.service", "credential-agent-gate@.service", "credential-agent-redirect.service")
+    assert sets == {"credential-agent.service": ["", ""], **dict.fromkeys(rules, ["CAP_NET_ADMIN"])}
 
 
 def test_the_lock_asks_for_no_full_version_of_python() -> None:

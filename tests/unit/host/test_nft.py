@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.config import Listen, Redirect, host_port
 from agent.core.errors import HostError
 from agent.host import nft
 
@@ -92,10 +93,27 @@ def test_closed_rules_lead_nowhere() -> None:
     """Closed means reject: there is no address translation left."""
     workers = nft.Workers(uids=((1000, 2000),), bridges=("docker0",))
     closed = nft.ruleset(workers, port=16925, agent_uid=998, closed=True)
-    assert "redirect" not in closed
-    assert "dnat" not in closed
+    assert "redirect to" not in closed
+    assert "dnat ip" not in closed
     assert "type nat" not in closed
-    assert "meta skuid @workers counter reject" in closed
+    assert "meta skuid @workers goto refuse" in closed
+
+
+def test_what_comes_by_a_cable_is_a_neighbours() -> None:
+    """Bonds, teams, VLANs, what has no kind, and the machine's own way out are not led: they are no containers."""
+    text = nft.ruleset(nft.Workers(), port=1, agent_uid=None)
+    chain = text[text.index("chain forwarded") :]
+    assert chain.index("fib daddr . iif oif exists return") < chain.index("meta iifkind { bond, team, vlan } return")
+    assert chain.index("{ bond, team, vlan } return") < chain.index('meta iifkind != "none" jump to_front')
+
+
+def test_the_closed_table_stands_for_the_defaults() -> None:
+    """What it knows without reading the configuration is what an empty configuration says, and every address is in it."""
+    text = nft.refusal()
+    assert f"meta skuid {{ {', '.join(Redirect().uids)} }} jump worker" in text
+    assert str(host_port(Listen().http[0])[1]) in text
+    for addresses in nft.METADATA.values():
+        assert ", ".join(addresses) in text
 
 
 @pytest.mark.root
@@ -105,7 +123,13 @@ def test_closed_rules_lead_nowhere() -> None:
 @pytest.mark.parametrize("ipv6", [True, False])
 @pytest.mark.parametrize("agent_uid", ["None", "998"])
 @pytest.mark.parametrize(
-    "workers", ["uids=((1000, 2000),)", "bridges=('docker0', 'br-*')", "", "uids=((1, 4294967294),)"]
+    "workers",
+    [
+        "uids=((1000, 2000),)",
+        "bridges=('docker0', 'br-*'), exempt_bridges=('lxdbr0', 'v*')",
+        "",
+        "uids=((1, 4294967294),)",
+    ],
 )
 def test_the_kernel_takes_the_rules_and_gives_them_back(workers: str, agent_uid: str, *, ipv6: bool) -> None:
     """Open and closed, loaded twice, leave one table; removal, done twice too, leaves none."""

@@ -1,0 +1,177 @@
+"""The rules on a real kernel: who reaches whom at the metadata addresses, with the rules that lead and without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from agent.host import nft
+from tests.system import lab
+from tests.system.lab import ADDRESSES, AGENT_UID, DOOR, Lab
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(lab.missing() is not None, reason=lab.missing() or ""),
+    pytest.mark.xdist_group("lab"),
+]
+
+METADATA = "169.254.169.254"
+DEFAULT = nft.Workers(uids=nft.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0", "br-*"))
+ALICE, SYSTEM = 1000, 1
+
+# Bridges as Docker, LXD, Incus, libvirt, nerdctl, CNI, flannel and kind name them, and one that nobody has thought of.
+BRIDGES = ("docker0", "lxdbr0", "incusbr0", "virbr0", "nerdctl0", "cni0", "flannel.1", "br-0123456789ab", "kind", "zz9")
+
+
+def lead(workers: nft.Workers = DEFAULT, *, limit: int = 0, closed: bool = False, agent_uid: int = AGENT_UID) -> str:
+    return nft.ruleset(workers, port=DOOR, agent_uid=agent_uid, closed=closed, limit=limit)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Lab]:
+    """One network for all tests that leave it as they find it."""
+    with Lab("zz9") as made:
+        made.serve_agent()
+        made.at(made.host, "ip", "address", "add", "169.254.171.2/32", "dev", "lo", "scope", "host")
+        made.at(made.host, "ip", "address", "add", "fd6c:9e1f:25b2::2/128", "dev", "lo", "nodad")
+        yield made
+
+
+@pytest.fixture
+def net(world: Lab) -> Iterator[Lab]:
+    yield world
+    world.nft(nft.removal())
+
+
+def test_without_rules_everybody_is_the_machine(net: Lab) -> None:
+    """What the other tests forbid is possible here."""
+    for address in ADDRESSES:
+        assert net.ask(address, uid=ALICE) == "machine"
+        assert net.ask(address, space=net.job) == "machine"
+    assert net.ask(METADATA, space=net.neighbour) == "machine"
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_the_closed_table_alone_refuses_workers_and_all_that_is_forwarded(net: Lab, address: str) -> None:
+    """Before anything is read: no worker, no container and no neighbour is the machine; the machine is."""
+    net.nft(nft.refusal())
+    for port in (80, 443, 8080):
+        assert net.ask(address, port, uid=ALICE) == "refused"
+        assert net.ask(address, port, uid=65534) == "refused"
+        assert net.ask(address, port, space=net.job) == "refused"
+    assert net.ask(address, space=net.neighbour) == "refused"
+    assert net.ask(address, uid=0) == net.ask(address, uid=SYSTEM) == net.ask(address, uid=AGENT_UID) == "machine"
+
+
+def test_somebody_elses_translation_is_no_way_around(net: Lab) -> None:
+    """A packet that another's rules lead from a metadata address to a service of this machine is refused too."""
+    net.serve(net.host, "their proxy", "127.0.0.1,51679", "172.17.0.1,51679")
+    net.nft(
+        "table ip theirs {\n chain o {\n type nat hook output priority -150;\n"
+        "  ip daddr 169.254.170.2 tcp dport 80 redirect to :51679\n }\n"
+        " chain p {\n type nat hook prerouting priority -150;\n"
+        "  ip daddr 169.254.170.2 tcp dport 80 dnat to 172.17.0.1:51679\n }\n}\n"
+    )
+    try:
+        assert net.ask("169.254.170.2", uid=ALICE) == net.ask("169.254.170.2", space=net.job) == "their proxy"
+        net.nft(nft.refusal())
+        assert net.ask("169.254.170.2", uid=ALICE) == "refused"
+        assert net.ask("169.254.170.2", space=net.job) in {"refused", "timeout"}
+        assert net.ask("169.254.170.2", uid=0) == "their proxy"
+    finally:
+        net.nft("delete table ip theirs")
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_every_metadata_address_is_led(net: Lab, address: str) -> None:
+    """Port 80 of each is the agent's for workers and containers, the rest is refused; the machine keeps its own."""
+    net.nft(lead())
+    assert net.ask(address, uid=ALICE) == "agent"
+    assert net.ask(address, space=net.job) == "agent"
+    for port in (443, 8080):
+        assert net.ask(address, port, uid=ALICE) == "refused"
+        assert net.ask(address, port, space=net.job) == "refused"
+    assert net.ask(address, uid=0) == net.ask(address, uid=SYSTEM) == net.ask(address, uid=AGENT_UID) == "machine"
+
+
+def test_a_neighbour_is_neither_led_nor_the_machine(net: Lab) -> None:
+    """Whoever sends packets through us from a network of ours gets no identity: not the machine's, not a worker's."""
+    net.nft(lead())
+    net.at(net.host, "ip", "route", "add", "169.254.0.0/16", "via", "10.71.0.1")
+    try:
+        assert net.ask(METADATA, space=net.neighbour) == "refused"
+        assert net.ask("169.254.171.2", DOOR, space=net.neighbour) == "timeout"
+    finally:
+        net.at(net.host, "ip", "route", "del", "169.254.0.0/16", "via", "10.71.0.1")
+
+
+@pytest.mark.parametrize("bridge", BRIDGES)
+@pytest.mark.parametrize("masquerade", [True, False])
+def test_a_container_is_a_worker_whatever_its_bridge_is_called(bridge: str, masquerade: bool) -> None:
+    """Led where rules lead, refused where they do not; exempt only by name."""
+    with Lab(bridge, masquerade=masquerade) as net:
+        net.serve_agent()
+        net.at(net.host, "ip", "address", "add", "169.254.171.2/32", "dev", "lo", "scope", "host")
+        for script, said in (
+            (nft.refusal(), "refused"),
+            (lead(), "agent"),
+            (lead(closed=True), "refused"),
+            (lead(nft.Workers(uids=DEFAULT.uids, exempt_bridges=(bridge,))), "machine"),
+            (lead(nft.Workers(uids=DEFAULT.uids, exempt_bridges=("other*",))), "agent"),
+        ):
+            net.nft(script)
+            assert net.ask(METADATA, space=net.job) == said
+
+
+def test_fewer_workers_than_usual_are_excepted_from_the_closed_table(net: Lab) -> None:
+    """A user that the configuration takes out is closed at boot only until the rules are made."""
+    net.nft(nft.refusal())
+    assert net.ask(METADATA, uid=2000) == "refused"
+    net.nft(lead(nft.Workers(uids=((1000, 1999),))))
+    assert net.ask(METADATA, uid=2000) == "machine"
+    assert net.ask(METADATA, uid=ALICE) == "agent"
+    # The closed table is loaded again (by a slice's start, by a firewall's): the exception stays.
+    net.nft(nft.refusal())
+    assert net.ask(METADATA, uid=2000) == "machine"
+    assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_an_agent_with_a_persons_uid_keeps_the_real_service(net: Lab) -> None:
+    """Its own user may lie among the workers' uids: it is excepted from both tables."""
+    net.nft(lead(agent_uid=1500))
+    assert net.ask(METADATA, uid=1500) == "machine"
+    assert net.ask(METADATA, uid=1501) == "agent"
+
+
+def test_a_user_of_the_system_that_is_named_is_a_worker(net: Lab) -> None:
+    """The configuration may take in what the closed table lets through; stopped, it is refused as well."""
+    net.nft(lead(nft.Workers(uids=((SYSTEM, SYSTEM), (1000, 60000)))))
+    assert net.ask(METADATA, uid=SYSTEM) == "agent"
+    net.nft(lead(nft.Workers(uids=((SYSTEM, SYSTEM), (1000, 60000))), closed=True))
+    assert net.ask(METADATA, uid=SYSTEM) == "refused"
+
+
+def test_one_uid_cannot_take_all_connections(net: Lab) -> None:
+    """What one worker holds open is capped by uid, what a container does by its address; others are not counted with it."""
+    net.nft(lead(limit=20))
+    for address in (METADATA, "fd00:ec2::254"):
+        assert net.ask(address, uid=ALICE, many=50) == "20 agent, 30 refused"
+    assert net.ask("127.0.0.1", DOOR, uid=ALICE, many=50) == "20 agent, 30 refused"
+    assert net.ask(METADATA, space=net.job, many=22) == "20 agent, 2 timeout"
+    assert net.ask("fd00:ec2::254", space=net.job, many=22) == "20 agent, 2 timeout"
+    assert net.ask(METADATA, uid=1001) == "agent"
+
+
+def test_tables_that_a_process_holds_are_the_same_rules(net: Lab) -> None:
+    """In tables of an owner beside the others, and alone, the rules say what they say."""
+    script = nft.held(lead(limit=20)).replace("\tflags owner\n", "")  # an owner would take them with it
+    for first in (script, lead(limit=20) + script):
+        net.nft(first)
+        try:
+            assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "agent"
+            assert net.ask(METADATA, 443, uid=ALICE) == net.ask(METADATA, 443, space=net.job) == "refused"
+            assert net.ask(METADATA) == "machine"
+            assert net.ask(METADATA, uid=1002, many=30) == "20 agent, 10 refused"
+        finally:
+            net.nft("".join(f"delete table {name}{nft.HELD}\n" for name in (nft.TABLE, nft.CLOSED)))

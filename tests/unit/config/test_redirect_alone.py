@@ -1,0 +1,73 @@
+"""The redirection reads its own section: what is wrong elsewhere must not decide whether workers are led."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent import config
+from agent.core.errors import ConfigError
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "config.toml"
+    path.write_text(text)
+    return path
+
+
+ELSEWHERE = [
+    'grace = 1\n[redirect]\nuids = ["7-9"]',
+    '[identity]\ngrace_seconds = "soon"\n[redirect]\nuids = ["7-9"]',
+    'keys = 5\n[redirect]\nuids = ["7-9"]',
+    '[[sources]]\nkind = "carrier-pigeon"\n[redirect]\nuids = ["7-9"]',
+    'listen = []\n[redirect]\nuids = ["7-9"]',
+    '[listen]\nhttp = "everywhere"\n[redirect]\nuids = ["7-9"]',
+    '[listen]\nhttp = []\n[redirect]\nuids = ["7-9"]',
+    '[listen]\nhttp = [{ a = 1 }]\n[redirect]\nuids = ["7-9"]',
+    '[redirect]\nuids = ["7-9"]\n[from_a_later_release]\nx = 1979-05-27',
+]
+
+
+@pytest.mark.parametrize("text", ELSEWHERE)
+def test_a_mistake_elsewhere_changes_nothing(tmp_path: Path, text: str) -> None:
+    """Unknown keys, wrong types, unknown kinds, whole sections: the daemon refuses them, the redirection goes on."""
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError):
+        config.load(path)
+    section, port, _ = config.load_redirect(path)
+    assert section.uids == ("7-9",)
+    assert port == 16925
+
+
+def test_a_key_that_a_later_release_wrote_is_told_and_left_out(tmp_path: Path) -> None:
+    """A downgrade leads whom it can."""
+    section, _, notes = config.load_redirect(written(tmp_path, '[redirect]\nuids = ["7-9"]\ntwins = true\n'))
+    assert section.uids == ("7-9",)
+    assert notes == ("redirect.twins: unknown key, left out",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[redirect", "redirect = 5", '[redirect]\nuids = "7"', "[redirect]\nuids = [7]", "[redirect]\nport = -1", "a" * 9],
+)
+def test_what_cannot_be_told_is_an_error(tmp_path: Path, text: str) -> None:
+    """A value of its own that is wrong, and a file that cannot be read at all: the caller closes."""
+    with pytest.raises(ConfigError):
+        config.load_redirect(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("data", [None, b"\xff", b"x = " + b"[" * 5000, b"#" * (config.MAX_FILE_BYTES + 1)])
+def test_no_file_makes_it_fall(tmp_path: Path, data: bytes | None) -> None:
+    """Absent, no text, nested without end, endless: one kind of error, which closes."""
+    path = tmp_path / "config.toml"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError):
+        config.load_redirect(path)
+
+
+def test_the_port_is_the_doors(tmp_path: Path) -> None:
+    """Its own, else that of listen.http."""
+    assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]'))[1] == 81
+    assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]\n[redirect]\nport = 82'))[1] == 82
