@@ -58,7 +58,7 @@ def test_only_what_loads_rules_has_a_capability() -> None:
     sets = {path.name: re.findall(r"^(?:CapabilityBoundingSet|AmbientCapabilities)=(.*)$", path.read_text(), re.MULTILINE)
             for path in SYSTEMD.glob("*.service")}  # fmt: skip
     rules = ("credential-agent-closed.service", "credential-agent-gate@.service", "credential-agent-redirect.service")
-    assert sets == {"credential-agent.service": ["", ""], **dict.fromkeys(rules, ["CAP_NET_ADMIN"])}
+    assert sets == {"credential-agent.service": ["", ""], **{name: ["CAP_NET_ADMIN"] for name in rules}}
 
 
 def test_the_lock_asks_for_no_full_version_of_python() -> None:
