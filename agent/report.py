@@ -39,6 +39,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         keys: the key ids by which this worker can be addressed.
         absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by door and status.
+        files: what was loaded from the files that the configuration names.
     """
 
     started: datetime
@@ -51,6 +52,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     absent_keys: tuple[str, ...] = ()
     audiences: tuple[str, ...]
     requests: Mapping[tuple[str, int], int] = {}
+    files: tuple[msgspec.Struct, ...] = ()
 
 
 def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "absent_keys": list(vitals.absent_keys),
         "audiences": list(vitals.audiences),
         "memory_unwritten": vitals.memory_unwritten,
+        "files": [msgspec.to_builtins(file) for file in vitals.files],
     }
 
 

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "check": "agent.cli.run:check",
     "status": "agent.cli.worker:status",
     "push": "agent.cli.worker:push",
+    "refresh": "agent.cli.worker:refresh",
     "wait": "agent.cli.worker:wait",
     "env": "agent.cli.worker:env",
     "exec": "agent.cli.worker:exec_",

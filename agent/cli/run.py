@@ -24,8 +24,9 @@ _config = click.option(
 def run(path: Path) -> None:
     """Run the daemon in the foreground.
 
-    SIGTERM ends it. SIGHUP reads the configuration again: keys, signers, identity policy, environment and log level
-    take effect at once; what needs a restart is named in the log.
+    SIGTERM ends it. SIGHUP reads the configuration again and looks at every source: keys, signers, identity policy,
+    environment and log level take effect at once; what needs a restart is named in the log. Files that the
+    configuration names are also taken without a signal, within seconds of being replaced.
     """
     import asyncio
 

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,12 +15,13 @@ from typing import Any, Final, TypeVar
 import click
 
 from agent.cli import ask
-from agent.cli.common import CONFIG_PATH, EX_TEMPFAIL, EX_UNAVAILABLE
+from agent.cli.common import CONFIG_PATH, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE
 from agent.core.errors import BundleError, HostError
 
 CLOUDS: Final = ("aws", "gcp")
 MAX_BUNDLE_BYTES: Final = 262_144
 POLL_SECONDS: Final = 0.25
+REFRESH_SECONDS: Final = 45.0
 EX_NOT_FOUND: Final = 127  # as a shell says it
 EX_NOT_EXECUTABLE: Final = 126
 
@@ -82,6 +83,30 @@ def push(path: Path, file: Any) -> None:
     if verdict["outcome"] == "refused":
         raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")
     click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
+
+
+@click.command()
+@_config_option
+def refresh(path: Path) -> int:
+    """Have the agent look at every source now, and say what each one holds.
+
+    User-data is otherwise read again every ten minutes. Exits 65 when a source holds a bundle that is refused, and 69
+    when one is here but broken.
+    """
+    answer = ask.control(_control(path), "POST", "/v1/refresh", b"", timeout_seconds=REFRESH_SECONDS)
+    if answer.status != 200:
+        raise HostError(f"the agent did not look: {answer.why()}")
+    outcomes: set[str] = set()
+    for source in answer.json()["sources"]:
+        outcomes.add(source["outcome"])
+        seq = f": seq {source['seq']}" if source["seq"] is not None else ""
+        reason = f" ({source['code']}): {source['reason']}" if source["reason"] else ""
+        click.echo(f"{source['source']}: {source['outcome']}{seq}{reason}")
+    if not outcomes:
+        click.echo("no source is configured")
+    if "refused" in outcomes:
+        return EX_DATAERR
+    return EX_UNAVAILABLE if "broken" in outcomes else 0
 
 
 # -- for programs ------------------------------------------------------------------------------------------------
@@ -349,8 +374,16 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
     refusal = document["last_refusal"]
     if refusal is not None:
         yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
+    yield from _told_files(document.get("files", ()))
     if document["memory_unwritten"]:
         yield "warning: the state directory cannot be written; a restart would forget what was accepted"
+
+
+def _told_files(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for file in files:
+        count = f", {file['count']} certificates" if file["count"] is not None else ""
+        digest = f", sha256 {file['sha256'][:16]}" if file["sha256"] is not None else ""
+        yield f"loaded {file['key']}: {file['path']} ({file['what']}{count}{digest})"
 
 
 def _told_cloud(name: str, cloud: Mapping[str, Any], now: datetime) -> Iterator[str]:

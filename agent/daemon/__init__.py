@@ -19,9 +19,8 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +38,9 @@ from agent.core.verdict import Memory
 from agent.core.view import Live, Pending
 from agent.daemon import compose, doors, kept
 from agent.daemon.control import routes
+from agent.daemon.looking import look_now
 from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
+from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
 from agent.host import machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
@@ -51,6 +52,7 @@ from agent.serve.door import WorkerDoor
 from agent.serve.listener import Access, Limits
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changes
+from agent.sources.file import FileSource
 from agent.sources.push import PushSource
 from agent.upstream import UpstreamError
 
@@ -69,21 +71,6 @@ SETTLE_SECONDS: Final = 5.0
 """How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
 STALE_LOOP_SECONDS: Final = 90.0
 """The keeper's loop goes round at least once a minute; one that has not for this long is stuck."""
-
-LOADED_ONCE: Final = (
-    "listen",
-    "identity.instance_id",
-    "identity.grace_seconds",
-    "sources",
-    "upstream",
-    "mint",
-    "aws.region",
-    "aws.imdsv1",
-    "pass_through",
-    "environment.token_file",
-    "state",
-)
-"""What a reload does not, or not wholly, apply: a change of it needs a restart, which loses no request."""
 
 _REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
 
@@ -119,6 +106,7 @@ class Daemon:
         self._own_audiences: frozenset[str] = frozenset()  # the names that the machine itself answers to
         self._named = settings.identity.instance_id
         self._stop = asyncio.Event()
+        self._looking: asyncio.Task[object] | None = None
         self._keep_again: asyncio.TimerHandle | None = None
         self._serving = self._told_ready = self._reload_wanted = False
         self.clock = SystemClock()
@@ -133,6 +121,7 @@ class Daemon:
         self._out = compose.upstream(settings)
         self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
         self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
+        self._watch_files(settings)
         self._opening = compose.Opening(self._keyring(settings, None), compose.trust(settings), frozenset())
         self._sources = compose.sources(
             settings, metadata=self._metadata, clock=self.clock, rng=self._rng, learn=self._learn
@@ -220,6 +209,7 @@ class Daemon:
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.keeper.run(), name="keeper"),
             asyncio.create_task(self._tell_ready(), name="ready"),
+            asyncio.create_task(self._follow_files(), name="files"),
         ]
         if not found and (self._metadata.ec2 is not None or self._metadata.gce is not None):
             background.append(asyncio.create_task(self._identify_late(), name="identify"))
@@ -234,7 +224,7 @@ class Daemon:
                     task.result()  # a part that must not end has: its error is ours
             await self._publisher.settled(CLOSE_SECONDS / 4)
         finally:
-            ending = (stopped, self._publishing, *background)
+            ending = (stopped, self._publishing, *background, *([self._looking] if self._looking else []))
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -372,6 +362,7 @@ class Daemon:
                 metrics=lambda: report.metrics(self.store, self.keeper.counters, self._vitals(), self.clock.now()),
                 keys=self._public_keys,
                 push=self._pushed,
+                refresh=self._look_now,
             ),
             clock=self.clock,
             access=self._access("control"),
@@ -421,6 +412,7 @@ class Daemon:
             absent_keys=self.absent_keys,
             audiences=tuple(sorted(self._opening.audiences | self._opening.ring.audiences)),
             requests=self._requests,
+            files=self._loaded_files,
         )
 
     # -- while it runs ----------------------------------------------------------------------------------------------
@@ -525,12 +517,59 @@ class Daemon:
         except AgentError as error:
             # The running configuration stays: a typing error must not cost a worker its identity.
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
+        # What is looked at twice a second by itself is let be: it may be half written just now.
+        slow = [source for source in self._sources if not isinstance(source, FileSource)]
+        self._looking = asyncio.create_task(look_now(slow, self.keeper.offer), name="refresh")
         if self._told_ready:
             # The end of a reload is told with the same word as the end of a start, which it must not anticipate.
             self._notifier.ready(self._status_line())
 
-    def _apply(self, settings: config.Config) -> None:
+    async def _look_now(self) -> list[dict[str, str | int | None]]:
+        """Have every source looked at now: ``credential-agent refresh``, and each reload."""
+        outcomes = await look_now(self._sources, self.keeper.offer)
+        await self._publisher.settled(SETTLE_SECONDS)
+        return outcomes
+
+    def _watch_files(self, settings: config.Config) -> None:
+        """Note which files the configuration names, how they look and what they hold. Before their readers open them.
+
+        Raises:
+            ConfigError: a file of certificate authorities is no such file.
+        """
+        files = named(settings, credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"))
+        seen = looks(files)
+        self._loaded_files: tuple[Loaded, ...] = describe(files)
+        self._files, self._seen = files, seen
+
+    async def _follow_files(self) -> None:
+        """Apply the running configuration once more when a file that it names has changed and then stayed as it is."""
+        before = self._seen
+        while True:
+            await self.clock.sleep(LOOK_SECONDS)
+            self._rotate_token()
+            seen = await asyncio.to_thread(looks, self._files)
+            settled, before = seen == before, seen
+            if not settled or seen == self._seen:
+                continue
+            changed = [file.key for file in self._files if seen.get(file.path) != self._seen.get(file.path)]
+            try:
+                self._apply(self._settings, changed)
+            except AgentError as error:
+                # What was loaded stays in force, and this is said once for each change, not at each look.
+                self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
+                self._seen = seen
+
+    def _apply(self, settings: config.Config, changed: Sequence[str] = ()) -> None:
         old = self._settings
+        before = self._files, self._seen, self._loaded_files
+        self._watch_files(settings)
+        try:
+            self._apply_files(settings, old, changed)
+        except AgentError:
+            self._files, self._seen, self._loaded_files = before
+            raise
+
+    def _apply_files(self, settings: config.Config, old: config.Config, changed: Sequence[str]) -> None:
         pinned = compose.trust(settings)
         ring = self._keyring(settings, self._ephemeral)
         gid = group_id(settings.environment.group)
@@ -547,7 +586,14 @@ class Daemon:
         if narrower:
             self.keeper.review()
         self.keeper.reconsider()
-        self._log.info("reload.applied", needs_restart=needs_restart(settings, self._loaded))
+        self._log.info(
+            "reload.applied",
+            needs_restart=needs_restart(settings, self._loaded),
+            changed=list(changed),
+            signers=len(pinned.signers),
+            keys=list(ring.kids),
+            files=[msgspec.to_builtins(file) for file in self._loaded_files],
+        )
         if settings.redirect != old.redirect:
             self._log.warning("reload.elsewhere", section="redirect", hint=_REDIRECT_HINT)
         self._tell_absent_keys()
@@ -561,6 +607,7 @@ class Daemon:
         if written is not None and written not in self._tokens:
             self._tokens = (written, self._tokens[0])
             self._publisher.token = written
+            self._publisher.changed()
             self._log.info("token.rotated")
 
     def _keyring(self, settings: config.Config, ephemeral: keys.LocalKey | None) -> keys.Keyring:
@@ -602,11 +649,6 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
     """
     daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root)
     return tuple(f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys)
-
-
-def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
-    """What of ``settings`` is not in force in a process that was started with ``loaded``, by the names of the file."""
-    return [name for name in LOADED_ONCE if attrgetter(name)(settings) != attrgetter(name)(loaded)]
 
 
 async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:

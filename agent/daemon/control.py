@@ -18,6 +18,7 @@ def routes(
     metrics: Callable[[], bytes],
     keys: Callable[[], list[dict[str, str]]],
     push: Callable[[bytes], Awaitable[Ack]],
+    refresh: Callable[[], Awaitable[list[dict[str, str | int | None]]]],
 ) -> Mapping[tuple[str, str], Route]:
     """Bind what the daemon can say and do to paths.
 
@@ -26,6 +27,7 @@ def routes(
         metrics: the metrics in the Prometheus text format.
         keys: the public halves of the worker's keys.
         push: judges sealed bytes; its verdict is the answer.
+        refresh: has every source looked at now, and tells what each held.
     """
 
     async def get_status(_: ControlRequest) -> Response:
@@ -42,7 +44,11 @@ def routes(
         # 422: it was understood and is not acceptable (RFC 9110 section 15.5.21).
         return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")
 
+    async def post_refresh(_: ControlRequest) -> Response:
+        return Response(200, (JSON,), msgspec.json.encode({"sources": await refresh()}) + b"\n")
+
     return {
+        ("POST", "/v1/refresh"): post_refresh,
         ("GET", "/v1/status"): get_status,
         ("GET", "/v1/keys"): get_keys,
         ("PUT", "/v1/bundle"): put_bundle,

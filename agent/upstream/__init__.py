@@ -5,6 +5,7 @@ addresses are decided here once, so that no source, provider or pass-through can
 the caller's business: any status is an answer here, and only its absence is an error.
 """
 
+from agent.upstream.authorities import AuthoritiesError, load
 from agent.upstream.door import (
     NotHere,
     Reach,
@@ -19,6 +20,7 @@ from agent.upstream.door import (
 from agent.upstream.metadata import Ec2Metadata, GceMetadata
 
 __all__ = [
+    "AuthoritiesError",
     "Ec2Metadata",
     "GceMetadata",
     "NotHere",
@@ -29,5 +31,6 @@ __all__ = [
     "UpstreamResponse",
     "UpstreamSettings",
     "UpstreamStream",
+    "load",
     "origin_of",
 ]

@@ -28,6 +28,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from agent import __version__
 from agent.core.errors import SourceError
+from agent.upstream.authorities import Authorities, AuthoritiesError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -164,6 +165,16 @@ class UpstreamStream:
         )
 
 
+class _Session:
+    """A session of the HTTP library, and how many requests use it at the moment."""
+
+    __slots__ = ("client", "users")
+
+    def __init__(self, client: aiohttp.ClientSession) -> None:
+        self.client = client
+        self.users = 0
+
+
 class Upstream:
     """The client. Made without I/O; connections belong to the event loop that first uses it.
 
@@ -174,8 +185,12 @@ class Upstream:
 
     def __init__(self, settings: UpstreamSettings | None = None) -> None:
         self._settings = settings or UpstreamSettings()
-        # Mutable state, all of it: one session that may connect anywhere, one that looks at each address first.
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        # Mutable state, all of it: one session that may connect anywhere, one that looks at each address first, those
+        # of former authorities that still have an answer under way, and the authorities.
+        self._sessions: dict[bool, _Session] = {}
+        self._former: list[_Session] = []
+        ca_file = self._settings.ca_file
+        self._authorities = None if ca_file is None else Authorities(ca_file)
 
     async def request(
         self,
@@ -244,8 +259,12 @@ class Upstream:
             sock_read=timeout_seconds or settings.read_timeout_seconds,
         )
         outgoing = _outgoing(headers)
+        if self._authorities is not None and target.scheme == "https" and await self._authorities.changed():
+            self._retire()
+        session = self._session(guarded=guarded)
+        session.users += 1
         try:
-            response = await self._session(guarded=guarded).request(
+            response = await session.client.request(
                 method,
                 target,
                 headers=outgoing,
@@ -257,18 +276,35 @@ class Upstream:
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
             # RuntimeError: uvloop raises it from connect where the standard loop raises OSError.
+            await self._left(session)
             raise _translate(error, origin) from None
+        except BaseException:
+            await self._left(session)
+            raise
         try:
             yield UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
         finally:
             # A connection whose answer was not read to the end is closed, not returned to the pool.
             response.close()
+            await self._left(session)
 
     async def close(self) -> None:
         """Close every connection. The object may be used again afterwards."""
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
-            await session.close()
+        sessions = [*self._sessions.values(), *self._former]
+        self._sessions, self._former = {}, []
+        for session in sessions:
+            await session.client.close()
+
+    def _retire(self) -> None:
+        """Let no new request use the sessions there are: they believe authorities that were replaced."""
+        self._former += self._sessions.values()
+        self._sessions = {}
+
+    async def _left(self, session: _Session) -> None:
+        session.users -= 1
+        for former in [one for one in self._former if not one.users]:
+            self._former.remove(former)
+            await former.client.close()
 
     @staticmethod
     def load() -> None:
@@ -283,7 +319,7 @@ class Upstream:
             await asyncio.to_thread(self.load)
         return importlib.import_module("aiohttp")
 
-    def _session(self, *, guarded: bool) -> aiohttp.ClientSession:
+    def _session(self, *, guarded: bool) -> _Session:
         import aiohttp  # noqa: PLC0415 - loaded by now
 
         session = self._sessions.get(guarded)
@@ -293,7 +329,7 @@ class Upstream:
                 ssl=self._ssl_context(),
                 socket_factory=self._guarded_socket if guarded else None,
             )
-            session = aiohttp.ClientSession(
+            client = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -301,20 +337,19 @@ class Upstream:
                 max_line_size=_MAX_HEAD_LINE_BYTES,
                 max_field_size=_MAX_HEAD_LINE_BYTES,
             )
-            self._sessions[guarded] = session
+            session = self._sessions[guarded] = _Session(client)
         return session
 
     def _ssl_context(self) -> ssl.SSLContext | bool:
-        if self._settings.ca_file is None:
-            return True  # the library's own verifying context, on the system's authorities
-        context = ssl.create_default_context()
+        # True: the library's own verifying context, on the system's authorities.
+        if self._authorities is None:
+            return True
         try:
-            context.load_verify_locations(cafile=self._settings.ca_file)
-        except (OSError, ssl.SSLError):
+            return self._authorities.context()
+        except AuthoritiesError as error:
             raise UpstreamError(
-                f"cannot read certificate authorities from {self._settings.ca_file}", code="tls"
+                f"cannot read certificate authorities from {self._settings.ca_file}: {error}", code="tls"
             ) from None
-        return context
 
     def _guarded_socket(self, address: tuple[Any, ...]) -> socket.socket:
         # Called with the very address about to be connected, after resolution: a name that resolves to something

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -398,6 +399,13 @@ def test_killed_at_any_step_it_forgets_nothing(world: World, ec2: Ec2MetadataSer
     assert died >= 6
 
 
+def write_aside(path: Path, text: str) -> None:
+    """Replace a file by one rename, as those do who rotate keys."""
+    aside = path.with_suffix(".aside")
+    aside.write_text(text)
+    aside.replace(path)
+
+
 class TestReload:
     def test_sighup_applies_what_can_be_applied(self, world: World) -> None:
         """A new signer is believed after SIGHUP, and what needs a restart is named."""
@@ -417,6 +425,50 @@ class TestReload:
             # What was refused is judged anew, without being brought again.
             agent.wait_for("bundle.accepted", seq=1)
             assert agent.access_key() == KEYS[5]
+
+    def test_a_signer_that_is_rotated_in_its_file_is_believed_without_a_signal(self, world: World) -> None:
+        """A file that the configuration names is read anew because it changed; what was loaded from it is told."""
+        signer = bundle.SigningKey.generate("P-256")
+        path = Path(world.base["signers"][0]["key"])
+        with world.agent() as agent:
+            agent.ready()
+            before = [file["sha256"] for file in agent.status()["files"] if file["key"] == "signers[0].key"]
+            world.drop(world.seal(world.session(KEYS[5]), signer=signer))
+            agent.wait_for("bundle.refused", code="signer")
+            write_aside(path, '{"kty": "EC", "crv": ')
+            agent.wait_for("reload.refused", changed=["signers[0].key"])
+            write_aside(path, json.dumps(signer.public_jwk()))
+            told = agent.wait_for("reload.applied", changed=["signers[0].key"])
+            assert told["signers"] == 1
+            agent.wait_for("bundle.accepted", seq=1)
+            assert agent.access_key() == KEYS[5]
+            after = [file["sha256"] for file in agent.status()["files"] if file["key"] == "signers[0].key"]
+            assert after == [hashlib.sha256(path.read_bytes()).hexdigest()] != before
+
+    def test_a_start_is_no_change(self, world: World) -> None:
+        """What the agent writes itself is no reason to reload: two looks at the files later nothing was applied."""
+        with world.agent() as agent:
+            agent.ready()
+            # A later change is applied in its turn, so that whatever the start had caused would have been before it.
+            signer = Path(world.base["signers"][0]["key"])
+            write_aside(signer, signer.read_text() + "\n")
+            agent.wait_for("reload.applied")
+            assert [event["changed"] for event in agent.events("reload.applied")] == [["signers[0].key"]]
+
+    def test_refresh_looks_at_every_source_now(self, world: World, ec2: Ec2MetadataService) -> None:
+        """`credential-agent refresh` and SIGHUP find a bundle in user-data that came after the start, and say so."""
+        changes = {**on_ec2(ec2, grace_seconds=0), "sources": [{"kind": "ec2-user-data"}]}
+        with world.agent(changes) as agent:
+            agent.ready()
+            assert agent.operate("/v1/refresh", method="POST").json()["sources"][0]["outcome"] == "none"
+            ec2.user_data = world.seal(world.session(KEYS[1]))
+            looked = agent.operate("/v1/refresh", method="POST").json()["sources"]
+            assert [(one["source"], one["outcome"], one["seq"]) for one in looked] == [("ec2-user-data", "accepted", 1)]
+            assert agent.access_key() == KEYS[1]
+            ec2.user_data = world.seal(world.session(KEYS[2]))
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("bundle.accepted", seq=2)
+            assert agent.access_key() == KEYS[2]
 
     def test_sighup_with_a_mistake_changes_nothing(self, world: World) -> None:
         """A typing error in the configuration costs a running worker nothing, and is logged with its key."""

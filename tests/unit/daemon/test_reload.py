@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import msgspec
 import pytest
 
+from agent import config
 from agent.config import Config, FileKey, FileSourceEntry, PassThrough, SignerEntry
 from agent.daemon import LOADED_ONCE, needs_restart
+from agent.daemon.reload import Named, describe, named
 
 APPLIED = {
     "identity.audience",
@@ -86,3 +89,64 @@ def test_what_was_put_back_needs_no_restart() -> None:
     first, second = Config(), Config(pass_through=PassThrough(enabled=False))
     assert needs_restart(second, first) == ["pass_through"]
     assert needs_restart(first, first) == []
+
+
+AT_USE = {"FileSourceEntry.path", "Mint.web_token_directories", "HttpsEntry.token_file", "HttpsEntry.url_file"}
+"""Read whenever they are needed."""
+
+WRITTEN = {
+    "Listen.control",
+    "EphemeralKey.publish_file",
+    "Environment.file",
+    "Environment.shell_file",
+    "Environment.token_file",
+    "State.directory",
+}
+"""The agent's own to write. A token that somebody else has put into `Environment.token_file` is taken."""
+
+
+def paths() -> Iterator[tuple[type[msgspec.Struct], str]]:
+    """Every key of the configuration whose value is a path."""
+    for struct in vars(config).values():
+        if isinstance(struct, type) and issubclass(struct, msgspec.Struct):
+            hints = get_type_hints(struct, include_extras=True)
+            for field in struct.__struct_fields__:
+                if "^/" in repr(hints[field]):
+                    yield struct, field
+
+
+def test_every_file_of_the_configuration_is_followed() -> None:
+    """Each path that the configuration can name is watched, read at use, or written by us; a new key cannot be forgotten."""
+    everything = Config(
+        keys=(
+            FileKey(path="/f/key"),
+            config.AwsKmsKey(key_id="k", public_key="/f/aws"),
+            config.GcpKmsKey(key_version="projects/p/cryptoKeyVersions/1", public_key="/f/gcp"),
+            config.CredentialKey(name="credential"),
+        ),
+        signers=(SignerEntry(key="/f/signer", issuers=("*",)),),
+        sources=(config.HttpsEntry(url="https://h/", ca_file="/f/ca", token_file="/f/token"),),
+        upstream=config.Upstream(ca_file="/f/upstream"),
+    )
+    files = named(everything, credentials_directory="/credentials")
+    watched = {str(file.path) for file in files if not file.at_use}
+    expected = {
+        "FileKey.path": "/f/key",
+        "AwsKmsKey.public_key": "/f/aws",
+        "GcpKmsKey.public_key": "/f/gcp",
+        "SignerEntry.key": "/f/signer",
+        "HttpsEntry.ca_file": "/f/ca",
+        "Upstream.ca_file": "/f/upstream",
+    }
+    assert watched == {*expected.values(), "/credentials/credential"}
+    known = {f"{struct.__name__}.{field}" for struct, field in paths()}
+    assert len(known) > 10
+    assert known - AT_USE - WRITTEN == set(expected)
+
+
+def test_no_digest_of_a_secret_is_told(tmp_path: Path) -> None:
+    """What is told of a secret file is that it was loaded, and nothing by which its content could be guessed."""
+    secret = tmp_path / "key"
+    secret.write_text("hunter2")
+    (told,) = describe([Named("keys[0].path", secret, "worker's key", secret=True)])
+    assert (told.key, told.path, told.sha256, told.count) == ("keys[0].path", str(secret), None, None)

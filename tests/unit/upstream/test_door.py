@@ -594,3 +594,38 @@ def test_unreadable_authorities_are_an_error(tmp_path: Path) -> None:
     """A file of authorities that is not there is said, not ignored."""
     with pytest.raises(UpstreamError, match="certificate authorities"):
         once("https://127.0.0.1:1/", UpstreamSettings(ca_file=str(tmp_path / "missing.pem")))
+
+
+def test_rotated_authorities_are_believed_by_the_next_request(tmp_path: Path) -> None:
+    """A replaced authority file holds from the next request on, the old one no more; a broken one changes nothing."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    old, old_context = certificate_authority(tmp_path / "old")
+    new, new_context = certificate_authority(tmp_path / "new")
+    file = tmp_path / "ca.pem"
+    file.write_bytes(old.read_bytes())
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async def scenario() -> None:
+        upstream = Upstream(UpstreamSettings(ca_file=str(file)))
+        async with raw_peer(talk, old_context) as before, raw_peer(talk, new_context) as after:
+            try:
+                async with upstream.open("GET", f"https://127.0.0.1:{before}/") as under_way:
+                    with pytest.raises(UpstreamError, match="does not verify"):
+                        await upstream.request("GET", f"https://127.0.0.1:{after}/")
+                    file.write_text("half a certif")
+                    assert (await upstream.request("GET", f"https://127.0.0.1:{before}/")).body == b"ok"
+                    new.replace(file)
+                    assert (await upstream.request("GET", f"https://127.0.0.1:{after}/")).body == b"ok"
+                    with pytest.raises(UpstreamError, match="does not verify"):
+                        await upstream.request("GET", f"https://127.0.0.1:{before}/")
+                    # What was under way on a connection of the former authorities ends undisturbed.
+                    assert b"".join([chunk async for chunk in under_way]) == b"ok"
+                assert upstream._former == []
+            finally:
+                await upstream.close()
+
+    run(scenario())

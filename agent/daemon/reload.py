@@ -1,0 +1,171 @@
+"""What a reload applies, and the files that the configuration names.
+
+A file is read anew when it changes, not only when somebody sends SIGHUP: whoever rotates a signer's key, a worker's key
+or a certificate authority replaces the file and expects that to be all. Each file that a configuration can name is one
+of three kinds, and a test holds that there is no fourth:
+
+* *watched* (:func:`named`): opened at the start, looked at every :data:`LOOK_SECONDS`, and when one has changed the
+  running configuration is applied once more, whole or not at all;
+* *read at use*: the bundle itself, bearer tokens, web identity tokens, and the certificate authorities too, which are
+  also watched so that what is wrong with them is said;
+* *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
+
+What was loaded is told with each reload and in ``status``: a name and a digest or thumbprint for each file, never
+anything of a secret one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agent import config
+from agent.core.errors import ConfigError
+from agent.upstream import AuthoritiesError, load
+
+LOOK_SECONDS: Final = 2.0
+"""Between two looks at the files. A change counts when two looks agree: a file being written in place is let be."""
+
+MAX_FILE_BYTES: Final = 4 << 20
+
+LOADED_ONCE: Final = (
+    "listen",
+    "identity.instance_id",
+    "identity.grace_seconds",
+    "sources",
+    "upstream",
+    "mint",
+    "aws.region",
+    "aws.imdsv1",
+    "pass_through",
+    "environment.token_file",
+    "state",
+)
+"""What a reload does not, or not wholly, apply: a change of it needs a restart, which loses no request."""
+
+
+def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
+    """What of ``settings`` is not in force in a process that was started with ``loaded``, by the names of the file."""
+    return [name for name in LOADED_ONCE if attrgetter(name)(settings) != attrgetter(name)(loaded)]
+
+
+class Named(msgspec.Struct, frozen=True):
+    """A file that the configuration names.
+
+    Attributes:
+        key: by which key, as in ``signers[0].key``.
+        what: what it holds.
+        secret: whether its content may not be known, be it by a digest.
+        at_use: whether it is read whenever it is needed, so that a change of it needs nothing.
+    """
+
+    key: str
+    path: Path
+    what: str
+    secret: bool
+    at_use: bool = False
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What was found in a file: for ``status`` and the log.
+
+    Attributes:
+        sha256: of a public file; ``None`` of a secret one, whose digest could be guessed against.
+        count: the certificates in a file of authorities, else ``None``.
+    """
+
+    key: str
+    path: str
+    what: str
+    sha256: str | None = None
+    count: int | None = None
+
+
+Looks = Mapping[Path, tuple[int, ...] | None]
+"""How each file looks from outside; ``None`` where it cannot be told."""
+
+
+def named(settings: config.Config, *, credentials_directory: str | None) -> tuple[Named, ...]:
+    """The files that are read, in the order of the configuration; neither bundles nor what the agent writes."""
+    found = _keys(settings, credentials_directory)
+    for index, signer in enumerate(settings.signers):
+        found.append(Named(f"signers[{index}].key", Path(signer.key), "signer", secret=False))
+    for index, source in enumerate(settings.sources):
+        if isinstance(source, config.HttpsEntry):
+            where = f"sources[{index}]"
+            if source.ca_file is not None:
+                found.append(Named(f"{where}.ca_file", Path(source.ca_file), AUTHORITIES, secret=False))
+            if source.token_file is not None:
+                token = Path(source.token_file)
+                found.append(Named(f"{where}.token_file", token, "bearer token", secret=True, at_use=True))
+    if settings.upstream.ca_file is not None:
+        found.append(Named("upstream.ca_file", Path(settings.upstream.ca_file), AUTHORITIES, secret=False))
+    return tuple(found)
+
+
+def _keys(settings: config.Config, credentials_directory: str | None) -> list[Named]:
+    found: list[Named] = []
+    for index, key in enumerate(settings.keys):
+        where = f"keys[{index}]"
+        match key:
+            case config.FileKey():
+                found.append(Named(f"{where}.path", Path(key.path), "worker's key", secret=True))
+            case config.CredentialKey() if credentials_directory:
+                path = Path(credentials_directory) / key.name
+                found.append(Named(f"{where}.name", path, "worker's key", secret=True))
+            case config.AwsKmsKey() | config.GcpKmsKey():
+                found.append(Named(f"{where}.public_key", Path(key.public_key), "worker's public key", secret=False))
+            case _:
+                pass
+    return found
+
+
+AUTHORITIES: Final = "certificate authorities"
+
+
+def describe(files: Iterable[Named]) -> tuple[Loaded, ...]:
+    """What the files hold now; a file that is not there is left out, unless it holds authorities.
+
+    Raises:
+        ConfigError: a file of certificate authorities cannot be read or holds none. Keys are their readers' business.
+    """
+    found = []
+    for file in files:
+        count = None
+        if file.what == AUTHORITIES:
+            try:
+                count = load(str(file.path))[1]
+            except AuthoritiesError as error:
+                raise ConfigError(f"{file.key}: {file.path}: {error}") from None
+        try:
+            digest = None if file.secret else _digest(file.path)
+            if file.secret:
+                file.path.stat()
+        except OSError:
+            continue
+        found.append(Loaded(file.key, str(file.path), file.what, digest, count))
+    return tuple(found)
+
+
+def looks(files: Sequence[Named]) -> Looks:
+    """How the files look whose change must be applied. Blocking: for a thread."""
+    return {file.path: _look(file.path) for file in files if not file.at_use}
+
+
+def _look(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for as long as the machine does
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(MAX_FILE_BYTES)).hexdigest()

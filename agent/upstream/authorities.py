@@ -1,0 +1,100 @@
+"""The certificate authorities of an operator's file, read again when the file has changed.
+
+Whoever rotates a private authority replaces the file and expects the next request to believe the new one: an agent that
+went on with the old one would fail at the next renewal, hours later. What cannot be read then (a file that is just
+being written, one that is gone) changes nothing: the authorities before it stay believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import ssl
+from pathlib import Path
+from typing import Final
+
+MAX_BYTES: Final = 4 << 20
+"""The bundle of all public authorities is 220 kB."""
+
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+
+Look = tuple[int, int, int, int, int]
+"""Device, inode, size, time of writing, time of any change."""
+
+
+class AuthoritiesError(Exception):
+    """The file cannot be read, or holds no certificate. The text says which."""
+
+
+class Authorities:
+    """One file of certificates (PEM), trusted beside the system's own.
+
+    Mutable state: the context in use, and how the file looked when it was read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._context: ssl.SSLContext | None = None
+        self._seen: Look | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """The verifying context.
+
+        Raises:
+            AuthoritiesError: the file was never readable.
+        """
+        if self._context is None:
+            self._seen = _look(self._path)
+            self._context = load(self._path)[0]
+        return self._context
+
+    async def changed(self) -> bool:
+        """Look at the file, in a thread: it may lie on a network. Whether there is another context than before."""
+        if self._context is None:
+            return False  # nobody has asked yet, or nothing could be read: :meth:`context` reads it
+        return await asyncio.to_thread(self._again)
+
+    def _again(self) -> bool:
+        look = _look(self._path)
+        if look is None or look == self._seen:
+            return False
+        try:
+            context, _ = load(self._path)
+        except AuthoritiesError:
+            return False  # looked at again for the next request
+        self._context, self._seen = context, look
+        return True
+
+
+def load(path: str) -> tuple[ssl.SSLContext, int]:
+    """A context that believes the system's authorities and those in ``path``, and how many the latter are.
+
+    Raises:
+        AuthoritiesError: it cannot be read, or holds no certificate.
+    """
+    context = ssl.create_default_context()
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise AuthoritiesError(f"cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+    if len(data) > MAX_BYTES:
+        raise AuthoritiesError(f"expected at most {MAX_BYTES} bytes of certificates, got more")
+    # The certificates alone: what people write between them (names in any encoding) is no business of the reader.
+    found = _CERTIFICATE.findall(data)
+    if not found:
+        raise AuthoritiesError("expected certificates in PEM, got none")
+    try:
+        context.load_verify_locations(cadata=b"\n".join(found).decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise AuthoritiesError("expected certificates in PEM, got broken ones") from None
+    return context, len(found)
+
+
+def _look(path: str) -> Look | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
