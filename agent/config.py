@@ -32,6 +32,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
 # What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
 VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
+MetadataPath = Annotated[str, msgspec.Meta(pattern=r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z")]
 Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
 
 
@@ -310,12 +311,15 @@ class PassThrough(_Section, frozen=True):
     Attributes:
         enabled: pass it through to the real service. Off: what is not ours is 404.
         show_user_data: let workers read user-data. It may carry the bundle: sealed, but whose business is it.
-        hide: further path prefixes that workers do not see.
+        hide: what workers do not see beside the table below, with what lies under it: whole paths, ``/latest/...`` for
+            every version of EC2's tree, ``/computeMetadata/v1/...`` for Google's; ``*`` is any text in a segment.
+        show: what they do see though the table or its name hides it, likewise. ``hide`` is stronger.
     """
 
     enabled: bool = True
     show_user_data: bool = False
-    hide: tuple[str, ...] = ()
+    hide: tuple[MetadataPath, ...] = ()
+    show: tuple[MetadataPath, ...] = ()
 
 
 class Environment(_Section, frozen=True):
@@ -426,6 +430,9 @@ _MEANING: Final = {
         r"^[A-Za-z0-9_.-]{1,64}\Z": "1 to 64 letters, digits, dots, dashes or underscores",
         r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z": "the name of a variable: letters, digits and underscores, no digit first",
         r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z": "one line without control characters, of at most 32768 characters",
+        r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z": (
+            "a path of metadata such as /latest/user-data or /computeMetadata/v1/instance/attributes/NAME"
+        ),
         r"^0[0-7]{3}\Z": 'an octal mode such as "0640"',
         r"^[0-9]{12}\Z": "a twelve-digit account id",
         r"^[0-9]{1,20}\Z": "a project number: 1 to 20 digits",

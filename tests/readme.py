@@ -1,6 +1,7 @@
 """The parts of the README that are made, not written: `python -m tests.readme` puts them in place, a test compares.
 
 * the configuration, from the docstrings and defaults of ``agent/config.py``;
+* what workers do not see of the machine's metadata, from the table in ``agent/serve/hiding.py``;
 * the help texts, from the commands themselves.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agent import config
+from agent.serve import hiding
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -52,6 +54,26 @@ def configuration() -> str:
             meaning = meanings.get(field.name, "")
             rows.append(f"| `{field.name}` | {_default(field)} | {meaning} |")
     return "\n".join(rows)
+
+
+def hidden() -> str:
+    """The table of what is hidden, one row for all paths with one reason."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for root, table in (("/latest/", hiding.EC2_TABLE), ("/computeMetadata/v1/", hiding.GCE_TABLE)):
+        for entry in table:
+            if entry.when is not hiding.When.NEVER:
+                path = (root + entry.path).replace("/v1/instance/attributes/", "/v1/.../attributes/")
+                if "/project/attributes/" not in path:
+                    rows.setdefault((entry.when.value, entry.why), []).append(f"`{path}`")
+    words = ", ".join(f"`{word}`" for word in hiding.SECRET_WORDS)
+    return "\n".join(
+        [
+            "| path, with what is below | hidden | why |",
+            "|---|---|---|",
+            *(f"| {', '.join(paths)} | {when} | {why} |" for (when, why), paths in rows.items()),
+            f"| any name with {words} in it | always | what a provider or an operator adds next |",
+        ]
+    )
 
 
 def _default(field: Any) -> str:
@@ -94,7 +116,7 @@ def _markdown(text: str) -> str:
 
 def made(text: str) -> str:
     """The README with every made part put in place."""
-    return _between(text, "configuration", configuration())
+    return _between(_between(text, "configuration", configuration()), "hidden", hidden())
 
 
 def _between(text: str, name: str, content: str) -> str:

@@ -337,12 +337,16 @@ class Daemon:
     def _worker_door(self, changes: Changes) -> WorkerDoor:
         settings = self._settings
         through = settings.pass_through.enabled
+        hide, show = compose.hidden(settings)
         return WorkerDoor(
             ServeSettings(
                 token_key=self._token_key,
                 container_tokens=lambda: self._tokens,
                 imdsv1=settings.aws.imdsv1,
-                hidden=compose.hidden_paths(settings),
+                hide=hide,
+                show=show,
+                expects_bundle=lambda: bool(self._settings.keys),
+                own_namespaces=compose.own_namespaces(settings),
                 limits=Limits(connections=settings.listen.max_connections),
             ),
             self.store,

@@ -313,15 +313,28 @@ def _https(
     )
 
 
-def hidden_paths(settings: config.Config) -> tuple[str, ...]:
-    """What workers do not see of the machine's metadata: whatever carries the bundle."""
-    hidden = list(settings.pass_through.hide)
-    if not settings.pass_through.show_user_data:
-        hidden += ["/latest/user-data", "/computeMetadata/v1/instance/attributes/user-data"]
-    for entry in settings.sources:
-        if isinstance(entry, config.GceAttributeEntry):
-            hidden += [f"/computeMetadata/v1/{scope}/attributes/{entry.key}" for scope in ("instance", "project")]
-    return tuple(hidden)
+def hidden(settings: config.Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the configuration hides, and what it shows, beside the table of :mod:`agent.serve.hiding`."""
+    through = settings.pass_through
+    user_data = (
+        ("/latest/user-data", *(f"{scope}/user-data" for scope in _ATTRIBUTES)) if through.show_user_data else ()
+    )
+    carriers = tuple(
+        f"{scope}/{entry.key}"
+        for entry in settings.sources
+        if isinstance(entry, config.GceAttributeEntry)
+        for scope in _ATTRIBUTES
+    )
+    return (*through.hide, *carriers), (*through.show, *user_data)
+
+
+_ATTRIBUTES = tuple(f"/computeMetadata/v1/{scope}/attributes" for scope in ("instance", "project"))
+
+
+def own_namespaces(settings: config.Config) -> tuple[str, ...]:
+    """The namespaces of guest attributes in which this agent publishes."""
+    names = [entry.publish_guest_attribute for entry in settings.keys if isinstance(entry, config.EphemeralKey)]
+    return tuple(name.partition("/")[0] for name in names if name is not None)
 
 
 async def _own_aws(mint_: Mint, now: datetime) -> AwsCredential:

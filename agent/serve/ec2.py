@@ -27,8 +27,9 @@ from typing import Final
 
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Absent, Answer, Facts, Live, Origin, Pending
+from agent.serve.hiding import EC2_ROOT, Hiding, folded
 from agent.serve.listener import DROP, Drop, Later, Outcome
-from agent.serve.proxy import EC2_CREDENTIALS, EC2_STATIC, Proxy, prefixes, relisted, target, under
+from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import ec2
@@ -57,7 +58,7 @@ class Ec2Door:
         self._settings = settings
         self._watch = watch
         self._proxy = proxy
-        self._hidden = prefixes(settings.hidden, ("latest",))
+        self._hiding = Hiding(EC2_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
         # All mutable state is what was rendered before, each with what it was rendered from.
         self._token_heads: dict[int, Response] = {}
         self._live: tuple[AwsCredential, str] | None = None
@@ -207,12 +208,11 @@ class Ec2Door:
     # -- everything else ---------------------------------------------------------------------------------------------
 
     def _other(self, request: Request, below: tuple[str, ...]) -> Outcome | Later:
-        if any(under(below, prefix) for prefix in self._hidden):
+        # No name in this tree has other letters; what the real service would make of them, nobody needs to know.
+        if not all(segment.isascii() for segment in below) or self._hiding.hides(below, decided=self._decided()):
             return _NOT_FOUND
         # ``IAM`` in other letters: ours above only as it is spelt, hidden here however it is.
-        if under(below, ("meta-data", "iam")):
-            return _NOT_FOUND
-        if any(under(below, prefix) for prefix in EC2_CREDENTIALS) and self._decided():
+        if folded(below[:2]) == ("meta-data", "iam"):
             return _NOT_FOUND
         if self._proxy is None:
             return self._known(request.segments) or _NOT_FOUND
@@ -242,13 +242,15 @@ class Ec2Door:
         return answer
 
     def _overlaid(self, answer: Response, below: tuple[str, ...]) -> Response:
-        hidden = tuple(prefix[-1] for prefix in self._hidden if prefix[:-1] == below)
-        if below != ("meta-data",):
-            return relisted(answer, remove=hidden) if hidden else answer
-        if not self._decided():
-            return relisted(answer, remove=hidden) if hidden else answer
-        live = isinstance(self._watch.look(Cloud.AWS), Live)
-        return relisted(answer, add=("iam/",) if live else (), remove=(*hidden, "identity-credentials"))
+        if not self._hiding.lists(below):
+            return answer
+        decided = self._decided()
+
+        def gone(name: str) -> bool:
+            return self._hiding.hides((*below, name), decided=decided)
+
+        ours = below == ("meta-data",) and decided and isinstance(self._watch.look(Cloud.AWS), Live)
+        return relisted(answer, gone, add=("iam/",) if ours else ())
 
     def _known(self, segments: tuple[str, ...]) -> Response | None:
         """What can be said without the real service: from the bundle or the configuration."""

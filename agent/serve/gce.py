@@ -28,8 +28,9 @@ import msgspec
 from agent.core.errors import AgentError, Denied, ProviderError
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
+from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
 from agent.serve.listener import Later, Outcome
-from agent.serve.proxy import GCE_CREDENTIALS, GCE_STATIC, Proxy, prefixes, relisted, target, under
+from agent.serve.proxy import GCE_STATIC, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import gce
@@ -55,7 +56,6 @@ _NO_ID_TOKENS: Final = gce.failure(
 )
 
 _FORWARDED_PARAMETERS: Final = ("audience", "format", "licenses", "scopes")
-_CREDENTIAL_KEYS: Final = frozenset(gce.camel(prefix[1]) for prefix in GCE_CREDENTIALS)
 
 
 class GceDoor:
@@ -66,7 +66,8 @@ class GceDoor:
         self._watch = watch
         self._proxy = proxy
         self._demand = demand
-        self._hidden = prefixes(settings.hidden, (gce.ROOT, "v1"))
+        self._hiding = Hiding(GCE_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
+        self._writes = GuestWrites(settings.own_namespaces)
         # All mutable state is what was rendered before, with what it was rendered from.
         self._token: tuple[GoogleToken, int, Response] | None = None
         self._accounts: tuple[GoogleToken, str, gce.Directory] | None = None
@@ -94,9 +95,10 @@ class GceDoor:
             return _NOT_FOUND
         below = segments[2:]
         if request.method not in {"GET", "HEAD"}:
-            if self._proxy is not None and below[:2] == ("instance", "guest-attributes"):
-                return partial(self._put, request)
-            return _GET_ONLY
+            if self._proxy is None or folded(below[:2]) != ("instance", "guest-attributes"):
+                return _GET_ONLY
+            refused = self._writes.refusal(below, slash=request.slash, query=request.query)
+            return partial(self._put, request) if refused is None else gce.failure(403, refused)
         try:
             query = gce.parse_query(request.query)
         except WireError as error:
@@ -104,7 +106,8 @@ class GceDoor:
         return self._resource(request, below, query, answer)
 
     def _resource(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:
-        if any(under(below, prefix) for prefix in self._hidden):
+        # No name in this tree has other letters; what the real server would make of them, nobody needs to know.
+        if not all(segment.isascii() for segment in below) or self._hiding.hides(below, decided=_decided(answer)):
             return _NOT_FOUND
         if below[:2] == _ACCOUNTS and not self._is_upstreams(below, answer):
             if isinstance(answer, Pending):
@@ -112,7 +115,7 @@ class GceDoor:
             return self._account(request, below, query, answer)
         if self._proxy is None:
             return self._known(request, below, query)
-        if any(under(below, prefix) for prefix in GCE_CREDENTIALS) and _decided(answer):
+        if folded(below[:2]) == _ACCOUNTS and _decided(answer):
             return _NOT_FOUND
         if below in GCE_STATIC and not query.wait_for_change and query.alt is None:
             fresh = self._proxy.fresh(target(request.segments, slash=False))
@@ -299,59 +302,74 @@ class GceDoor:
         return answer
 
     async def _ask(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Response | None:
+        """Ask the real server, and show of a directory what is shown."""
+        if not query.recursive and not self._hiding.lists(below):
+            return await self._fetch(request, query, alt=query.alt)
+        # What is hidden must not show in the tag either, nor by a wait that ends: the tags of directories are ours, and
+        # a change of something hidden is none.
+        ends = asyncio.get_running_loop().time() + query.timeout_seconds
+        alt = "json" if query.recursive and (self._hiding.lists(below) or query.alt == "text") else query.alt
+        known = query.last_etag
+        ask = msgspec.structs.replace(query, wait_for_change=False)
+        while True:
+            answer = await self._fetch(request, ask, alt=alt)
+            if answer is None or answer.status != 200:
+                return answer
+            shown = self._shown(answer, below, query)
+            if not query.wait_for_change or shown.status != 200:
+                return shown
+            tag, left = answer.header("ETag"), ends - asyncio.get_running_loop().time()
+            known = shown.header("ETag") if known is None else known
+            if shown.header("ETag") != known or tag is None or left < 1:
+                return shown
+            ask = msgspec.structs.replace(query, last_etag=tag, timeout_seconds=left)
+
+    async def _fetch(self, request: Request, query: gce.Query, *, alt: str | None) -> Response | None:
         assert self._proxy is not None
         # With or without the final slash: that the real server redirects is its business, not our safeguard.
-        filtered = query.recursive and self._must_filter(below)
-        answer = await self._proxy.fetch(
+        return await self._proxy.fetch(
             "GET",
-            target(
-                request.segments,
-                slash=request.slash,
-                query=_canonical(request.query, query, alt="json" if filtered else query.alt),
-            ),
+            target(request.segments, slash=request.slash, query=_canonical(request.query, query, alt=alt)),
             hang_seconds=query.timeout_seconds + _HANG_MARGIN_SECONDS if query.wait_for_change else 0.0,
         )
-        if answer is None or answer.status != 200:
-            return answer
-        if filtered:
-            return self._filtered(answer, below, query)
-        gone = self._hidden_names(below)
-        if gone and not query.recursive:
-            return _relisted_json(answer, gone) if query.alt == "json" else relisted(answer, remove=gone)
-        return answer
 
-    def _must_filter(self, below: tuple[str, ...]) -> bool:
-        """Whether a recursive answer holds something that workers do not see."""
-        mine = (*self._hidden, *(GCE_CREDENTIALS if _decided(self._watch.look(Cloud.GCP)) else ()))
-        return any(under(prefix, below) for prefix in mine)
-
-    def _hidden_names(self, below: tuple[str, ...]) -> tuple[str, ...]:
+    def _shown(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
+        """A directory's answer without what is hidden, under a tag of what is left."""
         decided = _decided(self._watch.look(Cloud.GCP))
-        credentials = tuple(p for p in GCE_CREDENTIALS if p != _ACCOUNTS) if decided else ()
-        return tuple(prefix[-1] for prefix in (*self._hidden, *credentials) if prefix[:-1] == below)
+        if query.recursive:
+            return self._shown_tree(answer, below, query, decided=decided)
 
-    def _filtered(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
+        def gone(name: str) -> bool:
+            return self._hiding.hides((*below, name), decided=decided)
+
+        return _relisted_json(answer, gone) if query.alt == "json" else _tagged(relisted(answer, gone))
+
+    def _shown_tree(self, answer: Response, below: tuple[str, ...], query: gce.Query, *, decided: bool) -> Response:
+        is_json = (answer.header("Content-Type") or "").startswith("application/json")
+        if not is_json and not self._hiding.lists(below):
+            return answer  # a leaf: ``recursive`` means nothing there
         try:
             tree = msgspec.json.decode(answer.body)
+            shown = self._hiding.pruned(tree, below, decided=decided)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _UPSTREAM_SILENT
-        for prefix in self._hidden:
-            if under(prefix, below):
-                _remove(tree, prefix[len(below) :])
-        live = self._watch.look(Cloud.GCP)
-        if _decided(live):
-            instance = tree if below == ("instance",) else tree.get("instance") if isinstance(tree, dict) else None
-            if isinstance(instance, dict) and below in {(), ("instance",)}:
-                for key in _CREDENTIAL_KEYS & instance.keys():
-                    del instance[key]
-                accounts = self._directory(live) if isinstance(live, Live) else gce.Directory({}, literal=True)
-                instance["serviceAccounts"] = gce.to_json(accounts)
-        tag = answer.header("ETag")
+        if decided and below in {(), ("instance",)} and isinstance(shown, dict):
+            shown = self._with_our_accounts(shown, below)
         if query.alt == "text":
             literal = below[-1:] == ("attributes",)
-            body = "".join(line + "\n" for line in gce.flatten(tree, literal=literal)).encode()
-            return gce.content(body, json=False, tag=tag)
-        return gce.content(msgspec.json.encode(tree), json=True, tag=tag)
+            lines = gce.flatten(shown, literal=literal) if isinstance(shown, dict | list) else (str(shown),)
+            return gce.content("".join(f"{line}\n" for line in lines).encode(), json=False)
+        return _tagged(answer) if shown is tree else gce.content(msgspec.json.encode(shown), json=True)
+
+    def _with_our_accounts(self, tree: dict[str, Any], below: tuple[str, ...]) -> dict[str, Any]:
+        live = self._watch.look(Cloud.GCP)
+        accounts = self._directory(live) if isinstance(live, Live) else gce.Directory({}, literal=True)
+        if below == ("instance",):
+            return {**tree, "serviceAccounts": gce.to_json(accounts)}
+        instance = tree.get("instance")
+        if not isinstance(instance, dict):
+            return tree
+        return {**tree, "instance": {**instance, "serviceAccounts": gce.to_json(accounts)}}
 
 
 def _decided(answer: Answer) -> bool:
@@ -379,25 +397,19 @@ def _canonical(raw: str, query: gce.Query, *, alt: str | None) -> str:
     return urlencode(pairs)
 
 
-def _remove(tree: Any, path: tuple[str, ...]) -> None:
-    """Delete a node of the recursive form, its directories spelt in camel case, its attribute keys as they are."""
-    *parents, last = path
-    for name in parents:
-        if not isinstance(tree, dict):
-            return
-        tree = tree.get(gce.camel(name))
-    if isinstance(tree, dict):
-        for key in [key for key in tree if key.casefold() in {last.casefold(), gce.camel(last).casefold()}]:
-            del tree[key]
-
-
-def _relisted_json(answer: Response, gone: tuple[str, ...]) -> Response:
+def _relisted_json(answer: Response, gone: Callable[[str], bool]) -> Response:
     try:
         names = msgspec.json.decode(answer.body, type=list[str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _UPSTREAM_SILENT
-    kept = [name for name in names if name.rstrip("/") not in gone]
-    return answer if kept == names else gce.content(msgspec.json.encode(kept), json=True)
+    kept = [name for name in names if not gone(name.rstrip("/"))]
+    return _tagged(answer) if kept == names else gce.content(msgspec.json.encode(kept), json=True)
+
+
+def _tagged(answer: Response) -> Response:
+    """The answer under our own tag of its body."""
+    others = [(name, value) for name, value in answer.headers if name.lower() != "etag"]
+    return Response(answer.status, (*others, ("ETag", gce.etag(answer.body))), answer.body)
 
 
 def _tree_of(facts: Facts, accounts: gce.Directory) -> gce.Directory:

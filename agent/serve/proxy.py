@@ -1,8 +1,7 @@
 """What is not a credential comes from the real service, through somebody else's hands: this file only decides *what*.
 
-The rule: everything passes but what is listed, because the machine's metadata is the workers' (spot notices, tags,
-maintenance events, placement). What is listed: what the operator hides (user-data and the attribute that carry the
-bundle), and, while a bundle decides a cloud, every path on which the machine's own credentials lie.
+The rule: everything passes but what :mod:`agent.serve.hiding` holds back, because the machine's metadata is the
+workers' (spot notices, tags, maintenance events, placement), and what identifies the machine is not.
 
 A path is sent on in one canonical spelling, made from the segments that the checks looked at, so that the real service
 cannot read another path than we did; a query likewise, from known parameters only.
@@ -16,11 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from agent.core.errors import SourceError
-from agent.wire.http import Response, forwardable, path_of, segments_of
+from agent.wire.http import Response, forwardable, path_of
 
 CONCURRENCY: Final = 32
 MAX_BODY_BYTES: Final = 1 << 20
@@ -69,17 +68,6 @@ GCE_STATIC: Final = frozenset(
     }
 )
 
-EC2_CREDENTIALS: Final = (("meta-data", "iam"), ("meta-data", "identity-credentials"))
-"""``identity-credentials`` are those of the instance's own role for AWS's agents: they sign requests like any other."""
-GCE_CREDENTIALS: Final = (
-    ("instance", "service-accounts"),
-    ("instance", "credentials"),
-    ("instance", "gce-workload-certificates"),
-    ("instance", "workload-identities"),
-    ("instance", "workload-trusted-root-certs"),
-    ("instance", "workload-certificates-config-status"),
-)
-
 
 class UpstreamAnswer(Protocol):
     """What a real service answered."""
@@ -119,22 +107,6 @@ class Passthrough(Protocol):
         Raises:
             SourceError: no usable answer.
         """
-
-
-def under(segments: tuple[str, ...], prefix: tuple[str, ...]) -> bool:
-    """Whether a path is at or below ``prefix``, in any case of letters: the real service may not care for case."""
-    return len(segments) >= len(prefix) and all(
-        a.casefold() == b.casefold() for a, b in zip(segments, prefix, strict=False)
-    )
-
-
-def prefixes(hidden: tuple[str, ...], *roots: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Those of ``hidden`` that lie below one of ``roots``, without the root."""
-    found: list[tuple[str, ...]] = []
-    for path in hidden:
-        segments = segments_of(path)
-        found.extend(segments[len(root) :] for root in roots if under(segments, root) and len(segments) > len(root))
-    return tuple(found)
 
 
 class Proxy:
@@ -226,10 +198,10 @@ class Proxy:
         )
 
 
-def relisted(answer: Response, *, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> Response:
-    """A directory's listing with some lines more or less; unchanged when none is."""
+def relisted(answer: Response, gone: Callable[[str], bool], *, add: tuple[str, ...] = ()) -> Response:
+    """A directory's listing without the names that are ``gone`` and with some more; unchanged when that is nothing."""
     lines = answer.body.decode("utf-8", "replace").split("\n")
-    kept = [line for line in lines if line.split("=")[0].rstrip("/") not in remove]
+    kept = [line for line in lines if not line or not gone(line.split("=")[0].rstrip("/"))]
     wanted = kept + [name for name in add if name not in kept]
     if wanted == lines:
         return answer

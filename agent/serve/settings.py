@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 
 from agent.core.secret import Secret
 from agent.serve.listener import Limits
-
-DEFAULT_HIDDEN: Final = (
-    "/latest/user-data",
-    "/computeMetadata/v1/instance/attributes/user-data",
-    "/computeMetadata/v1/instance/attributes/credential-bundle",
-    "/computeMetadata/v1/project/attributes/credential-bundle",
-)
-"""What carries the bundle, or may. It is sealed; but whose business is it."""
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +18,11 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         container_tokens: the bearer tokens that are good now, several while they rotate; called for each request, so
             it must be a lookup. None at all closes the container endpoint.
         imdsv1: answer EC2 requests without a session token.
-        hidden: path prefixes of the machine's own metadata that workers do not see. EC2 paths are given under
-            ``/latest`` and hold for every dated version.
+        hide: what workers do not see of the machine's own metadata beside :mod:`agent.serve.hiding`'s table, with what
+            is below. EC2 paths are given under ``/latest`` and hold for every dated version.
+        show: what they do see of it though the table hides it.
+        expects_bundle: whether bundles are taken here; called for each request.
+        own_namespaces: of guest attributes, those in which the agent publishes: workers do not write there.
         extra_hosts: names beside the usual that ``Host`` may say.
         ec2_hold_seconds: how long the role list waits for a first credential. Go gives up after 0.5 s.
         container_hold_seconds: the same for the container endpoint; C++ gives up after 1 s.
@@ -40,7 +34,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     token_key: bytes
     container_tokens: Callable[[], tuple[Secret, ...]] = tuple
     imdsv1: bool = False
-    hidden: tuple[str, ...] = DEFAULT_HIDDEN
+    hide: tuple[str, ...] = ()
+    show: tuple[str, ...] = ()
+    expects_bundle: Callable[[], bool] = lambda: True
+    own_namespaces: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     ec2_hold_seconds: float = 0.35
     container_hold_seconds: float = 0.35

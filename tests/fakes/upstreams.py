@@ -84,11 +84,13 @@ class Scripted:
             self.under_way -= 1
 
 
-#: Places of credentials and of what is hidden, in lower case.
+#: Places of credentials, of what identifies the machine and of what is hidden, in lower case.
 _SECRET_PLACES = re.compile(
-    r"/[^/]+/(?:meta-data/(?:iam|identity-credentials)|user-data)/"
+    r"/[^/]+/(?:meta-data/(?:iam|identity-credentials|public-keys|managed-ssh-keys)|user-data"
+    r"|dynamic/instance-identity/(?:pkcs7|rsa2048|signature))/"
     r"|/computemetadata/v1/(?:instance/(?:service-accounts|credentials|gce-workload-certificates"
-    r"|attributes/credential-bundle)|project/attributes/credential-bundle)/"
+    r"|attributes/(?:credential-bundle|kube-env|startup-script|ssh-keys|sshkeys|api-token))"
+    r"|project/attributes/(?:credential-bundle|ssh-keys))/"
 )
 
 
@@ -120,12 +122,20 @@ class Gullible(Scripted):
     def _tree(path: str, *, text: bool) -> Answer:
         instance = {
             "id": 1,
-            "attributes": {"credential-bundle": CANARY, "user-data": CANARY, "fine": "x"},
+            "attributes": {
+                "credential-bundle": CANARY,
+                "user-data": CANARY,
+                "kube-env": CANARY,
+                "sshKeys": CANARY,
+                "Startup-Script": CANARY,
+                "api-token": CANARY,
+                "fine": "x",
+            },
             "serviceAccounts": {"default": {"email": CANARY}},
             "credentials": CANARY,
             "gceWorkloadCertificates": {"workloadIdentities": CANARY},
         }
-        project = {"attributes": {"credential-bundle": CANARY}, "projectId": "p"}
+        project = {"attributes": {"credential-bundle": CANARY, "ssh-keys": CANARY}, "projectId": "p"}
         segments = [segment.strip() for segment in unquote(path).split("/") if segment.strip()][2:]
         tree: Any = {"instance": instance, "project": project}
         names = {"service-accounts": "serviceAccounts"}
