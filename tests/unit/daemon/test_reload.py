@@ -111,7 +111,7 @@ def paths() -> Iterator[tuple[type[msgspec.Struct], str]]:
         if isinstance(struct, type) and issubclass(struct, msgspec.Struct):
             hints = get_type_hints(struct, include_extras=True)
             for field in struct.__struct_fields__:
-                if "^/" in repr(hints[field]):
+                if "^/[" in repr(hints[field]):  # a path of metadata begins otherwise
                     yield struct, field
 
 
