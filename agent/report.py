@@ -40,6 +40,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by door and status.
         files: what was loaded from the files that the configuration names.
+        log_dropped: lines of the log that nobody took.
     """
 
     started: datetime
@@ -53,6 +54,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     audiences: tuple[str, ...]
     requests: Mapping[tuple[str, int], int] = {}
     files: tuple[msgspec.Struct, ...] = ()
+    log_dropped: int = 0
 
 
 def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "audiences": list(vitals.audiences),
         "memory_unwritten": vitals.memory_unwritten,
         "files": [msgspec.to_builtins(file) for file in vitals.files],
+        "log_dropped": vitals.log_dropped,
     }
 
 
@@ -251,6 +254,7 @@ class _Collector:
             [((), vitals.wall_error_seconds)],
         )
         yield gauge("memory_unwritten", "1 when a restart would forget.", (), [((), float(vitals.memory_unwritten))])
+        yield counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])
         yield counter(
             "http_requests",
             "Requests answered.",

@@ -86,9 +86,9 @@ def exit_code(error: AgentError) -> int:
 
 def report(error: AgentError) -> None:
     """Tell a person what went wrong, on stderr: the message, and the hint on a line of its own."""
-    click.echo(f"credential-agent: {error.message}", err=True)
+    _say(f"credential-agent: {error.message}")
     if error.hint:
-        click.echo(f"  hint: {error.hint}", err=True)
+        _say(f"  hint: {error.hint}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -99,24 +99,34 @@ def main(argv: list[str] | None = None) -> None:
         report(error)
         sys.exit(exit_code(error))
     except click.ClickException as error:
-        error.show()
+        try:
+            error.show()
+        except OSError:
+            _give_up(2)
         sys.exit(EX_USAGE)
     except click.Abort:
-        click.echo("credential-agent: interrupted", err=True)
+        _say("credential-agent: interrupted")
         sys.exit(130)
     except OSError as error:
         if error.errno not in _OUTPUT or error.filename is not None:
             raise
-        click.echo(
-            f"credential-agent: stdout: cannot be written: {(error.strerror or 'unknown error').lower()}", err=True
-        )
-        _give_up_stdout()
+        _say(f"credential-agent: stdout: cannot be written: {(error.strerror or 'unknown error').lower()}")
+        _give_up(1)
         sys.exit(EX_IOERR)
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _give_up_stdout() -> None:
-    """Lead stdout nowhere: what is left in its buffer would fail again at the end, and make the status 120."""
+def _say(text: str) -> None:
+    """Tell a person; that nobody can be told changes no exit status."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _give_up(2)
+
+
+def _give_up(descriptor: int) -> None:
+    """Lead an output nowhere: what is left in its buffer would fail again at the end, and make the status 120."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+    os.dup2(nowhere, descriptor)
+    if nowhere != descriptor:
+        os.close(nowhere)

@@ -33,12 +33,16 @@ def run(path: Path) -> None:
     from agent import config, log
     from agent.daemon import Daemon
     from agent.host import systemd
+    from agent.host.threads import Threads
 
+    # First of all: a journal that hangs, or a standard error that is closed, must end no start either.
+    log.take_over()
     settings = config.load(path)
     log.set_up(level=settings.log.level, style=settings.log.format)
     systemd.harden()
 
     async def serve() -> None:
+        asyncio.get_running_loop().set_default_executor(Threads())
         await Daemon(settings, environ=dict(os.environ), reload=lambda: config.load(path)).run()
 
     try:

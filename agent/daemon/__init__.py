@@ -417,6 +417,7 @@ class Daemon:
             audiences=tuple(sorted(self._opening.audiences | self._opening.ring.audiences)),
             requests=self._requests,
             files=self._loaded_files,
+            log_dropped=log.dropped(),
         )
 
     # -- while it runs ----------------------------------------------------------------------------------------------

@@ -125,10 +125,11 @@ class Publisher:
         self._left: set[Path] = set()  # where they were before a reload moved them
         self._task: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
+        self._since: float | None = None  # the loop's time since when the files have not said what they should
+        self.trouble: str | None = None
         self._log = structlog.get_logger()
-        for path in (settings.file, settings.shell_file, settings.token_file):
-            # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
-            sweep(Path(path))
+        # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
+        self._unswept = {Path(path) for path in (settings.file, settings.shell_file, settings.token_file)}
 
     def reconfigure(self, settings: config.Environment, *, gid: int | None, expects_bundle: bool) -> None:
         """Take other settings (a reload): every file is written anew, and none is left where it was before.
@@ -140,9 +141,7 @@ class Publisher:
         self.gid = gid
         self.expects_bundle = expects_bundle
         self._left |= set(old)
-        for path in self._files:
-            if path not in self._left:
-                sweep(path)
+        self._unswept |= set(self._files) - self._left
         self._written.clear()
         self.changed()
 
@@ -186,28 +185,41 @@ class Publisher:
         self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
 
     async def settled(self, seconds: float) -> None:
-        """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full."""
+        """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full.
+
+        One that has been full or silent for longer than that is not waited for again: whoever waits here has an
+        acknowledgement to give.
+        """
+        if self._since is not None and asyncio.get_running_loop().time() - self._since > seconds:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._task is not None:
                     await asyncio.wait({self._task})
 
     async def _write(self) -> None:
+        self._since = asyncio.get_running_loop().time()
         try:
             while True:
                 self._again.clear()
                 try:
                     await self._write_once()
                 except HostError as error:
-                    self._log.error("environment.not_written", reason=error.message)
+                    if self.trouble != error.message:
+                        # Once a change, not once an attempt: a disk that is full for a night fills no journal.
+                        self._log.error("environment.not_written", reason=error.message)
+                    self.trouble = error.message
                     # Again in a while, or at once when there is something new to say: a withdrawal must not wait.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._again.wait(), RETRY_SECONDS)
                     continue
+                if self.trouble is not None:
+                    self._log.info("environment.written")
+                self.trouble = None
                 if not self._again.is_set():
                     return
         finally:
-            self._task = None
+            self._task = self._since = None
 
     async def _write_once(self) -> None:
         variables = self.variables(self._clock.now())
@@ -218,13 +230,26 @@ class Publisher:
             shell_file: envfile.render_shell(variables),
         }
         mode, gid = int(self.settings.mode, 8), self.gid
+        trouble: HostError | None = None
         for path, data in contents.items():
-            wanted = (data, mode, gid)
-            # What we wrote may have been removed since; to look costs less than a program that finds nothing.
-            if self._written.get(path) != wanted or not _there(path):
-                await asyncio.to_thread(write_atomic, path, data, mode=mode, gid=gid)
-                self._written[path] = wanted
+            try:
+                await asyncio.to_thread(self._bring, path, (data, mode, gid))
+            except HostError as error:
+                trouble = error  # of one directory; the others get their files all the same
         for path in self._left - contents.keys():
             # It holds a bundle's variables, which no withdrawal would purge from here on.
             await asyncio.to_thread(_remove, path)
             self._left.discard(path)
+        if trouble is not None:
+            raise trouble
+
+    def _bring(self, path: Path, wanted: tuple[bytes, int, int | None]) -> None:
+        """Make ``path`` what it should be. In a thread: on a disk that stalls even a look may never return."""
+        if path in self._unswept:
+            sweep(path)
+            self._unswept.discard(path)
+        # What we wrote may have been removed since; to look costs less than a program that finds nothing.
+        if self._written.get(path) != wanted or not _there(path):
+            data, mode, gid = wanted
+            write_atomic(path, data, mode=mode, gid=gid)
+            self._written[path] = wanted

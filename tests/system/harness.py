@@ -147,6 +147,7 @@ class Agent:
         passed: listening sockets and files to hand over as systemd does, ``(name, descriptor)``, from descriptor 3 on.
         prelude: Python source that runs in the process before the daemon (crash points, say).
         user: the numeric user and group to run as; ``None``: ours.
+        through: a command that executes the daemon's own, which follows it: for another standard error, say.
 
     Attributes:
         lines: what it logged so far, decoded; a line that is no JSON is ``{"event": "raw", "text": LINE}``.
@@ -161,6 +162,7 @@ class Agent:
         prelude: str = "",
         command: str = "run",
         user: int | None = None,
+        through: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.lines: list[dict[str, Any]] = []
@@ -194,7 +196,7 @@ class Agent:
             [sys.executable, "-m", "agent", command, "--config", str(config)] if exact else [sys.executable, "-c", code]
         )
         self.process = subprocess.Popen(
-            as_user(argv, user),
+            as_user([*through, *argv], user),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

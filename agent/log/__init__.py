@@ -2,15 +2,23 @@
 
 What can leak is shut here once: tracebacks carry no locals (structlog's own default would print them, keys included),
 and the SDKs' debug loggers, which print request parameters and whole answers, stay shut whatever our own level is.
+
+A log is no lifeline: nothing here raises, whatever is logged, and once :func:`take_over` was called nothing blocks,
+whatever becomes of its reader (:mod:`agent.log.spool`).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import structlog
+
+from agent.log.spool import Spool, take_standard_error
 
 CLAMPED: Final = (
     "aiohttp",
@@ -23,6 +31,20 @@ CLAMPED: Final = (
     "urllib3",
 )
 """Loggers of libraries that print bodies, headers or parameters at DEBUG. They are held at WARNING."""
+
+
+_spools: list[Spool] = []  # of this process: none, or one
+
+
+def take_over() -> None:
+    """Put a queue before standard error, for the whole process: whoever writes to it never waits and never fails."""
+    if not _spools:
+        _spools.append(take_standard_error())
+
+
+def dropped() -> int:
+    """How many lines were dropped because nobody took them."""
+    return sum(spool.dropped for spool in _spools)
 
 
 def _name_secrets(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -58,8 +80,10 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
         )
     else:
         processors += [structlog.processors.ExceptionRenderer(traceback), structlog.processors.JSONRenderer()]
+    for spool in _spools:
+        spool.marker = _marker_readable if readable else _marker
     structlog.configure(
-        processors=processors,
+        processors=[_Safe(processors)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
@@ -72,6 +96,36 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class _Safe:
+    """All processors as one that never raises: what cannot be told must not end what wanted to tell it."""
+
+    def __init__(self, processors: Sequence[structlog.typing.Processor]) -> None:
+        self._processors = processors
+
+    def __call__(self, logger: Any, name: str, event: structlog.typing.EventDict) -> str:
+        said: Any = event
+        title = event.get("event")
+        try:
+            for processor in self._processors:
+                said = processor(logger, name, said)
+            return str(said)
+        except Exception as error:  # noqa: BLE001 - as said
+            title = title if isinstance(title, str) else "log.unreadable"
+            return _line(event=title, level=name, log_error=type(error).__name__)
+
+
+def _line(**fields: Any) -> str:
+    return json.dumps({**fields, "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"})
+
+
+def _marker(count: int) -> bytes:
+    return _line(event="log.dropped", level="warning", count=count).encode() + b"\n"
+
+
+def _marker_readable(count: int) -> bytes:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} [warning  ] log.dropped count={count}\n".encode()
+
+
 class _Bridge(logging.Handler):
     """Hands a library's record to structlog: its text, never its arguments apart, and no locals."""
 
@@ -79,6 +133,6 @@ class _Bridge(logging.Handler):
         log = structlog.get_logger()
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):
+        except Exception:  # noqa: BLE001 - an argument's own __str__ may raise anything
             text = "a message that could not be formatted"
         log.log(record.levelno, "library.message", logger=record.name, message=text[:500])

@@ -1,0 +1,272 @@
+"""Standard error that never holds anybody up: a bounded queue, and a thread that empties it.
+
+The reader of our standard error (the journal, a pipe, a terminal, a file) is not ours. It may hang, fill its disk, go
+away, or never have been there; each of these stopped a process that only wanted to say something. So whoever writes
+here puts a line into memory and goes on. What finds no room is dropped, counted, and told of where it would have stood.
+
+The thread writes with ``write(2)`` on the descriptor itself: no buffered writer whose lock an ended interpreter would
+wait for, and no ``O_NONBLOCK``, which would be set for everybody who shares the file. It is a daemon thread: a
+``write`` that never returns holds up no exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+MAX_BYTES: Final = 1 << 20
+"""What waits in memory, at most: some thousands of lines."""
+MAX_LINE_BYTES: Final = 64 << 10
+PATIENCE_SECONDS: Final = 1.0
+"""How long an exit waits for a reader that takes nothing."""
+FLUSH_SECONDS: Final = 5.0
+"""How long an exit waits for a reader that is slow."""
+
+
+def _told(count: int) -> bytes:
+    return f"{count} lines of the log were dropped\n".encode()
+
+
+class Spool:
+    """Lines on their way to a descriptor.
+
+    Args:
+        descriptor: where to; it stays the caller's, and is never closed or changed.
+        max_bytes: what may wait.
+
+    Attributes:
+        marker: how a number of dropped lines is told, as one whole line.
+
+    Resources: one daemon thread from the first line on.
+    """
+
+    def __init__(self, descriptor: int, *, max_bytes: int = MAX_BYTES) -> None:
+        self.marker: Callable[[int], bytes] = _told
+        self._descriptor = descriptor
+        self._max_bytes = max_bytes
+        # Reentrant, since a finalizer that warns can run in the middle of anything, this included.
+        self._news = threading.Condition(threading.RLock())
+        self._lines: deque[bytes | int] = deque()  # a number stands for so many that were dropped there
+        self._bytes = 0  # of what waits
+        self._gap = 0  # lines dropped since the last one that found room
+        self._lost = 0  # lines that were written and not taken
+        self._dropped = 0  # in all
+        self._busy = False
+        self._moves = 0  # how often the reader took something
+        self._cut = False  # the reader took only the beginning of a line
+        self._thread: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """How many lines nobody will ever read."""
+        return self._dropped
+
+    def put(self, line: bytes) -> None:
+        """Take a line, its end included. Never blocks, never raises."""
+        if len(line) > MAX_LINE_BYTES:
+            line = line[: MAX_LINE_BYTES - 4] + b"...\n"
+        with self._news:
+            if self._bytes + len(line) > self._max_bytes:
+                self._gap += 1
+                self._dropped += 1
+                return
+            if self._gap:
+                self._lines.append(self._gap)
+                self._gap = 0
+            self._lines.append(line)
+            self._bytes += len(line)
+            if self._thread is None:
+                self._begin()
+            self._news.notify()
+
+    def close(self, *, patience: float = PATIENCE_SECONDS, seconds: float = FLUSH_SECONDS) -> bool:
+        """Wait until everything is written, for as long as the reader takes something.
+
+        Args:
+            patience: how long it may take nothing, in seconds.
+            seconds: how long in all.
+
+        Returns:
+            Whether nothing waits any more.
+        """
+        end = time.monotonic() + seconds
+        with self._news:
+            while (self._lines or self._busy) and time.monotonic() < end:
+                moves, quiet = self._moves, time.monotonic() + patience
+                while self._moves == moves and not self._idle():
+                    left = quiet - time.monotonic()
+                    if left <= 0:
+                        return False
+                    self._news.wait(left)
+            return self._idle()
+
+    def _idle(self) -> bool:
+        return not self._lines and not self._busy
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._write, name="log", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # no more threads, or the interpreter is ending: the next line tries again
+        self._thread = thread
+
+    def _write(self) -> None:
+        while True:
+            with self._news:
+                self._busy = False
+                self._moves += 1
+                self._news.notify_all()
+                while not self._lines and not self._gap:
+                    self._news.wait()
+                gap, entry = self._next()
+                self._busy = True
+            self._lost += gap
+            if self._lost:
+                if not self._push(self.marker(self._lost)):
+                    self._fail(entry)
+                    continue
+                self._lost = 0
+            if entry and not self._push(entry):
+                self._fail(entry)
+
+    def _next(self) -> tuple[int, bytes]:
+        """How many lines were dropped at this place, and the line that follows them, if there is one."""
+        if not self._lines:
+            gap, self._gap = self._gap, 0
+            return gap, b""
+        entry = self._lines.popleft()
+        if isinstance(entry, int):
+            return entry, b""
+        self._bytes -= len(entry)
+        return 0, entry
+
+    def _fail(self, entry: bytes) -> None:
+        if entry:
+            self._lost += 1
+            with self._news:
+                self._dropped += 1
+        elif not self._lines:
+            # Only the word of a loss was to be told, to a reader that is not there: with the next line again.
+            with self._news:
+                self._busy = False
+                self._moves += 1
+                self._news.notify_all()
+                while not self._lines:
+                    self._news.wait()
+
+    def _push(self, data: bytes) -> bool:
+        """Write all of ``data``; ``False``: the reader did not take it."""
+        if self._cut:
+            data = b"\n" + data
+        left = memoryview(data)
+        while left:
+            try:
+                count = os.write(self._descriptor, left)
+            except BlockingIOError:
+                # Somebody who shares the file made it non-blocking: wait, as for any other.
+                with contextlib.suppress(OSError, ValueError):
+                    select.select((), (self._descriptor,), (), 1.0)
+                continue
+            except OSError:
+                self._cut = len(left) < len(data)
+                return False
+            left = left[count:]
+            with self._news:
+                self._moves += 1
+        self._cut = False
+        return True
+
+
+class Stream(io.TextIOBase):
+    """A text stream on a :class:`Spool`, for everything that writes to ``sys.stderr``: Python itself, too.
+
+    Lines are put together for each thread apart, since Python writes a traceback in pieces.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, spool: Spool, descriptor: int) -> None:
+        self._spool = spool
+        self._descriptor = descriptor
+        self._begun = threading.local()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor, for who must write past us (a crash)."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        try:
+            return os.isatty(self._descriptor)
+        except OSError:
+            return False
+
+    def write(self, text: str, /) -> int:
+        """Take ``text``; whole lines are on their way when it returns."""
+        begun = getattr(self._begun, "text", "") + text
+        while (end := begun.find("\n")) >= 0:
+            self._put(begun[: end + 1])
+            begun = begun[end + 1 :]
+        if len(begun) > MAX_LINE_BYTES:
+            self._put(begun + "\n")
+            begun = ""
+        self._begun.text = begun
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here for it: who flushes must not wait either."""
+
+    def close(self) -> None:
+        """It stays open: there is no moment at which nobody may have something to say."""
+
+    def end(self) -> None:
+        """Send this thread's begun line on, and wait with a bounded patience until everything is written."""
+        begun = getattr(self._begun, "text", "")
+        if begun:
+            self._begun.text = ""
+            self._put(begun + "\n")
+        self._spool.close()
+
+    def _put(self, line: str) -> None:
+        self._spool.put(line.encode("utf-8", "backslashreplace"))
+
+
+def keep_standard_descriptors() -> None:
+    """Lead standard input, output and error somewhere, if they were closed at the start.
+
+    Else the next file or socket that is opened takes the number, and what is meant for a person goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY)  # what is written there fails, and is counted
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+
+
+def take_standard_error() -> Spool:
+    """Put a spool before standard error, for this whole process and to its end."""
+    keep_standard_descriptors()
+    if isinstance(sys.stderr, Stream):
+        return sys.stderr._spool  # noqa: SLF001 - our own
+    spool = Spool(2)
+    sys.stderr = stream = Stream(spool, 2)
+    atexit.register(stream.end)
+    return spool
