@@ -13,7 +13,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import structlog
@@ -33,6 +32,7 @@ CLAMPED: Final = (
 """Loggers of libraries that print bodies, headers or parameters at DEBUG. They are held at WARNING."""
 
 
+_stamp: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _spools: list[Spool] = []  # of this process: none, or one
 
 
@@ -71,7 +71,7 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
     traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp,
         _name_secrets,
     ]
     if readable:
@@ -115,7 +115,7 @@ class _Safe:
 
 
 def _line(**fields: Any) -> str:
-    return json.dumps({**fields, "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"})
+    return json.dumps(_stamp(None, "", fields))
 
 
 def _marker(count: int) -> bytes:
@@ -123,7 +123,7 @@ def _marker(count: int) -> bytes:
 
 
 def _marker_readable(count: int) -> bytes:
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ} [warning  ] log.dropped count={count}\n".encode()
+    return f"{_stamp(None, '', {})['timestamp']} [warning  ] log.dropped count={count}\n".encode()
 
 
 class _Bridge(logging.Handler):
