@@ -33,12 +33,15 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
         at: when it was judged, aware UTC.
         code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
         reason: a sentence for a person; ``None`` unless refused.
+        durable: whether a restart will remember it. False: it is in force, and the state directory does not hold it
+            yet; the same bundle offered again is answered ``same``, with what holds then.
         seq: the sequence number; ``None`` when the bundle could not be opened.
     """
 
     origin: str
     outcome: Literal["accepted", "same", "refused"]
     at: datetime
+    durable: bool = True
     code: str | None = None
     reason: str | None = None
     issuer: str | None = None

@@ -34,7 +34,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.core import refresh
+from agent.core import refresh, streams
 from agent.core.graph import dead_on_arrival, reachable, ready, role_name_of, same_chain
 from agent.core.horizon import Horizon, Known, horizon
 from agent.core.model import (
@@ -77,6 +77,9 @@ ID_TOKEN_LEFT: Final = timedelta(minutes=10)
 """An identity token with less than this left is minted anew rather than served."""
 ID_TOKEN_AUDIENCES: Final = 64
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
+
+NAMES_KEPT: Final = 64
+"""How many names are answered to: a role a job would grow them without end."""
 
 HASTE_EVERY: Final = timedelta(minutes=1)
 HASTE_SPREAD: Final = timedelta(seconds=30)
@@ -192,7 +195,9 @@ class Store:
         self._numbered = 0  # slots made so far
         self._slots: dict[Key, _Slot] = {}
         self._previous: dict[Cloud, _HeldOver] = {}
-        self._names: dict[Cloud, frozenset[str]] = dict.fromkeys(Cloud, frozenset())
+        self._listed: dict[Cloud, tuple[str, ...]] = dict.fromkeys(Cloud, ())  # the newest last
+        self._names: dict[Cloud, frozenset[str]] = dict.fromkeys(Cloud, frozenset())  # the same, for looking up
+        self._doubt: str | None = None  # why it is not known whether the memory is this machine's
         self._id_tokens: dict[str, tuple[IdToken, Grant | None]] = {}  # by audience; what each was minted from
         self._told: dict[Cloud, tuple[object, ...]] = {}
         self._warned: set[Cloud] = set()
@@ -231,8 +236,13 @@ class Store:
                 )
             if bundle.seq == mark.seq and not same:
                 return Refused("conflict", f"seq {bundle.seq} was accepted before with other content", alarm=True)
+        if mark is None and not resume and bundle.issued_at <= streams.floor(self._memory, bundle.issuer):
+            return Refused(
+                "rollback",
+                "it was issued before a stream of its issuer was forgotten, and may be of that one; seal anew",
+            )
         if bundle.action is Action.WITHDRAW:
-            return Accepted(bundle, self._remembering(bundle, decided=self._after_withdrawal(bundle)))
+            return Accepted(bundle, self._remembering(bundle, now, decided=self._after_withdrawal(bundle)))
         if bundle.lease_until is not None and bundle.lease_until <= now and not resume:
             return Refused("lease", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
         dead = dead_on_arrival(bundle, now)
@@ -240,7 +250,7 @@ class Store:
             # To take it would swap a live credential for a dead one.
             return Refused("expired", f"the credential of grant {dead!r} has already expired")
         decided = {**self._memory.decided, **dict.fromkeys(bundle.routes, bundle.on_expiry)}
-        return Accepted(bundle, self._remembering(bundle, decided=decided))
+        return Accepted(bundle, self._remembering(bundle, now, decided=decided))
 
     def accept(self, verdict: Accepted, now: datetime) -> None:
         """Put an accepted bundle in force, or purge what it withdraws."""
@@ -371,20 +381,49 @@ class Store:
             self._observed = facts
             self._version += 1
 
-    def adopt(self, instance_id: str) -> Memory:
-        """Take the name of the machine, learned late; return the memory, to be written down."""
-        self._memory = msgspec.structs.replace(self._memory, instance_id=instance_id)
-        return self._memory
+    def adopt(self, instance_id: str, boot_id: str = "", firmware: Mapping[str, str] | None = None) -> bool:
+        """Take the memory for this machine's, under the name it has, learned now or late.
 
-    def reset(self, instance_id: str, now: datetime) -> Memory:
-        """Forget everything that belongs to another instance: an image was made from a running worker.
+        Args:
+            instance_id: the machine's name; empty while it is not known, which takes no known name away.
+            boot_id: of the running kernel.
+            firmware: what the firmware says this machine is.
 
         Returns:
-            The clean memory, to be written down.
+            Whether the memory changed, and is to be written down.
         """
-        self._memory = Memory(instance_id=instance_id)
+        self._settle_doubt()
+        known = msgspec.structs.replace(
+            self._memory,
+            instance_id=instance_id or self._memory.instance_id,
+            boot_id=boot_id or self._memory.boot_id,
+            firmware=dict(firmware) if firmware else self._memory.firmware,
+        )
+        changed = known != self._memory
+        self._memory = known
+        self._version += changed  # what is left to the next process names the machine
+        return changed
+
+    def reset(
+        self, instance_id: str, now: datetime, boot_id: str = "", firmware: Mapping[str, str] | None = None
+    ) -> None:
+        """Forget everything that belongs to another instance: an image was made from a running worker."""
+        self._settle_doubt()
+        self._memory = Memory(instance_id=instance_id, boot_id=boot_id, firmware=dict(firmware or {}))
         self._purge(now)
-        return self._memory
+
+    def doubt(self, why: str) -> None:
+        """Nothing tells whether the memory is this machine's: what it decided is pending until ``adopt`` or ``reset``.
+
+        What a bundle that is in force decides is not touched: it came to this machine.
+        """
+        self._doubt = why
+        self._version += 1
+
+    def _settle_doubt(self) -> None:
+        if self._doubt is not None:
+            self._doubt = None
+            self._version += 1
 
     def rebase(self, by: timedelta, now: datetime) -> None:
         """Our clock was moved: move what was counted from a moment of ours, and nothing that somebody else named.
@@ -451,7 +490,7 @@ class Store:
         """Everything that should be issued now, marked as under way: single flight is by construction."""
         work = []
         for slot in self._slots.values():
-            if slot.in_flight or slot.renew_at is None or slot.renew_at > now:
+            if slot.in_flight or slot.renew_at is None or slot.renew_at > now or self._is_over(slot, now):
                 continue
             base: Credential | None = None
             base_slot = self._base_slot(slot)
@@ -554,7 +593,9 @@ class Store:
         if self._bundle is not None and cloud in self._bundle.routes and not self._may_fall_back(cloud, now):
             return Origin.BUNDLE if not isinstance(self.view(cloud, now), Ended) else Origin.CLOSED
         if cloud in self._memory.decided:
-            return Origin.FALLBACK if self._uses_instance(cloud, now) else Origin.CLOSED
+            if self._uses_instance(cloud, now):
+                return Origin.FALLBACK
+            return Origin.CLOSED if self._doubt is None else Origin.WAITING
         if self._bundle is None and now < self._grace_until:
             return Origin.WAITING
         return Origin.FALLBACK if cloud in self._policy.fallback else Origin.CLOSED
@@ -566,6 +607,8 @@ class Store:
         if self._bundle is not None and cloud in self._bundle.routes:
             return self._view_bundle(cloud, self._bundle, now)
         if cloud in self._memory.decided:
+            if self._doubt is not None:
+                return Pending(self._doubt)
             return Ended(self._closed_reason(cloud), passing=False)
         if self._bundle is None and now < self._grace_until:
             return Pending(f"waiting for a first bundle until {self._grace_until:%H:%M:%SZ}")
@@ -592,7 +635,7 @@ class Store:
         return slot is not None and slot.credential is not None
 
     def names(self, cloud: Cloud) -> frozenset[str]:
-        """Every name under which this process has listed an identity of ``cloud``."""
+        """The names under which this process has listed an identity of ``cloud``, the newest :data:`NAMES_KEPT`."""
         return self._names[cloud]
 
     def facts(self) -> Facts:
@@ -713,16 +756,17 @@ class Store:
         carried = self._bundle.routes if self._bundle is not None else {}
         return {cloud: OnExpiry.FALLBACK if cloud in carried else before for cloud, before in decided.items()}
 
-    def _remembering(self, bundle: Bundle, *, decided: dict[Cloud, OnExpiry | None]) -> Memory:
+    def _remembering(self, bundle: Bundle, now: datetime, *, decided: dict[Cloud, OnExpiry | None]) -> Memory:
         """The memory after ``bundle``: its mark is the highest of its stream."""
-        mark = Mark(bundle.issuer, bundle.subject, bundle.seq, bundle.digest)
+        mark = Mark(bundle.issuer, bundle.subject, bundle.seq, bundle.digest, bundle.issued_at)
         active = self._memory.active
         if bundle.action is Action.SET:
             active = mark
         elif active is not None and active.stream == mark.stream:
             active = None
         others = tuple(m for m in self._memory.marks if m.stream != mark.stream)
-        return Memory(self._memory.instance_id, (*others, mark), decided, active)
+        memory = msgspec.structs.replace(self._memory, marks=(*others, mark), decided=decided, active=active)
+        return streams.bounded(memory, now)
 
     def _want_instances(self, now: datetime) -> None:
         """Keep a slot for each machine identity that is served, or may be, or that a grant stands on."""
@@ -833,7 +877,8 @@ class Store:
     def _note_name(self, cloud: Cloud, credential: Credential) -> None:
         name = self._name(credential)
         if name not in self._names[cloud]:
-            self._names[cloud] |= {name}
+            self._listed[cloud] = (*self._listed[cloud], name)[-NAMES_KEPT:]
+            self._names[cloud] = frozenset(self._listed[cloud])
 
     def _name(self, credential: Credential) -> str:
         if isinstance(credential, GoogleToken):
@@ -847,6 +892,13 @@ class Store:
 
     def _lease_over(self, now: datetime) -> bool:
         return self._bundle is not None and self._bundle.lease_until is not None and self._bundle.lease_until <= now
+
+    def _is_over(self, slot: _Slot, now: datetime) -> bool:
+        """Whether nobody is served from ``slot`` any more since the lease is over: nothing is asked of anybody for it.
+
+        It is not dropped: should our clock turn out to have been ahead, the lease goes on.
+        """
+        return self._lease_over(now) and not (slot.key.is_instance and self._uses_instance(slot.key.cloud, now))
 
     def _lost(self, cloud: Cloud, bundle: Bundle, now: datetime) -> bool:
         """Whether the bundle's identity in ``cloud`` is gone for good: not merely away with an upstream outage."""

@@ -37,12 +37,13 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The highest sequence number accepted from one stream, and the digest of what bore it."""
+    """The highest sequence number accepted from one stream, the digest of what bore it, and when that was issued."""
 
     issuer: str
     subject: str
     seq: int
     digest: str
+    issued_at: datetime | None = None  # earlier versions did not write it
 
     @property
     def stream(self) -> tuple[str, str]:
@@ -58,12 +59,19 @@ class Memory(msgspec.Struct, frozen=True):
         marks: the high-water mark of each stream.
         decided: the clouds that a bundle once decided, with what that bundle said of its end (``None``: nothing).
         active: the mark of the bundle in force, if its sealed bytes are kept; ``None`` after a withdrawal.
+        floors: by issuer, what a bundle of a stream without a mark must have been issued after
+            (:mod:`agent.core.streams`).
+        boot_id: the boot of the kernel in which it was written; empty when that was not known.
+        firmware: what the firmware of the machine said it is, by the names of ``/sys/class/dmi/id``.
     """
 
     instance_id: str = ""
     marks: tuple[Mark, ...] = ()
     decided: dict[Cloud, OnExpiry | None] = {}
     active: Mark | None = None
+    floors: dict[str, datetime] = {}
+    boot_id: str = ""
+    firmware: dict[str, str] = {}
 
     def mark(self, issuer: str, subject: str) -> Mark | None:
         """The mark of that stream."""

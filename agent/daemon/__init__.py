@@ -36,6 +36,7 @@ from agent.core.source import Ack
 from agent.core.store import Store
 from agent.core.verdict import Memory
 from agent.core.view import Live, Pending
+from agent.core.whose import Whose, whose
 from agent.daemon import compose, doors, kept
 from agent.daemon.control import routes
 from agent.daemon.looking import look_now
@@ -44,7 +45,7 @@ from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, loo
 from agent.host import machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
-from agent.host.state import StateDirectory, closed_memory
+from agent.host.state import StateDirectory, StateVersionError, closed_memory
 from agent.keeper import Keeper
 from agent.providers.machine import Machine, ec2_machine, gce_machine
 from agent.serve.control import ControlDoor
@@ -63,6 +64,8 @@ READY_AFTER_SECONDS: Final = 10.0
 TELL_AGAIN_SECONDS: Final = 0.5
 TELL_AGAIN_ATTEMPTS: Final = 120
 CLOSE_SECONDS: Final = 2.0
+CLAIM_SECONDS: Final = 5.0
+"""How long to wait for a process before us that is slow to end."""
 ABSENT_KEY_HINT: Final = (
     "no bundle can be opened without it: give it to the machine (SMBIOS, /etc/credstore/, LoadCredential=), "
     "then restart the agent"
@@ -248,25 +251,12 @@ class Daemon:
         left = self._left_to_us()
         if left is not None:
             left.teach(self.clock)
-        try:
-            remembered, sealed = self._state.load()
-        except HostError as error:
-            self._log.error("memory.unreadable", reason=error.message)
-            remembered, sealed = closed_memory(""), None
-            self._state.keep_broken()
-            # Written over the broken one at once: the start after this one must not find an empty memory, and open.
-            await self._save(remembered, None)
-        instance_id = self._instance_id(found)
-        now = self.clock.now()
-        if instance_id and remembered.instance_id and instance_id != remembered.instance_id:
-            # An image was made from a running worker: nothing of that worker is ours.
-            self._log.warning("memory.reset", was=remembered.instance_id, now=instance_id)
-            remembered, sealed = Memory(instance_id=instance_id), None
-            await self._save(remembered, None)
-        elif instance_id and not remembered.instance_id:
-            remembered = msgspec.structs.replace(remembered, instance_id=instance_id)
-        self.store = Store(compose.policy(self._settings), remembered, now, self._rng)
-        self._take_facts(found)
+        await self._claim()
+        remembered, sealed, write = self._load()
+        directory = Path(self._settings.state.directory)
+        boot_id, firmware = machine.boot(directory, self._environ, self._root), machine.firmware_names(self._root)
+        self._machine = (boot_id, firmware)
+        self.store = Store(compose.policy(self._settings), remembered, self.clock.now(), self._rng)
         self.keeper = Keeper(
             store=self.store,
             issuer=self._mint,
@@ -280,9 +270,60 @@ class Daemon:
             follow=self.clock.follow,
         )
         self._rebase = self.keeper.rebase
-        await self.keeper.resume(sealed)
+        self._take_facts(found)
+        self._copy = sealed
+        await self._identified(self._instance_id(found), write=write)
+        if write and remembered == closed_memory(""):
+            # Over the broken one at once: the start after this one must not find an empty memory, and open.
+            self.keeper.durable.write()
         if left is not None:
-            self._log.info("credentials.restored", count=left.restore(self.store, self.clock))
+            holdings = left.holdings(self.store.memory.instance_id, self.clock)
+            self._log.info("credentials.restored", count=self.keeper.restore(holdings))
+
+    async def _claim(self) -> None:
+        """Become the one owner of the state directory. Under systemd the process before us has ended; else it may end.
+
+        Raises:
+            HostError: another agent has it, and keeps it.
+        """
+        deadline = self.clock.boottime() + CLAIM_SECONDS
+        while not self._claimed():
+            if self.clock.boottime() >= deadline:
+                raise HostError(
+                    f"state.directory: another agent uses {self._settings.state.directory}",
+                    hint="two agents would take back each other's sequence numbers: stop the other (systemctl stop "
+                    "credential-agent), or give this one a directory of its own",
+                )
+            await asyncio.sleep(0.05)
+
+    def _claimed(self) -> bool:
+        try:
+            return self._state.claim()
+        except HostError as error:
+            # A file system without locks (some of the network's) is no reason to leave a worker without identity.
+            self._log.error("state.not_locked", reason=error.message)
+            return True
+
+    def _load(self) -> tuple[Memory, bytes | None, bool]:
+        """What was remembered, the sealed bundle, and whether it may be written over."""
+        try:
+            remembered, sealed = self._state.load()
+        except HostError as error:
+            self._log.error("memory.unreadable", reason=error.message)
+            self._state.keep_broken()
+            return closed_memory(""), None, not isinstance(error, StateVersionError)
+        return remembered, sealed, True
+
+    async def _identified(self, instance_id: str, *, write: bool = True) -> None:
+        boot_id, firmware = self._machine
+        verdict = whose(self.store.memory, instance_id, boot_id=boot_id, firmware=firmware)
+        if verdict is Whose.UNKNOWN:
+            self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
+        await self.keeper.identified(
+            verdict, instance_id, boot_id=boot_id, firmware=firmware, sealed=self._copy, write=write
+        )
+        if verdict is not Whose.UNKNOWN:
+            self._copy = None
 
     def _left_to_us(self) -> kept.Kept | None:
         """What the process before us gave systemd to hold."""
@@ -302,12 +343,7 @@ class Daemon:
             instance_id = self._instance_id(found)
             if not instance_id:
                 continue
-            known = self.store.memory.instance_id
-            if known and known != instance_id:
-                self._log.warning("memory.reset", was=known, now=instance_id)
-                await self._save(self.store.reset(instance_id, self.clock.now()), None)
-            elif not known:
-                self.store.adopt(instance_id)
+            await self._identified(instance_id)
             self._take_facts(found)
             self.keeper.reconsider()
             return
@@ -330,7 +366,7 @@ class Daemon:
             seen = {name: value for name, value in msgspec.structs.asdict(one.facts).items() if value is not None}
             facts = msgspec.structs.replace(facts, **seen)
         self._opening.audiences = self._own_audiences.union(self._settings.identity.audience)
-        self.store.observe(facts)
+        self.keeper.observe(facts)
 
     # -- the doors --------------------------------------------------------------------------------------------------
 
@@ -584,7 +620,7 @@ class Daemon:
         narrower = not compose.trusts_at_least(pinned, opening.trust) or not audiences >= opening.audiences
         self._settings = settings
         opening.trust, opening.ring, opening.audiences = pinned, ring, audiences
-        self.store.reconfigure(compose.policy(settings), self.clock.now())
+        self.keeper.reconfigure(compose.policy(settings))
         self._rotate_token()
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
         log.set_up(level=settings.log.level, style=settings.log.format)
@@ -635,12 +671,6 @@ class Daemon:
         return next(
             (k for k in self._opening.ring.keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None
         )
-
-    async def _save(self, remembered: Memory, sealed: bytes | None) -> None:
-        try:
-            await self._state.save(remembered, sealed)
-        except HostError as error:
-            self._log.error("memory.not_written", reason=error.message)
 
 
 def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> tuple[str, ...]:

@@ -56,24 +56,21 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.heard and not clock.skew.samples:
             clock.learn(self.time(clock))
 
-    def restore(self, store: Store, clock: SystemClock) -> int:
-        """Give the store back what still belongs to it; return how many.
+    def holdings(self, instance_id: str, clock: SystemClock) -> list[Holding]:
+        """What of it may still belong to the machine of that name, with its ends moved to our clock.
 
         A machine that was copied with its memory (a snapshot of a running one) is another instance: what was the first
         one's own is not the second's.
         """
-        if self.instance_id != store.memory.instance_id:
-            return 0
-        now = clock.now()
-        by = now - self.time(clock)
-        count = 0
-        for kept in self.credentials:
-            credential = kept.aws or kept.google
-            if credential is None:
-                continue
-            ends = kept.ends + by if kept.ends is not None else None
-            count += store.restore(Holding(kept.key, kept.digest, credential, ends), now)
-        return count
+        if self.instance_id != instance_id:
+            return []
+        by = clock.now() - self.time(clock)
+        found = [(kept, kept.aws or kept.google) for kept in self.credentials]
+        return [
+            Holding(kept.key, kept.digest, credential, kept.ends + by if kept.ends is not None else None)
+            for kept, credential in found
+            if credential is not None
+        ]
 
 
 def encode(store: Store, clock: SystemClock) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -46,9 +47,48 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+    sync_directory(path.parent)
+
+
+def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
+    """Put ``data`` into the file that is there, without a new block: for a disk that has none.
+
+    What is longer is filled up with line feeds, so that no block is given back either. A reader at that moment may see
+    a part of each; for a file that somebody reads, prefer :func:`write_atomic`.
+
+    Returns:
+        Whether it was done; false when there is no such file, or it is too short or no plain file of ours alone.
+
+    Raises:
+        HostError: the system refused.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+    try:
+        there = os.fstat(descriptor)
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1 or there.st_size < len(data):
+            return False
+        os.fchmod(descriptor, mode)
+        whole = data + b"\n" * (there.st_size - len(data))
+        done = 0
+        while done < len(whole):
+            done += os.pwrite(descriptor, whole[done:], done)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in ``path`` survive a power cut; where a directory cannot be synced, a rename still holds."""
     with contextlib.suppress(OSError):
-        # The name itself must survive a power cut; where a directory cannot be synced, the rename still holds.
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:

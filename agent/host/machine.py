@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -11,7 +12,20 @@ Platform = Literal["ec2", "gce", "other"]
 
 _DMI: Final = Path("sys/class/dmi/id")
 _MACHINE_ID: Final = Path("etc/machine-id")
+_BOOT_ID: Final = Path("proc/sys/kernel/random/boot_id")
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
+
+BOOT_ID_VARIABLE: Final = "CREDENTIAL_AGENT_BOOT_ID"
+"""Where the unit says the boot's id (``%b``): with ``ProcSubset=pid`` the service cannot read it itself."""
+
+#: What tells one machine from another, where the firmware says it and a service without privileges may read it. Other
+#: fields hold words that thousands of machines share ("Default string", an owner's inventory number on every board).
+_NAMES: Final = {
+    "board_asset_tag": re.compile(r"i-[0-9a-f]{8,17}\Z"),  # EC2 on Nitro: the instance's id
+    "product_uuid": re.compile(r"(?!(.)\1{7}-)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"),  # root's alone
+    "product_serial": re.compile(r"googlecloud-[0-9a-f]{32}\Z"),  # root's alone
+}
+_XEN_UUID: Final = re.compile(r"ec2[0-9a-f]{5}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
 def platform(root: Path = Path("/")) -> Platform:
@@ -37,6 +51,28 @@ def machine_id(root: Path = Path("/")) -> str:
     """
     found = _read(root / _MACHINE_ID)
     return found if _ID.match(found) else ""
+
+
+def firmware_names(root: Path = Path("/")) -> dict[str, str]:
+    """By what names the firmware knows this very machine, as far as we may read them; often none."""
+    found = {name: _read(root / _DMI / name).lower() for name in _NAMES}
+    names = {name: text for name, text in found.items() if _NAMES[name].match(text)}
+    xen = _read(root / "sys/hypervisor/uuid").lower()
+    return {**names, "hypervisor_uuid": xen} if _XEN_UUID.match(xen) else names
+
+
+def boot(directory: Path, environ: Mapping[str, str], root: Path = Path("/")) -> str:
+    """What stays the same for as long as this kernel runs and ``directory`` is the very directory it is.
+
+    A container that was copied runs on the same kernel as the one it was copied from (LXC shows both the same boot id),
+    but a copied directory is another inode. Empty when the boot's id is not known.
+    """
+    kernel = (environ.get(BOOT_ID_VARIABLE) or _read(root / _BOOT_ID)).replace("-", "").lower()
+    try:
+        place = directory.stat()
+    except OSError:
+        return ""
+    return f"{kernel}:{place.st_dev}:{place.st_ino}" if _ID.match(kernel) else ""
 
 
 def _read(path: Path) -> str:

@@ -2,13 +2,24 @@
 
 The bundle lies in a file named after its digest and is written first; the memory, which names the digest, second, by
 one rename. So at every instant the memory points at a bundle that is there, and a crash can only lose the newest offer.
+Where something is taken away the order is the other: what is gone is removed first.
+
+**To write a memory down needs no space.** Beside it lies a spare of the same kind, whose blocks are allocated. A memory
+is written over the spare, in place; then the two change names, by a hard link and two renames in a directory that has
+these names already. So a full disk does not make a restart forget a withdrawal. (Where a file system copies on write,
+an overwrite may need space after all; a read-only one takes nothing. Then the caller is told.)
+
+One process at a time owns the directory: see :meth:`StateDirectory.claim`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +28,18 @@ import msgspec
 from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.verdict import Memory
-from agent.host.files import sweep, write_atomic
+from agent.host.files import overwrite, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
 MAX_BYTES: Final = 1 << 20
+SPARE_FILE: Final = "memory.spare"
+_LEAVING: Final = "memory.leaving"
+"""A second name of the memory for the instant in which it and the spare change theirs."""
+SPARE_BLOCK: Final = 16_384
 _VERSION: Final = 1
+"""What every version of the agent reads."""
+_VERSION_WITH_FLOORS: Final = 2
+"""An agent that does not know floors would take streams for new that were forgotten: it must refuse the file."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -32,15 +50,53 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: Memory
 
 
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int
+
+
+class StateVersionError(HostError):
+    """The memory is of a later version of the agent. It makes sense, to that one: leave it where it is."""
+
+
 class StateDirectory:
     """The directory systemd gives us (``StateDirectory=``), or any other.
 
     Args:
         directory: it must exist and be ours; files are 0600.
+
+    Resources: the lock, from :meth:`claim` to the end of the process; a thread while something is written.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock: int | None = None
+        self._saving = threading.Lock()
+
+    def claim(self) -> bool:
+        """Become the one owner of the directory, for the life of this process; false while another process is.
+
+        The lock is the kernel's, on the directory itself: it needs no file, no space and no right to write, and it ends
+        with its process, however that ends.
+
+        Raises:
+            HostError: this file system knows no such locks, or the directory cannot be opened.
+        """
+        if self._lock is not None:
+            return True
+        try:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"{self._directory}: cannot be opened: {_reason(error)}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError as error:
+            os.close(descriptor)
+            raise HostError(f"{self._directory}: cannot be locked: {_reason(error)}") from None
+        self._lock = descriptor
+        return True
 
     def load(self) -> tuple[Memory, bytes | None]:
         """Read what an earlier process wrote.
@@ -49,25 +105,27 @@ class StateDirectory:
             The memory (an empty one when there is none) and the sealed bundle it names, if that is there.
 
         Raises:
+            StateVersionError: a later version of the agent wrote it. Treat it as the next, and let it lie.
             HostError: there is a memory and it cannot be read or makes no sense. Treat every cloud as decided then: see
                 :func:`closed_memory`.
         """
         path = self._directory / MEMORY_FILE
         sweep(path)
+        sweep(self._directory / SPARE_FILE)
         sweep(self._directory / "bundle-*.jose")
+        with contextlib.suppress(OSError):
+            (self._directory / _LEAVING).unlink(missing_ok=True)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return Memory(), None
         except OSError as error:
-            raise HostError(f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
+            raise HostError(f"{path}: cannot be read: {_reason(error)}") from None
+        _check_version(path, data)
         try:
-            envelope = msgspec.json.decode(data, type=_Envelope)
+            memory = msgspec.json.decode(data, type=_Envelope).memory
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HostError(f"{path}: expected what the agent wrote, got something else: {error}") from None
-        if envelope.version != _VERSION:
-            raise HostError(f"{path}: expected version {_VERSION}, got {envelope.version}")
-        memory = envelope.memory
         sealed = None
         if memory.active is not None:
             if not _DIGEST.match(memory.active.digest):
@@ -79,18 +137,78 @@ class StateDirectory:
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """Write the memory and the sealed bundle it names; a slow disk holds up nobody but the caller.
 
+        The thread that writes is not waited for when the process ends: a disk that hangs must not hang a restart.
+
         Raises:
             HostError: they could not be written; what was there before still is.
         """
-        await asyncio.to_thread(self._save, memory, sealed)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def work() -> None:
+            failed: BaseException | None = None
+            try:
+                self._save(memory, sealed)
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(tell, failed)
+
+        threading.Thread(target=work, name="state", daemon=True).start()
+        await done
 
     def _save(self, memory: Memory, sealed: bytes | None) -> None:
-        keep = self._bundle_path(memory.active.digest) if memory.active is not None else None
-        if keep is not None and sealed is not None:
-            write_atomic(keep, sealed, mode=0o600)
-        write_atomic(
-            self._directory / MEMORY_FILE, msgspec.json.encode(_Envelope(version=_VERSION, memory=memory)), mode=0o600
-        )
+        with self._saving:
+            keep = self._bundle_path(memory.active.digest) if memory.active is not None else None
+            if keep is None:
+                self._remove_bundles(None)  # a withdrawal: gone, whether or not it can be written that it is
+            elif sealed is not None and not _holds(keep, sealed):
+                write_atomic(keep, sealed, mode=0o600)
+            version = _VERSION_WITH_FLOORS if memory.floors else _VERSION
+            self._write_memory(msgspec.json.encode(_Envelope(version=version, memory=memory)))
+            self._remove_bundles(keep)
+
+    def _write_memory(self, data: bytes) -> None:
+        path, spare = self._directory / MEMORY_FILE, self._directory / SPARE_FILE
+        leaving = self._directory / _LEAVING
+        try:
+            whole = overwrite(spare, data, mode=0o600)
+        except HostError:
+            whole = False
+        if whole:
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    leaving.unlink(missing_ok=True)
+                    leaving.hardlink_to(path)
+                spare.replace(path)
+                with contextlib.suppress(OSError):
+                    leaving.replace(spare)
+                sync_directory(self._directory)
+            except OSError:
+                whole = False
+        if not whole:
+            write_atomic(path, data, mode=0o600)
+        self._provide_spare(2 * len(data))
+
+    def _provide_spare(self, length: int) -> None:
+        """Have a spare at least that long, in whole blocks, if there is space for it: no spare is no failure."""
+        spare = self._directory / SPARE_FILE
+        size = -(-length // SPARE_BLOCK) * SPARE_BLOCK
+        with contextlib.suppress(OSError):
+            if spare.stat().st_size >= size:
+                return
+        with contextlib.suppress(HostError):
+            write_atomic(spare, b" " * size, mode=0o600)  # written, not only reserved: the blocks must be its own
+
+    def _remove_bundles(self, keep: Path | None) -> None:
         for path in self._directory.glob("bundle-*.jose"):
             if path != keep:
                 with contextlib.suppress(OSError):
@@ -118,3 +236,29 @@ def closed_memory(instance_id: str) -> Memory:
     An attacker who can garble the file, or a dying disk, must not turn into the machine's own identity.
     """
     return Memory(instance_id=instance_id, decided=dict.fromkeys(Cloud))
+
+
+def _check_version(path: Path, data: bytes) -> None:
+    """Read the version first: what else is in the file depends on it."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return  # whoever decodes the whole will say it better
+    if version > _VERSION_WITH_FLOORS:
+        raise StateVersionError(
+            f"{path}: expected version {_VERSION} or {_VERSION_WITH_FLOORS}, got {version}: a later agent wrote it",
+            hint="install that version again, or push a new bundle",
+        )
+    if version < _VERSION:
+        raise HostError(f"{path}: expected version {_VERSION} or {_VERSION_WITH_FLOORS}, got {version}")
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "unknown error").lower()

@@ -1,7 +1,8 @@
 """The one loop: it opens what sources offer, issues what is due, and tells the doors out when something changed.
 
-It decides nothing: :class:`agent.core.store.Store` does. It is the only caller of the store's changing methods, all
-from one event loop, so a credential has one flight by construction and the doors, which only look, need no lock.
+It decides nothing: :class:`agent.core.store.Store` does. This room is the only caller of the store's changing methods,
+all from one event loop, so a credential has one flight by construction and the doors, which only look, need no lock.
+What outlives the process belongs to :class:`agent.keeper.durable.Durable` alone.
 
 Resources: one task a source, one a credential under way, one loop. All are children of :meth:`Keeper.run` and end with
 it.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
@@ -25,11 +26,14 @@ import structlog
 from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.counters import Counters, bump
-from agent.core.errors import BundleError, Denied, HostError, KeyUnavailableError, ProviderError, SourceError
+from agent.core.errors import BundleError, Denied, KeyUnavailableError, ProviderError, SourceError
 from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Source
-from agent.core.store import Store
-from agent.core.verdict import Accepted, Event, Failure, Memory, Notice, Refused, Same, Work
+from agent.core.store import Holding, Store
+from agent.core.verdict import Accepted, Event, Failure, Notice, Policy, Refused, Same, Work
+from agent.core.view import Facts
+from agent.core.whose import Whose
+from agent.keeper.durable import Durable, Recorder
 
 T = TypeVar("T")
 
@@ -38,9 +42,6 @@ STATE: Final = "state"
 
 ISSUE_TIMEOUT_SECONDS: Final = 90.0
 """A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
-
-WRITE_AGAIN_SECONDS: Final = 30.0
-"""Between attempts to write a memory down that a full disk refused."""
 
 REVIEW_AGAIN_SECONDS: Final = 30.0
 """Between attempts to judge the bundle in force again while the key service is silent."""
@@ -75,13 +76,6 @@ class Opener(Protocol):
 
     async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
         """Raise a :class:`BundleError`, nothing else."""
-
-
-class Recorder(Protocol):
-    """Writes down what must outlive the process. Raises :class:`HostError`."""
-
-    async def save(self, memory: Memory, sealed: bytes | None) -> None:
-        """Write the memory, and the sealed bytes of the bundle in force (``None``: drop them), each atomically."""
 
 
 class _Held(msgspec.Struct):
@@ -127,10 +121,9 @@ class Keeper:
         self.counters = Counters()
         self.last_refusal: Ack | None = None
         self.source_state: dict[str, str] = {source.name: "starting" for source in sources}
-        self.memory_unwritten = False
+        self.durable = Durable(store, recorder, clock)
         self._issuer = issuer
         self._opener = opener
-        self._recorder = recorder
         self._sources = {source.name: source for source in sources}
         self._clock = clock
         self._rng = rng
@@ -140,15 +133,13 @@ class Keeper:
         self._offset = self._our_offset()
         self._doubtful = False  # whether there is a doubt about our clock that could not be followed up yet
         self._log = structlog.get_logger()
-        self._offering = asyncio.Lock()  # offers are judged one at a time: memory is written between verdict and act
         self._woken = asyncio.Event()
         self._version = -1
-        self._sealed: bytes | None = None  # of the bundle in force, as it came
         self._review_at = float("inf")  # boot-time seconds: when to judge the bundle in force again
         self._held: dict[str, _Held] = {}  # by origin: bytes worth another try
-        self._write_at = float("inf")  # boot-time seconds: when to write again what could not be written
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._resumed = False  # whether the bundle in force is one of an earlier process
         self.last_step = clock.boottime()
         """When the loop last went round, on the boot-time clock: what a watchdog must look at."""
 
@@ -171,10 +162,9 @@ class Keeper:
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
             self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
             return
-        verdict = self.store.judge(bundle, now, resume=True)
+        verdict = self.durable.resume(bundle, sealed, now)
         if isinstance(verdict, Accepted):
-            self.store.accept(verdict, now)
-            self._sealed = sealed
+            self._resumed = True
             self._log.info("bundle.resumed", **_describe(bundle))
         elif isinstance(verdict, Refused):
             self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
@@ -191,8 +181,7 @@ class Keeper:
         return await asyncio.shield(self._spawn(self._offer(sealed), name=f"offer {sealed.origin}"))
 
     async def _offer(self, sealed: SealedBundle) -> Ack:
-        async with self._offering:
-            ack = await self._judge(sealed)
+        ack = await self._judge(sealed)
         self._wake()
         source = self._sources.get(sealed.origin)
         if source is not None:
@@ -218,14 +207,14 @@ class Keeper:
             # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
             self._hold(sealed, attempts, 60.0 if error.code == "not-yet-valid" else None)
             return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
-        verdict = self.store.judge(bundle, now)
+        verdict, durable = await self.durable.submit(bundle, sealed.data)
         if isinstance(verdict, Refused):
             return self._refused(sealed, bundle, verdict, now)
         if isinstance(verdict, Same):
             self.counters.same += 1
             self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
-            return self._ack(sealed, "same", now, bundle=bundle)
-        return await self._accept(sealed, verdict, now)
+            return self._ack(sealed, "same", now, bundle=bundle, durable=durable)
+        return self._accepted(sealed, bundle, now, durable=durable)
 
     async def _open(self, sealed: SealedBundle, now: datetime) -> Bundle:
         """Open ``sealed``; what this instance accepted before and has lost since may be past its last acceptance."""
@@ -241,44 +230,17 @@ class Keeper:
                 pass  # it is another one: judge it as any
         return await self._opener(sealed, now, None)
 
-    async def _accept(self, sealed: SealedBundle, verdict: Accepted, now: datetime) -> Ack:
-        bundle = verdict.bundle
-        before, active = self.store.memory.active, verdict.memory.active
-        keep = sealed.data if bundle.action is Action.SET else (self._sealed if active is not None else None)
-        await self._remember(verdict.memory, keep)
-        self.store.accept(verdict, self._clock.now())
-        self._sealed = keep
-        if active != before:
+    def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
+        if bundle.action is Action.SET or self.store.memory.active is None:
             self._held.pop(STATE, None)  # our copy of an earlier one
+            self._resumed = False
         self.counters.accepted += 1
         event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
-        self._log.info(event, **_describe(bundle))
+        self._log.info(event, durable=durable, **_describe(bundle))
         for aside in bundle.set_aside:
             self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
         self._publish()
-        return self._ack(sealed, "accepted", now, bundle=bundle)
-
-    async def _remember(self, memory: Memory, sealed: bytes | None) -> None:
-        """Write down what must outlive the process. Only one at a time: under the lock of the offers."""
-        try:
-            await self._recorder.save(memory, sealed)
-        except HostError as error:
-            # A full disk must not keep a worker from its identity; but someone must hear that a restart would forget.
-            if not self.memory_unwritten:
-                self._log.error("memory.not_written", reason=error.message)
-            self.memory_unwritten = True
-            self._write_at = self._clock.boottime() + WRITE_AGAIN_SECONDS
-            return
-        if self.memory_unwritten:
-            self._log.info("memory.written")
-        self.memory_unwritten = False
-        self._write_at = float("inf")
-
-    async def _remember_late(self) -> None:
-        """Try again to write what the disk refused."""
-        async with self._offering:
-            if self.memory_unwritten:
-                await self._remember(self.store.memory, self._sealed)
+        return self._ack(sealed, "accepted", now, bundle=bundle, durable=durable)
 
     def _hold(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
         """Keep bytes for another look, after ``seconds`` or (``None``) when :meth:`reconsider` is called."""
@@ -307,28 +269,27 @@ class Keeper:
         self._wake()
 
     async def _review(self) -> None:
-        async with self._offering:
-            bundle, sealed = self.store.bundle, self._sealed
-            if bundle is None or sealed is None or self._opener is None:
-                return
-            now = self._clock.now()
-            try:
-                again = await self._opener(SealedBundle(sealed, bundle.origin), now, bundle.digest)
-            except KeyUnavailableError as error:
-                # No verdict. A key service that is down for a night takes nobody's identity away.
-                self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
-                self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
-                self._wake()  # its sleep was planned without this
-                return
-            except BundleError as error:
+        bundle, sealed = self.store.bundle, self.durable.sealed
+        if bundle is None or sealed is None or self._opener is None:
+            return
+        now = self._clock.now()
+        try:
+            again = await self._opener(SealedBundle(sealed, bundle.origin), now, bundle.digest)
+        except KeyUnavailableError as error:
+            # No verdict. A key service that is down for a night takes nobody's identity away.
+            self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
+            self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
+            self._wake()  # its sleep was planned without this
+            return
+        except BundleError as error:
+            if self.store.bundle is bundle:  # nothing took its place while it was opened
                 self._revoke(bundle, sealed, error, now)
-                return
-            verdict = self.store.judge(again, now, resume=True)
-            if isinstance(verdict, Accepted) and again.lease_until != bundle.lease_until:
-                # The signer may give shorter leases, or longer ones, than it might then.
-                self.store.accept(verdict, now)
-                self._log.info("bundle.leased_anew", **_describe(again))
-                self._publish()
+            return
+        # The signer may give shorter leases, or longer ones, than it might then.
+        anew = self.store.bundle is bundle and again.lease_until != bundle.lease_until
+        if anew and self.durable.lease_anew(again, now):
+            self._log.info("bundle.leased_anew", **_describe(again))
+            self._publish()
 
     def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
         """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
@@ -336,7 +297,7 @@ class Keeper:
         bump(self.counters.refused, error.code)
         mine = SealedBundle(sealed, STATE)
         self.last_refusal = self._ack(mine, "refused", now, bundle=bundle, code=error.code, reason=error.message)
-        self.store.revoke(now)
+        self.durable.revoke(now)
         self._hold(mine, 0, None)  # a reload that was a mistake is made good by the next
         self._publish()
 
@@ -362,11 +323,13 @@ class Keeper:
         bundle: Bundle | None = None,
         code: str | None = None,
         reason: str | None = None,
+        durable: bool = True,
     ) -> Ack:
         return Ack(
             origin=sealed.origin,
             outcome=outcome,
             at=now,
+            durable=durable,
             code=code,
             reason=reason,
             issuer=bundle.issuer if bundle else None,
@@ -374,6 +337,64 @@ class Keeper:
             bundle_id=bundle.bundle_id if bundle else None,
             seq=bundle.seq if bundle else None,
         )
+
+    # -- what the daemon learns -------------------------------------------------------------------------------------
+
+    @property
+    def memory_unwritten(self) -> bool:
+        """Whether a restart would forget."""
+        return self.durable.unwritten
+
+    async def identified(
+        self,
+        whose: Whose,
+        instance_id: str,
+        *,
+        boot_id: str,
+        firmware: Mapping[str, str],
+        sealed: bytes | None = None,
+        write: bool = True,
+    ) -> None:
+        """Say whose the memory is: at the start, or when the machine's name is learned late.
+
+        Args:
+            whose: as :func:`agent.core.whose.whose` judged it. While it is unknown, nothing that it decided is served.
+            instance_id: the machine's name; empty while it is not known.
+            boot_id: of the running kernel.
+            firmware: what the firmware says.
+            sealed: the sealed bundle that the memory names; put back in force if it is ours.
+            write: write down what was learned; not over the file of a later version.
+        """
+        if whose is Whose.UNKNOWN:
+            self.durable.doubt("it is not known yet whether this machine is the one that accepted the last bundle")
+        elif whose is Whose.OURS:
+            self.durable.adopt(instance_id, boot_id, firmware, write=write)
+            if self.store.bundle is None:
+                await self.resume(sealed)
+        else:
+            self._log.warning("memory.reset", was=self.store.memory.instance_id, now=instance_id)
+            # What came to this machine while it was not known who it is, is its own: to be judged anew, and alone.
+            bundle, mine = self.store.bundle, self.durable.sealed
+            held = None if self._resumed or bundle is None or mine is None else SealedBundle(mine, bundle.origin)
+            self._held.pop(STATE, None)
+            self._resumed = False
+            self.durable.reset(instance_id, boot_id, firmware)
+            if held is not None:
+                self._hold(held, 0, 0.0)
+        self._wake()  # the loop tells what changed
+
+    def observe(self, facts: Facts) -> None:
+        """Take note of what the machine's real metadata said."""
+        self.store.observe(facts)
+
+    def reconfigure(self, policy: Policy) -> None:
+        """Take another policy (a reload)."""
+        self.store.reconfigure(policy, self._clock.now())
+
+    def restore(self, holdings: Iterable[Holding]) -> int:
+        """Take back what an earlier process held, as far as it still belongs here; how many."""
+        now = self._clock.now()
+        return sum(self.store.restore(holding, now) for holding in holdings)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -393,7 +414,7 @@ class Keeper:
                 now = self._clock.now()
                 seconds = (self.store.next_wake(now) - now).total_seconds()
                 again = min((held.at for held in self._held.values()), default=float("inf"))
-                again = min(again, self._write_at, self._review_at)
+                again = min(again, self.durable.write_at, self._review_at)
                 await self._sleep(min(seconds, again - self._clock.boottime()))
         finally:
             for task in self._tasks:
@@ -418,9 +439,8 @@ class Keeper:
             if held.at <= self.last_step:
                 held.at = float("inf")  # until it is judged, which defers it anew or not
                 self._spawn(self._offer(held.sealed), name=f"offer {held.sealed.origin}")
-        if self._write_at <= self.last_step:
-            self._write_at = float("inf")
-            self._spawn(self._remember_late(), name="memory")
+        if self.durable.write_at <= self.last_step:
+            self.durable.retry()
         for work in self.store.due(now):
             self._spawn(self._issue(work), name=f"issue {work.key.cloud} {work.key.grant_id}")
         self._publish()

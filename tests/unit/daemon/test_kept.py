@@ -59,7 +59,7 @@ def restart(machine: Machine, data: bytes, *, instance: str = "i-1") -> tuple[St
     assert left is not None
     left.teach(clock)
     second = store(clock, instance=instance)
-    return second, clock, left.restore(second, clock)
+    return second, clock, sum(second.restore(h, clock.now()) for h in left.holdings(second.memory.instance_id, clock))
 
 
 def test_what_was_held_is_served_on() -> None:
