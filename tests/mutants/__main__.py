@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import fnmatch
 import json
 import os
 import random
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}; all by default")
     parser.add_argument("--sample", type=int, default=150, help="mutants a room; 0: all (hours)")
     parser.add_argument("--seed", type=int, default=1, help="draws the sample")
+    parser.add_argument("--only", default="*", help="a pattern of functions, such as agent.core.graph.*")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args(argv)
     unknown = set(chosen.rooms) - set(ROOMS)
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     for room in chosen.rooms or ROOMS:
         copy = _copy(room)
         _mutmut(copy, ["nothing.is.called.so"], chosen.jobs)  # makes the mutants, runs none
-        mutants = [mutant for mutant in _mutants(copy) if not mutant.only_words]
+        mutants = [m for m in _mutants(copy) if not m.only_words and fnmatch.fnmatchcase(m.function, chosen.only)]
         if chosen.sample and len(mutants) > chosen.sample:
             mutants = random.Random(chosen.seed).sample(mutants, chosen.sample)
         _mutmut(copy, [mutant.name for mutant in mutants], chosen.jobs)
