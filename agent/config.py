@@ -32,6 +32,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
 # What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
 VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
+HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:_-]{1,253}\Z")]
 MetadataPath = Annotated[str, msgspec.Meta(pattern=r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z")]
 Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
 
@@ -49,12 +50,15 @@ class Listen(_Section, frozen=True):
     Attributes:
         http: where SDKs ask, ``HOST:PORT``; loopback unless a bridge of containers must reach it. Sockets passed by
             systemd (``FileDescriptorName=http``) take the place of these.
+        hosts: further names and addresses that requests may be addressed to (``Host``), beside those of ``http`` and of
+            the metadata services; needed where ``http`` is a wildcard such as ``0.0.0.0``.
         control: the unix socket of status, metrics and push (``FileDescriptorName=control``).
         control_mode: the mode of that socket when we make it ourselves.
         max_connections: at most so many at once; each costs about 10 kB.
     """
 
     http: tuple[str, ...] = ("127.0.0.1:16925",)
+    hosts: tuple[HostName, ...] = ()
     control: Path_ = "/run/credential-agent/control.sock"
     control_mode: Mode = "0660"
     max_connections: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 8192
@@ -433,6 +437,7 @@ _MEANING: Final = {
         r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z": (
             "a path of metadata such as /latest/user-data or /computeMetadata/v1/instance/attributes/NAME"
         ),
+        r"^[A-Za-z0-9.:_-]{1,253}\Z": "the name or the address of a host, without a port and without brackets",
         r"^0[0-7]{3}\Z": 'an octal mode such as "0640"',
         r"^[0-9]{12}\Z": "a twelve-digit account id",
         r"^[0-9]{1,20}\Z": "a project number: 1 to 20 digits",

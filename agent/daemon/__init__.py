@@ -66,6 +66,10 @@ TELL_AGAIN_ATTEMPTS: Final = 120
 CLOSE_SECONDS: Final = 2.0
 CLAIM_SECONDS: Final = 5.0
 """How long to wait for a process before us that is slow to end."""
+NO_POINTER_HINT: Final = (
+    "SDKs take no container endpoint at these addresses (only loopback, 169.254.170.2, 169.254.170.23 and "
+    "fd00:ec2::23), so the environment file names none: add 127.0.0.1:16925, or lead containers by the redirect"
+)
 ABSENT_KEY_HINT: Final = (
     "no bundle can be opened without it: give it to the machine (SMBIOS, /etc/credstore/, LoadCredential=), "
     "then restart the agent"
@@ -165,18 +169,22 @@ class Daemon:
         await self._restore(found)
 
         # 5. The doors, the keeper.
+        addresses = doors.names(worker_sockets)
+        if doors.pointer(addresses) is None:
+            self._log.warning("environment.no_container_uri", http=addresses, hint=NO_POINTER_HINT)
         self._publisher = Publisher(
             settings.environment,
             store=self.store,
             clock=self.clock,
-            address=_pointer_address(doors.names(worker_sockets)),
+            address=doors.pointer(addresses) or addresses[0],
+            container_uri=doors.pointer(addresses) is not None,
             token=self._tokens[0],
             gid=self._gid,
             expects_bundle=bool(settings.keys),
         )
         changes = Changes(self.store)
         self._ring = changes.ring
-        worker_door = self._worker_door(changes)
+        worker_door = self._worker_door(changes, (*settings.listen.hosts, *doors.hosts(addresses)))
         control_door = self._control_door()
         servers = [await loop.create_server(worker_door.protocol, sock=s, backlog=4096) for s in worker_sockets]
         servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
@@ -370,7 +378,7 @@ class Daemon:
 
     # -- the doors --------------------------------------------------------------------------------------------------
 
-    def _worker_door(self, changes: Changes) -> WorkerDoor:
+    def _worker_door(self, changes: Changes, hosts: tuple[str, ...]) -> WorkerDoor:
         settings = self._settings
         through = settings.pass_through.enabled
         hide, show = compose.hidden(settings)
@@ -379,6 +387,7 @@ class Daemon:
                 token_key=self._token_key,
                 container_tokens=lambda: self._tokens,
                 imdsv1=settings.aws.imdsv1,
+                extra_hosts=hosts,
                 hide=hide,
                 show=show,
                 expects_bundle=lambda: bool(self._settings.keys),
@@ -683,7 +692,10 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
         ConfigError: something is missing or wrong.
     """
     daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root)
-    return tuple(f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys)
+    told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys]
+    if doors.pointer(settings.listen.http) is None:
+        told.append(f"listen.http: {NO_POINTER_HINT}")
+    return tuple(told)
 
 
 async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:
@@ -719,11 +731,6 @@ def _token_key(directory: Path) -> bytes:
         # A full disk costs clients their tokens at the next restart, not a worker its identity now.
         structlog.get_logger().error("imds_key.not_written", reason=error.message)
     return data
-
-
-def _pointer_address(addresses: list[str]) -> str:
-    """The address that the environment file names: IPv4 loopback if we have it, since every SDK accepts that."""
-    return next((a for a in addresses if a.startswith("127.")), addresses[0])
 
 
 __all__ = ["LOADED_ONCE", "Daemon", "check", "needs_restart"]

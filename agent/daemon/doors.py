@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -75,6 +76,30 @@ def names(sockets: Iterable[socket.socket]) -> list[str]:
             else f"{name[0]}:{name[1]}"
         )
     return found
+
+
+def hosts(addresses: Iterable[str]) -> tuple[str, ...]:
+    """The hosts of addresses as ``HOST:PORT``, without the wildcards: those are nobody's address."""
+    found = (address.rpartition(":")[0].strip("[]") for address in addresses)
+    return tuple(host for host in found if not _is_wildcard(host))
+
+
+def pointer(addresses: Sequence[str]) -> str | None:
+    """The address that the worker's environment files name, as ``HOST:PORT``.
+
+    IPv4 loopback if we have it, since every SDK takes that for a container endpoint; else another that they take:
+    IPv6 loopback, and the addresses of ECS and EKS. ``None``: they would refuse each of ours.
+    """
+    reached = [address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:") for address in addresses]
+    ranked = ("127.", "[::1]:", "169.254.170.2:", "169.254.170.23:", "[fd00:ec2::23]:")
+    return next((address for start in ranked for address in reached if address.startswith(start)), None)
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _tcp(host: str, port: int) -> socket.socket:

@@ -96,6 +96,7 @@ class Publisher:
     Args:
         settings: where they are and who may read them.
         address: the workers' door, as ``HOST:PORT``.
+        container_uri: whether SDKs take that address for a container endpoint.
         token: the bearer token.
         gid: the group of the files.
         expects_bundle: whether this worker has a key, so that a bundle may come.
@@ -110,6 +111,7 @@ class Publisher:
         store: Store,
         clock: Clock,
         address: str,
+        container_uri: bool = True,
         token: Secret,
         gid: int | None,
         expects_bundle: bool,
@@ -120,6 +122,7 @@ class Publisher:
         self._store = store
         self._clock = clock
         self._address = address
+        self._container_uri = container_uri
         self.token = token
         self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # what, with which mode and group
         self._left: set[Path] = set()  # where they were before a reload moved them
@@ -160,6 +163,7 @@ class Publisher:
         variables.update(
             envfile.pointers(
                 address=self._address,
+                container_uri=self._container_uri,
                 aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
                 gcp=not isinstance(answers[Cloud.GCP], Absent),
                 token_file=settings.token_file,

@@ -59,6 +59,7 @@ MASKING: Final = frozenset(
     }
 )
 
+_SPEAKS_AWS: Final = "AWS_METADATA_SERVICE_TIMEOUT"  # of the pointers, the one that always stands where AWS is served
 _AWS_MASKING: Final = frozenset(name for name in MASKING if name.startswith("AWS_"))
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # systemd drops a variable whose value has a control character beside tab and line feed; a line feed is legal in quotes,
@@ -76,6 +77,7 @@ def pointers(
     token_file: str,
     token: Secret | None = None,
     imds_endpoint: bool = True,
+    container_uri: bool = True,
     region: str | None = None,
     no_proxy: str = "",
 ) -> dict[str, str]:
@@ -89,6 +91,7 @@ def pointers(
             empty turns "not on Google" into errors.
         token_file: the file with the bearer token of the container endpoint.
         token: the token itself, for the SDKs that read only the variable.
+        container_uri: lead SDKs to the container endpoint. Not where they refuse the address: they would ask nobody.
         imds_endpoint: lead IMDS clients here too. Needed where nothing redirects 169.254.169.254.
         region: the AWS region, when it is known.
         no_proxy: an existing list of hosts, to which ours are added.
@@ -97,11 +100,12 @@ def pointers(
         Names and values, in the order in which a person would want to read them.
     """
     variables: dict[str, str] = {}
-    if aws:
+    if aws and container_uri:
         variables["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}/v1/credentials"
         variables["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = token_file
         if token is not None:
             variables["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = token.reveal()
+    if aws:
         if imds_endpoint:
             # No trailing slash: one client makes //latest of it.
             variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = f"http://{address}"
@@ -153,7 +157,7 @@ def overlay(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[st
     the agent serves AWS alone.
     """
     masking = set[str]()
-    if "AWS_CONTAINER_CREDENTIALS_FULL_URI" in variables:
+    if _SPEAKS_AWS in variables:
         masking |= _AWS_MASKING
     if "GCE_METADATA_HOST" in variables:
         masking |= MASKING - _AWS_MASKING
@@ -211,7 +215,7 @@ def render_shell(variables: Mapping[str, str]) -> bytes:
         HostError: a name or a value cannot stand in such a file.
     """
     masking = sorted(MASKING - variables.keys())
-    if "AWS_CONTAINER_CREDENTIALS_FULL_URI" not in variables:
+    if _SPEAKS_AWS not in variables:
         masking = [name for name in masking if name not in _AWS_MASKING]
     if "GCE_METADATA_HOST" not in variables:
         masking = [name for name in masking if name in _AWS_MASKING]

@@ -26,7 +26,7 @@ import structlog
 from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.counters import Counters, bump
-from agent.core.errors import BundleError, Denied, KeyUnavailableError, ProviderError, SourceError
+from agent.core.errors import BundleError, Denied, KeyUnavailableError, ProviderError, SourceError, Transient
 from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Source
 from agent.core.store import Holding, Store
@@ -589,7 +589,11 @@ class Keeper:
         """An identity token for ``audience``: the one held, or one minted now; every asker shares one flight.
 
         Returns:
-            ``None`` when none can be minted (the door says 404) or the mint failed.
+            ``None`` when this identity cannot make any (the door says 404).
+
+        Raises:
+            Denied: who could make it refused, and will again (403).
+            Transient: it failed, and may work later (503): "not found" would be taken for good.
         """
         held = self.store.view_id_token(audience, self._clock.now())
         if held is not None:
@@ -598,8 +602,13 @@ class Keeper:
         if flight is None:
             flight = asyncio.create_task(self._mint_id_token(audience), name="id token")
             self._id_flights[audience] = flight
-            flight.add_done_callback(lambda _: self._id_flights.pop(audience, None))
+            flight.add_done_callback(lambda done: self._id_flown(audience, done))
         return await asyncio.shield(flight)
+
+    def _id_flown(self, audience: str, flight: asyncio.Task[IdToken | None]) -> None:
+        self._id_flights.pop(audience, None)
+        if not flight.cancelled():
+            flight.exception()  # looked at: every asker may have hung up, and nobody is left to be told
 
     async def _mint_id_token(self, audience: str) -> IdToken | None:
         now = self._clock.now()
@@ -610,15 +619,16 @@ class Keeper:
             async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
                 token = await self._issuer.id_token(*origin, audience, now)
         except ProviderError as error:
-            if error.code != "unsupported":
-                self._log.warning("id_token.failed", code=error.code, reason=error.message)
-            return None
+            if error.code == "unsupported":
+                return None
+            self._log.warning("id_token.failed", code=error.code, reason=error.message)
+            raise
         except TimeoutError:
             self._log.warning("id_token.failed", code="timeout", reason="it took too long")
-            return None
+            raise Transient("it took too long", code="timeout") from None
         except Exception as error:  # noqa: BLE001 - the keeper's border
             self._log.error("id_token.crashed", error=type(error).__name__, exc_info=True)
-            return None
+            raise Transient(f"internal error: {type(error).__name__}", code="internal") from None
         served = self.store.google_grant(self._clock.now())
         if served is None or served[0] != origin[0]:
             return None  # the identity it speaks for was withdrawn or replaced while it was minted

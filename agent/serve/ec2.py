@@ -21,6 +21,7 @@ No answer takes longer than 400 ms: Go gives up after 500.
 
 from __future__ import annotations
 
+import re
 import secrets
 from functools import partial
 from typing import Final
@@ -286,13 +287,32 @@ def _partition(region: str | None) -> str:
     return "aws"
 
 
+_REGION_OF: Final = re.compile(r"[a-z]{2,}(?:-[a-z]+)+-[0-9]+")
+
+
+def _place(facts: Facts) -> tuple[str | None, str | None]:
+    """Region and zone, each from the other where it is not known.
+
+    Several clients read nothing but the zone and cut its last letter off to find the region: the AWS CLI, aws-sdk-cpp,
+    google-auth. So a region alone answers with its first zone, and a zone of another region (the machine's, beside the
+    region of a bundle) does not stand. A local zone (``us-west-2-lax-1a``) is in the region that its name begins with.
+    """
+    region, zone = facts.region, facts.availability_zone
+    if region is None and zone is not None:
+        found = _REGION_OF.match(zone)
+        region = found[0] if found else zone[:-1]
+    if region is not None and (zone is None or not zone.startswith(region)):
+        zone = f"{region}a"
+    return region, zone
+
+
 def _tree_of(facts: Facts) -> _Tree:
     placement: _Tree = {}
     meta: _Tree = {}
     tree: _Tree = {"meta-data": meta}
-    region = facts.region or (facts.availability_zone[:-1] if facts.availability_zone else None)
-    if facts.availability_zone is not None:
-        placement["availability-zone"] = facts.availability_zone
+    region, zone = _place(facts)
+    if zone is not None:
+        placement["availability-zone"] = zone
     if facts.instance_id is not None:
         meta["instance-id"] = facts.instance_id
     if region is not None:
@@ -303,7 +323,7 @@ def _tree_of(facts: Facts) -> _Tree:
         identity = ec2.InstanceIdentity(
             region=region,
             account_id=facts.account_id,
-            availability_zone=facts.availability_zone,
+            availability_zone=zone,
             instance_id=facts.instance_id,
         )
         tree["dynamic"] = {"instance-identity": {"document": ec2.render_identity(identity).decode()}}

@@ -4,9 +4,11 @@ The metadata address is the most attacked address of a cloud machine. The attack
 
 * **A web page in a browser on this machine** (notebooks!), by DNS rebinding: the browser connects to us with the
   attacker's name in ``Host``. Only names and addresses of metadata services and of loopback are answered.
-* **The same page without rebinding**, through a simple cross-site request: browsers send ``Origin``, ``Referer`` or
-  ``Sec-Fetch-Site``, and call themselves Mozilla. No program that wants a credential does. (``Sec-Fetch-Mode`` alone is
-  let through: Node's own ``fetch`` sends it.)
+* **The same page without rebinding**, through a simple cross-site request: browsers send ``Origin``, ``Referer`` or one
+  of the ``Sec-`` fields, and no program that wants a credential does (``Sec-Fetch-Mode`` alone passes: Node's own
+  ``fetch`` sends it). A browser that is too old for them calls itself Mozilla *and* names its languages or asks for a
+  page: each alone is no sign, since PowerShell and .NET call themselves Mozilla, Node's ``fetch`` names languages, and
+  Java's asks for pages.
 * **An open proxy or a server that can be talked into fetching URLs** (SSRF): proxies add ``X-Forwarded-For`` or
   ``Forwarded``, and the real services refuse it for that reason; so do we, and an empty one too.
 * **Ourselves**: if the redirect caught the agent's own requests to the real service, each would cause another.
@@ -43,6 +45,20 @@ METADATA_HOSTS: Final = frozenset(
 )
 """Every name and address under which an SDK may look for us, beside loopback addresses."""
 
+_OF_PAGES: Final = (
+    "Origin",
+    "Referer",
+    "Sec-Fetch-Site",
+    "Sec-Fetch-Dest",
+    "Sec-Fetch-User",
+    "Sec-Purpose",
+    "Sec-CH-UA",
+    "Sec-WebSocket-Key",
+    "Access-Control-Request-Method",
+    "Access-Control-Request-Private-Network",
+)
+_OF_OLD_BROWSERS: Final = ("Accept-Language", "Cookie", "DNT", "Upgrade-Insecure-Requests")
+
 _PORT = re.compile(r"[0-9]{1,5}\Z")
 _MEMO_ENTRIES: Final = 256
 
@@ -78,6 +94,13 @@ def bare_host(authority: str) -> str | None:
     return host.removesuffix(".") or None
 
 
+def _canonical(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
+
+
 class Gate:
     """The checks, in order; the first that fails decides.
 
@@ -86,7 +109,8 @@ class Gate:
     """
 
     def __init__(self, extra_hosts: tuple[str, ...] = ()) -> None:
-        self._hosts = METADATA_HOSTS | {host.lower() for host in extra_hosts}
+        # As they are compared: an IPv6 address in its shortest form.
+        self._hosts = METADATA_HOSTS | {_canonical(host.lower()) for host in extra_hosts}
         self._seen: dict[str, bool] = {}  # authority -> ours; bounded, since a caller may invent any number
 
     def refusal(self, request: Request) -> Refusal | None:
@@ -100,11 +124,13 @@ class Gate:
             )
         if "X-Forwarded-For" in headers or "Forwarded" in headers:
             return Refusal(403, "requests that passed a proxy are refused; set NO_PROXY for the metadata addresses")
-        if "Origin" in headers or "Referer" in headers or "Sec-Fetch-Site" in headers or "Sec-Fetch-Dest" in headers:
+        if any(name in headers for name in _OF_PAGES):
             return Refusal(403, "requests of web pages are refused")
         agent = headers.get("User-Agent")
         if agent is not None:
-            if "mozilla" in agent.lower():
+            if "mozilla" in agent.lower() and any(name in headers for name in _OF_OLD_BROWSERS):
+                return Refusal(403, "requests of browsers are refused")
+            if "mozilla" in agent.lower() and "text/html" in headers.get("Accept", "").lower():
                 return Refusal(403, "requests of browsers are refused")
             if agent.startswith(USER_AGENT_PREFIX):
                 return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect")

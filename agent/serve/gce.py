@@ -12,7 +12,8 @@ Absent       404 without the flavor; with a real GCE server behind us, whatever 
 ===========  =========================================================================================
 
 ``token`` is never 404: pyarrow would then report every object as not found, and tensorstore go on anonymously.
-``identity`` is 404 when none can be minted: gcloud asks for one on its way to an access token and minds anything else.
+``identity`` is 404 when none can ever be minted; a mint that failed is 503, or 403 when it was refused, with the cause.
+For gcloud's own audience every failure is 404: it asks on its way to an access token, and minds anything else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from agent.core.errors import AgentError, Denied, ProviderError
+from agent.core.errors import AgentError, Denied
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
@@ -40,6 +41,7 @@ Demand = Callable[[str], Awaitable[IdToken | None]]
 """Mint an identity token for an audience, or say ``None``; raises :class:`AgentError` when it failed."""
 
 _ACCOUNTS: Final = ("instance", "service-accounts")
+_GCLOUD_AUDIENCE: Final = "32555940559.apps.googleusercontent.com"
 _MAX_AUDIENCE_CHARACTERS: Final = 2048
 _HANG_MARGIN_SECONDS: Final = 5.0
 """The real server answers a long poll at its end, not before: this much later we stop believing it."""
@@ -209,14 +211,15 @@ class GceDoor:
             async with asyncio.timeout(self._settings.gce_hold_seconds):
                 token = await self._demand(audience)
         except TimeoutError:
-            return gce.failure(503, "an identity token is being minted; try again", ("Retry-After", "1"))
+            failed = gce.failure(503, "an identity token is being minted; try again", ("Retry-After", "1"))
         except Denied as error:
-            return gce.failure(404, f"no identity token can be minted: {error.message}")
-        except ProviderError as error:
-            return gce.failure(503, f"no identity token could be minted: {error.message}", ("Retry-After", "1"))
+            failed = gce.failure(403, f"no identity token can be minted: {error.message}")
         except AgentError as error:
-            return gce.failure(404, f"no identity token can be minted: {error.message}")
-        return _NO_ID_TOKENS if token is None else _identity_answer(token)
+            failed = gce.failure(503, f"no identity token could be minted: {error.message}", ("Retry-After", "1"))
+        else:
+            return _NO_ID_TOKENS if token is None else _identity_answer(token)
+        # gcloud asks on its way to an access token, which only 404 does not keep from it.
+        return gce.failure(404, failed.body.decode().rstrip("\n")) if audience == _GCLOUD_AUDIENCE else failed
 
     # -- waiting for a change ----------------------------------------------------------------------------------------
 
@@ -421,9 +424,13 @@ def _tree_of(facts: Facts, accounts: gce.Directory) -> gce.Directory:
     instance: dict[str, gce.Node] = {"attributes": gce.Directory({}, literal=True)}
     if facts.instance_id is not None and facts.instance_id.isdecimal():
         instance["id"] = int(facts.instance_id)
+    number = facts.numeric_project_id or 0
+    if facts.zone is not None:
+        # Cloud Run has the region too, and what runs in both worlds asks for it.
+        instance["region"] = f"projects/{number}/regions/{facts.zone.rpartition('-')[0] or facts.zone}"
     instance["service-accounts"] = accounts
     if facts.zone is not None:
-        instance["zone"] = f"projects/{facts.numeric_project_id or 0}/zones/{facts.zone}"
+        instance["zone"] = f"projects/{number}/zones/{facts.zone}"
     return gce.Directory(
         {
             "instance": gce.Directory(instance),

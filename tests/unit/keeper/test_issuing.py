@@ -463,15 +463,28 @@ class TestIdTokens:
             assert (await second) is not None
             assert world.issuer.id_calls == ["aud"]
 
-    @pytest.mark.parametrize("error", [Denied("no", code="unsupported"), Transient("x"), ZeroDivisionError("bug")])
+    @pytest.mark.parametrize(
+        ("error", "heard"),
+        [
+            (Denied("no", code="unsupported"), None),
+            (Denied("no", code="PERMISSION_DENIED"), Denied),
+            (Transient("unreachable"), Transient),
+            (TimeoutError(), Transient),
+            (ZeroDivisionError("bug"), Transient),
+        ],
+    )
     @looped
-    async def test_a_mint_that_fails_is_none(self, error: Exception) -> None:
-        """Whatever goes wrong in a mint, the asker gets none, and the next one tries again."""
+    async def test_a_mint_that_fails_says_how(self, error: Exception, heard: type[Exception] | None) -> None:
+        """What can never be made is none, what failed is an error of its kind, and the next asker tries again."""
         world = World()
         world.issuer.id_answer = lambda audience: error
         async with world.running():
             await self.serving(world)
-            assert await world.keeper.id_token("aud") is None
+            if heard is None:
+                assert await world.keeper.id_token("aud") is None
+            else:
+                with pytest.raises(heard):
+                    await world.keeper.id_token("aud")
             world.issuer.id_answer = lambda audience: id_token(world, audience)
             assert await world.keeper.id_token("aud") is not None
 

@@ -45,6 +45,13 @@ SHORTHANDS = {
 }
 
 
+PLACES = {
+    "region": Facts(region="ap-southeast-2"),
+    "zone": Facts(availability_zone="us-west-2-lax-1a"),
+    "elsewhere": Facts(region="us-gov-east-1", availability_zone="eu-west-1a"),
+}
+
+
 async def demand(audience: str) -> IdToken | None:
     if audience == "on-demand":
         return IdToken(Secret("e30.ZGVtYW5k.c2ln"), audience, START, START + timedelta(hours=1))
@@ -79,6 +86,8 @@ def board_of(state: str) -> FakeBoard:
         board.set_facts(
             Facts(region="eu-west-1", availability_zone="eu-west-1a", account_id="123456789012", instance_id="i-0abc")
         )
+    elif rest in PLACES:
+        board.set_facts(PLACES[rest])
     elif rest == "ended":
         board.set(name, ended)
     elif rest == "passing":
