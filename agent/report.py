@@ -27,12 +27,32 @@ if TYPE_CHECKING:
 _STATE = {Live: "live", Pending: "pending", Ended: "ended", Absent: "absent"}
 
 
+class ClockVitals(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is believed about the time (:mod:`agent.core.timekeeping`).
+
+    Attributes:
+        believed: the witness: ``kernel``, ``metadata``, ``aws``, ``google`` or ``wall``.
+        vouched: whether anybody but an unsynchronised wall clock confirms our time.
+        heard: how many answers of the clouds it was compared with.
+        moves: how often it was moved since the start.
+        lost_seconds: how long the machine stood still without its clocks counting it.
+        differences: by how many seconds each cloud was ahead of us when last heard.
+    """
+
+    believed: str = "wall"
+    vouched: bool = False
+    heard: int = 0
+    moves: int = 0
+    lost_seconds: float = 0.0
+    differences: Mapping[str, float] = {}
+
+
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """What the report needs beside the store.
 
     Attributes:
         wall_error_seconds: how far the machine's wall clock is ahead of our estimate of the time.
-        clock_samples: how many of the clouds' ``Date`` the estimate stands on.
+        clock: who is believed about the time.
         sources: each source and how it is: ``ok``, ``starting`` or what ails it.
         refusal: the last bundle that was refused.
         memory_unwritten: the state directory could not be written: a restart would forget.
@@ -45,7 +65,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
 
     started: datetime
     wall_error_seconds: float
-    clock_samples: int
+    clock: ClockVitals
     sources: Mapping[str, str]
     refusal: Ack | None
     memory_unwritten: bool
@@ -116,8 +136,12 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "bundles": {"accepted": counters.accepted, "same": counters.same, "refused": dict(counters.refused)},
         "clock": {
             "wall_error_seconds": round(vitals.wall_error_seconds, 3),
-            "samples": vitals.clock_samples,
-            "trusted": vitals.clock_samples > 0,
+            "samples": vitals.clock.heard,
+            "trusted": vitals.clock.vouched,
+            "believed": vitals.clock.believed,
+            "ahead_seconds": {name: round(by, 1) for name, by in vitals.clock.differences.items()},
+            "moves": vitals.clock.moves,
+            "lost_seconds": round(vitals.clock.lost_seconds, 1),
         },
         "keys": list(vitals.keys),
         "absent_keys": list(vitals.absent_keys),
@@ -249,9 +273,12 @@ class _Collector:
         )
         yield gauge(
             "clock_wall_error_seconds",
-            "How far the wall clock is ahead of the clouds' time.",
+            "How far the wall clock is ahead of the time the agent goes by.",
             (),
             [((), vitals.wall_error_seconds)],
+        )
+        yield counter(
+            "clock_moves", "Corrections of the time the agent goes by.", (), [((), float(vitals.clock.moves))]
         )
         yield gauge("memory_unwritten", "1 when a restart would forget.", (), [((), float(vitals.memory_unwritten))])
         yield counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])

@@ -34,6 +34,7 @@ from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.core.store import Store
+from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory
 from agent.core.view import Live, Pending
 from agent.core.whose import Whose, whose
@@ -41,6 +42,7 @@ from agent.daemon import compose, doors, kept
 from agent.daemon.control import routes
 from agent.daemon.looking import look_now
 from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
+from agent.daemon.pulse import Pulse
 from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
 from agent.host import machine, memory, systemd
 from agent.host.clock import SystemClock
@@ -117,7 +119,8 @@ class Daemon:
         self._keep_again: asyncio.TimerHandle | None = None
         self._serving = self._told_ready = self._reload_wanted = False
         self.clock = SystemClock()
-        self._rebase: Callable[[], None] = lambda: None  # the keeper's, once there is one
+        self._lost_told = 0.0
+        self._time_moved: Callable[[], None] = lambda: None  # the keeper's, once there is one
         self._started = self.clock.now()
         self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
 
@@ -125,14 +128,12 @@ class Daemon:
         self._state = StateDirectory(_directory(settings.state.directory, "state.directory"))
         check_paths(settings.environment)
         gid = group_id(settings.environment.group)
-        self._out = compose.upstream(settings)
+        self._out = compose.upstream(settings, hear=self._hear)
         self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
         self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
         self._watch_files(settings)
         self._opening = compose.Opening(self._keyring(settings, None), compose.trust(settings), frozenset())
-        self._sources = compose.sources(
-            settings, metadata=self._metadata, clock=self.clock, rng=self._rng, learn=self._learn
-        )
+        self._sources = compose.sources(settings, metadata=self._metadata, clock=self.clock, rng=self._rng)
         self._push = PushSource(clock=self.clock)
         # The present one first, and the one before.
         self._tokens: tuple[Secret, ...] = (container_token(Path(settings.environment.token_file)),)
@@ -217,6 +218,7 @@ class Daemon:
         self._serving = True
         if self._reload_wanted:
             self._on_hangup()
+        self.clock.watch(self.keeper.time_moved)
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.keeper.run(), name="keeper"),
             asyncio.create_task(self._tell_ready(), name="ready"),
@@ -239,6 +241,7 @@ class Daemon:
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
+            self.clock.close()
 
     async def _identify(self, seconds: float) -> list[Machine]:
         """Ask the metadata services who this machine is; what does not answer in time is not known yet."""
@@ -248,11 +251,7 @@ class Daemon:
         if self._metadata.gce is not None:
             asked.append(gce_machine(self._metadata.gce))
         answers = await asyncio.gather(*(_in_time(question, seconds) for question in asked))
-        found = [answer for answer in answers if answer is not None]
-        for one in found:
-            if one.server_time is not None:
-                self._learn(one.server_time)
-        return found
+        return [answer for answer in answers if answer is not None]
 
     async def _restore(self, found: list[Machine]) -> None:
         """Bring back the memory of this instance, and the bundle that was in force."""
@@ -274,10 +273,9 @@ class Daemon:
             clock=self.clock,
             rng=self._rng,
             changed=self._changed,
-            learn=self.clock.learn,
-            follow=self.clock.follow,
+            follow=self._follow,
         )
-        self._rebase = self.keeper.rebase
+        self._time_moved = self.keeper.time_moved
         self._take_facts(found)
         self._copy = sealed
         await self._identified(self._instance_id(found), write=write)
@@ -453,7 +451,7 @@ class Daemon:
         return report.Vitals(
             started=self._started,
             wall_error_seconds=self.clock.wall_error_seconds,
-            clock_samples=self.clock.skew.samples,
+            clock=_clock_vitals(self.clock),
             sources=self.keeper.source_state,
             refusal=self.keeper.last_refusal,
             memory_unwritten=self.keeper.memory_unwritten,
@@ -492,10 +490,23 @@ class Daemon:
             said.append(f"{cloud}: {answer.name} ({answer.origin})" if isinstance(answer, Live) else f"{cloud}: none")
         return ", ".join(said)
 
-    def _learn(self, server_time: datetime) -> None:
-        """Take a ``Date`` that a source or the machine's metadata service heard."""
-        self.clock.learn(server_time)
-        self._rebase()
+    def _hear(self, witness: Witness, date: datetime, took: float) -> None:
+        """A ``Date`` from somebody who may say what time it is has just come."""
+        if self.clock.hear(witness, date, took):
+            self._time_moved()
+
+    def _follow(self) -> bool:
+        doubtful = self.clock.follow()
+        keeper = self.clock.keeper
+        if keeper.lost > self._lost_told:
+            self._log.warning(
+                "clock.time_lost", seconds=round(keeper.lost - self._lost_told, 1), believed=str(keeper.believed)
+            )
+            self._lost_told = keeper.lost
+        if doubtful:
+            ahead = {str(witness): round(seconds, 1) for witness, seconds in keeper.differences.items()}
+            self._log.info("clock.doubtful", believed=str(keeper.believed), ahead_seconds=ahead)
+        return doubtful
 
     async def _tell_ready(self) -> None:
         """Say that we are ready once no answer is pending, or when waiting longer would help nobody."""
@@ -517,8 +528,9 @@ class Daemon:
 
     async def _feed_watchdog(self, seconds: float) -> None:
         """Feed it only while the loop that renews goes round; that this runs shows that the doors' loop does."""
+        pulse = Pulse(STALE_LOOP_SECONDS)
         while True:
-            if self.clock.boottime() - self.keeper.last_step < STALE_LOOP_SECONDS:
+            if pulse.beats(self.keeper.last_step, time.monotonic()):
                 self._notifier.alive()
             await asyncio.sleep(seconds / 3)
 
@@ -696,6 +708,18 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
     if doors.pointer(settings.listen.http) is None:
         told.append(f"listen.http: {NO_POINTER_HINT}")
     return tuple(told)
+
+
+def _clock_vitals(clock: SystemClock) -> report.ClockVitals:
+    keeper = clock.keeper
+    return report.ClockVitals(
+        believed=str(keeper.believed),
+        vouched=keeper.vouched,
+        heard=keeper.heard,
+        moves=keeper.moves,
+        lost_seconds=keeper.lost,
+        differences={str(witness): seconds for witness, seconds in keeper.differences.items()},
+    )
 
 
 async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:

@@ -18,6 +18,7 @@ from agent.core.clock import Clock
 from agent.core.errors import AgentError, ConfigError, Denied
 from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, OnExpiry, SealedBundle
 from agent.core.source import Source
+from agent.core.timekeeping import Witness
 from agent.core.verdict import Policy
 from agent.core.view import Facts
 from agent.host import machine
@@ -49,8 +50,14 @@ def policy(settings: config.Config) -> Policy:
     )
 
 
-def upstream(settings: config.Config, *, ca_file: str | None = None, proxy: str | None = None) -> Upstream:
-    """The way out for plain HTTP; a source may have a CA and a proxy of its own."""
+def upstream(
+    settings: config.Config,
+    *,
+    ca_file: str | None = None,
+    proxy: str | None = None,
+    hear: Callable[[Witness, datetime, float], object] | None = None,
+) -> Upstream:
+    """The way out for plain HTTP; a source may have a CA and a proxy of its own, and teaches no time."""
     out = settings.upstream
     return Upstream(
         UpstreamSettings(
@@ -59,7 +66,8 @@ def upstream(settings: config.Config, *, ca_file: str | None = None, proxy: str 
             ca_file=ca_file or out.ca_file,
             proxy=proxy or out.proxy,
             allow_private_addresses=out.allow_private_addresses,
-        )
+        ),
+        hear=hear,
     )
 
 
@@ -247,7 +255,6 @@ def sources(
     metadata: Metadata,
     clock: Clock,
     rng: random.Random,
-    learn: Callable[[datetime], object],
 ) -> list[Source]:
     """The ways in.
 
@@ -268,7 +275,7 @@ def sources(
                 from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource  # noqa: PLC0415 - as just said
 
                 user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
-                found.append(Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng, learn=learn))
+                found.append(Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng))
             case config.GceAttributeEntry():
                 if metadata.gce is None:
                     raise _needs(where, "gce-attribute", "upstream.gce")
@@ -277,9 +284,9 @@ def sources(
                 attribute = GceAttributeSettings(
                     key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", found)
                 )
-                found.append(GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng, learn=learn))
+                found.append(GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng))
             case config.HttpsEntry():
-                found.append(_https(entry, _free("https", found), settings, clock=clock, rng=rng, learn=learn))
+                found.append(_https(entry, _free("https", found), settings, clock=clock, rng=rng))
     return found
 
 
@@ -290,7 +297,6 @@ def _https(
     *,
     clock: Clock,
     rng: random.Random,
-    learn: Callable[[datetime], object],
 ) -> Source:
     """An HTTPS source with a way out of its own: its CA and proxy are nobody else's."""
     from agent.sources.https import HttpsSettings, HttpsSource  # noqa: PLC0415 - as above
@@ -309,7 +315,6 @@ def _https(
         upstream=out,
         clock=clock,
         rng=rng,
-        learn=learn,
     )
 
 

@@ -18,6 +18,7 @@ import msgspec
 from agent.core.model import AwsCredential, GoogleToken
 from agent.core.secret import Secret
 from agent.core.store import Holding, Store
+from agent.core.timekeeping import Witness
 from agent.core.verdict import Key
 from agent.host.clock import SystemClock
 
@@ -38,7 +39,9 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         uptime: CLOCK_BOOTTIME, in seconds, when it was left.
         now: what that process took the time for, at that instant.
-        heard: whether a cloud had told it so; else it was only the wall clock.
+        heard: whether anybody but an unsynchronised wall clock had told it so.
+        believed: who had; ``None``: nobody, or a version before this one did not say.
+        wall_error: by how many seconds the wall clock was ahead of ``now``.
     """
 
     instance_id: str
@@ -46,15 +49,20 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     now: datetime
     heard: bool
     credentials: list[_Kept]
+    believed: Witness | None = None
+    wall_error: float | None = None
 
     def time(self, clock: SystemClock) -> datetime:
         """What that process would take the time for now."""
         return self.now + timedelta(seconds=clock.uptime() - self.uptime)
 
     def teach(self, clock: SystemClock) -> None:
-        """Tell the time to a clock that no cloud has told it yet. To be done before anything is judged by it."""
-        if self.heard and not clock.skew.samples:
-            clock.learn(self.time(clock))
+        """Tell the time to a clock that nobody has told it yet. To be done before anything is judged by it.
+
+        Bounded by the same rule as any other word of one witness (:mod:`agent.core.timekeeping`).
+        """
+        if self.heard:
+            clock.adopt(self.believed or Witness.LINK, self.time(clock), self.wall_error)
 
     def holdings(self, instance_id: str, clock: SystemClock) -> list[Holding]:
         """What of it may still belong to the machine of that name, with its ends moved to our clock.
@@ -65,6 +73,8 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.instance_id != instance_id:
             return []
         by = clock.now() - self.time(clock)
+        if self.heard and by > timedelta():
+            by = timedelta()  # that process was right: the machine was stopped in between, and no end is later for it
         found = [(kept, kept.aws or kept.google) for kept in self.credentials]
         return [
             Holding(kept.key, kept.digest, credential, kept.ends + by if kept.ends is not None else None)
@@ -85,7 +95,17 @@ def encode(store: Store, clock: SystemClock) -> bytes:
         )
         for held in store.held()
     ]
-    content = Kept(store.memory.instance_id, clock.uptime(), clock.now(), clock.skew.samples > 0, kept)
+    keeper = clock.keeper
+    keeper = clock.keeper
+    content = Kept(
+        store.memory.instance_id,
+        clock.uptime(),
+        clock.now(),
+        keeper.vouched,
+        kept,
+        keeper.believed if keeper.vouched else None,
+        clock.wall_error_seconds,
+    )
     return msgspec.json.encode(content, enc_hook=_reveal)
 
 

@@ -1,32 +1,68 @@
-"""The machine's clocks.
+"""The machine's clocks: read here, judged in :mod:`agent.core.timekeeping`, where the rule stands.
 
-Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend. UTC is that clock plus an offset taken
-at the start and corrected from the clouds' own ``Date``. As long as no cloud has told us the time, the wall clock is
-followed (NTP may step it right after boot); from then on a step of the wall clock, by hours in either direction, moves
-nothing. It is a reason to ask, though: a machine that its hypervisor stopped for an hour (a snapshot, a migration) has
-lost that hour on every clock but the one that NTP then sets right. When a cloud confirms it, the lost time is added to
-the clock that never steps, so that every deadline is where it was.
+Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend; what a hypervisor's pause took from it
+is added. UTC is that clock plus an offset.
 
-The offset moves only in :meth:`SystemClock.learn` and :meth:`SystemClock.follow`, never by itself: whoever calls them
-also moves what was counted from a moment of ours (:meth:`agent.core.store.Store.rebase`), so that no reader sees a new
-time beside old deadlines.
+Our time moves only in :meth:`SystemClock.hear`, :meth:`SystemClock.follow` and :meth:`SystemClock.adopt`, never by
+itself: whoever calls them also moves what was counted from a moment of ours (:meth:`agent.core.store.Store.rebase`), so
+that no reader sees a new time beside old deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import functools
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
-from agent.core.clock import Skew, utc
+from agent.core.clock import utc
+from agent.core.timekeeping import Reading, Timekeeper, Witness
+from agent.host.alarm import Alarm
 
-WALL_STEP_SECONDS: Final = 2.0
-UNDER_WAY_SECONDS: Final = 90.0
-"""An answer that came within so many seconds of a step of the wall clock may have been given before it."""
 NAP_SECONDS: Final = 15.0
-"""A resume from suspend is noticed within so many seconds: the loop's own timers do not count while it lasts."""
+"""Where the kernel cannot wake us (no timerfd), a resume is noticed within so many seconds."""
+MAX_ERROR_MICROSECONDS: Final = 16_000_000
+"""Where the kernel itself stops calling its clock synchronised (NTP_PHASE_LIMIT)."""
+TIMESYNCD: Final = Path("/run/systemd/timesync/synchronized")
+"""systemd-timesyncd makes it when it has set the clock, and no boot begins with it (systemd-timesyncd.service(8))."""
+
+_TIME_ERROR: Final = 5
+_STA_UNSYNC: Final = 0x0040
+
+
+class _Timex(ctypes.Structure):
+    """The head of ``struct timex`` (adjtimex(2)); the rest is room."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("room", ctypes.c_byte * 256),
+    )
+
+
+def synchronised() -> bool:
+    """Whether the kernel says that its clock is kept right: adjtimex(2), which asks for no privilege to read.
+
+    Where a sandbox forbids the call (systemd's ``ProtectClock=``) the mark of systemd-timesyncd is all there is.
+    """
+    timex = _Timex()
+    state = _libc().adjtimex(ctypes.byref(timex))
+    if state < 0:
+        return TIMESYNCD.exists()
+    return state != _TIME_ERROR and not timex.status & _STA_UNSYNC and timex.maxerror < MAX_ERROR_MICROSECONDS
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _boottime() -> float:
@@ -39,7 +75,8 @@ class SystemClock:
     Args:
         boottime: seconds on a clock that never steps and counts on through suspend.
         wall: seconds since 1970, as the machine believes.
-        nap_seconds: the longest sleep in one piece.
+        synchronised: whether the kernel says that somebody keeps ``wall`` right.
+        nap_seconds: the longest sleep in one piece while :meth:`watch` is not in force.
     """
 
     def __init__(
@@ -47,20 +84,20 @@ class SystemClock:
         *,
         boottime: Callable[[], float] = _boottime,
         wall: Callable[[], float] = time.time,
+        synchronised: Callable[[], bool] = synchronised,
         nap_seconds: float = NAP_SECONDS,
     ) -> None:
         self._boottime = boottime
         self._wall = wall
+        self._synchronised = synchronised
         self._nap_seconds = nap_seconds
-        self._lost = 0.0  # seconds in which the whole machine stood still
-        self._offset = self._seen_wall = wall() - boottime()
-        self._stepped = 0.0  # by so many seconds the wall clock was stepped since a cloud last agreed with us
-        self._stepped_at = 0.0  # when, on CLOCK_BOOTTIME
-        self.skew = Skew()
+        self._alarm: Alarm | None = None
+        self._doubt = False  # a server contradicted us, and `follow` has not told it yet
+        self.keeper = Timekeeper(self._read())
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps back and counts on through suspend."""
-        return self._boottime() + self._lost
+        return self._boottime() + self.keeper.lost
 
     def uptime(self) -> float:
         """CLOCK_BOOTTIME as every process of this machine reads it, in seconds: nothing is added to it."""
@@ -68,51 +105,69 @@ class SystemClock:
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        return utc(self.boottime() + self._offset)
+        return utc(self.boottime() + self.keeper.offset)
 
-    def learn(self, server: datetime) -> float:
-        """Learn from a ``Date`` that has just come; return by how many seconds our time was moved."""
-        self._look()
-        shift = self.skew.sample(server, self.now(), utc(self._wall()))
-        if shift > 0 and abs(shift - self._stepped) <= 2 * Skew.TOLERANCE_SECONDS:
-            self._lost += shift
-        else:
-            self._offset += shift
-        # An answer that was under way while the machine stood still agrees with a clock that is behind since: it says
-        # nothing about the step, and must not make the correction that follows look like one of our own error.
-        late = self._boottime() - self._stepped_at > UNDER_WAY_SECONDS
-        if shift or (late and not self.skew.doubtful):
-            self._stepped = 0.0
-        return shift
-
-    def follow(self) -> bool:
-        """Look at the wall clock: follow its step if nothing better is known.
+    def hear(self, witness: Witness, date: datetime, took: float = 0.0) -> bool:
+        """Hear the ``Date`` of an answer that has just come, ``took`` seconds after it was asked for.
 
         Returns:
-            Whether it was stepped away from what we know: a reason to ask a cloud for the time, not one to believe.
+            Whether somebody should look at the time now: it was moved, or there is a reason to ask others.
         """
-        doubtful = self._look()
-        if not self.skew.samples and abs(self.wall_error_seconds) > WALL_STEP_SECONDS:
-            self._offset += self.wall_error_seconds
-        return doubtful
+        before = self.keeper.ours
+        # What was cut off is on average half a second.
+        self._doubt |= self.keeper.hear(witness, date.timestamp() + 0.5, self._read(), took=took)
+        return self._doubt or self._moved(before)
 
-    def _look(self) -> bool:
-        """Whether the wall clock was stepped away from what a cloud told us, since the last look."""
-        wall = self._wall() - self._boottime()
-        step, self._seen_wall = wall - self._seen_wall, wall
-        if not self.skew.samples or abs(step) <= WALL_STEP_SECONDS:
-            return False
-        agrees = abs(self.wall_error_seconds) <= Skew.TOLERANCE_SECONDS
-        self._stepped, self._stepped_at = (0.0 if agrees else self._stepped + step), self._boottime()
-        return not agrees
+    def follow(self) -> bool:
+        """Look at the machine's clocks.
+
+        Returns:
+            Whether there is a reason to ask the clouds for the time. It is told once.
+        """
+        before = self.keeper.ours
+        doubt, self._doubt = self.keeper.look(self._read()) or self._doubt, False
+        self._moved(before)
+        return doubt
+
+    def adopt(self, witness: Witness, now: datetime, wall_error_seconds: float | None) -> None:
+        """Take over what the process before us took for the time. To be done before anything is judged by it."""
+        self.keeper.adopt(witness, now.timestamp(), self._read(), wall_error=wall_error_seconds)
 
     @property
     def wall_error_seconds(self) -> float:
         """How far the machine's wall clock is from our estimate: positive when the wall clock is ahead."""
-        return self._wall() - self.boottime() - self._offset
+        return self._wall() - self.boottime() - self.keeper.offset
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """From now on have the kernel wake us: when a sleep is over, also in suspend, and when the clock is stepped.
+
+        Args:
+            changed: called on the loop when the wall clock was stepped or the machine resumed.
+        """
+        self._alarm = Alarm.on(asyncio.get_running_loop(), changed)
+
+    def close(self) -> None:
+        """Let go of what :meth:`watch` opened. Who sleeps goes on in naps."""
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None:
+            alarm.close()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep. The loop's timer stands still in suspend, so a long sleep is cut into naps that notice a resume."""
+        """Sleep until so many seconds have passed, suspended or not."""
         end = self.boottime() + seconds
-        while (left := end - self.boottime()) > 0:  # noqa: ASYNC110 - it waits for time, nothing else
-            await asyncio.sleep(min(left, self._nap_seconds))
+        while (left := end - self.boottime()) > 0:
+            if self._alarm is not None and self._alarm.open:
+                await self._alarm.wait(self._boottime() + left)
+            else:
+                # The loop's timer stands still in suspend: a long sleep is cut into naps that notice a resume.
+                await asyncio.sleep(min(left, self._nap_seconds))
+
+    def _read(self) -> Reading:
+        return Reading(self._boottime(), self._wall(), self._synchronised())
+
+    def _moved(self, before: float) -> bool:
+        if self.keeper.ours == before:
+            return False
+        if self._alarm is not None:
+            self._alarm.wake()  # what was lost is gone from every sleep
+        return True

@@ -56,8 +56,6 @@ class Issued(Protocol):
     @property
     def credential(self) -> Credential: ...  # noqa: D102
     @property
-    def server_time(self) -> datetime | None: ...  # noqa: D102
-    @property
     def lifetime(self) -> timedelta | None: ...  # noqa: D102
 
 
@@ -98,9 +96,8 @@ class Keeper:
         clock: time.
         rng: for the retries of the keeper's own.
         changed: called on the loop whenever an answer may have changed; it must not block.
-        learn: takes the ``Date`` of a cloud's answer; may move the clock.
-        follow: called each time round; may move the clock too (the wall clock was stepped, and no cloud told better).
-            Returns whether there is a reason to ask a cloud for the time.
+        follow: looks at the machine's clocks, each time round; may move our time. Returns whether there is a reason to
+            ask the clouds for it.
     """
 
     def __init__(
@@ -114,7 +111,6 @@ class Keeper:
         clock: Clock,
         rng: random.Random,
         changed: Callable[[], None] = lambda: None,
-        learn: Callable[[datetime], object] = lambda _: None,
         follow: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = store
@@ -128,7 +124,6 @@ class Keeper:
         self._clock = clock
         self._rng = rng
         self._changed = changed
-        self._learn = learn
         self._follow = follow
         self._offset = self._our_offset()
         self._doubtful = False  # whether there is a doubt about our clock that could not be followed up yet
@@ -425,8 +420,6 @@ class Keeper:
         doubtful = self._follow()
         self.rebase()
         now = self._clock.now()
-        if doubtful:
-            self._log.info("clock.doubtful")
         if doubtful or self._doubtful:
             self._doubtful = not self.store.hasten(now)
         self.last_step = self._clock.boottime()
@@ -506,7 +499,6 @@ class Keeper:
             async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
                 issued = await self._issue_one(work, began)
         except ProviderError as error:
-            self._note_server_time(getattr(error, "server_time", None))
             self._failed(work, Failure(error.code, error.message, isinstance(error, Denied), self._clock.now()), label)
         except TimeoutError:
             why = Failure("timeout", "it took too long", False, self._clock.now())
@@ -527,13 +519,11 @@ class Keeper:
 
     def _issued(self, work: Work, issued: Issued | None, label: str, asked_at: float) -> None:
         ends = began = None
-        if issued is not None:
-            self._note_server_time(issued.server_time)
-            if issued.lifetime is not None:
-                # Counted on the clock that never steps, from before the request left.
-                age = timedelta(seconds=self._clock.boottime() - asked_at)
-                began = self._clock.now() - age
-                ends = began + issued.lifetime
+        if issued is not None and issued.lifetime is not None:
+            # Counted on the clock that never steps, from before the request left.
+            age = timedelta(seconds=self._clock.boottime() - asked_at)
+            began = self._clock.now() - age
+            ends = began + issued.lifetime
         now = self._clock.now()
         changed = self.store.put(work, issued.credential if issued is not None else None, now, ends=ends, began=began)
         if issued is None:
@@ -562,10 +552,13 @@ class Keeper:
                 attempt=work.attempt,
             )
 
-    def _note_server_time(self, server_time: datetime | None) -> None:
-        if server_time is not None:
-            self._learn(server_time)
-            self.rebase()
+    def time_moved(self) -> None:
+        """Our time was moved, the machine resumed, or somebody doubts our time: go round now.
+
+        To be called by whoever heard of it. What was counted is moved along before anything else is done.
+        """
+        self.rebase()
+        self._wake()
 
     def rebase(self) -> None:
         """See whether our clock was moved, and if so move what was counted from a moment of it.

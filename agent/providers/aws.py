@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from agent.core.model import (
 from agent.core.secret import Secret
 from agent.providers.credible import capped, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
-from agent.providers.refusals import from_upstream, good_for, passing_status, word
+from agent.providers.refusals import from_upstream, good_for, over, passing_status, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
@@ -53,6 +54,7 @@ class AwsMint:
 
     Args:
         ec2: the machine's own metadata service: asked for the region when nothing else says it.
+        boottime: ages what a server said of its own time.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class AwsMint:
         allowed: AllowList,
         tokens: WebTokens,
         ec2: Ec2Metadata | None,
+        *,
+        boottime: Callable[[], float],
     ) -> None:
         self._upstream = upstream
         self._settings = settings
         self._allowed = allowed
         self._tokens = tokens
         self._ec2 = ec2
-        self._sts = Sts(upstream, settings.sts_endpoint, settings.request_timeout_seconds)
+        self._sts = Sts(upstream, settings.sts_endpoint, settings.request_timeout_seconds, boottime)
         # Mutable state: facts learned once. Never a credential.
         self._here: str | None = None
         self._capped: set[str] = set()  # role ARNs that refused more than an hour
@@ -191,7 +195,7 @@ class AwsMint:
         _usable(credential, doing, now, server_time)
         credential = capped(credential, now, answer.date)
         # To tell its own two times apart, its word is as good as for the credential itself.
-        minted = Minted(credential, server_time, good_for(credential.expires_at, answer.date))
+        minted = Minted(credential, server_time, good_for(credential.expires_at, answer.date, now))
         if grant.expect is None or not self._settings.probe:
             return minted
         region = await self.region(grant.region, grant.expect.arn)
@@ -343,7 +347,7 @@ def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime
         raise broken(operation, answer.server_time) from None
     _usable(credential, f"sts {operation}", now, answer.server_time)
     credential = capped(credential, now, answer.server_time)
-    lifetime = good_for(credential.expires_at, answer.server_time, timedelta(seconds=asked_seconds))
+    lifetime = good_for(credential.expires_at, answer.server_time, now, timedelta(seconds=asked_seconds))
     return Minted(credential, answer.server_time, lifetime)
 
 
@@ -360,7 +364,7 @@ def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: d
     ):
         raise Transient(f"{doing}: the credential is not complete", code="protocol", server_time=server_time)
     sendable(doing, server_time, credential.secret_access_key, credential.session_token)
-    if credential.expires_at <= (server_time or now):
+    if over(credential.expires_at, server_time, now):
         raise Transient(f"{doing}: the credential has already ended", code="expired", server_time=server_time)
 
 

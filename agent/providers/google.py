@@ -12,7 +12,7 @@ for servers, workload identity federation with AWS, and ``projects.serviceAccoun
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
@@ -41,6 +41,7 @@ from agent.providers.refusals import (
     clock_is_suspect,
     from_upstream,
     good_for,
+    over,
     passing_status,
     said,
     word,
@@ -48,6 +49,7 @@ from agent.providers.refusals import (
 from agent.providers.regions import sts_url
 from agent.providers.remote import AllowList
 from agent.providers.settings import GoogleEndpoints, MintSettings
+from agent.providers.signing_time import SigningTime
 from agent.providers.webtoken import WebTokens, fetch_gce_identity
 from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse
 from agent.upstream.sigv4 import SigningKeys, signed_headers
@@ -96,6 +98,7 @@ class GoogleMint:
     Args:
         aws: knows the region for federation from AWS.
         gce: the machine's own metadata server, if it is a GCE machine.
+        boottime: ages what a server said of its own time.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class GoogleMint:
         *,
         aws: AwsMint,
         gce: GceMetadata | None,
+        boottime: Callable[[], float],
     ) -> None:
         self._upstream = upstream
         self._timeout_seconds = settings.request_timeout_seconds
@@ -117,6 +121,7 @@ class GoogleMint:
         self._gce = gce
         # Mutable state: service accounts that refused to be impersonated for more than an hour.
         self._capped: set[str] = set()
+        self._times = SigningTime(boottime)
 
     async def token(self, grant: GcpToken, now: datetime) -> MintedToken:
         """A finished token is its own credential."""
@@ -244,7 +249,7 @@ class GoogleMint:
     ) -> UpstreamResponse:
         """RFC 7523. The audience is always the same, wherever the request is routed: Google's page says so."""
         url, reach = self._route(grant.token_uri, "token_url", doing)
-        issued_at = int(now.timestamp())
+        issued_at = int(self._times.at(url, now).timestamp())
         assertion = _signed_assertion(
             grant,
             {
@@ -269,7 +274,8 @@ class GoogleMint:
             kind, subject = _JWT_TYPE, (await self._tokens.fetch(grant.token)).reveal()
         elif base is not None:
             region = await self._aws.region(grant.region, base.role_arn)
-            kind, subject = _AWS4_REQUEST_TYPE, aws_subject_token(base, grant.audience, region, now)
+            dated = self._times.at(url, now)
+            kind, subject = _AWS4_REQUEST_TYPE, aws_subject_token(base, grant.audience, region, dated)
         else:
             raise RuntimeError("an external account that stands on aws was issued without its base")
         form = {
@@ -328,8 +334,8 @@ class GoogleMint:
             raise _broken(doing, answer) from None
         access_token = Secret(found.access_token)
         sendable(doing, answer.date, access_token)
-        left = expires_at - (answer.date or now)
-        if not timedelta() < left <= LONGEST_GOOGLE + CLOCK_SUSPECT:
+        left = min(expires_at - now, expires_at - (answer.date or now), key=abs)
+        if over(expires_at, answer.date, now) or left > LONGEST_GOOGLE + CLOCK_SUSPECT:
             raise _broken(doing, answer)
         token = GoogleToken(
             access_token=access_token,
@@ -339,7 +345,7 @@ class GoogleMint:
             scopes=scopes,
         )
         asked = timedelta(seconds=lifetime_seconds)
-        return MintedToken(token, answer.date, good_for(expires_at, answer.date, asked))
+        return MintedToken(token, answer.date, good_for(expires_at, answer.date, now, asked))
 
     async def _generate_id_token(
         self, principal: str, bearer: Secret, delegates: tuple[str, ...], audience: str, now: datetime
@@ -404,7 +410,10 @@ class GoogleMint:
         except UpstreamError as error:
             raise from_upstream(error, doing) from None
         if answer.status != 200:
-            raise _refusal(answer, doing, now, secrets, timed=timed)
+            dated = self._times.at(url, now) if timed else now
+            if timed and clock_is_suspect(answer.date, dated):
+                self._times.refused(url, answer.date)
+            raise _refusal(answer, doing, dated, secrets, timed=timed)
         return answer
 
     def _route(self, named: str, endpoint: str, doing: str) -> tuple[str, Reach]:

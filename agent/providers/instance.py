@@ -16,7 +16,7 @@ from agent.core.errors import Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.providers.credible import capped, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
-from agent.providers.refusals import from_upstream, good_for, word
+from agent.providers.refusals import from_upstream, good_for, over, word
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
 from agent.wire import ec2 as ec2_wire
 from agent.wire import gce as gce_wire
@@ -95,7 +95,7 @@ class Instance:
             raise _broken("aws", answer) from None
         sendable("the machine's own aws identity", answer.date, credential.secret_access_key, credential.session_token)
         credential = capped(credential, now, answer.date)
-        if credential.expires_at <= (answer.date or now):
+        if over(credential.expires_at, answer.date, now):
             raise Transient(
                 "the machine's own aws identity: ec2 hands out one that has ended",
                 code="expired",
@@ -106,7 +106,7 @@ class Instance:
         return InstanceCredential(
             msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),
             answer.date,
-            good_for(credential.expires_at, answer.date),
+            good_for(credential.expires_at, answer.date, now),
         )
 
     async def _account(self, service: Ec2Metadata) -> str | None:

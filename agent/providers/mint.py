@@ -43,8 +43,8 @@ class Issued(msgspec.Struct, frozen=True):
     """A new credential.
 
     Attributes:
-        server_time: the ``Date`` of the answer that brought it, from a server whose word on the time is worth
-            something (TLS, or the machine's own metadata service); ``None`` when nobody was asked.
+        server_time: the ``Date`` of the answer that brought it, for what its two times say of each other; it
+            teaches nothing here (:func:`agent.upstream.dates.witness_of`). ``None`` when nobody was asked.
         lifetime: how long it is good for from the moment of asking, by the answer alone: no clock of ours is in it, so
             that one which is hours off does no harm. ``None`` for a finished credential.
     """
@@ -60,7 +60,7 @@ class Mint:
     Args:
         upstream: the door out; closed by whoever made it.
         settings: what the operator allows.
-        clock: not read here: every method gets ``now``. Kept in the signature for the metadata clients' maker.
+        clock: only its boot-time hands are read, to age what a server said of its own time: every method gets ``now``.
         ec2: the machine's EC2 metadata service; ``None``: never asked.
         gce: the machine's GCE metadata server; ``None``: never asked.
 
@@ -78,11 +78,10 @@ class Mint:
         ec2: Ec2Metadata | None = None,
         gce: GceMetadata | None = None,
     ) -> None:
-        del clock
         allowed = AllowList(settings.allowed_origins)
         tokens = WebTokens(upstream, allowed, settings.web_token_directories, gce, settings.request_timeout_seconds)
-        self._aws = AwsMint(upstream, settings, allowed, tokens, ec2)
-        self._google = GoogleMint(upstream, settings, allowed, tokens, aws=self._aws, gce=gce)
+        self._aws = AwsMint(upstream, settings, allowed, tokens, ec2, boottime=clock.boottime)
+        self._google = GoogleMint(upstream, settings, allowed, tokens, aws=self._aws, gce=gce, boottime=clock.boottime)
         self._instance = Instance(ec2, gce, settings.machine)
         self._has_gce = gce is not None
 

@@ -22,6 +22,9 @@ from agent.upstream import UpstreamError, UpstreamRefused
 #: blame a refused signature on the clock.
 CLOCK_SUSPECT: Final = timedelta(seconds=150)
 
+#: An end that lies this near to what was asked for is what was asked for: the rest is the way of the answer.
+AS_ASKED: Final = timedelta(seconds=60)
+
 _PASSING_STATUSES: Final = frozenset({408, 425, 429})
 #: A run that could be a token; but an ARN is long too, and the very thing an operator needs to see.
 _OPAQUE_RUN: Final = re.compile(r"(\barn:aws[a-z-]*:\S+)|[A-Za-z0-9+/=_.~%-]{48,}")
@@ -47,16 +50,37 @@ def clock_is_suspect(server_time: datetime | None, now: datetime) -> bool:
     return server_time is not None and abs(server_time - now) > CLOCK_SUSPECT
 
 
-def good_for(expires_at: datetime, server_time: datetime | None, asked: timedelta | None = None) -> timedelta | None:
-    """How long a credential is good for from the moment of asking, by the answer's own two times.
+def good_for(
+    expires_at: datetime, server_time: datetime | None, now: datetime, asked: timedelta | None = None
+) -> timedelta | None:
+    """How long a credential is good for from the moment of asking.
 
-    ``None`` when the answer had no ``Date``. Both times are cut to the second, so a second is taken off. What was asked
-    for is never exceeded: a server whose ``Date`` is wrong cannot make a credential live longer than it does.
+    There are two opinions of when the asking was, the answer's ``Date`` and our own time, and either may be wrong. An
+    end that lies as far from one of them as was asked for proves that one right: a ``Date`` that is half an hour ahead
+    of a right ``Expiration`` costs nothing, and neither does a clock of ours that is hours off. Otherwise the nearer
+    end counts, of those that are ahead. What was asked for is never exceeded. The times are cut to the second, so a
+    second is taken off.
+
+    Returns:
+        Zero or less for a credential that is over by all accounts; ``None`` when the answer had no ``Date``: the
+        instant that it names is then all there is.
     """
     if server_time is None:
         return None
-    length = expires_at - server_time
-    return (length if asked is None else min(length, asked)) - timedelta(seconds=1)
+    second = timedelta(seconds=1)
+    lengths = [expires_at - server_time, expires_at - now]
+    if asked is not None:
+        if any(abs(length - asked) <= AS_ASKED for length in lengths):
+            nearest = min(lengths, key=lambda length: abs(length - asked))
+            return min(nearest, asked) - second
+        lengths = [min(length, asked) for length in lengths]
+    ahead = [length for length in lengths if length > timedelta()]
+    return (min(ahead) if ahead else max(lengths)) - second
+
+
+def over(expires_at: datetime, server_time: datetime | None, now: datetime) -> bool:
+    """Whether a credential that has just come is over by the answer's ``Date`` *and* by our own time."""
+    return expires_at <= now and (server_time is None or expires_at <= server_time)
 
 
 def clock_hint(server_time: datetime | None, now: datetime) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -22,6 +22,7 @@ from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.secret import Secret
 from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, passing_status, said, word
 from agent.providers.regions import data_loader, main_region, sts_url
+from agent.providers.signing_time import SigningTime
 from agent.upstream import Upstream, UpstreamError, UpstreamResponse
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 
@@ -53,7 +54,7 @@ _PASSING_CODES: Final = frozenset(
         "IDPCommunicationError",
     }
 )
-#: Always the clock's doing: the next attempt is signed with the time that this very answer teaches.
+#: Always the clock's doing: the next attempt is signed with the time that this very answer names.
 _CLOCK_CODES: Final = frozenset({"RequestExpired", "RequestTimeTooSkewed", "RequestInTheFuture"})
 #: The clock's doing only when the clocks do disagree; else the secret key is wrong.
 _SIGNATURE_CODES: Final = frozenset({"SignatureDoesNotMatch", "InvalidSignatureException", "AuthFailure"})
@@ -80,12 +81,16 @@ class Sts:
     Args:
         endpoint: one URL for all regions, or ``None`` for the regional endpoints.
         timeout_seconds: for one request, start to end.
+        boottime: see :class:`~agent.providers.signing_time.SigningTime`.
     """
 
-    def __init__(self, upstream: Upstream, endpoint: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self, upstream: Upstream, endpoint: str | None, timeout_seconds: float, boottime: Callable[[], float]
+    ) -> None:
         self._upstream = upstream
         self._endpoint = endpoint
         self._timeout_seconds = timeout_seconds
+        self._times = SigningTime(boottime)
 
     async def call(
         self,
@@ -104,7 +109,7 @@ class Sts:
             parameters: as the API names them.
             region: whose endpoint is asked, and for which the request is signed.
             keys: who asks.
-            now: the time of the signature.
+            now: our time; the signature is dated by it, or by the server's own if that refused it before.
             confidential: parameters that must not come back in an error text.
 
         Raises:
@@ -117,8 +122,9 @@ class Sts:
         body = urlencode(serialized["body"]).encode()
         headers = {str(name): str(value) for name, value in serialized["headers"].items()}
         url = (self._endpoint or sts_url(region)).rstrip("/") + "/"
+        dated = self._times.at(url, now)
         if keys is not None:
-            headers = signed_headers(keys, "POST", url, headers, body, service="sts", region=region, now=now)
+            headers = signed_headers(keys, "POST", url, headers, body, service="sts", region=region, now=dated)
         try:
             answer = await self._upstream.request(
                 "POST",
@@ -135,7 +141,14 @@ class Sts:
             secrets = [*confidential]
             if keys is not None:
                 secrets += [keys.secret_access_key, *([keys.session_token] if keys.session_token else [])]
-            raise _refusal(operation, answer, parsed.get("Error", {}), secrets, now)
+            refusal = _refusal(operation, answer, parsed.get("Error", {}), secrets, dated)
+            if (
+                keys is not None
+                and refusal.code in _CLOCK_CODES | _SIGNATURE_CODES
+                and clock_is_suspect(answer.date, dated)
+            ):
+                self._times.refused(url, answer.date)
+            raise refusal
         return StsAnswer(parsed, answer.date)
 
 

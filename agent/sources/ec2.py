@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from datetime import datetime
 from typing import Final, NoReturn
 
 import msgspec
@@ -47,7 +45,6 @@ class Ec2UserDataSource:
         metadata: the service, as its client.
         clock: sleeps.
         rng: the source of the spread.
-        learn: told the ``Date`` of each answer: on a machine whose clock is wrong at boot it is the first one heard.
     """
 
     def __init__(
@@ -57,13 +54,11 @@ class Ec2UserDataSource:
         metadata: Ec2Metadata,
         clock: Clock,
         rng: random.Random,
-        learn: Callable[[datetime], object] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metadata = metadata
         self._clock = clock
         self._rng = rng
-        self._learn = learn
 
     @property
     def name(self) -> str:
@@ -85,8 +80,6 @@ class Ec2UserDataSource:
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`. User-data without a bundle in it is ``None``, like none at all."""
         answer = await self._metadata.request("GET", PATH, max_bytes=MAX_BYTES)
-        if answer.date is not None:
-            self._learn(answer.date)
         if answer.status == 404:
             return None
         if answer.status != 200:

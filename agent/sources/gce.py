@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final, Literal, NoReturn
 
 import msgspec
@@ -72,7 +70,6 @@ class GceAttributeSource:
         metadata: the server, as its client.
         clock: sleeps.
         rng: the source of the jitter.
-        learn: told the ``Date`` of each answer.
     """
 
     def __init__(
@@ -82,13 +79,11 @@ class GceAttributeSource:
         metadata: GceMetadata,
         clock: Clock,
         rng: random.Random,
-        learn: Callable[[datetime], object] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metadata = metadata
         self._clock = clock
         self._rng = rng
-        self._learn = learn
 
     @property
     def name(self) -> str:
@@ -132,10 +127,7 @@ class GceAttributeSource:
 
     def _attributes(self) -> list[_Attribute]:
         scopes = ("instance", "project") if self._settings.scope == "both" else (self._settings.scope,)
-        return [
-            _Attribute(scope, self._settings, metadata=self._metadata, clock=self._clock, learn=self._learn)
-            for scope in scopes
-        ]
+        return [_Attribute(scope, self._settings, metadata=self._metadata, clock=self._clock) for scope in scopes]
 
 
 class _Attribute:
@@ -152,14 +144,12 @@ class _Attribute:
         *,
         metadata: GceMetadata,
         clock: Clock,
-        learn: Callable[[datetime], object],
     ) -> None:
         self._directory = f"/computeMetadata/v1/{scope}/attributes/"
         self._key = settings.key
         self._name = settings.name
         self._metadata = metadata
         self._clock = clock
-        self._learn = learn
         self._exists = True  # until we are told otherwise
         self._etag: str | None = None
         self._changed = False
@@ -226,8 +216,6 @@ class _Attribute:
         answer = await self._metadata.request(
             "GET", f"{path}?{text}" if text else path, timeout_seconds=wait, max_bytes=max_bytes
         )
-        if answer.date is not None:
-            self._learn(answer.date)
         if answer.status not in {200, 404}:
             raise SourceError(f"expected 200 or 404 for a metadata attribute, got {answer.status}")
         return answer

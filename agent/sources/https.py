@@ -15,8 +15,6 @@ import ipaddress
 import math
 import random
 import re
-from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Final, NoReturn
 from urllib.parse import urljoin, urlsplit
@@ -98,7 +96,6 @@ class HttpsSource:
         upstream: the way out, with the CA and proxy of this source.
         clock: sleeps.
         rng: the source of the jitter.
-        learn: told the ``Date`` of answers that came over TLS.
     """
 
     def __init__(
@@ -108,13 +105,11 @@ class HttpsSource:
         upstream: Upstream,
         clock: Clock,
         rng: random.Random,
-        learn: Callable[[datetime], object] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._upstream = upstream
         self._clock = clock
         self._rng = rng
-        self._learn = learn
         self._forget()
 
     def _forget(self) -> None:
@@ -225,8 +220,6 @@ class HttpsSource:
                 timeout_seconds=timeout_seconds,
                 max_bytes=MAX_BUNDLE_BYTES,
             )
-            if answer.date is not None and url.startswith("https:"):
-                self._learn(answer.date)
             if answer.status not in {301, 302, 303, 307, 308}:
                 self._check(answer)
                 return answer

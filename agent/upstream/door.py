@@ -16,10 +16,10 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from agent import __version__
 from agent.core.errors import SourceError
+from agent.core.timekeeping import Witness
 from agent.upstream.authorities import Authorities, AuthoritiesError
+from agent.upstream.dates import METADATA_V6, date_of, witness_of
 
 if TYPE_CHECKING:
     import aiohttp
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 _MAX_HEAD_LINE_BYTES = 16384
 _SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
-#: The IPv6 homes of the EC2 and GCE metadata services: unique local addresses, but as dangerous as link-local ones.
-_METADATA_V6 = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("fd20:ce::254"))
 
 
 class UpstreamError(SourceError):
@@ -115,7 +115,8 @@ class UpstreamResponse:
     Attributes:
         headers: names compare without regard to case.
         body: as sent, never decompressed: a small answer cannot become a large one.
-        date: the server's ``Date``, aware UTC; ``None`` when absent or unreadable.
+        date: when the answer was given, by the server's own word (:func:`agent.upstream.dates.date_of`), aware UTC;
+            ``None`` when it does not say so, or not credibly.
     """
 
     status: int
@@ -134,7 +135,7 @@ class UpstreamStream:
     def __init__(self, response: aiohttp.ClientResponse, origin: str, max_bytes: int) -> None:
         self.status = response.status
         self.headers = response.headers
-        self.date = _date(response.headers)
+        self.date = date_of(response.headers)
         self._response = response
         self._origin = origin
         self._max_bytes = max_bytes
@@ -178,13 +179,24 @@ class _Session:
 class Upstream:
     """The client. Made without I/O; connections belong to the event loop that first uses it.
 
+    Args:
+        hear: told what time it is by those whose word is worth something, and by nobody else: see
+            :func:`agent.upstream.dates.witness_of`. Called as soon as the head of their answer is
+            here, with the seconds since it was asked for.
+
     Resource handling: idle connections are kept for 15 s; :meth:`close` closes all.
     Error handling: every method raises :class:`UpstreamError` and nothing else; no traceback of the HTTP library is
     chained, because its texts may hold URLs.
     """
 
-    def __init__(self, settings: UpstreamSettings | None = None) -> None:
+    def __init__(
+        self,
+        settings: UpstreamSettings | None = None,
+        *,
+        hear: Callable[[Witness, datetime, float], object] | None = None,
+    ) -> None:
         self._settings = settings or UpstreamSettings()
+        self._hear = hear
         # Mutable state, all of it: one session that may connect anywhere, one that looks at each address first, those
         # of former authorities that still have an answer under way, and the authorities.
         self._sessions: dict[bool, _Session] = {}
@@ -263,6 +275,7 @@ class Upstream:
             self._retire()
         session = self._session(guarded=guarded)
         session.users += 1
+        asked_at = asyncio.get_running_loop().time()
         try:
             response = await session.client.request(
                 method,
@@ -282,7 +295,13 @@ class Upstream:
             await self._left(session)
             raise
         try:
-            yield UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
+            stream = UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
+            witness = None
+            if self._hear is not None and "Age" not in response.headers:  # a cache's word is nobody's
+                witness = witness_of(origin.lower(), link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
+            if self._hear is not None and witness is not None and stream.date is not None:
+                self._hear(witness, stream.date, asyncio.get_running_loop().time() - asked_at)
+            yield stream
         finally:
             # A connection whose answer was not read to the end is closed, not returned to the pool.
             response.close()
@@ -417,7 +436,7 @@ def _may_reach(address: str, *, allow_private: bool) -> bool:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         elif ip.sixtofour is not None:
             ip = ip.sixtofour
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in _METADATA_V6:
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in METADATA_V6:
         return False
     if ip.is_private or ip.is_loopback:
         return allow_private
@@ -439,21 +458,6 @@ def _refused(origin: str) -> UpstreamRefused:
         f"{origin} leads to a private, loopback or link-local address",
         hint="a url from a bundle must be public unless the configuration allows private addresses",
     )
-
-
-def _date(headers: Mapping[str, str]) -> datetime | None:
-    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - loaded by aiohttp, and by nobody else
-
-    text = headers.get("Date")
-    if text is None:
-        return None
-    try:
-        parsed = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if parsed.tzinfo is None:
-        return parsed.replace(tzinfo=UTC)
-    return parsed.astimezone(UTC)
 
 
 def _translate(error: BaseException, origin: str) -> UpstreamError:

@@ -1,7 +1,7 @@
 """AWS Signature Version 4, with the time as a parameter.
 
 botocore computes the signature; only its habit of reading the machine's clock is overridden: the keeper knows the
-true time better (it learns the skew from the clouds' ``Date``), and a signature made with a clock that is off is
+true time better (:mod:`agent.core.timekeeping`), and a signature made with a clock that is off is
 refused for as long as the clock is.
 """
 

@@ -74,6 +74,7 @@ class Plan:
     Attributes:
         lifetime_seconds: of the AWS credential.
         wall_error_hours: by how much the wall clock is ahead when the machine boots, before NTP.
+        synchronised: whether the kernel says so whenever its wall clock is right; else it never does.
     """
 
     seed: int
@@ -81,6 +82,7 @@ class Plan:
     google: Google = Google.USER
     lifetime_seconds: int = 3600
     wall_error_hours: float = 0.0
+    synchronised: bool = False
     faults: tuple[Fault, ...] = ()
     hours: float = HOURS
 

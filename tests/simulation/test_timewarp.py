@@ -62,17 +62,20 @@ groups = {
     "clocks": plans(
         [3600, 10800],
         wall_error_hours=wrong_at_boot,
+        synchronised=st.booleans(),
         faults=st.lists(steps | sleeps | outages, max_size=16).map(tuple),
     ),
     "a server that lies about the time": plans(
         [3600, 10800],
         wall_error_hours=wrong_at_boot,
+        synchronised=st.booleans(),
         faults=st.lists(lies | steps | outages, max_size=12).map(tuple),
         hours=st.just(18.0),
     ),
     "everything at once": plans(
         [900, 1800, 3600, 10800, 43200],
         wall_error_hours=wrong_at_boot,
+        synchronised=st.booleans(),
         faults=st.lists(steps | sleeps | outages | flaky | lies, min_size=2, max_size=14).map(tuple),
         hours=st.just(24.0),
     ),

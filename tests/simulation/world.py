@@ -61,6 +61,7 @@ from agent.providers import Mint, MintSettings
 from agent.providers.sts import warm
 from agent.serve.waiting import Changes
 from agent.upstream import Ec2Metadata, GceMetadata, Reach, UpstreamError, UpstreamResponse, origin_of
+from agent.upstream.dates import witness_of
 from tests.fakes.broker import FakeBroker
 from tests.fakes.google_tokens import FakeGoogle
 from tests.fakes.machine_metadata import FakeEc2Metadata, FakeGceMetadata
@@ -83,9 +84,14 @@ ROBOT = "robot@project.iam.gserviceaccount.com"
 OWN = "worker@project.iam.gserviceaccount.com"
 POOL = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/aws"
 GOOGLE_SECONDS = 3599
+EC2 = "http://169.254.169.254"
+GCE = "http://[fd20:ce::254]"
+"""Two machines in one: a real one has one of them."""
 
 ATTEMPTS_A_MINUTE = 30
 """Twice and a half what the fastest retry does on average (full jitter up to 10 s: one in five seconds)."""
+STEP_SECONDS = 241.0
+"""After a step forward: what looks over is asked for anew, at the pace of retries where a signature was refused first."""
 SLACK = timedelta(seconds=12)
 """For the calls themselves: up to three in a row, of up to two seconds each, and a probe."""
 
@@ -110,7 +116,12 @@ class World:
         self.rng = random.Random(plan.seed)
         self.time = Time(loop)
         self.time.wall_error = plan.wall_error_hours * 3600
-        self.clock = SystemClock(boottime=self.time.boottime, wall=self.time.wall, nap_seconds=NAP_SECONDS)
+        self.clock = SystemClock(
+            boottime=self.time.boottime,
+            wall=self.time.wall,
+            synchronised=lambda: self.plan.synchronised and not self.time.wall_error,
+            nap_seconds=NAP_SECONDS,
+        )
         self.troubles: dict[str, list[Trouble]] = {"aws": [], "gcp": []}
         self.sts = FakeSts(self.time.true, random.Random(plan.seed), lambda operation: self._weather("aws", operation))
         self.google = FakeGoogle(
@@ -125,6 +136,7 @@ class World:
         self.ec2 = FakeEc2Metadata(self.time.true, self._machine_keys)
         self.gce = FakeGceMetadata(self.time.true, self._machine_token, self._machine_identity)
         self.attempts: dict[str, list[float]] = {}
+        self.ignore_dates = ignore_dates
         upstream: Any = _Wire(self)
         grants, routes = self._bundle()
         self.clouds = tuple(sorted({*routes, *(c for c in Cloud if plan_uses_machine(plan, c))}))
@@ -138,8 +150,8 @@ class World:
                 upstream,
                 MintSettings(region=REGION, allowed_origins=(BROKER,)),
                 self.clock,
-                ec2=Ec2Metadata(upstream, self.clock, "http://ec2.metadata"),
-                gce=GceMetadata(upstream, "http://gce.metadata"),
+                ec2=Ec2Metadata(upstream, self.clock, EC2),
+                gce=GceMetadata(upstream, GCE),
             ),
             opener=self._open,
             recorder=_Recorder(),
@@ -147,7 +159,6 @@ class World:
             clock=self.clock,
             rng=random.Random(plan.seed + 2),
             changed=self.changes.ring,
-            learn=(lambda _: 0.0) if ignore_dates else self.clock.learn,
             follow=self.clock.follow,
         )
         self.bundle = _bundle(grants, routes, self.clock.now())
@@ -315,6 +326,12 @@ class World:
         match trouble.kind:
             case Kind.STEP:
                 self.time.wall_error += trouble.size_hours * 3600
+                if trouble.size_hours > 0:
+                    # It looks like a pause: what may be over is not served until a witness says that it was none.
+                    for health in self._health.values():
+                        health.held_at = None
+                    self.disturb(*self.troubles, seconds=STEP_SECONDS)
+                self._stepped()
                 await asyncio.sleep(seconds)
             case Kind.SUSPEND:
                 self.time.suspended += seconds
@@ -326,6 +343,7 @@ class World:
                     await asyncio.sleep(2 * NAP_SECONDS)
                 self.check()
                 self.time.paused += seconds
+                self._stepped()
                 self.blind_until = self.time.elapsed() + 120.0
                 self.disturb("aws", "gcp", seconds=120.0)
             case _:
@@ -347,6 +365,10 @@ class World:
                     self.disturb(*self.troubles, seconds=481.0)
                 self.disturb(*whom, seconds=241.0 if trouble.kind is Kind.REFUSE else 0.0)
         self.check()
+
+    def _stepped(self) -> None:
+        """The kernel tells of a step of the wall clock (``TFD_TIMER_CANCEL_ON_SET``)."""
+        self.keeper.time_moved()
 
     def disturb(self, *clouds: str, seconds: float = 0.0) -> None:
         """The upstream of these clouds is not well now, nor for so many seconds more."""
@@ -535,11 +557,11 @@ class _Wire:
             "https://sts.googleapis.com": world.google,
             "https://iamcredentials.googleapis.com": world.google,
             BROKER: world.broker,
-            "http://ec2.metadata": world.ec2,
-            "http://gce.metadata": world.gce,
+            EC2: world.ec2,
+            GCE: world.gce,
         }
         self._net = InProcess(handlers)
-        self._cloud = {origin: "gcp" if "google" in origin or "gce" in origin else "aws" for origin in handlers}
+        self._cloud = {origin: "gcp" if "google" in origin or origin == GCE else "aws" for origin in handlers}
 
     async def request(
         self,
@@ -565,16 +587,22 @@ class _Wire:
                 await asyncio.sleep(timeout_seconds or 30.0)
                 world.disturb(cloud)
                 raise UpstreamError(f"{origin} did not answer in time", code="timeout")
-        refused = world.refused(cloud) if origin in (BROKER, "http://ec2.metadata", "http://gce.metadata") else None
+        refused = world.refused(cloud) if origin in (BROKER, EC2, GCE) else None
         if refused is not None:
             return UpstreamResponse(refused.status, CIMultiDictProxy(CIMultiDict()), b"", None)
+        asked_at = asyncio.get_running_loop().time()
         answer = await self._net.request(method, url, headers=headers, body=body)
         if url.startswith("https:"):  # the machine's metadata is no network away
             await asyncio.sleep(world.rng.uniform(0.005, 1.0))
+        witness = witness_of(origin, link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
+        if witness is not None and answer.date is not None and not world.ignore_dates:
+            took = asyncio.get_running_loop().time() - asked_at
+            if world.clock.hear(witness, answer.date, took):
+                world.keeper.time_moved()
         return answer
 
     def _count(self, origin: str, body: bytes, url: str) -> None:
-        if "metadata" in origin or b"GetCallerIdentity" in body:
+        if origin in (EC2, GCE) or b"GetCallerIdentity" in body:
             return
         what = body.partition(b"Action=")[2].partition(b"&")[0].decode() or url.rpartition("/")[2]
         if what == "AssumeRole":

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.core.counters import Counters
 from agent.core.store import Store
 from agent.core.verdict import Accepted, Memory, Policy
-from agent.report import Vitals, metrics
+from agent.report import ClockVitals, Vitals, metrics
 from tests.fakes.clock import START
 from tests.unit.core.worlds import HOUR, aws_credential, bundle, session
 
@@ -20,7 +20,7 @@ def values(store: Store, now: datetime, **labels: str) -> dict[str, float]:
     vitals = Vitals(
         started=START,
         wall_error_seconds=0,
-        clock_samples=0,
+        clock=ClockVitals(),
         sources={},
         refusal=None,
         memory_unwritten=False,

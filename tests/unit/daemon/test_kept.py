@@ -6,10 +6,12 @@ import json
 import random
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from agent.core.model import Cloud, GoogleToken
 from agent.core.store import Store
+from agent.core.timekeeping import Witness
 from agent.core.verdict import Accepted, Key, Memory, Policy
 from agent.core.view import Live
 from agent.daemon import kept
@@ -26,12 +28,14 @@ class Machine:
     def __init__(self) -> None:
         self.elapsed = 0.0
         self.wall_error = 0.0
+        self.synchronised = False
 
     def clock(self) -> SystemClock:
         """A process of this machine starts."""
         return SystemClock(
             boottime=lambda: 500.0 + self.elapsed,
             wall=lambda: START.timestamp() + self.elapsed + self.wall_error,
+            synchronised=lambda: self.synchronised,
         )
 
 
@@ -101,12 +105,12 @@ def test_a_counted_life_needs_no_right_clock(hours: int) -> None:
 
 
 @pytest.mark.parametrize("hours", [-8, 8])
-def test_what_a_cloud_said_of_the_time_outlives_the_process(hours: int) -> None:
-    """A clock that was corrected by a cloud is right after a restart, before any cloud was asked again."""
+def test_what_a_witness_said_of_the_time_outlives_the_process(hours: int) -> None:
+    """A clock that was corrected by a witness is right after a restart, before anybody was asked again."""
     machine = Machine()
     machine.wall_error = hours * 3600.0
     clock = machine.clock()
-    clock.learn(START)
+    clock.hear(Witness.LINK, START)
     first = store(clock)
     fill(first, clock, counted=False)
     data = kept.encode(first, clock)
@@ -115,23 +119,73 @@ def test_what_a_cloud_said_of_the_time_outlives_the_process(hours: int) -> None:
     second, clock, count = restart(machine, data)
 
     assert abs(clock.now() - START - 20 * MINUTE) < timedelta(seconds=2)
+    assert clock.keeper.believed is Witness.LINK
     assert count == 3
     assert not isinstance(second.view(Cloud.AWS, START + HOUR), Live)
 
 
-def test_a_cloud_that_was_just_heard_is_believed() -> None:
+def test_a_witness_that_was_just_heard_is_believed() -> None:
     """What the process before us knew does not overrule what the metadata service has just said."""
     machine = Machine()
     clock = machine.clock()
-    clock.learn(START + 3 * HOUR)  # by a liar
+    clock.hear(Witness.LINK, START + 3 * HOUR)  # by a liar
     data = kept.encode(store(clock), clock)
     fresh = machine.clock()
-    fresh.learn(START)
+    fresh.hear(Witness.LINK, START)
     left = kept.decode(data, fresh)
     assert left is not None
     left.teach(fresh)
 
     assert abs(fresh.now() - START) < timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("believed", ["kernel", "metadata", "aws", "google", "wall", None])
+@pytest.mark.parametrize(
+    "now", ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-12-24T06:00:00Z"]
+)
+def test_what_was_left_moves_us_no_further_than_a_witness_may(now: str, believed: str | None) -> None:
+    """A time that nobody could believe, in what the process before us left, neither moves us nor stops the start."""
+    machine = Machine()
+    clock = machine.clock()
+    left = msgspec.json.decode(kept.encode(store(clock), clock))
+    left |= {"now": now, "heard": True, "believed": believed, "wall_error": None}
+    fresh = machine.clock()
+    found = kept.decode(msgspec.json.encode(left), fresh)
+    assert found is not None
+    found.teach(fresh)
+
+    assert fresh.now() == START
+
+
+def test_what_a_version_without_provenance_left_is_bounded_too() -> None:
+    """An upgrade loses nothing, and believes what it is not told the origin of like one witness."""
+    machine = Machine()
+    machine.wall_error = 3600.0
+    clock = machine.clock()
+    clock.hear(Witness.LINK, START)
+    left = msgspec.json.decode(kept.encode(store(clock), clock))
+    del left["believed"], left["wall_error"]
+    fresh = machine.clock()
+    found = kept.decode(msgspec.json.encode(left), fresh)
+    assert found is not None
+    found.teach(fresh)
+
+    assert abs(fresh.now() - START) < timedelta(seconds=2)
+
+
+def test_a_pause_between_two_processes_prolongs_nothing() -> None:
+    """The machine was stopped for an hour while no process of ours ran: what the first held is over for the second."""
+    machine = Machine()
+    machine.synchronised = True
+    clock = machine.clock()
+    first = store(clock)
+    fill(first, clock, counted=True)
+    data = kept.encode(first, clock)
+    machine.wall_error = 2 * 3600.0  # boot time is short by what the wall clock has caught up with
+
+    second, clock, _ = restart(machine, data)
+
+    assert not isinstance(second.view(Cloud.AWS, clock.now()), Live)
 
 
 def test_what_ended_meanwhile_is_left_out() -> None:

@@ -1,30 +1,35 @@
-"""The machine's clocks: what moves our time, and what only looks as if it should."""
+"""The machine's clocks: what moves our time, and what only looks as if it should. The rule: agent/core/timekeeping.py."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from agent.core.clock import Skew, utc
-from agent.host.clock import SystemClock
+from agent.core.clock import utc
+from agent.core.timekeeping import ALONE_SECONDS, MOVE_EVERY_SECONDS, SETTLED_SECONDS, Witness
+from agent.host.clock import SystemClock, synchronised
 
 EPOCH = 1_795_000_000.0
 HOUR = 3600.0
-STEPS = [-30 * 24 * HOUR, -6 * HOUR, -60.0, 60.0, 6 * HOUR, 30 * 24 * HOUR]
+STEPS = [-6 * HOUR, -60.0, 60.0, 6 * HOUR]
 
 
 class Machine:
     """Hands of two clocks, and the true time."""
 
-    def __init__(self, *, wall_error: float = 0.0) -> None:
+    def __init__(self, *, wall_error: float = 0.0, synchronised: bool = False) -> None:
         self.true = EPOCH
         self.boot = 1000.0
         self.wall = EPOCH + wall_error
-        self.clock = SystemClock(boottime=lambda: self.boot, wall=lambda: self.wall, nap_seconds=0.001)
+        self.synchronised = synchronised
+        self.clock = SystemClock(
+            boottime=lambda: self.boot,
+            wall=lambda: self.wall,
+            synchronised=lambda: self.synchronised,
+            nap_seconds=0.001,
+        )
 
     def passes(self, seconds: float) -> None:
         """Time passes, suspended or not: CLOCK_BOOTTIME counts on."""
@@ -32,16 +37,21 @@ class Machine:
         self.boot += seconds
         self.wall += seconds
 
-    def stopped(self, seconds: float) -> None:
+    def paused(self, seconds: float) -> None:
         """The hypervisor stops the machine: no clock of it counts on."""
         self.true += seconds
 
-    def hear(self, error: float = 0.0) -> float:
-        """A cloud tells the time, whole seconds, wrong by ``error``."""
-        return self.clock.learn(utc(float(int(self.true + error))))
+    def hear(self, witness: Witness, error: float = 0.0, took: float = 0.0) -> float:
+        """A witness tells the time, whole seconds, wrong by ``error``; returns by how much it moved us."""
+        before = self.clock.keeper.ours
+        self.clock.hear(witness, utc(float(int(self.true + error))), took)
+        return self.clock.keeper.ours - before
 
-    def doubtful(self) -> bool:
-        return self.clock.skew.doubtful
+    def insists(self, witness: Witness, error: float = 0.0) -> float:
+        """It says so again, later than what could have been under way."""
+        moved = self.hear(witness, error)
+        self.passes(SETTLED_SECONDS + 1)
+        return moved + self.hear(witness, error)
 
     @property
     def off(self) -> float:
@@ -49,14 +59,72 @@ class Machine:
         return (self.clock.now() - utc(self.true)).total_seconds()
 
 
-class TestBeforeACloudToldTheTime:
+class TestASynchronisedKernel:
+    @pytest.mark.parametrize("error", [*STEPS, 1e9])
+    def test_no_server_moves_it(self, error: float) -> None:
+        """What NTP keeps right outranks every server there is, alone or together."""
+        machine = Machine(synchronised=True)
+        for _ in range(3):
+            for witness in (Witness.LINK, Witness.AWS, Witness.GOOGLE):
+                assert machine.insists(witness, error) == 0.0
+        assert machine.off == pytest.approx(0.0)
+        assert machine.clock.keeper.believed is Witness.KERNEL
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_it_is_followed(self, step: float) -> None:
+        """When NTP sets the clock, our time is the clock's."""
+        machine = Machine(wall_error=-step)
+        machine.wall, machine.synchronised = machine.true, True
+        machine.clock.follow()
+        assert machine.off == pytest.approx(0.0)
+
+    def test_a_first_correction_is_no_lost_time(self) -> None:
+        """At boot the clock was wrong: no deadline comes nearer when NTP sets it forward."""
+        machine = Machine(wall_error=-HOUR)
+        before = machine.clock.boottime()
+        machine.wall, machine.synchronised = machine.true, True
+        machine.clock.follow()
+        assert machine.clock.boottime() == before
+
+    @pytest.mark.parametrize("seconds", [60.0, HOUR, 30 * 24 * HOUR])
+    def test_a_pause_is_lost_time(self, seconds: float) -> None:
+        """A clock that was right and is set forward was stopped: what was counted on boot time comes nearer by as much."""
+        machine = Machine(synchronised=True)
+        before = machine.clock.boottime()
+        machine.paused(seconds)
+        machine.wall = machine.true
+        assert machine.clock.follow() is True, "a reason to ask for everything anew"
+        assert machine.off == pytest.approx(0.0)
+        assert machine.clock.boottime() - before == pytest.approx(seconds)
+
+    def test_one_that_loses_its_source_holds_on_boot_time(self) -> None:
+        """What the kernel said last is kept; a step back by hand moves nothing from then on."""
+        machine = Machine(synchronised=True)
+        machine.clock.follow()
+        machine.synchronised = False
+        machine.wall -= HOUR
+        machine.clock.follow()
+        assert machine.off == pytest.approx(0.0)
+
+    def test_a_pause_that_only_servers_tell_of_is_asked_about(self) -> None:
+        """Before NTP looks again the kernel knows of no pause: who says it is later is a reason to ask, once."""
+        machine = Machine(synchronised=True)
+        machine.hear(Witness.AWS)
+        machine.clock.follow()
+        machine.paused(HOUR)
+        machine.hear(Witness.AWS)
+        assert machine.clock.follow() is True
+        machine.hear(Witness.AWS)
+        assert machine.clock.follow() is False
+
+
+class TestBeforeAnybodyToldTheTime:
     @pytest.mark.parametrize("step", STEPS)
     def test_a_step_of_the_wall_clock_is_followed(self, step: float) -> None:
-        """Right after boot NTP sets the wall clock: it is the best that is known."""
+        """It is all that is known."""
         machine = Machine(wall_error=-step)
-        assert machine.off == pytest.approx(-step)
         machine.wall = machine.true
-        assert not machine.clock.follow()
+        machine.clock.follow()
         assert machine.off == pytest.approx(0.0)
 
     def test_nothing_moves_by_itself(self) -> None:
@@ -74,88 +142,118 @@ class TestBeforeACloudToldTheTime:
             machine.clock.follow()
         assert abs(machine.clock.wall_error_seconds) <= 2.0
 
-    @pytest.mark.parametrize("error", STEPS)
-    def test_the_first_cloud_is_believed(self, error: float) -> None:
-        """A machine that boots with a wrong clock has the right time from the first answer on."""
+    @pytest.mark.parametrize("error", [-14 * HOUR, -60.0, 60.0, 14 * HOUR])
+    def test_the_metadata_service_is_believed_at_once(self, error: float) -> None:
+        """A machine whose hardware clock is in local time is right from the first answer on."""
         machine = Machine(wall_error=error)
-        assert machine.hear() == pytest.approx(-error, abs=1.0)
+        machine.hear(Witness.LINK)
         assert machine.off == pytest.approx(0.0, abs=1.0)
 
-
-class TestAfterACloudToldTheTime:
-    @pytest.mark.parametrize("step", STEPS)
-    def test_a_step_of_the_wall_clock_moves_nothing(self, step: float) -> None:
-        """By hours in either direction: neither `now` nor the deadlines' clock moves; it is a reason to ask."""
+    @pytest.mark.parametrize("error", [-(ALONE_SECONDS + 60), ALONE_SECONDS + 60, 1e8])
+    def test_but_within_the_bound(self, error: float) -> None:
+        """Nobody alone moves us further than a wrong time zone would."""
         machine = Machine()
-        machine.hear()
-        before = machine.clock.boottime()
+        for _ in range(5):
+            assert machine.insists(Witness.LINK, error) == 0.0
+            machine.passes(MOVE_EVERY_SECONDS)
+
+    @pytest.mark.parametrize("witness", [Witness.AWS, Witness.GOOGLE])
+    @pytest.mark.parametrize("error", [1800.0, -HOUR])
+    def test_one_token_endpoint_is_not(self, witness: Witness, error: float) -> None:
+        """A token endpoint whose `Date` is half an hour ahead moves nothing, however often it says so."""
+        machine = Machine()
+        for _ in range(10):
+            assert machine.insists(witness, error) == 0.0
+
+    def test_two_that_agree_are(self) -> None:
+        """Two clouds, or a cloud and the metadata service, outweigh a wall clock that nobody keeps."""
+        for one, other in ((Witness.AWS, Witness.GOOGLE), (Witness.LINK, Witness.AWS)):
+            machine = Machine(wall_error=5 * HOUR)
+            machine.hear(one)
+            machine.hear(other)
+            assert machine.off == pytest.approx(0.0, abs=1.0)
+
+
+class TestAfterAWitnessToldTheTime:
+    @pytest.mark.parametrize("step", [-30 * 24 * HOUR, -60.0])
+    def test_a_step_back_moves_nothing(self, step: float) -> None:
+        """It is a reason to ask, once."""
+        machine = Machine()
+        machine.hear(Witness.LINK)
         machine.wall += step
         assert machine.clock.follow() is True
+        assert machine.clock.follow() is False
         assert machine.off == pytest.approx(0.0, abs=1.0)
-        assert machine.clock.boottime() == before
-        assert machine.clock.follow() is False, "asked for once, not with every look"
 
-    @pytest.mark.parametrize("step", STEPS)
-    def test_a_cloud_that_contradicts_the_step_settles_it(self, step: float) -> None:
-        """The wall clock was set wrong; the cloud says what we think: nothing moves, then or later."""
+    @pytest.mark.parametrize("witness", [Witness.LINK, Witness.AWS, Witness.GOOGLE])
+    def test_a_step_forward_is_believed_until_a_witness_takes_it_back(self, witness: Witness) -> None:
+        """What may be over is not served: safe first, and right with the first answer."""
         machine = Machine()
-        machine.hear()
-        machine.wall += step
+        machine.hear(witness)
+        machine.wall += 6 * HOUR
+        assert machine.clock.follow() is True
+        assert machine.off == pytest.approx(6 * HOUR, abs=1.0)
+        machine.hear(witness)
+        assert machine.off == pytest.approx(0.0, abs=1.0)
+
+    @pytest.mark.parametrize("seconds", [60.0, HOUR])
+    def test_a_pause_is_noticed_by_the_step(self, seconds: float) -> None:
+        """An unsynchronised wall clock that a hypervisor sets right afterwards is believed, and deadlines come nearer."""
+        machine = Machine()
+        machine.hear(Witness.AWS)
+        before = machine.clock.boottime()
+        machine.paused(seconds)
+        machine.wall = machine.true
+        assert machine.clock.follow() is True
+        assert machine.clock.boottime() - before == pytest.approx(seconds, abs=1.0)
+        machine.insists(Witness.AWS)
+        assert machine.off == pytest.approx(0.0, abs=1.0)
+
+    def test_an_answer_from_before_the_pause_settles_nothing(self) -> None:
+        """What was under way while the machine stood still says an old time; the next says the true one."""
+        machine = Machine()
+        machine.hear(Witness.LINK)
+        machine.passes(1.0)
+        machine.paused(HOUR)
+        machine.wall = machine.true
         machine.clock.follow()
-        assert machine.hear() == 0.0
+        machine.passes(0.5)
+        assert machine.hear(Witness.LINK, -HOUR, took=1.0) == 0.0
+        machine.passes(1.0)
+        machine.hear(Witness.LINK)
+        assert machine.off == pytest.approx(0.0, abs=1.0)
+
+    def test_a_pause_that_no_clock_tells_of_is_told_by_the_metadata_service(self) -> None:
+        """Nobody set the wall clock: the host below insists, and is believed."""
+        machine = Machine()
+        machine.hear(Witness.LINK)
         machine.passes(HOUR)
-        assert machine.hear() == 0.0
+        machine.paused(HOUR)
+        machine.insists(Witness.LINK)
         assert machine.off == pytest.approx(0.0, abs=1.0)
 
-    @pytest.mark.parametrize("error", STEPS)
-    def test_one_lying_server_moves_nothing(self, error: float) -> None:
-        """A later answer that contradicts is doubted, and forgotten when the next agrees with us."""
+    def test_whoever_alternates_moves_us_once_at_most(self) -> None:
+        """A metadata service that says one thing and another is believed for neither."""
         machine = Machine()
-        machine.hear()
-        assert machine.hear(error) == 0.0
-        assert machine.doubtful() is True
-        assert machine.hear() == 0.0
-        assert machine.doubtful() is False
-        assert machine.hear(error) == 0.0
-        assert machine.off == pytest.approx(0.0, abs=1.0)
+        machine.hear(Witness.LINK)
+        for turn in range(60):
+            machine.passes(1.0)
+            machine.hear(Witness.LINK, 0.0 if turn % 2 else 1800.0)
+        assert machine.clock.keeper.moves == 0
 
-    @pytest.mark.parametrize("error", STEPS)
-    def test_two_that_agree_are_believed(self, error: float) -> None:
-        """Two answers in a row that say the same are right, and we were wrong, whatever the wall clock says."""
-        machine = Machine(wall_error=77 * HOUR)
-        machine.hear(error)
-        assert machine.off == pytest.approx(error, abs=1.0)
-        assert machine.hear() == 0.0
-        machine.passes(30.0)
-        assert machine.hear() == pytest.approx(-error, abs=1.0)
-        assert machine.off == pytest.approx(0.0, abs=1.0)
-
-    def test_two_lies_that_differ_are_not(self) -> None:
-        """Two contradictions that contradict each other confirm nothing."""
+    def test_two_honest_sides_hold_against_a_liar(self) -> None:
+        """A lying metadata service is outweighed by the wall clock and one cloud."""
         machine = Machine()
-        machine.hear()
-        for error in (HOUR, -HOUR, 2 * HOUR, 5 * HOUR):
-            assert machine.hear(error) == 0.0
+        machine.hear(Witness.AWS)
+        for _ in range(10):
+            machine.passes(MOVE_EVERY_SECONDS)
+            machine.hear(Witness.AWS)
+            machine.insists(Witness.LINK, 1800.0)
         assert machine.off == pytest.approx(0.0, abs=1.0)
 
-    def test_the_wall_clock_is_a_witness(self) -> None:
-        """One contradicting answer is enough when the machine's wall clock says the same."""
-        machine = Machine()
-        machine.hear(-HOUR)
-        assert machine.off == pytest.approx(-HOUR, abs=1.0)
-        assert machine.hear() == pytest.approx(HOUR, abs=1.0)
 
-
-class TestSuspend:
-    def test_time_counts_on(self) -> None:
-        """After a suspend of hours our time is right, without anybody's word."""
-        machine = Machine()
-        machine.hear()
-        machine.passes(8 * HOUR)
-        assert not machine.clock.follow()
-        assert machine.off == pytest.approx(0.0, abs=1.0)
-
-    def test_a_sleep_ends_with_it(self) -> None:
+class TestSleep:
+    def test_a_suspend_ends_a_sleep(self) -> None:
         """Who slept for an hour is woken by the resume, though the loop's timers stood still."""
 
         async def sleeper() -> float:
@@ -170,139 +268,64 @@ class TestSuspend:
 
         assert asyncio.run(sleeper()) == pytest.approx(HOUR + 1)
 
-    @pytest.mark.parametrize("seconds", [60.0, HOUR, 30 * 24 * HOUR])
-    def test_a_machine_that_was_stopped_gets_its_time_back(self, seconds: float) -> None:
-        """NTP steps the wall clock, a cloud confirms: the lost time is added to the clock of the deadlines as well."""
-        machine = Machine()
-        machine.hear()
-        before = machine.clock.boottime()
-        machine.stopped(seconds)
-        machine.wall = machine.true
-        assert machine.clock.follow() is True
-        assert machine.hear() == pytest.approx(seconds, abs=1.0)
-        assert machine.off == pytest.approx(0.0, abs=1.0)
-        assert machine.clock.boottime() - before == pytest.approx(seconds, abs=1.0)
+    def test_lost_time_ends_a_sleep_of_the_kernel(self) -> None:
+        """A sleep that the kernel counts knows nothing of a pause: when it is noticed, whoever slept it through wakes."""
+        lost = 0.0
 
-    @pytest.mark.parametrize("seconds", [60.0, HOUR])
-    def test_an_answer_from_before_the_stop_settles_nothing(self, seconds: float) -> None:
-        """What was under way while the machine stood still agrees with a clock that is behind, and is no witness."""
-        machine = Machine()
-        machine.hear()
-        machine.passes(1000.0)
-        under_way = utc(float(int(machine.true)))
-        deadline = machine.clock.boottime() + 2 * HOUR
-        machine.stopped(seconds)
-        machine.wall = machine.true
-        assert machine.clock.learn(under_way) == 0.0
-        machine.passes(30.0)
-        assert machine.hear() == pytest.approx(seconds, abs=1.0)
+        async def sleeper() -> None:
+            clock = SystemClock(
+                wall=lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + EPOCH + lost, synchronised=lambda: True
+            )
+            clock.watch(lambda: None)
+            try:
+                nonlocal lost
+                sleeping = asyncio.create_task(clock.sleep(HOUR))
+                await asyncio.sleep(0)
+                lost = HOUR + 1
+                clock.follow()
+                await asyncio.wait_for(sleeping, 5)
+            finally:
+                clock.close()
 
-        assert machine.off == pytest.approx(0.0, abs=1.0)
-        assert deadline - machine.clock.boottime() == pytest.approx(2 * HOUR - seconds - 30.0, abs=1.0)
+        asyncio.run(sleeper())
 
-    def test_an_answer_from_after_the_step_settles_it(self) -> None:
-        """A cloud that agrees with us later than anything can be under way says that no time was lost."""
-        machine = Machine()
-        machine.hear()
-        machine.wall += HOUR
-        machine.clock.follow()
-        machine.passes(100.0)
-        machine.hear()
-        machine.passes(100.0)
-        before = machine.clock.boottime()
-        for _ in range(2):
-            machine.hear(HOUR)
+    def test_many_sleep_at_once_and_wake_in_order(self) -> None:
+        """One timer of the kernel serves all sleepers; one who gives up disturbs nobody."""
 
-        assert machine.clock.boottime() == before
+        async def sleepers() -> list[int]:
+            clock = SystemClock()
+            clock.watch(lambda: None)
+            order: list[int] = []
 
-    def test_time_that_never_was_is_not_added_to_the_deadlines(self) -> None:
-        """Our time was wrong from the start and is set right: no time was lost, and no deadline comes nearer."""
-        machine = Machine()
-        machine.hear(-HOUR)
-        before = machine.clock.boottime()
-        machine.hear()
-        assert machine.clock.boottime() == before
+            async def one(number: int, seconds: float) -> None:
+                await clock.sleep(seconds)
+                order.append(number)
 
-    def test_the_deadlines_clock_never_goes_back(self) -> None:
-        """Whatever clouds say, CLOCK_BOOTTIME plus what was lost only grows."""
-        machine = Machine()
-        machine.hear(HOUR)
-        before = machine.clock.boottime()
-        machine.wall -= HOUR
-        machine.clock.follow()
-        machine.hear(-HOUR)
-        machine.hear(-HOUR)
-        assert machine.clock.boottime() >= before
+            tasks = [asyncio.create_task(one(n, s)) for n, s in ((3, 0.09), (1, 0.03), (9, 0.01), (2, 0.06))]
+            await asyncio.sleep(0)
+            tasks[2].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            clock.close()
+            return order
+
+        assert asyncio.run(sleepers()) == [1, 2, 3]
+
+    def test_closing_wakes_nobody_for_good(self) -> None:
+        """Who sleeps while the kernel's timers are given back goes on in naps, to the end."""
+
+        async def sleeper() -> float:
+            clock = SystemClock(nap_seconds=0.01)
+            clock.watch(lambda: None)
+            began = clock.boottime()
+            sleeping = asyncio.create_task(clock.sleep(0.05))
+            await asyncio.sleep(0)
+            clock.close()
+            await sleeping
+            return clock.boottime() - began
+
+        assert asyncio.run(sleeper()) >= 0.05
 
 
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("passes"), st.floats(0, 10 * HOUR)),
-            st.tuples(st.just("steps"), st.floats(-100 * HOUR, 100 * HOUR)),
-            st.tuples(st.just("hears"), st.just(0.0)),
-            st.tuples(st.just("lie"), st.floats(-100 * HOUR, 100 * HOUR)),
-        ),
-        max_size=40,
-    )
-)
-def test_no_single_witness_moves_us(events: list[tuple[str, float]]) -> None:
-    """After one true answer: any steps of the wall clock, and single lies each followed by the truth, move nothing.
-
-    A lie that the stepped wall clock happens to repeat is two witnesses; such pairs are left out.
-    """
-    machine = Machine()
-    machine.hear()
-    boot = machine.clock.boottime()
-    for kind, amount in events:
-        if kind == "passes":
-            machine.passes(amount)
-        elif kind == "steps":
-            machine.wall += amount
-            machine.clock.follow()
-        elif kind == "lie":
-            if abs(machine.wall - machine.true - amount) > 2 * Skew.TOLERANCE_SECONDS:
-                machine.hear(amount)
-                machine.hear()
-        else:
-            machine.hear()
-        assert abs(machine.off) <= Skew.TOLERANCE_SECONDS + 1.0
-        assert machine.clock.boottime() >= boot
-        boot = machine.clock.boottime()
-
-
-class TestSkew:
-    NOW = utc(EPOCH)
-
-    def moved(self, seconds: float) -> datetime:
-        return self.NOW + timedelta(seconds=seconds)
-
-    @pytest.mark.parametrize("seconds", [-5.4, -1.0, 0.0, 4.4])
-    def test_what_a_date_can_be_off_by_is_nothing(self, seconds: float) -> None:
-        """`Date` is cut to the second and comes late: below five seconds it says nothing, also as the first."""
-        assert Skew().sample(self.moved(seconds), self.NOW) == 0.0
-
-    def test_the_correction_is_to_the_middle_of_the_second(self) -> None:
-        """What was cut off is on average half a second."""
-        assert Skew().sample(self.moved(100), self.NOW) == pytest.approx(100.5)
-
-    def test_a_doubt_is_settled_by_the_next(self) -> None:
-        """The same contradiction twice in a row is a correction, with anything between the two it is not."""
-        skew = Skew()
-        skew.sample(self.NOW, self.NOW)
-        assert skew.sample(self.moved(100), self.NOW) == 0.0
-        assert skew.sample(self.moved(103), self.NOW) == pytest.approx(103.5)
-        assert not skew.doubtful
-        assert skew.sample(self.moved(100), self.NOW) == 0.0
-        assert skew.sample(self.NOW, self.NOW) == 0.0
-        assert skew.sample(self.moved(100), self.NOW) == 0.0
-        assert skew.doubtful
-
-    def test_a_wall_clock_alone_is_no_witness_against_a_cloud(self) -> None:
-        """A wall clock that is wrong does not confirm what no cloud said."""
-        skew = Skew()
-        skew.sample(self.NOW, self.NOW)
-        assert skew.sample(self.NOW, self.NOW, wall=self.moved(9000)) == 0.0
-        assert skew.sample(self.moved(100), self.NOW, wall=self.moved(9000)) == 0.0
-        assert skew.samples == 3
-        assert skew.last_difference == pytest.approx(100.5)
+def test_the_kernel_says_whether_it_is_synchronised() -> None:
+    """adjtimex(2) is read as `adjtimex` and `timedatectl` read it, without a privilege."""
+    assert synchronised() in (True, False)

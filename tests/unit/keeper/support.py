@@ -27,7 +27,6 @@ class Issued:
     """What a provider gives: a credential, and the ``Date`` that came with it."""
 
     credential: Credential
-    server_time: datetime | None = None
     lifetime: timedelta | None = None
 
 
@@ -201,8 +200,6 @@ class World:
         self.source = FakeSource()
         self.store = Store(policy or Policy(), memory or Memory("i-1"), self.clock.now(), random.Random(3))
         self.changes = 0
-        self.learned: list[datetime] = []
-        self.shift = 0.0
         self.doubt = False  # what the next look at the wall clock says
         self.keeper = Keeper(
             store=self.store,
@@ -213,16 +210,11 @@ class World:
             clock=self.clock,
             rng=random.Random(5),
             changed=self._changed,
-            learn=self._learn,
             follow=self._follow,
         )
 
     def _changed(self) -> None:
         self.changes += 1
-
-    def _learn(self, server_time: datetime) -> float:
-        self.learned.append(server_time)
-        return self.shift
 
     def _follow(self) -> bool:
         doubt, self.doubt = self.doubt, False

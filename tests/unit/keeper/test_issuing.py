@@ -286,20 +286,6 @@ class TestRenewal:
 
 class TestTime:
     @looped
-    async def test_the_date_of_every_answer_is_learned_from(self) -> None:
-        """What the clouds say of the time is passed on, from answers and from refusals alike."""
-        world = World()
-        at = world.clock.now() + HOUR
-        refused = Denied("Signature expired", code="SignatureDoesNotMatch", server_time=at + HOUR)
-        world.issuer.answer = lambda call: (
-            Issued(aws_credential(call.at, minutes=360, role_name="w"), at) if call.cloud is Cloud.AWS else refused
-        )
-        async with world.running():
-            await settle(40)
-
-            assert set(world.learned) == {at, at + HOUR}
-
-    @looped
     async def test_a_doubt_about_the_clock_asks_the_clouds(self) -> None:
         """A wall clock that was stepped is a reason to ask anew within half a minute: the answers say what time it is."""
         world = World()

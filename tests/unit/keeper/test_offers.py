@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
@@ -396,9 +395,6 @@ class TestAnotherTry:
     @looped
     async def test_a_corrected_clock_reconsiders(self) -> None:
         """A bundle refused by a wrong clock is judged anew once a cloud's Date has mended the clock."""
-        from tests.unit.core.worlds import aws_credential
-        from tests.unit.keeper.support import Issued
-
         world = World()
 
         def by_time(now: datetime, _: str | None) -> Bundle:
@@ -409,22 +405,11 @@ class TestAnotherTry:
         world.knows(b"one", by_time)
         world.clock.set_utc(START + 5 * HOUR)
         world.issuer.gate.clear()
-        world.issuer.answer = lambda call: (
-            Issued(aws_credential(START, minutes=600, role_name="w"), START) if call.cloud is Cloud.AWS else None
-        )
-        world.shift = -5 * 3600.0
-        learn: Callable[[datetime], float] = world._learn
-
-        def mend(server_time: datetime) -> float:
-            world.clock.set_utc(server_time)
-            shift = learn(server_time)
-            world.shift = 0.0
-            return shift
-
-        world.keeper._learn = mend
         async with world.running() as logs:
             assert (await world.offer(b"one")).code == "expired"
             world.issuer.gate.set()
+            world.clock.set_utc(START)
+            world.keeper.time_moved()
             await world.clock.advance(1)
 
             assert events(logs, "clock.corrected")[-1]["seconds"] == -18000.0

@@ -839,7 +839,7 @@ def test_construction_loads_no_sdk() -> None:
 
     code = (
         "import sys; from agent.providers import Mint, MintSettings; from agent.upstream import Upstream; "
-        "Mint(Upstream(), MintSettings(), None); "
+        "from agent.host.clock import SystemClock; Mint(Upstream(), MintSettings(), SystemClock()); "
         "bad = [m for m in sys.modules if m.split('.')[0] in ('botocore', 'boto3', 'joserfc') or m.startswith('google.')]; "
         "sys.exit(repr(bad) if bad else 0)"
     )

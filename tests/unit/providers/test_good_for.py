@@ -26,7 +26,7 @@ def test_it_ends_no_later_than_it_does(lied: timedelta, asking: float, way: floa
     issued_at = asked_at + timedelta(seconds=way)
     expires_at = (issued_at + HOUR).replace(microsecond=0)
     date = (issued_at + timedelta(seconds=back) + lied).replace(microsecond=0)
-    length = good_for(expires_at, date, HOUR)
+    length = good_for(expires_at, date, asked_at, HOUR)
 
     assert length is not None
     assert asked_at + length <= expires_at
@@ -35,9 +35,9 @@ def test_it_ends_no_later_than_it_does(lied: timedelta, asking: float, way: floa
 @pytest.mark.parametrize("asked", [None, HOUR])
 def test_without_a_date_nothing_is_counted(asked: timedelta | None) -> None:
     """An answer that does not say when it was given says no length either."""
-    assert good_for(START + HOUR, None, asked) is None
+    assert good_for(START + HOUR, None, START, asked) is None
 
 
 def test_what_was_not_asked_for_is_what_the_answer_says() -> None:
     """Where no length was asked for, the answer's two times are all there is."""
-    assert good_for(START + 6 * HOUR, START) == 6 * HOUR - timedelta(seconds=1)
+    assert good_for(START + 6 * HOUR, START, START) == 6 * HOUR - timedelta(seconds=1)
