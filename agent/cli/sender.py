@@ -25,7 +25,7 @@ from agent.core.horizon import Horizon, horizon, instant, sentence, spell
 from agent.core.model import Action, Bundle, Cloud, Grant, OnExpiry
 from agent.core.secret import Secret
 from agent.sender import Collected, aws, claims, deliver, files, gcp
-from agent.wire import userdata
+from agent.wire import userdata, wrapped
 
 _SIGNING_KINDS: Final = {"ed25519": "Ed25519", "es256": "P-256"}
 _OPENING_KINDS: Final = {"p256": "P-256", "x25519": "X25519", "rsa": "RSA", "oct": "oct"}
@@ -535,7 +535,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
 def _extract(data: bytes) -> bytes:
     """The bundle in a document; what is no document that we know is taken for a bundle, and judged as one."""
     try:
-        found = userdata.extract(data)
+        found = wrapped.find(data)
     except SourceError as error:
         raise FormatError(error.message, hint=error.hint) from None
     return data if found is None else found

@@ -36,6 +36,10 @@ class SourceError(AgentError):
     """A source is here but broken: wait, or mend the source. Nothing that is served changes."""
 
 
+class UnreadableError(SourceError):
+    """Something a source holds looks like a bundle and cannot be read: somebody meant this worker to have one."""
+
+
 class BundleError(AgentError):
     """A sealed bundle was not accepted; the sender must issue another one.
 

@@ -26,7 +26,15 @@ import structlog
 from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.counters import Counters, bump
-from agent.core.errors import BundleError, Denied, KeyUnavailableError, ProviderError, SourceError, Transient
+from agent.core.errors import (
+    BundleError,
+    Denied,
+    KeyUnavailableError,
+    ProviderError,
+    SourceError,
+    Transient,
+    UnreadableError,
+)
 from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Source
 from agent.core.store import Holding, Store
@@ -286,6 +294,15 @@ class Keeper:
             self._log.info("bundle.leased_anew", **_describe(again))
             self._publish()
 
+    def _unreadable(self, source: Source, error: UnreadableError) -> None:
+        """Somebody meant this worker to have a bundle. Nobody may take what is served instead for what was meant."""
+        self._log.error("bundle.unreadable", source=source.name, reason=error.message, hint=error.hint)
+        bump(self.counters.refused, "unreadable")
+        nothing = SealedBundle(b"", source.name)
+        ack = self._ack(nothing, "refused", self._clock.now(), code="unreadable", reason=error.message)
+        self.last_refusal = ack
+        self._spawn(source.acknowledge(ack), name=f"ack {source.name}")
+
     def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
         """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
         self._log.error("bundle.revoked", code=error.code, reason=error.message, **_describe(bundle))
@@ -467,7 +484,9 @@ class Keeper:
 
         def trouble(error: SourceError) -> None:
             bump(self.counters.source_troubles, name)
-            if self.source_state.get(name) != error.message:
+            if isinstance(error, UnreadableError) and self.source_state.get(name) != error.message:
+                self._unreadable(source, error)
+            elif self.source_state.get(name) != error.message:
                 # Once a change, not once an attempt: a source that is down for a night fills no journal.
                 self._log.warning("source.failed", source=name, reason=error.message)
             self.source_state[name] = error.message

@@ -2,7 +2,8 @@
 
 User-data can be changed only while the instance is stopped, and EC2 has no way to wait for a change: it is read at the
 start, and then now and then in case it was not whole at first. What else is in it is none of our business: see
-:mod:`agent.wire.userdata` for how a bundle is found beside cloud-init's own documents.
+:mod:`agent.wire.userdata` for how a bundle is found beside cloud-init's own documents, and
+:mod:`agent.wire.wrapped` for how it is found in what tools make of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import keep_watching
 from agent.upstream import Ec2Metadata
-from agent.wire.userdata import extract
+from agent.wire.wrapped import find
 
 PATH: Final = "/latest/user-data"
 MAX_BYTES: Final = 65_536
@@ -85,7 +86,7 @@ class Ec2UserDataSource:
         if answer.status != 200:
             raise SourceError(f"expected 200 or 404 for user-data, got {answer.status}")
         # In a thread: a document made to be hard to read must not hold up the loop that serves.
-        bundle = await asyncio.to_thread(extract, answer.body)
+        bundle = await asyncio.to_thread(find, answer.body)
         return None if bundle is None else SealedBundle(data=bundle, origin=self.name)
 
     async def acknowledge(self, ack: Ack) -> None:

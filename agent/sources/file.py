@@ -24,10 +24,12 @@ from typing import Final, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnreadableError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import MAX_BUNDLE_BYTES, Changes
+from agent.wire.http import WireError
+from agent.wire.wrapped import find
 
 LOOK_SECONDS: Final = 0.4
 """The time between looks. With :data:`SETTLE_SECONDS` a rename into place is offered after 0.55 s at the latest."""
@@ -107,7 +109,7 @@ class FileSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`."""
-        data = await asyncio.to_thread(_read, self._settings.path, self._settings.max_bytes)
+        data = await asyncio.to_thread(_bundle, self._settings.path, self._settings.max_bytes)
         return None if data is None else SealedBundle(data=data, origin=self.name)
 
     async def acknowledge(self, ack: Ack) -> None:
@@ -134,6 +136,17 @@ def _look(path: Path) -> _Look | str | None:
     except OSError as error:
         return None if error.errno in _ABSENT else f"errno {error.errno}"
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _bundle(path: Path, max_bytes: int) -> bytes | None:
+    """The bundle in a file, taken out of its wrappings; what is none is for the decoder to refuse."""
+    data = _read(path, max_bytes)
+    try:
+        return data if data is None else find(data) or data
+    except UnreadableError as error:
+        raise UnreadableError(f"{path}: {error.message}", hint=error.hint) from None
+    except WireError:
+        return data
 
 
 def _read(path: Path, max_bytes: int) -> bytes | None:

@@ -23,7 +23,7 @@ from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import MAX_BUNDLE_BYTES, keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
-from agent.wire.userdata import extract
+from agent.wire.wrapped import find
 
 WAIT_SECONDS: Final = 60
 """How long a request may hang; what Google's own guest agent asks for."""
@@ -188,7 +188,7 @@ class _Attribute:
             return None
         # The value may be a document too, should somebody keep user-data and metadata alike. What is none is offered as
         # it is: the decoder says what is wrong with it, and the sender hears of it.
-        found = await asyncio.to_thread(extract, answer.body)  # a document made to be hard to read holds up nobody
+        found = await asyncio.to_thread(find, answer.body)  # a document made to be hard to read holds up nobody
         return SealedBundle(data=found or answer.body, origin=self._name)
 
     async def _look_at_list(self) -> bool:

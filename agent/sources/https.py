@@ -22,12 +22,14 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnreadableError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import MAX_BUNDLE_BYTES, RetryLater, keep_watching, retry_seconds
 from agent.upstream import Upstream, UpstreamResponse, origin_of
+from agent.wire.http import WireError
 from agent.wire.userdata import MEDIA_TYPE
+from agent.wire.wrapped import find
 
 ACCEPT: Final = f"{MEDIA_TYPE}, application/jose;q=0.9, application/json;q=0.9, */*;q=0.1"
 GRACE_SECONDS: Final = 10.0
@@ -141,7 +143,7 @@ class HttpsSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`."""
-        return self._read(await self._ask({}, None))
+        return await self._unwrapped(self._read(await self._ask({}, None)))
 
     async def acknowledge(self, ack: Ack) -> None:
         """Post the verdict. Tried a few times and then let be: the next one says more."""
@@ -187,6 +189,7 @@ class HttpsSource:
             changed = digest != self._digest
             self._digest = digest
             self._etag = None if found is None else _entity_tag(answer)
+            found = await self._unwrapped(found)
         self._asked = True
         self._pause_seconds = self._pause(wait, elapsed, changed=changed)
         return found
@@ -269,6 +272,20 @@ class HttpsSource:
         if not body.strip():
             raise SourceError(f"expected a bundle from {self._origin}, got an empty answer")
         return SealedBundle(data=body, origin=self.name)
+
+    async def _unwrapped(self, found: SealedBundle | None) -> SealedBundle | None:
+        """The bundle in what tools have wrapped around it; what is none is for the decoder to refuse."""
+        if found is None:
+            return None
+        try:
+            # In a thread: a document made to be hard to read must not hold up the loop that serves.
+            data = await asyncio.to_thread(find, found.data)
+        except UnreadableError:
+            self._etag, self._digest = None, b""  # it is said again, and read again, until it is mended
+            raise
+        except WireError:
+            return found
+        return found if data is None else SealedBundle(data=data, origin=found.origin)
 
     async def _authorization(self, url: str) -> dict[str, str]:
         """The header that carries the bearer token; empty when there is none."""

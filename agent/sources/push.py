@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final, NoReturn
 
 from agent.core.clock import Clock
@@ -10,6 +11,7 @@ from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import MAX_BUNDLE_BYTES
+from agent.wire.wrapped import find
 
 _FOREVER_SECONDS: Final = 86_400.0
 
@@ -58,6 +60,9 @@ class PushSource:
     async def _push(self, data: bytes, offer: Offer) -> Ack:
         async with self._pushing:
             self._verdict = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(SourceError):  # the decoder says what is wrong with it
+                found = await asyncio.to_thread(find, data)
+                data = found or data
             await offer(SealedBundle(data=data, origin=self.name))
             return await self._verdict
 

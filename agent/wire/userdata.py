@@ -46,7 +46,9 @@ MAX_BOUNDARIES: Final = 16
 nested ones cost it a minute; they are counted before it is asked."""
 
 # Between the markers only base64, line by line; before it on each line, what comments out or indents.
-_LINE: Final = re.compile(rb"^[ \t]*(?:(?:#|//|;)+[ \t]*)?([A-Za-z0-9+/=]*)[ \t]*\r?$")
+# Two slashes are base64 too: they comment a line out only with a space behind them, or where the marker has them bare.
+_LINE: Final = re.compile(rb"^[ \t]*(?:[#;]+[ \t]*|(?://)+[ \t]+)?([A-Za-z0-9+/=]*)[ \t]*\r?$")
+_LINE_AFTER_SLASHES: Final = re.compile(rb"^[ \t]*//([A-Za-z0-9+/=]*)[ \t]*\r?$")
 _MARK: Final = re.compile(
     rb"^[ \t]*(?:(?:#|//|;)+[ \t]*)?-----(BEGIN|END) CREDENTIAL BUNDLE-----[ \t]*\r?$", re.MULTILINE
 )
@@ -82,6 +84,19 @@ def extract(document: bytes) -> bytes | None:
     return dearmour(document)
 
 
+def parts(document: bytes) -> list[bytes]:
+    """The decoded contents of the parts of a MIME document; none when it is no such document.
+
+    Raises:
+        WireError: it has too many, or too deep ones.
+    """
+    text = document.lstrip()
+    if not _MIME_START.match(text):
+        return []
+    contents = [part.get_payload(decode=True) for part in _leaves(_message(text))]
+    return [content for content in contents if isinstance(content, bytes)]
+
+
 def armour(bundle: bytes, *, prefix: str = "") -> str:
     """Write a bundle as armour, each line begun with ``prefix``."""
     body = textwrap.wrap(base64.b64encode(bundle).decode("ascii"), ARMOUR_COLUMNS)
@@ -103,8 +118,9 @@ def dearmour(text: bytes) -> bytes | None:
             hint="one document carries one bundle; was it cut off?",
         )
     body = bytearray()
+    bare_slashes = b"//-" in marks[0][0]
     for line in text[marks[0].end() : marks[1].start()].split(b"\n"):
-        match = _LINE.match(line)
+        match = (_LINE_AFTER_SLASHES.match(line) if bare_slashes else None) or _LINE.match(line)
         if match is None:
             raise WireError("expected base64 between the markers of the bundle, got something else")
         body += match[1]
@@ -190,16 +206,19 @@ def _from_json(text: bytes) -> bytes | None:
 
 def _from_mime(text: bytes) -> bytes | None:
     """A part of our type, or armour in any other part."""
-    if (boundaries := len(_BOUNDARY.findall(text))) > MAX_BOUNDARIES:
-        raise WireError(f"expected at most {MAX_BOUNDARIES} MIME boundaries, got {boundaries}")
-    try:
-        message = email.message_from_bytes(text, policy=email.policy.compat32)
-    except (ValueError, LookupError, RecursionError, email.errors.MessageError) as error:
-        raise WireError("expected a MIME document, got a broken one") from error
-    found = [bundle for part in _leaves(message) if (bundle := _from_part(part)) is not None]
+    found = [bundle for part in _leaves(_message(text)) if (bundle := _from_part(part)) is not None]
     if len(found) > 1:
         raise WireError(f"expected one bundle in the MIME document, got {len(found)}")
     return found[0] if found else None
+
+
+def _message(text: bytes) -> email.message.Message:
+    if (boundaries := len(_BOUNDARY.findall(text))) > MAX_BOUNDARIES:
+        raise WireError(f"expected at most {MAX_BOUNDARIES} MIME boundaries, got {boundaries}")
+    try:
+        return email.message_from_bytes(text, policy=email.policy.compat32)
+    except (ValueError, LookupError, RecursionError, email.errors.MessageError) as error:
+        raise WireError("expected a MIME document, got a broken one") from error
 
 
 def _leaves(message: email.message.Message) -> list[email.message.Message]:

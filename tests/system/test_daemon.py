@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -469,6 +470,24 @@ class TestReload:
             agent.signal(signal.SIGHUP)
             agent.wait_for("bundle.accepted", seq=2)
             assert agent.access_key() == KEYS[2]
+
+    def test_what_looks_like_a_bundle_is_never_no_bundle(self, world: World, ec2: Ec2MetadataService) -> None:
+        """User-data that was encoded twice is opened; one that was cut off is said in the log, the status and refresh."""
+        sealed = world.seal(world.session(KEYS[1]))
+        ec2.user_data = base64.b64encode(base64.b64encode(sealed)[:-50])
+        changes = {**on_ec2(ec2, grace_seconds=0), "sources": [{"kind": "ec2-user-data"}]}
+        with world.agent(changes) as agent:
+            agent.ready()
+            assert agent.wait_for("bundle.unreadable")["source"] == "ec2-user-data"
+            status = agent.status()
+            assert status["last_refusal"]["code"] == "unreadable"
+            assert "looks like a bundle" in status["sources"]["ec2-user-data"]
+            assert status["bundles"]["refused"] == {"unreadable": 1}
+            assert agent.operate("/v1/refresh", method="POST").json()["sources"][0]["outcome"] == "broken"
+            ec2.user_data = base64.b64encode(base64.b64encode(sealed))
+            # Whichever was sooner, this or the source's own next attempt.
+            assert agent.operate("/v1/refresh", method="POST").json()["sources"][0]["outcome"] in ("accepted", "same")
+            assert agent.access_key() == KEYS[1]
 
     def test_sighup_with_a_mistake_changes_nothing(self, world: World) -> None:
         """A typing error in the configuration costs a running worker nothing, and is logged with its key."""

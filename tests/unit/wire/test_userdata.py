@@ -275,3 +275,12 @@ def test_the_media_type_is_that_of_the_format() -> None:
     from agent import bundle
 
     assert bundle.MEDIA_TYPE == MEDIA_TYPE
+
+
+@pytest.mark.parametrize("columns", [4, 50, 64, 76])
+@pytest.mark.parametrize("prefix", ["", "// ", "//", "# ", "#", "  ;; "])
+def test_lines_that_begin_like_a_comment_are_whole(columns: int, prefix: str) -> None:
+    """Two slashes are base64 too: a line that begins with them loses nothing, however it was folded."""
+    body = base64.b64encode(b"\xff\xff\xff" * 60).decode()
+    lines = [BEGIN, *(body[at : at + columns] for at in range(0, len(body), columns)), END]
+    assert dearmour("".join(f"{prefix}{line}\n" for line in lines).encode()) == b"\xff\xff\xff" * 60

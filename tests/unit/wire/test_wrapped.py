@@ -1,0 +1,220 @@
+"""A bundle in what tools make of documents: taken out when it is unambiguously ours, else said to be unreadable."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import html
+import json
+import time
+import urllib.parse
+import zlib
+from collections.abc import Callable
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.errors import SourceError, UnreadableError
+from agent.wire import userdata
+from agent.wire.userdata import MAX_DOCUMENT_BYTES
+from agent.wire.wrapped import MAX_LAYERS, find
+
+HEADER = (
+    base64.urlsafe_b64encode(b'{"typ":"credbundle+jwe","cty":"credbundle+jwt","enc":"A256GCM"}').decode().rstrip("=")
+)
+TEXT = base64.urlsafe_b64encode(bytes(range(256)) * 2).decode().rstrip("=")
+GENERAL = json.dumps(
+    {"protected": HEADER, "recipients": [{"header": {"kid": "k"}}], "iv": "AAAA", "ciphertext": TEXT, "tag": "AAAA"},
+    separators=(",", ":"),
+).encode()
+COMPACT = f"{HEADER}.{TEXT[:40]}.AAAAAAAAAAAAAAAA.{TEXT}.AAAA".encode()
+BUNDLES = {"general": GENERAL, "compact": COMPACT}
+
+
+def mime(data: bytes) -> bytes:
+    inner = MIMEMultipart()
+    inner.attach(MIMEText("#!/bin/sh\necho", "x-shellscript"))
+    inner.attach(MIMEText(data.decode("latin-1"), "plain"))
+    outer = MIMEMultipart()
+    outer.attach(inner)
+    return outer.as_bytes()
+
+
+WRAPPINGS: dict[str, Callable[[bytes], bytes]] = {
+    "base64": base64.b64encode,
+    "base64url without its padding": lambda data: base64.urlsafe_b64encode(data).rstrip(b"="),
+    "folded base64": base64.encodebytes,
+    "gzip": gzip.compress,
+    "gzip and base64": lambda data: base64.b64encode(gzip.compress(data)),
+    "zlib": zlib.compress,
+    "a byte order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "UTF-16": lambda data: data.decode("latin-1").encode("utf-16"),
+    "UTF-16 without its mark": lambda data: data.decode("latin-1").encode("utf-16-le"),
+    "zero bytes at the end": lambda data: data + b"\0" * 7,
+    "a JSON string": lambda data: json.dumps(data.decode()).encode(),
+    "a member of a JSON document": lambda data: json.dumps({"a": [{"user_data": data.decode("latin-1")}]}).encode(),
+    "HTML": lambda data: html.escape(data.decode("latin-1")).encode("latin-1", "replace"),
+    "percent encoding": lambda data: urllib.parse.quote(data, safe="").encode(),
+    "a data: URL": lambda data: b"data:application/credbundle+jose;base64," + base64.b64encode(data),
+    "a MIME part within a part": mime,
+    "quotes": lambda data: b"'" + data + b"'",
+    "CRLF around it": lambda data: b"\r\n" + data + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("form", BUNDLES)
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_one_wrapping_is_taken_off(wrapping: str, form: str) -> None:
+    """What one tool does to a document hides no bundle."""
+    bundle = BUNDLES[form]
+    found = find(WRAPPINGS[wrapping](bundle))
+    assert found is not None
+    assert found.strip() == bundle
+
+
+@pytest.mark.parametrize("document", ["armour", "cloud_config", "mime", "systemd"])
+@pytest.mark.parametrize("wrapping", ["base64", "gzip", "UTF-16", "a JSON string", "HTML", "percent encoding"])
+def test_documents_of_ours_may_be_wrapped_too(document: str, wrapping: str) -> None:
+    """So do the documents in which bundles travel."""
+    assert find(WRAPPINGS[wrapping](getattr(userdata, document)(GENERAL).encode())) == GENERAL
+
+
+@given(
+    st.lists(
+        st.sampled_from(["base64", "gzip and base64", "a JSON string", "a byte order mark", "zero bytes at the end"]),
+        max_size=3,
+    )
+)
+def test_wrappings_come_off_in_any_order(names: list[str]) -> None:
+    """Whatever several tools did one after the other comes off, layer by layer."""
+    found = find(reduce(lambda data, name: WRAPPINGS[name](data), names, GENERAL))
+    assert found is not None
+    assert found.strip() == GENERAL
+
+
+@pytest.mark.parametrize("form", BUNDLES)
+@pytest.mark.parametrize(
+    "around",
+    [
+        "#cloud-config\nwrite_files:\n- path: /x\n  content: |\n    {}\n",
+        "#!/bin/sh\ncat > bundle <<'EOF'\n{}\nEOF\n",
+        "#!/bin/sh\nexport BUNDLE='{}'\n",
+        "[settings]\nbundle = '{}'\n",
+    ],
+)
+def test_it_is_found_inside_other_text(around: str, form: str) -> None:
+    """A YAML block, a here-document, a quoted value: the bundle that stands in it is found."""
+    bundle = BUNDLES[form]
+    assert find(around.replace("{}", bundle.decode()).encode()) == bundle
+    assert find(around.replace("{}", base64.b64encode(bundle).decode()).encode()) == bundle
+
+
+@pytest.mark.parametrize("form", BUNDLES)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda data: base64.b64encode(data)[:-70],
+        lambda data: base64.b64encode(base64.b64encode(data))[:-70],
+        lambda data: base64.b64encode(base64.b64encode(base64.b64encode(data)))[:-70],
+        lambda data: gzip.compress(data)[:-20],
+        lambda data: base64.b64encode(gzip.compress(data)[:-20]),
+        lambda data: json.dumps({"user_data": data.decode()}).encode()[:-60],
+        lambda data: json.dumps({"user_data": data.decode()}).encode("utf-16")[:-60],
+        lambda data: userdata.armour(data).encode()[:-60],
+        lambda data: base64.b64encode(userdata.cloud_config(data).encode())[40:],
+        lambda data: base64.b64encode(data).replace(b"I", b"!", 1),
+        lambda data: b"#cloud-config\nx: " + base64.b64encode(base64.b64encode(data))[:-60] + b"...\n",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_any_more_is_said(cut: Callable[[bytes], bytes], form: str) -> None:
+    """A bundle that was cut off or garbled on its way is never "no bundle here"."""
+    document = cut(BUNDLES[form])
+    said = None
+    try:
+        found = find(document)
+    except UnreadableError as error:
+        said = error.message
+    # Where enough is left to be told from other text, it is the decoder's to refuse.
+    assert said is not None or found is not None
+    assert "credbundle" not in (said or "")
+
+
+def test_two_are_not_chosen_between() -> None:
+    """Two bundles in one document are refused, wherever in it they stand; one that is there twice is one."""
+    other = GENERAL.replace(b"AAAA", b"BBBB")
+    both = [base64.b64encode(one).decode() for one in (GENERAL, other)]
+    with pytest.raises(UnreadableError, match="expected one bundle"):
+        find(json.dumps(both).encode())
+    assert find(json.dumps([both[0], both[0], GENERAL.decode()]).encode()) == GENERAL
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"#!/bin/bash\nset -e\n",
+        b"#cloud-config\nruncmd: [date]\n",
+        b'{"ignition": {"version": "3.4.0"}}',
+        b'{"token": "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2lnbmF0dXJl"}',
+        b'{"a": {"protected": "x", "ciphertext": "y"}, "b": 1}',
+        base64.b64encode(b"#!/bin/sh\necho hello\n" * 20),
+        gzip.compress(b"#!/bin/sh\necho hello\n" * 20, mtime=0),
+        b"\xff\xfe\x00binary",
+        b"credential-agent reads bundles from /run/credential-agent/inbox\n",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ],
+)
+def test_other_peoples_documents_have_none(document: bytes) -> None:
+    """What is not ours is "no bundle", and no error: most user-data is somebody else's."""
+    assert find(document) is None
+
+
+def test_more_layers_than_any_tool_adds_are_not_followed() -> None:
+    """The depth is bounded, and what is deeper is not taken."""
+    document = GENERAL
+    for _ in range(MAX_LAYERS + 2):
+        document = base64.b64encode(document)
+    with contextlib.suppress(UnreadableError):
+        assert find(document) is None
+
+
+def bombs() -> list[bytes]:
+    zeros = gzip.compress(b"\0" * 50_000_000)
+    nested = gzip.compress(gzip.compress(b"{" * 30_000_000))
+    many = json.dumps([base64.b64encode(gzip.compress(bytes([i]) * 250_000)).decode() for i in range(200)]).encode()
+    quoted = b'"' * 200_000
+    for _ in range(3):
+        quoted = json.dumps(quoted[:60_000].decode()).encode()
+    return [
+        base64.b64encode(zeros), json.dumps(base64.b64encode(zeros).decode()).encode(), base64.b64encode(nested), many,
+        quoted, b"[" * 200_000, b'{"ciphertext":' * 15_000, b"&quot;" * 40_000, b"%22" * 80_000, b"A" * 262_144,
+        b"eyJ" + b"A" * 100_000 + b"." * 100_000, (b"A" * 50 + b" ") * 5000 + b"!", b"\\n" * 100_000,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_bombs_cost_little(number: int) -> None:
+    """No document, however it is made, costs more than bounded work; it is compared with as much plain work."""
+    started = time.process_time()
+    for _ in range(400):
+        zlib.crc32(bytes(MAX_DOCUMENT_BYTES))
+        json.loads(b"[" + b"1," * 5000 + b"1]")
+    unit = time.process_time() - started
+    started = time.process_time()
+    with contextlib.suppress(SourceError):
+        find(bombs()[number])
+    # Making the bombs is in it too.
+    assert time.process_time() - started < 20 * unit + 5
+
+
+@given(st.binary(max_size=300), st.integers(0, 400), st.sampled_from(sorted(WRAPPINGS)))
+def test_mutants_raise_nothing_else(patch: bytes, at: int, name: str) -> None:
+    """Whatever is done to a wrapped bundle ends in a bundle, in none, or in one kind of error."""
+    document = WRAPPINGS[name](GENERAL)
+    with contextlib.suppress(SourceError):
+        find(document[:at] + patch + document[at + len(patch) :])
