@@ -47,11 +47,13 @@ from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, loo
 from agent.host import machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
+from agent.host.sockets import read_socket_table
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
 from agent.keeper import Keeper
 from agent.providers.machine import Machine, ec2_machine, gce_machine
 from agent.serve.control import ControlDoor
 from agent.serve.door import WorkerDoor
+from agent.serve.fairness import Owners
 from agent.serve.listener import Access, Limits
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changes
@@ -400,6 +402,7 @@ class Daemon:
             gce=self._metadata.gce if through else None,
             access=self._access("worker"),
             broken=self._broken,
+            owners=Owners(read_socket_table),
         )
 
     def _control_door(self) -> ControlDoor:

@@ -73,7 +73,12 @@ class ControlDoor:
             # Few speak here, and a push may come from a slow program.
             limits=Limits(body_bytes=max_body_bytes, head_seconds=15.0, connections=64, held=32),
             access=access,
+            bodies=self._means_body,
         )
+
+    def _means_body(self, method: str, target: str) -> bool:
+        """A push; what is sent to any other path is not kept."""
+        return method in {"POST", "PUT"} and (method, target.partition("?")[0]) in self._routes
 
     def _handle(self, request: Request, peer: Peer) -> Outcome | Later:
         path = "/" + "/".join(request.segments)

@@ -9,6 +9,7 @@ from agent.core.clock import Clock
 from agent.core.view import Board
 from agent.serve.container import ContainerDoor
 from agent.serve.ec2 import Ec2Door
+from agent.serve.fairness import Owners
 from agent.serve.gate import Gate, Refusal
 from agent.serve.gce import Demand, GceDoor
 from agent.serve.listener import DROP, Access, Later, Listener, Outcome, Peer
@@ -16,7 +17,7 @@ from agent.serve.proxy import Passthrough, Proxy
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changed, Watch
 from agent.wire import container, ec2, gce
-from agent.wire.http import Request, Response
+from agent.wire.http import Request, Response, TargetError
 
 
 class WorkerDoor:
@@ -32,6 +33,7 @@ class WorkerDoor:
         gce: the real GCE server, when this machine has one.
         access: told of every request.
         broken: told of an exception in our own code; the request ends without an answer or with 500.
+        owners: tells whose connections are whose, when that matters.
 
     *Resources*: none until a connection comes. ``protocol`` is the factory for ``loop.create_server(..., sock=...)``;
     ``listener.close`` ends what is under way, after the listening sockets were closed.
@@ -49,6 +51,7 @@ class WorkerDoor:
         gce: Passthrough | None = None,
         access: Callable[[Access], None] | None = None,
         broken: Callable[[Request, Exception], None] | None = None,
+        owners: Owners | None = None,
     ) -> None:
         watch = Watch(board, clock, changed)
         self._gate = Gate(settings.extra_hosts)
@@ -56,11 +59,30 @@ class WorkerDoor:
         self._container = ContainerDoor(settings, watch)
         self._gce = GceDoor(settings, watch, Proxy(gce, seconds=settings.gce_upstream_seconds) if gce else None, demand)
         self._broken = broken
-        self.listener = Listener(self._handle, broken=self._failed, clock=clock, limits=settings.limits, access=access)
+        self._takes_bodies = gce is not None
+        self.listener = Listener(
+            self._handle,
+            broken=self._failed,
+            clock=clock,
+            limits=settings.limits,
+            access=access,
+            bodies=self._means_body,
+            owners=owners,
+        )
 
     def protocol(self) -> asyncio.Protocol:
         """The factory of connections."""
         return self.listener.protocol()
+
+    def _means_body(self, method: str, target: str) -> bool:
+        """Guest attributes that are passed through to a real GCE server; nothing else that workers ask has a body."""
+        if method != "PUT" or not self._takes_bodies:
+            return False
+        try:
+            segments = self.listener.target(target).segments
+        except TargetError:
+            return False
+        return segments[:4] == (gce.ROOT, "v1", "instance", "guest-attributes")
 
     def _handle(self, request: Request, _peer: Peer) -> Outcome | Later:
         refusal = self._gate.refusal(request)

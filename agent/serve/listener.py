@@ -11,9 +11,12 @@ allows.
 Limits and the attack behind each:
 
 * head deadline: slow senders (slowloris) and half-open connections; swept by age, so a connection costs no timer;
-* head and body caps: memory;
-* connections: at the cap the oldest that has not sent a whole request makes room, so thousands of idle connections lock
-  nobody out; one that has just arrived is never the victim, since its request may be in the socket already;
+* head and body caps, and a body only where one is meant: memory, and the parser's time;
+* all that is buffered, for all connections together: memory again. Above it the largest go, of whoever has most;
+* connections: at the cap somebody makes room, so thousands of idle connections lock nobody out. It is the owner with
+  most connections (see :mod:`agent.serve.fairness`) who gives one up: one whose answer is written, else the oldest that
+  has not sent a whole request, else the oldest that waits. One that has just arrived is never the victim, since its
+  request may be in the socket already;
 * held requests (long polls): the same, oldest first;
 * an answer that is not read is given up after a while.
 """
@@ -22,14 +25,18 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import socket
+import struct
 import time
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
 
 from agent.core.clock import Clock
+from agent.serve.fairness import Owners, Table, by_greed, place_of
 from agent.serve.reading import RequestReader
 from agent.wire.http import Request, Response, TargetError, segments_of
 
@@ -55,11 +62,12 @@ class Limits(msgspec.Struct, frozen=True):
         head_bytes: the request line and all fields. EKS tokens are JWTs of 2 kB; SDK user agents reach 1 kB.
         line_bytes: the request line, or one field.
         headers: their number.
-        body_bytes: only guest attributes (GCE) have a body that matters.
+        body_bytes: of a request that means a body; on the workers' door only guest attributes (GCE) do.
         head_seconds: from the connection to the whole request. SDKs send it at once; their own patience is 1 s.
         connections: open at once; each holds a file descriptor, so ``LimitNOFILE`` must be well above.
         held: requests that wait for a change at once; a thousand programs that start before the first credential do.
-        spared_seconds: a connection younger than this is never closed to make room.
+        spared_seconds: a connection younger than this is closed to make room after all others of its owner.
+        buffered_bytes: of all requests that are not whole or wait, and of all answers that are not read, together.
         unread_seconds: how long an answer may stay unread.
         half_closed_seconds: how long a request may be held whose client has ended its side. That it only wants to read
             (``nc -N``) and that it is gone look the same, and what is gone must not hold a long poll for an hour.
@@ -75,6 +83,7 @@ class Limits(msgspec.Struct, frozen=True):
     spared_seconds: float = 0.5
     unread_seconds: float = 5.0
     half_closed_seconds: float = 3.0
+    buffered_bytes: int = 1 << 24
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -99,21 +108,30 @@ class Access(msgspec.Struct, frozen=True):
 class Peer:
     """Who is at the other end; asked for lazily, since it costs a system call."""
 
-    __slots__ = ("_transport",)
+    __slots__ = ("_owner", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, owner: Callable[[], Coroutine[Any, Any, Hashable]]) -> None:
         self._transport = transport
+        self._owner = owner
+
+    async def owner(self) -> Hashable:
+        """To whose share this request counts: a user id, else an address. Takes a moment: for what is slow anyway."""
+        return await self._owner()
 
     def address(self) -> str:
         """``ADDRESS:PORT`` of a TCP peer; empty for any other."""
-        name = self._transport.get_extra_info("peername")
-        if isinstance(name, tuple) and len(name) >= 2:
-            return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
-        return ""
+        return _address(self._transport)
 
     def socket(self) -> Any:
         """The socket, for its options only."""
         return self._transport.get_extra_info("socket")
+
+
+def _address(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple) and len(name) >= 2:
+        return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
+    return ""
 
 
 _BAD_REQUEST: Final = Response(400)
@@ -130,6 +148,13 @@ _LONG_POLL_SECONDS: Final = 3.0
 """What has been held for longer than this is a long poll, and no shutdown waits for it."""
 _SURPLUS_BYTES: Final = 1 << 20
 """How much of a body that was refused is read and thrown away, so that the refusal is not lost in a reset."""
+_OWNERS_AGAIN_SECONDS: Final = 0.5
+_LEAVING_AT_ONCE: Final = 256
+"""Who goes is judged anew after so many, or after :data:`_LEAVING_SECONDS`."""
+_LEAVING_SECONDS: Final = 0.25
+_SHED_TO: Final = 0.75
+"""The part of the buffered bytes that may stay when there were too many: to count them again for each byte is dear."""
+_UCRED: Final = struct.Struct("3i")
 
 
 class _Target(msgspec.Struct, frozen=True):
@@ -173,6 +198,8 @@ class Listener:
         broken: what to answer when the handler itself failed; the one border where any exception is caught.
         clock: for the ``Date`` header.
         access: told of every request.
+        bodies: whether a request with this method and raw target means a body; without it every one does.
+        owners: tells whose connections are whose when room becomes scarce; without it the address does.
     """
 
     def __init__(
@@ -183,12 +210,16 @@ class Listener:
         clock: Clock,
         limits: Limits | None = None,
         access: Callable[[Access], None] | None = None,
+        bodies: Callable[[str, str], bool] | None = None,
+        owners: Owners | None = None,
     ) -> None:
         self.handler = handler
         self.broken = broken
         self.access = access
         self.limits = limits or Limits()
+        self.bodies = bodies
         self._clock = clock
+        self._owners = owners
         # All mutable state. Dicts as ordered sets, oldest first, with the time of entry.
         self._open: dict[_Connection, float] = {}
         self._reading: dict[_Connection, float] = {}
@@ -197,6 +228,14 @@ class Listener:
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept = 0.0
         self._emptied: asyncio.Event | None = None
+        self._buffered = 0
+        self._turn = 0  # how often the event loop went round while room was scarce
+        self._turns_until = -1
+        self._turning = False
+        self._resolving: asyncio.Task[None] | None = None
+        self._resolved_at = float("-inf")
+        self._leaving: Iterator[_Connection] = iter(())
+        self._leaving_until = float("-inf")
         self._targets: dict[str, _Target] = {}
         self._date_second = -1
         self._date_line = b""
@@ -214,6 +253,11 @@ class Listener:
     def held(self) -> int:
         """How many requests are waiting for something."""
         return len(self._held)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What all connections together keep of requests and of answers."""
+        return self._buffered
 
     async def close(self, grace_seconds: float = 2.0) -> None:
         """Let what is under way end, for so long, then end it.
@@ -234,6 +278,10 @@ class Listener:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._resolving is not None:
+            self._resolving.cancel()
+        if self._owners is not None:
+            self._owners.close()
 
     def target(self, raw: str) -> _Target:
         """Read a target, or remember it: workers ask for the same dozen over and over."""
@@ -262,8 +310,12 @@ class Listener:
     def opened(self, connection: _Connection) -> bool:
         """Take it in; ``False`` when there is no room and nobody to make any."""
         now = time.monotonic()
-        if len(self._open) >= self.limits.connections and not self._make_room(now):
-            return False
+        count = len(self._open)
+        if 2 * count >= self.limits.connections:
+            self._press(now)
+            if count >= self.limits.connections and not self._make_room(now):
+                return False
+        connection.turn = self._turn
         self._open[connection] = now
         self._reading[connection] = now
         if self._sweeper is None:
@@ -271,14 +323,91 @@ class Listener:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
         return True
 
+    # -- when room is scarce -----------------------------------------------------------------------------------------
+
+    def _press(self, now: float) -> None:
+        """Something is half used up: learn whose the connections are, and count the rounds of the loop."""
+        self._turns_until = self._turn + 3
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._went_round)
+        if self._owners is not None and self._resolving is None and now - self._resolved_at > _OWNERS_AGAIN_SECONDS:
+            self._resolving = asyncio.get_running_loop().create_task(self._resolve(self._owners), name="owners")
+
+    def _went_round(self) -> None:
+        self._turn += 1
+        self._turning = self._turn < self._turns_until
+        if self._turning:
+            asyncio.get_running_loop().call_soon(self._went_round)
+
+    async def _resolve(self, owners: Owners) -> None:
+        unknown = [connection for connection in self._open if connection.owner is None]
+        try:
+            table = await owners.table()
+            for connection in unknown:
+                connection.belong(table)
+        finally:
+            self._resolved_at = time.monotonic()
+            self._resolving = None
+            self._leaving_until = float("-inf")  # who goes is judged with what is known now
+
+    async def owner_of(self, connection: _Connection) -> Hashable:
+        """To whose share it counts; asks the kernel if that is not known yet."""
+        if connection.owner is None:
+            connection.belong(await self._owners.table() if self._owners is not None else None)
+        return connection.owner
+
     def _make_room(self, now: float) -> bool:
-        for pool in (self._closing, self._reading, self._held):
-            oldest = next(iter(pool), None)
-            if oldest is not None and now - pool[oldest] >= self.limits.spared_seconds:
-                oldest.abort()
-                self.lost(oldest)
-                return True
+        """Close one connection; ``False`` when there is none that may go."""
+        for _ in range(2):
+            if now < self._leaving_until:
+                for victim in self._leaving:
+                    if victim in self._open and not victim.is_fresh(self._turn):
+                        victim.abort()
+                        self.lost(victim)
+                        return True
+            self._leaving = self._in_order_of_going(now)
+            self._leaving_until = now + _LEAVING_SECONDS
         return False
+
+    def _in_order_of_going(self, now: float) -> Iterator[_Connection]:
+        totals: dict[Hashable, int] = {}
+        queues: dict[Hashable, deque[tuple[int, _Connection]]] = {}
+        for connection in self._open:
+            owner = connection.share()
+            totals[owner] = totals.get(owner, 0) + 1
+        for spared in (False, True):
+            for pool in (self._closing, self._reading, self._held):
+                for connection, since in pool.items():
+                    if (now - since < self.limits.spared_seconds) is spared and not connection.is_fresh(self._turn):
+                        queues.setdefault(connection.share(), deque()).append((1, connection))
+        order = by_greed(totals, queues)
+        return iter([victim for victim, _ in zip(order, range(_LEAVING_AT_ONCE), strict=False)])
+
+    def charge(self, connection: _Connection, size_bytes: int) -> None:
+        """It keeps so many bytes now."""
+        self._buffered += size_bytes - connection.kept_bytes
+        connection.kept_bytes = size_bytes
+        limit = self.limits.buffered_bytes
+        if 2 * self._buffered > limit:
+            self._press(time.monotonic())
+            if self._buffered > limit:
+                self._shed(int(limit * _SHED_TO))
+
+    def _shed(self, down_to: int) -> None:
+        """Too much is buffered: the largest go, of whoever has most."""
+        totals: dict[Hashable, int] = {}
+        queues: dict[Hashable, deque[tuple[int, _Connection]]] = {}
+        for connection in sorted(self._open, key=lambda c: c.kept_bytes, reverse=True):
+            if connection.kept_bytes:
+                owner = connection.share()
+                totals[owner] = totals.get(owner, 0) + connection.kept_bytes
+                queues.setdefault(owner, deque()).append((connection.kept_bytes, connection))
+        for victim in by_greed(totals, queues):
+            if self._buffered <= down_to:
+                break
+            victim.abort()
+            self.lost(victim)
 
     def complete(self, connection: _Connection) -> None:
         """Its request is whole."""
@@ -286,9 +415,21 @@ class Listener:
 
     def hold(self, connection: _Connection) -> None:
         """Its request waits for something."""
-        if len(self._held) >= self.limits.held:
-            next(iter(self._held)).give_up()
-        self._held[connection] = time.monotonic()
+        now = time.monotonic()
+        if 2 * len(self._held) >= self.limits.held:
+            self._press(now)
+            if len(self._held) >= self.limits.held:
+                self._greediest_of_held().give_up()
+        self._held[connection] = now
+        self.charge(connection, connection.received_bytes)
+
+    def _greediest_of_held(self) -> _Connection:
+        counts: dict[Hashable, int] = {}
+        for held in self._held:
+            owner = held.share()
+            counts[owner] = counts.get(owner, 0) + 1
+        most = max(counts, key=lambda owner: counts[owner])
+        return next(held for held in self._held if held.share() == most)
 
     def release(self, connection: _Connection) -> None:
         """It waits no longer."""
@@ -305,6 +446,8 @@ class Listener:
         self._reading.pop(connection, None)
         self._held.pop(connection, None)
         self._closing.pop(connection, None)
+        self._buffered -= connection.kept_bytes
+        connection.kept_bytes = 0
         if not self._open and self._emptied is not None:
             self._emptied.set()
 
@@ -352,12 +495,15 @@ class _Connection(asyncio.Protocol):
         "_method",
         "_path",
         "_reader",
-        "_received",
         "_started",
         "_state",
         "_task",
         "_transport",
         "_user_agent",
+        "kept_bytes",
+        "owner",
+        "received_bytes",
+        "turn",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -365,7 +511,10 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader: RequestReader | None = None
         self._state = _State.READING
-        self._received = 0
+        self.received_bytes = 0
+        self.kept_bytes = 0  # the listener's account of it
+        self.owner: Hashable = None  # unknown until somebody must know
+        self.turn = 0
         self._task: asyncio.Task[Outcome] | None = None
         self._method = ""
         self._path = ""
@@ -403,11 +552,11 @@ class _Connection(asyncio.Protocol):
             self.give_up()
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
+        self.received_bytes += len(data)
         if self._state is not _State.READING:
             # Pipelined requests, or the rest of a body that was refused: read, so that closing does not reset the
             # connection and lose the answer, and thrown away.
-            if self._received > _SURPLUS_BYTES:
+            if self.received_bytes > _SURPLUS_BYTES:
                 self.abort()
             return
         reader = self._reader
@@ -418,6 +567,7 @@ class _Connection(asyncio.Protocol):
                 head_bytes=limits.head_bytes,
                 headers=limits.headers,
                 body_bytes=limits.body_bytes,
+                bodies=self._listener.bodies,
             )
         head_was_known = reader.head
         reader.feed(data)
@@ -428,6 +578,8 @@ class _Connection(asyncio.Protocol):
         elif reader.head and not head_was_known and reader.headers.get("Expect", "").lower() == "100-continue":
             assert self._transport is not None
             self._transport.write(_CONTINUE)
+        if self._state is _State.READING:
+            self._listener.charge(self, self.received_bytes)
 
     # -- the answer --------------------------------------------------------------------------------------------------
 
@@ -458,7 +610,7 @@ class _Connection(asyncio.Protocol):
         )
         assert self._transport is not None
         try:
-            outcome = listener.handler(request, Peer(self._transport))
+            outcome = listener.handler(request, Peer(self._transport, partial(listener.owner_of, self)))
         except Exception as error:  # noqa: BLE001 - the gate's border: nothing that a request does may end the daemon
             outcome = listener.broken(request, error)
         if isinstance(outcome, Response):
@@ -500,6 +652,9 @@ class _Connection(asyncio.Protocol):
         self._listener.ending(self)
         self._state = _State.ENDED
         transport.close()
+        unread = transport.get_write_buffer_size()
+        if unread or self.kept_bytes:
+            self._listener.charge(self, unread)
 
     def _refuse(self, response: Response) -> None:
         """Answer a request that will not be read to its end."""
@@ -511,6 +666,8 @@ class _Connection(asyncio.Protocol):
             self._method = self._reader.method
             self._reader.release()
             self._reader = None
+        if self.kept_bytes:
+            self._listener.charge(self, 0)
         self._report(response.status, 0)
         transport.write(response.head + self._listener.date_line() + b"\r\n")
         self._listener.ending(self)
@@ -527,7 +684,7 @@ class _Connection(asyncio.Protocol):
 
     def _report(self, status: int, size_bytes: int) -> None:
         if self._listener.access is not None:
-            peer = Peer(self._transport).address() if self._transport is not None and not 0 < status < 400 else None
+            peer = _address(self._transport) if self._transport is not None and not 0 < status < 400 else None
             self._listener.access(
                 Access(
                     self._method,
@@ -542,9 +699,44 @@ class _Connection(asyncio.Protocol):
 
     # -- the listener's calls ----------------------------------------------------------------------------------------
 
+    def is_fresh(self, turn: int) -> bool:
+        """Whether the loop has not had a chance yet to read what it may have sent with its first breath."""
+        return self._state is _State.READING and not self.received_bytes and turn - self.turn < 2
+
+    def share(self) -> Hashable:
+        """To whose share it counts by what is known now."""
+        return self._place() if self.owner is None else self.owner
+
+    def belong(self, table: Table | None) -> None:
+        """Take its owner from the table of sockets; who is not in it is known by the address."""
+        transport = self._transport
+        if transport is None or self.owner is not None:
+            return
+        peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        found = None
+        if table is not None and isinstance(peer, tuple) and isinstance(local, tuple):
+            found = table.owner((peer[0], peer[1]), (local[0], local[1]))
+        self.owner = self._place() if found is None else found
+
+    def _place(self) -> Hashable:
+        transport = self._transport
+        if transport is None:
+            return ""
+        name = transport.get_extra_info("peername")
+        if not isinstance(name, tuple):
+            # A unix socket: the kernel tells at once (unix(7), SO_PEERCRED).
+            sock = transport.get_extra_info("socket")
+            try:
+                raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            except (OSError, AttributeError):
+                return ""
+            self.owner = int(_UCRED.unpack(raw)[1])
+            return self.owner
+        return place_of(name)
+
     def too_slow(self) -> None:
         """The head deadline has passed. Something was sent: say 408; nothing was: just close (RFC 9110, 15.5.9)."""
-        if self._received:
+        if self.received_bytes:
             self._refuse(_TIMEOUT)
         else:
             self.abort()

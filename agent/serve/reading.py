@@ -3,11 +3,17 @@
 llhttp is strict as it is used here: it refuses what two readers might read differently (bare line feeds, folded fields,
 a length beside chunks, two lengths). What it does not know is added: sizes and numbers, fields that may occur once, the
 Host that HTTP/1.1 demands. Only the first request of a connection is read; what is behind it is surplus.
+
+A budget for each request, because the parser calls back for every chunk and every field, and all connections share one
+thread (twenty sockets with chunks of one byte once held up everybody for two minutes): no more bytes are given to the
+parser than the head or the body may have, no body is kept where none is meant, and neither the pieces in which a
+request comes nor the chunks of its body are without number.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -26,6 +32,14 @@ class Fault(enum.Enum):
 _ONCE: Final = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding", "user-agent"})
 """Fields of which two might be read differently by two readers (RFC 9110 section 5.3)."""
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
+IDLE_BODY_BYTES: Final = 1024
+"""How much may stand behind a head that means no body (some clients send ``{}``, or an empty chunked body): it is read
+past, so that the answer is not lost in a reset, and not kept."""
+_SLICE_BYTES: Final = 16384
+_MAX_PIECES: Final = 4096
+"""In how many pieces a request may arrive, and its body be chunked. Each costs us a hundred times what it costs the
+sender; one that types by hand needs some dozens."""
+_HEAD_ENDS: Final = b"\r\n\r\n"
 
 
 class RequestReader:
@@ -35,7 +49,8 @@ class RequestReader:
         line_bytes: the longest target, field name or field value.
         head_bytes: all fields together, and all that may come before the head is whole.
         headers: their number.
-        body_bytes: the longest body.
+        body_bytes: the longest body, where one is meant.
+        bodies: whether a request with this method and raw target means a body; without it every one does.
 
     Attributes:
         method, target, headers, body: the request; the head's when :attr:`head`, the body when :attr:`complete`.
@@ -43,16 +58,20 @@ class RequestReader:
     """
 
     __slots__ = (
+        "_bodies",
         "_body",
         "_body_bytes",
+        "_body_pieces",
         "_field_bytes",
         "_head_bytes",
         "_line_bytes",
         "_max_headers",
         "_missing",
         "_parser",
+        "_pieces",
         "_received",
         "_url",
+        "_wanted",
         "complete",
         "fault",
         "fields",
@@ -62,12 +81,24 @@ class RequestReader:
         "target",
     )
 
-    def __init__(self, *, line_bytes: int, head_bytes: int, headers: int, body_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        line_bytes: int,
+        head_bytes: int,
+        headers: int,
+        body_bytes: int,
+        bodies: Callable[[str, str], bool] | None = None,
+    ) -> None:
         self._line_bytes = line_bytes
         self._head_bytes = head_bytes
         self._max_headers = headers
         self._body_bytes = body_bytes
-        self._received = 0
+        self._bodies = bodies
+        self._wanted = True
+        self._received = 0  # of the head; once that is whole, of what is behind it
+        self._pieces = 0
+        self._body_pieces = 0
         self._field_bytes = 0
         self._missing = 0  # of the body of a request that offers an upgrade; llhttp leaves such a body alone
         self._url = b""
@@ -93,15 +124,46 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Read on. Nothing happens any more once :attr:`complete` or :attr:`fault` says that it is over."""
-        self._received += len(data)
+        self._pieces += 1
+        at = 0
+        while at < len(data) and not self.complete and self.fault is None:
+            piece = self._portion(data, at)
+            at += len(piece)
+            self._feed(piece)
+
+    def _portion(self, data: bytes, at: int) -> bytes:
+        """What the parser may see next: never behind the head before we have judged that, never more than is allowed.
+
+        One byte more than allowed is seen, so that what is exactly allowed is known to be no more.
+        """
+        if self.head:
+            most = at + min(_SLICE_BYTES, self._body_room() + 1)
+        else:
+            most = at + self._head_bytes - self._received + 1
+            end = data.find(_HEAD_ENDS, at, most)
+            if end >= 0:
+                most = end + len(_HEAD_ENDS)
+        return data if not at and most >= len(data) else data[at:most]
+
+    def _body_room(self) -> int:
+        """How many bytes may still come behind the head, framing of chunks included."""
+        most = self._body_bytes + max(512, self._body_bytes // 8) if self._wanted else IDLE_BODY_BYTES
+        return most - self._received
+
+    def _feed(self, data: bytes) -> None:
+        was_head = self.head
         if self._missing:
+            self._received += len(data)
             self._take(data)
         elif self._parser is not None:
+            self._received += len(data)
             self._parse(self._parser, data)
-            if self.fault is None and not self.complete:
-                self._bound()
-            if self.complete or self.fault is not None:
-                self.release()
+        if self.head and not was_head:
+            self._received = 0
+        if self.fault is None and not self.complete:
+            self._bound()
+        if self.complete or self.fault is not None:
+            self.release()
 
     def _parse(self, parser: HttpRequestParser, data: bytes) -> None:
         try:
@@ -116,12 +178,11 @@ class RequestReader:
                 self.fault = Fault.BAD
 
     def _bound(self) -> None:
-        """Judge what is not whole yet by how much has come already."""
+        """Judge what is not whole yet by how much has come already, and in how many pieces."""
         if not self.head:
-            if self._received > self._head_bytes:
+            if self._received > self._head_bytes or self._pieces > _MAX_PIECES:
                 self.fault = Fault.HEAD_TOO_LARGE
-        elif self._received > self._head_bytes + 8 * self._body_bytes:
-            # Chunks of one byte cost six: a bound on what is sent, not only on what it says.
+        elif self._body_room() < 0 or self._pieces > _MAX_PIECES or self._body_pieces > _MAX_PIECES:
             self.fault = Fault.BODY_TOO_LARGE
 
     def _decline_upgrade(self, rest: bytes) -> None:
@@ -136,7 +197,8 @@ class RequestReader:
     def _take(self, data: bytes) -> None:
         piece = data[: self._missing]
         self._missing -= len(piece)
-        self._body += piece
+        if self._wanted:
+            self._body += piece
         self.complete = not self._missing
 
     # -- httptools' calls. None raises: an exception would have to cross C, and hide what comes after it.
@@ -180,17 +242,21 @@ class RequestReader:
         ):
             self.fault = Fault.BAD
             return
+        if self._bodies is not None:
+            self._wanted = self._bodies(self.method, self.target)
         announced = headers.get("Content-Length", "")
-        if announced.isdecimal() and int(announced) > self._body_bytes:
+        if announced.isdecimal() and int(announced) > (self._body_bytes if self._wanted else IDLE_BODY_BYTES):
             self.fault = Fault.BODY_TOO_LARGE
 
     def on_body(self, piece: bytes) -> None:
         """Part of the body."""
         if self.complete or self.fault is not None:
             return
-        self._body += piece
-        if len(self._body) > self._body_bytes:
-            self.fault = Fault.BODY_TOO_LARGE
+        self._body_pieces += 1
+        if self._wanted:
+            self._body += piece
+            if len(self._body) > self._body_bytes:
+                self.fault = Fault.BODY_TOO_LARGE
 
     def on_message_complete(self) -> None:
         """The request is whole."""

@@ -176,6 +176,7 @@ def door_server(
     demand: Any = no_id_tokens,
     ec2: Any = None,
     gce: Any = None,
+    owners: Any = None,
 ) -> Iterator[DoorServer]:
     """Run a worker door over a real socket until the block ends. Upstreams are factories, called in the loop."""
     settings = settings or ServeSettings(token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),))
@@ -197,6 +198,7 @@ def door_server(
             gce=gce() if gce else None,
             access=accesses.append,
             broken=lambda _request, error: failures.append(error),
+            owners=owners() if owners else None,
         )
         server = await loop.create_server(door.protocol, "127.0.0.1", 0, backlog=1024)
         running = DoorServer(loop, board, door, server.sockets[0].getsockname()[1])

@@ -147,12 +147,13 @@ class TestConnections:
                 sock.close()
             assert 1 <= gone <= 20
 
-    def test_a_young_one_is_spared(self) -> None:
-        """A burst beyond the cap refuses the newest; none that has just come is closed to make room for it."""
-        with door(limits=Limits(connections=10, spared_seconds=60.0)) as server:
-            early = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
-            until(lambda: server.door.listener.connections == 10)
-            assert server.send(ROOT) == b""
+    def test_even_young_ones_make_room(self) -> None:
+        """However young they are, the oldest that has said nothing makes room for the next; the others are spared."""
+        with door(limits=Limits(connections=20, spared_seconds=60.0)) as server:
+            early = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+            until(lambda: server.door.listener.connections == 20)
+            assert status_of(server.send(ROOT)) == 200
+            assert read_all(early.pop(0)) == b""
             for sock in early:
                 sock.sendall(ROOT)
                 assert status_of(read_all(sock)) == 200

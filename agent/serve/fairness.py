@@ -1,0 +1,213 @@
+"""Who goes when there is no room, and whose turn is next: fair shares among those who ask.
+
+The rule everywhere: whoever has most gives way to whoever has less. A share belongs to an *owner*: the user id of the
+process at the other end where the kernel tells it (:mod:`agent.host.sockets`), else the address that it comes from.
+Asking the kernel costs milliseconds, so it is asked only when something is half used up; before that nobody needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol, TypeVar
+
+M = TypeVar("M")
+
+Endpoint = tuple[str, int]
+_GAP_SECONDS: Final = 0.25
+_TABLE_SECONDS: Final = 1.0
+"""A table that takes longer to read than this is done without."""
+
+
+class Table(Protocol):
+    """The TCP sockets of this network namespace at one moment."""
+
+    def owner(self, peer: Endpoint, local: Endpoint) -> int | None:
+        """The user whose socket is at the other end of the connection from ``peer`` to us; ``None``: not known."""
+
+
+class Owners:
+    """The table of sockets, read in a thread of its own, once for all who ask at the same time.
+
+    Args:
+        read: reads it; blocks; may raise ``OSError``.
+    """
+
+    def __init__(self, read: Callable[[], Table]) -> None:
+        self._read = read
+        # Of its own: the common threads may all hang in a disk, and requests must not take those of the renewal.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="owners")
+        self._reading: asyncio.Task[None] | None = None
+        self._table: Table | None = None
+        self._began = float("-inf")
+
+    async def table(self) -> Table | None:
+        """A table whose reading began after this call; ``None`` when it cannot be had in time."""
+        asked = time.monotonic()
+        try:
+            async with asyncio.timeout(_TABLE_SECONDS):
+                while self._began < asked:
+                    if self._reading is None:
+                        self._reading = asyncio.create_task(self._look(), name="socket owners")
+                        self._reading.add_done_callback(self._looked)
+                    await asyncio.shield(self._reading)
+        except (TimeoutError, OSError, RuntimeError):
+            return None
+        return self._table
+
+    async def _look(self) -> None:
+        await asyncio.sleep(max(0.0, self._began + _GAP_SECONDS - time.monotonic()))
+        began = time.monotonic()
+        self._table = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
+        self._began = began
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._reading = None
+        if not task.cancelled():
+            task.exception()  # told to who waits
+
+    def close(self) -> None:
+        """Wait for nothing."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def place_of(name: Any) -> Hashable:
+    """The address of a peer as an owner: an IPv6 host has 2**64 of its own, so its network counts as one."""
+    if not isinstance(name, tuple) or not name:
+        return ""
+    host = str(name[0])
+    if ":" not in host or host.lower().startswith("::ffff:"):
+        return host
+    try:
+        return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8]
+    except OSError:
+        return host
+
+
+def by_greed(totals: Mapping[Hashable, int], queues: Mapping[Hashable, deque[tuple[int, M]]]) -> Iterator[M]:
+    """In which order members go, so that at each step the owner with most gives one up.
+
+    Args:
+        totals: what each owner has.
+        queues: of each owner, those that may go with what each would free, the first to go first.
+    """
+    heap = [(-totals[owner], number, owner) for number, (owner, queue) in enumerate(queues.items()) if queue]
+    heapq.heapify(heap)
+    while heap:
+        total, number, owner = heapq.heappop(heap)
+        weight, member = queues[owner].popleft()
+        yield member
+        if queues[owner]:
+            heapq.heappush(heap, (total + weight, number, owner))
+
+
+class Turnstile:
+    """So many at once, and of those who wait the next is whose owner has fewest inside.
+
+    A plain semaphore serves in the order of coming: a thousand requests of one worker stand before the first of the
+    next.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inside: dict[Hashable, int] = {}
+        self._count = 0
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is half full, so that it matters who comes."""
+        return 2 * self._count >= self._limit
+
+    @asynccontextmanager
+    async def turn(self, owner: Hashable) -> AsyncIterator[None]:
+        """Inside, once there is room."""
+        if self._count < self._limit and not self._waiting:
+            self._enter(owner)
+        else:
+            await self._wait(owner)
+        try:
+            yield
+        finally:
+            self._leave(owner)
+
+    async def _wait(self, owner: Hashable) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave(owner)  # let in and cancelled in the same moment
+            else:
+                queue = self._waiting[owner]
+                queue.remove(turn)
+                if not queue:
+                    del self._waiting[owner]
+            raise
+
+    def _enter(self, owner: Hashable) -> None:
+        self._count += 1
+        self._inside[owner] = self._inside.get(owner, 0) + 1
+
+    def _leave(self, owner: Hashable) -> None:
+        self._count -= 1
+        self._inside[owner] -= 1
+        if not self._inside[owner]:
+            del self._inside[owner]
+        while self._waiting and self._count < self._limit:
+            following = min(self._waiting, key=lambda waits: self._inside.get(waits, 0))
+            queue = self._waiting[following]
+            turn = queue.popleft()
+            if queue:
+                # To the end, so that those with as much inside take turns.
+                self._waiting[following] = self._waiting.pop(following)
+            else:
+                del self._waiting[following]
+            if not turn.done():
+                self._enter(following)
+                turn.set_result(None)
+
+
+class Places:
+    """So many at once, held for long: at the limit the owner with most gives up its oldest for one with fewer."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: dict[asyncio.Timeout, Hashable] = {}  # oldest first
+
+    def take(self, owner: Hashable, timeout: asyncio.Timeout) -> bool:
+        """Take a place.
+
+        Args:
+            owner: whose.
+            timeout: of whoever waits; it is made to end now when its place is taken away.
+
+        Returns:
+            ``False`` when nobody has more than ``owner``.
+        """
+        if len(self._taken) >= self._limit:
+            counts: dict[Hashable, int] = {}
+            for other in self._taken.values():
+                counts[other] = counts.get(other, 0) + 1
+            most = max(counts, key=lambda other: counts[other])
+            if counts[most] <= counts.get(owner, 0) + 1 and most != owner:
+                return False
+            victim = next(held for held, other in self._taken.items() if other == most)
+            del self._taken[victim]
+            if not victim.expired():
+                victim.reschedule(asyncio.get_running_loop().time())
+        self._taken[timeout] = owner
+        return True
+
+    def leave(self, timeout: asyncio.Timeout) -> None:
+        """Give the place back, if it was not taken away."""
+        self._taken.pop(timeout, None)

@@ -1,0 +1,210 @@
+"""When room is scarce, whoever has most gives way: told apart by user, over real sockets of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from agent.host.sockets import read_socket_table
+from agent.serve.fairness import Owners, Places, Turnstile
+from agent.serve.listener import Limits
+from agent.serve.settings import ServeSettings
+from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server, read_all
+from tests.fakes.clock import START, FakeClock
+
+ROOT = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POLL = (
+    b"GET /computeMetadata/v1/instance/service-accounts/default/email?wait_for_change=true HTTP/1.1\r\n"
+    b"Host: localhost\r\nMetadata-Flavor: Google\r\n\r\n"
+)
+HOSTILE = """
+import encodings.idna, os, socket, sys
+os.setgid(65534), os.setuid(65534)  # not before the start: its interpreter may be root's alone
+port, count, data = int(sys.argv[1]), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+held = []
+for _ in range(count):
+    held.append(socket.create_connection(("127.0.0.1", port)))
+    held[-1].sendall(data)
+print("on", flush=True)
+sys.stdin.read()
+"""
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def hostile(server: DoorServer, count: int, data: bytes) -> Iterator[None]:
+    """Another user's process that opens so many connections, sends ``data`` on each, and keeps them."""
+    command = [sys.executable, "-c", HOSTILE, str(server.port), str(count), data.hex()]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def door(**limits: Any) -> Iterator[DoorServer]:
+    board = FakeBoard()
+    board.live_gcp(START)
+    settings = ServeSettings(token_key=KEY, limits=Limits(**{"head_seconds": 60.0, "spared_seconds": 0.0, **limits}))
+    with door_server(board, settings=settings, clock=FakeClock(), owners=lambda: Owners(read_socket_table)) as server:
+        yield server
+
+
+def known(server: DoorServer) -> bool:
+    """Whether it is known whose each connection is."""
+    return server.run(lambda: all(c.owner is not None for c in server.door.listener._open))
+
+
+@as_root
+def test_idle_connections() -> None:
+    """Ours, idle for longer than all of theirs, stay: one of the many goes for each that comes."""
+    with door(connections=40) as server:
+        ours = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
+        until(lambda: server.door.listener.connections == 5)
+        with hostile(server, 35, b""):
+            until(lambda: server.door.listener.connections == 40 and known(server))
+            for _ in range(20):
+                assert server.send(ROOT).startswith(b"HTTP/1.1 200")
+            for sock in ours:
+                with sock:
+                    sock.sendall(ROOT)
+                    assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
+@as_root
+def test_long_polls() -> None:
+    """Our long poll, the oldest, outlives any number of theirs."""
+    with door(held=20) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as ours:
+        ours.sendall(POLL)
+        until(lambda: server.door.listener.held == 1)
+        with hostile(server, 15, POLL):
+            until(lambda: server.door.listener.held == 16 and known(server))
+            with hostile(server, 60, POLL):
+                until(lambda: server.door.listener.held == 20)
+                server.run(lambda: server.board.set("gcp", _other(server)))
+                assert read_all(ours).startswith(b"HTTP/1.1 200")
+
+
+def _other(server: DoorServer) -> Any:
+    from agent.core.view import Live, Origin
+    from tests.fakes.board import google_token
+
+    return Live(google_token(START), "other@example.com", Origin.BUNDLE)
+
+
+@as_root
+def test_buffered_bytes() -> None:
+    """What half requests keep is bounded for all together, and the largest holder gives way, not the oldest."""
+    with door(buffered_bytes=1 << 20) as server, socket.create_connection(("127.0.0.1", server.port)) as ours:
+        ours.sendall(ROOT[:-2] + b"X: " + b"y" * 4000)
+        until(lambda: server.door.listener.buffered_bytes > 4000)
+        with hostile(server, 40, ROOT[:-2] + b"X: " + b"y" * 8000 + b"\r\nZ: " + b"z" * 7000):
+            until(lambda: server.door.listener.buffered_bytes > 500_000 and known(server))
+            with hostile(server, 200, ROOT[:-2] + b"X: " + b"y" * 8000 + b"\r\nZ: " + b"z" * 7000):
+                assert server.door.listener.buffered_bytes <= 1 << 20
+                ours.sendall(b"\r\n\r\n")
+                assert read_all(ours).startswith(b"HTTP/1.1 200")
+        until(lambda: server.door.listener.connections == 0)
+        assert server.door.listener.buffered_bytes == 0
+
+
+def test_a_turnstile_serves_the_one_who_has_least() -> None:
+    """Behind a hundred of one owner, another's first request is the next to go in."""
+
+    async def scenario() -> list[str]:
+        gate, order = Turnstile(2), []
+
+        async def one(owner: str) -> None:
+            async with gate.turn(owner):
+                order.append(owner)
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(100):
+                group.create_task(one("greedy"))
+            group.create_task(one("polite"))
+        async with gate.turn("greedy"), gate.turn("greedy"):
+            assert gate.crowded
+        return order
+
+    order = asyncio.run(scenario())
+    assert len(order) == 101
+    assert order.index("polite") <= 4
+
+
+def test_a_turnstile_survives_those_who_leave() -> None:
+    """Whoever gives up waiting, or inside, leaves no place taken."""
+
+    async def scenario() -> None:
+        gate = Turnstile(1)
+
+        async def stay(owner: str) -> None:
+            async with gate.turn(owner):
+                await asyncio.Event().wait()
+
+        tasks = [asyncio.create_task(stay(f"owner {n % 3}")) for n in range(30)]
+        for _ in range(30):
+            await asyncio.sleep(0)
+            tasks.pop(0).cancel()
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5), gate.turn("last"):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_places_are_taken_from_who_has_most() -> None:
+    """When all places are taken the newcomer gets the oldest of whoever has most, and none if nobody has more."""
+
+    async def scenario() -> None:
+        places, ended = Places(4), []
+
+        async def stay(owner: str) -> bool:
+            try:
+                async with asyncio.timeout(60) as timeout:
+                    if not places.take(owner, timeout):
+                        return False
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                ended.append(owner)
+            return True
+
+        polite = asyncio.create_task(stay("polite"))
+        await asyncio.sleep(0)
+        greedy = [asyncio.create_task(stay("greedy")) for _ in range(20)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        third = asyncio.create_task(stay("third"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        fourth = asyncio.create_task(stay("fourth"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.create_task(stay("fifth")), 5) is False
+        assert set(ended) == {"greedy"}
+        assert [task.done() for task in (polite, third, fourth)] == [False] * 3
+        for task in (polite, third, fourth, *greedy):
+            task.cancel()
+        await asyncio.gather(polite, third, fourth, *greedy, return_exceptions=True)
+
+    asyncio.run(scenario())
