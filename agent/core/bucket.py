@@ -40,6 +40,11 @@ class Bucket:
         self._fill(now)
         return 0.0 if self._left >= 1 else (1 - self._left) / self._per_second
 
+    def is_scarce(self, now: float) -> bool:
+        """Whether more than half of what it can hold is gone."""
+        self._fill(now)
+        return 2 * self._left < self._burst
+
     def take(self, now: float) -> float:
         """Take a token if there is one: 0; else the seconds until there is, and nothing is taken."""
         wait = self.wait_seconds(now)
@@ -76,6 +81,14 @@ class Buckets(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._of)
+
+    def is_scarce(self, now: float) -> bool:
+        """Whether more than half of the common bucket is gone, so that it matters who asks."""
+        return self._common.is_scarce(now)
+
+    def take_common(self, now: float) -> float:
+        """Take a token from the common bucket alone, for one whose key is not known and need not be."""
+        return self._common.take(now)
 
     def take(self, key: K, now: float) -> float:
         """Take a token from both: 0; else the seconds until both have one, and nothing is taken."""

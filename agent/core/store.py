@@ -75,7 +75,7 @@ from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
 
 ID_TOKEN_LEFT: Final = timedelta(minutes=10)
 """An identity token with less than this left is minted anew rather than served."""
-ID_TOKEN_AUDIENCES: Final = 64
+ID_TOKEN_AUDIENCES: Final = 1024
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
 
 NAMES_KEPT: Final = 64

@@ -44,7 +44,7 @@ from agent.daemon.looking import look_now
 from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
 from agent.daemon.pulse import Pulse
 from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
-from agent.host import machine, memory, systemd
+from agent.host import descriptors, machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
 from agent.host.sockets import read_socket_table
@@ -55,6 +55,7 @@ from agent.serve.control import ControlDoor
 from agent.serve.door import WorkerDoor
 from agent.serve.fairness import Owners
 from agent.serve.listener import Access, Limits
+from agent.serve.proxy import CONNECTIONS as PASSED_CONNECTIONS
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changes
 from agent.sources.file import FileSource
@@ -131,6 +132,10 @@ class Daemon:
         check_paths(settings.environment)
         gid = group_id(settings.environment.group)
         self._out = compose.upstream(settings, hear=self._hear)
+        self._shares = descriptors.shares(
+            descriptors.raised(), connections=settings.listen.max_connections, passed=PASSED_CONNECTIONS
+        )
+        self._workers_out = compose.upstream(settings, connections=self._shares.passed)
         self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
         self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
         self._watch_files(settings)
@@ -211,6 +216,7 @@ class Daemon:
             await control_door.listener.close(CLOSE_SECONDS / 4)
             await self._mint.close()
             await self._out.close()
+            await self._workers_out.close()
             if "control" not in self._passed.sockets:
                 doors.remove(settings.listen)
         self._log.info("agent.stopped")
@@ -381,6 +387,15 @@ class Daemon:
     def _worker_door(self, changes: Changes, hosts: tuple[str, ...]) -> WorkerDoor:
         settings = self._settings
         through = settings.pass_through.enabled
+        ec2, gce = self._metadata.passed(self._workers_out)
+        if self._shares.connections < settings.listen.max_connections:
+            self._log.warning(
+                "connections.lowered",
+                max_connections=self._shares.connections,
+                configured=settings.listen.max_connections,
+                descriptors=self._shares.limit,
+                hint="raise LimitNOFILE of the service",
+            )
         hide, show = compose.hidden(settings)
         return WorkerDoor(
             ServeSettings(
@@ -392,14 +407,17 @@ class Daemon:
                 show=show,
                 expects_bundle=lambda: bool(self._settings.keys),
                 own_namespaces=compose.own_namespaces(settings),
-                limits=Limits(connections=settings.listen.max_connections),
+                passed_connections=self._shares.passed,
+                limits=Limits(
+                    connections=self._shares.connections, held=min(4096, max(1, self._shares.connections // 2))
+                ),
             ),
             self.store,
             self.clock,
             changed=changes,
             demand=self.keeper.id_token,
-            ec2=self._metadata.ec2 if through else None,
-            gce=self._metadata.gce if through else None,
+            ec2=ec2 if through else None,
+            gce=gce if through else None,
             access=self._access("worker"),
             broken=self._broken,
             owners=Owners(read_socket_table),

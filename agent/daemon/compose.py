@@ -55,6 +55,7 @@ def upstream(
     *,
     ca_file: str | None = None,
     proxy: str | None = None,
+    connections: int = 128,
     hear: Callable[[Witness, datetime, float], object] | None = None,
 ) -> Upstream:
     """The way out for plain HTTP; a source may have a CA and a proxy of its own, and teaches no time."""
@@ -66,6 +67,7 @@ def upstream(
             ca_file=ca_file or out.ca_file,
             proxy=proxy or out.proxy,
             allow_private_addresses=out.allow_private_addresses,
+            connections=connections,
         ),
         hear=hear,
     )
@@ -92,6 +94,18 @@ class Metadata:
             out.load()
         self.ec2 = None if ec2_url is None else Ec2Metadata(out, clock, ec2_url)
         self.gce = None if gce_url is None else GceMetadata(out, gce_url)
+        self._clock, self._urls = clock, (ec2_url, gce_url)
+
+    def passed(self, out: Upstream) -> tuple[Ec2Metadata | None, GceMetadata | None]:
+        """The same services for what workers ask of them, by a way out of its own.
+
+        Nothing that a worker does may use up what renewal needs: neither connections nor the session with the service.
+        """
+        ec2_url, gce_url = self._urls
+        return (
+            None if ec2_url is None else Ec2Metadata(out, self._clock, ec2_url),
+            None if gce_url is None else GceMetadata(out, gce_url),
+        )
 
 
 def _metadata_url(value: str, *, here: bool) -> str | None:

@@ -11,8 +11,10 @@ from agent.serve.container import ContainerDoor
 from agent.serve.ec2 import Ec2Door
 from agent.serve.fairness import Owners
 from agent.serve.gate import Gate, Refusal
-from agent.serve.gce import Demand, GceDoor
+from agent.serve.gce import GceDoor
+from agent.serve.hiding import GCE_ROOT, folded
 from agent.serve.listener import DROP, Access, Later, Listener, Outcome, Peer
+from agent.serve.mints import Demand
 from agent.serve.proxy import Passthrough, Proxy
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changed, Watch
@@ -55,9 +57,18 @@ class WorkerDoor:
     ) -> None:
         watch = Watch(board, clock, changed)
         self._gate = Gate(settings.extra_hosts)
-        self._ec2 = Ec2Door(settings, watch, Proxy(ec2, seconds=settings.ec2_upstream_seconds) if ec2 else None)
+        self._ec2 = Ec2Door(
+            settings,
+            watch,
+            Proxy(ec2, seconds=settings.ec2_upstream_seconds, connections=settings.passed_connections) if ec2 else None,
+        )
         self._container = ContainerDoor(settings, watch)
-        self._gce = GceDoor(settings, watch, Proxy(gce, seconds=settings.gce_upstream_seconds) if gce else None, demand)
+        self._gce = GceDoor(
+            settings,
+            watch,
+            Proxy(gce, seconds=settings.gce_upstream_seconds, connections=settings.passed_connections) if gce else None,
+            demand,
+        )
         self._broken = broken
         self._takes_bodies = gce is not None
         self.listener = Listener(
@@ -82,7 +93,7 @@ class WorkerDoor:
             segments = self.listener.target(target).segments
         except TargetError:
             return False
-        return segments[:4] == (gce.ROOT, "v1", "instance", "guest-attributes")
+        return segments[:2] == GCE_ROOT and folded(segments[2:4]) == ("instance", "guest-attributes")
 
     def _handle(self, request: Request, _peer: Peer) -> Outcome | Later:
         refusal = self._gate.refusal(request)

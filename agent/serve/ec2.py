@@ -232,9 +232,9 @@ class Ec2Door:
         assert self._proxy is not None
         if below in EC2_STATIC:
             # A leaf is the same with a slash behind it (the AWS CLI adds one).
-            answer = await self._proxy.static(target(request.segments, slash=False))
+            answer = await self._proxy.static(target(request.segments, slash=False), request.asker)
         else:
-            answer = await self._proxy.fetch("GET", target(request.segments, slash=request.slash))
+            answer = await self._proxy.fetch("GET", target(request.segments, slash=request.slash), asker=request.asker)
         if answer is None or answer.status in {401, 403} or 300 <= answer.status < 400:
             # 401 and 403 are about *our* session, 3xx is not of this dialect: neither is for the worker.
             return self._known(request.segments) or _UNAVAILABLE

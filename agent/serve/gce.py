@@ -19,7 +19,7 @@ For gcloud's own audience every failure is 404: it asks on its way to an access 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -31,14 +31,12 @@ from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
 from agent.serve.listener import Later, Outcome
+from agent.serve.mints import Demand, Mints, TooOften
 from agent.serve.proxy import GCE_STATIC, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import gce
 from agent.wire.http import Request, Response, WireError
-
-Demand = Callable[[str], Awaitable[IdToken | None]]
-"""Mint an identity token for an audience, or say ``None``; raises :class:`AgentError` when it failed."""
 
 _ACCOUNTS: Final = ("instance", "service-accounts")
 _GCLOUD_AUDIENCE: Final = "32555940559.apps.googleusercontent.com"
@@ -67,7 +65,7 @@ class GceDoor:
         self._settings = settings
         self._watch = watch
         self._proxy = proxy
-        self._demand = demand
+        self._mints = Mints(demand)
         self._hiding = Hiding(GCE_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
         self._writes = GuestWrites(settings.own_namespaces)
         # All mutable state is what was rendered before, with what it was rendered from.
@@ -154,7 +152,7 @@ class GceDoor:
         if rest == ("token",):
             return self._token_answer(answer) if not query.wait_for_change else partial(self._wait, request, query)
         if rest == ("identity",):
-            return self._identity(query)
+            return self._identity(request, query)
         node = gce.find(self._directory(answer), (*account, *rest))
         if node is None or isinstance(node, gce.Action):
             return _NOT_FOUND
@@ -195,7 +193,7 @@ class GceDoor:
         # Not 404: a missing credential must not look like missing data.
         return gce.failure(403, getattr(answer, "why", ""))
 
-    def _identity(self, query: gce.Query) -> Outcome | Later:
+    def _identity(self, request: Request, query: gce.Query) -> Outcome | Later:
         if not query.audience:
             return _NO_AUDIENCE
         if len(query.audience) > _MAX_AUDIENCE_CHARACTERS:
@@ -204,14 +202,18 @@ class GceDoor:
         if not board.can_mint_id_tokens():
             return _NO_ID_TOKENS
         token = board.view_id_token(query.audience, self._watch.clock.now())
-        return partial(self._mint, query.audience) if token is None else _identity_answer(token)
+        return partial(self._mint, query.audience, request) if token is None else _identity_answer(token)
 
-    async def _mint(self, audience: str) -> Outcome:
+    async def _mint(self, audience: str, request: Request) -> Outcome:
         try:
             async with asyncio.timeout(self._settings.gce_hold_seconds):
-                token = await self._demand(audience)
+                token = await self._mints.mint(audience, request.asker)
         except TimeoutError:
             failed = gce.failure(503, "an identity token is being minted; try again", ("Retry-After", "1"))
+        except TooOften as busy:
+            # 503 and not 429: it is what every client of this dialect tries again.
+            why = "identity tokens for new audiences are asked for too often; those held already are served"
+            failed = gce.failure(503, why, ("Retry-After", str(busy.seconds)))
         except Denied as error:
             failed = gce.failure(403, f"no identity token can be minted: {error.message}")
         except AgentError as error:
@@ -284,13 +286,14 @@ class GceDoor:
             target(request.segments, slash=request.slash),
             headers={} if kind is None else {"Content-Type": kind},
             body=request.body,
+            asker=request.asker,
         )
         return _UPSTREAM_SILENT if answer is None else answer
 
     async def _pass(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome:
         assert self._proxy is not None
         if below in GCE_STATIC and not query.wait_for_change and query.alt is None:
-            answer = await self._proxy.static(target(request.segments, slash=False))
+            answer = await self._proxy.static(target(request.segments, slash=False), request.asker)
         else:
             answer = await self._ask(request, below, query)
         if answer is None:
@@ -334,6 +337,7 @@ class GceDoor:
             "GET",
             target(request.segments, slash=request.slash, query=_canonical(request.query, query, alt=alt)),
             hang_seconds=query.timeout_seconds + _HANG_MARGIN_SECONDS if query.wait_for_change else 0.0,
+            asker=request.asker,
         )
 
     def _shown(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:

@@ -598,6 +598,8 @@ class _Connection(asyncio.Protocol):
             self._send(_BAD_REQUEST)
             return
         self._path = target.path
+        assert self._transport is not None
+        peer = Peer(self._transport, partial(listener.owner_of, self))
         request = Request(
             reader.method,
             target.path,
@@ -607,10 +609,10 @@ class _Connection(asyncio.Protocol):
             headers,
             headers.get("Host", "") if target.authority is None else target.authority,
             reader.body,
+            peer,
         )
-        assert self._transport is not None
         try:
-            outcome = listener.handler(request, Peer(self._transport, partial(listener.owner_of, self)))
+            outcome = listener.handler(request, peer)
         except Exception as error:  # noqa: BLE001 - the gate's border: nothing that a request does may end the daemon
             outcome = listener.broken(request, error)
         if isinstance(outcome, Response):

@@ -15,13 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Final, Protocol
 
+from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import SourceError
-from agent.wire.http import Response, forwardable, path_of
+from agent.serve.fairness import Places, Turnstile
+from agent.wire.http import Asker, Response, forwardable, path_of
 
 CONCURRENCY: Final = 32
+LONG_POLLS: Final = 256
+"""Those that the real server holds, each on a connection; of whoever has most the oldest goes for one who has fewer."""
+CONNECTIONS: Final = CONCURRENCY + LONG_POLLS
+"""What the pass-through may have open, on a way out that nothing else uses."""
+ASKED_PER_SECOND: Final = 200.0
+ASKED_AT_ONCE: Final = 1000.0
+ASKED_PER_SECOND_BY_ONE: Final = 50.0
+ASKED_AT_ONCE_BY_ONE: Final = 200.0
+"""How often the real service is asked on behalf of all workers, and of one of them when that is half used up. Above it
+the link-local address begins to drop what is asked of it, the agent's own questions and DNS too."""
 MAX_BODY_BYTES: Final = 1 << 20
 FRESH_SECONDS: Final = 300.0
 """How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
@@ -115,36 +127,45 @@ class Proxy:
     Args:
         upstream: the way to it.
         seconds: how long an ordinary request may take.
+        connections: what ``upstream`` may have open. Long polls leave some of them to the others.
     """
 
-    def __init__(self, upstream: Passthrough, *, seconds: float) -> None:
+    def __init__(self, upstream: Passthrough, *, seconds: float, connections: int = CONNECTIONS) -> None:
         self._upstream = upstream
         self._seconds = seconds
         # All mutable state:
         self._cache: dict[str, tuple[float, Response]] = {}
         self._asking: dict[str, asyncio.Task[Response | None]] = {}
-        self._room = asyncio.Semaphore(CONCURRENCY)
+        self._flights: dict[tuple[Hashable, str], asyncio.Task[Response | None]] = {}
+        room = min(CONCURRENCY, max(1, connections // 2))
+        self._room = Turnstile(room)
+        self._polls = Places(max(1, connections - room))
+        self._asked: Buckets[Hashable] = Buckets(
+            Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE), per_second=ASKED_PER_SECOND_BY_ONE, burst=ASKED_AT_ONCE_BY_ONE
+        )
 
     def fresh(self, path_qs: str) -> Response | None:
         """A static leaf from memory, when it is young enough not to ask."""
         held = self._cache.get(path_qs)
         return held[1] if held is not None and time.monotonic() - held[0] < FRESH_SECONDS else None
 
-    async def static(self, path_qs: str) -> Response | None:
+    async def static(self, path_qs: str, asker: Asker | None = None) -> Response | None:
         """A leaf that does not change: from memory, else asked for once however many want it, else an old one."""
         fresh = self.fresh(path_qs)
         if fresh is not None:
             return fresh
         task = self._asking.get(path_qs)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self.fetch("GET", path_qs))
+            task = asyncio.get_running_loop().create_task(self.fetch("GET", path_qs, asker=asker))
             self._asking[path_qs] = task
             task.add_done_callback(lambda _: self._asking.pop(path_qs, None))
         # Shielded: the first who asked may leave, and must not take the answer from the others.
         answer = await asyncio.shield(task)
         if answer is not None and answer.status == 200:
             if len(self._cache) >= _CACHE_ENTRIES:
-                self._cache.clear()
+                # The oldest alone: whoever asks for many spellings must not take from memory what the others live on.
+                del self._cache[next(iter(self._cache))]
+            self._cache.pop(path_qs, None)
             self._cache[path_qs] = (time.monotonic(), answer)
             return answer
         held = self._cache.get(path_qs)
@@ -160,8 +181,11 @@ class Proxy:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         hang_seconds: float = 0.0,
+        asker: Asker | None = None,
     ) -> Response | None:
-        """Ask the real service; ``None`` when it gave no usable answer in time.
+        """Ask the real service; ``None`` when it gave no usable answer in time, or was asked too much.
+
+        Several who ask for the same at the same time are one question.
 
         Args:
             method: as the client's.
@@ -169,15 +193,53 @@ class Proxy:
             headers: those of the client's that matter.
             body: the client's.
             hang_seconds: how long the service itself was asked to wait (``timeout_sec``).
+            asker: who asks.
         """
+        owner: Hashable = None
+        now = time.monotonic()
+        if asker is not None and (hang_seconds or self._room.crowded or self._asked.is_scarce(now)):
+            owner = await asker.owner()
+        if method != "GET" or hang_seconds:
+            return await self._fetch(
+                method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner
+            )
+        # One flight for each owner when it matters who asks: nobody stands in another's queue.
+        key = (owner, path_qs)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(
+                self._fetch(method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner)
+            )
+            self._flights[key] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        return await asyncio.shield(flight)
+
+    async def _fetch(
+        self,
+        method: str,
+        path_qs: str,
+        *,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        hang_seconds: float,
+        owner: Hashable,
+    ) -> Response | None:
+        now = time.monotonic()
+        if self._asked.take_common(now) if owner is None else self._asked.take(owner, now):
+            return None
         seconds = self._seconds + hang_seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as timeout:
                 if hang_seconds:
                     # Long polls do not count: 32 of them would close the way for everybody else.
-                    answer = await self._ask(method, path_qs, headers, body, seconds)
+                    if not self._polls.take(owner, timeout):
+                        return None
+                    try:
+                        answer = await self._ask(method, path_qs, headers, body, seconds)
+                    finally:
+                        self._polls.leave(timeout)
                 else:
-                    async with self._room:
+                    async with self._room.turn(owner):
                         answer = await self._ask(method, path_qs, headers, body, seconds)
         except (TimeoutError, SourceError):
             return None

@@ -8,6 +8,7 @@ import msgspec
 
 from agent.core.secret import Secret
 from agent.serve.listener import Limits
+from agent.serve.proxy import CONNECTIONS
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +30,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         gce_hold_seconds: the same for Google; google-auth gives up after 3 s.
         ec2_upstream_seconds: how long the real EC2 service may take for what is passed through.
         gce_upstream_seconds: the same for the real GCE server, long polls apart.
+        passed_connections: what the way out behind ``ec2`` and ``gce`` may have open.
     """
 
     token_key: bytes
@@ -44,6 +46,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     gce_hold_seconds: float = 2.5
     ec2_upstream_seconds: float = 0.35
     gce_upstream_seconds: float = 2.5
+    passed_connections: int = CONNECTIONS
     limits: Limits = Limits()
 
     def __repr__(self) -> str:

@@ -97,6 +97,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True):
         proxy: an explicit HTTP proxy; the environment is never consulted.
         allow_private_addresses: let URLs that came out of a bundle lead to private and loopback addresses (a broker
             inside the VPC). Link-local addresses and the metadata services stay refused.
+        connections: open at once, in all. What workers cause and what the agent needs must not share them: long polls
+            of one worker once took every one, and the machine's own token ended for everybody.
     """
 
     connect_timeout_seconds: float = 5.0
@@ -106,6 +108,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True):
     ca_file: str | None = None
     proxy: str | None = None
     allow_private_addresses: bool = False
+    connections: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +347,7 @@ class Upstream:
         session = self._sessions.get(guarded)
         if session is None:
             connector = aiohttp.TCPConnector(
-                limit=512,  # long polls of pass-through hold one each; the listener's own cap is lower
+                limit=self._settings.connections,
                 ssl=self._ssl_context(),
                 socket_factory=self._guarded_socket if guarded else None,
             )

@@ -7,10 +7,10 @@ bytes because one that was made once is sent thousands of times.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
@@ -64,6 +64,13 @@ class TargetError(WireError):
     """A request target that we refuse to understand, since two readers might understand it differently."""
 
 
+class Asker(Protocol):
+    """Who sent a request, so far as it can be told."""
+
+    async def owner(self) -> Hashable:
+        """To whose share it counts. Takes a moment: for what is slow anyway."""
+
+
 class Request(msgspec.Struct, frozen=True):
     """One request, its head read and its body complete.
 
@@ -75,6 +82,7 @@ class Request(msgspec.Struct, frozen=True):
         slash: whether the path ended with ``/``: in the GCE dialect that names the directory.
         headers: looked up without regard to case.
         host: the authority the client asked for, as sent.
+        asker: who asked, for what is shared out among those who ask; ``None`` where that does not matter.
     """
 
     method: str
@@ -85,6 +93,7 @@ class Request(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     host: str = ""
     body: bytes = b""
+    asker: Asker | None = None
 
     def __repr__(self) -> str:
         # Neither headers (session tokens, Authorization) nor the body.

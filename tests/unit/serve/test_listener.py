@@ -153,7 +153,8 @@ class TestConnections:
             early = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
             until(lambda: server.door.listener.connections == 20)
             assert status_of(server.send(ROOT)) == 200
-            assert read_all(early.pop(0)) == b""
+            with early.pop(0) as oldest:
+                assert read_all(oldest) == b""
             for sock in early:
                 sock.sendall(ROOT)
                 assert status_of(read_all(sock)) == 200

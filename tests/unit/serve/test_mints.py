@@ -1,0 +1,139 @@
+"""What a request may cause to be minted, over real sockets, and the bookkeeping beneath."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+
+from agent.core.errors import Transient
+from agent.core.model import IdToken
+from agent.core.secret import Secret
+from agent.serve.mints import BURST, BURST_BY_ONE, Mints, TooOften
+from tests.fakes.board import DoorServer, FakeBoard, door_server
+from tests.fakes.clock import START, FakeClock
+
+IDENTITY = "/computeMetadata/v1/instance/service-accounts/default/identity?audience={}"
+
+
+def token(audience: str) -> IdToken:
+    return IdToken(Secret("a.b.c"), audience, START, START + timedelta(hours=1))
+
+
+@contextmanager
+def door(asked: list[str]) -> Iterator[DoorServer]:
+    board = FakeBoard()
+    board.live_gcp(START)
+    board.mints = True
+
+    async def demand(audience: str) -> IdToken:
+        asked.append(audience)
+        return token(audience)
+
+    with door_server(board, clock=FakeClock(), demand=demand) as server:
+        yield server
+
+
+def identity(server: DoorServer, audience: str) -> bytes:
+    request = f"GET {IDENTITY.format(audience)} HTTP/1.1\r\nHost: localhost\r\nMetadata-Flavor: Google\r\n\r\n"
+    return server.send(request.encode())
+
+
+def test_new_audiences_without_end() -> None:
+    """However many audiences are invented, few are minted; the rest are told when to come again."""
+    asked: list[str] = []
+    with door(asked) as server:
+        answers = [identity(server, f"https://a{n}.example") for n in range(200)]
+        assert len(asked) <= BURST_BY_ONE + 5  # what came back meanwhile
+        assert answers[0].startswith(b"HTTP/1.1 200 ")
+        assert answers[-1].startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: " in answers[-1]
+        server.board.id_tokens["https://held.example"] = token("https://held.example")
+        assert identity(server, "https://held.example").startswith(b"HTTP/1.1 200 ")
+
+
+class Owner:
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+
+    async def owner(self) -> str:
+        return self._owner
+
+
+def test_one_takes_no_mint_from_another() -> None:
+    """While one asker is refused, another's first audience is minted; all askers together have a bound too."""
+
+    async def scenario() -> None:
+        minted: list[str] = []
+
+        async def demand(audience: str) -> IdToken:
+            minted.append(audience)
+            return token(audience)
+
+        mints = Mints(demand, clock=lambda: 0.0)
+
+        async def tried(audience: str, owner: str) -> bool:
+            try:
+                return await mints.mint(audience, Owner(owner)) is not None
+            except TooOften as busy:
+                return busy.seconds < 1
+
+        assert sum([await tried(f"g{n}", "greedy") for n in range(500)]) == BURST_BY_ONE
+        assert await tried("p", "polite")
+        assert sum([await tried(f"m{n}", f"owner {n}") for n in range(500)]) == BURST - BURST_BY_ONE - 1
+        assert len(minted) == BURST
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_is_kept_for_a_moment() -> None:
+    """What failed is not tried again by the next request, and is after a while."""
+
+    async def scenario() -> None:
+        now, calls = 0.0, 0
+
+        async def demand(_audience: str) -> IdToken:
+            nonlocal calls
+            calls += 1
+            raise Transient("google is down")
+
+        mints = Mints(demand, clock=lambda: now)
+        for _ in range(10):
+            with pytest.raises(Transient):
+                await mints.mint("a", None)
+        assert calls == 1
+        now = 60.0
+        with pytest.raises(Transient):
+            await mints.mint("a", None)
+        assert calls == 2
+
+    asyncio.run(scenario())
+
+
+def test_many_who_ask_for_the_same() -> None:
+    """A thousand programs that ask for one audience at once are one mint, whoever they are; leaving ends it for nobody."""
+
+    async def scenario() -> None:
+        calls, gate = 0, asyncio.Event()
+
+        async def demand(audience: str) -> IdToken:
+            nonlocal calls
+            calls += 1
+            await gate.wait()
+            return token(audience)
+
+        mints = Mints(demand)
+        tasks = [asyncio.create_task(mints.mint("a", Owner(f"owner {n % 7}"))) for n in range(1000)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[0], asyncio.CancelledError)
+        assert all(isinstance(answer, IdToken) for answer in answers[1:])
+        assert calls == 1
+
+    asyncio.run(scenario())
