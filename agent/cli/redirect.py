@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pwd
-import socket
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
@@ -16,11 +20,9 @@ import msgspec
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
 from agent.core.errors import AgentError, HostError
-from agent.host import nft
-from agent.wire.http import USER_AGENT_PREFIX
+from agent.host import arrival, hold, nft
 
 AGENT_USER: Final = "credential-agent"
-PROBE_SECONDS: Final = 3.0
 _CONFIG = click.option(
     "--config",
     "path",
@@ -44,16 +46,20 @@ def redirect() -> None:
 @_USER
 @click.option("--print", "only_print", is_flag=True, help="Print the rules and change nothing.")
 def apply(path: Path, user: str, only_print: bool) -> int:
-    """Load the rules, replacing ours if they are there. Safe to repeat.
+    """Make the rules anew and load them. Safe to repeat.
 
-    Reads the [redirect] section alone. Exits 78 when what it says cannot be told: workers are refused then.
+    Reads the [redirect] section alone. Exits 78 when what it says cannot be told: workers are refused then, or what was
+    in force before stays so. Where credential-agent-redirect.service runs, it does this.
     """
+    holder = None if only_print else _Holder.found()
+    if holder is not None:
+        return _told(holder.ask(signal.SIGHUP))
     plan = make_plan(path, user)
     if only_print:
         click.echo(plan.scripts[0], nl=False)
     else:
         _load(plan)
-    for note in plan.notes:
+    for note in (*plan.notes, *plan.pending):
         click.echo(f"credential-agent: {note}", err=True)
     if plan.error is None:
         return 0
@@ -67,7 +73,14 @@ def apply(path: Path, user: str, only_print: bool) -> int:
 @_USER
 @click.option("--print", "only_print", is_flag=True, help="Print the rules and change nothing.")
 def close(path: Path, user: str, only_print: bool) -> None:
-    """Stop redirecting, and reject what was redirected: no worker gets the machine's identity instead."""
+    """Stop redirecting, and reject what was redirected: no worker gets the machine's identity instead.
+
+    Until "apply", or a start of credential-agent-redirect.service.
+    """
+    holder = None if only_print else _Holder.found()
+    if holder is not None:
+        holder.ask(signal.SIGUSR1)
+        return
     plan = make_plan(path, user)
     if only_print:
         click.echo(plan.closed, nl=False)
@@ -75,11 +88,24 @@ def close(path: Path, user: str, only_print: bool) -> None:
     _load(msgspec.structs.replace(plan, scripts=(plan.closed,)))
 
 
+@redirect.command(name="plan", hidden=True)
+@_CONFIG
+@_USER
+def plan_(path: Path, user: str) -> None:
+    """Print the rules and what belongs to them as JSON: for the process that holds them."""
+    click.echo(msgspec.json.encode(make_plan(path, user)).decode())
+
+
 @redirect.command()
 def remove() -> None:
-    """Remove the rules. Workers reach the machine's real metadata service from now on."""
+    """Remove the rules. Workers reach the machine's real metadata service from now on, until the next boot."""
+    if _Holder.found() is not None:
+        nft.stop(hold.UNIT)
+        if (holder := _Holder.found()) is not None:
+            raise HostError(f"process {holder.pid} holds the rules", hint=f"end it first: kill {holder.pid}")
     nft.run(nft.removal())
     nft.set_fronts(present=False)
+    shutil.rmtree(arrival.STATE.parent, ignore_errors=True)
 
 
 @redirect.command()
@@ -87,7 +113,7 @@ def show() -> None:
     """Print the rules as the kernel has them, with their counters."""
     table = nft.show()
     if table is None:
-        raise HostError(f"table {nft.TABLE} is not loaded", hint="systemctl restart credential-agent-redirect")
+        raise HostError(f"table {nft.TABLE} is not loaded", hint=arrival.HINT)
     click.echo(table, nl=False)
 
 
@@ -97,8 +123,12 @@ def check(path: Path) -> int:
     """Ask as a worker and as others, and say who answered. Needs root; changes nothing."""
     section, port, notes = configuration.load_redirect(path)
     if nft.show() is None:
-        raise HostError(f"table {nft.TABLE} is not loaded", hint="systemctl restart credential-agent-redirect")
+        raise HostError(f"table {nft.TABLE} is not loaded: workers are refused", hint=arrival.HINT)
     failed = False
+    known = arrival.read()
+    if known is not None and not known.arrives:
+        failed = True
+        click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.HINT}")
     for note in (*notes, *_plan(section, port, (), AGENT_USER).pending):
         failed = True
         click.echo(f"FAIL  {note}")
@@ -113,10 +143,63 @@ def check(path: Path) -> int:
 @click.argument("port", type=int)
 def probe(address: str, port: int) -> None:
     """Say in one word who answers at ADDRESS:PORT: for ``check``, which starts this as somebody else."""
-    click.echo(_ask(address, port))
+    click.echo(arrival.ask(address, port))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Holder:
+    """The process that holds the rules, when there is one."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.pid = int(document["pid"])
+        self._plans = document["plans"]
+
+    @classmethod
+    def found(cls) -> _Holder | None:
+        document = cls._document()
+        if document is None:
+            return None
+        try:
+            running = b"agent.host.hold" in Path(f"/proc/{document['pid']}/cmdline").read_bytes()
+        except OSError:
+            return None
+        return cls(document) if running else None
+
+    def ask(self, number: signal.Signals) -> dict[str, Any]:
+        """Have it do something, and wait until it has."""
+        try:
+            os.kill(self.pid, number)
+        except PermissionError:
+            raise HostError("this needs root", hint="sudo credential-agent redirect ...") from None
+        end = time.monotonic() + hold.PLAN_SECONDS + 5
+        while time.monotonic() < end:
+            document = self._document()
+            if document is not None and (
+                document["plans"] > self._plans if number == signal.SIGHUP else document["state"] == "closed"
+            ):
+                return document
+            time.sleep(0.05)
+        raise HostError(f"process {self.pid} does not answer", hint=arrival.HINT)
+
+    @staticmethod
+    def _document() -> dict[str, Any] | None:
+        try:
+            document = json.loads(arrival.STATE.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return document if isinstance(document, dict) and {"pid", "plans", "state"} <= document.keys() else None
+
+
+def _told(document: dict[str, Any]) -> int:
+    """What the holder said of its rules; the status to exit with."""
+    for note in document["notes"]:
+        click.echo(f"credential-agent: {note}", err=True)
+    if document["error"] is None:
+        return 0
+    click.echo(f"credential-agent: {document['error']}", err=True)
+    return EX_CONFIG
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,27 +313,18 @@ def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool
     if workers:
         uid = workers[0][0]
         answer = _as_user(uid, metadata, 80)
-        yield answer == "agent", f"uid {uid} asks {metadata}: {_said(answer)}"
+        yield answer == "agent", f"uid {uid} asks {metadata}: {arrival.said(answer)}"
     for unit in section.units:
         if not unit.endswith(".slice"):
             continue  # a probe cannot be started inside a running service
         answer = _in_slice(unit, metadata, 80)
-        yield answer == "agent", f"root in {unit} asks {metadata}: {_said(answer)}"
+        yield answer == "agent", f"root in {unit} asks {metadata}: {arrival.said(answer)}"
     outsider = next((max(low, 1) for low, high in nft.complement(workers) if high >= 1), None)
     if outsider is not None:
         answer = _as_user(outsider, "127.0.0.1", port)
-        yield answer == "refused", f"uid {outsider}, no worker, asks the agent's door: {_said(answer)}"
+        yield answer == "refused", f"uid {outsider}, no worker, asks the agent's door: {arrival.said(answer)}"
     answer = _as_user(0, metadata, 80)
-    yield answer != "agent", f"root outside of them asks {metadata}: {_said(answer)}"
-
-
-def _said(answer: str) -> str:
-    return {
-        "agent": "the agent answers",
-        "refused": "refused",
-        "timeout": f"no answer within {PROBE_SECONDS:.0f} s (is the agent running?)",
-        "unreachable": "no route: a machine without a default route needs one to any interface, even a dummy",
-    }.get(answer, "another service answers" if answer.startswith("http ") else answer)
+    yield answer != "agent", f"root outside of them asks {metadata}: {arrival.said(answer)}"
 
 
 def _as_user(uid: int, address: str, port: int) -> str:
@@ -278,7 +352,7 @@ def _probe(
             command,
             capture_output=True,
             text=True,
-            timeout=PROBE_SECONDS * 5,
+            timeout=arrival.PROBE_SECONDS * 5,
             check=False,
             cwd="/",
             user=user,
@@ -290,29 +364,3 @@ def _probe(
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"the probe could not be started: {error}") from None
     return done.stdout.strip() or f"the probe failed: {done.stderr.strip()[-200:]}"
-
-
-def _ask(address: str, port: int) -> str:
-    """Who answers: ``agent``, ``http STATUS``, ``refused``, ``timeout`` or ``unreachable``.
-
-    The agent refuses its own user agent with 508, so that a redirect that catches the agent itself is no endless loop.
-    No real metadata service answers so: it is a fingerprint that needs neither a token nor a secret.
-    """
-    try:
-        with socket.create_connection((address, port), timeout=PROBE_SECONDS) as connection:
-            connection.sendall(
-                f"GET / HTTP/1.1\r\nHost: {nft.METADATA['ip'][0]}\r\nUser-Agent: {USER_AGENT_PREFIX}redirect-check\r\n"
-                "Connection: close\r\n\r\n".encode()
-            )
-            head = connection.makefile("rb").readline(1024).split()
-    except ConnectionRefusedError:
-        return "refused"
-    except TimeoutError:
-        return "timeout"
-    except OSError as error:
-        return "unreachable" if error.errno in _NO_ROUTE else f"failed: {(error.strerror or str(error)).lower()}"
-    status = head[1].decode(errors="replace") if len(head) > 1 else "nothing"
-    return "agent" if status == "508" else f"http {status}"
-
-
-_NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH

@@ -24,10 +24,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import msgspec
 
 from agent.core.errors import HostError
 
@@ -69,7 +68,8 @@ _PACKAGES: Final = {"nft": "nftables", "ip": "iproute2 (iproute on Amazon Linux)
 _REPLACE: Final = f"add table {TABLE}\ndelete table {TABLE}\n"
 
 
-class Workers(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
     """Who is a worker, in numbers and paths.
 
     Attributes:
@@ -362,6 +362,15 @@ def control_group(unit: str) -> str | None:
     else:
         path = _call("systemctl", ["show", "--property=ControlGroup", "--value", unit]).strip().removeprefix("/")
     return path if path and (UNIFIED / path).is_dir() else None
+
+
+def stop(unit: str) -> None:
+    """Have systemd stop a unit.
+
+    Raises:
+        HostError: systemd does not answer, or refuses.
+    """
+    _call("systemctl", ["stop", unit])
 
 
 def check_unit(unit: str) -> None:

@@ -61,7 +61,8 @@ for _ in range(many):
     s.settimeout(1.0)
     try:
         s.connect((address, port))
-        said.append(s.recv(100).decode() or "nothing")
+        word = s.recv(100).decode() or "nothing"
+        said.append("agent" if " 508 " in word else word)
         kept.append(s)
     except OSError as error:
         said.append("refused" if not isinstance(error, TimeoutError) else "timeout")
@@ -174,7 +175,7 @@ class Lab:
             with contextlib.suppress(AssertionError):
                 call("ip", "netns", "delete", space)
 
-    def serve(self, space: str, word: str, *doors: str, uid: int = 0) -> None:
+    def serve(self, space: str, word: str, *doors: str, uid: int = 0) -> subprocess.Popen[str]:
         """Answer ``word`` at each ``HOST,PORT``."""
         process = subprocess.Popen(
             [*self._enter(space, uid), sys.executable, "-I", "-S", "-c", _SERVE, word, *doors],
@@ -184,11 +185,17 @@ class Lab:
         self._processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n", f"{word} does not start"
+        return process
 
     def serve_agent(self) -> None:
         """The agent's door, where the socket unit has it."""
         hosts = ("127.0.0.1", "::1", "169.254.171.2", "fd6c:9e1f:25b2::2")
         self.serve(self.host, "agent", *(f"{host},{DOOR}" for host in hosts), uid=AGENT_UID)
+
+    def serve_agent_that_answers(self) -> None:
+        """The same, with the fingerprint by which the agent is known to its own probe. It still answers ``agent``."""
+        hosts = ("127.0.0.1", "::1", "169.254.171.2", "fd6c:9e1f:25b2::2")
+        self.serve(self.host, "HTTP/1.1 508 agent\r\n", *(f"{host},{DOOR}" for host in hosts), uid=AGENT_UID)
 
     def _enter(self, space: str, uid: int = 0) -> list[str]:
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []

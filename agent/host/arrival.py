@@ -1,0 +1,163 @@
+"""Whether a worker's request arrives at the agent: who answers at the metadata address, and the word of it.
+
+The process that holds the rules writes a small file (:data:`STATE`); ``status``, the metrics and ``wait`` read it. The
+file is root's. It carries a heartbeat on the boot-time clock: what has stopped beating is not believed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+STATE: Final = Path("/run/credential-agent-redirect/state.json")
+STALE_SECONDS: Final = 30.0
+PROBE_SECONDS: Final = 3.0
+MAX_BYTES: Final = 65_536
+FINGERPRINT: Final = "508"
+_NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH
+
+#: What to do about it, and it works in each state: a start makes everything anew.
+HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of workers' requests.
+
+    Attributes:
+        state: ``led`` (they arrive), ``closed`` (they are refused), ``astray`` (another service answers them),
+            ``unanswered`` (led, and nobody answers), ``unknown`` (nobody looks after the rules).
+        why: in words; ``None``: all is well.
+        notes: what is not as the configuration says.
+    """
+
+    state: str
+    why: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def arrives(self) -> bool:
+        """Whether a worker that asks the metadata service reaches the agent."""
+        return self.state == "led"
+
+
+def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
+    """What the holder of the rules last said; ``None``: there is no redirection on this machine.
+
+    Args:
+        path: the state file.
+        now: of the boot-time clock, in seconds.
+    """
+    if not path.parent.is_dir():
+        return None
+    now = time.clock_gettime(time.CLOCK_BOOTTIME) if now is None else now
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(MAX_BYTES))
+        age = now - float(document["beat"])
+        arrival = Arrival(str(document["state"]), document["why"], tuple(map(str, document["notes"])))
+    except FileNotFoundError:
+        return Arrival("unknown", "the rules were never made: credential-agent-redirect is not running")
+    except (OSError, ValueError, KeyError, TypeError):
+        return Arrival("unknown", f"{path}: cannot be read")
+    if not 0 <= age <= STALE_SECONDS:
+        return Arrival(
+            "unknown", "nobody looks after the rules: credential-agent-redirect is not running", arrival.notes
+        )
+    return arrival
+
+
+def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
+    """Who answers: ``agent``, ``http STATUS``, ``refused``, ``timeout`` or ``unreachable``.
+
+    The agent refuses its own user agent with 508, so that a redirect that catches the agent itself is no endless loop.
+    No real metadata service answers so: it is a fingerprint that needs neither a token nor a secret.
+    """
+    # Not create_connection(): it loads a codec for names, which a process that has become somebody else may not read.
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout)
+            connection.connect((address, port))
+            connection.sendall(
+                b"GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: credential-agent/redirect-check\r\n"
+                b"Connection: close\r\n\r\n"
+            )
+            with connection.makefile("rb") as answer:
+                head = answer.readline(1024).split()
+    except ConnectionRefusedError:
+        return "refused"
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:
+        return "unreachable" if error.errno in _NO_ROUTE else f"failed: {(error.strerror or str(error)).lower()}"
+    status = head[1].decode(errors="replace") if len(head) > 1 else "nothing"
+    return "agent" if status == FINGERPRINT else f"http {status}"
+
+
+def said(answer: str) -> str:
+    """An answer of :func:`ask` in words."""
+    return {
+        "agent": "the agent answers",
+        "refused": "refused",
+        "timeout": f"no answer within {PROBE_SECONDS:.0f} s (is the agent running?)",
+        "unreachable": "no route: a machine without a default route needs one to any interface, even a dummy",
+    }.get(answer, "another service answers" if answer.startswith("http ") else answer)
+
+
+class Probe:
+    """Asks as a worker, in a child that has become one and ends with its answer."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._pipe = -1
+        self._until = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether an answer is awaited."""
+        return self._pid != 0
+
+    def start(self, uid: int, address: str, port: int) -> None:
+        """Begin to ask. A process with threads must not do this."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            word = "failed"
+            try:
+                os.setgroups([])
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+                word = ask(address, port)
+            except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
+                word = f"failed: {type(error).__name__}"
+            finally:
+                os.write(writer, word.encode()[:200])
+                os._exit(0)
+        os.close(writer)
+        self._pid, self._pipe = pid, reader
+        self._until = time.monotonic() + PROBE_SECONDS * 3
+
+    def result(self) -> str | None:
+        """The answer; ``None``: not yet."""
+        if select.select([self._pipe], [], [], 0)[0]:
+            word = os.read(self._pipe, 200).decode(errors="replace") or "failed"
+        elif time.monotonic() > self._until:
+            os.kill(self._pid, 9)
+            word = "timeout"
+        else:
+            return None
+        os.close(self._pipe)
+        os.waitpid(self._pid, 0)
+        self._pid, self._pipe = 0, -1
+        return word
+
+    def fileno(self) -> int:
+        """What becomes readable with the answer."""
+        return self._pipe

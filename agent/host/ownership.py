@@ -1,0 +1,84 @@
+"""nftables from within: a connection to the kernel that stays, and owns the tables it makes.
+
+``nft`` ends, and a table with ``flags owner`` ends with its maker. So the process that holds tables speaks through
+libnftables, of which ``nft`` is the command line; it comes with it (Debian: ``libnftables1``, a dependency of
+``nftables``). Through ctypes, since its own Python module is another package on every distribution.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.host import nft
+
+_LIBRARY: Final = "libnftables.so.1"
+_STATELESS: Final = 1 << 2  # NFT_CTX_OUTPUT_STATELESS: no counters
+_TABLES: Final = tuple(f"{name}{end}" for name in (nft.TABLE, nft.CLOSED) for end in ("", nft.HELD))
+
+# What changes without anybody's doing: a control group that is gone is shown by its number, sets fill, gates come.
+_CGROUP: Final = re.compile(r"socket cgroupv2 level (\d+) (?:\"[^\"]*\"|\S+)")
+_BUSY: Final = re.compile(r"^\tset busy_\w+ \{.*?^\t\}\n", re.MULTILINE | re.DOTALL)
+_GATE: Final = re.compile(r"^\tchain slice_\d+ \{.*?^\t\}\n", re.MULTILINE | re.DOTALL)
+
+
+class Connection:
+    """One user of libnftables, with its own socket to the kernel.
+
+    Raises:
+        HostError: there is no such library.
+    """
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL(_LIBRARY)
+            library.nft_ctx_new.restype = ctypes.c_void_p
+            library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+            for name in ("nft_ctx_buffer_error", "nft_ctx_buffer_output", "nft_ctx_free"):
+                getattr(library, name).argtypes = [ctypes.c_void_p]
+            for name in ("nft_ctx_get_error_buffer", "nft_ctx_get_output_buffer"):
+                getattr(library, name).argtypes = [ctypes.c_void_p]
+                getattr(library, name).restype = ctypes.c_char_p
+            library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+            library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        except (OSError, AttributeError) as error:
+            raise HostError(f"{_LIBRARY}: {error}", hint="install the package nftables") from None
+        self._library = library
+        self._context = library.nft_ctx_new(0)
+        if not self._context:
+            raise HostError(f"{_LIBRARY}: no connection to the kernel")
+        library.nft_ctx_buffer_error(self._context)
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_output_set_flags(self._context, _STATELESS)
+
+    def run(self, script: str) -> str:
+        """Run a script: all of it takes effect, or none. What it prints.
+
+        Raises:
+            HostError: the kernel refused.
+        """
+        status = self._library.nft_run_cmd_from_buffer(self._context, script.encode())
+        said = (self._library.nft_ctx_get_error_buffer(self._context) or b"").decode(errors="replace")
+        printed = (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode(errors="replace")
+        if status != 0:
+            raise HostError(f"nft: {next(iter(said.strip().splitlines()), f'status {status}')}")
+        return printed
+
+    def close(self) -> None:
+        """End it, and every table that it owns."""
+        self._library.nft_ctx_free(self._context)
+        self._context = None
+
+
+def listing(connection: Connection) -> tuple[str, ...]:
+    """Our tables as the kernel has them, for comparison; empty where one is not there."""
+    found = []
+    for table in _TABLES:
+        try:
+            text = connection.run(f"list table {table}")
+        except HostError:
+            text = ""
+        found.append(_GATE.sub("", _BUSY.sub("", _CGROUP.sub(r"socket cgroupv2 level \1 -", text))))
+    return tuple(found)

@@ -1,0 +1,255 @@
+"""The process that holds the rules: what others do to them does not last, and mostly does not happen."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from agent.host import nft
+from tests.system import lab
+from tests.system.lab import AGENT_UID, DOOR, Lab
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(lab.missing() is not None, reason=lab.missing() or ""),
+    pytest.mark.xdist_group("lab"),
+]
+
+METADATA = "169.254.169.254"
+ALICE = 1000
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], what: str, *, seconds: float = 20) -> T:
+    """The first true value."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+    return found
+
+
+class Held:
+    """A holder in a network of its own, and the plan that it is given."""
+
+    def __init__(self, net: Lab, directory: Path) -> None:
+        self.net, self.directory = net, directory
+        self.plan_file = directory / "the-plan"
+        self.plan()
+        self.process: subprocess.Popen[str] | None = None
+
+    def plan(self, workers: nft.Workers | None = None, **more: Any) -> None:
+        """What the configuration would make."""
+        workers = workers or nft.Workers(uids=((1000, 60000),))
+        closed, script = (nft.ruleset(workers, port=DOOR, agent_uid=AGENT_UID, closed=c) for c in (True, False))
+        plan = {"scripts": [script], "closed": closed, "ipv6": True, "error": None, "notes": [], "pending": [],
+                "uid": ALICE, "groups": {}, **more}  # fmt: skip
+        self.plan_file.write_text(json.dumps(plan))
+
+    def start(self) -> None:
+        hold = [sys.executable, "-I", "-m", "agent.host.hold", str(self.directory / "run"), "cat", str(self.plan_file)]
+        self.process = self.net.start(self.net.host, *hold)
+
+    def state(self) -> dict[str, Any]:
+        try:
+            document = json.loads((self.directory / "run/state.json").read_bytes())
+        except FileNotFoundError:
+            return {"state": None, "plans": 0, "healed": 0}
+        assert isinstance(document, dict)
+        return document
+
+    def is_state(self, name: str) -> dict[str, Any]:
+        return until(lambda: (state := self.state())["state"] == name and state, f"state {name}")
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def tables(self) -> str:
+        return self.net.at(self.net.host, "nft", "list", "tables")
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        holder = Held(net, tmp_path)
+        holder.start()
+        holder.is_state("led")
+        yield holder
+
+
+BLOWS = {
+    "flush ruleset": "flush ruleset",
+    "flush and load others": "flush ruleset\ntable inet theirs {\n}",
+    "delete both": "delete table inet credential_agent\ndelete table inet credential_agent_closed",
+    "delete one": "delete table inet credential_agent",
+    "empty one": "flush table inet credential_agent",
+    "empty a chain": "flush chain inet credential_agent_closed local",
+    "empty a set": "flush set inet credential_agent_closed metadata_ip",
+    "let through": "insert rule inet credential_agent_closed output accept",
+    "exempt": "add element inet credential_agent_closed exempt_uids { 1000-2000 }",
+}
+
+
+@pytest.mark.parametrize("blow", BLOWS)
+def test_no_blow_opens_and_each_is_mended(held: Held, blow: str) -> None:
+    """In the very next moment a worker and a container are led as before; soon our table is what it was."""
+    net = held.net
+    before = held.state()["healed"]
+    net.nft(BLOWS[blow])
+    assert net.ask(METADATA, uid=ALICE) == "agent"
+    assert net.ask(METADATA, 443, uid=ALICE) == net.ask(METADATA, 443, space=net.job) == "refused"
+    until(lambda: held.state()["healed"] > before, "the healing")
+    assert held.tables().count("credential_agent") == 4
+    assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "agent"
+    assert net.ask(METADATA, uid=0) == "machine"
+
+
+def test_nobody_else_may_touch_what_is_held(held: Held) -> None:
+    """The kernel refuses; not even root may, but by ending the process."""
+    for script in ("delete table inet credential_agent_held", "flush table inet credential_agent_closed_held",
+                   "insert rule inet credential_agent_closed_held output accept"):  # fmt: skip
+        with pytest.raises(AssertionError, match="Operation not permitted"):
+            held.net.nft(script)
+
+
+def test_a_front_address_that_is_taken_away_comes_back(held: Held) -> None:
+    """Containers are led to it."""
+    for address in ("169.254.171.2/32", "fd6c:9e1f:25b2::2/128"):
+        held.net.at(held.net.host, "ip", "address", "del", address, "dev", "lo")
+        bare = address.partition("/")[0]
+        until(lambda b=bare: b in held.net.at(held.net.host, "ip", "address", "show", "dev", "lo"), "the address")
+    assert held.net.ask(METADATA, space=held.net.job) == "agent"
+
+
+def test_a_holder_that_is_killed_leaves_what_leads(held: Held) -> None:
+    """Without it the first copy of the rules leads; the next one takes over, also when the configuration is broken then."""
+    assert held.process is not None
+    held.net.kill(held.process)
+    assert held.net.ask(METADATA, uid=ALICE) == "agent"
+    assert held.tables().count("held") == 0
+    held.plan_file.write_text("no JSON at all")
+    held.start()
+    until(lambda: held.tables().count("held") == 2, "the second copy")
+    held.is_state("led")
+    held.net.nft("flush ruleset")
+    assert held.net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_a_stopped_holder_leaves_it_closed(held: Held) -> None:
+    """A stop is not a removal: workers are refused, and the machine is not."""
+    held.signal(signal.SIGTERM)
+    assert held.process is not None
+    held.process.wait(20)
+    assert held.net.ask(METADATA, uid=ALICE) == "refused"
+    assert held.net.ask(METADATA, space=held.net.job) == "refused"
+    assert held.net.ask(METADATA, uid=0) == "machine"
+    assert held.state()["state"] == "closed"
+
+
+def test_by_command_it_closes_and_opens(held: Held) -> None:
+    """``redirect close`` and ``redirect apply``."""
+    held.signal(signal.SIGUSR1)
+    held.is_state("closed")
+    assert held.net.ask(METADATA, uid=ALICE) == "refused"
+    held.signal(signal.SIGHUP)
+    held.is_state("led")
+    assert held.net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_a_broken_plan_leaves_what_leads_and_says_so(held: Held) -> None:
+    """A mistake in the configuration of a machine that runs closes nothing, and is told."""
+    plans = held.state()["plans"]
+    held.plan(scripts=["garbage"], closed="garbage", error="redirect.uids: expected ...")
+    held.signal(signal.SIGHUP)
+    until(lambda: held.state()["plans"] > plans, "the next plan")
+    assert held.state()["error"] == "redirect.uids: expected ..."
+    assert held.net.ask(METADATA, uid=ALICE) == "agent"
+
+
+@pytest.mark.parametrize("broken", ["no JSON", "[]", "{}", '{"error": null}'])
+def test_without_a_plan_it_is_closed_and_mends_itself(tmp_path: Path, broken: str) -> None:
+    """From the first moment: whatever the planner does. When it can make the rules again, they lead without anybody."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.plan_file.write_text(broken)
+        held.start()
+        held.is_state("closed")
+        assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "refused"
+        net.nft("flush ruleset")
+        assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "refused"
+        held.plan()
+        held.is_state("led")
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_rules_that_the_kernel_does_not_take_are_tried_in_turn(tmp_path: Path) -> None:
+    """A kernel that knows no limits of connections gets the rules without; one that takes none is closed."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        good = json.loads(held.plan_file.read_text())["scripts"][0]
+        held.plan(scripts=["nonsense", good])
+        held.start()
+        held.is_state("led")
+        held.signal(signal.SIGTERM)
+        assert held.process is not None
+        held.process.wait(20)
+        net.nft(nft.removal())
+        (held.directory / "run/state.json").unlink()
+        held.plan(scripts=["nonsense"])
+        held.start()
+        held.is_state("closed")
+        assert net.ask(METADATA, uid=ALICE) == "refused"
+
+
+def test_who_was_not_there_is_looked_up_again(tmp_path: Path) -> None:
+    """A user that a directory or cloud-init brings later is a worker soon, without anybody's doing."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.plan(nft.Workers(uids=((1000, 1000),)), pending=["redirect.users: no user 'carol' on this machine yet"])
+        held.start()
+        held.is_state("led")
+        assert held.state()["notes"] == ["redirect.users: no user 'carol' on this machine yet"]
+        assert net.ask(METADATA, uid=500) == "machine"
+        held.plan(nft.Workers(uids=((500, 500), (1000, 1000))))
+        until(lambda: net.ask(METADATA, uid=500) == "agent", "carol")
+
+
+def test_it_says_whether_a_workers_request_arrives(tmp_path: Path) -> None:
+    """Nobody answers, somebody else answers, the agent answers: each has its word, by a real question."""
+    with Lab() as net:
+        held = Held(net, tmp_path)
+        held.start()
+        held.is_state("unanswered")
+        until(lambda: "gets none: refused" in held.state()["why"], "the answer")
+        stranger = net.serve(net.host, "HTTP/1.1 200 OK\r\n\r\n", f"127.0.0.1,{DOOR}")
+        held.is_state("astray")
+        net.kill(stranger)
+        net.serve_agent_that_answers()
+        held.is_state("led")
+
+
+@pytest.mark.parametrize("switch", ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1"])
+def test_without_ipv6_the_rest_is_led(tmp_path: Path, switch: str) -> None:
+    """A hardened machine: IPv4 is led, and what IPv6 there is is no way around."""
+    with Lab() as net:
+        net.at(net.host, "sysctl", "-qw", switch)
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start()
+        held.is_state("led")
+        assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "agent"
+        for address in ("fd00:ec2::254", "fd20:ce::254", "fd00:ec2::23"):
+            assert net.ask(address, uid=ALICE) != "machine"
+            assert net.ask(address, space=net.job) != "machine"
