@@ -18,6 +18,7 @@ from agent.core.model import AwsCredential, Cloud
 from agent.core.source import Ack
 from agent.core.store import Store
 from agent.core.view import Absent, Ended, Live, Origin, Pending
+from agent.host.arrival import STATES, Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     absent_keys: tuple[str, ...] = ()
     audiences: tuple[str, ...]
     requests: Mapping[tuple[str, int], int] = {}
+    redirect: Arrival | None = None
     files: tuple[msgspec.Struct, ...] = ()
     log_dropped: int = 0
 
@@ -147,6 +149,14 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "absent_keys": list(vitals.absent_keys),
         "audiences": list(vitals.audiences),
         "memory_unwritten": vitals.memory_unwritten,
+        "redirect": None
+        if vitals.redirect is None
+        else {
+            "state": vitals.redirect.state,
+            "arrives": vitals.redirect.arrives,
+            "why": vitals.redirect.why,
+            "notes": list(vitals.redirect.notes),
+        },
         "files": [msgspec.to_builtins(file) for file in vitals.files],
         "log_dropped": vitals.log_dropped,
     }
@@ -281,6 +291,13 @@ class _Collector:
             "clock_moves", "Corrections of the time the agent goes by.", (), [((), float(vitals.clock.moves))]
         )
         yield gauge("memory_unwritten", "1 when a restart would forget.", (), [((), float(vitals.memory_unwritten))])
+        redirect = vitals.redirect
+        yield gauge(
+            "redirect_state",
+            "1 for what becomes of a worker's request to the metadata addresses; absent where nothing redirects them.",
+            ("state",),
+            [] if redirect is None else [((state,), float(redirect.state == state)) for state in STATES],
+        )
         yield counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])
         yield counter(
             "http_requests",

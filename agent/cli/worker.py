@@ -161,7 +161,8 @@ def _timeout_option(seconds: float) -> Callable[[F], F]:
 def wait(path: Path, clouds: tuple[str, ...], timeout: float) -> int:
     """Wait until there is an identity: ask as a program on this worker would, until it is answered.
 
-    For scripts and for ExecStartPre= of units. Exits 75 at the timeout, with the agent's reason.
+    Where metadata requests are redirected, one must also arrive. For scripts and for ExecStartPre= of units. Exits 75
+    at the timeout, with the reason.
     """
     return _await(_Doors(path), clouds, timeout)
 
@@ -278,13 +279,33 @@ def _await(doors: _Doors, clouds: tuple[str, ...], timeout: float) -> int:
                 if answer.status != 200:
                     reasons[cloud] = answer.why()
         if enough(cloud not in reasons for cloud in wanted):
-            return 0
+            astray = _astray()
+            if astray is None:
+                return 0
+            reasons = {"redirect": astray}
         if time.monotonic() >= end:
             for cloud, reason in reasons.items():
                 click.echo(f"credential-agent: {cloud}: {reason}", err=True)
             click.echo(f"credential-agent: no identity within {timeout:g} s", err=True)
             return EX_TEMPFAIL
         time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0)))
+
+
+def _astray() -> str | None:
+    """Why a program of this user that asks the metadata service does not reach the agent; ``None``: it does.
+
+    Asked by ourselves: the agent's door took us for a worker. Where nothing redirects there is nothing to ask.
+    """
+    from agent.host import arrival, nft
+
+    known = arrival.read()
+    if known is None:
+        return None
+    word = arrival.ask(nft.METADATA["ip"][0], 80)
+    if word == "agent":
+        return None
+    why = "" if known.why is None else f" ({known.why})"
+    return f"a request to the metadata service does not arrive: {arrival.said(word)}{why}\n  hint: {arrival.HINT}"
 
 
 _NOT_PASSED: Final = frozenset(
@@ -375,8 +396,22 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
     if refusal is not None:
         yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
     yield from _told_files(document.get("files", ()))
+    yield from _told_redirect(document.get("redirect"))
     if document["memory_unwritten"]:
         yield "warning: the state directory cannot be written; a restart would forget what was accepted"
+
+
+def _told_redirect(redirect: Mapping[str, Any] | None) -> Iterator[str]:
+    from agent.host.arrival import HINT
+
+    if redirect is None:
+        return
+    if not redirect["arrives"]:
+        yield f"redirect: {redirect['state']}: {redirect['why']}"
+        yield f"     hint: {HINT}"
+    elif redirect["why"]:
+        yield f"redirect: led by the rules of before: {redirect['why']}"
+    yield from (f"redirect: {note}" for note in redirect["notes"])
 
 
 def _told_files(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:

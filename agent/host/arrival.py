@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ STATE: Final = Path("/run/credential-agent-redirect/state.json")
 STALE_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 3.0
 MAX_BYTES: Final = 65_536
+USER_AGENT: Final = "credential-agent/redirect-check"
 FINGERPRINT: Final = "508"
 _NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH
+
+STATES: Final = ("led", "unanswered", "astray", "closed", "unknown")
 
 #: What to do about it, and it works in each state: a start makes everything anew.
 HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
@@ -64,7 +68,7 @@ def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
         arrival = Arrival(str(document["state"]), document["why"], tuple(map(str, document["notes"])))
     except FileNotFoundError:
         return Arrival("unknown", "the rules were never made: credential-agent-redirect is not running")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Arrival("unknown", f"{path}: cannot be read")
     if not 0 <= age <= STALE_SECONDS:
         return Arrival(
@@ -86,8 +90,8 @@ def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
             connection.settimeout(timeout)
             connection.connect((address, port))
             connection.sendall(
-                b"GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: credential-agent/redirect-check\r\n"
-                b"Connection: close\r\n\r\n"
+                f"GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: {USER_AGENT}\r\n"
+                "Connection: close\r\n\r\n".encode()
             )
             with connection.makefile("rb") as answer:
                 head = answer.readline(1024).split()
@@ -139,7 +143,7 @@ class Probe:
                 word = f"failed: {type(error).__name__}"
             finally:
                 os.write(writer, word.encode()[:200])
-                os._exit(0)
+                os.kill(os.getpid(), signal.SIGKILL)  # at once, and nothing of the parent's is done twice
         os.close(writer)
         self._pid, self._pipe = pid, reader
         self._until = time.monotonic() + PROBE_SECONDS * 3
@@ -149,7 +153,7 @@ class Probe:
         if select.select([self._pipe], [], [], 0)[0]:
             word = os.read(self._pipe, 200).decode(errors="replace") or "failed"
         elif time.monotonic() > self._until:
-            os.kill(self._pid, 9)
+            os.kill(self._pid, signal.SIGKILL)
             word = "timeout"
         else:
             return None

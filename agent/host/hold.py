@@ -15,9 +15,8 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,10 +45,11 @@ class Holder:
     Args:
         planner: the command that prints a plan (``credential-agent redirect plan``).
         directory: of the state file, ours alone to write.
+        notify: systemd's socket for us (sd_notify(3)); ``None``: it is not interested.
     """
 
-    def __init__(self, planner: Sequence[str], directory: Path) -> None:
-        self._planner, self._directory = planner, directory
+    def __init__(self, planner: Sequence[str], directory: Path, notify: str | None = None) -> None:
+        self._planner, self._directory, self._address = planner, directory, notify
         self._plan: dict[str, Any] | None = None  # in force
         self._script = nft.refusal()
         self._expected: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ class Holder:
             self._error = error
             self._apply(plan)
             if error is None:
-                self._save(plan)
+                self._keep(plan)
         else:
             self._error = error  # what was in force stays so
             if self._plan is None:
@@ -207,7 +207,7 @@ class Holder:
             self._again = LOOK_AGAIN_SECONDS[0]
         if not self._ready:
             self._ready = True
-            _notify("READY=1")
+            self._notify("READY=1")
         self._due["probe"] = 0.0
         self._beat()
 
@@ -220,7 +220,7 @@ class Holder:
             plan if isinstance(plan, dict) and {"scripts", "closed", "groups", "ipv6", "uid"} <= plan.keys() else None
         )
 
-    def _save(self, plan: dict[str, Any]) -> None:
+    def _keep(self, plan: dict[str, Any]) -> None:
         self._write("plan.json", plan, mode=0o600)
 
     # -- the rules ----------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ class Holder:
             "healed": self._healed,
         }
         self._write("state.json", document, mode=0o644)
-        _notify(f"WATCHDOG=1\nSTATUS={state}{'' if why is None else f': {why[:200]}'}")
+        self._notify(f"WATCHDOG=1\nSTATUS={state}{'' if why is None else f': {why[:200]}'}")
 
     def _write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
         path = self._directory / f".{name}.new"
@@ -375,6 +375,15 @@ class Holder:
         self._apply(self._plan)
         self._beat()
         (self._directory / "plan.json").unlink(missing_ok=True)
+
+    def _notify(self, text: str) -> None:
+        address = self._address
+        if not address:
+            return
+        address = f"\0{address[1:]}" if address.startswith("@") else address
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as made:
+            made.sendto(text.encode(), address)
 
     def _say(self, what: str, text: str | None) -> None:
         """Log what is wrong with something, once, and that it is right again."""
@@ -417,14 +426,6 @@ def _drained(netlink: socket.socket, name: bytes) -> bool:
             about = True
 
 
-def _notify(text: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as made:
-        made.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
-
-
 def _restarting() -> bool:
     """Whether systemd ends us only to start us again. In doubt not: a stop closes."""
     try:
@@ -437,12 +438,11 @@ def _restarting() -> bool:
     return any(line.split()[1:3] == [UNIT, "restart"] for line in done.stdout.splitlines())
 
 
-def main(arguments: Sequence[str]) -> None:
-    """``python -I -m agent.host.hold DIRECTORY COMMAND...``: the command prints a plan."""
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Hold the rules: ``DIRECTORY COMMAND...``; the command prints a plan.
+
+    The unit calls this itself (``python -c``): by way of ``agent.cli`` the process would be twice as large.
+    """
     with contextlib.suppress(OSError):
         os.set_blocking(2, False)
-    Holder(arguments[1:], Path(arguments[0])).run()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    Holder(arguments[1:], Path(arguments[0]), environ.get("NOTIFY_SOCKET")).run()

@@ -54,7 +54,8 @@ class Held:
         self.plan_file.write_text(json.dumps(plan))
 
     def start(self) -> None:
-        hold = [sys.executable, "-I", "-m", "agent.host.hold", str(self.directory / "run"), "cat", str(self.plan_file)]
+        code = "import os, sys; from agent.host.hold import main; main(sys.argv[1:], os.environ)"
+        hold = [sys.executable, "-I", "-c", code, str(self.directory / "run"), "cat", str(self.plan_file)]
         self.process = self.net.start(self.net.host, *hold)
 
     def state(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def units(tmp_path: Path) -> Path:
         *SYSTEMD.glob("*.target"),
     ]:
         text = path.read_text().replace("/opt/credential-agent/bin/credential-agent", "/bin/true")
+        text = text.replace("/opt/credential-agent/current/bin/python3", "/bin/true")
         (tmp_path / path.name).write_text(text.replace("RequiresMountsFor=/opt/credential-agent\n", ""))
     return tmp_path
 

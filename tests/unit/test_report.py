@@ -5,29 +5,33 @@ from __future__ import annotations
 import random
 from datetime import datetime, timedelta
 
+import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.core.counters import Counters
 from agent.core.store import Store
 from agent.core.verdict import Accepted, Memory, Policy
-from agent.report import ClockVitals, Vitals, metrics
+from agent.host.arrival import STATES, Arrival
+from agent.report import ClockVitals, Vitals, metrics, status
 from tests.fakes.clock import START
 from tests.unit.core.worlds import HOUR, aws_credential, bundle, session
+
+VITALS = Vitals(
+    started=START,
+    wall_error_seconds=0,
+    clock=ClockVitals(),
+    sources={},
+    refusal=None,
+    memory_unwritten=False,
+    keys=(),
+    audiences=(),
+)
 
 
 def values(store: Store, now: datetime, **labels: str) -> dict[str, float]:
     """Every sample whose labels are exactly ``labels``, by name without the prefix."""
-    vitals = Vitals(
-        started=START,
-        wall_error_seconds=0,
-        clock=ClockVitals(),
-        sources={},
-        refusal=None,
-        memory_unwritten=False,
-        keys=(),
-        audiences=(),
-    )
-    text = metrics(store, Counters(), vitals, now).decode()
+    text = metrics(store, Counters(), VITALS, now).decode()
     return {
         sample.name.removeprefix("credential_agent_"): sample.value
         for family in text_string_to_metric_families(text)
@@ -78,3 +82,21 @@ def test_an_ended_cloud_is_in_that_state() -> None:
 def test_a_pending_cloud_alarms_nobody() -> None:
     """While nothing is decided yet there is no clock to be at 0: a boot is no outage."""
     assert values(store(grace=HOUR), START, cloud="aws") == {}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_becomes_of_a_workers_request_is_in_both(state: str) -> None:
+    """One series per state, 1 for the one it is in; the document says whether it arrives, and why not."""
+    arrival = Arrival(state, "because", ("no user 'x'",))
+    vitals = msgspec.structs.replace(VITALS, redirect=arrival)
+    text = metrics(store(), Counters(), vitals, START).decode()
+    assert [s for s in STATES if f'credential_agent_redirect_state{{state="{s}"}} 1.0' in text] == [state]
+    assert status(store(), Counters(), vitals, START)["redirect"] == {
+        "state": state, "arrives": state == "led", "why": "because", "notes": ["no user 'x'"],
+    }  # fmt: skip
+
+
+def test_without_a_redirection_nobody_is_told_of_one() -> None:
+    """A laptop, a container, a demo: no series, no line."""
+    assert "redirect_state{" not in metrics(store(), Counters(), VITALS, START).decode()
+    assert status(store(), Counters(), VITALS, START)["redirect"] is None
