@@ -332,6 +332,8 @@ class Environment(_Section, frozen=True):
     Attributes:
         file: for systemd's ``EnvironmentFile=``.
         shell_file: the same for ``sh``.
+        container_file: for containers (their engines' ``env-file``): addresses that SDKs take and the redirection
+            leads, none of loopback. Not set: none is written.
         token_file: the bearer token of the container-credentials endpoint, without a newline.
         group: who may read them, beside the agent.
         mode: their mode.
@@ -342,6 +344,7 @@ class Environment(_Section, frozen=True):
 
     file: Path_ = "/run/credential-agent/env"
     shell_file: Path_ = "/run/credential-agent/env.sh"
+    container_file: Path_ | None = None
     token_file: Path_ = "/run/credential-agent/token"  # noqa: S105 - a path
     group: str | None = None
     mode: Mode = "0640"
@@ -668,9 +671,11 @@ def _check(config: Config, origin: str) -> None:
 
 
 def _check_files(environment: Environment, origin: str) -> None:
-    """Each of the three files has its own path, or the last one written would be all of them."""
+    """Each of the files has its own path, or the last one written would be all of them."""
     taken: dict[str, str] = {}
-    for key in ("file", "shell_file", "token_file"):
+    for key in ("file", "shell_file", "container_file", "token_file"):
+        if getattr(environment, key) is None:
+            continue
         path = posixpath.normpath("/" + getattr(environment, key).lstrip("/"))  # POSIX keeps two slashes apart
         if path in taken:
             raise ConfigError(

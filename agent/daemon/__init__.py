@@ -44,7 +44,7 @@ from agent.daemon.looking import look_now
 from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
 from agent.daemon.pulse import Pulse
 from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
-from agent.host import arrival, descriptors, machine, memory, systemd
+from agent.host import arrival, containerenv, descriptors, machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import write_atomic
 from agent.host.sockets import read_socket_table
@@ -142,6 +142,7 @@ class Daemon:
         self._opening = compose.Opening(self._keyring(settings, None), compose.trust(settings), frozenset())
         self._sources = compose.sources(settings, metadata=self._metadata, clock=self.clock, rng=self._rng)
         self._push = PushSource(clock=self.clock)
+        self._container_ids: tuple[Secret, ...] = ()
         # The present one first, and the one before.
         self._tokens: tuple[Secret, ...] = (container_token(Path(settings.environment.token_file)),)
         self._gid = gid
@@ -180,8 +181,11 @@ class Daemon:
         addresses = doors.names(worker_sockets)
         if doors.pointer(addresses) is None:
             self._log.warning("environment.no_container_uri", http=addresses, hint=NO_POINTER_HINT)
+        path_id = containerenv.path_id(self._token_key, machine.machine_id(self._root) or "")
+        self._container_ids = (path_id,)
         self._publisher = Publisher(
             settings.environment,
+            path_id=path_id,
             store=self.store,
             clock=self.clock,
             address=doors.pointer(addresses) or addresses[0],
@@ -403,6 +407,7 @@ class Daemon:
                 container_tokens=lambda: self._tokens,
                 imdsv1=settings.aws.imdsv1,
                 extra_hosts=hosts,
+                container_ids=lambda: self._container_ids,
                 hide=hide,
                 show=show,
                 expects_bundle=lambda: bool(self._settings.keys),

@@ -26,7 +26,7 @@ from agent.core.model import AwsCredential, Cloud
 from agent.core.secret import Secret
 from agent.core.store import Store
 from agent.core.view import Absent, Live
-from agent.host import envfile
+from agent.host import containerenv, envfile
 from agent.host.files import sweep, write_atomic
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
@@ -53,10 +53,10 @@ def check_paths(settings: config.Environment) -> None:
     Raises:
         ConfigError: a directory is missing.
     """
-    for key in ("file", "shell_file", "token_file"):
-        path = Path(getattr(settings, key))
-        if not path.parent.is_dir():
-            raise ConfigError(f"environment.{key}: expected an existing directory, got {str(path.parent)!r}")
+    for key in ("file", "shell_file", "container_file", "token_file"):
+        path = getattr(settings, key)
+        if path is not None and not Path(path).parent.is_dir():
+            raise ConfigError(f"environment.{key}: expected an existing directory, got {str(Path(path).parent)!r}")
 
 
 def written_token(path: Path) -> Secret | None:
@@ -98,6 +98,7 @@ class Publisher:
         address: the workers' door, as ``HOST:PORT``.
         container_uri: whether SDKs take that address for a container endpoint.
         token: the bearer token.
+        path_id: what stands for it in the path that containers are given.
         gid: the group of the files.
         expects_bundle: whether this worker has a key, so that a bundle may come.
 
@@ -113,6 +114,7 @@ class Publisher:
         address: str,
         container_uri: bool = True,
         token: Secret,
+        path_id: Secret,
         gid: int | None,
         expects_bundle: bool,
     ) -> None:
@@ -124,6 +126,7 @@ class Publisher:
         self._address = address
         self._container_uri = container_uri
         self.token = token
+        self._path_id = path_id
         self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # what, with which mode and group
         self._left: set[Path] = set()  # where they were before a reload moved them
         self._task: asyncio.Task[None] | None = None
@@ -132,7 +135,7 @@ class Publisher:
         self.trouble: str | None = None
         self._log = structlog.get_logger()
         # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
-        self._unswept = {Path(path) for path in (settings.file, settings.shell_file, settings.token_file)}
+        self._unswept = {*self._files, Path(settings.token_file)}
 
     def reconfigure(self, settings: config.Environment, *, gid: int | None, expects_bundle: bool) -> None:
         """Take other settings (a reload): every file is written anew, and none is left where it was before.
@@ -149,10 +152,11 @@ class Publisher:
         self.changed()
 
     @property
-    def _files(self) -> tuple[Path, Path]:
-        return Path(self.settings.file), Path(self.settings.shell_file)
+    def _files(self) -> tuple[Path, ...]:
+        named = (self.settings.file, self.settings.shell_file, self.settings.container_file)
+        return tuple(Path(path) for path in named if path is not None)
 
-    def variables(self, now: datetime) -> Mapping[str, str]:
+    def variables(self, now: datetime, *, container: bool = False) -> Mapping[str, str]:
         """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
         store, settings = self._store, self.settings
         answers = {cloud: store.view(cloud, now) for cloud in Cloud}
@@ -161,7 +165,15 @@ class Publisher:
         variables = dict(settings.variables)
         variables.update({name: value.reveal() for name, value in store.variables(now).items()})
         variables.update(
-            envfile.pointers(
+            containerenv.pointers(
+                aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
+                gcp=not isinstance(answers[Cloud.GCP], Absent),
+                path=self._path_id,
+                region=store.facts().region,
+                no_proxy=variables.get("NO_PROXY", ""),
+            )
+            if container
+            else envfile.pointers(
                 address=self._address,
                 container_uri=self._container_uri,
                 aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
@@ -226,13 +238,16 @@ class Publisher:
             self._task = self._since = None
 
     async def _write_once(self) -> None:
-        variables = self.variables(self._clock.now())
-        file, shell_file = self._files
+        now = self._clock.now()
+        variables = self.variables(now)
         contents = {
             Path(self.settings.token_file): self.token.reveal().encode(),
-            file: envfile.render_systemd(variables),
-            shell_file: envfile.render_shell(variables),
+            Path(self.settings.file): envfile.render_systemd(variables),
+            Path(self.settings.shell_file): envfile.render_shell(variables),
         }
+        if self.settings.container_file is not None:
+            rendered = containerenv.render(self.variables(now, container=True))
+            contents[Path(self.settings.container_file)] = rendered
         mode, gid = int(self.settings.mode, 8), self.gid
         trouble: HostError | None = None
         for path, data in contents.items():

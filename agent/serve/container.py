@@ -42,9 +42,10 @@ class ContainerDoor:
         if request.method not in {"GET", "HEAD"}:
             return container.failure(405, "MethodNotAllowed", "expected GET", ("Allow", "GET, HEAD"))
         tokens = self._settings.container_tokens()
-        # ECS has no Authorization: there the id in the path is the permission, so one of the tokens stands for it.
+        # ECS has no Authorization: there the unguessable id in the path is the permission. What else keeps a page or a
+        # server that can be talked into fetching from using it is the gate's: no name of theirs, no proxy, no browser.
         if not container.authorized(request.headers.get("Authorization"), tokens) and not (
-            ecs_id is not None and container.authorized(ecs_id, tokens)
+            ecs_id is not None and container.authorized(ecs_id, (*tokens, *self._settings.container_ids()))
         ):
             return container.failure(
                 401,

@@ -18,6 +18,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         token_key: makes and checks EC2 session tokens; at least 16 random bytes, kept over restarts.
         container_tokens: the bearer tokens that are good now, several while they rotate; called for each request, so
             it must be a lookup. None at all closes the container endpoint.
+        container_ids: what stands for a token in ``/v2/credentials/ID``, likewise.
         imdsv1: answer EC2 requests without a session token.
         hide: what workers do not see of the machine's own metadata beside :mod:`agent.serve.hiding`'s table, with what
             is below. EC2 paths are given under ``/latest`` and hold for every dated version.
@@ -35,6 +36,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     token_key: bytes
     container_tokens: Callable[[], tuple[Secret, ...]] = tuple
+    container_ids: Callable[[], tuple[Secret, ...]] = tuple
     imdsv1: bool = False
     hide: tuple[str, ...] = ()
     show: tuple[str, ...] = ()

@@ -71,3 +71,28 @@ def test_a_wildcard_answers_to_the_names_it_was_given(world: World) -> None:
             ("10.9.8.8", 403),
         ):
             assert agent.ask("/v1/credentials", headers={**token, "Host": host}).status == status, host
+
+
+def test_containers_have_a_file_of_their_own(world: World) -> None:
+    """The relative URI of the containers' file is answered without a token, after a restart too, and no other id is."""
+    changes = {"environment": {"container_file": world.root / "run" / "container.env"}}
+    file = world.root / "run" / "container.env"
+    seen = set()
+    for _ in range(2):
+        with world.agent(changes) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(), world.variables(JOB_ID="7")))
+            text = until(lambda: file.read_text() if "JOB_ID=7" in file.read_text() else "", what="the file")
+            found = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
+            path = found["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"]
+            seen.add(path)
+            host = {"Host": "169.254.170.2"}
+            assert agent.ask(path, headers=host).json()["AccessKeyId"].startswith("ASIA")
+            assert agent.ask(path, headers={**host, "X-Forwarded-For": "1"}).status == 403
+            assert agent.ask(path, headers={"Host": "evil.example"}).status == 403
+            assert agent.ask(path, headers={**host, "Origin": "http://169.254.170.2"}).status == 403
+            for other in (path[:-1], path + "x", path.swapcase(), "/v2/credentials/", "/v1/credentials"):
+                assert agent.ask(other, headers=host).status in {401, 404}, other
+            assert "127.0.0.1" not in text
+            assert file.stat().st_mode & 0o777 == 0o600
+    assert len(seen) == 1

@@ -28,6 +28,7 @@ APPLIED = {
     "gcp.numeric_project_id",
     "gcp.zone",
     "environment.file",
+    "environment.container_file",
     "environment.shell_file",
     "environment.group",
     "environment.mode",
@@ -99,6 +100,7 @@ WRITTEN = {
     "EphemeralKey.publish_file",
     "Environment.file",
     "Environment.shell_file",
+    "Environment.container_file",
     "Environment.token_file",
     "State.directory",
 }

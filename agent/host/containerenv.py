@@ -1,0 +1,95 @@
+"""The environment file for containers (``--env-file`` of Docker, Podman and nerdctl).
+
+A container has no loopback of ours, no token file, and no name server that knows ``metadata.google.internal``. What it
+has is the way to the metadata addresses, which the redirection leads to the agent. So this file names addresses only,
+and only those that SDKs take and the redirection leads.
+
+For AWS it is ECS's form, a *relative* URI at 169.254.170.2, since some SDKs know no other, and those that know more put
+it first. It carries no bearer token: as with ECS the unguessable id in the path is the permission (:func:`path_id`).
+
+Pure functions: text in, text out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.core.secret import Secret
+from agent.host.envfile import merge_no_proxy
+
+METADATA_HOST: Final = "169.254.169.254"
+NO_PROXY_HOSTS: Final = (
+    METADATA_HOST,
+    "169.254.170.2",
+    "169.254.170.23",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+)
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def path_id(key: bytes, machine: str) -> Secret:
+    """The last segment of the relative URI.
+
+    The same after a restart and a reboot, since a container keeps the environment that it was created with; another on
+    every machine, clones of one image included.
+
+    Args:
+        key: a secret of the agent's, kept over restarts.
+        machine: what tells this machine from another with the same key.
+    """
+    mac = hmac.digest(key, b"container path\0" + machine.encode(), hashlib.sha256)
+    return Secret(urlsafe_b64encode(mac[:24]).decode("ascii"))
+
+
+def pointers(*, aws: bool, gcp: bool, path: Secret, region: str | None = None, no_proxy: str = "") -> dict[str, str]:
+    """The variables that lead every SDK in a container to the agent.
+
+    Args:
+        aws: AWS is configured here.
+        gcp: Google is served, pending or ended.
+        path: the id in the relative URI.
+        region: the AWS region, when it is known.
+        no_proxy: an existing list of hosts, to which ours are added.
+    """
+    variables: dict[str, str] = {}
+    if aws:
+        variables["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = f"/v2/credentials/{path.reveal()}"
+        # botocore asks IMDS once, for one second, and remembers a miss for the life of the client.
+        variables["AWS_METADATA_SERVICE_TIMEOUT"] = "5"
+        variables["AWS_METADATA_SERVICE_NUM_ATTEMPTS"] = "5"
+        if region is not None:
+            variables["AWS_REGION"] = region
+            variables["AWS_DEFAULT_REGION"] = region
+    if gcp:
+        for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
+            variables[name] = METADATA_HOST
+        variables["GCE_METADATA_MTLS_MODE"] = "none"
+        variables["METADATA_SERVER_DETECTION"] = "assume-present"
+    if variables:
+        variables.update(dict.fromkeys(("NO_PROXY", "no_proxy"), merge_no_proxy(no_proxy, NO_PROXY_HOSTS)))
+    return variables
+
+
+def render(variables: Mapping[str, str]) -> bytes:
+    """The text of an ``--env-file``: a line for each, everything behind ``=`` taken as it is, quotes included.
+
+    Raises:
+        HostError: a name or a value cannot stand in such a file.
+    """
+    lines = []
+    for name, value in variables.items():
+        if not _NAME.match(name):
+            raise HostError(f"container environment file: expected the name of a variable, got {name!r}")
+        if _UNSAFE.search(value):
+            raise HostError(f"container environment file: {name}: expected no control character in the value")
+        lines.append(f"{name}={value}\n")
+    return ("# Written by credential-agent; changes are lost.\n" + "".join(lines)).encode()
