@@ -61,6 +61,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by door and status.
         files: what was loaded from the files that the configuration names.
+        published: where our public key stands for senders, and how it is: ``published`` or what ails it.
+        overwritten: how often something else stood there.
         log_dropped: lines of the log that nobody took.
     """
 
@@ -77,6 +79,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     redirect: Arrival | None = None
     files: tuple[msgspec.Struct, ...] = ()
     log_dropped: int = 0
+    published: Mapping[str, str] = {}
+    overwritten: int = 0
 
 
 def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
@@ -159,6 +163,8 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         },
         "files": [msgspec.to_builtins(file) for file in vitals.files],
         "log_dropped": vitals.log_dropped,
+        "published": dict(vitals.published),
+        "key_overwritten": vitals.overwritten,
     }
 
 
@@ -297,6 +303,12 @@ class _Collector:
             "1 for what becomes of a worker's request to the metadata addresses; absent where nothing redirects them.",
             ("state",),
             [] if redirect is None else [((state,), float(redirect.state == state)) for state in STATES],
+        )
+        yield counter(
+            "key_overwritten",
+            "Times that something else stood where this worker's public key is published.",
+            (),
+            [((), float(vitals.overwritten))],
         )
         yield counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])
         yield counter(

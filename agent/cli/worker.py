@@ -397,6 +397,7 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
     yield from _told_files(document.get("files", ()))
     yield from _told_redirect(document.get("redirect"))
+    yield from _told_published(document)
     if document["memory_unwritten"]:
         yield "warning: the state directory cannot be written; a restart would forget what was accepted"
 
@@ -412,6 +413,14 @@ def _told_redirect(redirect: Mapping[str, Any] | None) -> Iterator[str]:
     elif redirect["why"]:
         yield f"redirect: led by the rules of before: {redirect['why']}"
     yield from (f"redirect: {note}" for note in redirect["notes"])
+
+
+def _told_published(document: Mapping[str, Any]) -> Iterator[str]:
+    if document.get("key_overwritten"):
+        yield "warning: something else stood where this worker's public key is published; senders may have sealed to it"
+    for place, state in document.get("published", {}).items():
+        if state != "published":
+            yield f"public key at {place}: {state}"
 
 
 def _told_files(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -39,6 +39,7 @@ from agent.core.verdict import Memory
 from agent.core.view import Live, Pending
 from agent.core.whose import Whose, whose
 from agent.daemon import compose, doors, kept
+from agent.daemon.announce import Announcer
 from agent.daemon.control import routes
 from agent.daemon.looking import look_now
 from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
@@ -146,6 +147,7 @@ class Daemon:
         # The present one first, and the one before.
         self._tokens: tuple[Secret, ...] = (container_token(Path(settings.environment.token_file)),)
         self._gid = gid
+        self._announcer = Announcer(self.clock, self._metadata.gce, needed=lambda: self.keeper.last_refusal)
         self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
         self._passed = systemd.passed(environ, pid=os.getpid())
         self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
@@ -490,6 +492,8 @@ class Daemon:
             files=self._loaded_files,
             log_dropped=log.dropped(),
             redirect=arrival.read(),
+            published=self._announcer.state,
+            overwritten=self._announcer.overwritten,
         )
 
     # -- while it runs ----------------------------------------------------------------------------------------------
@@ -569,33 +573,8 @@ class Daemon:
         if ephemeral is None:
             return
         public = msgspec.json.encode(ephemeral.public_jwk())
-        for entry in self._settings.keys:
-            if not isinstance(entry, config.EphemeralKey):
-                continue
-            if entry.publish_file is not None:
-                try:
-                    await asyncio.to_thread(write_atomic, Path(entry.publish_file), public + b"\n", mode=0o644)
-                except HostError as error:
-                    self._log.error("key.not_published", reason=error.message)
-            if entry.publish_guest_attribute is not None and self._metadata.gce is not None:
-                await self._publish_guest_attribute(entry.publish_guest_attribute, public)
-
-    async def _publish_guest_attribute(self, name: str, public: bytes) -> None:
-        path = f"/computeMetadata/v1/instance/guest-attributes/{name}"
-        wait = 1.0
-        while self._metadata.gce is not None:
-            try:
-                answer = await self._metadata.gce.request("PUT", path, (), public)
-            except UpstreamError as error:
-                reason = error.message
-            else:
-                if answer.status == 200:
-                    self._log.info("key.published", guest_attribute=name)
-                    return
-                reason = f"expected status 200, got {answer.status} (is enable-guest-attributes set?)"
-            self._log.warning("key.not_published", guest_attribute=name, reason=reason)
-            await self.clock.sleep(wait)
-            wait = min(wait * 2, 60.0)
+        entries = [entry for entry in self._settings.keys if isinstance(entry, config.EphemeralKey)]
+        await asyncio.gather(*(self._announcer.run(entry, public) for entry in entries))
 
     def _on_hangup(self) -> None:
         if not self._serving:

@@ -59,7 +59,8 @@ MASKING: Final = frozenset(
     }
 )
 
-_SPEAKS_AWS: Final = "AWS_METADATA_SERVICE_TIMEOUT"  # of the pointers, the one that always stands where AWS is served
+_SPEAKS_AWS: Final = frozenset({"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_METADATA_SERVICE_TIMEOUT"})
+"""Of the pointers, those of which one stands wherever AWS is served."""
 _AWS_MASKING: Final = frozenset(name for name in MASKING if name.startswith("AWS_"))
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # systemd drops a variable whose value has a control character beside tab and line feed; a line feed is legal in quotes,
@@ -157,7 +158,7 @@ def overlay(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[st
     the agent serves AWS alone.
     """
     masking = set[str]()
-    if _SPEAKS_AWS in variables:
+    if _SPEAKS_AWS & variables.keys():
         masking |= _AWS_MASKING
     if "GCE_METADATA_HOST" in variables:
         masking |= MASKING - _AWS_MASKING
@@ -215,7 +216,7 @@ def render_shell(variables: Mapping[str, str]) -> bytes:
         HostError: a name or a value cannot stand in such a file.
     """
     masking = sorted(MASKING - variables.keys())
-    if _SPEAKS_AWS not in variables:
+    if not _SPEAKS_AWS & variables.keys():
         masking = [name for name in masking if name not in _AWS_MASKING]
     if "GCE_METADATA_HOST" not in variables:
         masking = [name for name in masking if name in _AWS_MASKING]

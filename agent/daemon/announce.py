@@ -1,0 +1,151 @@
+"""The public half of an ephemeral key, where senders look for it, kept there as long as the agent runs.
+
+What stands there is what senders seal to. Whoever can write it in our place (root on this machine, who may change the
+instance's guest attributes in the project, a worker that found a way around the redirection) would be sent the
+identities that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once when a bundle was refused,
+which is how a wrong key shows; when it is not ours, that is said aloud, counted, and ours is written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from agent import config
+from agent.core.clock import Clock
+from agent.core.errors import HostError, SourceError
+from agent.host.files import write_atomic
+
+LOOK_SECONDS: Final = 30.0
+TICK_SECONDS: Final = 2.0
+_MAX_BYTES: Final = 1 << 16
+OVERWRITTEN_HINT: Final = (
+    "who sealed to this worker in between may have sealed to somebody else: find out who writes it "
+    "(the project's compute.instances permissions, root on this machine), and revoke what was sent"
+)
+
+
+class Answer(Protocol):
+    """What the real metadata server answered."""
+
+    @property
+    def status(self) -> int:
+        """The status."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+
+
+class MetadataServer(Protocol):
+    """The real GCE metadata server (:class:`agent.upstream.GceMetadata`)."""
+
+    async def request(
+        self,
+        method: str,
+        path_qs: str,
+        headers: Sequence[tuple[str, str]] = ...,
+        body: bytes | None = None,
+        *,
+        max_bytes: int | None = None,
+    ) -> Answer:
+        """Ask; raises :class:`SourceError` when there is no usable answer."""
+
+
+class Announcer:
+    """Publishes one public key.
+
+    Args:
+        clock: time.
+        gce: the real metadata server, where there is one.
+        needed: changes whenever there is a reason to look at once.
+
+    Attributes:
+        state: each place and how it is: ``published`` or what ails it.
+        overwritten: how often something else stood in our place.
+    """
+
+    def __init__(self, clock: Clock, gce: MetadataServer | None, *, needed: Callable[[], object]) -> None:
+        self._clock = clock
+        self._gce = gce
+        self._needed = needed
+        self._log = structlog.get_logger()
+        self.state: dict[str, str] = {}
+        self.overwritten = 0
+
+    async def run(self, entry: config.EphemeralKey, public: bytes) -> None:
+        """Publish, look, and publish again, until cancelled."""
+        seen = self._needed()
+        look_at = 0.0
+        wait = 1.0
+        while True:
+            fine = True
+            if entry.publish_file is not None:
+                fine = await self._file(Path(entry.publish_file), public + b"\n")
+            if entry.publish_guest_attribute is not None and self._gce is not None:
+                fine = await self._attribute(self._gce, entry.publish_guest_attribute, public) and fine
+            wait = 1.0 if fine else min(wait * 2, 60.0)
+            look_at = self._clock.boottime() + (LOOK_SECONDS if fine else wait)
+            while self._clock.boottime() < look_at and self._needed() == seen:
+                await self._clock.sleep(min(TICK_SECONDS, max(look_at - self._clock.boottime(), 0.01)))
+            seen = self._needed()
+
+    async def _file(self, path: Path, wanted: bytes) -> bool:
+        name = str(path)
+
+        def read() -> bytes | None:
+            try:
+                with path.open("rb") as file:
+                    return file.read(_MAX_BYTES)
+            except OSError:
+                return None
+
+        found = await asyncio.to_thread(read)
+        if found == wanted:
+            return self._published(name)
+        self._notice(name, something=found is not None)
+        try:
+            await asyncio.to_thread(write_atomic, path, wanted, mode=0o644)
+        except HostError as error:
+            return self._failed(name, error.message)
+        return self._published(name)
+
+    async def _attribute(self, gce: MetadataServer, name: str, wanted: bytes) -> bool:
+        path = f"/computeMetadata/v1/instance/guest-attributes/{name}"
+        try:
+            found = await gce.request("GET", path, (), max_bytes=_MAX_BYTES)
+            if found.status == 200 and found.body.strip() == wanted:
+                return self._published(name)
+            if found.status in {200, 404}:
+                self._notice(name, something=found.status == 200)
+            answer = await gce.request("PUT", path, (), wanted)
+        except SourceError as error:
+            return self._failed(name, error.message)
+        if answer.status not in {200, 204}:
+            return self._failed(name, f"expected status 200, got {answer.status} (is enable-guest-attributes set?)")
+        return self._published(name)
+
+    def _notice(self, name: str, *, something: bool) -> None:
+        """Say aloud that something else stands, or nothing, where ours did. What was there before us is no alarm."""
+        if self.state.get(name) == "published":
+            self.overwritten += 1
+            found = "another text" if something else "nothing"
+            self._log.error("key.overwritten", place=name, found=found, hint=OVERWRITTEN_HINT)
+            self.state[name] = "overwritten"
+
+    def _published(self, name: str) -> bool:
+        if self.state.get(name) != "published":
+            self._log.info("key.published", place=name)
+        self.state[name] = "published"
+        return True
+
+    def _failed(self, name: str, reason: str) -> bool:
+        # A server that is silent says nothing of what stands there: that ours did is remembered, to be compared with.
+        if self.state.get(name) not in {"published", reason}:
+            self._log.warning("key.not_published", place=name, reason=reason)
+            self.state[name] = reason
+        return False

@@ -1,0 +1,153 @@
+"""The key that senders seal to is ours for as long as the agent runs, or somebody hears that it was not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from structlog.testing import capture_logs
+
+from agent.config import EphemeralKey
+from agent.daemon.announce import LOOK_SECONDS, Announcer
+from agent.upstream import GceMetadata, Upstream, UpstreamSettings
+from tests.fakes.clock import FakeClock
+from tests.fakes.gce_metadata import GceMetadataServer
+from tests.fakes.served import Fault
+from tests.unit.keeper.support import looped
+
+NAME = "credential-agent/key"
+PATH = f"/computeMetadata/v1/instance/guest-attributes/{NAME}"
+
+
+async def until(look: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not look():  # noqa: ASYNC110 - a file and a fake server ring no bell
+            await asyncio.sleep(0)
+
+
+class Published:
+    def __init__(self, server: GceMetadataServer, announcer: Announcer, clock: FakeClock) -> None:
+        self.server, self.announcer, self.clock = server, announcer, clock
+        self.reason: object = None
+
+    async def asked(self, requests: int) -> None:
+        """Until so many requests were answered and the announcer sleeps again."""
+        await until(lambda: len(self.server.asked) >= requests)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def publishing(entry: EphemeralKey, *, enabled: bool = True) -> AsyncIterator[Published]:
+    clock = FakeClock()
+    out = Upstream(UpstreamSettings())
+    async with GceMetadataServer() as server:
+        if enabled:
+            server.attributes["enable-guest-attributes"] = "TRUE"
+        announcer = Announcer(clock, GceMetadata(out, server.url), needed=lambda: published.reason)
+        published = Published(server, announcer, clock)
+        task = asyncio.create_task(announcer.run(entry, b'{"kty":"OKP"}'))
+        try:
+            yield published
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await out.close()
+
+
+ENTRY = EphemeralKey(publish_guest_attribute=NAME)
+
+
+@looped
+async def test_it_is_published_and_let_be() -> None:
+    """What stands there already is not written again, and no alarm is raised for what was there before us."""
+    with capture_logs() as logs:
+        async with publishing(ENTRY) as published:
+            await published.asked(2)
+            assert published.server.guest_attributes[NAME] == '{"kty":"OKP"}'
+            await published.clock.advance(LOOK_SECONDS + 1)
+            await published.asked(3)
+            assert [asked.method for asked in published.server.asked] == ["GET", "PUT", "GET"]
+            assert published.announcer.state == {NAME: "published"}
+    assert not [line for line in logs if line["log_level"] == "error"]
+
+
+@looped
+async def test_an_overwritten_key_is_ours_again() -> None:
+    """Another text in our place is replaced within the period, counted, and said as an error."""
+    with capture_logs() as logs:
+        async with publishing(ENTRY) as published:
+            await published.asked(2)
+            for number, text in enumerate(("evil", None), 1):
+                if text is None:
+                    del published.server.guest_attributes[NAME]
+                else:
+                    published.server.guest_attributes[NAME] = text
+                before = len(published.server.asked)
+                await published.clock.advance(LOOK_SECONDS + 1)
+                await published.asked(before + 2)
+                assert published.server.guest_attributes[NAME] == '{"kty":"OKP"}'
+                assert published.announcer.overwritten == number
+                assert published.announcer.state == {NAME: "published"}
+    alarms = [line for line in logs if line["event"] == "key.overwritten"]
+    assert [(line["found"], line["log_level"]) for line in alarms] == [("another text", "error"), ("nothing", "error")]
+
+
+@looped
+async def test_a_refused_bundle_is_a_reason_to_look() -> None:
+    """A bundle that could not be opened may have been sealed to whoever overwrote the key: we look within seconds."""
+    async with publishing(ENTRY) as published:
+        await published.asked(2)
+        published.server.guest_attributes[NAME] = "evil"
+        published.reason = object()
+        await published.clock.advance(3)
+        await published.asked(4)
+        assert published.server.guest_attributes[NAME] == '{"kty":"OKP"}'
+
+
+@looped
+async def test_a_silent_server_is_no_alarm_and_forgets_nothing() -> None:
+    """While the server is down nothing is alarmed; what was overwritten meanwhile is, when it is back."""
+    async with publishing(ENTRY) as published:
+        await published.asked(2)
+        published.server.inject(Fault(prefix=PATH, drop=True))
+        await published.clock.advance(LOOK_SECONDS + 1)
+        await published.asked(3)
+        assert published.announcer.overwritten == 0
+        published.server.guest_attributes[NAME] = "evil"
+        await published.clock.advance(61)
+        await published.asked(5)
+        assert published.announcer.overwritten == 1
+        assert published.server.guest_attributes[NAME] == '{"kty":"OKP"}'
+
+
+@looped
+async def test_where_it_cannot_be_published_the_reason_is_told() -> None:
+    """Guest attributes that are switched off are named as the cause, and tried again."""
+    async with publishing(ENTRY, enabled=False) as published:
+        await published.asked(2)
+        assert "enable-guest-attributes" in published.announcer.state[NAME]
+        published.server.attributes["enable-guest-attributes"] = "TRUE"
+        await published.clock.advance(61)
+        await published.asked(4)
+        assert published.announcer.state == {NAME: "published"}
+
+
+@looped
+async def test_a_file_likewise(tmp_path: Path) -> None:
+    """The file with the public key is ours again, too."""
+    path = tmp_path / "key.jwk"
+
+    def is_ours() -> bool:
+        return published.announcer.state.get(str(path)) == "published" and path.read_bytes() == b'{"kty":"OKP"}\n'
+
+    async with publishing(EphemeralKey(publish_file=str(path))) as published:
+        await until(is_ours)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        path.write_bytes(b"evil")
+        await published.clock.advance(LOOK_SECONDS + 1)
+        await until(is_ours)
+        assert published.announcer.overwritten == 1
