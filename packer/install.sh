@@ -23,6 +23,7 @@ readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SERVICES=(credential-agent.socket credential-agent-control.socket credential-agent.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service
+  credential-agent-hold.service
   credential-agent-workers.slice credential-agent.target)
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -144,11 +145,16 @@ install_files() {
   for name in "${signers[@]}"; do
     install -m 0644 "$name" "$ETC/signers/$(basename "$name")"
   done
+  # For root and the service: a URL in it may be a credential.
   if [ -n "$config" ]; then
-    install -m 0644 "$config" "$ETC/config.toml"
+    install -m 0640 -g credential-agent "$config" "$ETC/config.toml"
   elif [ ! -e "$ETC/config.toml" ]; then
-    install -m 0644 "$units/config.toml" "$ETC/config.toml"
+    install -m 0640 -g credential-agent "$units/config.toml" "$ETC/config.toml"
+  else
+    chown root:credential-agent "$ETC/config.toml" && chmod 0640 "$ETC/config.toml"
   fi
+  separate_groups
+  write_interpreter
   # Google's clients look for the metadata server by this name, which only Google's own networks resolve.
   if ! grep -qs 'metadata\.google\.internal' /etc/hosts; then
     printf '169.254.169.254 metadata.google.internal # credential-agent\n' >>/etc/hosts
@@ -158,19 +164,46 @@ install_files() {
   done
 }
 
+# Before there were operators, the way to let a scraper in was the service's own group, which may read the worker's key.
+separate_groups() {
+  local member members
+  members=$(getent group credential-agent | cut -d: -f4 | tr , ' ')
+  for member in $members; do
+    usermod --append --groups credential-operators "$member"
+    gpasswd --delete "$member" credential-agent >/dev/null
+    say "$member is an operator from now on, and no longer in the service's own group: log in again"
+  done
+}
+
+# The sandbox can execute the interpreter and nothing else beside the program's and the system's libraries. Where it is
+# depends on the machine.
+write_interpreter() {
+  local python prefix
+  python=$(readlink -f "$candidate/bin/python")
+  prefix=$("$python" -I -c 'import sys; print(sys.base_prefix)')
+  {
+    echo '# Written by the install script: what credential-agent.service may execute, beside libraries.'
+    echo
+    echo '[Service]'
+    echo "ExecPaths=$python"
+    case $prefix in /usr) ;; *) echo "ExecPaths=-$prefix/lib -$prefix/lib64" ;; esac
+  } >"$UNITS/credential-agent.service.d/40-interpreter.conf"
+}
+
 enable_units() {
   local enabled=(credential-agent.socket credential-agent-control.socket credential-agent.service
-    credential-agent-workers.slice credential-agent.target)
+    credential-agent-workers.slice credential-agent-hold.service credential-agent.target)
   if [ "$with_redirect" = yes ]; then
     enabled+=(credential-agent-redirect.service credential-agent-closed.service)
     systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
   fi
   systemctl --quiet enable "${enabled[@]}"
   if [ "$with_redirect" = no ]; then
-    # The target requires it; masked, it is left out.
+    # The target wants it; here it is left out.
     systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service 2>/dev/null || true
     install -d "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
-    printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
+    printf '[Unit]\nWants=\nWants=credential-agent.service credential-agent.socket credential-agent-control.socket\n' \
+      >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
     printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent-workers.slice.d/50-no-redirect.conf"
     rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
   else
@@ -179,7 +212,7 @@ enable_units() {
 }
 
 start_units() {
-  local name
+  local name stale=no
   if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service; fi
   systemctl start credential-agent-workers.slice
   if [ "$with_redirect" = yes ]; then
@@ -191,10 +224,13 @@ start_units() {
   fi
   for name in "${changed[@]}"; do
     case $name in
+      # It was the socket itself once; it is a link now.
+      credential-agent-control.socket) [ ! -S /run/credential-agent/control.sock ] || stale=yes ;;&
       # A changed socket can only be made anew while nobody listens on it.
       *.socket) systemctl stop credential-agent.service "$name" 2>/dev/null || true ;;
     esac
   done
+  if [ "$stale" = yes ]; then rm -f /run/credential-agent/control.sock; fi
   systemctl start credential-agent.socket credential-agent-control.socket
   # Callers wait in the sockets' queues meanwhile.
   systemctl restart credential-agent.service || {
@@ -267,7 +303,7 @@ do_uninstall() {
   if booted; then
     systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
       credential-agent-control.socket credential-agent-redirect.service credential-agent-closed.service \
-      2>/dev/null || true
+      credential-agent-hold.service 2>/dev/null || true
     # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
     if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
     # The slices that its name lies in are systemd's doing, and go with it.
@@ -286,13 +322,13 @@ do_uninstall() {
     printf '%s\n' "$hosts" >/etc/hosts
   fi
   rm -f /usr/local/bin/credential-agent
-  rm -rf "$PREFIX" /run/credential-agent
+  rm -rf "$PREFIX" /run/credential-agent /run/credential-agent-control.sock
   reload_systemd
   if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi
   if [ "$purge" = yes ]; then
     rm -rf "$ETC" /var/lib/credential-agent
     userdel credential-agent 2>/dev/null || true
-    for name in credential-agent credential-workers; do groupdel "$name" 2>/dev/null || true; done
+    for name in credential-agent credential-workers credential-operators; do groupdel "$name" 2>/dev/null || true; done
     say "removed, with its configuration and state"
   else
     say "removed; $ETC and /var/lib/credential-agent are kept (--purge takes them too)"

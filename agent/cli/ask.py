@@ -18,6 +18,11 @@ from agent.core.errors import HostError
 USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
+_NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-operators USER, and log in again"
+
+
+class NoAnswerError(HostError):
+    """Nothing came in time: the agent is slow, or it does not start and its socket waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +73,17 @@ def control(
     """Ask the control socket.
 
     Raises:
+        NoAnswerError: somebody took the connection, or systemd's queue did, and there was no answer in time.
         HostError: nothing listens there, we may not, or the answer breaks off.
     """
     try:
         return _exchange(_UnixConnection(path, timeout_seconds), method, target, {}, body)
     except PermissionError:
-        raise HostError(f"{path}: not allowed", hint="run it as root, or as a member of the socket's group") from None
+        raise HostError(f"{path}: not allowed", hint=_NOT_ALLOWED) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise HostError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
+    except TimeoutError:
+        raise NoAnswerError(f"{path}: no answer within {timeout_seconds:g} s", hint=_NOT_RUNNING) from None
     except (OSError, http.client.HTTPException) as error:
         raise HostError(f"{path}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
 

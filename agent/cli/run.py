@@ -32,10 +32,12 @@ def run(path: Path) -> None:
 
     from agent import config, log
     from agent.daemon import Daemon
-    from agent.host import systemd
+    from agent.host import seccomp, systemd
     from agent.host.threads import Threads
 
-    # First of all: a journal that hangs, or a standard error that is closed, must end no start either.
+    # Before there is a second thread, which would keep what it had.
+    seccomp.give_up_execution()
+    # Then: a journal that hangs, or a standard error that is closed, must end no start either.
     log.take_over()
     settings = config.load(path)
     log.set_up(level=settings.log.level, style=settings.log.format)

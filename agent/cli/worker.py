@@ -21,6 +21,7 @@ from agent.core.errors import BundleError, HostError
 CLOUDS: Final = ("aws", "gcp")
 MAX_BUNDLE_BYTES: Final = 262_144
 POLL_SECONDS: Final = 0.25
+ANSWER_SECONDS: Final = 2.0
 REFRESH_SECONDS: Final = 45.0
 EX_NOT_FOUND: Final = 127  # as a shell says it
 EX_NOT_EXECUTABLE: Final = 126
@@ -32,7 +33,8 @@ def _config_option(command: F) -> F:
     option = click.option(
         "--config",
         "path",
-        type=click.Path(path_type=Path),
+        # Not for everybody to read; agent.cli.where knows what to do then.
+        type=click.Path(path_type=Path, readable=False),
         default=CONFIG_PATH,
         show_default=True,
         help="The agent's configuration; where the doors and files are is read from it.",
@@ -49,9 +51,9 @@ def _config_option(command: F) -> F:
 def status(path: Path, as_json: bool) -> int:
     """Say which identity this worker has, and until when.
 
-    Exits 69 when no cloud has one.
+    Exits 69 when no cloud has one, and 71 when the agent does not answer: then it says what systemd knows.
     """
-    answer = ask.control(_control(path), "GET", "/v1/status")
+    answer = _status_of(path)
     if answer.status != 200:
         raise HostError(f"the agent refuses to say: {answer.why()}")
     document = answer.json()
@@ -61,6 +63,25 @@ def status(path: Path, as_json: bool) -> int:
         for line in _told(document, datetime.now(UTC)):
             click.echo(line)
     return 0 if any(cloud["state"] == "live" for cloud in document["clouds"].values()) else EX_UNAVAILABLE
+
+
+def _status_of(path: Path) -> ask.Answer:
+    """Ask for two seconds; longer only if systemd says that the agent runs.
+
+    While it cannot start, its socket is there all the same, and systemd holds whoever asks.
+    """
+    control = _control(path)
+    try:
+        return ask.control(control, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+    except ask.NoAnswerError as error:
+        from agent.cli import manager
+
+        found = manager.look()
+        if found is None:
+            raise
+        if found.active:
+            return ask.control(control, "GET", "/v1/status")
+        raise HostError(f"{error.message}: {found.said}", hint=found.hint) from None
 
 
 @click.command()
@@ -241,22 +262,23 @@ class _Doors:
     """The workers' door, as an SDK would ask it."""
 
     def __init__(self, path: Path) -> None:
-        from agent import config
+        from agent.cli import where
 
-        settings = config.load(path)
-        self._address = config.host_port(settings.listen.http[0])
-        self._token_file = Path(settings.environment.token_file)
+        # Each time anew: a worker may wait for an agent that has not told it yet.
+        self._find: Callable[[], where.Where] = lambda: where.find(path)
+        self._find()
 
     def aws(self) -> ask.Answer:
+        found = self._find()
         try:
-            token = self._token_file.read_text()
+            token = found.token_file.read_text()
         except OSError as error:
-            raise _unreadable(self._token_file, error) from None
-        return ask.worker(self._address, "/v1/credentials", {"Authorization": token})
+            raise _unreadable(found.token_file, error) from None
+        return ask.worker(found.http, "/v1/credentials", {"Authorization": token})
 
     def gcp(self) -> ask.Answer:
         return ask.worker(
-            self._address,
+            self._find().http,
             "/computeMetadata/v1/instance/service-accounts/default/token",
             {"Metadata-Flavor": "Google"},
         )
@@ -350,10 +372,10 @@ def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
 
 
 def _variables(path: Path) -> dict[str, str]:
-    from agent import config
+    from agent.cli import where
     from agent.host import envfile
 
-    file = Path(config.load(path).environment.file)
+    file = where.find(path).file
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -362,9 +384,9 @@ def _variables(path: Path) -> dict[str, str]:
 
 
 def _control(path: Path) -> Path:
-    from agent import config
+    from agent.cli import where
 
-    return Path(config.load(path).listen.control)
+    return where.find(path).control
 
 
 def _unreadable(file: Path, error: OSError) -> HostError:

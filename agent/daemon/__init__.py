@@ -210,6 +210,7 @@ class Daemon:
             instance_id=self.store.memory.instance_id or None,
             keys=list(self._opening.ring.kids),
         )
+        self._announcing = asyncio.create_task(self._announce(settings), name="announce doors")
         self._tell_absent_keys()
         try:
             await self._serve(found)
@@ -251,7 +252,13 @@ class Daemon:
                     task.result()  # a part that must not end has: its error is ours
             await self._publisher.settled(CLOSE_SECONDS / 4)
         finally:
-            ending = (stopped, self._publishing, *background, *([self._looking] if self._looking else []))
+            ending = (
+                stopped,
+                self._publishing,
+                self._announcing,
+                *background,
+                *([self._looking] if self._looking else []),
+            )
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -652,6 +659,9 @@ class Daemon:
         self.keeper.reconfigure(compose.policy(settings))
         self._rotate_token()
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
+        # As the doors and the token stay where they were, so does what is told of them.
+        told = msgspec.structs.replace(settings, listen=self._loaded.listen, environment=self._publisher.settings)
+        self._announcing = asyncio.create_task(self._announce(told), name="announce doors")
         log.set_up(level=settings.log.level, style=settings.log.format)
         if narrower:
             self.keeper.review()
@@ -670,6 +680,12 @@ class Daemon:
         if settings.keys != old.keys:
             self._publishing.cancel()
             self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
+
+    async def _announce(self, settings: config.Config) -> None:
+        try:
+            await asyncio.to_thread(doors.announce, settings, self._publisher.address)
+        except HostError as error:
+            self._log.warning("doors.not_announced", reason=error.message)
 
     def _rotate_token(self) -> None:
         """Take the token that an operator has put into the file. Programs that read the one before may use it on."""

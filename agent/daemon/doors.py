@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from agent import config
 from agent.core.errors import HostError
+from agent.host.files import write_atomic
 
 BACKLOG: Final = 4096
 """A dropped SYN costs the client a second, which is the whole patience of botocore, Go, Java and JavaScript."""
@@ -55,6 +58,25 @@ def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket
         os.umask(mask)
     sock.setblocking(False)
     return sock
+
+
+def announce(settings: config.Config, address: str) -> None:
+    """Tell programs that may not read the configuration where to ask: a file beside the control socket, for all.
+
+    Args:
+        settings: where the files are.
+        address: the workers' door.
+
+    Raises:
+        HostError: it cannot be written; commands then look where we are by default.
+    """
+    told = {
+        "http": address,
+        "control": settings.listen.control,
+        "file": settings.environment.file,
+        "token_file": settings.environment.token_file,
+    }
+    write_atomic(Path(settings.listen.control).with_name("doors.json"), msgspec.json.encode(told), mode=0o644)
 
 
 def remove(settings: config.Listen) -> None:

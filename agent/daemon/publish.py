@@ -123,7 +123,7 @@ class Publisher:
         self.expects_bundle = expects_bundle
         self._store = store
         self._clock = clock
-        self._address = address
+        self.address = address
         self._container_uri = container_uri
         self.token = token
         self._path_id = path_id
@@ -174,7 +174,7 @@ class Publisher:
             )
             if container
             else envfile.pointers(
-                address=self._address,
+                address=self.address,
                 container_uri=self._container_uri,
                 aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
                 gcp=not isinstance(answers[Cloud.GCP], Absent),

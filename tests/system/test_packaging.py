@@ -61,7 +61,12 @@ def test_only_what_loads_rules_has_a_capability() -> None:
     rules = ("credential-agent-closed.service", "credential-agent-gate@.service")
     # It becomes the worker as which it asks.
     holds = {"credential-agent-redirect.service": ["CAP_NET_ADMIN CAP_SETUID CAP_SETGID"]}
-    assert sets == {"credential-agent.service": ["", ""], **holds, **{name: ["CAP_NET_ADMIN"] for name in rules}}
+    assert sets == {
+        "credential-agent.service": ["", ""],
+        "credential-agent-hold.service": [""],
+        **holds,
+        **{name: ["CAP_NET_ADMIN"] for name in rules},
+    }
 
 
 def test_the_lock_asks_for_no_full_version_of_python() -> None:
@@ -78,7 +83,9 @@ def test_units_and_code_agree_on_addresses() -> None:
     host, port = config.host_port(config.Listen().http[0])
     assert listened == {f"{host}:{port}", f"[::1]:{port}", f"{nft.FRONT4}:{port}", f"[{nft.FRONT6}]:{port}"}
     control = (SYSTEMD / "credential-agent-control.socket").read_text()
-    assert f"ListenStream={config.Listen().control}\n" in control
+    # Of root's directory; the name that everybody knows leads there.
+    assert f"Symlinks={config.Listen().control}\n" in control
+    assert "ListenStream=/run/credential-agent-control.sock\n" in control
 
 
 def test_the_configuration_that_is_installed_is_acceptable() -> None:
@@ -113,3 +120,59 @@ def test_an_unknown_option_installs_nothing() -> None:
     said = judged("bash", PACKER / "install.sh", "--no-strat")
     assert said.returncode == 1
     assert "--no-strat: unknown option" in said.stderr
+
+
+def lines(name: str, key: str) -> list[str]:
+    """The values of a setting in one of our files, in their order."""
+    return re.findall(rf"^{key}=(.*)$", (SYSTEMD / name).read_text(), re.MULTILINE)
+
+
+def test_three_groups_have_one_door_each() -> None:
+    """Workers, operators and the service: each has its own files, and no file or socket is another group's too."""
+    made = (SYSTEMD / "sysusers.d/credential-agent.conf").read_text()
+    assert re.findall(r"^g (\S+)", made, re.MULTILINE) == ["credential-workers", "credential-operators"]
+    # The agent is in the workers' group, to give files to it. Nobody is in the agent's.
+    assert re.findall(r"^m (.*)$", made, re.MULTILINE) == ["credential-agent credential-workers"]
+    assert lines("credential-agent-control.socket", "SocketGroup") == ["credential-operators"]
+    assert lines("credential-agent-control.socket", "SocketMode") == ["0660"]
+    assert lines("credential-agent.service", "Group") == ["credential-agent"]
+
+
+def test_root_runs_and_reads_nothing_that_the_agent_can_write() -> None:
+    """No unit or script of ours that runs as root sources, executes or takes variables from the agent's directories."""
+    writable = ("/run/credential-agent/", "/var/lib/credential-agent")
+    for path in [*SYSTEMD.glob("*.service"), *SYSTEMD.glob("*.socket"), *SYSTEMD.glob("drop-ins/*")]:
+        for key in ("EnvironmentFile", "ExecStart", "ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop",
+                    "ExecStopPost", "LoadCredential", "ListenStream", "PIDFile"):  # fmt: skip
+            for value in re.findall(rf"^{key}=(.*)$", path.read_text(), re.MULTILINE):
+                assert not any(name in value for name in writable), f"{path.name}: {key}={value}"
+    for script in SCRIPTS:
+        sourced = re.findall(r"^\s*(?:\.|source|eval)\s+(.*)$", script.read_text(), re.MULTILINE)
+        assert not sourced, f"{script.name}: {sourced}"
+    for example in SYSTEMD.glob("examples/*.service"):
+        text = example.read_text()
+        if "EnvironmentFile" in text:
+            user = re.search(r"^User=(.+)$", text, re.MULTILINE)
+            assert user is not None, example.name
+            assert user[1] not in {"root", "0"}, example.name
+
+
+def test_nothing_but_the_program_is_executable_in_the_sandbox() -> None:
+    """Directories of libraries and our own are; no directory of tools, and none that the agent can write."""
+    (closed,) = lines("credential-agent.service", "NoExecPaths")
+    assert {path.lstrip("-") for path in closed.split()} == {
+        "/", "/dev/shm", "/run", "/run/credential-agent", "/tmp", "/var/tmp", "/var/lib/credential-agent"
+    }  # fmt: skip
+    (executable,) = lines("credential-agent.service", "ExecPaths")
+    assert {path.lstrip("-") for path in executable.split()} == {
+        "/opt/credential-agent", "/usr/lib", "/usr/lib64", "/lib", "/lib64"
+    }  # fmt: skip
+
+
+def test_its_memory_is_bounded_and_never_on_a_disk() -> None:
+    """The unit has a bound, and neither swap nor core files."""
+    (most,) = lines("credential-agent.service", "MemoryMax")
+    assert re.fullmatch(r"[0-9]+M", most)
+    assert lines("credential-agent.service", "MemorySwapMax") == ["0"]
+    assert lines("credential-agent.service", "LimitCORE") == ["0"]
+    assert -900 < int(lines("credential-agent.service", "OOMScoreAdjust")[0]) < 0

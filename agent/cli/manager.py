@@ -1,0 +1,90 @@
+"""What systemd knows of the agent, for a command that gets no answer from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from typing import Final
+
+UNIT: Final = "credential-agent.service"
+SECONDS: Final = 2.0
+MAX_LINE: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One look.
+
+    Attributes:
+        active: it has started, so it only is slow.
+        said: what is the matter, in one line.
+        hint: what to do.
+    """
+
+    active: bool
+    said: str
+    hint: str
+
+
+def look() -> Found | None:
+    """Ask systemd and the journal; ``None`` where there is no systemd, or it knows no such unit."""
+    shown = _run("systemctl", "show", UNIT, "--property=LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts")
+    if shown is None:
+        return None
+    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    if values.get("LoadState") != "loaded":
+        return None
+    state, result = values.get("ActiveState", "unknown"), values.get("Result", "unknown")
+    said = f"{UNIT} is {state} ({values.get('SubState', 'unknown')})"
+    if result != "success":
+        said += f", its last end: {result}, status {values.get('ExecMainStatus', 'unknown')}"
+    restarts = values.get("NRestarts", "0")
+    if restarts != "0":
+        said += f", started again {restarts} times"
+    last = _last_error()
+    if last:
+        said += f'; it said: "{last}"'
+    failing = result != "success" or restarts != "0"
+    hint = (
+        "credential-agent check, then systemctl restart credential-agent"
+        if failing
+        else "journalctl -u credential-agent"
+    )
+    return Found(active=state in {"active", "reloading"}, said=said, hint=hint)
+
+
+def _last_error() -> str:
+    """The last line that says what went wrong; empty if the journal is not for us."""
+    text = _run("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20", f"_SYSTEMD_UNIT={UNIT}") or ""
+    for line in reversed(text.splitlines()):
+        told = line.strip()
+        if told.startswith("{"):
+            try:
+                event = json.loads(told)
+            except ValueError:
+                continue
+            if not isinstance(event, dict) or event.get("level") not in {"error", "critical"}:
+                continue
+            told = " ".join(str(event[key]) for key in ("event", "reason") if key in event)
+        elif told.startswith("hint:"):
+            continue
+        if told:
+            return "".join(c if c.isprintable() else "?" for c in told.removeprefix("credential-agent: "))[:MAX_LINE]
+    return ""
+
+
+def _run(*command: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603 - no argument is anybody's input
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

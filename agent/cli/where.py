@@ -1,0 +1,73 @@
+"""Where a command of a worker or an operator finds the agent.
+
+The configuration says it, and is for root and the service: a URL in it may be a credential. Everybody else reads
+what the daemon tells in ``doors.json`` beside its control socket. Root never does: that file belongs to another user.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agent import config
+from agent.cli.common import CONFIG_PATH
+from agent.core.errors import ConfigError
+
+ANNOUNCED: Final = Path("/run/credential-agent/doors.json")
+MAX_BYTES: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The workers' door as host and port, and three paths."""
+
+    http: tuple[str, int]
+    control: Path
+    file: Path
+    token_file: Path
+
+
+class _Announced(msgspec.Struct, frozen=True):
+    http: str
+    control: str
+    file: str
+    token_file: str
+
+
+def find(path: Path, *, announced: Path | None = None) -> Where:
+    """Look it up, in the configuration at ``path`` if that is for us.
+
+    Args:
+        path: the configuration.
+        announced: what the daemon told, where we may not read the configuration.
+
+    Raises:
+        ConfigError: the configuration is wrong, or is not there and is not the usual one.
+    """
+    if os.geteuid() != 0 and path == CONFIG_PATH and not os.access(path, os.R_OK):
+        return _told(announced or ANNOUNCED)
+    return _of(config.load(path))
+
+
+def _told(announced: Path) -> Where:
+    try:
+        with announced.open("rb") as file:
+            told = msgspec.json.decode(file.read(MAX_BYTES), type=_Announced)
+        address = config.host_port(told.http, origin=str(announced))
+    except (OSError, msgspec.MsgspecError, ConfigError):
+        # The agent has not been here yet: what it uses when nobody says otherwise.
+        return _of(config.Config())
+    return Where(address, Path(told.control), Path(told.file), Path(told.token_file))
+
+
+def _of(settings: config.Config) -> Where:
+    return Where(
+        config.host_port(settings.listen.http[0]),
+        Path(settings.listen.control),
+        Path(settings.environment.file),
+        Path(settings.environment.token_file),
+    )

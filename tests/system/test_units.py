@@ -1,0 +1,222 @@
+"""The units on a machine that boots: the sandbox from inside, the three groups, and every order of starting and stopping."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.system import machine as m
+from tests.system.machine import Disk, Machine, python
+from tests.system.test_boot import EC2, Sender, aws_key
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+
+image = m.image
+ROOM = Path(__file__).parent
+
+TARGET, AGENT, REDIRECT = "credential-agent.target", "credential-agent.service", "credential-agent-redirect.service"
+DOOR, CONTROL, SLICE = "credential-agent.socket", "credential-agent-control.socket", "credential-agent-workers.slice"
+
+# A job that asks for its credential in its ExecStop, a moment into the power-off, and writes down as whom it came.
+LAST_WORDS = """[Unit]
+{order}
+[Service]
+Slice=credential-agent-workers.slice
+ExecStart=/bin/sleep infinity
+ExecStop=/bin/sh -c 'sleep 4; {python} -I -W ignore /var/probe.py > /var/last-words-%N; sync'
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    sender = Sender()
+    with closing(Disk(tmp_path_factory.mktemp("units"), image)) as disk, m.ec2() as cloud:
+        sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
+        cloud.set_user_data(sender.seal())
+        shutil.copy(ROOM / "probe.py", disk.root / "opt/probe.py")
+        (disk.root / "var/probe.py").write_text(m.AWS)
+        with Machine(disk, cloud) as machine:
+            yield machine
+
+
+def test_nothing_gets_out_of_the_sandbox(machine: Machine) -> None:
+    """From inside the daemon's own unit no shell, tool, written file or memory can be run, and no other way out is open."""
+    unit = machine.run("sh", "-c", "cat /etc/systemd/system/credential-agent.service")
+    kept = [line for line in unit.splitlines() if not line.startswith(("Exec", "Sockets=", "Requires=", "Type=", "Restart", "Watchdog", "LoadCredential"))
+            or line.startswith("ExecPaths")]  # fmt: skip
+    kept = [line for line in kept if not line.startswith(("FileDescriptor", "After=", "Wants="))]
+    text = "\n".join(kept).replace(
+        "[Service]",
+        f"[Service]\nType=oneshot\nExecStart={m.PYTHON} -I -W ignore /opt/probe.py\nStandardOutput=append:/root/said\n",
+    )
+    machine.run("sh", "-c", "cat > /run/systemd/system/probe.service", text=text)
+    machine.run(
+        "sh",
+        "-c",
+        "mkdir -p /run/systemd/system/probe.service.d; cp /etc/systemd/system/credential-agent.service.d/40* /run/systemd/system/probe.service.d/; systemctl daemon-reload; systemctl start probe; journalctl -u probe -o cat --no-pager | tail -20 >&2",
+    )
+    assert machine.run("cat", "/root/said").splitlines() == ["nothing got through"]
+
+
+def test_the_running_daemon_can_run_nothing(machine: Machine) -> None:
+    """In its own file system not even root's programs can be run: nothing there is executable but the interpreter."""
+    pid = machine.run("systemctl", "show", "-P", "MainPID", AGENT).strip()
+    inside = ["nsenter", "-t", pid, "-m"]
+    assert "Permission denied" in machine.result(*inside, "/bin/sh", "-c", ":").stderr
+    assert machine.result(*inside, m.PYTHON, "-I", "-c", "").returncode == 0
+    filters = machine.run("sh", "-c", f"grep Seccomp_filters /proc/{pid}/status").split()[1]
+    other = machine.run(
+        "sh", "-c", "grep Seccomp_filters /proc/$(systemctl show -P MainPID systemd-journald)/status"
+    ).split()[1]
+    assert int(filters) > 0
+    assert int(other) >= 0
+
+
+def test_each_group_opens_its_own_door_alone(machine: Machine) -> None:
+    """A worker reads the environment and asks no status; an operator the reverse; neither sees the configuration or keys."""
+    machine.run(
+        "sh",
+        "-c",
+        "id olga || useradd -m olga; usermod -aG credential-operators olga; usermod -aG credential-workers alice",
+    )
+    key = "/etc/credential-agent/worker.jwk"
+    machine.run("sh", "-c", f"echo secret > {key}; chown root:credential-agent {key}; chmod 0640 {key}")
+    agent = "credential-agent"
+    can = {
+        "environment": ["sh", "-c", "cat /run/credential-agent/env /run/credential-agent/token"],
+        "status": [agent, "status"],
+        "configuration": ["cat", "/etc/credential-agent/config.toml"],
+        "key": ["cat", key],
+        "state": ["ls", "/var/lib/credential-agent"],
+        "metrics": [
+            *python("import socket; socket.socket(socket.AF_UNIX).connect('/run/credential-agent/control.sock')")
+        ],
+    }
+    assert machine.result("runuser", "-u", "olga", "--", agent, "status").stderr == ""
+    found = {
+        user: {
+            what
+            for what, command in can.items()
+            if machine.result("runuser", "-u", user, "--", *command).returncode == 0
+        }
+        for user in ("alice", "olga")
+    }
+    assert found == {"alice": {"environment"}, "olga": {"status", "metrics"}}
+    assert (
+        machine.run("stat", "-c", "%U:%G %a", "/etc/credential-agent/config.toml").strip()
+        == "root:credential-agent 640"
+    )
+    # The commands of workers work without the configuration.
+    as_alice = ["runuser", "-u", "alice", "--", agent]
+    assert machine.result(*as_alice, "wait", "--timeout", "20").returncode == 0
+    assert machine.run(*as_alice, "exec", "--", *python(m.AWS)).strip() == m.USER_KEY
+
+
+def test_roots_login_shell_takes_nothing_of_the_agents(machine: Machine) -> None:
+    """Whatever the agent's user puts into its files, root's shell runs none of it and has none of its variables."""
+    machine.run(
+        "sh",
+        "-c",
+        "cp -a /run/credential-agent/env /root/env; echo 'touch /root/owned' >> /run/credential-agent/env.sh; echo 'LD_PRELOAD=\"/x\"' >> /run/credential-agent/env",
+    )
+    try:
+        said = machine.result("bash", "-lc", "env")
+        assert "AWS_" not in said.stdout
+        assert "LD_PRELOAD" not in said.stdout
+        assert machine.result("test", "-e", "/root/owned").returncode != 0
+    finally:
+        machine.run("systemctl", "reload", AGENT)
+
+
+ORDERS = [
+    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, DOOR, CONTROL)],
+    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, DOOR, CONTROL)],
+    *[[("stop", unit), ("start", TARGET)] for unit in (TARGET, AGENT, DOOR, CONTROL, REDIRECT, SLICE)],
+    [("stop", AGENT), ("start", DOOR)],
+    [("stop", f"{AGENT} {DOOR} {CONTROL}"), ("start", AGENT)],
+    [("stop", f"{DOOR} {CONTROL} {REDIRECT} {TARGET}"), ("start", TARGET)],
+    [("restart", f"{DOOR} {CONTROL}")],
+    [("restart", f"{TARGET} {REDIRECT} {AGENT} {DOOR} {CONTROL}")],
+    [("reload", AGENT)],
+    [("reload", REDIRECT)],
+    [("reload-or-restart", AGENT), ("reload-or-restart", REDIRECT)],
+    [("try-restart", TARGET), ("try-restart", DOOR)],
+    [("kill --signal=KILL", AGENT)],
+    [("restart --no-block", AGENT), ("restart --no-block", DOOR), ("restart --no-block", TARGET)],
+    [("restart --no-block", DOOR), ("restart --no-block", REDIRECT), ("restart --no-block", AGENT)],
+    [("isolate", "multi-user.target")],
+    [("isolate", "rescue.target"), ("isolate", "multi-user.target")],
+    [("daemon-reexec", "")],
+]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: ",".join(f"{verb} {unit}".replace("credential-agent", "ca") for verb, unit in order))  # fmt: skip
+def test_every_order_ends_in_service(machine: Machine, order: list[tuple[str, str]]) -> None:
+    """Whatever is stopped, started, restarted or reloaded, and in whatever order: at the end a worker is answered."""
+    for round_ in range(3 if order[0][0].startswith("restart") else 1):
+        for verb, units in order:
+            machine.run("systemctl", *verb.split(), *units.split(), check=verb != "daemon-reexec")
+        machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what=f"an answer in round {round_}")
+        states = machine.result("systemctl", "is-active", DOOR, CONTROL, AGENT, REDIRECT).stdout.split()
+        assert states == ["active"] * 4, f"round {round_}"
+        failed = machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*")
+        assert failed.strip() == ""
+        assert machine.result("credential-agent", "status").returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_the_redirect_is_not_the_agents_life(machine: Machine, verb: str) -> None:
+    """Stopping or restarting the redirect leaves the very same process of the agent running."""
+    before = machine.run("systemctl", "show", "-P", "MainPID", AGENT)
+    machine.run("systemctl", verb, REDIRECT)
+    machine.run("systemctl", "start", REDIRECT)
+    assert machine.run("systemctl", "show", "-P", "MainPID", AGENT) == before
+    assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
+
+def test_a_status_of_an_agent_that_cannot_start_says_why(machine: Machine) -> None:
+    """With a configuration that is refused `status` ends in seconds, and says what the agent said last."""
+    machine.run(
+        "sh",
+        "-c",
+        "cp -a /etc/credential-agent/config.toml /root/good; echo '[nonsense]' >> /etc/credential-agent/config.toml; systemctl --no-block restart credential-agent; systemctl start credential-agent.socket credential-agent-control.socket; cp -a /root/good /root/kept",
+    )
+    machine.run("sh", "-c", "sed '/nonsense/d' /etc/credential-agent/config.toml > /root/good")
+    try:
+        # The command reads the configuration too, so it is given the good one.
+        said = machine.until(
+            lambda: (
+                (
+                    r := machine.result("timeout", "15", "credential-agent", "status", "--config", "/root/good")
+                ).returncode
+                == 71
+                and "nonsense" in r.stderr
+                and r
+            ),
+            what="the reason",
+        )
+        assert "hint" in said.stderr
+    finally:
+        machine.run(
+            "sh", "-c", "cp -a /root/kept /etc/credential-agent/config.toml; systemctl restart credential-agent"
+        )
+    assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
+
+def test_at_power_off_jobs_have_their_credential_to_the_end(machine: Machine) -> None:
+    """A job that is ordered after the target, and one that merely runs in the slice, are answered in their ExecStop."""
+    for name, order in (("ordered", f"After={TARGET}\nWants={TARGET}"), ("unordered", "")):
+        text = LAST_WORDS.format(order=order, python=m.PYTHON)
+        machine.run(
+            "sh",
+            "-c",
+            f"cat > /etc/systemd/system/{name}.service; systemctl daemon-reload; systemctl start {name}",
+            text=text,
+        )
+    machine.shut_down()
+    for name in ("ordered", "unordered"):
+        assert (machine.root / f"var/last-words-{name}").read_text().strip() == m.USER_KEY, name

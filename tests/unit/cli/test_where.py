@@ -1,0 +1,54 @@
+"""Where commands look for the agent when the configuration is not for them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.cli import where
+from agent.core.errors import ConfigError
+
+
+@pytest.fixture
+def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The usual configuration, which this user may not read."""
+    path = tmp_path / "config.toml"
+    path.write_text('[listen]\nhttp = ["127.0.0.1:1"]\n')
+    path.chmod(0)
+    monkeypatch.setattr(where, "CONFIG_PATH", path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    return path
+
+
+def test_a_worker_reads_what_the_daemon_told(sealed: Path, tmp_path: Path) -> None:
+    """Who may not read the configuration takes doors.json."""
+    told = tmp_path / "doors.json"
+    told.write_text('{"http":"127.0.0.1:7","control":"/c","file":"/e","token_file":"/t"}')
+    assert where.find(sealed, announced=told) == where.Where(("127.0.0.1", 7), Path("/c"), Path("/e"), Path("/t"))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"http":"x","control":"/c","file":"/e","token_file":"/t"}'])
+def test_without_it_the_defaults_hold(sealed: Path, tmp_path: Path, content: str | None) -> None:
+    """Before the agent's first start, and whatever is in the file: where the agent is when nobody says otherwise."""
+    told = tmp_path / "doors.json"
+    if content is not None:
+        told.write_text(content)
+    assert where.find(sealed, announced=told).http == ("127.0.0.1", 16925)
+
+
+def test_root_reads_the_configuration_alone(sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another user wrote does not lead root anywhere."""
+    told = tmp_path / "doors.json"
+    told.write_text('{"http":"127.0.0.1:7","control":"/c","file":"/e","token_file":"/t"}')
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    sealed.chmod(0o600)
+    assert where.find(sealed, announced=told).http == ("127.0.0.1", 1)
+
+
+def test_another_configuration_that_cannot_be_read_is_an_error(sealed: Path, tmp_path: Path) -> None:
+    """The file that somebody named is meant."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        where.find(tmp_path / "other.toml")
