@@ -148,6 +148,10 @@ _LONG_POLL_SECONDS: Final = 3.0
 """What has been held for longer than this is a long poll, and no shutdown waits for it."""
 _SURPLUS_BYTES: Final = 1 << 20
 """How much of a body that was refused is read and thrown away, so that the refusal is not lost in a reset."""
+_SURPLUS_AT_ONCE: Final = 64
+"""Of so many connections at each sweep, a piece each."""
+_PIPELINED_BYTES: Final = 65536
+"""How much may come behind a request that waits. Its connection is read on, to hear when the client leaves."""
 _OWNERS_AGAIN_SECONDS: Final = 0.5
 _LEAVING_AT_ONCE: Final = 256
 """Who goes is judged anew after so many, or after :data:`_LEAVING_SECONDS`."""
@@ -466,6 +470,11 @@ class Listener:
         unread = [c for c, _ in self._until(self._closing, now - self.limits.unread_seconds)]
         for connection in unread:
             connection.abort()
+        reading_on = 0
+        for connection in list(self._closing):
+            reading_on += connection.read_on()
+            if reading_on >= _SURPLUS_AT_ONCE:
+                break
         # Held requests end by their own deadlines. With nothing open there is nothing to wake for.
         self._sweeper = (
             asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
@@ -494,6 +503,7 @@ class _Connection(asyncio.Protocol):
         "_listener",
         "_method",
         "_path",
+        "_paused",
         "_reader",
         "_started",
         "_state",
@@ -515,6 +525,7 @@ class _Connection(asyncio.Protocol):
         self.kept_bytes = 0  # the listener's account of it
         self.owner: Hashable = None  # unknown until somebody must know
         self.turn = 0
+        self._paused = False  # whether we do not look at what it sends
         self._task: asyncio.Task[Outcome] | None = None
         self._method = ""
         self._path = ""
@@ -555,9 +566,12 @@ class _Connection(asyncio.Protocol):
         self.received_bytes += len(data)
         if self._state is not _State.READING:
             # Pipelined requests, or the rest of a body that was refused: read, so that closing does not reset the
-            # connection and lose the answer, and thrown away.
-            if self.received_bytes > _SURPLUS_BYTES:
+            # connection and lose the answer, and thrown away. Not as fast as it comes: a sender that never ends would
+            # have the loop for itself.
+            if self.received_bytes > (_SURPLUS_BYTES if self._state is _State.ENDED else _PIPELINED_BYTES):
                 self.abort()
+            elif self._state is _State.ENDED:
+                self._pause()
             return
         reader = self._reader
         if reader is None:
@@ -677,6 +691,7 @@ class _Connection(asyncio.Protocol):
         if transport.can_write_eof():
             # Not closed yet: closing with unread bytes resets the connection, and the client would not see why.
             transport.write_eof()
+            self._pause()
         else:
             transport.close()
 
@@ -735,6 +750,19 @@ class _Connection(asyncio.Protocol):
             self.owner = int(_UCRED.unpack(raw)[1])
             return self.owner
         return place_of(name)
+
+    def read_on(self) -> bool:
+        """Take one more piece of what was refused; ``False`` when it is not that kind of connection."""
+        if self._transport is None or not self._paused:
+            return False
+        self._paused = False
+        self._transport.resume_reading()
+        return True
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._paused = True
 
     def too_slow(self) -> None:
         """The head deadline has passed. Something was sent: say 408; nothing was: just close (RFC 9110, 15.5.9)."""

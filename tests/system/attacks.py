@@ -1,0 +1,212 @@
+"""A hostile worker: every way we know of to take from others what is theirs, at full effort.
+
+A program of its own, with the standard library alone, run as another user::
+
+    python tests/system/attacks.py KIND PORT UID [SOCKETS]
+
+It says ``on`` once it is at work and goes on until its standard input ends. :data:`KINDS` lists what it can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import encodings.idna  # noqa: F401 - before it becomes another user, who may not read this interpreter
+import itertools
+import os
+import select
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+HOST = b"Host: 169.254.169.254\r\n"
+TOKEN = b"PUT /latest/api/token HTTP/1.1\r\n" + HOST + b"X-aws-ec2-metadata-token-ttl-seconds: 60\r\n"
+GCE = b"GET /computeMetadata/v1/%s HTTP/1.1\r\n" + HOST + b"Metadata-Flavor: Google\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def endless(head: bytes, piece: bytes) -> Callable[[int, int], None]:
+    """As many sockets as given; on each ``head``, then ``piece`` without end; a new one for each that is closed."""
+
+    def attack(port: int, sockets: int) -> None:
+        block = piece * max(1, 65536 // len(piece))
+        poll, held = select.poll(), {}
+
+        def fresh() -> None:
+            sock = _connect(port)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.sendall(head)
+                sock.setblocking(False)
+                held[sock.fileno()] = sock
+                poll.register(sock, select.POLLOUT)
+
+        for _ in range(sockets):
+            fresh()
+        _on()
+        while True:
+            for number, _ in poll.poll(100):
+                try:
+                    held[number].send(block)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    poll.unregister(number)
+                    held.pop(number).close()
+                    fresh()
+            while len(held) < sockets:
+                fresh()
+
+    return attack
+
+
+def held(data: bytes | Callable[[], Iterator[bytes]], *, read: bool = False) -> Callable[[int, int], None]:
+    """As many sockets as given, each with ``data`` and then nothing; a new one for each that is closed."""
+
+    def attack(port: int, sockets: int) -> None:
+        pieces = data() if callable(data) else itertools.repeat(data)
+        poll, kept = select.poll(), {}
+
+        def fresh() -> None:
+            sock = _connect(port)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.sendall(next(pieces))
+                kept[sock.fileno()] = sock
+                poll.register(sock, select.POLLIN if read else select.POLLHUP)
+
+        for _ in range(sockets):
+            fresh()
+        _on()
+        while True:
+            for number, _ in poll.poll(100):
+                sock = kept[number]
+                with contextlib.suppress(OSError):
+                    if read and sock.recv(1 << 20, socket.MSG_DONTWAIT):
+                        continue
+                poll.unregister(number)
+                del kept[number]
+                sock.close()
+                fresh()
+            while len(kept) < sockets:
+                fresh()
+
+    return attack
+
+
+def resets(port: int, _sockets: int) -> None:
+    """Connections that are reset as soon as they are there."""
+    _on()
+    while True:
+        sock = _connect(port)
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+
+def dripping(port: int, sockets: int) -> None:
+    """Heads that come byte by byte, as fast as bytes can."""
+    head = b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 8000
+    kept: list[list[object]] = []
+    _on()
+    while True:
+        while len(kept) < sockets:
+            sock = _connect(port)
+            if sock is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                kept.append([sock, 0])
+        for entry in list(kept):
+            sock, at = entry
+            try:
+                sock.send(head[at : at + 1])  # type: ignore[attr-defined,operator,index]
+                entry[1] = at + 1  # type: ignore[operator]
+            except OSError:
+                sock.close()  # type: ignore[attr-defined]
+                kept.remove(entry)
+
+
+def audiences() -> Iterator[bytes]:
+    path = b"instance/service-accounts/default/identity?audience=https://a%d.example"
+    return (GCE % (path % number) for number in itertools.count())
+
+
+def paths() -> Iterator[bytes]:
+    return (GCE % (b"instance/tags/x%d" % number) for number in itertools.count())
+
+
+def polls() -> Iterator[bytes]:
+    return (GCE % (b"instance/x%d?wait_for_change=true" % number) for number in itertools.count())
+
+
+def spellings() -> Iterator[bytes]:
+    """Never the same target or host twice: nothing that is remembered is of use."""
+    return (
+        b"GET /%%6c%d/?x=%d HTTP/1.1\r\nHost: 127.0.0.%d:%d\r\n\r\n" % (n, n, n % 250 + 1, n % 60000)
+        for n in itertools.count()
+    )
+
+
+KINDS: dict[str, Callable[[int, int], None]] = {
+    "one-byte-chunks": endless(TOKEN + CHUNKED, b"1\r\nx\r\n"),
+    "attribute-chunks": endless(
+        b"PUT /computeMetadata/v1/instance/guest-attributes/a/b HTTP/1.1\r\n"
+        + HOST
+        + b"Metadata-Flavor: Google\r\n"
+        + CHUNKED,
+        b"1\r\nx\r\n",
+    ),
+    "extensions": endless(TOKEN + CHUNKED + b"1;", b"e" * 1000),
+    "trailers": endless(TOKEN + CHUNKED + b"0\r\n", b"T: r\r\n"),
+    "announced": endless(TOKEN + b"Content-Length: 1000000000\r\n\r\n", b"x" * 1000),
+    "tiny-headers": endless(TOKEN, b"a:\r\n"),
+    "endless-head": endless(TOKEN + b"X: ", b"y" * 1000),
+    "pipelined": endless(b"", TOKEN + b"\r\n"),
+    "garbage": endless(b"", b"\x16\x03\x01\x02\x00\x01"),
+    "dripping": dripping,
+    "resets": resets,
+    "idle": held(b""),
+    "half-heads": held(TOKEN + b"X: " + b"y" * 8000 + b"\r\nZ: " + b"z" * 7000),
+    "half-bodies": held(TOKEN + b"Content-Length: 1000\r\n\r\nab"),
+    "expecting": held(TOKEN + b"Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"),
+    "never-reading": held(GCE % b"instance/attributes/large"),
+    "recursive": held(GCE % b"instance/?recursive=true", read=True),
+    "recursive-text": held(GCE % b"instance/?recursive=true&alt=text", read=True),
+    "tokens": held(TOKEN + b"\r\n", read=True),
+    "heads": held((TOKEN + b"\r\n").replace(b"PUT", b"HEAD"), read=True),
+    "spellings": held(spellings, read=True),
+    "our-polls": held(GCE % b"instance/service-accounts/default/email?wait_for_change=true", read=True),
+    "their-polls": held(polls, read=True),
+    "paths": held(paths, read=True),
+    "audiences": held(audiences, read=True),
+}
+
+
+def _connect(port: int) -> socket.socket | None:
+    try:
+        return socket.create_connection(("127.0.0.1", port), timeout=5)
+    except OSError:
+        return None
+
+
+_said = threading.Event()
+
+
+def _on() -> None:
+    if not _said.is_set():
+        _said.set()
+        print("on", flush=True)
+
+
+def main() -> None:
+    kind, port, user = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    sockets = int(sys.argv[4]) if len(sys.argv) > 4 else 200
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+    threading.Thread(target=KINDS[kind], args=(port, sockets), daemon=True).start()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
