@@ -1,0 +1,146 @@
+"""Who tells us the time, as properties: no sequence of words, steps and pauses breaks the rule."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.core.timekeeping import ALONE_SECONDS, MOVE_EVERY_SECONDS, TOLERANCE_SECONDS, Reading, Timekeeper, Witness
+
+EPOCH = 1_795_000_000.0
+HOUR = 3600.0
+errors = st.floats(-100 * HOUR, 100 * HOUR) | st.sampled_from([1800.0, -1800.0, 3e9, -3e9, 1e30, -1e30, 0.0])
+clouds = st.sampled_from([Witness.AWS, Witness.GOOGLE])
+servers = st.sampled_from([Witness.LINK, Witness.AWS, Witness.GOOGLE])
+waits = st.floats(0, 2 * HOUR)
+
+
+class Hands:
+    """The clocks of a machine; the wall clock is right unless it is set wrong."""
+
+    def __init__(self, *, wall_error: float = 0.0, synchronised: bool = False) -> None:
+        self.true, self.boot, self.wall_error, self.synchronised = EPOCH, 1000.0, wall_error, synchronised
+        self.keeper = Timekeeper(self.read())
+
+    def read(self) -> Reading:
+        return Reading(self.boot, self.true + self.wall_error, self.synchronised)
+
+    def passes(self, seconds: float) -> None:
+        self.true += seconds
+        self.boot += seconds
+
+    def hear(self, witness: Witness, error: float) -> None:
+        self.keeper.hear(witness, self.true + error, self.read())
+
+    @property
+    def off(self) -> float:
+        return self.boot + self.keeper.ours - self.true
+
+
+@given(st.lists(st.tuples(waits, servers, errors), max_size=40))
+def test_no_words_move_a_synchronised_kernel(words: list[tuple[float, Witness, float]]) -> None:
+    """While NTP keeps the clock right our error is nothing, whatever any number of servers say."""
+    hands = Hands(synchronised=True)
+    for wait, witness, error in words:
+        hands.passes(wait)
+        hands.hear(witness, error)
+        assert hands.off == pytest.approx(0.0, abs=1e-3)
+    assert hands.keeper.moves == 0
+
+
+@given(clouds, st.lists(st.tuples(waits, errors), max_size=40))
+def test_one_token_endpoint_never_moves_us(liar: Witness, words: list[tuple[float, float]]) -> None:
+    """Against a wall clock that was not stepped a lone token endpoint is not believed, in whatever rhythm it lies."""
+    hands = Hands()
+    for wait, error in words:
+        hands.passes(wait)
+        hands.hear(liar, error)
+        assert hands.off == pytest.approx(0.0, abs=1e-3)
+
+
+@given(st.lists(st.tuples(waits, servers, errors), max_size=60), st.booleans())
+def test_nobody_makes_us_flap(words: list[tuple[float, Witness, float]], quick: bool) -> None:
+    """Servers move us no more often than once in ten minutes, however they take turns."""
+    hands = Hands()
+    for wait, witness, error in words:
+        hands.passes(min(wait, 5.0) if quick else wait)
+        hands.hear(witness, error)
+    assert hands.keeper.moves <= 1 + (hands.boot - 1000.0) / MOVE_EVERY_SECONDS
+
+
+@given(st.lists(st.tuples(waits, errors), max_size=60))
+def test_a_witness_alone_moves_us_within_the_bound(words: list[tuple[float, float]]) -> None:
+    """A metadata service that lies as it likes never takes us further than a wrong time zone would, in all."""
+    hands = Hands()
+    for wait, error in words:
+        hands.passes(wait)
+        hands.hear(Witness.LINK, error)
+        assert abs(hands.off) <= ALONE_SECONDS + 1.0
+
+
+@given(clouds, st.lists(st.tuples(st.floats(0, HOUR), errors), max_size=40))
+def test_an_honest_cloud_and_the_wall_clock_hold_against_the_link(
+    honest: Witness, words: list[tuple[float, float]]
+) -> None:
+    """With one honest cloud heard each hour, a lying metadata service moves us nowhere."""
+    hands = Hands()
+    hands.hear(honest, 0.0)
+    for wait, error in words:
+        hands.passes(wait)
+        hands.hear(honest, 0.0)
+        hands.hear(Witness.LINK, error)
+        assert abs(hands.off) <= 2 * TOLERANCE_SECONDS
+
+
+@settings(max_examples=300)
+@given(
+    st.floats(-14 * HOUR, 14 * HOUR),
+    st.lists(st.tuples(st.floats(0, HOUR), clouds, errors), max_size=40),
+)
+def test_an_honest_link_holds_against_a_lying_cloud(
+    wall_error: float, words: list[tuple[float, Witness, float]]
+) -> None:
+    """With the metadata service honest, one lying cloud moves us nowhere, even if nobody keeps the wall clock."""
+    hands = Hands(wall_error=wall_error)
+    hands.hear(Witness.LINK, 0.0)
+    liar = words[0][1] if words else Witness.AWS
+    for wait, _, error in words:
+        hands.passes(wait)
+        hands.hear(Witness.LINK, 0.0)
+        agrees_with_wall = abs(error - wall_error) <= 3 * TOLERANCE_SECONDS
+        hands.hear(liar, 0.0 if agrees_with_wall else error)  # a wall clock and a cloud that agree are two
+        assert abs(hands.off) <= 2 * TOLERANCE_SECONDS
+
+
+@given(st.lists(st.tuples(waits, st.sampled_from(["hear", "step", "pause", "sync"]), servers, errors), max_size=40))
+def test_boot_time_never_goes_back_and_nothing_raises(events: list[tuple[float, str, Witness, float]]) -> None:
+    """Whatever happens: what was lost only grows, so no deadline moves away; and our time is a time."""
+    hands = Hands()
+    before = hands.keeper.lost
+    for wait, kind, witness, amount in events:
+        hands.passes(wait)
+        if kind == "hear":
+            hands.hear(witness, amount)
+        elif kind == "step" and abs(amount) < 1e7:
+            hands.wall_error += amount
+        elif kind == "pause" and 0 < amount < 1e7:
+            hands.true += amount
+            hands.wall_error -= amount
+        elif kind == "sync":
+            hands.synchronised = not hands.synchronised
+        hands.keeper.look(hands.read())
+        assert hands.keeper.lost >= before
+        before = hands.keeper.lost
+
+
+@given(waits, st.floats(3.0, 1000 * HOUR), st.booleans())
+def test_a_pause_is_over_at_the_first_look(wait: float, seconds: float, synchronised: bool) -> None:
+    """The wall clock is right after a pause: our time is too, at once, and deadlines came nearer by all of it."""
+    hands = Hands(synchronised=synchronised)
+    hands.hear(Witness.AWS, 0.0)
+    hands.passes(wait)
+    hands.true += seconds
+    assert hands.keeper.look(hands.read()) is True
+    assert hands.off == pytest.approx(0.0, abs=1e-3)
+    assert hands.keeper.lost == pytest.approx(seconds, abs=1e-3)
