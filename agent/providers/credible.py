@@ -50,9 +50,10 @@ def capped(credential: AwsCredential, now: datetime, said_at: datetime | None) -
     Args:
         credential: not ended yet.
         now: our time.
-        said_at: the ``Date`` of the answer, to be preferred: its two times belong to one clock.
+        said_at: the ``Date`` of the answer.
     """
-    here = said_at or now
-    if credential.expires_at - here <= LONGEST_AWS:  # a difference cannot overflow, whatever both are
+    # Either of the two may be wrong: an end that one of them finds credible is left as it is. A difference cannot
+    # overflow, whatever both are.
+    if min(credential.expires_at - now, credential.expires_at - (said_at or now)) <= LONGEST_AWS:
         return credential
-    return msgspec.structs.replace(credential, expires_at=here + LONGEST_AWS)
+    return msgspec.structs.replace(credential, expires_at=now + LONGEST_AWS)

@@ -12,13 +12,12 @@ import enum
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from agent.upstream import Reach, UpstreamError, UpstreamResponse, origin_of
+from agent.upstream.dates import date_of
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,8 @@ class InProcess:
             raise UpstreamError(f"{origin} did not answer in time", code="timeout")
         if not isinstance(answer, Answer):
             raise UpstreamError(f"{origin} closed the connection without an answer", code="network")
-        date = answer.headers.get("Date")
-        return UpstreamResponse(
-            answer.status,
-            CIMultiDictProxy(CIMultiDict(answer.headers)),
-            answer.body,
-            parsedate_to_datetime(date).astimezone(UTC) if date is not None else None,
-        )
+        headers_ = CIMultiDictProxy(CIMultiDict(answer.headers))
+        return UpstreamResponse(answer.status, headers_, answer.body, date_of(headers_))
 
     async def close(self) -> None:
         pass
