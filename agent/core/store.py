@@ -349,7 +349,8 @@ class Store:
         mine = self._bundle.digest if self._bundle is not None and not holding.key.is_instance else ""
         if slot is None or slot.held is not None or holding.digest != mine:
             return False
-        length = holding.credential.expires_at - holding.credential.issued_at
+        # Bounded, since when it was issued is a stranger's word, and may be the year 1.
+        length = min(holding.credential.expires_at - holding.credential.issued_at, timedelta(days=7))
         held = _hold(holding.credential, holding.ends, min(holding.ends - length, now) if holding.ends else now)
         if held.ends <= now:
             return False

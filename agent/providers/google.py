@@ -569,7 +569,8 @@ def _id_token(token: Secret, audience: str, doing: str, now: datetime) -> IdToke
         token=token,
         audience=audience,
         issued_at=min(issued_at, now),
-        expires_at=datetime.fromtimestamp(claims.exp, UTC),
+        # No longer than any that Google gives: an end far off would be kept, and served, for ever.
+        expires_at=min(datetime.fromtimestamp(claims.exp, UTC), now + LONGEST_GOOGLE),
     )
 
 

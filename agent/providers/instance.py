@@ -14,7 +14,7 @@ import msgspec
 
 from agent.core.errors import Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken
-from agent.providers.credible import capped, sendable
+from agent.providers.credible import LONGEST_AWS, capped, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
 from agent.providers.refusals import from_upstream, good_for, over, word
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
@@ -102,7 +102,8 @@ class Instance:
                 server_time=answer.date,
             )
         account_id = credential.account_id or await self._account(self._ec2)
-        issued_at = min(credential.issued_at, now)
+        # LastUpdated is no more than a word: what is reckoned with it later must stay within a datetime.
+        issued_at = min(max(credential.issued_at, now - LONGEST_AWS), now)
         return InstanceCredential(
             msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),
             answer.date,

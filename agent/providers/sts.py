@@ -167,7 +167,10 @@ def aware(instant: object) -> datetime:
     """
     if not isinstance(instant, datetime) or instant.tzinfo is None:
         raise TypeError("expected an aware datetime")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise TypeError("expected an instant of the years 1 to 9999") from None
 
 
 def _parse(operation: str, answer: UpstreamResponse) -> dict[str, Any]:
@@ -180,8 +183,9 @@ def _parse(operation: str, answer: UpstreamResponse) -> dict[str, Any]:
     }
     try:
         parsed: dict[str, Any] = _parser().parse(envelope, _operation(operation).output_shape)
-    except (ResponseParserError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+    except (ResponseParserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError):
         # botocore's parser has no single way to fail; whatever it trips over is not STS's XML (a proxy's page, say).
+        # A time it cannot hold is a RuntimeError there.
         if answer.status == 200:
             raise broken(operation, answer.date) from None
         return {}

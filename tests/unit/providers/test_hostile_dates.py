@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from agent.core.errors import Denied, Transient
 from agent.core.model import Cloud, GcpAuthorizedUser, GcpImpersonation, HttpBroker
 from agent.core.secret import Secret
 from tests.fakes.net import Answer, Asked, Fault, Handler
@@ -94,3 +96,69 @@ def test_a_session_is_held_for_as_long_as_was_asked(minutes: int) -> None:
 
     assert issued.lifetime is not None
     assert timedelta(minutes=59) <= issued.lifetime <= HOUR
+
+
+EXPIRATIONS = [
+    "0001-01-01T00:00:00Z",
+    "0001-01-01T00:00:00+14:00",
+    "1970-01-01T00:00:00Z",
+    "9999-12-31T23:59:59Z",
+    "9999-12-31T23:59:59-14:00",
+    "10000-01-01T00:00:00Z",
+    "2016-12-31T23:59:60Z",
+    "2026-13-01T00:00:00Z",
+    "2026-11-24T12:30:00",
+    "2026-11-24",
+    "-1",
+    "-99999999999999999999999999999999",
+    "99999999999999999999",
+    "1e400",
+    "nan",
+    "inf",
+    "",
+    "soon",
+]
+
+
+@pytest.mark.parametrize("said", EXPIRATIONS)
+def test_no_expiration_crashes_a_mint(said: str) -> None:
+    """An end that is no time, or none that a datetime holds: issued with a credible one, or told as a failure that may pass."""
+    world = World(on_ec2=True, allowed_origins=(BROKER,))
+
+    def lying(handler: Handler) -> Handler:
+        def answer(asked: Asked) -> Answer | Fault:
+            given = handler(asked)
+            if not isinstance(given, Answer):
+                return given
+            body = re.sub(rb"(<Expiration>)[^<]*", rb"\g<1>" + said.encode(), given.body)
+            body = re.sub(rb'("(?:Expiration|expireTime|LastUpdated)": ?")[^"]*', rb"\g<1>" + said.encode(), body)
+            return Answer(given.status, body, given.headers)
+
+        return answer
+
+    grants = [(world.keys(), None), (HttpBroker(id="b", url=f"{BROKER}/x"), None)]
+    world.google.account(ROBOT)
+    grants.append((GcpImpersonation(id="r", target_principal=ROBOT, base="u"), world.google_token()))
+    world.net.routes = {origin: lying(handler) for origin, handler in world.net.routes.items()}
+    asked = [world.mint.issue(grant, base, world.now) for grant, base in grants]
+    for one in (*asked, world.mint.instance(Cloud.AWS, world.now)):
+        try:
+            issued = run(one)
+        except (Transient, Denied):
+            continue
+        assert issued.credential.expires_at - world.now <= timedelta(hours=36)
+        assert issued.credential.issued_at >= world.now - timedelta(hours=36)
+
+
+@pytest.mark.parametrize(
+    "instants", [{"exp": 253402300799}, {"exp": 253402300799, "iat": 0}, {"exp": 1 << 62}, {"exp": -1}, {"exp": 1e300}]
+)
+def test_no_identity_token_is_kept_for_ever(instants: dict[str, float]) -> None:
+    """An identity token that says it ends in the year 9999 is kept for half a day at most."""
+    world = World(on_gce=True)
+    world.gce.identity = lambda audience: world.google._jwt({"aud": audience, "sub": "1", **instants})
+    try:
+        token = run(world.mint.id_token(None, None, "aud", world.now))
+    except (Transient, Denied):
+        return
+    assert token.expires_at - world.now <= timedelta(hours=12)
