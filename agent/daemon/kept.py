@@ -18,11 +18,12 @@ import msgspec
 from agent.core.model import AwsCredential, GoogleToken
 from agent.core.secret import Secret
 from agent.core.store import Holding, Store
-from agent.core.timekeeping import EARLIEST, LATEST, Witness
+from agent.core.timekeeping import Witness
 from agent.core.verdict import Key
 from agent.host.clock import SystemClock
 
 NAME = "credentials"
+FIRST_YEAR, LAST_YEAR = 1970, 9000
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -120,10 +121,13 @@ def decode(data: bytes, clock: SystemClock) -> Kept | None:
         credential = one.aws or one.google
         if credential is not None:
             instants += [credential.issued_at, credential.expires_at, one.ends or kept.now]
-    counted = [kept.now, *(one.ends for one in kept.credentials if one.ends is not None)]
-    if any(not EARLIEST <= instant.timestamp() <= LATEST for instant in counted):
-        return None  # nothing that was counted from a time like that ends when it should
     if any(instant.tzinfo != UTC for instant in instants) or not 0.0 <= kept.uptime <= clock.uptime():
+        return None
+    # What is counted from such a time cannot be reckoned with: a datetime ends with the year 9999.
+    if any(
+        not FIRST_YEAR <= instant.year < LAST_YEAR
+        for instant in (kept.now, *(one.ends or kept.now for one in kept.credentials))
+    ):
         return None
     return kept
 
