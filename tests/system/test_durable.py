@@ -1,0 +1,305 @@
+"""What a restart remembers, by the real daemon: clones, disks that are full, frozen or read-only, and a second agent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.core.model import OnExpiry
+from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.served import Fault
+from tests.system.harness import World, background, until
+
+KEYS = [f"ASIAUSER0000000000{number:02d}" for number in range(100)]
+MACHINE = "ASIAMACHINE000000000"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    root = tmp_path / "w"
+    root.mkdir()
+    return World(root)
+
+
+def cloud(instance: str) -> Ec2MetadataService:
+    service = Ec2MetadataService()
+    service.instance_id = instance
+    service.attach("worker-role", Key(MACHINE, "machine-secret", "machine-token"))
+    return service
+
+
+def silence(service: Ec2MetadataService) -> None:
+    """Every connection breaks, until its ``faults`` are cleared."""
+    service.inject(Fault("/", drop=True, times=None))
+
+
+def late(service: Ec2MetadataService) -> dict[str, Any]:
+    return {"upstream": {"ec2": service.url}, "identity": {"instance_id": "auto"}}
+
+
+HASTY = "import agent.daemon; agent.daemon.IDENTIFY_AGAIN_SECONDS = 0.2\n"
+REBOOTED = {"CREDENTIAL_AGENT_BOOT_ID": "b" * 32}
+
+
+def clone(world: World) -> None:
+    """Make an image of the worker and boot it: the same disk, another inode, another kernel."""
+    copy = world.root / "copy"
+    shutil.copytree(world.state, copy)
+    shutil.rmtree(world.state)
+    copy.rename(world.state)
+
+
+class TestClone:
+    def test_a_name_that_is_learned_late_keeps_a_clone_clean(self, world: World) -> None:
+        """The metadata service is silent at the start; its later word is on the disk, and a clone starts with nothing."""
+        first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")
+        with background(first, second):
+            silence(first)
+            with world.agent(late(first), prelude=HASTY) as agent:
+                agent.ready()
+                assert agent.push(world.seal(world.session(KEYS[1])))["durable"] is True
+                first.faults.clear()
+                memory = world.state / "memory.json"
+                until(lambda: b"i-0aaaaaaaaaaaaaaaa" in memory.read_bytes(), what="the name")
+                agent.kill()
+            with world.agent(late(first)) as agent:
+                assert agent.ready().access_key() == KEYS[1]
+                agent.kill()
+            clone(world)
+            with world.agent(late(second), environ=REBOOTED) as agent:
+                agent.ready()
+                assert agent.wait_for("memory.reset")["now"].endswith("i-0bbbbbbbbbbbbbbbb")
+                assert agent.events("bundle.resumed") == []
+                assert agent.access_key() == MACHINE
+                assert agent.status()["sticky"] == []
+            assert list(world.state.glob("bundle-*")) == []
+
+    def test_a_clone_whose_metadata_is_silent_serves_nothing_of_the_first(self, world: World) -> None:
+        """Not even before it knows its name: it waits, and once it knows forgets; the original waits and resumes."""
+        first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")
+        with background(first, second):
+            with world.agent(late(first)) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1])))
+                agent.kill()
+            for service, served in ((first, KEYS[1]), (second, MACHINE)):
+                clone(world)
+                silence(service)
+                with world.agent(late(service), prelude=HASTY, environ=REBOOTED) as agent:
+                    agent.started()
+                    agent.wait_for("memory.doubtful")
+                    assert agent.role() is None
+                    assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                    service.faults.clear()
+                    until(lambda a=agent, k=served: a.access_key() == k, what=f"{served}")
+                    agent.kill()
+
+    def test_a_restart_with_silent_metadata_serves_on(self, world: World) -> None:
+        """The same boot and the same directory are the same machine, whatever the metadata service does."""
+        first = cloud("i-0aaaaaaaaaaaaaaaa")
+        with background(first):
+            with world.agent(late(first)) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1])))
+                agent.kill()
+            silence(first)
+            with world.agent(late(first)) as agent:
+                assert agent.started().access_key() == KEYS[1]
+
+    def test_the_firmware_tells_a_clone_at_once(self, world: World, tmp_path: Path) -> None:
+        """On Nitro the board's tag is the instance's id: a clone is known without the metadata service."""
+        first = cloud("i-0aaaaaaaaaaaaaaaa")
+        tag = tmp_path / "root" / "sys/class/dmi/id/board_asset_tag"
+        tag.parent.mkdir(parents=True)
+        tag.write_text("i-0aaaaaaaaaaaaaaaa\n")
+        root = (
+            "import agent.daemon, pathlib\n"
+            f"agent.daemon.Daemon.__init__.__kwdefaults__['root'] = pathlib.Path({str(tmp_path / 'root')!r})\n"
+        )
+        with background(first):
+            with world.agent(late(first), prelude=root, environ=REBOOTED) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1])))
+                agent.kill()
+            silence(first)
+            again = {"CREDENTIAL_AGENT_BOOT_ID": "c" * 32}
+            with world.agent(late(first), prelude=root, environ=again) as agent:
+                assert agent.started().access_key() == KEYS[1]
+                agent.kill()
+            tag.write_text("i-0bbbbbbbbbbbbbbbb\n")
+            with world.agent(late(first), prelude=root, environ=again) as agent:
+                agent.started()
+                agent.wait_for("memory.reset")
+                assert agent.role() is None
+                assert agent.status()["sticky"] == []
+
+
+@contextmanager
+def mounted(*command: str, at: Path) -> Iterator[None]:
+    subprocess.run([*command, str(at)], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True, capture_output=True)
+
+
+def fill(directory: Path) -> None:
+    """Write until not one byte more goes in."""
+    with (directory / "filler").open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                continue
+    with pytest.raises(OSError, match="No space"):
+        (directory / "probe").write_bytes(b"x" * 4096)
+    (directory / "probe").unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount file systems")
+@pytest.mark.root
+class TestDisks:
+    @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+    def test_a_full_disk_forgets_no_withdrawal(self, world: World, tmp_path: Path, kind: str) -> None:
+        """With not a byte left a withdrawal takes effect, says that it is durable, and is remembered after kill -9.
+
+        The bundle lets the machine's identity back at its end and is still where its source finds it: neither comes back.
+        """
+        service = cloud("i-0aaaaaaaaaaaaaaaa")
+        command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs"]
+        if kind == "ext4":
+            image = tmp_path / "image"
+            with image.open("wb") as file:
+                file.truncate(4 << 20)
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True, capture_output=True)
+            command = ["mount", "-o", "loop", str(image)]
+        with background(service), mounted(*command, at=world.state):
+            changes = {"upstream": {"ec2": service.url}}
+            world.drop(world.seal(world.session(KEYS[1]), on_expiry=OnExpiry.FALLBACK))
+            with world.agent(changes) as agent:
+                agent.ready()
+                agent.wait_for("bundle.accepted")
+                fill(world.state)
+                ack = agent.push(world.withdrawal())
+                assert (ack["outcome"], ack["durable"]) == ("accepted", True)
+                assert agent.role() is None
+                agent.kill()
+            assert list(world.state.glob("bundle-*")) == []
+            for _ in range(2):
+                with world.agent(changes) as agent:
+                    agent.ready()
+                    agent.wait_for("bundle.refused", code="rollback")
+                    assert agent.role() is None
+                    assert agent.status()["clouds"]["aws"]["state"] == "ended"
+                    agent.kill()
+
+    def test_a_frozen_disk_holds_up_no_withdrawal(self, world: World, tmp_path: Path) -> None:
+        """While every write hangs a withdrawal is in force within moments and says that a restart would forget it.
+
+        When the disk answers again it is written, by itself.
+        """
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(4 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+        with mounted("mount", "-o", "loop", str(image), at=world.state), world.agent() as agent:
+            agent.ready()
+            assert agent.push(world.seal(world.session(KEYS[1]), world.variables(OPAQUE="x")))["durable"] is True
+            until(lambda: world.env().get("OPAQUE") == "x", what="the variable")
+            subprocess.run(["fsfreeze", "--freeze", str(world.state)], check=True)
+            try:
+                began = time.monotonic()
+                ack = agent.push(world.withdrawal())
+                assert (ack["outcome"], ack["durable"]) == ("accepted", False)
+                assert time.monotonic() - began < 10
+                assert agent.role() is None
+                assert "OPAQUE" not in world.env()
+                assert agent.status()["memory_unwritten"] is True
+                # A bundle that comes meanwhile serves as well.
+                ack = agent.push(world.seal(world.session(KEYS[2])))
+                assert (ack["outcome"], ack["durable"]) == ("accepted", False)
+                assert agent.access_key() == KEYS[2]
+            finally:
+                subprocess.run(["fsfreeze", "--unfreeze", str(world.state)], check=True)
+            agent.wait_for("memory.written")
+            agent.kill()
+            with world.agent() as again:
+                assert again.ready().access_key() == KEYS[2]
+                again.kill()
+
+    def test_a_read_only_disk_is_told_of(self, world: World) -> None:
+        """What a read-only disk cannot remember takes effect, is acknowledged as such, and is written when it can be."""
+        service = cloud("i-0aaaaaaaaaaaaaaaa")
+        disk = mounted("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", at=world.state)
+        changes = {"upstream": {"ec2": service.url}}
+        with background(service), disk, world.agent(changes, prelude=SOON) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            subprocess.run(["mount", "-o", "remount,ro", str(world.state)], check=True)
+            withdrawal = world.withdrawal()
+            assert agent.push(withdrawal)["durable"] is False
+            assert agent.role() is None
+            assert agent.push(withdrawal) | {"at": ""} == {**agent.push(withdrawal), "outcome": "same", "at": ""}
+            subprocess.run(["mount", "-o", "remount,rw", str(world.state)], check=True)
+            agent.wait_for("memory.written")
+            assert agent.push(withdrawal)["durable"] is True
+            agent.kill()
+
+
+SOON = "import agent.keeper.durable; agent.keeper.durable.WRITE_AGAIN_SECONDS = 0.5\n"
+
+
+class TestOneOwner:
+    def test_a_second_agent_says_so_and_ends(self, world: World) -> None:
+        """Two agents on one state directory would take back each other's numbers: the second waits a little and ends."""
+        with world.agent() as first:
+            first.ready()
+            first.push(world.seal(world.session(KEYS[1])))
+            hasty = "import agent.daemon; agent.daemon.CLAIM_SECONDS = 0.5\n"
+            with world.agent({"listen": {"control": world.root / "run" / "control2"}}, prelude=hasty) as second:
+                assert second.wait() != 0
+                assert "another agent uses" in second.stderr
+                assert "Traceback" not in second.stderr
+            assert first.access_key() == KEYS[1]
+            first.kill()
+        with world.agent() as third:  # a lock outlives no process
+            assert third.ready().access_key() == KEYS[1]
+
+    def test_a_predecessor_that_is_slow_to_end_is_waited_for(self, world: World) -> None:
+        """A restart whose first process is still ending goes on when it has ended."""
+        with world.agent() as first:
+            first.ready()
+            first.push(world.seal(world.session(KEYS[1])))
+            with world.agent({"listen": {"control": world.root / "run" / "control2"}}) as second:
+                until((world.root / "run" / "control2").exists, what="the second's socket")
+                first.kill()
+                assert second.ready().access_key() == KEYS[1]
+
+
+def test_a_later_version_s_memory_is_closed_and_kept(world: World) -> None:
+    """After a downgrade the memory cannot be read: every cloud is closed, nothing crashes, the file stays as it is."""
+    later = b'{"version":3,"memory":{"what":"a later agent knows"}}'
+    (world.state / "memory.json").write_bytes(later)
+    service = cloud("i-0aaaaaaaaaaaaaaaa")
+    with background(service):
+        for _ in range(2):
+            with world.agent({"upstream": {"ec2": service.url}}) as agent:
+                agent.ready()
+                assert agent.wait_for("memory.unreadable")["reason"].endswith("a later agent wrote it")
+                assert agent.role() is None
+                assert agent.stop() == 0
+            assert (world.state / "memory.json").read_bytes() == later
+        with world.agent({"upstream": {"ec2": service.url}}) as agent:
+            agent.ready()
+            assert agent.push(world.seal(world.session(KEYS[1])))["durable"] is True
+            assert agent.access_key() == KEYS[1]
+    assert (world.state / "memory.json.broken").read_bytes() == later
