@@ -136,6 +136,8 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
             "origin": vitals.refusal.origin,
             "code": vitals.refusal.code,
             "reason": vitals.refusal.reason,
+            "issuer": vitals.refusal.issuer,
+            "subject": vitals.refusal.subject,
             "seq": vitals.refusal.seq,
             "at": _stamp(vitals.refusal.at),
         },

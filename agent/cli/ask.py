@@ -16,6 +16,9 @@ from agent.core.errors import HostError
 
 # Not the daemon's own user agent: that one is refused, so that it never asks itself in a circle.
 USER_AGENT: Final = "credential-agent-cli"
+# As in agent.wire.http, which would bring the daemon's codecs along.
+ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
+REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
 _NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-operators USER, and log in again"
@@ -27,10 +30,17 @@ class NoAnswerError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. ``body`` may be a credential: it is not shown."""
+    """What came back. ``body`` may be a credential: it is not shown.
+
+    Attributes:
+        origin: whose identity it is (``bundle``, ``fallback``, ``none``), of the workers' door; empty: it did not say.
+        refused: why the last bundle was refused, if it was.
+    """
 
     status: int
     body: bytes
+    origin: str = ""
+    refused: str | None = None
 
     def json(self) -> Any:
         """The body as JSON.
@@ -96,7 +106,8 @@ def worker(address: tuple[str, int], target: str, headers: dict[str, str], *, ti
     """
     host, port = address
     try:
-        return _exchange(http.client.HTTPConnection(host, port, timeout=timeout_seconds), "GET", target, headers, None)
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
+        return _exchange(connection, "GET", target, {ORIGIN_HEADER: "?", **headers}, None)
     except ConnectionRefusedError:
         raise HostError(
             f"{host}:{port}: refused: the agent does not run, or this user is no worker",
@@ -112,7 +123,8 @@ def _exchange(
     try:
         connection.request(method, target, body=body, headers={"User-Agent": USER_AGENT, **headers})
         response = connection.getresponse()
-        return Answer(response.status, response.read(MAX_BYTES))
+        body_ = response.read(MAX_BYTES)
+        return Answer(response.status, body_, response.getheader(ORIGIN_HEADER, ""), response.getheader(REFUSED_HEADER))
     finally:
         connection.close()
 

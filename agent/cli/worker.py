@@ -87,10 +87,10 @@ def _status_of(path: Path) -> ask.Answer:
 @click.command()
 @_config_option
 @click.argument("file", type=click.File("rb"))
-def push(path: Path, file: Any) -> None:
+def push(path: Path, file: Any) -> int:
     """Hand the agent a sealed bundle: FILE, or - for standard input.
 
-    Exits 65 when it is refused.
+    Exits 65 when it is refused, 75 when it is in force and a restart would forget it (a full or stalled disk).
     """
     data = file.read(MAX_BUNDLE_BYTES + 1)
     if not data:
@@ -104,6 +104,14 @@ def push(path: Path, file: Any) -> None:
     if verdict["outcome"] == "refused":
         raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")
     click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
+    if not verdict.get("durable", True):
+        click.echo(
+            "credential-agent: it is in force, but the state directory could not be written: a restart would forget "
+            "it. It is tried again; push the same once more to hear whether it is written",
+            err=True,
+        )
+        return EX_TEMPFAIL
+    return 0
 
 
 @click.command()
@@ -155,6 +163,13 @@ _FOR = click.option(
 )
 
 
+_BUNDLE = click.option(
+    "--bundle",
+    is_flag=True,
+    help="Only an identity that came in a bundle counts; the machine's own does not.",
+)
+
+
 class _Seconds(click.FloatRange):
     """A length of time in seconds. ``nan`` is below no bound and above none, and would never end."""
 
@@ -179,13 +194,14 @@ def _timeout_option(seconds: float) -> Callable[[F], F]:
 @_config_option
 @_FOR
 @_timeout_option(120.0)
-def wait(path: Path, clouds: tuple[str, ...], timeout: float) -> int:
+@_BUNDLE
+def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool) -> int:
     """Wait until there is an identity: ask as a program on this worker would, until it is answered.
 
-    Where metadata requests are redirected, one must also arrive. For scripts and for ExecStartPre= of units. Exits 75
-    at the timeout, with the reason.
+    Where metadata requests are redirected, one must also arrive. For scripts and for ExecStartPre= of units. Says whose
+    identity it is, and exits 75 at the timeout, with the reason and, if a bundle came and was refused, with why.
     """
-    return _await(_Doors(path), clouds, timeout)
+    return _await(_Doors(path), clouds, timeout, bundle=bundle, tell=True)
 
 
 @click.command()
@@ -216,8 +232,9 @@ def env(path: Path, form: str) -> None:
 @_config_option
 @_FOR
 @_timeout_option(120.0)
+@_BUNDLE
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(path: Path, clouds: tuple[str, ...], timeout: float, command: tuple[str, ...]) -> int:
+def exec_(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, command: tuple[str, ...]) -> int:
     """Run COMMAND with the agent's variables, once there is an identity.
 
     Variables that would mask the agent (AWS_ACCESS_KEY_ID, AWS_PROFILE and so on) are taken out. Signals are passed
@@ -225,7 +242,7 @@ def exec_(path: Path, clouds: tuple[str, ...], timeout: float, command: tuple[st
     """
     from agent.host import envfile
 
-    waited = _await(_Doors(path), clouds, timeout)
+    waited = _await(_Doors(path), clouds, timeout, bundle=bundle)
     if waited:
         return waited
     return _supervise(command, envfile.overlay(os.environ, _variables(path)))
@@ -284,31 +301,51 @@ class _Doors:
         )
 
 
-def _await(doors: _Doors, clouds: tuple[str, ...], timeout: float) -> int:
-    """Poll until the wanted clouds answer; the status to exit with."""
-    ask_for = {"aws": doors.aws, "gcp": doors.gcp}
-    wanted = CLOUDS if "any" in clouds else clouds
-    enough = any if "any" in clouds else all
-    end = time.monotonic() + timeout
-    while True:
-        reasons: dict[str, str] = {}
+class _Round:
+    """The wanted clouds, asked once: why each has not what was wanted, and whose identity the others have."""
+
+    def __init__(self, doors: _Doors, wanted: tuple[str, ...], *, bundle: bool) -> None:
+        self.reasons: dict[str, str] = {}
+        self.whose: dict[str, str] = {}
+        self.refused: str | None = None
+        ask_for = {"aws": doors.aws, "gcp": doors.gcp}
         for cloud in wanted:
             try:
                 answer = ask_for[cloud]()
             except HostError as error:
-                reasons[cloud] = error.message  # it may be starting
+                self.reasons[cloud] = error.message  # it may be starting
+                continue
+            self.refused = answer.refused or self.refused
+            if answer.status != 200:
+                self.reasons[cloud] = answer.why()
+            elif bundle and answer.origin != "bundle":
+                self.reasons[cloud] = f"{_WHOSE.get(answer.origin, _NOT_SAID)}; a bundle's was asked for"
             else:
-                if answer.status != 200:
-                    reasons[cloud] = answer.why()
-        if enough(cloud not in reasons for cloud in wanted):
+                self.whose[cloud] = answer.origin
+
+
+def _await(doors: _Doors, clouds: tuple[str, ...], timeout: float, *, bundle: bool = False, tell: bool = False) -> int:
+    """Poll until the wanted clouds answer, with the wanted identity; the status to exit with."""
+    wanted = CLOUDS if "any" in clouds else clouds
+    enough = any if "any" in clouds else all
+    end = time.monotonic() + timeout
+    while True:
+        found = _Round(doors, wanted, bundle=bundle)
+        if enough(cloud not in found.reasons for cloud in wanted):
             astray = _astray()
             if astray is None:
+                for cloud, origin in found.whose.items():
+                    if tell and origin in _WHOSE:
+                        click.echo(f"{cloud}: {_WHOSE[origin]}")
                 return 0
-            reasons = {"redirect": astray}
+            found.reasons = {"redirect": astray}
         if time.monotonic() >= end:
-            for cloud, reason in reasons.items():
+            for cloud, reason in found.reasons.items():
                 click.echo(f"credential-agent: {cloud}: {reason}", err=True)
-            click.echo(f"credential-agent: no identity within {timeout:g} s", err=True)
+            if found.refused is not None:
+                click.echo(f"credential-agent: the last bundle was refused: {found.refused}", err=True)
+            kind = "identity from a bundle" if bundle else "identity"
+            click.echo(f"credential-agent: no {kind} within {timeout:g} s", err=True)
             return EX_TEMPFAIL
         time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0)))
 
@@ -328,6 +365,10 @@ def _astray() -> str | None:
         return None
     why = "" if known.why is None else f" ({known.why})"
     return f"a request to the metadata service does not arrive: {arrival.said(word)}{why}\n  hint: {arrival.HINT}"
+
+
+_NOT_SAID: Final = "an identity of which the agent does not say whose it is"
+_WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machine's own identity"}
 
 
 _NOT_PASSED: Final = frozenset(
@@ -414,9 +455,7 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         failure = one["last_failure"]
         if failure is not None:
             yield f"renewal of {one['cloud']} {one['grant']} fails ({failure['code']}): {failure['reason']}"
-    refusal = document["last_refusal"]
-    if refusal is not None:
-        yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
+    yield from _told_refusal(document)
     yield from _told_files(document.get("files", ()))
     yield from _told_redirect(document.get("redirect"))
     yield from _told_published(document)
@@ -443,6 +482,16 @@ def _told_published(document: Mapping[str, Any]) -> Iterator[str]:
     for place, state in document.get("published", {}).items():
         if state != "published":
             yield f"public key at {place}: {state}"
+
+
+def _told_refusal(document: Mapping[str, Any]) -> Iterator[str]:
+    refusal = document["last_refusal"]
+    if refusal is None:
+        return
+    yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
+    if document["bundle"] is None:
+        names = [f"key {kid}" for kid in document["keys"]] + [str(name) for name in document["audiences"]]
+        yield f"this worker answers to: {', '.join(names) or 'nothing: it has no key and no name'}"
 
 
 def _told_files(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -20,7 +20,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ import structlog
 
 import agent
 from agent import config, keys, log, report
+from agent.core.early import STEP as EARLY_STEP
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.model import Cloud
 from agent.core.secret import Secret
@@ -420,6 +421,9 @@ class Daemon:
                 hide=hide,
                 show=show,
                 expects_bundle=lambda: bool(self._settings.keys),
+                wall_ahead=lambda: timedelta(seconds=self.clock.wall_error_seconds),
+                refused=self._refused_why,
+                early_phase=EARLY_STEP * self._rng.random(),
                 own_namespaces=compose.own_namespaces(settings),
                 passed_connections=self._shares.passed,
                 limits=Limits(
@@ -436,6 +440,11 @@ class Daemon:
             broken=self._broken,
             owners=Owners(read_socket_table),
         )
+
+    def _refused_why(self) -> str | None:
+        """Why the last bundle that came was not taken; nothing while one is in force."""
+        refusal = self.keeper.last_refusal
+        return None if refusal is None or self.store.bundle is not None else f"{refusal.code}: {refusal.reason}"
 
     def _control_door(self) -> ControlDoor:
         return ControlDoor(

@@ -24,6 +24,9 @@ from agent.wire import gce as gce_wire
 _ROLES_PATH: Final = "/latest/meta-data/iam/security-credentials/"
 _ACCOUNT_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/"
 
+CONFIRMED: Final = timedelta(minutes=10)
+"""How long an ended credential that EC2 handed out is passed on: two polls, one of which may fail."""
+
 
 class InstanceCredential(msgspec.Struct, frozen=True):
     """The machine's credential, the ``Date`` that came with it, and how long it is good for from the asking."""
@@ -95,19 +98,17 @@ class Instance:
             raise _broken("aws", answer) from None
         sendable("the machine's own aws identity", answer.date, credential.secret_access_key, credential.session_token)
         credential = capped(credential, now, answer.date)
-        if over(credential.expires_at, answer.date, now):
-            raise Transient(
-                "the machine's own aws identity: ec2 hands out one that has ended",
-                code="expired",
-                server_time=answer.date,
-            )
         account_id = credential.account_id or await self._account(self._ec2)
         # LastUpdated is no more than a word: what is reckoned with it later must stay within a datetime.
         issued_at = min(max(credential.issued_at, now - LONGEST_AWS), now)
         return InstanceCredential(
             msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),
             answer.date,
-            good_for(credential.expires_at, answer.date, now),
+            # EC2 cannot renew it and hands it out all the same: AWS goes on to take it, and SDKs to use it (static
+            # stability). What the real service says is passed on for as long as it was heard to say so.
+            CONFIRMED
+            if over(credential.expires_at, answer.date, now)
+            else good_for(credential.expires_at, answer.date, now),
         )
 
     async def _account(self, service: Ec2Metadata) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Answer, Ended, Live, Pending
+from agent.serve.early import Early
 from agent.serve.listener import Later, Outcome
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
@@ -27,6 +28,7 @@ class ContainerDoor:
         self._settings = settings
         self._watch = watch
         # The document last sent, and the credential it was made of.
+        self._early = Early(settings)
         self._credential: AwsCredential | None = None
         self._document = Response(503)
 
@@ -62,9 +64,10 @@ class ContainerDoor:
 
     def _answer(self, answer: Answer) -> Response:
         if isinstance(answer, Live) and isinstance(answer.credential, AwsCredential):
-            if answer.credential is not self._credential:
-                self._document = container.document(container.render_credential(answer.credential))
-                self._credential = answer.credential
+            credential = self._early.aws(answer, answer.credential, self._watch.clock.now(), extends=True)
+            if credential is not self._credential:
+                self._document = container.document(container.render_credential(credential))
+                self._credential = credential
             return self._document
         if isinstance(answer, Pending):
             return container.failure(503, "CredentialsUninitialized", answer.why, ("Retry-After", "1"))

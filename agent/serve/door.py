@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from typing import Final
 
 from agent.core.clock import Clock
-from agent.core.view import Board
+from agent.core.model import Cloud
+from agent.core.view import Board, Live
 from agent.serve.container import ContainerDoor
 from agent.serve.ec2 import Ec2Door
 from agent.serve.fairness import Owners
@@ -19,7 +22,9 @@ from agent.serve.proxy import Passthrough, Proxy
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changed, Watch
 from agent.wire import container, ec2, gce
-from agent.wire.http import Request, Response, TargetError
+from agent.wire.http import ORIGIN_HEADER, REFUSED_HEADER, Request, Response, TargetError
+
+_MAX_REASON: Final = 400
 
 
 class WorkerDoor:
@@ -55,7 +60,8 @@ class WorkerDoor:
         broken: Callable[[Request, Exception], None] | None = None,
         owners: Owners | None = None,
     ) -> None:
-        watch = Watch(board, clock, changed)
+        watch = self._watch = Watch(board, clock, changed)
+        self._settings = settings
         self._gate = Gate(settings.extra_hosts)
         self._ec2 = Ec2Door(
             settings,
@@ -96,6 +102,13 @@ class WorkerDoor:
         return segments[:2] == GCE_ROOT and folded(segments[2:4]) == ("instance", "guest-attributes")
 
     def _handle(self, request: Request, _peer: Peer) -> Outcome | Later:
+        outcome = self._dialect(request)
+        if ORIGIN_HEADER not in request.headers:
+            return outcome
+        gcp = request.segments[:1] == (gce.ROOT,)
+        return self._asked_whose(Cloud.GCP if gcp else Cloud.AWS, outcome)
+
+    def _dialect(self, request: Request) -> Outcome | Later:
         refusal = self._gate.refusal(request)
         if refusal is not None:
             return self._refused(request, refusal)
@@ -108,6 +121,26 @@ class WorkerDoor:
             # ``/`` is in both trees. A session token says who asks; without one EC2 would say 401 anyway.
             return self._gce.handle(request)
         return self._ec2.handle(request)
+
+    def _asked_whose(self, cloud: Cloud, outcome: Outcome | Later) -> Outcome | Later:
+        """Add whose identity it is, for who asked for that (our own ``wait``): SDKs do not, and get what they know."""
+        if callable(outcome):
+            return partial(self._later_whose, cloud, outcome)
+        if not isinstance(outcome, Response):
+            return outcome
+        answer = self._watch.look(cloud)
+        lines = f"{ORIGIN_HEADER}: {answer.origin if isinstance(answer, Live) else 'none'}\r\n"
+        refused = self._settings.refused()
+        if refused is not None:
+            # A stranger's bundle had a part in these words: nothing of them may become a line of its own.
+            plain = "".join(c if " " <= c <= "~" else " " for c in refused)[:_MAX_REASON]
+            lines += f"{REFUSED_HEADER}: {plain}\r\n"
+        return outcome.plus(lines.encode("ascii"))
+
+    async def _later_whose(self, cloud: Cloud, later: Later) -> Outcome:
+        outcome = self._asked_whose(cloud, await later())
+        assert not callable(outcome)
+        return outcome
 
     def _refused(self, request: Request, refusal: Refusal) -> Response:
         """A refusal in the dialect that was spoken."""

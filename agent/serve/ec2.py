@@ -28,6 +28,7 @@ from typing import Final
 
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Absent, Answer, Facts, Live, Origin, Pending
+from agent.serve.early import Early
 from agent.serve.hiding import EC2_ROOT, Hiding, folded
 from agent.serve.listener import DROP, Drop, Later, Outcome
 from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
@@ -62,6 +63,7 @@ class Ec2Door:
         self._hiding = Hiding(EC2_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
         # All mutable state is what was rendered before, each with what it was rendered from.
         self._token_heads: dict[int, Response] = {}
+        self._early = Early(settings)
         self._live: tuple[AwsCredential, str] | None = None
         self._list = _NOT_FOUND
         self._document = _NOT_FOUND
@@ -161,9 +163,9 @@ class Ec2Door:
         return _NOT_FOUND
 
     def _rendered(self, live: Live) -> bool:
-        credential = live.credential
-        if not isinstance(credential, AwsCredential):
+        if not isinstance(live.credential, AwsCredential):
             return False
+        credential = self._early.aws(live, live.credential, self._watch.clock.now())
         if self._live is None or self._live[0] is not credential or self._live[1] != live.name:
             self._list = ec2.text(live.name.encode("ascii", "replace"))
             self._document = ec2.text(ec2.render_credential(credential))

@@ -27,8 +27,9 @@ from urllib.parse import urlencode
 import msgspec
 
 from agent.core.errors import AgentError, Denied
-from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
+from agent.serve.early import Early
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
 from agent.serve.listener import Later, Outcome
 from agent.serve.mints import Demand, Mints, TooOften
@@ -68,8 +69,9 @@ class GceDoor:
         self._mints = Mints(demand)
         self._hiding = Hiding(GCE_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
         self._writes = GuestWrites(settings.own_namespaces)
+        self._early = Early(settings)
         # All mutable state is what was rendered before, with what it was rendered from.
-        self._token: tuple[GoogleToken, int, Response] | None = None
+        self._token: tuple[AwsCredential | GoogleToken, int, Response] | None = None
         self._accounts: tuple[GoogleToken, str, gce.Directory] | None = None
 
     def has_persona(self) -> bool:
@@ -174,14 +176,17 @@ class GceDoor:
         credential = live.credential
         assert isinstance(credential, GoogleToken)
         now = self._watch.clock.now()
-        left = int((credential.expires_at - now).total_seconds())
+        told = self._early.google(live, credential, now)
+        left = int((told - now).total_seconds())
         held = self._token
         if held is not None and held[0] is credential and held[1] == left:
             return held[2]
         # The tag follows the token, not its life: one that waits for a change waits for another token.
         tag = gce.etag(credential.access_token.reveal().encode())
+        if told != credential.expires_at:
+            credential = msgspec.structs.replace(credential, expires_at=told)
         response = gce.content(gce.render_token(credential, now), json=True, tag=tag)
-        self._token = (credential, left, response)
+        self._token = (live.credential, left, response)
         return response
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import msgspec
 
@@ -24,6 +25,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             is below. EC2 paths are given under ``/latest`` and hold for every dated version.
         show: what they do see of it though the table hides it.
         expects_bundle: whether bundles are taken here; called for each request.
+        wall_ahead: how far the machine's wall clock, by which clients judge an end, is ahead of our time.
+        refused: why the last bundle was refused, for a person; ``None`` when the last one was not.
+        early_phase: where the grid of early ends stands (:mod:`agent.core.early`); drawn once by each worker.
         own_namespaces: of guest attributes, those in which the agent publishes: workers do not write there.
         extra_hosts: names beside the usual that ``Host`` may say.
         ec2_hold_seconds: how long the role list waits for a first credential. Go gives up after 0.5 s.
@@ -41,6 +45,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     hide: tuple[str, ...] = ()
     show: tuple[str, ...] = ()
     expects_bundle: Callable[[], bool] = lambda: True
+    wall_ahead: Callable[[], timedelta] = timedelta
+    refused: Callable[[], str | None] = lambda: None
+    early_phase: timedelta = timedelta()
     own_namespaces: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     ec2_hold_seconds: float = 0.35

@@ -56,6 +56,12 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")  # RFC 9110 section 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 section 5.5, no CR, LF or NUL
 
 
+ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
+"""In a request of our own ``wait``: say whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
+REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
+"""Beside it: why the last bundle that came was refused, if one was."""
+
+
 class WireError(SourceError):
     """What a metadata service answered is not in its dialect. It may be something else that answered."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from agent.core.errors import Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.providers import Issued
+from agent.providers.instance import CONFIRMED
 from tests.fakes.net import Fault
 from tests.unit.providers.support import ACCOUNT, World, run
 
@@ -137,7 +138,6 @@ def test_trouble_is_not_absence(cloud: Cloud, status: int) -> None:
         {"Token": ""},
         {"SecretAccessKey": None},
         {"Expiration": "never"},
-        {"Expiration": "2020-01-01T00:00:00Z"},
         {"AccessKeyId": 7},
     ],
 )
@@ -152,6 +152,18 @@ def test_ec2_documents_that_nobody_could_use(changes: dict[str, Any]) -> None:
 
     if changes.get("Code"):
         assert caught.value.code == "AssumeRoleUnauthorizedAccess"
+
+
+def test_what_ec2_hands_out_though_it_has_ended_is_passed_on() -> None:
+    """EC2 that cannot renew hands out an ended credential, which SDKs go on to use: it is kept, with its true end."""
+    world = World(on_ec2=True)
+    world.ec2.document = {**world.ec2._document(), "Expiration": "2020-01-01T00:00:00Z"}
+
+    found = instance(world, Cloud.AWS)
+
+    assert found is not None
+    assert found.credential.expires_at == datetime(2020, 1, 1, tzinfo=UTC)
+    assert found.lifetime == CONFIRMED
 
 
 @pytest.mark.parametrize("role", ["../x", "a b", "<html>", "x" * 65])

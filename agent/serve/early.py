@@ -1,0 +1,51 @@
+"""What end a client is told: the true one of a bundle's credential, an early one of the machine's own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from agent.core.early import early_end
+from agent.core.model import AwsCredential, GoogleToken
+from agent.core.view import Live, Origin
+from agent.serve.settings import ServeSettings
+
+
+class Early:
+    """Tells ends. Keeps the last credential it made, so that who compares by identity renders once."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._last: tuple[AwsCredential, datetime, AwsCredential] | None = None
+
+    def aws(self, live: Live, credential: AwsCredential, now: datetime, *, extends: bool = False) -> AwsCredential:
+        """``credential`` with the end that a client is told.
+
+        Args:
+            live: what is served.
+            credential: of ``live``.
+            now: our time.
+            extends: its client does not go on with what has ended, as it would with EC2's answer: where the real
+                service hands out an ended one (it cannot renew, and AWS goes on to take it), tell the early end.
+        """
+        if live.origin is not Origin.FALLBACK:
+            return credential
+        ended = credential.expires_at <= now
+        if ended and not extends:
+            return credential
+        if not ended and not self._settings.expects_bundle():
+            return credential
+        end = early_end(now + self._settings.wall_ahead(), self._settings.early_phase)
+        if end >= credential.expires_at and not ended:
+            return credential
+        last = self._last
+        if last is None or last[0] is not credential or last[1] != end:
+            last = self._last = (credential, end, msgspec.structs.replace(credential, expires_at=end))
+        return last[2]
+
+    def google(self, live: Live, token: GoogleToken, now: datetime) -> datetime:
+        """The end from which ``expires_in`` is counted."""
+        if live.origin is not Origin.FALLBACK or not self._settings.expects_bundle():
+            return token.expires_at
+        return min(token.expires_at, early_end(now, self._settings.early_phase))
