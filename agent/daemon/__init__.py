@@ -434,6 +434,7 @@ class Daemon:
             self.clock,
             changed=changes,
             demand=self.keeper.id_token,
+            scoped=self.keeper.scoped,
             ec2=ec2 if through else None,
             gce=gce if through else None,
             access=self._access("worker"),

@@ -42,6 +42,7 @@ from agent.core.verdict import Accepted, Event, Failure, Notice, Policy, Refused
 from agent.core.view import Facts
 from agent.core.whose import Whose
 from agent.keeper.durable import Durable, Recorder
+from agent.keeper.scoped import Scoped
 
 T = TypeVar("T")
 
@@ -140,6 +141,12 @@ class Keeper:
         self._version = -1
         self._review_at = float("inf")  # boot-time seconds: when to judge the bundle in force again
         self._held: dict[str, _Held] = {}  # by origin: bytes worth another try
+        self.scoped = Scoped(
+            clock,
+            served=lambda: self.store.google_grant(self._clock.now()),
+            issue=issuer.issue,
+            seconds=ISSUE_TIMEOUT_SECONDS,
+        )
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resumed = False  # whether the bundle in force is one of an earlier process

@@ -14,7 +14,7 @@ from agent.serve.container import ContainerDoor
 from agent.serve.ec2 import Ec2Door
 from agent.serve.fairness import Owners
 from agent.serve.gate import Gate, Refusal
-from agent.serve.gce import GceDoor
+from agent.serve.gce import GceDoor, ScopedTokens
 from agent.serve.hiding import GCE_ROOT, folded
 from agent.serve.listener import DROP, Access, Later, Listener, Outcome, Peer
 from agent.serve.mints import Demand
@@ -36,6 +36,7 @@ class WorkerDoor:
         clock: the board's.
         changed: returns once the board's version is not the one given; :class:`agent.serve.waiting.Changes` is one.
         demand: mints identity tokens.
+        scoped: holds and mints access tokens for fewer scopes.
         ec2: the real EC2 service, when this machine has one.
         gce: the real GCE server, when this machine has one.
         access: told of every request.
@@ -54,6 +55,7 @@ class WorkerDoor:
         *,
         changed: Changed,
         demand: Demand,
+        scoped: ScopedTokens | None = None,
         ec2: Passthrough | None = None,
         gce: Passthrough | None = None,
         access: Callable[[Access], None] | None = None,
@@ -74,6 +76,7 @@ class WorkerDoor:
             watch,
             Proxy(gce, seconds=settings.gce_upstream_seconds, connections=settings.passed_connections) if gce else None,
             demand,
+            scoped=scoped,
         )
         self._broken = broken
         self._takes_bodies = gce is not None

@@ -19,9 +19,10 @@ For gcloud's own audience every failure is 404: it asks on its way to an access 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 import msgspec
@@ -40,6 +41,8 @@ from agent.wire import gce
 from agent.wire.http import Request, Response, WireError
 
 _ACCOUNTS: Final = ("instance", "service-accounts")
+_SCOPED_SECONDS: Final = 1.5
+"""How long a narrower token is waited for before the ordinary one is given."""
 _GCLOUD_AUDIENCE: Final = "32555940559.apps.googleusercontent.com"
 _MAX_AUDIENCE_CHARACTERS: Final = 2048
 _HANG_MARGIN_SECONDS: Final = 5.0
@@ -59,14 +62,36 @@ _NO_ID_TOKENS: Final = gce.failure(
 _FORWARDED_PARAMETERS: Final = ("audience", "format", "licenses", "scopes")
 
 
+class ScopedTokens(Protocol):
+    """Tokens for fewer scopes. :class:`agent.keeper.scoped.Scoped` is such."""
+
+    def narrows(self, asked: tuple[str, ...]) -> bool:
+        """Whether there is one to be had for this wish."""
+
+    def held(self, asked: tuple[str, ...]) -> GoogleToken | None:
+        """One that is held."""
+
+    async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
+        """A new one, or ``None``; raises :class:`AgentError` when it failed."""
+
+
 class GceDoor:
     """``/`` and ``/computeMetadata/...``."""
 
-    def __init__(self, settings: ServeSettings, watch: Watch, proxy: Proxy | None, demand: Demand) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        watch: Watch,
+        proxy: Proxy | None,
+        demand: Demand,
+        scoped: ScopedTokens | None = None,
+    ) -> None:
         self._settings = settings
         self._watch = watch
         self._proxy = proxy
         self._mints = Mints(demand)
+        self._scoped = scoped
+        self._scoped_mints: Mints[GoogleToken] = Mints(lambda asked: self._mint_scoped(tuple(asked.split())))
         self._hiding = Hiding(GCE_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
         self._writes = GuestWrites(settings.own_namespaces)
         self._early = Early(settings)
@@ -152,7 +177,9 @@ class GceDoor:
                 return gce.failure(404, "no such service account here; use default")
             account = ("default",)
         if rest == ("token",):
-            return self._token_answer(answer) if not query.wait_for_change else partial(self._wait, request, query)
+            if query.wait_for_change:
+                return partial(self._wait, request, query)
+            return self._scoped_answer(request, query, answer) if query.scopes else self._token_answer(answer)
         if rest == ("identity",):
             return self._identity(request, query)
         node = gce.find(self._directory(answer), (*account, *rest))
@@ -188,6 +215,29 @@ class GceDoor:
         response = gce.content(gce.render_token(credential, now), json=True, tag=tag)
         self._token = (live.credential, left, response)
         return response
+
+    def _scoped_answer(self, request: Request, query: gce.Query, live: Live) -> Outcome | Later:
+        """A token for fewer scopes, where it is held or can be minted; else the ordinary one, as GCE gives."""
+        if self._scoped is None or live.origin is not Origin.BUNDLE or not self._scoped.narrows(query.scopes):
+            return self._token_answer(live)
+        held = self._scoped.held(query.scopes)
+        if held is not None:
+            return gce.content(gce.render_token(held, self._watch.clock.now()), json=True)
+        return partial(self._await_scoped, request, query)
+
+    async def _await_scoped(self, request: Request, query: gce.Query) -> Outcome:
+        token = None
+        with contextlib.suppress(TimeoutError, TooOften, AgentError):
+            async with asyncio.timeout(min(_SCOPED_SECONDS, self._settings.gce_hold_seconds)):
+                token = await self._scoped_mints.mint(" ".join(sorted(set(query.scopes))), request.asker)
+        if token is not None:
+            return gce.content(gce.render_token(token, self._watch.clock.now()), json=True)
+        now = self._watch.look(Cloud.GCP)
+        return self._token_answer(now) if isinstance(now, Live) else self._refusal(now)
+
+    async def _mint_scoped(self, asked: tuple[str, ...]) -> GoogleToken | None:
+        assert self._scoped is not None
+        return await self._scoped.mint(asked)
 
     @staticmethod
     def _refusal(answer: Answer) -> Response:

@@ -11,13 +11,15 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import AgentError
 from agent.core.model import IdToken
 from agent.serve.fairness import Turnstile
 from agent.wire.http import Asker
+
+T = TypeVar("T")
 
 Demand = Callable[[str], Awaitable[IdToken | None]]
 """Mint an identity token for an audience, or say ``None``; raises :class:`AgentError` when it failed."""
@@ -44,15 +46,17 @@ class TooOften(Exception):
         self.seconds = max(1, math.ceil(seconds))
 
 
-class Mints:
-    """The one way from a request to :data:`Demand`.
+class Mints(Generic[T]):
+    """The one way from a request to a mint (:data:`Demand`, say).
 
     Args:
         demand: mints; shares one flight for each audience.
         clock: seconds that never step.
     """
 
-    def __init__(self, demand: Demand, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, demand: Callable[[str], Awaitable[T | None]], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._demand = demand
         self._clock = clock
         # All mutable state:
@@ -60,10 +64,10 @@ class Mints:
         self._buckets: Buckets[Hashable] = Buckets(
             Bucket(PER_SECOND, BURST), per_second=PER_SECOND_BY_ONE, burst=BURST_BY_ONE
         )
-        self._flights: dict[str, asyncio.Task[IdToken | None]] = {}
+        self._flights: dict[str, asyncio.Task[T | None]] = {}
         self._failed: dict[str, tuple[float, AgentError]] = {}  # by audience, oldest first
 
-    async def mint(self, audience: str, asker: Asker | None) -> IdToken | None:
+    async def mint(self, audience: str, asker: Asker | None) -> T | None:
         """A token for ``audience``; whoever asks for the same at the same time shares it.
 
         Raises:
@@ -87,11 +91,11 @@ class Mints:
         # Shielded: who leaves must not take it from the others; what was begun is kept for who comes.
         return await asyncio.shield(flight)
 
-    async def _fly(self, audience: str, owner: Hashable) -> IdToken | None:
+    async def _fly(self, audience: str, owner: Hashable) -> T | None:
         async with self._gate.turn(owner):
             return await self._demand(audience)
 
-    def _flown(self, audience: str, flight: asyncio.Task[IdToken | None]) -> None:
+    def _flown(self, audience: str, flight: asyncio.Task[T | None]) -> None:
         self._flights.pop(audience, None)
         error = None if flight.cancelled() else flight.exception()
         self._failed.pop(audience, None)

@@ -60,6 +60,7 @@ class Query(msgspec.Struct, frozen=True):
         last_etag: ``None``: from what it is now.
         timeout_seconds: answer then at the latest, with what there is.
         audience: of an identity token.
+        scopes: of an access token; none: its own.
     """
 
     recursive: bool = False
@@ -68,6 +69,7 @@ class Query(msgspec.Struct, frozen=True):
     last_etag: str | None = None
     timeout_seconds: float = MAX_HANG_SECONDS
     audience: str | None = None
+    scopes: tuple[str, ...] = ()
 
 
 def parse_query(raw: str) -> Query:
@@ -97,6 +99,7 @@ def parse_query(raw: str) -> Query:
         last_etag=given.get("last_etag"),
         timeout_seconds=timeout,
         audience=given.get("audience"),
+        scopes=tuple(scope for scope in re.split(r"[, ]+", given.get("scopes", "")) if scope),
     )
 
 

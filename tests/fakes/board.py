@@ -177,6 +177,7 @@ def door_server(
     ec2: Any = None,
     gce: Any = None,
     owners: Any = None,
+    scoped: Any = None,
 ) -> Iterator[DoorServer]:
     """Run a worker door over a real socket until the block ends. Upstreams are factories, called in the loop."""
     settings = settings or ServeSettings(token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),))
@@ -194,6 +195,7 @@ def door_server(
             clock or RealClock(),
             changed=board.changes,
             demand=demand,
+            scoped=scoped,
             ec2=ec2() if ec2 else None,
             gce=gce() if gce else None,
             access=accesses.append,

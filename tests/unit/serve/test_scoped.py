@@ -1,0 +1,101 @@
+"""A token for fewer scopes, over the socket: the narrower one when it can be had in time, else the ordinary one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.core.errors import Denied
+from agent.core.model import GoogleToken
+from agent.core.secret import Secret
+from agent.core.view import Origin
+from agent.serve.settings import ServeSettings
+from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server, google_token
+from tests.fakes.clock import START, FakeClock
+
+PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
+
+
+class Narrow:
+    """Tokens for fewer scopes, as scripted: ``read`` is minted, ``slow`` not before ``release``, ``denied`` is refused."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[tuple[str, ...], GoogleToken] = {}
+        self.minted: list[tuple[str, ...]] = []
+        self.release = asyncio.Event()
+
+    def narrows(self, asked: tuple[str, ...]) -> bool:
+        return "wide" not in asked
+
+    def held(self, asked: tuple[str, ...]) -> GoogleToken | None:
+        return self.tokens.get(tuple(sorted(set(asked))))
+
+    async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
+        self.minted.append(asked)
+        if "slow" in asked:
+            await self.release.wait()
+        if "denied" in asked:
+            raise Denied("no")
+        name = "ya29.narrow-" + "-".join(asked)
+        self.tokens[asked] = msgspec.structs.replace(google_token(START), access_token=Secret(name))
+        return self.tokens[asked]
+
+
+def ask(server: DoorServer, query: str) -> str:
+    got = server.send(f"GET {PATH}{query} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n".encode())
+    assert got.startswith(b"HTTP/1.1 200 ")
+    document: dict[str, Any] = json.loads(got.partition(b"\r\n\r\n")[2])
+    assert document["token_type"] == "Bearer"
+    assert isinstance(document["expires_in"], int)
+    return str(document["access_token"])
+
+
+@pytest.mark.parametrize(
+    ("query", "token"),
+    [
+        ("?scopes=read", "ya29.narrow-read"),
+        ("?scopes=write,read", "ya29.narrow-read-write"),
+        ("?scopes=read%20write", "ya29.narrow-read-write"),
+        ("?scopes=read,read", "ya29.narrow-read"),
+        ("?scopes=", "ya29.example-1"),
+        ("", "ya29.example-1"),
+        ("?scopes=wide", "ya29.example-1"),
+        ("?scopes=slow", "ya29.example-1"),
+        ("?scopes=denied", "ya29.example-1"),
+        ("?scopes=denied&recursive=true", "ya29.example-1"),
+    ],
+)
+def test_a_token_is_always_there(query: str, token: str) -> None:
+    """Whatever becomes of the wish, the answer is 200 with a whole token."""
+    board = FakeBoard()
+    board.live_gcp(START)
+    settings = ServeSettings(token_key=KEY, gce_hold_seconds=0.2)
+    narrow = Narrow()
+    with door_server(board, settings=settings, clock=FakeClock(), scoped=narrow) as server:
+        assert ask(server, query) == token
+        server.run(narrow.release.set)
+
+
+def test_it_is_minted_once() -> None:
+    """What is held costs no mint, in whichever order it is asked for."""
+    board = FakeBoard()
+    board.live_gcp(START)
+    narrow = Narrow()
+    with door_server(board, clock=FakeClock(), scoped=narrow) as server:
+        for query in ("?scopes=a,b", "?scopes=b,a", "?scopes=b,a,a"):
+            assert ask(server, query) == "ya29.narrow-a-b"
+    assert narrow.minted == [("a", "b")]
+
+
+def test_the_machines_own_token_is_as_it_is() -> None:
+    """Without a bundle nothing is minted for a wish: GCE ignores it."""
+    board = FakeBoard()
+    board.live_gcp(START, origin=Origin.FALLBACK)
+    narrow = Narrow()
+    with door_server(board, clock=FakeClock(), scoped=narrow) as server:
+        assert ask(server, "?scopes=read") == "ya29.example-1"
+    assert not narrow.minted
