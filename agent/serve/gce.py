@@ -59,7 +59,11 @@ _NO_ID_TOKENS: Final = gce.failure(
     404, "no identity token can be made from this worker's google credential; a service account's can"
 )
 
-_FORWARDED_PARAMETERS: Final = ("audience", "format", "licenses", "scopes")
+_FORWARDED_PARAMETERS: Final = (
+    "audience", "format", "licenses", "scopes",
+    # OS Login: the C library of any program asks by these who a user is.
+    "username", "uid", "groupname", "gid", "email", "policy", "pagesize", "pagetoken",
+)  # fmt: skip
 
 
 class ScopedTokens(Protocol):

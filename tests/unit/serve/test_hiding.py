@@ -261,6 +261,23 @@ class TestTags:
             target = f"{self.PATH}?recursive=true&wait_for_change=true&timeout_sec=60&last_etag=0"
             assert json.loads(ask(server, target)[2]) == {"fine": "1"}
 
+    def test_what_workers_wrote_is_not_looked_through(self) -> None:
+        """Any number of guest attributes costs no search of the table: they are the workers' own."""
+        path = "/computeMetadata/v1/instance/guest-attributes/"
+        tree = {"hostkeys": {"ssh-ed25519": "AAAA"}, "job": {f"token-{n}": "x" for n in range(3000)}}
+        body = json.dumps(tree)
+        real = Scripted({path + "?recursive=true": answer(body, Content_Type="application/json", ETag="1")})
+        with machine("bundle", real) as server:
+            assert json.loads(ask(server, path + "?recursive=true")[2]) == tree
+
+    def test_os_login_is_asked_as_it_was(self) -> None:
+        """Who a user is, any program's C library asks with a query, which goes on."""
+        real = Everything()
+        with machine("bundle", real) as server:
+            ask(server, "/computeMetadata/v1/oslogin/users?username=alice_example_com&evil=1")
+            ask(server, "/computeMetadata/v1/oslogin/users?uid=1234")
+        assert [asked.path_qs.partition("?")[2] for asked in real.asked] == ["username=alice_example_com", "uid=1234"]
+
 
 class TestWrites:
     @pytest.mark.parametrize(
