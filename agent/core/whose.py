@@ -38,11 +38,11 @@ def whose(memory: Memory, instance_id: str, *, boot_id: str, firmware: Mapping[s
     if named and not instance_id.startswith("machine:"):
         return Whose.OURS
     # /etc/machine-id is a file, and copied with the others: here the firmware may still object.
-    if boot_id and boot_id == memory.boot_id:
-        return Whose.OURS
     common = firmware.keys() & memory.firmware.keys()
     if common:
         return Whose.OURS if all(firmware[name] == memory.firmware[name] for name in common) else Whose.ANOTHERS
+    if boot_id and boot_id == memory.boot_id:
+        return Whose.OURS
     if named or not memory.boot_id:
         return Whose.OURS  # by its machine-id; or an earlier version wrote it, which knew no more
     # Another boot, and no name to compare. Once we know ours, a memory without one is not proved to be ours.

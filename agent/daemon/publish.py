@@ -27,7 +27,7 @@ from agent.core.secret import Secret
 from agent.core.store import Store
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
-from agent.host.files import sweep, write_atomic
+from agent.host.files import sweep, take_away, write_atomic
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 RETRY_SECONDS: Final = 5.0
@@ -270,5 +270,11 @@ class Publisher:
         # What we wrote may have been removed since; to look costs less than a program that finds nothing.
         if self._written.get(path) != wanted or not _there(path):
             data, mode, gid = wanted
-            write_atomic(path, data, mode=mode, gid=gid)
+            try:
+                write_atomic(path, data, mode=mode, gid=gid)
+            except HostError:
+                self._written.pop(path, None)
+                if path != Path(self.settings.token_file):
+                    take_away(path, data, mode=mode)
+                raise
             self._written[path] = wanted

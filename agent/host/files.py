@@ -85,6 +85,26 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
     return True
 
 
+def take_away(path: Path, wanted: bytes, *, mode: int) -> None:
+    """Have no line in ``path`` that is not in ``wanted``, though there is no space to write the whole.
+
+    What was withdrawn must leave, whatever else must wait. What fits is written over what is there; else only the lines
+    that stay are; a file that cannot be written is removed. None of it needs a new block. Where the system refuses even
+    that, the caller's own trouble says so.
+    """
+    with contextlib.suppress(OSError):
+        old = path.read_bytes()
+        lines = set(wanted.splitlines())
+        stay = [line for line in old.splitlines() if line in lines or not line]
+        if len(stay) == len(old.splitlines()):
+            return
+        for content in (wanted, b"".join(line + b"\n" for line in stay)):
+            with contextlib.suppress(HostError):
+                if overwrite(path, content, mode=mode):
+                    return
+        path.unlink()
+
+
 def sync_directory(path: Path) -> None:
     """Have the names in ``path`` survive a power cut; where a directory cannot be synced, a rename still holds."""
     with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ import structlog
 
 from agent.core import refresh
 from agent.core.clock import Clock
-from agent.core.counters import Counters, bump
+from agent.core.counters import MAX_KEYS, Counters, bump
 from agent.core.errors import (
     BundleError,
     Denied,
@@ -557,7 +557,10 @@ class Keeper:
                 self._log.info("instance.absent", cloud=work.key.cloud)
             return
         bump(self.counters.issued, label)
+        self.counters.last_issued.pop(label, None)
         self.counters.last_issued[label] = now
+        while len(self.counters.last_issued) > MAX_KEYS:
+            del self.counters.last_issued[next(iter(self.counters.last_issued))]  # the one longest ago
         if changed:
             expires = issued.credential.expires_at
             self._log.info(

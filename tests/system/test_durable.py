@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -240,8 +241,7 @@ class TestDisks:
         """What a read-only disk cannot remember takes effect, is acknowledged as such, and is written when it can be."""
         service = cloud("i-0aaaaaaaaaaaaaaaa")
         disk = mounted("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", at=world.state)
-        changes = {"upstream": {"ec2": service.url}}
-        with background(service), disk, world.agent(changes, prelude=SOON) as agent:
+        with background(service), disk, world.agent({"upstream": {"ec2": service.url}}, prelude=SOON) as agent:
             agent.ready()
             agent.push(world.seal(world.session(KEYS[1])))
             subprocess.run(["mount", "-o", "remount,ro", str(world.state)], check=True)
@@ -253,6 +253,25 @@ class TestDisks:
             agent.wait_for("memory.written")
             assert agent.push(withdrawal)["durable"] is True
             agent.kill()
+
+    @pytest.mark.parametrize("next_", ["withdrawal", "larger"])
+    def test_withdrawn_variables_leave_a_full_directory(self, world: World, next_: str) -> None:
+        """With not a byte left in ``/run`` the variables of a bundle that is over leave both files all the same."""
+        disk = mounted("mount", "-t", "tmpfs", "-o", "size=64k,mode=0755", "tmpfs", at=world.root / "run")
+        with disk, world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1]), world.variables(OPAQUE="gone-secret", OTHER="x" * 50)))
+            files = [world.root / "run" / name for name in ("env", "env.sh")]
+            until(lambda: all(b"gone-secret" in path.read_bytes() for path in files), what="the variable")
+            fill(world.root / "run")
+            larger = world.seal(world.session(KEYS[2]), world.variables(NEW="y" * 9000, OTHER="x" * 50))
+            agent.push(world.withdrawal() if next_ == "withdrawal" else larger)
+            until(lambda: not any(b"gone-secret" in path.read_bytes() for path in files), what="its end")
+            assert "AWS_CONTAINER_CREDENTIALS_FULL_URI" in world.env()
+            assert ("OTHER" in world.env()) is (next_ == "larger")
+            (world.root / "run" / "filler").unlink()
+            agent.signal(signal.SIGHUP)
+            until(lambda: ("NEW" in world.env()) is (next_ == "larger"), what="the whole file")
 
 
 SOON = "import agent.keeper.durable; agent.keeper.durable.WRITE_AGAIN_SECONDS = 0.5\n"

@@ -25,6 +25,7 @@ def memory(instance_id: str = "aws:i-1", boot_id: str = HERE, firmware: dict[str
         (memory(), "", ELSEWHERE, {}, Whose.UNKNOWN),  # a reboot, or a clone
         (memory(firmware={"u": "a"}), "", ELSEWHERE, {"u": "a"}, Whose.OURS),
         (memory(firmware={"u": "a"}), "", ELSEWHERE, {"u": "b"}, Whose.ANOTHERS),
+        (memory(firmware={"u": "a"}), "", HERE, {"u": "b"}, Whose.ANOTHERS),  # a snapshot taken with its memory
         (memory(firmware={"u": "a"}), "", ELSEWHERE, {"v": "a"}, Whose.UNKNOWN),
         (memory(firmware={"u": "a", "v": "b"}), "", ELSEWHERE, {"u": "a", "v": "c"}, Whose.ANOTHERS),
         (memory(""), "aws:i-1", HERE, {}, Whose.OURS),  # it is learned late
