@@ -93,14 +93,22 @@ class ProviderError(AgentError):
         code: the upstream's own code when it gave one (``AccessDenied``, ``invalid_grant``, ``timeout``).
         server_time: the upstream's ``Date`` that came with the refusal: a clock too far off to sign a valid request
             is mended by the very answer that says so.
+        pause_seconds: for how long the upstream asked not to be asked again (``Retry-After``), within reason.
     """
 
     def __init__(
-        self, message: str, *, hint: str | None = None, code: str = "unknown", server_time: datetime | None = None
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        code: str = "unknown",
+        server_time: datetime | None = None,
+        pause_seconds: float = 0.0,
     ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.server_time = server_time
+        self.pause_seconds = pause_seconds
 
 
 class Denied(ProviderError):

@@ -33,7 +33,12 @@ INSTANCE_GOOGLE_EAGER: Final = timedelta(minutes=12)
 
 RETRY_FIRST_SECONDS: Final = 1.0
 RETRY_CAP_SECONDS: Final = 60.0
-RETRY_CAP_URGENT_SECONDS: Final = 10.0
+RETRY_CAP_URGENT_SECONDS: Final = 30.0
+"""With the draw from its upper half, 22.5 s between attempts: ten thousand workers whose credentials end soon ask 450
+times a second, below the 600 at which STS throttles an account. (Ten seconds drawn in full were 1,900 a second.)"""
+RETRY_CAP_LOCAL_SECONDS: Final = 10.0
+PAUSE_URGENT_SECONDS: Final = 30.0
+"""The most that a server may ask us to wait (``Retry-After``) when little or nothing is held."""
 RETRY_FLOOR_SECONDS: Final = 0.2
 """Full jitter may draw nearly nothing; this keeps one worker from hammering in a tight loop."""
 URGENT: Final = timedelta(minutes=15)
@@ -85,18 +90,22 @@ def reread_instance_at(now: datetime, expires: datetime, *, google: bool, rng: r
     return now + max(min(INSTANCE_POLL, left / 3), timedelta(seconds=2)) * rng.uniform(*AWS_SPREAD)
 
 
-def retry_seconds(attempt: int, left: timedelta | None, *, denied: bool, rng: random.Random) -> float:
+def retry_seconds(
+    attempt: int, left: timedelta | None, *, denied: bool, rng: random.Random, local: bool = False
+) -> float:
     """How long to wait, in seconds, after the ``attempt``-th failure in a row (1 is the first).
 
-    Passing failures: full jitter over ``min(60, 2^(attempt-1))`` seconds, capped at 10 in the last quarter hour of what
-    is held and when nothing is held: an outage that ends is noticed within ten seconds when it matters. Refusals are
-    retried too, since a person may mend a policy, but slower.
+    Passing failures: full jitter over ``min(60, 2^(attempt-1))`` seconds. In the last quarter hour of what is held, and
+    when nothing is held, 15 to 30 seconds are the most: an outage that ends is noticed within half a minute when it
+    matters, and a whole fleet that comes to its last quarter hour at once does not keep the outage up by asking.
+    Refusals are retried too, since a person may mend a policy, but slower.
 
     Args:
         attempt: failures in a row, from 1.
         left: the life left in what is held; ``None`` when nothing is.
         denied: the upstream refused, rather than failed.
         rng: the source of the jitter.
+        local: the upstream is this machine's own, and no other worker asks it: 10 s are the most when it matters.
     """
     urgent = left is None or left <= URGENT
     exponent = min(attempt - 1, 16)
@@ -104,5 +113,20 @@ def retry_seconds(attempt: int, left: timedelta | None, *, denied: bool, rng: ra
         cap = DENIED_CAP_URGENT_SECONDS if urgent else DENIED_CAP_SECONDS
         # Equal jitter: a refusal needs no haste, only spreading.
         return float(min(cap, DENIED_FIRST_SECONDS * 2**exponent) * rng.uniform(0.5, 1.0))
-    cap = RETRY_CAP_URGENT_SECONDS if urgent else RETRY_CAP_SECONDS
-    return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, min(cap, RETRY_FIRST_SECONDS * 2**exponent)))
+    backoff = RETRY_FIRST_SECONDS * 2**exponent
+    if urgent and local:
+        return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, min(RETRY_CAP_LOCAL_SECONDS, backoff)))
+    if urgent and backoff >= RETRY_CAP_URGENT_SECONDS:
+        return RETRY_CAP_URGENT_SECONDS * rng.uniform(0.5, 1.0)
+    return max(RETRY_FLOOR_SECONDS, rng.uniform(0.0, min(RETRY_CAP_SECONDS, backoff)))
+
+
+def pause_seconds(asked: float, left: timedelta | None) -> float:
+    """How much of the pause that a server asked for is kept, in seconds.
+
+    All of it while much is held; half a minute in the last quarter hour and when nothing is held. Never more than a
+    quarter of the life left: no server can make us sleep over the end of what we serve.
+    """
+    if left is None:
+        return min(asked, PAUSE_URGENT_SECONDS)
+    return min(asked, PAUSE_URGENT_SECONDS if left <= URGENT else asked, max(left.total_seconds(), 0.0) / 4)

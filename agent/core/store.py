@@ -813,7 +813,9 @@ class Store:
         slot.attempts += 1
         slot.failure = failure
         left = slot.held.ends - now if slot.held is not None and slot.live(now) else None
-        seconds = refresh.retry_seconds(slot.attempts, left, denied=failure.denied, rng=self._rng)
+        local = slot.key.is_instance
+        seconds = refresh.retry_seconds(slot.attempts, left, denied=failure.denied, rng=self._rng, local=local)
+        seconds += refresh.pause_seconds(failure.pause_seconds, left)
         slot.renew_at = now + timedelta(seconds=seconds)
         self._version += 1
 

@@ -143,6 +143,7 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
     denied: bool
     at: datetime
+    pause_seconds: float = 0.0  # for which the upstream asked not to be asked again
 
 
 class Event(enum.StrEnum):

@@ -525,7 +525,8 @@ class Keeper:
             async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
                 issued = await self._issue_one(work, began)
         except ProviderError as error:
-            self._failed(work, Failure(error.code, error.message, isinstance(error, Denied), self._clock.now()), label)
+            why = Failure(error.code, error.message, isinstance(error, Denied), self._clock.now(), error.pause_seconds)
+            self._failed(work, why, label)
         except TimeoutError:
             why = Failure("timeout", "it took too long", False, self._clock.now())
             self._failed(work, why, label)

@@ -29,7 +29,7 @@ from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
 from agent.providers.sts import Sts, StsAnswer, aware, broken, ready
 from agent.providers.webtoken import WebTokens
-from agent.upstream import Ec2Metadata, Upstream, UpstreamError
+from agent.upstream import Ec2Metadata, Upstream, UpstreamError, asked_pause
 from agent.upstream.sigv4 import SigningKeys
 from agent.wire.container import parse_credential
 
@@ -185,6 +185,7 @@ class AwsMint:
                 hint="the bundle's authorization for the broker is not accepted" if answer.status == 401 else None,
                 code=_broker_code(answer.body, answer.status),
                 server_time=server_time,
+                pause_seconds=asked_pause(answer.headers, answer.date),
             )
         try:
             credential = parsed(lambda: parse_credential(answer.body, received=now))
@@ -346,8 +347,9 @@ def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime
     except (LookupError, TypeError, AttributeError):
         raise broken(operation, answer.server_time) from None
     _usable(credential, f"sts {operation}", now, answer.server_time)
-    credential = capped(credential, now, answer.server_time)
-    lifetime = good_for(credential.expires_at, answer.server_time, now, timedelta(seconds=asked_seconds))
+    asked = timedelta(seconds=asked_seconds)
+    credential = capped(credential, now, answer.server_time, asked)
+    lifetime = good_for(credential.expires_at, answer.server_time, now, asked)
     return Minted(credential, answer.server_time, lifetime)
 
 

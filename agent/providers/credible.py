@@ -41,8 +41,10 @@ def sendable(doing: str, server_time: datetime | None, *secrets: Secret) -> None
         )
 
 
-def capped(credential: AwsCredential, now: datetime, said_at: datetime | None) -> AwsCredential:
-    """``credential`` with an end that AWS could have given it.
+def capped(
+    credential: AwsCredential, now: datetime, said_at: datetime | None, asked: timedelta = LONGEST_AWS
+) -> AwsCredential:
+    """``credential`` with an end that AWS could have given it, having been asked for so long.
 
     Capped and not refused: brokers and emulators do write ends of years, the secret in the document works all the
     same, and a nearer end only makes us ask again sooner.
@@ -51,9 +53,10 @@ def capped(credential: AwsCredential, now: datetime, said_at: datetime | None) -
         credential: not ended yet.
         now: our time.
         said_at: the ``Date`` of the answer.
+        asked: how long a life was asked for; the most that AWS gives, when nobody asked.
     """
     # Either of the two may be wrong: an end that one of them finds credible is left as it is. A difference cannot
     # overflow, whatever both are.
-    if min(credential.expires_at - now, credential.expires_at - (said_at or now)) <= LONGEST_AWS:
+    if min(credential.expires_at - now, credential.expires_at - (said_at or now)) <= asked:
         return credential
-    return msgspec.structs.replace(credential, expires_at=now + LONGEST_AWS)
+    return msgspec.structs.replace(credential, expires_at=now + asked)

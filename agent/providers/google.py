@@ -51,7 +51,7 @@ from agent.providers.remote import AllowList
 from agent.providers.settings import GoogleEndpoints, MintSettings
 from agent.providers.signing_time import SigningTime
 from agent.providers.webtoken import WebTokens, fetch_gce_identity
-from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse
+from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse, asked_pause
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 from agent.wire.ec2 import parse_timestamp
 
@@ -532,6 +532,7 @@ def _refusal(
         hint=clock_hint(answer.date, now) if skewed else _HINTS.get(code),
         code=code,
         server_time=answer.date,
+        pause_seconds=asked_pause(answer.headers, answer.date),
     )
 
 

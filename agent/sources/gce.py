@@ -3,7 +3,7 @@
 Nothing is polled: every request but the first hangs until something changes (``wait_for_change``) or a minute has
 passed. While the attribute does not exist there is nothing to hang on, so the *list* of attributes is waited on
 instead: it changes when the attribute appears. ``last_etag`` is sent along, so that a change between two requests is
-not missed.
+not missed. Where something ends every request that hangs, the attribute is polled.
 
 Spec: Compute Engine documentation, "Query VM metadata" (``wait_for_change``, ``last_etag``, ``timeout_sec``) and
 "Set and query guest attributes".
@@ -42,6 +42,12 @@ PAUSE_CHANGED_SECONDS: Final = 0.5
 
 PAUSE_UNHELD_SECONDS: Final = 5.0
 """After a quick answer without a change: the server does not know how to wait."""
+
+PAUSE_POLLED_SECONDS: Final = 15.0
+POLLS_FIRST: Final = 20
+POLLS_MOST: Final = 240
+"""Where something on the way ends every request that hangs (a proxy, a firewall with a short memory), the attribute is
+read every quarter minute instead: for five minutes, then for longer each time that hanging has failed again."""
 
 _GUEST_ATTRIBUTES: Final = "/computeMetadata/v1/instance/guest-attributes/credential-agent"
 
@@ -154,10 +160,20 @@ class _Attribute:
         self._etag: str | None = None
         self._changed = False
         self._held = True
+        self._polls_left = 0  # looks that do not hang, since one that did was ended
+        self._polls_next = POLLS_FIRST
 
     async def look(self) -> SealedBundle | None:
         """Look, or hang until there is something new; ``None`` when the attribute does not exist."""
-        started, waited = self._clock.boottime(), self._etag is not None
+        started, waited = self._clock.boottime(), self._etag is not None and not self._polls_left
+        try:
+            return await self._look(started, waited=waited)
+        except SourceError:
+            if waited:
+                self._polls_left, self._polls_next = self._polls_next, min(self._polls_next * 2, POLLS_MOST)
+            raise
+
+    async def _look(self, started: float, *, waited: bool) -> SealedBundle | None:
         self._changed = not waited
         # Each turn either answers or changes from one of the two to the other; a key that comes and goes under our
         # hands is looked at again after the pause.
@@ -169,11 +185,16 @@ class _Attribute:
                     break
             elif not await self._look_at_list():
                 break
+        if waited:
+            self._polls_next = POLLS_FIRST  # hanging works
+        self._polls_left = max(self._polls_left - 1, 0)
         self._held = not waited or self._clock.boottime() - started >= QUICK_SECONDS
         return found
 
     def pause(self) -> float:
         """How long to wait before the next look: not at all when the server does the waiting."""
+        if self._polls_left:
+            return PAUSE_POLLED_SECONDS
         if self._held:
             return 0.0
         return PAUSE_CHANGED_SECONDS if self._changed else PAUSE_UNHELD_SECONDS
@@ -209,7 +230,7 @@ class _Attribute:
 
     async def _ask(self, path: str, query: dict[str, str], max_bytes: int) -> UpstreamResponse:
         wait = None
-        if self._etag is not None:
+        if self._etag is not None and not self._polls_left:
             query = {**query, "wait_for_change": "true", "last_etag": self._etag, "timeout_sec": str(WAIT_SECONDS)}
             wait = WAIT_SECONDS + GRACE_SECONDS
         text = "&".join(f"{name}={value}" for name, value in query.items())

@@ -26,7 +26,7 @@ from agent.core.errors import SourceError, UnreadableError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import MAX_BUNDLE_BYTES, RetryLater, keep_watching, retry_seconds
-from agent.upstream import Upstream, UpstreamResponse, origin_of
+from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
 from agent.wire.http import WireError
 from agent.wire.userdata import MEDIA_TYPE
 from agent.wire.wrapped import find
@@ -42,9 +42,6 @@ PAUSE_HELD_SECONDS: Final = 1.0
 """After a held request the next is drawn from this long: all workers were answered in the same instant."""
 
 MAX_REDIRECTS: Final = 3
-RETRY_AFTER_CAP_SECONDS: Final = 300.0
-"""A server may ask for a pause, not for oblivion."""
-
 ACK_ATTEMPTS: Final = 3
 MAX_TOKEN_BYTES: Final = 8192
 MAX_ACK_BYTES: Final = 65_536
@@ -251,7 +248,7 @@ class HttpsSource:
         if status in {200, 304, 404, 410}:
             return
         said = f"{self._origin} answered {status}"
-        if status in {429, 503} and (seconds := _retry_after(answer)) is not None:
+        if seconds := asked_pause(answer.headers, answer.date):
             raise RetryLater(said, seconds=seconds)
         hint = None
         if status in {401, 403}:
@@ -330,12 +327,6 @@ def _entity_tag(answer: UpstreamResponse) -> str | None:
     """The entity tag, if it is one we may send back (RFC 9110 section 8.8.3)."""
     etag = answer.headers.get("ETag", "")
     return etag if _ETAG.match(etag) else None
-
-
-def _retry_after(answer: UpstreamResponse) -> float | None:
-    """``Retry-After`` in seconds, within reason; its other form, a date, is left unread: clocks differ."""
-    text = answer.headers.get("Retry-After", "").strip()
-    return min(float(text), RETRY_AFTER_CAP_SECONDS) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _ack_body(ack: Ack, worker: str | None) -> bytes:

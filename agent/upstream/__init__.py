@@ -18,8 +18,10 @@ from agent.upstream.door import (
     origin_of,
 )
 from agent.upstream.metadata import Ec2Metadata, GceMetadata
+from agent.upstream.pause import LONGEST_PAUSE_SECONDS, asked_pause
 
 __all__ = [
+    "LONGEST_PAUSE_SECONDS",
     "AuthoritiesError",
     "Ec2Metadata",
     "GceMetadata",
@@ -31,6 +33,7 @@ __all__ = [
     "UpstreamResponse",
     "UpstreamSettings",
     "UpstreamStream",
+    "asked_pause",
     "load",
     "origin_of",
 ]

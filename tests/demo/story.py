@@ -239,7 +239,7 @@ directory = {text(f"{worker}/state")}
                 f"sessions of this role live {cloud.SESSION_SECONDS} s here, and S3 refuses them after that; one client object reads on"
             )
             first = self._first_read(s3, begun_s3)
-            keys = self._watch_sessions(first)
+            self._watch_sessions(first)
             reads = self.clouds.s3_reads()[1:]
             used = _distinct(read["access_key_id"] for read in reads)
             self._expect(all(read["status"] == 200 for read in reads), "every read to succeed", _statuses(reads))
@@ -249,7 +249,7 @@ directory = {text(f"{worker}/state")}
             self.teller.done(
                 f"{len(reads)} reads with {len(used)} sessions, every one 200; with the first session S3 now answers ExpiredToken"
             )
-            step.result = f"{len(keys)} sessions, {len(reads)} reads, no error"
+            step.result = f"{len(used)} sessions, {len(reads)} reads, no error"
         with self.teller.step("d") as step:
             minted = self._watch_tokens(begun_gcs)
             reads = self.clouds.gcs_reads()
@@ -278,7 +278,7 @@ directory = {text(f"{worker}/state")}
             raise Failed("the job did not begin with a session of david-reader")
         return first
 
-    def _watch_sessions(self, first: dict[str, Any]) -> list[str]:
+    def _watch_sessions(self, first: dict[str, Any]) -> None:
         """Tell of each new session as it is used, until the first has been over for a moment."""
         seen = [first["access_key_id"]]
         ends = {s["access_key_id"]: s["expires_at"] for s in self.clouds.sessions(cloud.READER_ROLE)}
@@ -298,7 +298,6 @@ directory = {text(f"{worker}/state")}
 
         self.stage.until(over, "the first session to end", seconds=cloud.SESSION_SECONDS + 10, every=0.2)
         self._expect(len(seen) >= 2, "a renewal", "none")
-        return seen
 
     def _watch_tokens(self, begun: int) -> dict[str, dict[str, Any]]:
         """Wait until the first token has been over for a moment, and tell of the renewals."""

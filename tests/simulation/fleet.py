@@ -47,8 +47,15 @@ class Traffic:
         return sum(self.calls[second] for second in range(first, last)) / (last - first)
 
 
-def fleet(agents: int = 10_000, *, hours: float = 3, spread: float = 0.0, seed: int = 1) -> Traffic:
-    """Run ``agents`` for ``hours``; only instants at which one of them has something to do are visited."""
+def fleet(
+    agents: int = 10_000,
+    *,
+    hours: float = 3,
+    spread: float = 0.0,
+    seed: int = 1,
+    outage: tuple[float, float] = (0.0, 0.0),
+) -> Traffic:
+    """Run ``agents`` for ``hours``, with STS down between the two seconds of ``outage``; only instants at which one of them has something to do are visited."""
     rng = random.Random(seed)
     traffic = Traffic()
     offered = bundle(
@@ -71,6 +78,9 @@ def fleet(agents: int = 10_000, *, hours: float = 3, spread: float = 0.0, seed: 
         store, now, second = stores[number], START + timedelta(seconds=at), int(at)
         for work in store.due(now):
             traffic.calls[second] += 1
+            if outage[0] <= at < outage[1]:
+                store.failed(work, Failure("network", "no answer", False, now), now)
+                continue
             if traffic.calls[second] - traffic.throttled[second] > STS_A_SECOND:
                 traffic.throttled[second] += 1
                 store.failed(work, Failure("Throttling", "rate exceeded", False, now), now)

@@ -32,3 +32,16 @@ def test_a_crowd_that_is_throttled_is_served_soon() -> None:
     assert AGENTS <= traffic.calls[0] <= 4 * AGENTS
     assert traffic.served_by <= 20 + 3 * AGENTS / STS_A_SECOND
     assert sum(traffic.calls.values()) <= 8 * AGENTS
+
+
+def test_a_fleet_at_the_end_of_what_it_holds_does_not_keep_sts_down() -> None:
+    """Ten thousand workers that outlive their credentials in an outage ask less than STS takes, and recover together."""
+    agents, back = 2_000, 4800
+    traffic = fleet(agents, hours=1.5, spread=300, outage=(1200, back))
+    scale = 10_000 / agents
+
+    # From the fortieth minute on credentials of an hour come to their last quarter; the earliest have long backed off.
+    assert traffic.mean(2700, back) * scale < STS_A_SECOND
+    assert traffic.peak(2700, back) * scale < 1.5 * STS_A_SECOND
+    # The first to ask after it are served, and the last have asked within the longest wait.
+    assert sum(traffic.calls[second] - traffic.throttled[second] for second in range(back, back + 90)) >= agents

@@ -63,7 +63,7 @@ def test_retries_never_stop_and_never_storm(attempt: int, left: int | None, deni
     """Every wait lies between the floor and the cap of its kind, after any number of failures."""
     seconds = refresh.retry_seconds(attempt, None if left is None else timedelta(seconds=left), denied=denied, rng=rng)
     urgent = left is None or left <= 900
-    cap = (60.0 if urgent else 300.0) if denied else (10.0 if urgent else 60.0)
+    cap = (60.0 if urgent else 300.0) if denied else (30.0 if urgent else 60.0)
 
     assert refresh.RETRY_FLOOR_SECONDS <= seconds <= cap
 
@@ -76,3 +76,22 @@ def test_the_machines_own_is_read_again_before_it_ends(left: int, google: bool, 
 
     assert again > START
     assert again <= max(expires, START + timedelta(seconds=2))
+
+
+@given(st.floats(0, 300), st.none() | st.integers(0, 86_400))
+def test_a_pause_that_was_asked_for_is_kept_within_reason(asked: float, left: int | None) -> None:
+    """A server's pause is kept, but never over a quarter of the life left, nor over half a minute when time is short."""
+    kept = refresh.pause_seconds(asked, None if left is None else timedelta(seconds=left))
+
+    assert 0 <= kept <= asked
+    assert kept <= (30 if left is None or left <= 900 else asked)
+    assert left is None or kept <= left / 4
+    if left is not None and left > 1200:
+        assert kept == asked
+
+
+def test_a_fleet_in_its_last_quarter_hour_asks_less_than_sts_throttles_at() -> None:
+    """Ten thousand workers whose credentials end within minutes ask STS fewer than 600 times a second, at the mean."""
+    rng = random.Random(1)
+    waits = [refresh.retry_seconds(40, 10 * MINUTE, denied=False, rng=rng) for _ in range(10_000)]
+    assert 10_000 / (sum(waits) / len(waits)) < 600

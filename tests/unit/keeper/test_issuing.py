@@ -218,7 +218,7 @@ class TestRenewal:
             world.issuer.answer = lambda call: Transient("down", code="network")
             await world.clock.advance(2 * 3600)
             assert live(world) is None
-            assert len(events(logs, "credential.failed")) < world.issuer.asked("instance") / 20
+            assert len(events(logs, "credential.failed")) < world.issuer.asked("instance") / 10
             world.issuer.answer = machine
             await world.clock.advance(21)
 

@@ -135,13 +135,28 @@ def test_an_impersonation_ends_within_reason(end: str) -> None:
 
 
 def test_an_aws_end_is_capped() -> None:
-    """An end beyond what AWS gives counts as the longest that it gives, from STS and from a broker."""
+    """An end years away counts as what STS was asked for; from a broker, which was asked nothing, as AWS's longest."""
     far = "9999-12-31T23:59:59Z"
     sts = answering(session("token", far))
     broker = answering(document(sts.now, Expiration=far))
 
-    for issued in (sts.issue(sts.keys()), broker.issue(HttpBroker(id="b", url=f"{BROKER}/c"))):
-        assert issued.credential.expires_at == sts.now + LONGEST_AWS
+    asked = sts.keys()
+    assert sts.issue(asked).credential.expires_at == sts.now + timedelta(seconds=asked.duration_seconds)
+    assert broker.issue(HttpBroker(id="b", url=f"{BROKER}/c")).credential.expires_at == sts.now + LONGEST_AWS
+
+
+@pytest.mark.parametrize("grant", ["sts", "broker", "google"])
+@pytest.mark.parametrize(("asked", "kept"), [("40", 40.0), ("999999", 300.0), ("soon", 0.0)])
+def test_a_pause_is_heard_from_every_upstream(grant: str, asked: str, kept: float) -> None:
+    """`Retry-After` of STS, of a broker and of Google reaches the schedule, within its bounds."""
+    world = answering({})
+    world.net.routes = {"*": lambda _: Answer(503, b"{}", {"Retry-After": asked})}
+    grants = {"sts": world.keys(), "broker": HttpBroker(id="b", url=f"{BROKER}/c"), "google": USER}
+
+    with pytest.raises(Transient) as caught:
+        world.issue(grants[grant])
+
+    assert caught.value.pause_seconds == kept
 
 
 def test_an_aws_end_in_the_past_is_refused() -> None:

@@ -13,7 +13,13 @@ import pytest
 
 from agent.core.errors import SourceError
 from agent.core.source import Ack
-from agent.sources.gce import PAUSE_CHANGED_SECONDS, PAUSE_UNHELD_SECONDS, GceAttributeSettings, GceAttributeSource
+from agent.sources.gce import (
+    PAUSE_CHANGED_SECONDS,
+    PAUSE_POLLED_SECONDS,
+    PAUSE_UNHELD_SECONDS,
+    GceAttributeSettings,
+    GceAttributeSource,
+)
 from agent.upstream import GceMetadata, Upstream
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
@@ -261,5 +267,31 @@ def test_verdicts_go_to_a_guest_attribute_where_they_are_enabled() -> None:
             server.set_attribute("enable-guest-attributes", "TRUE")
             await source.acknowledge(ack)
             assert server.asked == []
+
+    run(test())
+
+
+def test_where_long_polls_are_ended_the_attribute_is_polled() -> None:
+    """Something on the way that ends every request that hangs delays a change by seconds, and hides none."""
+
+    async def test() -> None:
+        async with made() as (server, source, clock):
+            server.set_attribute(KEY, "x")
+
+            async def ended(*_: Any) -> Any:
+                raise ConnectionResetError
+
+            server._wait = ended
+            heard = Listener()
+            async with watching(source, heard):
+                await heard.until(lambda h: h.troubles)
+                server.attributes[KEY] = "y"
+                assert 0 < await clock.step() <= 60
+                await heard.until(lambda h: len(h.offers) == 2)
+                server.attributes[KEY] = "z"
+                assert await clock.step() == PAUSE_POLLED_SECONDS
+                await heard.until(lambda h: len(h.offers) == 3)
+                assert heard.bodies == [b"x", b"y", b"z"]
+                assert len(heard.troubles) == 1
 
     run(test())
