@@ -11,8 +11,9 @@ What must hold:
 2. *The promise.* While the upstream has been well for ``recovery_seconds``, the credential served has at least the
    promised life left (two thirds of its lifetime for AWS, 32 minutes for Google). From the instant at which that ends,
    what is left shrinks no faster than time passes: so an outage of 20 minutes leaves no hole where an hour was issued.
-   While a server lies about the time, and until the truth was heard again, nothing is promised of *either* cloud: the
-   machine has one clock, and what is signed by a wrong one is refused. Rule 1 holds then as ever.
+   One cloud, or a broker, that lies about the time changes nothing of that, nor do all of them while the kernel is
+   synchronised. Where nobody is left to outweigh the liars nothing is promised of *either* cloud until the truth was
+   heard again: the machine has one clock. Rule 1 holds then as ever.
 3. *No storm.* In any minute no credential is asked for more than :data:`ATTEMPTS_A_MINUTE` times, and over the whole
    run no more than the schedule and the faults account for.
 """
@@ -23,6 +24,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NoReturn
@@ -166,6 +168,7 @@ class World:
         self._seen: tuple[Any, ...] = ()
         self._sure_until = 0.0
         self._served: dict[Cloud, datetime | None] = {}
+        self._wall_was_wrong = bool(plan.wall_error_hours)
         self.blind_until = 0.0
         """Until this instant (true seconds) nothing on the machine can know what time it is: after a pause all its clocks
         are behind by as much, and what ended in it looks alive to every program there is. The wall clock that NTP then
@@ -224,8 +227,21 @@ class World:
         return None
 
     def lied_to(self) -> bool:
-        """Whether any server lies about the time now."""
-        return any(trouble.kind is Kind.LIE for troubles in self.troubles.values() for trouble in troubles)
+        """Whether servers lie about the time now that could be believed."""
+        return any(
+            trouble.kind is Kind.LIE and self.may_be_fooled(trouble)
+            for troubles in self.troubles.values()
+            for trouble in troubles
+        )
+
+    def may_be_fooled(self, trouble: Trouble) -> bool:
+        """Whether the rule lets such a lie move our time.
+
+        Not while the kernel is synchronised, nor where one cloud stands against a wall clock that was right all the time.
+        """
+        if self.plan.synchronised and not self.time.wall_error:
+            return False
+        return self._wall_was_wrong or trouble.who == "both"
 
     def refused(self, cloud: str) -> Answer | None:
         """What a server without a weather of its own answers while its cloud is in trouble."""
@@ -326,6 +342,7 @@ class World:
         match trouble.kind:
             case Kind.STEP:
                 self.time.wall_error += trouble.size_hours * 3600
+                self._wall_was_wrong = True
                 if trouble.size_hours > 0:
                     # It looks like a pause: what may be over is not served until a witness says that it was none.
                     for health in self._health.values():
@@ -343,6 +360,7 @@ class World:
                     await asyncio.sleep(2 * NAP_SECONDS)
                 self.check()
                 self.time.paused += seconds
+                self._wall_was_wrong = True  # to who looks from inside it was stepped
                 self._stepped()
                 self.blind_until = self.time.elapsed() + 120.0
                 self.disturb("aws", "gcp", seconds=120.0)
@@ -350,10 +368,10 @@ class World:
                 whom = ["aws", "gcp"] if trouble.who == "both" else [trouble.who]
                 for cloud in whom:
                     self.troubles[cloud].append(trouble)
-                self.disturb(*whom)
-                if trouble.kind is Kind.LIE:
-                    # The machine has one clock, and whoever lies is heard: nothing is promised but that nothing expired
-                    # is served.
+                if trouble.kind is not Kind.LIE or self.may_be_fooled(trouble):
+                    self.disturb(*whom)
+                if trouble.kind is Kind.LIE and self.may_be_fooled(trouble):
+                    # Nobody is left who could outweigh the liars: nothing is promised but that nothing expired is served.
                     for health in self._health.values():
                         health.held_at = None
                 await asyncio.sleep(seconds)
@@ -361,9 +379,10 @@ class World:
                     self.troubles[cloud].remove(trouble)
                 # The slowest retry after a refusal is four minutes later than the slowest after anything else. A clock
                 # that was lied to signs what is refused, and believes the truth when it has heard it twice.
-                if trouble.kind is Kind.LIE:
+                if trouble.kind is Kind.LIE and self.may_be_fooled(trouble):
                     self.disturb(*self.troubles, seconds=481.0)
-                self.disturb(*whom, seconds=241.0 if trouble.kind is Kind.REFUSE else 0.0)
+                if trouble.kind is not Kind.LIE or self.may_be_fooled(trouble):
+                    self.disturb(*whom, seconds=241.0 if trouble.kind is Kind.REFUSE else 0.0)
         self.check()
 
     def _stepped(self) -> None:
@@ -513,7 +532,7 @@ class _Health:
     def note(self, elapsed: float) -> bool:
         """Look at the upstream, ``elapsed`` seconds from the start; return whether it has been well for long enough."""
         troubles = self._world.troubles
-        if any(troubles[name] for name in self.depends) or self._world.lied_to():
+        if any(t.kind is not Kind.LIE for name in self.depends for t in troubles[name]) or self._world.lied_to():
             self.well_since = elapsed
         self.well = elapsed - self.well_since >= self.recovery_seconds
         if self.well:
@@ -592,6 +611,10 @@ class _Wire:
             return UpstreamResponse(refused.status, CIMultiDictProxy(CIMultiDict()), b"", None)
         asked_at = asyncio.get_running_loop().time()
         answer = await self._net.request(method, url, headers=headers, body=body)
+        if origin == BROKER:
+            for trouble in world.troubles[cloud]:
+                if trouble.kind is Kind.LIE and answer.date is not None:
+                    answer = replace(answer, date=answer.date + timedelta(hours=trouble.size_hours))
         if url.startswith("https:"):  # the machine's metadata is no network away
             await asyncio.sleep(world.rng.uniform(0.005, 1.0))
         witness = witness_of(origin, link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
