@@ -53,7 +53,8 @@ class Owners:
         try:
             async with asyncio.timeout(_TABLE_SECONDS):
                 while self._began < asked:
-                    if self._reading is None:
+                    # One that has ended is over although its callback has not run: to wait for it would never yield.
+                    if self._reading is None or self._reading.done():
                         self._reading = asyncio.create_task(self._look(), name="socket owners")
                         self._reading.add_done_callback(self._looked)
                     await asyncio.shield(self._reading)
@@ -67,8 +68,8 @@ class Owners:
         self._table = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
         self._began = began
 
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._reading = None
+    @staticmethod
+    def _looked(task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.exception()  # told to who waits
 

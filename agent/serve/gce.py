@@ -34,7 +34,7 @@ from agent.serve.early import Early
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
 from agent.serve.listener import Later, Outcome
 from agent.serve.mints import Demand, Mints, TooOften
-from agent.serve.proxy import GCE_STATIC, Proxy, relisted, target
+from agent.serve.proxy import GCE_STATIC, LARGE_BYTES, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import gce
@@ -54,6 +54,9 @@ _FLAVOR_MISSING: Final = gce.failure(403, 'Missing required header "Metadata-Fla
 _GET_ONLY: Final = gce.failure(405, "expected GET", ("Allow", "GET, HEAD"))
 _NOT_FOUND: Final = gce.failure(404, "no such metadata key")
 _UPSTREAM_SILENT: Final = gce.failure(503, "the machine's own metadata server does not answer; try again")
+_TOO_LARGE: Final = gce.failure(503, "too large as text; ask for alt=json")
+_MAX_TEXT_CHARACTERS: Final = 1 << 22
+_LINES_AT_ONCE: Final = 1000
 _NO_AUDIENCE: Final = gce.failure(400, "non-empty audience parameter required")
 _NO_ID_TOKENS: Final = gce.failure(
     404, "no identity token can be made from this worker's google credential; a service account's can"
@@ -101,6 +104,7 @@ class GceDoor:
         self._early = Early(settings)
         # All mutable state is what was rendered before, with what it was rendered from.
         self._token: tuple[AwsCredential | GoogleToken, int, Response] | None = None
+        self._last_large: tuple[tuple[Any, ...], bytes, Response] | None = None
         self._accounts: tuple[GoogleToken, str, gce.Directory] | None = None
 
     def has_persona(self) -> bool:
@@ -380,7 +384,7 @@ class GceDoor:
             answer = await self._fetch(request, ask, alt=alt)
             if answer is None or answer.status != 200:
                 return answer
-            shown = self._shown(answer, below, query)
+            shown = await self._rendered(answer, below, query)
             if not query.wait_for_change or shown.status != 200:
                 return shown
             tag, left = answer.header("ETag"), ends - asyncio.get_running_loop().time()
@@ -398,6 +402,37 @@ class GceDoor:
             hang_seconds=query.timeout_seconds + _HANG_MARGIN_SECONDS if query.wait_for_change else 0.0,
             asker=request.asker,
         )
+
+    async def _rendered(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
+        """What is shown; of a large answer once, however many ask, and as text in slices."""
+        if len(answer.body) <= LARGE_BYTES:
+            return self._shown(answer, below, query)
+        key = (below, query.recursive, query.alt, self._watch.board.version)
+        last = self._last_large
+        if last is not None and last[0] == key and last[1] == answer.body:
+            return last[2]
+        if query.recursive and query.alt == "text":
+            shown = await self._as_text(self._shown(answer, below, msgspec.structs.replace(query, alt="json")), below)
+        else:
+            shown = self._shown(answer, below, query)
+        self._last_large = (key, answer.body, shown)
+        return shown
+
+    @staticmethod
+    async def _as_text(shown: Response, below: tuple[str, ...]) -> Response:
+        if shown.status != 200:
+            return shown
+        tree = msgspec.json.decode(shown.body)
+        lines, size = [], 0
+        for line in gce.flatten(tree, literal=below[-1:] == ("attributes",)):
+            lines.append(line + "\n")
+            size += len(line)
+            if size > _MAX_TEXT_CHARACTERS:
+                # Each line repeats the names above it: a megabyte of JSON can be made to be a gigabyte of text.
+                return _TOO_LARGE
+            if not len(lines) % _LINES_AT_ONCE:
+                await asyncio.sleep(0)
+        return gce.content("".join(lines).encode(), json=False)
 
     def _shown(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
         """A directory's answer without what is hidden, under a tag of what is left."""

@@ -28,6 +28,8 @@ LONG_POLLS: Final = 256
 """Those that the real server holds, each on a connection; of whoever has most the oldest goes for one who has fewer."""
 CONNECTIONS: Final = CONCURRENCY + LONG_POLLS
 """What the pass-through may have open, on a way out that nothing else uses."""
+LARGE_BYTES: Final = 32768
+"""An answer above this goes out alone in its round of the event loop: copying it takes longer than a credential."""
 ASKED_PER_SECOND: Final = 200.0
 ASKED_AT_ONCE: Final = 1000.0
 ASKED_PER_SECOND_BY_ONE: Final = 50.0
@@ -139,6 +141,7 @@ class Proxy:
         self._flights: dict[tuple[Hashable, str], asyncio.Task[Response | None]] = {}
         room = min(CONCURRENCY, max(1, connections // 2))
         self._room = Turnstile(room)
+        self._large = Turnstile(1)
         self._polls = Places(max(1, connections - room))
         self._asked: Buckets[Hashable] = Buckets(
             Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE), per_second=ASKED_PER_SECOND_BY_ONE, burst=ASKED_AT_ONCE_BY_ONE
@@ -199,6 +202,28 @@ class Proxy:
         now = time.monotonic()
         if asker is not None and (hang_seconds or self._room.crowded or self._asked.is_scarce(now)):
             owner = await asker.owner()
+        answer = await self._shared(method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner)
+        if answer is None or len(answer.body) <= LARGE_BYTES:
+            return answer
+        if owner is None and asker is not None and self._large.crowded:
+            owner = await asker.owner()
+        try:
+            async with asyncio.timeout(self._seconds), self._large.turn(owner):
+                await asyncio.sleep(0)
+        except TimeoutError:
+            return None
+        return answer
+
+    async def _shared(
+        self,
+        method: str,
+        path_qs: str,
+        *,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        hang_seconds: float,
+        owner: Hashable,
+    ) -> Response | None:
         if method != "GET" or hang_seconds:
             return await self._fetch(
                 method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner

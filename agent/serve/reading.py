@@ -37,8 +37,11 @@ IDLE_BODY_BYTES: Final = 1024
 past, so that the answer is not lost in a reset, and not kept."""
 _SLICE_BYTES: Final = 16384
 _MAX_PIECES: Final = 4096
-"""In how many pieces a request may arrive, and its body be chunked. Each costs us a hundred times what it costs the
+"""In how many pieces a request may arrive. Each costs us a hundred times what it costs the
 sender; one that types by hand needs some dozens."""
+_FREE_PIECES: Final = 256
+_BYTES_A_PIECE: Final = 64
+"""After so many, the pieces of a body must have so many bytes on average."""
 _HEAD_ENDS: Final = b"\r\n\r\n"
 
 
@@ -182,8 +185,11 @@ class RequestReader:
         if not self.head:
             if self._received > self._head_bytes or self._pieces > _MAX_PIECES:
                 self.fault = Fault.HEAD_TOO_LARGE
-        elif self._body_room() < 0 or self._pieces > _MAX_PIECES or self._body_pieces > _MAX_PIECES:
+        elif self._body_room() < 0 or self._pieces > _MAX_PIECES or self._body_pieces > self._most_pieces():
             self.fault = Fault.BODY_TOO_LARGE
+
+    def _most_pieces(self) -> int:
+        return _FREE_PIECES + len(self._body) // _BYTES_A_PIECE
 
     def _decline_upgrade(self, rest: bytes) -> None:
         self.release()
@@ -253,6 +259,9 @@ class RequestReader:
         if self.complete or self.fault is not None:
             return
         self._body_pieces += 1
+        if self._body_pieces > self._most_pieces():
+            self.fault = Fault.BODY_TOO_LARGE
+            return
         if self._wanted:
             self._body += piece
             if len(self._body) > self._body_bytes:

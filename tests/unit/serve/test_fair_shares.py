@@ -208,3 +208,36 @@ def test_places_are_taken_from_who_has_most() -> None:
         await asyncio.gather(polite, third, fourth, *greedy, return_exceptions=True)
 
     asyncio.run(scenario())
+
+
+def test_a_table_for_each_who_asks_after_the_last() -> None:
+    """Whoever asks while a table is being read gets one begun later, and nobody spins on one that has ended."""
+
+    async def scenario() -> tuple[int, list[object]]:
+        reads: list[object] = []
+
+        class Empty:
+            def owner(self, peer: object, local: object) -> None:
+                return None
+
+        def read() -> Empty:
+            reads.append(Empty())
+            return reads[-1]  # type: ignore[return-value]
+
+        owners = Owners(read)
+        try:
+            tables: list[object] = []
+
+            async def ask() -> None:
+                tables.append(await owners.table())
+                tables.append(await owners.table())
+
+            await asyncio.gather(*(ask() for _ in range(50)))
+        finally:
+            owners.close()
+        return len(reads), tables
+
+    reads, tables = asyncio.run(scenario())
+    assert reads == 2
+    assert len(tables) == 100
+    assert None not in tables
