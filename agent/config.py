@@ -29,6 +29,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{1,4095}\Z")]
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]{1,2000}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+VariablePattern = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_*]{1,128}\Z")]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
 # What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
 VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
@@ -338,6 +339,9 @@ class Environment(_Section, frozen=True):
         group: who may read them, beside the agent.
         mode: their mode.
         variables: further variables, as they are.
+        allow: names of a bundle's variables that pass beside those whose shape says a value (``MYAPP_TOKEN``,
+            ``DATABASE_URL``), ``*`` for any rest: ``["MYAPP_*"]``. Names of tools that load code or choose a server
+            (pip, Dask, Jupyter, MPI) pass only when the pattern names the tool.
         imds_endpoint: also point ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` at us (for machines without the redirect).
         static: write the keys themselves, for programs that can use nothing else. They go stale: off.
     """
@@ -349,6 +353,7 @@ class Environment(_Section, frozen=True):
     group: str | None = None
     mode: Mode = "0640"
     variables: dict[VariableName, VariableValue] = {}
+    allow: tuple[VariablePattern, ...] = ()
     imds_endpoint: bool = True
     static: bool = False
 
@@ -441,6 +446,7 @@ _MEANING: Final = {
             "a path of metadata such as /latest/user-data or /computeMetadata/v1/instance/attributes/NAME"
         ),
         r"^[A-Za-z0-9.:_-]{1,253}\Z": "the name or the address of a host, without a port and without brackets",
+        r"^[A-Za-z0-9_*]{1,128}\Z": "a pattern for names: letters, digits, underscores, and * for any rest",
         r"^0[0-7]{3}\Z": 'an octal mode such as "0640"',
         r"^[0-9]{12}\Z": "a twelve-digit account id",
         r"^[0-9]{1,20}\Z": "a project number: 1 to 20 digits",

@@ -57,6 +57,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         sources: each source and how it is: ``ok``, ``starting`` or what ails it.
         refusal: the last bundle that was refused.
         memory_unwritten: the state directory could not be written: a restart would forget.
+        refused_variables: names of the bundle's variables that are not passed on.
         keys: the key ids by which this worker can be addressed.
         absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by door and status.
@@ -73,6 +74,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Ack | None
     memory_unwritten: bool
     keys: tuple[str, ...]
+    refused_variables: tuple[str, ...] = ()
     absent_keys: tuple[str, ...] = ()
     audiences: tuple[str, ...]
     requests: Mapping[tuple[str, int], int] = {}
@@ -107,7 +109,8 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
             "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
             "on_expiry": bundle.on_expiry,
             "set_aside": [msgspec.to_builtins(aside) for aside in bundle.set_aside],
-            "variables": sorted(store.variables(now)),
+            "variables": sorted(set(store.variables(now)) - set(vitals.refused_variables)),
+            "refused_variables": list(vitals.refused_variables),
         },
         "credentials": [
             {

@@ -24,6 +24,7 @@ from agent.core.errors import BundleError, FormatError, SealError, SourceError
 from agent.core.horizon import Horizon, horizon, instant, sentence, spell
 from agent.core.model import Action, Bundle, Cloud, Grant, OnExpiry
 from agent.core.secret import Secret
+from agent.core.variables import passes
 from agent.sender import Collected, aws, claims, deliver, files, gcp
 from agent.wire import userdata, wrapped
 
@@ -398,6 +399,12 @@ def _variables(names: Sequence[str]) -> dict[str, Any] | None:
             os.environ[name].encode()
         except UnicodeEncodeError:
             raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None
+        if not passes(name):
+            click.echo(
+                f"warning: --env {name}: workers pass it on only if their environment.allow names it; "
+                "names such as MYAPP_TOKEN or DATABASE_URL pass by themselves",
+                err=True,
+            )
     return {"type": "env", "id": "env", "variables": {name: os.environ[name] for name in names}} if names else None
 
 

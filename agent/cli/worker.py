@@ -446,6 +446,7 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield "bundle: none"
     else:
         yield f"bundle: seq {bundle['seq']} from {bundle['issuer']} for {bundle['subject']}, by {bundle['origin']}"
+    yield from _told_variables(bundle)
     for name in document.get("absent_keys", ()):  # of an agent that is older than this command
         yield f"key {name}: this machine was not given it; no bundle can be opened with it"
     for name, state in document["sources"].items():
@@ -499,6 +500,11 @@ def _told_files(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         count = f", {file['count']} certificates" if file["count"] is not None else ""
         digest = f", sha256 {file['sha256'][:16]}" if file["sha256"] is not None else ""
         yield f"loaded {file['key']}: {file['path']} ({file['what']}{count}{digest})"
+
+
+def _told_variables(bundle: Mapping[str, Any] | None) -> Iterator[str]:
+    for name in (bundle or {}).get("refused_variables", ()):
+        yield f"variable {name}: not passed on; environment.allow in the configuration says which are"
 
 
 def _told_cloud(name: str, cloud: Mapping[str, Any], now: datetime) -> Iterator[str]:

@@ -502,6 +502,7 @@ class Daemon:
             sources=self.keeper.source_state,
             refusal=self.keeper.last_refusal,
             memory_unwritten=self.keeper.memory_unwritten,
+            refused_variables=self._publisher.refused(self.clock.now()),
             keys=self._opening.ring.kids,
             absent_keys=self.absent_keys,
             audiences=tuple(sorted(self._opening.audiences | self._opening.ring.audiences)),

@@ -25,12 +25,14 @@ from agent.core.errors import ConfigError, HostError
 from agent.core.model import AwsCredential, Cloud
 from agent.core.secret import Secret
 from agent.core.store import Store
+from agent.core.variables import passes
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
 from agent.host.files import sweep, take_away, write_atomic
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 RETRY_SECONDS: Final = 5.0
+REFUSED_HINT: Final = "if programs are meant to have them, name them in environment.allow"
 
 
 def group_id(name: str | None) -> int | None:
@@ -133,6 +135,7 @@ class Publisher:
         self._again = asyncio.Event()
         self._since: float | None = None  # the loop's time since when the files have not said what they should
         self.trouble: str | None = None
+        self._told_refused: tuple[str, ...] = ()
         self._log = structlog.get_logger()
         # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
         self._unswept = {*self._files, Path(settings.token_file)}
@@ -163,7 +166,9 @@ class Publisher:
         # While a bundle is awaited the file leads to us already: a program that starts first must find it later.
         awaited = self.expects_bundle and store.bundle is None
         variables = dict(settings.variables)
-        variables.update({name: value.reveal() for name, value in store.variables(now).items()})
+        variables.update(
+            {name: value.reveal() for name, value in store.variables(now).items() if passes(name, settings.allow)}
+        )
         variables.update(
             containerenv.pointers(
                 aws=awaited or not isinstance(answers[Cloud.AWS], Absent),
@@ -193,8 +198,19 @@ class Publisher:
             variables.update(envfile.static_keys(aws.credential))
         return variables
 
+    def refused(self, now: datetime) -> tuple[str, ...]:
+        """The names of the bundle's variables that are not passed on; the rest of it is in force all the same."""
+        return tuple(sorted(n for n in self._store.variables(now) if not passes(n, self.settings.allow)))
+
+    def _tell_refused(self) -> None:
+        refused = self.refused(self._clock.now())
+        if refused and refused != self._told_refused:
+            self._log.warning("environment.refused", variables=list(refused), hint=REFUSED_HINT)
+        self._told_refused = refused
+
     def changed(self) -> None:
         """Something may have changed. Returns at once."""
+        self._tell_refused()
         if self._task is not None:
             self._again.set()
             return

@@ -414,6 +414,7 @@ class World:
             "sources": [{"kind": "file", "path": self.bundle_file}],
             "upstream": {"ec2": "off", "gce": "off"},
             "environment": {
+                "allow": ["*"],
                 "file": root / "run" / "env",
                 "shell_file": root / "run" / "env.sh",
                 "token_file": root / "run" / "token",

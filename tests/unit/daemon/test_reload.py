@@ -33,6 +33,7 @@ APPLIED = {
     "environment.group",
     "environment.mode",
     "environment.variables",
+    "environment.allow",
     "environment.imds_endpoint",
     "environment.static",
     "log.level",
