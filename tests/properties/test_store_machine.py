@@ -102,6 +102,9 @@ class StoreMachine(RuleBasedStateMachine):
         flying = {(w.key, w.slot) for w in self.flying}
         # Another flight of the same key is for another slot: what took its place. The old one may still land.
         assert not [w for w in work if (w.key, w.slot) in flying], "two flights of one credential"
+        in_force = self.store.bundle
+        if in_force is not None and in_force.lease_until is not None and in_force.lease_until <= self.now:
+            assert all(w.grant is None for w in work), "what is over was renewed"
         self.flying += work
 
     @precondition(lambda self: self.flying)
