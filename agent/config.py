@@ -284,7 +284,8 @@ class Aws(_Section, frozen=True):
     """What is said of AWS when neither the bundle nor the machine does.
 
     Attributes:
-        region: as ``eu-west-1``.
+        region: as ``eu-west-1``. Where no zone is known its first one stands for it (``eu-west-1a``): some clients read
+            nothing else.
         availability_zone: as ``eu-west-1a``.
         account_id: twelve digits.
         imdsv1: answer EC2 metadata requests without a session token. Off: it is what SSRF attacks need.
