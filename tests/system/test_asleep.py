@@ -68,6 +68,7 @@ class Broker:
         self.clocks = clocks
         self.given: list[str] = []
         self.down = False
+        self.lie = timedelta()
 
     def __call__(self, asked: Asked) -> Answer | Fault:
         if self.down:
@@ -81,7 +82,7 @@ class Broker:
             "Token": "t" * 80,
             "Expiration": f"{now + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
         }
-        return Answer(200, json.dumps(document).encode(), {"Date": f"{now:%a, %d %b %Y %H:%M:%S} GMT"})
+        return Answer(200, json.dumps(document).encode(), {"Date": f"{now + self.lie:%a, %d %b %Y %H:%M:%S} GMT"})
 
 
 @contextmanager
@@ -95,11 +96,12 @@ def closing(call: Callable[[Awaitable[Any]], Any], served: AbstractAsyncContextM
 
 
 @contextmanager
-def worker(tmp_path: Path) -> Iterator[tuple[World, Agent, Clocks, Broker]]:
+def worker(tmp_path: Path, lie: timedelta = timedelta()) -> Iterator[tuple[World, Agent, Clocks, Broker]]:
     """A worker whose identity is the broker's, before its machine sleeps."""
     (tmp_path / "w").mkdir()
     world, clocks = World(tmp_path / "w"), Clocks(tmp_path)
     broker = Broker(clocks)
+    broker.lie = lie
     served = serve(broker)
     with background() as call, closing(call, served) as url:
         world.drop(world.seal(HttpBroker(id="job", url=f"{url}/credentials")))
@@ -164,3 +166,12 @@ def test_lost_time_is_told(tmp_path: Path) -> None:
         assert abs(said["seconds"] - 7200) < 5
         assert agent.status()["clock"]["believed"] == "wall"
         assert abs(agent.status()["clock"]["lost_seconds"] - 7200) < 5
+
+
+@pytest.mark.parametrize("hours", [-30, -0.5, 0.5, 3, 20_000])
+def test_a_broker_teaches_no_time(tmp_path: Path, hours: float) -> None:
+    """Its Date is off by as much as it likes: our time stands, and its credential is served as long as it lives."""
+    with worker(tmp_path, lie=timedelta(hours=hours)) as (_, agent, _clocks, broker):
+        clock = agent.status()["clock"]
+        assert (clock["samples"], clock["moves"], abs(clock["wall_error_seconds"]) < 1) == (0, 0, True)
+        assert agent.access_key() == broker.given[-1]
