@@ -127,6 +127,8 @@ def from_boto(session: Any, options: AwsOptions, *, now: datetime) -> Collected:
         return _renewed_by_instance(session, options)
     local = _Local(session, now)
     mode = _mode(options, local)
+    if mode is Mode.KEYS and options.role_arn is not None:
+        return _renewed_by_base(local, options, now, Mode.KEYS)
     if mode is Mode.ASSUME_ROLE:
         if options.renew is Renewal.LOCAL:
             return _renewed_by_base(local, options, now)
@@ -304,10 +306,14 @@ def _assume_role(local: _Local, options: AwsOptions) -> Collected:
     return Collected(cloud=Cloud.AWS, grants=(grant,), route=options.grant_id, who=arn)
 
 
-def _renewed_by_base(local: _Local, options: AwsOptions, now: datetime) -> Collected:
-    """The role for the worker to assume, and this computer's identity for it to assume it with."""
+def _renewed_by_base(local: _Local, options: AwsOptions, now: datetime, mode: Mode | None = None) -> Collected:
+    """The role for the worker to assume, and this computer's identity for it to assume it with.
+
+    The base that lasts is an IAM user's keys (``mode`` keys): no session of a role stands between them and the role, so
+    STS gives up to the role's own maximum (12 hours at most) where a chained role gets one hour.
+    """
     base_id = f"{options.grant_id}-base"
-    base = _plain(local, Mode.RAW if local.session_token else Mode.SESSION_TOKEN, options, now, base_id)
+    base = _plain(local, mode or (Mode.RAW if local.session_token else Mode.SESSION_TOKEN), options, now, base_id)
     role = _role_grant(options, base_id, local.region)
     said = f"the worker also holds the base, {base.who}, in memory; programs on it are served only the role"
     grants: tuple[Grant, ...] = (*base.grants, role)

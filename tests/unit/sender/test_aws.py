@@ -319,3 +319,13 @@ def test_a_multi_factor_code_reaches_sts(world: World) -> None:
     world.collect(mfa=Mfa("arn:aws:iam::111122223333:mfa/me", Secret("123456")))
     assert world.sts.calls[0].parameters["TokenCode"] == "123456"
     assert world.sts.calls[0].parameters["SerialNumber"].endswith("mfa/me")
+
+
+def test_keys_can_be_the_base_of_a_role_for_twelve_hours(world: World) -> None:
+    """With the keys themselves as the base nothing is chained: the role renews for as long as the keys live."""
+    collected = world.collect(mode=Mode.KEYS, role_arn=ROLE, renew=Renewal.LOCAL, duration=timedelta(hours=12))
+    keys, role = collected.grants
+    assert isinstance(keys, AwsKeys)
+    assert isinstance(role, AwsAssumeRole)
+    assert (role.base, role.duration_seconds, collected.route) == (keys.id, 43_200, role.id)
+    assert any("long-term keys" in warning for warning in collected.warnings)
