@@ -140,7 +140,7 @@ class GcpKmsKey(_Section, frozen=True, tag_field="kind", tag="gcp-kms"):
 
 
 class EphemeralKey(_Section, frozen=True, tag_field="kind", tag="ephemeral"):
-    """A key made at the start, in memory only. Its public half goes where senders can find it.
+    """A key made at the first start after a boot, in memory only. Its public half goes where senders can find it.
 
     Attributes:
         publish_file: write the public JWK there.

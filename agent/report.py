@@ -65,6 +65,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         published: where our public key stands for senders, and how it is: ``published`` or what ails it.
         overwritten: how often something else stood there.
         log_dropped: lines of the log that nobody took.
+        without: what the configuration names and the machine does not have just now: by its key, why.
     """
 
     started: datetime
@@ -83,6 +84,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     log_dropped: int = 0
     published: Mapping[str, str] = {}
     overwritten: int = 0
+    without: Mapping[str, str] = {}
 
 
 def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
@@ -170,6 +172,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "log_dropped": vitals.log_dropped,
         "published": dict(vitals.published),
         "key_overwritten": vitals.overwritten,
+        "without": dict(vitals.without),
     }
 
 
@@ -314,6 +317,12 @@ class _Collector:
             "Times that something else stood where this worker's public key is published.",
             (),
             [((), float(vitals.overwritten))],
+        )
+        yield gauge(
+            "without",
+            "1 for what the configuration names and the machine does not have just now.",
+            ("key",),
+            [((key,), 1.0) for key in sorted(vitals.without)],
         )
         yield counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])
         yield counter(

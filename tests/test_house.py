@@ -117,7 +117,8 @@ DURABLE = {"accept", "revoke", "adopt", "reset", "doubt"}
 """The methods of the store that change what outlives the process: of agent/keeper/durable.py alone."""
 
 CHANGING = DURABLE | {
-    *("put", "failed", "restore", "put_id_token", "observe", "rebase", "hasten", "reconfigure", "due", "tick")
+    *("restore_remnant", "restore_waiting", "resuming"),
+    *("put", "failed", "restore", "put_id_token", "observe", "rebase", "hasten", "reconfigure", "due", "tick"),
 }
 """All that change the store: of the keeper's room alone."""
 

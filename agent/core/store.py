@@ -81,6 +81,9 @@ ID_TOKEN_AUDIENCES: Final = 1024
 NAMES_KEPT: Final = 64
 """How many names are answered to: a role a job would grow them without end."""
 
+RETRY_AFTER_RESTART: Final = timedelta(minutes=1)
+"""See :meth:`Store.restore_waiting`."""
+
 HASTE_EVERY: Final = timedelta(minutes=1)
 HASTE_SPREAD: Final = timedelta(seconds=30)
 """See :meth:`Store.hasten`."""
@@ -98,6 +101,40 @@ class Holding(NamedTuple):
     digest: str
     credential: Credential
     ends: datetime | None
+
+
+class Waiting(NamedTuple):
+    """A credential that could not be issued so far, for the process that comes after this one.
+
+    Attributes:
+        digest: as in :class:`Holding`.
+        attempts: failures in a row.
+        again_at: when the next attempt was due, on our clock.
+    """
+
+    key: Key
+    digest: str
+    attempts: int
+    again_at: datetime
+    failure: Failure
+
+
+class Remnant(NamedTuple):
+    """What an earlier bundle left in one cloud, served until the one in force has a credential of its own.
+
+    Attributes:
+        digest: of the bundle *in force*, beside which it is served.
+        ends: as in :class:`Holding`.
+        name: under which it is listed.
+        lease: of the bundle that it came of.
+    """
+
+    cloud: Cloud
+    digest: str
+    credential: Credential
+    ends: datetime | None
+    name: str
+    lease: datetime | None
 
 
 class _Held(NamedTuple):
@@ -183,14 +220,18 @@ class Store:
         memory: what an earlier process of this instance wrote down.
         now: the start, from which the boot grace counts.
         rng: the source of every spread and jitter.
+        waited: how much of the boot grace an earlier process of this boot and instance has had already.
     """
 
-    def __init__(self, policy: Policy, memory: Memory, now: datetime, rng: random.Random) -> None:
+    def __init__(
+        self, policy: Policy, memory: Memory, now: datetime, rng: random.Random, *, waited: timedelta = timedelta()
+    ) -> None:
         self._policy = policy
         self._rng = rng
         # All mutable state:
         self._memory = memory
-        self._grace_until = now + policy.grace
+        self._grace_until = now + max(policy.grace - waited, timedelta())
+        self._resuming: str | None = None  # why what was in force is not yet again
         self._bundle: Bundle | None = None
         self._numbered = 0  # slots made so far
         self._slots: dict[Key, _Slot] = {}
@@ -362,6 +403,71 @@ class Store:
         self._version += 1
         return True
 
+    def waiting(self) -> list[Waiting]:
+        """Every credential that could not be issued at the last attempt: a restart in an outage must not storm."""
+        digest = self._bundle.digest if self._bundle is not None else ""
+        return [
+            Waiting(slot.key, "" if slot.key.is_instance else digest, slot.attempts, slot.renew_at, slot.failure)
+            for slot in self._slots.values()
+            if slot.failure is not None and slot.renew_at is not None and slot.attempts
+        ]
+
+    def restore_waiting(self, waiting: Waiting, now: datetime) -> bool:
+        """Go on with the retries where an earlier process stood: once at the latest in a minute after its last."""
+        slot = self._slots.get(waiting.key)
+        mine = self._bundle.digest if self._bundle is not None and not waiting.key.is_instance else ""
+        if slot is None or slot.failure is not None or slot.in_flight or waiting.digest != mine:
+            return False
+        slot.attempts, slot.failure = waiting.attempts, waiting.failure
+        # A person who has mended what was refused, and restarts us to have it tried, waits for no long back-off.
+        again = max(min(waiting.again_at, waiting.failure.at + RETRY_AFTER_RESTART), now)
+        slot.renew_at = again
+        self._version += 1
+        return True
+
+    def remnants(self) -> list[Remnant]:
+        """What earlier bundles left and is still served."""
+        if self._bundle is None:
+            return []
+        return [
+            Remnant(
+                cloud,
+                self._bundle.digest,
+                old.held.credential,
+                old.held.ends if old.held.counted else None,
+                old.name,
+                old.lease,
+            )
+            for cloud, old in self._previous.items()
+        ]
+
+    def restore_remnant(self, remnant: Remnant, now: datetime) -> bool:
+        """Serve on what an earlier bundle left, if the same bundle is in force and has nothing of its own yet.
+
+        Whether the earlier one's signer is believed still is for the caller to judge.
+        """
+        bundle, cloud = self._bundle, remnant.cloud
+        if bundle is None or bundle.digest != remnant.digest or cloud not in bundle.routes or cloud in self._previous:
+            return False
+        length = remnant.credential.expires_at - remnant.credential.issued_at
+        held = _hold(remnant.credential, remnant.ends, min(remnant.ends - length, now) if remnant.ends else now)
+        if held.ends <= now or self._slots[Key(cloud, bundle.routes[cloud])].live(now):
+            return False
+        self._previous[cloud] = _HeldOver(held, remnant.name, remnant.lease)
+        self._note_name(cloud, held.credential)
+        self._version += 1
+        return True
+
+    def resuming(self, why: str | None) -> None:
+        """What was in force before a restart is being opened: what it decided is pending until it is, or cannot be.
+
+        Args:
+            why: for a person; ``None``: it cannot be, for good.
+        """
+        if why != self._resuming:
+            self._resuming = why
+            self._version += 1
+
     def put_id_token(self, token: IdToken, grant: Grant | None) -> None:
         """Keep a Google identity token for its audience.
 
@@ -411,6 +517,7 @@ class Store:
         """Forget everything that belongs to another instance: an image was made from a running worker."""
         self._settle_doubt()
         self._memory = Memory(instance_id=instance_id, boot_id=boot_id, firmware=dict(firmware or {}))
+        self._slots.clear()  # the machine's own credentials, too, were those of the other machine
         self._purge(now)
 
     def doubt(self, why: str) -> None:
@@ -476,6 +583,11 @@ class Store:
         self._version += 1
 
     # -- what the keeper asks ---------------------------------------------------------------------------------------
+
+    @property
+    def observed(self) -> Facts:
+        """What the machine said of itself."""
+        return self._observed
 
     @property
     def memory(self) -> Memory:
@@ -596,7 +708,8 @@ class Store:
         if cloud in self._memory.decided:
             if self._uses_instance(cloud, now):
                 return Origin.FALLBACK
-            return Origin.CLOSED if self._doubt is None else Origin.WAITING
+            being_opened = self._resuming is not None and self._bundle is None
+            return Origin.CLOSED if self._doubt is None and not being_opened else Origin.WAITING
         if self._bundle is None and now < self._grace_until:
             return Origin.WAITING
         return Origin.FALLBACK if cloud in self._policy.fallback else Origin.CLOSED
@@ -610,6 +723,8 @@ class Store:
         if cloud in self._memory.decided:
             if self._doubt is not None:
                 return Pending(self._doubt)
+            if self._resuming is not None and self._bundle is None:
+                return Pending(self._resuming)
             return Ended(self._closed_reason(cloud), passing=False)
         if self._bundle is None and now < self._grace_until:
             return Pending(f"waiting for a first bundle until {self._grace_until:%H:%M:%SZ}")
@@ -708,7 +823,7 @@ class Store:
             for cloud in bundle.routes
             if old_bundle is not None and (served := self._to_hold_over(cloud, old_bundle, now)) is not None
         }
-        self._bundle = bundle
+        self._bundle, self._resuming = bundle, None
         self._slots = {key: slot for key, slot in old.items() if key.is_instance}
         for key, grant in reachable(bundle):
             kept = old.get(key)
@@ -736,7 +851,7 @@ class Store:
 
     def _purge(self, now: datetime) -> None:
         """Drop the bundle in force and every credential that came of it, at once."""
-        self._bundle = None
+        self._bundle = self._resuming = None
         self._slots = {key: slot for key, slot in self._slots.items() if key.is_instance}
         self._previous.clear()
         self._id_tokens.clear()
@@ -928,7 +1043,8 @@ class Store:
         if self._bundle is not None and cloud in self._bundle.routes:
             return self._may_fall_back(cloud, now)
         if cloud in self._memory.decided:
-            return self._on_expiry(cloud) is OnExpiry.FALLBACK
+            being_opened = self._resuming is not None and self._bundle is None
+            return self._on_expiry(cloud) is OnExpiry.FALLBACK and not being_opened
         return self._bundle is not None or now >= self._grace_until
 
     def _to_hold_over(self, cloud: Cloud, bundle: Bundle, now: datetime) -> _HeldOver | None:

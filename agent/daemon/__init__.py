@@ -14,12 +14,14 @@ Resources: :meth:`Daemon.run` owns every task and socket and has closed them whe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import secrets
 import signal
+import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -37,18 +39,18 @@ from agent.core.source import Ack
 from agent.core.store import Store
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory
-from agent.core.view import Live, Pending
+from agent.core.view import Facts, Live, Pending
 from agent.core.whose import Whose, whose
-from agent.daemon import compose, doors, kept
+from agent.daemon import compose, doors, grace, handover, kept
 from agent.daemon.announce import Announcer
 from agent.daemon.control import routes
 from agent.daemon.looking import look_now
-from agent.daemon.publish import Publisher, check_paths, container_token, group_id, written_token
+from agent.daemon.publish import Publisher, check_paths, container_tokens, group_id, written_token
 from agent.daemon.pulse import Pulse
 from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
 from agent.host import arrival, containerenv, descriptors, machine, memory, systemd
 from agent.host.clock import SystemClock
-from agent.host.files import write_atomic
+from agent.host.files import read_plain, write_atomic
 from agent.host.sockets import read_socket_table
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
 from agent.keeper import Keeper
@@ -70,6 +72,10 @@ READY_AFTER_SECONDS: Final = 10.0
 """Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
 TELL_AGAIN_SECONDS: Final = 0.5
 TELL_AGAIN_ATTEMPTS: Final = 120
+TELL_SLOWLY_SECONDS: Final = 5.0
+RESUME_SECONDS: Final = 1.0
+"""How long the doors wait for a key at the start."""
+LOOK_AT_RUN_SECONDS: Final = 0.5
 CLOSE_SECONDS: Final = 2.0
 CLAIM_SECONDS: Final = 5.0
 """How long to wait for a process before us that is slow to end."""
@@ -97,6 +103,7 @@ class Daemon:
         environ: what the service manager passed.
         reload: reads the configuration anew (SIGHUP).
         root: where ``/sys`` and ``/etc`` are; another place in tests.
+        strict: whether what the configuration names must be there: to check it, rather than to serve.
 
     Raises:
         ConfigError: something the configuration names is missing or wrong. Nothing was started.
@@ -109,6 +116,7 @@ class Daemon:
         environ: Mapping[str, str],
         reload: Callable[[], config.Config],
         root: Path = Path("/"),
+        strict: bool = False,
     ) -> None:
         self._settings = self._loaded = settings
         self._environ = environ
@@ -129,10 +137,22 @@ class Daemon:
         self._started = self.clock.now()
         self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
 
-        # 1. Everything that can be wrong in the configuration.
-        self._state = StateDirectory(_directory(settings.state.directory, "state.directory"))
-        check_paths(settings.environment)
-        gid = group_id(settings.environment.group)
+        self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
+        self._passed = systemd.passed(environ, pid=os.getpid())
+        self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
+        left = self._left = handover.take(self._passed, self.clock)
+        self._handed: handover.Handover | None = None  # what the next process would get now
+        self._began = left.began if left is not None else self.clock.uptime()
+
+        # 1. Everything that can be wrong in the configuration. What is only away just now is an alarm and no end.
+        self._away = compose.Away(left.files if left is not None else None)
+        away = None if strict else self._away
+        self._state = StateDirectory(_directory(settings.state.directory, "state.directory", self._tolerate(strict)))
+        with self._tolerate(strict)("environment"):
+            check_paths(settings.environment)
+        gid = None
+        with self._tolerate(strict)("environment.group"):
+            gid = group_id(settings.environment.group)
         self._out = compose.upstream(settings, hear=self._hear)
         self._shares = descriptors.shares(
             descriptors.raised(), connections=settings.listen.max_connections, passed=PASSED_CONNECTIONS
@@ -140,18 +160,34 @@ class Daemon:
         self._workers_out = compose.upstream(settings, connections=self._shares.passed)
         self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
         self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
-        self._watch_files(settings)
-        self._opening = compose.Opening(self._keyring(settings, None), compose.trust(settings), frozenset())
+        self._files = named(settings, credentials_directory=environ.get("CREDENTIALS_DIRECTORY"))
+        self._seen = looks(self._files)
+        self._loaded_files: tuple[Loaded, ...] = ()
+        with self._tolerate(strict)("ca_file"):
+            self._watch_files(settings)
+        ring = self._keyring(settings, left.key() if left is not None else None, away)
+        self._opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
         self._sources = compose.sources(settings, metadata=self._metadata, clock=self.clock, rng=self._rng)
         self._push = PushSource(clock=self.clock)
         self._container_ids: tuple[Secret, ...] = ()
         # The present one first, and the one before.
-        self._tokens: tuple[Secret, ...] = (container_token(Path(settings.environment.token_file)),)
+        self._tokens = container_tokens(Path(settings.environment.token_file), left.tokens if left is not None else ())
         self._gid = gid
         self._announcer = Announcer(self.clock, self._metadata.gce, needed=lambda: self.keeper.last_refusal)
-        self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
-        self._passed = systemd.passed(environ, pid=os.getpid())
-        self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
+
+    def _tolerate(self, strict: bool) -> Callable[[str], contextlib.AbstractContextManager[None]]:
+        """What is not there just now is noted, and said once the log is there; a check says it at once."""
+
+        @contextlib.contextmanager
+        def tolerant(key: str) -> Iterator[None]:
+            try:
+                yield
+            except AgentError as error:
+                if strict:
+                    raise
+                self._away.reasons[key] = error.message
+
+        return tolerant
 
     @property
     def absent_keys(self) -> tuple[str, ...]:
@@ -167,17 +203,23 @@ class Daemon:
             HostError: a socket cannot be bound.
         """
         settings = self._settings
-        self._token_key = _token_key(Path(settings.state.directory))
+        left = self._left
+        for key, reason in self._away.reasons.items():
+            self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
+        self._token_key = _token_key(Path(settings.state.directory), left.token_key if left is not None else None)
         # 2. The sockets.
         worker_sockets = doors.worker_sockets(settings.listen, self._passed.sockets)
-        control = doors.control_socket(settings.listen, self._passed.sockets)
+        control = self._control_socket()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
         # 3. Who the machine is, and 4. what was accepted here before.
-        found = await self._identify(IDENTIFY_SECONDS)
+        # What was handed over says it too: it is of this boot of this kernel. The machine is asked all the same, but
+        # nobody waits for it.
+        self._asked_late = left is not None
+        found = [] if self._asked_late else await self._identify(IDENTIFY_SECONDS)
         await self._restore(found)
 
         # 5. The doors, the keeper.
@@ -202,7 +244,8 @@ class Daemon:
         worker_door = self._worker_door(changes, (*settings.listen.hosts, *doors.hosts(addresses)))
         control_door = self._control_door()
         servers = [await loop.create_server(worker_door.protocol, sock=s, backlog=4096) for s in worker_sockets]
-        servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
+        if control is not None:
+            servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
         self._log.info(
             "agent.started",
             version=agent.__version__,
@@ -213,9 +256,15 @@ class Daemon:
         )
         self._announcing = asyncio.create_task(self._announce(settings), name="announce doors")
         self._tell_absent_keys()
+        if self._notifier.active:
+            self._keep()
+        later = self._do_later(control_door, servers, controlled=control is not None)
         try:
             await self._serve(found)
         finally:
+            for task in later:
+                task.cancel()
+            await asyncio.gather(*later, return_exceptions=True)
             self._notifier.stopping()
             self._log.info("agent.stopping")
             for server in servers:
@@ -228,6 +277,50 @@ class Daemon:
             if "control" not in self._passed.sockets:
                 doors.remove(settings.listen)
         self._log.info("agent.stopped")
+
+    def _do_later(
+        self, door: ControlDoor, servers: list[asyncio.Server], *, controlled: bool
+    ) -> list[asyncio.Task[None]]:
+        """What nobody waits for, and what the machine did not have yet."""
+        later = [self._note_grace()]
+        if not controlled:
+            later.append(self._open_control_late(door, servers))
+        if "environment.group" in self._away.reasons:
+            later.append(self._find_group())
+        return [self._resuming, *(asyncio.create_task(work) for work in later)]
+
+    def _control_socket(self) -> socket.socket | None:
+        try:
+            return doors.control_socket(self._settings.listen, self._passed.sockets)
+        except doors.AnotherAgentError:
+            raise
+        except HostError as error:
+            # Workers are served without it.
+            if self._away.reasons.get("listen.control") != error.message:
+                self._log.error("start.without", key="listen.control", reason=error.message, hint=error.hint)
+            self._away.reasons["listen.control"] = error.message
+            return None
+
+    async def _open_control_late(self, door: ControlDoor, servers: list[asyncio.Server]) -> None:
+        while (control := self._control_socket()) is None:
+            await self.clock.sleep(IDENTIFY_AGAIN_SECONDS)
+        loop = asyncio.get_running_loop()
+        servers.append(await loop.create_unix_server(door.listener.protocol, sock=control))
+        self._away.reasons.pop("listen.control", None)
+
+    async def _find_group(self) -> None:
+        """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""
+        while True:
+            await self.clock.sleep(IDENTIFY_AGAIN_SECONDS)
+            with contextlib.suppress(ConfigError):
+                self._gid = await asyncio.to_thread(group_id, self._settings.environment.group)
+                break
+        self._away.reasons.pop("environment.group", None)
+        self._publisher.reconfigure(self._settings.environment, gid=self._gid, expects_bundle=bool(self._settings.keys))
+
+    async def _note_grace(self) -> None:
+        began = grace.Began(self.store.memory.instance_id, self._began)
+        await asyncio.to_thread(grace.write, Path(self._settings.listen.control).parent, began)
 
     async def _serve(self, found: list[Machine]) -> None:
         self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
@@ -277,15 +370,23 @@ class Daemon:
 
     async def _restore(self, found: list[Machine]) -> None:
         """Bring back the memory of this instance, and the bundle that was in force."""
-        left = self._left_to_us()
-        if left is not None:
-            left.teach(self.clock)
+        left, self._kept = self._left, self._left_to_us()
+        if self._kept is not None:
+            self._kept.teach(self.clock)
         await self._claim()
-        remembered, sealed, write = self._load()
+        read, sealed, write, broken = self._load()
+        instance_id = self._instance_id(found)
+        if left is not None and instance_id and left.memory.instance_id not in ("", instance_id):
+            left = self._left = None  # what was left is another machine's
+        remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
+        if broken and left is None:
+            remembered = read
         directory = Path(self._settings.state.directory)
         boot_id, firmware = machine.boot(directory, self._environ, self._root), machine.firmware_names(self._root)
         self._machine = (boot_id, firmware)
-        self.store = Store(compose.policy(self._settings), remembered, self.clock.now(), self._rng)
+        waited = await self._waited(instance_id or remembered.instance_id)
+        now = self.clock.now()
+        self.store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited)
         self.keeper = Keeper(
             store=self.store,
             issuer=self._mint,
@@ -298,15 +399,36 @@ class Daemon:
             follow=self._follow,
         )
         self._time_moved = self.keeper.time_moved
+        if left is not None:
+            self._own_audiences = frozenset(left.audiences)
+            self.keeper.observe(left.facts)
+            signed = handover.decoded(left.signed)
+            if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
+                self._opening.remember(sealed, compose.Opened(signed, left.recipient))
         self._take_facts(found)
         self._copy = sealed
-        await self._identified(self._instance_id(found), write=write)
-        if write and remembered == closed_memory(""):
-            # Over the broken one at once: the start after this one must not find an empty memory, and open.
+        # A key service may be slow, down or silent: the doors open all the same, and what it decides is pending.
+        self._resuming = asyncio.create_task(self._resume(instance_id, write=write), name="resume")
+        await asyncio.wait({self._resuming}, timeout=RESUME_SECONDS)
+        if write and (remembered != read or broken or "state.directory" in self._away.reasons):
+            # Over the broken one at once: the start after this one must not find an empty memory, and open. And where
+            # nothing can be written, this says so, and tries again.
             self.keeper.durable.write()
-        if left is not None:
-            holdings = left.holdings(self.store.memory.instance_id, self.clock)
+
+    async def _resume(self, instance_id: str, *, write: bool) -> None:
+        await self._identified(instance_id, write=write)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Give the store what the process before us held, as soon as the bundle that it came of is in force."""
+        left, kept_ = self._left, self._kept
+        if kept_ is not None:
+            holdings = kept_.holdings(self.store.memory.instance_id, self.clock)
             self._log.info("credentials.restored", count=self.keeper.restore(holdings))
+        if left is not None:
+            self.keeper.go_on(*left.rest(self.clock, self._opening.trust))
+        if self.store.bundle is not None or self.store.memory.active is None:
+            self._left = self._kept = None
 
     async def _claim(self) -> None:
         """Become the one owner of the state directory. Under systemd the process before us has ended; else it may end.
@@ -332,19 +454,26 @@ class Daemon:
             self._log.error("state.not_locked", reason=error.message)
             return True
 
-    def _load(self) -> tuple[Memory, bytes | None, bool]:
-        """What was remembered, the sealed bundle, and whether it may be written over."""
+    def _load(self) -> tuple[Memory, bytes | None, bool, bool]:
+        """What was remembered, the sealed bundle, whether it may be written over, and whether it cannot be read."""
         try:
             remembered, sealed = self._state.load()
         except HostError as error:
             self._log.error("memory.unreadable", reason=error.message)
             self._state.keep_broken()
-            return closed_memory(""), None, not isinstance(error, StateVersionError)
-        return remembered, sealed, True
+            return closed_memory(""), None, not isinstance(error, StateVersionError), True
+        return remembered, sealed, True, False
 
     async def _identified(self, instance_id: str, *, write: bool = True) -> None:
         boot_id, firmware = self._machine
         verdict = whose(self.store.memory, instance_id, boot_id=boot_id, firmware=firmware)
+        if verdict is not Whose.OURS and self._left is not None and not instance_id:
+            verdict = Whose.OURS  # it was handed over, in this very boot of this kernel
+        if verdict is Whose.ANOTHERS:
+            self._own_audiences = frozenset()
+            self._left = self._kept = None
+            self._opening.forget(but=None)
+            self.keeper.observe(Facts())
         if verdict is Whose.UNKNOWN:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
         await self.keeper.identified(
@@ -352,6 +481,17 @@ class Daemon:
         )
         if verdict is not Whose.UNKNOWN:
             self._copy = None
+
+    async def _waited(self, instance_id: str) -> timedelta:
+        """How much of the boot grace was had already."""
+        if self._left is None:
+            directory, uptime = Path(self._settings.listen.control).parent, self.clock.uptime()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
+                    noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
+                    if noted is not None and (not noted.instance_id or noted.instance_id == instance_id):
+                        self._began = noted.began
+        return timedelta(seconds=self.clock.uptime() - self._began)
 
     def _left_to_us(self) -> kept.Kept | None:
         """What the process before us gave systemd to hold."""
@@ -365,8 +505,10 @@ class Daemon:
 
     async def _identify_late(self) -> None:
         """The metadata service did not answer at the start: keep asking, and act on what it says then."""
+        wait = 0.0 if self._asked_late else IDENTIFY_AGAIN_SECONDS
         while True:
-            await self.clock.sleep(IDENTIFY_AGAIN_SECONDS)
+            await self.clock.sleep(wait)
+            wait = IDENTIFY_AGAIN_SECONDS
             found = await self._identify(IDENTIFY_SECONDS)
             instance_id = self._instance_id(found)
             if not instance_id:
@@ -512,26 +654,64 @@ class Daemon:
             redirect=arrival.read(),
             published=self._announcer.state,
             overwritten=self._announcer.overwritten,
+            without={**self._away.reasons, **self._publisher.troubles},
         )
 
     # -- while it runs ----------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
         """The store may answer otherwise than before: wake who waits, write files, tell systemd."""
+        if self.store.bundle is not None and (self._left is not None or self._kept is not None):
+            self._give_back()
         self._ring()
         self._publisher.changed()
         if self._notifier.active:
             self._keep()
             self._notifier.status(self._status_line())
 
+    def _handover(self) -> handover.Handover:
+        """What the next process is to be told, beside the credentials."""
+        sealed = self.keeper.sealed
+        opened = self._opening.opened(sealed) if sealed is not None else None
+        if sealed is None or opened is not None:
+            self._opening.forget(but=sealed)
+        return handover.Handover(
+            uptime=self.clock.uptime(),
+            now=self.clock.now(),
+            began=self._began,
+            memory=self.store.memory,
+            sealed=handover.encoded(sealed),
+            signed=handover.encoded(opened.signed if opened is not None else None),
+            recipient=opened.recipient if opened is not None else "",
+            signers=handover.fingerprints(self._opening.trust),
+            audiences=sorted(self._own_audiences),
+            facts=self.store.observed,
+            files=dict(self._away.files),
+            ephemeral=handover.jwk(self._opening.ring.keys),
+            token_key=handover.encoded(self._token_key),
+            tokens=list(self._tokens),
+            waiting=self.store.waiting(),
+            remnants=handover.remnants(self.store),
+        )
+
     def _keep(self, attempts: int = TELL_AGAIN_ATTEMPTS) -> None:
         """Have systemd hold what we hold, and nothing else: what was withdrawn must not outlast a full queue."""
         if self._keep_again is not None:
             self._keep_again.cancel()
             self._keep_again = None
-        if not self._notifier.keep(kept.NAME, kept.encode(self.store, self.clock)) and attempts > 1:
+        if self._left is not None or self._kept is not None:
+            return  # not yet given back: what systemd holds is more than what we do
+        told = self._notifier.keep(kept.NAME, kept.encode(self.store, self.clock))
+        latest = self._handover()
+        if not latest.same_as(self._handed):
+            if self._notifier.keep(handover.NAME, handover.encode(latest)):
+                self._handed = latest
+            else:
+                told = False
+        if not told:
             again = asyncio.get_running_loop().call_later
-            self._keep_again = again(TELL_AGAIN_SECONDS, self._keep, attempts - 1)
+            wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
+            self._keep_again = again(wait, self._keep, max(attempts - 1, 1))
 
     def _status_line(self) -> str:
         now = self.clock.now()
@@ -626,7 +806,7 @@ class Daemon:
         """
         files = named(settings, credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"))
         seen = looks(files)
-        self._loaded_files: tuple[Loaded, ...] = describe(files)
+        self._loaded_files = describe(files)
         self._files, self._seen = files, seen
 
     async def _follow_files(self) -> None:
@@ -668,6 +848,8 @@ class Daemon:
         self._settings = settings
         opening.trust, opening.ring, opening.audiences = pinned, ring, audiences
         self.keeper.reconfigure(compose.policy(settings))
+        self._away = compose.Away()
+        compose.trust(settings, self._away)
         self._rotate_token()
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
         # As the doors and the token stay where they were, so does what is told of them.
@@ -688,6 +870,8 @@ class Daemon:
         if settings.redirect != old.redirect:
             self._log.warning("reload.elsewhere", section="redirect", hint=_REDIRECT_HINT)
         self._tell_absent_keys()
+        if self._notifier.active:
+            self._keep()
         if settings.keys != old.keys:
             self._publishing.cancel()
             self._publishing = asyncio.create_task(self._publish_keys(), name="publish keys")
@@ -705,15 +889,20 @@ class Daemon:
             self._tokens = (written, self._tokens[0])
             self._publisher.token = written
             self._publisher.changed()
+            if self._notifier.active:
+                self._keep()
             self._log.info("token.rotated")
 
-    def _keyring(self, settings: config.Config, ephemeral: keys.LocalKey | None) -> keys.Keyring:
+    def _keyring(
+        self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None = None
+    ) -> keys.Keyring:
         return compose.keyring(
             settings,
             out=self._out,
             mint_=self._mint,
             credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"),
             ephemeral=ephemeral,
+            away=away,
         )
 
     def _tell_absent_keys(self) -> None:
@@ -738,7 +927,7 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
     Raises:
         ConfigError: something is missing or wrong.
     """
-    daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root)
+    daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root, strict=True)
     told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys]
     if doors.pointer(settings.listen.http) is None:
         told.append(f"listen.http: {NO_POINTER_HINT}")
@@ -765,20 +954,24 @@ async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float
         return None
 
 
-def _directory(name: str, key: str) -> Path:
+def _directory(name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]]) -> Path:
     path = Path(name)
-    if not path.is_dir():
-        raise ConfigError(f"{key}: expected an existing directory, got {name!r}")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}: {name!r} is not writable by the agent")
+    with tolerate(key):
+        if not path.is_dir():
+            raise ConfigError(f"{key}: expected an existing directory, got {name!r}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise ConfigError(f"{key}: {name!r} is not writable by the agent")
     return path
 
 
-def _token_key(directory: Path) -> bytes:
+def _token_key(directory: Path, handed: Secret | None) -> bytes:
     """The key of the EC2 session tokens, kept over restarts: some clients never drop a token that turned invalid."""
+    before = handover.decoded(handed)
+    if before is not None and len(before) == 32:
+        return before  # the disk is not asked: it may be away
     path = directory / "imds.key"
     try:
-        data = path.read_bytes()
+        data = read_plain(path, 64)
         if len(data) == 32:
             return data
     except OSError:

@@ -6,12 +6,14 @@ the key's name, and exit status 78.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from agent import bundle, config, keys
 from agent.core.clock import Clock
@@ -140,28 +142,66 @@ def mint(settings: config.Config, out: Upstream, metadata: Metadata, clock: Cloc
     )
 
 
-def trust(settings: config.Config) -> bundle.Trust:
+def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
     """The pinned signers.
+
+    Args:
+        settings: the configuration.
+        away: takes note of what cannot be read, instead of an error: nothing of that signer is then believed.
 
     Raises:
         ConfigError: a key file cannot be read or is not a public key.
     """
-    entries = []
+    entries: list[dict[str, object]] = []
     for index, entry in enumerate(settings.signers):
         where = f"signers[{index}].key"
-        named: dict[str, object] = {
-            "key": _read(Path(entry.key), where),
-            "issuers": list(entry.issuers),
-            "audiences": list(entry.audiences),
-        }
-        if entry.max_lease_seconds:
-            named["max_lease_seconds"] = entry.max_lease_seconds
         try:
-            bundle.Trust.parse([named])
-        except AgentError as error:
-            raise ConfigError(f"{where}: {entry.key}: {error.message}", hint=error.hint) from None
-        entries.append(named)
+            entries.append(_signer(entry, where))
+        except ConfigError as error:
+            text = away.files.get(entry.key) if away is not None else None
+            if away is None:
+                raise
+            away.reasons[where] = error.message
+            if text is not None:
+                # It was there a moment ago, in the process before us, and nobody has taken it out of the configuration.
+                entries.append(_signer(entry, where, text))
+            continue
+        if away is not None:
+            away.files[entry.key] = str(entries[-1]["key"])
     return bundle.Trust.parse(entries)
+
+
+class Away:
+    """What the configuration names and the machine does not have just now: an alarm, and no reason to serve nobody.
+
+    Attributes:
+        reasons: by the key of the configuration, why.
+        files: by path, what the public files said when they were last read, by us or by the process before us.
+    """
+
+    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+        self.reasons: dict[str, str] = {}
+        self.files: dict[str, str] = dict(files or {})
+
+
+def _could_be(entry: config.KeyEntry) -> bool:
+    """Whether what ``entry`` says may be right on another day: the name of a credential is no path, on none."""
+    return not isinstance(entry, config.CredentialKey) or (bool(entry.name.strip(".")) and "/" not in entry.name)
+
+
+def _signer(entry: config.SignerEntry, where: str, text: str | None = None) -> dict[str, object]:
+    named: dict[str, object] = {
+        "key": _read(Path(entry.key), where) if text is None else text,
+        "issuers": list(entry.issuers),
+        "audiences": list(entry.audiences),
+    }
+    if entry.max_lease_seconds:
+        named["max_lease_seconds"] = entry.max_lease_seconds
+    try:
+        bundle.Trust.parse([named])
+    except AgentError as error:
+        raise ConfigError(f"{where}: {entry.key}: {error.message}", hint=error.hint) from None
+    return named
 
 
 def trusts_at_least(pinned: bundle.Trust, former: bundle.Trust) -> bool:
@@ -180,6 +220,7 @@ def keyring(
     mint_: Mint,
     credentials_directory: str | None,
     ephemeral: keys.LocalKey | None = None,
+    away: Away | None = None,
 ) -> keys.Keyring:
     """The worker's keys, in the order of the configuration.
 
@@ -188,7 +229,8 @@ def keyring(
         out: the way out to a KMS.
         mint_: gives the machine's own identity, with which a KMS is asked.
         credentials_directory: ``$CREDENTIALS_DIRECTORY``.
-        ephemeral: the key that an earlier call made, so that a reload keeps it.
+        ephemeral: the key that an earlier call or process made, so that a reload and a restart keep it.
+        away: takes note of what cannot be read, instead of an error: the ring then has that key among the absent.
 
     Raises:
         ConfigError: a key cannot be read.
@@ -232,32 +274,73 @@ def keyring(
                 case config.EphemeralKey():
                     found.append(ephemeral or keys.ephemeral_key())
         except AgentError as error:
-            raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+            if away is None or not _could_be(entry):
+                raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+            away.reasons[where] = error.message
+            absent.append(where)
     twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
     if twice:
         raise ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
     return keys.Keyring(found, absent=absent)
 
 
+REMEMBERED = 4
+"""Sealed bundles whose content is kept beside that of the one in force: a source offers the same bytes again."""
+
+
+class Opened(NamedTuple):
+    """What was in a sealed bundle: signed, unverified; and the key id that it was sealed to."""
+
+    signed: bytes
+    recipient: str
+
+
 class Opening:
     """Opens what sources bring, with the keys, the trust and the names that hold now. A reload replaces its parts.
 
     Implements :class:`agent.keeper.Opener`.
+
+    What was opened once is not opened again: it is judged anew each time, by the trust of the moment, but no key is
+    asked. So a key service that is down keeps no verdict waiting, and after a restart the bundle in force needs neither
+    a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration gave up opens nothing any more, not
+    even from this memory; one that is only away does.
     """
 
     def __init__(self, ring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
         self.ring = ring
         self.trust = pinned
         self.audiences = audiences
+        self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
+
+    def opened(self, sealed: bytes) -> Opened | None:
+        """What was in those bytes, if they were opened before."""
+        return self._opened.get(hashlib.sha256(sealed).digest())
+
+    def remember(self, sealed: bytes, opened: Opened) -> None:
+        """Know what is in those bytes without a key."""
+        name = hashlib.sha256(sealed).digest()
+        self._opened.pop(name, None)
+        while len(self._opened) > REMEMBERED:
+            del self._opened[next(iter(self._opened))]
+        self._opened[name] = opened
+
+    def forget(self, *, but: bytes | None) -> None:
+        """Drop the content of everything but those sealed bytes."""
+        name = hashlib.sha256(but).digest() if but is not None else None
+        self._opened = {key: opened for key, opened in self._opened.items() if key == name}
 
     async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
         """See :class:`agent.keeper.Opener`."""
-        return await self.ring.open(
-            sealed.data,
+        opened = self.opened(sealed.data)
+        if opened is None or not (opened.recipient in self.ring.kids or self.ring.absent):
+            opened = Opened(*await self.ring.unseal(sealed.data, now=now, max_bytes=bundle.LARGEST_BYTES))
+            self.remember(sealed.data, opened)
+        return bundle.verify(
+            opened.signed,
             trust=self.trust,
-            audiences=self.audiences,
+            recipient_kid=opened.recipient,
+            audiences=self.ring.audiences | {bundle.audience_key(opened.recipient)} | self.audiences,
             now=now,
-            max_bytes=bundle.LARGEST_BYTES,
             accepted_digest=accepted_digest,
             origin=sealed.origin,
         )

@@ -22,6 +22,10 @@ BACKLOG: Final = 4096
 """A dropped SYN costs the client a second, which is the whole patience of botocore, Go, Java and JavaScript."""
 
 
+class AnotherAgentError(HostError):
+    """Another agent listens where we should."""
+
+
 def worker_sockets(settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]) -> list[socket.socket]:
     """The sockets on which workers ask.
 
@@ -160,6 +164,6 @@ def _clear(path: Path) -> None:
     except OSError as error:
         raise HostError(f"listen.control: {path}: cannot be bound: {(error.strerror or '').lower()}") from None
     else:
-        raise HostError(f"listen.control: {path}: another agent listens on it", hint="credential-agent status")
+        raise AnotherAgentError(f"listen.control: {path}: another agent listens on it", hint="credential-agent status")
     finally:
         probe.close()

@@ -11,7 +11,7 @@ import contextlib
 import grp
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from agent.core.store import Store
 from agent.core.variables import passes
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
-from agent.host.files import sweep, take_away, write_atomic
+from agent.host.files import read_plain, sweep, take_away, write_atomic
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 RETRY_SECONDS: Final = 5.0
@@ -64,15 +64,24 @@ def check_paths(settings: config.Environment) -> None:
 def written_token(path: Path) -> Secret | None:
     """The bearer token in ``path``, that an earlier process left there or an operator put there."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = path.read_text().strip()
+        text = read_plain(path, 4096).decode().strip()
         if _TOKEN.match(text):
             return Secret(text)
     return None
 
 
-def container_token(path: Path) -> Secret:
-    """The bearer token in ``path``, if there is one: programs that read it once go on working; else a new one."""
-    return written_token(path) or Secret(secrets.token_urlsafe(32))
+def container_tokens(path: Path, handed: Sequence[Secret] = ()) -> tuple[Secret, ...]:
+    """The bearer tokens that are good, the present one first: programs that read one once go on working.
+
+    Args:
+        path: the file; what is in it is the present one.
+        handed: those of the process before us, likewise; two of them are kept.
+    """
+    written = written_token(path)
+    known = [token for token in handed if _TOKEN.match(token.reveal())]
+    if written is not None:
+        known = [written, *(token for token in known if token != written)]
+    return tuple(known[:2]) or (Secret(secrets.token_urlsafe(32)),)
 
 
 def _there(path: Path) -> bool:
@@ -139,6 +148,11 @@ class Publisher:
         self._log = structlog.get_logger()
         # A writer that was killed may have left a bundle's variables under a name that no withdrawal would purge.
         self._unswept = {*self._files, Path(settings.token_file)}
+
+    @property
+    def troubles(self) -> Mapping[str, str]:
+        """Why the files do not say what they should, if they do not."""
+        return {} if self.trouble is None else {"environment": self.trouble}
 
     def reconfigure(self, settings: config.Environment, *, gid: int | None, expects_bundle: bool) -> None:
         """Take other settings (a reload): every file is written anew, and none is left where it was before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -113,6 +114,22 @@ def sync_directory(path: Path) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def read_plain(path: Path, max_bytes: int) -> bytes:
+    """The beginning of a plain file. Anything else at that path is an error: to open a FIFO would wait for a writer.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def sweep(path: Path) -> None:

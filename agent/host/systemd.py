@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import resource
@@ -24,6 +25,7 @@ from agent.core.errors import HostError
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 MAX_FDS: Final = 4096  # systemd's own limit of the store
 UNNAMED: Final = "unknown"  # what systemd calls a descriptor that nobody named
+MFD_NOEXEC_SEAL: Final = 0x8  # linux/memfd.h; with vm.memfd_noexec=2 no other is given
 PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 
 # The variables of the protocols: they are about this very process, and must not reach one that it starts.
@@ -194,21 +196,36 @@ class Notifier:
         """
         if not self._address:
             return False
-        descriptor = os.memfd_create(f"credential-agent-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            descriptor = _memory(f"credential-agent-{name}")
+        except OSError:
+            return False  # no memory, or a kernel that was told to give none: a restart asks for everything again
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
             seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-            # Without the first the second would only be one more of that name.
+            # Without the first the second would only be one more of that name. (In one datagram systemd obeys the first
+            # alone.)
             return self.forget(name) and self.tell("FDSTORE=1", f"FDNAME={name}", fds=[descriptor])
+        except OSError:
+            return False
         finally:
             os.close(descriptor)
 
     def forget(self, name: str) -> bool:
         """Drop what is kept under ``name``."""
         return self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def _memory(name: str) -> int:
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)  # Linux before 6.3
 
 
 def harden() -> None:

@@ -37,7 +37,7 @@ from agent.core.errors import (
 )
 from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Source
-from agent.core.store import Holding, Store
+from agent.core.store import Holding, Remnant, Store, Waiting
 from agent.core.verdict import Accepted, Event, Failure, Notice, Policy, Refused, Same, Work
 from agent.core.view import Facts
 from agent.core.whose import Whose
@@ -155,6 +155,11 @@ class Keeper:
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def sealed(self) -> bytes | None:
+        """The bundle in force, as it came."""
+        return self.durable.sealed
+
     async def resume(self, sealed: bytes | None) -> None:
         """Put back in force what an earlier process of this instance had accepted. Called once, before :meth:`run`."""
         active = self.store.memory.active
@@ -162,6 +167,7 @@ class Keeper:
             return
         now = self._clock.now()
         bundle_in = SealedBundle(sealed, STATE)
+        self.store.resuming(f"bundle {active.seq}, which was in force, is being opened")
         try:
             bundle = await self._opener(bundle_in, now, active.digest)
         except KeyUnavailableError as error:
@@ -171,12 +177,15 @@ class Keeper:
         except BundleError as error:
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
             self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
+            self.store.resuming(None)
+            self._hold(bundle_in, 0, None)  # a key, a signer or the machine's name may be away, and come back
             return
         verdict = self.durable.resume(bundle, sealed, now)
         if isinstance(verdict, Accepted):
             self._resumed = True
             self._log.info("bundle.resumed", **_describe(bundle))
         elif isinstance(verdict, Refused):
+            self.store.resuming(None)
             self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
 
     async def offer(self, sealed: SealedBundle) -> Ack:
@@ -214,6 +223,8 @@ class Keeper:
                 self._log.warning("bundle.held", origin=sealed.origin, code=error.code, reason=error.message)
             return self._ack(sealed, "refused", now, code=error.code, reason=error.message)
         except BundleError as error:
+            if sealed.origin == STATE:
+                self.store.resuming(None)
             # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
             self._hold(sealed, attempts, 60.0 if error.code == "not-yet-valid" else None)
             return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
@@ -414,6 +425,14 @@ class Keeper:
         """Take back what an earlier process held, as far as it still belongs here; how many."""
         now = self._clock.now()
         return sum(self.store.restore(holding, now) for holding in holdings)
+
+    def go_on(self, remnants: Iterable[Remnant], waiting: Iterable[Waiting]) -> None:
+        """Serve on what an earlier bundle left, and retry from where an earlier process stood."""
+        now = self._clock.now()
+        for remnant in remnants:
+            self.store.restore_remnant(remnant, now)
+        for one in waiting:
+            self.store.restore_waiting(one, now)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from agent.keys.aws_kms import AwsKmsKey
 from agent.keys.gcp_kms import GcpKmsKey
-from agent.keys.local import LocalKey, ephemeral_key, load_credential, load_key_file
+from agent.keys.local import LocalKey, ephemeral_key, load_credential, load_key_file, restored_key
 from agent.keys.ring import MAX_TRIES, Keyring, WorkerKey
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "ephemeral_key",
     "load_credential",
     "load_key_file",
+    "restored_key",
 ]

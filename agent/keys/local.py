@@ -45,6 +45,16 @@ class LocalKey:
         """The public half; ``None`` for a shared key, which has none."""
         return None if self._key.kind == "oct" else self._key.public_jwk()
 
+    def private_jwk(self) -> dict[str, str]:
+        """The whole key: for memory that outlives the process, where it may exist nowhere else.
+
+        Raises:
+            RuntimeError: it came from a file or a credential, and is there for the next process too.
+        """
+        if self.kind != "ephemeral":
+            raise RuntimeError("only a key that exists nowhere else is handed on")
+        return self._key.private_jwk()
+
     async def content_key(self, recipient: bundle.Recipient, now: datetime) -> bytes:  # noqa: ARG002 - the interface
         """Open a recipient entry. Never waits: it is a fraction of a millisecond of arithmetic.
 
@@ -57,6 +67,15 @@ class LocalKey:
 def ephemeral_key() -> LocalKey:
     """A new P-256 key that exists in this process only. P-256: every JOSE library can seal to it."""
     return LocalKey(bundle.OpeningKey.generate("P-256"), kind="ephemeral")
+
+
+def restored_key(jwk: str) -> LocalKey:
+    """The key that an earlier process made with :func:`ephemeral_key` and handed on.
+
+    Raises:
+        FormatError: code ``key``: it is not a key.
+    """
+    return LocalKey(bundle.OpeningKey.parse(jwk), kind="ephemeral")
 
 
 def load_key_file(path: Path, *, kid: str | None = None) -> tuple[LocalKey, ...]:

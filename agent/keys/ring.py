@@ -112,6 +112,23 @@ class Keyring:
             FormatError, SealError, PayloadError: it is refused, and always will be (but for ``not-yet-valid``).
             KeyUnavailableError: a key service did not answer; offer the same bytes again.
         """
+        signed, kid = await self.unseal(data, now=now, max_bytes=max_bytes)
+        return bundle.verify(
+            signed,
+            trust=trust,
+            recipient_kid=kid,
+            audiences=self.audiences | frozenset(audiences),
+            now=now,
+            accepted_digest=accepted_digest,
+            origin=origin,
+        )
+
+    async def unseal(self, data: bytes, *, now: datetime, max_bytes: int = bundle.MAX_BYTES) -> tuple[bytes, str]:
+        """The first half of :meth:`open`, the one that needs a key: what was sealed, unverified, and to which key.
+
+        Raises:
+            FormatError, SealError, KeyUnavailableError: as there.
+        """
         # 1. Size. 2. Container and algorithm lists.
         envelope = bundle.parse_envelope(data, max_bytes=max_bytes)
 
@@ -127,28 +144,17 @@ class Keyring:
                 code=bundle.Code.RECIPIENT,
             )
 
-        # 4. Unwrap. 5. Decrypt. Once content is decrypted, its verdict is final: another entry has the same content.
+        # 4. Unwrap. 5. Decrypt. (6. to 16. are `bundle.verify`.) Once content is decrypted, its verdict is final:
+        # another entry has the same content.
         refusal: SealError | None = None
         unavailable: KeyUnavailableError | None = None
         for key, recipient in ours:
             try:
-                signed = bundle.decrypt(envelope, await key.content_key(recipient, now))
+                return bundle.decrypt(envelope, await key.content_key(recipient, now)), key.kid
             except SealError as error:
                 refusal = error
-                continue
             except KeyUnavailableError as error:
                 unavailable = error
-                continue
-            # 6. to 16.
-            return bundle.verify(
-                signed,
-                trust=trust,
-                recipient_kid=key.kid,
-                audiences=self.audiences | frozenset(audiences),
-                now=now,
-                accepted_digest=accepted_digest,
-                origin=origin,
-            )
         if unavailable is not None:
             raise unavailable
         if refusal is not None:

@@ -39,20 +39,22 @@ class Authorities:
         self._seen: Look | None = None
 
     def context(self) -> ssl.SSLContext:
-        """The verifying context.
+        """The verifying context; while the file was never readable, one that believes the system's authorities alone.
 
-        Raises:
-            AuthoritiesError: the file was never readable.
+        What is private is then not believed, and all the rest (the clouds, the plain metadata service) is reached.
         """
         if self._context is None:
-            self._seen = _look(self._path)
-            self._context = load(self._path)[0]
+            look = _look(self._path)
+            try:
+                self._context, self._seen = load(self._path)[0], look
+            except AuthoritiesError:
+                self._context = ssl.create_default_context()
         return self._context
 
     async def changed(self) -> bool:
         """Look at the file, in a thread: it may lie on a network. Whether there is another context than before."""
         if self._context is None:
-            return False  # nobody has asked yet, or nothing could be read: :meth:`context` reads it
+            return False  # nobody has asked yet: :meth:`context` reads it
         return await asyncio.to_thread(self._again)
 
     def _again(self) -> bool:

@@ -29,7 +29,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from agent import __version__
 from agent.core.errors import SourceError
 from agent.core.timekeeping import Witness
-from agent.upstream.authorities import Authorities, AuthoritiesError
+from agent.upstream.authorities import Authorities
 from agent.upstream.dates import METADATA_V6, date_of, witness_of
 
 if TYPE_CHECKING:
@@ -364,14 +364,7 @@ class Upstream:
 
     def _ssl_context(self) -> ssl.SSLContext | bool:
         # True: the library's own verifying context, on the system's authorities.
-        if self._authorities is None:
-            return True
-        try:
-            return self._authorities.context()
-        except AuthoritiesError as error:
-            raise UpstreamError(
-                f"cannot read certificate authorities from {self._settings.ca_file}: {error}", code="tls"
-            ) from None
+        return True if self._authorities is None else self._authorities.context()
 
     def _guarded_socket(self, address: tuple[Any, ...]) -> socket.socket:
         # Called with the very address about to be connected, after resolution: a name that resolves to something

@@ -20,7 +20,7 @@ import pytest
 from agent import bundle
 from agent.core.model import OnExpiry
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
-from tests.system.harness import AUDIENCE, Agent, World, background, until
+from tests.system.harness import AUDIENCE, Agent, World, background, merged, until
 
 KEYS = [f"ASIAUSER0000000000{number:02d}" for number in range(100)]
 
@@ -62,14 +62,10 @@ class TestStart:
             ({"listen": {"htpp": ["127.0.0.1:0"]}}, "listen.htpp: unknown key"),
             ({"listen": {"http": []}}, "listen.http: expected at least one address"),
             ({"listen": {"http": ["localhost:1"]}}, "expected ADDRESS:PORT"),
-            ({"state": {"directory": "/nonexistent/state"}}, "state.directory: expected an existing directory"),
-            ({"environment": {"file": "/nonexistent/env"}}, "environment.file: expected an existing directory"),
-            ({"environment": {"group": "no-such-group"}}, "environment.group: expected a group"),
             ({"signers": []}, "signers: expected at least one beside keys"),
             ({"keys": [], "signers": []}, "keys: expected at least one beside sources"),
             ({"sources": [{"kind": "ec2-user-data"}]}, "needs a metadata service"),
             ({"keys": [{"kind": "credential", "name": "../k"}]}, "keys[0]"),
-            ({"keys": [{"kind": "file", "path": "/nonexistent/key"}]}, "keys[0]"),
         ],
     )
     def test_a_wrong_configuration_starts_nothing(self, world: World, changes: dict[str, Any], words: str) -> None:
@@ -79,11 +75,60 @@ class TestStart:
         assert not (world.root / "run" / "control").exists()
         assert list((world.root / "run").iterdir()) == []
 
-    def test_a_key_that_others_may_read_is_refused(self, world: World) -> None:
-        """A private key that others may read is refused before anything is started."""
+    @pytest.mark.parametrize(
+        ("changes", "key", "words"),
+        [
+            ({"state": {"directory": "/nonexistent/state"}}, "state.directory", "expected an existing directory"),
+            ({"environment": {"file": "/nonexistent/env"}}, "environment", "expected an existing directory"),
+            ({"environment": {"group": "no-such-group"}}, "environment.group", "expected a group"),
+            ({"keys": [{"kind": "file", "path": "/nonexistent/key"}]}, "keys[0]", "cannot read the key file"),
+            ({"signers": [{"key": "/nonexistent/k", "issuers": ["i"]}]}, "signers[0].key", "cannot be read"),
+            ({"listen": {"control": "/nonexistent/control"}}, "listen.control", "cannot be bound"),
+            ({"upstream": {"ca_file": "/nonexistent/ca"}}, "ca_file", "cannot be read"),
+        ],
+        ids=["state", "environment", "group", "key", "signer", "control", "ca"],
+    )
+    def test_what_is_away_is_an_alarm_and_no_end(
+        self, world: World, ec2: Ec2MetadataService, changes: dict[str, Any], key: str, words: str
+    ) -> None:
+        """What the machine does not have just now costs what it is for and nothing else; ``check`` still refuses it."""
+        wrong = merged(on_ec2(ec2), changes)
+        if key != "listen.control":
+            with Agent(world.write_config(wrong), command="check") as agent:
+                assert agent.wait() == 78
+        with world.agent(wrong) as agent:
+            said = agent.wait_for("start.without", key=key)
+            assert words in said["reason"]
+            agent.ready()
+            assert agent.role() is not None
+            if key != "listen.control":
+                assert key in agent.status()["without"]
+                assert f'credential_agent_without{{key="{key}"}} 1.0' in agent.operate("/metrics").body.decode()
+            assert agent.stop() == 0
+
+    def test_a_key_comes_late(self, world: World) -> None:
+        """A key file and a signer's file that were away at the start are used as soon as they are there."""
+        kept = {path: path.read_bytes() for path in (world.key_file, world.signer_file)}
+        for path in kept:
+            path.unlink()
+        with world.agent() as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEYS[0])))
+            agent.wait_for("bundle.refused")
+            for path, data in kept.items():
+                path.touch(mode=0o600)
+                path.write_bytes(data)
+            agent.wait_for("bundle.accepted")
+            assert agent.access_key() == KEYS[0]
+            assert agent.status()["without"] == {}
+
+    def test_a_key_that_others_may_read_is_not_used(self, world: World) -> None:
+        """A private key that others may read opens nothing, and is said to."""
         world.key_file.chmod(0o644)
         with world.agent() as agent:
-            assert "readable by its owner alone" in refused(agent, 78)
+            assert "readable by its owner alone" in agent.wait_for("start.without", key="keys[0]")["reason"]
+            agent.ready()
+            assert agent.push(world.seal(world.session(KEYS[0])))["code"] == "recipient"
 
     def test_a_missing_configuration_is_named(self, world: World) -> None:
         """Without its file the agent says which one it looked for."""
@@ -332,7 +377,7 @@ class TestRestart:
             assert agent.stop() == 0
         assert {stat.S_IMODE(path.stat().st_mode) for path in world.state.iterdir()} == {0o600}
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (world.root / "run").iterdir()}
-        assert modes == {"env": 0o640, "env.sh": 0o640, "token": 0o640, "doors.json": 0o644}
+        assert modes == {"env": 0o640, "env.sh": 0o640, "token": 0o640, "grace.json": 0o600, "doors.json": 0o644}
 
 
 CRASH = """

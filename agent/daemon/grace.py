@@ -1,0 +1,47 @@
+"""When the boot grace began: once for each boot and instance, however often the agent is started.
+
+The descriptor store says it over a restart. Over a stop and a start (an upgrade by a package manager) a file beside the
+control socket does: ``/run`` is emptied at each boot. It is no secret and no decision: without it the grace is only had
+once more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agent.core.errors import HostError
+from agent.host.files import read_plain, write_atomic
+
+FILE: Final = "grace.json"
+
+
+class Began(msgspec.Struct, frozen=True):
+    """What the file says.
+
+    Attributes:
+        instance_id: the machine; empty while its name is not known.
+        began: CLOCK_BOOTTIME, in seconds.
+    """
+
+    instance_id: str
+    began: float
+
+
+def read(directory: Path, *, uptime: float) -> Began | None:
+    """What an earlier process of this boot wrote; ``None``: nothing."""
+    try:
+        found = msgspec.json.decode(read_plain(directory / FILE, 4096), type=Began)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return found if 0.0 <= found.began <= uptime else None
+
+
+def write(directory: Path, began: Began) -> None:
+    """Leave it for the next process. That it cannot be is no trouble worth a word."""
+    try:
+        write_atomic(directory / FILE, msgspec.json.encode(began), mode=0o600)
+    except HostError:
+        return

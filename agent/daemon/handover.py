@@ -1,0 +1,247 @@
+"""What one process of the agent hands to the next, beside the credentials (:mod:`agent.daemon.kept`).
+
+A restart re-earns nothing. So that the doors answer before anything is asked of anybody, be it a key, a key service,
+the metadata service, a name server or a disk, the next process is given what each of them would say: the bundle in
+force with its content, the machine's names, the memory, the keys that exist nowhere else, and how far retries and the
+boot grace have come.
+
+**Where it lies.** In sealed anonymous memory that systemd holds for this unit alone (``FileDescriptorStoreMax=``), over
+a crash and a restart, not over a stop or a boot. The design forbids an opened bundle on a disk, where it would outlive
+the machine in an image or a backup; this is memory, as much the unit's own as the heap of the process before, and gone
+with the kernel. Whoever can read it can read that heap.
+
+**Why it may be believed.** Nobody but this unit's main process and root can put a descriptor there. Even so nothing is
+taken over as a verdict: the content of the bundle is handed on *signed*, and is judged anew by the trust, the audiences
+and the leases of the configuration that holds now. A signer that is no longer pinned is not served after a restart.
+
+**Other versions.** Unknown members are ignored and missing ones have defaults; another ``version`` is another format,
+and is left alone: everything is then asked for again, as at the start of a machine.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from agent import bundle, keys
+from agent.core.errors import AgentError, HostError
+from agent.core.model import AwsCredential, Cloud, GoogleToken
+from agent.core.secret import Secret
+from agent.core.store import Remnant, Store, Waiting
+from agent.core.verdict import Memory
+from agent.core.view import Facts
+from agent.host.clock import SystemClock
+from agent.host.systemd import Passed
+
+NAME: Final = "handover"
+VERSION: Final = 1
+MAX_BYTES: Final = 16 << 20
+
+
+class _Remnant(msgspec.Struct, frozen=True):
+    cloud: Cloud
+    digest: str
+    ends: datetime | None
+    name: str
+    lease: datetime | None
+    aws: AwsCredential | None = None
+    google: GoogleToken | None = None
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module.
+
+    Attributes:
+        version: of this format.
+        uptime: CLOCK_BOOTTIME, in seconds, when it was left.
+        now: what that process took the time for, at that instant.
+        began: CLOCK_BOOTTIME when the boot grace of this boot and instance began.
+        memory: what that process remembered, be the state directory readable or not.
+        sealed: the bundle in force, as it came, in base64.
+        signed: its content, in base64.
+        recipient: the key that it was sealed to.
+        signers: the keys that were believed, and for what: see :func:`fingerprints`.
+        audiences: the names that the machine itself answers to.
+        facts: what the machine said of region, zone and the like.
+        files: what the public files of the configuration said, by path.
+        ephemeral: the private JWK that exists nowhere else, as text.
+        token_key: the key of the EC2 session tokens, in base64.
+        tokens: the bearer tokens of the container endpoint, the present one first.
+        waiting: what could not be issued so far.
+        remnants: what an earlier bundle left.
+    """
+
+    version: int = VERSION
+    uptime: float
+    now: datetime
+    began: float
+    memory: Memory = Memory()
+    sealed: Secret | None = None
+    signed: Secret | None = None
+    recipient: str = ""
+    signers: list[str] = []
+    audiences: list[str] = []
+    facts: Facts = Facts()
+    files: dict[str, str] = {}
+    ephemeral: Secret | None = None
+    token_key: Secret | None = None
+    tokens: list[Secret] = []
+    waiting: list[Waiting] = []
+    remnants: list[_Remnant] = []
+
+    def same_as(self, other: Handover | None) -> bool:
+        """Whether it says the same, at another moment."""
+        return other is not None and msgspec.structs.replace(self, uptime=other.uptime, now=other.now) == other
+
+    def shift(self, clock: SystemClock) -> timedelta:
+        """By how much our time is behind what that process would take it for.
+
+        Not by how much it is ahead: that process may have been right, and no end is later for a stop of the machine.
+        """
+        by = clock.now() - (self.now + timedelta(seconds=clock.uptime() - self.uptime))
+        return min(by, timedelta())
+
+    def key(self) -> keys.LocalKey | None:
+        """The key that was made at an earlier start."""
+        if self.ephemeral is None:
+            return None
+        try:
+            return keys.restored_key(self.ephemeral.reveal())
+        except AgentError:
+            return None
+
+    def rest(self, clock: SystemClock, trust: bundle.Trust) -> tuple[list[Remnant], list[Waiting]]:
+        """What is no credential of the bundle in force, moved to our clock: what is held over, and the retries."""
+        by = self.shift(clock)
+        remnants_ = []
+        if set(self.signers) <= set(fingerprints(trust)):
+            # Else it may be of a signer that is not believed any more, and nothing tells whose it was.
+            for left in self.remnants:
+                credential = left.aws or left.google
+                if credential is not None:
+                    ends = left.ends + by if left.ends is not None else None
+                    remnants_.append(Remnant(left.cloud, left.digest, credential, ends, left.name, left.lease))
+        waiting = []
+        for one in self.waiting:
+            failure = msgspec.structs.replace(one.failure, at=one.failure.at + by)
+            waiting.append(one._replace(again_at=one.again_at + by, failure=failure))
+        return remnants_, waiting
+
+
+def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tuple[Memory, bytes | None]:
+    """The memory to go on with: what the disk says, or what was handed over, whichever is later.
+
+    The disk may be behind, since it was full; or it may have moved on, since a descriptor could not be handed over.
+    What was handed over is as late or later when no stream has a higher number on the disk. (A disk that lost its
+    memory has none.)
+    """
+    if left is None:
+        return read, sealed
+    if read.instance_id and left.memory.instance_id and read.instance_id != left.memory.instance_id:
+        return read, sealed
+    for mark in read.marks:
+        ours = left.memory.mark(mark.issuer, mark.subject)
+        if ours is None or ours.seq < mark.seq:
+            return read, sealed
+    kept = decoded(left.sealed)
+    if left.memory.active is None:
+        return left.memory, None
+    return left.memory, kept if kept is not None else sealed
+
+
+def remnants(store: Store) -> list[_Remnant]:
+    """What earlier bundles left, as it is handed over."""
+    return [
+        _Remnant(
+            left.cloud,
+            left.digest,
+            left.ends,
+            left.name,
+            left.lease,
+            left.credential if isinstance(left.credential, AwsCredential) else None,
+            left.credential if isinstance(left.credential, GoogleToken) else None,
+        )
+        for left in store.remnants()
+    ]
+
+
+def fingerprints(trust: bundle.Trust) -> list[str]:
+    """Each signer with all that it is believed in."""
+    return sorted(repr((s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease)) for s in trust.signers)
+
+
+def encode(handover: Handover) -> bytes:
+    """In the clear: for the sealed memory that only this unit gets back."""
+    return msgspec.json.encode(handover, enc_hook=_reveal)
+
+
+def take(passed: Passed, clock: SystemClock) -> Handover | None:
+    """What the process before us left; ``None``: nothing, or nothing that makes sense. Never an error of the start."""
+    try:
+        data = passed.take(NAME, max_bytes=MAX_BYTES)
+        return None if data is None else _decode(data, clock.uptime())
+    except HostError as error:
+        reason = error.message
+    structlog.get_logger().error("handover.not_taken", reason=reason, hint="everything is asked for again")
+    return None
+
+
+def _decode(data: bytes, uptime: float) -> Handover:
+    try:
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != VERSION:
+            raise HostError(f"expected version {VERSION}, got {version}")
+        left = msgspec.json.decode(data, type=Handover, dec_hook=_hide)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise HostError("it makes no sense") from None
+    if not 0.0 <= left.began <= left.uptime <= uptime:
+        raise HostError("it is of another boot")
+    instants = [left.now, *(w.again_at for w in left.waiting), *(w.failure.at for w in left.waiting)]
+    for one in left.remnants:
+        credential = one.aws or one.google
+        instants += [one.ends or left.now, one.lease or left.now]
+        instants += [credential.issued_at, credential.expires_at] if credential is not None else []
+    if any(instant.tzinfo != UTC for instant in instants):
+        raise HostError("it has instants that are not utc")
+    return left
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def encoded(data: bytes | None) -> Secret | None:
+    """Bytes as they are handed over."""
+    return None if data is None else Secret(base64.b64encode(data).decode())
+
+
+def decoded(text: Secret | None) -> bytes | None:
+    """The bytes; ``None`` where there are none, or they make no sense."""
+    if text is None:
+        return None
+    try:
+        return base64.b64decode(text.reveal(), validate=True)
+    except ValueError:
+        return None
+
+
+def jwk(ring_keys: tuple[keys.WorkerKey, ...]) -> Secret | None:
+    """The key that lives in memory only, if there is one."""
+    found = (k for k in ring_keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral")
+    private: Mapping[str, Any] | None = next((k.private_jwk() for k in found), None)
+    return None if private is None else Secret(msgspec.json.encode(private).decode())
+
+
+def _reveal(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise NotImplementedError
+
+
+def _hide(kind: type, value: Any) -> Any:
+    return kind(value)

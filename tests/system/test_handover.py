@@ -1,0 +1,376 @@
+"""A restart re-earns nothing: what the process before had is served, whatever became of what it was had from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from agent import bundle
+from agent.core.model import AwsKeys
+from agent.core.secret import Secret
+from tests.fakes.behind import Behind
+from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.notify_socket import NotifySocket
+from tests.fakes.sts import FakeSts
+from tests.system.harness import AUDIENCE, ISSUER, Agent, World, background, until
+
+USER = "ASIAUSER000000000000"
+MACHINE = "ASIAMACHINE000000001"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    root = tmp_path / "w"
+    root.mkdir()
+    return World(root)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[NotifySocket]:
+    with NotifySocket(tmp_path / "n") as manager:
+        yield manager
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """Something that accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def start(world: World, manager: NotifySocket, changes: dict[str, Any] | None = None) -> Agent:
+    """Start the daemon with everything that the manager holds for it."""
+    return world.agent(changes, environ={"NOTIFY_SOCKET": str(manager.path)}, passed=manager.stored())
+
+
+def serve(world: World, manager: NotifySocket, changes: dict[str, Any] | None = None) -> None:
+    """One life of the daemon, with a bundle in force, ended by a kill."""
+    with start(world, manager, changes) as agent:
+        agent.ready()
+        assert agent.push(world.seal(world.session(USER), seq=1))["outcome"] == "accepted"
+        held(manager, USER)
+        agent.kill()
+
+
+def held(manager: NotifySocket, key: str) -> None:
+    manager.wait_content("credentials", lambda data: key.encode() in data)
+    manager.wait_content("handover", lambda data: json.loads(data).get("signed") is not None)
+
+
+def no_key(world: World) -> dict[str, Any]:
+    world.key_file.unlink()
+    return {}
+
+
+def no_signer_file(world: World) -> dict[str, Any]:
+    world.signer_file.unlink()
+    return {}
+
+
+def no_state(world: World) -> dict[str, Any]:
+    shutil.rmtree(world.state)
+    return {}
+
+
+def broken_state(world: World) -> dict[str, Any]:
+    (world.state / "memory.json").write_bytes(b"{garbled")
+    return {}
+
+
+def no_sealed_copy(world: World) -> dict[str, Any]:
+    for path in world.state.glob("bundle-*"):
+        path.unlink()
+    return {}
+
+
+def no_directories(world: World) -> dict[str, Any]:
+    shutil.rmtree(world.state)
+    return {"environment": {"file": "/nonexistent/a", "shell_file": "/nonexistent/b", "token_file": "/nonexistent/c"}}
+
+
+def a_fifo_for_the_token(world: World) -> dict[str, Any]:
+    import os
+
+    (world.root / "run" / "token").unlink()
+    os.mkfifo(world.root / "run" / "token")
+    return {}
+
+
+@pytest.mark.parametrize(
+    "away",
+    [no_key, no_signer_file, no_state, broken_state, no_sealed_copy, no_directories, a_fifo_for_the_token],
+)
+def test_what_is_away_takes_nothing_away(
+    world: World, manager: NotifySocket, away: Callable[[World], dict[str, Any]]
+) -> None:
+    """Neither the key, nor the signer's file, nor any directory is needed to serve on what was served."""
+    serve(world, manager)
+    with start(world, manager, away(world)) as agent:
+        agent.started()
+        assert agent.access_key() == USER
+        held(manager, USER)
+        agent.kill()
+    with start(world, manager) as agent:  # and the one after that is as well off
+        agent.started()
+        assert agent.access_key() == USER
+
+
+def unpinned(world: World) -> dict[str, Any]:
+    other = bundle.SigningKey.generate("Ed25519")
+    world.signer_file.write_text(json.dumps({**other.public_jwk(), "kid": other.kid}))
+    return {}
+
+
+def no_longer_for_us(world: World) -> dict[str, Any]:
+    return {"identity": {"audience": [AUDIENCE + "-other"]}}
+
+
+def not_that_issuer(world: World) -> dict[str, Any]:
+    return {"signers": [{"key": world.signer_file, "issuers": [ISSUER + "/other"]}]}
+
+
+def another_machine(world: World) -> dict[str, Any]:
+    return {"identity": {"instance_id": "i-2"}}
+
+
+def key_given_up(world: World) -> dict[str, Any]:
+    other = bundle.OpeningKey.generate("P-256")
+    world.key_file.write_text(json.dumps({**other.private_jwk(), "kid": other.kid}))
+    return {}
+
+
+@pytest.mark.parametrize("changed", [unpinned, no_longer_for_us, not_that_issuer, another_machine, key_given_up])
+def test_what_is_not_believed_any_more_is_not_served(
+    world: World, manager: NotifySocket, changed: Callable[[World], dict[str, Any]]
+) -> None:
+    """What is handed over is judged by the configuration that holds now: whom it believes, and who it is."""
+    serve(world, manager)
+    with start(world, manager, changed(world)) as agent:
+        agent.ready()
+        assert agent.role() is None
+        assert agent.status()["bundle"] is None
+
+
+def test_a_withdrawal_outlasts_the_loss_of_the_disk(world: World, manager: NotifySocket) -> None:
+    """What was withdrawn stays withdrawn, though the state directory is gone: the memory is handed over too."""
+    ec2 = Ec2MetadataService()
+    ec2.attach("worker-role", Key(MACHINE, "machine-secret", "machine-token"))
+    with background(ec2):
+        changes = {"upstream": {"ec2": ec2.url}}
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(USER)))
+            agent.push(world.withdrawal())
+            manager.wait_content("handover", lambda data: json.loads(data).get("signed") is None)
+            agent.kill()
+        shutil.rmtree(world.state)
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            assert agent.role() is None
+            assert agent.status()["clouds"]["aws"]["origin"] == "closed"
+
+
+class TestTheMachinesOwn:
+    def test_its_metadata_service_is_silent(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """The machine's own credential is served at once while the metadata service hangs."""
+        ec2 = Ec2MetadataService()
+        ec2.attach("worker-role", Key(MACHINE, "machine-secret", "machine-token"))
+        with background(ec2), start(world, manager, {"upstream": {"ec2": ec2.url}}) as agent:
+            agent.ready()
+            assert agent.access_key() == MACHINE
+            manager.wait_content("credentials", lambda data: MACHINE.encode() in data)
+            agent.kill()
+        with start(world, manager, {"upstream": {"ec2": mute}}) as agent:
+            agent.started()
+            assert agent.access_key() == MACHINE
+
+    def test_names_that_only_the_machine_knows(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """A bundle for this instance by the name that its metadata service gives it is in force while that hangs."""
+        ec2 = Ec2MetadataService()
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto", "audience": []}}
+            with start(world, manager, changes) as agent:
+                agent.ready()
+                own = next(name for name in agent.status()["audiences"] if "key:" not in name)
+                pushed = agent.push(world.seal(world.session(USER), audiences=[own]))
+                assert pushed["outcome"] == "accepted", pushed
+                held(manager, USER)
+                agent.kill()
+        with start(world, manager, {**changes, "upstream": {"ec2": mute}}) as agent:
+            agent.started()
+            assert agent.access_key() == USER
+
+
+class TestHeldOver:
+    def test_the_predecessors_credential(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """A bundle that has no credential yet is served by its predecessor's, over two restarts."""
+        changes = {"mint": {"sts_endpoint": mute}}
+        grant = AwsKeys(id="keys", access_key_id="AKIAUSER000000000000", secret_access_key=Secret("s" * 40))
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(USER)))
+            assert agent.push(world.seal(grant))["outcome"] == "accepted"
+            assert agent.access_key() == USER
+            manager.wait_content("handover", lambda data: USER.encode() in data)
+            agent.kill()
+        for _ in range(2):
+            with start(world, manager, changes) as agent:
+                agent.ready()
+                assert agent.access_key() == USER
+                assert agent.status()["bundle"]["seq"] == 2
+                manager.wait_content("handover", lambda data: USER.encode() in data)
+                agent.kill()
+
+    def test_not_of_a_signer_who_is_not_believed(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """Where a signer was taken out, nothing is held over: it may have been his."""
+        changes = {"mint": {"sts_endpoint": mute}}
+        other = bundle.SigningKey.generate("Ed25519")
+        path = world.root / "etc" / "other.jwk"
+        path.write_text(json.dumps({**other.public_jwk(), "kid": other.kid}))
+        signers = [{"key": world.signer_file, "issuers": [ISSUER]}, {"key": path, "issuers": [ISSUER]}]
+        grant = AwsKeys(id="keys", access_key_id="AKIAUSER000000000000", secret_access_key=Secret("s" * 40))
+        with start(world, manager, {**changes, "signers": signers}) as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(USER), signer=other))
+            agent.push(world.seal(grant))
+            assert agent.access_key() == USER
+            manager.wait_content("handover", lambda data: USER.encode() in data)
+            agent.kill()
+        with start(world, manager, changes) as agent:
+            agent.started()
+            agent.wait_for("bundle.resumed")
+            assert agent.role() is None
+
+
+def test_a_key_in_memory_outlives_the_process(world: World, manager: NotifySocket) -> None:
+    """An ephemeral key is the same after a restart: what was sealed to it stays in force, what comes is opened."""
+    published = world.root / "run" / "key"
+    changes = {"keys": [{"kind": "ephemeral", "publish_file": published}]}
+    with start(world, manager, changes) as agent:
+        agent.ready()
+        until(published.exists, what="the key")
+        first = published.read_bytes()
+        recipient = bundle.RecipientKey.parse(first)
+        agent.push(world.seal(world.session(USER), recipients=[recipient]))
+        held(manager, USER)
+        agent.kill()
+    published.unlink()
+    with start(world, manager, changes) as agent:
+        agent.ready()
+        assert agent.access_key() == USER
+        until(published.exists, what="the key")
+        assert published.read_bytes() == first
+        other = "ASIAUSER000000000002"
+        assert agent.push(world.seal(world.session(other), recipients=[recipient]))["outcome"] == "accepted"
+        assert agent.access_key() == other
+
+
+class TestGrace:
+    GRACE: ClassVar[dict[str, Any]] = {"identity": {"grace_seconds": 4.0}}
+
+    def pending(self, agent: Agent) -> bool:
+        return agent.status()["clouds"]["aws"]["state"] == "pending"
+
+    def test_once_over_restarts(self, world: World, manager: NotifySocket) -> None:
+        """A worker that had its grace does not wait again: not after a kill, and not with a longer one."""
+        with start(world, manager, self.GRACE) as agent:
+            agent.started()
+            assert self.pending(agent)
+            agent.ready()
+            agent.kill()
+        shutil.rmtree(world.root / "run")
+        (world.root / "run").mkdir()
+        with start(world, manager, self.GRACE) as agent:
+            agent.started()
+            assert not self.pending(agent)
+
+    def test_once_over_a_stop_and_a_start(self, world: World, manager: NotifySocket) -> None:
+        """Nor after a stop, which empties the descriptor store; another machine has its own."""
+        with start(world, manager, self.GRACE) as agent:
+            agent.ready()
+            assert agent.stop() == 0
+        manager.drop()
+        with start(world, manager, self.GRACE) as agent:
+            agent.started()
+            assert not self.pending(agent)
+            assert agent.stop() == 0
+        manager.drop()
+        changes = {"identity": {"grace_seconds": 60.0, "instance_id": "i-2"}}
+        with start(world, manager, changes) as agent:
+            agent.started()
+            assert self.pending(agent)
+
+
+def test_retries_go_on_where_they_were(world: World, manager: NotifySocket) -> None:
+    """A restart in an outage asks STS no sooner than the process before would have, within a minute."""
+    sts = FakeSts(lambda: datetime.now(UTC))
+    service = Behind(handler=sts)
+    stranger = AwsKeys(id="keys", access_key_id="AKIASTRANGER00000000", secret_access_key=Secret("s" * 40))
+    with background(service):
+        changes = {"mint": {"sts_endpoint": service.url}}
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            agent.push(world.seal(stranger))
+            agent.wait_for("credential.denied")
+            manager.wait_content("handover", lambda data: bool(json.loads(data)["waiting"]))
+            agent.kill()
+        asked = len(sts.operations())
+        for _ in range(3):
+            with start(world, manager, changes) as agent:
+                agent.ready()
+                (keys,) = [one for one in agent.status()["credentials"] if one["grant"] == "keys"]
+                assert keys["failures_in_a_row"] >= 1
+                agent.kill()
+        assert len(sts.operations()) == asked
+
+
+def test_tokens_need_no_disk(world: World, manager: NotifySocket) -> None:
+    """Session tokens and bearer tokens that programs hold stay good though no directory is there any more."""
+    serve(world, manager)
+    with start(world, manager) as agent:
+        agent.started()
+        token, bearer = agent.imds_token(), world.token
+        held(manager, USER)
+        agent.kill()
+    with start(world, manager, no_directories(world)) as agent:
+        agent.started()
+        listing = "/latest/meta-data/iam/security-credentials/"
+        assert agent.ask(listing, headers={"X-aws-ec2-metadata-token": token}).status == 200
+        assert agent.ask("/v1/credentials", headers={"Authorization": bearer}).status == 200
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"{", b"\xff", b"[]", b'{"version":1}', b'{"version":2,"uptime":1}', b"[" * 100_000, b"x" * (1 << 20)],
+    ids=["empty", "cut", "no-text", "list", "nothing", "newer", "deep", "long"],
+)
+def test_a_handover_that_makes_no_sense(world: World, manager: NotifySocket, garbage: bytes) -> None:
+    """It is said, and costs no more than asking for everything again; the next handover is whole."""
+    world.drop(world.seal(world.session(USER)))
+    manager.put("handover", garbage)
+    with start(world, manager) as agent:
+        agent.wait_for("handover.not_taken")
+        agent.ready()
+        agent.wait_for("bundle.accepted")
+        assert agent.access_key() == USER
+        held(manager, USER)
+
+
+def test_what_another_version_adds_is_ignored(world: World, manager: NotifySocket) -> None:
+    """After a downgrade the members of a newer version are passed over, and what is known is taken."""
+    serve(world, manager)
+    (content,) = manager.content("handover")
+    stored = manager.content("credentials")
+    manager.drop()
+    manager.put("credentials", stored[0])
+    manager.put("handover", json.dumps({**json.loads(content), "later": {"a": [1]}}).encode())
+    with start(world, manager, no_key(world)) as agent:
+        agent.started()
+        assert agent.access_key() == USER
