@@ -276,7 +276,7 @@ class TestGrace:
     GRACE: ClassVar[dict[str, Any]] = {"identity": {"grace_seconds": 4.0}}
 
     def pending(self, agent: Agent) -> bool:
-        return agent.status()["clouds"]["aws"]["state"] == "pending"
+        return bool(agent.status()["clouds"]["aws"]["origin"] == "waiting")
 
     def test_once_over_restarts(self, world: World, manager: NotifySocket) -> None:
         """A worker that had its grace does not wait again: not after a kill, and not with a longer one."""
