@@ -145,8 +145,8 @@ _WHAT = _options(
         default=aws.Mode.AUTO.value,
         show_default=True,
         help="AWS: exchange keys (session-token), assume a role, send the session as it is (raw), or send an IAM "
-        "user's keys for the worker to exchange (keys). auto: a role if --role-arn, else whichever of the first and "
-        "third is possible.",
+        "user's keys for the worker to exchange (keys), with --role-arn to assume that role with. auto: a role if "
+        "--role-arn, else whichever of the first and third is possible.",
     ),
     click.option("--role-arn", help="AWS: assume this role and send its session."),
     click.option(
