@@ -431,13 +431,20 @@ class Daemon:
             self._left = self._kept = None
 
     async def _claim(self) -> None:
-        """Become the one owner of the state directory. Under systemd the process before us has ended; else it may end.
+        """Become the one owner of the state directory.
+
+        Whom the service manager gave the sockets is the one agent here. The process before it has ended, but for one
+        that hangs in the kernel on a disk that does not answer: that one is not waited for, and until it is gone
+        nothing is written.
 
         Raises:
             HostError: another agent has it, and keeps it.
         """
         deadline = self.clock.boottime() + CLAIM_SECONDS
         while not self._claimed():
+            if self._passed.sockets:
+                self._log.error("state.busy", reason="the process before this one hangs, and still owns the directory")
+                return
             if self.clock.boottime() >= deadline:
                 raise HostError(
                     f"state.directory: another agent uses {self._settings.state.directory}",

@@ -70,6 +70,7 @@ class StateDirectory:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lock: int | None = None
+        self._waiting = False  # another process owns it: nothing is written until it is ours
         self._saving = threading.Lock()
 
     def claim(self) -> bool:
@@ -91,11 +92,13 @@ class StateDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            self._waiting = True
             return False
         except OSError as error:
             os.close(descriptor)
             raise HostError(f"{self._directory}: cannot be locked: {_reason(error)}") from None
         self._lock = descriptor
+        self._waiting = False
         return True
 
     def load(self) -> tuple[Memory, bytes | None]:
@@ -113,8 +116,11 @@ class StateDirectory:
         sweep(path)
         sweep(self._directory / SPARE_FILE)
         sweep(self._directory / "bundle-*.jose")
+        leaving = self._directory / _LEAVING
         with contextlib.suppress(OSError):
-            (self._directory / _LEAVING).unlink(missing_ok=True)
+            # Looked for first: even to remove what is not there waits for a frozen disk.
+            if leaving.exists():
+                leaving.unlink()
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -167,6 +173,8 @@ class StateDirectory:
 
     def _save(self, memory: Memory, sealed: bytes | None) -> None:
         with self._saving:
+            if self._waiting and not self.claim():
+                raise HostError(f"{self._directory}: another process owns it, and has not ended yet")
             keep = self._bundle_path(memory.active.digest) if memory.active is not None else None
             if keep is None:
                 self._remove_bundles(None)  # a withdrawal: gone, whether or not it can be written that it is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -236,6 +237,41 @@ class TestDisks:
             with world.agent() as again:
                 assert again.ready().access_key() == KEYS[2]
                 again.kill()
+
+    def test_a_restart_on_a_frozen_disk_serves(self, world: World, tmp_path: Path) -> None:
+        """A process that hangs in the kernel on its disk cannot even be killed: the next one serves, and writes later."""
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(4 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+        with (
+            mounted("mount", "-o", "loop", str(image), at=world.state),
+            socket.create_server(("127.0.0.1", 0)) as door,
+            socket.socket(socket.AF_UNIX) as control,
+        ):
+            control.bind(str(world.root / "run" / "control"))
+            control.listen()
+            passed = [("http", door.fileno()), ("control", control.fileno())]
+            agent = world.agent(passed=passed, prelude=SOON)
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            subprocess.run(["fsfreeze", "--freeze", str(world.state)], check=True)
+            try:
+                assert agent.push(world.seal(world.session(KEYS[2])))["durable"] is False
+                agent.process.kill()
+                with world.agent(passed=passed, prelude=SOON) as again:
+                    assert again.ready().access_key() == KEYS[1]
+                    third = world.seal(world.session(KEYS[3]))
+                    assert again.push(third)["durable"] is False
+                    assert again.access_key() == KEYS[3]
+                    subprocess.run(["fsfreeze", "--unfreeze", str(world.state)], check=True)
+                    again.wait_for("memory.written")
+                    assert again.push(third)["durable"] is True
+                    again.kill()
+            finally:
+                subprocess.run(["fsfreeze", "--unfreeze", str(world.state)], check=False, capture_output=True)
+                with agent:
+                    agent.kill()
 
     def test_a_read_only_disk_is_told_of(self, world: World) -> None:
         """What a read-only disk cannot remember takes effect, is acknowledged as such, and is written when it can be."""
