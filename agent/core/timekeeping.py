@@ -55,6 +55,8 @@ SETTLED_SECONDS: Final = 10.0
 """How long a witness alone must have said the same: what was under way during a pause was said before it."""
 MOVE_EVERY_SECONDS: Final = 600.0
 ASK_EVERY_SECONDS: Final = 300.0
+LONGEST_WAY_SECONDS: Final = 60.0
+"""An answer that was longer under way (through a suspend, a long poll) may have been given at any time of it."""
 FRESH_SECONDS: Final = 2 * 3600.0
 """A word older than this supports nobody."""
 EARLIEST: Final = 1_577_836_800.0
@@ -179,7 +181,7 @@ class Timekeeper:
             Whether there is a reason to ask the clouds for the time.
         """
         doubt = self.look(reading)
-        if not EARLIEST <= said <= LATEST or reading.boot - took < self._stepped_at:
+        if not EARLIEST <= said <= LATEST or took > LONGEST_WAY_SECONDS or reading.boot - took < self._stepped_at:
             return doubt
         word = said - reading.boot
         before = self._words.get(witness)

@@ -327,7 +327,7 @@ class Daemon:
         self._serving = True
         if self._reload_wanted:
             self._on_hangup()
-        self.clock.watch(self.keeper.time_moved)
+        self.clock.watch(self._resumed)
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.keeper.run(), name="keeper"),
             asyncio.create_task(self._tell_ready(), name="ready"),
@@ -732,6 +732,11 @@ class Daemon:
         """A ``Date`` from somebody who may say what time it is has just come."""
         if self.clock.hear(witness, date, took):
             self._time_moved()
+
+    def _resumed(self) -> None:
+        """The machine woke up, or its clock was set."""
+        self._out.reconnect()
+        self.keeper.time_moved()
 
     def _follow(self) -> bool:
         doubtful = self.clock.follow()

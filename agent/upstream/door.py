@@ -16,6 +16,7 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ class Upstream:
             self._retire()
         session = self._session(guarded=guarded)
         session.users += 1
-        asked_at = asyncio.get_running_loop().time()
+        asked_at = time.clock_gettime(time.CLOCK_BOOTTIME)  # a suspend on the way counts
         try:
             response = await session.client.request(
                 method,
@@ -303,7 +304,7 @@ class Upstream:
             if self._hear is not None and "Age" not in response.headers:  # a cache's word is nobody's
                 witness = witness_of(origin.lower(), link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
             if self._hear is not None and witness is not None and stream.date is not None:
-                self._hear(witness, stream.date, asyncio.get_running_loop().time() - asked_at)
+                self._hear(witness, stream.date, time.clock_gettime(time.CLOCK_BOOTTIME) - asked_at)
             yield stream
         finally:
             # A connection whose answer was not read to the end is closed, not returned to the pool.
@@ -317,8 +318,12 @@ class Upstream:
         for session in sessions:
             await session.client.close()
 
+    def reconnect(self) -> None:
+        """Let no further request use a connection there is: what was idle may be dead since a suspend or a pause."""
+        self._retire()
+
     def _retire(self) -> None:
-        """Let no new request use the sessions there are: they believe authorities that were replaced."""
+        """Let no new request use the sessions there are: they believe authorities that were replaced, say."""
         self._former += self._sessions.values()
         self._sessions = {}
 

@@ -144,3 +144,12 @@ def test_a_pause_is_over_at_the_first_look(wait: float, seconds: float, synchron
     assert hands.keeper.look(hands.read()) is True
     assert hands.off == pytest.approx(0.0, abs=1e-3)
     assert hands.keeper.lost == pytest.approx(seconds, abs=1e-3)
+
+
+def test_what_was_under_way_through_a_suspend_says_nothing() -> None:
+    """Two clouds' answers that a suspend of an hour delayed agree on a time that is an hour old: neither is heard."""
+    hands = Hands()
+    hands.passes(HOUR)
+    for witness in (Witness.AWS, Witness.GOOGLE, Witness.LINK):
+        hands.keeper.hear(witness, hands.true - HOUR, hands.read(), took=HOUR)
+    assert hands.off == pytest.approx(0.0, abs=1e-3)

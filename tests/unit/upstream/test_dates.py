@@ -154,3 +154,33 @@ def test_whose_word_an_answer_is(origin: str, witness: Witness | None) -> None:
 def test_a_metadata_service_elsewhere_is_none(origin: str, witness: Witness | None) -> None:
     """Only at an address that no router passes on is it the machine's own."""
     assert witness_of(origin, link=True, chosen=True) is witness
+
+
+def test_a_resume_begins_with_new_connections() -> None:
+    """What was idle before a suspend is not used after it: a connection that died meanwhile hangs until a timeout."""
+    served = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    async def ask() -> None:
+        out = Upstream()
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with server:
+            for _ in range(2):
+                await out.request("GET", url)
+            assert served == 1
+            out.reconnect()
+            await out.request("GET", url)
+            assert served == 2
+            await out.close()
+
+    asyncio.run(ask())
