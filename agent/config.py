@@ -55,7 +55,9 @@ class Listen(_Section, frozen=True):
             the metadata services; needed where ``http`` is a wildcard such as ``0.0.0.0``.
         control: the unix socket of status, metrics and push (``FileDescriptorName=control``).
         control_mode: the mode of that socket when we make it ourselves.
-        max_connections: at most so many at once; each costs about 10 kB.
+        max_connections: at most so many at once; each costs about 10 kB, and what all keep of requests and answers is
+            at most 16 MB more. When they are used up, whoever has most gives one up for the newcomer. Lowered, with a
+            line in the log, where the limit of file descriptors leaves fewer.
     """
 
     http: tuple[str, ...] = ("127.0.0.1:16925",)

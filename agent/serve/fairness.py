@@ -149,11 +149,16 @@ class Turnstile:
             if turn.done() and not turn.cancelled():
                 self._leave(owner)  # let in and cancelled in the same moment
             else:
-                queue = self._waiting[owner]
-                queue.remove(turn)
-                if not queue:
-                    del self._waiting[owner]
+                self._forget(owner, turn)
             raise
+
+    def _forget(self, owner: Hashable, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(owner)
+        # It may have been passed over already: it was called in the moment between its cancelling and this.
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[owner]
 
     def _enter(self, owner: Hashable) -> None:
         self._count += 1

@@ -173,6 +173,27 @@ def test_a_turnstile_survives_those_who_leave() -> None:
     asyncio.run(scenario())
 
 
+def test_a_turnstile_passes_over_who_was_cancelled_in_that_moment() -> None:
+    """Whoever is cancelled and called in one round of the loop ends as cancelled, and the next goes in."""
+
+    async def scenario() -> list[object]:
+        gate = Turnstile(1)
+
+        async def one(owner: str) -> str:
+            async with gate.turn(owner):
+                return owner
+
+        async with gate.turn("first"):
+            tasks = [asyncio.create_task(one(owner)) for owner in ("a", "a", "b")]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            tasks[2].cancel()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+
+    cancelled, served, also = asyncio.run(scenario())
+    assert (type(cancelled), served, type(also)) == (asyncio.CancelledError, "a", asyncio.CancelledError)
+
+
 def test_places_are_taken_from_who_has_most() -> None:
     """When all places are taken the newcomer gets the oldest of whoever has most, and none if nobody has more."""
 
