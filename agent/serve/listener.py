@@ -345,15 +345,27 @@ class Listener:
             asyncio.get_running_loop().call_soon(self._went_round)
 
     async def _resolve(self, owners: Owners) -> None:
-        unknown = [connection for connection in self._open if connection.owner is None]
         try:
-            table = await owners.table()
-            for connection in unknown:
-                connection.belong(table)
+            # Again for those that came meanwhile: nobody else may come to ask for it.
+            while unknown := [connection for connection in self._open if connection.owner is None]:
+                table = await owners.table()
+                for connection in unknown:
+                    connection.belong(table)
+                self._leaving_until = float("-inf")  # who goes is judged with what is known now
+                await asyncio.sleep(_OWNERS_AGAIN_SECONDS)
+                if not self._is_scarce():
+                    break
         finally:
             self._resolved_at = time.monotonic()
             self._resolving = None
-            self._leaving_until = float("-inf")  # who goes is judged with what is known now
+
+    def _is_scarce(self) -> bool:
+        limits = self.limits
+        return (
+            2 * len(self._open) >= limits.connections
+            or 2 * len(self._held) >= limits.held
+            or 2 * self._buffered > limits.buffered_bytes
+        )
 
     async def owner_of(self, connection: _Connection) -> Hashable:
         """To whose share it counts; asks the kernel if that is not known yet."""

@@ -90,7 +90,9 @@ def test_takes_nothing_from_another(tmp_path: Path, kind: str) -> None:
         with world.agent(changes) as agent:
             agent.ready()
             sockets = 3000 if kind in {"idle", "half-heads", "half-bodies", "expecting", "our-polls"} else 300
-            with hostile(kind, agent.address[1], sockets), hostile(kind, agent.address[1], 100):
+            # Answers of 600 kB: some hundred at once are the whole memory bandwidth of two cores, ours and the fake's.
+            sockets = 30 if kind in {"recursive", "recursive-text"} else sockets
+            with hostile(kind, agent.address[1], sockets), hostile(kind, agent.address[1], max(5, sockets // 5)):
                 got, slowest = polite(agent)
             print(f"{kind}: {got} of {ASKED}, slowest {slowest:.2f} s, most resident {resident_kb(agent) // 1024} MB")
             assert got == ASKED
