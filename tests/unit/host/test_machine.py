@@ -59,3 +59,54 @@ def test_the_machine_id_is_its_own_or_none(tmp_path: Path, content: str | bytes,
 def test_without_a_machine_id_there_is_none(tmp_path: Path) -> None:
     """A container without the file has no name of its own."""
     assert machine.machine_id(tmp_path) == ""
+
+
+TAG = "sys/class/dmi/id/board_asset_tag"
+UUID = "sys/class/dmi/id/product_uuid"
+BOOT = "proc/sys/kernel/random/boot_id"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, {}),
+        ({TAG: "i-0123456789abcdef0\n"}, {"board_asset_tag": "i-0123456789abcdef0"}),
+        ({TAG: "Default string\n"}, {}),
+        ({TAG: "ACME-RACK-7\n"}, {}),
+        ({UUID: "EC2E1916-9099-7CAF-FD21-012345ABCDEF\n"}, {"product_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef"}),
+        ({UUID: "00000000-0000-0000-0000-000000000000\n"}, {}),
+        ({UUID: "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF\n"}, {}),
+        (
+            {"sys/hypervisor/uuid": "ec2e1916-9099-7caf-fd21-012345abcdef\n"},
+            {"hypervisor_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef"},
+        ),
+        ({"sys/hypervisor/uuid": "11111916-9099-7caf-fd21-012345abcdef\n"}, {}),
+    ],
+)
+def test_names_that_many_machines_share_are_no_names(
+    tmp_path: Path, files: dict[str, str | bytes], expected: dict[str, str]
+) -> None:
+    """What the firmware calls this very machine counts; words of a vendor or an owner do not."""
+    assert machine.firmware_names(make(tmp_path, files)) == expected
+
+
+def test_a_boot_is_of_a_kernel_and_a_directory(tmp_path: Path) -> None:
+    """The same kernel and directory are the same boot; another kernel, or a copy of the directory, is another."""
+    root = make(tmp_path / "root", {BOOT: "01234567-89ab-cdef-0123-456789abcdef\n"})
+    one, copy = tmp_path / "one", tmp_path / "copy"
+    one.mkdir()
+    copy.mkdir()
+
+    here = machine.boot(one, {}, root)
+    assert here
+    assert machine.boot(one, {}, root) == here
+    assert machine.boot(one, {machine.BOOT_ID_VARIABLE: "0123456789abcdef0123456789abcdef"}, root) == here
+    assert machine.boot(one, {machine.BOOT_ID_VARIABLE: "f" * 32}, root) != here
+    assert machine.boot(copy, {}, root) != here
+
+
+def test_a_boot_that_is_not_known_equals_no_other(tmp_path: Path) -> None:
+    """Without the kernel's id, or a directory, there is none."""
+    assert machine.boot(tmp_path, {}, tmp_path / "nothing") == ""
+    assert machine.boot(tmp_path / "nothing", {machine.BOOT_ID_VARIABLE: "f" * 32}, tmp_path) == ""
+    assert machine.boot(tmp_path, {machine.BOOT_ID_VARIABLE: "%b"}, tmp_path) == ""
