@@ -86,6 +86,7 @@ install_release() {
   else
     say "installing $(basename "$release")"
     rm -rf "$release"
+    fresh=yes
     mkdir -p "$PREFIX/releases"
     "$interpreter" -m venv --clear "$release"
     "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir \
@@ -114,16 +115,87 @@ drop_old_releases() {
   done
 }
 
-install_files() {
-  local name version
+# -- all or nothing ----------------------------------------------------------------------------------------------------
+
+# What an installation changes beside the releases, and what a refused one leaves as it was, byte by byte.
+owned() {
+  printf '%s\n' "$ETC" "$PREFIX/current" "$PREFIX/bin" /usr/local/bin/credential-agent /etc/hosts \
+    /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh \
+    "$UNITS"/*.wants/credential-agent* "$UNITS"/nftables.service.d
+  local name
+  for name in "${SERVICES[@]}"; do printf '%s\n' "$UNITS/$name" "$UNITS/$name.d"; done
+}
+
+remember() {
+  local path
+  saved=$(mktemp -d)
+  while read -r path; do
+    if [ -e "$path" ] || [ -L "$path" ]; then cp -a --parents "$path" "$saved/"; fi
+  done <<<"$(owned)" # no <(): there may be no /proc
+  started=no
+}
+
+# The end of every installation that did not get to its end, whatever ended it.
+undo() {
+  local path
+  [ -n "$saved" ] || return 0
+  while read -r path; do
+    if [ -e "$saved$path" ] || [ -L "$saved$path" ]; then
+      if [ "$path" = /etc/hosts ]; then # in a container the file itself is a mount
+        cmp -s "$saved$path" "$path" || cat "$saved$path" >"$path"
+        continue
+      fi
+      rm -rf "$path"
+      cp -a "$saved$path" "$path"
+    else
+      rm -rf "$path"
+    fi
+  done <<<"$({ owned; cd "$saved" && find . -path './etc/systemd/system/*.wants/*' -printf '/%P\n'; } | sort -u)"
+  rm -rf "$saved"
+  saved=''
+  if [ -n "$candidate" ] && [ "$fresh" = yes ]; then rm -rf "$candidate"; fi
+  if [ "$started" = yes ] && booted; then
+    reload_systemd
+    if [ -e "$UNITS/credential-agent.service" ]; then
+      say "putting the release before back to work"
+      systemctl start credential-agent-control.socket credential-agent.socket || true
+      systemctl restart credential-agent.service || true
+    fi
+  fi
+}
+
+keep() { rm -rf "$saved" && saved=''; }
+
+# What the check of the configuration needs: the users, the directories, the configuration itself. Without /proc
+# systemd-tmpfiles does nothing; the boot will do it then.
+install_configuration() {
+  local name
   install -d -m 0755 "$ETC" "$ETC/signers" /etc/sysusers.d /etc/tmpfiles.d
   install -m 0644 "$units/sysusers.d/credential-agent.conf" /etc/sysusers.d/credential-agent.conf
   install -m 0644 "$units/tmpfiles.d/credential-agent.conf" /etc/tmpfiles.d/credential-agent.conf
-  install -D -m 0644 "$units/profile.d/credential-agent.sh" /etc/profile.d/credential-agent.sh
   systemd-sysusers /etc/sysusers.d/credential-agent.conf
-  systemd-tmpfiles --create /etc/tmpfiles.d/credential-agent.conf
-  # As StateDirectory= would make it, so that the configuration can be checked before the first start.
-  install -d -m 0700 -o credential-agent -g credential-agent /var/lib/credential-agent
+  # As RuntimeDirectory= and StateDirectory= would make them.
+  [ -d /run/credential-agent ] ||
+    install -d -m 0755 -o credential-agent -g credential-agent /run/credential-agent
+  [ -d /var/lib/credential-agent ] ||
+    install -d -m 0700 -o credential-agent -g credential-agent /var/lib/credential-agent
+  for name in "${signers[@]}"; do
+    install -m 0644 "$name" "$ETC/signers/$(basename "$name")"
+  done
+  # For root and the service: a URL in it may be a credential.
+  if [ -n "$config" ]; then
+    install -m 0640 -g credential-agent "$config" "$ETC/config.toml"
+  elif [ ! -e "$ETC/config.toml" ]; then
+    install -m 0640 -g credential-agent "$units/config.toml" "$ETC/config.toml"
+  else
+    chown root:credential-agent "$ETC/config.toml"
+    chmod 0640 "$ETC/config.toml"
+  fi
+}
+
+install_files() {
+  local name version
+  install -D -m 0644 "$units/profile.d/credential-agent.sh" /etc/profile.d/credential-agent.sh
   for name in "${SERVICES[@]}"; do
     cmp -s "$units/$name" "$UNITS/$name" || changed+=("$name")
     install -m 0644 "$units/$name" "$UNITS/$name"
@@ -142,18 +214,6 @@ install_files() {
   # Not below /opt: it must be there when nothing else is, an older release included.
   install -m 0644 "$candidate"/lib/python3*/site-packages/agent/host/closed.nft "$ETC/closed.nft"
   install -m 0644 "$units/drop-ins/50-nftables.conf" "$UNITS/nftables.service.d/50-credential-agent.conf"
-  for name in "${signers[@]}"; do
-    install -m 0644 "$name" "$ETC/signers/$(basename "$name")"
-  done
-  # For root and the service: a URL in it may be a credential.
-  if [ -n "$config" ]; then
-    install -m 0640 -g credential-agent "$config" "$ETC/config.toml"
-  elif [ ! -e "$ETC/config.toml" ]; then
-    install -m 0640 -g credential-agent "$units/config.toml" "$ETC/config.toml"
-  else
-    chown root:credential-agent "$ETC/config.toml" && chmod 0640 "$ETC/config.toml"
-  fi
-  separate_groups
   write_interpreter
   # Google's clients look for the metadata server by this name, which only Google's own networks resolve.
   if ! grep -qs 'metadata\.google\.internal' /etc/hosts; then
@@ -278,21 +338,26 @@ do_install() {
   fi
   changed=()
   install_release "$interpreter"
-  install_files
+  remember
+  install_configuration
   # As the service: what it cannot read is not there for it.
   setpriv --reuid credential-agent --regid credential-agent --init-groups \
     "$candidate/bin/credential-agent" check --config "$ETC/config.toml" >/dev/null ||
-    die "the configuration is not acceptable to the new release (see above); the old one runs on"
+    die "the configuration is not acceptable to the new release (see above); everything is as it was"
+  install_files
   switch_release
   reload_systemd
   enable_units
   if booted && [ "$start" = yes ]; then
     reload_systemd
+    started=yes
     start_units
     say "installed and running"
   else
     say "installed; it starts at the next boot"
   fi
+  keep
+  separate_groups
   drop_old_releases
 }
 
@@ -338,8 +403,9 @@ do_uninstall() {
 # -- the command line ---------------------------------------------------------------------------------------------------
 
 wheel='' wheelhouse='' config='' platform=auto python='' packages=yes start=yes with_redirect=yes purge=no
-signers=() workers=() scratch='' candidate='' action=install
-trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
+signers=() workers=() scratch='' candidate='' saved='' fresh=no started=no action=install
+trap 'undo; [ -z "$scratch" ] || rm -rf "$scratch"' EXIT
+trap 'exit 1' INT TERM HUP
 
 if [ "${1:-}" = uninstall ]; then action=uninstall && shift; elif [ "${1:-}" = install ]; then shift; fi
 while [ $# -gt 0 ]; do

@@ -21,7 +21,7 @@ from agent.core.errors import AgentError, BundleError, ConfigError, HostError, P
 # name -> module : attribute
 _COMMANDS: Final = {
     "run": "agent.cli.run:run",
-    "check": "agent.cli.run:check",
+    "check": "agent.cli.check:check",
     "status": "agent.cli.worker:status",
     "push": "agent.cli.worker:push",
     "refresh": "agent.cli.worker:refresh",

@@ -54,19 +54,3 @@ def run(path: Path) -> None:
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
-
-
-@click.command()
-@_config
-def check(path: Path) -> None:
-    """Check the configuration and everything it names; start nothing."""
-    import asyncio
-
-    from agent import config, daemon
-
-    async def look() -> tuple[str, ...]:
-        return daemon.check(config.load(path), environ=dict(os.environ))
-
-    for warning in asyncio.run(look()):
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{path}: ok")

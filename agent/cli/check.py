@@ -1,0 +1,82 @@
+"""``check``: what the service would find, before it looks."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agent.cli.common import CONFIG_PATH
+
+if TYPE_CHECKING:
+    from agent.config import Config
+
+SERVICE_USER: Final = "credential-agent"
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=CONFIG_PATH,
+    show_default=True,
+    help="The configuration file (TOML).",
+)
+@click.option("--build", is_flag=True, help="Off the worker: look at the file alone, and say what is not looked at.")
+def check(path: Path, build: bool) -> None:
+    """Check the configuration and everything it names; start nothing.
+
+    Root looks with the eyes of the service's user, which is what will have to read it all.
+    """
+    import asyncio
+
+    from agent import config, daemon
+
+    if build:
+        for name in _elsewhere(config.load(path)):
+            click.echo(f"not looked at: {name}", err=True)
+        click.echo(f"{path}: ok, as far as it can be said off the worker")
+        return
+    _become_the_service()
+
+    async def look() -> tuple[str, ...]:
+        return daemon.check(config.load(path), environ=dict(os.environ))
+
+    for warning in asyncio.run(look()):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{path}: ok")
+
+
+def _become_the_service() -> None:
+    """Give root's powers up for those of the service, where there is one: a key that only root can read is no key."""
+    if os.geteuid() != 0:
+        return
+    try:
+        service = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return
+    os.initgroups(service.pw_name, service.pw_gid)
+    os.setresgid(service.pw_gid, service.pw_gid, service.pw_gid)
+    os.setresuid(service.pw_uid, service.pw_uid, service.pw_uid)
+
+
+def _elsewhere(settings: Config) -> Iterator[str]:
+    """The files and the group that only a worker has."""
+    for index, key in enumerate(settings.keys):
+        for name in ("path", "public_key", "name"):
+            if hasattr(key, name):
+                yield f"keys[{index}].{name}: {getattr(key, name)}"
+    for index, signer in enumerate(settings.signers):
+        yield f"signers[{index}].key: {signer.key}"
+    for index, source in enumerate(settings.sources):
+        named = {name: getattr(source, name, None) for name in ("ca_file", "token_file")}
+        yield from (f"sources[{index}].{name}: {path}" for name, path in named.items() if path is not None)
+    if settings.upstream.ca_file is not None:
+        yield f"upstream.ca_file: {settings.upstream.ca_file}"
+    if settings.environment.group is not None:
+        yield f"environment.group: {settings.environment.group}"

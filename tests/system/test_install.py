@@ -1,0 +1,131 @@
+"""The install script in a plain chroot: no /proc, no systemd that runs, no bus. All of an installation or nothing of it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.system import machine as m
+from tests.system.machine import Disk
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+
+OPTIONS = ("--no-start", "--no-packages", "--platform", "none")
+
+
+class Chroot:
+    """A distribution's tree, and nothing mounted in it."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.root = disk.root
+        shutil.copytree(m.payload(), self.root / "payload", symlinks=False)
+        assert not list((self.root / "proc").iterdir())
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        bare = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+        return subprocess.run(
+            ["chroot", self.root, *bare, *command], capture_output=True, text=True, check=False, timeout=300
+        )
+
+    def install(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return self.run("/payload/install.sh", *OPTIONS, *more)
+
+    def seen(self) -> dict[str, tuple[str, ...]]:
+        """Every file that an installation could touch: kind, mode, owner, content. Groups only ever come."""
+        found = {}
+        for top in ("etc", "usr/local", "opt"):
+            for path in sorted((self.root / top).rglob("*")):
+                name = str(path.relative_to(self.root))
+                if name.startswith(("etc/group", "etc/gshadow", "etc/passwd", "etc/shadow", "etc/.pwd")):
+                    continue
+                info = path.lstat()
+                content = ""
+                if path.is_symlink():
+                    content = str(path.readlink())
+                elif stat.S_ISREG(info.st_mode):
+                    content = hashlib.sha256(path.read_bytes()).hexdigest()
+                found[name] = (oct(info.st_mode), str(info.st_uid), str(info.st_gid), content)
+        return found
+
+
+@pytest.fixture(scope="module")
+def chroot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chroot]:
+    reason = m.missing()
+    if reason:
+        pytest.skip(reason)
+    with closing(Disk(tmp_path_factory.mktemp("chroot"), [m.base_image()])) as disk:
+        yield Chroot(disk)
+
+
+def test_a_refused_first_installation_leaves_nothing(chroot: Chroot) -> None:
+    """A configuration that is not accepted ends it, and the tree is as it was."""
+    before = chroot.seen()
+    (chroot.root / "bad.toml").write_text("[nonsense]\n")
+    done = chroot.install("--config", "/bad.toml")
+    assert done.returncode == 1
+    assert "everything is as it was" in done.stderr
+    after = chroot.seen()
+    left = {name for name in after.keys() - before.keys() if not (chroot.root / name).is_dir()}
+    assert not left
+    assert not list((chroot.root / "opt/credential-agent/releases").iterdir())
+
+
+def test_it_installs(chroot: Chroot) -> None:
+    """Without /proc, a bus or a manager everything is put in place and enabled."""
+    done = chroot.install()
+    assert done.returncode == 0, done.stderr
+    assert chroot.run("systemctl", "is-enabled", "credential-agent.service").stdout == "enabled\n"
+    config = chroot.run("stat", "-c", "%U:%G %a", "/etc/credential-agent/config.toml").stdout
+    assert config == "root:credential-agent 640\n"
+    interpreter = (chroot.root / "etc/systemd/system/credential-agent.service.d/40-interpreter.conf").read_text()
+    assert "\nExecPaths=/usr/bin/python3." in interpreter
+    assert chroot.run("/usr/local/bin/credential-agent", "check").returncode == 0
+
+
+@pytest.mark.parametrize("whose", ["new", "present"])
+def test_a_refused_upgrade_changes_not_a_byte(chroot: Chroot, whose: str) -> None:
+    """Whether the configuration is given with it or was there: refused, and no file, mode, link or owner differs."""
+    present = chroot.root / "etc/credential-agent/config.toml"
+    good = present.read_bytes()
+    (chroot.root / "bad.toml").write_text("[aws]\nnonsense = 1\n")
+    (chroot.root / "other.pub.jwk").write_text("{}")
+    if whose == "present":
+        present.write_bytes(good + b"[aws]\nnonsense = 1\n")
+        present.chmod(0o644)  # as an earlier release had it
+    before = chroot.seen()
+    given = (
+        ["--config", "/bad.toml", "--signer", "/other.pub.jwk"] if whose == "new" else ["--signer", "/other.pub.jwk"]
+    )
+    done = chroot.install(*given)
+    assert done.returncode == 1
+    assert "nonsense" in done.stderr
+    assert chroot.seen() == before
+    present.write_bytes(good)
+
+
+def test_who_was_in_the_services_group_becomes_an_operator(chroot: Chroot) -> None:
+    """An upgrade gives a scraper its own group and takes the one that may read the key; it narrows the configuration."""
+    chroot.run("useradd", "scraper")
+    chroot.run("usermod", "-aG", "credential-agent", "scraper")
+    (chroot.root / "etc/credential-agent/config.toml").chmod(0o644)
+    done = chroot.install()
+    assert done.returncode == 0, done.stderr
+    assert "scraper is an operator" in done.stderr
+    groups = chroot.run("id", "-Gn", "scraper").stdout.split()
+    assert "credential-operators" in groups
+    assert "credential-agent" not in groups
+    assert chroot.run("stat", "-c", "%a", "/etc/credential-agent/config.toml").stdout == "640\n"
+
+
+def test_purge_leaves_no_group_and_no_file(chroot: Chroot) -> None:
+    """Uninstalled with --purge, nothing of ours is left."""
+    assert chroot.run("/payload/install.sh", "uninstall", "--purge").returncode == 0
+    assert "credential" not in chroot.run("getent", "group").stdout
+    left = [name for name in chroot.seen() if "credential-agent" in name]
+    assert left == []
