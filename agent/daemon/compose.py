@@ -184,8 +184,14 @@ class Away:
         self.files: dict[str, str] = dict(files or {})
 
 
-def _could_be(entry: config.KeyEntry) -> bool:
-    """Whether what ``entry`` says may be right on another day: the name of a credential is no path, on none."""
+class _AwayError(ConfigError):
+    """A file that the configuration names cannot be read."""
+
+
+def _could_be(entry: config.KeyEntry, error: AgentError) -> bool:
+    """Whether what ``entry`` says may be right on another day: what is wrong in the text itself is so on none."""
+    if isinstance(error, ConfigError) and not isinstance(error, _AwayError):
+        return False
     return not isinstance(entry, config.CredentialKey) or (bool(entry.name.strip(".")) and "/" not in entry.name)
 
 
@@ -274,7 +280,7 @@ def keyring(
                 case config.EphemeralKey():
                     found.append(ephemeral or keys.ephemeral_key())
         except AgentError as error:
-            if away is None or not _could_be(entry):
+            if away is None or not _could_be(entry, error):
                 raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
             away.reasons[where] = error.message
             absent.append(where)
@@ -475,9 +481,9 @@ def _read(path: Path, where: str) -> str:
     try:
         text = path.read_text()
     except UnicodeDecodeError:
-        raise ConfigError(f"{where}: {path}: expected text") from None
+        raise _AwayError(f"{where}: {path}: expected text") from None
     except OSError as error:
-        raise ConfigError(f"{where}: {path}: cannot be read: {(error.strerror or 'unknown').lower()}") from None
+        raise _AwayError(f"{where}: {path}: cannot be read: {(error.strerror or 'unknown').lower()}") from None
     if not text.strip():
-        raise ConfigError(f"{where}: {path}: expected a key, got an empty file")
+        raise _AwayError(f"{where}: {path}: expected a key, got an empty file")
     return text

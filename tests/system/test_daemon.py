@@ -66,10 +66,15 @@ class TestStart:
             ({"keys": [], "signers": []}, "keys: expected at least one beside sources"),
             ({"sources": [{"kind": "ec2-user-data"}]}, "needs a metadata service"),
             ({"keys": [{"kind": "credential", "name": "../k"}]}, "keys[0]"),
+            ({"keys": [{"kind": "aws-kms", "key_id": "alias/k", "public_key": "KEY"}]}, "must be a key ARN"),
         ],
     )
     def test_a_wrong_configuration_starts_nothing(self, world: World, changes: dict[str, Any], words: str) -> None:
         """A mistake is one line with the key's name and status 78, and no socket is left."""
+        public = world.root / "etc" / "worker.pub"
+        public.write_text(json.dumps({**world.key.public_jwk(), "kid": world.key.kid}))
+        if changes.get("keys") and "public_key" in changes["keys"][0]:
+            changes = {"keys": [{**changes["keys"][0], "public_key": public}]}
         with world.agent(changes) as agent:
             assert words in refused(agent, 78)
         assert not (world.root / "run" / "control").exists()

@@ -208,6 +208,43 @@ class TestTheMachinesOwn:
             assert agent.access_key() == USER
 
 
+class TestAKeyService:
+    def changes(self, world: World, url: str) -> dict[str, Any]:
+        public = world.root / "etc" / "worker.pub"
+        public.write_text(json.dumps({**world.key.public_jwk(), "kid": world.key.kid}))
+        key = {
+            "kind": "aws-kms",
+            "key_id": "arn:aws:kms:eu-west-1:123456789012:key/1",
+            "public_key": public,
+            "region": "eu-west-1",
+            "endpoint": url,
+        }
+        # The metadata service hangs too: the very credential with which the key service is asked does not come.
+        return {"keys": [key], "upstream": {"ec2": url}}
+
+    def test_that_hangs_after_a_restart(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """A key service that hangs is not asked for what was opened already."""
+        serve(world, manager)
+        with start(world, manager, self.changes(world, mute)) as agent:
+            agent.started()
+            assert agent.access_key() == USER
+
+    def test_that_hangs_at_the_first_start(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """Without a handover the doors open all the same, what it decides is pending, and nothing of it is lost."""
+        serve(world, manager)
+        manager.drop()
+        with start(world, manager, self.changes(world, mute)) as agent:
+            agent.started()
+            aws = agent.status()["clouds"]["aws"]
+            assert aws["state"] == "pending", agent.stderr
+            assert (aws["state"], aws["origin"]) == ("pending", "waiting")
+            assert agent.stop() == 0
+        manager.drop()
+        with start(world, manager) as agent:
+            agent.ready()
+            assert agent.access_key() == USER
+
+
 class TestHeldOver:
     def test_the_predecessors_credential(self, world: World, manager: NotifySocket, mute: str) -> None:
         """A bundle that has no credential yet is served by its predecessor's, over two restarts."""
