@@ -12,12 +12,16 @@ import ipaddress
 import re
 import socket
 import struct
+import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 Endpoint = tuple[str, int]
 
 METADATA_PORT: Final = 80
+_PIECE_BYTES: Final = 32768
 _METADATA: Final = (
     "169.254.169.254",
     "169.254.170.2",
@@ -42,7 +46,7 @@ class SocketTable:
     def __init__(self, *texts: bytes) -> None:
         self._users: dict[tuple[bytes, bytes], int] = {}
         for text in texts:
-            for local, remote, user, inode in _ROW.findall(text):
+            for local, remote, user, inode in chain.from_iterable(_rows(text)):
                 # Without an inode the socket has no owner any more (time-wait, orphaned): the 0 there is not root.
                 if inode != b"0":
                     self._users[local, remote] = int(user)
@@ -58,6 +62,16 @@ class SocketTable:
             if led:
                 return led.pop() if len(led) == 1 else None
         return None
+
+
+def _rows(text: bytes) -> Iterator[list[tuple[bytes, bytes, bytes, bytes]]]:
+    """The rows, some at a time: a flood leaves thousands, and matching all at once holds up every other thread."""
+    at = 0
+    while at < len(text):
+        end = text.find(b"\n", at + _PIECE_BYTES) + 1 or len(text)
+        yield _ROW.findall(text[at:end])
+        at = end
+        time.sleep(0)
 
 
 def read_socket_table(directory: Path = Path("/proc/self/net")) -> SocketTable:
