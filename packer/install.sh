@@ -276,11 +276,8 @@ start_units() {
   if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service; fi
   systemctl start credential-agent-workers.slice
   if [ "$with_redirect" = yes ]; then
-    if systemctl --quiet is-active credential-agent-redirect.service; then
-      systemctl reload credential-agent-redirect.service
-    else
-      systemctl start credential-agent-redirect.service
-    fi
+    # The process that holds the rules is of the release before; started again it leaves those in force that lead.
+    systemctl restart credential-agent-redirect.service
   fi
   for name in "${changed[@]}"; do
     case $name in

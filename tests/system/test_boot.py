@@ -336,7 +336,7 @@ print(done)
         machine.run("credential-agent", "redirect", "close")
         machine.run("credential-agent", "redirect", "apply")
         assert machine.run("nft", "list", "table", "inet", "theirs") == before
-        assert machine.run("nft", "list", "tables").count("credential_agent") == 2
+        assert machine.run("nft", "list", "tables").count("credential_agent") == 4
 
     def test_the_daemon_is_alone_with_its_memory(self, machine: Machine) -> None:
         """No capability, no new privileges, not dumpable, no core file; a filter of system calls is on."""

@@ -1,0 +1,311 @@
+"""Whatever goes wrong on a machine that boots, no worker is the machine.
+
+A table of mistakes and blows. In each a worker's uid, a job of root in the slice and a container behind a bridge of any
+name ask the metadata addresses, and none of them ever reaches the real service; the machine's own services do. Each
+boot begins with no rules (:meth:`tests.system.machine.Machine.wipe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.system import machine as m
+from tests.system.machine import Disk, Machine, python
+from tests.system.test_boot import EC2, Sender
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+
+image = m.image
+METADATA = "169.254.169.254"
+UNIT = Path("etc/systemd/system/credential-agent-redirect.service")
+DAEMON = Path("etc/systemd/system/credential-agent.service")
+
+# As the release before had it, started by whatever `apply` there is.
+OLD_UNIT = """
+[Unit]
+DefaultDependencies=no
+Requires=credential-agent-workers.slice
+After=credential-agent-workers.slice local-fs.target systemd-sysusers.service nftables.service
+Before=network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={}
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+class World:
+    """A machine that boots again and again, with another mistake each time."""
+
+    def __init__(self, disk: Disk, cloud: m.Cloud) -> None:
+        self.disk, self.cloud = disk, cloud
+        self.config = disk.root / "etc/credential-agent/config.toml"
+        self.good = self.config.read_text()
+        self.unit = (disk.root / UNIT).read_text()
+        self.daemon_unit = (disk.root / DAEMON).read_text()
+        self.machine: Machine | None = None
+
+    def boot(self) -> Machine:
+        self.off()
+        self.machine = Machine(self.disk, self.cloud)
+        self.machine.boot(healthy=False)
+        self.bridge("zz9")
+        return self.machine
+
+    def off(self) -> None:
+        if self.machine is not None:
+            self.machine.shut_down()
+        self.machine = None
+
+    def mended(self) -> None:
+        """The disk as it was installed."""
+        self.config.write_text(self.good)
+        for mask in ("credential-agent-redirect.service", "credential-agent.service"):
+            path = self.disk.root / "etc/systemd/system" / mask
+            if path.is_symlink():
+                path.unlink()
+        (self.disk.root / UNIT).write_text(self.unit)
+        (self.disk.root / DAEMON).write_text(self.daemon_unit)
+
+    def bridge(self, name: str) -> None:
+        """A container behind a bridge, as Docker makes it, hidden behind the machine's address."""
+        assert self.machine is not None
+        self.machine.run(
+            "sh", "-c", f"""cd /; ip netns delete job; ip link delete {name}; set -e
+            ip netns add job
+            ip link add {name} type bridge; ip address add 172.17.0.1/16 dev {name}; ip link set {name} up
+            ip link add veth0 type veth peer name eth0 netns job; ip link set veth0 master {name} up
+            ip -n job address add 172.17.0.2/16 dev eth0; ip -n job link set eth0 up; ip -n job link set lo up
+            ip -n job route add default via 172.17.0.1
+            {MASQUERADE}""",
+        )  # fmt: skip
+
+    def ask(self, who: str, address: str = METADATA, port: str = "80") -> str:
+        assert self.machine is not None
+        question = [*python(m.CONNECT), address, port]
+        if who == "slice":
+            run = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--slice=credential-agent-workers.slice"]
+            return self.machine.result(*run, *question).stdout.strip() or "not started"
+        if who == "container":
+            return self.machine.run("ip", "netns", "exec", "job", *question).strip()
+        return self.machine.run(*question, uid=int(who)).strip()
+
+    def never_the_machine(self) -> dict[str, str]:
+        """Who asks, and what came of it; never the real service, but for the machine's own."""
+        said = {who: self.ask(who) for who in ("1000", "slice", "container")}
+        assert "other" not in said.values(), said
+        for who in ("1000", "container"):
+            assert self.ask(who, port="443") != "other"
+        assert self.ask("1000", "fd00:ec2::254") != "other"
+        assert self.ask("0") == self.ask("1") == "other"
+        return said
+
+    def served(self) -> None:
+        assert self.machine is not None
+        self.machine.until(
+            lambda: set(self.never_the_machine().values()) == {"agent"}, what="all to be led", seconds=40
+        )
+
+
+MASQUERADE = """
+printf 'table ip docker {\\n chain post {\\n type nat hook postrouting priority 100;\\n oifname "eth0" masquerade\\n }\\n}\\n' | nft -f -
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    sender = Sender()
+    with closing(Disk(tmp_path_factory.mktemp("closed"), image)) as disk, m.ec2() as cloud:
+        sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
+        cloud.set_user_data(sender.seal())
+        world = World(disk, cloud)
+        try:
+            yield world
+        finally:
+            world.off()
+
+
+@pytest.fixture
+def world(shared: World) -> Iterator[World]:
+    """Switched off, and as installed; afterwards too."""
+    shared.off()
+    shared.mended()
+    yield shared
+    shared.off()
+    shared.mended()
+
+
+# What is wrong with the configuration, and whether workers are led all the same.
+CONFIGURATIONS = {
+    "nothing": ("{good}", True),
+    "an unknown user": ('{good}\n[redirect]\nusers = ["carol"]\n', True),
+    "an unknown key here": ("{good}\n[redirect]\nfuture = true\n", None),
+    "a unit that is not there": (
+        '{good}\n[redirect]\nunits = ["gone.service", "credential-agent-workers.slice"]\n',
+        True,
+    ),
+    "an unknown key elsewhere": ("misspelt = true\n{good}", None),
+    "a wrong type elsewhere": ("keys = 5\n", None),
+    "a wrong type here": ('{good}\n[redirect]\nuids = "1000"\n', False),
+    "no such uid": ('{good}\n[redirect]\nuids = ["0-1000"]\n', False),
+    "a syntax error": ("{good}\n[redirect\n", False),
+    "no text": ("\x00\x01", False),
+    "an empty file": ("", None),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_no_mistake_in_the_configuration_opens(world: World, name: str) -> None:
+    """Led where the rules can be told; refused where they cannot, or while the agent itself does not run."""
+    text, led = CONFIGURATIONS[name]
+    world.config.write_text(text.format(good=world.good))
+    machine = world.boot()
+    if led:
+        world.served()
+    else:
+        said = world.never_the_machine()
+        assert "agent" not in said.values() or led is None, said
+        state = machine.run("cat", "/run/credential-agent-redirect/state.json")
+        assert '"state": "led"' not in state or led is None
+
+
+def test_no_configuration_at_all_is_closed_and_mended_by_its_coming(world: World) -> None:
+    """The file may come later, by whatever manages the machine: then workers are led without a restart of the rules."""
+    world.config.unlink()
+    machine = world.boot()
+    assert "agent" not in world.never_the_machine().values()
+    world.config.write_text(world.good)
+    machine.run("systemctl", "start", "credential-agent.target")
+    world.served()
+
+
+def test_a_user_that_comes_later_is_a_worker_soon(world: World) -> None:
+    """Reported until then, by ``redirect check``; led afterwards without anybody's doing."""
+    world.config.write_text(f'{world.good}\n[redirect]\nusers = ["carol"]\n')
+    machine = world.boot()
+    world.served()
+    assert "no user 'carol'" in machine.result("credential-agent", "redirect", "check").stdout
+    assert "no user 'carol'" in machine.result("credential-agent", "status").stdout
+    machine.run("useradd", "--system", "--uid", "700", "carol")
+    try:
+        machine.until(lambda: world.ask("700") == "agent", seconds=60, what="carol to be led")
+    finally:
+        machine.run("userdel", "carol")
+
+
+@pytest.mark.parametrize("start", ["/opt/credential-agent/bin/credential-agent redirect apply", "/bin/false"])
+def test_a_downgrade_is_closed_at_worst(world: World, start: str) -> None:
+    """The unit of the release before, which may not even start: what this one left at boot holds."""
+    (world.disk.root / UNIT).write_text(OLD_UNIT.format(start))
+    machine = world.boot()
+    machine.result("systemctl", "start", "credential-agent-redirect")
+    said = world.never_the_machine()
+    assert ("agent" in said.values()) == (start != "/bin/false")
+
+
+@pytest.mark.parametrize("unit", ["credential-agent-redirect.service", "credential-agent.service"])
+def test_a_masked_unit_opens_nothing(world: World, unit: str) -> None:
+    """Without the redirect unit, and without the agent: refused, or waiting; a firewall's start changes nothing."""
+    path = world.disk.root / "etc/systemd/system" / unit
+    path.unlink()
+    path.symlink_to("/dev/null")
+    machine = world.boot()
+    assert "agent" not in world.never_the_machine().values()
+    machine.run("systemctl", "restart", "nftables")
+    world.never_the_machine()
+
+
+def test_a_release_that_does_not_start_is_closed(world: World) -> None:
+    """The unit tries for ever, and closes each time: also after a flush."""
+    (world.disk.root / UNIT).write_text(world.unit.replace("current/bin/python3 -I -c", "current/bin/no-python -I -c"))
+    machine = world.boot()
+    assert "agent" not in world.never_the_machine().values()
+    machine.run("nft", "flush", "ruleset")
+    machine.until(lambda: "credential_agent_closed" in machine.run("nft", "list", "tables"), what="closed again")
+    world.bridge("zz9")
+    world.never_the_machine()
+    assert machine.result("credential-agent", "redirect", "check").returncode != 0
+
+
+BLOWS = {
+    "a flush by hand": "nft flush ruleset",
+    "tables deleted": "nft delete table inet credential_agent; nft delete table inet credential_agent_closed",
+    "a firewall restarts": "systemctl restart nftables",
+    "a firewall stops": "systemctl stop nftables; systemctl start nftables",
+    "a firewall is loaded": "nft -f /etc/nftables.conf",
+    "the rules are killed": "systemctl kill -s KILL credential-agent-redirect",
+    "the rules are restarted": "systemctl restart credential-agent-redirect",
+    "the rules are reloaded": "systemctl reload credential-agent-redirect",
+    "the slice is stopped": "systemctl stop credential-agent-workers.slice",
+    "its parents are stopped": "systemctl stop credential.slice",
+    "isolate": "systemctl isolate multi-user.target",
+    "closed is stopped": "systemctl stop credential-agent-closed",
+}
+
+
+def test_no_blow_opens_and_all_are_led_again(world: World) -> None:
+    """Whatever is done to the rules of a machine that runs, and in its very next moment."""
+    machine = world.boot()
+    world.served()
+    for name, command in BLOWS.items():
+        machine.result("sh", "-c", f"cd /; {command}")
+        said = {who: world.ask(who) for who in ("1000", "slice")}
+        assert "other" not in said.values(), (name, said)
+        machine.run("systemctl", "start", "credential-agent.target")
+        world.bridge("zz9")  # a flush took the masquerading
+        world.served()
+    assert "FAIL" not in machine.run("credential-agent", "redirect", "check")
+
+
+def test_what_is_stopped_is_closed_and_says_so(world: World) -> None:
+    """status, the metrics, wait and check name it, with a hint that works."""
+    machine = world.boot()
+    world.served()
+    as_alice = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+    wait = [*as_alice, "credential-agent", "wait", "--for", "gcp", "--timeout", "1"]
+    machine.run(*wait)
+    machine.run("systemctl", "stop", "credential-agent-redirect")
+    machine.run("systemctl", "start", "credential-agent.service")
+    world.never_the_machine()
+    machine.run("nft", "delete", "table", "inet", "credential_agent_closed")
+    machine.run("nft", "delete", "table", "inet", "credential_agent")
+    assert world.ask("1000") == "other"  # nobody is left to mend it: that must be said
+    said = machine.result(*wait)
+    assert said.returncode == 75
+    assert "another service answers" in said.stderr
+    document = machine.status()["redirect"]
+    assert document["arrives"] is False
+    text = machine.result("credential-agent", "status").stdout
+    hint = next(line for line in text.splitlines() if "hint: systemctl restart" in line).partition("hint: ")[2]
+    machine.run("sh", "-c", f"cd /; {hint}")
+    world.served()
+    machine.run(*wait)
+    machine.until(lambda: machine.status()["redirect"]["arrives"], what="the word that it arrives")
+
+
+def test_first_jobs_of_a_slice_that_is_made_anew(world: World) -> None:
+    """Twenty times stopped and made again: the first job never is the machine."""
+    machine = world.boot()
+    world.served()
+    for _ in range(20):
+        machine.run("systemctl", "stop", "credential-agent-workers.slice")
+        assert world.ask("slice") in {"agent", "ConnectionRefusedError"}
+    machine.until(lambda: world.ask("slice") == "agent", what="led again")
+
+
+def test_it_stays_small(world: World) -> None:
+    """What is held all day costs some megabytes, and next to no time."""
+    machine = world.boot()
+    world.served()
+    pid = machine.run("systemctl", "show", "-P", "MainPID", "credential-agent-redirect").strip()
+    status = machine.run("cat", f"/proc/{pid}/status")
+    kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+    assert kilobytes < 40_000
+    ticks = [int(field) for field in machine.run("cat", f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[11:13]]
+    assert sum(ticks) < 500
