@@ -47,9 +47,18 @@ def check(path: Path, build: bool) -> None:
     async def look() -> tuple[str, ...]:
         return daemon.check(config.load(path), environ=dict(os.environ))
 
-    for warning in asyncio.run(look()):
+    for warning in [*asyncio.run(look()), *_unknown_users(config.load(path).redirect.users)]:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{path}: ok")
+
+
+def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:
+    """Who is named and not there: an image is built before the machine's own users come, so it is no error."""
+    for name in names:
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            yield f"redirect.users: no user {name!r} on this machine yet; no worker until there is"
 
 
 def _become_the_service() -> None:
