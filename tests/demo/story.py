@@ -138,6 +138,7 @@ google_token_url = {text(f"{self.clouds.google}/token")}
 file = {text(f"{worker}/run/env")}
 shell_file = {text(f"{worker}/run/env.sh")}
 token_file = {text(f"{worker}/run/token")}
+allow = ["DATASET"]  # beside the names that pass anyway
 
 [environment.variables]  # where this little world keeps its storage
 AWS_ENDPOINT_URL_S3 = {text(self.clouds.aws)}
