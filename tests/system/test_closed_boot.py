@@ -24,6 +24,21 @@ METADATA = "169.254.169.254"
 UNIT = Path("etc/systemd/system/credential-agent-redirect.service")
 DAEMON = Path("etc/systemd/system/credential-agent.service")
 
+# As the release before had it, started by whatever `apply` there is.
+OLD_UNIT = """
+[Unit]
+DefaultDependencies=no
+Requires=credential-agent-workers.slice
+After=credential-agent-workers.slice local-fs.target systemd-sysusers.service nftables.service
+Before=network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={}
+[Install]
+WantedBy=multi-user.target
+"""
+
 
 class World:
     """A machine that boots again and again, with another mistake each time."""
@@ -158,3 +173,49 @@ def test_no_mistake_in_the_configuration_opens(world: World, name: str) -> None:
         assert "agent" not in said.values() or led is None, said
         state = machine.run("cat", "/run/credential-agent-redirect/state.json")
         assert '"state": "led"' not in state or led is None
+
+
+def test_no_configuration_at_all_is_closed_and_mended_by_its_coming(world: World) -> None:
+    """The file may come later, by whatever manages the machine: then workers are led without a restart of the rules."""
+    world.config.unlink()
+    machine = world.boot()
+    assert "agent" not in world.never_the_machine().values()
+    world.config.write_text(world.good)
+    machine.run("systemctl", "start", "credential-agent.target")
+    world.served()
+
+
+def test_a_user_that_comes_later_is_a_worker_soon(world: World) -> None:
+    """Reported until then, by ``redirect check``; led afterwards without anybody's doing."""
+    world.config.write_text(f'{world.good}\n[redirect]\nusers = ["carol"]\n')
+    machine = world.boot()
+    world.served()
+    assert "no user 'carol'" in machine.result("credential-agent", "redirect", "check").stdout
+    assert "no user 'carol'" in machine.result("credential-agent", "status").stdout
+    machine.run("useradd", "--system", "--uid", "700", "carol")
+    try:
+        machine.until(lambda: world.ask("700") == "agent", seconds=60, what="carol to be led")
+    finally:
+        machine.run("userdel", "carol")
+
+
+@pytest.mark.parametrize("start", ["/opt/credential-agent/bin/credential-agent redirect apply", "/bin/false"])
+def test_a_downgrade_is_closed_at_worst(world: World, start: str) -> None:
+    """The unit of the release before, which may not even start: what this one left at boot holds."""
+    (world.disk.root / UNIT).write_text(OLD_UNIT.format(start))
+    machine = world.boot()
+    machine.result("systemctl", "start", "credential-agent-redirect")
+    said = world.never_the_machine()
+    assert ("agent" in said.values()) == (start != "/bin/false")
+
+
+@pytest.mark.parametrize("unit", ["credential-agent.service"])
+def test_a_masked_unit_opens_nothing(world: World, unit: str) -> None:
+    """Without the redirect unit, and without the agent: refused, or waiting; a firewall's start changes nothing."""
+    path = world.disk.root / "etc/systemd/system" / unit
+    path.unlink()
+    path.symlink_to("/dev/null")
+    machine = world.boot()
+    assert "agent" not in world.never_the_machine().values()
+    machine.run("systemctl", "restart", "nftables")
+    world.never_the_machine()
