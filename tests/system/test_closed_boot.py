@@ -219,3 +219,81 @@ def test_a_masked_unit_opens_nothing(world: World, unit: str) -> None:
     assert "agent" not in world.never_the_machine().values()
     machine.run("systemctl", "restart", "nftables")
     world.never_the_machine()
+
+
+BLOWS = {
+    "a flush by hand": "nft flush ruleset",
+    "tables deleted": "nft delete table inet credential_agent; nft delete table inet credential_agent_closed",
+    "a firewall restarts": "systemctl restart nftables",
+    "a firewall stops": "systemctl stop nftables; systemctl start nftables",
+    "a firewall is loaded": "nft -f /etc/nftables.conf",
+    "the rules are killed": "systemctl kill -s KILL credential-agent-redirect",
+    "the rules are restarted": "systemctl restart credential-agent-redirect",
+    "the rules are reloaded": "systemctl reload credential-agent-redirect",
+    "the slice is stopped": "systemctl stop credential-agent-workers.slice",
+    "its parents are stopped": "systemctl stop credential.slice",
+    "isolate": "systemctl isolate multi-user.target",
+    "closed is stopped": "systemctl stop credential-agent-closed",
+}
+
+
+def test_no_blow_opens_and_all_are_led_again(world: World) -> None:
+    """Whatever is done to the rules of a machine that runs, and in its very next moment."""
+    machine = world.boot()
+    world.served()
+    for name, command in BLOWS.items():
+        machine.result("sh", "-c", f"cd /; {command}")
+        said = {who: world.ask(who) for who in ("1000", "slice")}
+        assert "other" not in said.values(), (name, said)
+        machine.run("systemctl", "start", "credential-agent.target")
+        world.bridge("zz9")  # a flush took the masquerading
+        world.served()
+    assert "FAIL" not in machine.run("credential-agent", "redirect", "check")
+
+
+def test_what_is_stopped_is_closed_and_says_so(world: World) -> None:
+    """status, the metrics, wait and check name it, with a hint that works."""
+    machine = world.boot()
+    world.served()
+    as_alice = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+    wait = [*as_alice, "credential-agent", "wait", "--for", "gcp", "--timeout", "1"]
+    machine.run(*wait)
+    machine.run("systemctl", "stop", "credential-agent-redirect")
+    machine.run("systemctl", "start", "credential-agent.service")
+    world.never_the_machine()
+    machine.run("nft", "delete", "table", "inet", "credential_agent_closed")
+    machine.run("nft", "delete", "table", "inet", "credential_agent")
+    assert world.ask("1000") == "other"  # nobody is left to mend it: that must be said
+    said = machine.result(*wait)
+    assert said.returncode == 75
+    assert "another service answers" in said.stderr
+    document = machine.status()["redirect"]
+    assert document["arrives"] is False
+    text = machine.result("credential-agent", "status").stdout
+    hint = next(line for line in text.splitlines() if "hint: systemctl restart" in line).partition("hint: ")[2]
+    machine.run("sh", "-c", f"cd /; {hint}")
+    world.served()
+    machine.run(*wait)
+    machine.until(lambda: machine.status()["redirect"]["arrives"], what="the word that it arrives")
+
+
+def test_first_jobs_of_a_slice_that_is_made_anew(world: World) -> None:
+    """Twenty times stopped and made again: the first job never is the machine."""
+    machine = world.boot()
+    world.served()
+    for _ in range(20):
+        machine.run("systemctl", "stop", "credential-agent-workers.slice")
+        assert world.ask("slice") in {"agent", "ConnectionRefusedError"}
+    machine.until(lambda: world.ask("slice") == "agent", what="led again")
+
+
+def test_it_stays_small(world: World) -> None:
+    """What is held all day costs some megabytes, and next to no time."""
+    machine = world.boot()
+    world.served()
+    pid = machine.run("systemctl", "show", "-P", "MainPID", "credential-agent-redirect").strip()
+    status = machine.run("cat", f"/proc/{pid}/status")
+    kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+    assert kilobytes < 40_000
+    ticks = [int(field) for field in machine.run("cat", f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[11:13]]
+    assert sum(ticks) < 500
