@@ -201,10 +201,14 @@ install_files() {
     install -m 0644 "$units/$name" "$UNITS/$name"
   done
   install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/nftables.service.d"
-  rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,systemd-249,systemd-254}.conf
+  rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,kernel-clock,systemd-249,systemd-254}.conf
   case $platform in
     ec2 | gce) install -m 0644 "$units/drop-ins/50-$platform.conf" "$UNITS/credential-agent.service.d/50-$platform.conf" ;;
   esac
+  for name in chronyd ntpd openntpd; do
+    command -v "$name" >/dev/null || continue
+    install -m 0644 "$units/drop-ins/50-kernel-clock.conf" "$UNITS/credential-agent.service.d/50-kernel-clock.conf"
+  done
   version=$(systemctl --version | awk 'NR == 1 { print int($2) }')
   if [ "$version" -lt 252 ]; then
     install -m 0644 "$units/drop-ins/50-systemd-249.conf" "$UNITS/credential-agent.service.d/50-systemd-249.conf"

@@ -88,6 +88,20 @@ def test_it_installs(chroot: Chroot) -> None:
     assert chroot.run("/usr/local/bin/credential-agent", "check").returncode == 0
 
 
+def test_a_machine_whose_ntp_client_tells_the_kernel_alone_lets_the_agent_ask_the_kernel(chroot: Chroot) -> None:
+    """With chrony there the drop-in is, and with chrony gone it is not."""
+    drop_in = chroot.root / "etc/systemd/system/credential-agent.service.d/50-kernel-clock.conf"
+    assert not drop_in.exists()
+    client = chroot.root / "usr/sbin/chronyd"
+    client.write_text("#!/bin/sh\n")
+    client.chmod(0o755)
+    assert chroot.install().returncode == 0
+    assert "\nSystemCallFilter=adjtimex\n" in drop_in.read_text()
+    client.unlink()
+    assert chroot.install().returncode == 0
+    assert not drop_in.exists()
+
+
 @pytest.mark.parametrize("whose", ["new", "present"])
 def test_a_refused_upgrade_changes_not_a_byte(chroot: Chroot, whose: str) -> None:
     """Whether the configuration is given with it or was there: refused, and no file, mode, link or owner differs."""
