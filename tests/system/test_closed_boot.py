@@ -209,7 +209,7 @@ def test_a_downgrade_is_closed_at_worst(world: World, start: str) -> None:
     assert ("agent" in said.values()) == (start != "/bin/false")
 
 
-@pytest.mark.parametrize("unit", ["credential-agent.service"])
+@pytest.mark.parametrize("unit", ["credential-agent-redirect.service", "credential-agent.service"])
 def test_a_masked_unit_opens_nothing(world: World, unit: str) -> None:
     """Without the redirect unit, and without the agent: refused, or waiting; a firewall's start changes nothing."""
     path = world.disk.root / "etc/systemd/system" / unit
@@ -218,7 +218,21 @@ def test_a_masked_unit_opens_nothing(world: World, unit: str) -> None:
     machine = world.boot()
     assert "agent" not in world.never_the_machine().values()
     machine.run("systemctl", "restart", "nftables")
+    machine.until(lambda: world.ask("slice") != "other", what="the slice to be closed again")
     world.never_the_machine()
+
+
+def test_a_release_that_does_not_start_is_closed(world: World) -> None:
+    """The unit tries for ever, and closes each time: also after a flush."""
+    (world.disk.root / UNIT).write_text(world.unit.replace("current/bin/python3 -I -c", "current/bin/no-python -I -c"))
+    machine = world.boot()
+    assert "agent" not in world.never_the_machine().values()
+    machine.run("nft", "flush", "ruleset")
+    machine.until(lambda: "credential_agent_closed" in machine.run("nft", "list", "tables"), what="closed again")
+    world.bridge("zz9")
+    machine.until(lambda: world.ask("slice") != "other", what="the slice to be closed again")
+    world.never_the_machine()
+    assert machine.result("credential-agent", "redirect", "check").returncode != 0
 
 
 BLOWS = {
