@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import email
-import email.errors
-import email.message
-import email.policy
 import json
 import re
 import textwrap
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.wire.http import WireError
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 MEDIA_TYPE: Final = "application/credbundle+jose"
 CREDENTIAL_NAME: Final = "credential-agent.bundle"
@@ -212,25 +211,29 @@ def _from_mime(text: bytes) -> bytes | None:
     return found[0] if found else None
 
 
-def _message(text: bytes) -> email.message.Message:
+def _message(text: bytes) -> Message:
     if (boundaries := len(_BOUNDARY.findall(text))) > MAX_BOUNDARIES:
         raise WireError(f"expected at most {MAX_BOUNDARIES} MIME boundaries, got {boundaries}")
+    # Loaded when there is a MIME document: every start pays for what stands above.
+    from email import message_from_bytes, policy  # noqa: PLC0415
+    from email.errors import MessageError  # noqa: PLC0415
+
     try:
-        return email.message_from_bytes(text, policy=email.policy.compat32)
-    except (ValueError, LookupError, RecursionError, email.errors.MessageError) as error:
+        return message_from_bytes(text, policy=policy.compat32)
+    except (ValueError, LookupError, RecursionError, MessageError) as error:
         raise WireError("expected a MIME document, got a broken one") from error
 
 
-def _leaves(message: email.message.Message) -> list[email.message.Message]:
+def _leaves(message: Message) -> list[Message]:
     """Every part that is not itself a multipart, in order, within the bounds."""
-    leaves: list[email.message.Message] = []
-    level: list[email.message.Message] = [message]
+    leaves: list[Message] = []
+    level: list[Message] = [message]
     for _ in range(MAX_DEPTH):
-        below: list[email.message.Message] = []
+        below: list[Message] = []
         for part in level:
             children = part.get_payload()
             if isinstance(children, list):
-                below += [child for child in children if isinstance(child, email.message.Message)]
+                below += [child for child in children if not isinstance(child, str)]
             else:
                 leaves.append(part)
         if len(leaves) + len(below) > MAX_PARTS:
@@ -241,7 +244,7 @@ def _leaves(message: email.message.Message) -> list[email.message.Message]:
     raise WireError(f"expected MIME parts at most {MAX_DEPTH} deep, got deeper ones")
 
 
-def _from_part(part: email.message.Message) -> bytes | None:
+def _from_part(part: Message) -> bytes | None:
     try:
         content = part.get_payload(decode=True)
     except (ValueError, LookupError) as error:  # an unknown charset or transfer encoding

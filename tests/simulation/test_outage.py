@@ -30,7 +30,7 @@ RETURN = 71 * 60
     ],
 )
 def test_an_outage_from_minute_one_to_the_end_of_life(kind: Kind, aws: Aws, seed: int) -> None:
-    """Served to the last minute, then the honest error in each dialect; back within 15 s of the return."""
+    """Served to the last minute, then the honest error in each dialect; back within 30 s of the return."""
 
     async def main(loop: WarpLoop) -> None:
         world = World(loop, Plan(seed, aws=aws, faults=(Fault(kind, 1, 70),), hours=1.25))
@@ -52,7 +52,7 @@ def test_an_outage_from_minute_one_to_the_end_of_life(kind: Kind, aws: Aws, seed
             await _honest(door, world)
             await asyncio.sleep(RETURN - 60 - world.time.elapsed())
             await _honest(door, world)
-            await asyncio.sleep(RETURN + 15 - world.time.elapsed())
+            await asyncio.sleep(RETURN + 31 - world.time.elapsed())
             role, container, google = await door.role(), await door.container(), await door.google()
             assert (role.status, container.status, google.status) == (200, 200, 200)
             assert min(ends()) > 3500
