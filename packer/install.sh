@@ -23,7 +23,7 @@ readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SERVICES=(credential-agent.socket credential-agent-control.socket credential-agent.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service
-  credential-agent-hold.service
+  credential-agent-watch.service credential-agent-hold.service
   credential-agent-workers.slice credential-agent.target)
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -258,13 +258,14 @@ enable_units() {
   local enabled=(credential-agent.socket credential-agent-control.socket credential-agent.service
     credential-agent-workers.slice credential-agent-hold.service credential-agent.target)
   if [ "$with_redirect" = yes ]; then
-    enabled+=(credential-agent-redirect.service credential-agent-closed.service)
+    enabled+=(credential-agent-redirect.service credential-agent-closed.service credential-agent-watch.service)
     systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
   fi
   systemctl --quiet enable "${enabled[@]}"
   if [ "$with_redirect" = no ]; then
     # The target wants it; here it is left out.
-    systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service 2>/dev/null || true
+    systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service \
+      credential-agent-watch.service 2>/dev/null || true
     install -d "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
     printf '[Unit]\nWants=\nWants=credential-agent.service credential-agent.socket credential-agent-control.socket\n' \
       >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
@@ -277,7 +278,7 @@ enable_units() {
 
 start_units() {
   local name stale=no
-  if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service; fi
+  if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service credential-agent-watch.service; fi
   systemctl start credential-agent-workers.slice
   if [ "$with_redirect" = yes ]; then
     # The process that holds the rules is of the release before; started again it leaves those in force that lead.
@@ -369,7 +370,7 @@ do_uninstall() {
   if booted; then
     systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
       credential-agent-control.socket credential-agent-redirect.service credential-agent-closed.service \
-      credential-agent-hold.service 2>/dev/null || true
+      credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
     # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
     if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
     # The slices that its name lies in are systemd's doing, and go with it.

@@ -103,6 +103,7 @@ def remove() -> None:
         nft.stop(hold.UNIT)
         if (holder := _Holder.found()) is not None:
             raise HostError(f"process {holder.pid} holds the rules", hint=f"end it first: kill {holder.pid}")
+    nft.stop_watch()
     nft.run(nft.removal())
     nft.set_fronts(present=False)
     shutil.rmtree(arrival.STATE.parent, ignore_errors=True)

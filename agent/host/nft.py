@@ -34,6 +34,7 @@ TABLE: Final = "inet credential_agent"
 CLOSED: Final = "inet credential_agent_closed"
 #: What the names of the tables end in that a process of ours owns (see :mod:`agent.host.hold`).
 HELD: Final = "_held"
+WATCH: Final = "credential-agent-watch.service"
 CLOSED_FILE: Final = Path(__file__).with_name("closed.nft")
 
 #: Where containers' requests are led. Loopback will not do: packets that come in through an interface must not reach
@@ -371,6 +372,18 @@ def stop(unit: str) -> None:
         HostError: systemd does not answer, or refuses.
     """
     _call("systemctl", ["stop", unit])
+
+
+def stop_watch() -> None:
+    """Stop the unit that closes again after a flush, where it runs: it cannot tell a removal from a flush.
+
+    Raises:
+        HostError: systemd does not answer, or refuses.
+    """
+    if not Path("/run/systemd/system").is_dir():
+        return
+    if _call("systemctl", ["show", "--property=ActiveState", "--value", WATCH]).strip() not in {"inactive", "failed"}:
+        stop(WATCH)
 
 
 def check_unit(unit: str) -> None:

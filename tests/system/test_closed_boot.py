@@ -275,8 +275,15 @@ def test_what_is_stopped_is_closed_and_says_so(world: World) -> None:
     machine.run("systemctl", "stop", "credential-agent-redirect")
     machine.run("systemctl", "start", "credential-agent.service")
     world.never_the_machine()
-    machine.run("nft", "delete", "table", "inet", "credential_agent_closed")
-    machine.run("nft", "delete", "table", "inet", "credential_agent")
+    for flush in (["flush", "ruleset"], ["delete", "table", "inet", "credential_agent_closed"]):
+        machine.run("nft", *flush)
+        machine.until(
+            lambda: "table inet credential_agent_closed" in machine.run("nft", "list", "tables"), what="closed"
+        )
+        machine.until(lambda: "slice_" in machine.run("nft", "list", "ruleset"), what="the slice closed")
+        world.never_the_machine()
+    machine.run("systemctl", "stop", "credential-agent-watch")
+    machine.run("nft", "flush", "ruleset")
     assert world.ask("1000") == "other"  # nobody is left to mend it: that must be said
     said = machine.result(*wait)
     assert said.returncode == 75

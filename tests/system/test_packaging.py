@@ -58,7 +58,7 @@ def test_only_what_loads_rules_has_a_capability() -> None:
     """The daemon's capability set is empty, and no other unit asks for one."""
     sets = {path.name: re.findall(r"^(?:CapabilityBoundingSet|AmbientCapabilities)=(.*)$", path.read_text(), re.MULTILINE)
             for path in SYSTEMD.glob("*.service")}  # fmt: skip
-    rules = ("credential-agent-closed.service", "credential-agent-gate@.service")
+    rules = ("credential-agent-closed.service", "credential-agent-gate@.service", "credential-agent-watch.service")
     # It becomes the worker as which it asks.
     holds = {"credential-agent-redirect.service": ["CAP_NET_ADMIN CAP_SETUID CAP_SETGID"]}
     assert sets == {
