@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.matrix.__main__ import Program
-from tests.matrix.clients import PROGRAMS, Client
+from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.matrix.__main__ import EARLY_END, MACHINE, Program
+from tests.matrix.clients import AWS, PROGRAMS, Client
+from tests.matrix.leap import Leap, build
 from tests.matrix.store import ObjectStore
-from tests.system.harness import REPOSITORY, World
+from tests.system.harness import REPOSITORY, World, background
 
 pytest.importorskip("boto3")
 pytest.importorskip("google.auth")
@@ -20,9 +23,9 @@ pytest.importorskip("requests", reason="google-auth's own transport needs it")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "cells"), [("env", 16), ("imds", 16), ("imds6", 8)])
+@pytest.mark.parametrize(("mode", "cells"), [("env", 20), ("imds", 20), ("imds6", 10)])
 def test_every_state(mode: str, cells: int, tmp_path: Path) -> None:
-    """boto3 and google-auth come as whom they should in all eight states, however they are led to the agent."""
+    """boto3 and google-auth come as whom they should in all ten states, however they are led to the agent."""
     argv = [sys.executable, "-m", "tests.matrix", "--mode", mode, "--build", str(tmp_path / "build")]
     done = subprocess.run(
         [*argv, "--only", "boto3", "--only", "google-auth"], cwd=REPOSITORY, capture_output=True, text=True,
@@ -33,6 +36,37 @@ def test_every_state(mode: str, cells: int, tmp_path: Path) -> None:
         pytest.skip(said[said.index("skipped mode") :].splitlines()[0])
     assert f"{cells} of {cells} cells as said" in said, said
     assert done.returncode == 0, said
+
+
+def test_a_leap_is_what_brings_the_late(tmp_path: Path) -> None:
+    """Under a late bundle botocore stays the machine a minute on, and is the user 20 minutes on, in one process."""
+    user = "ASIAUSER000000000006"
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects" / "hello.txt").write_text("hello matrix\n")
+    (tmp_path / "w").mkdir()
+    library = build(tmp_path)
+    if library is None:
+        pytest.skip("needs a C compiler")
+    world, ec2 = World(tmp_path / "w"), Ec2MetadataService()
+    ec2.attach("machine-role", Key(MACHINE[AWS], "s" * 40, "t" * 60, datetime.now(UTC) + timedelta(hours=6)))
+    with (
+        background(ec2),
+        world.agent({"upstream": {"ec2": ec2.url}}) as agent,
+        ObjectStore(tmp_path / "objects") as store,
+    ):
+        agent.ready()
+        leap = Leap(library, tmp_path / "leap")
+        program = Program(Client("boto3", AWS, "", BY_NAME["boto3"]), store, world.env(), tmp_path, leap)
+        try:
+            program.wait()
+            assert program.read() == (True, "", {MACHINE[AWS]})
+            assert agent.push(world.seal(world.session(user, hours=6)))["outcome"] == "accepted"
+            leap.by(timedelta(minutes=1))
+            assert program.read() == (True, "", {MACHINE[AWS]})
+            leap.by(EARLY_END)
+            assert program.read() == (True, "", {user})
+        finally:
+            program.close()
 
 
 BUILT = REPOSITORY / "build" / "matrix"

@@ -7,7 +7,11 @@ Each client is a program that its makers' users might have written, started with
 The states, and what must be seen:
 
 * ``none``: no bundle ever came: the machine's own identity;
+* ``late``: under that live client a bundle comes, and the end that the machine's credential was told to have is reached: the
+  user's. The client's clocks leap by twenty minutes (:mod:`tests.matrix.leap`);
 * ``pending``: a bundle is awaited: nobody's identity, and never the machine's;
+* ``asked while pending``: under that live client the bundle comes: the user's, or still nobody's where a client remembers the
+  miss (after an hour of its clocks it is asked once more: later, or never?), and never the machine's;
 * ``bundle``: the user's;
 * ``renewed``: under a live client object the credential is replaced: no failed call, the new one;
 * ``restarted``: it is replaced again, and the agent killed and started anew: no failed call, the new one;
@@ -16,8 +20,8 @@ The states, and what must be seen:
 * ``ended``: the bundle's lease is over: nobody's identity, and never the machine's.
 
 In the three states under a live client every credential has so little time left that a client which looks at the clock asks
-for another one at each call: so each call is one that needs the agent. Who may go on with the one that it has is said in
-``clients.py``, with the reason.
+for another one at each call: so each call is one that needs the agent. Who may go on with the one that it has, and who may
+remember a miss, is said in ``clients.py``, with the reason.
 
 Exit status 0: every cell of every client that is here is as said.
 """
@@ -34,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,10 +50,12 @@ from urllib.parse import urlsplit
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer, Token
 from tests.matrix.clients import AWS, PROGRAMS, Client, clients
+from tests.matrix.leap import Leap, build
 from tests.matrix.store import ObjectStore
-from tests.system.harness import Agent, World, background
+from tests.system.harness import Agent, World, background, until
 
-STATES = ("none", "pending", "bundle", "renewed", "restarted", "alone", "afresh", "ended")
+ASKED = "asked while pending"
+STATES = ("none", "late", "pending", ASKED, "bundle", "renewed", "restarted", "alone", "afresh", "ended")
 MACHINE = {"aws": "ASIAMACHINE000000000", "gcp": "machine-token"}
 READ_SECONDS = 120.0
 NOBODY_SECONDS = 25.0  # where no answer may come: who still asks after that has not been given any identity either
@@ -57,6 +63,8 @@ START_SECONDS = 60.0  # of the agent, on a machine that runs a dozen interpreter
 BATCH = 16  # clients that live through one renewal, one restart and one outage together
 AWS_LEFT_SECONDS = 270.0  # less than the five minutes from which on most of the SDKs ask anew at each call
 GCP_LEFT_SECONDS = 200.0  # google-auth: 225
+EARLY_END = timedelta(minutes=20)  # the latest that a client is told for the machine's, where a bundle may come
+LATER = timedelta(hours=1)  # who has not asked again by then will not
 LINK_LOCAL = "169.254.169.254"
 LINK_LOCAL_6 = "fd00:ec2::254"
 MODES = ("env", "imds", "imds6")
@@ -74,7 +82,7 @@ class Cell:
     ok: bool
     said: str
     seconds: float = 0.0
-    kept: bool = False  # it went on with an earlier credential that was still good
+    mark: str = "✓"  # what is seen in the table, if ok
 
 
 @dataclass
@@ -89,7 +97,9 @@ class Row:
 class Program:
     """A client as a process of its own: asked to read, it says how it went."""
 
-    def __init__(self, client: Client, store: ObjectStore, env: dict[str, str], home: Path) -> None:
+    def __init__(
+        self, client: Client, store: ObjectStore, env: dict[str, str], home: Path, leap: Leap | None = None
+    ) -> None:
         assert client.argv is not None
         bare = {
             "PATH": os.environ["PATH"],
@@ -105,10 +115,13 @@ class Program:
             "AWS_REGION": "us-east-1",
         }
         self.store = store
+        self.leap = leap
+        self._owed = 0  # answers to what it was asked when nobody waited any longer
+        preload = {} if leap is None else leap.environ
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the program
         self._process = subprocess.Popen(
             client.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            env={**bare, **env, **client.env}, cwd=home, start_new_session=True,
+            env={**bare, **env, **client.env, **preload}, cwd=home, start_new_session=True,
         )  # fmt: skip
 
     def wait(self) -> None:
@@ -129,12 +142,18 @@ class Program:
 
     def _ask(self, seconds: float) -> dict[str, object]:
         assert self._process.stdin is not None
+        # The answer to an earlier question is none to this one.
+        for _ in range(self._owed):
+            self._line(seconds)
+            self._owed -= 1
         try:
             self._process.stdin.write(b"read\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise OSError(self._last_words()) from error
+        self._owed += 1
         answer = json.loads(self._line(seconds))
+        self._owed -= 1
         assert isinstance(answer, dict)
         return answer
 
@@ -181,10 +200,10 @@ class Stage:
     def run(self, chosen: list[Client]) -> list[Row]:
         rows = {client.name: Row(client, self.mode) for client in chosen}
         with ExitStack() as stack:
-            self._world = World(self.root / "w")
             self._ec2 = Ec2MetadataService()
             self._gce = GceMetadataServer()
             call = stack.enter_context(background(self._ec2, self._gce))
+            self._leap = build(self.root)
             self._ec2.attach(
                 "machine-role", Key(MACHINE["aws"], "s" * 40, "t" * 60, datetime.now(UTC) + timedelta(hours=6))
             )
@@ -198,16 +217,9 @@ class Stage:
             }
             if self.mode != "env":
                 _lead_here(port, LINK_LOCAL_6 if self.mode == "imds6" else LINK_LOCAL)
-            agent = stack.enter_context(self._agent())
-            agent.wait_for("agent.ready", seconds=START_SECONDS)
-            self._all(rows, chosen, "none")
-            agent.stop()
-
-            with self._agent({"identity": {"grace_seconds": 3600.0}}) as waiting:
-                waiting.wait_for("agent.started", seconds=START_SECONDS)
-                self._all(rows, chosen, "pending")
-                waiting.stop()
-
+            for start in range(0, len(chosen), BATCH):
+                self._before_the_bundle(rows, chosen[start : start + BATCH], start)
+            self._world = World(_made(self.root / "w"))
             self._current = self._agent()
             try:
                 self._current.wait_for("agent.ready", seconds=START_SECONDS)
@@ -252,10 +264,13 @@ class Stage:
         self._current.wait_for("identity.ended", after=mark, cloud="aws", seconds=START_SECONDS)
 
     @contextmanager
-    def _started(self, client: Client) -> Iterator[Program]:
+    def _started(self, client: Client, *, leaps: bool = False) -> Iterator[Program]:
         home = Path(tempfile.mkdtemp(dir=self.root))
+        leap = None
+        if leaps and self._leap is not None and not client.own_clock:
+            leap = Leap(self._leap, home / "leap")
         with ObjectStore(self.objects) as store:
-            program = Program(client, store, self._env(), home)
+            program = Program(client, store, self._env(), home, leap)
             try:
                 yield program
             finally:
@@ -273,6 +288,60 @@ class Stage:
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(one, chosen))
 
+    def _before_the_bundle(self, rows: dict[str, Row], batch: list[Client], number: int) -> None:
+        """Clients that ask before there is a bundle, and once more when it has come; each time on a new worker."""
+        for state, then, event, grace in (
+            ("none", self._late, "agent.ready", 0.0),
+            ("pending", self._asked, "agent.started", 3600.0),
+        ):
+            self._world = World(_made(self.root / f"{state[0]}{number}"))
+            self._current = self._agent({"identity": {"grace_seconds": grace}})
+            with self._current, ExitStack() as stack:
+                self._current.wait_for(event, seconds=START_SECONDS)
+                if self.mode == "env":
+                    until((self._world.root / "run" / "env").exists, what="the environment file")
+                pairs = [(rows[c.name], stack.enter_context(self._started(c, leaps=True))) for c in batch]
+                for _, program in pairs:
+                    program.wait()
+                self._each(pairs, lambda row, program, state=state: self._judge(row, program, state, ()))
+                user = self._push(young=True)
+                self._each(pairs, lambda row, program, then=then, user=user: then(row, program, user))
+                self._current.stop()
+
+    def _each(self, pairs: Iterable[tuple[Row, Program]], work: Callable[[Row, Program], None]) -> None:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(lambda pair: work(*pair), pairs))
+
+    def _late(self, row: Row, program: Program, user: dict[str, str]) -> None:
+        """The bundle came, and what the client was told of the machine's credential is over."""
+        if program.leap is not None:
+            program.leap.by(EARLY_END + timedelta(seconds=1))
+            self._judge(row, program, "late", [user])
+            return
+        program.close()
+        with self._started(row.client) as anew:
+            anew.wait()
+            self._judge(row, anew, "late", [user])
+        row.cells["late"].mark = "anew"
+
+    def _asked(self, row: Row, program: Program, user: dict[str, str]) -> None:
+        """The bundle came; the client has seen that there was no identity."""
+        cloud, began = row.client.cloud, time.monotonic()
+        nobody = {"anonymous"} if row.client.unsigned else set()
+        ok, error, who = program.read(NOBODY_SECONDS)
+        seen, mark = set(who), "✓"
+        if not (ok and who == {user[cloud]}):
+            mark = "not at once"
+            if program.leap is not None:
+                program.leap.by(LATER)
+                ok, error, who = program.read(NOBODY_SECONDS)
+                mark = "later" if ok and who == {user[cloud]} else "never"
+                seen |= who
+        # The machine's never; and who does not come must be known for it.
+        good = seen <= {user[cloud], *nobody} and (mark == "✓" or row.mode in row.client.remembers)
+        said = f"{'ok' if ok else error or 'refused'} as {', '.join(sorted(seen)) or 'nobody'} ({mark})"
+        row.cells[ASKED] = Cell(ASKED, good, said, time.monotonic() - began, mark)
+
     def _under_live_clients(
         self, rows: dict[str, Row], batch: list[Client], call: Callable[[Awaitable[Any]], Any]
     ) -> None:
@@ -281,12 +350,7 @@ class Stage:
             pairs = [(rows[c.name], stack.enter_context(self._started(c))) for c in batch]
 
             def each(state: str) -> None:
-                def one(pair: tuple[Row, Program]) -> None:
-                    row, program = pair
-                    self._judge(row, program, state, users)
-
-                with ThreadPoolExecutor(self.jobs) as pool:
-                    list(pool.map(one, pairs))
+                self._each(pairs, lambda row, program: self._judge(row, program, state, users))
 
             users.append(self._push())
             for _, program in pairs:
@@ -323,11 +387,17 @@ class Stage:
         else:
             newest = users[-1][cloud]
             kept = who != {newest}
-            mine = {user[cloud] for user in users} if row.mode in row.client.keeps else {newest}
+            may_keep = state != "late" and row.mode in row.client.keeps
+            mine = {user[cloud] for user in users} if may_keep else {newest}
             good = ok and bool(who) and who <= mine
         said = "ok" if ok else (error or "refused")
         said = f"{said} as {', '.join(sorted(who)) or 'nobody'}"
-        row.cells[state] = Cell(state, good, said, time.monotonic() - began, kept)
+        row.cells[state] = Cell(state, good, said, time.monotonic() - began, "kept" if kept else "✓")
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 def _machine_token(_: object) -> Token:
@@ -358,9 +428,7 @@ def _lead_here(port: int, address: str) -> None:
 
 
 def _mark(cell: Cell) -> str:
-    if not cell.ok:
-        return "✗"
-    return "kept" if cell.kept else "✓"
+    return cell.mark if cell.ok else "✗"
 
 
 def _table(rows: list[Row], all_clients: list[Client]) -> str:
@@ -379,16 +447,29 @@ def _table(rows: list[Row], all_clients: list[Client]) -> str:
         for c in all_clients
         if c.argv is None and c.name not in ran
     ]
-    reasons = {
-        (row.client.kind, mode, why) for row in rows for mode, why in row.client.keeps.items() if mode == row.mode
-    }
-    if reasons:
-        lines += ["", "Who may keep a credential that has five minutes left, though there is a new one:", ""]
-        whys: dict[tuple[str, str], list[str]] = {}
-        for kind, mode, why in sorted(reasons):
-            whys.setdefault((kind, why), []).append(mode)
-        lines += [f"- {kind} ({', '.join(modes)}): {why}." for (kind, why), modes in whys.items()]
+    lines += _reasons(
+        "Who may keep a credential that has five minutes left, though there is a new one:",
+        {(row.client.kind, mode, why) for row in rows for mode, why in row.client.keeps.items() if mode == row.mode},
+    )
+    lines += _reasons(
+        "Who may remember that there was no identity, and must start after `credential-agent wait`:",
+        {
+            (row.client.name, mode, why)
+            for row in rows
+            for mode, why in row.client.remembers.items()
+            if mode == row.mode
+        },
+    )
     return "\n".join(lines)
+
+
+def _reasons(title: str, found: set[tuple[str, str, str]]) -> list[str]:
+    """Whom a rule of the table does not bind, and why: who, in which mode, the reason."""
+    whys: dict[tuple[str, str], list[str]] = {}
+    for who, mode, why in sorted(found):
+        whys.setdefault((who, why), []).append(mode)
+    listed = [f"- {who} ({', '.join(modes)}): {why}." for (who, why), modes in whys.items()]
+    return ["", title, "", *listed] if listed else []
 
 
 def main() -> int:
@@ -420,7 +501,6 @@ def main() -> int:
         if mode != "env" and not options.inside:
             return _inside(options, mode, mine)
         root = Path(tempfile.mkdtemp(prefix="m-"))
-        (root / "w").mkdir()
         try:
             return Stage(mode, root, objects, options.jobs).run(mine)
         finally:
@@ -431,7 +511,7 @@ def main() -> int:
         rows = [row for found in pool.map(one, modes) for row in found or []]
     if options.inside:
         print(json.dumps([
-            {"client": r.client.name, "cells": {s: [c.ok, c.said, c.seconds, c.kept] for s, c in r.cells.items()}} for r in rows
+            {"client": r.client.name, "cells": {s: [c.ok, c.said, c.seconds, c.mark] for s, c in r.cells.items()}} for r in rows
         ]))  # fmt: skip
         return 0
     table = _table(rows, chosen if options.only else everyone)

@@ -29,6 +29,7 @@ def _imds(why: str) -> dict[str, str]:
 BOTOCORE = _imds(
     "botocore takes what IMDS gives as good for 17 to 25 minutes more, and asks again 15 minutes before that"
 )
+MISS = _imds("botocore asks IMDS when a client is made, and a client without an answer has none for life")
 JS = _everywhere("asks in the background, and uses the answer at the next call")
 RUST = _everywhere("asks ten seconds before the end")
 GO = _imds("asks at the end")
@@ -56,6 +57,8 @@ class Client:
         modes: ``env`` (with the environment file alone), ``imds`` (with 169.254.169.254 intercepted, and no
             environment at all), ``imds6`` (the same with fd00:ec2::254, where a client knows that address).
         unsigned: without a credential it asks anonymously rather than fail.
+        own_clock: it asks the kernel for the time by itself, so its clocks cannot leap (:mod:`tests.matrix.leap`).
+        remembers: by mode, why it may go on without an identity when there is one, having once found none.
         keeps: by mode, why it may go on with the credential it has, though one with five minutes left was replaced.
     """
 
@@ -68,6 +71,8 @@ class Client:
     modes: tuple[str, ...] = ("env", "imds")
     unsigned: bool = False
     keeps: Mapping[str, str] = field(default_factory=dict)
+    own_clock: bool = False
+    remembers: Mapping[str, str] = field(default_factory=dict)
 
 
 def _python() -> str | None:
@@ -95,9 +100,9 @@ def clients(build: Path) -> list[Client]:
     jars = f"{build / 'java' / 'classes'}:{build / 'java' / 'lib'}/*"
     java = ("java", "-XX:TieredStopAtLevel=1", "-cp", jars)
     return [
-        python("boto3", AWS, "botocore", keeps=BOTOCORE, modes=EVERYWHERE),
-        python("aiobotocore", AWS, "botocore, async", keeps=BOTOCORE, modes=EVERYWHERE),
-        python("s3fs", AWS, "aiobotocore", keeps=BOTOCORE),
+        python("boto3", AWS, "botocore", keeps=BOTOCORE, remembers=MISS, modes=EVERYWHERE),
+        python("aiobotocore", AWS, "botocore, async", keeps=BOTOCORE, remembers=MISS, modes=EVERYWHERE),
+        python("s3fs", AWS, "aiobotocore", keeps=BOTOCORE, remembers=MISS),
         python("awscli", AWS, "botocore", modes=EVERYWHERE),
         python("pyarrow", AWS, "aws-sdk-cpp", unsigned=True, keeps=CPP),
         python("duckdb", AWS, "aws-sdk-cpp", unsigned=True),
@@ -114,7 +119,7 @@ def clients(build: Path) -> list[Client]:
             "JS v3", AWS, "@aws-sdk", build / "node" / "node_modules",
             "node", str(build / "node" / "s3.mjs"), needs="node and npm", keeps=JS, modes=EVERYWHERE,
         ),
-        program("Go v2", AWS, "aws-sdk-go-v2", build / "go" / "s3", str(build / "go" / "s3"), needs="go", keeps=GO, modes=EVERYWHERE),
+        program("Go v2", AWS, "aws-sdk-go-v2", build / "go" / "s3", str(build / "go" / "s3"), needs="go", keeps=GO, modes=EVERYWHERE, own_clock=True),
         program(
             "Java v2", AWS, "aws-sdk-java-v2", build / "java" / "classes" / "S3.class",
             *java, "S3", needs="java and maven", keeps=JAVA, modes=EVERYWHERE,
@@ -133,7 +138,7 @@ def clients(build: Path) -> list[Client]:
             "Node (Google)", GCP, "google-auth-library", build / "node" / "node_modules",
             "node", str(build / "node" / "gcs.mjs"), needs="node and npm",
         ),
-        program("Go (Google)", GCP, "x/oauth2", build / "go" / "gcs", str(build / "go" / "gcs"), needs="go", keeps=OAUTH2),
+        program("Go (Google)", GCP, "x/oauth2", build / "go" / "gcs", str(build / "go" / "gcs"), needs="go", keeps=OAUTH2, own_clock=True),
         program(
             "Java (Google)", GCP, "google-auth-library-java", build / "java" / "classes" / "Gcs.class",
             *java, "Gcs", needs="java and maven",
