@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
-from tests.matrix.__main__ import EARLY_END, MACHINE, Program
+from tests.matrix.__main__ import EARLY_END, MACHINE, STATES, Program
 from tests.matrix.clients import AWS, PROGRAMS, Client
 from tests.matrix.leap import Leap, build
 from tests.matrix.store import ObjectStore
@@ -20,6 +20,14 @@ from tests.system.harness import REPOSITORY, World, background
 pytest.importorskip("boto3")
 pytest.importorskip("google.auth")
 pytest.importorskip("requests", reason="google-auth's own transport needs it")
+
+
+def test_the_readme_shows_every_state() -> None:
+    """Each state has its row in the README's second table and its column in the third, in the order in which it is judged."""
+    text = (REPOSITORY / "tests" / "matrix" / "README.md").read_text()
+    described = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
+    assert [name for name in described if name in STATES] == list(STATES)
+    assert f"| client | engine | mode | {' | '.join(STATES)} |" in text
 
 
 @pytest.mark.slow

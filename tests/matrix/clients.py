@@ -30,6 +30,7 @@ BOTOCORE = _imds(
     "botocore takes what IMDS gives as good for 17 to 25 minutes more, and asks again 15 minutes before that"
 )
 MISS = _imds("botocore asks IMDS when a client is made, and a client without an answer has none for life")
+ANONYMOUS = _everywhere("it looks for an identity once, and goes on anonymously in that process")
 JS = _everywhere("asks in the background, and uses the answer at the next call")
 RUST = _everywhere("asks ten seconds before the end")
 GO = _imds("asks at the end")
@@ -133,7 +134,7 @@ def clients(build: Path) -> list[Client]:
         python("gcloud-aio", GCP, "gcloud-aio", keeps=GCLOUD_AIO),
         python("pyarrow-gcs", GCP, "google-cloud-cpp", unsigned=True),
         python("obstore-gcs", GCP, "object_store"),
-        python("tensorstore", GCP, "tensorstore", unsigned=True, keeps=SHORTLY),
+        python("tensorstore", GCP, "tensorstore", unsigned=True, keeps=SHORTLY, remembers=ANONYMOUS),
         program(
             "Node (Google)", GCP, "google-auth-library", build / "node" / "node_modules",
             "node", str(build / "node" / "gcs.mjs"), needs="node and npm",
