@@ -137,8 +137,8 @@ class Daemon:
         self._started = self.clock.now()
         self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
 
-        self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"))
         self._passed = systemd.passed(environ, pid=os.getpid())
+        self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"), stored=self._passed.stored)
         self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
         left = self._left = handover.take(self._passed, self.clock)
         self._handed: handover.Handover | None = None  # what the next process would get now
@@ -503,12 +503,13 @@ class Daemon:
     def _left_to_us(self) -> kept.Kept | None:
         """What the process before us gave systemd to hold."""
         try:
-            data = self._passed.take(kept.NAME)
+            data = self._passed.take_each(kept.NAME)
         except HostError as error:
             # They are minted anew; to fail would be to fail at every start, since systemd hands it over each time.
             self._log.error("credentials.not_restored", reason=error.message)
             return None
-        return kept.decode(data, self.clock) if data is not None else None
+        found = [left for left in (kept.decode(one, self.clock) for one in data) if left is not None]
+        return max(found, key=lambda left: left.uptime, default=None)
 
     async def _identify_late(self) -> None:
         """The metadata service did not answer at the start: keep asking, and act on what it says then."""

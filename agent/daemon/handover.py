@@ -182,13 +182,18 @@ def encode(handover: Handover) -> bytes:
 
 def take(passed: Passed, clock: SystemClock) -> Handover | None:
     """What the process before us left; ``None``: nothing, or nothing that makes sense. Never an error of the start."""
+    found, reason = [], None
     try:
-        data = passed.take(NAME, max_bytes=MAX_BYTES)
-        return None if data is None else _decode(data, clock.uptime())
+        for data in passed.take_each(NAME, max_bytes=MAX_BYTES):
+            try:
+                found.append(_decode(data, clock.uptime()))
+            except HostError as error:
+                reason = error.message
     except HostError as error:
         reason = error.message
-    structlog.get_logger().error("handover.not_taken", reason=reason, hint="everything is asked for again")
-    return None
+    if reason is not None and not found:
+        structlog.get_logger().error("handover.not_taken", reason=reason, hint="everything is asked for again")
+    return max(found, key=lambda left: left.uptime, default=None)
 
 
 def _decode(data: bytes, uptime: float) -> Handover:

@@ -28,10 +28,11 @@ import msgspec
 from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.verdict import Memory
-from agent.host.files import overwrite, sweep, sync_directory, write_atomic
+from agent.host.files import overwrite, read_plain, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
 MAX_BYTES: Final = 1 << 20
+MAX_MEMORY_BYTES: Final = 64 << 20
 SPARE_FILE: Final = "memory.spare"
 _LEAVING: Final = "memory.leaving"
 """A second name of the memory for the instant in which it and the spare change theirs."""
@@ -122,7 +123,7 @@ class StateDirectory:
             if leaving.exists():
                 leaving.unlink()
         try:
-            data = path.read_bytes()
+            data = read_plain(path, MAX_MEMORY_BYTES)  # a FIFO in its place would wait for a writer
         except FileNotFoundError:
             return Memory(), None
         except OSError as error:
@@ -137,7 +138,7 @@ class StateDirectory:
             if not _DIGEST.match(memory.active.digest):
                 raise HostError(f"{path}: expected the digest of a bundle, got something else")
             with contextlib.suppress(OSError):
-                sealed = self._bundle_path(memory.active.digest).read_bytes()[:MAX_BYTES]
+                sealed = read_plain(self._bundle_path(memory.active.digest), MAX_BYTES)
         return memory, sealed
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
@@ -263,7 +264,7 @@ def _check_version(path: Path, data: bytes) -> None:
 
 def _holds(path: Path, data: bytes) -> bool:
     try:
-        return path.read_bytes() == data
+        return read_plain(path, len(data) + 1) == data
     except OSError:
         return False
 

@@ -16,7 +16,7 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,8 @@ MAX_FDS: Final = 4096  # systemd's own limit of the store
 UNNAMED: Final = "unknown"  # what systemd calls a descriptor that nobody named
 MFD_NOEXEC_SEAL: Final = 0x8  # linux/memfd.h; with vm.memfd_noexec=2 no other is given
 PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
+NEXT: Final = "-next"
+"""Ends the second name of what is kept, which it has while it is replaced under its own."""
 
 # The variables of the protocols: they are about this very process, and must not reach one that it starts.
 VARIABLES: Final = frozenset(
@@ -65,6 +67,26 @@ class Passed:
         if len(data) > max_bytes:
             raise HostError(f"the kept file {name!r}: expected at most {max_bytes} bytes")
         return data
+
+    def take_each(self, name: str, *, max_bytes: int = 1 << 20) -> list[bytes]:
+        """Read and close what was kept under ``name``, and under the second name of one that was being replaced.
+
+        The caller tells which is newer: the process that kept them may have ended between any two steps.
+
+        Raises:
+            HostError: nothing can be read, or is as short as it must be, of what was kept.
+        """
+        found, failed = [], None
+        for one in (name, name + NEXT):
+            try:
+                data = self.take(one, max_bytes=max_bytes)
+            except HostError as error:
+                failed = error
+            else:
+                found += [data] if data is not None else []
+        if failed is not None and not found:
+            raise failed
+        return found
 
 
 def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Passed:
@@ -128,10 +150,12 @@ class Notifier:
 
     Args:
         address: the value of ``NOTIFY_SOCKET``; a leading ``@`` stands for the abstract namespace.
+        stored: the names under which something is kept already: those of :attr:`Passed.stored`.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, *, stored: Iterable[str] = ()) -> None:
         self._address = f"\0{address[1:]}" if address and address[0] == "@" else address
+        self._seconds = {name for name in stored if name.endswith(NEXT)}  # second names that may be in use
 
     @property
     def active(self) -> bool:
@@ -185,17 +209,34 @@ class Notifier:
         """Give ``data`` to systemd, which hands it to the next process of this unit: over a crash, not over a stop.
 
         It lies in sealed anonymous memory: no file system, no name, and gone with the machine. Needs
-        ``FileDescriptorStoreMax=``. What was kept under the name before is dropped.
+        ``FileDescriptorStoreMax=``, with room for two of each name. What was kept under the name before is dropped.
+
+        At each instant systemd holds one whole: a process may be killed between any two datagrams, of which none
+        replaces (the store takes several of one name, and drops all of it at once). So what is new lies under a second
+        name while the first is freed and taken. See :meth:`Passed.take_each`.
 
         Args:
-            name: up to 255 printable characters, no colon.
-            data: the content.
+            name: up to 250 printable characters, no colon.
+            data: the content; it tells how new it is.
 
         Returns:
-            Whether systemd was told; it does not say whether there was room. If not, it may still hold the one before.
+            Whether systemd was told; it does not say whether there was room. If not, it still holds the one before.
         """
         if not self._address:
             return False
+        second = name + NEXT
+        if second not in self._seconds:
+            # Else an earlier attempt, or process, came so far: what lies there is whole, and stands in meanwhile.
+            if not self._store(second, data):
+                return False
+            self._seconds.add(second)
+        if not (self.forget(name) and self._store(name, data) and self.forget(second)):
+            return False
+        self._seconds.discard(second)
+        return True
+
+    def _store(self, name: str, data: bytes) -> bool:
+        # A descriptor for each name: systemd takes none that it has already.
         try:
             descriptor = _memory(f"credential-agent-{name}")
         except OSError:
@@ -206,9 +247,7 @@ class Notifier:
                 view = view[os.write(descriptor, view) :]
             seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-            # Without the first the second would only be one more of that name. (In one datagram systemd obeys the first
-            # alone.)
-            return self.forget(name) and self.tell("FDSTORE=1", f"FDNAME={name}", fds=[descriptor])
+            return self.tell("FDSTORE=1", f"FDNAME={name}", fds=[descriptor])
         except OSError:
             return False
         finally:

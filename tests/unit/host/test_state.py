@@ -53,10 +53,11 @@ class Syscalls:
             dying = self.count == self._crash_at
             if dying and not self._after:
                 raise Crash
-            result = real(*args, **kwargs)
-            if dying:
-                raise Crash
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if dying:  # also after a call that failed
+                    raise Crash
 
         return call
 
@@ -244,3 +245,19 @@ def test_the_closed_memory_closes_everything() -> None:
     assert set(closed_memory("i-1").decided) == set(Cloud)
     assert closed_memory("i-1").instance_id == "i-1"
     assert closed_memory("i-1").active is None
+
+
+@pytest.mark.parametrize("name", ["memory", "bundle"])
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    """A FIFO in place of a file, which would wait for a writer, is an unreadable memory or a bundle that is away."""
+    save(tmp_path, memory(1), b"one")
+    (path,) = tmp_path.glob(f"{name}*.js*" if name == "memory" else f"{name}-*")
+    path.unlink()
+    os.mkfifo(path)
+    if name == "memory":
+        with pytest.raises(HostError, match="not a plain file|invalid argument|cannot be read"):
+            StateDirectory(tmp_path).load()
+    else:
+        assert StateDirectory(tmp_path).load() == (memory(1), None)
+        save(tmp_path, memory(1), b"one")
+        assert StateDirectory(tmp_path).load() == (memory(1), b"one")

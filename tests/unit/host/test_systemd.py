@@ -96,9 +96,14 @@ def test_what_is_kept_comes_back_whole_and_sealed(manager: socket.socket) -> Non
     notifier = Notifier(manager.getsockname())
     data = os.urandom(300_000)
     assert notifier.keep("credentials", data)
+    lines, (spare,) = heard(manager)
+    assert lines == ["FDSTORE=1", "FDNAME=credentials-next"]
     assert heard(manager) == (["FDSTOREREMOVE=1", "FDNAME=credentials"], [])
     lines, (descriptor,) = heard(manager)
     assert lines == ["FDSTORE=1", "FDNAME=credentials"]
+    assert heard(manager) == (["FDSTOREREMOVE=1", "FDNAME=credentials-next"], [])
+    assert os.fstat(spare).st_ino != os.fstat(descriptor).st_ino  # systemd takes no descriptor twice
+    os.close(spare)
     try:
         with pytest.raises(PermissionError):
             os.write(descriptor, b"x")
