@@ -41,7 +41,7 @@ from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory
 from agent.core.view import Facts, Live, Pending
 from agent.core.whose import Whose, whose
-from agent.daemon import compose, doors, grace, handover, kept
+from agent.daemon import compose, disk, doors, grace, handover, kept
 from agent.daemon.announce import Announcer
 from agent.daemon.control import routes
 from agent.daemon.looking import look_now
@@ -53,6 +53,7 @@ from agent.host.clock import SystemClock
 from agent.host.files import read_plain, write_atomic
 from agent.host.sockets import read_socket_table
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
+from agent.host.threads import aside
 from agent.keeper import Keeper
 from agent.providers.machine import Machine, ec2_machine, gce_machine
 from agent.serve.control import ControlDoor
@@ -206,20 +207,19 @@ class Daemon:
         left = self._left
         for key, reason in self._away.reasons.items():
             self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
-        self._token_key = _token_key(Path(settings.state.directory), left.token_key if left is not None else None)
         # 2. The sockets.
         worker_sockets = doors.worker_sockets(settings.listen, self._passed.sockets)
         control = self._control_socket()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._heed_signals(loop)
 
         # 3. Who the machine is, and 4. what was accepted here before.
         # What was handed over says it too: it is of this boot of this kernel. The machine is asked all the same, but
         # nobody waits for it.
         self._asked_late = left is not None
         found = [] if self._asked_late else await self._identify(IDENTIFY_SECONDS)
+        if not await self._look_at_state([*worker_sockets, *([control] if control else [])]):
+            return
         await self._restore(found)
 
         # 5. The doors, the keeper.
@@ -278,6 +278,11 @@ class Daemon:
                 doors.remove(settings.listen)
         self._log.info("agent.stopped")
 
+    def _heed_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
     def _do_later(
         self, door: ControlDoor, servers: list[asyncio.Server], *, controlled: bool
     ) -> list[asyncio.Task[None]]:
@@ -332,6 +337,7 @@ class Daemon:
             asyncio.create_task(self.keeper.run(), name="keeper"),
             asyncio.create_task(self._tell_ready(), name="ready"),
             asyncio.create_task(self._follow_files(), name="files"),
+            asyncio.create_task(self._reconcile(), name="reconcile"),
         ]
         if not found and (self._metadata.ec2 is not None or self._metadata.gce is not None):
             background.append(asyncio.create_task(self._identify_late(), name="identify"))
@@ -368,21 +374,78 @@ class Daemon:
         answers = await asyncio.gather(*(_in_time(question, seconds) for question in asked))
         return [answer for answer in answers if answer is not None]
 
+    async def _look_at_state(self, sockets: list[socket.socket]) -> bool:
+        """Have the state directory read, and wait for it as long as must be; false when told to stop meanwhile."""
+        left = self._left
+        self._reading = asyncio.create_task(self._read_state(), name="read state")
+        await asyncio.wait({self._reading}, timeout=disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
+        if not self._reading.done():
+            self._log.error(
+                "state.stalled",
+                reason=disk.STALLED,
+                http=doors.names([one for one in sockets if one.family != socket.AF_UNIX]),
+                hint="look at the disk of state.directory",
+            )
+            if left is None and not await self._meanwhile(sockets):
+                self._reading.cancel()
+                return False
+        handed = left.token_key if left is not None else None
+        self._token_key = await asyncio.to_thread(_token_key, Path(self._settings.state.directory), handed)
+        return True
+
+    async def _read_state(self) -> disk.Read:
+        """Everything that is asked of the state directory, in threads: it may not answer."""
+        await self._claim()
+        read = await asyncio.to_thread(self._load)
+        boot = await asyncio.to_thread(machine.boot, Path(self._settings.state.directory), self._environ, self._root)
+        return disk.Read(*read, boot)
+
+    async def _meanwhile(self, sockets: list[socket.socket]) -> bool:
+        """Refuse everybody while nobody knows what was decided here; false when told to stop meanwhile."""
+        ready_at = self.clock.boottime() + self._settings.identity.grace_seconds + READY_AFTER_SECONDS
+        reading, stopped = self._reading, asyncio.create_task(self._stop.wait(), name="stop")
+        async with disk.answer_meanwhile(sockets):
+            while not reading.done() and not stopped.done():
+                self._notifier.status(f"nothing is served: {disk.STALLED}")
+                self._notifier.alive()
+                if self.clock.boottime() >= ready_at:
+                    self._notifier.ready(f"nothing is served: {disk.STALLED}")
+                await asyncio.wait({reading, stopped}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return reading.done()
+
+    async def _reconcile(self) -> None:
+        """The state directory answers late, and what it says may be later than what was handed over.
+
+        Raises:
+            HostError: it is: the next start has both to choose from.
+        """
+        if self._reading.done():
+            return
+        read = await asyncio.shield(self._reading)
+        self._log.info("state.answers")
+        if not read.broken and disk.is_later(read.memory, self.store.memory):
+            raise HostError("state.directory: it has a later memory than the one that was handed over: start again")
+        if read.write:
+            self.keeper.durable.write()
+
     async def _restore(self, found: list[Machine]) -> None:
         """Bring back the memory of this instance, and the bundle that was in force."""
         left, self._kept = self._left, self._left_to_us()
         if self._kept is not None:
             self._kept.teach(self.clock)
-        await self._claim()
-        read, sealed, write, broken = self._load()
+        late = not self._reading.done()
+        boot = left.memory.boot_id if late and left is not None else ""
+        unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
+        answer = unknown if late else self._reading.result()
+        read, sealed, write, broken, boot_id = answer
         instance_id = self._instance_id(found)
         if left is not None and instance_id and left.memory.instance_id not in ("", instance_id):
             left = self._left = None  # what was left is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
             remembered = read
-        directory = Path(self._settings.state.directory)
-        boot_id, firmware = machine.boot(directory, self._environ, self._root), machine.firmware_names(self._root)
+        firmware = machine.firmware_names(self._root)
         self._machine = (boot_id, firmware)
         waited = await self._waited(instance_id or remembered.instance_id)
         now = self.clock.now()
@@ -391,7 +454,7 @@ class Daemon:
             store=self.store,
             issuer=self._mint,
             opener=self._opening,
-            recorder=self._state,
+            recorder=disk.Later(self._state, self._reading),
             sources=[*self._sources, self._push],
             clock=self.clock,
             rng=self._rng,
@@ -441,7 +504,7 @@ class Daemon:
             HostError: another agent has it, and keeps it.
         """
         deadline = self.clock.boottime() + CLAIM_SECONDS
-        while not self._claimed():
+        while not await asyncio.to_thread(self._claimed):
             if self._passed.sockets:
                 self._log.error("state.busy", reason="the process before this one hangs, and still owns the directory")
                 return
@@ -969,11 +1032,18 @@ async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float
 
 def _directory(name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]]) -> Path:
     path = Path(name)
-    with tolerate(key):
+
+    def look() -> None:
         if not path.is_dir():
             raise ConfigError(f"{key}: expected an existing directory, got {name!r}")
         if not os.access(path, os.W_OK | os.X_OK):
             raise ConfigError(f"{key}: {name!r} is not writable by the agent")
+
+    with tolerate(key):
+        try:
+            aside(look, disk.FIRST_LOOK_SECONDS)
+        except TimeoutError:
+            raise ConfigError(f"{key}: {name!r} does not answer") from None
     return path
 
 

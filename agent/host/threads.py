@@ -19,6 +19,16 @@ MOST: Final = 32
 """Beyond so many jobs wait: something retries on what has stalled, and the unit's ``TasksMax=`` is near."""
 
 
+def aside(fn: Callable[[], T], seconds: float) -> T:
+    """Call ``fn`` in a daemon thread and wait for so long: for what is asked before there is a loop.
+
+    Raises:
+        TimeoutError: it has not returned; it is not waited for any more.
+    """
+    future: Future[T] = Threads(1).submit(fn)
+    return future.result(seconds)
+
+
 class Threads(ThreadPoolExecutor):
     """An executor that gives each job a thread of its own and is never waited for: ``loop.set_default_executor``.
 

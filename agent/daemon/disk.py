@@ -1,0 +1,102 @@
+"""A state directory that does not answer at the start: what is served meanwhile, and what happens when it does.
+
+With a handover the memory is known without it: everything is served at once, and nothing is written before the disk was
+read (:class:`Later`). Without one nothing is known, not even whether the machine's own identity may be served: then
+every request is answered with 503 (:func:`answer_meanwhile`), which callers try again, rather than not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterable
+from typing import Final, NamedTuple
+
+from agent.core.errors import HostError
+from agent.core.verdict import Memory
+from agent.host.state import StateDirectory
+
+LOOK_SECONDS: Final = 0.5
+"""How long the start waits for the disk: a caller's patience is a second."""
+FIRST_LOOK_SECONDS: Final = 2.0
+"""The same where there is no handover: there is nothing better to answer than that we do not know."""
+STALLED: Final = "the disk of the state directory does not answer"
+HEAD_BYTES: Final = 16_384
+HEAD_SECONDS: Final = 5.0
+_BODY: Final = b"the agent does not know yet what was decided here: its state directory does not answer\n"
+_ANSWER: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
+
+
+class Read(NamedTuple):
+    """What the disk says.
+
+    Attributes:
+        memory: what was remembered.
+        sealed: the sealed bundle that it names.
+        write: whether it may be written over.
+        broken: whether it cannot be read.
+        boot: see :func:`agent.host.machine.boot`.
+    """
+
+    memory: Memory
+    sealed: bytes | None
+    write: bool
+    broken: bool
+    boot: str
+
+
+def is_later(read: Memory, ours: Memory) -> bool:
+    """Whether the disk has moved on from what we go by: it has a stream that we do not know, or not so far."""
+    if read.instance_id and ours.instance_id and read.instance_id != ours.instance_id:
+        return False
+    known = ((mark, ours.mark(mark.issuer, mark.subject)) for mark in read.marks)
+    return any(mine is None or mine.seq < mark.seq for mark, mine in known)
+
+
+class Later:
+    """A recorder that writes nothing before what lies there was read: it may be later than what is to be written.
+
+    Args:
+        state: the directory.
+        reading: reads it.
+    """
+
+    def __init__(self, state: StateDirectory, reading: asyncio.Task[Read]) -> None:
+        self._state = state
+        self._reading = reading
+
+    async def save(self, memory: Memory, sealed: bytes | None) -> None:
+        """See :class:`agent.keeper.durable.Recorder`."""
+        read = await asyncio.shield(self._reading)
+        if not read.broken and is_later(read.memory, memory):
+            raise HostError("the state directory has a later memory than the one that was handed over")
+        await self._state.save(memory, sealed)
+
+
+@contextlib.asynccontextmanager
+async def answer_meanwhile(sockets: Iterable[socket.socket]) -> AsyncIterator[None]:
+    """Answer every request at these sockets with 503; afterwards the sockets listen on, for others to answer."""
+    servers = []
+    try:
+        for listener in sockets:
+            # A copy: to close a server closes its socket.
+            copy = listener.dup()
+            start = asyncio.start_unix_server if copy.family == socket.AF_UNIX else asyncio.start_server
+            servers.append(await start(_refuse, sock=copy, limit=HEAD_BYTES))
+        yield
+    finally:
+        for server in servers:
+            server.close()
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        async with asyncio.timeout(HEAD_SECONDS):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(_ANSWER)
+            await writer.drain()
+    writer.close()
