@@ -148,7 +148,14 @@ class Daemon:
         # 1. Everything that can be wrong in the configuration. What is only away just now is an alarm and no end.
         self._away = compose.Away(left.files if left is not None else None)
         away = None if strict else self._away
-        self._state = StateDirectory(_directory(settings.state.directory, "state.directory", self._tolerate(strict)))
+        self._state = StateDirectory(
+            _directory(
+                settings.state.directory,
+                "state.directory",
+                self._tolerate(strict),
+                disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS,
+            )
+        )
         with self._tolerate(strict)("environment"):
             check_paths(settings.environment)
         gid = None
@@ -1030,7 +1037,9 @@ async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float
         return None
 
 
-def _directory(name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]]) -> Path:
+def _directory(
+    name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]], seconds: float
+) -> Path:
     path = Path(name)
 
     def look() -> None:
@@ -1041,7 +1050,7 @@ def _directory(name: str, key: str, tolerate: Callable[[str], contextlib.Abstrac
 
     with tolerate(key):
         try:
-            aside(look, disk.FIRST_LOOK_SECONDS)
+            aside(look, seconds)
         except TimeoutError:
             raise ConfigError(f"{key}: {name!r} does not answer") from None
     return path
