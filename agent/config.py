@@ -213,6 +213,7 @@ class HttpsEntry(_Section, frozen=True, tag_field="kind", tag="https"):
 
     Attributes:
         url: the object; its query may be a credential and is never logged.
+        url_file: holds that URL, read again for every request. In place of ``url``: give one of the two.
         ack_url: where verdicts are posted.
         ca_file: a private CA for it.
         token_file: a bearer token sent with every request.
@@ -222,7 +223,8 @@ class HttpsEntry(_Section, frozen=True, tag_field="kind", tag="https"):
         name: its name in logs, metrics and acknowledgements; by default its kind.
     """
 
-    url: Url
+    url: Url | None = None
+    url_file: Path_ | None = None
     ack_url: Url | None = None
     ca_file: Path_ | None = None
     token_file: Path_ | None = None
@@ -674,7 +676,19 @@ def _check(config: Config, origin: str) -> None:
             f"{origin}: keys: expected at least one beside sources: a bundle could arrive and nothing could open it",
             hint='add [[keys]] with kind = "file" and path = "/path/to/worker.jwk"',
         )
-    names = [entry.name for entry in config.sources if entry.name is not None]
+    _check_sources(config.sources, origin)
+
+
+def _check_sources(sources: tuple[SourceEntry, ...], origin: str) -> None:
+    """Each says where it reads, once, and has a name of its own."""
+    for index, entry in enumerate(sources):
+        if isinstance(entry, HttpsEntry) and (entry.url is None) == (entry.url_file is None):
+            raise ConfigError(
+                f"{origin}: sources[{index}]: expected one of url and url_file, got "
+                f"{'neither' if entry.url is None else 'both'}",
+                hint="a pre-signed URL is a credential: url_file keeps it out of the configuration",
+            )
+    names = [entry.name for entry in sources if entry.name is not None]
     for name in {n for n in names if names.count(n) > 1}:
         raise ConfigError(f"{origin}: sources: expected distinct names, got {name!r} twice")
 

@@ -83,7 +83,7 @@ def _elsewhere(settings: Config) -> Iterator[str]:
     for index, signer in enumerate(settings.signers):
         yield f"signers[{index}].key: {signer.key}"
     for index, source in enumerate(settings.sources):
-        named = {name: getattr(source, name, None) for name in ("ca_file", "token_file")}
+        named = {name: getattr(source, name, None) for name in ("ca_file", "token_file", "url_file")}
         yield from (f"sources[{index}].{name}: {path}" for name, path in named.items() if path is not None)
     if settings.upstream.ca_file is not None:
         yield f"upstream.ca_file: {settings.upstream.ca_file}"

@@ -215,7 +215,9 @@ class Daemon:
         for key, reason in self._away.reasons.items():
             self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
         # 2. The sockets.
-        worker_sockets = doors.worker_sockets(settings.listen, self._passed.sockets)
+        worker_sockets, absent = doors.worker_sockets(settings.listen, self._passed.sockets)
+        for error in absent:
+            self._log.error("listen.absent", reason=error.message, hint=error.hint)
         control = self._control_socket()
         loop = asyncio.get_running_loop()
         self._heed_signals(loop)

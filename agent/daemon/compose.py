@@ -408,6 +408,7 @@ def _https(
     return HttpsSource(
         HttpsSettings(
             url=entry.url,
+            url_file=None if entry.url_file is None else Path(entry.url_file),
             ack_url=entry.ack_url,
             token_file=None if entry.token_file is None else Path(entry.token_file),
             wait_seconds=entry.wait_seconds,

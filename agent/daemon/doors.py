@@ -26,15 +26,39 @@ class AnotherAgentError(HostError):
     """Another agent listens where we should."""
 
 
-def worker_sockets(settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]) -> list[socket.socket]:
-    """The sockets on which workers ask.
+ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""This machine has no such address, or no such family: IPv6 is switched off (ipv6.disable=1, or the sysctl)."""
+
+
+class AbsentAddressError(HostError):
+    """The machine does not have the address."""
+
+
+def worker_sockets(
+    settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]
+) -> tuple[list[socket.socket], list[AbsentAddressError]]:
+    """The sockets on which workers ask, and which there are not because the machine lacks their addresses.
 
     Raises:
-        HostError: an address cannot be bound.
+        HostError: an address cannot be bound for another reason, or none is there.
     """
     if passed.get("http"):
-        return list(passed["http"])
-    return [_tcp(*config.host_port(value)) for value in settings.http]
+        return list(passed["http"]), []
+    found: list[socket.socket] = []
+    absent: list[AbsentAddressError] = []
+    try:
+        for value in settings.http:
+            try:
+                found.append(_tcp(*config.host_port(value)))
+            except AbsentAddressError as error:
+                absent.append(error)
+        if not found:
+            raise absent[0]
+    except HostError:
+        for sock in found:
+            sock.close()
+        raise
+    return found, absent
 
 
 def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]) -> socket.socket:
@@ -130,18 +154,23 @@ def _is_wildcard(host: str) -> bool:
 
 def _tcp(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
-        hint = "is another agent running?" if error.errno == errno.EADDRINUSE else None
-        why = (error.strerror or "unknown error").lower()
-        raise HostError(f"listen.http: {host}:{port}: cannot be bound: {why}", hint=hint) from None
+        if sock is not None:
+            sock.close()
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        said = f"listen.http: {shown}: cannot be bound: {(error.strerror or 'unknown error').lower()}"
+        if error.errno in ABSENT:
+            hint = "does this machine have the address? IPv6 may be switched off; restart the agent when it is there"
+            raise AbsentAddressError(said, hint=hint) from None
+        raise HostError(said, hint="is another agent running?" if error.errno == errno.EADDRINUSE else None) from None
     sock.setblocking(False)
     return sock
 

@@ -6,8 +6,8 @@ of three kinds, and a test holds that there is no fourth:
 
 * *watched* (:func:`named`): opened at the start, looked at every :data:`LOOK_SECONDS`, and when one has changed the
   running configuration is applied once more, whole or not at all;
-* *read at use*: the bundle itself, bearer tokens, web identity tokens, and the certificate authorities too, which are
-  also watched so that what is wrong with them is said;
+* *read at use*: the bundle itself, the file of its URL, bearer tokens, web identity tokens, and the certificate
+  authorities too, which are also watched so that what is wrong with them is said;
 * *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
 
 What was loaded is told with each reload and in ``status``: a name and a digest or thumbprint for each file, never
@@ -101,6 +101,8 @@ def named(settings: config.Config, *, credentials_directory: str | None) -> tupl
             where = f"sources[{index}]"
             if source.ca_file is not None:
                 found.append(Named(f"{where}.ca_file", Path(source.ca_file), AUTHORITIES, secret=False))
+            if source.url_file is not None:
+                found.append(Named(f"{where}.url_file", Path(source.url_file), "url", secret=True, at_use=True))
             if source.token_file is not None:
                 token = Path(source.token_file)
                 found.append(Named(f"{where}.token_file", token, "bearer token", secret=True, at_use=True))

@@ -47,6 +47,9 @@ MAX_TOKEN_BYTES: Final = 8192
 MAX_ACK_BYTES: Final = 65_536
 GONE_SLEEP_SECONDS: Final = 86_400.0
 
+MAX_URL_BYTES: Final = 4096
+
+_URL: Final = re.compile(rb"https?://[\x21-\x7e]{1,4000}\Z")
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,256}"\Z')
 
 
@@ -56,7 +59,8 @@ class HttpsSettings(msgspec.Struct, frozen=True, kw_only=True):
     A private CA and an explicit proxy belong to the :class:`~agent.upstream.Upstream` that is given to the source.
 
     Attributes:
-        url: the object. Its query may be a credential (a pre-signed URL) and is never shown.
+        url: the object. Its query may be a credential (a pre-signed URL) and is never shown; ``None``: ``url_file``.
+        url_file: holds the URL, read again for every request: a pre-signed one is replaced before it ends.
         ack_url: where verdicts are posted as JSON; ``None``: nowhere.
         token_file: holds a bearer token, read again for every request; ``None``: no token.
         wait_seconds: how long the server may hold a request; 0 never asks it to.
@@ -64,7 +68,8 @@ class HttpsSettings(msgspec.Struct, frozen=True, kw_only=True):
         worker: says in acknowledgements which worker it is; ``None``: left out.
     """
 
-    url: str
+    url: str | None = None
+    url_file: Path | None = None
     ack_url: str | None = None
     token_file: Path | None = None
     wait_seconds: float = 50.0
@@ -109,6 +114,8 @@ class HttpsSource:
         self._upstream = upstream
         self._clock = clock
         self._rng = rng
+        self._url = settings.url or ""  # as it was last read
+        self._watched = self._url  # whose answers the rest is about
         self._forget()
 
     def _forget(self) -> None:
@@ -140,7 +147,7 @@ class HttpsSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`."""
-        return await self._unwrapped(self._read(await self._ask({}, None)))
+        return await self._unwrapped(self._read(await self._ask(await self._where(), {}, None)))
 
     async def acknowledge(self, ack: Ack) -> None:
         """Post the verdict. Tried a few times and then let be: the next one says more."""
@@ -163,7 +170,13 @@ class HttpsSource:
 
     async def _look(self) -> SealedBundle | None:
         if self._gone:
-            await self._clock.sleep(GONE_SLEEP_SECONDS)
+            written = self._settings.url_file is not None
+            await self._clock.sleep(self._settings.poll_seconds if written else GONE_SLEEP_SECONDS)
+        url = await self._where()
+        if url != self._watched:
+            self._forget()  # tags, and what is gone, are the other object's
+            self._watched = url
+        if self._gone:
             return None
         headers = {} if self._etag is None else {"If-None-Match": self._etag}
         # The first look is to be answered at once, whatever there is.
@@ -171,7 +184,7 @@ class HttpsSource:
         if wait > 0:
             headers["Prefer"] = f"wait={math.ceil(wait)}"
         started = self._clock.boottime()
-        answer = await self._ask(headers, wait + GRACE_SECONDS if wait > 0 else None)
+        answer = await self._ask(url, headers, wait + GRACE_SECONDS if wait > 0 else None)
         elapsed = self._clock.boottime() - started
         if answer.status == 410:
             self._gone = True
@@ -205,13 +218,13 @@ class HttpsSource:
             return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
         return self._rng.uniform(0.0, PAUSE_HELD_SECONDS)
 
-    async def _ask(self, headers: dict[str, str], timeout_seconds: float | None) -> UpstreamResponse:
+    async def _ask(self, url: str, headers: dict[str, str], timeout_seconds: float | None) -> UpstreamResponse:
         """Ask, following redirects within the same origin; give back a status that :meth:`_read` knows what to do with.
 
         Raises:
             SourceError: no answer, or one that says it is broken or not for us.
         """
-        url = self._settings.url
+        self._url = url
         for _ in range(MAX_REDIRECTS + 1):
             answer = await self._upstream.request(
                 "GET",
@@ -297,7 +310,27 @@ class HttpsSource:
     @property
     def _origin(self) -> str:
         """What may be shown of the URL."""
-        return origin_of(self._settings.url)
+        return origin_of(self._url)
+
+    async def _where(self) -> str:
+        """The URL to ask now. Raises SourceError without a word of what is in its file."""
+        path = self._settings.url_file
+        return self._settings.url or "" if path is None else await asyncio.to_thread(_read_url, path)
+
+
+def _read_url(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_URL_BYTES + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+    url = raw.strip()
+    # The rule of agent.config for a URL. What is wrong is not said: the content may be a credential.
+    if len(raw) > MAX_URL_BYTES or not _URL.match(url):
+        raise SourceError(f"{path}: expected one http or https url of printable ascii")
+    found = url.decode("ascii")
+    origin_of(found)
+    return found
 
 
 def _read_token(path: Path) -> str:

@@ -112,3 +112,25 @@ def test_every_pattern_has_its_words() -> None:
     patterns = set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema))
     assert len(patterns) > 8
     assert {repr(json.loads(pattern)) for pattern in patterns} == set(_MEANING)
+
+
+@pytest.mark.parametrize(
+    ("lines", "got"),
+    [("", "neither"), ('url = "https://h/SECRET"\nurl_file = "/f"', "both")],
+)
+def test_a_bundle_has_one_place_that_says_its_url(tmp_path: Path, lines: str, got: str) -> None:
+    """An https source has a URL or a file with one, never both or neither, and the error shows no URL."""
+    path = tmp_path / "config.toml"
+    key = '[[keys]]\nkind = "file"\npath = "/k"\n[[signers]]\nkey = "/s"\nissuers = ["*"]\n'
+    path.write_text(f'{key}[[sources]]\nkind = "https"\n{lines}\n')
+    with pytest.raises(ConfigError, match=rf"sources\[0\]: expected one of url and url_file, got {got}") as caught:
+        load(path)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_the_url_may_be_in_a_file(tmp_path: Path) -> None:
+    """With the file alone the configuration itself holds no credential."""
+    path = tmp_path / "config.toml"
+    key = '[[keys]]\nkind = "file"\npath = "/k"\n[[signers]]\nkey = "/s"\nissuers = ["*"]\n'
+    path.write_text(f'{key}[[sources]]\nkind = "https"\nurl_file = "/etc/credential-agent/url"\n')
+    assert [getattr(source, "url_file", None) for source in load(path).sources] == ["/etc/credential-agent/url"]

@@ -128,7 +128,7 @@ def test_every_file_of_the_configuration_is_followed() -> None:
             config.CredentialKey(name="credential"),
         ),
         signers=(SignerEntry(key="/f/signer", issuers=("*",)),),
-        sources=(config.HttpsEntry(url="https://h/", ca_file="/f/ca", token_file="/f/token"),),
+        sources=(config.HttpsEntry(url_file="/f/url", ca_file="/f/ca", token_file="/f/token"),),
         upstream=config.Upstream(ca_file="/f/upstream"),
     )
     files = named(everything, credentials_directory="/credentials")

@@ -332,6 +332,51 @@ def test_the_bearer_token_is_read_for_every_request(tmp_path: Path) -> None:
     run(test())
 
 
+def test_the_url_of_a_file_is_read_again_for_every_request(tmp_path: Path) -> None:
+    """A pre-signed URL that is replaced in its file is asked next, and what the file holds is in no error's text."""
+
+    async def test() -> None:
+        store, file = HttpsStore(), tmp_path / "url"
+        store.put(PATH, b"first")
+        store.put("/other", b"second")
+        async with made(store, url=None, url_file=file) as (source, _):
+            with pytest.raises(SourceError, match="cannot be read"):
+                await source.fetch()
+            file.write_text(f"{store.url}{PATH}?signature=one\n")
+            assert (await source.fetch()).data == b"first"
+            file.write_text(f"{store.url}/other?signature=two")
+            assert (await source.fetch()).data == b"second"
+            several, named, long = "https://h/SECRET https://h/", "https://u:SECRET@h/", "https://h/" + "SECRET" * 1000
+            for bad in ("", "SECRET", several, named, long):
+                file.write_text(bad)
+                with pytest.raises(SourceError) as caught:
+                    await source.fetch()
+                assert "SECRET" not in f"{caught.value}{caught.value.hint}"
+
+    run(test())
+
+
+def test_what_is_gone_is_gone_at_its_url_only(tmp_path: Path) -> None:
+    """After 410 the next URL in the file is asked, without the tag of the one before."""
+
+    async def test() -> None:
+        store, heard, file = HttpsStore(gone={PATH}), Listener(), tmp_path / "url"
+        store.put("/other", b"new")
+        async with made(store, url=None, url_file=file, wait_seconds=0) as (source, clock):
+            file.write_text(f"{store.url}{PATH}")
+            async with watching(source, heard):
+                await heard.until(lambda h: h.troubles)
+                for _ in range(5):
+                    await clock.step()
+                assert len(store.asked) == 1
+                file.write_text(f"{store.url}/other")
+                while not heard.offers:
+                    await clock.step()
+                assert heard.bodies == [b"new"]
+
+    run(test())
+
+
 def test_a_bearer_token_is_not_sent_in_clear(tmp_path: Path) -> None:
     """Over plain http to another machine the token stays here."""
     token = tmp_path / "token"
