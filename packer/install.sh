@@ -21,7 +21,8 @@ umask 022
 readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
-readonly SERVICES=(credential-agent.socket credential-agent-control.socket credential-agent.service
+readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
+  credential-agent.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service
   credential-agent-watch.service credential-agent-hold.service
   credential-agent-workers.slice credential-agent.target)
@@ -139,6 +140,11 @@ remember() {
 undo() {
   local path
   [ -n "$saved" ] || return 0
+  if [ "$started" = yes ] && booted; then
+    # What the new sockets hold the old ones could not bind.
+    systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
+      credential-agent-control.socket || true
+  fi
   while read -r path; do
     if [ -e "$saved$path" ] || [ -L "$saved$path" ]; then
       if [ "$path" = /etc/hosts ]; then # in a container the file itself is a mount
@@ -158,7 +164,10 @@ undo() {
     reload_systemd
     if [ -e "$UNITS/credential-agent.service" ]; then
       say "putting the release before back to work"
-      systemctl start credential-agent-control.socket credential-agent.socket || true
+      systemctl start credential-agent.socket credential-agent-control.socket || true
+      if [ -e "$UNITS/credential-agent-ipv6.socket" ]; then systemctl start credential-agent-ipv6.socket || true; fi
+      # It would hold the rules from files that are gone.
+      systemctl try-restart credential-agent-redirect.service || true
       systemctl restart credential-agent.service || true
     fi
   fi
@@ -255,8 +264,8 @@ write_interpreter() {
 }
 
 enable_units() {
-  local enabled=(credential-agent.socket credential-agent-control.socket credential-agent.service
-    credential-agent-workers.slice credential-agent-hold.service credential-agent.target)
+  local enabled=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
+    credential-agent.service credential-agent-workers.slice credential-agent-hold.service credential-agent.target)
   if [ "$with_redirect" = yes ]; then
     enabled+=(credential-agent-redirect.service credential-agent-closed.service credential-agent-watch.service)
     systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
@@ -267,7 +276,8 @@ enable_units() {
     systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service \
       credential-agent-watch.service 2>/dev/null || true
     install -d "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
-    printf '[Unit]\nWants=\nWants=credential-agent.service credential-agent.socket credential-agent-control.socket\n' \
+    printf '[Unit]\nWants=\nWants=credential-agent.service %s\n' \
+      'credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket' \
       >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
     printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent-workers.slice.d/50-no-redirect.conf"
     rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
@@ -293,7 +303,7 @@ start_units() {
     esac
   done
   if [ "$stale" = yes ]; then rm -f /run/credential-agent/control.sock; fi
-  systemctl start credential-agent.socket credential-agent-control.socket
+  systemctl start credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   # Callers wait in the sockets' queues meanwhile.
   systemctl restart credential-agent.service || {
     journalctl --no-pager --quiet --lines 20 --unit credential-agent.service >&2 || true
@@ -369,8 +379,8 @@ do_uninstall() {
   local name hosts
   if booted; then
     systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
-      credential-agent-control.socket credential-agent-redirect.service credential-agent-closed.service \
-      credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
+      credential-agent-ipv6.socket credential-agent-control.socket credential-agent-redirect.service \
+      credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
     # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
     if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
     # The slices that its name lies in are systemd's doing, and go with it.

@@ -32,8 +32,8 @@ no_state() { # what a bundle decided on this machine is not the business of its 
 
 units_verify() {
   local said
-  said=$(systemd-analyze verify credential-agent.service credential-agent.socket credential-agent-control.socket \
-    credential-agent-redirect.service credential-agent.target 2>&1 | grep credential-agent || true)
+  said=$(systemd-analyze verify credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
+    credential-agent-control.socket credential-agent-redirect.service credential-agent.target 2>&1 | grep credential-agent || true)
   [ -z "$said" ] || { echo "$said"; return 1; }
 }
 
@@ -41,7 +41,7 @@ agent=/opt/credential-agent/bin/credential-agent
 [ -d /run/credential-agent ] || systemd-tmpfiles --create /etc/tmpfiles.d/credential-agent.conf
 check "the program starts" "$agent" --version
 check "the configuration is acceptable" setpriv --reuid credential-agent --regid credential-agent --init-groups "$agent" check
-check "the units are enabled" systemctl is-enabled credential-agent.socket credential-agent.service
+check "the units are enabled" systemctl is-enabled credential-agent.socket credential-agent-ipv6.socket credential-agent.service
 check "systemd accepts the units" units_verify
 check "nothing is writable by the service" nothing_writable
 if [ "${ALLOW_SECRETS:-no}" = no ]; then check "no private key is in the image" no_secret; fi

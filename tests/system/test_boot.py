@@ -291,6 +291,7 @@ print(done)
             "stop",
             "credential-agent.service",
             "credential-agent.socket",
+            "credential-agent-ipv6.socket",
             "credential-agent-control.socket",
         )
         try:

@@ -19,7 +19,8 @@ image = m.image
 ROOM = Path(__file__).parent
 
 TARGET, AGENT, REDIRECT = "credential-agent.target", "credential-agent.service", "credential-agent-redirect.service"
-DOOR, CONTROL, SLICE = "credential-agent.socket", "credential-agent-control.socket", "credential-agent-workers.slice"
+DOOR, DOOR6 = "credential-agent.socket", "credential-agent-ipv6.socket"
+CONTROL, SLICE = "credential-agent-control.socket", "credential-agent-workers.slice"
 
 # A job that asks for its credential in its ExecStop, a moment into the power-off, and writes down as whom it came.
 LAST_WORDS = """[Unit]
@@ -133,13 +134,13 @@ def test_roots_login_shell_takes_nothing_of_the_agents(machine: Machine) -> None
 
 
 ORDERS = [
-    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, DOOR, CONTROL)],
-    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, DOOR, CONTROL)],
-    *[[("stop", unit), ("start", TARGET)] for unit in (TARGET, AGENT, DOOR, CONTROL, REDIRECT, SLICE)],
+    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, DOOR, DOOR6, CONTROL)],
+    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, DOOR, DOOR6, CONTROL)],
+    *[[("stop", unit), ("start", TARGET)] for unit in (TARGET, AGENT, DOOR, DOOR6, CONTROL, REDIRECT, SLICE)],
     [("stop", AGENT), ("start", DOOR)],
-    [("stop", f"{AGENT} {DOOR} {CONTROL}"), ("start", AGENT)],
+    [("stop", f"{AGENT} {DOOR} {DOOR6} {CONTROL}"), ("start", AGENT)],
     [("stop", f"{DOOR} {CONTROL} {REDIRECT} {TARGET}"), ("start", TARGET)],
-    [("restart", f"{DOOR} {CONTROL}")],
+    [("restart", f"{DOOR} {DOOR6} {CONTROL}")],
     [("restart", f"{TARGET} {REDIRECT} {AGENT} {DOOR} {CONTROL}")],
     [("reload", AGENT)],
     [("reload", REDIRECT)],
@@ -161,8 +162,8 @@ def test_every_order_ends_in_service(machine: Machine, order: list[tuple[str, st
         for verb, units in order:
             machine.run("systemctl", *verb.split(), *units.split(), check=verb != "daemon-reexec")
         machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what=f"an answer in round {round_}")
-        states = machine.result("systemctl", "is-active", DOOR, CONTROL, AGENT, REDIRECT).stdout.split()
-        assert states == ["active"] * 4, f"round {round_}"
+        states = machine.result("systemctl", "is-active", DOOR, DOOR6, CONTROL, AGENT, REDIRECT).stdout.split()
+        assert states == ["active"] * 5, f"round {round_}"
         failed = machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*")
         assert failed.strip() == ""
         assert machine.result("credential-agent", "status").returncode == 0

@@ -1,0 +1,182 @@
+"""A machine as hardening guides leave it, and one without IPv6: the same answers, and no unit of ours that failed."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.system import machine as m
+from tests.system.machine import Disk, Machine, call
+from tests.system.test_boot import EC2, Sender, aws_key
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+
+image = m.image
+
+DOORS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
+UNITS = ("credential-agent.service", "credential-agent-redirect.service", *DOORS)
+
+
+class Bare(Machine):
+    """A machine on whose interfaces no IPv6 is from the first moment on."""
+
+    def wipe(self) -> None:
+        """Switched on for as long as the network is put back to what the kernel has."""
+        self._disable(0)
+        super().wipe()
+        self._disable(1)
+
+    def _disable(self, switch: int) -> None:
+        script = f"for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo {switch} > $f; done"
+        call("ip", "netns", "exec", self.cloud.there, "sh", "-c", script)
+
+
+@pytest.fixture(scope="module")
+def bare(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    sender = Sender()
+    with closing(Disk(tmp_path_factory.mktemp("bare"), image)) as disk, m.ec2() as cloud:
+        sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
+        cloud.set_user_data(sender.seal())
+        with Bare(disk, cloud) as machine:
+            yield machine
+
+
+def states(machine: Machine, *units: str) -> list[str]:
+    return machine.result("systemctl", "is-active", *units).stdout.split()
+
+
+def answered(machine: Machine) -> None:
+    """A worker has the bundle's identity, by uid and by slice, and nothing of ours failed."""
+    machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what="an answer")
+    failed = machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*")
+    assert failed.strip() == ""
+
+
+def test_a_machine_whose_ipv6_is_disabled_answers(bare: Machine) -> None:
+    """With disable_ipv6 on every interface there is no [::1] to bind, and workers are led and answered on IPv4."""
+    assert bare.run("cat", "/proc/net/if_inet6") == ""
+    answered(bare)
+    assert states(bare, *UNITS) == ["active"] * len(UNITS)
+    assert bare.result("credential-agent", "status").returncode == 0
+
+
+def test_a_machine_without_an_ipv6_family_answers(bare: Machine) -> None:
+    """Where the kernel has no IPv6 at all its socket unit is left out, and the daemon starts without the family."""
+    for name in ("credential-agent", "credential-agent-redirect"):
+        place = f"/run/systemd/system/{name}.service.d"
+        families = "AF_UNIX AF_INET AF_NETLINK" if name.endswith("redirect") else "AF_UNIX AF_INET"
+        text = f"[Service]\nRestrictAddressFamilies=\nRestrictAddressFamilies={families}\n"
+        bare.run("sh", "-c", f"mkdir -p {place}; cat > {place}/90-no-ipv6.conf", text=text)
+    bare.run("systemctl", "daemon-reload")
+    bare.run("systemctl", "stop", "credential-agent.service", "credential-agent-redirect.service", *DOORS)
+    # What PID 1 sees there, without if_inet6.
+    bare.run("mount", "-t", "tmpfs", "tmpfs", "/proc/1/net")
+    try:
+        bare.run("systemctl", "start", "credential-agent.target")
+        answered(bare)
+        assert states(bare, *UNITS) == ["active", "active", "active", "inactive", "active"]
+        bare.run("systemctl", "restart", "credential-agent.service", "credential-agent.socket")
+        answered(bare)
+    finally:
+        bare.run("umount", "/proc/1/net")
+        bare.run("sh", "-c", "rm /run/systemd/system/*/90-no-ipv6.conf; systemctl daemon-reload")
+        bare.run("systemctl", "restart", "credential-agent-ipv6.socket", "credential-agent-redirect.service")
+    answered(bare)
+
+
+@pytest.fixture(scope="module")
+def machine(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    sender = Sender()
+    with closing(Disk(tmp_path_factory.mktemp("hardened"), image)) as disk, m.ec2() as cloud:
+        sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
+        cloud.set_user_data(sender.seal())
+        shutil.copytree(m.payload(), disk.root / "payload", symlinks=False)
+        with Machine(disk, cloud) as machine:
+            yield machine
+
+
+INSTALL = ("/payload/install.sh", "--no-packages", "--platform", "none")
+
+
+def break_run(wheel: Path, broken: Path) -> None:
+    """The same release, whose configuration check is content and whose daemon ends as soon as it is started."""
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(broken, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, b"raise SystemExit(70)\n" if name == "agent/cli/run.py" else data)
+
+
+def seen(machine: Machine) -> str:
+    """What an installation writes, with modes, owners and digests."""
+    places = "/etc/credential-agent /etc/systemd/system /opt/credential-agent/current /opt/credential-agent/bin"
+    return machine.run(
+        "sh",
+        "-c",
+        f"find {places} -printf '%p %M %u %g %l\\n' | sort; find {places} -type f -exec sha256sum {{}} + | sort;"
+        " ls /opt/credential-agent/releases",
+    )
+
+
+def test_an_upgrade_whose_agent_does_not_start_is_undone(machine: Machine) -> None:
+    """The release before is back with its units, also those of one socket for both families, and workers are answered."""
+    door = machine.root / "etc/systemd/system/credential-agent.socket"
+    present = door.read_text()
+    before = present.replace("FreeBind", "ListenStream=[::1]:16925\nListenStream=[fd6c:9e1f:25b2::2]:16925\nFreeBind")
+    machine.run("systemctl", "stop", "credential-agent.service", *DOORS)
+    machine.run("systemctl", "disable", "--quiet", DOORS[1])
+    machine.run("rm", "/etc/systemd/system/credential-agent-ipv6.socket")
+    machine.run(
+        "sh", "-c", f"cat > /etc/systemd/system/{DOORS[0]}", text=before + "\n[Socket]\nBindIPv6Only=ipv6-only\n"
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "credential-agent.target")
+    answered(machine)
+    (wheel,) = (machine.root / "payload").glob("credential_agent-*.whl")
+    broken = machine.root / "root" / wheel.name
+    break_run(wheel, broken)
+    was = seen(machine)
+    done = machine.result(*INSTALL, "--wheel", f"/root/{wheel.name}", seconds=170)
+    assert done.returncode == 1
+    assert "does not start" in done.stderr
+    assert seen(machine) == was
+    answered(machine)
+    assert states(machine, DOORS[0], DOORS[2], *UNITS[:2]) == ["active"] * 4
+    running = machine.result("sh", "-c", "cat /proc/[0-9]*/maps").stdout
+    assert "(deleted)" not in "".join(line for line in running.splitlines() if "/opt/credential-agent" in line)
+    # And forward, to the units of two sockets.
+    machine.run(*INSTALL, seconds=170)
+    answered(machine)
+    assert states(machine, *UNITS) == ["active"] * len(UNITS)
+
+
+HARDENED = """
+set -eu
+for place in /tmp /var/tmp /dev/shm /run; do
+  mountpoint -q $place || mount --bind $place $place
+  mount -o remount,bind,noexec,nosuid,nodev $place
+done
+mount -o remount,hidepid=2 /proc
+echo 'umask 077' >> /root/.profile
+"""
+
+
+def test_a_hardened_machine_answers(machine: Machine) -> None:
+    """With noexec wherever anybody may write, hidepid=2 and a narrow umask it installs, starts and answers."""
+    machine.run("sh", "-c", HARDENED)
+    for umask in ("027", "077"):
+        machine.run("sh", "-c", f"umask {umask}; exec {' '.join(INSTALL)}", seconds=170)
+        machine.run(
+            "sh",
+            "-c",
+            "systemctl restart credential-agent.target credential-agent.service credential-agent-redirect.service",
+        )
+        answered(machine)
+        assert states(machine, *UNITS) == ["active"] * len(UNITS)
+        machine.run("runuser", "-u", "alice", "--", "credential-agent", "--version")
+        assert machine.result("credential-agent", "status").returncode == 0
+        assert "agent" in machine.in_slice(*m.python(m.CONNECT), "169.254.169.254", "80")
