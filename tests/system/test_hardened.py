@@ -50,6 +50,11 @@ def states(machine: Machine, *units: str) -> list[str]:
     return machine.result("systemctl", "is-active", *units).stdout.split()
 
 
+def settled(machine: Machine, expected: Sequence[str], *units: str) -> None:
+    """The units come to these states; the redirection is reloading for as long as it reads its configuration."""
+    machine.until(lambda: states(machine, *units) == expected, what=f"{expected} of {units}")
+
+
 def answered(machine: Machine) -> None:
     """A worker has the bundle's identity, by uid and by slice, and nothing of ours failed."""
     machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what="an answer")
@@ -61,7 +66,7 @@ def test_a_machine_whose_ipv6_is_disabled_answers(bare: Machine) -> None:
     """With disable_ipv6 on every interface there is no [::1] to bind, and workers are led and answered on IPv4."""
     assert bare.run("cat", "/proc/net/if_inet6") == ""
     answered(bare)
-    assert states(bare, *UNITS) == ["active"] * len(UNITS)
+    settled(bare, ["active"] * len(UNITS), *UNITS)
     assert bare.result("credential-agent", "status").returncode == 0
 
 
@@ -79,7 +84,7 @@ def test_a_machine_without_an_ipv6_family_answers(bare: Machine) -> None:
     try:
         bare.run("systemctl", "start", "credential-agent.target")
         answered(bare)
-        assert states(bare, *UNITS) == ["active", "active", "active", "inactive", "active"]
+        settled(bare, ["active", "active", "active", "inactive", "active"], *UNITS)
         bare.run("systemctl", "restart", "credential-agent.service", "credential-agent.socket")
         answered(bare)
     finally:
@@ -95,7 +100,7 @@ def machine(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     with closing(Disk(tmp_path_factory.mktemp("hardened"), image)) as disk, m.ec2() as cloud:
         sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
         cloud.set_user_data(sender.seal())
-        shutil.copytree(m.payload(), disk.root / "payload", symlinks=False)
+        shutil.copytree(m.payload(), disk.root / "payload", dirs_exist_ok=True)
         with Machine(disk, cloud) as machine:
             yield machine
 
@@ -145,13 +150,13 @@ def test_an_upgrade_whose_agent_does_not_start_is_undone(machine: Machine) -> No
     assert "does not start" in done.stderr
     assert seen(machine) == was
     answered(machine)
-    assert states(machine, DOORS[0], DOORS[2], *UNITS[:2]) == ["active"] * 4
+    settled(machine, ["active"] * 4, DOORS[0], DOORS[2], *UNITS[:2])
     running = machine.result("sh", "-c", "cat /proc/[0-9]*/maps").stdout
     assert "(deleted)" not in "".join(line for line in running.splitlines() if "/opt/credential-agent" in line)
     # And forward, to the units of two sockets.
     machine.run(*INSTALL, seconds=170)
     answered(machine)
-    assert states(machine, *UNITS) == ["active"] * len(UNITS)
+    settled(machine, ["active"] * len(UNITS), *UNITS)
 
 
 HARDENED = """
@@ -176,7 +181,7 @@ def test_a_hardened_machine_answers(machine: Machine) -> None:
             "systemctl restart credential-agent.target credential-agent.service credential-agent-redirect.service",
         )
         answered(machine)
-        assert states(machine, *UNITS) == ["active"] * len(UNITS)
+        settled(machine, ["active"] * len(UNITS), *UNITS)
         machine.run("runuser", "-u", "alice", "--", "credential-agent", "--version")
         assert machine.result("credential-agent", "status").returncode == 0
         assert "agent" in machine.in_slice(*m.python(m.CONNECT), "169.254.169.254", "80")
