@@ -24,10 +24,13 @@ from agent.core.timekeeping import Witness
 from agent.core.verdict import Policy
 from agent.core.view import Facts
 from agent.host import machine
+from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints, Mint, MintSettings
 from agent.sources.file import FileSettings, FileSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
 
+LOOKUPS = 4
+"""Threads in which one client looks names up, for the operator's hosts, and as many for those that bundles name."""
 METADATA_URL = "http://169.254.169.254"
 
 
@@ -72,6 +75,7 @@ def upstream(
             connections=connections,
         ),
         hear=hear,
+        lookups=lambda: Threads(LOOKUPS),
     )
 
 

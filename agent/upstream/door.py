@@ -18,6 +18,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,8 @@ from agent.upstream.dates import METADATA_V6, date_of, witness_of
 if TYPE_CHECKING:
     import aiohttp
     from yarl import URL
+
+    from agent.upstream.names import Resolver
 
 #: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
 _MAX_HEAD_LINE_BYTES = 16384
@@ -187,6 +190,8 @@ class Upstream:
         hear: told what time it is by those whose word is worth something, and by nobody else: see
             :func:`agent.upstream.dates.witness_of`. Called as soon as the head of their answer is
             here, with the seconds since it was asked for.
+        lookups: makes the threads in which names are looked up: some for the operator's hosts, others for those that
+            bundles name. ``None``: the loop's own, which everybody shares.
 
     Resource handling: idle connections are kept for 15 s; :meth:`close` closes all.
     Error handling: every method raises :class:`UpstreamError` and nothing else; no traceback of the HTTP library is
@@ -198,9 +203,11 @@ class Upstream:
         settings: UpstreamSettings | None = None,
         *,
         hear: Callable[[Witness, datetime, float], object] | None = None,
+        lookups: Callable[[], Executor] | None = None,
     ) -> None:
         self._settings = settings or UpstreamSettings()
         self._hear = hear
+        self._lookups = {} if lookups is None else {guarded: lookups() for guarded in (False, True)}
         # Mutable state, all of it: one session that may connect anywhere, one that looks at each address first, those
         # of former authorities that still have an answer under way, and the authorities.
         self._sessions: dict[bool, _Session] = {}
@@ -355,6 +362,7 @@ class Upstream:
                 limit=self._settings.connections,
                 ssl=self._ssl_context(),
                 socket_factory=self._guarded_socket if guarded else None,
+                resolver=self._resolver(guarded=guarded),
             )
             client = aiohttp.ClientSession(
                 connector=connector,
@@ -366,6 +374,12 @@ class Upstream:
             )
             session = self._sessions[guarded] = _Session(client)
         return session
+
+    def _resolver(self, *, guarded: bool) -> Resolver | None:
+        from agent.upstream.names import Resolver  # noqa: PLC0415 - with the HTTP library
+
+        threads = self._lookups.get(guarded)
+        return None if threads is None else Resolver(threads)
 
     def _ssl_context(self) -> ssl.SSLContext | bool:
         # True: the library's own verifying context, on the system's authorities.
