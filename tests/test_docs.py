@@ -220,6 +220,15 @@ def test_seal_and_configure_fit_each_other(tmp_path: Path) -> None:
         }  # fmt: skip
         for line in commands(first("README.md", "console", "credential-agent seal")):
             subprocess.run(["sh", "-c", line], cwd=desk, env=environ, check=True, capture_output=True)
+    page = " ".join((ROOT / "README.md").read_text().split())
+    options = re.search(r"with `(--key [^`]+)` also what is inside", page)
+    assert options, "README.md does not say how one looks inside"
+    seen = subprocess.run(
+        ["sh", "-c", f"credential-agent inspect bundle.jose {options[1]}"],
+        cwd=desk, env=environ, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert '"issuer": "laptop:' in seen
+    assert secret not in seen
     settings = first("README.md", "toml", "[[keys]]").replace("/etc/credential-agent", str(etc))
     told = config.parse(settings, origin="README.md")
     for named in (told.keys[0].path, told.signers[0].key, told.sources[0].path):  # type: ignore[union-attr]
