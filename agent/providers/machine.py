@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
@@ -15,6 +17,8 @@ from agent.wire import ec2 as ec2_wire
 from agent.wire.http import WireError
 
 _INSTANCE_ID_PATH = "/latest/meta-data/instance-id"
+_INSTANCE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+"""EC2's are ``i-`` and hex; other clouds and emulators speak this protocol too. A page of a proxy is none of them."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -42,11 +46,16 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         answer = await ec2.request("GET", ec2_wire.IDENTITY_PATH)
         if answer.status == 200:
             identity = ec2_wire.parse_identity(answer.body)
-        else:
+        elif answer.status == 404:
             # Emulators and some clouds have no identity document: the bare id is enough to tell machines apart.
             bare = await ec2.get(_INSTANCE_ID_PATH)
             identity = ec2_wire.InstanceIdentity(
-                region="", instance_id=bare.decode("ascii", "replace") if bare else None
+                region="", instance_id=bare.decode("ascii", "replace").strip() if bare else None
+            )
+        else:
+            # Not "there is none": a service that fails says nothing of who this machine is.
+            raise UpstreamError(
+                f"expected 200 or 404 for the instance identity document, got {answer.status}", code="status"
             )
     except NotHere:
         return None
@@ -54,6 +63,9 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         raise UpstreamError(f"the instance identity document: {error.message}", code="protocol") from None
     if not identity.instance_id:
         return None
+    if not _INSTANCE_ID.fullmatch(identity.instance_id):
+        # By this name a memory is kept or forgotten: garbage would undo a withdrawal, for good.
+        raise UpstreamError("expected the instance id of ec2, got something else", code="protocol")
     account, region = identity.account_id, identity.region
     named = {f"urn:credbundle:instance:aws:{account}:{region}:{identity.instance_id}"} if account and region else set()
     return Machine(

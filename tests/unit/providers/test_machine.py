@@ -1,0 +1,68 @@
+"""Which machine this is: a name, or "ask again"; never what a failing service happened to say."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from agent.providers.machine import ec2_machine
+from agent.upstream import Ec2Metadata, Upstream, UpstreamError
+from tests.fakes.clock import FakeClock
+
+PAGE = (200, "<html>upstream error</html>")
+BARE = (200, "i-0abc12345")
+
+
+def document(instance_id: str) -> tuple[int, str]:
+    return 200, f'{{"region": "eu-west-1", "instanceId": "{instance_id}"}}'
+
+
+async def named(about: tuple[int, str], bare: tuple[int, str]) -> str | None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "PUT":
+            return web.Response(text="token")
+        status, text = about if "instance-identity" in request.path else bare
+        return web.Response(status=status, text=text)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    upstream = Upstream()
+    try:
+        found = await ec2_machine(Ec2Metadata(upstream, FakeClock(), f"http://{host}:{port}"))
+    finally:
+        await upstream.close()
+        await runner.cleanup()
+    return found.instance_id if found is not None else None
+
+
+@pytest.mark.parametrize(
+    ("about", "bare"),
+    [
+        *(((status, ""), BARE) for status in (400, 401, 429, 500, 503)),
+        ((503, ""), PAGE),
+        ((404, ""), PAGE),
+        ((404, ""), (200, "i-0abc 12345")),
+        (document("<html>"), BARE),
+        (document("i-0abc\\n"), BARE),
+        (PAGE, BARE),
+    ],
+)
+def test_what_is_no_name_is_no_name_of_this_machine(about: tuple[int, str], bare: tuple[int, str]) -> None:
+    """A service that fails or answers garbage names nobody: by another name, a withdrawal would be forgotten."""
+    with pytest.raises(UpstreamError):
+        asyncio.run(named(about, bare))
+
+
+@pytest.mark.parametrize("text", ["i-0abc12345", "i-0abc12345\n"])
+def test_a_bare_name_is_the_name_of_the_document(text: str) -> None:
+    """Whichever of the two a service has, the machine is called the same, or it would be another one tomorrow."""
+    names = {asyncio.run(named((404, ""), (200, text))), asyncio.run(named(document("i-0abc12345"), (404, "")))}
+
+    assert names == {"aws:i-0abc12345"}
