@@ -35,6 +35,7 @@ from agent.core.secret import Secret
 from agent.core.store import Remnant, Store, Waiting
 from agent.core.verdict import Memory
 from agent.core.view import Facts
+from agent.daemon.kept import hide, reveal
 from agent.host.clock import SystemClock
 from agent.host.systemd import Passed
 
@@ -177,7 +178,7 @@ def fingerprints(trust: bundle.Trust) -> list[str]:
 
 def encode(handover: Handover) -> bytes:
     """In the clear: for the sealed memory that only this unit gets back."""
-    return msgspec.json.encode(handover, enc_hook=_reveal)
+    return msgspec.json.encode(handover, enc_hook=reveal)
 
 
 def take(passed: Passed, clock: SystemClock) -> Handover | None:
@@ -201,7 +202,7 @@ def _decode(data: bytes, uptime: float) -> Handover:
         version = msgspec.json.decode(data, type=_Version).version
         if version != VERSION:
             raise HostError(f"expected version {VERSION}, got {version}")
-        left = msgspec.json.decode(data, type=Handover, dec_hook=_hide)
+        left = msgspec.json.decode(data, type=Handover, dec_hook=hide)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise HostError("it makes no sense") from None
     if not 0.0 <= left.began <= left.uptime <= uptime:
@@ -240,13 +241,3 @@ def jwk(ring_keys: tuple[keys.WorkerKey, ...]) -> Secret | None:
     found = (k for k in ring_keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral")
     private: Mapping[str, Any] | None = next((k.private_jwk() for k in found), None)
     return None if private is None else Secret(msgspec.json.encode(private).decode())
-
-
-def _reveal(value: Any) -> Any:
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise NotImplementedError
-
-
-def _hide(kind: type, value: Any) -> Any:
-    return kind(value)

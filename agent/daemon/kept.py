@@ -97,7 +97,6 @@ def encode(store: Store, clock: SystemClock) -> bytes:
         for held in store.held()
     ]
     keeper = clock.keeper
-    keeper = clock.keeper
     content = Kept(
         store.memory.instance_id,
         clock.uptime(),
@@ -107,13 +106,13 @@ def encode(store: Store, clock: SystemClock) -> bytes:
         keeper.believed if keeper.vouched else None,
         clock.wall_error_seconds,
     )
-    return msgspec.json.encode(content, enc_hook=_reveal)
+    return msgspec.json.encode(content, enc_hook=reveal)
 
 
 def decode(data: bytes, clock: SystemClock) -> Kept | None:
     """What was left to us; ``None`` when it makes no sense: everything is then minted anew."""
     try:
-        kept = msgspec.json.decode(data, type=Kept, dec_hook=_hide)
+        kept = msgspec.json.decode(data, type=Kept, dec_hook=hide)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     instants = [kept.now]
@@ -132,11 +131,13 @@ def decode(data: bytes, clock: SystemClock) -> Kept | None:
     return kept
 
 
-def _reveal(value: Any) -> Any:
+def reveal(value: Any) -> Any:
+    """A secret in the clear: for what this unit alone gets back, and nothing else."""
     if isinstance(value, Secret):
         return value.reveal()
     raise NotImplementedError
 
 
-def _hide(kind: type, value: Any) -> Any:
+def hide(kind: type, value: Any) -> Any:
+    """The other way round."""
     return kind(value)
