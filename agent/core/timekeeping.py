@@ -33,7 +33,7 @@ that is over must not be outlived. The first witness that says what we thought b
 
 **Forward is time lost, back is an error.** Who had reason to think to be right and is moved forward was stopped: all
 that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and what was counted moves
-along.
+along. So does a move forward to just where we were before a move back: that one was the error, and nothing stood still.
 
 **A contradiction is always a reason to ask**, once in :data:`ASK_EVERY_SECONDS` at most; never alone one to believe.
 
@@ -55,6 +55,8 @@ SETTLED_SECONDS: Final = 10.0
 """How long a witness alone must have said the same: what was under way during a pause was said before it."""
 MOVE_EVERY_SECONDS: Final = 600.0
 ASK_EVERY_SECONDS: Final = 300.0
+MOST_LEFT: Final = 4
+"""So many moves back in a row are remembered."""
 LONGEST_WAY_SECONDS: Final = 60.0
 """An answer that was longer under way (through a suspend, a long poll) may have been given at any time of it."""
 FRESH_SECONDS: Final = 2 * 3600.0
@@ -126,6 +128,7 @@ class Timekeeper:
         self._suspect = False  # the wall clock was stepped, and nobody has confirmed it since
         self._stepped_at = float("-inf")  # when, on boot time
         self._before: float | None = None  # where we were before we followed a step forward
+        self._left: list[float] = []  # where we were before each move back since the last one forward
         self._moved_at = self._asked_at = float("-inf")
 
     @property
@@ -268,7 +271,12 @@ class Timekeeper:
 
     def _move(self, by: float) -> None:
         self.moves += 1
-        if by > 0 and self.vouched:
+        returns = any(_agree(place, self.ours + by) for place in self._left)
+        if by < 0:
+            self._left = [*self._left, self.ours][-MOST_LEFT:]
+        else:
+            self._left.clear()
+        if by > 0 and self.vouched and not returns:
             self.lost += by
         else:
             self.offset += by

@@ -264,6 +264,8 @@ class Publisher:
                 self.trouble = None
                 if not self._again.is_set():
                     return
+                # The disk answers again: who asks from here on may wait for it again.
+                self._since = asyncio.get_running_loop().time()
         finally:
             self._task = self._since = None
 

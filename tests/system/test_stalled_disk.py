@@ -15,7 +15,7 @@ import pytest
 
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.notify_socket import NotifySocket
-from tests.system.harness import REPOSITORY, Agent, World, background
+from tests.system.harness import REPOSITORY, Agent, World, background, until
 
 USER = "ASIAUSER000000000000"
 
@@ -62,7 +62,7 @@ def test_the_environment_files(world: World, shim: Path) -> None:
             assert agent.push(sealed)["outcome"] == "accepted"
             assert agent.access_key() == key
         stall.end()
-        agent.push(world.seal(world.session(USER), world.variables(WHO="last")))
+        until(lambda: world.env().get("WHO") == key, what="the file of the last bundle that was taken meanwhile")
         agent.push(world.seal(world.session(USER), world.variables(WHO="last")))
         assert world.env()["WHO"] == "last"
         stall.begin()

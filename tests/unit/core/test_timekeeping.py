@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,6 +146,36 @@ def test_a_pause_is_over_at_the_first_look(wait: float, seconds: float, synchron
     assert hands.keeper.look(hands.read()) is True
     assert hands.off == pytest.approx(0.0, abs=1e-3)
     assert hands.keeper.lost == pytest.approx(seconds, abs=1e-3)
+
+
+@given(st.lists(st.floats(-20 * HOUR, -60.0), min_size=1, max_size=4), st.booleans())
+def test_the_way_back_from_a_lie_is_no_pause(lies: list[float], once: bool) -> None:
+    """Servers that move us back together and then tell the truth again cost nothing that is counted on boot time."""
+    hands = Hands(wall_error=-7 * HOUR)
+    for error in [0.0, *lies[: 1 if once else None], 0.0]:
+        for _ in range(2):
+            hands.passes(2 * MOVE_EVERY_SECONDS)
+            hands.hear(Witness.AWS, error)
+            hands.hear(Witness.GOOGLE, error)
+    assert hands.off == pytest.approx(0.0, abs=TOLERANCE_SECONDS)
+    falls = all(later <= earlier for earlier, later in pairwise([0.0, *lies]))
+    assert hands.keeper.lost == 0.0 or (not once and not falls)
+
+
+@given(st.floats(-20 * HOUR, -60.0), st.floats(60.0, 20 * HOUR))
+def test_a_pause_after_a_lie_is_a_pause(lie: float, seconds: float) -> None:
+    """Having been moved back hides no pause: only a return to the very place is taken for one."""
+    hands = Hands()
+    for error in (0.0, lie):
+        hands.passes(2 * MOVE_EVERY_SECONDS)
+        hands.hear(Witness.AWS, error)
+        hands.hear(Witness.GOOGLE, error)
+    hands.true += seconds
+    hands.passes(2 * MOVE_EVERY_SECONDS)
+    hands.hear(Witness.AWS, 0.0)
+    hands.hear(Witness.GOOGLE, 0.0)
+    assert hands.off == pytest.approx(0.0, abs=TOLERANCE_SECONDS)
+    assert hands.keeper.lost >= seconds - TOLERANCE_SECONDS
 
 
 def test_what_was_under_way_through_a_suspend_says_nothing() -> None:
