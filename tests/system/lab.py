@@ -7,7 +7,6 @@ the agent's door answers ``agent``. So an answer says who gave it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
@@ -16,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Final, Self
+
+from tests.system.leftovers import Claim
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 ADDRESSES: Final = (
@@ -102,6 +103,7 @@ class Lab:
         self.host, self.cloud, self.job, self.neighbour = (f"{self.name}{letter}" for letter in "hcjn")
         self.bridge, self._masquerade = bridge, masquerade
         self._processes: list[subprocess.Popen[str]] = []
+        self._claims: list[Claim] = []
 
     def __enter__(self) -> Self:
         try:
@@ -113,6 +115,7 @@ class Lab:
 
     def _build(self) -> None:
         for space in (self.host, self.cloud, self.job, self.neighbour):
+            self._claims.append(Claim("netns", space))
             call("ip", "netns", "add", space)
             call("ip", "-n", space, "link", "set", "lo", "up")
         # eth0 to the cloud, eth1 to a network with a neighbour on it.
@@ -171,9 +174,8 @@ class Lab:
             process.wait(10)
             if process.stdout is not None:
                 process.stdout.close()
-        for space in (self.host, self.cloud, self.job, self.neighbour):
-            with contextlib.suppress(AssertionError):
-                call("ip", "netns", "delete", space)
+        for claim in self._claims:
+            claim.release()
 
     def serve(self, space: str, word: str, *doors: str, uid: int = 0) -> subprocess.Popen[str]:
         """Answer ``word`` at each ``HOST,PORT``."""

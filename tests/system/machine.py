@@ -22,6 +22,7 @@ import importlib.util
 import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+
+from tests.system import leftovers
+from tests.system.leftovers import Claim
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
@@ -127,7 +131,7 @@ def missing() -> str | None:
         return f"needs {', '.join(absent)} (apt-get install systemd-container debootstrap nftables iproute2)"
     if "overlay" not in Path("/proc/filesystems").read_text():
         return "needs overlayfs"
-    if not any(line.split()[2] == "cgroup2" for line in Path("/proc/mounts").read_text().splitlines()):
+    if leftovers.unified() is None:
         return "needs cgroup v2"
     chosen = os.environ.get("BOOT_SUITE") or SUITE
     if chosen not in RELEASES:
@@ -165,10 +169,21 @@ def _locked(name: str) -> Iterator[None]:
         yield
 
 
-def nspawn(root: Path, *arguments: str) -> list[str]:
-    """systemd-nspawn as it works on machines that were not booted by systemd themselves."""
-    return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no",
+def nspawn(root: Path, *arguments: str, group: str) -> list[str]:
+    """systemd-nspawn as it works on machines that were not booted by systemd themselves.
+
+    It puts a machine into the control group that it runs in itself; so each has one (``group``), and goes with whoever
+    started it.
+    """
+    enter = f'echo $$ > {group}/cgroup.procs; exec setpriv --pdeathsig=KILL "$@"'
+    return ["sh", "-ec", enter, "sh", "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no",
             f"--directory={root}", *arguments]  # fmt: skip
+
+
+def in_tree(root: Path, *arguments: str) -> str:
+    """Run a command in a tree that is not booted."""
+    with leftovers.group(f"tree-{secrets.token_hex(4)}") as group:
+        return call(*nspawn(root, *arguments, group=group.name))
 
 
 # -- images ---------------------------------------------------------------------------------------------------------------
@@ -236,6 +251,7 @@ class Disk:
             directory.mkdir(parents=True, exist_ok=True)
         below = ":".join(str(layer) for layer in reversed(layers))
         options = f"lowerdir={below},upperdir={self.upper},workdir={place / 'work'}"
+        self._claim = Claim("mount", str(self.root))
         call("mount", "-t", "overlay", "overlay", "-o", options, self.root)
 
     def clone(self, place: Path) -> Disk:
@@ -249,7 +265,7 @@ class Disk:
 
     def close(self) -> None:
         """Unmount it."""
-        subprocess.run(["umount", "--lazy", str(self.root)], check=False)
+        self._claim.release()
 
 
 def sdk() -> list[Path]:
@@ -276,7 +292,7 @@ def installed_image() -> Sequence[Path]:
                     shutil.copytree(package, disk.root / "opt/sdk" / package.name)
                 install(disk.root, source, "--no-start", "--no-packages", "--platform", "none")
                 validate = [f"--bind-ro={source}:/payload", f"--bind-ro={(source / 'wheelhouse').resolve()}"]
-                call(*nspawn(disk.root, *validate, "/payload/validate.sh"))
+                in_tree(disk.root, *validate, "/payload/validate.sh")
             finally:
                 disk.close()
             (layer / ".complete").touch()
@@ -287,7 +303,7 @@ def installed_image() -> Sequence[Path]:
 def install(root: Path, source: Path, *arguments: str) -> str:
     """Run the install script in a tree that is not booted."""
     binds = [f"--bind-ro={source}:/payload", f"--bind-ro={(source / 'wheelhouse').resolve()}"]
-    return call(*nspawn(root, *binds, "/payload/install.sh", *arguments))
+    return in_tree(root, *binds, "/payload/install.sh", *arguments)
 
 
 def _prune(pattern: str, *, keep: Path) -> None:
@@ -316,14 +332,16 @@ class Cloud:
     ADDRESSES = ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254")
 
     def __init__(self, fake: str, **fields: str) -> None:
-        self.name = f"ca{os.getpid() % 100000}x{next(_numbers)}"
+        self.name = f"ca{os.getpid()}x{next(_numbers)}x{secrets.token_hex(2)}"
         self.here, self.there = f"{self.name}c", f"{self.name}m"
+        self._claims: list[Claim] = []
         self._processes: list[subprocess.Popen[str]] = []
         self._module, self._class = _SERVICES[fake]
         self._fields = fields
 
     def __enter__(self) -> Self:
         for name in (self.here, self.there):
+            self._claims.append(Claim("netns", name))
             call("ip", "netns", "add", name)
             call("ip", "-n", name, "link", "set", "lo", "up")
         call("ip", "-n", self.here, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", self.there)
@@ -347,7 +365,7 @@ class Cloud:
                 f"run({self._class}({', '.join(f'{k}={v}' for k, v in self._fields.items())}),"
                 f" ['--host', '{host}', '--port', '{port}'])"
             )
-            command = ["ip", "netns", "exec", self.here, sys.executable, "-c", code]
+            command = ["setpriv", "--pdeathsig=KILL", "ip", "netns", "exec", self.here, sys.executable, "-c", code]
             process = subprocess.Popen(
                 command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}
             )
@@ -364,8 +382,9 @@ class Cloud:
             process.wait(10)
             if process.stdout is not None:
                 process.stdout.close()
-        for name in (self.here, self.there):
-            subprocess.run(["ip", "netns", "delete", name], check=False)
+        for claim in self._claims:
+            claim.release()
+        self._claims.clear()
 
     def admin(self, name: str, document: Mapping[str, Any]) -> None:
         """What a control plane does."""
@@ -405,6 +424,7 @@ class Machine:
     def __init__(self, disk: Disk, cloud: Cloud) -> None:
         self.disk, self.cloud = disk, cloud
         self._process: subprocess.Popen[bytes] | None = None
+        self._group: Claim | None = None
         self._leader = 0
 
     @property
@@ -435,8 +455,9 @@ class Machine:
         resolver.unlink(missing_ok=True)
         resolver.write_text("nameserver 127.0.0.1\n")
         environ = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        self._group = leftovers.group(self.cloud.name)
         self._process = subprocess.Popen(
-            nspawn(self.root, *arguments),
+            nspawn(self.root, *arguments, group=self._group.name),
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -488,6 +509,9 @@ class Machine:
             self._process.kill()
             self._process.wait(10)
         self._process = None
+        if self._group is not None:
+            self._group.release()
+        self._group = None
         self.wipe()
 
     def __enter__(self) -> Self:
@@ -606,4 +630,5 @@ def image() -> Sequence[Path]:
     reason = missing()
     if reason:
         pytest.skip(reason)
+    leftovers.sweep()
     return installed_image()
