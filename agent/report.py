@@ -16,9 +16,10 @@ import agent
 from agent.core.counters import Counters
 from agent.core.model import AwsCredential, Cloud
 from agent.core.source import Ack
-from agent.core.store import Store
 from agent.core.view import Absent, Ended, Live, Origin, Pending
 from agent.host.arrival import STATES, Arrival
+from agent.identity import outlook, standing
+from agent.identity.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
             "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
             "on_expiry": bundle.on_expiry,
             "set_aside": [msgspec.to_builtins(aside) for aside in bundle.set_aside],
-            "variables": sorted(set(store.variables(now)) - set(vitals.refused_variables)),
+            "variables": sorted(set(standing.variables(store.state, now)) - set(vitals.refused_variables)),
             "refused_variables": list(vitals.refused_variables),
         },
         "credentials": [
@@ -131,7 +132,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
                     "at": _stamp(slot.failure.at),
                 },
             }
-            for slot in store.slots()
+            for slot in standing.statuses(store.state)
         ],
         "sticky": sorted(str(cloud) for cloud in store.memory.decided),
         "sources": dict(vitals.sources),
@@ -180,20 +181,20 @@ def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
     answer = store.view(cloud, now)
     document: dict[str, Any] = {
         "state": _STATE[type(answer)],
-        "origin": str(store.origin(cloud, now)),
+        "origin": str(standing.origin(store.state, cloud, now)),
         "identity": None,
         "why": None,
         "expires_at": None,
-        "horizon": _stamp(store.horizon(cloud, now)),
+        "horizon": _stamp(outlook.valid_until(store.state, cloud, now)),
         "horizon_reason": None,
-        "at_the_end": store.at_the_end(cloud, now),
+        "at_the_end": outlook.what_follows(store.state, cloud, now),
     }
     if not isinstance(answer, Live):
         document["why"] = answer.why
         return document
     document["identity"] = answer.name
     document["expires_at"] = _stamp(answer.credential.expires_at)
-    document["horizon_reason"] = store.horizon_reason(cloud, now)
+    document["horizon_reason"] = outlook.why_until(store.state, cloud, now)
     if isinstance(answer.credential, AwsCredential):
         document["access_key_id"] = f"...{answer.credential.access_key_id[-4:]}"
         document["role_arn"] = answer.credential.role_arn
@@ -239,7 +240,7 @@ class _Collector:
 
         store, counters, vitals, now = self._store, self._counters, self._vitals, self._now
         answers = {cloud: store.view(cloud, now) for cloud in Cloud}
-        origins = {cloud: store.origin(cloud, now) for cloud in Cloud}
+        origins = {cloud: standing.origin(store.state, cloud, now) for cloud in Cloud}
         yield gauge("info", "The running version.", ("version",), [((agent.__version__,), 1.0)])
         yield gauge(
             "state",
@@ -271,7 +272,7 @@ class _Collector:
             [
                 ((c,), 0.0 if isinstance(a, Ended) else _left(h or now, now))
                 for c, a in answers.items()
-                if (h := store.horizon(c, now)) is not None or isinstance(a, Ended)
+                if (h := outlook.valid_until(store.state, c, now)) is not None or isinstance(a, Ended)
             ],
         )
         yield gauge("bundle_seq", "The seq in force.", (), [((), float(store.bundle.seq))] if store.bundle else [])
@@ -293,7 +294,10 @@ class _Collector:
             "renewal_failing",
             "1 while the last attempt to issue a credential failed; 2 when it was refused.",
             ("cloud", "grant"),
-            [((s.cloud, s.id), 0.0 if s.failure is None else 2.0 if s.failure.denied else 1.0) for s in store.slots()],
+            [
+                ((s.cloud, s.id), 0.0 if s.failure is None else 2.0 if s.failure.denied else 1.0)
+                for s in standing.statuses(store.state)
+            ],
         )
         yield gauge(
             "clock_wall_error_seconds",

@@ -113,45 +113,33 @@ def test_every_test_states_its_rule(path: Path) -> None:
 
 # -- one owner of what changes ----------------------------------------------------------------------------------------
 
-DURABLE = {"accept", "revoke", "adopt", "reset", "doubt"}
-"""The methods of the store that change what outlives the process: of agent/keeper/durable.py alone."""
+DURABLE = {"BundleAccepted", "BundleRevoked", "MemoryAdopted", "MemoryReset", "MemoryDoubted"}
+"""The events that change what outlives the process: of agent/keeper/durable.py alone."""
 
-CHANGING = DURABLE | {
-    *("restore_remnant", "restore_waiting", "resuming"),
-    *("put", "failed", "restore", "put_id_token", "observe", "rebase", "hasten", "reconfigure", "due", "tick"),
-}
-"""All that change the store: of the keeper's room alone."""
+CHANGING = {"apply", "take", "due", "tick"}
+"""The methods of the store that let events happen: of the keeper's room alone."""
 
 
-def _changed_by(node: ast.AST) -> bool:
-    """Whether a statement assigns to an attribute, or to an item of one; the cache of outlooks is no state."""
-    targets: list[ast.expr] = []
-    if isinstance(node, ast.Assign):
-        targets = [e for t in node.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-        targets = [node.target]
-    names = [dotted(t.value if isinstance(t, ast.Subscript) else t) for t in targets]
-    return any("." in name and not name.startswith("self._outlooks") for name in names)
-
-
-def test_the_list_of_changing_methods_is_whole() -> None:
-    """Every public method of the store that assigns to an attribute, itself or by another, is in the list."""
-    tree = ast.parse((ROOT / "agent/core/store.py").read_text())
+def test_the_shell_is_changed_by_events_alone() -> None:
+    """The store replaces its state in one method, and every method that calls it is in the list."""
+    tree = ast.parse((ROOT / "agent/identity/store.py").read_text())
     (store,) = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "Store"]
-    methods = {n.name: n for n in store.body if isinstance(n, ast.FunctionDef) and n.name != "__init__"}
-    changing = {name for name, body in methods.items() if any(_changed_by(n) for n in ast.walk(body))}
-    while True:
-        callers = {
-            name
-            for name, body in methods.items()
-            for n in ast.walk(body)
-            if isinstance(n, ast.Call) and dotted(n.func).removeprefix("self.") in changing
-        }
-        if callers <= changing:
-            break
-        changing |= callers
+    methods = {n.name: n for n in store.body if isinstance(n, ast.FunctionDef)}
+    assigning = {
+        name
+        for name, body in methods.items()
+        for n in ast.walk(body)
+        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
+    }
+    calling = {
+        name
+        for name, body in methods.items()
+        for n in ast.walk(body)
+        if isinstance(n, ast.Call) and dotted(n.func).removeprefix("self.") in CHANGING
+    }
 
-    assert {name for name in changing if not name.startswith("_")} == CHANGING
+    assert assigning == {"__init__", "apply"}
+    assert calling | {"apply"} == CHANGING
 
 
 def _calls(path: Path, methods: set[str]) -> list[str]:
@@ -164,17 +152,23 @@ def _calls(path: Path, methods: set[str]) -> list[str]:
     return found
 
 
+def _names(path: Path, names: set[str]) -> list[str]:
+    tree = ast.parse(path.read_text())
+    return [f"{name_of(path)}:{n.lineno} {n.id}" for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in names]
+
+
 def test_only_the_keeper_changes_the_store() -> None:
-    """No room but the keeper's reaches for a changing method of the store: nobody else could lose an update."""
-    assert [call for path in outside("keeper/", "core/store.py") for call in _calls(path, CHANGING)] == []
+    """No room but the keeper's lets an event happen in the store: nobody else could lose an update."""
+    assert [call for path in outside("keeper/", "identity/") for call in _calls(path, CHANGING)] == []
 
 
 def test_what_is_durable_has_one_owner() -> None:
     """One module changes what outlives the process, and it alone writes it down."""
     owner = ROOT / "agent/keeper/durable.py"
-    others = [path for path in AGENT if path not in (owner, ROOT / "agent/core/store.py")]
-    assert [call for path in others for call in _calls(path, DURABLE)] == []
-    assert _calls(owner, DURABLE)
+    others = [path for path in AGENT if path != owner]
+    outsiders = [path for path in outside("identity/") if path != owner]
+    assert [name for path in outsiders for name in _names(path, DURABLE)] == []
+    assert {name.rpartition(" ")[2] for name in _names(owner, DURABLE)} == DURABLE
     saves = [
         f"{name_of(path)}:{node.lineno}"
         for path in others

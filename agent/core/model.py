@@ -22,6 +22,9 @@ class Cloud(enum.StrEnum):
     AWS = "aws"
     GCP = "gcp"
 
+    # Enum's own is written in Python, and a request looks up by cloud several times.
+    __hash__ = str.__hash__
+
 
 class OnExpiry(enum.StrEnum):
     """What follows when the last credential of a bundle has ended."""

@@ -29,13 +29,11 @@ class Live(msgspec.Struct, frozen=True):
     Attributes:
         name: the EC2 role name under which it is listed, or the Google account's e-mail.
         origin: bundle or fallback.
-        horizon: until when this cloud will be served if nothing changes; ``None`` when nothing ends it.
     """
 
     credential: AwsCredential | GoogleToken
     name: str
     origin: Origin
-    horizon: datetime | None = None
 
 
 class Pending(msgspec.Struct, frozen=True):

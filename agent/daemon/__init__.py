@@ -36,7 +36,6 @@ from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.source import Ack
-from agent.core.store import Store
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory
 from agent.core.view import Facts, Live, Pending
@@ -54,6 +53,8 @@ from agent.host.files import read_plain, write_atomic
 from agent.host.sockets import read_socket_table
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
 from agent.host.threads import aside
+from agent.identity import leftovers
+from agent.identity.store import Store
 from agent.keeper import Keeper
 from agent.providers.machine import Machine, ec2_machine, gce_machine
 from agent.serve.control import ControlDoor
@@ -765,12 +766,12 @@ class Daemon:
             recipient=opened.recipient if opened is not None else "",
             signers=handover.fingerprints(self._opening.trust),
             audiences=sorted(self._own_audiences),
-            facts=self.store.observed,
+            facts=self.store.state.observed,
             files=dict(self._away.files),
             ephemeral=handover.jwk(self._opening.ring.keys),
             token_key=handover.encoded(self._token_key),
             tokens=list(self._tokens),
-            waiting=self.store.waiting(),
+            waiting=leftovers.waiting(self.store.state),
             remnants=handover.remnants(self.store),
         )
 

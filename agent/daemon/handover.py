@@ -32,12 +32,14 @@ from agent import bundle, keys
 from agent.core.errors import AgentError, HostError
 from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.core.secret import Secret
-from agent.core.store import Remnant, Store, Waiting
 from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.daemon.kept import hide, reveal
 from agent.host.clock import SystemClock
 from agent.host.systemd import Passed
+from agent.identity import leftovers
+from agent.identity.events import Remnant, Waiting
+from agent.identity.store import Store
 
 NAME: Final = "handover"
 VERSION: Final = 1
@@ -167,7 +169,7 @@ def remnants(store: Store) -> list[_Remnant]:
             left.credential if isinstance(left.credential, AwsCredential) else None,
             left.credential if isinstance(left.credential, GoogleToken) else None,
         )
-        for left in store.remnants()
+        for left in leftovers.remnants(store.state)
     ]
 
 

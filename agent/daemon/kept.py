@@ -17,10 +17,12 @@ import msgspec
 
 from agent.core.model import AwsCredential, GoogleToken
 from agent.core.secret import Secret
-from agent.core.store import Holding, Store
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Key
 from agent.host.clock import SystemClock
+from agent.identity import leftovers
+from agent.identity.events import Holding
+from agent.identity.store import Store
 
 NAME = "credentials"
 FIRST_YEAR, LAST_YEAR = 1970, 9000
@@ -94,7 +96,7 @@ def encode(store: Store, clock: SystemClock) -> bytes:
             held.credential if isinstance(held.credential, AwsCredential) else None,
             held.credential if isinstance(held.credential, GoogleToken) else None,
         )
-        for held in store.held()
+        for held in leftovers.holdings(store.state)
     ]
     keeper = clock.keeper
     content = Kept(

@@ -24,11 +24,12 @@ from agent.core.clock import Clock
 from agent.core.errors import ConfigError, HostError
 from agent.core.model import AwsCredential, Cloud
 from agent.core.secret import Secret
-from agent.core.store import Store
 from agent.core.variables import passes
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
 from agent.host.files import read_plain, sweep, take_away, write_atomic
+from agent.identity import standing
+from agent.identity.store import Store
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 RETRY_SECONDS: Final = 5.0
@@ -181,7 +182,11 @@ class Publisher:
         awaited = self.expects_bundle and store.bundle is None
         variables = dict(settings.variables)
         variables.update(
-            {name: value.reveal() for name, value in store.variables(now).items() if passes(name, settings.allow)}
+            {
+                name: value.reveal()
+                for name, value in standing.variables(store.state, now).items()
+                if passes(name, settings.allow)
+            }
         )
         variables.update(
             containerenv.pointers(
@@ -214,7 +219,9 @@ class Publisher:
 
     def refused(self, now: datetime) -> tuple[str, ...]:
         """The names of the bundle's variables that are not passed on; the rest of it is in force all the same."""
-        return tuple(sorted(n for n in self._store.variables(now) if not passes(n, self.settings.allow)))
+        return tuple(
+            sorted(n for n in standing.variables(self._store.state, now) if not passes(n, self.settings.allow))
+        )
 
     def _tell_refused(self) -> None:
         refused = self.refused(self._clock.now())

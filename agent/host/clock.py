@@ -4,8 +4,8 @@ Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend
 is added. UTC is that clock plus an offset.
 
 Our time moves only in :meth:`SystemClock.hear`, :meth:`SystemClock.follow` and :meth:`SystemClock.adopt`, never by
-itself: whoever calls them also moves what was counted from a moment of ours (:meth:`agent.core.store.Store.rebase`), so
-that no reader sees a new time beside old deadlines.
+itself: whoever calls them also moves what was counted from a moment of ours
+(:class:`agent.identity.events.ClockMoved`), so that no reader sees a new time beside old deadlines.
 """
 
 from __future__ import annotations

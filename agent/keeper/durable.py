@@ -27,8 +27,9 @@ import structlog
 from agent.core.clock import Clock
 from agent.core.errors import HostError
 from agent.core.model import Action, Bundle
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Memory, Refused, Verdict
+from agent.identity.events import BundleAccepted, BundleRevoked, MemoryAdopted, MemoryDoubted, MemoryReset
+from agent.identity.store import Store
 
 PATIENCE_SECONDS: Final = 2.0
 """How long a caller waits for the disk. Beyond it the disk is stalled, and is not waited for until it answers."""
@@ -94,12 +95,12 @@ class Durable:
         if bundle.action is Action.WITHDRAW:
             return await self._withdraw(bundle)
         async with self._giving:
-            verdict = self._store.judge(bundle, self._clock.now())
+            verdict = self._store.evaluate(bundle, self._clock.now())
             if not isinstance(verdict, Accepted):
                 return Outcome(verdict, durable=not self.unwritten)
             while True:
                 durable = await self._write(verdict.memory, sealed)
-                again = self._store.judge(bundle, self._clock.now())
+                again = self._store.evaluate(bundle, self._clock.now())
                 if not isinstance(again, Accepted):
                     # A withdrawal came first, or the lease ended: what was written is not what is so.
                     await self._write(self._store.memory, self.sealed)
@@ -107,34 +108,34 @@ class Durable:
                 if again.memory == verdict.memory:
                     break
                 verdict = again
-            self._store.accept(again, self._clock.now())
+            self._store.apply(BundleAccepted(again), self._clock.now())
             self.sealed = sealed
         return Outcome(again, durable)
 
     def resume(self, bundle: Bundle, sealed: bytes, now: datetime) -> Verdict:
         """Put back in force what an earlier process of this instance had accepted and written down."""
-        verdict = self._store.judge(bundle, now, resume=True)
+        verdict = self._store.evaluate(bundle, now, resume=True)
         if isinstance(verdict, Accepted):
-            self._store.accept(verdict, now)
+            self._store.apply(BundleAccepted(verdict), now)
             self.sealed = sealed
         return verdict
 
     def lease_anew(self, bundle: Bundle, now: datetime) -> bool:
         """Take the bundle in force as it reads now: its signer may give a shorter lease, or a longer one, than then."""
-        verdict = self._store.judge(bundle, now, resume=True)
+        verdict = self._store.evaluate(bundle, now, resume=True)
         if isinstance(verdict, Accepted):
-            self._store.accept(verdict, now)
+            self._store.apply(BundleAccepted(verdict), now)
         return isinstance(verdict, Accepted)
 
     # -- taking away ------------------------------------------------------------------------------------------------
 
     async def _withdraw(self, bundle: Bundle) -> Outcome:
         now = self._clock.now()
-        verdict = self._store.judge(bundle, now)
+        verdict = self._store.evaluate(bundle, now)
         if isinstance(verdict, Refused):
             return Outcome(verdict, durable=not self.unwritten)
         if isinstance(verdict, Accepted):
-            self._store.accept(verdict, now)
+            self._store.apply(BundleAccepted(verdict), now)
             if self._store.memory.active is None:
                 self.sealed = None
         elif not self.unwritten:
@@ -143,24 +144,24 @@ class Durable:
 
     def revoke(self, now: datetime) -> None:
         """End the bundle in force: it would not be resumed. The memory stays, and the rules with it."""
-        self._store.revoke(now)
+        self._store.apply(BundleRevoked(), now)
 
     # -- whose it is ------------------------------------------------------------------------------------------------
 
     def adopt(self, instance_id: str, boot_id: str, firmware: Mapping[str, str], *, write: bool = True) -> None:
         """The memory is this machine's, which is called so: write it down at once, or a clone would not know."""
-        if self._store.adopt(instance_id, boot_id, firmware) and write:
+        if self._store.take(MemoryAdopted(instance_id, boot_id, firmware), self._clock.now()) and write:
             self._ask(self._store.memory, self.sealed)
 
     def reset(self, instance_id: str, boot_id: str, firmware: Mapping[str, str]) -> None:
         """The memory is another machine's: nothing of it is ours."""
         self.sealed = None
-        self._store.reset(instance_id, self._clock.now(), boot_id, firmware)
+        self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
         self._ask(self._store.memory, None)
 
     def doubt(self, why: str) -> None:
         """Nothing tells yet whose the memory is: what it decided waits for ``adopt`` or ``reset``."""
-        self._store.doubt(why)
+        self._store.apply(MemoryDoubted(why), self._clock.now())
 
     # -- the disk ---------------------------------------------------------------------------------------------------
 

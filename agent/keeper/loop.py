@@ -1,6 +1,6 @@
 """The one loop: it opens what sources offer, issues what is due, and tells the doors out when something changed.
 
-It decides nothing: :class:`agent.core.store.Store` does. This room is the only caller of the store's changing methods,
+It decides nothing: :mod:`agent.identity` does. This room alone lets events happen there,
 all from one event loop, so a credential has one flight by construction and the doors, which only look, need no lock.
 What outlives the process belongs to :class:`agent.keeper.durable.Durable` alone.
 
@@ -37,10 +37,25 @@ from agent.core.errors import (
 )
 from agent.core.model import Action, Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Source
-from agent.core.store import Holding, Remnant, Store, Waiting
 from agent.core.verdict import Accepted, Event, Failure, Notice, Policy, Refused, Same, Work
 from agent.core.view import Facts
 from agent.core.whose import Whose
+from agent.identity.events import (
+    BundleResuming,
+    ClockMoved,
+    CredentialIssued,
+    Holding,
+    IdTokenMinted,
+    IssuingFailed,
+    MachineObserved,
+    PolicyChanged,
+    Remnant,
+    TimeDoubted,
+    Waiting,
+)
+from agent.identity.notices import next_look
+from agent.identity.standing import google_source
+from agent.identity.store import Store
 from agent.keeper.durable import Durable, Recorder
 from agent.keeper.scoped import Scoped
 
@@ -143,7 +158,7 @@ class Keeper:
         self._held: dict[str, _Held] = {}  # by origin: bytes worth another try
         self.scoped = Scoped(
             clock,
-            served=lambda: self.store.google_grant(self._clock.now()),
+            served=lambda: google_source(self.store.state, self._clock.now()),
             issue=issuer.issue,
             seconds=ISSUE_TIMEOUT_SECONDS,
         )
@@ -167,7 +182,7 @@ class Keeper:
             return
         now = self._clock.now()
         bundle_in = SealedBundle(sealed, STATE)
-        self.store.resuming(f"bundle {active.seq}, which was in force, is being opened")
+        self._resuming(f"bundle {active.seq}, which was in force, is being opened")
         try:
             bundle = await self._opener(bundle_in, now, active.digest)
         except KeyUnavailableError as error:
@@ -177,7 +192,7 @@ class Keeper:
         except BundleError as error:
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
             self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
-            self.store.resuming(None)
+            self._resuming(None)
             self._hold(bundle_in, 0, None)  # a key, a signer or the machine's name may be away, and come back
             return
         verdict = self.durable.resume(bundle, sealed, now)
@@ -185,7 +200,7 @@ class Keeper:
             self._resumed = True
             self._log.info("bundle.resumed", **_describe(bundle))
         elif isinstance(verdict, Refused):
-            self.store.resuming(None)
+            self._resuming(None)
             self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
 
     async def offer(self, sealed: SealedBundle) -> Ack:
@@ -224,7 +239,7 @@ class Keeper:
             return self._ack(sealed, "refused", now, code=error.code, reason=error.message)
         except BundleError as error:
             if sealed.origin == STATE:
-                self.store.resuming(None)
+                self._resuming(None)
             # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
             self._hold(sealed, attempts, 60.0 if error.code == "not-yet-valid" else None)
             return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
@@ -415,24 +430,24 @@ class Keeper:
 
     def observe(self, facts: Facts) -> None:
         """Take note of what the machine's real metadata said."""
-        self.store.observe(facts)
+        self.store.apply(MachineObserved(facts), self._clock.now())
 
     def reconfigure(self, policy: Policy) -> None:
         """Take another policy (a reload)."""
-        self.store.reconfigure(policy, self._clock.now())
+        self.store.apply(PolicyChanged(policy), self._clock.now())
 
     def restore(self, holdings: Iterable[Holding]) -> int:
         """Take back what an earlier process held, as far as it still belongs here; how many."""
         now = self._clock.now()
-        return sum(self.store.restore(holding, now) for holding in holdings)
+        return sum(self.store.take(holding, now) for holding in holdings)
 
     def go_on(self, remnants: Iterable[Remnant], waiting: Iterable[Waiting]) -> None:
         """Serve on what an earlier bundle left, and retry from where an earlier process stood."""
         now = self._clock.now()
         for remnant in remnants:
-            self.store.restore_remnant(remnant, now)
+            self.store.apply(remnant, now)
         for one in waiting:
-            self.store.restore_waiting(one, now)
+            self.store.apply(one, now)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -450,7 +465,7 @@ class Keeper:
                 self._woken.clear()
                 self.step()
                 now = self._clock.now()
-                seconds = (self.store.next_wake(now) - now).total_seconds()
+                seconds = (next_look(self.store.state, now) - now).total_seconds()
                 again = min((held.at for held in self._held.values()), default=float("inf"))
                 again = min(again, self.durable.write_at, self._review_at)
                 await self._sleep(min(seconds, again - self._clock.boottime()))
@@ -464,7 +479,7 @@ class Keeper:
         self.rebase()
         now = self._clock.now()
         if doubtful or self._doubtful:
-            self._doubtful = not self.store.hasten(now)
+            self._doubtful = not self.store.take(TimeDoubted(), now)
         self.last_step = self._clock.boottime()
         for notice in self.store.tick(now):
             self._tell(notice)
@@ -571,7 +586,8 @@ class Keeper:
             began = self._clock.now() - age
             ends = began + issued.lifetime
         now = self._clock.now()
-        changed = self.store.put(work, issued.credential if issued is not None else None, now, ends=ends, began=began)
+        credential = issued.credential if issued is not None else None
+        changed = self.store.take(CredentialIssued(work, credential, ends, began), now)
         if issued is None:
             if changed:
                 self._log.info("instance.absent", cloud=work.key.cloud)
@@ -589,7 +605,7 @@ class Keeper:
 
     def _failed(self, work: Work, failure: Failure, label: str) -> None:
         bump(self.counters.failures, f"{label}:{failure.code}")
-        self.store.failed(work, failure, self._clock.now())
+        self.store.apply(IssuingFailed(work, failure), self._clock.now())
         say = self._log.error if failure.denied else self._log.warning
         if work.attempt in (1, 2, 3, 5, 10) or work.attempt % 50 == 0:
             say(
@@ -600,6 +616,9 @@ class Keeper:
                 reason=failure.message,
                 attempt=work.attempt,
             )
+
+    def _resuming(self, why: str | None) -> None:
+        self.store.apply(BundleResuming(why), self._clock.now())
 
     def time_moved(self) -> None:
         """Our time was moved, the machine resumed, or somebody doubts our time: go round now.
@@ -620,7 +639,7 @@ class Keeper:
         if abs(by) < MOVED_SECONDS:
             return
         self._offset = offset
-        self.store.rebase(timedelta(seconds=by), self._clock.now())
+        self.store.apply(ClockMoved(timedelta(seconds=by)), self._clock.now())
         self._log.warning("clock.corrected", seconds=round(by, 1))
         self.reconsider()
 
@@ -654,7 +673,7 @@ class Keeper:
 
     async def _mint_id_token(self, audience: str) -> IdToken | None:
         now = self._clock.now()
-        origin = self.store.google_grant(now)
+        origin = google_source(self.store.state, now)
         if origin is None:
             return None
         try:
@@ -671,10 +690,10 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - the keeper's border
             self._log.error("id_token.crashed", error=type(error).__name__, exc_info=True)
             raise Transient(f"internal error: {type(error).__name__}", code="internal") from None
-        served = self.store.google_grant(self._clock.now())
+        served = google_source(self.store.state, self._clock.now())
         if served is None or served[0] != origin[0]:
             return None  # the identity it speaks for was withdrawn or replaced while it was minted
-        self.store.put_id_token(token, origin[0])
+        self.store.apply(IdTokenMinted(token, origin[0]), self._clock.now())
         return token
 
     def _tell(self, notice: Notice) -> None:

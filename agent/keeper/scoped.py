@@ -70,7 +70,7 @@ class Scoped:
 
     Args:
         clock: time.
-        served: the grant and its base that are served now, or ``None`` (:meth:`agent.core.store.Store.google_grant`).
+        served: the grant and its base that are served now, or ``None`` (:func:`agent.identity.standing.google_source`).
         issue: mints from a grant.
         seconds: the longest that a mint may take.
     """

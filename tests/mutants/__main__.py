@@ -30,6 +30,7 @@ ACCEPTED: Final = Path(__file__).parent / "accepted.toml"
 #: By room: what is mutated, and which tests must notice.
 ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "core": ("agent/core", ("tests/unit/core", "tests/properties/test_store_machine.py")),
+    "identity": ("agent/identity", ("tests/unit/core", "tests/properties/test_store_machine.py")),
     "keeper": ("agent/keeper", ("tests/unit/keeper", "tests/unit/core")),
     "daemon": ("agent/daemon", ("tests/unit/daemon", "tests/system/test_daemon.py")),
     "serve": ("agent/serve", ("tests/unit/serve",)),

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.model import Action, Cloud
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Memory, Policy
 from agent.core.view import Live
 from agent.host.state import StateDirectory
 from agent.keeper import Durable
 from tests.fakes.clock import START, FakeClock
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import bundle, session
 
 DISKS = ("well", "full", "read-only", "dying")

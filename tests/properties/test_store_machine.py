@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent.core.model import Action, AwsCredential, Bundle, Cloud, GoogleToken, Grant, OnExpiry
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Failure, Memory, Policy, Refused, Same, Work
 from agent.core.view import Ended, Live, Origin
 from tests.fakes.clock import START
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import aws_credential, bundle, google, google_token, role, session
 
 MACHINE_KEY = "ASIAMACHINE000000000"

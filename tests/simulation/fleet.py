@@ -1,6 +1,6 @@
 """Ten thousand agents that start in the same second, and what STS sees of them.
 
-Every agent is a real :class:`agent.core.store.Store` with the real schedule, and holds one grant that needs one call
+Every agent is a real :class:`agent.identity.store.Store` with the real schedule, and holds one grant that needs one call
 for each credential; STS gives an hour and throttles
 at 600 calls a second (per account and region). ``python -m tests.simulation.fleet [FILE.png]`` draws it.
 
@@ -23,9 +23,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from agent.core.model import HttpBroker
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Failure, Memory, Policy
 from tests.fakes.clock import START
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import aws_credential, bundle
 
 STS_A_SECOND = 600

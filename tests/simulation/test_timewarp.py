@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from agent.core.store import Store
 from tests.simulation.plan import OUTAGES, Aws, Fault, Google, Kind, Plan
 from tests.simulation.world import Broken, simulate
+from tests.unit.core.driver import Store
 
 EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "200"))
 """Over all groups together."""

@@ -54,7 +54,6 @@ from agent.core.model import (
     WebTokenGce,
 )
 from agent.core.secret import Secret
-from agent.core.store import Store
 from agent.core.verdict import Memory, Policy
 from agent.core.view import Live
 from agent.host.clock import SystemClock
@@ -72,6 +71,7 @@ from tests.fakes.sts import FakeSts, Weather
 from tests.simulation.plan import OUTAGES, Aws, Google, Kind, Plan, clock
 from tests.simulation.plan import Fault as Trouble
 from tests.simulation.timewarp import Time, WarpLoop, run
+from tests.unit.core.driver import Store
 
 ACCOUNT = "111122223333"
 USER = f"arn:aws:iam::{ACCOUNT}:user/laptop"

@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.core.counters import Counters
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Memory, Policy
 from agent.host.arrival import STATES, Arrival
 from agent.report import ClockVitals, Vitals, metrics, status
 from tests.fakes.clock import START
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import HOUR, aws_credential, bundle, session
 
 VITALS = Vitals(

@@ -10,10 +10,10 @@ import pytest
 from agent.core.horizon import horizon
 from agent.core.model import Action, AwsKeys, Bundle, Cloud, Env, GcpAuthorizedUser, OnExpiry
 from agent.core.secret import Secret
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Event, Failure, Key, Memory, Policy, Refused, Same, Work
 from agent.core.view import Absent, Ended, Live, Origin, Pending
 from tests.fakes.clock import START
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import HOUR, aws_credential, bundle, google, google_token, role, session
 
 INSTANCE_AWS = Key(Cloud.AWS, "instance")

@@ -9,10 +9,10 @@ import msgspec
 
 from agent.core import streams
 from agent.core.model import Action, Cloud
-from agent.core.store import Store
 from agent.core.verdict import Accepted, Memory, Policy, Refused
 from agent.core.view import Live
 from tests.fakes.clock import START
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import bundle, session
 
 MINUTE = timedelta(minutes=1)

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from agent.core.model import Cloud, GoogleToken
-from agent.core.store import Store
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Accepted, Key, Memory, Policy
 from agent.core.view import Live
 from agent.daemon import kept
 from agent.host.clock import SystemClock
 from tests.fakes.clock import START
+from tests.unit.core.driver import Store
 from tests.unit.core.worlds import HOUR, aws_credential, bundle, google_token, role
 
 MINUTE = timedelta(minutes=1)

@@ -16,10 +16,10 @@ import structlog
 from agent.core.errors import BundleError, FormatError, HostError
 from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Offer, Ok, Source, Trouble
-from agent.core.store import Store
 from agent.core.verdict import Memory, Policy
 from agent.keeper import Keeper
 from tests.fakes.clock import FakeClock, settle
+from tests.unit.core.driver import Store
 
 
 @dataclass(frozen=True)

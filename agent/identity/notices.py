@@ -1,0 +1,75 @@
+"""What became of each cloud, told once; and when to look again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from msgspec.structs import replace
+
+from agent.core.model import Cloud
+from agent.core.verdict import Event, Notice
+from agent.core.view import Answer, Ended, Live
+from agent.identity.events import Effect, Ticked
+from agent.identity.outlook import valid_until, why_until
+from agent.identity.standing import origin, view
+from agent.identity.state import State, Told, changed, lease_over, slots_of
+
+LOOK_AGAIN: Final = timedelta(minutes=1)
+"""At the latest. A slot that is due but blocked is woken by its source; this is the second line."""
+
+
+def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> tuple[State, tuple[Effect, ...]]:
+    """Tell what happened since the last time: identities that changed or ended, ends that came near."""
+    over = lease_over(state, now)
+    if over != state.lease_told:
+        # Variables end with the lease too, and no cloud's answer need change with them.
+        state = changed(replace(state, lease_told=over))
+    notices: list[Effect] = []
+    for cloud in Cloud:
+        answer, whose = view(state, cloud, now), origin(state, cloud, now)
+        before = state.told[cloud]
+        until = valid_until(state, cloud, now)
+        stands = (whose, type(answer), answer.name if isinstance(answer, Live) else answer.why)
+        if stands != before.standing:
+            state = changed(state)
+            if before.standing is not None or isinstance(answer, Live | Ended):
+                event = Event.ENDED if isinstance(answer, Ended) else Event.IDENTITY
+                notices.append(Notice(event, cloud, whose, _why(answer), until))
+        near = until is not None and until - now <= state.policy.horizon_lead
+        if near and isinstance(answer, Live) and not before.warned:
+            # Not once a renewal, each of which moves the end a little: once, until it has been far away again.
+            notices.append(Notice(Event.HORIZON, cloud, whose, why_until(state, cloud, now), until))
+        told = Told(stands, near and (before.warned or isinstance(answer, Live)))
+        if told != before:
+            state = replace(state, told={**state.told, cloud: told})
+    return state, tuple(notices)
+
+
+def next_look(state: State, now: datetime) -> datetime:
+    """The next instant at which something may be due or to be told. Always after ``now``."""
+    return min((at for at in _moments(state, now) if at > now), default=now + LOOK_AGAIN)
+
+
+def _moments(state: State, now: datetime) -> Iterator[datetime]:
+    yield now + LOOK_AGAIN
+    yield state.grace_until
+    for slot in slots_of(state):
+        if slot.state.due_at is not None and not slot.asking:
+            yield slot.state.due_at
+        if slot.state.held is not None:
+            yield slot.state.held.ends
+    if state.identity is not None:
+        yield from (previous.held.ends for previous in state.identity.previous.values())
+        if state.identity.bundle.lease_until is not None:
+            yield state.identity.bundle.lease_until
+    for cloud in Cloud:
+        until = valid_until(state, cloud, now)
+        if until is not None:
+            yield until - state.policy.horizon_lead
+
+
+def _why(answer: Answer) -> str:
+    return f"served as {answer.name}" if isinstance(answer, Live) else answer.why

@@ -1,0 +1,111 @@
+"""The shell that holds the present state: it lets events happen, keeps what comes of them, and answers.
+
+It does no I/O, draws no randomness of its own and reads no clock. The controller (:mod:`agent.keeper`) alone calls
+:meth:`Store.apply`; the listeners only look (:class:`agent.core.view.Board`). Nothing is decided here:
+
+* whether a bundle is taken: :mod:`agent.identity.admission`;
+* what each event does: :mod:`agent.identity.transitions`, and of one slot: :mod:`agent.identity.slots`;
+* how each cloud stands and what is answered: :mod:`agent.identity.standing`;
+* until when, and why no longer: :mod:`agent.identity.outlook`.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+
+from agent.core.model import Bundle, Cloud, IdToken
+from agent.core.verdict import Memory, Notice, Policy, Verdict, Work
+from agent.core.view import Answer, Facts
+from agent.identity import admission, standing
+from agent.identity.events import Applied, Effect, Event, Ticked, TimePassed
+from agent.identity.state import State
+from agent.identity.transitions import first, transition
+
+
+class Store:
+    """See the module.
+
+    Args:
+        policy: what the operator decided.
+        memory: what an earlier process of this instance wrote down.
+        now: the start, from which the boot grace counts.
+        rng: the source of every spread and jitter.
+        waited: how much of the boot grace an earlier process of this boot and instance has had already.
+
+    Attributes:
+        state: what is so now. Only :meth:`apply` replaces it.
+    """
+
+    def __init__(
+        self, policy: Policy, memory: Memory, now: datetime, rng: random.Random, *, waited: timedelta = timedelta()
+    ) -> None:
+        self.state: State = first(policy, memory, now + max(policy.grace - waited, timedelta()), now)
+        self._rng = rng
+
+    def __repr__(self) -> str:
+        state = self.state
+        seq = state.bundle.seq if state.bundle is not None else None
+        return f"Store(seq={seq}, managed={sorted(state.memory.decided)}, version={state.version})"
+
+    # -- what changes it: the controller alone ---------------------------------------------------------------------
+
+    def apply(self, event: Event, now: datetime) -> tuple[Effect, ...]:
+        """Let ``event`` happen; returns what is to be done about it."""
+        self.state, effects = transition(self.state, event, now, self._rng)
+        return effects
+
+    def take(self, event: Event, now: datetime) -> bool:
+        """Let ``event`` happen; returns whether it did what it was for."""
+        return Applied() in self.apply(event, now)
+
+    def due(self, now: datetime) -> list[Work]:
+        """Everything that should be issued now, marked as under way."""
+        return [effect for effect in self.apply(TimePassed(), now) if isinstance(effect, Work)]
+
+    def tick(self, now: datetime) -> list[Notice]:
+        """What happened since the last call, told once: identities that changed or ended, ends that came near."""
+        return [effect for effect in self.apply(Ticked(), now) if isinstance(effect, Notice)]
+
+    # -- what only looks -------------------------------------------------------------------------------------------
+
+    def evaluate(self, bundle: Bundle, now: datetime, *, resume: bool = False) -> Verdict:
+        """Judge an opened and verified bundle (:func:`agent.identity.admission.evaluate`). Changes nothing."""
+        return admission.evaluate(self.state, bundle, now, resume=resume)
+
+    @property
+    def memory(self) -> Memory:
+        """What must be written down."""
+        return self.state.memory
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle in force."""
+        return self.state.bundle
+
+    # -- what the listeners see (the Board) ------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Changes whenever any answer may have changed, apart from the passing of time."""
+        return self.state.version
+
+    def view(self, cloud: Cloud, now: datetime) -> Answer:
+        """The answer for ``cloud`` at ``now``. Never an expired credential, nor one beyond the lease."""
+        return standing.view(self.state, cloud, now)
+
+    def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
+        """A minted identity token for ``audience`` with at least ten minutes left, or ``None``."""
+        return standing.id_token(self.state, audience, now)
+
+    def can_mint_id_tokens(self) -> bool:
+        """Whether the Google identity could mint one at all: else the answer is 404 at once."""
+        return standing.can_mint_id_tokens(self.state)
+
+    def names(self, cloud: Cloud) -> frozenset[str]:
+        """The names under which this process has listed an identity of ``cloud``."""
+        return self.state.names[cloud].known
+
+    def facts(self) -> Facts:
+        """Region, zone, project: what the bundle says first, then the configuration, then what the machine said."""
+        return standing.facts(self.state)
