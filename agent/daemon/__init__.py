@@ -182,7 +182,7 @@ class Daemon:
         # The present one first, and the one before.
         self._tokens = container_tokens(Path(settings.environment.token_file), left.tokens if left is not None else ())
         self._gid = gid
-        self._announcer = Announcer(self.clock, self._metadata.gce, needed=lambda: self.keeper.last_refusal)
+        self._announcer = Announcer(self.clock, self._metadata.gce, needed=lambda: self.keeper.intake.last_refusal)
 
     def _tolerate(self, strict: bool) -> Callable[[str], contextlib.AbstractContextManager[None]]:
         """What is not there just now is noted, and said once the log is there; a check says it at once."""
@@ -556,7 +556,7 @@ class Daemon:
             self.keeper.observe(Facts())
         if verdict is Whose.UNKNOWN:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
-        await self.keeper.identified(
+        await self.keeper.intake.identified(
             verdict, instance_id, boot_id=boot_id, firmware=firmware, sealed=self._copy, write=write
         )
         if verdict is not Whose.UNKNOWN:
@@ -596,7 +596,7 @@ class Daemon:
                 continue
             await self._identified(instance_id)
             self._take_facts(found)
-            self.keeper.reconsider()
+            self.keeper.intake.reconsider()
             return
 
     def _instance_id(self, found: list[Machine]) -> str:
@@ -656,8 +656,8 @@ class Daemon:
             self.store,
             self.clock,
             changed=changes,
-            demand=self.keeper.id_token,
-            scoped=self.keeper.scoped,
+            demand=self.keeper.issuing.id_token,
+            scoped=self.keeper.issuing.scoped,
             ec2=ec2 if through else None,
             gce=gce if through else None,
             access=self._access("worker"),
@@ -667,7 +667,7 @@ class Daemon:
 
     def _refused_why(self) -> str | None:
         """Why the last bundle that came was not taken; nothing while one is in force."""
-        refusal = self.keeper.last_refusal
+        refusal = self.keeper.intake.last_refusal
         return None if refusal is None or self.store.bundle is not None else f"{refusal.code}: {refusal.reason}"
 
     def _control_door(self) -> ControlDoor:
@@ -723,8 +723,8 @@ class Daemon:
             wall_error_seconds=self.clock.wall_error_seconds,
             clock=_clock_vitals(self.clock),
             sources=self.keeper.source_state,
-            refusal=self.keeper.last_refusal,
-            memory_unwritten=self.keeper.memory_unwritten,
+            refusal=self.keeper.intake.last_refusal,
+            memory_unwritten=self.keeper.durable.unwritten,
             refused_variables=self._publisher.refused(self.clock.now()),
             keys=self._opening.ring.kids,
             absent_keys=self.absent_keys,
@@ -752,7 +752,7 @@ class Daemon:
 
     def _handover(self) -> handover.Handover:
         """What the next process is to be told, beside the credentials."""
-        sealed = self.keeper.sealed
+        sealed = self.keeper.durable.sealed
         opened = self._opening.opened(sealed) if sealed is not None else None
         if sealed is None or opened is not None:
             self._opening.forget(but=sealed)
@@ -873,14 +873,14 @@ class Daemon:
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
         # What is looked at twice a second by itself is let be: it may be half written just now.
         slow = [source for source in self._sources if not isinstance(source, FileSource)]
-        self._looking = asyncio.create_task(look_now(slow, self.keeper.offer), name="refresh")
+        self._looking = asyncio.create_task(look_now(slow, self.keeper.intake.submit), name="refresh")
         if self._told_ready:
             # The end of a reload is told with the same word as the end of a start, which it must not anticipate.
             self._notifier.ready(self._status_line())
 
     async def _look_now(self) -> list[dict[str, str | int | None]]:
         """Have every source looked at now: ``credential-agent refresh``, and each reload."""
-        outcomes = await look_now(self._sources, self.keeper.offer)
+        outcomes = await look_now(self._sources, self.keeper.intake.submit)
         await self._publisher.settled(SETTLE_SECONDS)
         return outcomes
 
@@ -943,8 +943,8 @@ class Daemon:
         self._announcing = asyncio.create_task(self._announce(told), name="announce doors")
         log.set_up(level=settings.log.level, style=settings.log.format)
         if narrower:
-            self.keeper.review()
-        self.keeper.reconsider()
+            self.keeper.intake.review()
+        self.keeper.intake.reconsider()
         self._log.info(
             "reload.applied",
             needs_restart=needs_restart(settings, self._loaded),

@@ -1,16 +1,9 @@
-"""The one loop, and the one owner of what outlives the process."""
+"""The controller: bundles in, credentials in, and the one owner of what outlives the process."""
 
 from agent.keeper.durable import PATIENCE_SECONDS, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
-from agent.keeper.loop import (
-    ISSUE_TIMEOUT_SECONDS,
-    MOVED_SECONDS,
-    REVIEW_AGAIN_SECONDS,
-    STATE,
-    Issued,
-    Issuer,
-    Keeper,
-    Opener,
-)
+from agent.keeper.intake import REVIEW_AGAIN_SECONDS, STATE, Intake, Opener
+from agent.keeper.issuing import ISSUE_TIMEOUT_SECONDS, Issued, Issuer, Issuing
+from agent.keeper.loop import MOVED_SECONDS, Keeper
 
 __all__ = [
     "ISSUE_TIMEOUT_SECONDS",
@@ -20,8 +13,10 @@ __all__ = [
     "STATE",
     "WRITE_AGAIN_SECONDS",
     "Durable",
+    "Intake",
     "Issued",
     "Issuer",
+    "Issuing",
     "Keeper",
     "Opener",
     "Outcome",

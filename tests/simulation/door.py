@@ -65,7 +65,7 @@ class Door:
             world.store,
             world.clock,
             changed=world.changes,
-            demand=world.keeper.id_token,
+            demand=world.keeper.issuing.id_token,
         )
 
     async def ask(self, method: str, path: str, **headers: str) -> Said:

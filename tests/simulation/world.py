@@ -322,7 +322,7 @@ class World:
         keeper = asyncio.create_task(self.keeper.run())
         await asyncio.sleep(0)
         if self.bundle.routes:
-            await self.keeper.offer(SealedBundle(b"", "push"))
+            await self.keeper.intake.submit(SealedBundle(b"", "push"))
         try:
             for start, end, trouble in self.plan.windows():
                 # A pause may have come later than planned: three quiet minutes after it all the same.

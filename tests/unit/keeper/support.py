@@ -226,7 +226,7 @@ class World:
         return data
 
     async def offer(self, data: bytes, origin: str = "file") -> Ack:
-        ack = await self.keeper.offer(SealedBundle(data, origin))
+        ack = await self.keeper.intake.submit(SealedBundle(data, origin))
         await settle()
         return ack
 

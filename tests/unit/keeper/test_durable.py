@@ -32,18 +32,20 @@ class TestTakingAway:
             await world.offer(world.knows(b"one", bundle(session())))
             world.recorder.gate.clear()
             offer = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"end", bundle(seq=2, action=Action.WITHDRAW)), "file"))
+                world.keeper.intake.submit(
+                    SealedBundle(world.knows(b"end", bundle(seq=2, action=Action.WITHDRAW)), "file")
+                )
             )
             await settle()
             assert isinstance(view(world), Ended)
             ack = await offer
 
             assert (ack.outcome, ack.durable) == ("accepted", False)
-            assert world.keeper.memory_unwritten
+            assert world.keeper.durable.unwritten
             assert "does not answer" in events(logs, "memory.not_written")[0]["reason"]
             world.recorder.gate.set()
             await settle()
-            assert not world.keeper.memory_unwritten
+            assert not world.keeper.durable.unwritten
             assert world.recorder.saved[-1] == (world.store.memory, None)
             assert (await world.offer(b"end")).durable
 
@@ -55,11 +57,13 @@ class TestTakingAway:
             await world.offer(world.knows(b"one", bundle(session())))
             world.recorder.gate.clear()
             two = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "file"))
+                world.keeper.intake.submit(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "file"))
             )
             await settle()
             end = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"end", bundle(seq=3, action=Action.WITHDRAW)), "push"))
+                world.keeper.intake.submit(
+                    SealedBundle(world.knows(b"end", bundle(seq=3, action=Action.WITHDRAW)), "push")
+                )
             )
             await settle()
             assert isinstance(view(world), Ended)
@@ -78,7 +82,7 @@ class TestTakingAway:
             await world.offer(world.knows(b"one", bundle(session())))
             world.opener.gate.clear()
             hanging = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "file"))
+                world.keeper.intake.submit(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "file"))
             )
             await settle()
             world.opener.gate = asyncio.Event()
@@ -113,10 +117,10 @@ class TestWhoseItIs:
         async with world.running():
             world.recorder.gate.clear()
             offer = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"one", bundle(session())), "file"))
+                world.keeper.intake.submit(SealedBundle(world.knows(b"one", bundle(session())), "file"))
             )
             await settle()
-            await world.keeper.identified(Whose.OURS, "aws:i-7", **HERE)
+            await world.keeper.intake.identified(Whose.OURS, "aws:i-7", **HERE)
             world.recorder.gate.set()
 
             assert (await offer).durable
@@ -131,10 +135,12 @@ class TestWhoseItIs:
             await world.offer(world.knows(b"five", bundle(session(), seq=5)))
             world.recorder.gate.clear()
             offer = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"six", bundle(session(), seq=6, subject="new")), "file"))
+                world.keeper.intake.submit(
+                    SealedBundle(world.knows(b"six", bundle(session(), seq=6, subject="new")), "file")
+                )
             )
             await settle()
-            await world.keeper.identified(Whose.ANOTHERS, "aws:i-new", **HERE)
+            await world.keeper.intake.identified(Whose.ANOTHERS, "aws:i-new", **HERE)
             world.recorder.gate.set()
             await offer
             await settle()
@@ -148,7 +154,7 @@ class TestWhoseItIs:
         """The name that is learned late is on the disk without waiting for a bundle."""
         world = World(memory=Memory())
         async with world.running():
-            await world.keeper.identified(Whose.OURS, "aws:i-7", **HERE)
+            await world.keeper.intake.identified(Whose.OURS, "aws:i-7", **HERE)
             await settle()
 
             assert world.recorder.saved[-1][0].instance_id == "aws:i-7"
@@ -165,10 +171,10 @@ class TestWhoseItIs:
             world.issuer.answer = lambda call: None
             world.knows(b"one", one)
             async with world.running():
-                await world.keeper.identified(Whose.UNKNOWN, "", sealed=b"one", **HERE)
+                await world.keeper.intake.identified(Whose.UNKNOWN, "", sealed=b"one", **HERE)
                 await settle()
                 assert isinstance(view(world), Pending)
-                await world.keeper.identified(whose, "i-1", sealed=b"one", **HERE)
+                await world.keeper.intake.identified(whose, "i-1", sealed=b"one", **HERE)
                 await settle()
                 served = isinstance(view(world), kind)
                 assert served is (whose is Whose.OURS)
@@ -182,9 +188,9 @@ class TestWhoseItIs:
             await first.offer(first.knows(b"one", bundle(session(), seq=9, subject="old")))
         world = World(memory=first.store.memory)
         async with world.running():
-            await world.keeper.identified(Whose.UNKNOWN, "", sealed=b"one", **HERE)
+            await world.keeper.intake.identified(Whose.UNKNOWN, "", sealed=b"one", **HERE)
             assert (await world.offer(world.knows(b"new", bundle(session(), seq=1)))).outcome == "accepted"
-            await world.keeper.identified(Whose.ANOTHERS, "i-2", **HERE)
+            await world.keeper.intake.identified(Whose.ANOTHERS, "i-2", **HERE)
             await settle()
             await settle()
 

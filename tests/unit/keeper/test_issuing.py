@@ -107,7 +107,7 @@ class TestFlights:
     @looped
     async def test_a_call_that_never_ends_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A provider that hangs for ever is cut off, and the credential tried again: renewal cannot stop."""
-        monkeypatch.setattr("agent.keeper.loop.ISSUE_TIMEOUT_SECONDS", 0.01)
+        monkeypatch.setattr("agent.keeper.issuing.ISSUE_TIMEOUT_SECONDS", 0.01)
         world = World()
         world.issuer.answer = machine
         world.issuer.gate.clear()
@@ -421,14 +421,14 @@ class TestIdTokens:
         async with world.running():
             await self.serving(world)
             world.issuer.gate.clear()
-            askers = [asyncio.create_task(world.keeper.id_token("aud")) for _ in range(1000)]
+            askers = [asyncio.create_task(world.keeper.issuing.id_token("aud")) for _ in range(1000)]
             await settle()
             world.issuer.gate.set()
             tokens = await asyncio.gather(*askers)
 
             assert world.issuer.id_calls == ["aud"]
             assert len({id(token) for token in tokens}) == 1
-            assert await world.keeper.id_token("aud") == tokens[0]
+            assert await world.keeper.issuing.id_token("aud") == tokens[0]
             assert world.issuer.id_calls == ["aud"]
 
     @looped
@@ -439,8 +439,8 @@ class TestIdTokens:
         async with world.running():
             await self.serving(world)
             world.issuer.gate.clear()
-            first = asyncio.create_task(world.keeper.id_token("aud"))
-            second = asyncio.create_task(world.keeper.id_token("aud"))
+            first = asyncio.create_task(world.keeper.issuing.id_token("aud"))
+            second = asyncio.create_task(world.keeper.issuing.id_token("aud"))
             await settle()
             first.cancel()
             await settle()
@@ -467,12 +467,12 @@ class TestIdTokens:
         async with world.running():
             await self.serving(world)
             if heard is None:
-                assert await world.keeper.id_token("aud") is None
+                assert await world.keeper.issuing.id_token("aud") is None
             else:
                 with pytest.raises(heard):
-                    await world.keeper.id_token("aud")
+                    await world.keeper.issuing.id_token("aud")
             world.issuer.id_answer = lambda audience: id_token(world, audience)
-            assert await world.keeper.id_token("aud") is not None
+            assert await world.keeper.issuing.id_token("aud") is not None
 
     @looped
     async def test_a_mint_that_a_withdrawal_overtook_is_dropped(self) -> None:
@@ -482,7 +482,7 @@ class TestIdTokens:
         async with world.running():
             await self.serving(world)
             world.issuer.gate.clear()
-            asker = asyncio.create_task(world.keeper.id_token("aud"))
+            asker = asyncio.create_task(world.keeper.issuing.id_token("aud"))
             await settle()
             await world.offer(world.knows(b"end", bundle(seq=2, action=Action.WITHDRAW)))
             world.issuer.gate.set()
@@ -498,13 +498,13 @@ class TestIdTokens:
         async with world.running():
             await self.serving(world)
             world.issuer.gate.clear()
-            asker = asyncio.create_task(world.keeper.id_token("aud"))
+            asker = asyncio.create_task(world.keeper.issuing.id_token("aud"))
             await settle()
             await world.offer(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
             world.issuer.gate.set()
 
             assert await asker is None
-            fresh = await world.keeper.id_token("aud")
+            fresh = await world.keeper.issuing.id_token("aud")
             assert fresh is not None
             assert fresh.token.reveal() == "2"
 
@@ -520,7 +520,7 @@ class TestIdTokens:
             one = bundle(service_account(), routes={Cloud.GCP: "sa"}, lease=world.clock.now() + HOUR)
             await world.offer(world.knows(b"one", one))
             await settle(40)
-            assert await world.keeper.id_token("aud") is not None
+            assert await world.keeper.issuing.id_token("aud") is not None
             assert world.store.view_id_token("aud", world.clock.now()) is not None
             await world.clock.advance(3601)
 
@@ -532,7 +532,7 @@ class TestIdTokens:
         """Where Google is not served nobody is asked for an identity token."""
         world = World(policy=Policy(fallback=frozenset()))
         async with world.running():
-            assert await world.keeper.id_token("aud") is None
+            assert await world.keeper.issuing.id_token("aud") is None
             assert world.issuer.id_calls == []
 
 
@@ -575,7 +575,7 @@ async def test_stopping_ends_everything(capsys: pytest.CaptureFixture[str]) -> N
     world.issuer.gate.clear()
     world.opener.gate.clear()
     async with world.running():
-        offer = asyncio.create_task(world.keeper.offer(SealedBundle(b"x", "file")))
+        offer = asyncio.create_task(world.keeper.intake.submit(SealedBundle(b"x", "file")))
         await settle()
     await settle()
     offer.cancel()

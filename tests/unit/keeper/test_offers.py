@@ -57,7 +57,7 @@ class TestVerdicts:
             assert (ack.outcome, ack.code, ack.seq) == ("refused", "recipient", None)
             assert key_of(world) == "ASIAUSER000000000000"
             assert world.keeper.counters.refused == {"recipient": 1}
-            assert world.keeper.last_refusal == ack
+            assert world.keeper.intake.last_refusal == ack
             assert [line["code"] for line in events(logs, "bundle.refused")] == ["recipient"]
             assert len(world.recorder.saved) == 1
 
@@ -105,7 +105,7 @@ class TestVerdicts:
             world.knows(b"%d" % number, bundle(session(), seq=number))
         async with world.running():
             acks = await asyncio.gather(
-                *(world.keeper.offer(SealedBundle(b"%d" % number, "file")) for number in range(1, 21))
+                *(world.keeper.intake.submit(SealedBundle(b"%d" % number, "file")) for number in range(1, 21))
             )
 
             assert [ack.outcome for ack in acks] == ["accepted"] * 20
@@ -119,7 +119,7 @@ class TestVerdicts:
             world.knows(b"%d" % number, bundle(session(key=f"ASIAUSER00000000000{number}"), seq=number))
         async with world.running():
             acks = await asyncio.gather(
-                *(world.keeper.offer(SealedBundle(b"%d" % number, "file")) for number in (5, 3, 9, 1))
+                *(world.keeper.intake.submit(SealedBundle(b"%d" % number, "file")) for number in (5, 3, 9, 1))
             )
 
             assert [ack.outcome for ack in acks] == ["accepted", "refused", "accepted", "refused"]
@@ -183,7 +183,7 @@ class TestMemory:
         world.recorder.gate.clear()
         async with world.running():
             offer = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"one", bundle(session())), "file"))
+                world.keeper.intake.submit(SealedBundle(world.knows(b"one", bundle(session())), "file"))
             )
             await settle()
 
@@ -200,7 +200,7 @@ class TestMemory:
             await world.offer(world.knows(b"one", bundle(session())))
             world.recorder.gate.clear()
             offer = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "file"))
+                world.keeper.intake.submit(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "file"))
             )
             await settle()
             calls = len(world.issuer.calls)
@@ -221,12 +221,12 @@ class TestMemory:
 
             assert ack.outcome == "accepted"
             assert key_of(world) == "ASIAUSER000000000000"
-            assert world.keeper.memory_unwritten
+            assert world.keeper.durable.unwritten
             assert "no space left" in events(logs, "memory.not_written")[0]["reason"]
 
             world.recorder.trouble = None
             await world.offer(world.knows(b"two", bundle(session(), seq=2)))
-            assert not world.keeper.memory_unwritten
+            assert not world.keeper.durable.unwritten
 
     @looped
     async def test_a_memory_that_could_not_be_written_is_written_later(self) -> None:
@@ -238,7 +238,7 @@ class TestMemory:
             world.recorder.trouble = None
             await world.clock.advance(120)
 
-            assert not world.keeper.memory_unwritten
+            assert not world.keeper.durable.unwritten
             memory, sealed = world.recorder.saved[-1]
             assert memory == world.store.memory
             assert sealed == b"one"
@@ -250,7 +250,7 @@ class TestMemory:
         world.recorder.gate.clear()
         async with world.running():
             offer = asyncio.create_task(
-                world.keeper.offer(SealedBundle(world.knows(b"one", bundle(session())), "file"))
+                world.keeper.intake.submit(SealedBundle(world.knows(b"one", bundle(session())), "file"))
             )
             await settle()
             offer.cancel()
@@ -387,7 +387,7 @@ class TestAnotherTry:
             await world.clock.advance(3600)
             assert len(world.opener.opened) == 1
             world.knows(b"one", bundle(session()))
-            world.keeper.reconsider()
+            world.keeper.intake.reconsider()
             await settle()
 
             assert key_of(world) == "ASIAUSER000000000000"
@@ -424,7 +424,7 @@ class TestAnotherTry:
                 data = world.knows(b"x%d" % number, KeyUnavailableError("away"))
                 await world.offer(data, origin=f"stranger-{number}")
 
-            assert world.keeper._held == {}
+            assert world.keeper.intake.waiting == frozenset()
 
 
 class TestResume:
@@ -439,7 +439,7 @@ class TestResume:
         memory, one = self.memory()
         world = World(memory=memory)
         world.knows(b"one", one)
-        await world.keeper.resume(b"one")
+        await world.keeper.intake.resume(b"one")
 
         assert world.opener.opened == [(b"one", one.digest)]
         assert key_of(world) == "ASIAUSER000000000000"
@@ -452,7 +452,7 @@ class TestResume:
         memory, _ = self.memory()
         world = World(memory=memory)
         world.knows(b"one", refusal)
-        await world.keeper.resume(b"one")
+        await world.keeper.intake.resume(b"one")
 
         assert world.store.origin(Cloud.AWS, world.clock.now()) is Origin.CLOSED
 
@@ -462,7 +462,7 @@ class TestResume:
         memory, _ = self.memory()
         world = World(memory=memory)
         world.knows(b"one", bundle(session(key="ASIAEVIL000000000000"), salt="x"))
-        await world.keeper.resume(b"one")
+        await world.keeper.intake.resume(b"one")
 
         assert key_of(world) is None
 
@@ -472,7 +472,7 @@ class TestResume:
         memory, one = self.memory()
         world = World(memory=memory)
         world.knows(b"one", KeyUnavailableError("away"))
-        await world.keeper.resume(b"one")
+        await world.keeper.intake.resume(b"one")
         async with world.running():
             await world.clock.advance(30)
             assert key_of(world) is None
@@ -506,7 +506,7 @@ class TestResume:
         world = World(memory=Memory("i-1", (mark,), {Cloud.AWS: None}, mark))
         world.knows(b"one", one)
         world.clock.set_utc(START + 2 * HOUR)
-        await world.keeper.resume(b"one")
+        await world.keeper.intake.resume(b"one")
 
         answer = world.store.view(Cloud.AWS, world.clock.now())
         assert isinstance(answer, Ended)

@@ -42,7 +42,7 @@ async def test_what_is_not_believed_any_more_ends() -> None:
         await world.offer(world.knows(b"one", bundle(session())))
         memory, changes = world.store.memory, world.changes
         world.knows(b"one", NOT_BELIEVED)
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
 
         assert isinstance(world.store.view(Cloud.AWS, world.clock.now()), Ended)
@@ -50,8 +50,8 @@ async def test_what_is_not_believed_any_more_ends() -> None:
         assert world.store.memory == memory
         assert world.changes > changes
         assert [(line["log_level"], line["code"]) for line in events(logs, "bundle.revoked")] == [("error", "signer")]
-        assert world.keeper.last_refusal is not None
-        assert world.keeper.last_refusal.code == "signer"
+        assert world.keeper.intake.last_refusal is not None
+        assert world.keeper.intake.last_refusal.code == "signer"
 
 
 @looped
@@ -62,11 +62,11 @@ async def test_the_outcome_is_that_of_a_restart() -> None:
     async with world.running():
         await world.offer(world.knows(b"one", bundle(session(), on_expiry=OnExpiry.FALLBACK)))
         world.knows(b"one", NOT_BELIEVED)
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         restarted = World(policy=policy, memory=world.store.memory)
         restarted.knows(b"one", NOT_BELIEVED)
-        await restarted.keeper.resume(b"one")
+        await restarted.keeper.intake.resume(b"one")
         now = world.clock.now()
         for cloud in Cloud:
             assert world.store.origin(cloud, now) == restarted.store.origin(cloud, now)
@@ -82,8 +82,8 @@ async def test_nothing_is_held_over_for_a_successor() -> None:
         world.issuer.gate.clear()
         world.knows(b"one", NOT_BELIEVED)
         world.knows(b"two", bundle(role("r"), seq=2))
-        world.keeper.review()
-        world.keeper.reconsider()
+        world.keeper.intake.review()
+        world.keeper.intake.reconsider()
         await settle()
         assert world.store.bundle is not None
         assert world.store.bundle.seq == 2
@@ -98,7 +98,7 @@ async def test_its_last_acceptance_does_not_matter() -> None:
         one = bundle(session())
         await world.offer(world.knows(b"one", one))
         world.knows(b"one", late_for_newcomers(one))
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         assert len(world.opener.opened) == 2
         assert serves(world)
@@ -112,7 +112,7 @@ async def test_a_key_service_that_is_silent_takes_nothing_away() -> None:
     async with world.running() as logs:
         await world.offer(world.knows(b"one", bundle(session())))
         world.knows(b"one", KeyUnavailableError("the key service does not answer", code="key-unavailable"))
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         assert serves(world)
         assert [line["log_level"] for line in events(logs, "bundle.not_reviewed")] == ["error"]
@@ -129,12 +129,12 @@ async def test_a_mistake_is_made_good_by_the_next_reload() -> None:
         one = bundle(session())
         await world.offer(world.knows(b"one", one))
         world.knows(b"one", NOT_BELIEVED)
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         assert not serves(world)
         world.knows(b"one", late_for_newcomers(one))
-        world.keeper.review()
-        world.keeper.reconsider()
+        world.keeper.intake.review()
+        world.keeper.intake.reconsider()
         await settle()
         assert serves(world)
 
@@ -146,7 +146,7 @@ async def test_a_shorter_lease_counts_from_now_on() -> None:
     async with world.running():
         await world.offer(world.knows(b"one", bundle(session(), lease=START + 4 * HOUR)))
         world.knows(b"one", bundle(session(), lease=START + timedelta(minutes=10)))
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         assert serves(world)
         assert world.store.bundle is not None
@@ -160,7 +160,7 @@ async def test_without_a_bundle_there_is_nothing_to_judge(found: BundleError) ->
     world = World(memory=Memory("i-1"))
     async with world.running():
         world.knows(b"one", found)
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         assert world.opener.opened == []
 
@@ -174,7 +174,7 @@ async def test_a_stranger_s_withdrawal_leaves_our_copy_waiting() -> None:
         await first.offer(first.knows(b"one", one))
     world = World(memory=first.store.memory)
     world.knows(b"one", KeyUnavailableError("the key service does not answer", code="key-unavailable"))
-    await world.keeper.resume(b"one")
+    await world.keeper.intake.resume(b"one")
     async with world.running():
         other = world.knows(b"other", bundle(action=Action.WITHDRAW, subject="strangers"))
         assert (await world.offer(other)).outcome == "accepted"
@@ -191,11 +191,11 @@ async def test_a_successor_takes_the_place_of_our_copy() -> None:
     async with world.running():
         await world.offer(world.knows(b"one", bundle(session())))
         world.knows(b"one", NOT_BELIEVED)
-        world.keeper.review()
+        world.keeper.intake.review()
         await settle()
         await world.offer(world.knows(b"two", bundle(session(), seq=2)))
         opened = len(world.opener.opened)
-        world.keeper.reconsider()
+        world.keeper.intake.reconsider()
         await settle()
         assert len(world.opener.opened) == opened
         assert serves(world)

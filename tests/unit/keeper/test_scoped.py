@@ -69,19 +69,19 @@ async def test_a_narrow_token_is_held_while_it_is_good() -> None:
     world = World()
     async with world.running():
         await serving(world)
-        assert world.keeper.scoped.narrows((READ,))
-        assert world.keeper.scoped.held((READ,)) is None
-        token = await world.keeper.scoped.mint((READ,))
+        assert world.keeper.issuing.scoped.narrows((READ,))
+        assert world.keeper.issuing.scoped.held((READ,)) is None
+        token = await world.keeper.issuing.scoped.mint((READ,))
         assert token is not None
-        assert world.keeper.scoped.held((READ,)) is token
-        assert world.keeper.scoped.held((f"{AUTH}bigquery",)) is None
+        assert world.keeper.issuing.scoped.held((READ,)) is token
+        assert world.keeper.issuing.scoped.held((f"{AUTH}bigquery",)) is None
         await world.clock.advance((token.expires_at - world.clock.now() - timedelta(minutes=9)).total_seconds())
-        assert world.keeper.scoped.held((READ,)) is None
-        again = await world.keeper.scoped.mint((READ,))
-        assert world.keeper.scoped.held((READ,)) is again
+        assert world.keeper.issuing.scoped.held((READ,)) is None
+        again = await world.keeper.issuing.scoped.mint((READ,))
+        assert world.keeper.issuing.scoped.held((READ,)) is again
         await world.offer(world.knows(b"two", bundle(account(READ), routes={Cloud.GCP: "sa"}, seq=2)))
         await settle(40)
-        assert world.keeper.scoped.held((READ,)) is None
+        assert world.keeper.issuing.scoped.held((READ,)) is None
 
 
 @pytest.mark.parametrize("error", [Denied("no"), Transient("down"), ZeroDivisionError("bug")])
@@ -98,9 +98,9 @@ async def test_a_mint_that_fails_is_no_crash(error: Exception) -> None:
 
         world.issuer.answer = broken
         if isinstance(error, ZeroDivisionError):
-            assert await world.keeper.scoped.mint((READ,)) is None
+            assert await world.keeper.issuing.scoped.mint((READ,)) is None
         else:
             with pytest.raises(type(error)):
-                await world.keeper.scoped.mint((READ,))
+                await world.keeper.issuing.scoped.mint((READ,))
         world.issuer.answer = fine
-        assert await world.keeper.scoped.mint((READ,)) is not None
+        assert await world.keeper.issuing.scoped.mint((READ,)) is not None
