@@ -29,9 +29,9 @@ _COMMANDS: Final = {
     "env": "agent.cli.worker:env",
     "exec": "agent.cli.worker:exec_",
     "credential-process": "agent.cli.worker:credential_process",
-    "keygen": "agent.cli.sender:keygen",
-    "seal": "agent.cli.sender:seal",
-    "inspect": "agent.cli.sender:inspect",
+    "keygen": "agent.cli.keygen:keygen",
+    "seal": "agent.cli.seal:seal",
+    "inspect": "agent.cli.inspect:inspect",
     "redirect": "agent.cli.redirect:redirect",
 }
 

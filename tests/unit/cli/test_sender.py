@@ -556,7 +556,7 @@ def test_help_works_for_each_command() -> None:
     for command in ("keygen", "seal", "inspect"):
         result = CliRunner().invoke(cli, [command, "--help"])
         assert result.exit_code == 0, result.output
-    code = "import sys, agent.cli.sender; sys.exit(any(m in sys.modules for m in ('boto3', 'botocore', 'google.auth', 'joserfc')))"
+    code = "import sys, agent.cli.keygen, agent.cli.seal, agent.cli.inspect; sys.exit(any(m in sys.modules for m in ('boto3', 'botocore', 'google.auth', 'joserfc')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

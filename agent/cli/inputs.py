@@ -1,0 +1,73 @@
+"""What the sender's commands share: files and lengths on the command line.
+
+No secret is ever taken from the command line, where every user of the machine can read it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from agent.core.errors import BundleError, FormatError
+from agent.sender import files
+
+Key = TypeVar("Key")
+
+FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+
+
+class _NewFile(click.Path):
+    """A file to write a key to. ``-`` is none: stdout ends in logs and scrollback, and nobody wants a file ``./-``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse ``-``."""
+        if str(value) == "-":
+            self.fail("expected the name of a file, got '-'; the public key goes to stdout anyway", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+NEW: Final = _NewFile(path_type=Path, dir_okay=False)
+
+
+class _Length(click.ParamType[timedelta]):
+    """A length of time: ``90s``, ``15m``, ``12h``, ``2d``, ``1h30m``."""
+
+    name = "length"
+    _PARTS: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?\Z")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read one."""
+        if isinstance(value, timedelta):
+            return value
+        match = self._PARTS.match(str(value))
+        if match is None or not value:
+            self.fail(f"expected a length of time such as 90s, 15m, 12h or 1h30m, got {value!r}", param, ctx)
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        length = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        if not timedelta(0) < length <= timedelta(days=366):
+            self.fail(f"expected between 1s and 366d, got {value!r}", param, ctx)
+        return length
+
+
+LENGTH: Final = _Length()
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file; ``-`` is stdin."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read(files.MAX_INPUT_BYTES)
+    return files.read(path)
+
+
+def keys_in(path: Path, parse: Callable[[bytes], Sequence[Key]]) -> Sequence[Key]:
+    """Read keys, saying which file is at fault."""
+    try:
+        return parse(read(path))
+    except BundleError as error:
+        raise FormatError(f"{path}: {error.message}", hint=error.hint, code=error.code) from None
