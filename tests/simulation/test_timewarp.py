@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from agent.identity.events import ClockMoved, CredentialIssued
+from agent.identity.slots import Failing, Holding, SlotState
+from agent.identity.state import slots_of, with_slot
+from agent.identity.store import Store
 from tests.simulation.plan import OUTAGES, Aws, Fault, Google, Kind, Plan
 from tests.simulation.world import Broken, simulate
-from tests.unit.core.driver import Store
 
 EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "200"))
 """Over all groups together."""
@@ -149,42 +153,62 @@ def test_twenty_minutes_without_upstream_leave_no_hole() -> None:
         assert min(world.least_left.values()) > timedelta(minutes=9)
 
 
-class AtTheLastMinute(Store):
+class Other(Store):
+    """Does to every slot what no transition would."""
+
+    def apply(self, event: Any, now: datetime) -> tuple[Any, ...]:
+        effects = super().apply(event, now)
+        for slot in list(slots_of(self.state)):
+            state = self.other(slot.state, now)
+            if state is not slot.state:
+                self.state = with_slot(self.state, replace(slot, state=state))
+        return effects
+
+    def other(self, state: SlotState, now: datetime) -> SlotState:
+        raise NotImplementedError
+
+
+class AtTheLastMinute(Other):
     """Renews five minutes before the end, as many a program does."""
 
-    def _renew_at(self, slot: Any, held: Any, now: datetime) -> datetime | None:
-        return max(held.ends - timedelta(minutes=5), now + timedelta(seconds=5))
+    def other(self, state: SlotState, now: datetime) -> SlotState:
+        if not isinstance(state, Holding):
+            return state
+        return replace(state, due_at=max(state.held.ends - timedelta(minutes=5), now + timedelta(seconds=5)))
 
 
-class NeverAgain(Store):
+class NeverAgain(Other):
     """Stops asking after the third failure."""
 
-    def _fail(self, slot: Any, failure: Any, now: datetime) -> None:
-        super()._fail(slot, failure, now)
-        if slot.attempts >= 3:
-            slot.renew_at = now + timedelta(days=365)
+    def other(self, state: SlotState, now: datetime) -> SlotState:
+        if isinstance(state, Failing) and state.attempts >= 3:
+            return replace(state, due_at=now + timedelta(days=365))
+        return state
 
 
-class Hammer(Store):
+class Hammer(Other):
     """Tries again at once."""
 
-    def _fail(self, slot: Any, failure: Any, now: datetime) -> None:
-        super()._fail(slot, failure, now)
-        slot.renew_at = now + timedelta(seconds=0.2)
+    def other(self, state: SlotState, now: datetime) -> SlotState:
+        if isinstance(state, Failing):
+            return replace(state, due_at=min(state.due_at, now + timedelta(seconds=0.2)))
+        return state
 
 
 class Deaf(Store):
     """Does not hear that the clock was moved."""
 
-    def rebase(self, by: timedelta, now: datetime) -> None:
-        self._version += 1
+    def apply(self, event: Any, now: datetime) -> tuple[Any, ...]:
+        return () if isinstance(event, ClockMoved) else super().apply(event, now)
 
 
 class Generous(Store):
     """Shows what has ended for a minute more."""
 
-    def put(self, work: Any, credential: Any, now: datetime, *, ends: datetime | None = None, **more: Any) -> bool:
-        return super().put(work, credential, now, ends=(ends or credential.expires_at) + timedelta(minutes=1), **more)
+    def apply(self, event: Any, now: datetime) -> tuple[Any, ...]:
+        if isinstance(event, CredentialIssued) and event.credential is not None:
+            event = replace(event, ends=(event.ends or event.credential.expires_at) + timedelta(minutes=1))
+        return super().apply(event, now)
 
 
 FIRST = (Fault(Kind.DOWN, 0, 5),)
