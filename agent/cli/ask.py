@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.core.errors import HostError
+from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
 
 # Not the daemon's own user agent: that one is refused, so that it never asks itself in a circle.
 USER_AGENT: Final = "credential-agent-cli"
-# As in agent.wire.http, which would bring the daemon's codecs along.
-ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
-REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
 _NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-operators USER, and log in again"

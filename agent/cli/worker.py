@@ -17,6 +17,7 @@ import click
 from agent.cli import ask
 from agent.cli.common import CONFIG_PATH, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE
 from agent.core.errors import BundleError, HostError
+from agent.wire import names
 
 CLOUDS: Final = ("aws", "gcp")
 MAX_BUNDLE_BYTES: Final = 262_144
@@ -291,14 +292,10 @@ class _Doors:
             token = found.token_file.read_text()
         except OSError as error:
             raise _unreadable(found.token_file, error) from None
-        return ask.worker(found.http, "/v1/credentials", {"Authorization": token})
+        return ask.worker(found.http, names.EKS_PATH, {"Authorization": token})
 
     def gcp(self) -> ask.Answer:
-        return ask.worker(
-            self._find().http,
-            "/computeMetadata/v1/instance/service-accounts/default/token",
-            {"Metadata-Flavor": "Google"},
-        )
+        return ask.worker(self._find().http, names.GCE_TOKEN_PATH, {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR})
 
 
 class _Round:
@@ -491,8 +488,8 @@ def _told_refusal(document: Mapping[str, Any]) -> Iterator[str]:
         return
     yield f"last refused bundle: {refusal['code']}: {refusal['reason']} (from {refusal['origin']}, {refusal['at']})"
     if document["bundle"] is None:
-        names = [f"key {kid}" for kid in document["keys"]] + [str(name) for name in document["audiences"]]
-        yield f"this worker answers to: {', '.join(names) or 'nothing: it has no key and no name'}"
+        ours = [f"key {kid}" for kid in document["keys"]] + [str(name) for name in document["audiences"]]
+        yield f"this worker answers to: {', '.join(ours) or 'nothing: it has no key and no name'}"
 
 
 def _told_files(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from agent import config
 from agent.core.clock import Clock
 from agent.core.errors import HostError, SourceError
 from agent.host.files import write_atomic
+from agent.wire.names import GCE_GUEST_ATTRIBUTES
 
 LOOK_SECONDS: Final = 30.0
 TICK_SECONDS: Final = 2.0
@@ -115,7 +116,7 @@ class Announcer:
         return self._published(name)
 
     async def _attribute(self, gce: MetadataServer, name: str, wanted: bytes) -> bool:
-        path = f"/computeMetadata/v1/instance/guest-attributes/{name}"
+        path = GCE_GUEST_ATTRIBUTES + name
         try:
             found = await gce.request("GET", path, (), max_bytes=_MAX_BYTES)
             if found.status == 200 and found.body.strip() == wanted:

@@ -28,10 +28,10 @@ from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints, Mint, MintSettings
 from agent.sources.file import FileSettings, FileSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
+from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
 
 LOOKUPS = 4
 """Threads in which one client looks names up, for the operator's hosts, and as many for those that bundles name."""
-METADATA_URL = "http://169.254.169.254"
 
 
 def policy(settings: config.Config) -> Policy:
@@ -429,11 +429,9 @@ def _https(
 def hidden(settings: config.Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the configuration hides, and what it shows, beside the table of :mod:`agent.serve.hiding`."""
     through = settings.pass_through
-    user_data = (
-        ("/latest/user-data", *(f"{scope}/user-data" for scope in _ATTRIBUTES)) if through.show_user_data else ()
-    )
+    user_data = (EC2_USER_DATA_PATH, *(f"{scope}user-data" for scope in _ATTRIBUTES)) if through.show_user_data else ()
     carriers = tuple(
-        f"{scope}/{entry.key}"
+        f"{scope}{entry.key}"
         for entry in settings.sources
         if isinstance(entry, config.GceAttributeEntry)
         for scope in _ATTRIBUTES
@@ -441,7 +439,7 @@ def hidden(settings: config.Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (*through.hide, *carriers), (*through.show, *user_data)
 
 
-_ATTRIBUTES = tuple(f"/computeMetadata/v1/{scope}/attributes" for scope in ("instance", "project"))
+_ATTRIBUTES = tuple(gce_attributes(scope) for scope in ("instance", "project"))
 
 
 def own_namespaces(settings: config.Config) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import msgspec
 from agent import config
 from agent.core.errors import HostError
 from agent.host.files import write_atomic
+from agent.wire.names import ECS_IPV4, EKS_IPV4, EKS_IPV6
 
 BACKLOG: Final = 4096
 """A dropped SYN costs the client a second, which is the whole patience of botocore, Go, Java and JavaScript."""
@@ -141,7 +142,7 @@ def pointer(addresses: Sequence[str]) -> str | None:
     IPv6 loopback, and the addresses of ECS and EKS. ``None``: they would refuse each of ours.
     """
     reached = [address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:") for address in addresses]
-    ranked = ("127.", "[::1]:", "169.254.170.2:", "169.254.170.23:", "[fd00:ec2::23]:")
+    ranked = ("127.", "[::1]:", f"{ECS_IPV4}:", f"{EKS_IPV4}:", f"[{EKS_IPV6}]:")
     return next((address for start in ranked for address in reached if address.startswith(start)), None)
 
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agent.wire.names import METADATA_IPV4, USER_AGENT_PREFIX
+
 STATE: Final = Path("/run/credential-agent-redirect/state.json")
 STALE_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 3.0
 MAX_BYTES: Final = 65_536
-USER_AGENT: Final = "credential-agent/redirect-check"
+USER_AGENT: Final = f"{USER_AGENT_PREFIX}redirect-check"
 FINGERPRINT: Final = "508"
 _NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH
 
@@ -90,7 +92,7 @@ def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
             connection.settimeout(timeout)
             connection.connect((address, port))
             connection.sendall(
-                f"GET / HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: {USER_AGENT}\r\n"
+                f"GET / HTTP/1.1\r\nHost: {METADATA_IPV4}\r\nUser-Agent: {USER_AGENT}\r\n"
                 "Connection: close\r\n\r\n".encode()
             )
             with connection.makefile("rb") as answer:

@@ -22,15 +22,15 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.core.secret import Secret
 from agent.host.envfile import merge_no_proxy
+from agent.wire import names
 
-METADATA_HOST: Final = "169.254.169.254"
 NO_PROXY_HOSTS: Final = (
-    METADATA_HOST,
-    "169.254.170.2",
-    "169.254.170.23",
-    "fd00:ec2::254",
-    "fd00:ec2::23",
-    "fd20:ce::254",
+    names.METADATA_IPV4,
+    names.ECS_IPV4,
+    names.EKS_IPV4,
+    names.EC2_IPV6,
+    names.EKS_IPV6,
+    names.GCE_IPV6,
 )
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -62,7 +62,7 @@ def pointers(*, aws: bool, gcp: bool, path: Secret, region: str | None = None, n
     """
     variables: dict[str, str] = {}
     if aws:
-        variables["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = f"/v2/credentials/{path.reveal()}"
+        variables["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = names.ECS_PREFIX + path.reveal()
         # botocore asks IMDS once, for one second, and remembers a miss for the life of the client.
         variables["AWS_METADATA_SERVICE_TIMEOUT"] = "5"
         variables["AWS_METADATA_SERVICE_NUM_ATTEMPTS"] = "5"
@@ -71,7 +71,7 @@ def pointers(*, aws: bool, gcp: bool, path: Secret, region: str | None = None, n
             variables["AWS_DEFAULT_REGION"] = region
     if gcp:
         for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
-            variables[name] = METADATA_HOST
+            variables[name] = names.METADATA_IPV4
         variables["GCE_METADATA_MTLS_MODE"] = "none"
         variables["METADATA_SERVER_DETECTION"] = "assume-present"
     if variables:

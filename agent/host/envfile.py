@@ -20,6 +20,7 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
+from agent.wire import names
 
 #: The metadata services' addresses and our own door. A proxy that caught these would see credentials, and adds the
 #: ``X-Forwarded-For`` that metadata services refuse. ``fd00:ec2::254`` and ``fd00:ec2::23`` are EC2's and EKS's IPv6
@@ -28,14 +29,14 @@ NO_PROXY_HOSTS: Final = (
     "127.0.0.1",
     "localhost",
     "::1",
-    "169.254.169.254",
-    "169.254.170.2",
-    "169.254.170.23",
-    "fd00:ec2::254",
-    "fd00:ec2::23",
-    "fd20:ce::254",
+    names.METADATA_IPV4,
+    names.ECS_IPV4,
+    names.EKS_IPV4,
+    names.EC2_IPV6,
+    names.EKS_IPV6,
+    names.GCE_IPV6,
     "metadata",
-    "metadata.google.internal",
+    names.GCE_HOST,
 )
 
 #: What makes an AWS SDK or a Google client look elsewhere than at the agent, if it is in a program's environment.
@@ -102,7 +103,7 @@ def pointers(
     """
     variables: dict[str, str] = {}
     if aws and container_uri:
-        variables["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}/v1/credentials"
+        variables["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}{names.EKS_PATH}"
         variables["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = token_file
         if token is not None:
             variables["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = token.reveal()

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.wire import names
 
 TABLE: Final = "inet credential_agent"
 CLOSED: Final = "inet credential_agent_closed"
@@ -45,8 +46,8 @@ FRONT6: Final = "fd6c:9e1f:25b2::2"
 
 #: The metadata services, then what ECS (the address of relative URIs) and EKS lead SDKs to.
 METADATA: Final = {
-    "ip": ("169.254.169.254", "169.254.170.2", "169.254.170.23"),
-    "ip6": ("fd00:ec2::254", "fd20:ce::254", "fd00:ec2::23"),
+    "ip": (names.METADATA_IPV4, names.ECS_IPV4, names.EKS_IPV4),
+    "ip6": (names.EC2_IPV6, names.GCE_IPV6, names.EKS_IPV6),
 }
 #: Interfaces of these kinds are cables, and a neighbour on one is no container of ours. One that the kernel knows no
 #: kind of is a cable too.
@@ -460,8 +461,8 @@ def complement(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]
 
 
 def _check(workers: Workers) -> None:
-    for key, names in (("bridges", workers.bridges), ("exempt_bridges", workers.exempt_bridges)):
-        for name in names:
+    for key, interfaces in (("bridges", workers.bridges), ("exempt_bridges", workers.exempt_bridges)):
+        for name in interfaces:
             if not _INTERFACE.match(name):
                 raise HostError(
                     f"redirect.{key}: expected the name of an interface, perhaps with a final *, got {name!r}"

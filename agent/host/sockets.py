@@ -18,17 +18,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from agent.wire import names
+
 Endpoint = tuple[str, int]
 
 METADATA_PORT: Final = 80
 _PIECE_BYTES: Final = 32768
 _METADATA: Final = (
-    "169.254.169.254",
-    "169.254.170.2",
-    "169.254.170.23",
-    "fd00:ec2::254",
-    "fd00:ec2::23",
-    "fd20:ce::254",
+    names.METADATA_IPV4,
+    names.ECS_IPV4,
+    names.EKS_IPV4,
+    names.EC2_IPV6,
+    names.EKS_IPV6,
+    names.GCE_IPV6,
 )
 _ROW: Final = re.compile(
     rb"^ *\d+: ([0-9A-F]{8,32}:[0-9A-F]{4}) ([0-9A-F]{8,32}:[0-9A-F]{4}) 0[1-9AB] \S+ \S+ \S+ +(\d+) +\d+ (\d+)",

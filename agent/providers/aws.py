@@ -32,13 +32,13 @@ from agent.providers.webtoken import WebTokens
 from agent.upstream import Ec2Metadata, Upstream, UpstreamError, asked_pause
 from agent.upstream.sigv4 import SigningKeys
 from agent.wire.container import parse_credential
+from agent.wire.names import EC2_REGION_PATH
 
 #: What AWS allows a role session that was made from another role session, whatever the role's own maximum.
 CHAINING_CAP_SECONDS: Final = 3600
 _REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}")
 _ACCESS_KEY_ID: Final = re.compile(r"[A-Z0-9]{16,128}")
 _MAX_BROKER_BYTES: Final = 65536
-_REGION_PATH: Final = "/latest/meta-data/placement/region"
 
 
 class Minted(msgspec.Struct, frozen=True):
@@ -211,7 +211,7 @@ class AwsMint:
             return self._settings.region
         if self._here is None and self._ec2 is not None:
             try:
-                body = await self._ec2.get(_REGION_PATH)
+                body = await self._ec2.get(EC2_REGION_PATH)
             except UpstreamError:
                 body = None  # asked again next time; a region is a matter of distance, not of right or wrong
             text = (body or b"").decode("latin-1").strip()

@@ -20,9 +20,7 @@ from agent.providers.refusals import from_upstream, good_for, over, word
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
 from agent.wire import ec2 as ec2_wire
 from agent.wire import gce as gce_wire
-
-_ROLES_PATH: Final = "/latest/meta-data/iam/security-credentials/"
-_ACCOUNT_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/"
+from agent.wire.names import EC2_IDENTITY_PATH, EC2_ROLES_PATH, GCE_ACCOUNT_PATH, GCE_TOKEN_PATH
 
 CONFIRMED: Final = timedelta(minutes=10)
 """How long an ended credential that EC2 handed out is passed on: two polls, one of which may fail."""
@@ -71,7 +69,7 @@ class Instance:
     async def _read_ec2(self, now: datetime) -> InstanceCredential | None:
         if self._ec2 is None:
             return None
-        listed = await self._ec2.get(_ROLES_PATH)
+        listed = await self._ec2.get(EC2_ROLES_PATH)
         try:
             name = parsed(lambda: ec2_wire.parse_role_list(listed or b""))
         except NotThatShapeError:
@@ -80,7 +78,7 @@ class Instance:
             ) from None
         if name is None:
             return None  # no instance profile
-        answer = await self._ec2.request("GET", _ROLES_PATH + name)
+        answer = await self._ec2.request("GET", EC2_ROLES_PATH + name)
         if answer.status != 200:
             raise _status("aws", answer)
         code = _code(answer.body)
@@ -115,7 +113,7 @@ class Instance:
         """The account from the identity document: good to know, never worth failing for."""
         if self._account_id is None:
             try:
-                body = await service.get(ec2_wire.IDENTITY_PATH)
+                body = await service.get(EC2_IDENTITY_PATH)
                 if body is not None:
                     self._account_id = parsed(lambda: ec2_wire.parse_identity(body)).account_id
             except (UpstreamError, NotThatShapeError):
@@ -125,10 +123,10 @@ class Instance:
     async def _read_gce(self, now: datetime) -> InstanceCredential | None:
         if self._gce is None:
             return None
-        listed = await self._gce.get(_ACCOUNT_PATH + "?recursive=true")
+        listed = await self._gce.get(GCE_ACCOUNT_PATH)
         if listed is None:
             return None  # no service account
-        answer = await self._gce.request("GET", _ACCOUNT_PATH + "token")
+        answer = await self._gce.request("GET", GCE_TOKEN_PATH)
         if answer.status == 404:
             return None
         if answer.status != 200:

@@ -14,9 +14,9 @@ import msgspec
 from agent.core.view import Facts
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError
 from agent.wire import ec2 as ec2_wire
+from agent.wire import names
 from agent.wire.http import WireError
 
-_INSTANCE_ID_PATH = "/latest/meta-data/instance-id"
 _INSTANCE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 """EC2's are ``i-`` and hex; other clouds and emulators speak this protocol too. A page of a proxy is none of them."""
 
@@ -43,12 +43,12 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         UpstreamError: it did not answer, or not sensibly: ask again.
     """
     try:
-        answer = await ec2.request("GET", ec2_wire.IDENTITY_PATH)
+        answer = await ec2.request("GET", names.EC2_IDENTITY_PATH)
         if answer.status == 200:
             identity = ec2_wire.parse_identity(answer.body)
         elif answer.status == 404:
             # Emulators and some clouds have no identity document: the bare id is enough to tell machines apart.
-            bare = await ec2.get(_INSTANCE_ID_PATH)
+            bare = await ec2.get(names.EC2_INSTANCE_ID_PATH)
             identity = ec2_wire.InstanceIdentity(
                 region="", instance_id=bare.decode("ascii", "replace").strip() if bare else None
             )
@@ -88,12 +88,12 @@ async def gce_machine(gce: GceMetadata) -> Machine | None:
         UpstreamError: it did not answer, or not sensibly: ask again.
     """
     try:
-        answer = await gce.request("GET", "/computeMetadata/v1/instance/id")
+        answer = await gce.request("GET", names.GCE_INSTANCE_ID_PATH)
         if answer.status != 200:
             return None
-        project = await gce.get("/computeMetadata/v1/project/project-id")
-        number = await gce.get("/computeMetadata/v1/project/numeric-project-id")
-        zone = await gce.get("/computeMetadata/v1/instance/zone")
+        project = await gce.get(names.GCE_PROJECT_ID_PATH)
+        number = await gce.get(names.GCE_PROJECT_NUMBER_PATH)
+        zone = await gce.get(names.GCE_ZONE_PATH)
     except NotHere:
         return None
     instance_id = answer.body.decode("ascii", "replace").strip()

@@ -19,10 +19,10 @@ from agent.providers.decoding import NotThatShapeError, decode
 from agent.providers.refusals import from_upstream, passing_status
 from agent.providers.remote import AllowList
 from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
+from agent.wire.names import GCE_IDENTITY_PATH
 
 #: ``WebIdentityToken`` of ``sts:AssumeRoleWithWebIdentity`` is at most 20,000 characters.
 MAX_TOKEN_BYTES: Final = 20_000
-IDENTITY_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/identity"
 
 
 class WebTokens:
@@ -106,7 +106,7 @@ async def fetch_gce_identity(gce: GceMetadata | None, audience: str) -> tuple[Se
     if gce is None:
         raise Denied(f"{doing}: this machine is not configured as a gce instance", code="unsupported")
     try:
-        answer = await gce.request("GET", f"{IDENTITY_PATH}?audience={quote(audience, safe='')}&format=full")
+        answer = await gce.request("GET", f"{GCE_IDENTITY_PATH}?audience={quote(audience, safe='')}&format=full")
     except NotHere as error:
         raise Denied(f"{doing}: {error.message}", code="unsupported") from None
     except UpstreamError as error:

@@ -19,6 +19,7 @@ from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import container
 from agent.wire.http import Request, Response
+from agent.wire.names import ECS_PREFIX, EKS_PATH
 
 
 class ContainerDoor:
@@ -35,12 +36,12 @@ class ContainerDoor:
     def handle(self, request: Request) -> Outcome | Later:
         """Answer one request whose first segment is ``v1`` or ``v2``."""
         ecs_id = None
-        if request.segments == ("v1", "credentials"):
+        if request.segments == container.EKS:
             pass
-        elif request.segments[:2] == ("v2", "credentials") and len(request.segments) == 3:
+        elif request.segments[:2] == container.ECS and len(request.segments) == 3:
             ecs_id = request.segments[2]
         else:
-            return container.failure(404, "NotFound", "credentials are at /v1/credentials and /v2/credentials/ID")
+            return container.failure(404, "NotFound", f"credentials are at {EKS_PATH} and {ECS_PREFIX}ID")
         if request.method not in {"GET", "HEAD"}:
             return container.failure(405, "MethodNotAllowed", "expected GET", ("Allow", "GET, HEAD"))
         tokens = self._settings.container_tokens()

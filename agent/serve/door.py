@@ -21,8 +21,8 @@ from agent.serve.mints import Demand
 from agent.serve.proxy import Passthrough, Proxy
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changed, Watch
-from agent.wire import container, ec2, gce
-from agent.wire.http import ORIGIN_HEADER, REFUSED_HEADER, Request, Response, TargetError
+from agent.wire import container, ec2, gce, names
+from agent.wire.http import Request, Response, TargetError
 
 _MAX_REASON: Final = 400
 
@@ -106,9 +106,9 @@ class WorkerDoor:
 
     def _handle(self, request: Request, _peer: Peer) -> Outcome | Later:
         outcome = self._dialect(request)
-        if ORIGIN_HEADER not in request.headers:
+        if names.ORIGIN_HEADER not in request.headers:
             return outcome
-        gcp = request.segments[:1] == (gce.ROOT,)
+        gcp = request.segments[:1] == (names.GCE_ROOT,)
         return self._asked_whose(Cloud.GCP if gcp else Cloud.AWS, outcome)
 
     def _dialect(self, request: Request) -> Outcome | Later:
@@ -116,11 +116,11 @@ class WorkerDoor:
         if refusal is not None:
             return self._refused(request, refusal)
         first = request.segments[0] if request.segments else ""
-        if first == gce.ROOT:
+        if first == names.GCE_ROOT:
             return self._gce.handle(request)
-        if first in {"v1", "v2"}:
+        if first in container.ROOTS:
             return self._container.handle(request)
-        if not first and ec2.TOKEN_HEADER not in request.headers and self._gce.has_persona():
+        if not first and names.EC2_TOKEN_HEADER not in request.headers and self._gce.has_persona():
             # ``/`` is in both trees. A session token says who asks; without one EC2 would say 401 anyway.
             return self._gce.handle(request)
         return self._ec2.handle(request)
@@ -132,12 +132,12 @@ class WorkerDoor:
         if not isinstance(outcome, Response):
             return outcome
         answer = self._watch.look(cloud)
-        lines = f"{ORIGIN_HEADER}: {answer.origin if isinstance(answer, Live) else 'none'}\r\n"
+        lines = f"{names.ORIGIN_HEADER}: {answer.origin if isinstance(answer, Live) else 'none'}\r\n"
         refused = self._settings.refused()
         if refused is not None:
             # A stranger's bundle had a part in these words: nothing of them may become a line of its own.
             plain = "".join(c if " " <= c <= "~" else " " for c in refused)[:_MAX_REASON]
-            lines += f"{REFUSED_HEADER}: {plain}\r\n"
+            lines += f"{names.REFUSED_HEADER}: {plain}\r\n"
         return outcome.plus(lines.encode("ascii"))
 
     async def _later_whose(self, cloud: Cloud, later: Later) -> Outcome:
@@ -149,9 +149,9 @@ class WorkerDoor:
         """A refusal in the dialect that was spoken."""
         first = request.segments[0] if request.segments else ""
         allow = () if refusal.allow is None else (("Allow", refusal.allow),)
-        if first == gce.ROOT or not first:
+        if first == names.GCE_ROOT or not first:
             return gce.failure(refusal.status, refusal.why, *allow, flavored=self._gce.has_persona())
-        if first in {"v1", "v2"}:
+        if first in container.ROOTS:
             return container.failure(refusal.status, "Refused", refusal.why, *allow)
         return ec2.failure(refusal.status, *allow)
 
@@ -159,4 +159,4 @@ class WorkerDoor:
         if self._broken is not None:
             self._broken(request, error)
         # A document path must never carry an error (awscrt); elsewhere an error of ours is called one.
-        return DROP if request.segments[1:3] == ("meta-data", "iam") else Response(500)
+        return DROP if request.segments[1:3] == names.EC2_IAM else Response(500)

@@ -34,7 +34,7 @@ from agent.serve.listener import DROP, Drop, Later, Outcome
 from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
-from agent.wire import ec2
+from agent.wire import ec2, names
 from agent.wire.http import Request, Response
 
 TOKEN_GRACE_SECONDS: Final = 120
@@ -79,12 +79,12 @@ class Ec2Door:
         if request.method not in {"GET", "HEAD"}:
             return _GET_ONLY
         echo = b""
-        token = request.headers.get(ec2.TOKEN_HEADER)
+        token = request.headers.get(names.EC2_TOKEN_HEADER)
         if token is not None:
             left = self._left(token)
             if left is None:
                 return _UNAUTHORIZED
-            echo = b"%s: %d\r\n" % (ec2.TTL_ECHO.encode(), left)
+            echo = b"%s: %d\r\n" % (names.EC2_TTL_ECHO.encode(), left)
         elif not self._settings.imdsv1:
             return _UNAUTHORIZED
         outcome = self._resource(request, below)
@@ -100,7 +100,7 @@ class Ec2Door:
         """The most reliable path: arithmetic only. What fails here sends SDKs to IMDSv1, and from there nowhere."""
         if request.method != "PUT":
             return _PUT_ONLY
-        ttl = ec2.ttl_asked(request.headers.get(ec2.TTL_HEADER))
+        ttl = ec2.ttl_asked(request.headers.get(names.EC2_TTL_HEADER))
         if ttl is None:
             return _BAD_TTL
         # The boot-time clock: a corrected wall clock must not end a token before its client's time (Rust never asks
@@ -111,7 +111,7 @@ class Ec2Door:
         if head is None:
             if len(self._token_heads) >= _TTL_MEMO:
                 self._token_heads.clear()
-            head = ec2.text(token, (ec2.TTL_ECHO, str(ttl)))
+            head = ec2.text(token, (names.EC2_TTL_ECHO, str(ttl)))
             self._token_heads[ttl] = head
         return head.filled(token)
 
@@ -131,7 +131,7 @@ class Ec2Door:
             return self._other(request, below)
         if not ec2.VERSION_SEGMENT.match(request.segments[0]):
             return _NOT_FOUND
-        if below[:2] == ("meta-data", "iam"):
+        if below[:2] == names.EC2_IAM:
             answer = self._watch.look(Cloud.AWS)
             if isinstance(answer, Pending):
                 return partial(self._settle, request, below[2:])
@@ -215,7 +215,7 @@ class Ec2Door:
         if not all(segment.isascii() for segment in below) or self._hiding.hides(below, decided=self._decided()):
             return _NOT_FOUND
         # ``IAM`` in other letters: ours above only as it is spelt, hidden here however it is.
-        if folded(below[:2]) == ("meta-data", "iam"):
+        if folded(below[:2]) == names.EC2_IAM:
             return _NOT_FOUND
         if self._proxy is None:
             return self._known(request.segments) or _NOT_FOUND

@@ -23,23 +23,24 @@ from typing import Final
 
 import msgspec
 
-from agent.wire.http import USER_AGENT_PREFIX, Request
+from agent.wire import names
+from agent.wire.http import Request
 
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 METADATA_HOSTS: Final = frozenset(
     {
-        "169.254.169.254",
-        "fd00:ec2::254",
-        "fd20:ce::254",
-        "169.254.170.2",
-        "169.254.170.23",
-        "fd00:ec2::23",
+        names.METADATA_IPV4,
+        names.EC2_IPV6,
+        names.GCE_IPV6,
+        names.ECS_IPV4,
+        names.EKS_IPV4,
+        names.EKS_IPV6,
         "localhost",
         "instance-data",
         "instance-data.ec2.internal",
         "metadata",
-        "metadata.google.internal",
+        names.GCE_HOST,
         "metadata.goog",
     }
 )
@@ -132,7 +133,7 @@ class Gate:
                 return Refusal(403, "requests of browsers are refused")
             if "mozilla" in agent.lower() and "text/html" in headers.get("Accept", "").lower():
                 return Refusal(403, "requests of browsers are refused")
-            if agent.startswith(USER_AGENT_PREFIX):
+            if agent.startswith(names.USER_AGENT_PREFIX):
                 return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect")
         return None
 

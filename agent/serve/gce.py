@@ -37,7 +37,7 @@ from agent.serve.mints import Demand, Mints, TooOften
 from agent.serve.proxy import GCE_STATIC, LARGE_BYTES, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
-from agent.wire import gce
+from agent.wire import gce, names
 from agent.wire.http import Request, Response, WireError
 
 _ACCOUNTS: Final = ("instance", "service-accounts")
@@ -48,9 +48,10 @@ _MAX_AUDIENCE_CHARACTERS: Final = 2048
 _HANG_MARGIN_SECONDS: Final = 5.0
 """The real server answers a long poll at its end, not before: this much later we stop believing it."""
 
-_ROOT: Final = gce.content(b"computeMetadata/\n", json=False)
-_VERSIONS: Final = gce.content(b"v1/\n", json=False)
-_FLAVOR_MISSING: Final = gce.failure(403, 'Missing required header "Metadata-Flavor": "Google"')
+_ROOT: Final = gce.content(f"{names.GCE_ROOT}/\n".encode(), json=False)
+_VERSIONS: Final = gce.content(f"{names.GCE_VERSION}/\n".encode(), json=False)
+_FLAVOR: Final = names.GCE_FLAVOR.lower()
+_FLAVOR_MISSING: Final = gce.failure(403, f'Missing required header "{names.GCE_FLAVOR_HEADER}": "{names.GCE_FLAVOR}"')
 _GET_ONLY: Final = gce.failure(405, "expected GET", ("Allow", "GET, HEAD"))
 _NOT_FOUND: Final = gce.failure(404, "no such metadata key")
 _UPSTREAM_SILENT: Final = gce.failure(503, "the machine's own metadata server does not answer; try again")
@@ -120,13 +121,13 @@ class GceDoor:
         if not segments:
             return _ROOT  # needs no header: Go's probe sends none
         headers = request.headers
-        if headers.get("Metadata-Flavor", "").lower() != "google" and (
-            headers.get(gce.LEGACY_FLAVOR_HEADER, "").lower() != "true"
+        if headers.get(names.GCE_FLAVOR_HEADER, "").lower() != _FLAVOR and (
+            headers.get(names.GCE_LEGACY_HEADER, "").lower() != "true"
         ):
             return _FLAVOR_MISSING
         if len(segments) == 1:
             return _VERSIONS if request.slash else self._redirect(request)
-        if segments[1] != "v1":
+        if segments[1] != names.GCE_VERSION:
             return _NOT_FOUND
         below = segments[2:]
         if request.method not in {"GET", "HEAD"}:

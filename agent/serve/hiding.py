@@ -25,11 +25,11 @@ from typing import Final
 
 import msgspec
 
-from agent.wire import gce
+from agent.wire import gce, names
 from agent.wire.http import segments_of
 
 EC2_ROOT: Final = ("latest",)
-GCE_ROOT: Final = (gce.ROOT, "v1")
+GCE_ROOT: Final = (names.GCE_ROOT, names.GCE_VERSION)
 
 Path = tuple[str, ...]
 

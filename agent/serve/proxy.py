@@ -22,6 +22,7 @@ from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import SourceError
 from agent.serve.fairness import Places, Turnstile
 from agent.wire.http import Asker, Response, forwardable, path_of
+from agent.wire.names import GCE_FLAVOR_HEADER
 
 CONCURRENCY: Final = 32
 LONG_POLLS: Final = 256
@@ -48,7 +49,7 @@ _KEPT_HEADERS: Final = (
     "Last-Modified",
     "Accept-Ranges",
     "Server",
-    "Metadata-Flavor",
+    GCE_FLAVOR_HEADER,
 )
 
 EC2_STATIC: Final = frozenset(

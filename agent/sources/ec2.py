@@ -20,9 +20,9 @@ from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import keep_watching
 from agent.upstream import Ec2Metadata
+from agent.wire.names import EC2_USER_DATA_PATH
 from agent.wire.wrapped import find
 
-PATH: Final = "/latest/user-data"
 MAX_BYTES: Final = 65_536
 """EC2 holds 16 KiB; services that speak its protocol (OpenStack, Eucalyptus) hold up to 64."""
 
@@ -80,7 +80,7 @@ class Ec2UserDataSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`. User-data without a bundle in it is ``None``, like none at all."""
-        answer = await self._metadata.request("GET", PATH, max_bytes=MAX_BYTES)
+        answer = await self._metadata.request("GET", EC2_USER_DATA_PATH, max_bytes=MAX_BYTES)
         if answer.status == 404:
             return None
         if answer.status != 200:

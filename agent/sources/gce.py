@@ -23,6 +23,7 @@ from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.sources.watching import MAX_BUNDLE_BYTES, keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
+from agent.wire.names import GCE_GUEST_ATTRIBUTES, gce_attributes
 from agent.wire.wrapped import find
 
 WAIT_SECONDS: Final = 60
@@ -49,7 +50,7 @@ POLLS_MOST: Final = 240
 """Where something on the way ends every request that hangs (a proxy, a firewall with a short memory), the attribute is
 read every quarter minute instead: for five minutes, then for longer each time that hanging has failed again."""
 
-_GUEST_ATTRIBUTES: Final = "/computeMetadata/v1/instance/guest-attributes/credential-agent"
+_GUEST_ATTRIBUTES: Final = GCE_GUEST_ATTRIBUTES + "credential-agent"
 
 
 class GceAttributeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +152,7 @@ class _Attribute:
         metadata: GceMetadata,
         clock: Clock,
     ) -> None:
-        self._directory = f"/computeMetadata/v1/{scope}/attributes/"
+        self._directory = gce_attributes(scope)
         self._key = settings.key
         self._name = settings.name
         self._metadata = metadata

@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from agent.core.timekeeping import EARLIEST, LATEST, Witness
+from agent.wire.names import EC2_IPV6, GCE_IPV6
 
-METADATA_V6: Final = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("fd20:ce::254"))
+METADATA_V6: Final = (ipaddress.ip_address(EC2_IPV6), ipaddress.ip_address(GCE_IPV6))
 """The IPv6 homes of the EC2 and GCE metadata services: unique local addresses, and the machine's own like the other."""
 
 _AWS: Final = re.compile(

@@ -33,6 +33,7 @@ from agent.core.errors import SourceError
 from agent.core.timekeeping import Witness
 from agent.upstream.authorities import Authorities
 from agent.upstream.dates import METADATA_V6, date_of, witness_of
+from agent.wire.names import USER_AGENT_PREFIX
 
 if TYPE_CHECKING:
     import aiohttp
@@ -435,7 +436,7 @@ def _outgoing(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> CIMulti
         # Values may come out of a bundle: a line break in one would be a second header of the attacker's choosing.
         if not name.isascii() or not name.isprintable() or any(c in value for c in "\r\n\0"):
             raise UpstreamRefused("a header holds a control character")
-    outgoing.setdefault("User-Agent", f"credential-agent/{__version__}")
+    outgoing.setdefault("User-Agent", f"{USER_AGENT_PREFIX}{__version__}")
     outgoing.setdefault("Accept-Encoding", "identity")
     return outgoing
 

@@ -15,17 +15,22 @@ from multidict import CIMultiDict
 
 from agent.core.clock import Clock
 from agent.upstream.door import NotHere, Reach, Upstream, UpstreamError, UpstreamRefused, UpstreamResponse
+from agent.wire.ec2 import MAX_TTL_SECONDS, parse_token
+from agent.wire.http import WireError
+from agent.wire.names import (
+    EC2_TOKEN_HEADER,
+    EC2_TOKEN_PATH,
+    EC2_TTL_HEADER,
+    GCE_FLAVOR,
+    GCE_FLAVOR_HEADER,
+    METADATA_URL,
+)
 
-LINK_LOCAL_URL: Final = "http://169.254.169.254"
 #: Both services answer from the host below; one that takes longer is ill.
 DEFAULT_TIMEOUT_SECONDS: Final = 2.0
 
-_TOKEN_TTL_SECONDS: Final = 21600  # the most that EC2 gives
 _TOKEN_MARGIN_SECONDS: Final = 120
 _TOKEN_MAX_BYTES: Final = 1024
-_TOKEN_HEADER: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
-_TOKEN_TTL_HEADER: Final = "X-aws-ec2-metadata-token-ttl-seconds"  # noqa: S105 - a header's name
-
 #: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
 #: whose presence makes both services refuse (their guard against being reached through a proxy). ``Accept-Encoding``
 #: neither: answers are edited and kept for other clients here, so they are asked for as they are (``identity``).
@@ -44,7 +49,7 @@ _NOT_FORWARDED: Final = frozenset(
         "accept-encoding",
         "forwarded",
         "x-forwarded-for",
-        _TOKEN_HEADER.lower(),
+        EC2_TOKEN_HEADER.lower(),
     }
 )
 
@@ -67,7 +72,7 @@ class Ec2Metadata:
         self,
         upstream: Upstream,
         clock: Clock,
-        base_url: str = LINK_LOCAL_URL,
+        base_url: str = METADATA_URL,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
@@ -95,7 +100,7 @@ class Ec2Metadata:
         outgoing = _forwardable(headers)
         for attempt in (1, 2):
             token = await self._session_token()
-            outgoing[_TOKEN_HEADER] = token
+            outgoing[EC2_TOKEN_HEADER] = token
             answer = await self._upstream.request(
                 method,
                 self._base_url + path_qs,
@@ -128,8 +133,8 @@ class Ec2Metadata:
             asked_at = self._clock.boottime()
             answer = await self._upstream.request(
                 "PUT",
-                self._base_url + "/latest/api/token",
-                headers={_TOKEN_TTL_HEADER: str(_TOKEN_TTL_SECONDS)},
+                self._base_url + EC2_TOKEN_PATH,
+                headers={EC2_TTL_HEADER: str(MAX_TTL_SECONDS)},
                 timeout_seconds=self._timeout_seconds,
                 max_bytes=_TOKEN_MAX_BYTES,
                 reach=Reach.LINK,
@@ -144,13 +149,14 @@ class Ec2Metadata:
                     code="status",
                     server_time=answer.date,
                 )
-            token = answer.body.decode("latin-1").strip()
-            if not token or not token.isascii() or not token.isprintable():
-                raise UpstreamError("the ec2 metadata token is not printable ascii", code="protocol")
-            granted = answer.headers.get(_TOKEN_TTL_HEADER, "")
-            life = int(granted) if granted.isdecimal() and len(granted) < 6 else _TOKEN_TTL_SECONDS
+            try:
+                token = parse_token(answer.body)
+            except WireError:
+                raise UpstreamError("the ec2 metadata token is not printable ascii", code="protocol") from None
+            granted = answer.headers.get(EC2_TTL_HEADER, "")
+            life = int(granted) if granted.isdecimal() and len(granted) < 6 else MAX_TTL_SECONDS
             self._token = token
-            self._token_ends = asked_at + max(1, min(life, _TOKEN_TTL_SECONDS) - _TOKEN_MARGIN_SECONDS)
+            self._token_ends = asked_at + max(1, min(life, MAX_TTL_SECONDS) - _TOKEN_MARGIN_SECONDS)
             return token
 
 
@@ -165,7 +171,7 @@ class GceMetadata:
     def __init__(
         self,
         upstream: Upstream,
-        base_url: str = LINK_LOCAL_URL,
+        base_url: str = METADATA_URL,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
@@ -187,7 +193,7 @@ class GceMetadata:
         """Send ``path_qs`` as it is, with the flavor header."""
         _check_path(path_qs)
         outgoing = _forwardable(headers)
-        outgoing["Metadata-Flavor"] = "Google"
+        outgoing[GCE_FLAVOR_HEADER] = GCE_FLAVOR
         answer = await self._upstream.request(
             method,
             self._base_url + path_qs,
@@ -197,7 +203,7 @@ class GceMetadata:
             max_bytes=max_bytes,
             reach=Reach.LINK,
         )
-        if answer.headers.get("Metadata-Flavor") == "Google":
+        if answer.headers.get(GCE_FLAVOR_HEADER) == GCE_FLAVOR:
             self._flavored = True
         elif answer.status < 400 or (answer.status < 500 and not self._flavored):
             raise NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)

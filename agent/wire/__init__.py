@@ -1,7 +1,8 @@
 """The dialects: what goes over the wire, both ways, as pure functions.
 
 We *serve* EC2, container and GCE metadata, we *read* the same from the real services (the machine's own identity,
-sources), and we *pass it through*; so the paths, header names and document shapes are written once, here. No sockets,
+sources), and we *pass it through*; so the paths and header names (:mod:`~agent.wire.names`) and the document shapes are
+written once, here. No sockets,
 no clock, no state. What a client does with each answer, and hence why each is as it is, stands beside the function
 that makes it.
 

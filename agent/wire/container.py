@@ -19,10 +19,12 @@ import msgspec
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
 from agent.wire.ec2 import parse_timestamp, timestamp
-from agent.wire.http import JSON, Response, WireError
+from agent.wire.http import JSON, Response, WireError, segments_of
+from agent.wire.names import ECS_PREFIX, EKS_PATH
 
-EKS_PATH: Final = "/v1/credentials"
-ECS_PREFIX: Final = "/v2/credentials/"
+EKS: Final = segments_of(EKS_PATH)
+ECS: Final = segments_of(ECS_PREFIX)
+ROOTS: Final = frozenset({EKS[0], ECS[0]})
 
 
 class _Document(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):

@@ -27,16 +27,8 @@ from agent.wire.http import TEXT, Response, WireError
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
-TOKEN_HEADER: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
-TTL_HEADER: Final = "X-aws-ec2-metadata-token-ttl-seconds"
-TTL_ECHO: Final = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 MIN_TTL_SECONDS: Final = 1
 MAX_TTL_SECONDS: Final = 21600
-
-TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - a path
-ROLES_PATH: Final = "/latest/meta-data/iam/security-credentials/"
-IDENTITY_PATH: Final = "/latest/dynamic/instance-identity/document"
-USER_DATA_PATH: Final = "/latest/user-data"
 
 SERVER: Final = ("Server", "EC2ws")
 VERSION_SEGMENT: Final = re.compile(r"(?:latest|1\.0|20[0-9]{2}-[01][0-9]-[0-3][0-9])\Z")

@@ -24,18 +24,10 @@ import msgspec
 from agent.core.model import GoogleToken
 from agent.core.secret import Secret
 from agent.wire.http import Response, WireError
-
-ROOT: Final = "computeMetadata"
-PREFIX: Final = "/computeMetadata/v1/"
-TOKEN_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/token"  # noqa: S105 - a path
-ACCOUNT_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/?recursive=true"
-IDENTITY_PATH: Final = "/computeMetadata/v1/instance/service-accounts/default/identity"
-
-FLAVOR: Final = ("Metadata-Flavor", "Google")
-LEGACY_FLAVOR_HEADER: Final = "X-Google-Metadata-Request"
+from agent.wire.names import GCE_FLAVOR, GCE_FLAVOR_HEADER
 
 _COMMON: Final = (
-    FLAVOR,
+    (GCE_FLAVOR_HEADER, GCE_FLAVOR),
     ("Server", "Metadata Server for VM"),
     ("X-XSS-Protection", "0"),
     ("X-Frame-Options", "SAMEORIGIN"),

@@ -17,9 +17,6 @@ import msgspec
 
 from agent.core.errors import SourceError
 
-USER_AGENT_PREFIX: Final = "credential-agent/"
-"""How our own requests to a metadata service begin their ``User-Agent``. One that arrives at our own door is a loop."""
-
 TEXT: Final = ("Content-Type", "text/plain")
 JSON: Final = ("Content-Type", "application/json")
 """Bare, with no charset: google-auth and Go compare the whole value."""
@@ -54,12 +51,6 @@ _BODILESS: Final = frozenset({204, 304})
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")  # RFC 9110 section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 section 5.5, no CR, LF or NUL
-
-
-ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
-"""In a request of our own ``wait``: say whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
-REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
-"""Beside it: why the last bundle that came was refused, if one was."""
 
 
 class WireError(SourceError):

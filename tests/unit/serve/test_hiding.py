@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from agent.core.model import Cloud
 from agent.core.view import Absent, Origin
 from agent.serve.settings import ServeSettings
-from agent.wire import gce
+from agent.wire import gce, names
 from agent.wire.ec2 import make_token
 from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server
 from tests.fakes.clock import START, FakeClock
@@ -343,5 +343,5 @@ def test_spellings_that_meet_a_wall_are_not_all() -> None:
     board.set(Cloud.AWS, Absent("none"))
     real = Everything()
     with machine("bundle", real) as server:
-        assert SEEN.encode() in ask(server, f"/{gce.ROOT}/v1/instance/attributes/fine")[2]
+        assert SEEN.encode() in ask(server, f"/{names.GCE_ROOT}/v1/instance/attributes/fine")[2]
     assert real.asked

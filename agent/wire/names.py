@@ -1,0 +1,83 @@
+"""The words of the dialects: addresses, paths and header names, each written once, here.
+
+Nothing is imported, so that a command which must answer at once may look here too. ``tests/unit/wire/test_names.py``
+holds them against what the clouds' manuals say, and finds whoever writes one anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where clients look
+
+METADATA_IPV4: Final = "169.254.169.254"
+"""EC2's and Google's."""
+EC2_IPV6: Final = "fd00:ec2::254"
+GCE_IPV6: Final = "fd20:ce::254"
+GCE_HOST: Final = "metadata.google.internal"
+ECS_IPV4: Final = "169.254.170.2"
+"""Where SDKs send a relative URI."""
+EKS_IPV4: Final = "169.254.170.23"
+EKS_IPV6: Final = "fd00:ec2::23"
+
+METADATA_URL: Final = f"http://{METADATA_IPV4}"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# EC2 (user guide: "Instance metadata", "Use the Instance Metadata Service Version 2")
+
+EC2_TOKEN_HEADER: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
+EC2_TTL_HEADER: Final = "X-aws-ec2-metadata-token-ttl-seconds"
+EC2_TTL_ECHO: Final = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+"""The same header as the real service spells it in its answers."""
+
+EC2_TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - a path
+EC2_USER_DATA_PATH: Final = "/latest/user-data"
+EC2_IDENTITY_PATH: Final = "/latest/dynamic/instance-identity/document"
+EC2_INSTANCE_ID_PATH: Final = "/latest/meta-data/instance-id"
+EC2_REGION_PATH: Final = "/latest/meta-data/placement/region"
+EC2_ROLES_PATH: Final = "/latest/meta-data/iam/security-credentials/"
+EC2_IAM: Final = ("meta-data", "iam")
+"""The subtree of the machine's own credential, as segments below the version."""
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Containers (ECS developer guide: "Task IAM role"; EKS user guide: "EKS Pod Identity")
+
+EKS_PATH: Final = "/v1/credentials"
+ECS_PREFIX: Final = "/v2/credentials/"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GCE (Compute Engine documentation: "About VM metadata", "Authenticate workloads using service accounts")
+
+GCE_FLAVOR_HEADER: Final = "Metadata-Flavor"
+GCE_FLAVOR: Final = "Google"
+GCE_LEGACY_HEADER: Final = "X-Google-Metadata-Request"
+
+GCE_ROOT: Final = "computeMetadata"
+GCE_VERSION: Final = "v1"
+GCE_PREFIX: Final = f"/{GCE_ROOT}/{GCE_VERSION}/"
+GCE_INSTANCE_ID_PATH: Final = f"{GCE_PREFIX}instance/id"
+GCE_ZONE_PATH: Final = f"{GCE_PREFIX}instance/zone"
+GCE_PROJECT_ID_PATH: Final = f"{GCE_PREFIX}project/project-id"
+GCE_PROJECT_NUMBER_PATH: Final = f"{GCE_PREFIX}project/numeric-project-id"
+GCE_GUEST_ATTRIBUTES: Final = f"{GCE_PREFIX}instance/guest-attributes/"
+GCE_ACCOUNT: Final = f"{GCE_PREFIX}instance/service-accounts/default/"
+GCE_ACCOUNT_PATH: Final = f"{GCE_ACCOUNT}?recursive=true"
+GCE_TOKEN_PATH: Final = f"{GCE_ACCOUNT}token"
+GCE_IDENTITY_PATH: Final = f"{GCE_ACCOUNT}identity"
+
+
+def gce_attributes(scope: str) -> str:
+    """The directory of the custom attributes of ``instance`` or ``project``, with its final slash."""
+    return f"{GCE_PREFIX}{scope}/attributes/"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our own
+
+USER_AGENT_PREFIX: Final = "credential-agent/"
+"""How our own requests to a metadata service begin their ``User-Agent``. One that arrives at our own door is a loop."""
+ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
+"""In a request of our own ``wait``: say whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
+REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
+"""Beside it: why the last bundle that came was refused, if one was."""
