@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -30,11 +30,11 @@ import structlog
 
 from agent import bundle, keys
 from agent.core.errors import AgentError, HostError
-from agent.core.model import AwsCredential, Cloud, GoogleToken
+from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.verdict import Memory
 from agent.core.view import Facts
-from agent.daemon.kept import hide, reveal
+from agent.daemon import codec
 from agent.host.clock import SystemClock
 from agent.host.systemd import Passed
 from agent.identity import leftovers
@@ -46,14 +46,12 @@ VERSION: Final = 1
 MAX_BYTES: Final = 16 << 20
 
 
-class _Remnant(msgspec.Struct, frozen=True):
+class _Remnant(codec.Bearing, frozen=True, kw_only=True):
     cloud: Cloud
     digest: str
     ends: datetime | None
     name: str
     lease: datetime | None
-    aws: AwsCredential | None = None
-    google: GoogleToken | None = None
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,14 +123,14 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         if set(self.signers) <= set(fingerprints(trust)):
             # Else it may be of a signer that is not believed any more, and nothing tells whose it was.
             for left in self.remnants:
-                credential = left.aws or left.google
-                if credential is not None:
+                if left.credential is not None and left.counts(left.ends):
                     ends = left.ends + by if left.ends is not None else None
-                    remnants_.append(Remnant(left.cloud, left.digest, credential, ends, left.name, left.lease))
+                    remnants_.append(Remnant(left.cloud, left.digest, left.credential, ends, left.name, left.lease))
         waiting = []
         for one in self.waiting:
-            failure = msgspec.structs.replace(one.failure, at=one.failure.at + by)
-            waiting.append(one._replace(again_at=one.again_at + by, failure=failure))
+            if codec.reckonable(one.again_at, one.failure.at):
+                failure = msgspec.structs.replace(one.failure, at=one.failure.at + by)
+                waiting.append(one._replace(again_at=one.again_at + by, failure=failure))
         return remnants_, waiting
 
 
@@ -159,18 +157,19 @@ def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tupl
 
 def remnants(store: Store) -> list[_Remnant]:
     """What earlier bundles left, as it is handed over."""
-    return [
-        _Remnant(
-            left.cloud,
-            left.digest,
-            left.ends,
-            left.name,
-            left.lease,
-            left.credential if isinstance(left.credential, AwsCredential) else None,
-            left.credential if isinstance(left.credential, GoogleToken) else None,
-        )
-        for left in leftovers.remnants(store.state)
-    ]
+    return [remnant(left) for left in leftovers.remnants(store.state)]
+
+
+def remnant(left: Remnant) -> _Remnant:
+    """One of them."""
+    return _Remnant(
+        cloud=left.cloud,
+        digest=left.digest,
+        ends=left.ends,
+        name=left.name,
+        lease=left.lease,
+        **codec.either(left.credential),
+    )
 
 
 def fingerprints(trust: bundle.Trust) -> list[str]:
@@ -180,7 +179,7 @@ def fingerprints(trust: bundle.Trust) -> list[str]:
 
 def encode(handover: Handover) -> bytes:
     """In the clear: for the sealed memory that only this unit gets back."""
-    return msgspec.json.encode(handover, enc_hook=reveal)
+    return codec.encode(handover)
 
 
 def take(passed: Passed, clock: SystemClock) -> Handover | None:
@@ -200,27 +199,12 @@ def take(passed: Passed, clock: SystemClock) -> Handover | None:
 
 
 def _decode(data: bytes, uptime: float) -> Handover:
-    try:
-        version = msgspec.json.decode(data, type=_Version).version
-        if version != VERSION:
-            raise HostError(f"expected version {VERSION}, got {version}")
-        left = msgspec.json.decode(data, type=Handover, dec_hook=hide)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise HostError("it makes no sense") from None
+    left = codec.decode(data, Handover, version=VERSION)
     if not 0.0 <= left.began <= left.uptime <= uptime:
         raise HostError("it is of another boot")
-    instants = [left.now, *(w.again_at for w in left.waiting), *(w.failure.at for w in left.waiting)]
-    for one in left.remnants:
-        credential = one.aws or one.google
-        instants += [one.ends or left.now, one.lease or left.now]
-        instants += [credential.issued_at, credential.expires_at] if credential is not None else []
-    if any(instant.tzinfo != UTC for instant in instants):
-        raise HostError("it has instants that are not utc")
+    if not codec.reckonable(left.now):
+        raise HostError("it is of a time that cannot be reckoned with")
     return left
-
-
-class _Version(msgspec.Struct):
-    version: int
 
 
 def encoded(data: bytes | None) -> Secret | None:

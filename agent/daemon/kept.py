@@ -10,33 +10,30 @@ living credential for a dead one, nor the other way round.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import msgspec
 
-from agent.core.model import AwsCredential, GoogleToken
-from agent.core.secret import Secret
+from agent.core.errors import HostError
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Key
+from agent.daemon import codec
 from agent.host.clock import SystemClock
 from agent.identity import leftovers
 from agent.identity.events import Holding
 from agent.identity.store import Store
 
 NAME = "credentials"
-FIRST_YEAR, LAST_YEAR = 1970, 9000
+VERSION = 1
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _Kept(codec.Bearing, frozen=True, kw_only=True):
     key: Key
     digest: str
     ends: datetime | None
-    aws: AwsCredential | None = None
-    google: GoogleToken | None = None
 
 
-class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one process leaves to the next.
 
     Attributes:
@@ -45,6 +42,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         heard: whether anybody but an unsynchronised wall clock had told it so.
         believed: who had; ``None``: nobody, or a version before this one did not say.
         wall_error: by how many seconds the wall clock was ahead of ``now``.
+        version: of this format. The first is not written: versions before it was there refuse what they do not know.
     """
 
     instance_id: str
@@ -54,6 +52,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credentials: list[_Kept]
     believed: Witness | None = None
     wall_error: float | None = None
+    version: int = VERSION
 
     def time(self, clock: SystemClock) -> datetime:
         """What that process would take the time for now."""
@@ -78,24 +77,17 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         by = clock.now() - self.time(clock)
         if self.heard and by > timedelta():
             by = timedelta()  # that process was right: the machine was stopped in between, and no end is later for it
-        found = [(kept, kept.aws or kept.google) for kept in self.credentials]
         return [
-            Holding(kept.key, kept.digest, credential, kept.ends + by if kept.ends is not None else None)
-            for kept, credential in found
-            if credential is not None
+            Holding(kept.key, kept.digest, kept.credential, kept.ends + by if kept.ends is not None else None)
+            for kept in self.credentials
+            if kept.credential is not None and kept.counts(kept.ends)
         ]
 
 
 def encode(store: Store, clock: SystemClock) -> bytes:
     """Everything the store holds, in the clear: for the sealed memory that only this unit gets back."""
     kept = [
-        _Kept(
-            held.key,
-            held.digest,
-            held.ends,
-            held.credential if isinstance(held.credential, AwsCredential) else None,
-            held.credential if isinstance(held.credential, GoogleToken) else None,
-        )
+        _Kept(key=held.key, digest=held.digest, ends=held.ends, **codec.either(held.credential))
         for held in leftovers.holdings(store.state)
     ]
     keeper = clock.keeper
@@ -108,38 +100,15 @@ def encode(store: Store, clock: SystemClock) -> bytes:
         keeper.believed if keeper.vouched else None,
         clock.wall_error_seconds,
     )
-    return msgspec.json.encode(content, enc_hook=reveal)
+    return codec.encode(content)
 
 
 def decode(data: bytes, clock: SystemClock) -> Kept | None:
     """What was left to us; ``None`` when it makes no sense: everything is then minted anew."""
     try:
-        kept = msgspec.json.decode(data, type=Kept, dec_hook=hide)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        kept = codec.decode(data, Kept, version=VERSION)
+    except HostError:
         return None
-    instants = [kept.now]
-    for one in kept.credentials:
-        credential = one.aws or one.google
-        if credential is not None:
-            instants += [credential.issued_at, credential.expires_at, one.ends or kept.now]
-    if any(instant.tzinfo != UTC for instant in instants) or not 0.0 <= kept.uptime <= clock.uptime():
-        return None
-    # What is counted from such a time cannot be reckoned with: a datetime ends with the year 9999.
-    if any(
-        not FIRST_YEAR <= instant.year < LAST_YEAR
-        for instant in (kept.now, *(one.ends or kept.now for one in kept.credentials))
-    ):
+    if not 0.0 <= kept.uptime <= clock.uptime() or not codec.reckonable(kept.now):
         return None
     return kept
-
-
-def reveal(value: Any) -> Any:
-    """A secret in the clear: for what this unit alone gets back, and nothing else."""
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise NotImplementedError
-
-
-def hide(kind: type, value: Any) -> Any:
-    """The other way round."""
-    return kind(value)

@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from agent.core.errors import HostError
+from agent.core.instants import in_utc
 from agent.core.model import Cloud
 from agent.core.verdict import Memory
 from agent.host.files import overwrite, read_plain, sweep, sync_directory, write_atomic
@@ -133,6 +134,8 @@ class StateDirectory:
             memory = msgspec.json.decode(data, type=_Envelope).memory
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HostError(f"{path}: expected what the agent wrote, got something else: {error}") from None
+        if not in_utc(memory):
+            raise HostError(f"{path}: expected instants in UTC, got others")
         sealed = None
         if memory.active is not None:
             if not _DIGEST.match(memory.active.digest):

@@ -112,7 +112,7 @@ def hold_again(credential: Credential, ends: datetime | None, now: datetime) -> 
     """Hold what an earlier process held, its ``ends`` moved to our clock."""
     if ends is None:
         return hold(credential, None, now)
-    length = min(credential.expires_at - credential.issued_at, LONGEST_LIFE)
+    length = max(timedelta(), min(credential.expires_at - credential.issued_at, LONGEST_LIFE))
     return hold(credential, ends, min(ends - length, now))
 
 

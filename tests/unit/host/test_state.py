@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,15 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, name: str) -> N
         assert StateDirectory(tmp_path).load() == (memory(1), None)
         save(tmp_path, memory(1), b"one")
         assert StateDirectory(tmp_path).load() == (memory(1), b"one")
+
+
+def test_an_instant_without_a_zone(tmp_path: Path) -> None:
+    """A memory whose instants cannot be compared with ours is one that cannot be read: closed, and no crash later."""
+    issued = Memory("i-1", (Mark("i", "s", 1, "d", datetime(2026, 11, 24, tzinfo=UTC)),))
+    save(tmp_path, issued, None)
+    state = StateDirectory(tmp_path)
+    assert state.load()[0] == issued
+    path = tmp_path / "memory.json"
+    path.write_bytes(path.read_bytes().replace(b'Z"', b'"'))
+    with pytest.raises(HostError, match="UTC"):
+        state.load()
