@@ -57,6 +57,8 @@ from agent.core.secret import Secret
 from agent.core.verdict import Memory, Policy
 from agent.core.view import Live
 from agent.host.clock import SystemClock
+from agent.identity.standing import statuses
+from agent.identity.store import Store
 from agent.keeper import Keeper
 from agent.providers import Mint, MintSettings
 from agent.providers.sts import warm
@@ -71,7 +73,6 @@ from tests.fakes.sts import FakeSts, Weather
 from tests.simulation.plan import OUTAGES, Aws, Google, Kind, Plan, clock
 from tests.simulation.plan import Fault as Trouble
 from tests.simulation.timewarp import Time, WarpLoop, run
-from tests.unit.core.driver import Store
 
 ACCOUNT = "111122223333"
 USER = f"arn:aws:iam::{ACCOUNT}:user/laptop"
@@ -500,7 +501,7 @@ class World:
         slots = "\n".join(
             f"  {slot.cloud}:{slot.id}  ends {slot.expires_at}, next at {slot.renew_at}, {slot.attempts} failures"
             f"{', ' + slot.failure.message if slot.failure else ''}"
-            for slot in self.store.slots()
+            for slot in statuses(self.store.state)
         )
         raise Broken(
             f"{cloud} at {clock(self.time.elapsed())} (true {self.time.true():%H:%M:%S}, ours {self.clock.now():%H:%M:%S}): {what}\n"
