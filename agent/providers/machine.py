@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from agent.bundle import audience_aws_instance, audience_gcp_instance
 from agent.core.view import Facts
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError
 from agent.wire import ec2 as ec2_wire
@@ -67,7 +68,7 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         # By this name a memory is kept or forgotten: garbage would undo a withdrawal, for good.
         raise UpstreamError("expected the instance id of ec2, got something else", code="protocol")
     account, region = identity.account_id, identity.region
-    named = {f"urn:credbundle:instance:aws:{account}:{region}:{identity.instance_id}"} if account and region else set()
+    named = {audience_aws_instance(account, region, identity.instance_id)} if account and region else set()
     return Machine(
         instance_id=f"aws:{identity.instance_id}",
         audiences=frozenset(named),
@@ -100,7 +101,7 @@ async def gce_machine(gce: GceMetadata) -> Machine | None:
     if not instance_id.isdigit():
         raise UpstreamError("the instance id is not a number", code="protocol")
     project_id = _text(project)
-    named = {f"urn:credbundle:instance:gcp:{project_id}:{instance_id}"} if project_id else set()
+    named = {audience_gcp_instance(project_id, instance_id)} if project_id else set()
     return Machine(
         instance_id=f"gcp:{instance_id}",
         audiences=frozenset(named),

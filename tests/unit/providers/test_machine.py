@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from agent.providers.machine import ec2_machine
-from agent.upstream import Ec2Metadata, Upstream, UpstreamError
+from agent import bundle
+from agent.providers.machine import ec2_machine, gce_machine
+from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamError
 from tests.fakes.clock import FakeClock
+from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.fakes.gce_metadata import GceMetadataServer
 
 PAGE = (200, "<html>upstream error</html>")
 BARE = (200, "i-0abc12345")
@@ -66,3 +71,30 @@ def test_a_bare_name_is_the_name_of_the_document(text: str) -> None:
     names = {asyncio.run(named((404, ""), (200, text))), asyncio.run(named(document("i-0abc12345"), (404, "")))}
 
     assert names == {"aws:i-0abc12345"}
+
+
+def test_a_machine_answers_to_the_audience_that_the_format_names() -> None:
+    """What a sender writes for one machine, what that machine answers to and what FORMAT.md says are the same text."""
+    pattern = re.compile(r"^\| `(urn:credbundle:instance:[^`]+)` \|", re.MULTILINE)
+    documented = pattern.findall(Path(bundle.__file__).with_name("FORMAT.md").read_text())
+    aws = {"account": "123456789012", "region": "eu-west-1", "instance id": "i-0abc12345"}
+    gcp = {"project id": "a-project", "numeric instance id": "4520031799277581759"}
+
+    async def audiences() -> list[frozenset[str]]:
+        upstream = Upstream()
+        ec2 = Ec2MetadataService(account_id=aws["account"], region=aws["region"], instance_id=aws["instance id"])
+        gce = GceMetadataServer(project_id=gcp["project id"], instance_id=int(gcp["numeric instance id"]))
+        try:
+            async with ec2, gce:
+                found = [
+                    await ec2_machine(Ec2Metadata(upstream, FakeClock(), ec2.url)),
+                    await gce_machine(GceMetadata(upstream, gce.url)),
+                ]
+        finally:
+            await upstream.close()
+        return [one.audiences for one in found if one is not None]
+
+    written = [bundle.audience_aws_instance(*aws.values()), bundle.audience_gcp_instance(*gcp.values())]
+    named = [re.sub("<(.*?)>", lambda word: (aws | gcp)[word[1]], text) for text in documented]
+    assert written == named
+    assert asyncio.run(audiences()) == [frozenset({text}) for text in written]
