@@ -7,7 +7,7 @@ What comes in a bundle is remote input: every URL is compared with an allow-list
 files are confined to configured directories, and nothing is ever executed.
 """
 
-from agent.providers.mint import Issued, Mint
+from agent.providers.mint import Mint
 from agent.providers.settings import GoogleEndpoints, MintSettings
 
-__all__ = ["GoogleEndpoints", "Issued", "Mint", "MintSettings"]
+__all__ = ["GoogleEndpoints", "Mint", "MintSettings"]

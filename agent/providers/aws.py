@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
 from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.issued import Issued
 from agent.core.model import (
     AwsAssumeRole,
     AwsCredential,
     AwsKeys,
-    AwsSession,
     AwsWebIdentity,
     Expect,
     HttpBroker,
@@ -39,14 +39,6 @@ CHAINING_CAP_SECONDS: Final = 3600
 _REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}")
 _ACCESS_KEY_ID: Final = re.compile(r"[A-Z0-9]{16,128}")
 _MAX_BROKER_BYTES: Final = 65536
-
-
-class Minted(msgspec.Struct, frozen=True):
-    """A new AWS credential, the ``Date`` of the answer that brought it, and how long it is good for from the asking."""
-
-    credential: AwsCredential
-    server_time: datetime | None
-    lifetime: timedelta | None = None
 
 
 class AwsMint:
@@ -77,21 +69,7 @@ class AwsMint:
         self._here: str | None = None
         self._capped: set[str] = set()  # role ARNs that refused more than an hour
 
-    async def session(self, grant: AwsSession, now: datetime) -> Minted:
-        """A finished session is its own credential."""
-        credential = AwsCredential(
-            access_key_id=grant.access_key_id,
-            secret_access_key=grant.secret_access_key,
-            session_token=grant.session_token,
-            issued_at=now,
-            expires_at=datetime.fromtimestamp(grant.expires_at, UTC),
-            account_id=grant.account_id or account_of(grant.role_arn),
-            role_arn=grant.role_arn,
-            role_name=grant.role_name,
-        )
-        return Minted(credential, None)
-
-    async def keys(self, grant: AwsKeys, now: datetime) -> Minted:
+    async def keys(self, grant: AwsKeys, now: datetime) -> Issued[AwsCredential]:
         """Exchange long-term keys for a session (``GetSessionToken``)."""
         region = await self.region(grant.region, None)
         keys = SigningKeys(grant.access_key_id, grant.secret_access_key)
@@ -100,7 +78,7 @@ class AwsMint:
         minted = _minted("GetSessionToken", answer, grant.duration_seconds, now)
         return await self._probed(minted, grant.expect, region, now)
 
-    async def assume_role(self, grant: AwsAssumeRole, base: AwsCredential, now: datetime) -> Minted:
+    async def assume_role(self, grant: AwsAssumeRole, base: AwsCredential, now: datetime) -> Issued[AwsCredential]:
         """Assume a role with the credential of another grant or of the machine (``AssumeRole``).
 
         A role session can make another for one hour at most (role chaining), and a role may allow less than the grant
@@ -126,7 +104,7 @@ class AwsMint:
         minted = _minted("AssumeRole", answer, duration, now)
         return await self._probed(minted, grant.expect, region, now)
 
-    async def web_identity(self, grant: AwsWebIdentity, now: datetime) -> Minted:
+    async def web_identity(self, grant: AwsWebIdentity, now: datetime) -> Issued[AwsCredential]:
         """Assume a role with an OpenID Connect token (``AssumeRoleWithWebIdentity``): unsigned, and not chaining."""
         region = await self.region(grant.region, grant.role_arn)
         token = await self._tokens.fetch(grant.token)
@@ -158,7 +136,7 @@ class AwsMint:
         minted = _minted(operation, answer, grant.duration_seconds, now)
         return await self._probed(minted, grant.expect, region, now)
 
-    async def broker(self, grant: HttpBroker, now: datetime) -> Minted:
+    async def broker(self, grant: HttpBroker, now: datetime) -> Issued[AwsCredential]:
         """Ask an upstream that speaks the container-credentials protocol."""
         doing = "credential broker"
         reach = self._allowed.check(grant.url, doing)
@@ -196,7 +174,7 @@ class AwsMint:
         _usable(credential, doing, now, server_time)
         credential = capped(credential, now, answer.date)
         # To tell its own two times apart, its word is as good as for the credential itself.
-        minted = Minted(credential, server_time, good_for(credential.expires_at, answer.date, now))
+        minted = Issued(credential, server_time, good_for(credential.expires_at, answer.date, now))
         if grant.expect is None or not self._settings.probe:
             return minted
         region = await self.region(grant.region, grant.expect.arn)
@@ -259,7 +237,9 @@ class AwsMint:
         self._capped.add(role)
         return answer
 
-    async def _probed(self, minted: Minted, expect: Expect | None, region: str, now: datetime) -> Minted:
+    async def _probed(
+        self, minted: Issued[AwsCredential], expect: Expect | None, region: str, now: datetime
+    ) -> Issued[AwsCredential]:
         """Ask who the new credential is, when the grant says who it must be: before anybody is given it.
 
         Raises:
@@ -283,7 +263,7 @@ class AwsMint:
         known = msgspec.structs.replace(
             credential, account_id=account, role_arn=credential.role_arn or (arn if ":assumed-role/" in arn else None)
         )
-        return Minted(known, answer.server_time or minted.server_time, minted.lifetime)
+        return Issued(known, answer.server_time or minted.server_time, minted.lifetime)
 
 
 class _BrokerRefusal(msgspec.Struct, frozen=True):
@@ -331,7 +311,7 @@ def _keys_of(credential: AwsCredential) -> SigningKeys:
     return SigningKeys(credential.access_key_id, credential.secret_access_key, credential.session_token)
 
 
-def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime) -> Minted:
+def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime) -> Issued[AwsCredential]:
     try:
         found = answer.result["Credentials"]
         arn = answer.result.get("AssumedRoleUser", {}).get("Arn")
@@ -350,7 +330,7 @@ def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime
     asked = timedelta(seconds=asked_seconds)
     credential = capped(credential, now, answer.server_time, asked)
     lifetime = good_for(credential.expires_at, answer.server_time, now, asked)
-    return Minted(credential, answer.server_time, lifetime)
+    return Issued(credential, answer.server_time, lifetime)
 
 
 def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: datetime | None) -> None:

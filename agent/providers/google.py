@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.issued import Issued
 from agent.core.model import (
     CLOUD_PLATFORM,
     AwsCredential,
@@ -27,7 +28,6 @@ from agent.core.model import (
     GcpExternalAccount,
     GcpImpersonation,
     GcpServiceAccount,
-    GcpToken,
     GoogleToken,
     IdToken,
 )
@@ -84,14 +84,6 @@ _HINTS: Final = {
 _T = TypeVar("_T")
 
 
-class MintedToken(msgspec.Struct, frozen=True):
-    """A new Google token, the ``Date`` of the answer that brought it, and how long it is good for from the asking."""
-
-    credential: GoogleToken
-    server_time: datetime | None
-    lifetime: timedelta | None = None
-
-
 class GoogleMint:
     """Issues Google access tokens and identity tokens.
 
@@ -123,18 +115,7 @@ class GoogleMint:
         self._capped: set[str] = set()
         self._times = SigningTime(boottime)
 
-    async def token(self, grant: GcpToken, now: datetime) -> MintedToken:
-        """A finished token is its own credential."""
-        credential = GoogleToken(
-            access_token=grant.access_token,
-            issued_at=now,
-            expires_at=datetime.fromtimestamp(grant.expires_at, UTC),
-            email=grant.email,
-            scopes=grant.scopes,
-        )
-        return MintedToken(credential, None)
-
-    async def authorized_user(self, grant: GcpAuthorizedUser, now: datetime) -> MintedToken:
+    async def authorized_user(self, grant: GcpAuthorizedUser, now: datetime) -> Issued[GoogleToken]:
         """Exchange a user's refresh token. The endpoint is Google's, whatever a laptop's file said."""
         form = {
             "grant_type": "refresh_token",
@@ -153,7 +134,7 @@ class GoogleMint:
             secrets=(grant.client_secret, grant.refresh_token),
         )
         found = _token_answer(answer, "google refresh token")
-        return MintedToken(
+        return Issued(
             GoogleToken(
                 access_token=Secret(found.access_token),
                 issued_at=now,
@@ -166,13 +147,13 @@ class GoogleMint:
             timedelta(seconds=found.seconds()),
         )
 
-    async def service_account(self, grant: GcpServiceAccount, now: datetime) -> MintedToken:
+    async def service_account(self, grant: GcpServiceAccount, now: datetime) -> Issued[GoogleToken]:
         """Exchange an assertion signed with a service account's key."""
         doing = "google service account"
         claims = {"scope": " ".join(grant.scopes)}
         answer = await self._assert(grant, claims, doing, now)
         found = _token_answer(answer, doing)
-        return MintedToken(
+        return Issued(
             GoogleToken(
                 access_token=Secret(found.access_token),
                 issued_at=now,
@@ -184,7 +165,7 @@ class GoogleMint:
             timedelta(seconds=found.seconds()),
         )
 
-    async def impersonation(self, grant: GcpImpersonation, base: GoogleToken, now: datetime) -> MintedToken:
+    async def impersonation(self, grant: GcpImpersonation, base: GoogleToken, now: datetime) -> Issued[GoogleToken]:
         """Impersonate a service account with the token of another grant or of the machine."""
         return await self._generate_access_token(
             grant.target_principal,
@@ -197,7 +178,7 @@ class GoogleMint:
 
     async def external_account(
         self, grant: GcpExternalAccount, base: AwsCredential | None, now: datetime
-    ) -> MintedToken:
+    ) -> Issued[GoogleToken]:
         """Exchange a foreign identity for a federated token, and impersonate a service account with it if named."""
         scopes = (CLOUD_PLATFORM,) if grant.service_account is not None else grant.scopes
         federated = await self._federated(grant, base, scopes, now)
@@ -266,7 +247,7 @@ class GoogleMint:
 
     async def _federated(
         self, grant: GcpExternalAccount, base: AwsCredential | None, scopes: tuple[str, ...], now: datetime
-    ) -> MintedToken:
+    ) -> Issued[GoogleToken]:
         """RFC 8693, with an OpenID Connect token or a signed AWS request as the subject."""
         doing = "google token exchange"
         url, reach = self._route(grant.token_url, "sts_url", doing)
@@ -292,7 +273,7 @@ class GoogleMint:
         ]
         answer = await self._post_form(url, reach, form, doing=doing, now=now, secrets=secrets, timed=True)
         found = _token_answer(answer, doing)
-        return MintedToken(
+        return Issued(
             GoogleToken(
                 access_token=Secret(found.access_token),
                 issued_at=now,
@@ -313,7 +294,7 @@ class GoogleMint:
         scopes: tuple[str, ...],
         lifetime_seconds: int,
         now: datetime,
-    ) -> MintedToken:
+    ) -> Issued[GoogleToken]:
         doing = "google impersonation"
         if principal in self._capped:
             lifetime_seconds = min(lifetime_seconds, _IMPERSONATION_CAP_SECONDS)
@@ -345,7 +326,7 @@ class GoogleMint:
             scopes=scopes,
         )
         asked = timedelta(seconds=lifetime_seconds)
-        return MintedToken(token, answer.date, good_for(expires_at, answer.date, now, asked))
+        return Issued(token, answer.date, good_for(expires_at, answer.date, now, asked))
 
     async def _generate_id_token(
         self, principal: str, bearer: Secret, delegates: tuple[str, ...], audience: str, now: datetime

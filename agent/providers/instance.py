@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 
 from agent.core.errors import Transient
-from agent.core.model import AwsCredential, Cloud, GoogleToken
+from agent.core.issued import Issued
+from agent.core.model import AwsCredential, Cloud, Credential, GoogleToken
 from agent.providers.credible import LONGEST_AWS, capped, sendable
 from agent.providers.decoding import NotThatShapeError, decode, parsed
 from agent.providers.refusals import from_upstream, good_for, over, word
@@ -24,14 +25,6 @@ from agent.wire.names import EC2_IDENTITY_PATH, EC2_ROLES_PATH, GCE_ACCOUNT_PATH
 
 CONFIRMED: Final = timedelta(minutes=10)
 """How long an ended credential that EC2 handed out is passed on: two polls, one of which may fail."""
-
-
-class InstanceCredential(msgspec.Struct, frozen=True):
-    """The machine's credential, the ``Date`` that came with it, and how long it is good for from the asking."""
-
-    credential: AwsCredential | GoogleToken
-    server_time: datetime | None
-    lifetime: timedelta | None = None
 
 
 class Instance:
@@ -48,7 +41,7 @@ class Instance:
         self._answered: set[Cloud] = {machine} if machine is not None else set()
         self._account_id: str | None = None
 
-    async def read(self, cloud: Cloud, now: datetime) -> InstanceCredential | None:
+    async def read(self, cloud: Cloud, now: datetime) -> Issued[Credential] | None:
         """The machine's own credential for ``cloud``; ``None`` when it has none.
 
         Raises:
@@ -66,7 +59,7 @@ class Instance:
             self._answered.add(cloud)
         return found
 
-    async def _read_ec2(self, now: datetime) -> InstanceCredential | None:
+    async def _read_ec2(self, now: datetime) -> Issued[AwsCredential] | None:
         if self._ec2 is None:
             return None
         listed = await self._ec2.get(EC2_ROLES_PATH)
@@ -99,7 +92,7 @@ class Instance:
         account_id = credential.account_id or await self._account(self._ec2)
         # LastUpdated is no more than a word: what is reckoned with it later must stay within a datetime.
         issued_at = min(max(credential.issued_at, now - LONGEST_AWS), now)
-        return InstanceCredential(
+        return Issued(
             msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),
             answer.date,
             # EC2 cannot renew it and hands it out all the same: AWS goes on to take it, and SDKs to use it (static
@@ -120,7 +113,7 @@ class Instance:
                 return None
         return self._account_id
 
-    async def _read_gce(self, now: datetime) -> InstanceCredential | None:
+    async def _read_gce(self, now: datetime) -> Issued[GoogleToken] | None:
         if self._gce is None:
             return None
         listed = await self._gce.get(GCE_ACCOUNT_PATH)
@@ -139,7 +132,7 @@ class Instance:
         except NotThatShapeError:
             raise _broken("gcp", answer) from None
         sendable("the machine's own gcp identity", answer.date, credential.access_token)
-        return InstanceCredential(credential, answer.date, credential.expires_at - now)
+        return Issued(credential, answer.date, credential.expires_at - now)
 
 
 class _Code(msgspec.Struct, frozen=True):

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import assert_never
-
-import msgspec
 
 from agent.core.clock import Clock
 from agent.core.errors import Denied
+from agent.core.issued import Issued
 from agent.core.model import (
     AwsAssumeRole,
     AwsCredential,
-    AwsGrant,
     AwsKeys,
     AwsSession,
     AwsWebIdentity,
     Cloud,
+    Credential,
     Env,
     GcpAuthorizedUser,
     GcpExternalAccount,
-    GcpGrant,
     GcpImpersonation,
     GcpServiceAccount,
     GcpToken,
@@ -28,30 +26,14 @@ from agent.core.model import (
     Grant,
     HttpBroker,
     IdToken,
-    mints_id_tokens,
 )
-from agent.providers.aws import AwsMint, Minted
-from agent.providers.google import GoogleMint, MintedToken
+from agent.providers.aws import AwsMint
+from agent.providers.google import GoogleMint
 from agent.providers.instance import Instance
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
 from agent.providers.webtoken import WebTokens
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream
-
-
-class Issued(msgspec.Struct, frozen=True):
-    """A new credential.
-
-    Attributes:
-        server_time: the ``Date`` of the answer that brought it, for what its two times say of each other; it
-            teaches nothing here (:func:`agent.upstream.dates.witness_of`). ``None`` when nobody was asked.
-        lifetime: how long it is good for from the moment of asking, by the answer alone: no clock of ours is in it, so
-            that one which is hours off does no harm. ``None`` for a finished credential.
-    """
-
-    credential: AwsCredential | GoogleToken
-    server_time: datetime | None = None
-    lifetime: timedelta | None = None
 
 
 class Mint:
@@ -83,13 +65,12 @@ class Mint:
         self._aws = AwsMint(upstream, settings, allowed, tokens, ec2, boottime=clock.boottime)
         self._google = GoogleMint(upstream, settings, allowed, tokens, aws=self._aws, gce=gce, boottime=clock.boottime)
         self._instance = Instance(ec2, gce, settings.machine)
-        self._has_gce = gce is not None
 
-    async def issue(self, grant: Grant, base: AwsCredential | GoogleToken | None, now: datetime) -> Issued:
+    async def issue(self, grant: Grant, base: AwsCredential | GoogleToken | None, now: datetime) -> Issued[Credential]:
         """Get the credential of ``grant``.
 
         Args:
-            grant: what to issue.
+            grant: what to issue; never a finished credential, which :func:`agent.core.graph.ready` makes.
             base: the live credential that the grant stands on, when :func:`agent.core.model.base_of` names one.
             now: the best estimate of the true time: signs requests and dates what comes back.
 
@@ -98,21 +79,22 @@ class Mint:
             Transient: it may work later.
         """
         match grant:
-            case AwsSession() | AwsKeys() | AwsAssumeRole() | AwsWebIdentity() | HttpBroker():
-                credential = await self._issue_aws(grant, base, now)
-                return Issued(credential.credential, credential.server_time, credential.lifetime)
-            case GcpToken() | GcpAuthorizedUser() | GcpServiceAccount() | GcpImpersonation() | GcpExternalAccount():
-                token = await self._issue_google(grant, base, now)
-                return Issued(token.credential, token.server_time, token.lifetime)
-            case Env():
-                raise RuntimeError("an env grant has no credential")
+            case AwsKeys() | AwsAssumeRole() | AwsWebIdentity() | HttpBroker():
+                return await self._issue_aws(grant, base, now)
+            case GcpAuthorizedUser() | GcpServiceAccount() | GcpImpersonation() | GcpExternalAccount():
+                return await self._issue_google(grant, base, now)
+            case AwsSession() | GcpToken() | Env():
+                raise RuntimeError("nobody is asked for a finished credential, or for variables")
             case _:
                 assert_never(grant)
 
-    async def _issue_aws(self, grant: AwsGrant, base: AwsCredential | GoogleToken | None, now: datetime) -> Minted:
+    async def _issue_aws(
+        self,
+        grant: AwsKeys | AwsAssumeRole | AwsWebIdentity | HttpBroker,
+        base: AwsCredential | GoogleToken | None,
+        now: datetime,
+    ) -> Issued[AwsCredential]:
         match grant:
-            case AwsSession():
-                return await self._aws.session(grant, now)
             case AwsKeys():
                 return await self._aws.keys(grant, now)
             case AwsAssumeRole():
@@ -125,11 +107,12 @@ class Mint:
                 assert_never(grant)
 
     async def _issue_google(
-        self, grant: GcpGrant, base: AwsCredential | GoogleToken | None, now: datetime
-    ) -> MintedToken:
+        self,
+        grant: GcpAuthorizedUser | GcpServiceAccount | GcpImpersonation | GcpExternalAccount,
+        base: AwsCredential | GoogleToken | None,
+        now: datetime,
+    ) -> Issued[GoogleToken]:
         match grant:
-            case GcpToken():
-                return await self._google.token(grant, now)
             case GcpAuthorizedUser():
                 return await self._google.authorized_user(grant, now)
             case GcpServiceAccount():
@@ -141,14 +124,13 @@ class Mint:
             case _:
                 assert_never(grant)
 
-    async def instance(self, cloud: Cloud, now: datetime) -> Issued | None:
+    async def instance(self, cloud: Cloud, now: datetime) -> Issued[Credential] | None:
         """The machine's own identity for ``cloud``; ``None`` when this machine has none.
 
         Raises:
             Transient: it should be there, but its metadata service is silent or broken.
         """
-        found = await self._instance.read(cloud, now)
-        return Issued(found.credential, found.server_time, found.lifetime) if found is not None else None
+        return await self._instance.read(cloud, now)
 
     async def id_token(
         self, grant: Grant | None, base: AwsCredential | GoogleToken | None, audience: str, now: datetime
@@ -174,10 +156,6 @@ class Mint:
                     hint="service account keys, impersonation and federation with a service account can",
                     code="unsupported",
                 )
-
-    def can_mint_id_token(self, grant: Grant | None) -> bool:
-        """Whether :meth:`id_token` has a chance; for ``None``, whether this may be a GCE machine."""
-        return self._has_gce if grant is None else mints_id_tokens(grant)
 
     async def close(self) -> None:
         """Nothing of its own to close; here so that its maker need not know that."""

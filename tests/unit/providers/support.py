@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from agent.core.issued import Issued
 from agent.core.model import AwsCredential, AwsKeys, GcpServiceAccount, GoogleToken, Grant
 from agent.core.secret import Secret
-from agent.providers import Issued, Mint, MintSettings
+from agent.providers import Mint, MintSettings
 from agent.providers.sts import warm
 from agent.upstream import Ec2Metadata, GceMetadata
 from tests.fakes.broker import FakeBroker
@@ -132,7 +133,7 @@ class World:
 
     # -- acts
 
-    def issue(self, grant: Grant, base: AwsCredential | GoogleToken | None = None) -> Issued:
+    def issue(self, grant: Grant, base: AwsCredential | GoogleToken | None = None) -> Issued[Any]:
         return run(self.mint.issue(grant, base, self.now))
 
     def aws(self, grant: Grant, base: AwsCredential | None = None) -> AwsCredential:

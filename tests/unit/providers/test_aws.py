@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from agent.core.model import (
     AwsAssumeRole,
     AwsCredential,
     AwsKeys,
-    AwsSession,
     AwsWebIdentity,
     Cloud,
     Env,
@@ -39,26 +38,6 @@ def reader(**more: Any) -> AwsAssumeRole:
 
 
 # -- finished sessions and keys
-
-
-def test_session_is_its_own_credential() -> None:
-    """A finished session is handed over with its true end, and nobody is asked."""
-    world = World()
-    grant = AwsSession(
-        id="s",
-        access_key_id="ASIAAAAAAAAAAAAAAAAA",
-        secret_access_key=Secret("secret"),
-        session_token=Secret("token"),
-        expires_at=1800000000,
-        role_arn=f"arn:aws:sts::{ACCOUNT}:assumed-role/r/s",
-    )
-
-    issued = world.issue(grant)
-
-    assert isinstance(issued.credential, AwsCredential)
-    assert issued.credential.expires_at == datetime.fromtimestamp(1800000000, UTC)
-    assert issued.credential.account_id == ACCOUNT
-    assert (issued.server_time, world.sts.calls) == (None, [])
 
 
 def test_keys_are_exchanged() -> None:

@@ -21,6 +21,7 @@ from agent.core.model import (
     IdToken,
     WebTokenGce,
     WebTokenInline,
+    mints_id_tokens,
 )
 from agent.core.secret import Secret
 from agent.providers import GoogleEndpoints
@@ -55,15 +56,13 @@ def federation(world: World, **more: Any) -> GcpExternalAccount:
 # -- access tokens
 
 
-def test_token_is_its_own_credential() -> None:
-    """A finished token is handed over with its true end, and nobody is asked."""
+def test_nobody_is_asked_for_a_finished_token() -> None:
+    """A finished credential is its own: to ask for one is our own mistake, and reaches nobody."""
     world = World()
-    grant = GcpToken(id="t", access_token=Secret("ya29.x"), expires_at=1800000000, email="ada@example.com")
 
-    issued = world.issue(grant)
-
-    assert issued.credential.expires_at.timestamp() == 1800000000
-    assert (issued.server_time, world.google.calls) == (None, [])
+    with pytest.raises(RuntimeError, match="finished"):
+        world.issue(GcpToken(id="t", access_token=Secret("ya29.x"), expires_at=1800000000))
+    assert world.google.calls == []
 
 
 def test_refresh_token_is_exchanged() -> None:
@@ -433,7 +432,6 @@ def test_identity_token_of_the_machine() -> None:
     token = id_token(world, None)
 
     assert (token.audience, token.expires_at) == ("https://service.example", world.now + timedelta(hours=1))
-    assert world.mint.can_mint_id_token(None)
 
 
 def test_identity_tokens_of_the_kinds_that_can() -> None:
@@ -447,7 +445,7 @@ def test_identity_tokens_of_the_kinds_that_can() -> None:
         (federation(world, service_account=ROBOT), world.role_session()),
     ]
     for grant, base in kinds:
-        assert world.mint.can_mint_id_token(grant)
+        assert mints_id_tokens(grant)
         token = id_token(world, grant, base)
         assert token.expires_at == world.now + timedelta(hours=1)
         assert token.token.reveal().count(".") == 2
@@ -461,7 +459,7 @@ def test_identity_tokens_of_the_kinds_that_cannot() -> None:
     )
     finished = GcpToken(id="t", access_token=Secret("x"), expires_at=1)
     for grant in (authorized_user(world), finished, federation(world), session):
-        assert not world.mint.can_mint_id_token(grant)
+        assert not mints_id_tokens(grant)
         with pytest.raises(Denied) as caught:
             id_token(world, grant)
         assert caught.value.code == "unsupported"
@@ -471,7 +469,6 @@ def test_identity_token_of_a_machine_that_is_no_gce_instance() -> None:
     """Elsewhere the machine has no Google identity token."""
     world = World()
 
-    assert not world.mint.can_mint_id_token(None)
     with pytest.raises(Denied) as caught:
         id_token(world, None)
     assert caught.value.code == "unsupported"

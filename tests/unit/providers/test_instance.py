@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from agent.core.errors import Transient
+from agent.core.issued import Issued
 from agent.core.model import AwsCredential, Cloud, GoogleToken
-from agent.providers import Issued
 from agent.providers.instance import CONFIRMED
 from tests.fakes.net import Fault
 from tests.unit.providers.support import ACCOUNT, World, run
 
 
-def instance(world: World, cloud: Cloud) -> Issued | None:
-    issued: Issued | None = run(world.mint.instance(cloud, world.now))
+def instance(world: World, cloud: Cloud) -> Issued[Any] | None:
+    issued: Issued[Any] | None = run(world.mint.instance(cloud, world.now))
     return issued
 
 
