@@ -16,6 +16,7 @@ import agent
 from agent.core.counters import Counters
 from agent.core.model import AwsCredential, Cloud
 from agent.core.source import Ack
+from agent.core.text import instant
 from agent.core.view import Absent, Ended, Live, Origin, Pending
 from agent.host.arrival import STATES, Arrival
 from agent.identity import outlook, standing
@@ -350,4 +351,4 @@ def _left(moment: datetime, now: datetime) -> float:
 
 
 def _stamp(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    return None if moment is None else instant(moment)

@@ -82,7 +82,7 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
         for child in ast.iter_child_nodes(node):
             if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
-            if child.name.startswith("_"):
+            if child.name.startswith("_") or "overload" in map(dotted, child.decorator_list):
                 continue
             if ast.get_docstring(child) is None and "D102" not in lines[child.lineno - 1]:
                 yield f"{inside}{child.name}:{child.lineno}"
@@ -109,6 +109,52 @@ def test_every_test_states_its_rule(path: Path) -> None:
     ]
 
     assert silent == []
+
+
+# -- small things that are written once -------------------------------------------------------------------------------
+
+CONFIGURATION = "config"
+"""Being taken apart; its one reason of the system's is still its own."""
+
+
+def constants(path: Path, *values: object) -> list[str]:
+    """Where ``path`` writes one of ``values``, alone or within a longer text."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant):
+            within = isinstance(node.value, str) and any(isinstance(v, str) and v in node.value for v in values)
+            if within or (type(node.value) is int and node.value in values):
+                found.append(f"{name_of(path)}:{node.lineno} {node.value!r}"[:100])
+    return found
+
+
+def test_strict_json_is_decoded_in_one_place() -> None:
+    """Nobody else names the exceptions of msgspec's decoder: who forgets one of the three can be crashed."""
+    allowed = (
+        "core/strictjson.py",
+        "daemon/codec.py",  # hides the secrets in what it reads; its own handover, from the system
+        "host/state.py",  # tells root what is wrong with root's own file
+        "sender/gcp.py",  # tells a person what is wrong with that person's own file
+    )
+    decoders = ("msgspec.json.decode", "msgspec.json.Decoder")
+    assert [use for path in outside(*allowed) for use in uses(path, *decoders)] == []
+
+
+def test_the_systems_reasons_are_said_in_one_place() -> None:
+    """An OSError is put into words by ``os_reason`` alone."""
+    said = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in outside("core/text.py", CONFIGURATION, "cli/ask.py")  # ask's errors may be of another kind
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "strerror" and dotted(node) != "os.strerror"
+    ]
+    assert said == []
+
+
+def test_instants_and_limits_are_written_in_one_place() -> None:
+    """The text of an instant and the size of a bundle are each spelled once."""
+    assert [use for path in outside("core/text.py") for use in constants(path, "%Y-%m-%dT")] == []
+    assert [use for path in outside("core/limits.py") for use in constants(path, 262_144)] == []
 
 
 # -- one owner of what changes ----------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ import msgspec
 from agent.bundle.codes import Code
 from agent.bundle.strict import base64url, json_object, shown
 from agent.core.errors import FormatError
+from agent.core.limits import MAX_BUNDLE_BYTES
 
 MAX_BYTES: Final = 65_536
 """The size accepted unless the caller says otherwise; four times what EC2 user-data can hold."""
-LARGEST_BYTES: Final = 262_144
+LARGEST_BYTES: Final = MAX_BUNDLE_BYTES
 """The most a caller may ask for: the size of a GCE metadata value."""
 MAX_RECIPIENTS: Final = 256
 

@@ -11,7 +11,7 @@ who speaks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from agent.bundle.trust import Signer, Trust
 from agent.core.clock import utc
 from agent.core.errors import FormatError, PayloadError, SealError
 from agent.core.model import Action, Bundle
+from agent.core.text import instant, spell
 
 LEEWAY: Final = timedelta(seconds=60)
 """How far two honest clocks may differ (RFC 7519 section 4.1.4 allows "a few minutes"; we estimate ours)."""
@@ -187,18 +188,18 @@ def _check_times(claims: Claims, now: datetime) -> None:
     not_before = claims.iat if claims.nbf is None else claims.nbf
     if claims.exp <= max(claims.iat, not_before):
         raise PayloadError("claim exp must be later than iat and nbf", code=Code.CLAIMS)
-    for name, instant in (("iat", claims.iat), ("nbf", not_before)):
-        _check_near(name, instant, now)
-        if utc(instant) > now + LEEWAY:
+    for name, at in (("iat", claims.iat), ("nbf", not_before)):
+        _check_near(name, at, now)
+        if utc(at) > now + LEEWAY:
             raise PayloadError(
-                f"claim {name} is {_ago(utc(instant) - now)} ahead of this worker's clock",
+                f"claim {name} is {spell(utc(at) - now, seconds=True)} ahead of this worker's clock",
                 hint="is a clock wrong?",
                 code=Code.NOT_YET_VALID,
             )
     _check_near("exp", claims.exp, now)
     if utc(claims.exp) + LEEWAY <= now:
         raise PayloadError(
-            f"it could be accepted until {utc(claims.exp):%Y-%m-%dT%H:%M:%SZ}, {_ago(now - utc(claims.exp))} ago",
+            f"it could be accepted until {instant(utc(claims.exp))}, {spell(now - utc(claims.exp), seconds=True)} ago",
             hint="seal a new one; claim exp must leave time for the worker to boot",
             code=Code.EXPIRED,
         )
@@ -209,13 +210,13 @@ def _check_lease(claims: Claims, signer: Signer, now: datetime) -> None:
         return
     _check_near("lease_until", claims.lease_until, now)
     if utc(claims.lease_until) <= now:
-        raise PayloadError(f"its lease ended {_ago(now - utc(claims.lease_until))} ago", code=Code.LEASE)
+        raise PayloadError(f"its lease ended {spell(now - utc(claims.lease_until), seconds=True)} ago", code=Code.LEASE)
     if claims.lease_until <= claims.iat:
         raise PayloadError("claim lease_until must be later than iat", code=Code.CLAIMS)
     if signer.max_lease is not None and utc(claims.lease_until) - utc(claims.iat) > signer.max_lease:
         raise PayloadError(
-            f"signer {signer.name} may lease for {_ago(signer.max_lease)} at most, "
-            f"got {_ago(utc(claims.lease_until) - utc(claims.iat))}",
+            f"signer {signer.name} may lease for {spell(signer.max_lease, seconds=True)} at most, "
+            f"got {spell(utc(claims.lease_until) - utc(claims.iat), seconds=True)}",
             code=Code.LEASE,
         )
 
@@ -228,7 +229,7 @@ def _check_credentials(content: Content, now: datetime) -> None:
     for grant in routed(content):
         if isinstance(grant, STATIC) and utc(grant.expires_at) <= now:
             raise PayloadError(
-                f"the credential of grant {grant.id!r} ended {_ago(now - utc(grant.expires_at))} ago",
+                f"the credential of grant {grant.id!r} ended {spell(now - utc(grant.expires_at), seconds=True)} ago",
                 hint="seal a live one, or a grant that the worker can renew",
                 code=Code.EXPIRED,
             )
@@ -265,15 +266,3 @@ def _bundle(claims: Claims, content: Content, signer: Signer) -> Bundle:
         set_aside=content.set_aside,
         signer=signer.name,
     )
-
-
-def _ago(span: timedelta) -> str:
-    """A span for people: its largest unit or two."""
-    seconds = int(abs(span).total_seconds())
-    units: Iterator[tuple[int, str]] = iter(((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")))
-    parts: list[str] = []
-    for size, name in units:
-        if seconds >= size and len(parts) < 2:
-            parts.append(f"{seconds // size} {name}")
-            seconds %= size
-    return " ".join(parts) or "0 s"

@@ -17,6 +17,7 @@ import click
 
 import agent
 from agent.core.errors import AgentError, BundleError, ConfigError, HostError, ProviderError, SourceError
+from agent.core.text import os_reason
 
 # name -> module : attribute
 _COMMANDS: Final = {
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in _OUTPUT or error.filename is not None:
             raise
-        _say(f"credential-agent: stdout: cannot be written: {(error.strerror or 'unknown error').lower()}")
+        _say(f"credential-agent: stdout: cannot be written: {os_reason(error)}")
         _give_up(1)
         sys.exit(EX_IOERR)
     sys.exit(result if isinstance(result, int) else 0)

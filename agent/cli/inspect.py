@@ -14,8 +14,9 @@ import click
 from agent import bundle
 from agent.cli.inputs import FILE, keys_in, read
 from agent.core.errors import BundleError, FormatError, SealError, SourceError
-from agent.core.horizon import horizon, sentence, spell
+from agent.core.horizon import horizon, sentence
 from agent.core.model import Bundle
+from agent.core.text import spell
 from agent.sender import claims
 from agent.wire import wrapped
 

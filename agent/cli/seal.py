@@ -19,9 +19,10 @@ import click
 
 from agent import bundle
 from agent.cli.inputs import FILE, LENGTH, keys_in, read
-from agent.core.horizon import Horizon, instant, sentence
+from agent.core.horizon import Horizon, sentence
 from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
+from agent.core.text import instant
 from agent.core.variables import passes
 from agent.sender import Collected, assemble, aws, claims, deliver, files, gcp
 from agent.wire import userdata

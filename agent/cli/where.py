@@ -16,6 +16,7 @@ import msgspec
 from agent import config
 from agent.cli.common import CONFIG_PATH
 from agent.core.errors import ConfigError
+from agent.core.strictjson import NotThatShapeError, decode
 
 ANNOUNCED: Final = Path("/run/credential-agent/doors.json")
 MAX_BYTES: Final = 65_536
@@ -56,9 +57,9 @@ def find(path: Path, *, announced: Path | None = None) -> Where:
 def _told(announced: Path) -> Where:
     try:
         with announced.open("rb") as file:
-            told = msgspec.json.decode(file.read(MAX_BYTES), type=_Announced)
+            told = decode(file.read(MAX_BYTES), _Announced)
         address = config.host_port(told.http, origin=str(announced))
-    except (OSError, msgspec.MsgspecError, ConfigError):
+    except (OSError, NotThatShapeError, ConfigError):
         # The agent has not been here yet: what it uses when nobody says otherwise.
         return _of(config.Config())
     return Where(address, Path(told.control), Path(told.file), Path(told.token_file))

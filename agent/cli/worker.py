@@ -17,10 +17,11 @@ import click
 from agent.cli import ask
 from agent.cli.common import CONFIG_PATH, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE
 from agent.core.errors import BundleError, HostError
+from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.core.text import os_reason
 from agent.wire import names
 
 CLOUDS: Final = ("aws", "gcp")
-MAX_BUNDLE_BYTES: Final = 262_144
 POLL_SECONDS: Final = 0.25
 ANSWER_SECONDS: Final = 2.0
 REFRESH_SECONDS: Final = 45.0
@@ -395,7 +396,7 @@ def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
         child = os.posix_spawnp(command[0], command, dict(environ), setsigmask=before, setsigdef=default)
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        click.echo(f"credential-agent: {command[0]}: {(error.strerror or 'cannot be run').lower()}", err=True)
+        click.echo(f"credential-agent: {command[0]}: {os_reason(error, 'cannot be run')}", err=True)
         return EX_NOT_FOUND if isinstance(error, FileNotFoundError) else EX_NOT_EXECUTABLE
     while True:
         got = signal.sigwaitinfo(awaited)
@@ -431,7 +432,7 @@ def _unreadable(file: Path, error: OSError) -> HostError:
     hint = "systemctl status credential-agent"
     if isinstance(error, PermissionError):
         hint = "it is for the workers' group: environment.group in the configuration; usermod -aG GROUP USER"
-    return HostError(f"{file}: cannot be read: {(error.strerror or 'unknown error').lower()}", hint=hint)
+    return HostError(f"{file}: cannot be read: {os_reason(error)}", hint=hint)
 
 
 def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:

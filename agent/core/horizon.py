@@ -46,6 +46,8 @@ from agent.core.model import (
     WebTokenUrl,
 )
 from agent.core.refresh import oldest_aws, oldest_google
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.text import instant, spell
 
 CHAINED_LONGEST: Final = timedelta(hours=1)
 """A role assumed with the session of another role lasts an hour at most; STS refuses to be asked for more."""
@@ -160,21 +162,6 @@ def sentence(outlook: Horizon, now: datetime) -> str:
         f"until {instant(outlook.until)} ({spell(left)})" if left > timedelta(0) else f"ended {instant(outlook.until)}"
     )
     return f"{outlook.cloud}: {when} (grant {outlook.grant_id}); {renewed}; then {outlook.cause}"
-
-
-def instant(at: datetime) -> str:
-    """An instant as people and AWS write it, UTC to the second."""
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def spell(length: timedelta) -> str:
-    """A length of time in the two units that matter: ``5 h 38 min``, ``12 min``, ``40 s``."""
-    seconds = int(length.total_seconds())
-    for unit, name, below, below_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 0, "")):
-        if seconds >= unit:
-            rest = seconds % unit // below if below else 0
-            return f"{seconds // unit} {name}" + (f" {rest} {below_name}" if rest else "")
-    return f"{seconds} s"
 
 
 def _leased(cloud: Cloud, grant_id: str, span: _Span, lease_until: datetime | None, now: datetime) -> Horizon:
@@ -350,6 +337,6 @@ def jwt_end(token: str) -> datetime | None:
         return None
     try:
         claims = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        return utc(msgspec.json.decode(claims, type=_Exp).exp)
-    except (binascii.Error, ValueError, OverflowError, OSError, RecursionError, msgspec.MsgspecError):
+        return utc(decode(claims, _Exp).exp)
+    except (binascii.Error, ValueError, OverflowError, OSError, NotThatShapeError):
         return None

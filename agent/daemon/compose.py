@@ -20,6 +20,7 @@ from agent.core.clock import Clock
 from agent.core.errors import AgentError, ConfigError, Denied
 from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, OnExpiry, SealedBundle
 from agent.core.source import Source
+from agent.core.text import os_reason
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Policy
 from agent.core.view import Facts
@@ -486,7 +487,7 @@ def _read(path: Path, where: str) -> str:
     except UnicodeDecodeError:
         raise _AwayError(f"{where}: {path}: expected text") from None
     except OSError as error:
-        raise _AwayError(f"{where}: {path}: cannot be read: {(error.strerror or 'unknown').lower()}") from None
+        raise _AwayError(f"{where}: {path}: cannot be read: {os_reason(error)}") from None
     if not text.strip():
         raise _AwayError(f"{where}: {path}: expected a key, got an empty file")
     return text

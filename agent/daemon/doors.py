@@ -16,6 +16,7 @@ import msgspec
 
 from agent import config
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 from agent.host.files import write_atomic
 from agent.wire.names import ECS_IPV4, EKS_IPV4, EKS_IPV6
 
@@ -80,7 +81,7 @@ def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket
     except OSError as error:
         sock.close()
         raise HostError(
-            f"listen.control: {path}: cannot be bound: {(error.strerror or 'unknown error').lower()}",
+            f"listen.control: {path}: cannot be bound: {os_reason(error)}",
             hint="its directory must exist and be writable by the agent",
         ) from None
     finally:
@@ -167,7 +168,7 @@ def _tcp(host: str, port: int) -> socket.socket:
         if sock is not None:
             sock.close()
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        said = f"listen.http: {shown}: cannot be bound: {(error.strerror or 'unknown error').lower()}"
+        said = f"listen.http: {shown}: cannot be bound: {os_reason(error)}"
         if error.errno in ABSENT:
             hint = "does this machine have the address? IPv6 may be switched off; restart the agent when it is there"
             raise AbsentAddressError(said, hint=hint) from None
@@ -192,7 +193,7 @@ def _clear(path: Path) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
     except OSError as error:
-        raise HostError(f"listen.control: {path}: cannot be bound: {(error.strerror or '').lower()}") from None
+        raise HostError(f"listen.control: {path}: cannot be bound: {os_reason(error)}") from None
     else:
         raise AnotherAgentError(f"listen.control: {path}: another agent listens on it", hint="credential-agent status")
     finally:

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from agent.core.errors import HostError
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.host.files import read_plain, write_atomic
 
 FILE: Final = "grace.json"
@@ -33,8 +34,8 @@ class Began(msgspec.Struct, frozen=True):
 def read(directory: Path, *, uptime: float) -> Began | None:
     """What an earlier process of this boot wrote; ``None``: nothing."""
     try:
-        found = msgspec.json.decode(read_plain(directory / FILE, 4096), type=Began)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        found = decode(read_plain(directory / FILE, 4096), Began)
+    except (OSError, NotThatShapeError):
         return None
     return found if 0.0 <= found.began <= uptime else None
 

@@ -24,6 +24,7 @@ from agent.core.clock import Clock
 from agent.core.errors import ConfigError, HostError
 from agent.core.model import AwsCredential, Cloud
 from agent.core.secret import Secret
+from agent.core.text import os_reason
 from agent.core.variables import passes
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
@@ -99,7 +100,7 @@ def _remove(path: Path) -> None:
     except NotADirectoryError:
         pass  # it cannot be there
     except OSError as error:
-        raise HostError(f"{path}: cannot be removed: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be removed: {os_reason(error)}") from None
 
 
 class Publisher:

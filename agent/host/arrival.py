@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agent.core.text import os_reason
 from agent.wire.names import METADATA_IPV4, USER_AGENT_PREFIX
 
 STATE: Final = Path("/run/credential-agent-redirect/state.json")
@@ -102,7 +103,7 @@ def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
     except TimeoutError:
         return "timeout"
     except OSError as error:
-        return "unreachable" if error.errno in _NO_ROUTE else f"failed: {(error.strerror or str(error)).lower()}"
+        return "unreachable" if error.errno in _NO_ROUTE else f"failed: {os_reason(error, str(error))}"
     status = head[1].decode(errors="replace") if len(head) > 1 else "nothing"
     return "agent" if status == FINGERPRINT else f"http {status}"
 

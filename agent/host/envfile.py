@@ -20,6 +20,7 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
+from agent.core.text import instant
 from agent.wire import names
 
 #: The metadata services' addresses and our own door. A proxy that caught these would see credentials, and adds the
@@ -138,7 +139,7 @@ def static_keys(credential: AwsCredential) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": credential.access_key_id,
         "AWS_SECRET_ACCESS_KEY": credential.secret_access_key.reveal(),
         "AWS_SESSION_TOKEN": credential.session_token.reveal(),
-        "AWS_CREDENTIAL_EXPIRATION": f"{credential.expires_at:%Y-%m-%dT%H:%M:%SZ}",
+        "AWS_CREDENTIAL_EXPIRATION": instant(credential.expires_at),
     }
 
 

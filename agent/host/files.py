@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
@@ -47,7 +48,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     sync_directory(path.parent)
 
 
@@ -68,7 +69,7 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     try:
         there = os.fstat(descriptor)
         if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1 or there.st_size < len(data):
@@ -80,7 +81,7 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
             done += os.pwrite(descriptor, whole[done:], done)
         os.fsync(descriptor)
     except OSError as error:
-        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     finally:
         os.close(descriptor)
     return True

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 from agent.host import arrival, nft, ownership
 
 PLAN_SECONDS: Final = 60.0
@@ -152,7 +153,7 @@ class Holder:
                 self._planner, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
             )
         except OSError as error:
-            self._planned(None, f"{self._planner[0]}: cannot be run: {(error.strerror or 'unknown error').lower()}")
+            self._planned(None, f"{self._planner[0]}: cannot be run: {os_reason(error)}")
 
     def _stop_child(self) -> None:
         if self._child is None:
@@ -308,7 +309,7 @@ class Holder:
         try:
             self._probe.start(uid, nft.METADATA["ip"][0], 80)
         except OSError as error:
-            self._probed(f"failed: {(error.strerror or 'unknown error').lower()}")
+            self._probed(f"failed: {os_reason(error)}")
 
     def _probed(self, word: str) -> None:
         changed, self._answer = word != self._answer, word
@@ -360,7 +361,7 @@ class Holder:
                 file.write(json.dumps(document).encode())
             path.rename(self._directory / name)
         except OSError as error:
-            self._say("file", f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}")
+            self._say("file", f"{path}: cannot be written: {os_reason(error)}")
         else:
             self._say("file", None)
 

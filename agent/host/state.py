@@ -28,6 +28,8 @@ import msgspec
 from agent.core.errors import HostError
 from agent.core.instants import in_utc
 from agent.core.model import Cloud
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.text import os_reason
 from agent.core.verdict import Memory
 from agent.host.files import overwrite, read_plain, sweep, sync_directory, write_atomic
 
@@ -89,7 +91,7 @@ class StateDirectory:
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise HostError(f"{self._directory}: cannot be opened: {_reason(error)}") from None
+            raise HostError(f"{self._directory}: cannot be opened: {os_reason(error)}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,7 +100,7 @@ class StateDirectory:
             return False
         except OSError as error:
             os.close(descriptor)
-            raise HostError(f"{self._directory}: cannot be locked: {_reason(error)}") from None
+            raise HostError(f"{self._directory}: cannot be locked: {os_reason(error)}") from None
         self._lock = descriptor
         self._waiting = False
         return True
@@ -128,7 +130,7 @@ class StateDirectory:
         except FileNotFoundError:
             return Memory(), None
         except OSError as error:
-            raise HostError(f"{path}: cannot be read: {_reason(error)}") from None
+            raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
         _check_version(path, data)
         try:
             memory = msgspec.json.decode(data, type=_Envelope).memory
@@ -253,8 +255,8 @@ def closed_memory(instance_id: str) -> Memory:
 def _check_version(path: Path, data: bytes) -> None:
     """Read the version first: what else is in the file depends on it."""
     try:
-        version = msgspec.json.decode(data, type=_Versioned).version
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        version = decode(data, _Versioned).version
+    except NotThatShapeError:
         return  # whoever decodes the whole will say it better
     if version > _VERSION_WITH_FLOORS:
         raise StateVersionError(
@@ -270,7 +272,3 @@ def _holds(path: Path, data: bytes) -> bool:
         return read_plain(path, len(data) + 1) == data
     except OSError:
         return False
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or "unknown error").lower()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 MAX_FDS: Final = 4096  # systemd's own limit of the store
@@ -60,7 +61,7 @@ class Passed:
         try:
             data = os.pread(descriptor, max_bytes + 1, 0)
         except OSError as error:
-            raise HostError(f"the kept file {name!r} cannot be read: {_reason(error)}") from None
+            raise HostError(f"the kept file {name!r} cannot be read: {os_reason(error)}") from None
         finally:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -117,7 +118,7 @@ def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Pa
             is_socket = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
         except OSError as error:
             raise HostError(
-                f"descriptor {descriptor} ({name!r}) was promised and is not there: {_reason(error)}"
+                f"descriptor {descriptor} ({name!r}) was promised and is not there: {os_reason(error)}"
             ) from None
         if is_socket:
             listener = socket.socket(fileno=descriptor)
@@ -289,7 +290,3 @@ def _number(environ: Mapping[str, str], name: str, *, maximum: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= maximum):
         raise HostError(f"{name}: expected a number up to {maximum}, got {text!r}")
     return int(text)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or "unknown error").lower()

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from agent.core import streams
 from agent.core.graph import dead_on_arrival
 from agent.core.model import Action, Bundle, Cloud, OnExpiry
+from agent.core.text import instant
 from agent.core.verdict import Accepted, Mark, Memory, Refused, Same, Verdict
 from agent.identity.state import State
 
@@ -74,7 +75,7 @@ def _over(bundle: Bundle, now: datetime) -> Refused | None:
     if bundle.action is Action.WITHDRAW:
         return None
     if bundle.lease_until is not None and bundle.lease_until <= now:
-        return Refused("lease", f"its lease ended at {bundle.lease_until:%Y-%m-%dT%H:%M:%SZ}")
+        return Refused("lease", f"its lease ended at {instant(bundle.lease_until)}")
     dead = dead_on_arrival(bundle, now)
     if dead is not None:
         return Refused("expired", f"the credential of grant {dead!r} has already expired")

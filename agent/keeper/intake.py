@@ -24,9 +24,9 @@ from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.counters import Counters, bump
 from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
-from agent.core.horizon import instant
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import Ack, Source
+from agent.core.text import instant
 from agent.core.verdict import Accepted, Refused, Same
 from agent.core.whose import Whose
 from agent.identity.events import BundleResuming

@@ -16,8 +16,8 @@ import structlog
 from agent.core.clock import Clock
 from agent.core.counters import MAX_KEYS, Counters, bump
 from agent.core.errors import Denied, ProviderError, Transient
-from agent.core.horizon import instant
 from agent.core.model import Cloud, Credential, Grant, IdToken
+from agent.core.text import instant
 from agent.core.verdict import Failure, Work
 from agent.identity.events import CredentialIssued, IdTokenMinted, IssuingFailed
 from agent.identity.standing import google_source

@@ -26,9 +26,9 @@ from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.counters import Counters, bump
 from agent.core.errors import SourceError, UnreadableError
-from agent.core.horizon import instant
 from agent.core.model import SealedBundle
 from agent.core.source import Source
+from agent.core.text import instant
 from agent.core.verdict import Event, Notice, Policy
 from agent.core.view import Facts
 from agent.identity.events import (

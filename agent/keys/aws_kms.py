@@ -24,6 +24,7 @@ import msgspec
 from agent import bundle
 from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, SealError
 from agent.core.model import AwsCredential
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.upstream import Upstream, UpstreamError
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 
@@ -190,8 +191,8 @@ def _word(kind: str) -> str:
 
 def _parse(body: bytes, kind: type[_T], operation: str) -> _T:
     try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # a proxy's page, say; its words are not repeated
+        return decode(body, kind)
+    except NotThatShapeError:  # a proxy's page, say; its words are not repeated
         pass
     raise KeyUnavailableError(f"aws kms {operation}: expected a JSON answer, got something else")
 

@@ -23,6 +23,7 @@ import msgspec
 from agent import bundle
 from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, SealError
 from agent.core.model import GoogleToken
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.upstream import Upstream, UpstreamError
 
 _KEY_VERSION: Final = re.compile(
@@ -143,8 +144,8 @@ class GcpKmsKey:
 
     def _refusal(self, status: int, body: bytes) -> SealError | KeyUnavailableError:
         word = ""
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            word = msgspec.json.decode(body, type=_Refusal).error.status
+        with contextlib.suppress(NotThatShapeError):
+            word = decode(body, _Refusal).error.status
         if status == HTTPStatus.BAD_REQUEST and word == "INVALID_ARGUMENT":
             # "Decryption failed: the ciphertext is invalid": for good. A disabled key is FAILED_PRECONDITION.
             return SealError(f"cloud kms does not open the entry for key {self.kid}", code=bundle.Code.UNWRAP)
@@ -157,7 +158,7 @@ class GcpKmsKey:
 
 def _plaintext(body: bytes) -> bytes:
     try:
-        return base64.b64decode(msgspec.json.decode(body, type=_Answer).plaintext, validate=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, binascii.Error):
+        return base64.b64decode(decode(body, _Answer).plaintext, validate=True)
+    except (NotThatShapeError, binascii.Error):
         pass
     raise KeyUnavailableError("cloud kms: expected a plaintext in the answer, got something else")

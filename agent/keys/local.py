@@ -15,6 +15,7 @@ from typing import Final
 
 from agent import bundle
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 
 _LARGEST_FILE_BYTES: Final = 65_536
 
@@ -125,7 +126,7 @@ def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) ->
             found = os.fstat(file.fileno())
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        raise HostError(f"cannot read the key file {path}: {error.strerror}") from None
+        raise HostError(f"cannot read the key file {path}: {os_reason(error)}") from None
     if private_directory and not raw:
         return ()
     # The check is on the open file, not on the path: nothing can be put in between.

@@ -21,8 +21,9 @@ from agent.core.model import (
     WebTokenInline,
 )
 from agent.core.secret import Secret
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import capped, sendable
-from agent.providers.decoding import NotThatShapeError, decode, parsed
+from agent.providers.decoding import parsed
 from agent.providers.refusals import from_upstream, good_for, over, passing_status, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList

@@ -32,9 +32,10 @@ from agent.core.model import (
     IdToken,
 )
 from agent.core.secret import Secret
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.aws import AwsMint
 from agent.providers.credible import LONGEST_GOOGLE, sendable
-from agent.providers.decoding import NotThatShapeError, decode, parsed
+from agent.providers.decoding import parsed
 from agent.providers.refusals import (
     CLOCK_SUSPECT,
     clock_hint,

@@ -15,8 +15,9 @@ import msgspec
 from agent.core.errors import Transient
 from agent.core.issued import Issued
 from agent.core.model import AwsCredential, Cloud, Credential, GoogleToken
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import LONGEST_AWS, capped, sendable
-from agent.providers.decoding import NotThatShapeError, decode, parsed
+from agent.providers.decoding import parsed
 from agent.providers.refusals import from_upstream, good_for, over, word
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
 from agent.wire import ec2 as ec2_wire

@@ -15,7 +15,8 @@ import msgspec
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.model import WebToken, WebTokenFile, WebTokenGce, WebTokenInline, WebTokenUrl
 from agent.core.secret import Secret
-from agent.providers.decoding import NotThatShapeError, decode
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.text import os_reason
 from agent.providers.refusals import from_upstream, passing_status
 from agent.providers.remote import AllowList
 from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
@@ -149,9 +150,7 @@ def _read_confined(path: str, directories: tuple[str, ...]) -> bytes:
     try:
         descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        raise Transient(
-            f"identity token: cannot open the file: {(error.strerror or 'unknown error').lower()}", code="file"
-        ) from None
+        raise Transient(f"identity token: cannot open the file: {os_reason(error)}", code="file") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Denied("identity token: not a regular file", code="file-not-allowed")
@@ -161,8 +160,6 @@ def _read_confined(path: str, directories: tuple[str, ...]) -> bytes:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_TOKEN_BYTES + 2)  # one more than the limit, and a final newline
     except OSError as error:
-        raise Transient(
-            f"identity token: cannot read the file: {(error.strerror or 'unknown error').lower()}", code="file"
-        ) from None
+        raise Transient(f"identity token: cannot read the file: {os_reason(error)}", code="file") from None
     finally:
         os.close(descriptor)

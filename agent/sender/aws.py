@@ -25,6 +25,7 @@ import msgspec
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.model import INSTANCE, AwsAssumeRole, AwsKeys, AwsSession, Cloud, Grant
 from agent.core.secret import Secret
+from agent.core.text import instant
 from agent.sender import Collected
 
 SESSION_TOKEN_DEFAULT: Final = timedelta(hours=12)
@@ -158,7 +159,7 @@ class _Local:
         self.method: str = found.method
         if self.ends is not None and self.ends <= now:
             raise Denied(
-                f"the local AWS session has ended, {self.ends:%Y-%m-%dT%H:%M:%SZ}",
+                f"the local AWS session has ended, {instant(self.ends)}",
                 hint="sign in again (`aws sso login`, or however this session was made), then seal again",
                 code="ExpiredToken",
             )
@@ -267,7 +268,7 @@ def _raw(local: _Local, options: AwsOptions, now: datetime, grant_id: str) -> Co
                 code="no-expiry",
             )
         ends = now + options.assume_expiry
-        warnings = (f"the end of the AWS session is not known; {ends:%Y-%m-%dT%H:%M:%SZ} is taken on your word",)
+        warnings = (f"the end of the AWS session is not known; {instant(ends)} is taken on your word",)
     account, arn = local.caller()
     grant = AwsSession(
         id=grant_id,

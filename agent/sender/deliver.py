@@ -15,11 +15,11 @@ from typing import Any, Final, Self
 import msgspec
 
 from agent.core.errors import Denied, Transient
+from agent.core.limits import MAX_BUNDLE_BYTES
 
 DEFAULT_KEY: Final = "credential-bundle"
 COMPUTE: Final = "https://compute.googleapis.com/compute/v1"
 COMPUTE_SCOPE: Final = "https://www.googleapis.com/auth/compute"
-MAX_VALUE_BYTES: Final = 262_144
 ATTEMPTS: Final = 5
 WAITS: Final = 4
 """``wait`` holds for two minutes at most, so four of them are eight: metadata updates take seconds."""
@@ -81,8 +81,8 @@ class GceAttribute:
             Denied: it may not be written, or does not exist.
             Transient: the API failed, or others kept changing the metadata at the same time.
         """
-        if len(bundle) > MAX_VALUE_BYTES:
-            raise Denied(f"a metadata value holds {MAX_VALUE_BYTES} bytes, the bundle has {len(bundle)}", code="size")
+        if len(bundle) > MAX_BUNDLE_BYTES:
+            raise Denied(f"a metadata value holds {MAX_BUNDLE_BYTES} bytes, the bundle has {len(bundle)}", code="size")
         for _ in range(ATTEMPTS):
             metadata = self._read()
             status, answer = self._call("POST", self._write_url(), _with(metadata, self._target.key, bundle))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 from agent.host.files import write_atomic
 
 MAX_INPUT_BYTES: Final = 1_048_576
@@ -27,7 +28,7 @@ def read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_INPUT_BYTES + 1)
     except OSError as error:
-        raise HostError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
     if len(data) > MAX_INPUT_BYTES:
         raise HostError(f"{path}: expected at most {MAX_INPUT_BYTES} bytes, got more")
     return data
@@ -69,7 +70,7 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
             f"{path}: is there already", hint="--force replaces it; a key that is replaced is lost"
         ) from None
     except OSError as error:
-        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     finally:
         aside.unlink(missing_ok=True)
 
@@ -92,4 +93,4 @@ def _write_through(path: Path, data: bytes) -> None:
         with path.open("wb") as file:
             file.write(data)
     except OSError as error:
-        raise HostError(f"{path}: cannot be written: {(error.strerror or 'unknown error').lower()}") from None
+        raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None

@@ -29,6 +29,7 @@ from agent.core.model import (
     Grant,
 )
 from agent.core.secret import Secret
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.sender import Collected
 from agent.sender.files import read
 
@@ -253,8 +254,8 @@ def _email(credentials: Any, request: Transport) -> str | None:
         )
         if answer.status != 200:
             return None
-        return msgspec.json.decode(answer.data, type=_UserInfo).email
-    except (Denied, Transient, UnicodeDecodeError, RecursionError, msgspec.MsgspecError):
+        return decode(answer.data, _UserInfo).email
+    except (Denied, Transient, NotThatShapeError):
         return None
 
 

@@ -18,11 +18,9 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.errors import AgentError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.serve.listener import Access, Later, Limits, Listener, Outcome, Peer
 from agent.wire.http import JSON, Request, Response
-
-PUSH_BYTES: Final = 262144
-"""The largest sealed bundle that is taken (FORMAT.md)."""
 
 _UCRED: Final = struct.Struct("3i")
 
@@ -62,7 +60,7 @@ class ControlDoor:
         clock: Clock,
         access: Callable[[Access], None] | None = None,
         broken: Callable[[Request, Exception], None] | None = None,
-        max_body_bytes: int = PUSH_BYTES,
+        max_body_bytes: int = MAX_BUNDLE_BYTES,
     ) -> None:
         self._routes = dict(routes)
         self._broken = broken

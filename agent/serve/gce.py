@@ -29,6 +29,7 @@ import msgspec
 
 from agent.core.errors import AgentError, Denied
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
 from agent.serve.early import Early
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
@@ -423,7 +424,10 @@ class GceDoor:
     async def _as_text(shown: Response, below: tuple[str, ...]) -> Response:
         if shown.status != 200:
             return shown
-        tree = msgspec.json.decode(shown.body)
+        try:
+            tree = decode(shown.body)
+        except NotThatShapeError:
+            return shown  # a leaf that is no JSON: ``recursive`` means nothing there
         lines, size = [], 0
         for line in gce.flatten(tree, literal=below[-1:] == ("attributes",)):
             lines.append(line + "\n")
@@ -451,9 +455,9 @@ class GceDoor:
         if not is_json and not self._hiding.lists(below):
             return answer  # a leaf: ``recursive`` means nothing there
         try:
-            tree = msgspec.json.decode(answer.body)
+            tree = decode(answer.body)
             shown = self._hiding.pruned(tree, below, decided=decided)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (NotThatShapeError, RecursionError):
             return _UPSTREAM_SILENT
         if decided and below in {(), ("instance",)} and isinstance(shown, dict):
             shown = self._with_our_accounts(shown, below)
@@ -501,8 +505,8 @@ def _canonical(raw: str, query: gce.Query, *, alt: str | None) -> str:
 
 def _relisted_json(answer: Response, gone: Callable[[str], bool]) -> Response:
     try:
-        names = msgspec.json.decode(answer.body, type=list[str])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        names = decode(answer.body, list[str])
+    except NotThatShapeError:
         return _UPSTREAM_SILENT
     kept = [name for name in names if not gone(name.rstrip("/"))]
     return _tagged(answer) if kept == names else gce.content(msgspec.json.encode(kept), json=True)

@@ -25,9 +25,11 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
-from agent.sources.watching import MAX_BUNDLE_BYTES, Changes
+from agent.core.text import os_reason
+from agent.sources.watching import Changes
 from agent.wire.http import WireError
 from agent.wire.wrapped import find
 
@@ -171,8 +173,7 @@ def _read(path: Path, max_bytes: int) -> bytes | None:
     except OSError as error:
         if error.errno in _ABSENT:
             return None
-        said = (error.strerror or "unknown error").lower()
-        raise SourceError(f"{path}: cannot be read: {said}", hint=_hint(error, path)) from error
+        raise SourceError(f"{path}: cannot be read: {os_reason(error)}", hint=_hint(error, path)) from error
     if len(data) > max_bytes:
         raise SourceError(f"{path}: expected at most {max_bytes} bytes, got more")
     if not data:

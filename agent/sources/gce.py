@@ -19,9 +19,11 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.errors import SourceError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
-from agent.sources.watching import MAX_BUNDLE_BYTES, keep_watching
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.sources.watching import keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
 from agent.wire.names import GCE_GUEST_ATTRIBUTES, gce_attributes
 from agent.wire.wrapped import find
@@ -221,8 +223,8 @@ class _Attribute:
         self._note(answer)
         try:
             # A list of pairs would be ambiguous; a name twice is the later one, as for every JSON reader.
-            listed: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            listed = decode(answer.body, dict[str, Any])
+        except NotThatShapeError as error:
             raise SourceError("expected metadata attributes as a JSON object, got something else") from error
         if self._key not in listed:
             return False

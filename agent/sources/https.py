@@ -23,9 +23,11 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
-from agent.sources.watching import MAX_BUNDLE_BYTES, RetryLater, keep_watching, retry_seconds
+from agent.core.text import instant, os_reason
+from agent.sources.watching import RetryLater, keep_watching, retry_seconds
 from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
 from agent.wire.http import WireError
 from agent.wire.userdata import MEDIA_TYPE
@@ -323,7 +325,7 @@ def _read_url(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_URL_BYTES + 1)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+        raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
     url = raw.strip()
     # The rule of agent.config for a URL. What is wrong is not said: the content may be a credential.
     if len(raw) > MAX_URL_BYTES or not _URL.match(url):
@@ -338,7 +340,7 @@ def _read_token(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_TOKEN_BYTES + 1)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+        raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
     token = raw.strip()
     if not token or len(raw) > MAX_TOKEN_BYTES or not all(0x21 <= byte <= 0x7E for byte in token):
         raise SourceError(f"{path}: expected a bearer token of printable characters without spaces")
@@ -366,7 +368,7 @@ def _ack_body(ack: Ack, worker: str | None) -> bytes:
     return msgspec.json.encode(
         _Ack(
             outcome=ack.outcome,
-            at=ack.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            at=instant(ack.at),
             worker=worker,
             iss=ack.issuer,
             sub=ack.subject,

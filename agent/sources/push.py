@@ -8,9 +8,9 @@ from typing import Final, NoReturn
 
 from agent.core.clock import Clock
 from agent.core.errors import SourceError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
-from agent.sources.watching import MAX_BUNDLE_BYTES
 from agent.wire.wrapped import find
 
 _FOREVER_SECONDS: Final = 86_400.0

@@ -14,9 +14,6 @@ from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 from agent.core.source import Offer, Ok, Trouble
 
-MAX_BUNDLE_BYTES: Final = 262_144
-"""No channel carries more than a GCE attribute can (256 KiB); what is longer is not read to its end."""
-
 _NO_HURRY: Final = timedelta(days=1)
 
 

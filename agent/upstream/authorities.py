@@ -14,6 +14,8 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+from agent.core.text import os_reason
+
 MAX_BYTES: Final = 4 << 20
 """The bundle of all public authorities is 220 kB."""
 
@@ -80,7 +82,7 @@ def load(path: str) -> tuple[ssl.SSLContext, int]:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise AuthoritiesError(f"cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+        raise AuthoritiesError(f"cannot be read: {os_reason(error)}") from None
     if len(data) > MAX_BYTES:
         raise AuthoritiesError(f"expected at most {MAX_BYTES} bytes of certificates, got more")
     # The certificates alone: what people write between them (names in any encoding) is no business of the reader.

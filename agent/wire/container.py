@@ -18,7 +18,9 @@ import msgspec
 
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
-from agent.wire.ec2 import parse_timestamp, timestamp
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.text import instant
+from agent.wire.ec2 import parse_timestamp
 from agent.wire.http import JSON, Response, WireError, segments_of
 from agent.wire.names import ECS_PREFIX, EKS_PATH
 
@@ -43,7 +45,7 @@ def render_credential(credential: AwsCredential) -> bytes:
             access_key_id=credential.access_key_id,
             secret_access_key=credential.secret_access_key.reveal(),
             token=credential.session_token.reveal(),
-            expiration=timestamp(credential.expires_at),
+            expiration=instant(credential.expires_at),
             account_id=credential.account_id,
             role_arn=credential.role_arn,
         )
@@ -62,8 +64,8 @@ def parse_credential(data: bytes, *, received: datetime | None = None) -> AwsCre
         WireError: it is not one, or a part is missing.
     """
     try:
-        document = msgspec.json.decode(data, type=_Document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        document = decode(data, _Document)
+    except NotThatShapeError:
         raise WireError("expected a container credentials document, got something else") from None
     if not (document.access_key_id and document.secret_access_key and document.token):
         raise WireError("the container credentials document lacks AccessKeyId, SecretAccessKey or Token")

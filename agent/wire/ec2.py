@@ -23,6 +23,8 @@ import msgspec
 
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.text import instant
 from agent.wire.http import TEXT, Response, WireError
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -36,11 +38,6 @@ VERSION_SEGMENT: Final = re.compile(r"(?:latest|1\.0|20[0-9]{2}-[01][0-9]-[0-3][
 
 MAX_DOCUMENT_BYTES: Final = 10_000
 """The CRT reads no more than this of a credential document."""
-
-
-def timestamp(instant: datetime) -> str:
-    """``YYYY-MM-DDTHH:MM:SSZ``, rounded down: never later than the true end."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -121,12 +118,12 @@ def render_credential(credential: AwsCredential, *, account_id: str | None = Non
     """
     pairs: dict[str, str | None] = {
         "Code": "Success",
-        "LastUpdated": timestamp(credential.issued_at),
+        "LastUpdated": instant(credential.issued_at),
         "Type": "AWS-HMAC",
         "AccessKeyId": credential.access_key_id,
         "SecretAccessKey": credential.secret_access_key.reveal(),
         "Token": credential.session_token.reveal(),
-        "Expiration": timestamp(credential.expires_at),
+        "Expiration": instant(credential.expires_at),
     }
     if account_id is not None:
         pairs["AccountId"] = account_id
@@ -206,7 +203,7 @@ def render_instance_profile(*, arn: str, updated: datetime) -> bytes:
     return _document(
         {
             "Code": "Success",
-            "LastUpdated": timestamp(updated),
+            "LastUpdated": instant(updated),
             "InstanceProfileArn": arn,
             "InstanceProfileId": "AIPA" + "0" * 17,
         }
@@ -259,8 +256,8 @@ def render_identity(identity: InstanceIdentity) -> bytes:
 
 def _decode(data: bytes, kind: type[_T], what: str) -> _T:
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return decode(data, kind)
+    except NotThatShapeError:
         # The decoder's own text may quote what it met, and what it met may be a secret.
         raise WireError(f"expected {what}, got something else") from None
 

@@ -23,6 +23,7 @@ import msgspec
 
 from agent.core.model import GoogleToken
 from agent.core.secret import Secret
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.wire.http import Response, WireError
 from agent.wire.names import GCE_FLAVOR, GCE_FLAVOR_HEADER
 
@@ -262,8 +263,8 @@ def parse_account(data: bytes) -> ServiceAccount:
         WireError: it is not one, or its e-mail is empty.
     """
     try:
-        account = msgspec.json.decode(data, type=ServiceAccount)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        account = decode(data, ServiceAccount)
+    except NotThatShapeError:
         raise WireError("expected a gce service account in json, got something else") from None
     if not account.email:
         raise WireError("the gce service account has no email")
@@ -295,8 +296,8 @@ def parse_token(data: bytes, now: datetime, *, email: str | None = None, scopes:
         WireError: it is not one, or it has ended.
     """
     try:
-        answer = msgspec.json.decode(data, type=_Token)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        answer = decode(data, _Token)
+    except NotThatShapeError:
         raise WireError("expected a gce access token in json, got something else") from None
     if not answer.access_token or not 0 < answer.expires_in <= 86400 * 7:
         raise WireError("expected a gce access token with a life between a second and a week")

@@ -22,6 +22,7 @@ import textwrap
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.wire.http import WireError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ BEGIN: Final = "-----BEGIN CREDENTIAL BUNDLE-----"
 END: Final = "-----END CREDENTIAL BUNDLE-----"
 ARMOUR_COLUMNS: Final = 76
 
-MAX_DOCUMENT_BYTES: Final = 262_144
+MAX_DOCUMENT_BYTES: Final = MAX_BUNDLE_BYTES
 """The most a document may hold after decompression. EC2 allows 16 KiB; cloud-init gzips, and gzip bombs are cheap."""
 
 MAX_PARTS: Final = 64

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.horizon import Horizon, horizon, jwt_end, sentence, spell
+from agent.core.horizon import Horizon, horizon, jwt_end, sentence
 from agent.core.model import (
     AwsAssumeRole,
     AwsKeys,
@@ -33,6 +33,7 @@ from agent.core.model import (
     cloud_of,
 )
 from agent.core.secret import Secret
+from agent.core.text import spell
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)

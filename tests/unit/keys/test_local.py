@@ -130,7 +130,7 @@ def test_a_credential_that_the_machine_was_not_given_is_no_key(tmp_path: Path) -
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     """An absent key is the host's error, with the path and the system's words."""
-    with pytest.raises(HostError, match="No such file"):
+    with pytest.raises(HostError, match="no such file"):
         load_key_file(tmp_path / "nothing")
     with pytest.raises(HostError):
         load_key_file(tmp_path)

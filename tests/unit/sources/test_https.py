@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from agent.core.errors import SourceError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.source import Ack
 from agent.sources.https import HttpsSettings, HttpsSource
-from agent.sources.watching import MAX_BUNDLE_BYTES
 from agent.upstream import Upstream, UpstreamSettings
 from tests.fakes.https_store import HttpsStore, private_ca
 from tests.fakes.served import Fault

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from agent.core.errors import SourceError
+from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack
 from agent.sources.push import PushSource
-from agent.sources.watching import MAX_BUNDLE_BYTES
 from tests.unit.sources.support import START, Listener, StepClock, run, watching
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.core.model import AwsCredential, GoogleToken
 from agent.core.secret import Secret
+from agent.core.text import instant
 from agent.wire import container, ec2, gce
 from agent.wire.http import Response, TargetError, WireError, path_of, segments_of
 
@@ -119,7 +120,7 @@ def test_other_timestamps_are_refused(text: str) -> None:
 
 def test_expiration_is_never_later_than_the_truth() -> None:
     """A fraction of a second is cut off, not rounded up."""
-    assert ec2.timestamp(NOW + timedelta(milliseconds=999)) == "2026-11-24T12:00:00Z"
+    assert instant(NOW + timedelta(milliseconds=999)) == "2026-11-24T12:00:00Z"
 
 
 @given(st.floats(0, 1e9), st.binary(min_size=6, max_size=6))

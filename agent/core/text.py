@@ -1,0 +1,35 @@
+"""Instants, lengths of time and the system's refusals, as people read them: each said in one way everywhere."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+
+def instant(at: datetime) -> str:
+    """An instant as people and AWS write it: ``YYYY-MM-DDTHH:MM:SSZ``, rounded down."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def spell(length: timedelta, *, seconds: bool = False) -> str:
+    """A length of time in the two units that matter: ``5 h 38 min``, ``12 min``, ``40 s``.
+
+    Args:
+        length: what is less than a second counts for nothing.
+        seconds: beside minutes too (``12 min 30 s``), where the leeway of clocks is at stake.
+    """
+    whole = int(length.total_seconds())
+    least = (1, "s") if seconds else (0, "")
+    for unit, name, (below, below_name) in (
+        (86400, "d", (3600, "h")),
+        (3600, "h", (60, "min")),
+        (60, "min", least),
+    ):
+        if whole >= unit:
+            rest = whole % unit // below if below else 0
+            return f"{whole // unit} {name}" + (f" {rest} {below_name}" if rest else "")
+    return f"{whole} s"
+
+
+def os_reason(error: OSError, otherwise: str = "unknown error") -> str:
+    """Why the system refused, without the file's name; ``otherwise`` when it does not say."""
+    return (error.strerror or otherwise).lower()
