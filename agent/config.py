@@ -14,8 +14,9 @@ import os
 import posixpath
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -433,7 +434,7 @@ class Config(_Section, frozen=True):
     redirect: Redirect = Redirect()
 
 
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<where>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
 _CHOICE = re.compile(r"^Invalid (?:enum )?value '(?P<value>.*)'$")
 _PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
@@ -465,17 +466,17 @@ _MEANING: Final = {
 }
 
 
-def _key(where: str | None) -> str:
+def _key(where: str | None, under: str = "") -> str:
     """``$.sources[0].path`` as an operator writes it: ``sources[0].path``."""
-    return (where or "$").removeprefix("$").removeprefix(".") or "the file"
+    return (under + (where or "$").removeprefix("$")).removeprefix(".") or "the file"
 
 
-def _explain(error: msgspec.ValidationError) -> tuple[str, str]:
-    """The key and what was expected, from msgspec's message."""
+def _explain(error: msgspec.ValidationError, under: str = "") -> tuple[str, str]:
+    """The key and what was expected, from msgspec's message about what stands ``under`` a key."""
     match = _WHERE.match(str(error))
     if match is None:
         raise AssertionError("internal error: a message that matches nothing")
-    what, key = match["what"], _key(match["where"])
+    what, key = match["what"], _key(match["where"], under)
     unknown = _UNKNOWN.match(what)
     if unknown is not None:
         name = unknown["field"] if key == "the file" else f"{key}.{unknown['field']}"
@@ -509,8 +510,103 @@ def parse(text: str, *, origin: str) -> Config:
     except msgspec.ValidationError as error:
         key, expected = _explain(error)
         raise ConfigError(f"{origin}: {key}: {expected}", hint=_hint(key)) from None
-    _check(config, origin)
+    for fault in _contradictions(config):
+        raise fault.error(origin)
     return config
+
+
+class Fault(NamedTuple):
+    """Something wrong in the text.
+
+    Attributes:
+        key: as an operator writes it, ``sources[0].path``.
+        said: what was expected, and what was got.
+        hint: what to do next.
+    """
+
+    key: str
+    said: str
+    hint: str | None = None
+
+    def error(self, origin: str) -> ConfigError:
+        """The fault, as it is raised."""
+        return ConfigError(f"{origin}: {self.key}: {self.said}", hint=self.hint)
+
+
+def survey(path: Path) -> tuple[Config, tuple[Fault, ...]]:
+    """Everything that is wrong in a file, for a person who wants to mend it in one go.
+
+    Returns:
+        What is left of the configuration without what is wrong in it, never to be served from; and the faults, in the
+        order of the sections. A list of entries is cut off at its first faulty one, so that an index stays true.
+
+    Raises:
+        ConfigError: it cannot be read, or it is not TOML.
+    """
+    tree = _tree(_text(path), str(path))
+    faults = [Fault(key, "unknown key", _hint(key)) for key in tree if key not in Config.__struct_fields__]
+    sound: dict[str, object] = {}
+    for field in msgspec.structs.fields(Config):
+        if field.encode_name not in tree:
+            continue
+        value, found = tree[field.encode_name], []
+        if field.name in _ENTRIES and isinstance(value, list):
+            left: list[object] = []
+            for index, entry in enumerate(value):
+                found += _mended(entry, _ENTRIES[field.name], f"{field.name}[{index}]")[1]
+                if not found:
+                    left.append(entry)
+            sound[field.name] = left
+        else:
+            sound[field.name], found = _mended(value, field.type, field.name)
+        faults += found
+    config = msgspec.convert({key: value for key, value in sound.items() if value is not None}, Config)
+    faults += [fault for fault in _contradictions(config) if not follows(fault.key, faults)]
+    return config, tuple(faults)
+
+
+def follows(key: str, faults: Iterable[Fault]) -> bool:
+    """Whether what is wrong with ``key`` may be so only because of one of the ``faults``, in the same list or value."""
+    lists = {re.split(r"[.\[]", fault.key)[0] for fault in faults} & _ENTRIES.keys()
+    return re.split(r"[.\[]", key)[0] in lists or any(key in (fault.key, fault.key.split(".")[0]) for fault in faults)
+
+
+def _mended(value: object, kind: object, origin: str) -> tuple[object | None, list[Fault]]:
+    """``value`` without what is wrong in it, ``None`` when nothing is left; and what was wrong.
+
+    msgspec tells of the first mistake only. What it tells of is taken out, and it is asked again.
+    """
+    faults: list[Fault] = []
+    value = dict(value) if isinstance(value, dict) else value
+    while True:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            key, said = _explain(error, origin)
+            if isinstance(value, dict) and key == origin and said.startswith("object missing required field"):
+                return None, [*faults, *_missing(value, kind, origin, faults)]
+            faults.append(Fault(key, said, _hint(key)))
+            name = re.split(r"[.\[]", key.removeprefix(origin).removeprefix("."))[0]
+            if not isinstance(value, dict) or name not in value or name == "kind":
+                return None, faults
+            del value[name]
+        else:
+            return value, faults
+
+
+def _missing(value: dict[str, object], kind: object, origin: str, faults: list[Fault]) -> Iterator[Fault]:
+    """What is required and not there; but for what was taken out since it was wrong. msgspec tells of the first only."""
+    kinds: Iterable[type[msgspec.Struct]] = get_args(kind) or (kind,)
+    for one in kinds:
+        tag = one.__struct_config__.tag
+        if tag is not None and "kind" not in value:
+            yield Fault(f"{origin}.kind", "required, and not there", _hint(origin))
+            return
+        if tag == value.get("kind"):
+            for field in msgspec.structs.fields(one):
+                key = f"{origin}.{field.name}"
+                if field.required and field.name not in value and not any(f.key.startswith(key) for f in faults):
+                    yield Fault(key, "required, and not there", _hint(origin))
 
 
 def load(path: Path) -> Config:
@@ -619,6 +715,7 @@ _KINDS: Final = {
     "keys": "file, credential, aws-kms, gcp-kms, ephemeral",
     "sources": "file, ec2-user-data, gce-attribute, https",
 }
+_ENTRIES: Final[dict[str, object]] = {"keys": KeyEntry, "signers": SignerEntry, "sources": SourceEntry}
 _CHOICES: Final = {
     "identity.fallback": '"aws" or "gcp"',
     "identity.on_expiry": '"deny" or "fallback"',
@@ -642,58 +739,60 @@ _SECTIONS: Final = {
 }
 
 
-def _check(config: Config, origin: str) -> None:
+def _contradictions(config: Config) -> Iterator[Fault]:
     """What types cannot say."""
     if not config.listen.http:
-        raise ConfigError(
-            f"{origin}: listen.http: expected at least one address",
-            hint="without a door no worker can ask; sockets that systemd passes take the place of these",
+        yield Fault(
+            "listen.http",
+            "expected at least one address",
+            "without a door no worker can ask; sockets that systemd passes take the place of these",
         )
-    try:
-        for value in config.listen.http:
+    for value in config.listen.http:
+        try:
             host_port(value)
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error.message}") from None
+        except ConfigError as error:
+            yield Fault(*error.message.split(": ", 1))
     length = len(os.fsencode(config.listen.control))
     if length > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"{origin}: listen.control: expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
-            hint="the address of a unix socket holds no more",
+        yield Fault(
+            "listen.control",
+            f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
+            "the address of a unix socket holds no more",
         )
-    _check_files(config.environment, origin)
+    yield from _twice_a_file(config.environment)
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
-            raise ConfigError(
-                f'{origin}: {key}: expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}'
-            )
+            yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
     if config.keys and not config.signers:
-        raise ConfigError(
-            f"{origin}: signers: expected at least one beside keys: without a pinned signer no bundle can be believed",
-            hint='add [[signers]] with key = "/path/to/public.jwk"',
+        yield Fault(
+            "signers",
+            "expected at least one beside keys: without a pinned signer no bundle can be believed",
+            'add [[signers]] with key = "/path/to/public.jwk"',
         )
     if config.sources and not config.keys:
-        raise ConfigError(
-            f"{origin}: keys: expected at least one beside sources: a bundle could arrive and nothing could open it",
-            hint='add [[keys]] with kind = "file" and path = "/path/to/worker.jwk"',
+        yield Fault(
+            "keys",
+            "expected at least one beside sources: a bundle could arrive and nothing could open it",
+            'add [[keys]] with kind = "file" and path = "/path/to/worker.jwk"',
         )
-    _check_sources(config.sources, origin)
+    yield from _unclear_sources(config.sources)
 
 
-def _check_sources(sources: tuple[SourceEntry, ...], origin: str) -> None:
+def _unclear_sources(sources: tuple[SourceEntry, ...]) -> Iterator[Fault]:
     """Each says where it reads, once, and has a name of its own."""
     for index, entry in enumerate(sources):
         if isinstance(entry, HttpsEntry) and (entry.url is None) == (entry.url_file is None):
-            raise ConfigError(
-                f"{origin}: sources[{index}]: expected one of url and url_file, got "
-                f"{'neither' if entry.url is None else 'both'}",
-                hint="a pre-signed URL is a credential: url_file keeps it out of the configuration",
+            yield Fault(
+                f"sources[{index}]",
+                f"expected one of url and url_file, got {'neither' if entry.url is None else 'both'}",
+                "a pre-signed URL is a credential: url_file keeps it out of the configuration",
             )
     names = [entry.name for entry in sources if entry.name is not None]
-    for name in {n for n in names if names.count(n) > 1}:
-        raise ConfigError(f"{origin}: sources: expected distinct names, got {name!r} twice")
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield Fault("sources", f"expected distinct names, got {name!r} twice")
 
 
-def _check_files(environment: Environment, origin: str) -> None:
+def _twice_a_file(environment: Environment) -> Iterator[Fault]:
     """Each of the files has its own path, or the last one written would be all of them."""
     taken: dict[str, str] = {}
     for key in ("file", "shell_file", "container_file", "token_file"):
@@ -701,7 +800,5 @@ def _check_files(environment: Environment, origin: str) -> None:
             continue
         path = posixpath.normpath("/" + getattr(environment, key).lstrip("/"))  # POSIX keeps two slashes apart
         if path in taken:
-            raise ConfigError(
-                f"{origin}: environment.{key}: expected another path than environment.{taken[path]}, got {path} twice"
-            )
+            yield Fault(f"environment.{key}", f"expected another path than environment.{taken[path]}, got {path} twice")
         taken[path] = key

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from agent.cli.common import CONFIG_PATH
+from agent.cli.common import CONFIG_PATH, EX_CONFIG
 
 if TYPE_CHECKING:
     from agent.config import Config
+    from agent.core.errors import AgentError
 
 SERVICE_USER: Final = "credential-agent"
 
@@ -29,27 +30,44 @@ SERVICE_USER: Final = "credential-agent"
 )
 @click.option("--build", is_flag=True, help="Off the worker: look at the file alone, and say what is not looked at.")
 def check(path: Path, build: bool) -> None:
-    """Check the configuration and everything it names; start nothing.
+    """Check the configuration and everything it names; start nothing. Says everything that is wrong in one go.
 
     Root looks with the eyes of the service's user, which is what will have to read it all.
     """
     import asyncio
 
-    from agent import config, daemon
+    from agent import config
 
+    if not build:
+        _become_the_service()
+    settings, faults = config.survey(path)
     if build:
-        for name in _elsewhere(config.load(path)):
+        for name in _elsewhere(settings):
             click.echo(f"not looked at: {name}", err=True)
+        _end_if_wrong([fault.error(str(path)) for fault in faults])
         click.echo(f"{path}: ok, as far as it can be said off the worker")
         return
-    _become_the_service()
+    from agent import daemon
 
-    async def look() -> tuple[str, ...]:
-        return daemon.check(config.load(path), environ=dict(os.environ))
+    async def look() -> daemon.Checked:
+        return daemon.check(settings, environ=dict(os.environ))
 
-    for warning in [*asyncio.run(look()), *_unknown_users(config.load(path).redirect.users)]:
+    found = asyncio.run(look())
+    for warning in [*found.told, *_unknown_users(settings.redirect.users)]:
         click.echo(f"warning: {warning}", err=True)
+    # What is left of a faulty section has defaults in place of what was meant: nothing is said of those.
+    opened = [error for key, error in found.faults if not config.follows(key, faults)]
+    _end_if_wrong([*(fault.error(str(path)) for fault in faults), *opened])
     click.echo(f"{path}: ok")
+
+
+def _end_if_wrong(errors: list[AgentError]) -> None:
+    from agent.cli import report
+
+    for error in errors:
+        report(error)
+    if errors:
+        raise click.exceptions.Exit(EX_CONFIG)
 
 
 def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:

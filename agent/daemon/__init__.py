@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -44,7 +44,7 @@ from agent.daemon import compose, disk, doors, grace, handover, kept
 from agent.daemon.announce import Announcer
 from agent.daemon.control import routes
 from agent.daemon.looking import look_now
-from agent.daemon.publish import Publisher, check_paths, container_tokens, group_id, written_token
+from agent.daemon.publish import Publisher, absent_directories, check_paths, container_tokens, group_id, written_token
 from agent.daemon.pulse import Pulse
 from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
 from agent.host import arrival, containerenv, descriptors, machine, memory, systemd
@@ -105,7 +105,7 @@ class Daemon:
         environ: what the service manager passed.
         reload: reads the configuration anew (SIGHUP).
         root: where ``/sys`` and ``/etc`` are; another place in tests.
-        strict: whether what the configuration names must be there: to check it, rather than to serve.
+        faults: takes note of everything that is wrong or away: to check the configuration, rather than to serve.
 
     Raises:
         ConfigError: something the configuration names is missing or wrong. Nothing was started.
@@ -118,7 +118,7 @@ class Daemon:
         environ: Mapping[str, str],
         reload: Callable[[], config.Config],
         root: Path = Path("/"),
-        strict: bool = False,
+        faults: compose.Faults | None = None,
     ) -> None:
         self._settings = self._loaded = settings
         self._environ = environ
@@ -147,20 +147,20 @@ class Daemon:
         self._began = left.began if left is not None else self.clock.uptime()
 
         # 1. Everything that can be wrong in the configuration. What is only away just now is an alarm and no end.
-        self._away = compose.Away(left.files if left is not None else None)
-        away = None if strict else self._away
+        self._away = faults or compose.Away(left.files if left is not None else None)
+        away = self._away
         self._state = StateDirectory(
             _directory(
                 settings.state.directory,
                 "state.directory",
-                self._tolerate(strict),
+                self._tolerate,
                 disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS,
             )
         )
-        with self._tolerate(strict)("environment"):
-            check_paths(settings.environment)
+        for key, error in absent_directories(settings.environment):
+            away.takes(key, error)
         gid = None
-        with self._tolerate(strict)("environment.group"):
+        with self._tolerate("environment.group"):
             gid = group_id(settings.environment.group)
         self._out = compose.upstream(settings, hear=self._hear)
         self._shares = descriptors.shares(
@@ -172,11 +172,12 @@ class Daemon:
         self._files = named(settings, credentials_directory=environ.get("CREDENTIALS_DIRECTORY"))
         self._seen = looks(self._files)
         self._loaded_files: tuple[Loaded, ...] = ()
-        with self._tolerate(strict)("ca_file"):
-            self._watch_files(settings)
+        self._watch_files(settings, away.takes)
         ring = self._keyring(settings, left.key() if left is not None else None, away)
         self._opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
-        self._sources = compose.sources(settings, metadata=self._metadata, clock=self.clock, rng=self._rng)
+        self._sources = compose.sources(
+            settings, metadata=self._metadata, clock=self.clock, rng=self._rng, away=faults
+        )
         self._push = PushSource(clock=self.clock)
         self._container_ids: tuple[Secret, ...] = ()
         # The present one first, and the one before.
@@ -184,24 +185,24 @@ class Daemon:
         self._gid = gid
         self._announcer = Announcer(self.clock, self._metadata.gce, needed=lambda: self.keeper.intake.last_refusal)
 
-    def _tolerate(self, strict: bool) -> Callable[[str], contextlib.AbstractContextManager[None]]:
-        """What is not there just now is noted, and said once the log is there; a check says it at once."""
-
-        @contextlib.contextmanager
-        def tolerant(key: str) -> Iterator[None]:
-            try:
-                yield
-            except AgentError as error:
-                if strict:
-                    raise
-                self._away.reasons[key] = error.message
-
-        return tolerant
+    @contextlib.contextmanager
+    def _tolerate(self, key: str) -> Iterator[None]:
+        """What is not there just now is noted, and said once the log is there."""
+        try:
+            yield
+        except AgentError as error:
+            if not self._away.takes(key, error):
+                raise
 
     @property
     def absent_keys(self) -> tuple[str, ...]:
         """The names of keys that the configuration expects and this machine was not given."""
         return self._opening.ring.absent
+
+    @property
+    def keys_not_given(self) -> tuple[str, ...]:
+        """Those of them that systemd did not pass. The others are files, which are taken when they are there."""
+        return tuple(name for name in self.absent_keys if name not in self._away.reasons)
 
     # -- the start --------------------------------------------------------------------------------------------------
 
@@ -727,7 +728,7 @@ class Daemon:
             memory_unwritten=self.keeper.durable.unwritten,
             refused_variables=self._publisher.refused(self.clock.now()),
             keys=self._opening.ring.kids,
-            absent_keys=self.absent_keys,
+            absent_keys=self.keys_not_given,
             audiences=tuple(sorted(self._opening.audiences | self._opening.ring.audiences)),
             requests=self._requests,
             files=self._loaded_files,
@@ -884,15 +885,19 @@ class Daemon:
         await self._publisher.settled(SETTLE_SECONDS)
         return outcomes
 
-    def _watch_files(self, settings: config.Config) -> None:
+    def _watch_files(self, settings: config.Config, takes: Callable[[str, ConfigError], bool] | None = None) -> None:
         """Note which files the configuration names, how they look and what they hold. Before their readers open them.
+
+        Args:
+            settings: names them.
+            takes: gets what is wrong with a file of certificate authorities, with its key, instead of an error.
 
         Raises:
             ConfigError: a file of certificate authorities is no such file.
         """
         files = named(settings, credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"))
         seen = looks(files)
-        self._loaded_files = describe(files)
+        self._loaded_files = describe(files) if takes is None else describe(files, takes)
         self._files, self._seen = files, seen
 
     async def _follow_files(self) -> None:
@@ -992,8 +997,8 @@ class Daemon:
         )
 
     def _tell_absent_keys(self) -> None:
-        for name in self.absent_keys:
-            # No error: the image of a worker is made, and checked, before the worker has a key.
+        # No error: the image of a worker is made, and checked, before the worker has a key. A file is `start.without`.
+        for name in self.keys_not_given:
             self._log.warning("key.absent", credential=name, hint=ABSENT_KEY_HINT)
 
     @property
@@ -1004,20 +1009,29 @@ class Daemon:
         )
 
 
-def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> tuple[str, ...]:
-    """Open everything that the configuration names, start nothing.
+class Checked(NamedTuple):
+    """What a check found.
 
-    Returns:
-        What the agent would start without, and a person should know of: a line each.
-
-    Raises:
-        ConfigError: something is missing or wrong.
+    Attributes:
+        faults: what is missing or wrong, with the key of each.
+        told: what the agent would start without, and a person should know of: a line each.
     """
-    daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root, strict=True)
-    told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.absent_keys]
+
+    faults: Sequence[tuple[str, AgentError]]
+    told: Sequence[str]
+
+
+def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> Checked:
+    """Open everything that the configuration names, start nothing, and tell of everything that is wrong."""
+    faults = compose.Faults()
+    daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root, faults=faults)
+    told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.keys_not_given]
+    for file in named(settings, credentials_directory=environ.get("CREDENTIALS_DIRECTORY")):
+        if file.at_use and not os.access(file.path, os.R_OK):
+            told.append(f"{file.key}: {file.path}: cannot be read; the source brings nothing until it can")
     if doors.pointer(settings.listen.http) is None:
         told.append(f"listen.http: {NO_POINTER_HINT}")
-    return tuple(told)
+    return Checked(faults.errors, told)
 
 
 def _clock_vitals(clock: SystemClock) -> report.ClockVitals:

@@ -164,9 +164,8 @@ def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
             entries.append(_signer(entry, where))
         except ConfigError as error:
             text = away.files.get(entry.key) if away is not None else None
-            if away is None:
+            if away is None or not away.takes(where, error):
                 raise
-            away.reasons[where] = error.message
             if text is not None:
                 # It was there a moment ago, in the process before us, and nobody has taken it out of the configuration.
                 entries.append(_signer(entry, where, text))
@@ -187,6 +186,35 @@ class Away:
     def __init__(self, files: Mapping[str, str] | None = None) -> None:
         self.reasons: dict[str, str] = {}
         self.files: dict[str, str] = dict(files or {})
+
+    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
+        """Take note of an error, if that is all that it needs.
+
+        Args:
+            key: the key of the configuration.
+            error: what is wrong with it.
+            passing: whether it may be right on another day, by itself.
+        """
+        if passing:
+            self.reasons[key] = error.message
+        return passing
+
+
+class Faults(Away):
+    """For a check: every fault is taken note of, whatever its kind, so that all of them are told in one go.
+
+    Attributes:
+        errors: in the order in which they were found, with the key of each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[tuple[str, AgentError]] = []
+
+    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:  # noqa: ARG002 - any is taken
+        """Take note of every error."""
+        self.errors.append((key, error))
+        return super().takes(key, error)
 
 
 class _AwayError(ConfigError):
@@ -285,13 +313,16 @@ def keyring(
                 case config.EphemeralKey():
                     found.append(ephemeral or keys.ephemeral_key())
         except AgentError as error:
-            if away is None or not _could_be(entry, error):
-                raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
-            away.reasons[where] = error.message
+            fault = ConfigError(f"{where}: {error.message}", hint=error.hint)
+            if away is None or not away.takes(where, fault, passing=_could_be(entry, error)):
+                raise fault from None
             absent.append(where)
     twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
     if twice:
-        raise ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
+        fault = ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
+        if away is None or not away.takes("keys", fault, passing=False):
+            raise fault
+        found = list({key.kid: key for key in found}.values())
     return keys.Keyring(found, absent=absent)
 
 
@@ -363,8 +394,16 @@ def sources(
     metadata: Metadata,
     clock: Clock,
     rng: random.Random,
+    away: Away | None = None,
 ) -> list[Source]:
     """The ways in.
+
+    Args:
+        settings: the configuration.
+        metadata: the machine's own services.
+        clock: tells when to look again.
+        rng: spreads the looks of a fleet.
+        away: takes note of a source that cannot be, instead of an error: it is then left out.
 
     Raises:
         ConfigError: a source needs a metadata service that this machine does not have.
@@ -372,30 +411,47 @@ def sources(
     found: list[Source] = []
     for index, entry in enumerate(settings.sources):
         where = f"sources[{index}]"
-        match entry:
-            case config.FileSourceEntry():
-                file = FileSettings(path=Path(entry.path), name=entry.name or _free("file", found))
-                found.append(FileSource(file, clock=clock))
-            case config.Ec2UserDataEntry():
-                if metadata.ec2 is None:
-                    raise _needs(where, "ec2-user-data", "upstream.ec2")
-                # Each source brings what it reads with (MIME, compression); a worker has one or two of the four.
-                from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource  # noqa: PLC0415 - as just said
-
-                user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
-                found.append(Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng))
-            case config.GceAttributeEntry():
-                if metadata.gce is None:
-                    raise _needs(where, "gce-attribute", "upstream.gce")
-                from agent.sources.gce import GceAttributeSettings, GceAttributeSource  # noqa: PLC0415 - as above
-
-                attribute = GceAttributeSettings(
-                    key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", found)
-                )
-                found.append(GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng))
-            case config.HttpsEntry():
-                found.append(_https(entry, _free("https", found), settings, clock=clock, rng=rng))
+        try:
+            found.append(_source(entry, where, found, settings, metadata=metadata, clock=clock, rng=rng))
+        except ConfigError as error:
+            if away is None or not away.takes(where, error, passing=False):
+                raise
     return found
+
+
+def _source(
+    entry: config.SourceEntry,
+    where: str,
+    found: list[Source],
+    settings: config.Config,
+    *,
+    metadata: Metadata,
+    clock: Clock,
+    rng: random.Random,
+) -> Source:
+    match entry:
+        case config.FileSourceEntry():
+            file = FileSettings(path=Path(entry.path), name=entry.name or _free("file", found))
+            return FileSource(file, clock=clock)
+        case config.Ec2UserDataEntry():
+            if metadata.ec2 is None:
+                raise _needs(where, "ec2-user-data", "upstream.ec2")
+            # Each source brings what it reads with (MIME, compression); a worker has one or two of the four.
+            from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource  # noqa: PLC0415 - as just said
+
+            user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
+            return Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng)
+        case config.GceAttributeEntry():
+            if metadata.gce is None:
+                raise _needs(where, "gce-attribute", "upstream.gce")
+            from agent.sources.gce import GceAttributeSettings, GceAttributeSource  # noqa: PLC0415 - as above
+
+            attribute = GceAttributeSettings(
+                key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", found)
+            )
+            return GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng)
+        case config.HttpsEntry():
+            return _https(entry, _free("https", found), settings, clock=clock, rng=rng)
 
 
 def _https(

@@ -11,7 +11,7 @@ import contextlib
 import grp
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -57,10 +57,17 @@ def check_paths(settings: config.Environment) -> None:
     Raises:
         ConfigError: a directory is missing.
     """
-    for key in ("file", "shell_file", "container_file", "token_file"):
-        path = getattr(settings, key)
+    for _, error in absent_directories(settings):
+        raise error
+
+
+def absent_directories(settings: config.Environment) -> Iterator[tuple[str, ConfigError]]:
+    """Each key whose directory is missing, with that said."""
+    for name in ("file", "shell_file", "container_file", "token_file"):
+        path = getattr(settings, name)
         if path is not None and not Path(path).parent.is_dir():
-            raise ConfigError(f"environment.{key}: expected an existing directory, got {str(Path(path).parent)!r}")
+            key = f"environment.{name}"
+            yield key, ConfigError(f"{key}: expected an existing directory, got {str(Path(path).parent)!r}")
 
 
 def written_token(path: Path) -> Secret | None:

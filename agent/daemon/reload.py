@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -131,8 +131,14 @@ def _keys(settings: config.Config, credentials_directory: str | None) -> list[Na
 AUTHORITIES: Final = "certificate authorities"
 
 
-def describe(files: Iterable[Named]) -> tuple[Loaded, ...]:
+def describe(
+    files: Iterable[Named], takes: Callable[[str, ConfigError], bool] = lambda _key, _error: False
+) -> tuple[Loaded, ...]:
     """What the files hold now; a file that is not there is left out, unless it holds authorities.
+
+    Args:
+        files: which.
+        takes: gets each error with its key; says whether that is all that it needs.
 
     Raises:
         ConfigError: a file of certificate authorities cannot be read or holds none. Keys are their readers' business.
@@ -144,7 +150,10 @@ def describe(files: Iterable[Named]) -> tuple[Loaded, ...]:
             try:
                 count = load(str(file.path))[1]
             except AuthoritiesError as error:
-                raise ConfigError(f"{file.key}: {file.path}: {error}") from None
+                fault = ConfigError(f"{file.key}: {file.path}: {error}")
+                if takes(file.key, fault):
+                    continue
+                raise fault from None
         try:
             digest = None if file.secret else _digest(file.path)
             if file.secret:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from agent import config
 from agent.cli import check as room
 from agent.core.errors import ConfigError
 
@@ -43,8 +47,161 @@ def test_before_a_build_a_mistake_is_still_one(path: Path) -> None:
     """What is wrong with the file itself is said."""
     path.write_text(path.read_text() + "nonsense = 1\n")
     done = CliRunner().invoke(room.check, ["--build", "--config", str(path)])
-    assert isinstance(done.exception, ConfigError)
-    assert "environment.nonsense" in str(done.exception)
+    assert done.exit_code == 78
+    assert "environment.nonsense: unknown key" in done.output
+
+
+def said(text: str, tmp_path: Path) -> list[str]:
+    """What a check says of the configuration, but for its hints, each line without the name of the file."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    command = [sys.executable, "-m", "agent", "check", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("  hint: ")]
+    assert all(line.startswith(("credential-agent: ", "warning: ")) for line in lines), done.stderr
+    return [re.sub("^(credential-agent|warning): ", "", line).removeprefix(f"{path}: ") for line in lines]
+
+
+def keys(lines: list[str]) -> list[str]:
+    return [line.split(":")[0] for line in lines]
+
+
+SOUND = """
+[listen]
+http = ["127.0.0.1:0"]
+[state]
+directory = "{0}"
+[environment]
+file = "{0}/env"
+shell_file = "{0}/env.sh"
+token_file = "{0}/token"
+"""
+
+
+def test_every_mistake_in_the_text_is_said_in_one_go(tmp_path: Path) -> None:
+    """Unknown keys and sections, wrong values and kinds, missing keys and contradictions, each with its place, once."""
+    lines = said(
+        """
+        nonsense = 1
+        [listen]
+        http = ["127.0.0.1"]
+        control_mode = "rw"
+        conections = 3
+        [identity]
+        fallback = ["azure"]
+        grace_seconds = "long"
+        [[keys]]
+        kind = "aws-kms"
+        regoin = "eu-west-1"
+        [[keys]]
+        kind = "stone"
+        [[signers]]
+        key = "relative.jwk"
+        [[sources]]
+        kind = "https"
+        [[sources]]
+        kind = "file"
+        path = 7
+        [upstream]
+        ec2 = "maybe"
+        [mint]
+        sts_endpoint = "ftp://x"
+        [logg]
+        level = "info"
+        [log]
+        level = "loud"
+        [state]
+        directory = "/nowhere"
+        """,
+        tmp_path,
+    )
+    assert sorted(keys(lines)) == sorted(
+        [
+            "nonsense", "logg", "listen.http", "listen.control_mode", "listen.conections", "identity.fallback[0]",
+            "identity.grace_seconds", "keys[0].regoin", "keys[0].key_id", "keys[0].public_key", "keys[1].kind",
+            "signers[0].key", "signers[0].issuers", "sources[1].path", "upstream.ec2", "mint.sts_endpoint", "log.level",
+            "state.directory", "environment.file", "environment.shell_file", "environment.token_file",
+        ]
+    )  # fmt: skip
+
+
+def test_everything_that_is_missing_is_said_in_one_go(tmp_path: Path) -> None:
+    """Keys, signers, authorities, a metadata service, a group and directories are all looked at, and all told."""
+    lines = said(
+        f"""
+        [state]
+        directory = "{tmp_path}/nowhere"
+        [environment]
+        file = "{tmp_path}/no/env"
+        shell_file = "{tmp_path}/env.sh"
+        token_file = "{tmp_path}/nor/token"
+        group = "no-such-group"
+        [upstream]
+        ca_file = "{tmp_path}/ca.pem"
+        ec2 = "off"
+        [[keys]]
+        kind = "file"
+        path = "{tmp_path}/worker.jwk"
+        [[keys]]
+        kind = "credential"
+        name = "worker"
+        [[keys]]
+        kind = "gcp-kms"
+        key_version = "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1"
+        public_key = "{tmp_path}/worker.pem"
+        [[signers]]
+        key = "{tmp_path}/one.jwk"
+        issuers = ["*"]
+        [[signers]]
+        key = "{tmp_path}/two.jwk"
+        issuers = ["*"]
+        [[sources]]
+        kind = "ec2-user-data"
+        [[sources]]
+        kind = "https"
+        url_file = "{tmp_path}/url"
+        ca_file = "{tmp_path}/own.pem"
+        """,
+        tmp_path,
+    )
+    assert sorted(keys(lines)) == sorted(
+        [
+            "state.directory", "environment.file", "environment.token_file", "environment.group", "upstream.ca_file",
+            "keys[0]", "keys[2]", "signers[0].key", "signers[1].key", "sources[0]", "sources[1].ca_file",
+            "key worker", "sources[1].url_file",
+        ]
+    )  # fmt: skip
+
+
+def test_nothing_is_said_that_follows_from_another_mistake(tmp_path: Path) -> None:
+    """A list with a faulty entry is not taken for an empty one, nor the default of a faulty key for what was meant."""
+    sound = SOUND.format(tmp_path)
+    broken_key = '[[keys]]\nkind = "file"\n[[sources]]\nkind = "file"\npath = "/x"\n'
+    assert keys(said(sound + broken_key, tmp_path)) == ["keys[0].path"]
+    faulty_state = sound.replace(f'directory = "{tmp_path}"', "directory = 3")
+    assert keys(said(faulty_state, tmp_path)) == ["state.directory"]
+
+
+@pytest.mark.parametrize("text", ["[listen", "a = 1\na = 2\n", "keys = 3\n", "listen = []\n", "keys = [1, 2]\n", "x = {}\n"])
+def test_what_is_hardly_a_configuration_is_a_line(text: str, tmp_path: Path) -> None:
+    """Text that is no TOML, and TOML of another shape, end with a line for each mistake and status 78."""
+    assert said(text, tmp_path)
+
+
+def test_the_check_and_the_start_agree(tmp_path: Path) -> None:
+    """What the start refuses the check refuses, with the same first words."""
+    for section, key, value in (("log", "level", '"loud"'), ("listen", "http", "[]"), ("aws", "account_id", '"12"')):
+        path = tmp_path / "config.toml"
+        text = f"[{section}]\n{key} = {value}\n"
+        path.write_text(text)
+        with pytest.raises(ConfigError) as refused:
+            config.load(path)
+        settings, faults = config.survey(path)
+        assert [str(fault.error(str(path))) for fault in faults] == [str(refused.value)]
+        assert faults[0].hint == refused.value.hint
+        assert settings == config.Config() or key == "http"
 
 
 @pytest.mark.root
