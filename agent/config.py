@@ -595,7 +595,7 @@ def _mended(value: object, kind: object, origin: str) -> tuple[object | None, li
 
 
 def _missing(value: dict[str, object], kind: object, origin: str, faults: list[Fault]) -> Iterator[Fault]:
-    """What is required and not there; but for what was taken out since it was wrong. msgspec tells of the first only."""
+    """What is required and not there, but for what was taken out since it was wrong."""
     kinds: Iterable[type[msgspec.Struct]] = get_args(kind) or (kind,)
     for one in kinds:
         tag = one.__struct_config__.tag

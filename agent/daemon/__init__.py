@@ -175,9 +175,7 @@ class Daemon:
         self._watch_files(settings, away.takes)
         ring = self._keyring(settings, left.key() if left is not None else None, away)
         self._opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
-        self._sources = compose.sources(
-            settings, metadata=self._metadata, clock=self.clock, rng=self._rng, away=faults
-        )
+        self._sources = compose.sources(settings, metadata=self._metadata, clock=self.clock, rng=self._rng, away=faults)
         self._push = PushSource(clock=self.clock)
         self._container_ids: tuple[Secret, ...] = ()
         # The present one first, and the one before.
@@ -1026,9 +1024,11 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
     faults = compose.Faults()
     daemon = Daemon(settings, environ=environ, reload=lambda: settings, root=root, faults=faults)
     told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in daemon.keys_not_given]
-    for file in named(settings, credentials_directory=environ.get("CREDENTIALS_DIRECTORY")):
-        if file.at_use and not os.access(file.path, os.R_OK):
-            told.append(f"{file.key}: {file.path}: cannot be read; the source brings nothing until it can")
+    told += [
+        f"{file.key}: {file.path}: cannot be read; the source brings nothing until it can"
+        for file in named(settings, credentials_directory=environ.get("CREDENTIALS_DIRECTORY"))
+        if file.at_use and not os.access(file.path, os.R_OK)
+    ]
     if doors.pointer(settings.listen.http) is None:
         told.append(f"listen.http: {NO_POINTER_HINT}")
     return Checked(faults.errors, told)

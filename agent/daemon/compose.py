@@ -317,13 +317,21 @@ def keyring(
             if away is None or not away.takes(where, fault, passing=_could_be(entry, error)):
                 raise fault from None
             absent.append(where)
+    return keys.Keyring(_distinct(found, away), absent=absent)
+
+
+def _distinct(found: list[keys.WorkerKey], away: Away | None) -> list[keys.WorkerKey]:
+    """The keys, each once.
+
+    Raises:
+        ConfigError: one is there twice, and nobody takes note of that.
+    """
     twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
     if twice:
         fault = ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
         if away is None or not away.takes("keys", fault, passing=False):
             raise fault
-        found = list({key.kid: key for key in found}.values())
-    return keys.Keyring(found, absent=absent)
+    return list({key.kid: key for key in found}.values())
 
 
 REMEMBERED = 4

@@ -19,6 +19,7 @@ import pytest
 
 from agent import bundle
 from agent.core.model import OnExpiry
+from agent.host.files import write_atomic
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.system.harness import AUDIENCE, Agent, World, background, merged, until
 
@@ -185,6 +186,22 @@ class TestStart:
             assert agent.status()["absent_keys"] == []
             assert agent.push(sealed)["outcome"] == "accepted"
             assert agent.access_key() == KEYS[1]
+
+    def test_a_key_file_that_is_not_there_yet_is_told_as_a_file(self, world: World, ec2: Ec2MetadataService) -> None:
+        """A missing file has the hint of a file: it is taken once it is there. No word of systemd's credentials."""
+        late = world.root / "late.jwk"
+        with world.agent({**on_ec2(ec2), "keys": [{"kind": "file", "path": str(late)}]}) as agent:
+            agent.ready()
+            without = agent.wait_for("start.without")
+            assert without["key"] == "keys[0]"
+            assert str(late) in without["reason"]
+            assert agent.status()["absent_keys"] == []
+            assert "keys[0]" in agent.status()["without"]
+            assert "key.absent" not in agent.stderr
+            write_atomic(late, world.key_file.read_bytes(), mode=0o600)
+            agent.wait_for("reload.applied")
+            assert agent.push(world.seal(world.session(KEYS[1])))["outcome"] == "accepted"
+            assert agent.status()["without"] == {}
 
     def test_a_garbled_memory_stays_closed_over_restarts(self, world: World, ec2: Ec2MetadataService) -> None:
         """A memory that makes no sense closes every cloud, also at the start after the next."""

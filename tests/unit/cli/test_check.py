@@ -184,7 +184,9 @@ def test_nothing_is_said_that_follows_from_another_mistake(tmp_path: Path) -> No
     assert keys(said(faulty_state, tmp_path)) == ["state.directory"]
 
 
-@pytest.mark.parametrize("text", ["[listen", "a = 1\na = 2\n", "keys = 3\n", "listen = []\n", "keys = [1, 2]\n", "x = {}\n"])
+@pytest.mark.parametrize(
+    "text", ["[listen", "a = 1\na = 2\n", "keys = 3\n", "listen = []\n", "keys = [1, 2]\n", "x = {}\n"]
+)
 def test_what_is_hardly_a_configuration_is_a_line(text: str, tmp_path: Path) -> None:
     """Text that is no TOML, and TOML of another shape, end with a line for each mistake and status 78."""
     assert said(text, tmp_path)
