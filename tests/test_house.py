@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,6 +156,43 @@ def test_instants_and_limits_are_written_in_one_place() -> None:
     """The text of an instant and the size of a bundle are each spelled once."""
     assert [use for path in outside("core/text.py") for use in constants(path, "%Y-%m-%dT")] == []
     assert [use for path in outside("core/limits.py") for use in constants(path, 262_144)] == []
+
+
+def families() -> set[str]:
+    """The children of ``AgentError``: the families of errors."""
+    tree = ast.parse((ROOT / "agent/core/errors.py").read_text())
+    return {n.name for n in tree.body if isinstance(n, ast.ClassDef) and "AgentError" in map(dotted, n.bases)}
+
+
+def test_the_error_tree_is_in_one_file_and_told_whole() -> None:
+    """Each family of errors stands in the table that says who raises and who catches it; there are no others."""
+    table = re.findall(
+        r"^``(\w+)`` ", ast.get_docstring(ast.parse((ROOT / "agent/core/errors.py").read_text())) or "", re.MULTILINE
+    )
+    elsewhere = [
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for path in outside("core/errors.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and "AgentError" in map(dotted, node.bases)
+    ]
+
+    assert set(table) == families()
+    assert elsewhere == []
+
+
+def test_every_error_is_raised_somewhere() -> None:
+    """An error that nobody raises is a promise of the tree that nobody keeps."""
+    tree = ast.parse((ROOT / "agent/core/errors.py").read_text())
+    defined = {n.name: list(map(dotted, n.bases)) for n in tree.body if isinstance(n, ast.ClassDef)}
+    used = {
+        node.id
+        for path in outside("core/errors.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name)
+    }
+    parents = {base for bases in defined.values() for base in bases}
+
+    assert set(defined) - used - parents == set()
 
 
 # -- one owner of what changes ----------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Code(enum.StrEnum):
     VARIABLE = "variable"
     CHANGED = "changed"
 
-    # The store (RollbackError): raised in agent.core, listed here so that the list is one.
+    # The store, which refuses by a verdict and raises nothing: listed here so that the list is one.
     ROLLBACK = "rollback"
     CONFLICT = "conflict"
 

@@ -16,7 +16,16 @@ from typing import Final
 import click
 
 import agent
-from agent.core.errors import AgentError, BundleError, ConfigError, HostError, ProviderError, SourceError
+from agent.core.errors import (
+    AgentError,
+    BundleError,
+    ConfigError,
+    HostError,
+    ProviderError,
+    SourceError,
+    UpstreamError,
+    UsageError,
+)
 from agent.core.text import os_reason
 
 # name -> module : attribute
@@ -74,13 +83,15 @@ def cli() -> None:
 
 def exit_code(error: AgentError) -> int:
     """The exit status that tells a calling script what kind of failure ``error`` is."""
+    if isinstance(error, UsageError):
+        return EX_USAGE
     if isinstance(error, ConfigError):
         return EX_CONFIG
     if isinstance(error, BundleError):
         return EX_DATAERR
     if isinstance(error, HostError):
         return EX_OSERR
-    if isinstance(error, ProviderError | SourceError):
+    if isinstance(error, ProviderError | SourceError | UpstreamError):
         return EX_UNAVAILABLE
     return EX_SOFTWARE
 

@@ -13,7 +13,7 @@ import click
 
 from agent import bundle
 from agent.cli.inputs import FILE, keys_in, read
-from agent.core.errors import BundleError, FormatError, SealError, SourceError
+from agent.core.errors import BundleError, FormatError, SealError, UnreadableError, WireError
 from agent.core.horizon import horizon, sentence
 from agent.core.model import Bundle
 from agent.core.text import spell
@@ -75,7 +75,7 @@ def _extract(data: bytes) -> bytes:
     """The bundle in a document; what is no document that we know is taken for a bundle, and judged as one."""
     try:
         found = wrapped.find(data)
-    except SourceError as error:
+    except (UnreadableError, WireError) as error:
         raise FormatError(error.message, hint=error.hint) from None
     return data if found is None else found
 

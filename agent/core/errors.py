@@ -1,9 +1,24 @@
 """The error tree, grouped by who can act on it.
 
-Each family is raised by one kind of room and caught at one kind of border. Our own misuse (calling the state machine
-out of order) is ``RuntimeError``; the impossible is ``AssertionError("internal error: ...")``. Messages are lower
-case, say what was expected and what was got, and never hold the value of a secret. A ``hint`` is a second line for
-the person who has to do something about it.
+Each family is raised by one kind of room and caught at one kind of border:
+
+==================  ==========================  ===========================================================
+family              raised by                   caught by
+==================  ==========================  ===========================================================
+``UsageError``      sender                      the command line
+``ConfigError``     config, compose, providers  the command line, and a reload
+``SourceError``     sources                     the loop of each source, which tells and tries again
+``BundleError``     bundle, keys                the keeper, which refuses the bundle and acknowledges that
+``UpstreamError``   upstream                    whoever asked: sources, providers, keys, the pass-through
+``WireError``       wire                        whoever called the codec
+``TargetError``     wire                        the listener, which answers 400
+``ProviderError``   providers, sender           the keeper, which retries; the command line
+``HostError``       host                        whoever needed it done: daemon, command line
+==================  ==========================  ===========================================================
+
+Our own misuse (calling the state machine out of order) is ``RuntimeError``; the impossible is
+``AssertionError("internal error: ...")``. Messages are lower case, say what was expected and what was got, and never
+hold the value of a secret. A ``hint`` is a second line for the person who has to do something about it.
 """
 
 from __future__ import annotations
@@ -26,6 +41,10 @@ class AgentError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class UsageError(AgentError):
+    """What was asked for makes no sense, and nobody else was asked: ask differently. Exit status 64 (EX_USAGE)."""
 
 
 class ConfigError(AgentError):
@@ -74,16 +93,45 @@ class PayloadError(BundleError):
     code = "payload"
 
 
-class RollbackError(BundleError):
-    """The sequence number is not above what this instance has already accepted."""
-
-    code = "rollback"
-
-
 class KeyUnavailableError(BundleError):
     """The worker's key could not be used now (a KMS is unreachable, say); the same bundle is worth trying again."""
 
     code = "key-unavailable"
+
+
+class UpstreamError(AgentError):
+    """Whoever we asked gave no usable answer: unreachable, too slow, too large, broken HTTP or TLS. It may pass.
+
+    Whoever asked says what that means for them: a source is broken (:class:`SourceError`), a credential cannot be
+    issued (:class:`Transient`), a request cannot be passed through.
+
+    Attributes:
+        code: ``timeout``, ``network``, ``tls``, ``too-large``, ``protocol``, ``status``, ``refused``, ``not-here``.
+        server_time: the ``Date`` of the answer that was unusable, when there was one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        code: str = "network",
+        server_time: datetime | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.server_time = server_time
+
+
+class WireError(AgentError):
+    """Bytes are not in the dialect that they should be in. Something else may have answered.
+
+    Raised by the codecs of :mod:`agent.wire`, and put into the words of whoever called them.
+    """
+
+
+class TargetError(AgentError):
+    """A request target that we refuse to understand, since two readers might understand it differently."""
 
 
 class ProviderError(AgentError):

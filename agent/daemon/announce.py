@@ -17,7 +17,7 @@ import structlog
 
 from agent import config
 from agent.core.clock import Clock
-from agent.core.errors import HostError, SourceError
+from agent.core.errors import HostError, UpstreamError
 from agent.host.files import write_atomic
 from agent.wire.names import GCE_GUEST_ATTRIBUTES
 
@@ -54,7 +54,7 @@ class MetadataServer(Protocol):
         *,
         max_bytes: int | None = None,
     ) -> Answer:
-        """Ask; raises :class:`SourceError` when there is no usable answer."""
+        """Ask; raises :class:`UpstreamError` when there is no usable answer."""
 
 
 class Announcer:
@@ -124,7 +124,7 @@ class Announcer:
             if found.status in {200, 404}:
                 self._notice(name, something=found.status == 200)
             answer = await gce.request("PUT", path, (), wanted)
-        except SourceError as error:
+        except UpstreamError as error:
             return self._failed(name, error.message)
         if answer.status not in {200, 204}:
             return self._failed(name, f"expected status 200, got {answer.status} (is enable-guest-attributes set?)")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from agent.core.errors import WireError
 from agent.core.strictjson import NotThatShapeError
-from agent.wire.http import WireError
 
 _T = TypeVar("_T")
 

@@ -12,11 +12,11 @@ from typing import Final
 import msgspec
 
 from agent.bundle import audience_aws_instance, audience_gcp_instance
+from agent.core.errors import WireError
 from agent.core.view import Facts
 from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError
 from agent.wire import ec2 as ec2_wire
 from agent.wire import names
-from agent.wire.http import WireError
 
 _INSTANCE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 """EC2's are ``i-`` and hex; other clouds and emulators speak this protocol too. A page of a proxy is none of them."""

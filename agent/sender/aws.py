@@ -7,7 +7,8 @@ What can be sent depends on what there is:
 * With a role, the worker gets that role's session and a session policy may narrow it further; or, renewable, the
   permission to assume the role itself with a base it holds.
 
-Errors: everything raises :class:`~agent.core.errors.Denied` (this identity cannot do that; do something else) or
+Errors: everything raises :class:`~agent.core.errors.UsageError` (that makes no sense with this identity; ask
+for something else), :class:`~agent.core.errors.Denied` (this identity may not do that) or
 :class:`~agent.core.errors.Transient` (the network or STS failed; try again).
 
 Spec: AWS STS API reference, GetSessionToken, AssumeRole, GetCallerIdentity.
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.errors import Denied, ProviderError, Transient, UsageError
 from agent.core.model import INSTANCE, AwsAssumeRole, AwsKeys, AwsSession, Cloud, Grant
 from agent.core.secret import Secret
 from agent.core.text import instant
@@ -197,18 +198,16 @@ def _mode(options: AwsOptions, local: _Local) -> Mode:
             return Mode.ASSUME_ROLE
         return Mode.RAW if local.session_token else Mode.SESSION_TOKEN
     if mode is Mode.ASSUME_ROLE and options.role_arn is None:
-        raise Denied("assuming a role needs to know which one", hint="give its ARN with --role-arn", code="usage")
+        raise UsageError("assuming a role needs to know which one", hint="give its ARN with --role-arn")
     if mode is Mode.SESSION_TOKEN and local.session_token:
-        raise Denied(
+        raise UsageError(
             f"the local identity (from {local.method}) is a session, and STS exchanges only the keys of an IAM user",
             hint="send it as it is (--aws-mode raw), or assume a role with it (--role-arn)",
-            code="AccessDenied",
         )
     if mode is Mode.KEYS and local.session_token:
-        raise Denied(
+        raise UsageError(
             f"the local identity (from {local.method}) is a session, not the keys of an IAM user",
             hint="send it as it is (--aws-mode raw), or assume a role with it (--role-arn)",
-            code="usage",
         )
     return mode
 
@@ -217,10 +216,9 @@ def _plain(local: _Local, mode: Mode, options: AwsOptions, now: datetime, grant_
     """The local identity itself, as a session or, when asked for explicitly, as keys."""
     grant_id = grant_id or options.grant_id
     if mode is not Mode.SESSION_TOKEN and options.duration is not None and options.role_arn is None:
-        raise Denied(
+        raise UsageError(
             f"the length of a session cannot be chosen when it is sent in mode {mode}",
             hint="leave out --duration, or assume a role (--role-arn)",
-            code="usage",
         )
     if mode is Mode.SESSION_TOKEN:
         return _session_token(local, options, grant_id)
@@ -252,10 +250,9 @@ def _session_token(local: _Local, options: AwsOptions, grant_id: str) -> Collect
 
 def _raw(local: _Local, options: AwsOptions, now: datetime, grant_id: str) -> Collected:
     if local.session_token is None:
-        raise Denied(
+        raise UsageError(
             "the local identity is the long-term keys of an IAM user; they are not sent as they are",
             hint="exchange them (--aws-mode session-token), or send them for the worker to exchange (--aws-mode keys)",
-            code="usage",
         )
     warnings: tuple[str, ...] = ()
     ends = local.ends
@@ -341,7 +338,7 @@ def _renewed_by_instance(session: Any, options: AwsOptions) -> Collected:
 
 def _role_grant(options: AwsOptions, base: str, region: str | None) -> AwsAssumeRole:
     if options.role_arn is None:
-        raise Denied("renewing a role needs to know which one", hint="give its ARN with --role-arn", code="usage")
+        raise UsageError("renewing a role needs to know which one", hint="give its ARN with --role-arn")
     length = options.duration if options.duration is not None else ASSUME_ROLE_DEFAULT
     return AwsAssumeRole(
         id=options.grant_id,

@@ -4,7 +4,8 @@ By default a short access token is minted and sent: it ends within the hour and 
 user's refresh token, a service account's key) is sent only when that is asked for by name, since whoever opens the
 bundle then holds it until it is revoked.
 
-Errors: everything raises :class:`~agent.core.errors.Denied` or :class:`~agent.core.errors.Transient`.
+Errors: everything raises :class:`~agent.core.errors.UsageError` (ask for something else),
+:class:`~agent.core.errors.Denied` or :class:`~agent.core.errors.Transient`.
 
 Spec: AIP-4110 (application default credentials), AIP-4111 to 4117 for each kind.
 """
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.core.errors import Denied, Transient
+from agent.core.errors import Denied, Transient, UsageError
 from agent.core.model import (
     CLOUD_PLATFORM,
     Cloud,
@@ -192,10 +193,9 @@ def _long_lived(adc: _AdcFile, options: GcpOptions, grant_id: str) -> tuple[Gran
     project = options.project_id or adc.project_id
     if adc.type == "service_account":
         if not options.send_key:
-            raise Denied(
+            raise UsageError(
                 "the local Google identity is a service account's key, not a user",
                 hint="send the key with --send-service-account-key, or a one-hour token by leaving both out",
-                code="usage",
             )
         key = GcpServiceAccount(
             id=grant_id,
@@ -208,10 +208,9 @@ def _long_lived(adc: _AdcFile, options: GcpOptions, grant_id: str) -> tuple[Gran
         return key, adc.client_email
     if adc.type == "authorized_user":
         if not options.send_refresh_token:
-            raise Denied(
+            raise UsageError(
                 "the local Google identity is a user, not a service account's key",
                 hint="send the refresh token with --send-refresh-token, or a one-hour token by leaving both out",
-                code="usage",
             )
         user = GcpAuthorizedUser(
             id=grant_id,
@@ -223,10 +222,9 @@ def _long_lived(adc: _AdcFile, options: GcpOptions, grant_id: str) -> tuple[Gran
             quota_project_id=adc.quota_project_id,
         )
         return user, adc.account or "this user"
-    raise Denied(
+    raise UsageError(
         f"the local Google identity (of type {adc.type[:64]!r}) has nothing long-lived to send",
         hint="send a one-hour token by leaving out --send-refresh-token and --send-service-account-key",
-        code="usage",
     )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from agent.core.clock import Clock
+from agent.core.errors import TargetError
 from agent.core.model import Cloud
 from agent.core.view import Board, Live
 from agent.serve.container import ContainerDoor
@@ -22,7 +23,7 @@ from agent.serve.proxy import Passthrough, Proxy
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changed, Watch
 from agent.wire import container, ec2, gce, names
-from agent.wire.http import Request, Response, TargetError
+from agent.wire.http import Request, Response
 
 _MAX_REASON: Final = 400
 

@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from agent.core.errors import AgentError, Denied
+from agent.core.errors import AgentError, Denied, WireError
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
@@ -39,7 +39,7 @@ from agent.serve.proxy import GCE_STATIC, LARGE_BYTES, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import gce, names
-from agent.wire.http import Request, Response, WireError
+from agent.wire.http import Request, Response
 
 _ACCOUNTS: Final = ("instance", "service-accounts")
 _SCOPED_SECONDS: Final = 1.5

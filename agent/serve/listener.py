@@ -36,9 +36,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from agent.core.clock import Clock
+from agent.core.errors import TargetError
 from agent.serve.fairness import Owners, Table, by_greed, place_of
 from agent.serve.reading import RequestReader
-from agent.wire.http import Request, Response, TargetError, segments_of
+from agent.wire.http import Request, Response, segments_of
 
 
 class Drop(enum.Enum):

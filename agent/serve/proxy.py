@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Final, Protocol
 
 from agent.core.bucket import Bucket, Buckets
-from agent.core.errors import SourceError
+from agent.core.errors import UpstreamError
 from agent.serve.fairness import Places, Turnstile
 from agent.wire.http import Asker, Response, forwardable, path_of
 from agent.wire.names import GCE_FLAVOR_HEADER
@@ -120,7 +120,7 @@ class Passthrough(Protocol):
         """Ask.
 
         Raises:
-            SourceError: no usable answer.
+            UpstreamError: no usable answer.
         """
 
 
@@ -267,7 +267,7 @@ class Proxy:
                 else:
                     async with self._room.turn(owner):
                         answer = await self._ask(method, path_qs, headers, body, seconds)
-        except (TimeoutError, SourceError):
+        except (TimeoutError, UpstreamError):
             return None
         if not 200 <= answer.status <= 599:
             return None

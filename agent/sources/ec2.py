@@ -18,7 +18,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
-from agent.sources.watching import keep_watching
+from agent.sources.watching import broken_here, keep_watching
 from agent.upstream import Ec2Metadata
 from agent.wire.names import EC2_USER_DATA_PATH
 from agent.wire.wrapped import find
@@ -80,13 +80,14 @@ class Ec2UserDataSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`. User-data without a bundle in it is ``None``, like none at all."""
-        answer = await self._metadata.request("GET", EC2_USER_DATA_PATH, max_bytes=MAX_BYTES)
-        if answer.status == 404:
-            return None
-        if answer.status != 200:
-            raise SourceError(f"expected 200 or 404 for user-data, got {answer.status}")
-        # In a thread: a document made to be hard to read must not hold up the loop that serves.
-        bundle = await asyncio.to_thread(find, answer.body)
+        with broken_here():
+            answer = await self._metadata.request("GET", EC2_USER_DATA_PATH, max_bytes=MAX_BYTES)
+            if answer.status == 404:
+                return None
+            if answer.status != 200:
+                raise SourceError(f"expected 200 or 404 for user-data, got {answer.status}")
+            # In a thread: a document made to be hard to read must not hold up the loop that serves.
+            bundle = await asyncio.to_thread(find, answer.body)
         return None if bundle is None else SealedBundle(data=bundle, origin=self.name)
 
     async def acknowledge(self, ack: Ack) -> None:

@@ -24,13 +24,12 @@ from typing import Final, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError, UnreadableError
+from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.core.text import os_reason
 from agent.sources.watching import Changes
-from agent.wire.http import WireError
 from agent.wire.wrapped import find
 
 LOOK_SECONDS: Final = 0.4

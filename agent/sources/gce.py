@@ -18,12 +18,12 @@ from typing import Any, Final, Literal, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UpstreamError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.sources.watching import keep_watching
+from agent.sources.watching import broken_here, keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
 from agent.wire.names import GCE_GUEST_ATTRIBUTES, gce_attributes
 from agent.wire.wrapped import find
@@ -131,7 +131,7 @@ class GceAttributeSource:
             await self._metadata.request(
                 "PUT", f"{_GUEST_ATTRIBUTES}/{self._settings.key}", body=msgspec.json.encode(ack), max_bytes=4096
             )
-        except SourceError:
+        except UpstreamError:
             return
 
     def _attributes(self) -> list[_Attribute]:
@@ -170,7 +170,8 @@ class _Attribute:
         """Look, or hang until there is something new; ``None`` when the attribute does not exist."""
         started, waited = self._clock.boottime(), self._etag is not None and not self._polls_left
         try:
-            return await self._look(started, waited=waited)
+            with broken_here():
+                return await self._look(started, waited=waited)
         except SourceError:
             if waited:
                 self._polls_left, self._polls_next = self._polls_next, min(self._polls_next * 2, POLLS_MOST)

@@ -22,14 +22,13 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError, UnreadableError
+from agent.core.errors import SourceError, UnreadableError, UpstreamError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.core.text import instant, os_reason
-from agent.sources.watching import RetryLater, keep_watching, retry_seconds
+from agent.sources.watching import RetryLater, broken_here, keep_watching, retry_seconds
 from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
-from agent.wire.http import WireError
 from agent.wire.userdata import MEDIA_TYPE
 from agent.wire.wrapped import find
 
@@ -162,7 +161,7 @@ class HttpsSource:
                 headers = {"Content-Type": "application/json", **await self._authorization(url)}
                 answer = await self._upstream.request("POST", url, headers=headers, body=body, max_bytes=MAX_ACK_BYTES)
                 status = answer.status
-            except SourceError:
+            except (SourceError, UpstreamError):
                 status = 503
             # What a server refuses once it refuses again; only its failures are worth another try.
             if status < 500 and status != 429:
@@ -228,13 +227,14 @@ class HttpsSource:
         """
         self._url = url
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._upstream.request(
-                "GET",
-                url,
-                headers={"Accept": ACCEPT, **headers, **await self._authorization(url)},
-                timeout_seconds=timeout_seconds,
-                max_bytes=MAX_BUNDLE_BYTES,
-            )
+            with broken_here():
+                answer = await self._upstream.request(
+                    "GET",
+                    url,
+                    headers={"Accept": ACCEPT, **headers, **await self._authorization(url)},
+                    timeout_seconds=timeout_seconds,
+                    max_bytes=MAX_BUNDLE_BYTES,
+                )
             if answer.status not in {301, 302, 303, 307, 308}:
                 self._check(answer)
                 return answer
@@ -246,7 +246,7 @@ class HttpsSource:
         try:
             target = urljoin(url, location)
             origin = origin_of(target)
-        except (ValueError, SourceError):
+        except (ValueError, UpstreamError):
             origin = None
         if not location or origin is None:
             raise SourceError(f"{self._origin} redirected to nowhere we could go")
@@ -331,7 +331,8 @@ def _read_url(path: Path) -> str:
     if len(raw) > MAX_URL_BYTES or not _URL.match(url):
         raise SourceError(f"{path}: expected one http or https url of printable ascii")
     found = url.decode("ascii")
-    origin_of(found)
+    with broken_here():
+        origin_of(found)
     return found
 
 

@@ -7,7 +7,7 @@ import contextlib
 from typing import Final, NoReturn
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
@@ -60,7 +60,7 @@ class PushSource:
     async def _push(self, data: bytes, offer: Offer) -> Ack:
         async with self._pushing:
             self._verdict = asyncio.get_running_loop().create_future()
-            with contextlib.suppress(SourceError):  # the decoder says what is wrong with it
+            with contextlib.suppress(UnreadableError, WireError):  # the decoder says what is wrong with it
                 found = await asyncio.to_thread(find, data)
                 data = found or data
             await offer(SealedBundle(data=data, origin=self.name))

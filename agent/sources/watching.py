@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Final, NoReturn
 
 from agent.core import refresh
 from agent.core.clock import Clock
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UpstreamError, WireError
 from agent.core.model import SealedBundle
 from agent.core.source import Offer, Ok, Trouble
 
@@ -53,6 +54,15 @@ class Changes:
         # Remembered before the offer: should the keeper be cancelled inside it, a restart begins with a new object.
         self._last = digest
         await self._offer(found)
+
+
+@contextlib.contextmanager
+def broken_here() -> Iterator[None]:
+    """What a source meets on its way is the source's own trouble: it is told in its words, as a ``SourceError``."""
+    try:
+        yield
+    except (UpstreamError, WireError) as error:
+        raise SourceError(error.message, hint=error.hint) from None
 
 
 async def keep_watching(

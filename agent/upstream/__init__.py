@@ -5,12 +5,12 @@ addresses are decided here once, so that no source, provider or pass-through can
 the caller's business: any status is an answer here, and only its absence is an error.
 """
 
+from agent.core.errors import UpstreamError
 from agent.upstream.authorities import AuthoritiesError, load
 from agent.upstream.door import (
     NotHere,
     Reach,
     Upstream,
-    UpstreamError,
     UpstreamRefused,
     UpstreamResponse,
     UpstreamSettings,

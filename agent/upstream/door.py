@@ -29,7 +29,7 @@ import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from agent import __version__
-from agent.core.errors import SourceError
+from agent.core.errors import UpstreamError
 from agent.core.timekeeping import Witness
 from agent.upstream.authorities import Authorities
 from agent.upstream.dates import METADATA_V6, date_of, witness_of
@@ -45,27 +45,6 @@ if TYPE_CHECKING:
 _MAX_HEAD_LINE_BYTES = 16384
 _SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
-
-
-class UpstreamError(SourceError):
-    """No usable answer: unreachable, too slow, too large, broken HTTP or TLS. It may pass.
-
-    Attributes:
-        code: ``timeout``, ``network``, ``tls``, ``too-large``, ``protocol``, ``status``, ``refused``, ``not-here``.
-        server_time: the ``Date`` of the answer that was unusable, when there was one.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        code: str = "network",
-        server_time: datetime | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.code = code
-        self.server_time = server_time
 
 
 class UpstreamRefused(UpstreamError):

@@ -14,9 +14,9 @@ from typing import Final
 from multidict import CIMultiDict
 
 from agent.core.clock import Clock
-from agent.upstream.door import NotHere, Reach, Upstream, UpstreamError, UpstreamRefused, UpstreamResponse
+from agent.core.errors import UpstreamError, WireError
+from agent.upstream.door import NotHere, Reach, Upstream, UpstreamRefused, UpstreamResponse
 from agent.wire.ec2 import MAX_TTL_SECONDS, parse_token
-from agent.wire.http import WireError
 from agent.wire.names import (
     EC2_TOKEN_HEADER,
     EC2_TOKEN_PATH,

@@ -6,5 +6,5 @@ written once, here. No sockets,
 no clock, no state. What a client does with each answer, and hence why each is as it is, stands beside the function
 that makes it.
 
-A ``parse_*`` function has one way to fail: :class:`agent.wire.http.WireError`.
+A ``parse_*`` function has one way to fail: :class:`agent.core.errors.WireError`.
 """

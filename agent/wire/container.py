@@ -16,12 +16,13 @@ from typing import Final
 
 import msgspec
 
+from agent.core.errors import WireError
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import instant
 from agent.wire.ec2 import parse_timestamp
-from agent.wire.http import JSON, Response, WireError, segments_of
+from agent.wire.http import JSON, Response, segments_of
 from agent.wire.names import ECS_PREFIX, EKS_PATH
 
 EKS: Final = segments_of(EKS_PATH)

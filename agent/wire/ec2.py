@@ -21,11 +21,12 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from agent.core.errors import WireError
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import instant
-from agent.wire.http import TEXT, Response, WireError
+from agent.wire.http import TEXT, Response
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 

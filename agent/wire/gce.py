@@ -21,10 +21,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from agent.core.errors import WireError
 from agent.core.model import GoogleToken
 from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.wire.http import Response, WireError
+from agent.wire.http import Response
 from agent.wire.names import GCE_FLAVOR, GCE_FLAVOR_HEADER
 
 _COMMON: Final = (

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
-from agent.core.errors import SourceError
+from agent.core.errors import TargetError
 
 TEXT: Final = ("Content-Type", "text/plain")
 JSON: Final = ("Content-Type", "application/json")
@@ -51,14 +51,6 @@ _BODILESS: Final = frozenset({204, 304})
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")  # RFC 9110 section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 section 5.5, no CR, LF or NUL
-
-
-class WireError(SourceError):
-    """What a metadata service answered is not in its dialect. It may be something else that answered."""
-
-
-class TargetError(WireError):
-    """A request target that we refuse to understand, since two readers might understand it differently."""
 
 
 class Asker(Protocol):

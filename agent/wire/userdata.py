@@ -22,8 +22,8 @@ import textwrap
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from agent.core.errors import WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.wire.http import WireError
 
 if TYPE_CHECKING:
     from email.message import Message

@@ -24,8 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from agent.core.errors import UnreadableError
-from agent.wire.http import WireError
+from agent.core.errors import UnreadableError, WireError
 from agent.wire.userdata import BEGIN, MAX_DOCUMENT_BYTES, extract, parts
 
 MAX_LAYERS: Final = 6

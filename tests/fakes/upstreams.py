@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote
 
 from multidict import CIMultiDict
 
-from agent.core.errors import SourceError
+from agent.core.errors import UpstreamError
 
 CANARY = "THE-MACHINES-OWN-SECRET"
 
@@ -72,7 +72,7 @@ class Scripted:
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             if self.broken:
-                raise SourceError("unreachable")
+                raise UpstreamError("unreachable")
             if self.silent:
                 await asyncio.Event().wait()
             if self.gate is not None:

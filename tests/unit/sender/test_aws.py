@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 import pytest
 
-from agent.core.errors import Denied, Transient
+from agent.core.errors import Denied, Transient, UsageError
 from agent.core.horizon import horizon
 from agent.core.model import AwsAssumeRole, AwsKeys, AwsSession, Cloud
 from agent.core.secret import Secret
@@ -220,7 +220,7 @@ def test_keys_are_sent_only_when_asked_for_by_name(world: World) -> None:
 )
 def test_what_cannot_work_is_said_before_sts_does(world: World, mode: Mode, session: bool, said: str) -> None:
     """A mode that does not fit the local identity is refused without a call, with the mode that would fit."""
-    with pytest.raises(Denied, match=said) as caught:
+    with pytest.raises(UsageError, match=said) as caught:
         world.collect(variables=world.session() if session else None, mode=mode)
     assert world.sts.calls == []
     assert "--" in (caught.value.hint or "")
@@ -228,7 +228,7 @@ def test_what_cannot_work_is_said_before_sts_does(world: World, mode: Mode, sess
 
 def test_a_duration_that_nothing_would_honour_is_refused(world: World) -> None:
     """The length of a session that is sent as it is cannot be chosen."""
-    with pytest.raises(Denied, match="length of a session cannot be chosen"):
+    with pytest.raises(UsageError, match="length of a session cannot be chosen"):
         world.collect(variables=world.session(), duration=timedelta(hours=1))
 
 

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from agent.core.errors import Denied, Transient
+from agent.core.errors import Denied, Transient, UsageError
 from agent.core.model import (
     CLOUD_PLATFORM,
     Cloud,
@@ -182,11 +182,11 @@ def test_a_service_accounts_key_is_sent_only_when_asked_for_by_name(world: World
 def test_the_wrong_kind_of_long_lived_credential_is_explained(world: World) -> None:
     """A refresh token cannot be sent from a key file, nor a key from a user's sign-in; the hint names the other option."""
     world.adc_account()
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(UsageError) as caught:
         world.collect(send_refresh_token=True)
     assert "--send-service-account-key" in (caught.value.hint or "")
     world.adc_user()
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(UsageError) as caught:
         world.collect(send_key=True)
     assert "--send-refresh-token" in (caught.value.hint or "")
 
@@ -244,7 +244,7 @@ def test_a_file_that_is_no_credential_is_explained_without_its_content(world: Wo
     with pytest.raises(Denied, match="no application default credentials"):
         world.collect(send_refresh_token=True)
     world.adc(type="external_account", client_secret="sssecret")
-    with pytest.raises(Denied, match="nothing long-lived") as caught:
+    with pytest.raises(UsageError, match="nothing long-lived") as caught:
         world.collect(send_refresh_token=True)
     assert "sssecret" not in str(caught.value)
     world.adc(type="authorized_user", refresh_token=["sssecret"])

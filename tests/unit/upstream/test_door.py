@@ -17,7 +17,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.core.errors import SourceError
 from agent.upstream import Reach, Upstream, UpstreamError, UpstreamRefused, UpstreamSettings, origin_of
 from agent.upstream.door import _may_reach
 from tests.fakes.net import Answer, Asked, Fault, Handler, serve
@@ -357,11 +356,6 @@ def test_refused_connection_is_said_plainly() -> None:
     """A closed port is a network error that names the address and the system's reason."""
     with pytest.raises(UpstreamError, match=r"cannot connect to http://127.0.0.1:1: connection refused"):
         once("http://127.0.0.1:1/")
-
-
-def test_errors_are_source_errors() -> None:
-    """A source may let every failure of the door through as its own."""
-    assert issubclass(UpstreamError, SourceError)
 
 
 def test_errors_do_not_tell_paths_and_queries() -> None:
