@@ -1,7 +1,8 @@
 """Mutation testing of the rooms that decide: which changes of the code does no test of the room notice?
 
-The work is done on a copy below ``build/mutants``: the checkout stays as it is. mutmut makes the mutants and runs, for
-each, the tests that reach the changed function. See README.md here.
+Two hands make the changes. A stranger's (``operators``, the default): a method that does nothing, a condition turned, two
+effects swapped, a bound or an ``await`` dropped. And mutmut's (``--by mutmut``), which knows more kinds, is slower, and
+works on a copy below ``build/mutants``. The checkout stays as it is. See README.md here.
 """
 
 from __future__ import annotations
@@ -29,12 +30,24 @@ ACCEPTED: Final = Path(__file__).parent / "accepted.toml"
 
 #: By room: what is mutated, and which tests must notice.
 ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
-    "core": ("agent/core", ("tests/unit/core", "tests/properties/test_store_machine.py")),
+    "bundle": ("agent/bundle", ("tests/unit/bundle",)),
+    "core": ("agent/core", ("tests/unit/core",)),
     "identity": ("agent/identity", ("tests/unit/core", "tests/properties/test_store_machine.py")),
     "keeper": ("agent/keeper", ("tests/unit/keeper", "tests/unit/core")),
     "daemon": ("agent/daemon", ("tests/unit/daemon", "tests/system/test_daemon.py")),
     "serve": ("agent/serve", ("tests/unit/serve",)),
     "host": ("agent/host", ("tests/unit/host",)),
+}
+
+#: What decides: whose identity is served, until when, what is remembered, who is a worker, what is hidden.
+DECIDES: Final[dict[str, tuple[str, ...]]] = {
+    "bundle": ("*",),
+    "core": ("bucket", "graph", "horizon", "refresh", "streams", "timekeeping", "verdict", "whose"),
+    "identity": ("*",),
+    "keeper": ("*",),
+    "daemon": ("codec", "compose", "grace", "handover", "kept", "publish", "reload"),
+    "serve": ("early", "fairness", "gate", "hiding", "mints"),
+    "host": ("envfile", "hold", "nft", "ownership", "state"),
 }
 
 SURVIVED: Final = 0
@@ -56,6 +69,18 @@ class Mutant:
         return _bare(self.was) == _bare(self.now)
 
 
+@dataclass(frozen=True)
+class Survivor:
+    """A change that no test noticed; ``reached``: though some call the function."""
+
+    function: str
+    was: str
+    now: str
+    reached: bool
+    line: int = 0
+    operator: str = ""
+
+
 def _bare(text: str) -> str:
     return re.sub(r"\s+", "", text).replace("XX", "").lower()
 
@@ -64,39 +89,92 @@ def main(argv: list[str] | None = None) -> int:
     """Run the rooms; print the score of each. Exit status 0 however many survive: it is a report, not a gate."""
     parser = argparse.ArgumentParser(prog="make mutants", description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("rooms", nargs="*", help=f"of {', '.join(ROOMS)}; all by default")
+    parser.add_argument("--by", choices=("stranger", "mutmut"), default="stranger", help="whose hand makes the changes")
+    parser.add_argument("--decides", action="store_true", help="only the files that decide (DECIDES)")
     parser.add_argument("--sample", type=int, default=150, help="mutants a room; 0: all (hours)")
     parser.add_argument("--seed", type=int, default=1, help="draws the sample")
     parser.add_argument("--only", default="*", help="a pattern of functions, such as agent.core.graph.*")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests a mutant, the quickest first")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args(argv)
     unknown = set(chosen.rooms) - set(ROOMS)
     if unknown:
         parser.error(f"expected rooms of {', '.join(ROOMS)}, got {', '.join(sorted(unknown))}")
     accepted = _accepted()
-    report, lines = [], []
+    lines: list[str] = []
+    report: list[str] = []
     for room in chosen.rooms or ROOMS:
-        copy = _copy(room)
-        _mutmut(copy, ["nothing.is.called.so"], chosen.jobs)  # makes the mutants, runs none
-        mutants = [m for m in _mutants(copy) if not m.only_words and fnmatch.fnmatchcase(m.function, chosen.only)]
-        if chosen.sample and len(mutants) > chosen.sample:
-            mutants = random.Random(chosen.seed).sample(mutants, chosen.sample)
-        _mutmut(copy, [mutant.name for mutant in mutants], chosen.jobs)
-        outcome = _outcomes(copy)
-        known = [m for m in mutants if outcome.get(m.name) in (SURVIVED, UNTESTED)]
-        named = [m for m in known if (m.function, _bare(m.was), _bare(m.now)) in accepted]
-        survivors = [m for m in known if m not in named]
-        killed = len(mutants) - len(known)
+        total, kept = (_by_stranger if chosen.by == "stranger" else _by_mutmut)(room, chosen)
+        named = [s for s in kept if (s.function, _bare(s.was), _bare(s.now)) in accepted]
+        left = [s for s in kept if s not in named]
+        killed = total - len(kept)
         lines.append(
-            f"{room:8} {killed} of {len(mutants)} noticed ({killed / max(1, len(mutants)):.0%}), "
-            f"{len(named)} accepted, {len(survivors)} to be looked at"
+            f"{room:8} {killed} of {total} noticed ({killed / max(1, total):.0%}), "
+            f"{len(named)} accepted, {len(left)} to be looked at"
         )
         sys.stdout.write(lines[-1] + "\n")
         sys.stdout.flush()
-        report += [f"## {room}\n", *(_shown(m, outcome[m.name]) for m in survivors)]
-    BUILD.mkdir(parents=True, exist_ok=True)
-    (BUILD / "survivors.md").write_text("\n".join(["# Survivors\n", "```text", *lines, "```\n", *report]))
+        report += [f"## {room}\n", *(_shown(survivor) for survivor in left)]
+        BUILD.mkdir(parents=True, exist_ok=True)
+        (BUILD / "survivors.md").write_text("\n".join(["# Survivors\n", "```text", *lines, "```\n", *report]))
     sys.stdout.write(f"survivors: {BUILD / 'survivors.md'}\n")
     return 0
+
+
+def _decides(room: str, module: str) -> bool:
+    return any(fnmatch.fnmatchcase(module, f"agent.{room}.{pattern}") for pattern in DECIDES[room])
+
+
+def _by_stranger(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survivor]]:
+    """How many of the stranger's changes there are, and which no test noticed. In a process of its own: it forks."""
+    ask = {
+        "files": [
+            str(path)
+            for path in sorted((ROOT / ROOMS[room][0]).glob("*.py"))
+            if not chosen.decides or _decides(room, f"agent.{room}.{path.stem}")
+        ],
+        "tests": ROOMS[room][1],
+        **{name: getattr(chosen, name) for name in ("only", "sample", "seed", "jobs", "budget")},
+    }
+    BUILD.mkdir(parents=True, exist_ok=True)
+    answer = BUILD / f"{room}.json"
+    answer.unlink(missing_ok=True)
+    # A change may kill, unlink or route what is not its own: it gets processes, mounts and a network of its own.
+    alone = ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+    with (BUILD / f"{room}.log").open("wb") as log:
+        subprocess.run(
+            [*(alone if os.geteuid() == 0 else []), sys.executable, "-m", "tests.mutants.forked", str(answer)],
+            cwd=ROOT,
+            input=json.dumps(ask).encode(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if not answer.exists():
+        raise SystemExit(f"mutants: {room} came to no end; see {BUILD / f'{room}.log'}")
+    said = json.loads(answer.read_bytes())
+    return said["total"], [Survivor(**survivor) for survivor in said["survivors"]]
+
+
+def _by_mutmut(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survivor]]:
+    copy = _copy(room)
+    _mutmut(copy, ["nothing.is.called.so"], chosen.jobs)  # makes the mutants, runs none
+    mutants = [
+        m
+        for m in _mutants(copy)
+        if not m.only_words
+        and fnmatch.fnmatchcase(m.function, chosen.only)
+        and (not chosen.decides or _decides(room, ".".join(m.function.split(".")[:3])))
+    ]
+    if chosen.sample and len(mutants) > chosen.sample:
+        mutants = random.Random(chosen.seed).sample(mutants, chosen.sample)
+    _mutmut(copy, [mutant.name for mutant in mutants], chosen.jobs)
+    outcome = _outcomes(copy)
+    return len(mutants), [
+        Survivor(m.function, m.was, m.now, reached=outcome[m.name] == SURVIVED)
+        for m in mutants
+        if outcome.get(m.name) in (SURVIVED, UNTESTED)
+    ]
 
 
 def _copy(room: str) -> Path:
@@ -191,11 +269,12 @@ def _accepted() -> set[tuple[str, str, str]]:
     return {(entry["function"], _bare(entry["was"]), _bare(entry["now"])) for entry in entries}
 
 
-def _shown(mutant: Mutant, code: int | None) -> str:
-    note = " (no test reaches it)" if code == UNTESTED else ""
-    minus = "\n".join(f"-{line}" for line in mutant.was.splitlines())
-    plus = "\n".join(f"+{line}" for line in mutant.now.splitlines())
-    return f"`{mutant.function}`{note}\n```diff\n{minus}\n{plus}\n```\n"
+def _shown(survivor: Survivor) -> str:
+    note = "" if survivor.reached else " (no test reaches it)"
+    where = f", line {survivor.line} [{survivor.operator}]" if survivor.line else ""
+    minus = "\n".join(f"-{line}" for line in survivor.was.splitlines())
+    plus = "\n".join(f"+{line}" for line in survivor.now.splitlines())
+    return f"`{survivor.function}`{where}{note}\n```diff\n{minus}\n{plus}\n```\n"
 
 
 if __name__ == "__main__":

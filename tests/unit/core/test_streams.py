@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
 from agent.core import streams
 from agent.core.model import Action, Cloud
-from agent.core.verdict import Accepted, Memory, Policy, Refused
+from agent.core.verdict import Accepted, Mark, Memory, Policy, Refused
 from agent.core.view import Live
 from tests.fakes.clock import START
 from tests.unit.core.driver import Store
@@ -94,3 +94,59 @@ def test_a_thousand_issuers_are_bounded_too() -> None:
     assert len(one.memory.floors) <= streams.MAX_FLOORS
     assert not take(one, seq=1, subject="s", issuer="laptop:0", minute=9)
     assert not take(one, seq=1, subject="s", issuer="laptop:700", minute=709)
+
+
+def marks(*issued: datetime | None, issuer: str = "cp") -> tuple[Mark, ...]:
+    return tuple(Mark(issuer, f"s-{at}", 1, "0" * 64, when) for at, when in enumerate(issued))
+
+
+def test_as_many_as_may_be_remembered_are() -> None:
+    """Nothing is forgotten before the bound is passed, and one of them when it is passed by one."""
+    full = marks(*[START] * streams.MAX_STREAMS)
+
+    assert streams.bounded(Memory("i-1", full), START) == Memory("i-1", full)
+    more = streams.bounded(Memory("i-1", (*full, Mark("cp", "late", 1, "0" * 64, START))), START)
+    assert [mark.subject for mark in more.marks] == [mark.subject for mark in full[1:]] + ["late"]
+
+
+def test_a_floor_is_the_latest_of_all_that_was_forgotten() -> None:
+    """A stream that is forgotten after another, but was issued before it, lowers no floor."""
+    issued = [START + 9 * MINUTE, START + 3 * MINUTE, *[START + 20 * MINUTE] * streams.MAX_STREAMS]
+
+    kept = streams.bounded(Memory("i-1", marks(*issued)), START + 50 * MINUTE)
+
+    assert streams.floor(kept, "cp") == START + 9 * MINUTE
+    assert streams.floor(kept, "another") < START
+
+
+def test_a_mark_without_a_time_leaves_the_floor_of_now() -> None:
+    """An earlier version wrote down no time: whatever was sealed until now could be a replay."""
+    kept = streams.bounded(Memory("i-1", marks(None, *[START] * streams.MAX_STREAMS)), START + 50 * MINUTE)
+
+    assert streams.floor(kept, "cp") == START + 50 * MINUTE
+
+
+def test_the_lowest_floors_are_gathered_into_one_for_everybody() -> None:
+    """What many issuers share is the highest of the lowest floors, and is never lowered: it refuses what they did."""
+    floors = {f"cp-{n}": START + n * MINUTE for n in range(streams.MAX_FLOORS)}
+    assert streams.bounded(Memory("i-1", floors=floors), START).floors == floors
+
+    kept = streams.bounded(Memory("i-1", floors=floors | {streams.EVERYBODY: START}), START)
+
+    assert len(kept.floors) == streams.MAX_FLOORS
+    assert streams.floor(kept, "a stranger") == START
+    assert streams.floor(kept, "cp-63") == START + 63 * MINUTE
+
+    more = {f"cp-{n}": START + n * MINUTE for n in range(streams.MAX_FLOORS + 3)}
+    assert streams.floor(streams.bounded(Memory("i-1", floors=more), START), "a stranger") == START + 3 * MINUTE
+    high = more | {streams.EVERYBODY: START + 99 * MINUTE}
+    assert streams.floor(streams.bounded(Memory("i-1", floors=high), START), "cp-1") == START + 99 * MINUTE
+
+
+def test_the_one_in_force_is_not_forgotten_though_it_is_the_oldest() -> None:
+    """The mark of the bundle in force stays when all others have to go before it."""
+    full = marks(*[START] * (streams.MAX_STREAMS + 2))
+
+    kept = streams.bounded(Memory("i-1", full, active=full[0]), START)
+
+    assert kept.marks == (full[0], *full[3:])

@@ -7,6 +7,7 @@ import pytest
 from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.core.whose import Whose, whose
+from tests.fakes.clock import START
 
 HERE, ELSEWHERE = "boot-a:1:2", "boot-b:1:2"
 
@@ -41,3 +42,18 @@ def memory(instance_id: str = "aws:i-1", boot_id: str = HERE, firmware: dict[str
 def test_whose(found: Memory, name: str, boot_id: str, firmware: dict[str, str], expected: Whose) -> None:
     """The name decides; without one the boot and the firmware; where nothing tells, nothing is assumed."""
     assert whose(found, name, boot_id=boot_id, firmware=firmware) is expected
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Memory("aws:i-1", marks=(Mark("cp", "team", 1, "0" * 64),)),
+        Memory("aws:i-1", decided={Cloud.AWS: None}),
+        Memory("aws:i-1", active=Mark("cp", "team", 1, "0" * 64)),
+        Memory("aws:i-1", floors={"cp": START}),
+    ],
+    ids=["marks", "decided", "active", "floors"],
+)
+def test_whatever_is_in_a_memory_makes_it_somebodys(found: Memory) -> None:
+    """A clone keeps neither another machine's marks, nor what it decided, nor what was in force, nor its floors."""
+    assert whose(found, "aws:i-2", boot_id=ELSEWHERE, firmware={}) is Whose.ANOTHERS
