@@ -92,7 +92,7 @@ class _Loop:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self) -> None:
-        import hypothesis  # noqa: PLC0415 - pytest must have come before it
+        import hypothesis
 
         hypothesis.settings.register_profile(
             "mutants",

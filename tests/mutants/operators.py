@@ -161,7 +161,7 @@ def _is_speech(node: ast.AST) -> bool:
 Edit = Callable[[ast.AST], ast.AST]
 
 
-def _of(node: ast.AST) -> Iterator[tuple[str, Edit]]:  # noqa: C901, PLR0912 - a table of kinds
+def _of(node: ast.AST) -> Iterator[tuple[str, Edit]]:
     """The operators that apply to one node; each edits its copy in place and says what became of it."""
     match node:
         case ast.If() | ast.While() | ast.IfExp() | ast.Assert():
