@@ -61,12 +61,18 @@ $(VENV)/.mutants: requirements/mutants.txt $(VENV)/.locked
 mutants: $(VENV)/.package $(VENV)/.mutants ## change the code in small ways: what do the tests not notice? (ARGS="core --sample 0")
 	@exec $(BIN)/python -m tests.mutants $(ARGS)
 
+$(VENV)/.lint: requirements/lint.txt $(VENV)/.locked
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/lint.txt
+	@touch $@
+
 .PHONY: lint
-lint: $(VENV)/.package ## format, lint, types and the walls between the rooms
+lint: $(VENV)/.package $(VENV)/.lint ## format, lint, types, the walls between the rooms; what is unused, what is undeclared
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry --no-ansi agent
 
 .PHONY: format
 format: $(VENV)/.package ## format and fix what can be fixed
@@ -111,6 +117,7 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) requirements/charts.in --constraint requirements/test.txt --output-file requirements/charts.txt
 	$(LOCK) requirements/mutants.in --constraint requirements/test.txt --output-file requirements/mutants.txt
+	$(LOCK) requirements/lint.in --constraint requirements/test.txt --output-file requirements/lint.txt
 
 .PHONY: image
 image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; a quarter of an hour, needs no KVM)

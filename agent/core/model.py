@@ -104,7 +104,6 @@ SessionName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_+=,.@-]{2,64}\Z"
 NumericDate = Annotated[int, msgspec.Meta(ge=0, le=253402300799)]
 DurationSeconds = Annotated[int, msgspec.Meta(ge=900, le=43200)]
 LongDurationSeconds = Annotated[int, msgspec.Meta(ge=900, le=129600)]
-HttpsUrl = Annotated[str, msgspec.Meta(pattern=r"^https://[\x21-\x7e]{1,2000}\Z")]
 HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,2000}\Z")]
 Email = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,254}\Z")]
 Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}\Z")]
@@ -290,8 +289,6 @@ class Env(_Grant, frozen=True, tag="env"):
     variables: dict[VariableName, Secret]
 
 
-AwsGrant = AwsSession | AwsKeys | AwsAssumeRole | AwsWebIdentity | HttpBroker
-GcpGrant = GcpToken | GcpAuthorizedUser | GcpServiceAccount | GcpImpersonation | GcpExternalAccount
 Grant = (
     AwsSession
     | AwsKeys

@@ -52,7 +52,6 @@ class Holder:
     def __init__(self, planner: Sequence[str], directory: Path, notify: str | None = None) -> None:
         self._planner, self._directory, self._address = planner, directory, notify
         self._plan: dict[str, Any] | None = None  # in force
-        self._script = nft.refusal()
         self._expected: tuple[str, ...] = ()
         self._error: str | None = "the rules are being made"
         self._pending: list[str] = []
@@ -237,7 +236,7 @@ class Holder:
             except HostError as error:
                 why = str(error)
                 continue
-            self._script, self._plan = script, plan if plan is not None else self._plan
+            self._plan = plan if plan is not None else self._plan
             self._say("kernel", None)
             break
         else:

@@ -31,11 +31,6 @@ PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 NEXT: Final = "-next"
 """Ends the second name of what is kept, which it has while it is replaced under its own."""
 
-# The variables of the protocols: they are about this very process, and must not reach one that it starts.
-VARIABLES: Final = frozenset(
-    {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Passed:

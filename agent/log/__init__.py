@@ -19,19 +19,6 @@ import structlog
 
 from agent.log.spool import Spool, take_standard_error
 
-CLAMPED: Final = (
-    "aiohttp",
-    "asyncio",
-    "boto3",
-    "botocore",
-    "google",
-    "joserfc",
-    "s3transfer",
-    "urllib3",
-)
-"""Loggers of libraries that print bodies, headers or parameters at DEBUG. They are held at WARNING."""
-
-
 _stamp: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _spools: list[Spool] = []  # of this process: none, or one
 
@@ -88,12 +75,11 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
-    # What libraries say at WARNING and above still reaches the journal, in the same form.
+    # What libraries say at WARNING and above still reaches the journal, in the same form; never what is below it: at
+    # DEBUG they print bodies, headers and parameters.
     root = logging.getLogger()
     root.handlers[:] = [_Bridge()]
     root.setLevel(max(number, logging.WARNING))
-    for name in CLAMPED:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class _Safe:

@@ -34,7 +34,6 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.sender import Collected
 from agent.sender.files import read
 
-EMAIL_SCOPES: Final = ("openid", "https://www.googleapis.com/auth/userinfo.email")
 USERINFO: Final = "https://openidconnect.googleapis.com/v1/userinfo"
 TIMEOUT_SECONDS: Final = 15
 
