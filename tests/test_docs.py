@@ -71,10 +71,12 @@ COVERED = (
     ("packer/README.md", "console", "packer/seed.sh", "tests/system/test_packer.py"),
     ("packer/README.md", "toml", "[[sources]]", HERE),
     ("packer/README.md", "console", "# make image", "tests/system/virtual.py"),
+    ("agent/README.md", "text", "", "tests/test_map.py"),  # the layers and two pictures
     ("agent/sources/README.md", "none", "BEGIN CREDENTIAL BUNDLE", "tests/unit/wire/test_userdata.py"),
     ("agent/sources/README.md", "yaml", "BEGIN CREDENTIAL BUNDLE", "tests/unit/wire/test_userdata.py"),
     ("agent/bundle/FORMAT.md", "", "", "tests/unit/bundle/test_format.py"),
     ("agent/bundle/FORMAT.md", "js", "jose.CompactSign", "tests/conformance/test_jose_peers.py"),
+    ("tests/fakes/README.md", "python", "", "tests/test_map.py"),
     ("tests/", "", "", HERE),  # commands for developers: read below, module by module and target by target
 )
 

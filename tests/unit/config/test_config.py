@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.config import _MEANING, MAX_FILE_BYTES, Config, host_port, load, parse
+from agent.config import _MEANING, MAX_FILE_BYTES, Config, KeyEntry, SourceEntry, host_port, load, parse
 from agent.core.errors import ConfigError, HostError
 from agent.host.envfile import render_systemd
 
@@ -134,3 +135,13 @@ def test_the_url_may_be_in_a_file(tmp_path: Path) -> None:
     key = '[[keys]]\nkind = "file"\npath = "/k"\n[[signers]]\nkey = "/s"\nissuers = ["*"]\n'
     path.write_text(f'{key}[[sources]]\nkind = "https"\nurl_file = "/etc/credential-agent/url"\n')
     assert [getattr(source, "url_file", None) for source in load(path).sources] == ["/etc/credential-agent/url"]
+
+
+@pytest.mark.parametrize(("section", "entry"), [("keys", KeyEntry), ("sources", SourceEntry)])
+def test_the_hint_names_every_kind(section: str, entry: object) -> None:
+    """Who misspells a kind is told each kind that there is."""
+    with pytest.raises(ConfigError) as caught:
+        parse(f'[[{section}]]\nkind = "nothing"\n', origin="x")
+    kinds = {struct.__struct_config__.tag for struct in get_args(entry)}
+    assert caught.value.hint is not None
+    assert set(caught.value.hint.partition(": ")[2].split(", ")) == kinds
