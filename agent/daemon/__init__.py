@@ -23,6 +23,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,7 +31,7 @@ import msgspec
 import structlog
 
 import agent
-from agent import config, keys, log, report
+from agent import bundle, config, keys, log, report
 from agent.core.early import STEP as EARLY_STEP
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.model import Cloud
@@ -46,13 +47,24 @@ from agent.daemon.control import routes
 from agent.daemon.looking import look_now
 from agent.daemon.publish import Publisher, absent_directories, check_paths, container_tokens, group_id, written_token
 from agent.daemon.pulse import Pulse
-from agent.daemon.reload import LOADED_ONCE, LOOK_SECONDS, Loaded, describe, looks, named, needs_restart
+from agent.daemon.reload import (
+    LOADED_ONCE,
+    LOOK_SECONDS,
+    Loaded,
+    Looks,
+    Named,
+    describe,
+    looks,
+    looks_patiently,
+    named,
+    needs_restart,
+)
 from agent.host import arrival, containerenv, descriptors, machine, memory, systemd
 from agent.host.clock import SystemClock
 from agent.host.files import read_plain, write_atomic
+from agent.host.patience import FirstLook, Patience, StalledError
 from agent.host.sockets import read_socket_table
-from agent.host.state import StateDirectory, StateVersionError, closed_memory
-from agent.host.threads import aside
+from agent.host.state import MEMORY_FILE, StateDirectory, StateVersionError, closed_memory
 from agent.identity import leftovers
 from agent.identity.store import Store
 from agent.keeper import Keeper
@@ -68,6 +80,10 @@ from agent.sources.file import FileSource
 from agent.sources.push import PushSource
 from agent.upstream import UpstreamError
 
+PATIENCE_SECONDS: Final = 5.0
+"""How long a file that the configuration names is waited for while we run."""
+HELD: Final = timedelta(days=3650)
+"""The boot grace while a file that the configuration names has not answered yet."""
 IDENTIFY_SECONDS: Final = 2.0
 IDENTIFY_AGAIN_SECONDS: Final = 15.0
 READY_AFTER_SECONDS: Final = 10.0
@@ -95,6 +111,18 @@ STALE_LOOP_SECONDS: Final = 90.0
 """The keeper's loop goes round at least once a minute; one that has not for this long is stuck."""
 
 _REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
+
+
+class _Files(NamedTuple):
+    """What the configuration's files hold, read as a whole."""
+
+    named: tuple[Named, ...]
+    seen: Looks
+    loaded: tuple[Loaded, ...]
+    trust: bundle.Trust
+    ring: keys.Keyring
+    gid: int | None
+    away: compose.Away
 
 
 class Daemon:
@@ -130,7 +158,7 @@ class Daemon:
         self._own_audiences: frozenset[str] = frozenset()  # the names that the machine itself answers to
         self._named = settings.identity.instance_id
         self._stop = asyncio.Event()
-        self._looking: asyncio.Task[object] | None = None
+        self._reloading: set[asyncio.Task[None]] = set()
         self._keep_again: asyncio.TimerHandle | None = None
         self._serving = self._told_ready = self._reload_wanted = False
         self.clock = SystemClock()
@@ -146,22 +174,12 @@ class Daemon:
         self._handed: handover.Handover | None = None  # what the next process would get now
         self._began = left.began if left is not None else self.clock.uptime()
 
-        # 1. Everything that can be wrong in the configuration. What is only away just now is an alarm and no end.
-        self._away = faults or compose.Away(left.files if left is not None else None)
-        away = self._away
-        self._state = StateDirectory(
-            _directory(
-                settings.state.directory,
-                "state.directory",
-                self._tolerate,
-                disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS,
-            )
-        )
-        for key, error in absent_directories(settings.environment):
-            away.takes(key, error)
-        gid = None
-        with self._tolerate("environment.group"):
-            gid = group_id(settings.environment.group)
+        # 1. Everything that can be wrong in the configuration. What is only away just now is an alarm and no end; what
+        # does not even answer is not waited for.
+        self._first_look = FirstLook(disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
+        self._patience = Patience(PATIENCE_SECONDS)
+        self._applying = asyncio.Lock()
+        self._silent: set[str] = set()  # of which files nobody knows whether they have changed
         self._out = compose.upstream(settings, hear=self._hear)
         self._shares = descriptors.shares(
             descriptors.raised(), connections=settings.listen.max_connections, passed=PASSED_CONNECTIONS
@@ -169,19 +187,42 @@ class Daemon:
         self._workers_out = compose.upstream(settings, connections=self._shares.passed)
         self._metadata = compose.Metadata(settings, self._out, self.clock, root=root)
         self._mint = compose.mint(settings, self._out, self._metadata, self.clock)
-        self._files = named(settings, credentials_directory=environ.get("CREDENTIALS_DIRECTORY"))
-        self._seen = looks(self._files)
-        self._loaded_files: tuple[Loaded, ...] = ()
-        self._watch_files(settings, away.takes)
-        ring = self._keyring(settings, left.key() if left is not None else None, away)
-        self._opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
+        self._open_files(left, faults)
         self._sources = compose.sources(settings, metadata=self._metadata, clock=self.clock, rng=self._rng, away=faults)
         self._push = PushSource(clock=self.clock)
         self._container_ids: tuple[Secret, ...] = ()
-        # The present one first, and the one before.
-        self._tokens = container_tokens(Path(settings.environment.token_file), left.tokens if left is not None else ())
-        self._gid = gid
         self._announcer = Announcer(self.clock, self._metadata.gce, needed=lambda: self.keeper.intake.last_refusal)
+
+    def _open_files(self, left: handover.Handover | None, faults: compose.Faults | None) -> None:
+        settings, look = self._settings, self._first_look
+        away = self._away = faults or compose.Away(left.files if left is not None else None, look)
+        ask, tolerant = away.ask, self._tolerate
+        self._state = StateDirectory(_directory(settings.state.directory, "state.directory", tolerant, ask))
+        with tolerant("environment"):
+            paths = settings.environment
+            for key, error in ask(Path(paths.file), lambda: list(absent_directories(paths))):
+                away.takes(key, error)
+        self._gid = None
+        with tolerant("environment.group"):
+            self._gid = ask(Path("the group of the files"), partial(group_id, settings.environment.group))
+        # The present one first, and the one before.
+        tokens = left.tokens if left is not None else ()
+        self._tokens = container_tokens(None, tokens)
+        with tolerant("environment.token_file"):
+            path = Path(settings.environment.token_file)
+            self._tokens = ask(path, partial(container_tokens, path, tokens))
+        self._files = named(settings, credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"))
+        self._seen = looks(self._files, ask)
+        self._loaded_files = describe(self._files, away.takes, ask)
+        for file in self._files:
+            if file.at_use:
+                with tolerant(file.key):
+                    ask(file.path, partial(os.path.lexists, file.path))
+        ring = self._keyring(settings, left.key() if left is not None else None, away)
+        self._opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
+        # Where nobody knows yet what would be believed, nobody is the machine for want of a bundle.
+        self._late_files = {file.path for file in self._files} & look.stalled
+        self._holding = bool(self._late_files and settings.keys) and (left is None or left.holding)
 
     @contextlib.contextmanager
     def _tolerate(self, key: str) -> Iterator[None]:
@@ -301,6 +342,8 @@ class Daemon:
             later.append(self._open_control_late(door, servers))
         if "environment.group" in self._away.reasons:
             later.append(self._find_group())
+        if self._late_files:
+            later.append(self._hear_late())
         return [self._resuming, *(asyncio.create_task(work) for work in later)]
 
     def _control_socket(self) -> socket.socket | None:
@@ -331,6 +374,28 @@ class Daemon:
                 break
         self._away.reasons.pop("environment.group", None)
         self._publisher.reconfigure(self._settings.environment, gid=self._gid, expects_bundle=bool(self._settings.keys))
+
+    async def _hear_late(self) -> None:
+        """Files that did not answer at the start are taken as soon as they do; only then does the boot grace count."""
+        await self._first_look.answered(self._late_files)
+        self._log.info("files.answer", paths=sorted(map(str, self._late_files)))
+        told = ""
+        while True:
+            try:
+                # As at a start: what is away is no reason to go without the rest.
+                await self._apply(self._settings, [file.key for file in self._files], tolerant=True)
+            except AgentError as error:
+                if told != error.message:
+                    self._log.error("reload.refused", reason=error.message, hint=error.hint)
+                told = error.message
+                await self.clock.sleep(LOOK_SECONDS)
+            else:
+                break
+        if self._holding:
+            self._holding = False
+            self._began = self.clock.uptime()
+            self.keeper.await_bundle(self._settings.identity.grace_seconds)
+            await self._note_grace()
 
     async def _note_grace(self) -> None:
         began = grace.Began(self.store.memory.instance_id, self._began)
@@ -366,7 +431,7 @@ class Daemon:
                 self._publishing,
                 self._announcing,
                 *background,
-                *([self._looking] if self._looking else []),
+                *self._reloading,
             )
             for task in ending:
                 task.cancel()
@@ -387,7 +452,7 @@ class Daemon:
         """Have the state directory read, and wait for it as long as must be; false when told to stop meanwhile."""
         left = self._left
         self._reading = asyncio.create_task(self._read_state(), name="read state")
-        await asyncio.wait({self._reading}, timeout=disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
+        await asyncio.wait({self._reading}, timeout=self._first_look.left)
         if not self._reading.done():
             self._log.error(
                 "state.stalled",
@@ -570,6 +635,8 @@ class Daemon:
                     noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
                     if noted is not None and (not noted.instance_id or noted.instance_id == instance_id):
                         self._began = noted.began
+        if self._holding:
+            return -HELD
         return timedelta(seconds=self.clock.uptime() - self._began)
 
     def _left_to_us(self) -> kept.Kept | None:
@@ -767,6 +834,7 @@ class Daemon:
             audiences=sorted(self._own_audiences),
             facts=self.store.state.observed,
             files=dict(self._away.files),
+            holding=self._holding,
             ephemeral=handover.jwk(self._opening.ring.keys),
             token_key=handover.encoded(self._token_key),
             tokens=list(self._tokens),
@@ -865,17 +933,24 @@ class Daemon:
             return
         if self._told_ready:
             self._notifier.reloading(monotonic_seconds=time.monotonic())
+        self._reloading.add(task := asyncio.create_task(self._reload_all(), name="reload"))
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload_all(self) -> None:
         try:
-            self._apply(self._reload())
+            # The file of the configuration may lie where the others do.
+            settings = await self._patience.ask(Path("the configuration"), self._reload)
+            await self._apply(settings)
         except AgentError as error:
             # The running configuration stays: a typing error must not cost a worker its identity.
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
+        finally:
+            if self._told_ready:
+                # The end of a reload is told with the same word as the end of a start, which it must not anticipate.
+                self._notifier.ready(self._status_line())
         # What is looked at twice a second by itself is let be: it may be half written just now.
         slow = [source for source in self._sources if not isinstance(source, FileSource)]
-        self._looking = asyncio.create_task(look_now(slow, self.keeper.intake.submit), name="refresh")
-        if self._told_ready:
-            # The end of a reload is told with the same word as the end of a start, which it must not anticipate.
-            self._notifier.ready(self._status_line())
+        await look_now(slow, self.keeper.intake.submit)
 
     async def _look_now(self) -> list[dict[str, str | int | None]]:
         """Have every source looked at now: ``credential-agent refresh``, and each reload."""
@@ -883,63 +958,80 @@ class Daemon:
         await self._publisher.settled(SETTLE_SECONDS)
         return outcomes
 
-    def _watch_files(self, settings: config.Config, takes: Callable[[str, ConfigError], bool] | None = None) -> None:
-        """Note which files the configuration names, how they look and what they hold. Before their readers open them.
-
-        Args:
-            settings: names them.
-            takes: gets what is wrong with a file of certificate authorities, with its key, instead of an error.
-
-        Raises:
-            ConfigError: a file of certificate authorities is no such file.
-        """
-        files = named(settings, credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"))
-        seen = looks(files)
-        self._loaded_files = describe(files) if takes is None else describe(files, takes)
-        self._files, self._seen = files, seen
-
     async def _follow_files(self) -> None:
         """Apply the running configuration once more when a file that it names has changed and then stayed as it is."""
         before = self._seen
+        told: object = None
         while True:
             await self.clock.sleep(LOOK_SECONDS)
-            self._rotate_token()
-            seen = await asyncio.to_thread(looks, self._files)
+            await self._rotate_token()
+            seen, silent = await looks_patiently(self._files, self._patience, self._seen)
+            self._tell_silent(silent)
             settled, before = seen == before, seen
             if not settled or seen == self._seen:
                 continue
             changed = [file.key for file in self._files if seen.get(file.path) != self._seen.get(file.path)]
             try:
-                self._apply(self._settings, changed)
+                await self._apply(self._settings, changed)
+            except StalledError as error:
+                # Another file keeps this change from being applied. It is tried again, and said once.
+                if told != (told := (error.message, changed)):
+                    self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
             except AgentError as error:
                 # What was loaded stays in force, and this is said once for each change, not at each look.
                 self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
                 self._seen = seen
 
-    def _apply(self, settings: config.Config, changed: Sequence[str] = ()) -> None:
-        old = self._settings
-        before = self._files, self._seen, self._loaded_files
-        self._watch_files(settings)
-        try:
-            self._apply_files(settings, old, changed)
-        except AgentError:
-            self._files, self._seen, self._loaded_files = before
-            raise
+    def _tell_silent(self, silent: list[str]) -> None:
+        """Say of which files nobody knows whether they have changed."""
+        now = set(silent)
+        for key in sorted(now - self._silent):
+            self._log.error("file.stalled", key=key, hint="what was loaded from it stays in force; look at its mount")
+        for key in sorted(self._silent - now):
+            self._log.info("file.answers", key=key)
+        self._silent = now
 
-    def _apply_files(self, settings: config.Config, old: config.Config, changed: Sequence[str]) -> None:
-        pinned = compose.trust(settings)
-        ring = self._keyring(settings, self._ephemeral)
-        gid = group_id(settings.environment.group)
-        check_paths(settings.environment)
+    async def _apply(self, settings: config.Config, changed: Sequence[str] = (), *, tolerant: bool = False) -> None:
+        """Have ``settings`` in force, with what their files hold now: all of it, or none.
+
+        Raises:
+            ConfigError: a file is not what it should be.
+            StalledError: a file does not answer.
+        """
+        async with self._applying:
+            ephemeral, files = self._ephemeral, dict(self._away.files)
+            load = partial(self._load_files, settings, ephemeral, compose.Away(files) if tolerant else None)
+            self._take(settings, await self._patience.ask(Path("a file that the configuration names"), load), changed)
+
+    def _load_files(
+        self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None
+    ) -> _Files:
+        """Read everything that ``settings`` name. In a thread: no file may hold up the loop."""
+        tolerant = contextlib.nullcontext() if away is None else contextlib.suppress(ConfigError)
+        files = named(settings, credentials_directory=self._environ.get("CREDENTIALS_DIRECTORY"))
+        seen = looks(files)
+        gid = self._gid
+        loaded = describe(files) if away is None else describe(files, away.takes)
+        pinned = compose.trust(settings, away)
+        ring = self._keyring(settings, ephemeral, away)
+        with tolerant:
+            gid = group_id(settings.environment.group)
+            check_paths(settings.environment)
+        if away is None:
+            away = compose.Away()
+            compose.trust(settings, away)
+        return _Files(files, seen, loaded, pinned, ring, gid, away)
+
+    def _take(self, settings: config.Config, files: _Files, changed: Sequence[str]) -> None:
+        old, pinned, ring, gid = self._settings, files.trust, files.ring, files.gid
+        self._files, self._seen, self._loaded_files = files.named, files.seen, files.loaded
         audiences = self._own_audiences.union(settings.identity.audience)
         opening = self._opening
         narrower = not compose.trusts_at_least(pinned, opening.trust) or not audiences >= opening.audiences
         self._settings = settings
         opening.trust, opening.ring, opening.audiences = pinned, ring, audiences
         self.keeper.reconfigure(compose.policy(settings))
-        self._away = compose.Away()
-        compose.trust(settings, self._away)
-        self._rotate_token()
+        self._away = files.away
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
         # As the doors and the token stay where they were, so does what is told of them.
         told = msgspec.structs.replace(settings, listen=self._loaded.listen, environment=self._publisher.settings)
@@ -971,9 +1063,12 @@ class Daemon:
         except HostError as error:
             self._log.warning("doors.not_announced", reason=error.message)
 
-    def _rotate_token(self) -> None:
+    async def _rotate_token(self) -> None:
         """Take the token that an operator has put into the file. Programs that read the one before may use it on."""
-        written = written_token(Path(self._publisher.settings.token_file))
+        path = Path(self._publisher.settings.token_file)
+        written = None
+        with contextlib.suppress(StalledError):
+            written = await self._patience.ask(path, partial(written_token, path))
         if written is not None and written not in self._tokens:
             self._tokens = (written, self._tokens[0])
             self._publisher.token = written
@@ -1055,7 +1150,7 @@ async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float
 
 
 def _directory(
-    name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]], seconds: float
+    name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]], ask: compose.Ask
 ) -> Path:
     path = Path(name)
 
@@ -1066,10 +1161,7 @@ def _directory(
             raise ConfigError(f"{key}: {name!r} is not writable by the agent")
 
     with tolerate(key):
-        try:
-            aside(look, seconds)
-        except TimeoutError:
-            raise ConfigError(f"{key}: {name!r} does not answer") from None
+        ask(path / MEMORY_FILE, look)
     return path
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from agent import bundle, config, keys
 from agent.core.clock import Clock
@@ -25,11 +25,14 @@ from agent.core.timekeeping import Witness
 from agent.core.verdict import Policy
 from agent.core.view import Facts
 from agent.host import machine
+from agent.host.patience import StalledError, directly
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints, Mint, MintSettings
 from agent.sources.file import FileSettings, FileSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
 from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
+
+T = TypeVar("T")
 
 LOOKUPS = 4
 """Threads in which one client looks names up, for the operator's hosts, and as many for those that bundles name."""
@@ -161,7 +164,7 @@ def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
     for index, entry in enumerate(settings.signers):
         where = f"signers[{index}].key"
         try:
-            entries.append(_signer(entry, where))
+            entries.append(_signer(entry, where, ask=away.ask if away is not None else directly))
         except ConfigError as error:
             text = away.files.get(entry.key) if away is not None else None
             if away is None or not away.takes(where, error):
@@ -175,17 +178,29 @@ def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
     return bundle.Trust.parse(entries)
 
 
+class Ask(Protocol):
+    """Calls what asks a file: :class:`agent.host.patience.FirstLook`, say."""
+
+    def __call__(self, path: Path, fn: Callable[[], T], /) -> T:
+        """Call ``fn``, which asks ``path``. Raises HostError where it is not waited for any more."""
+
+
 class Away:
     """What the configuration names and the machine does not have just now: an alarm, and no reason to serve nobody.
+
+    Args:
+        files: what the process before us read.
+        ask: how files are asked: at a start, none may hold it up.
 
     Attributes:
         reasons: by the key of the configuration, why.
         files: by path, what the public files said when they were last read, by us or by the process before us.
     """
 
-    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+    def __init__(self, files: Mapping[str, str] | None = None, ask: Ask = directly) -> None:
         self.reasons: dict[str, str] = {}
         self.files: dict[str, str] = dict(files or {})
+        self.ask: Ask = ask
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
         """Take note of an error, if that is all that it needs.
@@ -228,9 +243,11 @@ def _could_be(entry: config.KeyEntry, error: AgentError) -> bool:
     return not isinstance(entry, config.CredentialKey) or (bool(entry.name.strip(".")) and "/" not in entry.name)
 
 
-def _signer(entry: config.SignerEntry, where: str, text: str | None = None) -> dict[str, object]:
+def _signer(
+    entry: config.SignerEntry, where: str, text: str | None = None, *, ask: Ask = directly
+) -> dict[str, object]:
     named: dict[str, object] = {
-        "key": _read(Path(entry.key), where) if text is None else text,
+        "key": _read(Path(entry.key), where, ask) if text is None else text,
         "issuers": list(entry.issuers),
         "audiences": list(entry.audiences),
     }
@@ -276,19 +293,22 @@ def keyring(
     """
     found: list[keys.WorkerKey] = []
     absent: list[str] = []
+    ask = away.ask if away is not None else directly
     for index, entry in enumerate(settings.keys):
         where = f"keys[{index}]"
         try:
             match entry:
                 case config.FileKey():
-                    found += keys.load_key_file(Path(entry.path))
+                    found += ask(Path(entry.path), partial(keys.load_key_file, Path(entry.path)))
                 case config.CredentialKey():
                     directory = Path(credentials_directory) if credentials_directory else None
-                    passed = keys.load_credential(directory, entry.name)
+                    passed = ask(
+                        (directory or Path()) / entry.name, partial(keys.load_credential, directory, entry.name)
+                    )
                     found += passed
                     absent += [] if passed else [entry.name]
                 case config.AwsKmsKey():
-                    public = bundle.RecipientKey.parse(_read(Path(entry.public_key), f"{where}.public_key"))
+                    public = bundle.RecipientKey.parse(_public(entry.public_key, f"{where}.public_key", away))
                     found.append(
                         keys.AwsKmsKey(
                             key_id=entry.key_id,
@@ -300,7 +320,7 @@ def keyring(
                         )
                     )
                 case config.GcpKmsKey():
-                    public = bundle.RecipientKey.parse(_read(Path(entry.public_key), f"{where}.public_key"))
+                    public = bundle.RecipientKey.parse(_public(entry.public_key, f"{where}.public_key", away))
                     found.append(
                         keys.GcpKmsKey(
                             key_version=entry.key_version,
@@ -545,9 +565,24 @@ def _needs(where: str, kind: str, key: str) -> ConfigError:
     )
 
 
-def _read(path: Path, where: str) -> str:
+def _public(name: str, where: str, away: Away | None) -> str:
+    """What a public file says; where it is away just now, what it said to the process before us."""
     try:
-        text = path.read_text()
+        text = _read(Path(name), where, away.ask if away is not None else directly)
+    except _AwayError as error:
+        if away is None or name not in away.files or not away.takes(where, error):
+            raise
+        return away.files[name]
+    if away is not None:
+        away.files[name] = text
+    return text
+
+
+def _read(path: Path, where: str, ask: Ask) -> str:
+    try:
+        text = ask(path, path.read_text)
+    except StalledError as error:
+        raise _AwayError(f"{where}: {error.message}", hint=error.hint) from None
     except UnicodeDecodeError:
         raise _AwayError(f"{where}: {path}: expected text") from None
     except OSError as error:

@@ -17,8 +17,8 @@ from agent.core.errors import HostError
 from agent.core.verdict import Memory
 from agent.host.state import StateDirectory
 
-LOOK_SECONDS: Final = 0.5
-"""How long the start waits for the disk: a caller's patience is a second."""
+LOOK_SECONDS: Final = 0.1
+"""How long the start waits for all files together: a caller's patience is a second, and Python takes most of it."""
 FIRST_LOOK_SECONDS: Final = 2.0
 """The same where there is no handover: there is nothing better to answer than that we do not know."""
 STALLED: Final = "the disk of the state directory does not answer"

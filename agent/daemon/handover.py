@@ -70,6 +70,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         audiences: the names that the machine itself answers to.
         facts: what the machine said of region, zone and the like.
         files: what the public files of the configuration said, by path.
+        holding: whether the boot grace had not begun to count: a file had not answered yet.
         ephemeral: the private JWK that exists nowhere else, as text.
         token_key: the key of the EC2 session tokens, in base64.
         tokens: the bearer tokens of the container endpoint, the present one first.
@@ -89,6 +90,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     audiences: list[str] = []
     facts: Facts = Facts()
     files: dict[str, str] = {}
+    holding: bool = False
     ephemeral: Secret | None = None
     token_key: Secret | None = None
     tokens: list[Secret] = []

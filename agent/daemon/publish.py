@@ -79,14 +79,14 @@ def written_token(path: Path) -> Secret | None:
     return None
 
 
-def container_tokens(path: Path, handed: Sequence[Secret] = ()) -> tuple[Secret, ...]:
+def container_tokens(path: Path | None, handed: Sequence[Secret] = ()) -> tuple[Secret, ...]:
     """The bearer tokens that are good, the present one first: programs that read one once go on working.
 
     Args:
-        path: the file; what is in it is the present one.
+        path: the file; what is in it is the present one. ``None``: it does not answer.
         handed: those of the process before us, likewise; two of them are kept.
     """
-    written = written_token(path)
+    written = None if path is None else written_token(path)
     known = [token for token in handed if _TOKEN.match(token.reveal())]
     if written is not None:
         known = [written, *(token for token in known if token != written)]

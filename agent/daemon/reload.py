@@ -16,9 +16,12 @@ anything of a secret one.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -27,7 +30,9 @@ import msgspec
 
 from agent import config
 from agent.core.errors import ConfigError
-from agent.upstream import AuthoritiesError, load
+from agent.daemon.compose import Ask
+from agent.host.patience import Patience, StalledError, directly
+from agent.upstream import AuthoritiesError, believed, read_authorities
 
 LOOK_SECONDS: Final = 2.0
 """Between two looks at the files. A change counts when two looks agree: a file being written in place is let be."""
@@ -132,13 +137,16 @@ AUTHORITIES: Final = "certificate authorities"
 
 
 def describe(
-    files: Iterable[Named], takes: Callable[[str, ConfigError], bool] = lambda _key, _error: False
+    files: Iterable[Named],
+    takes: Callable[[str, ConfigError], bool] = lambda _key, _error: False,
+    ask: Ask = directly,
 ) -> tuple[Loaded, ...]:
     """What the files hold now; a file that is not there is left out, unless it holds authorities.
 
     Args:
         files: which.
         takes: gets each error with its key; says whether that is all that it needs.
+        ask: how they are asked.
 
     Raises:
         ConfigError: a file of certificate authorities cannot be read or holds none. Keys are their readers' business.
@@ -148,25 +156,58 @@ def describe(
         count = None
         if file.what == AUTHORITIES:
             try:
-                count = load(str(file.path))[1]
-            except AuthoritiesError as error:
-                fault = ConfigError(f"{file.key}: {file.path}: {error}")
+                count = believed(ask(file.path, partial(read_authorities, str(file.path))))[1]
+            except (AuthoritiesError, StalledError) as error:
+                said = error.message if isinstance(error, StalledError) else f"{file.path}: {error}"
+                fault = ConfigError(f"{file.key}: {said}")
                 if takes(file.key, fault):
                     continue
                 raise fault from None
         try:
-            digest = None if file.secret else _digest(file.path)
-            if file.secret:
-                file.path.stat()
-        except OSError:
+            digest = ask(file.path, file.path.stat if file.secret else partial(_digest, file.path))
+        except (OSError, StalledError):
             continue
-        found.append(Loaded(file.key, str(file.path), file.what, digest, count))
+        found.append(Loaded(file.key, str(file.path), file.what, digest if isinstance(digest, str) else None, count))
     return tuple(found)
 
 
-def looks(files: Sequence[Named]) -> Looks:
-    """How the files look whose change must be applied. Blocking: for a thread."""
-    return {file.path: _look(file.path) for file in files if not file.at_use}
+def looks(files: Iterable[Named], ask: Ask = directly) -> Looks:
+    """How the files look whose change must be applied; a file that does not answer is left out."""
+    found = {}
+    for file in files:
+        if not file.at_use:
+            with contextlib.suppress(StalledError):
+                found[file.path] = ask(file.path, partial(_look, file.path))
+    return found
+
+
+async def looks_patiently(files: Iterable[Named], patience: Patience, before: Looks) -> tuple[Looks, list[str]]:
+    """How the files look, by directories: one that does not answer keeps no other waiting.
+
+    Args:
+        files: which.
+        patience: how long each directory is waited for.
+        before: how they looked; those in a directory that does not answer look so still.
+
+    Returns:
+        That, and the keys of the files in directories that do not answer.
+    """
+    directories: dict[Path, list[Named]] = {}
+    for file in files:
+        directories.setdefault(file.path.parent, []).append(file)
+    asked = (patience.ask(directory, partial(looks, inside)) for directory, inside in directories.items())
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    found: dict[Path, tuple[int, ...] | None] = {}
+    silent: list[str] = []
+    for inside, answer in zip(directories.values(), answers, strict=True):
+        if isinstance(answer, StalledError):
+            found.update({file.path: before[file.path] for file in inside if file.path in before})
+            silent += [file.key for file in inside if not file.at_use]
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found.update(answer)
+    return found, silent
 
 
 def _look(path: Path) -> tuple[int, ...] | None:

@@ -83,6 +83,12 @@ class PolicyChanged(msgspec.Struct, frozen=True):
     policy: Policy
 
 
+class GraceMoved(msgspec.Struct, frozen=True):
+    """A first bundle is waited for until then: what would bring it could not be asked so far."""
+
+    until: datetime
+
+
 class MachineObserved(msgspec.Struct, frozen=True):
     """The machine's real metadata said where it stands."""
 
@@ -182,6 +188,7 @@ Event = (
     | ClockMoved
     | TimeDoubted
     | PolicyChanged
+    | GraceMoved
     | MachineObserved
     | MemoryAdopted
     | MemoryReset

@@ -14,6 +14,7 @@ event                  what it does
 ``ClockMoved``         what was counted on our clock moves along
 ``TimeDoubted``        everything is due within half a minute, once a minute at most
 ``PolicyChanged``      the machine's own slots come and go
+``GraceMoved``         the boot grace ends at another instant
 ``MachineObserved``    region, zone and the like are known
 ``MemoryAdopted``      the memory bears this machine's name; no doubt is left
 ``MemoryReset``        nothing is left of what was the other machine's
@@ -60,6 +61,7 @@ from agent.identity.events import (
     CredentialIssued,
     Effect,
     Event,
+    GraceMoved,
     Holding,
     IdTokenMinted,
     IssuingFailed,
@@ -340,6 +342,11 @@ def time_doubted(state: State, _event: TimeDoubted, now: datetime, rng: random.R
     return state, APPLIED
 
 
+def grace_moved(state: State, event: GraceMoved, _now: datetime, _rng: random.Random) -> Step:
+    """Wait for a first bundle until another instant."""
+    return changed(replace(state, grace_until=event.until)), APPLIED
+
+
 # -- the machine and its memory ---------------------------------------------------------------------------------------
 
 
@@ -453,6 +460,7 @@ TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Rand
     ClockMoved: clock_moved,
     TimeDoubted: time_doubted,
     PolicyChanged: policy_changed,
+    GraceMoved: grace_moved,
     MachineObserved: machine_observed,
     MemoryAdopted: memory_adopted,
     MemoryReset: memory_reset,

@@ -33,6 +33,7 @@ from agent.core.verdict import Event, Notice, Policy
 from agent.core.view import Facts
 from agent.identity.events import (
     ClockMoved,
+    GraceMoved,
     Holding,
     MachineObserved,
     PolicyChanged,
@@ -129,6 +130,12 @@ class Keeper:
     def reconfigure(self, policy: Policy) -> None:
         """Take another policy (a reload)."""
         self.store.apply(PolicyChanged(policy), self._clock.now())
+
+    def await_bundle(self, seconds: float) -> None:
+        """Wait so long from now on for a first bundle: what would bring it could not be asked so far."""
+        now = self._clock.now()
+        self.store.apply(GraceMoved(now + timedelta(seconds=seconds)), now)
+        self._woken.set()
 
     def restore(self, holdings: Iterable[Holding]) -> int:
         """Take back what an earlier process held, as far as it still belongs here; how many."""

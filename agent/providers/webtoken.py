@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from agent.core.model import WebToken, WebTokenFile, WebTokenGce, WebTokenInline
 from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
+from agent.host.patience import Patience, StalledError
 from agent.providers.refusals import from_upstream, passing_status
 from agent.providers.remote import AllowList
 from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
@@ -47,6 +48,7 @@ class WebTokens:
         self._directories = directories
         self._gce = gce
         self._timeout_seconds = timeout_seconds
+        self._patience = Patience()  # a file may lie on a mount that hangs
 
     async def fetch(self, source: WebToken) -> Secret:
         """Get the token.
@@ -59,12 +61,18 @@ class WebTokens:
             case WebTokenInline():
                 return source.token
             case WebTokenFile():
-                # A thread, because the file may lie on a mount that hangs.
-                return _token(await asyncio.to_thread(_read_confined, source.path, self._directories))
+                return await self._read(source.path)
             case WebTokenUrl():
                 return await self._fetch_url(source)
             case WebTokenGce():
                 return (await fetch_gce_identity(self._gce, source.audience))[0]
+
+    async def _read(self, path: str) -> Secret:
+        try:
+            data = await self._patience.ask(Path(path), partial(_read_confined, path, self._directories))
+        except StalledError:
+            raise Transient("identity token: the file does not answer", code="file") from None
+        return _token(data)
 
     async def _fetch_url(self, source: WebTokenUrl) -> Secret:
         doing = "identity token"

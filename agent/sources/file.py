@@ -14,10 +14,10 @@ can neither read nor forge one: the seal holds wherever the file lies.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -29,6 +29,7 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.core.text import os_reason
+from agent.host.patience import Patience, StalledError
 from agent.sources.watching import Changes
 from agent.wire.wrapped import find
 
@@ -77,6 +78,7 @@ class FileSource:
     def __init__(self, settings: FileSettings, *, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
+        self._patience = Patience()
 
     @property
     def name(self) -> str:
@@ -110,14 +112,22 @@ class FileSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`."""
-        data = await asyncio.to_thread(_bundle, self._settings.path, self._settings.max_bytes)
+        path = self._settings.path
+        try:
+            data = await self._patience.ask(path, partial(_bundle, path, self._settings.max_bytes))
+        except StalledError as error:
+            raise SourceError(error.message, hint=error.hint) from None
         return None if data is None else SealedBundle(data=data, origin=self.name)
 
     async def acknowledge(self, ack: Ack) -> None:
         """A file has no way back."""
 
     async def _look(self) -> _Look | str | None:
-        return await asyncio.to_thread(_look, self._settings.path)
+        path = self._settings.path
+        try:
+            return await self._patience.ask(path, partial(_look, path))
+        except StalledError:
+            return "silent"
 
     async def _settle(self, look: _Look) -> _Look | str | None:
         """Wait until the file has stopped changing; return how it looks then."""

@@ -15,6 +15,8 @@ import ipaddress
 import math
 import random
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 from urllib.parse import urljoin, urlsplit
@@ -27,6 +29,7 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Offer, Ok, Trouble
 from agent.core.text import instant, os_reason
+from agent.host.patience import Patience, StalledError
 from agent.sources.watching import RetryLater, broken_here, keep_watching, retry_seconds
 from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
 from agent.wire.userdata import MEDIA_TYPE
@@ -115,6 +118,7 @@ class HttpsSource:
         self._upstream = upstream
         self._clock = clock
         self._rng = rng
+        self._patience = Patience()
         self._url = settings.url or ""  # as it was last read
         self._watched = self._url  # whose answers the rest is about
         self._forget()
@@ -306,7 +310,7 @@ class HttpsSource:
             return {}
         if not _is_confidential(url):
             raise SourceError("a bearer token is not sent over plain http", hint="use an https URL, or no token")
-        token = await asyncio.to_thread(_read_token, path)
+        token = await self._read_file(path, partial(_read_token, path))
         return {"Authorization": f"Bearer {token}"}
 
     @property
@@ -317,7 +321,13 @@ class HttpsSource:
     async def _where(self) -> str:
         """The URL to ask now. Raises SourceError without a word of what is in its file."""
         path = self._settings.url_file
-        return self._settings.url or "" if path is None else await asyncio.to_thread(_read_url, path)
+        return self._settings.url or "" if path is None else await self._read_file(path, partial(_read_url, path))
+
+    async def _read_file(self, path: Path, read: Callable[[], str]) -> str:
+        try:
+            return await self._patience.ask(path, read)
+        except StalledError as error:
+            raise SourceError(error.message, hint=error.hint) from None
 
 
 def _read_url(path: Path) -> str:

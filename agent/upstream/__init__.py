@@ -6,7 +6,7 @@ the caller's business: any status is an answer here, and only its absence is an 
 """
 
 from agent.core.errors import UpstreamError
-from agent.upstream.authorities import AuthoritiesError, load
+from agent.upstream.authorities import AuthoritiesError, believed, read_authorities
 from agent.upstream.door import (
     NotHere,
     Reach,
@@ -34,6 +34,7 @@ __all__ = [
     "UpstreamSettings",
     "UpstreamStream",
     "asked_pause",
-    "load",
+    "believed",
     "origin_of",
+    "read_authorities",
 ]

@@ -21,6 +21,9 @@ MAX_BYTES: Final = 4 << 20
 
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
+LOOK_SECONDS: Final = 0.5
+"""How long a request waits for the file. A hanging mount costs that once, and later requests nothing."""
+
 Look = tuple[int, int, int, int, int]
 """Device, inode, size, time of writing, time of any change."""
 
@@ -32,32 +35,41 @@ class AuthoritiesError(Exception):
 class Authorities:
     """One file of certificates (PEM), trusted beside the system's own.
 
-    Mutable state: the context in use, and how the file looked when it was read.
+    Mutable state: the context in use, how the file looked when it was read, and the look that is under way.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._context: ssl.SSLContext | None = None
         self._seen: Look | None = None
+        self._looking: asyncio.Future[bool] | None = None
+        self._late = False
 
-    def context(self) -> ssl.SSLContext:
-        """The verifying context; while the file was never readable, one that believes the system's authorities alone.
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """The verifying context; ``None`` while the file was never readable: the system's authorities alone.
 
         What is private is then not believed, and all the rest (the clouds, the plain metadata service) is reached.
         """
-        if self._context is None:
-            look = _look(self._path)
-            try:
-                self._context, self._seen = load(self._path)[0], look
-            except AuthoritiesError:
-                self._context = ssl.create_default_context()
         return self._context
 
     async def changed(self) -> bool:
-        """Look at the file, in a thread: it may lie on a network. Whether there is another context than before."""
-        if self._context is None:
-            return False  # nobody has asked yet: :meth:`context` reads it
-        return await asyncio.to_thread(self._again)
+        """Look at the file, in a thread: it may lie on a network. Whether there is another context than before.
+
+        To be awaited before the first use: nothing is read elsewhere.
+        """
+        looking = self._looking
+        if looking is None or looking.get_loop() is not asyncio.get_running_loop():
+            looking = self._looking = asyncio.ensure_future(asyncio.to_thread(self._again))
+        await asyncio.wait({looking}, timeout=0.0 if self._late else LOOK_SECONDS)
+        if not looking.done():
+            self._late = True
+            return False
+        self._late = False
+        if self._looking is not looking:
+            return False  # who asked at the same time has told it
+        self._looking = None
+        return looking.result()
 
     def _again(self) -> bool:
         look = _look(self._path)
@@ -77,7 +89,15 @@ def load(path: str) -> tuple[ssl.SSLContext, int]:
     Raises:
         AuthoritiesError: it cannot be read, or holds no certificate.
     """
-    context = ssl.create_default_context()
+    return believed(read_authorities(path))
+
+
+def read_authorities(path: str) -> bytes:
+    """What is in the file.
+
+    Raises:
+        AuthoritiesError: it cannot be read, or is too long.
+    """
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -85,6 +105,16 @@ def load(path: str) -> tuple[ssl.SSLContext, int]:
         raise AuthoritiesError(f"cannot be read: {os_reason(error)}") from None
     if len(data) > MAX_BYTES:
         raise AuthoritiesError(f"expected at most {MAX_BYTES} bytes of certificates, got more")
+    return data
+
+
+def believed(data: bytes) -> tuple[ssl.SSLContext, int]:
+    """A context that believes the system's authorities and those in ``data``, and how many the latter are.
+
+    Raises:
+        AuthoritiesError: it holds no certificate.
+    """
+    context = ssl.create_default_context()
     # The certificates alone: what people write between them (names in any encoding) is no business of the reader.
     found = _CERTIFICATE.findall(data)
     if not found:

@@ -262,7 +262,8 @@ class Upstream:
             sock_read=timeout_seconds or settings.read_timeout_seconds,
         )
         outgoing = _outgoing(headers)
-        if self._authorities is not None and target.scheme == "https" and await self._authorities.changed():
+        encrypted = "https" in (target.scheme, (proxy or "").partition(":")[0])
+        if self._authorities is not None and encrypted and await self._authorities.changed():
             self._retire()
         session = self._session(guarded=guarded)
         session.users += 1
@@ -363,7 +364,7 @@ class Upstream:
 
     def _ssl_context(self) -> ssl.SSLContext | bool:
         # True: the library's own verifying context, on the system's authorities.
-        return True if self._authorities is None else self._authorities.context()
+        return True if self._authorities is None else self._authorities.context or True
 
     def _guarded_socket(self, address: tuple[Any, ...]) -> socket.socket:
         # Called with the very address about to be connected, after resolution: a name that resolves to something

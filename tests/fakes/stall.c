@@ -24,7 +24,7 @@ int fsync(int fd) {
     return next(fd);
 }
 
-/* With $STALL_OPEN the disk does not even open: open(2), stat(2), access(2) and opendir(3) below $STALL_UNDER wait. */
+/* With $STALL_OPEN the disk does not even open: open(2), stat(2), lstat(2), access(2) and opendir(3) below $STALL_UNDER wait. */
 static void stall(const char *path) {
     const char *under = getenv("STALL_UNDER"), *flag = getenv("STALL_WHILE");
     if (!getenv("STALL_OPEN") || !under || !flag || strncmp(path, under, strlen(under))) return;
@@ -53,6 +53,8 @@ struct stat;
 struct stat64;
 TWO(stat, struct stat *)
 TWO(stat64, struct stat64 *)
+TWO(lstat, struct stat *)
+TWO(lstat64, struct stat64 *)
 TWO(access, int)
 
 void *opendir(const char *path) {

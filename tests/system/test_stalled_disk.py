@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.https_store import private_ca
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import REPOSITORY, Agent, World, background, until
 
@@ -181,3 +183,99 @@ def test_the_state_at_a_first_start(world: World, shim: Path, manager: NotifySoc
         with start(world, manager, stall, changes) as agent:
             agent.wait_for("state.stalled")
             assert agent.stop() == 0
+
+
+def far(world: World, name: str) -> Path:
+    """Where a file of the configuration lies on another host's disk."""
+    (world.root / "far").mkdir(exist_ok=True)
+    return world.root / "far" / name
+
+
+def far_files(world: World) -> dict[str, Any]:
+    """Everything that a configuration can name, on that disk."""
+    key = far(world, "worker.jwk")
+    shutil.copy2(world.key_file, key)
+    signer = far(world, "sender.jwk")
+    shutil.copy2(world.signer_file, signer)
+    authority, _ = private_ca(far(world, "ca").parent)
+    token = far(world, "token")
+    token.write_text("t" * 32)
+    https = {"kind": "https", "url": "https://127.0.0.1:9/b", "ca_file": authority, "token_file": token}
+    return {
+        "keys": [{"kind": "file", "path": key}],
+        "signers": [{**world.base["signers"][0], "key": signer}],
+        "sources": [*world.base["sources"], https],
+        "upstream": {"ca_file": authority},
+    }
+
+
+def test_the_files_of_the_configuration_at_a_restart(world: World, shim: Path, manager: NotifySocket) -> None:
+    """Files that hang at a restart hold up nothing that was handed over, and are used as soon as they answer."""
+    stall, changes = Stall(world, shim, world.root / "far"), far_files(world)
+    other = "ASIAUSER000000000001"
+    with start(world, manager, stall, changes) as agent:
+        agent.ready()
+        agent.push(world.seal(world.session(USER)))
+        manager.wait_content("credentials", lambda data: USER.encode() in data)
+        manager.wait_content("handover", lambda data: json.loads(data).get("signed") is not None)
+        agent.kill()
+    stall.begin()
+    with start(world, manager, stall, changes) as agent:
+        agent.started()
+        assert agent.access_key() == USER
+        assert {"keys[0]", "signers[0].key", "upstream.ca_file"} <= set(agent.status()["without"])
+        stall.end()
+        agent.wait_for("reload.applied")
+        assert agent.push(world.seal(world.session(other)))["outcome"] == "accepted"
+        assert agent.access_key() == other
+        assert "keys[0]" not in agent.status()["without"]
+
+
+@pytest.mark.parametrize("lies_far", ["keys", "signers", "sources", "upstream"])
+def test_the_files_of_the_configuration_at_a_first_start(
+    world: World, shim: Path, manager: NotifySocket, lies_far: str
+) -> None:
+    """While what would bring or vouch for a bundle hangs, nobody is the machine for want of one; and it is told."""
+    ec2 = Ec2MetadataService()
+    ec2.attach("worker-role", Key("ASIAMACHINE000000001", "machine-secret", "machine-token"))
+    stall = Stall(world, shim, world.root / "far")
+    with background(ec2):
+        changes = {"identity": {"grace_seconds": 0.2}, lies_far: far_files(world)[lies_far]}
+        changes["upstream"] = {**changes.get("upstream", {}), "ec2": ec2.url}
+        stall.begin()
+        with start(world, manager, stall, changes) as agent:
+            agent.started()
+            agent.wait_for("start.without")
+            manager.wait_content("handover", lambda data: json.loads(data)["holding"])
+            assert agent.imds("/latest/meta-data/iam/security-credentials/").status == 503
+            agent.kill()
+        with start(world, manager, stall, changes) as agent:  # nor after a restart, with what was handed over
+            agent.started()
+            assert agent.imds("/latest/meta-data/iam/security-credentials/").status == 503
+            stall.end()
+            agent.wait_for("reload.applied")
+            agent.ready()
+            assert agent.access_key() == "ASIAMACHINE000000001"  # the grace has counted from there
+
+
+def test_the_files_of_the_configuration_while_it_runs(world: World, shim: Path, manager: NotifySocket) -> None:
+    """A hanging file holds up no answer and no bundle; a reload ends, refused; what answers again is used again."""
+    stall, changes = Stall(world, shim, world.root / "far"), far_files(world)
+    with start(world, manager, stall, changes) as agent:
+        agent.ready()
+        stall.begin()
+        agent.wait_for("file.stalled", key="signers[0].key")
+        mark, told = agent.mark, manager.mark
+        agent.signal(signal.SIGHUP)
+        for number in range(12):
+            key = f"ASIAUSER0000000000{number:02}"
+            assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
+            assert agent.access_key() == key
+        agent.wait_for("reload.refused", after=mark)
+        manager.wait_for("READY=1", after=told)
+        stall.end()
+        agent.wait_for("file.answers", key="signers[0].key")
+        agent.signal(signal.SIGHUP)
+        agent.wait_for("reload.applied", after=mark)
+        stall.begin()
+        assert agent.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
@@ -475,3 +476,25 @@ def test_an_acknowledgement_that_fails_is_tried_a_few_times_and_let_be() -> None
 def _no_leaks(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
     yield
     assert not [w for w in recwarn.list if issubclass(w.category, ResourceWarning)]
+
+
+@pytest.mark.parametrize("which", ["token_file", "url_file"])
+def test_a_file_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """A file on a mount that hangs (here, a FIFO without a writer) is the source's trouble, and holds up nothing."""
+    monkeypatch.setattr("agent.host.patience.WAIT_SECONDS", 0.0)
+    path = tmp_path / "f"
+    os.mkfifo(path)
+
+    async def story() -> None:
+        source = HttpsSource(
+            HttpsSettings(**{"url": "https://127.0.0.1:1/", which: path}),
+            upstream=Upstream(),
+            clock=StepClock(),
+            rng=random.Random(1),
+        )
+        for _ in range(2):
+            with pytest.raises(SourceError, match="it does not answer"):
+                await source.fetch()
+
+    asyncio.run(story())
+    os.close(os.open(path, os.O_RDWR))  # whoever waits goes on
