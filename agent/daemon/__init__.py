@@ -178,6 +178,7 @@ class Daemon:
         # does not even answer is not waited for.
         self._first_look = FirstLook(disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
         self._patience = Patience(PATIENCE_SECONDS)
+        self._reader = Patience(PATIENCE_SECONDS, again=True)
         self._applying = asyncio.Lock()
         self._silent: set[str] = set()  # of which files nobody knows whether they have changed
         self._out = compose.upstream(settings, hear=self._hear)
@@ -939,7 +940,7 @@ class Daemon:
     async def _reload_all(self) -> None:
         try:
             # The file of the configuration may lie where the others do.
-            settings = await self._patience.ask(Path("the configuration"), self._reload)
+            settings = await self._reader.ask(Path("the configuration"), self._reload)
             await self._apply(settings)
         except AgentError as error:
             # The running configuration stays: a typing error must not cost a worker its identity.
@@ -1001,7 +1002,7 @@ class Daemon:
         async with self._applying:
             ephemeral, files = self._ephemeral, dict(self._away.files)
             load = partial(self._load_files, settings, ephemeral, compose.Away(files) if tolerant else None)
-            self._take(settings, await self._patience.ask(Path("a file that the configuration names"), load), changed)
+            self._take(settings, await self._reader.ask(Path("a file that the configuration names"), load), changed)
 
     def _load_files(
         self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None

@@ -92,11 +92,13 @@ class Patience:
 
     Args:
         seconds: how long one is waited for; :data:`WAIT_SECONDS` unless told otherwise.
+        again: whether one that is known to be silent is waited for again: a person asks, say.
 
     Resources: a daemon thread for each file that is being asked; it is not waited for at the end.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self, seconds: float | None = None, *, again: bool = False) -> None:
+        self._again = again
         self._seconds = WAIT_SECONDS if seconds is None else seconds
         self._threads = Threads()
         self._asked: dict[Path, Future[Any]] = {}
@@ -119,7 +121,7 @@ class Patience:
     async def _answered(self, path: Path, asked: Future[Any]) -> None:
         if not asked.done():
             # Who was waited for in vain once is not waited for again. The call itself is never cancelled: it cannot be.
-            waited = 0.0 if path in self._silent else self._seconds
+            waited = 0.0 if path in self._silent and not self._again else self._seconds
             waiter = asyncio.wrap_future(asked)
             waiter.add_done_callback(_hear)
             await asyncio.wait({waiter}, timeout=waited)
