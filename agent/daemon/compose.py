@@ -181,7 +181,7 @@ def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
 class Ask(Protocol):
     """Calls what asks a file: :class:`agent.host.patience.FirstLook`, say."""
 
-    def __call__(self, path: Path, fn: Callable[[], T], /) -> T:
+    def __call__(self, path: Path, fn: Callable[[], T]) -> T:
         """Call ``fn``, which asks ``path``. Raises HostError where it is not waited for any more."""
 
 

@@ -76,7 +76,7 @@ class FirstLook:
         await asyncio.gather(*map(asyncio.wrap_future, late), return_exceptions=True)
 
 
-def directly(_path: Path, fn: Callable[[], T]) -> T:
+def directly(path: Path, fn: Callable[[], T]) -> T:  # noqa: ARG001 - the shape of an Ask
     """Call ``fn``, however long it takes: in a thread, or where a person waits."""
     return fn()
 
