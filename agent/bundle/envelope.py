@@ -22,6 +22,7 @@ from agent.bundle.codes import Code
 from agent.bundle.strict import base64url, json_object, shown
 from agent.core.errors import FormatError
 from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.wire.names import BUNDLE_MEDIA_TYPE, BUNDLE_TYPE
 
 MAX_BYTES: Final = 65_536
 """The size accepted unless the caller says otherwise; four times what EC2 user-data can hold."""
@@ -29,9 +30,9 @@ LARGEST_BYTES: Final = MAX_BUNDLE_BYTES
 """The most a caller may ask for: the size of a GCE metadata value."""
 MAX_RECIPIENTS: Final = 256
 
-OUTER_TYPE: Final = "credbundle+jwe"
+OUTER_TYPE: Final = BUNDLE_TYPE
 INNER_TYPE: Final = "credbundle+jwt"
-MEDIA_TYPE: Final = "application/credbundle+jose"
+MEDIA_TYPE: Final = BUNDLE_MEDIA_TYPE
 
 KEY_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,256}\Z")
 

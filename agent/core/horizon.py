@@ -15,14 +15,13 @@ DurationSeconds); the IAM user guide on role chaining; Google IAM credentials AP
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
 
+from agent.core import jwt
 from agent.core.clock import utc
 from agent.core.model import (
     INSTANCE,
@@ -46,7 +45,6 @@ from agent.core.model import (
     WebTokenUrl,
 )
 from agent.core.refresh import oldest_aws, oldest_google
-from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import instant, spell
 
 CHAINED_LONGEST: Final = timedelta(hours=1)
@@ -332,11 +330,8 @@ class _Exp(msgspec.Struct):
 
 def jwt_end(token: str) -> datetime | None:
     """The ``exp`` of a JSON Web Token, read and not verified; ``None`` when there is none to read."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return None
+    said = jwt.claims(token, _Exp)
     try:
-        claims = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        return utc(decode(claims, _Exp).exp)
-    except (binascii.Error, ValueError, OverflowError, OSError, NotThatShapeError):
+        return None if said is None else utc(said.exp)
+    except (ValueError, OverflowError, OSError):
         return None

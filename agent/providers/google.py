@@ -11,7 +11,6 @@ for servers, workload identity federation with AWS, and ``projects.serviceAccoun
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
@@ -19,6 +18,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from agent.core import jwt
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.issued import Issued
 from agent.core.model import (
@@ -535,11 +535,7 @@ def _accounts(emails: tuple[str, ...]) -> list[str]:
 
 def _claims(token: str) -> _Claims:
     """The claims of a token that came over TLS from its issuer, hence not verified; empty when it is not one."""
-    part = token.partition(".")[2].partition(".")[0]
-    try:
-        return decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), _Claims)
-    except (NotThatShapeError, ValueError):
-        return _Claims()
+    return jwt.claims(token, _Claims) or _Claims()
 
 
 def _id_token(token: Secret, audience: str, doing: str, now: datetime) -> IdToken:

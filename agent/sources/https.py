@@ -32,10 +32,10 @@ from agent.core.text import instant, os_reason
 from agent.host.patience import Patience, StalledError
 from agent.sources.watching import RetryLater, broken_here, keep_watching, retry_seconds
 from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
-from agent.wire.userdata import MEDIA_TYPE
+from agent.wire.names import BUNDLE_MEDIA_TYPE
 from agent.wire.wrapped import find
 
-ACCEPT: Final = f"{MEDIA_TYPE}, application/jose;q=0.9, application/json;q=0.9, */*;q=0.1"
+ACCEPT: Final = f"{BUNDLE_MEDIA_TYPE}, application/jose;q=0.9, application/json;q=0.9, */*;q=0.1"
 GRACE_SECONDS: Final = 10.0
 """How much longer than the wait we ask for an answer may take."""
 

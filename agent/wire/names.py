@@ -75,6 +75,11 @@ def gce_attributes(scope: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Our own
 
+BUNDLE_MEDIA_TYPE: Final = "application/credbundle+jose"
+"""Of a sealed bundle in a MIME document and in an answer (FORMAT.md)."""
+BUNDLE_TYPE: Final = "credbundle+jwe"
+"""Its protected header's ``typ``: how a bundle is told from any other JWE."""
+
 USER_AGENT_PREFIX: Final = "credential-agent/"
 """How our own requests to a metadata service begin their ``User-Agent``. One that arrives at our own door is a loop."""
 ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"

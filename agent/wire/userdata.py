@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Final
 
 from agent.core.errors import WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.wire.names import BUNDLE_MEDIA_TYPE
 
 if TYPE_CHECKING:
     from email.message import Message
 
-MEDIA_TYPE: Final = "application/credbundle+jose"
 CREDENTIAL_NAME: Final = "credential-agent.bundle"
 """The name of the entry in ``systemd.credentials``, and of the systemd credential it becomes."""
 
@@ -137,8 +137,8 @@ def cloud_config(bundle: bytes) -> str:
 def mime(bundle: bytes) -> str:
     """A MIME multipart document with the bundle as one part, to which others are added.
 
-    The part is a cloud-config with armour in comments, not one of :data:`MEDIA_TYPE`, for which cloud-init would log a
-    warning. Both are read.
+    The part is a cloud-config with armour in comments, not one of :data:`BUNDLE_MEDIA_TYPE`, for which cloud-init would
+    log a warning. Both are read.
     """
     boundary = "==credential-agent=="
     return (
@@ -252,10 +252,10 @@ def _from_part(part: Message) -> bytes | None:
         raise WireError("expected a MIME part that can be decoded, got one that cannot") from error
     if not isinstance(content, bytes):
         return None
-    if part.get_content_type() == MEDIA_TYPE:
+    if part.get_content_type() == BUNDLE_MEDIA_TYPE:
         bundle = content.strip()
         if not bundle:
-            raise WireError(f"expected a bundle in the MIME part of type {MEDIA_TYPE}, got nothing")
+            raise WireError(f"expected a bundle in the MIME part of type {BUNDLE_MEDIA_TYPE}, got nothing")
         return bundle
     return dearmour(_inflate(content))
 

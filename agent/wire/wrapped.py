@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from agent.core.errors import UnreadableError, WireError
+from agent.wire.names import BUNDLE_TYPE
 from agent.wire.userdata import BEGIN, MAX_DOCUMENT_BYTES, extract, parts
 
 MAX_LAYERS: Final = 6
@@ -34,7 +35,7 @@ MAX_CANDIDATES: Final = 64
 MAX_WORK_BYTES: Final = 4 * MAX_DOCUMENT_BYTES
 """Over all candidates together, so that wrappings within wrappings cannot multiply."""
 
-TYPE: Final = b"credbundle+jwe"
+TYPE: Final = BUNDLE_TYPE.encode()
 _HINT: Final = "was it encoded twice, or cut off? `credential-agent inspect FILE` on what was sent tells"
 
 

@@ -6,6 +6,8 @@ sends sixty kilobytes of brackets would otherwise end a task whose loop expects 
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,7 +16,11 @@ from typing import Any
 
 import pytest
 
+from agent.cli import where
+from agent.config import Config
+from agent.core import jwt
 from agent.core.errors import AgentError
+from agent.daemon import grace
 from agent.host.state import MEMORY_FILE, StateDirectory
 from agent.keys import aws_kms, gcp_kms
 from agent.serve import gce as serve_gce
@@ -55,6 +61,31 @@ def test_a_memory_nested_deep(tmp_path: Path, data: bytes) -> None:
     (tmp_path / MEMORY_FILE).write_bytes(data)
     with pytest.raises(AgentError, match="expected what the agent wrote"):
         StateDirectory(tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [SKIPPED[:65_000], b'{"instance_id": "\xff", "http": "\xff"}', b"\xff\xfe"],
+    ids=["deep", "no-utf-8", "no-json"],
+)
+def test_a_file_of_before_that_is_garbage(tmp_path: Path, data: bytes) -> None:
+    """What an earlier process left for this one is as good as not there, whatever is in it."""
+    (tmp_path / grace.FILE).write_bytes(data)
+    assert grace.read(tmp_path, uptime=1e9) is None
+    told = tmp_path / "doors.json"
+    told.write_bytes(data)
+    assert where._told(told) == where._of(Config())
+
+
+def test_a_token_nested_deep() -> None:
+    """A token's claims that cannot be read are none."""
+    assert jwt.claims(f"e30.{base64.urlsafe_b64encode(SKIPPED).decode()}.", dict[str, Any]) is None
+
+
+def test_a_leaf_that_is_no_json() -> None:
+    """A leaf of the real server that is asked for as text, with all below it, is handed on as it is."""
+    leaf = Response(200, (("Content-Type", "application/text"),), b"\xff no json")
+    assert asyncio.run(serve_gce.GceDoor._as_text(leaf, ("instance",))) is leaf
 
 
 def test_a_listing_nested_deep() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from agent.core.errors import UnreadableError, WireError
 from agent.wire import userdata
-from agent.wire.userdata import BEGIN, END, MAX_DOCUMENT_BYTES, MEDIA_TYPE, armour, dearmour, extract
+from agent.wire.userdata import BEGIN, END, MAX_DOCUMENT_BYTES, armour, dearmour, extract
 
 BUNDLE = b'{"protected":"e30","recipients":[],"iv":"","ciphertext":"AAAA","tag":""}'
 COMPACT = b"eyJhbGciOiJFQ0RILUVTIn0..aXY.Y2lwaGVy.dGFn"
@@ -267,13 +267,6 @@ def test_a_shell_sees_nothing_in_what_we_write() -> None:
     script = "#!/bin/sh\n" + armour(BUNDLE, prefix="# ") + "echo ran\n"
     done = subprocess.run([sh], input=script, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("ran\n", "")
-
-
-def test_the_media_type_is_that_of_the_format() -> None:
-    """One name for one thing, here and in the bundle's own room."""
-    from agent import bundle
-
-    assert bundle.MEDIA_TYPE == MEDIA_TYPE
 
 
 @pytest.mark.parametrize("columns", [4, 50, 64, 76])
