@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Literal, NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol, runtime_checkable
 
 import msgspec
 
@@ -48,6 +48,36 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     subject: str | None = None
     bundle_id: str | None = None
     seq: int | None = None
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a source has read: for the process after this one, so that a restart reads nothing twice.
+
+    Attributes:
+        place: a digest of where it reads; the place itself may be a credential.
+        tag: under which the server knows what was read last.
+        content: the SHA-256 of the bundle that this was, in hex.
+    """
+
+    place: str
+    tag: str
+    content: str
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A source that can go on where the process before this one stood."""
+
+    @property
+    def name(self) -> str:
+        """See :class:`Source`."""
+
+    @property
+    def position(self) -> Position | None:
+        """How far it has read; ``None``: it found nothing that it could find again."""
+
+    def go_on(self, position: Position) -> None:
+        """Begin from there. For who knows that what was read there is in force: it is not offered again."""
 
 
 class Source(Protocol):

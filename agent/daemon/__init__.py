@@ -563,8 +563,12 @@ class Daemon:
         if kept_ is not None:
             holdings = kept_.holdings(self.store.memory.instance_id, self.clock)
             self._log.info("credentials.restored", count=self.keeper.restore(holdings))
+            if kept_.instance_id == self.store.memory.instance_id:
+                self.keeper.restore_id_tokens(kept_.id_tokens)
         if left is not None:
             self.keeper.go_on(*left.rest(self.clock, self._opening.trust))
+            if not self._serving and self.store.bundle is not None:
+                handover.go_on(self._sources, left.positions, self.keeper.durable.sealed)
         if self.store.bundle is not None or self.store.memory.active is None:
             self._left = self._kept = None
 
@@ -836,6 +840,7 @@ class Daemon:
             facts=self.store.state.observed,
             files=dict(self._away.files),
             holding=self._holding,
+            positions=handover.positions(self._sources, sealed),
             ephemeral=handover.jwk(self._opening.ring.keys),
             token_key=handover.encoded(self._token_key),
             tokens=list(self._tokens),

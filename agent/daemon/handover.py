@@ -3,7 +3,9 @@
 A restart re-earns nothing. So that the doors answer before anything is asked of anybody, be it a key, a key service,
 the metadata service, a name server or a disk, the next process is given what each of them would say: the bundle in
 force with its content, the machine's names, the memory, the keys that exist nowhere else, and how far retries and the
-boot grace have come.
+boot grace have come, and how far each source has read what is in force: a fleet that is upgraded asks its server for no
+body. Left out is what costs nobody but this machine one request to its own link: the session token with the metadata
+service, and the tags of its attributes.
 
 **Where it lies.** In sealed anonymous memory that systemd holds for this unit alone (``FileDescriptorStoreMax=``), over
 a crash and a restart, not over a stop or a boot. The design forbids an opened bundle on a disk, where it would outlive
@@ -21,7 +23,8 @@ and is left alone: everything is then asked for again, as at the start of a mach
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -32,6 +35,7 @@ from agent import bundle, keys
 from agent.core.errors import AgentError, HostError
 from agent.core.model import Cloud
 from agent.core.secret import Secret
+from agent.core.source import Position, Resumable, Source
 from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.daemon import codec
@@ -61,6 +65,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         version: of this format.
         uptime: CLOCK_BOOTTIME, in seconds, when it was left.
         now: what that process took the time for, at that instant.
+        positions: how far each source has read what is in force, by its name.
         began: CLOCK_BOOTTIME when the boot grace of this boot and instance began.
         memory: what that process remembered, be the state directory readable or not.
         sealed: the bundle in force, as it came, in base64.
@@ -86,6 +91,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     sealed: Secret | None = None
     signed: Secret | None = None
     recipient: str = ""
+    positions: dict[str, Position] = {}
     signers: list[str] = []
     audiences: list[str] = []
     facts: Facts = Facts()
@@ -172,6 +178,24 @@ def remnant(left: Remnant) -> _Remnant:
         lease=left.lease,
         **codec.either(left.credential),
     )
+
+
+def positions(sources: Iterable[Source], sealed: bytes | None) -> dict[str, Position]:
+    """How far the sources have read that brought what is in force. What was refused is to be brought again."""
+    if sealed is None:
+        return {}
+    content = hashlib.sha256(sealed).hexdigest()
+    found = {one.name: one.position for one in sources if isinstance(one, Resumable)}
+    return {name: at for name, at in found.items() if at is not None and at.content == content}
+
+
+def go_on(sources: Iterable[Source], left: Mapping[str, Position], sealed: bytes | None) -> None:
+    """Have the sources go on from there, if what they read there is in force."""
+    content = None if sealed is None else hashlib.sha256(sealed).hexdigest()
+    for source in sources:
+        at = left.get(source.name)
+        if at is not None and at.content == content and isinstance(source, Resumable):
+            source.go_on(at)
 
 
 def fingerprints(trust: bundle.Trust) -> list[str]:

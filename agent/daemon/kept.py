@@ -20,7 +20,7 @@ from agent.core.verdict import Key
 from agent.daemon import codec
 from agent.host.clock import SystemClock
 from agent.identity import leftovers
-from agent.identity.events import Holding
+from agent.identity.events import Holding, MintedFor
 from agent.identity.store import Store
 
 NAME = "credentials"
@@ -41,6 +41,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
         now: what that process took the time for, at that instant.
         heard: whether anybody but an unsynchronised wall clock had told it so.
         believed: who had; ``None``: nobody, or a version before this one did not say.
+        id_tokens: identity tokens that were minted, each with whom it speaks for.
         wall_error: by how many seconds the wall clock was ahead of ``now``.
         version: of this format. The first is not written: versions before it was there refuse what they do not know.
     """
@@ -53,6 +54,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     believed: Witness | None = None
     wall_error: float | None = None
     version: int = VERSION
+    id_tokens: list[MintedFor] = []
 
     def time(self, clock: SystemClock) -> datetime:
         """What that process would take the time for now."""
@@ -99,6 +101,7 @@ def encode(store: Store, clock: SystemClock) -> bytes:
         kept,
         keeper.believed if keeper.vouched else None,
         clock.wall_error_seconds,
+        id_tokens=leftovers.id_tokens(store.state),
     )
     return codec.encode(content)
 

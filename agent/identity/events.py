@@ -159,6 +159,14 @@ class Waiting(NamedTuple):
     failure: Failure
 
 
+class MintedFor(NamedTuple):
+    """An identity token of an earlier process, by grant (or the machine's own) and bundle. No event of its own."""
+
+    token: IdToken
+    grant_id: str
+    digest: str
+
+
 class Remnant(NamedTuple):
     """What an earlier bundle left in one cloud, served until the one in force has a credential of its own.
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from agent.identity.events import Holding, Remnant, Waiting
+from datetime import datetime
+from typing import Final
+
+from agent.core.model import INSTANCE, Grant
+from agent.identity.events import Holding, IdTokenMinted, MintedFor, Remnant, Waiting
 from agent.identity.slots import Blocked, Failing, Slot
+from agent.identity.standing import google_source
 from agent.identity.state import State, slots_of
 
 
@@ -14,6 +19,33 @@ def holdings(state: State) -> list[Holding]:
         for slot in slots_of(state)
         if (held := slot.state.held) is not None
     ]
+
+
+MOST_ID_TOKENS: Final = 16
+"""Those that live longest; the others are minted again when somebody asks."""
+
+
+def id_tokens(state: State) -> list[MintedFor]:
+    """The identity tokens that a later process of this machine may take over."""
+    newest = sorted(state.id_tokens.values(), key=lambda one: one[0].expires_at, reverse=True)
+    return [
+        MintedFor(token, grant.id if grant is not None else INSTANCE, _digest_of(state, grant))
+        for token, grant in newest[:MOST_ID_TOKENS]
+    ]
+
+
+def minted(state: State, left: MintedFor, now: datetime) -> IdTokenMinted | None:
+    """What has happened, seen from here, when ``left`` speaks for whoever is served now; else nothing has."""
+    served = google_source(state, now)
+    if served is None:
+        return None
+    grant = served[0]
+    of = grant.id if grant is not None else INSTANCE
+    return IdTokenMinted(left.token, grant) if (of, _digest_of(state, grant)) == left[1:] else None
+
+
+def _digest_of(state: State, grant: Grant | None) -> str:
+    return state.bundle.digest if state.bundle is not None and grant is not None else ""
 
 
 def waiting(state: State) -> list[Waiting]:

@@ -31,11 +31,13 @@ from agent.core.source import Source
 from agent.core.text import instant
 from agent.core.verdict import Event, Notice, Policy
 from agent.core.view import Facts
+from agent.identity import leftovers
 from agent.identity.events import (
     ClockMoved,
     GraceMoved,
     Holding,
     MachineObserved,
+    MintedFor,
     PolicyChanged,
     Remnant,
     TimeDoubted,
@@ -141,6 +143,14 @@ class Keeper:
         """Take back what an earlier process held, as far as it still belongs here; how many."""
         now = self._clock.now()
         return sum(self.store.take(holding, now) for holding in holdings)
+
+    def restore_id_tokens(self, left: Iterable[MintedFor]) -> None:
+        """Take back the identity tokens of whoever is served still."""
+        now = self._clock.now()
+        for one in left:
+            event = leftovers.minted(self.store.state, one, now)
+            if event is not None:
+                self.store.apply(event, now)
 
     def go_on(self, remnants: Iterable[Remnant], waiting: Iterable[Waiting]) -> None:
         """Serve on what an earlier bundle left, and retry from where an earlier process stood."""

@@ -27,7 +27,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, UpstreamError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.core.source import Ack, Offer, Ok, Position, Trouble
 from agent.core.text import instant, os_reason
 from agent.host.patience import Patience, StalledError
 from agent.sources.watching import RetryLater, broken_here, keep_watching, retry_seconds
@@ -119,6 +119,7 @@ class HttpsSource:
         self._clock = clock
         self._rng = rng
         self._patience = Patience()
+        self._left: Position | None = None  # where the process before us stood
         self._url = settings.url or ""  # as it was last read
         self._watched = self._url  # whose answers the rest is about
         self._forget()
@@ -126,6 +127,7 @@ class HttpsSource:
     def _forget(self) -> None:
         """Begin anew. All mutable state is here, and changes in :meth:`_look` only."""
         self._etag: str | None = None  # of what was last read
+        self._content = ""  # the digest of the bundle in it
         self._digest = b""  # of the same, for servers without entity tags
         self._asked = False  # whether a first answer has come
         self._holds: bool | None = None  # whether the server holds requests; None while nobody knows
@@ -149,6 +151,18 @@ class HttpsSource:
             clock=self._clock,
             rng=self._rng,
         )
+
+    @property
+    def position(self) -> Position | None:
+        """See :class:`agent.core.source.Resumable`."""
+        if self._etag is None or not self._content:
+            return None
+        return Position(_place(self._watched), self._etag, self._content)
+
+    def go_on(self, position: Position) -> None:
+        """See :class:`agent.core.source.Resumable`. What the place says now decides whether it is the same one."""
+        if _ETAG.match(position.tag):
+            self._left = position
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`."""
@@ -183,6 +197,9 @@ class HttpsSource:
             self._watched = url
         if self._gone:
             return None
+        left, self._left = self._left, None
+        if left is not None and left.place == _place(url):
+            self._etag, self._content = left.tag, left.content
         headers = {} if self._etag is None else {"If-None-Match": self._etag}
         # The first look is to be answered at once, whatever there is.
         wait = self._settings.wait_seconds if self._asked else 0.0
@@ -203,8 +220,9 @@ class HttpsSource:
             digest = b"" if found is None else hashlib.sha256(found.data).digest()
             changed = digest != self._digest
             self._digest = digest
-            self._etag = None if found is None else _entity_tag(answer)
+            self._etag, self._content = None if found is None else _entity_tag(answer), ""
             found = await self._unwrapped(found)
+            self._content = "" if found is None else hashlib.sha256(found.data).hexdigest()
         self._asked = True
         self._pause_seconds = self._pause(wait, elapsed, changed=changed)
         return found
@@ -328,6 +346,10 @@ class HttpsSource:
             return await self._patience.ask(path, read)
         except StalledError as error:
             raise SourceError(error.message, hint=error.hint) from None
+
+
+def _place(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _read_url(path: Path) -> str:

@@ -17,6 +17,7 @@ from agent.core.model import AwsKeys
 from agent.core.secret import Secret
 from tests.fakes.behind import Behind
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.https_store import HttpsStore
 from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.sts import FakeSts
 from tests.system.harness import AUDIENCE, ISSUER, Agent, World, background, until
@@ -411,3 +412,30 @@ def test_what_another_version_adds_is_ignored(world: World, manager: NotifySocke
     with start(world, manager, no_key(world)) as agent:
         agent.started()
         assert agent.access_key() == USER
+
+
+def test_a_source_is_read_once(world: World, manager: NotifySocket) -> None:
+    """What was accepted from a URL is neither read nor opened again after a restart; what was refused is."""
+    store = HttpsStore()
+    source = {"kind": "https", "wait_seconds": 0, "poll_seconds": 1}
+    with background(store):
+        changes = {"sources": [{**source, "url": f"{store.url}/b"}]}
+        store.put("/b", world.seal(world.session(USER), seq=1))
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            agent.wait_for("bundle.accepted")
+            held(manager, USER)
+            agent.kill()
+        before = len(store.asked)
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            until(lambda: len(store.asked) > before + 1, what="the next look")
+            assert {asked.status for asked in store.asked[before:]} == {304}
+            assert agent.access_key() == USER
+            store.put("/b", world.seal(world.session(USER), seq=2, audiences=["cluster:another"]))
+            agent.wait_for("bundle.refused")
+            agent.kill()
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            agent.wait_for("bundle.refused")
+            assert agent.access_key() == USER

@@ -9,12 +9,15 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from agent.core.model import Cloud, GoogleToken
+from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.secret import Secret
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Accepted, Key, Memory, Policy
 from agent.core.view import Live
 from agent.daemon import kept
 from agent.host.clock import SystemClock
+from agent.identity import leftovers, standing
+from agent.identity.events import IdTokenMinted
 from tests.fakes.clock import START
 from tests.unit.core.driver import Store
 from tests.unit.core.worlds import HOUR, aws_credential, bundle, google_token, role
@@ -232,3 +235,33 @@ def test_what_makes_no_sense_is_dropped(change: dict[str, object]) -> None:
     assert kept.decode(json.dumps({**data, **change}).encode(), clock) is None
     assert kept.decode(b"\xff\x00", clock) is None
     assert kept.decode(b"[" * 100_000, clock) is None
+
+
+def id_token(audience: str, ends: timedelta = HOUR) -> IdToken:
+    return IdToken(Secret("jwt"), audience, START, START + ends)
+
+
+def test_identity_tokens_are_minted_once() -> None:
+    """A token that speaks for whoever is served still is served on; that of another bundle, or another's, is not."""
+    machine = Machine()
+    clock = machine.clock()
+    first = store(clock)
+    fill(first, clock, counted=True)
+    served = standing.google_source(first.state, clock.now())
+    assert served is not None
+    for number in range(20):
+        first.apply(IdTokenMinted(id_token(f"a{number}", HOUR + number * MINUTE), served[0]), clock.now())
+    data = kept.encode(first, clock)
+    left = kept.decode(data, machine.clock())
+    assert left is not None
+    assert len(left.id_tokens) == leftovers.MOST_ID_TOKENS
+    for one, mine in ((left.id_tokens[0], True), (left.id_tokens[0]._replace(digest="x"), False),
+                      (left.id_tokens[0]._replace(grant_id="other"), False)):  # fmt: skip
+        second = store(clock)
+        for holding in left.holdings("i-1", clock):
+            second.restore(holding, clock.now())
+        event = leftovers.minted(second.state, one, clock.now())
+        assert (event is not None) is mine
+        if event is not None:
+            second.apply(event, clock.now())
+            assert second.view_id_token("a19", clock.now()) == one.token

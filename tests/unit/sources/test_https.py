@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.core.errors import SourceError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.core.source import Ack
+from agent.core.source import Ack, Position
 from agent.sources.https import HttpsSettings, HttpsSource
 from agent.upstream import Upstream, UpstreamSettings
 from tests.fakes.https_store import HttpsStore, private_ca
@@ -498,3 +500,53 @@ def test_a_file_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest
 
     asyncio.run(story())
     os.close(os.open(path, os.O_RDWR))  # whoever waits goes on
+
+
+def test_it_goes_on_where_the_process_before_stood() -> None:
+    """What was read under a tag is neither read nor offered again by the next process; a change is."""
+
+    async def test() -> None:
+        store, heard, next_ = HttpsStore(), Listener(), Listener()
+        store.put(PATH, b"one")
+        async with made(store) as (source, _):
+            assert source.position is None
+            async with watching(source, heard):
+                await heard.until(lambda h: h.offers)
+            left = source.position
+            assert left is not None
+            assert store.url not in repr(left)
+        assert left.content == hashlib.sha256(b"one").hexdigest()
+        async with made(store) as (source, clock):
+            source.go_on(replace_place(left, source))
+            async with watching(source, next_):
+                await next_.until(lambda h: h.oks == 1)
+                assert store.asked[-1].status == 304
+                assert source.position is not None
+                store.put(PATH, b"two")
+                await clock.step()
+                await next_.until(lambda h: h.offers)
+        assert next_.bodies == [b"two"]
+
+    run(test())
+
+
+def replace_place(left: Position, source: HttpsSource) -> Position:
+    """The server has another port each time it is started."""
+    return msgspec.structs.replace(left, place=hashlib.sha256(source._watched.encode()).hexdigest())
+
+
+@pytest.mark.parametrize("change", [{"place": "0" * 64}, {"tag": '"a\r\nX: y"'}, {"tag": ""}])
+def test_a_position_of_another_place_or_in_no_shape_is_none(change: dict[str, str]) -> None:
+    """A tag of another object, or one that is none, is not sent: everything is read from the beginning."""
+
+    async def test() -> None:
+        store, heard = HttpsStore(), Listener()
+        store.put(PATH, b"one")
+        async with made(store) as (source, _):
+            left = Position(hashlib.sha256(source._watched.encode()).hexdigest(), store.objects[PATH].etag, "c")
+            source.go_on(msgspec.structs.replace(left, **change))
+            async with watching(source, heard):
+                await heard.until(lambda h: h.offers)
+        assert heard.bodies == [b"one"]
+
+    run(test())
