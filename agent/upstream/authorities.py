@@ -21,8 +21,9 @@ MAX_BYTES: Final = 4 << 20
 
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
-LOOK_SECONDS: Final = 0.5
-"""How long a request waits for the file. A hanging mount costs that once, and later requests nothing."""
+LOOK_SECONDS: Final = 5.0
+"""How long a request waits for the file. A hanging mount costs that once, and later requests nothing; a machine that is
+only busy must not go without."""
 
 Look = tuple[int, int, int, int, int]
 """Device, inode, size, time of writing, time of any change."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.upstream import Reach, Upstream, UpstreamError, UpstreamRefused, UpstreamSettings, origin_of
+from agent.upstream.authorities import Authorities
 from agent.upstream.door import _may_reach
 from tests.fakes.net import Answer, Asked, Fault, Handler, serve
 
@@ -623,3 +625,33 @@ def test_rotated_authorities_are_believed_by_the_next_request(tmp_path: Path) ->
                 await upstream.close()
 
     run(scenario())
+
+
+def test_authorities_that_do_not_answer_hold_up_one_request_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file on a mount that hangs (here, a FIFO without a writer) is read in one thread, and believed once it is."""
+    monkeypatch.setattr("agent.upstream.authorities.LOOK_SECONDS", 0.0)
+    file, _ = certificate_authority(tmp_path)
+    fifo = tmp_path / "hangs"
+    os.mkfifo(fifo)
+    begun = 0
+
+    class Counted(Authorities):
+        def _again(self) -> bool:
+            nonlocal begun
+            begun += 1
+            return super()._again()
+
+    async def story() -> None:
+        authorities = Counted(str(fifo))
+        for _ in range(20):
+            assert not await authorities.changed()
+        assert begun == 1
+        assert authorities.context is None
+        fifo.write_bytes(file.read_bytes())
+        while not await authorities.changed():
+            await asyncio.sleep(0)
+        assert authorities.context is not None
+
+    asyncio.run(story())
