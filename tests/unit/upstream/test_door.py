@@ -650,8 +650,9 @@ def test_authorities_that_do_not_answer_hold_up_one_request_and_no_more(
         assert begun == 1
         assert authorities.context is None
         fifo.write_bytes(file.read_bytes())
-        while not await authorities.changed():
-            await asyncio.sleep(0)
+        assert authorities._looking is not None
+        await asyncio.wait({authorities._looking})
+        assert await authorities.changed()
         assert authorities.context is not None
 
     asyncio.run(story())
