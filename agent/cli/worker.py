@@ -18,7 +18,7 @@ from agent.cli import ask
 from agent.cli.common import CONFIG_PATH, EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE
 from agent.core.errors import BundleError, HostError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.core.text import os_reason
+from agent.core.text import os_reason, when
 from agent.wire import names
 
 CLOUDS: Final = ("aws", "gcp")
@@ -518,10 +518,4 @@ def _told_cloud(name: str, cloud: Mapping[str, Any], now: datetime) -> Iterator[
 
 
 def _when(stamp: str, now: datetime) -> str:
-    moment = datetime.fromisoformat(stamp)
-    seconds = int((moment - now).total_seconds())
-    hours, minutes = divmod(abs(seconds) // 60, 60)
-    span = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
-    if abs(seconds) < 120:
-        span = f"{abs(seconds)} s"
-    return f"{stamp} ({'in ' + span if seconds >= 0 else span + ' ago'})"
+    return f"{stamp} ({when(datetime.fromisoformat(stamp), now)})"

@@ -30,6 +30,16 @@ def spell(length: timedelta, *, seconds: bool = False) -> str:
     return f"{whole} s"
 
 
+def when(moment: datetime, now: datetime) -> str:
+    """How far off a moment is: ``in 5 h 05 min``, ``12 min ago``; below two minutes in seconds."""
+    seconds = int((moment - now).total_seconds())
+    hours, minutes = divmod(abs(seconds) // 60, 60)
+    span = f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+    if abs(seconds) < 120:
+        span = f"{abs(seconds)} s"
+    return f"in {span}" if seconds >= 0 else f"{span} ago"
+
+
 def os_reason(error: OSError, otherwise: str = "unknown error") -> str:
     """Why the system refused, without the file's name; ``otherwise`` when it does not say."""
     return (error.strerror or otherwise).lower()

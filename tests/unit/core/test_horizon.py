@@ -33,7 +33,6 @@ from agent.core.model import (
     cloud_of,
 )
 from agent.core.secret import Secret
-from agent.core.text import spell
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -203,15 +202,6 @@ def test_clouds_are_told_in_order_and_only_when_routed() -> None:
     both = horizon([token(1), session(1)], {Cloud.GCP: "t", Cloud.AWS: "s"}, None, NOW)
     assert [one.cloud for one in both] == [Cloud.AWS, Cloud.GCP]
     assert horizon([session(1)], {}, None, NOW) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(40, "40 s"), (60, "1 min"), (5 * 3600 + 38 * 60, "5 h 38 min"), (3600, "1 h"), (90000, "1 d 1 h"), (0, "0 s")],
-)
-def test_lengths_are_said_in_two_units(seconds: int, words: str) -> None:
-    """As a person says them."""
-    assert spell(timedelta(seconds=seconds)) == words
 
 
 def test_a_sentence_says_until_when_and_who() -> None:
