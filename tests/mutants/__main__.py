@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="draws the sample")
     parser.add_argument("--only", default="*", help="a pattern of functions, such as agent.core.graph.*")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests a mutant, the quickest first")
+    parser.add_argument("--seconds", type=float, default=1e9, help="a room; what was tried by then is the score")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args(argv)
     unknown = set(chosen.rooms) - set(ROOMS)
@@ -134,7 +135,7 @@ def _by_stranger(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survi
             if not chosen.decides or _decides(room, f"agent.{room}.{path.stem}")
         ],
         "tests": ROOMS[room][1],
-        **{name: getattr(chosen, name) for name in ("only", "sample", "seed", "jobs", "budget")},
+        **{name: getattr(chosen, name) for name in ("only", "sample", "seed", "jobs", "budget", "seconds")},
     }
     BUILD.mkdir(parents=True, exist_ok=True)
     answer = BUILD / f"{room}.json"

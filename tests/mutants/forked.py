@@ -37,7 +37,7 @@ MEMORY: Final = 6 << 30
 """Bytes: a change that takes a bound away must not take the machine's memory."""
 
 PATIENCE: Final = 15.0
-"""Seconds, beside five times what the tests took: a change that makes a test hang was noticed."""
+"""Seconds, beside three times what the tests took: a change that makes a test hang was noticed."""
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Room:
     seed: int
     jobs: int
     budget: float
+    seconds: float = float("inf")
 
 
 def run(room: Room) -> Result:
@@ -111,12 +112,13 @@ class _Loop:
         result = Result()
         running: dict[int, tuple[Change, float]] = {}
         queue = iter(found)
+        end = time.monotonic() + self._room.seconds
         ended = False
         functions = _live()
         gc.freeze()
         while running or not ended:
             while not ended and len(running) < self._room.jobs:
-                change = next(queue, None)
+                change = next(queue, None) if time.monotonic() < end else None
                 if change is None:
                     ended = True
                     break
@@ -133,7 +135,10 @@ class _Loop:
                     if chosen and total > self._room.budget:
                         break
                     chosen.append(items[node])
-                running[_forked(change, live, chosen)] = (change, time.monotonic() + PATIENCE + 5 * total)
+                running[_forked(change, live, chosen, 3 + int(total))] = (
+                    change,
+                    time.monotonic() + PATIENCE + 3 * total,
+                )
             self._reap(running, result)
         self.result = result
         return True
@@ -160,9 +165,8 @@ class _Loop:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             if module in sys.modules:
                 found += [c for c in changes(path, module) if fnmatch.fnmatchcase(c.name, self._room.only)]
-        if self._room.sample and len(found) > self._room.sample:
-            found = random.Random(self._room.seed).sample(found, self._room.sample)
-        return iter(found)
+        random.Random(self._room.seed).shuffle(found)  # so that what is tried by the end of the time is a fair sample
+        return iter(found[: self._room.sample or None])
 
     def _baseline(self, items: list[pytest.Item]) -> tuple[dict[str, float], dict[tuple[str, str], set[str]]]:
         """How long each test takes, and which functions it reaches; of the tests that hold without any change."""
@@ -216,7 +220,7 @@ def _noted(item: pytest.Item) -> tuple[str, float, bool, list[tuple[str, str]]]:
     return item.nodeid, seconds, item.session.testsfailed == failed, sorted(functions)
 
 
-def _forked(change: Change, functions: list[FunctionType], items: list[pytest.Item]) -> int:
+def _forked(change: Change, functions: list[FunctionType], items: list[pytest.Item], seconds: int) -> int:
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -226,6 +230,7 @@ def _forked(change: Change, functions: list[FunctionType], items: list[pytest.It
         os.setsid()
         _quiet()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # a loop without end, on a loaded machine too
         session = items[0].session
         for function in functions:
             function.__code__ = change.code
