@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -63,6 +64,7 @@ from agent.host import arrival, containerenv, descriptors, machine, memory, syst
 from agent.host.clock import SystemClock
 from agent.host.files import read_plain, write_atomic
 from agent.host.patience import FirstLook, Patience, StalledError
+from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
 from agent.host.state import MEMORY_FILE, StateDirectory, StateVersionError, closed_memory
 from agent.identity import leftovers
@@ -294,7 +296,7 @@ class Daemon:
         self._ring = changes.ring
         worker_door = self._worker_door(changes, (*settings.listen.hosts, *doors.hosts(addresses)))
         control_door = self._control_door()
-        servers = [await loop.create_server(worker_door.protocol, sock=s, backlog=4096) for s in worker_sockets]
+        servers = await worker_door.listen(worker_sockets)
         if control is not None:
             servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
         self._log.info(
@@ -733,8 +735,16 @@ class Daemon:
             gce=gce if through else None,
             access=self._access("worker"),
             broken=self._broken,
-            owners=Owners(read_socket_table),
+            owners=self._owners(),
         )
+
+    def _owners(self) -> Owners:
+        try:
+            diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.sockets.values()))
+        except OSError:
+            # A sandbox without netlink, and nothing was passed: the table tells it too, later.
+            return Owners(read_socket_table)
+        return Owners(read_socket_table, diagnosis.owner, close=diagnosis.close)
 
     def _refused_why(self) -> str | None:
         """Why the last bundle that came was not taken; nothing while one is in force."""

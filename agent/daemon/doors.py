@@ -69,8 +69,9 @@ def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket
     Raises:
         HostError: the path cannot be bound, or another agent listens on it.
     """
-    if passed.get("control"):
-        return passed["control"][0]
+    for sock in passed.get("control", ()):
+        if sock.family == socket.AF_UNIX:  # the unit passes one of netlink along (agent.host.sockdiag)
+            return sock
     path = Path(settings.control)
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

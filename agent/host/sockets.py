@@ -24,7 +24,7 @@ Endpoint = tuple[str, int]
 
 METADATA_PORT: Final = 80
 _PIECE_BYTES: Final = 32768
-_METADATA: Final = (
+METADATA: Final = (
     names.METADATA_IPV4,
     names.ECS_IPV4,
     names.EKS_IPV4,
@@ -108,4 +108,4 @@ def _words(packed: bytes, port: int) -> bytes:
     return ("".join(f"{word:08X}" for word in words) + f":{port:04X}").encode()
 
 
-_LED: Final = tuple(spelling for host in _METADATA for spelling in _spelt(host, METADATA_PORT))
+_LED: Final = tuple(spelling for host in METADATA for spelling in _spelt(host, METADATA_PORT))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,8 @@ from agent.wire import container, ec2, gce, names
 from agent.wire.http import Request, Response
 
 _MAX_REASON: Final = 400
+BACKLOG: Final = 4096
+"""What the kernel may hold for us. A dropped SYN costs the client a second, which is the whole patience of most."""
 
 
 class WorkerDoor:
@@ -44,8 +47,8 @@ class WorkerDoor:
         broken: told of an exception in our own code; the request ends without an answer or with 500.
         owners: tells whose connections are whose, when that matters.
 
-    *Resources*: none until a connection comes. ``protocol`` is the factory for ``loop.create_server(..., sock=...)``;
-    ``listener.close`` ends what is under way, after the listening sockets were closed.
+    *Resources*: none until :meth:`listen`. ``listener.close`` ends what is under way, after the listening sockets were
+    closed.
     """
 
     def __init__(
@@ -94,6 +97,12 @@ class WorkerDoor:
     def protocol(self) -> asyncio.Protocol:
         """The factory of connections."""
         return self.listener.protocol()
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> list[asyncio.Server]:
+        """Answer on these, which listen already."""
+        self.listener.watch(sockets)
+        loop = asyncio.get_running_loop()
+        return [await loop.create_server(self.protocol, sock=one, backlog=BACKLOG) for one in sockets]
 
     def _means_body(self, method: str, target: str) -> bool:
         """Guest attributes that are passed through to a real GCE server; nothing else that workers ask has a body."""

@@ -1,8 +1,10 @@
 """Who goes when there is no room, and whose turn is next: fair shares among those who ask.
 
 The rule everywhere: whoever has most gives way to whoever has less. A share belongs to an *owner*: the user id of the
-process at the other end where the kernel tells it (:mod:`agent.host.sockets`), else the address that it comes from.
-Asking the kernel costs milliseconds, so it is asked only when something is half used up; before that nobody needs it.
+process at the other end where the kernel tells it, else the address that it comes from. The kernel tells at once about
+one socket (:mod:`agent.host.sockdiag`); where it may not be asked so, its table of all of them
+(:mod:`agent.host.sockets`) costs milliseconds. Either is done only when something is half used up: before that nobody
+needs it.
 """
 
 from __future__ import annotations
@@ -32,20 +34,67 @@ class Table(Protocol):
         """The user whose socket is at the other end of the connection from ``peer`` to us; ``None``: not known."""
 
 
+Ask = Callable[[Endpoint, Endpoint], int | None]
+"""The user whose socket is at ``peer`` in a connection that we have at ``local``, at once; ``None``: not known. Raises
+``ConnectionError`` when it is closed already, and any other ``OSError`` when the kernel does not tell."""
+
+
 class Owners:
-    """The table of sockets, read in a thread of its own, once for all who ask at the same time.
+    """Whose sockets are at the other ends: one at once, or the table of them all.
+
+    The table is read in a thread of its own, once for all who ask at the same time.
 
     Args:
-        read: reads it; blocks; may raise ``OSError``.
+        read: reads the table; blocks; may raise ``OSError``.
+        ask: asks about one socket.
+        whose: the owner to whom a user id counts.
+        close: frees what ``ask`` needs.
     """
 
-    def __init__(self, read: Callable[[], Table]) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Table],
+        ask: Ask | None = None,
+        *,
+        whose: Callable[[int], Hashable] = int,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
         self._read = read
+        self._ask = ask
+        self._whose = whose
+        self._close = close
         # Of its own: the common threads may all hang in a disk, and requests must not take those of the renewal.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="owners")
         self._reading: asyncio.Task[None] | None = None
         self._table: Table | None = None
         self._began = float("-inf")
+
+    @property
+    def immediate(self) -> bool:
+        """Whether one socket's owner is known without waiting."""
+        return self._ask is not None
+
+    def now(self, peer: Endpoint, local: Endpoint) -> Hashable | None:
+        """To whom the socket at ``peer`` counts in a connection that we have at ``local``; ``None``: not known at once.
+
+        Raises:
+            ConnectionError: it is closed already.
+        """
+        if self._ask is None:
+            return None
+        try:
+            user = self._ask(peer, local)
+        except ConnectionError:
+            raise
+        except OSError:
+            self._ask = None  # a kernel that does not tell will not tell the next time either
+            return None
+        return None if user is None else self._whose(user)
+
+    def find(self, table: Table | None, peer: Endpoint, local: Endpoint) -> Hashable | None:
+        """The same by a table."""
+        user = None if table is None else table.owner(peer, local)
+        return None if user is None else self._whose(user)
 
     async def table(self) -> Table | None:
         """A table whose reading began after this call; ``None`` when it cannot be had in time."""
@@ -78,6 +127,8 @@ class Owners:
         if self._reading is not None:
             self._reading.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._ask = None
+        self._close()
 
 
 def place_of(name: Any) -> Hashable:

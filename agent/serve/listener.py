@@ -24,12 +24,13 @@ Limits and the attack behind each:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -37,7 +38,8 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.errors import TargetError
-from agent.serve.fairness import Owners, Table, by_greed, place_of
+from agent.serve.fairness import Endpoint, Owners, Table, by_greed, place_of
+from agent.serve.intake import Intake
 from agent.serve.reading import RequestReader
 from agent.wire.http import Request, Response, segments_of
 
@@ -154,6 +156,8 @@ _SURPLUS_AT_ONCE: Final = 64
 _PIPELINED_BYTES: Final = 65536
 """How much may come behind a request that waits. Its connection is read on, to hear when the client leaves."""
 _OWNERS_AGAIN_SECONDS: Final = 0.5
+_ASKED_AT_ONCE: Final = 256
+"""So many sockets' owners are asked for in one round of the loop, at some 15 microseconds each."""
 _LEAVING_AT_ONCE: Final = 256
 """Who goes is judged anew after so many, or after :data:`_LEAVING_SECONDS`."""
 _LEAVING_SECONDS: Final = 0.25
@@ -225,6 +229,7 @@ class Listener:
         self.bodies = bodies
         self._clock = clock
         self._owners = owners
+        self._intake: Intake | None = None
         # All mutable state. Dicts as ordered sets, oldest first, with the time of entry.
         self._open: dict[_Connection, float] = {}
         self._reading: dict[_Connection, float] = {}
@@ -249,10 +254,19 @@ class Listener:
         """The factory for ``loop.create_server`` and ``loop.create_unix_server``."""
         return _Connection(self)
 
+    def watch(self, sockets: Sequence[socket.socket]) -> None:
+        """Take connections from these, which the event loop serves, by turns of their owners when many wait."""
+        self._intake = Intake(
+            sockets,
+            factory=partial(_Connection, self),
+            owners=self._owners,
+            room=lambda: self.limits.connections - len(self._open),
+        )
+
     @property
     def connections(self) -> int:
         """How many are open."""
-        return len(self._open)
+        return len(self._open) + (0 if self._intake is None else self._intake.connections)
 
     @property
     def held(self) -> int:
@@ -270,6 +284,8 @@ class Listener:
         The caller has closed the listening sockets (or keeps them for the next process); a connection that was accepted
         and has not sent its request yet still gets its answer.
         """
+        if self._intake is not None:
+            await self._intake.finish()
         now = time.monotonic()
         for connection in [c for c, since in self._held.items() if now - since > _LONG_POLL_SECONDS]:
             connection.give_up()
@@ -316,7 +332,11 @@ class Listener:
         """Take it in; ``False`` when there is no room and nobody to make any."""
         now = time.monotonic()
         count = len(self._open)
+        if self._intake is not None:
+            self._intake.look()
         if 2 * count >= self.limits.connections:
+            if connection.owner is None:
+                connection.ask(self._owners)
             self._press(now)
             if count >= self.limits.connections and not self._make_room(now):
                 return False
@@ -349,9 +369,11 @@ class Listener:
         try:
             # Again for those that came meanwhile: nobody else may come to ask for it.
             while unknown := [connection for connection in self._open if connection.owner is None]:
-                table = await owners.table()
-                for connection in unknown:
-                    connection.belong(table)
+                table = None if owners.immediate else await owners.table()
+                for number, connection in enumerate(unknown, start=1):
+                    connection.belong(owners, table)
+                    if owners.immediate and not number % _ASKED_AT_ONCE:
+                        await asyncio.sleep(0)
                 self._leaving_until = float("-inf")  # who goes is judged with what is known now
                 await asyncio.sleep(_OWNERS_AGAIN_SECONDS)
                 if not self._is_scarce():
@@ -370,8 +392,10 @@ class Listener:
 
     async def owner_of(self, connection: _Connection) -> Hashable:
         """To whose share it counts; asks the kernel if that is not known yet."""
+        owners = self._owners
         if connection.owner is None:
-            connection.belong(await self._owners.table() if self._owners is not None else None)
+            table = await owners.table() if owners is not None and not owners.immediate else None
+            connection.belong(owners, table)
         return connection.owner
 
     def _make_room(self, now: float) -> bool:
@@ -529,14 +553,14 @@ class _Connection(asyncio.Protocol):
         "turn",
     )
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, owner: Hashable = None) -> None:
         self._listener = listener
         self._transport: asyncio.Transport | None = None
         self._reader: RequestReader | None = None
         self._state = _State.READING
         self.received_bytes = 0
         self.kept_bytes = 0  # the listener's account of it
-        self.owner: Hashable = None  # unknown until somebody must know
+        self.owner = owner  # unknown until somebody must know
         self.turn = 0
         self._paused = False  # whether we do not look at what it sends
         self._task: asyncio.Task[Outcome] | None = None
@@ -737,16 +761,32 @@ class _Connection(asyncio.Protocol):
         """To whose share it counts by what is known now."""
         return self._place() if self.owner is None else self.owner
 
-    def belong(self, table: Table | None) -> None:
-        """Take its owner from the table of sockets; who is not in it is known by the address."""
-        transport = self._transport
-        if transport is None or self.owner is not None:
+    def ask(self, owners: Owners | None) -> None:
+        """Learn its owner, if that can be known at once."""
+        ends = self._ends()
+        if owners is not None and ends is not None:
+            with contextlib.suppress(ConnectionError):  # it has left; the event loop will say so
+                self.owner = owners.now(*ends)
+
+    def belong(self, owners: Owners | None, table: Table | None) -> None:
+        """Learn its owner, from the table if one was read; who is not found is known by the address."""
+        if self._transport is None or self.owner is not None:
             return
-        peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        found = None
-        if table is not None and isinstance(peer, tuple) and isinstance(local, tuple):
-            found = table.owner((peer[0], peer[1]), (local[0], local[1]))
-        self.owner = self._place() if found is None else found
+        ends = self._ends()
+        if owners is not None and table is not None and ends is not None:
+            self.owner = owners.find(table, *ends)
+        else:
+            self.ask(owners)
+        if self.owner is None:
+            self.owner = self._place()
+
+    def _ends(self) -> tuple[Endpoint, Endpoint] | None:
+        if self._transport is None:
+            return None
+        peer, local = self._transport.get_extra_info("peername"), self._transport.get_extra_info("sockname")
+        if not isinstance(peer, tuple) or not isinstance(local, tuple):
+            return None
+        return (peer[0], peer[1]), (local[0], local[1])
 
     def _place(self) -> Hashable:
         transport = self._transport

@@ -202,8 +202,9 @@ def door_server(
             broken=lambda _request, error: failures.append(error),
             owners=owners() if owners else None,
         )
-        server = await loop.create_server(door.protocol, "127.0.0.1", 0, backlog=1024)
-        running = DoorServer(loop, board, door, server.sockets[0].getsockname()[1])
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        [server] = await door.listen([listening])
+        running = DoorServer(loop, board, door, listening.getsockname()[1])
         running.accesses, running.failures = accesses, failures
         running.stop = stop  # type: ignore[attr-defined]
         box.append(running)

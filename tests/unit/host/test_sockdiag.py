@@ -1,0 +1,165 @@
+"""The kernel names the user at the other end of one connection, at once: real sockets, real users."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from agent.host.sockdiag import NETLINK_SOCK_DIAG, Gone, SocketDiagnosis
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user or in another network")
+NOBODY = 65534
+CLIENT = """
+import encodings.idna, os, socket, sys
+os.setgid(65534), os.setuid(65534)
+sock = socket.socket(int(sys.argv[1]))
+sock.connect((sys.argv[2], int(sys.argv[3])))
+print("on", flush=True)
+sys.stdin.read()
+"""
+# The address that the client believes itself connected to is not the one that we have: as the rules lead it.
+LED = """
+import socket, subprocess, sys
+for words in ("link set lo up", "address add 169.254.169.254/32 dev lo"):
+    subprocess.run(["ip", *words.split()], check=True)
+from agent.host.sockdiag import SocketDiagnosis
+listening = socket.create_server(("169.254.169.254", 80))
+client = socket.create_connection(("169.254.169.254", 80))
+connection, peer = listening.accept()
+asked = SocketDiagnosis()
+print(asked.owner(peer, ("127.0.0.1", 16925)))
+"""
+
+TWO = """
+import os, socket, subprocess, sys
+for words in ("link set lo up", "address add 169.254.169.254/32 dev lo", "address add 169.254.170.2/32 dev lo"):
+    subprocess.run(["ip", *words.split()], check=True)
+from agent.host.sockdiag import SocketDiagnosis
+asked = SocketDiagnosis()
+held = []
+for host, user in (("169.254.169.254", 0), ("169.254.170.2", 65534)):
+    held.append(socket.create_server((host, 80)))
+    os.seteuid(user)
+    held.append(socket.socket())
+    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held[-1].bind(("127.0.0.1", 40000))
+    held[-1].connect((host, 80))
+    os.seteuid(0)
+print(asked.owner(("127.0.0.1", 40000), ("127.0.0.1", 16925)))
+"""
+
+
+@pytest.fixture
+def asked() -> Iterator[SocketDiagnosis]:
+    diagnosis = SocketDiagnosis()
+    yield diagnosis
+    diagnosis.close()
+
+
+@contextlib.contextmanager
+def connection(server: socket.socket, family: int, host: str) -> Iterator[socket.socket]:
+    """Our end of a connection that another user's process made."""
+    argv = [sys.executable, "-c", CLIENT, str(family), host, str(server.getsockname()[1])]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+        ours, _ = server.accept()
+        try:
+            with ours:
+                yield ours
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("listening", "family", "host"),
+    [
+        ("127.0.0.1", socket.AF_INET, "127.0.0.1"),
+        ("127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1"),  # Java's and Go's sockets may be such
+        ("::1", socket.AF_INET6, "::1"),
+    ],
+)
+def test_the_user_at_the_other_end(asked: SocketDiagnosis, listening: str, family: int, host: str) -> None:
+    """The user whose process holds the other end, whatever the address family of its socket."""
+    kind = socket.AF_INET6 if ":" in listening else socket.AF_INET
+    with (
+        socket.create_server((listening, 0), family=kind) as server,
+        connection(server, family, host) as ours,
+    ):
+        peer, local = ours.getpeername(), ours.getsockname()
+        assert asked.owner(peer[:2], local[:2]) == NOBODY
+        assert asked.owner(local[:2], peer[:2]) == os.geteuid()  # the other way round it is ours
+
+
+@as_root
+def test_a_connection_that_the_rules_led() -> None:
+    """A socket that believes itself connected to a metadata address is found by that."""
+    argv = ["unshare", "-n", sys.executable, "-c", LED]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+
+
+def test_what_is_closed_is_gone(asked: SocketDiagnosis) -> None:
+    """A client that has closed its socket reads no answer; one that has ended its side alone still does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        ours, peer = server.accept()
+        with ours:
+            client.shutdown(socket.SHUT_WR)
+            assert asked.owner(peer, ours.getsockname()) == os.geteuid()
+            client.close()
+            with pytest.raises(Gone):
+                asked.owner(peer, ours.getsockname())
+
+
+def test_who_only_listens_is_not_at_the_other_end(asked: SocketDiagnosis) -> None:
+    """Where there is no connection the kernel names a listener: that is not the owner of one; nor is nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert asked.owner(server.getsockname(), ("127.0.0.1", 1)) is None
+    assert asked.owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+    assert asked.owner(("192.0.2.1", 40000), ("127.0.0.1", 80)) is None
+    assert asked.owner(("not an address", 40000), ("127.0.0.1", 80)) is None
+
+
+def test_the_socket_that_was_passed_is_asked() -> None:
+    """In the unit's sandbox none may be made: the one that the service manager made is used."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    made.bind((0, 0))  # as systemd does
+    with socket.socket(socket.AF_UNIX) as other, made, socket.create_server(("127.0.0.1", 0)) as server:
+        passed = SocketDiagnosis([other, made])
+        with socket.create_connection(server.getsockname()) as client:
+            assert passed.owner(client.getsockname(), client.getpeername()) == os.geteuid()
+        passed.close()
+        assert made.fileno() == -1
+
+
+@as_root
+def test_one_port_to_two_metadata_addresses() -> None:
+    """Two users who use one port towards two metadata addresses cannot be told apart, and neither is blamed."""
+    argv = ["unshare", "-n", sys.executable, "-c", TWO]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
+def test_an_old_answer_is_none_to_a_new_question() -> None:
+    """An answer that was left unread does not name the owner of the next connection."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    asked = SocketDiagnosis([made])
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        ends = client.getsockname(), client.getpeername()
+        question = struct.pack("=IHHII", 72, 20, 1, 2**32 - 1, 0)
+        address = socket.inet_aton("127.0.0.1").ljust(16, b"\0")
+        ports = struct.pack("!HH", ends[0][1], ends[1][1])
+        question += struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFF) + ports + address * 2
+        made.send(question + struct.pack("=III", 0, 2**32 - 1, 2**32 - 1))
+        assert asked.owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+        assert asked.owner(*ends) == os.geteuid()
+    asked.close()

@@ -1,0 +1,197 @@
+"""Whose connection is taken next when many wait in the kernel: real sockets of real users, the real event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from agent.host.sockdiag import SocketDiagnosis
+from agent.host.sockets import read_socket_table
+from agent.serve.fairness import Owners
+from agent.serve.intake import LONG, LOOK_EACH, SERVED_AT_ONCE, Intake
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+NOBODY = 65534
+GREEDY = """
+import encodings.idna, os, socket, sys
+os.setgid(65534), os.setuid(65534)
+held = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]
+if sys.argv[3] == "gone":
+    for sock in held:
+        sock.close()
+print("on", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def greedy(port: int, count: int, then: str = "stay") -> Iterator[None]:
+    """Another user's process whose connections wait in the kernel."""
+    argv = [sys.executable, "-c", GREEDY, str(port), str(count), then]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+
+
+class Kept(asyncio.Protocol):
+    """A connection that stays until the test ends it."""
+
+    def __init__(self, begun: Begun) -> None:
+        self._begun = begun
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._begun.open.add(transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._begun.open.discard(self.transport)
+
+
+class Begun:
+    """Notes the owners of connections in the order in which they are begun with."""
+
+    def __init__(self) -> None:
+        self.owners: list[Hashable] = []
+        self.open: set[asyncio.BaseTransport] = set()
+
+    def __call__(self, owner: Hashable) -> asyncio.Protocol:
+        self.owners.append(owner)
+        return Kept(self)
+
+    async def end(self, intake: Intake) -> None:
+        """Close them all: the loop would wait for them."""
+        await intake.finish()
+        for transport in list(self.open):
+            transport.abort()  # type: ignore[attr-defined]
+        while self.open:  # noqa: ASYNC110 - the next round of the loop is what is waited for
+            await asyncio.sleep(0)
+
+
+def taken(
+    server: socket.socket, *, until: Callable[[Intake, Begun], bool], room: int = 1000
+) -> tuple[int, list[Hashable]]:
+    """How many an intake had in hand, and with whose it had begun, when something held."""
+    begun = Begun()
+
+    async def scenario() -> tuple[int, list[Hashable]]:
+        diagnosis = SocketDiagnosis()
+        owners = Owners(read_socket_table, diagnosis.owner)
+        intake = Intake([server], factory=begun, owners=owners, room=lambda: room)
+        for _ in range(LOOK_EACH):
+            intake.look()
+        async with asyncio.timeout(20):
+            while not until(intake, begun):  # noqa: ASYNC110 - it counts rounds of the loop
+                await asyncio.sleep(0)
+        left, known = intake.connections, list(begun.owners)
+        await begun.end(intake)
+        owners.close()
+        diagnosis.close()
+        return left, known
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(scenario())
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+        listening.setblocking(False)
+        yield listening
+
+
+@as_root
+def test_turns(server: socket.socket) -> None:
+    """Behind two hundred that came before of one user, another's first is among the next that are begun with."""
+    port = server.getsockname()[1]
+    with greedy(port, 200), socket.create_connection(("127.0.0.1", port)):
+        _, owners = taken(server, until=lambda _, begun: len(begun.owners) == 201)
+    assert owners.index(0) < 2 * SERVED_AT_ONCE
+    assert owners.count(NOBODY) == 200
+
+
+@as_root
+def test_whoever_has_most_is_put_out(server: socket.socket) -> None:
+    """Where there is no room for all that wait, another's stay and some of the many go."""
+    port = server.getsockname()[1]
+    with greedy(port, 200), contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        _, owners = taken(server, room=50, until=lambda intake, begun: len(begun.owners) > 5 and not intake.connections)
+    assert owners.count(0) == 5
+    assert owners.count(NOBODY) <= 50 + 2 * SERVED_AT_ONCE
+
+
+@as_root
+def test_nobody_reads_the_answers_of_what_is_closed(server: socket.socket) -> None:
+    """Connections that their owner has closed while they waited are not begun with at all."""
+    port = server.getsockname()[1]
+    with greedy(port, 200, "gone"), socket.create_connection(("127.0.0.1", port)):
+        _, owners = taken(server, until=lambda intake, begun: bool(begun.owners) and not intake.connections)
+    assert owners == [0]
+
+
+def test_a_short_queue_is_left_to_the_event_loop(server: socket.socket) -> None:
+    """As long as few wait nobody's owner is asked for, and nothing is fetched: it would cost each request something."""
+    port = server.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        for _ in range(LONG - 1):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        rounds = iter(range(20))
+        left, owners = taken(server, until=lambda *_: next(rounds, None) is None)
+    assert left == 0
+    assert owners == []
+
+
+def test_no_descriptors_left(server: socket.socket) -> None:
+    """When the process may open no more files, fetching ends for this time, and what was fetched is begun with."""
+    port = server.getsockname()[1]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2 * LONG)]
+        rounds = iter(range(200))
+        few = sum(1 for _ in Path("/proc/self/fd").iterdir()) + LONG
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+        try:
+            left, owners = taken(server, until=lambda *_: next(rounds, None) is None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert left == 0
+        assert 0 < len(owners) < len(clients)
+
+
+def test_all_that_were_fetched_are_begun_with_at_the_end(server: socket.socket) -> None:
+    """A process that ends answers those whom it has taken from the kernel: nobody else will."""
+    port = server.getsockname()[1]
+    begun = Begun()
+
+    async def scenario() -> int:
+        intake = Intake([server], factory=begun, owners=None, room=lambda: 1000)
+        for _ in range(LOOK_EACH):
+            intake.look()
+        while not intake.connections:  # noqa: ASYNC110 - the next round of the loop is what is waited for
+            await asyncio.sleep(0)
+        await intake.finish()
+        left = intake.connections
+        await begun.end(intake)
+        return left
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * LONG):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            assert runner.run(scenario()) == 0
+    assert begun.owners == ["127.0.0.1"] * (3 * LONG)
