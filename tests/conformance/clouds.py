@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from agent.core.model import AwsAssumeRole, AwsKeys, Cloud, Expect, GcpAuthorizedUser
@@ -213,7 +213,7 @@ class EndingStore(ObjectStore):
 
 
 class _EndingHandler(_Handler):
-    store: EndingStore  # type: ignore[assignment]
+    store: ClassVar[EndingStore]
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         # Some clients correct their clock by the store's.

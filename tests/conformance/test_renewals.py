@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,9 +207,10 @@ def run(
     more = clouds.warp.environ(world.root)
     with clouds.running(), world.agent(clouds.config, prelude=clouds.warp.prelude) as agent:
         agent.ready()
-        sealed = clouds.bundle(
-            world, **({"accept_until": clouds.warp.now() + timedelta(days=1)} if clouds.warp.speed != 1 else {})
+        later: dict[str, Any] = (
+            {"accept_until": clouds.warp.now() + timedelta(days=1)} if clouds.warp.speed != 1 else {}
         )
+        sealed = clouds.bundle(world, **later)
         assert agent.push(sealed)["outcome"] == "accepted"
         agent.wait_for("credential.issued", grant="role")
         agent.wait_for("credential.issued", grant="google")

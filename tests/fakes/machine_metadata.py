@@ -138,8 +138,8 @@ class FakeGceMetadata:
         match asked.path.removeprefix(account):
             case "" if query.get("recursive") == ["true"]:
                 scopes = ["https://www.googleapis.com/auth/cloud-platform"]
-                body = {"aliases": ["default"], "email": self.email, "scopes": scopes}
-                return self._answer(200, json.dumps(body), "application/json")
+                account_ = {"aliases": ["default"], "email": self.email, "scopes": scopes}
+                return self._answer(200, json.dumps(account_), "application/json")
             case "token":
                 token, seconds = self.access_token()
                 body = {"access_token": token, "expires_in": seconds, "token_type": "Bearer"}

@@ -43,6 +43,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -303,9 +304,9 @@ class Stage:
                 pairs = [(rows[c.name], stack.enter_context(self._started(c, leaps=True))) for c in batch]
                 for _, program in pairs:
                     program.wait()
-                self._each(pairs, lambda row, program, state=state: self._judge(row, program, state, ()))
+                self._each(pairs, partial(self._judge, state=state, users=()))
                 user = self._push(young=True)
-                self._each(pairs, lambda row, program, then=then, user=user: then(row, program, user))
+                self._each(pairs, partial(then, user=user))
                 self._current.stop()
 
     def _each(self, pairs: Iterable[tuple[Row, Program]], work: Callable[[Row, Program], None]) -> None:

@@ -129,7 +129,8 @@ class _Loop:
                 if not nodes or not live:
                     result.unreached.append(change)
                     continue
-                chosen, total = [], 0.0
+                chosen: list[pytest.Item] = []
+                total = 0.0
                 for node in nodes:
                     total += took[node]
                     if chosen and total > self._room.budget:
@@ -209,7 +210,7 @@ def _noted(item: pytest.Item) -> tuple[str, float, bool, list[tuple[str, str]]]:
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # typeshed: None is what takes it back
+        threading.setprofile(None)  # None is what takes it back
     seconds = time.monotonic() - begun
     inside = str(ROOT / "agent")
     functions = {

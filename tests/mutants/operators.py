@@ -118,7 +118,7 @@ def _hollowed(function: Function) -> Iterator[tuple[str, int, str, str, Function
     if not body or isinstance(body[0], ast.Pass) or _yields(function):
         return
     returns = ast.unparse(function.returns) if function.returns else ""
-    answers: list[object] = [True, False] if returns == "bool" else [None]
+    answers: list[bool | None] = [True, False] if returns == "bool" else [None]
     for answer in answers:
         first = body[0].value if isinstance(body[0], ast.Return) else None
         if isinstance(first, ast.Constant) and first.value is answer:

@@ -43,7 +43,7 @@ SKIPPED = b'{"unknown":' * 60_000
         gce.parse_account,
         lambda data: gce.parse_token(data, NOW),
         gcp_kms._plaintext,
-        lambda data: aws_kms._parse(data, dict[str, Any], "DeriveSharedSecret"),
+        lambda data: aws_kms._parse(data, aws_kms._Answer, "DeriveSharedSecret"),
     ],
     ids=["container", "ec2-credential", "ec2-identity", "gce-account", "gce-token", "gcp-kms", "aws-kms"],
 )

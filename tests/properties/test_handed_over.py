@@ -131,8 +131,10 @@ def go_on(left: handover.Handover) -> Store:
     next_ = store(memory)
     remnants, waiting = left.rest(clock(), TRUST)
     now = clock().now()
-    for event in (*remnants, *waiting):
-        next_.apply(event, now)
+    for remnant in remnants:
+        next_.apply(remnant, now)
+    for one in waiting:
+        next_.apply(one, now)
     return next_
 
 

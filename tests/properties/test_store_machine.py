@@ -52,13 +52,14 @@ class StoreMachine(RuleBasedStateMachine):
         on_expiry=st.sampled_from([None, *OnExpiry]),
     )
     def offer(self, seq: int, shape: str, hours: float, lease: float | None, on_expiry: OnExpiry | None) -> None:
-        grants: tuple[Grant, ...] = {
+        shapes: dict[str, tuple[Grant, ...]] = {
             "session": (session(hours=hours, now=self.now),),
             "google": (google(hours=hours, now=self.now),),
             "both": (session(hours=hours, now=self.now), google(hours=hours, now=self.now)),
             "role": (role("r"),),
             "chain": (session("base", hours=hours, now=self.now), role("r", base="base")),
-        }[shape]
+        }
+        grants = shapes[shape]
         routes = {Cloud.AWS: "r"} if shape in ("role", "chain") else None
         until = None if lease is None else self.now + timedelta(hours=lease)
         salt = f"{hours}{lease}{on_expiry}{self.now}"
@@ -86,7 +87,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.sealed = offered
             for cloud in offered.routes:
                 self.decided[cloud] = offered.on_expiry or self.policy.on_expiry
-                if isinstance(before[cloud], Live) and before[cloud].origin is Origin.BUNDLE:
+                was = before[cloud]
+                if isinstance(was, Live) and was.origin is Origin.BUNDLE:
                     lease = offered.lease_until
                     assert lease is None or lease > self.now
                     assert isinstance(self.store.view(cloud, self.now), Live), "a live identity was lost to an offer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from agent.core.secret import Secret
 from agent.serve.door import WorkerDoor
@@ -79,7 +79,7 @@ class Door:
         lines = [f"{method} {path} HTTP/1.1", "Host: 169.254.169.254"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         wire = _Wire()
-        connection = cast("asyncio.Protocol", self._door.protocol())
+        connection = self._door.protocol()
         connection.connection_made(wire)
         connection.data_received("\r\n".join([*lines, "", ""]).encode())
         async with asyncio.timeout(5):

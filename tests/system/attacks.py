@@ -108,22 +108,21 @@ def resets(port: int, _sockets: int) -> None:
 def dripping(port: int, sockets: int) -> None:
     """Heads that come byte by byte, as fast as bytes can."""
     head = b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 8000
-    kept: list[list[object]] = []
+    kept: dict[socket.socket, int] = {}  # and how far each has come
     _on()
     while True:
         while len(kept) < sockets:
             sock = _connect(port)
             if sock is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                kept.append([sock, 0])
-        for entry in list(kept):
-            sock, at = entry
+                kept[sock] = 0
+        for one, at in list(kept.items()):
             try:
-                sock.send(head[at : at + 1])  # type: ignore[attr-defined,operator,index]
-                entry[1] = at + 1  # type: ignore[operator]
+                one.send(head[at : at + 1])
+                kept[one] = at + 1
             except OSError:
-                sock.close()  # type: ignore[attr-defined]
-                kept.remove(entry)
+                one.close()
+                del kept[one]
 
 
 def audiences() -> Iterator[bytes]:

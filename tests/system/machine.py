@@ -143,7 +143,8 @@ def missing() -> str | None:
 
 def call(*command: str | Path, **more: Any) -> str:
     """Run a command; its standard output. An error shows everything it said."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **more)
+    argv = [str(part) for part in command]
+    done: subprocess.CompletedProcess[str] = subprocess.run(argv, capture_output=True, text=True, check=False, **more)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout

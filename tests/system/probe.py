@@ -1,18 +1,20 @@
 """Tries, from inside the daemon's sandbox, what an intruder would; prints each attempt that was not refused."""
 
-# ruff: noqa: PTH108, PTH123, PTH101, PTH211
+# ruff: noqa: PTH108, PTH123, PTH101
 
 import ctypes
 import errno
 import mmap
 import os
 import platform
+from collections.abc import Callable
+from functools import partial
 
 libc = ctypes.CDLL(None, use_errno=True)
-got_through = []
+got_through: list[str] = []
 
 
-def attempt(what, call):
+def attempt(what: str, call: Callable[[], object]) -> None:
     try:
         result = call()
     except OSError as error:
@@ -22,14 +24,14 @@ def attempt(what, call):
         got_through.append(f"{what}: {result}")
 
 
-def system_call(number, *arguments):
-    result = libc.syscall(number, *arguments)
+def system_call(number: int, *arguments: int) -> int:
+    result: int = libc.syscall(number, *arguments)
     if result == -1:
         raise OSError(ctypes.get_errno(), "refused")
     return result
 
 
-def ran(path, *, fd=None):
+def ran(path: str, *, fd: int | None = None) -> str:
     """Run it in a child; an error that the kernel gives to execve is raised here."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -52,27 +54,27 @@ with open("/opt/credential-agent/current/bin/python3", "rb") as file:
 for directory in ("/run/credential-agent", "/var/lib/credential-agent", "/tmp", "/var/tmp", "/dev/shm"):
     path = f"{directory}/probe"
     try:
-        with open(path, "wb") as file:
-            file.write(program)
+        with open(path, "wb") as copy:
+            copy.write(program)
         os.chmod(path, 0o755)
     except OSError:
         continue
-    attempt(f"exec {path}", lambda path=path: ran(path))
+    attempt(f"exec {path}", partial(ran, path))
 
-    def mapped(path=path):
-        with open(path, "r+b") as file:
-            return mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+    def mapped(path: str = path) -> mmap.mmap:
+        with open(path, "r+b") as there:
+            return mmap.mmap(there.fileno(), 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)
 
     attempt(f"map {path}", mapped)
     os.unlink(path)
 
 for path in ("/bin/sh", "/usr/bin/bash", "/usr/bin/env", "/usr/sbin/nft", "/usr/bin/perl"):
-    attempt(f"exec {path}", lambda path=path: ran(path))
+    attempt(f"exec {path}", partial(ran, path))
 
 attempt("writable and executable memory", lambda: mmap.mmap(-1, 4096, prot=7))
 for where in ("/run/credential-agent/link", "/var/lib/credential-agent/link"):
-    attempt(f"symlink {where}", lambda where=where: os.symlink("/etc/shadow", where))
-    attempt(f"fifo {where}", lambda where=where: os.mkfifo(where))
+    attempt(f"symlink {where}", partial(os.symlink, "/etc/shadow", where))
+    attempt(f"fifo {where}", partial(os.mkfifo, where))
 numbers = {
     "x86_64": {
         "io_uring_setup": 425,
@@ -101,7 +103,7 @@ numbers = {
     },
 }[platform.machine()]
 for name, number in numbers.items():
-    attempt(name, lambda number=number: system_call(number, 0x10000000, 0, 0, 0, 0))
+    attempt(name, partial(system_call, number, 0x10000000, 0, 0, 0, 0))
 # What the daemon does itself at its start: after it nothing runs, the interpreter and memory included.
 from agent.host.seccomp import give_up_execution  # noqa: E402
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -214,7 +215,7 @@ class TestEc2Worker:
         """The door's addresses are for this machine: a neighbour on the network is dropped, even with a route."""
         cloud = machine.cloud.here
         m.call("ip", "-n", cloud, "route", "add", "169.254.171.2/32", "via", "10.77.0.2")
-        probe = [m.sys.executable, "-c", m.CONNECT, "169.254.171.2", str(m.PORT)]
+        probe = [sys.executable, "-c", m.CONNECT, "169.254.171.2", str(m.PORT)]
         assert m.call("ip", "netns", "exec", cloud, *probe).strip() == "TimeoutError"
 
     def test_the_check_command_agrees(self, machine: Machine) -> None:

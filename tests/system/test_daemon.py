@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def refused(agent: Agent, status: int) -> str:
     assert all(line.startswith("  hint: ") for line in lines[1:]), agent.stderr
     assert len(lines) <= 2
     return lines[0]
+
+
+def _arrived(agent: Agent, world: World, text: str) -> bool:
+    """The agent ended, or the environment file has ``text``."""
+    return agent.process.poll() is not None or world.env().get("N") == text
 
 
 class TestStart:
@@ -447,8 +453,7 @@ def test_killed_at_any_step_it_forgets_nothing(world: World, ec2: Ec2MetadataSer
             except Exception:  # noqa: BLE001 - http.client has its own for a connection that ends in the middle
                 acknowledged = False
             if acknowledged:
-                text = f"{point}"
-                until(lambda n=text: agent.process.poll() is not None or world.env().get("N") == n, what="the end")
+                until(partial(_arrived, agent, world, f"{point}"), what="the end")
             survived = agent.process.poll() is None and acknowledged
             agent.kill()
         died += not survived

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from agent.core.model import OnExpiry
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.served import Fault
-from tests.system.harness import World, background, until
+from tests.system.harness import Agent, World, background, until
 
 KEYS = [f"ASIAUSER0000000000{number:02d}" for number in range(100)]
 MACHINE = "ASIAMACHINE000000000"
@@ -57,6 +58,10 @@ def clone(world: World) -> None:
     shutil.copytree(world.state, copy)
     shutil.rmtree(world.state)
     copy.rename(world.state)
+
+
+def _serves(agent: Agent, key: str | None) -> bool:
+    return agent.access_key() == key
 
 
 class TestClone:
@@ -101,7 +106,7 @@ class TestClone:
                     assert agent.role() is None
                     assert agent.status()["clouds"]["aws"]["state"] == "pending"
                     service.faults.clear()
-                    until(lambda a=agent, k=served: a.access_key() == k, what=f"{served}")
+                    until(partial(_serves, agent, served), what=f"{served}")
                     agent.kill()
 
     def test_a_restart_with_silent_metadata_serves_on(self, world: World) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +78,10 @@ class Held:
         return self.net.at(self.net.host, "nft", "list", "tables")
 
 
+def _on_loopback(held: Held, address: str) -> bool:
+    return address in held.net.at(held.net.host, "ip", "address", "show", "dev", "lo")
+
+
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Held]:
     with Lab() as net:
@@ -127,7 +132,7 @@ def test_a_front_address_that_is_taken_away_comes_back(held: Held) -> None:
     for address in ("169.254.171.2/32", "fd6c:9e1f:25b2::2/128"):
         held.net.at(held.net.host, "ip", "address", "del", address, "dev", "lo")
         bare = address.partition("/")[0]
-        until(lambda b=bare: b in held.net.at(held.net.host, "ip", "address", "show", "dev", "lo"), "the address")
+        until(partial(_on_loopback, held, bare), "the address")
     assert held.net.ask(METADATA, space=held.net.job) == "agent"
 
 

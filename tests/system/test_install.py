@@ -38,7 +38,7 @@ class Chroot:
 
     def seen(self) -> dict[str, tuple[str, ...]]:
         """Every file that an installation could touch: kind, mode, owner, content. Groups only ever come."""
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for top in ("etc", "usr/local", "opt"):
             for path in sorted((self.root / top).rglob("*")):
                 name = str(path.relative_to(self.root))

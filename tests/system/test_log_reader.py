@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import pytest
@@ -57,8 +58,10 @@ class Mute:
         self.agent.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.agent.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.agent.__exit__(kind, error, trace)
         self.listener.close()
 
     def ready(self) -> Mute:

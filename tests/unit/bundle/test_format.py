@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent import bundle
-from agent.bundle import claims, envelope
+from agent.bundle import claims, envelope, strict
 from agent.bundle import open as opening
 from agent.core import model
 from agent.core.clock import utc
@@ -158,7 +158,7 @@ def test_the_example_of_the_content_is_the_content() -> None:
         parsed = bundle.parse_envelope(data)
         mine = next(r for r in parsed.recipients if r.kid == key.kid)
         assert bundle.decrypt(parsed, key.content_key(mine)) == signed
-    payload = json.loads(envelope.base64url(signed.split(b".")[1], "payload"))
+    payload = json.loads(strict.base64url(signed.split(b".")[1], "payload"))
     assert payload == json.loads(example("claims"))
     private = bundle.SigningKey.parse(example("signer-private"))
     assert private.public_jwk() == json.loads(example("signer-public"))

@@ -9,6 +9,7 @@ import pytest
 
 from agent.core.graph import dead_on_arrival, reachable, ready, role_name_of, same_chain
 from agent.core.model import AwsCredential, Cloud, Env, GcpImpersonation, GoogleToken
+from agent.core.secret import Secret
 from agent.core.verdict import Key
 from tests.fakes.clock import START
 from tests.unit.core.worlds import HOUR, bundle, google, role, session
@@ -83,7 +84,7 @@ def test_a_route_needs_its_bases_and_nothing_else() -> None:
         beside,
         google(),
         robot,
-        Env(id="v", variables={"A": "b"}),
+        Env(id="v", variables={"A": Secret("b")}),
         routes={Cloud.AWS: "top", Cloud.GCP: "robot"},
     )
 

@@ -18,6 +18,7 @@ from agent.core.model import (
     GcpAuthorizedUser,
     GcpServiceAccount,
     GcpToken,
+    Grant,
     IdToken,
     OnExpiry,
 )
@@ -686,7 +687,7 @@ class TestNames:
 
     def test_whom_it_is_listed_as(self) -> None:
         """By the role's name, else by its ARN, else as configured; an account by its e-mail, else as the default."""
-        made = {
+        made: dict[str, Grant] = {
             "named": AwsSession(**self.FIELDS, role_name="named", role_arn="arn:aws:iam::123456789012:role/arn"),
             "arn": AwsSession(**self.FIELDS, role_arn="arn:aws:iam::123456789012:role/path/arn"),
             "configured": AwsSession(**self.FIELDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,15 @@ from tests.fakes.clock import settle
 from tests.unit.core.worlds import HOUR, bundle, role, session
 from tests.unit.keeper.support import World, events, looped
 
-HERE = {"boot_id": "b:1:1", "firmware": {}}
+HERE: dict[str, Any] = {"boot_id": "b:1:1", "firmware": {}}
 
 
 def view(world: World) -> object:
     return world.store.view(Cloud.AWS, world.clock.now())
+
+
+def unwritten(world: World) -> bool:
+    return world.keeper.durable.unwritten
 
 
 class TestTakingAway:
@@ -45,7 +50,7 @@ class TestTakingAway:
             assert "does not answer" in events(logs, "memory.not_written")[0]["reason"]
             world.recorder.gate.set()
             await settle()
-            assert not world.keeper.durable.unwritten
+            assert unwritten(world) is False
             assert world.recorder.saved[-1] == (world.store.memory, None)
             assert (await world.offer(b"end")).durable
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from agent.core.errors import Denied, Transient
 from agent.core.model import CLOUD_PLATFORM, Cloud, GcpServiceAccount, GcpToken, Grant
@@ -20,8 +21,8 @@ DRIVE = f"{AUTH}drive"
 
 
 def account(*scopes: str) -> GcpServiceAccount:
-    given = {"scopes": scopes} if scopes else {}
-    return GcpServiceAccount(id="sa", client_email="sa@p.example", private_key_id="1", private_key=Secret("k"), **given)
+    given = GcpServiceAccount(id="sa", client_email="sa@p.example", private_key_id="1", private_key=Secret("k"))
+    return replace(given, scopes=scopes) if scopes else given
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_only_what_the_sender_gave(grant: Grant | None, asked: tuple[str, ...], 
 
 def test_a_finished_token_cannot_be_narrowed() -> None:
     """There is nothing to mint from."""
-    token = GcpToken(id="t", access_token=Secret("x"), expires_at=google_token(World().clock.now()).expires_at)
+    token = GcpToken(id="t", access_token=Secret("x"), expires_at=1_800_000_000)
     assert narrower(token, (READ,)) is None
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives import serialization
@@ -147,7 +147,10 @@ class World:
         return credential
 
 
-def run(scenario: Coroutine[Any, Any, Any]) -> Any:
+T = TypeVar("T")
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(scenario, 30))
 
 

@@ -107,6 +107,8 @@ def test_role_from_the_machine() -> None:
     """A role stands on the instance profile's credential."""
     world = World(on_ec2=True)
     issued = run(world.mint.instance(Cloud.AWS, world.now))
+    assert issued is not None
+    assert isinstance(issued.credential, AwsCredential)
 
     credential = world.aws(reader(), issued.credential)
 
@@ -847,4 +849,4 @@ def test_close_is_harmless() -> None:
 
     assert isinstance(world.mint, Mint)
     assert MintSettings().probe
-    assert world.aws(world.keys(region=REGION))
+    assert world.aws(world.keys(region=REGION)).access_key_id

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.core.errors import Transient
-from agent.core.model import Cloud, GcpAuthorizedUser, GcpImpersonation, HttpBroker
+from agent.core.model import Cloud, GcpAuthorizedUser, GcpImpersonation, Grant, HttpBroker
 from agent.core.secret import Secret
 from agent.providers.credible import LONGEST_AWS, LONGEST_GOOGLE
 from tests.fakes.net import Answer
@@ -151,7 +151,7 @@ def test_a_pause_is_heard_from_every_upstream(grant: str, asked: str, kept: floa
     """`Retry-After` of STS, of a broker and of Google reaches the schedule, within its bounds."""
     world = answering({})
     world.net.routes = {"*": lambda _: Answer(503, b"{}", {"Retry-After": asked})}
-    grants = {"sts": world.keys(), "broker": HttpBroker(id="b", url=f"{BROKER}/c"), "google": USER}
+    grants: dict[str, Grant] = {"sts": world.keys(), "broker": HttpBroker(id="b", url=f"{BROKER}/c"), "google": USER}
 
     with pytest.raises(Transient) as caught:
         world.issue(grants[grant])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.core.errors import Denied, Transient
+from agent.core.issued import Issued
 from agent.core.model import (
     AwsAssumeRole,
     AwsCredential,
@@ -144,9 +146,11 @@ def test_only_two_ways_to_fail(status: int, body: bytes, headers: dict[str, str]
         (GcpImpersonation(id="i", target_principal=ROBOT, base="u"), world.google_token()),
         (GcpExternalAccount(id="x", audience=AWS_POOL, base="instance"), world.role_session()),
     ]
-    acts = [world.mint.issue(grant, base, world.now) for grant, base in grants]
-    acts += [world.mint.instance(cloud, world.now) for cloud in Cloud]  # type: ignore[list-item]
-    acts += [world.mint.id_token(None, None, "aud", world.now)]  # type: ignore[list-item]
+    acts: list[Coroutine[Any, Any, Issued[Any] | IdToken | None]] = [
+        *(world.mint.issue(grant, base, world.now) for grant, base in grants),
+        *(world.mint.instance(cloud, world.now) for cloud in Cloud),
+        world.mint.id_token(None, None, "aud", world.now),
+    ]
 
     for act in acts:
         issued = outcome(act)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.core.errors import Denied, Transient
-from agent.core.model import Cloud, GcpAuthorizedUser, GcpImpersonation, HttpBroker
+from agent.core.model import Cloud, GcpAuthorizedUser, GcpImpersonation, Grant, HttpBroker
 from agent.core.secret import Secret
 from tests.fakes.net import Answer, Asked, Fault, Handler
 from tests.unit.providers.support import BROKER, ROBOT, World, run
@@ -136,7 +136,7 @@ def test_no_expiration_crashes_a_mint(said: str) -> None:
 
         return answer
 
-    grants = [(world.keys(), None), (HttpBroker(id="b", url=f"{BROKER}/x"), None)]
+    grants: list[tuple[Grant, Any]] = [(world.keys(), None), (HttpBroker(id="b", url=f"{BROKER}/x"), None)]
     world.google.account(ROBOT)
     grants.append((GcpImpersonation(id="r", target_principal=ROBOT, base="u"), world.google_token()))
     world.net.routes = {origin: lying(handler) for origin, handler in world.net.routes.items()}
@@ -146,6 +146,7 @@ def test_no_expiration_crashes_a_mint(said: str) -> None:
             issued = run(one)
         except (Transient, Denied):
             continue
+        assert issued is not None
         assert issued.credential.expires_at - world.now <= timedelta(hours=36)
         assert issued.credential.issued_at >= world.now - timedelta(hours=36)
 

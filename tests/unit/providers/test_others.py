@@ -198,7 +198,7 @@ def test_google_auth_is_content_with_the_fake_google() -> None:
                 token_uri=f"{url}/token",
             )
             mine.refresh(request)
-            assert world.google.tokens[mine.token].principal == user["email"]
+            assert world.google.tokens[str(mine.token)].principal == user["email"]
 
             info = {
                 "type": "service_account",
@@ -218,7 +218,7 @@ def test_google_auth_is_content_with_the_fake_google() -> None:
                 iam_endpoint_override=f"{url}/v1/projects/-/serviceAccounts/{ROBOT}:generateAccessToken",
             )
             acting.refresh(request)
-            assert world.google.tokens[acting.token].principal == ROBOT
+            assert world.google.tokens[str(acting.token)].principal == ROBOT
 
     async def main() -> None:
         async with serve(world.google) as url:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path, monkeypatch)
 
 
@@ -248,9 +247,9 @@ def test_a_file_that_is_no_credential_is_explained_without_its_content(world: Wo
         world.collect(send_refresh_token=True)
     assert "sssecret" not in str(caught.value)
     world.adc(type="authorized_user", refresh_token=["sssecret"])
-    with pytest.raises(Denied, match="not application default credentials") as caught:
+    with pytest.raises(Denied, match="not application default credentials") as denied:
         world.collect(send_refresh_token=True)
-    assert "sssecret" not in str(caught.value)
+    assert "sssecret" not in str(denied.value)
     assert caught.value.__context__ is None
 
 

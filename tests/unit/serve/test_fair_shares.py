@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.core.model import Cloud
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners, Places, Turnstile
 from agent.serve.listener import Limits
@@ -101,7 +102,7 @@ def test_long_polls() -> None:
             until(lambda: server.door.listener.held == 16 and known(server))
             with hostile(server, 60, POLL):
                 until(lambda: server.door.listener.held == 20)
-                server.run(lambda: server.board.set("gcp", _other(server)))
+                server.run(lambda: server.board.set(Cloud.GCP, _other(server)))
                 assert read_all(ours).startswith(b"HTTP/1.1 200")
 
 

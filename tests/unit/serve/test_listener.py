@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -66,6 +67,10 @@ def door(board: FakeBoard | None = None, limits: Limits | None = None, **setting
     )
     with door_server(board, settings=given, clock=FakeClock()) as server:
         yield server
+
+
+def _held(server: DoorServer, count: int) -> bool:
+    return server.door.listener.held == count
 
 
 class TestDeadlines:
@@ -282,7 +287,7 @@ class TestHolding:
             polls = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(6)]
             for number, sock in enumerate(polls):
                 sock.sendall(gce(ACCOUNT + b"email?wait_for_change=true"))
-                until(lambda number=number: server.door.listener.held == min(number + 1, 5))
+                until(partial(_held, server, min(number + 1, 5)))
             assert read_all(polls[0]) == b""
             assert status_of(server.send(ROOT)) == 200
             for sock in polls:
@@ -500,6 +505,6 @@ def test_credentials_are_rendered_anew_when_they_change() -> None:
     document = ROLES.replace(b"security-credentials/", b"security-credentials/reader")
     with door(board) as server:
         for serial in (1, 2, 3):
-            server.run(lambda serial=serial: board.live_aws(START, serial=serial, life=timedelta(hours=serial)))
+            server.run(partial(board.live_aws, START, serial=serial, life=timedelta(hours=serial)))
             assert f"ASIAEXAMPLE{serial:09d}".encode() in server.send(document)
             assert f"ASIAEXAMPLE{serial:09d}".encode() in server.send(CONTAINER)

@@ -24,7 +24,7 @@ from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Answer, Gullible, Scripted, answer
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
-FLAVORED = {"Metadata_Flavor": "Google", "Server": "Metadata Server for VM", "ETag": "411261ca6c9e4b8c"}
+FLAVORED: dict[str, Any] = {"Metadata_Flavor": "Google", "Server": "Metadata Server for VM", "ETag": "411261ca6c9e4b8c"}
 
 
 @contextmanager

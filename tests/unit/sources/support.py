@@ -101,3 +101,18 @@ def run(test: Coroutine[Any, Any, None] | Awaitable[None]) -> None:
             await test
 
     asyncio.run(bounded())
+
+
+def offers(count: int) -> Callable[[Listener], bool]:
+    """So many bundles were offered."""
+    return lambda heard: len(heard.offers) == count
+
+
+def oks(count: int) -> Callable[[Listener], bool]:
+    """So many looks went well."""
+    return lambda heard: heard.oks == count
+
+
+def troubles(count: int) -> Callable[[Listener], bool]:
+    """So many looks failed."""
+    return lambda heard: len(heard.troubles) == count

@@ -15,7 +15,7 @@ from agent.upstream import Ec2Metadata, Upstream
 from agent.wire import userdata
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.served import Fault
-from tests.unit.sources.support import Listener, StepClock, run, watching
+from tests.unit.sources.support import Listener, StepClock, run, troubles, watching
 
 BUNDLE = b'{"protected":"e30","recipients":[],"iv":"","ciphertext":"AAAA","tag":""}'
 
@@ -111,7 +111,7 @@ def test_a_service_that_is_ill_is_trouble_and_tried_again() -> None:
             service.user_data = BUNDLE
             async with watching(source, heard):
                 for n in range(1, 6):
-                    await heard.until(lambda h, n=n: len(h.troubles) == n)
+                    await heard.until(troubles(n))
                     await clock.step()
                 await heard.until(lambda h: h.offers)
             assert heard.bodies == [BUNDLE]

@@ -8,6 +8,7 @@ import resource
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def put(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def make(path: Path, **settings: object) -> tuple[FileSource, StepClock, Listener]:
+def make(path: Path, **settings: Any) -> tuple[FileSource, StepClock, Listener]:
     clock = StepClock()
     return FileSource(FileSettings(path=path, **settings), clock=clock), clock, Listener()
 

@@ -23,7 +23,7 @@ from agent.sources.gce import (
 from agent.upstream import GceMetadata, Upstream
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
-from tests.unit.sources.support import START, Listener, StepClock, run, watching
+from tests.unit.sources.support import START, Listener, StepClock, offers, run, troubles, watching
 
 KEY = "credential-bundle"
 
@@ -77,7 +77,7 @@ def test_a_change_is_offered_without_polling() -> None:
                     assert len(server.asked) == asked
                     began = time.monotonic()
                     server.set_attribute(KEY, str(n))
-                    await heard.until(lambda h, n=n: len(h.offers) == n + 1)
+                    await heard.until(offers(n + 1))
                     assert time.monotonic() - began < 2
                 assert heard.bodies == [b"0", b"1", b"2", b"3"]
                 assert all("last_etag=" in a.path and "timeout_sec=60" in a.path for a in server.asked[1:])
@@ -201,7 +201,7 @@ def test_something_else_at_that_address_is_trouble() -> None:
             server.set_attribute(KEY, "x" * 262_145)
             async with watching(source, heard):
                 for n in range(1, 5):
-                    await heard.until(lambda h, n=n: len(h.troubles) == n)
+                    await heard.until(troubles(n))
                     if n == 4:
                         server.set_attribute(KEY, "fine")
                     assert 0 < await clock.step() <= 60

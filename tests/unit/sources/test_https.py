@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from agent.core.errors import SourceError
 from agent.core.limits import MAX_BUNDLE_BYTES
@@ -22,7 +23,7 @@ from agent.sources.https import HttpsSettings, HttpsSource
 from agent.upstream import Upstream, UpstreamSettings
 from tests.fakes.https_store import HttpsStore, private_ca
 from tests.fakes.served import Fault
-from tests.unit.sources.support import START, Listener, StepClock, run, watching
+from tests.unit.sources.support import START, Listener, StepClock, oks, run, troubles, watching
 
 PATH = "/bucket/bundle.jose"
 
@@ -108,7 +109,7 @@ def test_a_server_that_does_not_hold_is_polled() -> None:
             await heard.until(lambda h: h.oks == 2)
             for n in range(3, 6):
                 assert 22 < await clock.step() < 38
-                await heard.until(lambda h, n=n: h.oks == n)
+                await heard.until(oks(n))
             assert [asked.status for asked in store.asked] == [200, 304, 304, 304, 304]
             store.put(PATH, b"two")
             assert 22 < await clock.step() < 38
@@ -147,9 +148,9 @@ def test_what_is_unchanged_after_a_failure_is_not_offered_again() -> None:
             for n in range(1, 4):
                 store.inject(Fault(status=502))
                 await clock.step()
-                await heard.until(lambda h, n=n: len(h.troubles) == n)
+                await heard.until(troubles(n))
                 await clock.step()
-                await heard.until(lambda h, n=n: h.oks == n + 1)
+                await heard.until(oks(n + 1))
             assert heard.bodies == [b"one"]
             assert store.asked[-1].status == 304
 
@@ -247,16 +248,14 @@ def test_retry_after_is_heeded_within_reason() -> None:
     """A server that asks for a pause gets it, up to five minutes."""
 
     async def test() -> None:
-        store, heard = HttpsStore(), Listener()
-        store.put(PATH, b"x")
-
-        async def busy(request: Any) -> Any:
-            from aiohttp import web
-
-            return web.Response(status=503, headers={"Retry-After": waits.pop(0)})
-
         waits = ["120", "999999"]
-        store.answer = busy
+
+        class Busy(HttpsStore):
+            async def answer(self, request: web.Request) -> web.Response:
+                return web.Response(status=503, headers={"Retry-After": waits.pop(0)})
+
+        store, heard = Busy(), Listener()
+        store.put(PATH, b"x")
         async with made(store) as (source, clock), watching(source, heard):
             await heard.until(lambda h: len(h.troubles) == 1)
             assert 120 < await clock.step() <= 121
@@ -488,8 +487,9 @@ def test_a_file_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest
     os.mkfifo(path)
 
     async def story() -> None:
+        fields: dict[str, Any] = {"url": "https://127.0.0.1:1/", which: path}
         source = HttpsSource(
-            HttpsSettings(**{"url": "https://127.0.0.1:1/", which: path}),
+            HttpsSettings(**fields),
             upstream=Upstream(),
             clock=StepClock(),
             rng=random.Random(1),
@@ -509,7 +509,8 @@ def test_it_goes_on_where_the_process_before_stood() -> None:
         store, heard, next_ = HttpsStore(), Listener(), Listener()
         store.put(PATH, b"one")
         async with made(store) as (source, _):
-            assert source.position is None
+            before = source.position
+            assert before is None
             async with watching(source, heard):
                 await heard.until(lambda h: h.offers)
             left = source.position

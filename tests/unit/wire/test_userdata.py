@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from email.mime.multipart import MIMEMultipart
 from email.mime.nonmultipart import MIMENonMultipart
 from email.mime.text import MIMEText
@@ -27,7 +28,7 @@ COMPACT = b"eyJhbGciOiJFQ0RILUVTIn0..aXY.Y2lwaGVy.dGFn"
 
 @pytest.mark.parametrize("write", [userdata.cloud_config, userdata.mime, userdata.systemd, armour])
 @given(bundle=st.binary(min_size=1, max_size=2000))
-def test_what_is_written_is_found(write: object, bundle: bytes) -> None:
+def test_what_is_written_is_found(write: Callable[[bytes], str], bundle: bytes) -> None:
     """Each document that we write gives back exactly the bytes put in."""
     assert extract(write(bundle).encode()) == bundle
 
@@ -36,7 +37,7 @@ def test_what_is_written_is_found(write: object, bundle: bytes) -> None:
 def test_a_bare_bundle_is_itself(bundle: bytes) -> None:
     """A JSON or compact bundle is the whole document, with or without white space around it."""
     assert extract(bundle) == bundle
-    assert extract(b"\n  " + bundle).strip() == bundle
+    assert (extract(b"\n  " + bundle) or b"").strip() == bundle
     assert extract(gzip.compress(bundle)) == bundle
 
 

@@ -357,7 +357,7 @@ def headers() -> Iterator[Case]:
     yield case("zip", "compression: a bomb", "header", protected(zip="DEF"))
     yield case("crit", "a critical extension", "header", protected(crit=["exp"], exp=1))
     yield case("crit-empty", "an empty list of critical extensions", "header", protected(crit=[]))
-    for name, value in (
+    header: tuple[tuple[str, Any], ...] = (
         ("jku", "https://evil.example/keys"),
         ("jwk", jose.public(KEYS["rogue"])),
         ("x5u", "https://evil.example/cert"),
@@ -367,7 +367,8 @@ def headers() -> Iterator[Case]:
         ("apv", "Qm9i"),
         ("iss", "https://control.example"),
         ("p2c", 1_000_000_000),
-    ):
+    )
+    for name, value in header:
         yield case(f"protected-{name}", f"{name} in the protected header", "header", protected(**{name: value}))
         if name != "iss":
             yield case(
@@ -825,13 +826,14 @@ def grants() -> Iterator[Case]:
         with_grants(SESSION, {"type": "quantum", "id": "alice"}),
     )
     alone = {**ROLE, "base": "instance"}
-    for member, value in (
+    bent_members: tuple[tuple[str, Any], ...] = (
         ("role_arn", "arn:aws:iam::123:role/x"), ("role_arn", "arn:aws:iam::123456789012:user/x"), ("duration_seconds", 899),
         ("duration_seconds", 43201), ("session_name", "x"), ("session_name", "a b"), ("policy_arns", "x"), ("policy_arns", [""]),
         ("tags", {"": "x"}), ("tags", {"k": "v" * 257}), ("tags", {"k": "a\nb"}), ("tags", {"k": 1}), ("tags", {f"k{n}": "v" for n in range(51)}),
         ("transitive_tag_keys", ["nope"]), ("source_identity", "-" * 65), ("external_id", ""), ("external_id", "a\0"), ("policy", "p" * 2049),
         ("expect", {"account_id": "1"}), ("expect", {"user": "x"}), ("policy_arns", [f"arn:aws:iam::aws:policy/{n}" for n in range(65)]),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for member, value in bent_members:
         kind = (
             type(value).__name__
             if not isinstance(value, str | int)
