@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.core.model import Cloud, Grant
 from agent.core.verdict import Failure, Key
 from agent.identity import slots
 from agent.identity.slots import Absent, Blocked, Failing, Finished, Holding, New, Slot, hold
 from tests.fakes.clock import START
-from tests.unit.core.worlds import aws_credential, role, session
+from tests.unit.core.worlds import HOUR, aws_credential, role, session
 
 ANY = (New, Holding, Finished, Absent, Failing, Blocked)
 TABLE: dict[str, dict[type, tuple[type, ...]]] = {
@@ -99,3 +100,12 @@ def test_the_states_are_values() -> None:
         happens(slot, name, START, timedelta(minutes=5), source=slot, rng=rng)
 
     assert repr(slot) == before
+
+
+def test_a_credential_that_names_a_far_end_is_held_to_the_end_that_was_counted() -> None:
+    """An end that a service names may be as far away as years go: what was counted is nearer, and holds."""
+    far = replace(aws_credential(START, minutes=60), expires_at=datetime(8999, 12, 31, tzinfo=UTC))
+    for held in (hold(far, START + HOUR, START), slots.hold_again(far, START + HOUR, START)):
+        assert held.ends == START + HOUR
+        assert held.began <= START
+        assert held.half_gone < held.ends
