@@ -20,10 +20,20 @@ is dated by its own time and moves nothing: :class:`agent.providers.signing_time
 - those who agree with it outweigh those who agree with us; a tie goes to the side of the wall clock;
 - it is not alone; or it is, has said the same for :data:`SETTLED_SECONDS` (the first word after boot needs no second),
   and our time stays within :data:`ALONE_SECONDS` of where it was before anybody moved it alone;
-- no server moved us within :data:`MOVE_EVERY_SECONDS`: whoever alternates cannot make us flap.
+- no server moved us within :data:`MOVE_EVERY_SECONDS`: whoever alternates cannot make us flap;
+- it is not alone, or moves us forward, or nobody has vouched for our time since it was last in doubt (the start, a step
+  of the wall clock), or it takes us back no further than :data:`DRIFT_SECONDS` before where we were then.
 
 So one lying token endpoint never moves us, one lying metadata service moves us once and within the bound, and a machine
 whose hardware clock is kept in local time is right from its first answer on.
+
+**Why fifteen hours, at the start.** A smaller bound would leave the machines that need it: a hardware clock in local
+time is off by up to 14 hours, and until it is put right a live session looks dead. Only multiples of a quarter hour
+would be no bound: whoever lies picks one. So the first word after the start is believed, it is the word of the host
+below, and the first token endpoint over TLS that agrees with the wall clock takes it back. Later there is no such
+need: a clock that was right has not fallen into local time, so nobody alone takes back hours, in which what is over
+would live again. Forward is another matter: that is what a pause looks like which no clock of the machine has
+counted.
 
 **The wall clock is stepped.** Back: it moves nothing that a witness vouched for. *Forward: it is believed at once*,
 synchronised or not, and the clouds are asked. It is what a hypervisor's pause looks like from inside (boot time is
@@ -51,6 +61,10 @@ STEP_SECONDS: Final = 2.0
 """A wall clock that moved by more than this against boot time was stepped; NTP slews by less."""
 ALONE_SECONDS: Final = 15 * 3600.0
 """How far one witness alone may move us. A hardware clock in local time, the usual error, is 14 hours off at most."""
+DRIFT_SECONDS: Final = 300.0
+"""How far one witness alone may take us back once our time was vouched for,"""
+DRIFT_RATE: Final = 2e-4
+"""and how much further for each second since: boot time that nobody disciplines runs fast by seconds a day."""
 SETTLED_SECONDS: Final = 10.0
 """How long a witness alone must have said the same: what was under way during a pause was said before it."""
 MOVE_EVERY_SECONDS: Final = 600.0
@@ -128,6 +142,8 @@ class Timekeeper:
         self._suspect = False  # the wall clock was stepped, and nobody has confirmed it since
         self._stepped_at = float("-inf")  # when, on boot time
         self._before: float | None = None  # where we were before we followed a step forward
+        # Our time when it was vouched for, and the boot time of that.
+        self._vouched_at: tuple[float, float] | None = (self.ours, reading.boot) if self.vouched else None
         self._left: list[float] = []  # where we were before each move back since the last one forward
         self._moved_at = self._asked_at = float("-inf")
 
@@ -153,7 +169,7 @@ class Timekeeper:
             if moved:
                 self._move(ahead)
             self.believed, self.vouched, self._suspect, self._before = Witness.KERNEL, True, False, None
-            self._anchor = self.ours
+            self._anchor, self._vouched_at = self.ours, (self.ours, reading.boot)
             return moved
         if self.believed is Witness.KERNEL:
             self.believed = Witness.WALL  # nobody keeps it right any more; what it said holds on boot time
@@ -196,7 +212,7 @@ class Timekeeper:
         difference = self.differences[witness] = word - self.ours
         if _agree(word, self.ours):
             if not reading.synchronised:
-                self._confirm(witness, word)
+                self._confirm(witness, word, reading.boot)
             return doubt
         if reading.synchronised:
             # The kernel does not know of a pause before its next look at NTP: others may have something to say.
@@ -204,6 +220,8 @@ class Timekeeper:
         group = self._supporters(word, reading.boot)
         if self._outweighs(group, reading.boot) and self._may_move(group, witness, word, first=first, now=reading.boot):
             self._move(difference)
+            if not self.vouched or len(group) > 1:
+                self._vouched_at = (self.ours, reading.boot)
             self.believed, self.vouched, self._before = witness, True, None
             self._moved_at = reading.boot
             if len(group) > 1:
@@ -233,12 +251,15 @@ class Timekeeper:
         self.offset += word - self.ours
         self.believed = witness if witness is not Witness.KERNEL else Witness.WALL
         self.vouched = True
+        self._vouched_at = (self.ours, reading.boot)
 
-    def _confirm(self, witness: Witness, word: float) -> None:
+    def _confirm(self, witness: Witness, word: float, now: float) -> None:
         if _agree(word, self._wall):
             self._suspect = False
         if self.believed is Witness.WALL:
             self.believed = witness
+        if not self.vouched:
+            self._vouched_at = (self.ours, now)
         self.vouched, self._before = True, None
 
     def _supporters(self, word: float, now: float) -> set[Witness]:
@@ -260,6 +281,10 @@ class Timekeeper:
             return False
         if len(group) > 1:
             return True
+        if self.vouched and self._vouched_at is not None:
+            ours, since = self._vouched_at
+            if word < min(ours, self.ours) - DRIFT_SECONDS - DRIFT_RATE * (now - since):
+                return False
         settled = first or now - self._words[witness].since >= SETTLED_SECONDS
         return settled and abs(word - self._anchor) <= ALONE_SECONDS
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.timekeeping import ALONE_SECONDS, MOVE_EVERY_SECONDS, TOLERANCE_SECONDS, Reading, Timekeeper, Witness
+from agent.core.timekeeping import (
+    ALONE_SECONDS,
+    DRIFT_RATE,
+    DRIFT_SECONDS,
+    MOVE_EVERY_SECONDS,
+    TOLERANCE_SECONDS,
+    Reading,
+    Timekeeper,
+    Witness,
+)
 
 EPOCH = 1_795_000_000.0
 HOUR = 3600.0
@@ -185,3 +194,43 @@ def test_what_was_under_way_through_a_suspend_says_nothing() -> None:
     for witness in (Witness.AWS, Witness.GOOGLE, Witness.LINK):
         hands.keeper.hear(witness, hands.true - HOUR, hands.read(), took=HOUR)
     assert hands.off == pytest.approx(0.0, abs=1e-3)
+
+
+@given(
+    st.floats(-14 * HOUR, 14 * HOUR),
+    servers,
+    st.lists(st.tuples(waits, errors), max_size=40),
+)
+def test_nobody_alone_takes_back_what_was_vouched_for(
+    zone: float, first: Witness, words: list[tuple[float, float]]
+) -> None:
+    """A metadata service that begins to lie later takes us back by no more than drift; forward it may say what it will.
+
+    Once our time was vouched for, in a machine whose hardware clock is right or in local time, hours back alone are a
+    lie: what is over would live again.
+    """
+    hands = Hands(wall_error=zone if first is Witness.LINK else 0.0)
+    hands.hear(first, 0.0)
+    assert abs(hands.off) <= TOLERANCE_SECONDS
+    for wait, error in words:
+        hands.passes(wait)
+        hands.hear(Witness.LINK, error)
+        wall_says_so = abs(error - hands.wall_error) <= 2 * TOLERANCE_SECONDS
+        if wall_says_so:
+            return  # then it is not alone: that is a clock that two say is wrong
+        drift = DRIFT_SECONDS + DRIFT_RATE * (hands.boot - 1000.0)
+        assert hands.off >= -drift - 2 * TOLERANCE_SECONDS
+
+
+def test_drift_is_taken_back() -> None:
+    """Boot time that runs fast is put right by the metadata service alone, day after day."""
+    hands = Hands()
+    hands.hear(Witness.LINK, 0.0)
+    for _ in range(100):
+        hands.passes(24 * HOUR)
+        hands.boot += 8.0  # a hundred parts in a million
+        hands.wall_error += 8.0
+        for _ in range(2):
+            hands.passes(20.0)
+            hands.hear(Witness.LINK, 0.0)
+        assert abs(hands.off) <= TOLERANCE_SECONDS + 0.1
