@@ -198,19 +198,18 @@ class _Loop:
 def _noted(item: pytest.Item) -> tuple[str, float, bool, list[tuple[str, str]]]:
     seen: set[CodeType] = set()
 
-    def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            seen.add(frame.f_code)
+    def called(frame: FrameType, _event: str, _: Any) -> None:
+        seen.add(frame.f_code)  # and its lines are nobody's business: there is no local tracer
 
     failed = item.session.testsfailed
     begun = time.monotonic()
-    threading.setprofile(profile)
-    sys.setprofile(profile)
+    threading.settrace(called)
+    sys.settrace(called)
     try:
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # None is what takes it back
+        sys.settrace(None)
+        threading.settrace(None)  # None is what takes it back
     seconds = time.monotonic() - begun
     inside = str(ROOT / "agent")
     functions = {
