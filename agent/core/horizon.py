@@ -23,6 +23,7 @@ import msgspec
 
 from agent.core import jwt
 from agent.core.clock import utc
+from agent.core.limits import CHAINED_ROLE, USUAL_GOOGLE_TOKEN
 from agent.core.model import (
     INSTANCE,
     AwsAssumeRole,
@@ -46,12 +47,6 @@ from agent.core.model import (
 )
 from agent.core.refresh import oldest_aws, oldest_google
 from agent.core.text import instant, spell
-
-CHAINED_LONGEST: Final = timedelta(hours=1)
-"""A role assumed with the session of another role lasts an hour at most; STS refuses to be asked for more."""
-
-GOOGLE_LONGEST: Final = timedelta(hours=1)
-"""An impersonated Google token lasts an hour, unless an organization policy allows the account up to twelve."""
 
 
 class Horizon(msgspec.Struct, frozen=True):
@@ -220,7 +215,7 @@ def _from_content(grant: Grant, question: _Question, trail: frozenset[str]) -> _
             source = _web_token(grant.token, question.now) if grant.token is not None else base(grant.base or INSTANCE)
             if grant.service_account is not None:
                 return _impersonated(grant, source, question)
-            length = question.length(grant.id, GOOGLE_LONGEST)
+            length = question.length(grant.id, USUAL_GOOGLE_TOKEN)
             return _minted(source, length, "Google's token exchange", oldest_google(length), question)
         case _:
             return _alone(grant)
@@ -250,7 +245,7 @@ def _alone(grant: AwsSession | AwsKeys | HttpBroker | GcpToken | GcpAuthorizedUs
 def _assumed(grant: AwsAssumeRole, base: _Span, question: _Question) -> _Span:
     asked = timedelta(seconds=grant.duration_seconds)
     chained = not _is_user(question.by_id.get(grant.base))
-    given = min(asked, CHAINED_LONGEST) if chained else asked
+    given = min(asked, CHAINED_ROLE) if chained else asked
     length = question.length(grant.id, given)
     span = _minted(base, length, "sts:AssumeRole", oldest_aws(length), question)
     if asked <= given:
@@ -263,7 +258,7 @@ def _impersonated(grant: GcpImpersonation | GcpExternalAccount, base: _Span, que
     asked = timedelta(seconds=grant.lifetime_seconds)
     length = question.length(grant.id, asked)
     span = _minted(base, length, "service account impersonation", oldest_google(length), question)
-    if asked <= GOOGLE_LONGEST:
+    if asked <= USUAL_GOOGLE_TOKEN:
         return span
     policy = "constraints/iam.allowServiceAccountCredentialLifetimeExtension"
     said = f"impersonated tokens of more than 1 h need the organization policy {policy}"

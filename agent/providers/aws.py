@@ -11,6 +11,7 @@ import msgspec
 
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.issued import Issued
+from agent.core.limits import CHAINED_ROLE
 from agent.core.model import (
     AwsAssumeRole,
     AwsCredential,
@@ -35,8 +36,7 @@ from agent.upstream.sigv4 import SigningKeys
 from agent.wire.container import parse_credential
 from agent.wire.names import EC2_REGION_PATH
 
-#: What AWS allows a role session that was made from another role session, whatever the role's own maximum.
-CHAINING_CAP_SECONDS: Final = 3600
+_CHAINED_SECONDS: Final = int(CHAINED_ROLE.total_seconds())
 _REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}")
 _ACCESS_KEY_ID: Final = re.compile(r"[A-Z0-9]{16,128}")
 _MAX_BROKER_BYTES: Final = 65536
@@ -98,7 +98,7 @@ class AwsMint:
         parameters |= {name: value for name, value in optional.items() if value}
         confidential = [Secret(grant.external_id)] if grant.external_id else []
         chained = is_role_session(base)
-        duration = min(grant.duration_seconds, CHAINING_CAP_SECONDS) if chained else grant.duration_seconds
+        duration = min(grant.duration_seconds, _CHAINED_SECONDS) if chained else grant.duration_seconds
         answer = await self._capped_call(
             "AssumeRole", parameters, duration, region=region, keys=_keys_of(base), now=now, confidential=confidential
         )
@@ -211,7 +211,7 @@ class AwsMint:
     ) -> StsAnswer:
         role = parameters["RoleArn"]
         if role in self._capped:
-            duration = min(duration, CHAINING_CAP_SECONDS)
+            duration = min(duration, _CHAINED_SECONDS)
         try:
             return await self._sts.call(
                 operation,
@@ -225,11 +225,11 @@ class AwsMint:
             # "The requested DurationSeconds exceeds the MaxSessionDuration set for this role" and "... exceeds the
             # 1 hour session limit for roles assumed by role chaining" have no code of their own.
             about_duration = error.code == "ValidationError" and "DurationSeconds" in error.message
-            if not about_duration or duration <= CHAINING_CAP_SECONDS:
+            if not about_duration or duration <= _CHAINED_SECONDS:
                 raise
         answer = await self._sts.call(
             operation,
-            {**parameters, "DurationSeconds": CHAINING_CAP_SECONDS},
+            {**parameters, "DurationSeconds": _CHAINED_SECONDS},
             region=region,
             keys=keys,
             now=now,

@@ -21,6 +21,7 @@ import msgspec
 from agent.core import jwt
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.issued import Issued
+from agent.core.limits import USUAL_GOOGLE_TOKEN
 from agent.core.model import (
     CLOUD_PLATFORM,
     AwsCredential,
@@ -60,8 +61,7 @@ _MAX_ANSWER_BYTES: Final = 65536
 #: Google takes no assertion that claims more.
 _ASSERTION_LIFE_SECONDS: Final = 3600
 _ASSERTION_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
-#: What every service account may be impersonated for; more needs an organisation policy.
-_IMPERSONATION_CAP_SECONDS: Final = 3600
+_USUAL_SECONDS: Final = int(USUAL_GOOGLE_TOKEN.total_seconds())
 
 _JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a grant type's name
@@ -298,15 +298,15 @@ class GoogleMint:
     ) -> Issued[GoogleToken]:
         doing = "google impersonation"
         if principal in self._capped:
-            lifetime_seconds = min(lifetime_seconds, _IMPERSONATION_CAP_SECONDS)
+            lifetime_seconds = min(lifetime_seconds, _USUAL_SECONDS)
         body = {"delegates": _accounts(delegates), "scope": list(scopes), "lifetime": f"{lifetime_seconds}s"}
         try:
             answer = await self._post_json(principal, "generateAccessToken", body, bearer=bearer, doing=doing, now=now)
         except Denied as error:
-            if error.code != "INVALID_ARGUMENT" or lifetime_seconds <= _IMPERSONATION_CAP_SECONDS:
+            if error.code != "INVALID_ARGUMENT" or lifetime_seconds <= _USUAL_SECONDS:
                 raise
             # Without the organisation policy an hour is the most: a shorter life is better than none.
-            body["lifetime"] = f"{_IMPERSONATION_CAP_SECONDS}s"
+            body["lifetime"] = f"{_USUAL_SECONDS}s"
             answer = await self._post_json(principal, "generateAccessToken", body, bearer=bearer, doing=doing, now=now)
             self._capped.add(principal)
         found = _decode(answer, _AccessTokenAnswer, doing)
