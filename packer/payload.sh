@@ -10,6 +10,13 @@ python=${PYTHON:-python3}
 machine=${MACHINE:-$(uname -m)}
 [ $# -ge 1 ] || { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
 target=$1 && shift
+# Debian's and Ubuntu's python3 has no pip; an environment made by its venv module has one.
+if ! "$python" -c 'import pip' 2>/dev/null; then
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  "$python" -m venv "$scratch" >&2 || { echo "payload: $python has neither pip nor venv: apt-get install python3-venv" >&2 && exit 69; }
+  python=$scratch/bin/python
+fi
 mkdir -p "$target"
 rm -rf "$target"/credential_agent-*.whl "$target/systemd"
 "$python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps --wheel-dir "$target" "$here/.."

@@ -1,4 +1,4 @@
-"""The parts of the README that are made, not written: `python -m tests.readme` puts them in place, a test compares.
+"""The parts of the pages that are made, not written: `python -m tests.readme` puts them in place, a test compares.
 
 * the configuration, from the docstrings and defaults of ``agent/config.py``;
 * what workers do not see of the machine's metadata, from the table in ``agent/serve/hiding.py``;
@@ -17,7 +17,8 @@ import msgspec
 from agent import config
 from agent.serve import hiding
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "agent" / "CONFIGURATION.md"
 
 _SECTIONS: tuple[tuple[str, type], ...] = (
     ("[listen]", config.Listen),
@@ -115,7 +116,7 @@ def _markdown(text: str) -> str:
 
 
 def made(text: str) -> str:
-    """The README with every made part put in place."""
+    """The page with every made part put in place."""
     return _between(_between(text, "configuration", configuration()), "hidden", hidden())
 
 
@@ -128,8 +129,8 @@ def _between(text: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    """Rewrite the README in place."""
-    README.write_text(made(README.read_text()))
+    """Rewrite the page in place."""
+    PAGE.write_text(made(PAGE.read_text()))
     return 0
 
 

@@ -7,6 +7,7 @@ machine (a reboot, an uninstall) has a machine of its own.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -223,6 +224,14 @@ class TestEc2Worker:
         said = machine.run("credential-agent", "redirect", "check")
         assert "FAIL" not in said
         assert said.count("the agent answers") == 2
+
+    def test_the_commands_of_the_pages_work(self, machine: Machine) -> None:
+        """What an operator is told to type, word by word, on the worker."""
+        page = (m.REPOSITORY / "systemd/README.md").read_text()
+        typed = re.findall(r"^# ((?:credential-agent|systemctl|journalctl) .*)$", page, re.MULTILINE)
+        assert len(typed) >= 6
+        for line in typed:
+            assert machine.run("sh", "-c", line)
 
     def test_the_environment_is_for_the_workers_group(self, machine: Machine) -> None:
         """The file leads to the agent; whoever is not in the group cannot read the token."""

@@ -78,8 +78,10 @@ def test_a_refused_first_installation_leaves_nothing(chroot: Chroot) -> None:
 
 def test_it_installs(chroot: Chroot) -> None:
     """Without /proc, a bus or a manager everything is put in place and enabled."""
-    done = chroot.install()
+    chroot.run("useradd", "--create-home", "dave")
+    done = chroot.install("--worker", "dave")
     assert done.returncode == 0, done.stderr
+    assert "credential-workers" in chroot.run("id", "-nG", "dave").stdout.split()
     assert chroot.run("systemctl", "is-enabled", "credential-agent.service").stdout == "enabled\n"
     config = chroot.run("stat", "-c", "%U:%G %a", "/etc/credential-agent/config.toml").stdout
     assert config == "root:credential-agent 640\n"

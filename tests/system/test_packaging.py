@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,20 @@ def test_its_memory_is_bounded_and_never_on_a_disk() -> None:
     assert lines("credential-agent.service", "MemorySwapMax") == ["0"]
     assert lines("credential-agent.service", "LimitCORE") == ["0"]
     assert -900 < int(lines("credential-agent.service", "OOMScoreAdjust")[0]) < 0
+
+
+def test_the_payload_needs_no_pip(tmp_path: Path) -> None:
+    """Debian's and Ubuntu's python3 has none: the script makes one by the venv module, and goes on to the build.
+
+    Without an index there is no hatchling to build with, which is the first thing that pip misses here.
+    """
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    environ = {**os.environ, "PYTHON": str(tmp_path / "bare/bin/python"), "PIP_NO_INDEX": "1", "TMPDIR": str(tmp_path)}
+    environ.pop("PIP_FIND_LINKS", None)
+    done = subprocess.run(
+        [REPOSITORY / "packer/payload.sh", tmp_path / "payload"],
+        capture_output=True, text=True, env=environ, check=False,
+    )  # fmt: skip
+    assert "No module named pip" not in done.stderr
+    assert "hatchling" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bare", "payload"]

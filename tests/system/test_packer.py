@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -89,6 +90,25 @@ class TestPacker:
         if "plugin" in done.stderr + done.stdout and virtual.packer_version() >= (1, 7):
             pytest.skip("needs packer's plugins (packer init packer)")
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_the_builds_of_the_page_are_valid(self, place: Path) -> None:
+        """Each `packer build` of the page is accepted as it stands there, with the files that it names."""
+        page = (PACKER.parent / "packer/README.md").read_text().replace("\\\n", " ")
+        builds = [
+            shlex.split(line, comments=True) for line in re.findall(r"^\$ packer build (.*)$", page, re.MULTILINE)
+        ]
+        assert [build[0].removeprefix("-only=").removesuffix(".worker") for build in builds] == list(SOURCES)
+        (place / "site.toml").write_text(re.search(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
+        for name in ("control-plane.pub.jwk", "worker.pub.pem"):
+            (place / name).write_text("{}")
+        for only, *options, directory in builds:
+            assert directory == "packer"
+            names = r"\b(site\.toml|control-plane\.pub\.jwk|worker\.pub\.pem)"
+            variables = [re.sub(names, rf"{place}/\1", option) for option in options if option != "-var"]
+            done = validate(place, *variables, only=[only.removeprefix("-only=").removesuffix(".worker")])
+            if "plugin" in done.stderr + done.stdout and virtual.packer_version() >= (1, 7):
+                pytest.skip("needs packer's plugins (packer init packer)")
+            assert done.returncode == 0, done.stdout + done.stderr
 
     def test_all_sources_are_valid_with_a_configuration_and_signers(self, place: Path) -> None:
         """The same with everything set that a site sets."""

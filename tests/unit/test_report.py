@@ -1,4 +1,4 @@
-"""The metrics keep what the alerts of the README watch."""
+"""The metrics keep what the alerts of the operators' page watch."""
 
 from __future__ import annotations
 
