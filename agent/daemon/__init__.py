@@ -1017,7 +1017,9 @@ class Daemon:
         async with self._applying:
             ephemeral, files = self._ephemeral, dict(self._away.files)
             load = partial(self._load_files, settings, ephemeral, compose.Away(files) if tolerant else None)
-            self._take(settings, await self._reader.ask(Path("a file that the configuration names"), load), changed)
+            loaded = await self._reader.ask(Path("a file that the configuration names"), load)
+            await self._rotate_token()  # before the files are written: it may be the operator's
+            self._take(settings, loaded, changed)
 
     def _load_files(
         self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None
