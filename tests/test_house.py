@@ -263,3 +263,64 @@ def test_what_is_durable_has_one_owner() -> None:
         and path.name not in {"state.py", "disk.py"}
     ]
     assert saves == []
+
+
+# -- tests look at what others may look at ----------------------------------------------------------------------------
+
+INSIDE: dict[str, set[str]] = {
+    # One half of sealing at a time, so that another library does the other half.
+    "tests/conformance/test_jose_peers.py": {"_encrypt", "_sign"},
+    # Each reader by itself: what it must not do (recurse to the end) its callers hide.
+    "tests/properties/test_deep_json.py": {
+        *("_Answer", "_as_text", "_key_version", "_of", "_parse", "_plaintext", "_refusal", "_relisted_json", "_told"),
+    },
+    "tests/properties/test_durable.py": {"_writer"},  # to wait until nothing is being written
+    # A table of the page beside the table of the code.
+    "tests/unit/bundle/test_format.py": {"_ALLOWED_AWS", "_REFUSED_NAMES", "_REFUSED_PREFIXES"},
+    "tests/unit/config/test_config.py": {"_MEANING"},
+    "tests/unit/cli/test_check.py": {"_become_the_service"},  # for good: in a child
+    "tests/unit/cli/test_worker.py": {"_when"},
+    # The way out of google-auth, led to loopback.
+    "tests/unit/cli/test_sender.py": {"_transport"},
+    "tests/unit/sender/test_deliver.py": {"_transport"},
+    "tests/unit/sender/test_gcp.py": {"_transport"},
+    "tests/unit/keys/test_kms.py": {"_endpoint"},  # the true hosts, which nothing may reach from here
+    "tests/unit/serve/test_fair_shares.py": {"_open"},  # what is known of connections, which no answer tells
+    "tests/unit/sources/test_https.py": {"_watched"},
+    # Addresses that nothing may reach from here; what is let go.
+    "tests/unit/upstream/test_door.py": {"_former", "_looking", "_may_reach"},
+}
+"""Where a test looks inside a product class, and why. The list only gets shorter: what a test needs, others may need."""
+
+
+def _private_names(paths: list[Path]) -> set[str]:
+    """The names with one underscore that are defined there: functions, classes, attributes, variables."""
+    found = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                    found.add(name)
+                case ast.Attribute(attr=name, ctx=ast.Store()) | ast.Name(id=name, ctx=ast.Store()):
+                    found.add(name)
+    return {name for name in found if re.match(r"_[A-Za-z]", name)}
+
+
+def test_tests_look_at_what_others_may_look_at() -> None:
+    """No test uses a private name of the product, but for those on the list, and each on the list is still used."""
+    everything = sorted((ROOT / "tests").rglob("*.py"))
+    # A fake's own, by the same name, is the tests'.
+    helpers = [path for path in everything if path.parent.name == "fakes" or path.name in {"machine.py", "readme.py"}]
+    private = _private_names(AGENT) - _private_names(helpers)
+    used: dict[str, set[str]] = {}
+    for path in everything:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Attribute(value=owner, attr=name) if name in private and ast.unparse(owner) not in (
+                    *("self", "cls", "super()"),
+                ):
+                    used.setdefault(name_of(path), set()).add(name)
+                case ast.ImportFrom(module=str() as module, names=names) if module.split(".")[0] == "agent":
+                    inside = {one.name for one in names if re.match(r"_[A-Za-z]", one.name)}
+                    used.setdefault(name_of(path), set()).update(inside)
+    assert {name: found for name, found in used.items() if found} == INSIDE

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from agent.cli import _COMMANDS
+from agent.cli import cli
 from tests.fakes.clean import REPOSITORY, environment, install, locked
 from tests.fakes.google_tokens import FakeGoogle
 from tests.fakes.net import Answer, Asked, Fault
@@ -114,7 +115,7 @@ def test_every_module_imports(programs: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", sorted(_COMMANDS))
+@pytest.mark.parametrize("command", sorted(cli.list_commands(click.Context(cli))))
 def test_every_command_has_its_help(user: User, command: str) -> None:
     """`--help` of every command works."""
     assert b"Usage: credential-agent" in user.run(command, "--help").stdout

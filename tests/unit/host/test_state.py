@@ -67,7 +67,7 @@ def steps_of_a_save(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     save(directory, memory(1), b"one")
     with monkeypatch.context() as patch:
         calls = Syscalls(patch, crash_at=None, after=False)
-        StateDirectory(directory)._save(memory(2), b"two")
+        save(directory, memory(2), b"two")
     return calls.count
 
 
@@ -122,7 +122,7 @@ def test_a_crash_between_any_two_steps_of_an_acceptance(
         with monkeypatch.context() as patch:
             Syscalls(patch, crash_at=step, after=after)
             with pytest.raises(Crash):
-                StateDirectory(directory)._save(memory(2), b"two")
+                save(directory, memory(2), b"two")
 
         found = StateDirectory(directory).load()
         assert found in [(memory(1), b"one"), (memory(2), b"two")], f"after step {step}"
@@ -146,7 +146,7 @@ def test_a_crash_between_any_two_steps_of_a_withdrawal(
         with monkeypatch.context() as patch:
             Syscalls(patch, crash_at=step, after=after)
             try:
-                StateDirectory(directory)._save(withdrawn, None)
+                save(directory, withdrawn, None)
             except Crash:
                 pass
             else:

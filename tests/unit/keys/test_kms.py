@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from joserfc.jwk import JWKRegistry
 
 from agent import bundle
 from agent.core.errors import BundleError, ConfigError, KeyUnavailableError, SealError, Transient
@@ -32,7 +33,8 @@ SECRETS = ("kms-secret-access-key", "kms-session-token", "ya29.vm-token")
 
 
 def private(opening: bundle.OpeningKey) -> Any:
-    return opening._key
+    """The key behind it, read by a library that is not ours."""
+    return JWKRegistry.import_key({**opening.private_jwk()}).private_key
 
 
 def aws() -> FakeAwsKms:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from joserfc.jwk import JWKRegistry
 
 from agent import bundle
 from agent.bundle.envelope import parse_envelope
@@ -30,8 +31,13 @@ def put(path: Path, text: str, mode: int = 0o600) -> Path:
     return path
 
 
+def private(key: bundle.OpeningKey) -> Any:
+    """The key behind it, read by a library that is not ours."""
+    return JWKRegistry.import_key({**key.private_jwk()}).private_key
+
+
 def pem_of(key: bundle.OpeningKey, form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8) -> str:
-    raw: bytes = key._key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    raw: bytes = private(key).private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
     return raw.decode()
 
 
@@ -178,8 +184,8 @@ P384 = ec.generate_private_key(ec.SECP384R1())
         P384.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ).decode(),
-        OPENING[0]
-        ._key.private_bytes(
+        private(OPENING[0])
+        .private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
         )
         .decode(),
