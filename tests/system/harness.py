@@ -3,6 +3,21 @@
 Everything that waits, waits for an event with a deadline: a line of the log, the end of the process, an answer. The
 only polling is :func:`until`, for what announces itself to nobody (a file's new content).
 
+Where things are:
+
+* :class:`World`: a directory with a worker's keys, a signer, a configuration and its state. It makes grants
+  (``session``, ``role_grant``, ``google``, ``variables``), seals them (``seal``, ``withdrawal``) and puts the bundle
+  where the agent looks (``drop``). It outlives agents: a restart is a second ``agent()`` in the same world.
+* :class:`Agent`: one process. Its log is read as it comes: ``wait_for`` an event with these fields, ``events`` so far,
+  ``mark`` to look only at what comes after. ``imds``, ``credential`` and ``google_token`` ask as a worker does, ``status``,
+  ``push`` and ``operate`` as an operator. ``stop`` and ``kill`` end it; leaving the block does, whatever happened.
+* :func:`background`: services of :mod:`tests.fakes` (a metadata service, STS, a store) in a loop of their own beside
+  the test; their URLs go into the configuration (``world.agent({"upstream": {"ec2": service.url}})``).
+* :func:`until`, :func:`as_user`, :func:`exchange`: polling with a deadline, a command as somebody else, one request.
+
+Which fake speaks what is in ``tests/fakes/README.md``; booted machines are in :mod:`tests.system.machine`, network
+namespaces in :mod:`tests.system.lab`.
+
 In a test::
 
     world = World(tmp_path)
