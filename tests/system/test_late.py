@@ -18,6 +18,7 @@ from botocore.utils import ContainerMetadataFetcher, InstanceMetadataFetcher
 from agent import bundle
 from agent.core.model import OnExpiry
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.gce_metadata import GceMetadataServer
 from tests.system.harness import Agent, World, background, until
 
 USER, MACHINE = "ASIAUSER000000000001", "ASIAMACHINE000000000"
@@ -206,3 +207,30 @@ class TestStaticStability:
             agent.push(world.seal(world.session(USER, hours=0.0006)))
             until(lambda: agent.status()["clouds"]["aws"]["state"] == "ended", what="the end of the bundle's")
             assert agent.role() is None
+
+
+class TestEarlyEndOfGoogle:
+    def test_a_living_google_auth_leaves_the_machine_s_identity(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that asked before the bundle came asks again within twenty minutes, and is the user from then on."""
+        from google.auth import _helpers
+        from google.auth.compute_engine import Credentials, _metadata
+        from google.auth.transport.requests import Request
+
+        gce = GceMetadataServer()
+        with background(gce), world.agent({"upstream": {"gce": gce.url}}) as agent:
+            agent.ready()
+            monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", ":".join(map(str, agent.address)))
+            credentials, request = Credentials(), Request()
+            credentials.refresh(request)
+            machine, now = credentials.token, _helpers.utcnow()
+            assert timedelta(minutes=16) < credentials.expiry - now <= timedelta(minutes=20, seconds=5)
+            agent.push(world.seal(world.google("ya29.user")))
+            assert credentials.valid
+            assert credentials.token == machine
+            monkeypatch.setattr(_helpers, "utcnow", lambda: now + timedelta(minutes=20))
+            assert not credentials.valid
+            credentials.before_request(request, "GET", "https://storage.googleapis.com/", {})
+            assert credentials.token == "ya29.user"
+            assert credentials.expiry - now > timedelta(minutes=50)

@@ -136,6 +136,42 @@ def test_the_state_at_a_restart(world: World, shim: Path, manager: NotifySocket)
         assert agent.access_key() == other
 
 
+def written(world: World) -> dict[str, Any]:
+    memory = json.loads((world.state / "memory.json").read_bytes())["memory"]
+    assert isinstance(memory, dict)
+    return memory
+
+
+def test_a_withdrawal_between_two_restarts(world: World, shim: Path, manager: NotifySocket) -> None:
+    """A withdrawal that no disk has taken holds over the next restart, on a disk that hangs still, and after it."""
+    stall = Stall(world, shim, world.state)
+    with start(world, manager, stall) as agent:
+        agent.ready()
+        assert agent.push(world.seal(world.session(USER)))["durable"]
+        manager.wait_content("handover", lambda data: json.loads(data).get("signed") is not None)
+        agent.kill()
+    stall.begin()
+    with start(world, manager, stall) as agent:
+        agent.started()
+        assert agent.access_key() == USER
+        ack = agent.push(world.withdrawal())
+        assert (ack["outcome"], ack["durable"]) == ("accepted", False)
+        assert agent.role() is None
+        manager.wait_content("handover", lambda data: json.loads(data)["memory"]["active"] is None)
+        agent.kill()
+    with start(world, manager, stall) as agent:
+        agent.started()
+        assert agent.role() is None
+        stall.end()
+        until(lambda: written(world)["active"] is None, what="the withdrawal on the disk")
+        agent.kill()
+    manager.drop()
+    with start(world, manager, stall) as agent:
+        agent.ready()
+        assert agent.role() is None
+        assert agent.status()["bundle"] is None
+
+
 def test_a_disk_that_moved_on(world: World, shim: Path, manager: NotifySocket) -> None:
     """Where the disk turns out later than the handover, nothing is written over it: the next start goes by the disk."""
     stall = Stall(world, shim, world.state)
