@@ -44,8 +44,8 @@ from agent.bundle.jwk import (
     checked_content_key,
     content_key_from_secret,
     ephemeral_public_key_der,
-    thumbprint,
 )
+from agent.bundle.key_text import thumbprint
 from agent.bundle.open import LEEWAY, decrypt, verify
 from agent.bundle.seal import (
     DEFAULT_ACCEPT,

@@ -1,4 +1,4 @@
-"""Keys: JWK (RFC 7517, RFC 8037) and PEM in, thumbprints (RFC 7638) out, and the arithmetic that opens a recipient.
+"""Keys: what each kind may be used for, and the arithmetic that opens a recipient.
 
 Four kinds of key, one class each, so that none is used for another's purpose:
 
@@ -16,50 +16,35 @@ side uses joserfc, so each of our own round trips is a meeting of two implementa
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, padding, x25519
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from agent.bundle.codes import Code
 from agent.bundle.envelope import KEY_ID, EphemeralKey, KeyAlg, Recipient
-from agent.bundle.strict import base64url, base64url_encode, json_object, shown
+from agent.bundle.key_text import (
+    CONTENT_KEY_BYTES,
+    COORDINATE_BYTES,
+    LARGEST_KEY_TEXT,
+    AnyKey,
+    Kind,
+    from_jwk,
+    from_pem,
+    generate,
+    kind_of,
+    private_members,
+    public_members,
+    public_of,
+    thumbprint,
+)
+from agent.bundle.strict import json_object, shown
 from agent.core.errors import FormatError, SealError
-
-Kind = Literal["P-256", "X25519", "RSA", "Ed25519", "oct"]
-
-_CEK_BYTES: Final = 32
-_COORDINATE_BYTES: Final = 32
-_RSA_BITS: Final = (2048, 8192)
-_LARGEST_KEY_TEXT: Final = 65_536
-_REQUIRED: Final = {"EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "RSA": ("e", "n"), "oct": ("k",)}
-_RSA_PRIVATE: Final = ("d", "p", "q", "dp", "dq", "qi")
-
-_Public = ec.EllipticCurvePublicKey | x25519.X25519PublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
-_Private = ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-_AnyKey = _Public | _Private | bytes
-
-
-def thumbprint(jwk: Mapping[str, object]) -> str:
-    """The JWK thumbprint (RFC 7638): base64url of the SHA-256 of the key's required members. Our default key id.
-
-    Raises:
-        FormatError: it is not a JWK of a known key type.
-    """
-    kty = jwk.get("kty")
-    names = _REQUIRED.get(kty) if isinstance(kty, str) else None
-    if names is None or not all(isinstance(jwk.get(n), str) for n in names):
-        raise FormatError("a JWK of type EC, OKP, RSA or oct is expected", code=Code.KEY)
-    canonical = json.dumps({n: jwk[n] for n in sorted((*names, "kty"))}, separators=(",", ":"))
-    return base64url_encode(hashlib.sha256(canonical.encode()).digest())
 
 
 class _Key:
@@ -72,15 +57,15 @@ class _Key:
     _use = ""
     _what = "key"
 
-    def __init__(self, key: _AnyKey, *, kid: str | None = None) -> None:
-        kind = _kind_of(key)
+    def __init__(self, key: AnyKey, *, kid: str | None = None) -> None:
+        kind = kind_of(key)
         if kind not in self._kinds:
             raise FormatError(f"a {self._what} must be one of {', '.join(self._kinds)}; got {kind}", code=Code.KEY)
         if kid is not None and not KEY_ID.match(kid):
             raise FormatError("kid must be 1 to 256 plain characters", code=Code.KEY)
         self._key: Any = key
         self.kind: Kind = kind
-        self.kid: str = kid or thumbprint(_public_members(key))
+        self.kid: str = kid or thumbprint(public_members(key))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.kind} {self.kid}>"
@@ -108,11 +93,11 @@ class _Key:
             jwk: Mapping[str, object] = text
         else:
             raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
-            if len(raw) > _LARGEST_KEY_TEXT:
-                raise FormatError(f"a key file must be at most {_LARGEST_KEY_TEXT} bytes", code=Code.KEY)
+            if len(raw) > LARGEST_KEY_TEXT:
+                raise FormatError(f"a key file must be at most {LARGEST_KEY_TEXT} bytes", code=Code.KEY)
             raw = raw.strip()
             if raw.startswith(b"-----BEGIN"):
-                return (cls(_from_pem(raw, private=cls._private, what=cls._what), kid=kid),)
+                return (cls(from_pem(raw, private=cls._private, what=cls._what), kid=kid),)
             if not raw.startswith(b"{"):
                 raise FormatError(f"a {cls._what} must be a JWK (JSON) or PEM", code=Code.KEY)
             jwk = json_object(raw, "the JWK", depth=4)
@@ -121,16 +106,16 @@ class _Key:
             raise FormatError("keys must be a list of JWKs", code=Code.KEY)
         if kid is not None and len(entries) != 1:
             raise FormatError("a kid can be given to a single key only", code=Code.KEY)
-        return tuple(cls._from_jwk(entry, kid) for entry in entries)
+        return tuple(cls.from_jwk(entry, kid) for entry in entries)
 
     @classmethod
-    def _from_jwk(cls, jwk: Mapping[str, object], kid: str | None) -> Self:
+    def from_jwk(cls, jwk: Mapping[str, object], kid: str | None) -> Self:
         own = jwk.get("kid")
         if own is not None and not isinstance(own, str):
             raise FormatError("kid of a JWK must be a string", code=Code.KEY)
         if jwk.get("use") not in (None, cls._use):
             raise FormatError(f"the JWK is marked for another use than {cls._use!r}", code=Code.KEY)
-        key = cls(_from_jwk(jwk, private=cls._private, what=cls._what), kid=kid or own)
+        key = cls(from_jwk(jwk, private=cls._private, what=cls._what), kid=kid or own)
         alg = jwk.get("alg")
         if alg is not None and alg not in key._algs():
             raise FormatError(f"the JWK is marked for alg {shown(str(alg))!r}, not {key._algs()[0]}", code=Code.KEY)
@@ -143,14 +128,14 @@ class _Key:
         """The public half as a JWK, with ``kid`` and ``use``."""
         if self.kind == "oct":
             raise FormatError("a shared key has no public half", code=Code.KEY)
-        return {**_public_members(self._key), "kid": self.kid, "use": self._use}
+        return {**public_members(self._key), "kid": self.kid, "use": self._use}
 
     def public_pem(self) -> str:
         """The public half as PEM (SubjectPublicKeyInfo)."""
         if self.kind == "oct":
             raise FormatError("a shared key has no public half", code=Code.KEY)
         return (
-            _public_of(self._key)
+            public_of(self._key)
             .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
             .decode("ascii")
         )
@@ -179,7 +164,7 @@ class VerifyKey(_Key):
             if self.kind == "Ed25519":
                 self._key.verify(signature, message)
             else:
-                if len(signature) != 2 * _COORDINATE_BYTES:
+                if len(signature) != 2 * COORDINATE_BYTES:
                     return False
                 r, s = (int.from_bytes(signature[i : i + 32], "big") for i in (0, 32))
                 self._key.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
@@ -208,15 +193,15 @@ class SigningKey(_Key):
     @classmethod
     def generate(cls, kind: Literal["Ed25519", "P-256"] = "Ed25519") -> Self:
         """Make a new one."""
-        return cls(_generate(kind))
+        return cls(generate(kind))
 
     def verify_key(self) -> VerifyKey:
         """Its public half."""
-        return VerifyKey(_public_of(self._key), kid=self.kid)
+        return VerifyKey(public_of(self._key), kid=self.kid)
 
     def private_jwk(self) -> dict[str, str]:
         """The whole key as a JWK. Secret."""
-        return {**_private_members(self._key), "kid": self.kid, "use": self._use}
+        return {**private_members(self._key), "kid": self.kid, "use": self._use}
 
 
 class RecipientKey(_Key):
@@ -240,7 +225,7 @@ class RecipientKey(_Key):
 
     def jwk(self) -> dict[str, str]:
         """The key as a JWK. Secret for a shared key."""
-        return {**_public_members(self._key), "kid": self.kid, "use": self._use}
+        return {**public_members(self._key), "kid": self.kid, "use": self._use}
 
     def public_numbers(self) -> Any:
         """The ``cryptography`` key object (bytes for a shared key)."""
@@ -262,15 +247,15 @@ class OpeningKey(_Key):
     @classmethod
     def generate(cls, kind: Literal["P-256", "X25519", "RSA", "oct"] = "P-256") -> Self:
         """Make a new one. P-256 is understood by every JOSE library and every KMS; RSA has 3,072 bits."""
-        return cls(_generate(kind))
+        return cls(generate(kind))
 
     def recipient_key(self) -> RecipientKey:
         """What a sender seals to: the public half, or the same key when it is a shared one."""
-        return RecipientKey(self._key if self.kind == "oct" else _public_of(self._key), kid=self.kid)
+        return RecipientKey(self._key if self.kind == "oct" else public_of(self._key), kid=self.kid)
 
     def private_jwk(self) -> dict[str, str]:
         """The whole key as a JWK. Secret."""
-        return {**_private_members(self._key), "kid": self.kid, "use": self._use}
+        return {**private_members(self._key), "kid": self.kid, "use": self._use}
 
     def content_key(self, recipient: Recipient) -> bytes:
         """Open one recipient entry.
@@ -352,7 +337,7 @@ def content_key_from_secret(recipient: Recipient, shared_secret: bytes) -> bytes
     # With A256KW the KDF's AlgorithmID is the alg; in direct mode it is the enc, since the output *is* the content key.
     direct = recipient.alg is KeyAlg.ECDH_ES
     algorithm = b"A256GCM" if direct else recipient.alg.encode("ascii")
-    length = _CEK_BYTES
+    length = CONTENT_KEY_BYTES
     other_info = (
         len(algorithm).to_bytes(4, "big")
         + algorithm
@@ -370,8 +355,8 @@ def checked_content_key(key: bytes) -> bytes:
     Raises:
         SealError: code ``unwrap``.
     """
-    if len(key) != _CEK_BYTES:
-        raise SealError(f"the content key must be {_CEK_BYTES} bytes, got {len(key)}", code=Code.UNWRAP)
+    if len(key) != CONTENT_KEY_BYTES:
+        raise SealError(f"the content key must be {CONTENT_KEY_BYTES} bytes, got {len(key)}", code=Code.UNWRAP)
     return key
 
 
@@ -392,144 +377,3 @@ def _key_algs(kind: Kind) -> tuple[str, ...]:
     if kind == "oct":
         return (KeyAlg.A256KW,)
     return (KeyAlg.ECDH_ES_A256KW, KeyAlg.ECDH_ES)
-
-
-def _generate(kind: str) -> _AnyKey:
-    if kind == "P-256":
-        return ec.generate_private_key(ec.SECP256R1())
-    if kind == "X25519":
-        return x25519.X25519PrivateKey.generate()
-    if kind == "Ed25519":
-        return ed25519.Ed25519PrivateKey.generate()
-    if kind == "RSA":
-        return rsa.generate_private_key(public_exponent=65537, key_size=3072)
-    if kind == "oct":
-        return secrets.token_bytes(_CEK_BYTES)
-    raise RuntimeError(f"no such kind of key: {kind}")
-
-
-def _kind_of(key: object) -> Kind:
-    if isinstance(key, bytes):
-        if len(key) != _CEK_BYTES:
-            raise FormatError(f"a shared key must be {_CEK_BYTES} bytes, got {len(key)}", code=Code.KEY)
-        return "oct"
-    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
-        return "P-256"
-    if isinstance(key, x25519.X25519PublicKey | x25519.X25519PrivateKey):
-        return "X25519"
-    if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
-        return "Ed25519"
-    if isinstance(key, rsa.RSAPublicKey | rsa.RSAPrivateKey):
-        low, high = _RSA_BITS
-        if not low <= key.key_size <= high:
-            raise FormatError(f"an RSA key must have {low} to {high} bits, got {key.key_size}", code=Code.KEY)
-        return "RSA"
-    raise FormatError(f"a key of type {type(key).__name__} is not supported", code=Code.KEY)
-
-
-def _public_of(key: Any) -> _Public:
-    public: _Public = key.public_key() if hasattr(key, "public_key") else key
-    return public
-
-
-def _number(value: int, length: int | None = None) -> str:
-    return base64url_encode(value.to_bytes(length or (value.bit_length() + 7) // 8, "big"))
-
-
-def _public_members(key: Any) -> dict[str, str]:
-    if isinstance(key, bytes):
-        return {"kty": "oct", "k": base64url_encode(key)}
-    public = _public_of(key)
-    if isinstance(public, ec.EllipticCurvePublicKey):
-        point = public.public_numbers()
-        return {"kty": "EC", "crv": "P-256", "x": _number(point.x, 32), "y": _number(point.y, 32)}
-    if isinstance(public, rsa.RSAPublicKey):
-        numbers = public.public_numbers()
-        return {"kty": "RSA", "n": _number(numbers.n), "e": _number(numbers.e)}
-    return {"kty": "OKP", "crv": _kind_of(public), "x": base64url_encode(public.public_bytes_raw())}
-
-
-def _private_members(key: Any) -> dict[str, str]:
-    public = _public_members(key)
-    if isinstance(key, bytes):
-        return public
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return {**public, "d": _number(key.private_numbers().private_value, 32)}
-    if isinstance(key, rsa.RSAPrivateKey):
-        n = key.private_numbers()
-        values = (n.d, n.p, n.q, n.dmp1, n.dmq1, n.iqmp)
-        return {**public, **{name: _number(v) for name, v in zip(_RSA_PRIVATE, values, strict=True)}}
-    return {**public, "d": base64url_encode(key.private_bytes_raw())}
-
-
-def _from_pem(raw: bytes, *, private: bool, what: str) -> Any:
-    if not private and b"PRIVATE KEY-----" in raw:
-        raise FormatError(f"a {what} must be public, got a private key", code=Code.KEY)
-    key: Any = None
-    try:
-        key = (
-            serialization.load_pem_private_key(raw, password=None)
-            if private
-            else serialization.load_pem_public_key(raw)
-        )
-    except (ValueError, TypeError):  # TypeError: it is encrypted, and there is nobody to ask for a password
-        key = None
-    except UnsupportedAlgorithm:
-        key = None
-    if key is None:
-        raise FormatError(
-            f"a {what} in PEM is expected",
-            hint="PKCS#8 or SEC1, unencrypted" if private else "SubjectPublicKeyInfo ('BEGIN PUBLIC KEY')",
-            code=Code.KEY,
-        )
-    return key
-
-
-def _from_jwk(jwk: Mapping[str, object], *, private: bool, what: str) -> _AnyKey:
-    kty = jwk.get("kty")
-    if not private and kty != "oct" and "d" in jwk:
-        # Whoever pasted it here has just shown a private key to a machine that must not have it.
-        raise FormatError(f"a {what} must be public, got a private JWK", code=Code.KEY)
-    if private and kty in ("EC", "OKP", "RSA") and "d" not in jwk:
-        raise FormatError(f"a {what} must be private, got a public JWK", code=Code.KEY)
-    members = {
-        name: base64url(value, f"{name} of the JWK")
-        for name in ("x", "y", "d", "n", "e", "p", "q", "dp", "dq", "qi", "k")
-        if isinstance(value := jwk.get(name), str)
-    }
-    key: _AnyKey | None = None
-    try:
-        key = _build(kty, jwk.get("crv"), members, private=private)
-    except (ValueError, KeyError, TypeError):
-        key = None
-    if key is None:
-        raise FormatError(f"a {what} is not a valid JWK of kty EC (P-256), OKP, RSA or oct", code=Code.KEY)
-    return key
-
-
-def _build(kty: object, crv: object, m: dict[str, bytes], *, private: bool) -> _AnyKey | None:
-    if kty == "oct":
-        return m["k"]
-    if kty == "EC" and crv == "P-256" and len(m["x"]) == len(m["y"]) == _COORDINATE_BYTES:
-        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + m["x"] + m["y"])
-        if not private:
-            return public
-        key = ec.derive_private_key(int.from_bytes(m["d"], "big"), ec.SECP256R1())
-        return key if key.public_key() == public else None
-    if kty == "OKP" and crv == "X25519":
-        if not private:
-            return x25519.X25519PublicKey.from_public_bytes(m["x"])
-        x_key = x25519.X25519PrivateKey.from_private_bytes(m["d"])
-        return x_key if x_key.public_key().public_bytes_raw() == m["x"] else None
-    if kty == "OKP" and crv == "Ed25519":
-        if not private:
-            return ed25519.Ed25519PublicKey.from_public_bytes(m["x"])
-        ed_key = ed25519.Ed25519PrivateKey.from_private_bytes(m["d"])
-        return ed_key if ed_key.public_key().public_bytes_raw() == m["x"] else None
-    if kty == "RSA":
-        numbers = rsa.RSAPublicNumbers(int.from_bytes(m["e"], "big"), int.from_bytes(m["n"], "big"))
-        if not private:
-            return numbers.public_key()
-        d, p, q, dp, dq, qi = (int.from_bytes(m[name], "big") for name in _RSA_PRIVATE)
-        return rsa.RSAPrivateNumbers(p, q, d, dp, dq, qi, numbers).private_key()
-    return None

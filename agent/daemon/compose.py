@@ -38,6 +38,10 @@ LOOKUPS = 4
 """Threads in which one client looks names up, for the operator's hosts, and as many for those that bundles name."""
 
 
+Hear = Callable[[Witness, datetime, float], object]
+"""Hears what a server said of the time: who, what, and for how many seconds the answer was under way."""
+
+
 def policy(settings: config.Config) -> Policy:
     """What the operator decided, as the store wants it."""
     own = settings.identity
@@ -65,7 +69,7 @@ def upstream(
     ca_file: str | None = None,
     proxy: str | None = None,
     connections: int = 128,
-    hear: Callable[[Witness, datetime, float], object] | None = None,
+    hear: Hear | None = None,
 ) -> Upstream:
     """The way out for plain HTTP; a source may have a CA and a proxy of its own, and teaches no time."""
     out = settings.upstream
@@ -201,6 +205,11 @@ class Away:
         self.reasons: dict[str, str] = {}
         self.files: dict[str, str] = dict(files or {})
         self.ask: Ask = ask
+
+    def clear(self) -> None:
+        """Nothing is known to be away: everything is looked at anew."""
+        self.reasons.clear()
+        self.files.clear()
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
         """Take note of an error, if that is all that it needs.

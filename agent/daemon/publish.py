@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-import re
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -28,11 +26,10 @@ from agent.core.text import os_reason
 from agent.core.variables import passes
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
-from agent.host.files import read_plain, sweep, take_away, write_atomic
+from agent.host.files import sweep, take_away, write_atomic
 from agent.identity import standing
 from agent.identity.store import Store
 
-_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 RETRY_SECONDS: Final = 5.0
 REFUSED_HINT: Final = "if programs are meant to have them, name them in environment.allow"
 
@@ -68,29 +65,6 @@ def absent_directories(settings: config.Environment) -> Iterator[tuple[str, Conf
         if path is not None and not Path(path).parent.is_dir():
             key = f"environment.{name}"
             yield key, ConfigError(f"{key}: expected an existing directory, got {str(Path(path).parent)!r}")
-
-
-def written_token(path: Path) -> Secret | None:
-    """The bearer token in ``path``, that an earlier process left there or an operator put there."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = read_plain(path, 4096).decode().strip()
-        if _TOKEN.match(text):
-            return Secret(text)
-    return None
-
-
-def container_tokens(path: Path | None, handed: Sequence[Secret] = ()) -> tuple[Secret, ...]:
-    """The bearer tokens that are good, the present one first: programs that read one once go on working.
-
-    Args:
-        path: the file; what is in it is the present one. ``None``: it does not answer.
-        handed: those of the process before us, likewise; two of them are kept.
-    """
-    written = None if path is None else written_token(path)
-    known = [token for token in handed if _TOKEN.match(token.reveal())]
-    if written is not None:
-        known = [written, *(token for token in known if token != written)]
-    return tuple(known[:2]) or (Secret(secrets.token_urlsafe(32)),)
 
 
 def _there(path: Path) -> bool:

@@ -1,43 +1,37 @@
-"""What a reload applies, and the files that the configuration names.
+"""What was loaded anew? SIGHUP, and every change of a file that the configuration names, applied whole or not at all.
 
-A file is read anew when it changes, not only when somebody sends SIGHUP: whoever rotates a signer's key, a worker's key
-or a certificate authority replaces the file and expects that to be all. Each file that a configuration can name is one
-of three kinds, and a test holds that there is no fourth:
-
-* *watched* (:func:`named`): opened at the start, looked at every :data:`LOOK_SECONDS`, and when one has changed the
-  running configuration is applied once more, whole or not at all;
-* *read at use*: the bundle itself, the file of its URL, bearer tokens, web identity tokens, and the certificate
-  authorities too, which are also watched so that what is wrong with them is said;
-* *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
-
-What was loaded is told with each reload and in ``status``: a name and a digest or thumbprint for each file, never
-anything of a secret one.
+A configuration that cannot be applied leaves the running one in force: a typing error must not cost a worker its
+identity. What a reload did, and what needs a restart, is told by name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
+import structlog
 
-from agent import config
-from agent.core.errors import ConfigError
-from agent.daemon.compose import Ask
-from agent.host.patience import Patience, StalledError, directly
-from agent.upstream import AuthoritiesError, believed, read_authorities
-
-LOOK_SECONDS: Final = 2.0
-"""Between two looks at the files. A change counts when two looks agree: a file being written in place is let be."""
-
-MAX_FILE_BYTES: Final = 4 << 20
+from agent import bundle, config, keys, log
+from agent.core.errors import AgentError, ConfigError, HostError
+from agent.core.source import Source
+from agent.daemon import compose, doors
+from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently
+from agent.daemon.looking import look_now
+from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
+from agent.daemon.publish import Publisher, check_paths, group_id
+from agent.daemon.ready import Readiness
+from agent.daemon.tokens import written_token
+from agent.daemon.who import Who
+from agent.host.clock import SystemClock
+from agent.host.patience import Patience, StalledError
+from agent.keeper import Keeper
+from agent.sources.file import FileSource
 
 LOADED_ONCE: Final = (
     "listen",
@@ -60,164 +54,244 @@ def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
     return [name for name in LOADED_ONCE if attrgetter(name)(settings) != attrgetter(name)(loaded)]
 
 
-class Named(msgspec.Struct, frozen=True):
-    """A file that the configuration names.
-
-    Attributes:
-        key: by which key, as in ``signers[0].key``.
-        what: what it holds.
-        secret: whether its content may not be known, be it by a digest.
-        at_use: whether it is read whenever it is needed, so that a change of it needs nothing.
-    """
-
-    key: str
-    path: Path
-    what: str
-    secret: bool
-    at_use: bool = False
+PATIENCE_SECONDS: Final = 5.0
+"""How long a file that the configuration names is waited for while we run."""
+REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
 
 
-class Loaded(msgspec.Struct, frozen=True):
-    """What was found in a file: for ``status`` and the log.
+class _Found(NamedTuple):
+    """What the configuration's files hold, read as a whole."""
 
-    Attributes:
-        sha256: of a public file; ``None`` of a secret one, whose digest could be guessed against.
-        count: the certificates in a file of authorities, else ``None``.
-    """
-
-    key: str
-    path: str
-    what: str
-    sha256: str | None = None
-    count: int | None = None
+    files: WatchedFiles
+    trust: bundle.Trust
+    ring: keys.Keyring
+    gid: int | None
+    away: compose.Away
 
 
-Looks = Mapping[Path, tuple[int, ...] | None]
-"""How each file looks from outside; ``None`` where it cannot be told."""
+def _refuse(_key: str, _error: ConfigError) -> bool:
+    return False
 
 
-def named(settings: config.Config, *, credentials_directory: str | None) -> tuple[Named, ...]:
-    """The files that are read, in the order of the configuration; neither bundles nor what the agent writes."""
-    found = _keys(settings, credentials_directory)
-    for index, signer in enumerate(settings.signers):
-        found.append(Named(f"signers[{index}].key", Path(signer.key), "signer", secret=False))
-    for index, source in enumerate(settings.sources):
-        if isinstance(source, config.HttpsEntry):
-            where = f"sources[{index}]"
-            if source.ca_file is not None:
-                found.append(Named(f"{where}.ca_file", Path(source.ca_file), AUTHORITIES, secret=False))
-            if source.url_file is not None:
-                found.append(Named(f"{where}.url_file", Path(source.url_file), "url", secret=True, at_use=True))
-            if source.token_file is not None:
-                token = Path(source.token_file)
-                found.append(Named(f"{where}.token_file", token, "bearer token", secret=True, at_use=True))
-    if settings.upstream.ca_file is not None:
-        found.append(Named("upstream.ca_file", Path(settings.upstream.ca_file), AUTHORITIES, secret=False))
-    return tuple(found)
-
-
-def _keys(settings: config.Config, credentials_directory: str | None) -> list[Named]:
-    found: list[Named] = []
-    for index, key in enumerate(settings.keys):
-        where = f"keys[{index}]"
-        match key:
-            case config.FileKey():
-                found.append(Named(f"{where}.path", Path(key.path), "worker's key", secret=True))
-            case config.CredentialKey() if credentials_directory:
-                path = Path(credentials_directory) / key.name
-                found.append(Named(f"{where}.name", path, "worker's key", secret=True))
-            case config.AwsKmsKey() | config.GcpKmsKey():
-                found.append(Named(f"{where}.public_key", Path(key.public_key), "worker's public key", secret=False))
-            case _:
-                pass
-    return found
-
-
-AUTHORITIES: Final = "certificate authorities"
-
-
-def describe(
-    files: Iterable[Named],
-    takes: Callable[[str, ConfigError], bool] = lambda _key, _error: False,
-    ask: Ask = directly,
-) -> tuple[Loaded, ...]:
-    """What the files hold now; a file that is not there is left out, unless it holds authorities.
+class Reloader:
+    """See the module.
 
     Args:
-        files: which.
-        takes: gets each error with its key; says whether that is all that it needs.
-        ask: how they are asked.
+        settings: what is in force.
+        read: reads the configuration anew. Raises ``ConfigError``.
+        prepared: what was opened; its trust, keys and files are replaced.
+        who: what the machine answers to.
+        keeper: is told of the policy, and of whom to judge anew.
+        publisher: of the environment files.
+        readiness: is told when a reload begins and ends.
+        clock: time.
+        hand_over: tells the service manager what the next process gets.
+        announced: (re)starts the telling of where our listeners are.
+        keys_changed: (re)starts the publishing of our key.
 
-    Raises:
-        ConfigError: a file of certificate authorities cannot be read or holds none. Keys are their readers' business.
+    Attributes:
+        settings: what is in force now.
     """
-    found = []
-    for file in files:
-        count = None
-        if file.what == AUTHORITIES:
-            try:
-                count = believed(ask(file.path, partial(read_authorities, str(file.path))))[1]
-            except (AuthoritiesError, StalledError) as error:
-                said = error.message if isinstance(error, StalledError) else f"{file.path}: {error}"
-                fault = ConfigError(f"{file.key}: {said}")
-                if takes(file.key, fault):
-                    continue
-                raise fault from None
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        read: Callable[[], config.Config],
+        prepared: Prepared,
+        who: Who,
+        keeper: Keeper,
+        publisher: Publisher,
+        readiness: Readiness,
+        clock: SystemClock,
+        hand_over: Callable[[], None],
+        keys_changed: Callable[[], None],
+    ) -> None:
+        self.settings = self._loaded = settings
+        self._read = read
+        self._prepared = prepared
+        self._who = who
+        self._keeper = keeper
+        self._publisher = publisher
+        self._readiness = readiness
+        self._clock = clock
+        self._hand_over = hand_over
+        self._keys_changed = keys_changed
+        self._log = structlog.get_logger()
+        self._announcing: asyncio.Task[None] | None = None
+        self._reloading: set[asyncio.Task[None]] = set()
+        self._patience = Patience(PATIENCE_SECONDS)
+        self._reader = Patience(PATIENCE_SECONDS, again=True)
+        self._applying = asyncio.Lock()
+        self._silent: set[str] = set()  # of which files nobody knows whether they have changed
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What is under way, to be ended with the process."""
+        return [*self._reloading, *([self._announcing] if self._announcing is not None else [])]
+
+    def on_hangup(self) -> None:
+        """SIGHUP. Returns at once."""
+        self._readiness.reload_began()
+        self._reloading.add(task := asyncio.create_task(self._reload_all(), name="reload"))
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload_all(self) -> None:
         try:
-            digest = ask(file.path, file.path.stat if file.secret else partial(_digest, file.path))
-        except (OSError, StalledError):
-            continue
-        found.append(Loaded(file.key, str(file.path), file.what, digest if isinstance(digest, str) else None, count))
-    return tuple(found)
+            # The file of the configuration may lie where the others do.
+            settings = await self._reader.ask(Path("the configuration"), self._read)
+            await self.apply(settings)
+        except AgentError as error:
+            self._log.error("reload.refused", reason=error.message, hint=error.hint)
+        finally:
+            self._readiness.reload_ended()
+        # What is looked at twice a second by itself is let be: it may be half written just now.
+        slow: list[Source] = [source for source in self._prepared.sources if not isinstance(source, FileSource)]
+        await look_now(slow, self._keeper.intake.submit)
 
+    async def follow_files(self) -> None:
+        """Apply the running configuration once more when a file that it names has changed and then stayed as it is."""
+        before = self._prepared.files.seen
+        told: object = None
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            await self._rotate_token()
+            watched = self._prepared.files
+            seen, silent = await looks_patiently(watched.named, self._patience, watched.seen)
+            self._tell_silent(silent)
+            watched = self._prepared.files  # a reload may have come between
+            settled, before = seen == before, seen
+            if not settled or seen == watched.seen:
+                continue
+            changed = watched.changed(seen)
+            try:
+                await self.apply(self.settings, changed)
+            except StalledError as error:
+                # Another file keeps this change from being applied. It is tried again, and said once.
+                if told != (told := (error.message, changed)):
+                    self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
+            except AgentError as error:
+                # What was loaded stays in force, and this is said once for each change, not at each look.
+                self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
+                self._prepared.files.seen = seen
 
-def looks(files: Iterable[Named], ask: Ask = directly) -> Looks:
-    """How the files look whose change must be applied; a file that does not answer is left out."""
-    found = {}
-    for file in files:
-        if not file.at_use:
-            with contextlib.suppress(StalledError):
-                found[file.path] = ask(file.path, partial(_look, file.path))
-    return found
+    def _tell_silent(self, silent: list[str]) -> None:
+        """Say of which files nobody knows whether they have changed."""
+        now = set(silent)
+        for key in sorted(now - self._silent):
+            self._log.error("file.stalled", key=key, hint="what was loaded from it stays in force; look at its mount")
+        for key in sorted(self._silent - now):
+            self._log.info("file.answers", key=key)
+        self._silent = now
 
+    async def apply_late(self) -> None:
+        """Files that did not answer at the start are taken as soon as they do. Returns when they are."""
+        late, named = self._prepared.late_files, self._prepared.files.named
+        await self._prepared.first_look.answered(late)
+        self._log.info("files.answer", paths=sorted(map(str, late)))
+        told = ""
+        while True:
+            try:
+                # As at a start: what is away is no reason to go without the rest.
+                await self.apply(self.settings, [file.key for file in named], tolerant=True)
+            except AgentError as error:
+                if told != error.message:
+                    self._log.error("reload.refused", reason=error.message, hint=error.hint)
+                told = error.message
+                await self._clock.sleep(LOOK_SECONDS)
+            else:
+                return
 
-async def looks_patiently(files: Iterable[Named], patience: Patience, before: Looks) -> tuple[Looks, list[str]]:
-    """How the files look, by directories: one that does not answer keeps no other waiting.
+    async def apply(self, settings: config.Config, changed: Sequence[str] = (), *, tolerant: bool = False) -> None:
+        """Have ``settings`` in force, with what their files hold now: all of it, or none.
 
-    Args:
-        files: which.
-        patience: how long each directory is waited for.
-        before: how they looked; those in a directory that does not answer look so still.
+        Args:
+            settings: the configuration.
+            changed: the keys of the files for whose sake this is done.
+            tolerant: what is away is taken note of, as at a start.
 
-    Returns:
-        That, and the keys of the files in directories that do not answer.
-    """
-    directories: dict[Path, list[Named]] = {}
-    for file in files:
-        directories.setdefault(file.path.parent, []).append(file)
-    asked = (patience.ask(directory, partial(looks, inside)) for directory, inside in directories.items())
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    found: dict[Path, tuple[int, ...] | None] = {}
-    silent: list[str] = []
-    for inside, answer in zip(directories.values(), answers, strict=True):
-        if isinstance(answer, StalledError):
-            found.update({file.path: before[file.path] for file in inside if file.path in before})
-            silent += [file.key for file in inside if not file.at_use]
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            found.update(answer)
-    return found, silent
+        Raises:
+            ConfigError: a file is not what it should be.
+            StalledError: a file does not answer.
+        """
+        async with self._applying:
+            ephemeral, known = self._prepared.ephemeral, dict(self._prepared.away.files)
+            load = partial(self._load, settings, ephemeral, compose.Away(known) if tolerant else None)
+            found = await self._reader.ask(Path("a file that the configuration names"), load)
+            await self._rotate_token()  # before the files are written: it may be the operator's
+            self._take(settings, found, changed)
 
+    def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None) -> _Found:
+        """Read everything that ``settings`` name. In a thread: no file may hold up the loop."""
+        directory, takes = self._prepared.credentials_directory, away.takes if away is not None else _refuse
+        files = WatchedFiles(settings, credentials_directory=directory, takes=takes)
+        gid = self._prepared.gid
+        pinned = compose.trust(settings, away)
+        ring = self._prepared.keyring(settings, ephemeral, away)
+        with contextlib.nullcontext() if away is None else contextlib.suppress(ConfigError):
+            gid = group_id(settings.environment.group)
+            check_paths(settings.environment)
+        if away is None:
+            away = compose.Away()
+            compose.trust(settings, away)
+        return _Found(files, pinned, ring, gid, away)
 
-def _look(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for as long as the machine does
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    def _take(self, settings: config.Config, found: _Found, changed: Sequence[str]) -> None:
+        old, prepared, opening = self.settings, self._prepared, self._prepared.opening
+        audiences = self._who.audiences.union(settings.identity.audience)
+        narrower = not compose.trusts_at_least(found.trust, opening.trust) or not audiences >= opening.audiences
+        self.settings = settings
+        prepared.files, prepared.away = found.files, found.away
+        opening.trust, opening.ring, opening.audiences = found.trust, found.ring, audiences
+        self._keeper.reconfigure(compose.policy(settings))
+        self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
+        # As the listeners and the token stay where they were, so does what is told of them.
+        told = msgspec.structs.replace(settings, listen=self._loaded.listen, environment=self._publisher.settings)
+        self.announce(told)
+        log.set_up(level=settings.log.level, style=settings.log.format)
+        if narrower:
+            self._keeper.intake.review()
+        self._keeper.intake.reconsider()
+        self._log.info(
+            "reload.applied",
+            needs_restart=needs_restart(settings, self._loaded),
+            changed=list(changed),
+            signers=len(found.trust.signers),
+            keys=list(found.ring.kids),
+            files=[msgspec.to_builtins(file) for file in found.files.loaded],
+        )
+        if settings.redirect != old.redirect:
+            self._log.warning("reload.elsewhere", section="redirect", hint=REDIRECT_HINT)
+        self.tell_absent_keys()
+        self._hand_over()
+        if settings.keys != old.keys:
+            self._keys_changed()
 
+    def announce(self, settings: config.Config) -> None:
+        """Tell programs on this machine where our listeners are. Returns at once: the disk may hang."""
+        self._announcing = asyncio.create_task(self._announce(settings), name="announce listeners")
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(MAX_FILE_BYTES)).hexdigest()
+    async def _announce(self, settings: config.Config) -> None:
+        try:
+            await asyncio.to_thread(doors.announce, settings, self._publisher.address)
+        except HostError as error:
+            self._log.warning("doors.not_announced", reason=error.message)
+
+    async def _rotate_token(self) -> None:
+        """Take the token that an operator has put into the file. Programs that read the one before may use it on."""
+        path = Path(self._publisher.settings.token_file)
+        written = None
+        with contextlib.suppress(StalledError):
+            written = await self._patience.ask(path, partial(written_token, path))
+        tokens = self._prepared.tokens
+        if tokens.rotate(written):
+            self._publisher.token = tokens.present
+            self._publisher.changed()
+            self._hand_over()
+            self._log.info("token.rotated")
+
+    def tell_absent_keys(self) -> None:
+        """Say which keys this machine was not given."""
+        for name in self._prepared.absent_keys:
+            # No error: the image of a worker is made, and checked, before the worker has a key.
+            self._log.warning("key.absent", credential=name, hint=ABSENT_KEY_HINT)

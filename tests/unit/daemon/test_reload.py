@@ -12,7 +12,7 @@ import pytest
 from agent import config
 from agent.config import Config, FileKey, FileSourceEntry, PassThrough, SignerEntry
 from agent.daemon import LOADED_ONCE, needs_restart
-from agent.daemon.reload import Named, describe, named
+from agent.daemon.files import Named, describe, named
 
 APPLIED = {
     "identity.audience",

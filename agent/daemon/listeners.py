@@ -1,0 +1,211 @@
+"""What do the two listeners get? The workers' one only looks; the control socket's also takes bundles."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import chain
+
+import structlog
+
+from agent import config, log, report
+from agent.core.early import STEP as EARLY_STEP
+from agent.core.secret import Secret
+from agent.core.source import Ack
+from agent.daemon import compose
+from agent.daemon.announce import Announcer
+from agent.daemon.control import routes
+from agent.daemon.looking import Outcome, look_now
+from agent.daemon.prepare import Prepared
+from agent.daemon.publish import Publisher
+from agent.daemon.requests import Requests
+from agent.host import arrival
+from agent.host.clock import SystemClock
+from agent.host.sockdiag import SocketDiagnosis
+from agent.host.sockets import read_socket_table
+from agent.keeper import Keeper
+from agent.serve.control import ControlDoor
+from agent.serve.door import WorkerDoor
+from agent.serve.fairness import Owners
+from agent.serve.listener import Limits
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Changes
+
+
+class Listeners:
+    """Makes both.
+
+    Args:
+        settings: what the process was started with.
+        prepared: what was opened.
+        passed: the sockets that the service manager passed.
+        keeper: the controller, and its store.
+        clock: time.
+        settled: waits until the environment files say what the store says.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        prepared: Prepared,
+        passed: Mapping[str, Sequence[socket.socket]],
+        keeper: Keeper,
+        clock: SystemClock,
+        settled: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.requests = Requests()
+        self._settings = settings
+        self._prepared = prepared
+        self._passed = passed
+        self._keeper = keeper
+        self._store = keeper.store
+        self._clock = clock
+        self._settled = settled
+
+    def workers(
+        self,
+        changes: Changes,
+        *,
+        hosts: tuple[str, ...],
+        token_key: bytes,
+        path_id: Secret,
+        expects_bundle: Callable[[], bool],
+        phase: float,
+    ) -> WorkerDoor:
+        """The one that workers ask.
+
+        Args:
+            changes: wakes who waits.
+            hosts: further names by which we may be asked.
+            token_key: of the EC2 session tokens.
+            path_id: the part of the container endpoint's path that only this machine's containers know.
+            expects_bundle: whether the configuration has a key for one, now.
+            phase: between 0 and 1: where in a step early ends fall, so that a fleet's do not fall together.
+        """
+        settings, prepared, shares = self._settings, self._prepared, self._prepared.shares
+        through = settings.pass_through.enabled
+        ec2, gce = prepared.metadata.passed(prepared.workers_out)
+        if shares.connections < settings.listen.max_connections:
+            structlog.get_logger().warning(
+                "connections.lowered",
+                max_connections=shares.connections,
+                configured=settings.listen.max_connections,
+                descriptors=shares.limit,
+                hint="raise LimitNOFILE of the service",
+            )
+        hide, show = compose.hidden(settings)
+        return WorkerDoor(
+            ServeSettings(
+                token_key=token_key,
+                container_tokens=lambda: prepared.tokens.good,
+                imdsv1=settings.aws.imdsv1,
+                extra_hosts=hosts,
+                container_ids=lambda: (path_id,),
+                hide=hide,
+                show=show,
+                expects_bundle=expects_bundle,
+                wall_ahead=lambda: timedelta(seconds=self._clock.wall_error_seconds),
+                refused=self._refused_why,
+                early_phase=EARLY_STEP * phase,
+                own_namespaces=compose.own_namespaces(settings),
+                passed_connections=shares.passed,
+                limits=Limits(connections=shares.connections, held=min(4096, max(1, shares.connections // 2))),
+            ),
+            self._store,
+            self._clock,
+            changed=changes,
+            demand=self._keeper.issuing.id_token,
+            scoped=self._keeper.issuing.scoped,
+            ec2=ec2 if through else None,
+            gce=gce if through else None,
+            access=self.requests.of("worker"),
+            broken=self.requests.broken,
+            owners=self._owners(),
+        )
+
+    def _owners(self) -> Owners:
+        try:
+            diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.values()))
+        except OSError:
+            # A sandbox without netlink, and nothing was passed: the table tells it too, later.
+            return Owners(read_socket_table)
+        return Owners(read_socket_table, diagnosis.owner, close=diagnosis.close)
+
+    def _refused_why(self) -> str | None:
+        """Why the last bundle that came was not taken; nothing while one is in force."""
+        refusal = self._keeper.intake.last_refusal
+        return None if refusal is None or self._store.bundle is not None else f"{refusal.code}: {refusal.reason}"
+
+    def control(self, vitals: Callable[[], report.Vitals]) -> ControlDoor:
+        """The one that operators ask."""
+        counters = self._keeper.counters
+        return ControlDoor(
+            routes(
+                status=lambda: report.status(self._store, counters, vitals(), self._clock.now()),
+                metrics=lambda: report.metrics(self._store, counters, vitals(), self._clock.now()),
+                keys=self._public_keys,
+                push=self._pushed,
+                refresh=self._look_now,
+            ),
+            clock=self._clock,
+            access=self.requests.of("control"),
+            broken=self.requests.broken,
+        )
+
+    def _public_keys(self) -> list[dict[str, str]]:
+        return [public for key in self._prepared.opening.ring.keys if (public := key.public_jwk()) is not None]
+
+    async def _pushed(self, data: bytes) -> Ack:
+        ack = await self._prepared.push.push(data)
+        # Who hears "accepted" may start a program at once, or believe that what was withdrawn is gone.
+        await self._settled()
+        return ack
+
+    async def _look_now(self) -> list[Outcome]:
+        """Have every source looked at now: ``credential-agent refresh``."""
+        outcomes = await look_now(self._prepared.sources, self._keeper.intake.submit)
+        await self._settled()
+        return outcomes
+
+    def vitals(self, started: datetime, publisher: Publisher, announcer: Announcer) -> report.Vitals:
+        """What status and metrics tell beside the store.
+
+        Args:
+            started: when this process did.
+            publisher: of the environment files.
+            announcer: of our key.
+        """
+        prepared, opening = self._prepared, self._prepared.opening
+        return report.Vitals(
+            started=started,
+            wall_error_seconds=self._clock.wall_error_seconds,
+            clock=_clock_vitals(self._clock),
+            sources=self._keeper.source_state,
+            refusal=self._keeper.intake.last_refusal,
+            memory_unwritten=self._keeper.durable.unwritten,
+            refused_variables=publisher.refused(self._clock.now()),
+            keys=opening.ring.kids,
+            absent_keys=prepared.absent_keys,
+            audiences=tuple(sorted(opening.audiences | opening.ring.audiences)),
+            requests=self.requests.counts,
+            files=prepared.files.loaded,
+            log_dropped=log.dropped(),
+            redirect=arrival.read(),
+            published=announcer.state,
+            overwritten=announcer.overwritten,
+            without={**prepared.away.reasons, **publisher.troubles},
+        )
+
+
+def _clock_vitals(clock: SystemClock) -> report.ClockVitals:
+    keeper = clock.keeper
+    return report.ClockVitals(
+        believed=str(keeper.believed),
+        vouched=keeper.vouched,
+        heard=keeper.heard,
+        moves=keeper.moves,
+        lost_seconds=keeper.lost,
+        differences={str(witness): seconds for witness, seconds in keeper.differences.items()},
+    )

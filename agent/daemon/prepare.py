@@ -1,0 +1,216 @@
+"""Is everything there that the configuration names? All of it is opened and checked; nothing is started.
+
+What is wrong is a mistake, told at once. What does not even answer is not waited for, and what is only away just now (a
+directory that is not mounted yet, a key that the machine was not given) is an alarm and no reason to serve nobody: the
+agent starts without it, and uses it as soon as it is there. A check takes note of all of it, and goes on, so that
+everything that is wrong is told in one go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from agent import config, keys
+from agent.core.errors import AgentError, ConfigError
+from agent.daemon import compose, disk, doors, handover
+from agent.daemon.files import WatchedFiles
+from agent.daemon.publish import absent_directories, group_id
+from agent.daemon.tokens import ContainerTokens
+from agent.host import descriptors
+from agent.host.clock import SystemClock
+from agent.host.patience import FirstLook
+from agent.host.state import MEMORY_FILE, StateDirectory
+from agent.serve.proxy import CONNECTIONS as PASSED_CONNECTIONS
+from agent.sources.push import PushSource
+
+NO_POINTER_HINT: Final = (
+    "SDKs take no container endpoint at these addresses (only loopback, 169.254.170.2, 169.254.170.23 and "
+    "fd00:ec2::23), so the environment file names none: add 127.0.0.1:16925, or lead containers by the redirect"
+)
+ABSENT_KEY_HINT: Final = (
+    "no bundle can be opened without it: give it to the machine (SMBIOS, /etc/credstore/, LoadCredential=), "
+    "then restart the agent"
+)
+
+
+class Prepared:
+    """Everything that the configuration names, opened.
+
+    Args:
+        settings: the configuration.
+        environ: what the service manager passed.
+        clock: time.
+        rng: for the retries of the sources.
+        hear: hears what servers say of the time.
+        left: what the process before us left.
+        root: where ``/sys`` and ``/etc`` are.
+        faults: takes note of everything that is wrong or away: to check the configuration, rather than to serve.
+
+    Attributes:
+        away: what is not there just now.
+        out: the agent's own way out. ``workers_out``: the one that requests of workers may use.
+        shares: of the file descriptors.
+        late_files: those that did not answer; they are taken as soon as they do.
+        holding: whether nobody is to be the machine until then.
+
+    Raises:
+        ConfigError: something is missing or wrong.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        environ: Mapping[str, str],
+        clock: SystemClock,
+        rng: random.Random,
+        hear: compose.Hear,
+        left: handover.Handover | None = None,
+        root: Path = Path("/"),
+        faults: compose.Faults | None = None,
+    ) -> None:
+        self.credentials_directory = environ.get("CREDENTIALS_DIRECTORY")
+        self.first_look = FirstLook(disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
+        self.out = compose.upstream(settings, hear=hear)
+        self.shares = descriptors.shares(
+            descriptors.raised(), connections=settings.listen.max_connections, passed=PASSED_CONNECTIONS
+        )
+        self.workers_out = compose.upstream(settings, connections=self.shares.passed)
+        self.metadata = compose.Metadata(settings, self.out, clock, root=root)
+        self.mint = compose.mint(settings, self.out, self.metadata, clock)
+        self.away = faults or compose.Away(left.files if left is not None else None, self.first_look)
+        self._open_files(settings, left)
+        self.sources = compose.sources(settings, metadata=self.metadata, clock=clock, rng=rng, away=faults)
+        self.push = PushSource(clock=clock)
+
+    def _open_files(self, settings: config.Config, left: handover.Handover | None) -> None:
+        away, tolerant = self.away, self._tolerate
+        ask, look = away.ask, self.first_look
+        self.state = StateDirectory(_directory(settings.state.directory, "state.directory", tolerant, ask))
+        with tolerant("environment"):
+            paths = settings.environment
+            for key, error in ask(Path(paths.file), lambda: list(absent_directories(paths))):
+                away.takes(key, error)
+        self.gid: int | None = None
+        with tolerant("environment.group"):
+            self.gid = ask(Path("the group of the files"), partial(group_id, settings.environment.group))
+        handed = left.tokens if left is not None else ()
+        self.tokens = ContainerTokens(None, handed)
+        with tolerant("environment.token_file"):
+            path = Path(settings.environment.token_file)
+            self.tokens = ask(path, partial(ContainerTokens, path, handed))
+        directory = self.credentials_directory
+        self.files = WatchedFiles(settings, credentials_directory=directory, takes=away.takes, ask=ask)
+        for file in self.files.named:
+            if file.at_use:
+                with tolerant(file.key):
+                    ask(file.path, partial(os.path.lexists, file.path))
+        ring = self.keyring(settings, left.key() if left is not None else None, away)
+        self.opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
+        # Where nobody knows yet what would be believed, nobody is the machine for want of a bundle.
+        self.late_files = {file.path for file in self.files.named} & look.stalled
+        self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)
+
+    @contextlib.contextmanager
+    def _tolerate(self, key: str) -> Iterator[None]:
+        """What is not there just now is noted, and said once the log is there."""
+        try:
+            yield
+        except AgentError as error:
+            if not self.away.takes(key, error):
+                raise
+
+    def keyring(
+        self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None = None
+    ) -> keys.Keyring:
+        """The worker's keys, as ``settings`` name them.
+
+        Args:
+            settings: the configuration, or a newer one.
+            ephemeral: the key that was made at the start, if it was.
+            away: where to note what is not there.
+        """
+        return compose.keyring(
+            settings,
+            out=self.out,
+            mint_=self.mint,
+            credentials_directory=self.credentials_directory,
+            ephemeral=ephemeral,
+            away=away,
+        )
+
+    @property
+    def absent_keys(self) -> tuple[str, ...]:
+        """The names of keys that the configuration expects and that systemd did not pass.
+
+        Others are files: they are ``away``, and taken when they are there.
+        """
+        return tuple(name for name in self.opening.ring.absent if name not in self.away.reasons)
+
+    @property
+    def ephemeral(self) -> keys.LocalKey | None:
+        """The key that was made at the start, if the configuration asks for one."""
+        return next((k for k in self.opening.ring.keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None)
+
+    async def close(self) -> None:
+        """Close the ways out."""
+        await self.mint.close()
+        await self.out.close()
+        await self.workers_out.close()
+
+
+class Checked(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        faults: what is missing or wrong, with the key of each.
+        told: what the agent would start without, and a person should know of: a line each.
+    """
+
+    faults: Sequence[tuple[str, AgentError]]
+    told: Sequence[str]
+
+
+def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> Checked:
+    """Open everything that the configuration names, start nothing, and tell of everything that is wrong."""
+    faults = compose.Faults()
+    prepared = Prepared(
+        settings,
+        environ=environ,
+        clock=SystemClock(),
+        rng=random.Random(0),  # noqa: S311 - nothing is retried
+        hear=lambda _witness, _date, _took: None,
+        root=root,
+        faults=faults,
+    )
+    told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in prepared.absent_keys]
+    told += [
+        f"{file.key}: {file.path}: cannot be read; the source brings nothing until it can"
+        for file in prepared.files.named
+        if file.at_use and not os.access(file.path, os.R_OK)
+    ]
+    if doors.pointer(settings.listen.http) is None:
+        told.append(f"listen.http: {NO_POINTER_HINT}")
+    return Checked(faults.errors, told)
+
+
+def _directory(
+    name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]], ask: compose.Ask
+) -> Path:
+    path = Path(name)
+
+    def look() -> None:
+        if not path.is_dir():
+            raise ConfigError(f"{key}: expected an existing directory, got {name!r}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise ConfigError(f"{key}: {name!r} is not writable by the agent")
+
+    with tolerate(key):
+        ask(path / MEMORY_FILE, look)
+    return path

@@ -1,0 +1,106 @@
+"""Is it ready, and does it live? What the service manager is told, and the watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from agent.core.model import Cloud
+from agent.core.view import Live, Pending
+from agent.daemon.pulse import Pulse
+from agent.host import memory, systemd
+from agent.host.clock import SystemClock
+from agent.identity.store import Store
+
+READY_AFTER_SECONDS: Final = 10.0
+"""Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
+TELL_AGAIN_SECONDS: Final = 0.5
+STALE_LOOP_SECONDS: Final = 90.0
+"""The controller's loop goes round at least once a minute; one that has not for this long is stuck."""
+
+
+class Readiness:
+    """See the module.
+
+    Args:
+        notifier: the service manager.
+        clock: time.
+        store: what is served.
+        started: when this process did.
+
+    Attributes:
+        told: whether the service manager was told that we are ready.
+    """
+
+    def __init__(self, notifier: systemd.Notifier, clock: SystemClock, store: Store, started: datetime) -> None:
+        self.told = False
+        self._notifier = notifier
+        self._clock = clock
+        self._store = store
+        self._started = started
+        self._log = structlog.get_logger()
+
+    def status_line(self) -> str:
+        """Who is served, in a line."""
+        now = self._clock.now()
+        said = []
+        for cloud in Cloud:
+            answer = self._store.view(cloud, now)
+            said.append(f"{cloud}: {answer.name} ({answer.origin})" if isinstance(answer, Live) else f"{cloud}: none")
+        return ", ".join(said)
+
+    def tell_status(self) -> None:
+        """Tell the service manager who is served."""
+        if self._notifier.active:
+            self._notifier.status(self.status_line())
+
+    async def tell(self, seconds: float, settled: Callable[[], Awaitable[object]]) -> None:
+        """Say that we are ready once no answer is pending, or when waiting longer would help nobody.
+
+        Args:
+            seconds: how long an answer may be pending.
+            settled: waits for what else must be there (the environment files).
+        """
+        deadline = self._clock.boottime() + seconds
+        while self._clock.boottime() < deadline:
+            now = self._clock.now()
+            if not any(isinstance(self._store.view(cloud, now), Pending) for cloud in Cloud):
+                break
+            await asyncio.sleep(0.05)
+        await settled()
+        self.told = True
+        told = self._notifier.ready(self.status_line())
+        memory.settle()
+        self._log.info("agent.ready", seconds=round((self._clock.now() - self._started).total_seconds(), 3))
+        while self._notifier.active and not told:
+            # Its queue is full (systemd reloads itself, say). A start that is never told is one that it ends.
+            await asyncio.sleep(TELL_AGAIN_SECONDS)
+            told = self._notifier.ready(self.status_line())
+
+    def reload_began(self) -> None:
+        """The end of a reload is told with the same word as the end of a start, which it must not anticipate."""
+        if self.told:
+            self._notifier.reloading(monotonic_seconds=time.monotonic())
+
+    def reload_ended(self) -> None:
+        """See :meth:`reload_began`."""
+        if self.told:
+            self._notifier.ready(self.status_line())
+
+    async def feed_watchdog(self, seconds: float, last_step: Callable[[], float]) -> None:
+        """Feed it only while the loop that renews goes round; that this runs shows that the listeners' loop does.
+
+        Args:
+            seconds: after which the service manager would end us.
+            last_step: when the controller's loop last went round.
+        """
+        pulse = Pulse(STALE_LOOP_SECONDS)
+        while True:
+            if pulse.beats(last_step(), time.monotonic()):
+                self._notifier.alive()
+            await asyncio.sleep(seconds / 3)

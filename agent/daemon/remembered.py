@@ -1,0 +1,157 @@
+"""What was accepted here before? The state directory, claimed and read once, which may hang, or be another agent's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent.core.errors import HostError
+from agent.core.verdict import Memory
+from agent.daemon import disk, doors
+from agent.host import machine, systemd
+from agent.host.clock import SystemClock
+from agent.host.state import StateDirectory, StateVersionError, closed_memory
+
+CLAIM_SECONDS: Final = 5.0
+"""How long to wait for a process before us that is slow to end."""
+
+
+class Remembered:
+    """See the module.
+
+    Args:
+        state: the directory. ``directory``: its path.
+        clock: time.
+        environ: what the service manager passed.
+        root: where ``/proc`` and ``/sys`` are.
+        activated: whether the service manager gave us the sockets: then we are the one agent here.
+    """
+
+    def __init__(
+        self,
+        state: StateDirectory,
+        directory: Path,
+        *,
+        clock: SystemClock,
+        environ: Mapping[str, str],
+        root: Path,
+        activated: bool,
+    ) -> None:
+        self.directory = directory
+        self._state = state
+        self._clock = clock
+        self._environ = environ
+        self._root = root
+        self._activated = activated
+        self._log = structlog.get_logger()
+        self.reading: asyncio.Task[disk.Read]
+
+    def begin(self) -> None:
+        """Have it read. Whoever must not wait for it does not."""
+        self.reading = asyncio.create_task(self._read(), name="read state")
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for so long; returns whether it was read."""
+        await asyncio.wait({self.reading}, timeout=seconds)
+        return self.reading.done()
+
+    def stalled(self, sockets: list[socket.socket]) -> None:
+        """Say that it does not answer."""
+        self._log.error(
+            "state.stalled",
+            reason=disk.STALLED,
+            http=doors.names([one for one in sockets if one.family != socket.AF_UNIX]),
+            hint="look at the disk of state.directory",
+        )
+
+    async def refuse_meanwhile(
+        self, sockets: list[socket.socket], *, notifier: systemd.Notifier, stop: asyncio.Event, ready_at: float
+    ) -> bool:
+        """Refuse everybody while nobody knows what was decided here; false when told to stop meanwhile.
+
+        Args:
+            sockets: where requests come.
+            notifier: the service manager.
+            stop: is set when we are to stop.
+            ready_at: boot-time seconds at which to say that we are ready all the same.
+        """
+        reading, stopped = self.reading, asyncio.create_task(stop.wait(), name="stop")
+        async with disk.answer_meanwhile(sockets):
+            while not reading.done() and not stopped.done():
+                notifier.status(f"nothing is served: {disk.STALLED}")
+                notifier.alive()
+                if self._clock.boottime() >= ready_at:
+                    notifier.ready(f"nothing is served: {disk.STALLED}")
+                await asyncio.wait({reading, stopped}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not reading.done():
+            reading.cancel()
+        return reading.done() and not reading.cancelled()
+
+    async def later_than(self, ours: Memory) -> disk.Read | None:
+        """Wait for a directory that answers late.
+
+        Returns:
+            What it says, where that may be written over.
+
+        Raises:
+            HostError: it knows more than we go by: the next start has both to choose from.
+        """
+        read = await asyncio.shield(self.reading)
+        self._log.info("state.answers")
+        if not read.broken and disk.is_later(read.memory, ours):
+            raise HostError("state.directory: it has a later memory than the one that was handed over: start again")
+        return read if read.write else None
+
+    async def _read(self) -> disk.Read:
+        """Everything that is asked of the state directory, in threads: it may not answer."""
+        await self._claim()
+        read = await asyncio.to_thread(self._load)
+        boot = await asyncio.to_thread(machine.boot, self.directory, self._environ, self._root)
+        return disk.Read(*read, boot)
+
+    async def _claim(self) -> None:
+        """Become the one owner of the state directory.
+
+        Whom the service manager gave the sockets is the one agent here. The process before it has ended, but for one
+        that hangs in the kernel on a disk that does not answer: that one is not waited for, and until it is gone
+        nothing is written.
+
+        Raises:
+            HostError: another agent has it, and keeps it.
+        """
+        deadline = self._clock.boottime() + CLAIM_SECONDS
+        while not await asyncio.to_thread(self._claimed):
+            if self._activated:
+                self._log.error("state.busy", reason="the process before this one hangs, and still owns the directory")
+                return
+            if self._clock.boottime() >= deadline:
+                raise HostError(
+                    f"state.directory: another agent uses {str(self.directory)!r}",
+                    hint="two agents would take back each other's sequence numbers: stop the other (systemctl stop "
+                    "credential-agent), or give this one a directory of its own",
+                )
+            await asyncio.sleep(0.05)
+
+    def _claimed(self) -> bool:
+        try:
+            return self._state.claim()
+        except HostError as error:
+            # A file system without locks (some of the network's) is no reason to leave a worker without identity.
+            self._log.error("state.not_locked", reason=error.message)
+            return True
+
+    def _load(self) -> tuple[Memory, bytes | None, bool, bool]:
+        """What was remembered, the sealed bundle, whether it may be written over, and whether it cannot be read."""
+        try:
+            remembered, sealed = self._state.load()
+        except HostError as error:
+            self._log.error("memory.unreadable", reason=error.message)
+            self._state.keep_broken()
+            return closed_memory(""), None, not isinstance(error, StateVersionError), True
+        return remembered, sealed, True, False

@@ -1,0 +1,46 @@
+"""Who was answered, and who was refused? Every request is counted; of refusals one a minute and status is logged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from agent.host import arrival
+from agent.serve.listener import Access
+
+
+class Requests:
+    """See the module.
+
+    Attributes:
+        counts: by listener and status; 0 is no answer.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, int], int] = {}
+        self._complained: dict[int, float] = {}
+        self._log = structlog.get_logger()
+
+    def of(self, door: str) -> Callable[[Access], None]:
+        """What one listener calls with each request."""
+
+        def access(one: Access) -> None:
+            key = (door, one.status)
+            self.counts[key] = self.counts.get(key, 0) + 1
+            if one.status == int(arrival.FINGERPRINT) and one.user_agent == arrival.USER_AGENT:
+                return  # every half minute, for as long as the machine runs
+            if one.status in (0, 403, 429) or one.status >= 500:
+                now = time.monotonic()
+                if now - self._complained.get(one.status, -60.0) >= 60.0:
+                    self._complained[one.status] = now
+                    self._log.info("request.refused", door=door, **msgspec.structs.asdict(one))
+
+        return access
+
+    def broken(self, request: Any, error: Exception) -> None:
+        """A handler crashed: ours, and one request's."""
+        self._log.error("request.crashed", path=request.path, error=type(error).__name__, exc_info=error)

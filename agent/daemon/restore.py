@@ -1,0 +1,234 @@
+"""How does what was accepted here before come back into force? And what if it is another machine's?
+
+The memory of this instance comes from the process before us, or from the state directory; it is judged by who the
+machine is (:func:`agent.core.whose.whose`), now or when that is learned. What was in force is opened again; a key
+service may be slow, down or silent: nobody waits for it for long, and what the bundle decides is pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent import config
+from agent.core.verdict import Memory
+from agent.core.view import Facts
+from agent.core.whose import Whose, whose
+from agent.daemon import compose, disk, grace, handover
+from agent.daemon.prepare import Prepared
+from agent.daemon.remembered import Remembered
+from agent.daemon.succession import Succession
+from agent.daemon.tokens import session_token_key
+from agent.daemon.who import Who
+from agent.host import systemd
+from agent.host.clock import SystemClock
+from agent.host.state import closed_memory
+from agent.identity.store import Store
+from agent.keeper import Keeper
+from agent.providers.machine import Machine
+
+RESUME_SECONDS: Final = 1.0
+"""How long the listeners wait for a key at the start."""
+LOOK_AT_RUN_SECONDS: Final = 0.5
+HELD: Final = timedelta(days=3650)
+"""The boot grace while a file that the configuration names has not answered yet."""
+
+
+class Restorer:
+    """See the module.
+
+    Args:
+        settings: what the process was started with.
+        prepared: what was opened.
+        who: who the machine is.
+        remembered: the state directory.
+        succession: what the process before us left.
+        clock: time.
+        rng: of the store and the controller.
+
+    Attributes:
+        began: since when a first bundle is waited for, in seconds of the machine's uptime.
+        token_key: of the EC2 session tokens.
+        keeper: the controller, once it was made.
+        resuming: opens what was in force.
+        serving: whether the sources have begun to watch.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        prepared: Prepared,
+        who: Who,
+        remembered: Remembered,
+        succession: Succession,
+        clock: SystemClock,
+        rng: random.Random,
+    ) -> None:
+        left = succession.left
+        self.began = left.began if left is not None else clock.uptime()
+        self.token_key = b""
+        self.serving = False
+        self.keeper: Keeper
+        self.resuming: asyncio.Task[None]
+        self._settings = settings
+        self._prepared = prepared
+        self._who = who
+        self._remembered = remembered
+        self._succession = succession
+        self._clock = clock
+        self._rng = rng
+        self._copy: bytes | None = None  # the sealed bundle that the memory names, until it is known whose it is
+        self._log = structlog.get_logger()
+
+    async def look_at_state(
+        self, sockets: list[socket.socket], *, notifier: systemd.Notifier, stop: asyncio.Event, ready_seconds: float
+    ) -> bool:
+        """Have the state directory read, and wait for it as long as must be; false when told to stop meanwhile.
+
+        Args:
+            sockets: where requests come, which are refused while nobody knows what was decided here.
+            notifier: the service manager.
+            stop: is set when we are to stop.
+            ready_seconds: after so long we say that we are ready all the same.
+        """
+        left = self._succession.left
+        self._remembered.begin()
+        if not await self._remembered.wait(self._prepared.first_look.left):
+            self._remembered.stalled(sockets)
+            ready_at = self._clock.boottime() + ready_seconds
+            if left is None and not await self._remembered.refuse_meanwhile(
+                sockets, notifier=notifier, stop=stop, ready_at=ready_at
+            ):
+                return False
+        handed = left.token_key if left is not None else None
+        self.token_key = await asyncio.to_thread(session_token_key, self._remembered.directory, handed)
+        return True
+
+    async def reconcile(self) -> None:
+        """The state directory answers late, and what it says may be later than what was handed over.
+
+        Raises:
+            HostError: it is.
+        """
+        if self._remembered.reading.done():
+            return
+        if await self._remembered.later_than(self.keeper.store.memory) is not None:
+            self.keeper.durable.write()
+
+    async def restore(self, found: list[Machine], *, changed: Callable[[], None], follow: Callable[[], bool]) -> None:
+        """Bring back the memory of this instance, and the bundle that was in force.
+
+        Args:
+            found: what the metadata services said.
+            changed: see :class:`agent.keeper.Keeper`.
+            follow: likewise.
+        """
+        succession, opening = self._succession, self._prepared.opening
+        succession.take_credentials()
+        left, late = succession.left, not self._remembered.reading.done()
+        boot = left.memory.boot_id if late and left is not None else ""
+        unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
+        answer = unknown if late else self._remembered.reading.result()
+        read, sealed, write, broken, self._who.boot_id = answer
+        name = self._who.name(found)
+        if left is not None and name and left.memory.instance_id not in ("", name):
+            left = succession.left = None  # what was left is another machine's
+        remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
+        if broken and left is None:
+            remembered = read
+        waited = await self._waited(name or remembered.instance_id)
+        now = self._clock.now()
+        store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited)
+        self.keeper = Keeper(
+            store=store,
+            issuer=self._prepared.mint,
+            opener=opening,
+            recorder=disk.Later(self._prepared.state, self._remembered.reading),
+            sources=[*self._prepared.sources, self._prepared.push],
+            clock=self._clock,
+            rng=self._rng,
+            changed=changed,
+            follow=follow,
+        )
+        if left is not None:
+            self._who.audiences = frozenset(left.audiences)
+            self.keeper.observe(left.facts)
+            signed = handover.decoded(left.signed)
+            if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
+                opening.remember(sealed, compose.Opened(signed, left.recipient))
+        self.learn(found, self._settings.identity.audience)
+        self._copy = sealed
+        self.resuming = asyncio.create_task(self._resume(name, write=write), name="resume")
+        await asyncio.wait({self.resuming}, timeout=RESUME_SECONDS)
+        if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
+            # Over the broken one at once: the start after this one must not find an empty memory, and open. And where
+            # nothing can be written, this says so, and tries again.
+            self.keeper.durable.write()
+
+    async def _resume(self, name: str, *, write: bool) -> None:
+        await self._identified(name, write=write)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give the store what the process before us held, as soon as the bundle that it came of is in force."""
+        sources = self._prepared.sources if not self.serving else []
+        self._succession.give_back(self.keeper, self._prepared.opening.trust, sources=sources)
+
+    async def _identified(self, name: str, *, write: bool = True) -> None:
+        """Say whose the memory is, and resume what was in force if it is ours."""
+        who = self._who
+        verdict = whose(self.keeper.store.memory, name, boot_id=who.boot_id, firmware=who.firmware)
+        if verdict is not Whose.OURS and self._succession.left is not None and not name:
+            verdict = Whose.OURS  # it was handed over, in this very boot of this kernel
+        if verdict is Whose.ANOTHERS:
+            who.audiences = frozenset()
+            self._succession.drop()
+            self._prepared.opening.forget(but=None)
+            self.keeper.observe(Facts())
+        if verdict is Whose.UNKNOWN:
+            self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
+        await self.keeper.intake.identified(
+            verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
+        )
+        if verdict is not Whose.UNKNOWN:
+            self._copy = None
+
+    async def identify_late(self, *, at_once: bool, audience: Callable[[], Iterable[str]]) -> None:
+        """The metadata service did not answer at the start: act on what it says then.
+
+        Args:
+            at_once: whether it was not asked yet.
+            audience: what the configuration says we answer to, then.
+        """
+        found = await self._who.ask_until_known(at_once=at_once)
+        await self._identified(self._who.name(found))
+        self.learn(found, audience())
+        self.keeper.intake.reconsider()
+
+    def learn(self, found: list[Machine], audience: Iterable[str]) -> None:
+        """Take note of what the metadata services said, beside the ``audience`` of the configuration."""
+        facts = self._who.learn(found, self.keeper.store.facts())
+        self._prepared.opening.audiences = self._who.audiences.union(audience)
+        self.keeper.observe(facts)
+
+    async def _waited(self, name: str) -> timedelta:
+        """How much of the boot grace was had already."""
+        if self._succession.left is None:
+            directory, uptime = Path(self._settings.listen.control).parent, self._clock.uptime()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
+                    noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
+                    if noted is not None and (not noted.instance_id or noted.instance_id == name):
+                        self.began = noted.began
+        if self._prepared.holding:
+            return -HELD
+        return timedelta(seconds=self._clock.uptime() - self.began)

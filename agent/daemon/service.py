@@ -1,0 +1,431 @@
+"""The order of the start and of the end: what is wired to what, and nothing that is decided.
+
+The start, each step before the next may fail:
+
+1. everything that the configuration names is opened and checked (:mod:`agent.daemon.prepare`: a mistake is one line,
+   exit 78, nothing started);
+2. the sockets are bound: from here on a worker waits in a queue rather than being refused;
+3. the machine is asked who it is (:mod:`agent.daemon.who`): what was remembered belongs to one machine;
+4. what an earlier process of this instance had accepted is put back in force (:mod:`agent.daemon.remembered`,
+   :mod:`agent.daemon.succession`);
+5. the listeners answer, the controller runs, and readiness is told when no answer is pending any more
+   (:mod:`agent.daemon.ready`).
+
+Resources: :meth:`Daemon.run` owns every task and socket and has closed them when it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+import agent
+from agent import config
+from agent.core.errors import ConfigError, HostError
+from agent.core.timekeeping import Witness
+from agent.daemon import doors, grace, handover
+from agent.daemon.announce import Announcer
+from agent.daemon.listeners import Listeners
+from agent.daemon.prepare import NO_POINTER_HINT, Prepared
+from agent.daemon.publish import Publisher, group_id
+from agent.daemon.ready import READY_AFTER_SECONDS, Readiness
+from agent.daemon.reload import Reloader
+from agent.daemon.remembered import Remembered
+from agent.daemon.restore import Restorer
+from agent.daemon.succession import Succession
+from agent.daemon.who import ASK_AGAIN_SECONDS, Who
+from agent.host import containerenv, machine, systemd
+from agent.host.clock import SystemClock
+from agent.identity import leftovers
+from agent.providers.machine import Machine
+from agent.serve.control import ControlDoor
+from agent.serve.waiting import Changes
+
+CLOSE_SECONDS: Final = 2.0
+SETTLE_SECONDS: Final = 5.0
+"""How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
+
+
+class Daemon:
+    """One run of the agent.
+
+    Args:
+        settings: the configuration.
+        environ: what the service manager passed.
+        reload: reads the configuration anew (SIGHUP).
+        root: where ``/sys`` and ``/etc`` are; another place in tests.
+
+    Raises:
+        ConfigError: something the configuration names is missing or wrong. Nothing was started.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        environ: Mapping[str, str],
+        reload: Callable[[], config.Config],
+        root: Path = Path("/"),
+    ) -> None:
+        self._settings = settings
+        self._read_settings = reload
+        self._root = root
+        self._log = structlog.get_logger()
+        self._stop = asyncio.Event()
+        self._serving = self._reload_wanted = False
+        self.clock = SystemClock()
+        self._lost_told = 0.0
+        self._time_moved: Callable[[], None] = lambda: None  # the controller's, once there is one
+        self._started = self.clock.now()
+        self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
+
+        self._passed = systemd.passed(environ, pid=os.getpid())
+        self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"), stored=self._passed.stored)
+        self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
+        self._succession = Succession(self._passed, self._notifier, self.clock)
+        left = self._succession.left
+
+        # 1.
+        self._prepared = Prepared(
+            settings, environ=environ, clock=self.clock, rng=self._rng, hear=self._hear, left=left, root=root
+        )
+        self._who = Who(self._prepared.metadata, self.clock, configured=settings.identity.instance_id, root=root)
+        remembered = Remembered(
+            self._prepared.state,
+            Path(settings.state.directory),
+            clock=self.clock,
+            environ=environ,
+            root=root,
+            activated=bool(self._passed.sockets),
+        )
+        self._restorer = Restorer(
+            settings,
+            prepared=self._prepared,
+            who=self._who,
+            remembered=remembered,
+            succession=self._succession,
+            clock=self.clock,
+            rng=self._rng,
+        )
+        self._announcer = Announcer(
+            self.clock, self._prepared.metadata.gce, needed=lambda: self.keeper.intake.last_refusal
+        )
+
+    # -- the start --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            HostError: a socket cannot be bound.
+        """
+        settings = self._settings
+        for key, reason in self._prepared.away.reasons.items():
+            self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
+        # 2.
+        worker_sockets, absent = doors.worker_sockets(settings.listen, self._passed.sockets)
+        for error in absent:
+            self._log.error("listen.absent", reason=error.message, hint=error.hint)
+        control = self._control_socket()
+        self._heed_signals()
+
+        # 3. What was handed over says who the machine is: it is of this boot of this kernel. The machine is asked all
+        # the same, but nobody waits for it.
+        handed = self._succession.left is not None
+        found = [] if handed else await self._who.ask()
+        # 4.
+        sockets = [*worker_sockets, *([control] if control else [])]
+        ready_seconds = settings.identity.grace_seconds + READY_AFTER_SECONDS
+        if not await self._restorer.look_at_state(
+            sockets, notifier=self._notifier, stop=self._stop, ready_seconds=ready_seconds
+        ):
+            return
+        await self._restorer.restore(found, changed=self._changed, follow=self._follow)
+        self.keeper, self.store = self._restorer.keeper, self._restorer.keeper.store
+
+        # 5.
+        addresses = doors.names(worker_sockets)
+        self._wire(addresses)
+        changes = Changes(self.store)
+        self._ring = changes.ring
+        worker_door = self._listeners.workers(
+            changes,
+            hosts=(*settings.listen.hosts, *doors.hosts(addresses)),
+            token_key=self._restorer.token_key,
+            path_id=self._path_id,
+            expects_bundle=lambda: bool(self._reloader.settings.keys),
+            phase=self._rng.random(),
+        )
+        control_door = self._listeners.control(
+            lambda: self._listeners.vitals(self._started, self._publisher, self._announcer)
+        )
+        loop = asyncio.get_running_loop()
+        servers = await worker_door.listen(worker_sockets)
+        if control is not None:
+            servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
+        self._log.info(
+            "agent.started",
+            version=agent.__version__,
+            http=doors.names(worker_sockets),
+            control=settings.listen.control,
+            instance_id=self.store.memory.instance_id or None,
+            keys=list(self._prepared.opening.ring.kids),
+        )
+        self._reloader.announce(settings)
+        self._reloader.tell_absent_keys()
+        self._hand_over()
+        later = self._do_later(control_door, servers, controlled=control is not None)
+        try:
+            await self._serve(found, at_once=handed)
+        finally:
+            for task in later:
+                task.cancel()
+            await asyncio.gather(*later, return_exceptions=True)
+            self._notifier.stopping()
+            self._log.info("agent.stopping")
+            for server in servers:
+                server.close()
+            await worker_door.listener.close(CLOSE_SECONDS)
+            await control_door.listener.close(CLOSE_SECONDS / 4)
+            await self._prepared.close()
+            if "control" not in self._passed.sockets:
+                doors.remove(settings.listen)
+        self._log.info("agent.stopped")
+
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        if self._serving:
+            self._reloader.on_hangup()
+        else:
+            self._reload_wanted = True  # there is nothing yet that could be told otherwise: after the start
+
+    def _do_later(
+        self, door: ControlDoor, servers: list[asyncio.Server], *, controlled: bool
+    ) -> list[asyncio.Task[None]]:
+        """What nobody waits for, and what the machine did not have yet."""
+        later = [self._note_grace()]
+        if not controlled:
+            later.append(self._open_control_late(door, servers))
+        if "environment.group" in self._prepared.away.reasons:
+            later.append(self._find_group())
+        if self._prepared.late_files:
+            later.append(self._hear_late())
+        return [self._restorer.resuming, *(asyncio.create_task(work) for work in later)]
+
+    def _control_socket(self) -> socket.socket | None:
+        reasons = self._prepared.away.reasons
+        try:
+            return doors.control_socket(self._settings.listen, self._passed.sockets)
+        except doors.AnotherAgentError:
+            raise
+        except HostError as error:
+            # Workers are served without it.
+            if reasons.get("listen.control") != error.message:
+                self._log.error("start.without", key="listen.control", reason=error.message, hint=error.hint)
+            reasons["listen.control"] = error.message
+            return None
+
+    async def _open_control_late(self, door: ControlDoor, servers: list[asyncio.Server]) -> None:
+        while (control := self._control_socket()) is None:
+            await self.clock.sleep(ASK_AGAIN_SECONDS)
+        loop = asyncio.get_running_loop()
+        servers.append(await loop.create_unix_server(door.listener.protocol, sock=control))
+        self._prepared.away.reasons.pop("listen.control", None)
+
+    async def _find_group(self) -> None:
+        """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""
+        while True:
+            await self.clock.sleep(ASK_AGAIN_SECONDS)
+            settings = self._reloader.settings
+            with contextlib.suppress(ConfigError):
+                gid = await asyncio.to_thread(group_id, settings.environment.group)
+                break
+        self._prepared.away.reasons.pop("environment.group", None)
+        self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
+
+    async def _hear_late(self) -> None:
+        """Files that did not answer at the start are taken as soon as they do; only then does the boot grace count."""
+        await self._reloader.apply_late()
+        if self._prepared.holding:
+            self._prepared.holding = False
+            self._restorer.began = self.clock.uptime()
+            self.keeper.await_bundle(self._settings.identity.grace_seconds)
+            await self._note_grace()
+
+    async def _note_grace(self) -> None:
+        began = grace.Began(self.store.memory.instance_id, self._restorer.began)
+        await asyncio.to_thread(grace.write, Path(self._settings.listen.control).parent, began)
+
+    async def _serve(self, found: list[Machine], *, at_once: bool) -> None:
+        self._publish_keys()
+        self._serving = self._restorer.serving = True
+        if self._reload_wanted:
+            self._on_hangup()
+        self.clock.watch(self._woke_up)
+        pending_seconds = self._settings.identity.grace_seconds + READY_AFTER_SECONDS
+        background: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self.keeper.run(), name="keeper"),
+            asyncio.create_task(self._readiness.tell(pending_seconds, self._settled), name="ready"),
+            asyncio.create_task(self._reloader.follow_files(), name="files"),
+            asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
+        ]
+        if not found and self._who.may_tell:
+            late = self._restorer.identify_late(
+                at_once=at_once, audience=lambda: self._reloader.settings.identity.audience
+            )
+            background.append(asyncio.create_task(late, name="identify"))
+        if self._watchdog is not None:
+            fed = self._readiness.feed_watchdog(self._watchdog, lambda: self.keeper.last_step)
+            background.append(asyncio.create_task(fed, name="watchdog"))
+        stopped = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            while not stopped.done():
+                done, _ = await asyncio.wait({stopped, *background}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {stopped}:
+                    background.remove(task)
+                    task.result()  # a part that must not end has: its error is ours
+            await self._publisher.settled(CLOSE_SECONDS / 4)
+        finally:
+            ending: tuple[asyncio.Future[Any], ...] = (stopped, self._publishing, *self._reloader.tasks, *background)
+            for one in ending:
+                one.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+            self.clock.close()
+
+    # -- the listeners ----------------------------------------------------------------------------------------------
+
+    def _wire(self, addresses: list[str]) -> None:
+        """What needs the store, the controller and the addresses."""
+        settings, pointer = self._settings, doors.pointer(addresses)
+        if pointer is None:
+            self._log.warning("environment.no_container_uri", http=addresses, hint=NO_POINTER_HINT)
+        self._path_id = containerenv.path_id(self._restorer.token_key, machine.machine_id(self._root) or "")
+        self._readiness = Readiness(self._notifier, self.clock, self.store, self._started)
+        self._publisher = Publisher(
+            settings.environment,
+            path_id=self._path_id,
+            store=self.store,
+            clock=self.clock,
+            address=pointer or addresses[0],
+            container_uri=pointer is not None,
+            token=self._prepared.tokens.present,
+            gid=self._prepared.gid,
+            expects_bundle=bool(settings.keys),
+        )
+        self._listeners = Listeners(
+            settings,
+            prepared=self._prepared,
+            passed=self._passed.sockets,
+            keeper=self.keeper,
+            clock=self.clock,
+            settled=self._settled,
+        )
+        self._reloader = Reloader(
+            settings,
+            read=self._read_settings,
+            prepared=self._prepared,
+            who=self._who,
+            keeper=self.keeper,
+            publisher=self._publisher,
+            readiness=self._readiness,
+            clock=self.clock,
+            hand_over=self._hand_over,
+            keys_changed=self._keys_changed,
+        )
+
+    async def _settled(self) -> None:
+        await self._publisher.settled(SETTLE_SECONDS)
+
+    # -- while it runs ----------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """The store may answer otherwise than before: wake who waits, write files, tell systemd."""
+        if self.store.bundle is not None and self._succession.pending:
+            self._restorer.give_back()
+        self._ring()
+        self._publisher.changed()
+        self._hand_over()
+        self._readiness.tell_status()
+
+    def _hand_over(self) -> None:
+        self._succession.keep(self.store, self._handover)
+
+    def _handover(self) -> handover.Handover:
+        """What the next process is to be told, beside the credentials."""
+        opening, sealed = self._prepared.opening, self.keeper.durable.sealed
+        opened = opening.opened(sealed) if sealed is not None else None
+        if sealed is None or opened is not None:
+            opening.forget(but=sealed)
+        return handover.Handover(
+            uptime=self.clock.uptime(),
+            now=self.clock.now(),
+            began=self._restorer.began,
+            memory=self.store.memory,
+            sealed=handover.encoded(sealed),
+            signed=handover.encoded(opened.signed if opened is not None else None),
+            recipient=opened.recipient if opened is not None else "",
+            signers=handover.fingerprints(opening.trust),
+            audiences=sorted(self._who.audiences),
+            facts=self.store.state.observed,
+            files=dict(self._prepared.away.files),
+            holding=self._prepared.holding,
+            positions=handover.positions(self._prepared.sources, sealed),
+            ephemeral=handover.jwk(opening.ring.keys),
+            token_key=handover.encoded(self._restorer.token_key),
+            tokens=list(self._prepared.tokens.good),
+            waiting=leftovers.waiting(self.store.state),
+            remnants=handover.remnants(self.store),
+        )
+
+    def _hear(self, witness: Witness, date: datetime, took: float) -> None:
+        """A ``Date`` from somebody who may say what time it is has just come."""
+        if self.clock.hear(witness, date, took):
+            self._time_moved()
+
+    def _woke_up(self) -> None:
+        """The machine woke up, or its clock was set."""
+        self._prepared.out.reconnect()
+        self.keeper.time_moved()
+
+    def _follow(self) -> bool:
+        doubtful = self.clock.follow()
+        keeper = self.clock.keeper
+        if keeper.lost > self._lost_told:
+            self._log.warning(
+                "clock.time_lost", seconds=round(keeper.lost - self._lost_told, 1), believed=str(keeper.believed)
+            )
+            self._lost_told = keeper.lost
+        if doubtful:
+            ahead = {str(witness): round(seconds, 1) for witness, seconds in keeper.differences.items()}
+            self._log.info("clock.doubtful", believed=str(keeper.believed), ahead_seconds=ahead)
+        return doubtful
+
+    def _publish_keys(self) -> None:
+        """Bring the public half of an ephemeral key to where senders look for it."""
+        ephemeral, entries = self._prepared.ephemeral, []
+        if ephemeral is not None:
+            entries = [key for key in self._reloader.settings.keys if isinstance(key, config.EphemeralKey)]
+        public = msgspec.json.encode(ephemeral.public_jwk()) if ephemeral is not None else b""
+        announced = asyncio.gather(*(self._announcer.run(entry, public) for entry in entries))
+        self._publishing: asyncio.Future[Any] = announced
+
+    def _keys_changed(self) -> None:
+        self._publishing.cancel()
+        self._publish_keys()

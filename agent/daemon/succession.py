@@ -1,0 +1,111 @@
+"""What did the process before us leave, and what does the next one get? The service manager holds it in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from agent import bundle
+from agent.core.errors import HostError
+from agent.core.source import Source
+from agent.daemon import handover, kept
+from agent.host import systemd
+from agent.host.clock import SystemClock
+from agent.identity.store import Store
+from agent.keeper import Keeper
+
+TELL_AGAIN_SECONDS: Final = 0.5
+TELL_AGAIN_ATTEMPTS: Final = 120
+TELL_SLOWLY_SECONDS: Final = 5.0
+"""Once all attempts were in vain: the queue of a service manager may stay full for long."""
+
+
+class Succession:
+    """See the module.
+
+    Args:
+        passed: what the service manager passed.
+        notifier: the service manager.
+        clock: time.
+
+    Attributes:
+        left: what the process before us left beside its credentials, until all of it was given back.
+    """
+
+    def __init__(self, passed: systemd.Passed, notifier: systemd.Notifier, clock: SystemClock) -> None:
+        self.left = handover.take(passed, clock)
+        self._credentials: kept.Kept | None = None
+        self._passed = passed
+        self._notifier = notifier
+        self._clock = clock
+        self._handed: handover.Handover | None = None  # what the next process would get now
+        self._again: asyncio.TimerHandle | None = None
+        self._log = structlog.get_logger()
+
+    def take_credentials(self) -> None:
+        """Take the credentials that the process before us held, and the time that it went by."""
+        try:
+            data = self._passed.take_each(kept.NAME)
+        except HostError as error:
+            # They are minted anew; to fail would be to fail at every start, since systemd hands it over each time.
+            self._log.error("credentials.not_restored", reason=error.message)
+            return
+        found = [left for left in (kept.decode(one, self._clock) for one in data) if left is not None]
+        self._credentials = max(found, key=lambda left: left.uptime, default=None)
+        if self._credentials is not None:
+            self._credentials.teach(self._clock)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was left that was not given back yet."""
+        return self.left is not None or self._credentials is not None
+
+    def give_back(self, keeper: Keeper, trust: bundle.Trust, *, sources: Sequence[Source] = ()) -> None:
+        """Give the store what the process before us held, as soon as the bundle that it came of is in force.
+
+        Args:
+            keeper: the controller, and its store.
+            trust: whom we believe now.
+            sources: those that have not begun to watch: they go on where they were.
+        """
+        store = keeper.store
+        if self._credentials is not None:
+            holdings = self._credentials.holdings(store.memory.instance_id, self._clock)
+            self._log.info("credentials.restored", count=keeper.restore(holdings))
+            if self._credentials.instance_id == store.memory.instance_id:
+                keeper.restore_id_tokens(self._credentials.id_tokens)
+        if self.left is not None:
+            keeper.go_on(*self.left.rest(self._clock, trust))
+            if store.bundle is not None:
+                handover.go_on(sources, self.left.positions, keeper.durable.sealed)
+        if store.bundle is not None or store.memory.active is None:
+            self.drop()
+
+    def drop(self) -> None:
+        """Nothing of it is ours, or all of it was given back."""
+        self.left = self._credentials = None
+
+    def keep(self, store: Store, latest: Callable[[], handover.Handover], attempts: int = TELL_AGAIN_ATTEMPTS) -> None:
+        """Have the service manager hold what we hold, and nothing else.
+
+        What was withdrawn must not outlast a full queue: it is told again until it was told.
+        """
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if not self._notifier.active or self.pending:
+            return  # what systemd holds is more than what we do
+        told = self._notifier.keep(kept.NAME, kept.encode(store, self._clock))
+        now = latest()
+        if not now.same_as(self._handed):
+            if self._notifier.keep(handover.NAME, handover.encode(now)):
+                self._handed = now
+            else:
+                told = False
+        if not told:
+            wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
+            again = asyncio.get_running_loop().call_later
+            self._again = again(wait, self.keep, store, latest, max(attempts - 1, 1))

@@ -1,0 +1,86 @@
+"""Which tokens do workers present? The container endpoint's bearer token, and the key of the EC2 session tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent.core.errors import HostError
+from agent.core.secret import Secret
+from agent.daemon import handover
+from agent.host.files import read_plain, write_atomic
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
+SESSION_KEY_BYTES: Final = 32
+
+
+class ContainerTokens:
+    """The bearer tokens that are good: programs that read one once go on working while it rotates.
+
+    Args:
+        path: the file; what is in it is the present one. ``None``: it does not answer.
+        handed: those of the process before us, the present one first; two of them are kept.
+
+    Attributes:
+        good: the present one first, and the one before.
+    """
+
+    def __init__(self, path: Path | None, handed: Sequence[Secret] = ()) -> None:
+        written = written_token(path) if path is not None else None
+        known = [token for token in handed if _TOKEN.match(token.reveal())]
+        if written is not None:
+            known = [written, *(token for token in known if token != written)]
+        self.good: tuple[Secret, ...] = tuple(known[:2]) or (Secret(secrets.token_urlsafe(32)),)
+
+    @property
+    def present(self) -> Secret:
+        """The one that new programs are told."""
+        return self.good[0]
+
+    def rotate(self, written: Secret | None) -> bool:
+        """Take the token that an operator has put into the file; returns whether it is a new one."""
+        if written is None or written in self.good:
+            return False
+        self.good = (written, self.good[0])
+        return True
+
+
+def written_token(path: Path) -> Secret | None:
+    """The bearer token in ``path``, that an earlier process left there or an operator put there."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = read_plain(path, 4096).decode().strip()
+        if _TOKEN.match(text):
+            return Secret(text)
+    return None
+
+
+def session_token_key(directory: Path, handed: Secret | None) -> bytes:
+    """The key of the EC2 session tokens, kept over restarts: some clients never drop a token that turned invalid.
+
+    Args:
+        directory: the state directory.
+        handed: the key of the process before us; then the disk is not asked: it may be away.
+    """
+    before = handover.decoded(handed)
+    if before is not None and len(before) == SESSION_KEY_BYTES:
+        return before
+    path = directory / "imds.key"
+    try:
+        data = read_plain(path, 64)
+        if len(data) == SESSION_KEY_BYTES:
+            return data
+    except OSError:
+        pass
+    data = secrets.token_bytes(SESSION_KEY_BYTES)
+    try:
+        write_atomic(path, data, mode=0o600)
+    except HostError as error:
+        # A full disk costs clients their tokens at the next restart, not a worker its identity now.
+        structlog.get_logger().error("imds_key.not_written", reason=error.message)
+    return data

@@ -1,0 +1,98 @@
+"""Who is this machine? Its name, to which a memory belongs; what else it answers to; where it stands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.core.clock import Clock
+from agent.core.view import Facts
+from agent.daemon import compose
+from agent.host import machine
+from agent.providers.machine import Machine, ec2_machine, gce_machine
+from agent.upstream import UpstreamError
+
+ASK_SECONDS: Final = 2.0
+"""How long a metadata service may take to say who we are."""
+ASK_AGAIN_SECONDS: Final = 15.0
+
+
+class Who:
+    """See the module.
+
+    Args:
+        metadata: the machine's metadata services.
+        clock: time.
+        configured: its name in the configuration; ``auto``: as the services say.
+        root: where ``/etc`` is.
+
+    Attributes:
+        audiences: what the machine itself answers to.
+        boot_id: of the running kernel, once it was read.
+        firmware: what the firmware says this machine is.
+    """
+
+    def __init__(self, metadata: compose.Metadata, clock: Clock, *, configured: str, root: Path) -> None:
+        self.audiences: frozenset[str] = frozenset()
+        self.boot_id = ""
+        self.firmware = machine.firmware_names(root)
+        self._metadata = metadata
+        self._clock = clock
+        self._configured = configured
+        self._root = root
+
+    @property
+    def may_tell(self) -> bool:
+        """Whether there is any service that could say."""
+        return self._metadata.ec2 is not None or self._metadata.gce is not None
+
+    async def ask(self) -> list[Machine]:
+        """Ask the metadata services; what does not answer in time is not known yet."""
+        asked: list[Coroutine[Any, Any, Machine | None]] = []
+        if self._metadata.ec2 is not None:
+            asked.append(ec2_machine(self._metadata.ec2))
+        if self._metadata.gce is not None:
+            asked.append(gce_machine(self._metadata.gce))
+        answers = await asyncio.gather(*(_in_time(question, ASK_SECONDS) for question in asked))
+        return [answer for answer in answers if answer is not None]
+
+    async def ask_until_known(self, *, at_once: bool) -> list[Machine]:
+        """Keep asking until the machine has a name."""
+        wait = 0.0 if at_once else ASK_AGAIN_SECONDS
+        while True:
+            await self._clock.sleep(wait)
+            wait = ASK_AGAIN_SECONDS
+            found = await self.ask()
+            if self.name(found):
+                return found
+
+    def name(self, found: list[Machine]) -> str:
+        """The name of this machine; empty while it is not known."""
+        if self._configured != "auto":
+            return f"config:{self._configured}"
+        if found:
+            return found[0].instance_id
+        if self.may_tell:
+            return ""
+        own = machine.machine_id(self._root)
+        return f"machine:{own}" if own else ""
+
+    def learn(self, found: list[Machine], facts: Facts) -> Facts:
+        """Take note of what was found; returns ``facts`` with what the services said of them."""
+        for one in found:
+            self.audiences |= one.audiences
+            seen = {name: value for name, value in msgspec.structs.asdict(one.facts).items() if value is not None}
+            facts = msgspec.structs.replace(facts, **seen)
+        return facts
+
+
+async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:
+    try:
+        async with asyncio.timeout(seconds):
+            return await question
+    except (UpstreamError, TimeoutError):
+        return None
