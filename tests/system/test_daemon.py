@@ -91,12 +91,12 @@ class TestStart:
         ("changes", "key", "words"),
         [
             ({"state": {"directory": "/nonexistent/state"}}, "state.directory", "expected an existing directory"),
-            ({"environment": {"file": "/nonexistent/env"}}, "environment", "expected an existing directory"),
+            ({"environment": {"file": "/nonexistent/env"}}, "environment.file", "expected an existing directory"),
             ({"environment": {"group": "no-such-group"}}, "environment.group", "expected a group"),
             ({"keys": [{"kind": "file", "path": "/nonexistent/key"}]}, "keys[0]", "cannot read the key file"),
             ({"signers": [{"key": "/nonexistent/k", "issuers": ["i"]}]}, "signers[0].key", "cannot be read"),
             ({"listen": {"control": "/nonexistent/control"}}, "listen.control", "cannot be bound"),
-            ({"upstream": {"ca_file": "/nonexistent/ca"}}, "ca_file", "cannot be read"),
+            ({"upstream": {"ca_file": "/nonexistent/ca"}}, "upstream.ca_file", "cannot be read"),
         ],
         ids=["state", "environment", "group", "key", "signer", "control", "ca"],
     )

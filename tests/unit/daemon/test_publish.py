@@ -20,6 +20,7 @@ from agent.core.verdict import Accepted, Memory, Policy
 from agent.core.view import Facts
 from agent.daemon import publish
 from agent.daemon.publish import Publisher
+from agent.daemon.tokens import ContainerTokens
 from agent.host import files
 from agent.host.envfile import parse_systemd
 from tests.fakes.clock import START, FakeClock
@@ -261,17 +262,17 @@ class TestTokens:
         a, b, c = (Secret(letter * 43) for letter in "abc")
         path = tmp_path / "token"
         path.write_text(a.reveal() + "\n")
-        assert publish.container_tokens(path, (b, c)) == (a, b)
-        assert publish.container_tokens(path, (b, a)) == (a, b)
-        assert publish.container_tokens(None, (b, c)) == (b, c)
-        assert publish.container_tokens(tmp_path / "none", (b, c)) == (b, c)
+        assert ContainerTokens(path, (b, c)).good == (a, b)
+        assert ContainerTokens(path, (b, a)).good == (a, b)
+        assert ContainerTokens(None, (b, c)).good == (b, c)
+        assert ContainerTokens(tmp_path / "none", (b, c)).good == (b, c)
         path.write_text("short")
-        assert publish.container_tokens(path, (Secret("also short"), c)) == (c,)
+        assert ContainerTokens(path, (Secret("also short"), c)).good == (c,)
 
     def test_a_new_one_cannot_be_guessed(self, tmp_path: Path) -> None:
         """Where there is none one is made, each time another."""
-        (one,) = publish.container_tokens(tmp_path / "none")
-        (other,) = publish.container_tokens(None)
+        (one,) = ContainerTokens(tmp_path / "none").good
+        (other,) = ContainerTokens(None).good
         assert one != other
         assert len(one.reveal()) >= 43
 
