@@ -127,50 +127,105 @@ owned() {
   for name in "${SERVICES[@]}"; do printf '%s\n' "$UNITS/$name" "$UNITS/$name.d"; done
 }
 
+# Every one of these as it stands: what is in a directory by its own name.
+standing() { # ROOT
+  local path
+  while read -r path; do
+    if [ -e "$1$path" ] || [ -L "$1$path" ]; then find "$1$path" -printf '%p\n'; fi
+  done <<<"$(owned | sort -u)" | cut -c $((${#1} + 1))- # no <(): there may be no /proc
+}
+
 remember() {
   local path
   saved=$(mktemp -d)
   while read -r path; do
     if [ -e "$path" ] || [ -L "$path" ]; then cp -a --parents "$path" "$saved/"; fi
-  done <<<"$(owned)" # no <(): there may be no /proc
+  done <<<"$(owned)"
   started=no
+}
+
+same() { # FILE FILE
+  [ "$(stat -c '%F %a %u %g' "$1")" = "$(stat -c '%F %a %u %g' "$2" 2>/dev/null)" ] || return 1
+  if [ -L "$1" ]; then [ "$(readlink "$1")" = "$(readlink "$2")" ]; elif [ ! -d "$1" ]; then cmp -s "$1" "$2"; fi
+}
+
+# What is as it was is not touched: it may be a mount, or immutable (chattr +i), and nothing is wrong with it.
+put_back() {
+  local path before
+  before=$( (owned && cd "$saved" && find . -path './etc/systemd/system/*.wants/*' -printf '/%P\n') | sort -u)
+  # What was not there, from the leaves on.
+  { standing '' && echo "$before"; } | sort -ru | while read -r path; do
+    if [ -e "$saved$path" ] || [ -L "$saved$path" ]; then continue; fi
+    if [ -e "$path" ] || [ -L "$path" ]; then rm -rf "$path" || say "$path: cannot be taken away again"; fi
+  done
+  (cd "$saved" && find . -mindepth 1 -printf '/%P\n') | sort | while read -r path; do
+    if same "$saved$path" "$path"; then continue; fi
+    if [ "$path" = /etc/hosts ]; then # in a container the file itself is a mount
+      cat "$saved$path" >"$path" || say "$path: cannot be put back"
+    elif [ -d "$saved$path" ] && [ -d "$path" ] && [ ! -L "$path" ] && [ ! -L "$saved$path" ]; then
+      # The directories above what we own were only made here to hold it.
+      grep -qxF "$path" <<<"$before" || case $path in "$ETC"/* | "$UNITS"/credential-agent*) ;; *) continue ;; esac
+      { chown --reference="$saved$path" "$path" && chmod --reference="$saved$path" "$path"; } ||
+        say "$path: its mode and owner cannot be put back"
+    else
+      { rm -rf "$path" && cp -a --no-dereference "$saved$path" "$path"; } || say "$path: cannot be put back"
+    fi
+  done
+}
+
+stop_everything() {
+  booted || return 0
+  systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
+    credential-agent-ipv6.socket credential-agent-control.socket credential-agent-redirect.service \
+    credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
+  # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
+  if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
+    nft -f - <<<'table inet credential_agent { }; delete table inet credential_agent
+      table inet credential_agent_closed { }; delete table inet credential_agent_closed' || return 1
+    ip address del 169.254.171.2/32 dev lo 2>/dev/null || true
+    ip address del fd6c:9e1f:25b2::2/128 dev lo 2>/dev/null || true
+  fi
+  # The slices that its name lies in are systemd's doing, and go with it.
+  systemctl --quiet stop credential-agent-workers.slice credential-agent.slice credential.slice \
+    'system-credential\x2dagent\x2dgate.slice' 2>/dev/null || true
 }
 
 # The end of every installation that did not get to its end, whatever ended it.
 undo() {
-  local path
+  local name sockets=()
   [ -n "$saved" ] || return 0
   if [ "$started" = yes ] && booted; then
-    # What the new sockets hold the old ones could not bind.
-    systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
-      credential-agent-control.socket || true
-  fi
-  while read -r path; do
-    if [ -e "$saved$path" ] || [ -L "$saved$path" ]; then
-      if [ "$path" = /etc/hosts ]; then # in a container the file itself is a mount
-        cmp -s "$saved$path" "$path" || cat "$saved$path" >"$path"
-        continue
-      fi
-      rm -rf "$path"
-      cp -a "$saved$path" "$path"
-    else
-      rm -rf "$path"
+    for name in "${changed[@]}"; do case $name in *.socket) sockets+=("$name") ;; esac; done
+    # What the new sockets hold the old ones could not bind. Where they are the same the agent is only restarted: a stop
+    # would take what was minted with it (the descriptor store), and the workers' credential if nobody can mint just now.
+    if [ ! -e "$saved$UNITS/credential-agent.service" ]; then
+      stop_everything || say "the rules are still there: reboot"
+    elif [ ${#sockets[@]} -gt 0 ]; then
+      systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
+        credential-agent-control.socket || true
     fi
-  done <<<"$({ owned; cd "$saved" && find . -path './etc/systemd/system/*.wants/*' -printf '/%P\n'; } | sort -u)"
+  fi
+  put_back
   rm -rf "$saved"
   saved=''
-  if [ -n "$candidate" ] && [ "$fresh" = yes ]; then rm -rf "$candidate"; fi
   if [ "$started" = yes ] && booted; then
     reload_systemd
     if [ -e "$UNITS/credential-agent.service" ]; then
       say "putting the release before back to work"
+      # Beside them the release that was refused would go on, from files that are gone.
+      for name in credential-agent-{closed,watch,redirect}.service; do
+        if systemctl --quiet is-enabled "$name" 2>/dev/null; then systemctl restart "$name" || true; fi
+      done
       systemctl start credential-agent.socket credential-agent-control.socket || true
       if [ -e "$UNITS/credential-agent-ipv6.socket" ]; then systemctl start credential-agent-ipv6.socket || true; fi
-      # It would hold the rules from files that are gone.
-      systemctl try-restart credential-agent-redirect.service || true
-      systemctl restart credential-agent.service || true
+      if systemctl restart credential-agent.service; then
+        say "the release before runs again, with the configuration before"
+      else
+        say "the release before does not start either: journalctl --unit credential-agent.service"
+      fi
     fi
   fi
+  if [ -n "$candidate" ] && [ "$fresh" = yes ]; then rm -rf "$candidate"; fi
 }
 
 keep() { rm -rf "$saved" && saved=''; }
@@ -196,7 +251,7 @@ install_configuration() {
     install -m 0640 -g credential-agent "$config" "$ETC/config.toml"
   elif [ ! -e "$ETC/config.toml" ]; then
     install -m 0640 -g credential-agent "$units/config.toml" "$ETC/config.toml"
-  else
+  elif [ "$(stat -c %U:%G:%a "$ETC/config.toml")" != root:credential-agent:640 ]; then # it may be immutable
     chown root:credential-agent "$ETC/config.toml"
     chmod 0640 "$ETC/config.toml"
   fi
@@ -377,15 +432,7 @@ do_install() {
 
 do_uninstall() {
   local name hosts
-  if booted; then
-    systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
-      credential-agent-ipv6.socket credential-agent-control.socket credential-agent-redirect.service \
-      credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
-    # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
-    if [ -x "$PREFIX/bin/credential-agent" ] && command -v nft >/dev/null; then redirect remove; fi
-    # The slices that its name lies in are systemd's doing, and go with it.
-    systemctl --quiet stop credential-agent-workers.slice credential-agent.slice credential.slice 2>/dev/null || true
-  fi
+  stop_everything
   if [ -e "$UNITS/credential-agent.service" ]; then
     systemctl --quiet disable "${SERVICES[@]}" 2>/dev/null || true
   fi
@@ -403,7 +450,7 @@ do_uninstall() {
   reload_systemd
   if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi
   if [ "$purge" = yes ]; then
-    rm -rf "$ETC" /var/lib/credential-agent
+    rm -rf "$ETC" /var/lib/credential-agent || say "not all of $ETC and /var/lib/credential-agent could be removed"
     userdel credential-agent 2>/dev/null || true
     for name in credential-agent credential-workers credential-operators; do groupdel "$name" 2>/dev/null || true; done
     say "removed, with its configuration and state"
@@ -431,7 +478,7 @@ while [ $# -gt 0 ]; do
         --signer) signers+=("$(readlink -f "$2")") ;;
         --worker) workers+=("$2") ;;
         --platform) platform=$2 ;;
-        --python) python=$2 ;;
+        --python) case $2 in */*) python=$(realpath -s "$2") ;; *) python=$2 ;; esac ;;
       esac
       shift
       ;;
@@ -450,5 +497,7 @@ done
 case $platform in auto | ec2 | gce | none) ;; *) die "--platform: expected ec2, gce or none, got $platform" ;; esac
 for file in ${wheel:+"$wheel"} ${config:+"$config"} "${signers[@]}"; do [ -f "$file" ] || die "$file: not found"; done
 [ "$(id -u)" = 0 ] || die "needs root"
+# Where the caller stands the service may not look (/root), or nobody any more.
+cd /
 
 if [ "$action" = install ]; then do_install; else do_uninstall; fi

@@ -55,6 +55,7 @@ def commands(text: str) -> list[str]:
 
 HERE = "tests/test_docs.py::"
 BOOT = "tests/system/test_boot.py::TestEc2Worker::"
+FIREWALL = "tests/system/test_hardened.py::"
 PACKER = "tests/system/test_packer.py::"
 
 
@@ -126,6 +127,16 @@ COVERED = (
     *(
         Row("systemd/README.md", words, f"{BOOT}test_the_commands_of_the_pages_work", "systemd/README.md")
         for words in ("credential-agent ", "systemctl status", "journalctl")
+    ),
+    *(
+        Row("systemd/README.md", words, f"{FIREWALL}test_a_firewall_beside_us_opens_nothing", words)
+        for words in ("firewall-cmd --permanent", "ufw allow in on docker0")
+    ),
+    Row(
+        "systemd/README.md",
+        "Requires=credential-agent-gate@%n",
+        "tests/system/test_closed_boot.py::test_a_service_with_a_gate_never_is_the_machine",
+        "Requires=credential-agent-gate@%n",
     ),
     Row(
         "systemd/README.md",

@@ -216,6 +216,27 @@ def base_image() -> Path:
     return root
 
 
+def with_packages(*names: str) -> Sequence[Path]:
+    """The layers of the base with more of the distribution's packages, whose services are not enabled."""
+    base = base_image()
+    layer = cache() / f"packages-{_digest(base.name.encode(), *(name.encode() for name in names))}"
+    with _locked("packages"):
+        if not (layer / ".complete").exists():
+            shutil.rmtree(layer, ignore_errors=True)
+            with contextlib.closing(Disk(layer, [base])) as disk:
+                resolver = disk.root / "etc/resolv.conf"
+                resolver.unlink(missing_ok=True)
+                shutil.copy("/etc/resolv.conf", resolver)
+                (disk.root / "etc/systemd/system-preset").mkdir(exist_ok=True)
+                (disk.root / "etc/systemd/system-preset/00-none.preset").write_text("disable *\n")
+                apt = ("chroot", disk.root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes")
+                call(*apt, "update")
+                call(*apt, "install", "--no-install-recommends", *names)
+                call(*apt, "clean")
+            (layer / ".complete").touch()
+    return [base, layer / "upper"]
+
+
 def payload() -> Path:
     """What ``packer/payload.sh`` gathers, with a wheelhouse: the machines have no network to install from."""
     locked = (REPOSITORY / "requirements/runtime.txt").read_bytes()
@@ -422,6 +443,9 @@ class Machine:
         cloud: its network.
     """
 
+    #: More of what the container is given, or not.
+    options: Sequence[str] = ()
+
     def __init__(self, disk: Disk, cloud: Cloud) -> None:
         self.disk, self.cloud = disk, cloud
         self._process: subprocess.Popen[bytes] | None = None
@@ -450,6 +474,7 @@ class Machine:
             "--capability=CAP_NET_ADMIN",
             "--kill-signal=SIGRTMIN+3",
             f"--machine={self.cloud.name}",
+            *self.options,
         ]
         # Nobody answers there, and at once: an SDK that looks up a name must not wait for a resolver that is not there.
         resolver = self.root / "etc/resolv.conf"
