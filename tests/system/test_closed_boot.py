@@ -23,6 +23,30 @@ image = m.image
 METADATA = "169.254.169.254"
 UNIT = Path("etc/systemd/system/credential-agent-redirect.service")
 DAEMON = Path("etc/systemd/system/credential-agent.service")
+DOOR = Path("etc/systemd/system/credential-agent.socket")
+MASKED = ("credential-agent-redirect.service", "credential-agent.service", "credential-agent.socket")
+
+# Another firewall, which comes late and does not know us.
+LATE = """[Unit]
+After=multi-user.target credential-agent.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nft -f /etc/nftables.conf
+[Install]
+WantedBy=multi-user.target
+"""
+
+# A service of root's, outside of the slice, that asks as soon as it runs.
+JOB = """[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/bin/sh -c '{python} -I -S /root/connect.py 169.254.169.254 80 >> /root/said; exec sleep infinity'
+"""
+GATE = """[Unit]
+Requires=credential-agent-gate@%n.service
+After=credential-agent-gate@%n.service
+"""
 
 # As the release before had it, started by whatever `apply` there is.
 OLD_UNIT = """
@@ -49,6 +73,7 @@ class World:
         self.good = self.config.read_text()
         self.unit = (disk.root / UNIT).read_text()
         self.daemon_unit = (disk.root / DAEMON).read_text()
+        self.door_unit = (disk.root / DOOR).read_text()
         self.machine: Machine | None = None
 
     def boot(self) -> Machine:
@@ -66,12 +91,13 @@ class World:
     def mended(self) -> None:
         """The disk as it was installed."""
         self.config.write_text(self.good)
-        for mask in ("credential-agent-redirect.service", "credential-agent.service"):
+        for mask in MASKED:
             path = self.disk.root / "etc/systemd/system" / mask
             if path.is_symlink():
                 path.unlink()
         (self.disk.root / UNIT).write_text(self.unit)
         (self.disk.root / DAEMON).write_text(self.daemon_unit)
+        (self.disk.root / DOOR).write_text(self.door_unit)
 
     def bridge(self, name: str) -> None:
         """A container behind a bridge, as Docker makes it, hidden behind the machine's address."""
@@ -209,7 +235,7 @@ def test_a_downgrade_is_closed_at_worst(world: World, start: str) -> None:
     assert ("agent" in said.values()) == (start != "/bin/false")
 
 
-@pytest.mark.parametrize("unit", ["credential-agent-redirect.service", "credential-agent.service"])
+@pytest.mark.parametrize("unit", MASKED)
 def test_a_masked_unit_opens_nothing(world: World, unit: str) -> None:
     """Without the redirect unit, and without the agent: refused, or waiting; a firewall's start changes nothing."""
     path = world.disk.root / "etc/systemd/system" / unit
@@ -318,3 +344,82 @@ def test_it_stays_small(world: World) -> None:
     assert kilobytes < 40_000
     ticks = [int(field) for field in machine.run("cat", f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[11:13]]
     assert sum(ticks) < 500
+
+
+def test_firewalls_of_the_boot_open_nothing(world: World) -> None:
+    """The distribution's own unit, enabled, with a file that begins with a flush; and another, when all of ours is up."""
+    late = world.disk.root / "etc/systemd/system/late.service"
+    late.write_text(LATE)
+    wants = world.disk.root / "etc/systemd/system/multi-user.target.wants/late.service"
+    m.call("chroot", world.disk.root, "systemctl", "enable", "--quiet", "nftables.service", "late.service")
+    try:
+        machine = world.boot()
+        assert "flush ruleset" in machine.run("cat", "/etc/nftables.conf")
+        machine.until(
+            lambda: machine.result("systemctl", "is-active", "nftables", "late").stdout.split() == ["active"] * 2,
+            what="both firewalls",
+        )
+        world.bridge("zz9")
+        world.served()
+        machine.run("iptables-save", check=False)
+    finally:
+        m.call("chroot", world.disk.root, "systemctl", "disable", "--quiet", "nftables.service", "late.service")
+        late.unlink()
+        assert not wants.exists()
+
+
+def test_a_reload_of_the_rules_is_no_flush(world: World) -> None:
+    """The watcher that closes after a flush is not set off by our own replacing of tables, nor by others' tables."""
+    machine = world.boot()
+    world.served()
+
+    def closings() -> int:
+        log = machine.run("journalctl", "--no-pager", "-o", "cat", "_PID=1")
+        return log.count("Finished credential-agent-gate@")
+
+    before = closings()
+    for _ in range(3):
+        machine.run("systemctl", "reload", "credential-agent-redirect")
+        machine.run("nft", "add table inet theirs; delete table inet theirs")
+    # The watcher reads in order: what comes of this flush is seen after what would have come of those.
+    machine.run("nft", "flush", "ruleset")
+    machine.until(lambda: closings() > before, what="the gate after the flush")
+    world.bridge("zz9")
+    world.served()
+    assert closings() == before + 1
+
+
+def test_a_service_with_a_gate_never_is_the_machine(world: World) -> None:
+    """A service's control group is another at each start; with the gate its very first request is not the machine's."""
+    world.config.write_text(f'{world.good}\n[redirect]\nunits = ["credential-agent-workers.slice", "job.service"]\n')
+    units = world.disk.root / "etc/systemd/system"
+    (world.disk.root / "root/connect.py").write_text(m.CONNECT)
+    (world.disk.root / "root/said").unlink(missing_ok=True)
+    (units / "job.service").write_text(JOB.format(python=m.PYTHON))
+    (units / "job.service.d").mkdir(exist_ok=True)
+    (units / "job.service.d/50-credential-agent.conf").write_text(GATE)
+    try:
+        machine = world.boot()
+        world.served()
+        said = world.disk.root / "root/said"
+        for number in range(8):
+            if number % 3 == 2:
+                machine.run("systemctl", "kill", "--signal=KILL", "job")
+            machine.run("systemctl", "restart", "job")
+            machine.until(lambda n=number: said.exists() and len(said.read_text().split()) > n, what="a word")
+        assert "other" not in said.read_text().split()
+        machine.until(lambda: "job.service" in machine.run("nft", "list", "ruleset"), what="the service led")
+        assert "gate" not in machine.run("credential-agent", "redirect", "check")
+        machine.run("nft", "flush", "ruleset")
+        machine.run("systemctl", "restart", "job")
+        machine.until(lambda: len(said.read_text().split()) > 8, what="a word")
+        assert "other" not in said.read_text().split()
+        # Without it that cannot be promised, and is said.
+        machine.run("mv", "/etc/systemd/system/job.service.d/50-credential-agent.conf", "/root/")
+        machine.run("systemctl", "daemon-reload")
+        assert "job.service has no gate" in machine.result("credential-agent", "redirect", "check").stdout
+        machine.run("mv", "/root/50-credential-agent.conf", "/etc/systemd/system/job.service.d/")
+    finally:
+        (units / "job.service.d/50-credential-agent.conf").unlink()
+        (units / "job.service.d").rmdir()
+        (units / "job.service").unlink()
