@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -676,7 +677,10 @@ def _section(document: object, kind: type[_S], origin: str) -> _S:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # Whatever was put there: opening a pipe would wait for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path}: expected a plain file")
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None

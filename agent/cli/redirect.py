@@ -26,7 +26,7 @@ AGENT_USER: Final = "credential-agent"
 _CONFIG = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # whether it can be read is said by who reads it
     default=CONFIG_PATH,
     show_default=True,
     help="The configuration; its [redirect] section says who is a worker.",
@@ -126,11 +126,12 @@ def check(path: Path) -> int:
     if nft.show() is None:
         raise HostError(f"table {nft.TABLE} is not loaded: workers are refused", hint=arrival.HINT)
     failed = False
-    known = arrival.read()
+    known = _settled()
     if known is not None and not known.arrives:
         failed = True
         click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.HINT}")
-    for note in (*notes, *_plan(section, port, (), AGENT_USER).pending):
+    plan = _plan(section, port, notes, AGENT_USER)
+    for note in (*plan.notes, *plan.pending):
         failed = True
         click.echo(f"FAIL  {note}")
     for fine, line in _findings(section, port):
@@ -193,6 +194,16 @@ class _Holder:
         return document if isinstance(document, dict) and {"pid", "plans", "state"} <= document.keys() else None
 
 
+def _settled() -> arrival.Arrival | None:
+    """What the holder says. It asks again every two seconds: its last word may be older than what was just mended."""
+    end = time.monotonic() + 2 * hold.PROBE_AGAIN_SECONDS + arrival.PROBE_SECONDS
+    while (known := arrival.read()) is not None and not known.arrives and time.monotonic() < end:
+        if known.state == "closed":
+            break
+        time.sleep(0.1)
+    return known
+
+
 def _told(document: dict[str, Any]) -> int:
     """What the holder said of its rules; the status to exit with."""
     for note in document["notes"]:
@@ -248,6 +259,11 @@ def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], us
         else:
             uids.extend(nft.parse_uids([str(uid)]))
     groups, said = _groups(section.units)
+    open_units = tuple(
+        f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
+        for unit in section.units
+        if nft.without_gate(unit)
+    )
     workers = nft.Workers(
         uids=nft.merge(uids),
         cgroups=tuple(groups),
@@ -264,7 +280,7 @@ def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], us
         scripts=tuple(script(limit=limit) for limit in limits),
         closed=script(limit=0, closed=True),
         ipv6=section.ipv6,
-        notes=notes,
+        notes=(*notes, *open_units),
         pending=(*pending, *said),
         uid=workers.uids[0][0] if workers.uids else None,
         groups=groups,

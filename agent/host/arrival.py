@@ -12,9 +12,8 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.core.text import os_reason
 from agent.wire.names import METADATA_IPV4, USER_AGENT_PREFIX
@@ -33,8 +32,7 @@ STATES: Final = ("led", "unanswered", "astray", "closed", "unknown")
 HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """What is known of workers' requests.
 
     Attributes:

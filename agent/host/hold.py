@@ -31,6 +31,9 @@ PROBE_AGAIN_SECONDS: Final = 2.0
 BEAT_SECONDS: Final = 5.0
 LOOK_AGAIN_SECONDS: Final = (1.0, 30.0)
 GROUPS_EVERY_SECONDS: Final = 1.0
+#: A user that comes again with another number is seen in this file at once, and one of a directory (LDAP) by asking.
+USERS: Final = Path("/etc/passwd")
+NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
 
 _NETLINK_ROUTE: Final = 0
@@ -65,6 +68,9 @@ class Holder:
         self._again = LOOK_AGAIN_SECONDS[0]
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups"), 0.0)
         self._due["plan"] = float("inf")
+        self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
+        self._users = _stamp(USERS)
+        self._only_looking = False
         self._stopping = False
         self._ready = False
         self._probe = arrival.Probe()
@@ -120,6 +126,7 @@ class Holder:
         work = {
             "plan": self._start_plan,
             "groups": self._look_at_groups,
+            "names": self._look_at_names,
             "verify": self._verify,
             "probe": self._start_probe,
             "beat": self._beat,
@@ -142,8 +149,10 @@ class Holder:
 
     # -- the plan -----------------------------------------------------------------------------------------------------
 
-    def _start_plan(self) -> None:
+    def _start_plan(self, *, only_looking: bool = False) -> None:
         self._due["plan"] = float("inf")
+        self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
+        self._only_looking = only_looking
         self._stop_child()
         self._output = b""
         self._child_until = time.monotonic() + PLAN_SECONDS
@@ -187,6 +196,8 @@ class Holder:
 
     def _planned(self, plan: dict[str, Any] | None, why: str) -> None:
         self._plans += 1
+        if self._only_looking and self._error is None and plan == self._plan:
+            return  # nothing is loaded anew for it: counters, and what is counted of connections, stay
         error = why if plan is None else plan["error"]
         if plan is not None and (error is None or self._plan is None):
             self._pending, self._notes = plan["pending"], plan["notes"]
@@ -297,6 +308,17 @@ class Holder:
                     self._start_plan()
                     return
 
+        if (users := _stamp(USERS)) != self._users:
+            self._users = users
+            self._look_at_names()
+
+    def _look_at_names(self) -> None:
+        """A name of the configuration may have another number by now."""
+        if self._child is None:
+            self._start_plan(only_looking=True)
+        else:
+            self._due["names"] = time.monotonic() + GROUPS_EVERY_SECONDS
+
     # -- does it arrive? ----------------------------------------------------------------------------------------------
 
     def _start_probe(self) -> None:
@@ -406,6 +428,15 @@ def _is_plan(plan: Any) -> bool:
     kinds = {"scripts": list, "closed": str, "groups": dict, "ipv6": bool, "notes": list, "pending": list,
              "uid": int | None, "error": str | None}  # fmt: skip
     return isinstance(plan, dict) and all(name in plan and isinstance(plan[name], kind) for name, kind in kinds.items())
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; ``None``: it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _netlink(family: int, groups: int) -> socket.socket:

@@ -20,13 +20,12 @@ Tables of our own, replaced in one transaction; nobody else's rules are read or 
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.core.errors import HostError
 from agent.wire import names
@@ -70,8 +69,7 @@ _PACKAGES: Final = {"nft": "nftables", "ip": "iproute2 (iproute on Amazon Linux)
 _REPLACE: Final = f"add table {TABLE}\ndelete table {TABLE}\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
+class Workers(NamedTuple):
     """Who is a worker, in numbers and paths.
 
     Attributes:
@@ -224,6 +222,8 @@ def _lead(
                     # Whoever comes in where this machine itself goes out to the metadata service is a neighbour.
                     "fib daddr . iif oif exists return",
                     f"meta iifkind {{ {', '.join(_CABLES)} }} return",
+                    # A tunnel (WireGuard, tun, IP in IP, PPP): its other end is another machine, or a person's.
+                    "meta iiftype != ether return",
                     'meta iifkind != "none" jump to_front',
                 ],
             ),
@@ -366,6 +366,18 @@ def control_group(unit: str) -> str | None:
     return path if path and (UNIFIED / path).is_dir() else None
 
 
+def without_gate(unit: str) -> bool:
+    """Whether a unit starts without a gate (``credential-agent-gate@.service``); in doubt not.
+
+    Its control group is led and refused only after it has been seen: until then its jobs are the machine.
+    """
+    try:
+        needs = _call("systemctl", ["show", "--property=Requires", "--value", unit])
+    except HostError:
+        return False
+    return bool(needs.strip()) and f"credential-agent-gate@{unit}.service" not in needs.split()
+
+
 def stop(unit: str) -> None:
     """Have systemd stop a unit.
 
@@ -487,7 +499,9 @@ def _ranges(ranges: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def _call(program: str, arguments: Sequence[str], text: str = "") -> str:
-    path = shutil.which(program, path=_SEARCH)
+    # Neither shutil nor dataclasses here: with what they import the process that holds the rules is a sixth larger.
+    places = (f"{directory}/{program}" for directory in _SEARCH.split(":"))
+    path = next((place for place in places if os.access(place, os.X_OK)), None)
     if path is None:
         raise HostError(f"{program}: not found in {_SEARCH}", hint=f"install the package {_PACKAGES[program]}")
     try:

@@ -7,6 +7,7 @@ libnftables, of which ``nft`` is the command line; it comes with it (Debian: ``l
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from typing import Final
@@ -80,5 +81,13 @@ def listing(connection: Connection) -> tuple[str, ...]:
             text = connection.run(f"list table {table}")
         except HostError:
             text = ""
-        found.append(_GATE.sub("", _BUSY.sub("", _CGROUP.sub(r"socket cgroupv2 level \1 -", text))))
+        text = _GATE.sub("", _BUSY.sub("", _CGROUP.sub(r"socket cgroupv2 level \1 -", text)))
+        found.append(re.sub(r"\n+", "\n", text))  # a chain that is gone leaves its blank line
+    _give_back()
     return tuple(found)
+
+
+def _give_back() -> None:
+    """Give memory back that a script took: libnftables needs megabytes for a moment, and malloc would keep them."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -55,7 +55,10 @@ class Held:
         self.plan_file.write_text(json.dumps(plan))
 
     def start(self) -> None:
-        code = "import os, sys; from agent.host.hold import main; main(sys.argv[1:], os.environ)"
+        users = self.directory / "passwd"
+        users.touch()
+        code = "import os, pathlib, sys; from agent.host import hold\n"
+        code += f"hold.USERS = pathlib.Path({str(users)!r}); hold.main(sys.argv[1:], os.environ)"
         hold = [sys.executable, "-I", "-c", code, str(self.directory / "run"), "cat", str(self.plan_file)]
         self.process = self.net.start(self.net.host, *hold)
 
@@ -117,6 +120,19 @@ def test_no_blow_opens_and_each_is_mended(held: Held, blow: str) -> None:
     assert held.tables().count("credential_agent") == 4
     assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "agent"
     assert net.ask(METADATA, uid=0) == "machine"
+
+
+def test_a_gate_that_comes_is_no_change_of_ours(held: Held) -> None:
+    """A slice's gate adds a chain to the closed table: nothing is put back for it, and nobody is alarmed."""
+    before = held.state()["healed"]
+    chain = "inet credential_agent_closed slice_1"
+    held.net.nft(
+        f"add chain {chain} {{ type filter hook output priority 10; }}\nadd rule {chain} meta skuid 4000 accept"
+    )
+    held.net.nft("add element inet credential_agent_closed exempt_uids { 5000 }")  # and this one is
+    until(lambda: held.state()["healed"] > before, "the healing")
+    assert held.state()["healed"] == before + 1
+    assert "slice_1" in held.net.at(held.net.host, "nft", "list", "table", *nft.CLOSED.split())
 
 
 def test_nobody_else_may_touch_what_is_held(held: Held) -> None:
@@ -230,6 +246,21 @@ def test_who_was_not_there_is_looked_up_again(tmp_path: Path) -> None:
         assert net.ask(METADATA, uid=500) == "machine"
         held.plan(nft.Workers(uids=((500, 500), (1000, 1000))))
         until(lambda: net.ask(METADATA, uid=500) == "agent", "carol")
+
+
+def test_a_user_that_comes_again_with_another_number_is_a_worker(held: Held) -> None:
+    """And what led before is not loaded anew for a change that is none of ours: what is counted stays counted."""
+    net = held.net
+    users = held.directory / "passwd"
+    handle = net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split())
+    plans = held.state()["plans"]
+    users.write_text("another")
+    until(lambda: held.state()["plans"] > plans, "another look")
+    assert net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split()) == handle
+    assert net.ask(METADATA, uid=500) == "machine"
+    held.plan(nft.Workers(uids=((500, 500), (1000, 60000))))
+    users.write_text("carol again")
+    until(lambda: net.ask(METADATA, uid=500) == "agent", "carol, whose number is another now")
 
 
 def test_it_says_whether_a_workers_request_arrives(tmp_path: Path) -> None:

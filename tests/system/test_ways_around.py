@@ -1,0 +1,197 @@
+"""Ways around the rules, each tried on a real kernel: none ends at the machine's service, or it is said in the README."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.host import nft
+from tests.system import lab
+from tests.system.lab import ADDRESSES, AGENT_UID, DOOR, REPOSITORY, Lab, call
+from tests.system.leftovers import Claim
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(lab.missing() is not None, reason=lab.missing() or ""),
+    pytest.mark.xdist_group("lab"),
+]
+
+METADATA = "169.254.169.254"
+ALICE = 1000
+DEFAULT = nft.Workers(uids=nft.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0",))
+LEAD = nft.ruleset(DEFAULT, port=DOOR, agent_uid=AGENT_UID)
+
+# A socket of a kind of its own; what it hears at ADDRESS:PORT.
+ASK = """
+import socket, sys
+address, port, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 262 if how == "mptcp" else 0)
+s.settimeout(2)
+try:
+    if how.startswith("dev:"):
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, how[4:].encode() + b"\\0")
+    elif how.startswith("from:"):
+        s.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
+        s.bind((how[5:], 0))
+    elif how == "source route":
+        s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([131, 7, 4]) + socket.inet_aton("10.70.0.1") + b"\\0")
+    if how == "fast open":
+        try:
+            s.sendto(b"GET / HTTP/1.0\\r\\n\\r\\n", socket.MSG_FASTOPEN, (address, port))
+        except BlockingIOError:  # on its way
+            pass
+    else:
+        s.connect((address, port))
+    print(s.recv(100).decode())
+except ConnectionRefusedError:
+    print("refused")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+# The other end of a tunnel without Ethernet: one SYN to ADDRESS from outside, and the flags of what comes back.
+TUNNEL = """
+import fcntl, os, select, socket, struct, subprocess, sys
+address = sys.argv[1]
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22s", b"wg9", 0x1001, b""))  # TUNSETIFF: IFF_TUN | IFF_NO_PI
+for command in ("address add 10.99.0.2/24 dev wg9", "link set wg9 up"):
+    subprocess.run(["ip", *command.split()], check=True)
+
+def total(data):
+    value = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while value >> 16:
+        value = (value & 0xFFFF) + (value >> 16)
+    return ~value & 0xFFFF
+
+source, target = socket.inet_aton("10.99.0.1"), socket.inet_aton(address)
+def segment(check):
+    return struct.pack(">HHIIBBHHH", 40000, 80, 1000, 0, 5 << 4, 2, 64000, check, 0)
+check = total(source + target + struct.pack(">BBH", 0, 6, 20) + segment(0))
+def header(check):
+    return struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, 6, check, source, target)
+os.write(tun, header(total(header(0))) + segment(check))
+said = "silence"
+while select.select([tun], [], [], 2)[0]:
+    packet = os.read(tun, 2000)
+    if packet[0] >> 4 == 4 and packet[9] == 6:
+        said = {0x12: "answered", 0x14: "refused", 0x04: "refused"}.get(packet[33], hex(packet[33]))
+        break
+print(said)
+"""
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Lab]:
+    with Lab("zz9") as made:
+        made.serve_agent()
+        made.at(made.host, "ip", "address", "add", "169.254.171.2/32", "dev", "lo", "scope", "host")
+        made.at(made.host, "ip", "address", "add", "fd6c:9e1f:25b2::2/128", "dev", "lo", "nodad")
+        made.nft(LEAD)
+        yield made
+
+
+def ask(net: Lab, how: str, address: str = METADATA, port: int = 80, *, uid: int = ALICE) -> str:
+    return net.at(net.host, sys.executable, "-I", "-S", "-c", ASK, address, str(port), how, uid=uid).strip()
+
+
+HOW = ["plain", "dev:eth0", "dev:lo", "from:10.70.0.2", "from:169.254.171.2", "from:127.0.0.1", "source route", "fast open", "mptcp"]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_no_socket_of_a_worker_gets_there(net: Lab, how: str) -> None:
+    """Bound to a device or an address, of another protocol, with options: the agent, or nobody."""
+    for script in (LEAD, nft.removal() + nft.refusal()):
+        net.nft(script)
+        try:
+            assert ask(net, how) != "machine"
+            assert ask(net, how, port=443) != "machine"
+            assert ask(net, how, f"::ffff:{METADATA}") != "machine"
+        finally:
+            net.nft(LEAD)
+    assert ask(net, "plain", uid=0) == "machine"
+
+
+def test_the_kernel_is_asked_for_nothing_that_it_lacks(net: Lab) -> None:
+    """At least these ways are open to a worker, so that the test above has tried them."""
+    assert ask(net, "plain") == ask(net, "from:10.70.0.2") == "agent"
+    net.nft(nft.removal())
+    try:
+        assert ask(net, "dev:eth0") == ask(net, "from:10.70.0.2") == ask(net, "fast open") == "machine"
+    finally:
+        net.nft(LEAD)
+
+
+@contextmanager
+def beside(net: Lab, kind: str, mode: str) -> Iterator[str]:
+    """A container whose interface is a macvlan or ipvlan of the machine's uplink."""
+    space = f"{net.name}v"
+    with Claim("netns", space):
+        call("ip", "netns", "add", space)
+        done = subprocess.run(
+            ["ip", "-n", net.host, "link", "add", "v0", "link", "eth0", "netns", space, "type", kind, "mode", mode],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if "Unknown device type" in done.stderr:
+            pytest.skip(f"this kernel has no {kind}")
+        assert done.returncode == 0, done.stderr
+        call("ip", "-n", space, "address", "add", "10.70.0.9/24", "dev", "v0")
+        call("ip", "-n", space, "link", "set", "v0", "up")
+        call("ip", "-n", space, "route", "add", "default", "via", "10.70.0.1", "dev", "v0")
+        yield space
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("macvlan", "bridge"), ("macvlan", "private"), ("macvlan", "vepa"), ("ipvlan", "l2"), ("ipvlan", "l3"), ("ipvlan", "l3s")],
+)  # fmt: skip
+def test_macvlan_and_ipvlan_go_past_as_the_readme_says(net: Lab, kind: str, mode: str) -> None:
+    """Their packets never meet this machine's hooks. Were that to change, the README should say so."""
+    with beside(net, kind, mode) as space:
+        assert net.ask(METADATA, space=space) == "machine"
+    readme = (REPOSITORY / "systemd/README.md").read_text()
+    assert "* **macvlan and ipvlan** go past these rules" in readme
+
+
+@pytest.mark.parametrize("address", [address for address in ADDRESSES if "." in address])
+def test_the_other_end_of_a_tunnel_is_a_neighbour(net: Lab, address: str) -> None:
+    """What comes in by a VPN is another machine's: not led, since a worker's identity is not for it, and not the machine."""
+    tunnel = [sys.executable, "-I", "-S", "-c", TUNNEL, address]
+    assert net.at(net.host, *tunnel).strip() == "refused"
+    net.nft(nft.removal())
+    try:
+        net.at(net.cloud, "ip", "route", "add", "10.99.0.0/24", "via", "10.70.0.2")
+        assert net.at(net.host, *tunnel).strip() == "answered"
+    finally:
+        net.at(net.cloud, "ip", "route", "del", "10.99.0.0/24", "via", "10.70.0.2")
+        net.nft(LEAD)
+
+
+@pytest.mark.parametrize("kind", ["a directory", "a link to itself", "a device without an end", "a pipe", "not there", "not ours to read"])  # fmt: skip
+def test_a_configuration_of_any_kind_of_file_is_closed(kind: str, tmp_path: Path) -> None:
+    """Whatever lies there is no reason to hang, to fill the memory, or to lead as something else."""
+    path = tmp_path / "config.toml"
+    match kind:
+        case "a directory":
+            path.mkdir()
+        case "a link to itself":
+            path.symlink_to(path)
+        case "a device without an end":
+            path.symlink_to("/dev/zero")
+        case "a pipe":
+            call("mkfifo", path)
+        case "not ours to read":
+            path.write_text("")
+            path.chmod(0)
+        case _:
+            pass
+    plan = subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "agent", "redirect", "plan", "--config", path],
+        capture_output=True, text=True, timeout=20, check=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert f'"error":"{path}' in plan.stdout
