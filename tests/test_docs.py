@@ -134,12 +134,6 @@ COVERED = (
     ),
     Row(
         "systemd/README.md",
-        "Requires=credential-agent-gate@%n",
-        "tests/system/test_closed_boot.py::test_a_service_with_a_gate_never_is_the_machine",
-        "Requires=credential-agent-gate@%n",
-    ),
-    Row(
-        "systemd/README.md",
         "[Unit]",
         f"{HERE}test_the_lines_of_a_worker_unit_are_those_of_the_example",
         "dask-worker.service",
