@@ -184,7 +184,7 @@ def test_a_configuration_of_any_kind_of_file_is_closed(kind: str, tmp_path: Path
         case "a device without an end":
             path.symlink_to("/dev/zero")
         case "a pipe":
-            call("mkfifo", path)
+            call("mkfifo", str(path))
         case "not ours to read":
             path.write_text("")
             path.chmod(0)
