@@ -139,7 +139,8 @@ remember() {
   local path
   saved=$(mktemp -d)
   while read -r path; do
-    if [ -e "$path" ] || [ -L "$path" ]; then cp -a --parents "$path" "$saved/"; fi
+    # From the root: Debian 12's cp looks for the parents of an absolute path below where it stands.
+    if [ -e "$path" ] || [ -L "$path" ]; then (cd / && cp -a --parents ".$path" "$saved/"); fi
   done <<<"$(owned)"
   started=no
 }

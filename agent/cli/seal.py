@@ -286,10 +286,12 @@ def _variables(names: Sequence[str]) -> dict[str, Any] | None:
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise click.UsageError(f"--env {missing[0]}: your environment has no such variable")
+    values: dict[str, str] = {}
     for name in names:
         try:
-            os.environ[name].encode()
-        except UnicodeEncodeError:
+            # Its bytes, whatever the locale makes of them: in a POSIX locale they are read as ASCII.
+            values[name] = os.fsencode(os.environ[name]).decode()
+        except UnicodeDecodeError:
             raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None
         if not passes(name):
             click.echo(
@@ -297,7 +299,7 @@ def _variables(names: Sequence[str]) -> dict[str, Any] | None:
                 "names such as MYAPP_TOKEN or DATABASE_URL pass by themselves",
                 err=True,
             )
-    return {"type": "env", "id": "env", "variables": {name: os.environ[name] for name in names}} if names else None
+    return {"type": "env", "id": "env", "variables": values} if names else None
 
 
 def _tell(outlook: Sequence[Horizon], accept_until: datetime, now: datetime) -> None:

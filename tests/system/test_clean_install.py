@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import importlib.metadata
 import json
+import os
 import re
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from agent.cli import cli
+from agent.keys import Keyring, load_key_file
 from tests.fakes.clean import REPOSITORY, environment, install, locked
 from tests.fakes.google_tokens import FakeGoogle
 from tests.fakes.net import Answer, Asked, Fault
@@ -119,6 +122,46 @@ def test_every_module_imports(programs: Path) -> None:
 def test_every_command_has_its_help(user: User, command: str) -> None:
     """`--help` of every command works."""
     assert b"Usage: credential-agent" in user.run(command, "--help").stdout
+
+
+PLACES: dict[str, dict[str, str | None]] = {
+    "no home": {"HOME": None},
+    "a home that is not there": {"HOME": "/proc/nowhere"},
+    "the C locale": {"LANG": "C", "LC_ALL": "C"},
+    "a locale of ASCII": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_place_does_not_matter(programs: Path, tmp_path: Path, place: str) -> None:
+    """Without a home, in any locale and under a umask that hides everything, a variable arrives as it was sent."""
+    wanted = "tükçe €"
+    found: dict[str, str | None] = {**environment(tmp_path), "MYAPP_TOKEN": wanted, **PLACES[place]}
+    environ = {key: value for key, value in found.items() if value is not None}
+
+    def typed(line: str, status: int = 0) -> str:
+        done = subprocess.run(
+            ["sh", "-c", f"umask 077; {line}"], cwd=tmp_path, env={**environ, "PATH": f"{programs}:{os.defpath}"},
+            capture_output=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        assert done.returncode == status, (line, done.returncode, done.stderr.decode())
+        return done.stdout.decode()
+
+    typed("credential-agent keygen --kind ed25519 --out s > s.pub; credential-agent keygen --out w > w.pub")
+    typed("credential-agent seal --env MYAPP_TOKEN --signer s --recipient w.pub --out b")
+    assert "MYAPP_TOKEN" in typed("credential-agent inspect b --key w --signer s.pub")
+    ring = Keyring(load_key_file(tmp_path / "w"))
+    signed, _ = asyncio.run(ring.unseal((tmp_path / "b").read_bytes(), now=now(), max_bytes=1 << 18))
+    middle = signed.split(b".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(middle + b"=" * (-len(middle) % 4)))
+    assert [g["variables"]["MYAPP_TOKEN"] for g in claims["grants"]] == [wanted]
+    for command in ("check", "run", "status", "refresh", "wait", "env", "credential-process"):
+        typed(f"credential-agent {command} --config {tmp_path}/no.toml", status=78)
+    typed(f"credential-agent push --config {tmp_path}/no.toml b", status=78)
+    typed(f"credential-agent exec --config {tmp_path}/no.toml -- true", status=78)
+    typed("credential-agent --help | true")
+    typed("credential-agent --help > /dev/full", status=74)
 
 
 def test_every_kind_of_key_is_made(user: User) -> None:

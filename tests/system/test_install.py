@@ -28,7 +28,8 @@ class Chroot:
         assert not list((self.root / "proc").iterdir())
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        bare = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+        # Not from the root: people stand in the source tree, and what a script takes for absolute must be so.
+        bare = ["env", "-i", "--chdir=/payload", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
         return subprocess.run(
             ["chroot", self.root, *bare, *command], capture_output=True, text=True, check=False, timeout=300
         )
