@@ -56,6 +56,7 @@ class Listeners:
         settled: Callable[[], Awaitable[None]],
     ) -> None:
         self.requests = Requests()
+        self.owners = "by table"  # how it is known whose a connection is
         self._settings = settings
         self._prepared = prepared
         self._passed = passed
@@ -131,6 +132,7 @@ class Listeners:
         except OSError:
             # A sandbox without netlink, and nothing was passed: the table tells it too, later.
             return Owners(read_socket_table)
+        self.owners = "by socket"
         return Owners(read_socket_table, diagnosis.owner, close=diagnosis.close)
 
     def _refused_why(self) -> str | None:

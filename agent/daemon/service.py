@@ -180,6 +180,7 @@ class Daemon:
             version=agent.__version__,
             http=doors.names(worker_sockets),
             control=settings.listen.control,
+            owners=self._listeners.owners,
             instance_id=self.store.memory.instance_id or None,
             keys=list(self._prepared.opening.ring.kids),
         )

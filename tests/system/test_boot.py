@@ -167,6 +167,12 @@ class TestEc2Worker:
             assert machine.run(*ask, uid=0).strip() == "ConnectionRefusedError"
             assert machine.run(*ask, uid=m.WORKER_UID).strip() == "agent"
 
+    def test_the_kernel_names_the_owner_of_a_connection_in_the_sandbox(self, machine: Machine) -> None:
+        """The service may make no netlink socket, and asks on the one that systemd made for it."""
+        started = machine.run("journalctl", "--no-pager", "-o", "cat", "-u", "credential-agent", "-g", "agent.started")
+        assert "by socket" in started
+        assert machine.run("systemctl", "is-active", "credential-agent-control.socket").strip() == "active"
+
     def test_ipv6_is_led_to_the_agent_too(self, machine: Machine) -> None:
         """Neither cloud's IPv6 address is a way around."""
         for address in ("fd00:ec2::254", "fd20:ce::254"):

@@ -91,6 +91,8 @@ def test_units_and_code_agree_on_addresses() -> None:
     # Of root's directory; the name that everybody knows leads there.
     assert f"Symlinks={config.Listen().control}\n" in control
     assert "ListenStream=/run/credential-agent-control.sock\n" in control
+    # For the owners of connections, which the service cannot make; behind the one that a former agent would take.
+    assert control.index("ListenStream=") < control.index("ListenNetlink=inet-diag\n")
 
 
 def test_the_configuration_that_is_installed_is_acceptable() -> None:
