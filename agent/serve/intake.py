@@ -115,6 +115,8 @@ class Intake:
                 continue  # that one was gone before we took it
             connection.setblocking(False)
             try:
+                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise ConnectionResetError
                 owner = self._owner(connection, peer)
             except ConnectionError:
                 connection.close()  # nobody is there any more to read an answer

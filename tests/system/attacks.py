@@ -95,6 +95,60 @@ def held(data: bytes | Callable[[], Iterator[bytes]], *, read: bool = False) -> 
     return attack
 
 
+def churn(data: bytes, *, reset: bool, half: bool = False) -> Callable[[int, int], None]:
+    """Connections that are left as soon as their request is sent: closed, reset, or with their own side ended."""
+
+    def attack(port: int, sockets: int) -> None:
+        kept: list[socket.socket] = []
+        _on()
+        while True:
+            sock = _connect(port)
+            if sock is None:
+                continue
+            with contextlib.suppress(OSError):
+                if reset:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.sendall(data)
+                if half:
+                    sock.shutdown(socket.SHUT_WR)
+            if not half:
+                sock.close()
+                continue
+            kept.append(sock)
+            if len(kept) > sockets:
+                kept.pop(0).close()
+
+    return attack
+
+
+def slow_reader(port: int, sockets: int) -> None:
+    """Large answers, of which a byte is read at a time."""
+    kept: list[socket.socket] = []
+    _on()
+    while True:
+        while len(kept) < sockets:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            try:
+                sock.connect(("127.0.0.1", port))
+                sock.sendall(GCE % b"instance/attributes/large")
+            except OSError:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            kept.append(sock)
+        for sock in list(kept):
+            try:
+                if sock.recv(1):
+                    continue
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            sock.close()
+            kept.remove(sock)
+
+
 def resets(port: int, _sockets: int) -> None:
     """Connections that are reset as soon as they are there."""
     _on()
@@ -134,6 +188,16 @@ def paths() -> Iterator[bytes]:
     return (GCE % (b"instance/tags/x%d" % number) for number in itertools.count())
 
 
+def queries() -> Iterator[bytes]:
+    """Large directories under queries that are long, and never the same."""
+    return (GCE % (b"instance/?recursive=true&x%d=%s" % (n, b"y" * 6000)) for n in itertools.count())
+
+
+def scopes() -> Iterator[bytes]:
+    path = b"instance/service-accounts/default/token?scopes=https://www.googleapis.com/auth/s%d"
+    return (GCE % (path % n) for n in itertools.count())
+
+
 def polls() -> Iterator[bytes]:
     return (GCE % (b"instance/x%d?wait_for_change=true" % number) for number in itertools.count())
 
@@ -164,6 +228,13 @@ KINDS: dict[str, Callable[[int, int], None]] = {
     "garbage": endless(b"", b"\x16\x03\x01\x02\x00\x01"),
     "dripping": dripping,
     "resets": resets,
+    "abandoned": churn(GCE % b"instance/tags/x", reset=False),
+    "reset-requests": churn(TOKEN + b"\r\n", reset=True),
+    "half-closed": churn(GCE % b"instance/x?wait_for_change=true", reset=False, half=True),
+    "slow-reader": slow_reader,
+    "http2": held(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), read=True),
+    "long-queries": held(queries, read=True),
+    "scopes": held(scopes, read=True),
     "idle": held(b""),
     "half-heads": held(TOKEN + b"X: " + b"y" * 8000 + b"\r\nZ: " + b"z" * 7000),
     "half-bodies": held(TOKEN + b"Content-Length: 1000\r\n\r\nab"),

@@ -101,6 +101,8 @@ def until(look: Callable[[], T], *, seconds: float = DEADLINE_SECONDS, what: str
 
 
 NOBODY = 65534
+NICE = -10
+"""As the agent's unit runs it."""
 
 
 def as_user(argv: Sequence[str], user: int | None) -> list[str]:

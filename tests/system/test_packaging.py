@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.harness import NICE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEMD = REPOSITORY / "systemd"
 PACKER = REPOSITORY / "packer"
@@ -183,6 +185,9 @@ def test_its_memory_is_bounded_and_never_on_a_disk() -> None:
     assert lines("credential-agent.service", "MemorySwapMax") == ["0"]
     assert lines("credential-agent.service", "LimitCORE") == ["0"]
     assert -900 < int(lines("credential-agent.service", "OOMScoreAdjust")[0]) < 0
+    # Nor may a worker that computes take the time that its answers need: the test of a hostile worker runs under the same.
+    assert lines("credential-agent.service", "Nice") == [str(NICE)]
+    assert lines("credential-agent.service", "CPUWeight") == ["1000"]
 
 
 def test_the_payload_needs_no_pip(tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from agent.serve.intake import LONG, LOOK_EACH, SERVED_AT_ONCE, Intake
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 NOBODY = 65534
 GREEDY = """
-import encodings.idna, os, socket, sys
+import encodings.idna, os, socket, struct, sys
 os.setgid(65534), os.setuid(65534)
 held = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]
-if sys.argv[3] == "gone":
+if sys.argv[3] != "stay":
     for sock in held:
+        if sys.argv[3] == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
 print("on", flush=True)
 sys.stdin.read()
@@ -136,10 +138,11 @@ def test_whoever_has_most_is_put_out(server: socket.socket) -> None:
 
 
 @as_root
-def test_nobody_reads_the_answers_of_what_is_closed(server: socket.socket) -> None:
-    """Connections that their owner has closed while they waited are not begun with at all."""
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_nobody_reads_the_answers_of_what_is_closed(server: socket.socket, how: str) -> None:
+    """Connections that their owner has closed, or reset, while they waited are not begun with at all."""
     port = server.getsockname()[1]
-    with greedy(port, 200, "gone"), socket.create_connection(("127.0.0.1", port)):
+    with greedy(port, 200, how), socket.create_connection(("127.0.0.1", port)):
         _, owners = taken(server, until=lambda intake, begun: bool(begun.owners) and not intake.connections)
     assert owners == [0]
 
