@@ -75,7 +75,7 @@ class Identity(_Section, frozen=True):
     Attributes:
         audience: names this worker answers to beside its own (``urn:credbundle:cluster:ID``).
         instance_id: ``auto``: from the metadata service, else ``/etc/machine-id``. What was remembered of another
-            instance is forgotten.
+            instance is forgotten; where firmware or boot contradict the name, nothing is served and nothing forgotten.
         grace_seconds: how long at boot to wait for a first bundle before the machine's own identity is served.
             30 s: user-data and attributes are there within one; a control plane that creates the VM first needs a few.
         fallback: the clouds that may be served from the machine's own identity.

@@ -38,6 +38,10 @@ from agent.providers.machine import Machine
 RESUME_SECONDS: Final = 1.0
 """How long the listeners wait for a key at the start."""
 LOOK_AT_RUN_SECONDS: Final = 0.5
+CONTRADICTED: Final = (
+    "firmware or this very boot say that the metadata service errs: nothing that was decided is served, and nothing "
+    "forgotten, until it says the former name; if it is right, set identity.instance_id to its name"
+)
 HELD: Final = timedelta(days=3650)
 """The boot grace while a file that the configuration names has not answered yet."""
 
@@ -86,6 +90,7 @@ class Restorer:
         self._succession = succession
         self._clock = clock
         self._rng = rng
+        self._contradicted = False  # firmware or boot say that the metadata service errs about the name
         self._copy: bytes | None = None  # the sealed bundle that the memory names, until it is known whose it is
         self._log = structlog.get_logger()
 
@@ -139,8 +144,8 @@ class Restorer:
         unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
         answer = unknown if late else self._remembered.reading.result()
         read, sealed, write, broken, self._who.boot_id = answer
-        name = self._who.name(found)
-        if left is not None and name and left.memory.instance_id not in ("", name):
+        name = self._who.name(found, (read if left is None else left.memory).instance_id)
+        if left is not None and self._judge(left.memory, name) is Whose.ANOTHERS:
             left = succession.left = None  # what was left is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
@@ -186,7 +191,7 @@ class Restorer:
     async def _identified(self, name: str, *, write: bool = True) -> None:
         """Say whose the memory is, and resume what was in force if it is ours."""
         who = self._who
-        verdict = whose(self.keeper.store.memory, name, boot_id=who.boot_id, firmware=who.firmware)
+        verdict = self._judge(self.keeper.store.memory, name)
         if verdict is not Whose.OURS and self._succession.left is not None and not name:
             verdict = Whose.OURS  # it was handed over, in this very boot of this kernel
         if verdict is Whose.ANOTHERS:
@@ -194,13 +199,23 @@ class Restorer:
             self._succession.drop()
             self._prepared.opening.forget(but=None)
             self.keeper.observe(Facts())
-        if verdict is Whose.UNKNOWN:
+        if verdict is Whose.UNKNOWN and not name:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
+        elif verdict is Whose.UNKNOWN and not self._contradicted:
+            former = self.keeper.store.memory.instance_id
+            self._log.error("memory.contradicted", was=former, now=name, hint=CONTRADICTED)
+        self._contradicted = verdict is Whose.UNKNOWN and bool(name)
+        if self._contradicted:
+            who.audiences = frozenset()  # a bundle for that other name is none for this machine, yet
+            self._prepared.opening.audiences = frozenset(self._settings.identity.audience)
         await self.keeper.intake.identified(
             verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
         )
         if verdict is not Whose.UNKNOWN:
             self._copy = None
+
+    def _judge(self, memory: Memory, name: str) -> Whose:
+        return whose(memory, name, boot_id=self._who.boot_id, firmware=self._who.firmware)
 
     async def identify_late(self, *, at_once: bool, audience: Callable[[], Iterable[str]]) -> None:
         """The metadata service did not answer at the start: act on what it says then.
@@ -209,8 +224,12 @@ class Restorer:
             at_once: whether it was not asked yet.
             audience: what the configuration says we answer to, then.
         """
-        found = await self._who.ask_until_known(at_once=at_once)
-        await self._identified(self._who.name(found))
+        while True:
+            found = await self._who.ask_until_known(self.keeper.store.memory.instance_id, at_once=at_once)
+            await self._identified(self._who.name(found, self.keeper.store.memory.instance_id))
+            if not self.keeper.store.doubted:
+                break
+            at_once = False
         self.learn(found, audience())
         self.keeper.intake.reconsider()
 

@@ -287,7 +287,8 @@ class Daemon:
             asyncio.create_task(self._reloader.follow_files(), name="files"),
             asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
         ]
-        if not found and self._who.may_tell:
+        unsure = not found or self._who.silent or self.keeper.store.doubted
+        if unsure and self._who.may_tell:
             late = self._restorer.identify_late(
                 at_once=at_once, audience=lambda: self._reloader.settings.identity.audience
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.view import Facts
+from agent.core.whose import name_among
 from agent.daemon import compose
 from agent.host import machine
 from agent.providers.machine import Machine, ec2_machine, gce_machine
@@ -34,11 +36,13 @@ class Who:
         audiences: what the machine itself answers to.
         boot_id: of the running kernel, once it was read.
         firmware: what the firmware says this machine is.
+        silent: a metadata service was asked last and did not say.
     """
 
     def __init__(self, metadata: compose.Metadata, clock: Clock, *, configured: str, root: Path) -> None:
         self.audiences: frozenset[str] = frozenset()
         self.boot_id = ""
+        self.silent = False
         self.firmware = machine.firmware_names(root)
         self._metadata = metadata
         self._clock = clock
@@ -58,24 +62,26 @@ class Who:
         if self._metadata.gce is not None:
             asked.append(gce_machine(self._metadata.gce))
         answers = await asyncio.gather(*(_in_time(question, ASK_SECONDS) for question in asked))
-        return [answer for answer in answers if answer is not None]
+        self.silent = Silent.NO_ANSWER in answers
+        return [answer for answer in answers if isinstance(answer, Machine)]
 
-    async def ask_until_known(self, *, at_once: bool) -> list[Machine]:
-        """Keep asking until the machine has a name."""
+    async def ask_until_known(self, remembered: str, *, at_once: bool) -> list[Machine]:
+        """Keep asking until the machine has a name; ``remembered``: see :meth:`name`."""
         wait = 0.0 if at_once else ASK_AGAIN_SECONDS
         while True:
             await self._clock.sleep(wait)
             wait = ASK_AGAIN_SECONDS
             found = await self.ask()
-            if self.name(found):
+            if self.name(found, remembered):
                 return found
 
-    def name(self, found: list[Machine]) -> str:
-        """The name of this machine; empty while it is not known."""
+    def name(self, found: list[Machine], remembered: str) -> str:
+        """The name of this machine; empty while it is not known. ``remembered``: the one in its memory."""
         if self._configured != "auto":
             return f"config:{self._configured}"
-        if found:
-            return found[0].instance_id
+        name = name_among([one.instance_id for one in found], remembered, silent=self.silent)
+        if name or found:
+            return name
         if self.may_tell:
             return ""
         own = machine.machine_id(self._root)
@@ -90,9 +96,15 @@ class Who:
         return facts
 
 
-async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | None:
+class Silent(enum.Enum):
+    """A metadata service did not answer, or not sensibly: not the same as "there is none"."""
+
+    NO_ANSWER = enum.auto()
+
+
+async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | Silent | None:
     try:
         async with asyncio.timeout(seconds):
             return await question
     except (UpstreamError, TimeoutError):
-        return None
+        return Silent.NO_ANSWER

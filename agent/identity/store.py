@@ -79,6 +79,11 @@ class Store:
         return self.state.memory
 
     @property
+    def doubted(self) -> bool:
+        """Nothing tells yet whether the memory is this machine's."""
+        return self.state.doubt is not None
+
+    @property
     def bundle(self) -> Bundle | None:
         """The bundle in force."""
         return self.state.bundle

@@ -21,6 +21,9 @@ from agent.wire import names
 _INSTANCE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 """EC2's are ``i-`` and hex; other clouds and emulators speak this protocol too. A page of a proxy is none of them."""
 
+_INSTANCE_NUMBER: Final = re.compile(r"[0-9]{1,20}")
+"""GCE's are unsigned, of 64 bits."""
+
 
 class Machine(msgspec.Struct, frozen=True):
     """What one cloud says of this machine.
@@ -90,16 +93,19 @@ async def gce_machine(gce: GceMetadata) -> Machine | None:
     """
     try:
         answer = await gce.request("GET", names.GCE_INSTANCE_ID_PATH)
-        if answer.status != 200:
+        if answer.status == 404:
             return None
+        if answer.status != 200:
+            # Not "there is none": a server that fails says nothing of who this machine is.
+            raise UpstreamError(f"expected 200 or 404 for the gce instance id, got {answer.status}", code="status")
         project = await gce.get(names.GCE_PROJECT_ID_PATH)
         number = await gce.get(names.GCE_PROJECT_NUMBER_PATH)
         zone = await gce.get(names.GCE_ZONE_PATH)
     except NotHere:
         return None
     instance_id = answer.body.decode("ascii", "replace").strip()
-    if not instance_id.isdigit():
-        raise UpstreamError("the instance id is not a number", code="protocol")
+    if not _INSTANCE_NUMBER.fullmatch(instance_id):
+        raise UpstreamError("expected a number for the gce instance id, got something else", code="protocol")
     project_id = _text(project)
     named = {audience_gcp_instance(project_id, instance_id)} if project_id else set()
     return Machine(

@@ -18,6 +18,7 @@ import pytest
 
 from agent.core.model import OnExpiry
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
 from tests.system.harness import Agent, World, background, until
 
@@ -48,7 +49,7 @@ def late(service: Ec2MetadataService) -> dict[str, Any]:
     return {"upstream": {"ec2": service.url}, "identity": {"instance_id": "auto"}}
 
 
-HASTY = "import agent.daemon; agent.daemon.IDENTIFY_AGAIN_SECONDS = 0.2\n"
+HASTY = "import agent.daemon.who; agent.daemon.who.ASK_AGAIN_SECONDS = 0.2\n"
 REBOOTED = {"CREDENTIAL_AGENT_BOOT_ID": "b" * 32}
 
 
@@ -363,3 +364,51 @@ def test_a_later_version_s_memory_is_closed_and_kept(world: World) -> None:
             assert agent.push(world.seal(world.session(KEYS[1])))["durable"] is True
             assert agent.access_key() == KEYS[1]
     assert (world.state / "memory.json.broken").read_bytes() == later
+
+
+class TestAnotherName:
+    def test_a_wrong_name_forgets_no_withdrawal(self, world: World) -> None:
+        """A metadata service that errs about the name for one start is doubted, and believed again when it is right."""
+        service = cloud("i-0aaaaaaaaaaaaaaaa")
+        with background(service):
+            with world.agent(late(service)) as agent:
+                agent.ready()
+                old = world.seal(world.session(KEYS[1]))
+                agent.push(old)
+                assert agent.push(world.withdrawal())["durable"] is True
+                decided = agent.status()["sticky"]
+                agent.kill()
+            service.instance_id = "i-0bbbbbbbbbbbbbbbb"
+            with world.agent(late(service), prelude=HASTY) as agent:
+                agent.started()
+                agent.wait_for("memory.contradicted")
+                assert agent.role() is None
+                assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                service.instance_id = "i-0aaaaaaaaaaaaaaaa"
+                until(lambda: agent.status()["clouds"]["aws"]["state"] != "pending", what="the end of the doubt")
+                assert agent.events("memory.reset") == []
+                assert agent.status()["sticky"] == decided
+                assert agent.push(old)["outcome"] == "refused"
+                assert not _serves(agent, KEYS[1])
+                agent.kill()
+
+    def test_one_cloud_displaces_not_the_name_by_the_other(self, world: World) -> None:
+        """With both clouds' services set, the one that answers is not the machine's name while the other one fails."""
+        ec2, gce = cloud("i-0aaaaaaaaaaaaaaaa"), GceMetadataServer()
+        with background(ec2, gce):
+            changes = {"upstream": {"ec2": ec2.url, "gce": gce.url}, "identity": {"instance_id": "auto"}}
+            with world.agent(changes) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1])))
+                agent.kill()
+            silence(ec2)
+            with world.agent(changes, prelude=HASTY) as agent:
+                assert agent.started().access_key() == KEYS[1]
+                agent.kill()
+            with world.agent(changes, prelude=HASTY, environ=REBOOTED) as agent:
+                agent.started()
+                agent.wait_for("memory.doubtful")
+                assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                ec2.faults.clear()
+                until(partial(_serves, agent, KEYS[1]), what="the bundle")
+                assert agent.events("memory.reset") == []

@@ -65,6 +65,41 @@ def test_what_is_no_name_is_no_name_of_this_machine(about: tuple[int, str], bare
         asyncio.run(named(about, bare))
 
 
+async def numbered(status: int, text: str) -> str | None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=text, headers={"Metadata-Flavor": "Google"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    upstream = Upstream()
+    try:
+        found = await gce_machine(GceMetadata(upstream, f"http://{host}:{port}"))
+    finally:
+        await upstream.close()
+        await runner.cleanup()
+    return found.instance_id if found is not None else None
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [*((status, "") for status in (204, 400, 403, 429, 500, 502, 503)), (200, ""), (200, "1 2"), (200, "9" * 21)],
+)
+def test_an_error_of_gce_is_not_that_there_is_none(status: int, text: str) -> None:
+    """A server that proves to be Google's and fails says nothing of the machine: ask again."""
+    with pytest.raises(UpstreamError):
+        asyncio.run(numbered(status, text))
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, "gcp:42"), (404, None)])
+def test_gce_has_a_number_or_none(status: int, expected: str | None) -> None:
+    """Emulators without instances say 404: such a machine is called otherwise."""
+    assert asyncio.run(numbered(status, "42\n")) == expected
+
+
 @pytest.mark.parametrize("text", ["i-0abc12345", "i-0abc12345\n"])
 def test_a_bare_name_is_the_name_of_the_document(text: str) -> None:
     """Whichever of the two a service has, the machine is called the same, or it would be another one tomorrow."""
