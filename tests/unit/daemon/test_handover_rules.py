@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent import keys
-from agent.bundle import Trust
+from agent.bundle import OpeningKey, Trust
 from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.secret import Secret
@@ -191,6 +191,13 @@ class TestContent:
         assert left(ephemeral=Secret("{}")).key() is None
         assert left().key() is None
         assert handover.jwk(()) is None
+
+    def test_a_key_that_lies_elsewhere_is_not_handed_on(self) -> None:
+        """Only the one that exists nowhere else: a file's is read from its file."""
+        made = keys.ephemeral_key()
+        elsewhere = keys.LocalKey(OpeningKey.generate("P-256"), kind="file")
+        assert handover.jwk((elsewhere,)) is None
+        assert handover.jwk((elsewhere, made)) == handover.jwk((made,))
 
     def test_bytes_come_back(self) -> None:
         """As they were; what is no base64 is none."""
