@@ -2,7 +2,7 @@
 
 from agent.keeper.durable import PATIENCE_SECONDS, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
 from agent.keeper.intake import REVIEW_AGAIN_SECONDS, STATE, Intake, Opener
-from agent.keeper.issuing import ISSUE_TIMEOUT_SECONDS, Issued, Issuer, Issuing
+from agent.keeper.issuing import ISSUE_TIMEOUT_SECONDS, Issuer, Issuing
 from agent.keeper.loop import MOVED_SECONDS, Keeper
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "WRITE_AGAIN_SECONDS",
     "Durable",
     "Intake",
-    "Issued",
     "Issuer",
     "Issuing",
     "Keeper",

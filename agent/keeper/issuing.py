@@ -16,6 +16,7 @@ import structlog
 from agent.core.clock import Clock
 from agent.core.counters import MAX_KEYS, Counters, bump
 from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.issued import Issued
 from agent.core.model import Cloud, Credential, Grant, IdToken
 from agent.core.text import instant
 from agent.core.verdict import Failure, Work
@@ -29,20 +30,11 @@ ISSUE_TIMEOUT_SECONDS: Final = 90.0
 """A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
 
 
-class Issued(Protocol):
-    """A credential as a provider gives it."""
-
-    @property
-    def credential(self) -> Credential: ...  # noqa: D102
-    @property
-    def lifetime(self) -> timedelta | None: ...  # noqa: D102
-
-
 class Issuer(Protocol):
     """Where credentials come from (:class:`agent.providers.Mint`). Raises ``Denied`` or ``Transient``, nothing else."""
 
-    async def issue(self, grant: Grant, base: Credential | None, now: datetime) -> Issued: ...  # noqa: D102
-    async def instance(self, cloud: Cloud, now: datetime) -> Issued | None: ...  # noqa: D102
+    async def issue(self, grant: Grant, base: Credential | None, now: datetime) -> Issued[Credential]: ...  # noqa: D102
+    async def instance(self, cloud: Cloud, now: datetime) -> Issued[Credential] | None: ...  # noqa: D102
     async def id_token(  # noqa: D102
         self, grant: Grant | None, base: Credential | None, audience: str, now: datetime
     ) -> IdToken: ...
@@ -113,12 +105,12 @@ class Issuing:
             self._issued(work, issued, label, asked_at)
         self._wake()
 
-    async def _issue_one(self, work: Work, now: datetime) -> Issued | None:
+    async def _issue_one(self, work: Work, now: datetime) -> Issued[Credential] | None:
         if work.grant is None:
             return await self._issuer.instance(work.key.cloud, now)
         return await self._issuer.issue(work.grant, work.base, now)
 
-    def _issued(self, work: Work, issued: Issued | None, label: str, asked_at: float) -> None:
+    def _issued(self, work: Work, issued: Issued[Credential] | None, label: str, asked_at: float) -> None:
         ends = began = None
         if issued is not None and issued.lifetime is not None:
             # Counted on the clock that never steps, from before the request left.

@@ -8,11 +8,12 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NoReturn
 
 import structlog
 
+from agent.core import issued
 from agent.core.errors import BundleError, FormatError, HostError
 from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Offer, Ok, Source, Trouble
@@ -21,13 +22,8 @@ from agent.keeper import Keeper
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.core.driver import Store
 
-
-@dataclass(frozen=True)
-class Issued:
-    """What a provider gives: a credential, and the ``Date`` that came with it."""
-
-    credential: Credential
-    lifetime: timedelta | None = None
+Issued = issued.Issued[Credential]
+"""What a provider gives."""
 
 
 @dataclass(frozen=True)

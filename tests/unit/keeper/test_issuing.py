@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.core.errors import Denied, Transient
 from agent.core.model import Action, AwsCredential, Cloud, GcpServiceAccount, IdToken, OnExpiry, SealedBundle
