@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from agent.cli.worker import _when
+from agent.cli.status import _when
 
 CREDENTIAL = {
     "AccessKeyId": "ASIAUSER000000000000",

@@ -1,0 +1,36 @@
+"""``credential-process``: what the AWS configuration's ``credential_process`` wants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from agent.cli.common import EX_TEMPFAIL, EX_UNAVAILABLE
+from agent.cli.options import config_option
+from agent.cli.wait import Workers
+
+
+@click.command(name="credential-process")
+@config_option
+def credential_process(path: Path) -> int:
+    """Print the AWS credential as JSON, for credential_process = in ~/.aws/config."""
+    answer = Workers(path).aws()
+    if answer.status != 200:
+        # SDKs show the last lines of stderr to their user.
+        click.echo(f"credential-agent: {answer.why()}", err=True)
+        return EX_TEMPFAIL if answer.status == 503 else EX_UNAVAILABLE
+    document = answer.json()
+    click.echo(
+        json.dumps(
+            {
+                "Version": 1,
+                "AccessKeyId": document["AccessKeyId"],
+                "SecretAccessKey": document["SecretAccessKey"],
+                "SessionToken": document["Token"],
+                "Expiration": document["Expiration"],
+            }
+        )
+    )
+    return 0

@@ -1,0 +1,47 @@
+"""``env``: what the environment file of the workers says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from agent.cli.options import config_option, unreadable
+
+
+@click.command()
+@config_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["shell", "systemd", "json", "null"]),
+    default="shell",
+    show_default=True,
+    help="shell: for eval; systemd: for EnvironmentFile=; null: NAME=value, ended by NUL bytes.",
+)
+def env(path: Path, form: str) -> None:
+    """Print the variables that lead programs to the agent: eval "$(credential-agent env)"."""
+    from agent.host import envfile
+
+    found = variables(path)
+    if form == "json":
+        click.echo(json.dumps(found, indent=2))
+    elif form == "null":
+        click.echo("".join(f"{name}={value}\0" for name, value in found.items()), nl=False)
+    else:
+        render = envfile.render_shell if form == "shell" else envfile.render_systemd
+        click.echo(render(found).decode(), nl=False)
+
+
+def variables(path: Path) -> dict[str, str]:
+    """What the environment file says. Raises HostError where it cannot be read."""
+    from agent.cli import where
+    from agent.host import envfile
+
+    file = where.find(path).file
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise unreadable(file, error) from None
+    return envfile.parse_systemd(data)

@@ -1,0 +1,44 @@
+"""``push``: hand the agent a sealed bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.cli import ask
+from agent.cli.common import EX_TEMPFAIL
+from agent.cli.options import config_option, control_socket
+from agent.core.errors import BundleError, HostError
+from agent.core.limits import MAX_BUNDLE_BYTES
+
+
+@click.command()
+@config_option
+@click.argument("file", type=click.File("rb"))
+def push(path: Path, file: Any) -> int:
+    """Hand the agent a sealed bundle: FILE, or - for standard input.
+
+    Exits 65 when it is refused, 75 when it is in force and a restart would forget it (a full or stalled disk).
+    """
+    data = file.read(MAX_BUNDLE_BYTES + 1)
+    if not data:
+        raise BundleError("expected a bundle, got nothing: the file is empty")
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes")
+    answer = ask.control(control_socket(path), "PUT", "/v1/bundle", data)
+    if answer.status not in {200, 422}:
+        raise HostError(f"the agent did not judge it: {answer.why()}")
+    verdict = answer.json()
+    if verdict["outcome"] == "refused":
+        raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")
+    click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
+    if not verdict.get("durable", True):
+        click.echo(
+            "credential-agent: it is in force, but the state directory could not be written: a restart would forget "
+            "it. It is tried again; push the same once more to hear whether it is written",
+            err=True,
+        )
+        return EX_TEMPFAIL
+    return 0

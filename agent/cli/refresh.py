@@ -1,0 +1,39 @@
+"""``refresh``: have the agent look at every source now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from agent.cli import ask
+from agent.cli.common import EX_DATAERR, EX_UNAVAILABLE
+from agent.cli.options import config_option, control_socket
+from agent.core.errors import HostError
+
+REFRESH_SECONDS: Final = 45.0
+
+
+@click.command()
+@config_option
+def refresh(path: Path) -> int:
+    """Have the agent look at every source now, and say what each one holds.
+
+    User-data is otherwise read again every ten minutes. Exits 65 when a source holds a bundle that is refused, and 69
+    when one is here but broken.
+    """
+    answer = ask.control(control_socket(path), "POST", "/v1/refresh", b"", timeout_seconds=REFRESH_SECONDS)
+    if answer.status != 200:
+        raise HostError(f"the agent did not look: {answer.why()}")
+    outcomes: set[str] = set()
+    for source in answer.json()["sources"]:
+        outcomes.add(source["outcome"])
+        seq = f": seq {source['seq']}" if source["seq"] is not None else ""
+        reason = f" ({source['code']}): {source['reason']}" if source["reason"] else ""
+        click.echo(f"{source['source']}: {source['outcome']}{seq}{reason}")
+    if not outcomes:
+        click.echo("no source is configured")
+    if "refused" in outcomes:
+        return EX_DATAERR
+    return EX_UNAVAILABLE if "broken" in outcomes else 0
