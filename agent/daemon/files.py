@@ -29,7 +29,7 @@ import msgspec
 
 from agent import config
 from agent.core.errors import ConfigError
-from agent.daemon.compose import Ask
+from agent.daemon.beliefs import Ask
 from agent.host.patience import Patience, StalledError, directly
 from agent.upstream import AuthoritiesError, believed, read_authorities
 

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from agent import config, keys
 from agent.core.errors import AgentError, ConfigError
-from agent.daemon import compose, disk, doors, handover
+from agent.daemon import beliefs, compose, disk, doors, handover
 from agent.daemon.files import WatchedFiles
 from agent.daemon.publish import absent_directories, group_id
 from agent.daemon.tokens import ContainerTokens
@@ -73,7 +73,7 @@ class Prepared:
         hear: compose.Hear,
         left: handover.Handover | None = None,
         root: Path = Path("/"),
-        faults: compose.Faults | None = None,
+        faults: beliefs.Faults | None = None,
     ) -> None:
         self.credentials_directory = environ.get("CREDENTIALS_DIRECTORY")
         self.first_look = FirstLook(disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
@@ -84,7 +84,7 @@ class Prepared:
         self.workers_out = compose.upstream(settings, connections=self.shares.passed)
         self.metadata = compose.Metadata(settings, self.out, clock, root=root)
         self.mint = compose.mint(settings, self.out, self.metadata, clock)
-        self.away = faults or compose.Away(left.files if left is not None else None, self.first_look)
+        self.away = faults or beliefs.Away(left.files if left is not None else None, self.first_look)
         self._open_files(settings, left)
         self.sources = compose.sources(settings, metadata=self.metadata, clock=clock, rng=rng, away=faults)
         self.push = PushSource(clock=clock)
@@ -112,7 +112,7 @@ class Prepared:
                 with tolerant(file.key):
                     ask(file.path, partial(os.path.lexists, file.path))
         ring = self.keyring(settings, left.key() if left is not None else None, away)
-        self.opening = compose.Opening(ring, compose.trust(settings, away), frozenset())
+        self.opening = beliefs.Opening(ring, beliefs.trust(settings, away), frozenset())
         # Where nobody knows yet what would be believed, nobody is the machine for want of a bundle.
         self.late_files = {file.path for file in self.files.named} & look.stalled
         self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)
@@ -127,7 +127,7 @@ class Prepared:
                 raise
 
     def keyring(
-        self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None = None
+        self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away | None = None
     ) -> keys.Keyring:
         """The worker's keys, as ``settings`` name them.
 
@@ -136,7 +136,7 @@ class Prepared:
             ephemeral: the key that was made at the start, if it was.
             away: where to note what is not there.
         """
-        return compose.keyring(
+        return beliefs.keyring(
             settings,
             out=self.out,
             mint_=self.mint,
@@ -179,7 +179,7 @@ class Checked(NamedTuple):
 
 def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = Path("/")) -> Checked:
     """Open everything that the configuration names, start nothing, and tell of everything that is wrong."""
-    faults = compose.Faults()
+    faults = beliefs.Faults()
     prepared = Prepared(
         settings,
         environ=environ,
@@ -201,7 +201,7 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
 
 
 def _directory(
-    name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]], ask: compose.Ask
+    name: str, key: str, tolerate: Callable[[str], contextlib.AbstractContextManager[None]], ask: beliefs.Ask
 ) -> Path:
     path = Path(name)
 

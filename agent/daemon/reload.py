@@ -20,7 +20,7 @@ import structlog
 from agent import bundle, config, keys, log
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.source import Source
-from agent.daemon import compose, doors
+from agent.daemon import beliefs, compose, doors
 from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently
 from agent.daemon.looking import look_now
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
@@ -66,7 +66,7 @@ class _Found(NamedTuple):
     trust: bundle.Trust
     ring: keys.Keyring
     gid: int | None
-    away: compose.Away
+    away: beliefs.Away
 
 
 def _refuse(_key: str, _error: ConfigError) -> bool:
@@ -216,30 +216,30 @@ class Reloader:
         """
         async with self._applying:
             ephemeral, known = self._prepared.ephemeral, dict(self._prepared.away.files)
-            load = partial(self._load, settings, ephemeral, compose.Away(known) if tolerant else None)
+            load = partial(self._load, settings, ephemeral, beliefs.Away(known) if tolerant else None)
             found = await self._reader.ask(Path("a file that the configuration names"), load)
             await self._rotate_token()  # before the files are written: it may be the operator's
             self._take(settings, found, changed)
 
-    def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: compose.Away | None) -> _Found:
+    def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away | None) -> _Found:
         """Read everything that ``settings`` name. In a thread: no file may hold up the loop."""
         directory, takes = self._prepared.credentials_directory, away.takes if away is not None else _refuse
         files = WatchedFiles(settings, credentials_directory=directory, takes=takes)
         gid = self._prepared.gid
-        pinned = compose.trust(settings, away)
+        pinned = beliefs.trust(settings, away)
         ring = self._prepared.keyring(settings, ephemeral, away)
         with contextlib.nullcontext() if away is None else contextlib.suppress(ConfigError):
             gid = group_id(settings.environment.group)
             check_paths(settings.environment)
         if away is None:
-            away = compose.Away()
-            compose.trust(settings, away)
+            away = beliefs.Away()
+            beliefs.trust(settings, away)
         return _Found(files, pinned, ring, gid, away)
 
     def _take(self, settings: config.Config, found: _Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
         audiences = self._who.audiences.union(settings.identity.audience)
-        narrower = not compose.trusts_at_least(found.trust, opening.trust) or not audiences >= opening.audiences
+        narrower = not beliefs.trusts_at_least(found.trust, opening.trust) or not audiences >= opening.audiences
         self.settings = settings
         prepared.files, prepared.away = found.files, found.away
         opening.trust, opening.ring, opening.audiences = found.trust, found.ring, audiences

@@ -22,7 +22,7 @@ from agent import config
 from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.core.whose import Whose, whose
-from agent.daemon import compose, disk, grace, handover
+from agent.daemon import beliefs, compose, disk, grace, handover
 from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
 from agent.daemon.succession import Succession
@@ -169,7 +169,7 @@ class Restorer:
             self.keeper.observe(left.facts)
             signed = handover.decoded(left.signed)
             if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
-                opening.remember(sealed, compose.Opened(signed, left.recipient))
+                opening.remember(sealed, beliefs.Opened(signed, left.recipient))
         self.learn(found, self._settings.identity.audience)
         self._copy = sealed
         self.resuming = asyncio.create_task(self._resume(name, write=write), name="resume")

@@ -1,0 +1,334 @@
+"""Whom do we believe, and with which keys do we open what they send? And what of that is only away just now?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from agent import bundle, config, keys
+from agent.core.errors import AgentError, ConfigError, Denied
+from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, SealedBundle
+from agent.core.text import os_reason
+from agent.host.patience import StalledError, directly
+from agent.providers import Mint
+from agent.upstream import Upstream
+
+T = TypeVar("T")
+
+
+def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
+    """The pinned signers.
+
+    Args:
+        settings: the configuration.
+        away: takes note of what cannot be read, instead of an error: nothing of that signer is then believed.
+
+    Raises:
+        ConfigError: a key file cannot be read or is not a public key.
+    """
+    entries: list[dict[str, object]] = []
+    for index, entry in enumerate(settings.signers):
+        where = f"signers[{index}].key"
+        try:
+            entries.append(_signer(entry, where, ask=away.ask if away is not None else directly))
+        except ConfigError as error:
+            text = away.files.get(entry.key) if away is not None else None
+            if away is None or not away.takes(where, error):
+                raise
+            if text is not None:
+                # It was there a moment ago, in the process before us, and nobody has taken it out of the configuration.
+                entries.append(_signer(entry, where, text))
+            continue
+        if away is not None:
+            away.files[entry.key] = str(entries[-1]["key"])
+    return bundle.Trust.parse(entries)
+
+
+class Ask(Protocol):
+    """Calls what asks a file: :class:`agent.host.patience.FirstLook`, say."""
+
+    def __call__(self, path: Path, fn: Callable[[], T]) -> T:
+        """Call ``fn``, which asks ``path``. Raises HostError where it is not waited for any more."""
+
+
+class Away:
+    """What the configuration names and the machine does not have just now: an alarm, and no reason to serve nobody.
+
+    Args:
+        files: what the process before us read.
+        ask: how files are asked: at a start, none may hold it up.
+
+    Attributes:
+        reasons: by the key of the configuration, why.
+        files: by path, what the public files said when they were last read, by us or by the process before us.
+    """
+
+    def __init__(self, files: Mapping[str, str] | None = None, ask: Ask = directly) -> None:
+        self.reasons: dict[str, str] = {}
+        self.files: dict[str, str] = dict(files or {})
+        self.ask: Ask = ask
+
+    def clear(self) -> None:
+        """Nothing is known to be away: everything is looked at anew."""
+        self.reasons.clear()
+        self.files.clear()
+
+    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
+        """Take note of an error, if that is all that it needs.
+
+        Args:
+            key: the key of the configuration.
+            error: what is wrong with it.
+            passing: whether it may be right on another day, by itself.
+        """
+        if passing:
+            self.reasons[key] = error.message
+        return passing
+
+
+class Faults(Away):
+    """For a check: every fault is taken note of, whatever its kind, so that all of them are told in one go.
+
+    Attributes:
+        errors: in the order in which they were found, with the key of each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[tuple[str, AgentError]] = []
+
+    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:  # noqa: ARG002 - any is taken
+        """Take note of every error."""
+        self.errors.append((key, error))
+        return super().takes(key, error)
+
+
+class _AwayError(ConfigError):
+    """A file that the configuration names cannot be read."""
+
+
+def _could_be(entry: config.KeyEntry, error: AgentError) -> bool:
+    """Whether what ``entry`` says may be right on another day: what is wrong in the text itself is so on none."""
+    if isinstance(error, ConfigError) and not isinstance(error, _AwayError):
+        return False
+    return not isinstance(entry, config.CredentialKey) or (bool(entry.name.strip(".")) and "/" not in entry.name)
+
+
+def _signer(
+    entry: config.SignerEntry, where: str, text: str | None = None, *, ask: Ask = directly
+) -> dict[str, object]:
+    named: dict[str, object] = {
+        "key": _read(Path(entry.key), where, ask) if text is None else text,
+        "issuers": list(entry.issuers),
+        "audiences": list(entry.audiences),
+    }
+    if entry.max_lease_seconds:
+        named["max_lease_seconds"] = entry.max_lease_seconds
+    try:
+        bundle.Trust.parse([named])
+    except AgentError as error:
+        raise ConfigError(f"{where}: {entry.key}: {error.message}", hint=error.hint) from None
+    return named
+
+
+def trusts_at_least(pinned: bundle.Trust, former: bundle.Trust) -> bool:
+    """Whether every key is believed in just what ``former`` says; a key that changed under its old id is another."""
+    now, before = (
+        [(s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease) for s in trust.signers]
+        for trust in (pinned, former)
+    )
+    return all(signer in now for signer in before)
+
+
+def keyring(
+    settings: config.Config,
+    *,
+    out: Upstream,
+    mint_: Mint,
+    credentials_directory: str | None,
+    ephemeral: keys.LocalKey | None = None,
+    away: Away | None = None,
+) -> keys.Keyring:
+    """The worker's keys, in the order of the configuration.
+
+    Args:
+        settings: the configuration.
+        out: the way out to a KMS.
+        mint_: gives the machine's own identity, with which a KMS is asked.
+        credentials_directory: ``$CREDENTIALS_DIRECTORY``.
+        ephemeral: the key that an earlier call or process made, so that a reload and a restart keep it.
+        away: takes note of what cannot be read, instead of an error: the ring then has that key among the absent.
+
+    Raises:
+        ConfigError: a key cannot be read.
+    """
+    found: list[keys.WorkerKey] = []
+    absent: list[str] = []
+    ask = away.ask if away is not None else directly
+    for index, entry in enumerate(settings.keys):
+        where = f"keys[{index}]"
+        try:
+            match entry:
+                case config.FileKey():
+                    found += ask(Path(entry.path), partial(keys.load_key_file, Path(entry.path)))
+                case config.CredentialKey():
+                    directory = Path(credentials_directory) if credentials_directory else None
+                    passed = ask(
+                        (directory or Path()) / entry.name, partial(keys.load_credential, directory, entry.name)
+                    )
+                    found += passed
+                    absent += [] if passed else [entry.name]
+                case config.AwsKmsKey():
+                    public = bundle.RecipientKey.parse(_public(entry.public_key, f"{where}.public_key", away))
+                    found.append(
+                        keys.AwsKmsKey(
+                            key_id=entry.key_id,
+                            public_key=public,
+                            credentials=partial(_own_aws, mint_),
+                            upstream=out,
+                            region=entry.region,
+                            endpoint=entry.endpoint,
+                        )
+                    )
+                case config.GcpKmsKey():
+                    public = bundle.RecipientKey.parse(_public(entry.public_key, f"{where}.public_key", away))
+                    found.append(
+                        keys.GcpKmsKey(
+                            key_version=entry.key_version,
+                            public_key=public,
+                            token=partial(_own_google, mint_),
+                            upstream=out,
+                            endpoint=entry.endpoint,
+                        )
+                    )
+                case config.EphemeralKey():
+                    found.append(ephemeral or keys.ephemeral_key())
+        except AgentError as error:
+            fault = ConfigError(f"{where}: {error.message}", hint=error.hint)
+            if away is None or not away.takes(where, fault, passing=_could_be(entry, error)):
+                raise fault from None
+            absent.append(where)
+    return keys.Keyring(_distinct(found, away), absent=absent)
+
+
+def _distinct(found: list[keys.WorkerKey], away: Away | None) -> list[keys.WorkerKey]:
+    """The keys, each once.
+
+    Raises:
+        ConfigError: one is there twice, and nobody takes note of that.
+    """
+    twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
+    if twice:
+        fault = ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
+        if away is None or not away.takes("keys", fault, passing=False):
+            raise fault
+    return list({key.kid: key for key in found}.values())
+
+
+REMEMBERED = 4
+"""Sealed bundles whose content is kept beside that of the one in force: a source offers the same bytes again."""
+
+
+class Opened(NamedTuple):
+    """What was in a sealed bundle: signed, unverified; and the key id that it was sealed to."""
+
+    signed: bytes
+    recipient: str
+
+
+class Opening:
+    """Opens what sources bring, with the keys, the trust and the names that hold now. A reload replaces its parts.
+
+    Implements :class:`agent.keeper.Opener`.
+
+    What was opened once is not opened again: it is judged anew each time, by the trust of the moment, but no key is
+    asked. So a key service that is down keeps no verdict waiting, and after a restart the bundle in force needs neither
+    a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration gave up opens nothing any more, not
+    even from this memory; one that is only away does.
+    """
+
+    def __init__(self, ring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
+        self.ring = ring
+        self.trust = pinned
+        self.audiences = audiences
+        self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
+
+    def opened(self, sealed: bytes) -> Opened | None:
+        """What was in those bytes, if they were opened before."""
+        return self._opened.get(hashlib.sha256(sealed).digest())
+
+    def remember(self, sealed: bytes, opened: Opened) -> None:
+        """Know what is in those bytes without a key."""
+        name = hashlib.sha256(sealed).digest()
+        self._opened.pop(name, None)
+        while len(self._opened) > REMEMBERED:
+            del self._opened[next(iter(self._opened))]
+        self._opened[name] = opened
+
+    def forget(self, *, but: bytes | None) -> None:
+        """Drop the content of everything but those sealed bytes."""
+        name = hashlib.sha256(but).digest() if but is not None else None
+        self._opened = {key: opened for key, opened in self._opened.items() if key == name}
+
+    async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
+        """See :class:`agent.keeper.Opener`."""
+        opened = self.opened(sealed.data)
+        if opened is None or not (opened.recipient in self.ring.kids or self.ring.absent):
+            opened = Opened(*await self.ring.unseal(sealed.data, now=now, max_bytes=bundle.LARGEST_BYTES))
+            self.remember(sealed.data, opened)
+        return bundle.verify(
+            opened.signed,
+            trust=self.trust,
+            recipient_kid=opened.recipient,
+            audiences=self.ring.audiences | {bundle.audience_key(opened.recipient)} | self.audiences,
+            now=now,
+            accepted_digest=accepted_digest,
+            origin=sealed.origin,
+        )
+
+
+async def _own_aws(mint_: Mint, now: datetime) -> AwsCredential:
+    """The machine's own AWS credential, for a KMS: never a bundle's, which that key must first open."""
+    issued = await mint_.instance(Cloud.AWS, now)
+    if issued is None or not isinstance(issued.credential, AwsCredential):
+        raise Denied("the machine has no AWS identity of its own", code="no-identity")
+    return issued.credential
+
+
+async def _own_google(mint_: Mint, now: datetime) -> GoogleToken:
+    """The machine's own Google token, likewise."""
+    issued = await mint_.instance(Cloud.GCP, now)
+    if issued is None or not isinstance(issued.credential, GoogleToken):
+        raise Denied("the machine has no Google identity of its own", code="no-identity")
+    return issued.credential
+
+
+def _public(name: str, where: str, away: Away | None) -> str:
+    """What a public file says; where it is away just now, what it said to the process before us."""
+    try:
+        text = _read(Path(name), where, away.ask if away is not None else directly)
+    except _AwayError as error:
+        if away is None or name not in away.files or not away.takes(where, error):
+            raise
+        return away.files[name]
+    if away is not None:
+        away.files[name] = text
+    return text
+
+
+def _read(path: Path, where: str, ask: Ask) -> str:
+    try:
+        text = ask(path, path.read_text)
+    except StalledError as error:
+        raise _AwayError(f"{where}: {error.message}", hint=error.hint) from None
+    except UnicodeDecodeError:
+        raise _AwayError(f"{where}: {path}: expected text") from None
+    except OSError as error:
+        raise _AwayError(f"{where}: {path}: cannot be read: {os_reason(error)}") from None
+    if not text.strip():
+        raise _AwayError(f"{where}: {path}: expected a key, got an empty file")
+    return text
