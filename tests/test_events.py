@@ -20,7 +20,7 @@ from agent import report
 from agent.core.counters import Counters
 from agent.core.verdict import Accepted, Event, Memory, Policy
 from agent.host.arrival import STATES, Arrival
-from agent.serve.listener import Access
+from agent.serve.handling import Access
 from tests.unit.core.driver import Store
 from tests.unit.core.worlds import bundle, session
 

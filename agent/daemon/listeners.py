@@ -28,7 +28,7 @@ from agent.keeper import Keeper
 from agent.serve.control import ControlDoor
 from agent.serve.door import WorkerDoor
 from agent.serve.fairness import Owners
-from agent.serve.listener import Limits
+from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Changes
 

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from agent.host import arrival
-from agent.serve.listener import Access
+from agent.serve.handling import Access
 
 
 class Requests:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Answer, Ended, Live, Pending
 from agent.serve.early import Early
-from agent.serve.listener import Later, Outcome
+from agent.serve.handling import Later, Outcome
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import container

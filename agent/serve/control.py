@@ -19,7 +19,8 @@ import msgspec
 from agent.core.clock import Clock
 from agent.core.errors import AgentError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.serve.listener import Access, Later, Limits, Listener, Outcome, Peer
+from agent.serve.handling import Access, Later, Limits, Outcome, Peer
+from agent.serve.listener import Listener
 from agent.wire.http import JSON, Request, Response
 
 _UCRED: Final = struct.Struct("3i")

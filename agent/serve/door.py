@@ -17,8 +17,9 @@ from agent.serve.ec2 import Ec2Door
 from agent.serve.fairness import Owners
 from agent.serve.gate import Gate, Refusal
 from agent.serve.gce import GceDoor, ScopedTokens
+from agent.serve.handling import DROP, Access, Later, Outcome, Peer
 from agent.serve.hiding import GCE_ROOT, folded
-from agent.serve.listener import DROP, Access, Later, Listener, Outcome, Peer
+from agent.serve.listener import Listener
 from agent.serve.mints import Demand
 from agent.serve.proxy import Passthrough, Proxy
 from agent.serve.settings import ServeSettings

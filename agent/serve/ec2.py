@@ -29,8 +29,8 @@ from typing import Final
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Absent, Answer, Facts, Live, Origin, Pending
 from agent.serve.early import Early
+from agent.serve.handling import DROP, Drop, Later, Outcome
 from agent.serve.hiding import EC2_ROOT, Hiding, folded
-from agent.serve.listener import DROP, Drop, Later, Outcome
 from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
 from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch

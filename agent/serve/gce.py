@@ -32,8 +32,8 @@ from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
 from agent.serve.early import Early
+from agent.serve.handling import Later, Outcome
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
-from agent.serve.listener import Later, Outcome
 from agent.serve.mints import Demand, Mints, TooOften
 from agent.serve.proxy import GCE_STATIC, LARGE_BYTES, Proxy, relisted, target
 from agent.serve.settings import ServeSettings

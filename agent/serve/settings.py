@@ -8,7 +8,7 @@ from datetime import timedelta
 import msgspec
 
 from agent.core.secret import Secret
-from agent.serve.listener import Limits
+from agent.serve.handling import Limits
 from agent.serve.proxy import CONNECTIONS
 
 

@@ -32,7 +32,7 @@ from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.view import Ended, Facts, Origin, Pending
 from agent.serve.door import WorkerDoor
-from agent.serve.listener import Limits
+from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.board import CONTAINER_TOKEN, KEY, FakeBoard, no_id_tokens

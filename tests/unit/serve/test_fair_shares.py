@@ -17,7 +17,7 @@ import pytest
 from agent.core.model import Cloud
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners, Places, Turnstile
-from agent.serve.listener import Limits
+from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
 from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server, read_all
 from tests.fakes.clock import START, FakeClock

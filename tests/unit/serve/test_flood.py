@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from agent.core.secret import Secret
-from agent.serve.listener import Limits
+from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.board import CONTAINER_TOKEN, KEY, DoorServer, FakeBoard, door_server, read_all

@@ -22,7 +22,8 @@ from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.view import Ended, Live, Origin, Pending
 from agent.serve.control import ControlDoor, ControlRequest, problem
-from agent.serve.listener import DROP, Limits, Listener, Outcome
+from agent.serve.handling import DROP, Limits, Outcome
+from agent.serve.listener import Listener
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import JSON, Request, Response

@@ -1,0 +1,367 @@
+"""One connection: one request is read, handed on and answered, and then it ends.
+
+It never waits for a client for longer than a deadline, keeps no more than a bound, and reads what comes behind a
+refusal only so that the refusal is not lost in a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import socket
+import struct
+import time
+from collections.abc import Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
+
+from agent.core.errors import TargetError
+from agent.serve.fairness import Endpoint, Owners, Table, place_of
+from agent.serve.handling import DROP, Access, Outcome, Peer, address_of
+from agent.serve.reading import RequestReader
+from agent.wire.http import Request, Response
+
+if TYPE_CHECKING:
+    from agent.serve.listener import Listener
+
+
+_BAD_REQUEST: Final = Response(400)
+
+_FAULTS: Final = {status: Response(status) for status in (400, 413, 414, 431)}
+
+_TIMEOUT: Final = Response(408)
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_SURPLUS_BYTES: Final = 1 << 20
+"""How much of a body that was refused is read and thrown away, so that the refusal is not lost in a reset."""
+
+_PIPELINED_BYTES: Final = 65536
+"""How much may come behind a request that waits. Its connection is read on, to hear when the client leaves."""
+
+_UCRED: Final = struct.Struct("3i")
+
+
+class State(enum.Enum):
+    """Where a connection stands."""
+
+    READING = enum.auto()
+    ANSWERING = enum.auto()
+    ENDED = enum.auto()
+
+
+class Connection(asyncio.Protocol):
+    """See the module.
+
+    Args:
+        listener: what all connections of one door share.
+        owner: whose it is, where that is known already.
+    """
+
+    __slots__ = (
+        "_listener",
+        "_method",
+        "_path",
+        "_paused",
+        "_reader",
+        "_started",
+        "_state",
+        "_task",
+        "_transport",
+        "_user_agent",
+        "kept_bytes",
+        "owner",
+        "received_bytes",
+        "turn",
+    )
+
+    def __init__(self, listener: Listener, owner: Hashable = None) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._reader: RequestReader | None = None
+        self._state = State.READING
+        self.received_bytes = 0
+        self.kept_bytes = 0  # the listener's account of it
+        self.owner = owner  # unknown until somebody must know
+        self.turn = 0
+        self._paused = False  # whether we do not look at what it sends
+        self._task: asyncio.Task[Outcome] | None = None
+        self._method = ""
+        self._path = ""
+        self._user_agent = ""
+        self._started = 0.0
+
+    # -- asyncio's calls ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)
+        # TCP_NODELAY: both event loops set it on every TCP connection; and each answer is one write anyway.
+        if not self._listener.opened(self):
+            self._state = State.ENDED
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """See :class:`asyncio.Protocol`."""
+        self._listener.lost(self)
+        self._state = State.ENDED
+        if self._task is not None:
+            self._task.cancel()  # a long poll whose client has left waits for nothing
+        if self._reader is not None:
+            self._reader.release()
+            self._reader = None
+        self._transport = None
+
+    def eof_received(self) -> bool:
+        """See :class:`asyncio.Protocol`."""
+        # Half-closed after a whole request is allowed and keeps the way back open, for a while; before, it is an end.
+        if self._state is not State.ANSWERING:
+            return False
+        asyncio.get_running_loop().call_later(self._listener.limits.half_closed_seconds, self._half_closed)
+        return True
+
+    def _half_closed(self) -> None:
+        if self._state is State.ANSWERING:
+            self.give_up()
+
+    def data_received(self, data: bytes) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self.received_bytes += len(data)
+        if self._state is not State.READING:
+            # Pipelined requests, or the rest of a body that was refused: read, so that closing does not reset the
+            # connection and lose the answer, and thrown away. Not as fast as it comes: a sender that never ends would
+            # have the loop for itself.
+            if self.received_bytes > (_SURPLUS_BYTES if self._state is State.ENDED else _PIPELINED_BYTES):
+                self.abort()
+            elif self._state is State.ENDED:
+                self._pause()
+            return
+        reader = self._reader
+        if reader is None:
+            limits = self._listener.limits
+            reader = self._reader = RequestReader(
+                line_bytes=limits.line_bytes,
+                head_bytes=limits.head_bytes,
+                headers=limits.headers,
+                body_bytes=limits.body_bytes,
+                bodies=self._listener.bodies,
+            )
+        head_was_known = reader.head
+        reader.feed(data)
+        if reader.fault is not None:
+            self._refuse(_FAULTS[reader.fault.value])
+        elif reader.complete:
+            self._dispatch(reader)
+        elif reader.head and not head_was_known and reader.headers.get("Expect", "").lower() == "100-continue":
+            assert self._transport is not None
+            self._transport.write(_CONTINUE)
+        if self._state is State.READING:
+            self._listener.charge(self, self.received_bytes)
+
+    # -- the answer --------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, reader: RequestReader) -> None:
+        listener = self._listener
+        self._started = time.perf_counter()
+        self._state = State.ANSWERING
+        self._reader = None
+        self._method = reader.method
+        listener.complete(self)
+        headers = reader.headers
+        self._user_agent = headers.get("User-Agent", "")
+        try:
+            target = listener.target(reader.target)
+        except TargetError:
+            self._send(_BAD_REQUEST)
+            return
+        self._path = target.path
+        assert self._transport is not None
+        peer = Peer(self._transport, partial(listener.owner_of, self))
+        request = Request(
+            reader.method,
+            target.path,
+            target.query,
+            target.segments,
+            target.slash,
+            headers,
+            headers.get("Host", "") if target.authority is None else target.authority,
+            reader.body,
+            peer,
+        )
+        try:
+            outcome = listener.handler(request, peer)
+        except Exception as error:  # noqa: BLE001 - the gate's border: nothing that a request does may end the daemon
+            outcome = listener.broken(request, error)
+        if isinstance(outcome, Response):
+            self._send(outcome)
+        elif outcome is DROP:
+            self._drop()
+        else:
+            listener.hold(self)
+            self._task = asyncio.get_running_loop().create_task(outcome())
+            self._task.add_done_callback(partial(self._settled, request))
+
+    def _settled(self, request: Request, task: asyncio.Task[Outcome]) -> None:
+        self._listener.release(self)
+        if task.cancelled():
+            return
+        self._task = None
+        error = task.exception()
+        if error is None:
+            outcome = task.result()
+        elif isinstance(error, Exception):
+            outcome = self._listener.broken(request, error)  # the gate's border, for what had to be waited for
+        else:
+            raise error
+        if isinstance(outcome, Response):
+            self._send(outcome)
+        else:
+            self._drop()
+
+    def _send(self, response: Response) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._report(response.status, len(response.body))
+        # One piece, one write: headers and body in two cost 40 ms (Nagle against delayed acknowledgement).
+        if self._method == "HEAD":
+            transport.write(response.head + self._listener.date_line() + b"\r\n")
+        else:
+            transport.write(response.head + self._listener.date_line() + b"\r\n" + response.body)
+        self._listener.ending(self)
+        self._state = State.ENDED
+        transport.close()
+        unread = transport.get_write_buffer_size()
+        if unread or self.kept_bytes:
+            self._listener.charge(self, unread)
+
+    def _refuse(self, response: Response) -> None:
+        """Answer a request that will not be read to its end."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._started = time.perf_counter()
+        if self._reader is not None:
+            self._method = self._reader.method
+            self._reader.release()
+            self._reader = None
+        if self.kept_bytes:
+            self._listener.charge(self, 0)
+        self._report(response.status, 0)
+        transport.write(response.head + self._listener.date_line() + b"\r\n")
+        self._listener.ending(self)
+        self._state = State.ENDED
+        if transport.can_write_eof():
+            # Not closed yet: closing with unread bytes resets the connection, and the client would not see why.
+            transport.write_eof()
+            self._pause()
+        else:
+            transport.close()
+
+    def _drop(self) -> None:
+        self._report(0, 0)
+        self.abort()
+
+    def _report(self, status: int, size_bytes: int) -> None:
+        if self._listener.access is not None:
+            peer = address_of(self._transport) if self._transport is not None and not 0 < status < 400 else None
+            self._listener.access(
+                Access(
+                    self._method,
+                    self._path,
+                    status,
+                    time.perf_counter() - self._started,
+                    size_bytes,
+                    self._user_agent,
+                    peer,
+                )
+            )
+
+    # -- the listener's calls ----------------------------------------------------------------------------------------
+
+    def is_fresh(self, turn: int) -> bool:
+        """Whether the loop has not had a chance yet to read what it may have sent with its first breath."""
+        return self._state is State.READING and not self.received_bytes and turn - self.turn < 2
+
+    def share(self) -> Hashable:
+        """To whose share it counts by what is known now."""
+        return self._place() if self.owner is None else self.owner
+
+    def ask(self, owners: Owners | None) -> None:
+        """Learn its owner, if that can be known at once."""
+        ends = self._ends()
+        if owners is not None and ends is not None:
+            with contextlib.suppress(ConnectionError):  # it has left; the event loop will say so
+                self.owner = owners.now(*ends)
+
+    def belong(self, owners: Owners | None, table: Table | None) -> None:
+        """Learn its owner, from the table if one was read; who is not found is known by the address."""
+        if self._transport is None or self.owner is not None:
+            return
+        ends = self._ends()
+        if owners is not None and table is not None and ends is not None:
+            self.owner = owners.find(table, *ends)
+        else:
+            self.ask(owners)
+        if self.owner is None:
+            self.owner = self._place()
+
+    def _ends(self) -> tuple[Endpoint, Endpoint] | None:
+        if self._transport is None:
+            return None
+        peer, local = self._transport.get_extra_info("peername"), self._transport.get_extra_info("sockname")
+        if not isinstance(peer, tuple) or not isinstance(local, tuple):
+            return None
+        return (peer[0], peer[1]), (local[0], local[1])
+
+    def _place(self) -> Hashable:
+        transport = self._transport
+        if transport is None:
+            return ""
+        name = transport.get_extra_info("peername")
+        if not isinstance(name, tuple):
+            # A unix socket: the kernel tells at once (unix(7), SO_PEERCRED).
+            sock = transport.get_extra_info("socket")
+            try:
+                raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            except (OSError, AttributeError):
+                return ""
+            self.owner = int(_UCRED.unpack(raw)[1])
+            return self.owner
+        return place_of(name)
+
+    def read_on(self) -> bool:
+        """Take one more piece of what was refused; ``False`` when it is not that kind of connection."""
+        if self._transport is None or not self._paused:
+            return False
+        self._paused = False
+        self._transport.resume_reading()
+        return True
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._paused = True
+
+    def too_slow(self) -> None:
+        """The head deadline has passed. Something was sent: say 408; nothing was: just close (RFC 9110, 15.5.9)."""
+        if self.received_bytes:
+            self._refuse(_TIMEOUT)
+        else:
+            self.abort()
+            self._listener.lost(self)
+
+    def give_up(self) -> None:
+        """Stop waiting on behalf of this client; it will ask again."""
+        self._listener.release(self)
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._drop()
+
+    def abort(self) -> None:
+        """End it now."""
+        self._state = State.ENDED
+        if self._transport is not None:
+            self._transport.abort()
