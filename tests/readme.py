@@ -1,6 +1,6 @@
 """The parts of the pages that are made, not written: `python -m tests.readme` puts them in place, a test compares.
 
-* the configuration, from the docstrings and defaults of ``agent/config.py``;
+* the configuration, from the docstrings and defaults of ``agent/config/schema.py``;
 * what workers do not see of the machine's metadata, from the table in ``agent/serve/hiding.py``;
 * the help texts, from the commands themselves.
 """

@@ -114,9 +114,6 @@ def test_every_test_states_its_rule(path: Path) -> None:
 
 # -- small things that are written once -------------------------------------------------------------------------------
 
-CONFIGURATION = "config"
-"""Being taken apart; its one reason of the system's is still its own."""
-
 
 def constants(path: Path, *values: object) -> list[str]:
     """Where ``path`` writes one of ``values``, alone or within a longer text."""
@@ -145,7 +142,7 @@ def test_the_systems_reasons_are_said_in_one_place() -> None:
     """An OSError is put into words by ``os_reason`` alone."""
     said = [
         f"{name_of(path)}:{node.lineno}"
-        for path in outside("core/text.py", CONFIGURATION, "cli/ask.py")  # ask's errors may be of another kind
+        for path in outside("core/text.py", "cli/ask.py")  # ask's errors may be of another kind
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "strerror" and dotted(node) != "os.strerror"
     ]
@@ -277,7 +274,6 @@ INSIDE: dict[str, set[str]] = {
     "tests/properties/test_durable.py": {"_writer"},  # to wait until nothing is being written
     # A table of the page beside the table of the code.
     "tests/unit/bundle/test_format.py": {"_ALLOWED_AWS", "_REFUSED_NAMES", "_REFUSED_PREFIXES"},
-    "tests/unit/config/test_config.py": {"_MEANING"},
     "tests/unit/cli/test_check.py": {"_become_the_service"},  # for good: in a child
     "tests/unit/cli/test_worker.py": {"_when"},
     # The way out of google-auth, led to loopback.

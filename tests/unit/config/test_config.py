@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.config import _MEANING, MAX_FILE_BYTES, Config, KeyEntry, SourceEntry, host_port, load, parse
+from agent.config import MAX_FILE_BYTES, Config, KeyEntry, SourceEntry, host_port, load, parse
+from agent.config.words import MEANING
 from agent.core.errors import ConfigError, HostError
 from agent.host.envfile import render_systemd
 
@@ -112,7 +113,7 @@ def test_every_pattern_has_its_words() -> None:
     schema = json.dumps(msgspec.json.schema(Config))
     patterns = set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema))
     assert len(patterns) > 8
-    assert {repr(json.loads(pattern)) for pattern in patterns} == set(_MEANING)
+    assert {repr(json.loads(pattern)) for pattern in patterns} == set(MEANING)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""The configuration file: TOML, decoded strictly into frozen values.
+
+An unknown key, a wrong type, a path that cannot be right: one clear line with the key and what was expected, and
+nothing is started. Every default has its unit and its reason here, and only here. No environment variable is read: what
+a unit file passes to the daemon (``NOTIFY_SOCKET``, ``LISTEN_FDS``, ``CREDENTIALS_DIRECTORY``) is the composition
+root's business.
+
+What this room does *not* do: open the files it names. A key that is absent is the daemon's error, with its own text.
+"""
+
+from agent.config.checks import host_port
+from agent.config.faults import Fault
+from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey
+from agent.config.schema import (
+    MAX_SOCKET_PATH_BYTES,
+    Aws,
+    AwsKmsKey,
+    Config,
+    CredentialKey,
+    Ec2UserDataEntry,
+    Environment,
+    EphemeralKey,
+    FileKey,
+    FileSourceEntry,
+    GceAttributeEntry,
+    Gcp,
+    GcpKmsKey,
+    HostName,
+    HttpsEntry,
+    Identity,
+    KeyEntry,
+    Listen,
+    Log,
+    MetadataPath,
+    Mint,
+    Mode,
+    Name,
+    PassThrough,
+    Path_,
+    Redirect,
+    Seconds,
+    SignerEntry,
+    SourceEntry,
+    State,
+    Upstream,
+    Url,
+    VariableName,
+    VariablePattern,
+    VariableValue,
+)
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_SOCKET_PATH_BYTES",
+    "Aws",
+    "AwsKmsKey",
+    "Config",
+    "CredentialKey",
+    "Ec2UserDataEntry",
+    "Environment",
+    "EphemeralKey",
+    "Fault",
+    "FileKey",
+    "FileSourceEntry",
+    "GceAttributeEntry",
+    "Gcp",
+    "GcpKmsKey",
+    "HostName",
+    "HttpsEntry",
+    "Identity",
+    "KeyEntry",
+    "Listen",
+    "Log",
+    "MetadataPath",
+    "Mint",
+    "Mode",
+    "Name",
+    "PassThrough",
+    "Path_",
+    "Redirect",
+    "Seconds",
+    "SignerEntry",
+    "SourceEntry",
+    "State",
+    "Upstream",
+    "Url",
+    "VariableName",
+    "VariablePattern",
+    "VariableValue",
+    "follows",
+    "host_port",
+    "load",
+    "load_redirect",
+    "parse",
+    "survey",
+]

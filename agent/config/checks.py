@@ -1,0 +1,96 @@
+"""What no single value shows to be wrong: keys that contradict each other."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+
+from agent.config.faults import Fault
+from agent.config.schema import (
+    MAX_SOCKET_PATH_BYTES,
+    Config,
+    Environment,
+    HttpsEntry,
+    SourceEntry,
+)
+from agent.core.errors import ConfigError
+
+
+def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:
+    """Split ``HOST:PORT``; an IPv6 host stands in brackets.
+
+    Raises:
+        ConfigError: it is not that.
+    """
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})", value)
+    port = int(match["port"]) if match else -1
+    if match is None or not 0 <= port <= 65535:
+        raise ConfigError(f"{origin}: expected ADDRESS:PORT such as 127.0.0.1:16925 or [::1]:16925, got {value!r}")
+    return match["v6"] or match["v4"], port
+
+
+def contradictions(config: Config) -> Iterator[Fault]:
+    """What types cannot say."""
+    if not config.listen.http:
+        yield Fault(
+            "listen.http",
+            "expected at least one address",
+            "without a door no worker can ask; sockets that systemd passes take the place of these",
+        )
+    for value in config.listen.http:
+        try:
+            host_port(value)
+        except ConfigError as error:
+            yield Fault(*error.message.split(": ", 1))
+    length = len(os.fsencode(config.listen.control))
+    if length > MAX_SOCKET_PATH_BYTES:
+        yield Fault(
+            "listen.control",
+            f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
+            "the address of a unix socket holds no more",
+        )
+    yield from _twice_a_file(config.environment)
+    for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
+        if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
+            yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
+    if config.keys and not config.signers:
+        yield Fault(
+            "signers",
+            "expected at least one beside keys: without a pinned signer no bundle can be believed",
+            'add [[signers]] with key = "/path/to/public.jwk"',
+        )
+    if config.sources and not config.keys:
+        yield Fault(
+            "keys",
+            "expected at least one beside sources: a bundle could arrive and nothing could open it",
+            'add [[keys]] with kind = "file" and path = "/path/to/worker.jwk"',
+        )
+    yield from _unclear_sources(config.sources)
+
+
+def _unclear_sources(sources: tuple[SourceEntry, ...]) -> Iterator[Fault]:
+    """Each says where it reads, once, and has a name of its own."""
+    for index, entry in enumerate(sources):
+        if isinstance(entry, HttpsEntry) and (entry.url is None) == (entry.url_file is None):
+            yield Fault(
+                f"sources[{index}]",
+                f"expected one of url and url_file, got {'neither' if entry.url is None else 'both'}",
+                "a pre-signed URL is a credential: url_file keeps it out of the configuration",
+            )
+    names = [entry.name for entry in sources if entry.name is not None]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield Fault("sources", f"expected distinct names, got {name!r} twice")
+
+
+def _twice_a_file(environment: Environment) -> Iterator[Fault]:
+    """Each of the files has its own path, or the last one written would be all of them."""
+    taken: dict[str, str] = {}
+    for key in ("file", "shell_file", "container_file", "token_file"):
+        if getattr(environment, key) is None:
+            continue
+        path = posixpath.normpath("/" + getattr(environment, key).lstrip("/"))  # POSIX keeps two slashes apart
+        if path in taken:
+            yield Fault(f"environment.{key}", f"expected another path than environment.{taken[path]}, got {path} twice")
+        taken[path] = key
