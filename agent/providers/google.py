@@ -12,16 +12,14 @@ for servers, workload identity federation with AWS, and ``projects.serviceAccoun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from agent.core import jwt
-from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.errors import Denied
 from agent.core.issued import Issued
-from agent.core.limits import USUAL_GOOGLE_TOKEN
 from agent.core.model import (
     CLOUD_PLATFORM,
     AwsCredential,
@@ -33,56 +31,64 @@ from agent.core.model import (
     IdToken,
 )
 from agent.core.secret import Secret
-from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.strictjson import NotThatShapeError
 from agent.providers.aws import AwsMint
 from agent.providers.credible import LONGEST_GOOGLE, sendable
 from agent.providers.decoding import parsed
+from agent.providers.google_answers import (
+    USUAL_SECONDS,
+    AccessTokenAnswer,
+    GeneratedIdToken,
+    IdTokenAnswer,
+    accounts_of,
+    broken,
+    claims_of,
+    decoded,
+    id_token_of,
+    refusal,
+    token_answer,
+)
 from agent.providers.refusals import (
     CLOCK_SUSPECT,
-    clock_hint,
     clock_is_suspect,
     from_upstream,
     good_for,
     over,
-    passing_status,
-    said,
-    word,
 )
 from agent.providers.regions import sts_url
 from agent.providers.remote import AllowList
 from agent.providers.settings import GoogleEndpoints, MintSettings
 from agent.providers.signing_time import SigningTime
 from agent.providers.webtoken import WebTokens, fetch_gce_identity
-from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse, asked_pause
+from agent.upstream import GceMetadata, Reach, Upstream, UpstreamError, UpstreamResponse
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 from agent.wire.ec2 import parse_timestamp
 
 _MAX_ANSWER_BYTES: Final = 65536
 #: Google takes no assertion that claims more.
+
+
 _ASSERTION_LIFE_SECONDS: Final = 3600
+
+
 _ASSERTION_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
-_USUAL_SECONDS: Final = int(USUAL_GOOGLE_TOKEN.total_seconds())
+
 
 _JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+
 _TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a grant type's name
+
+
 _ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a token type's name
+
+
 _JWT_TYPE: Final = "urn:ietf:params:oauth:token-type:jwt"
+
+
 _AWS4_REQUEST_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
 
 #: OAuth 2.0 errors that pass by themselves (RFC 6749 section 4.1.2.1; Google adds the first).
-_PASSING_ERRORS: Final = frozenset({"internal_failure", "server_error", "temporarily_unavailable"})
-#: ``google.rpc.Code`` names that pass by themselves.
-_PASSING_RPC: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"})
-
-_HINTS: Final = {
-    "invalid_grant": "the refresh token, key or subject token is not accepted any more: send a new bundle",
-    "invalid_client": "the oauth client of the grant was deleted or its secret changed",
-    "invalid_target": "check the audience: the workload identity pool and provider it names",
-    "PERMISSION_DENIED": "the base identity needs roles/iam.serviceAccountTokenCreator on the service account",
-    "UNAUTHENTICATED": "the token that this one stands on is not accepted",
-}
-
-_T = TypeVar("_T")
 
 
 class GoogleMint:
@@ -134,14 +140,14 @@ class GoogleMint:
             now=now,
             secrets=(grant.client_secret, grant.refresh_token),
         )
-        found = _token_answer(answer, "google refresh token")
+        found = token_answer(answer, "google refresh token")
         return Issued(
             GoogleToken(
                 access_token=Secret(found.access_token),
                 issued_at=now,
                 expires_at=now + timedelta(seconds=found.seconds()),
                 # gcloud's own logins ask for the e-mail scope, and then the identity token beside it says whose it is.
-                email=grant.email or _claims(found.id_token).email,
+                email=grant.email or claims_of(found.id_token).email,
                 scopes=tuple(found.scope.split()) if found.scope else grant.scopes,
             ),
             answer.date,
@@ -153,7 +159,7 @@ class GoogleMint:
         doing = "google service account"
         claims = {"scope": " ".join(grant.scopes)}
         answer = await self._assert(grant, claims, doing, now)
-        found = _token_answer(answer, doing)
+        found = token_answer(answer, doing)
         return Issued(
             GoogleToken(
                 access_token=Secret(found.access_token),
@@ -199,13 +205,13 @@ class GoogleMint:
     async def own_id_token(self, audience: str, now: datetime) -> IdToken:
         """The GCE machine's own identity token."""
         token, _ = await fetch_gce_identity(self._gce, audience)
-        return _id_token(token, audience, "gce identity token", now)
+        return id_token_of(token, audience, "gce identity token", now)
 
     async def service_account_id_token(self, grant: GcpServiceAccount, audience: str, now: datetime) -> IdToken:
         """An identity token for a service account, from its key."""
         doing = "google service account identity token"
         answer = await self._assert(grant, {"target_audience": audience}, doing, now)
-        return _id_token(Secret(_decode(answer, _IdTokenAnswer, doing).id_token), audience, doing, now)
+        return id_token_of(Secret(decoded(answer, IdTokenAnswer, doing).id_token), audience, doing, now)
 
     async def impersonation_id_token(
         self, grant: GcpImpersonation, base: GoogleToken, audience: str, now: datetime
@@ -273,7 +279,7 @@ class GoogleMint:
             *([base.session_token, base.secret_access_key] if base is not None else []),
         ]
         answer = await self._post_form(url, reach, form, doing=doing, now=now, secrets=secrets, timed=True)
-        found = _token_answer(answer, doing)
+        found = token_answer(answer, doing)
         return Issued(
             GoogleToken(
                 access_token=Secret(found.access_token),
@@ -298,27 +304,27 @@ class GoogleMint:
     ) -> Issued[GoogleToken]:
         doing = "google impersonation"
         if principal in self._capped:
-            lifetime_seconds = min(lifetime_seconds, _USUAL_SECONDS)
-        body = {"delegates": _accounts(delegates), "scope": list(scopes), "lifetime": f"{lifetime_seconds}s"}
+            lifetime_seconds = min(lifetime_seconds, USUAL_SECONDS)
+        body = {"delegates": accounts_of(delegates), "scope": list(scopes), "lifetime": f"{lifetime_seconds}s"}
         try:
             answer = await self._post_json(principal, "generateAccessToken", body, bearer=bearer, doing=doing, now=now)
         except Denied as error:
-            if error.code != "INVALID_ARGUMENT" or lifetime_seconds <= _USUAL_SECONDS:
+            if error.code != "INVALID_ARGUMENT" or lifetime_seconds <= USUAL_SECONDS:
                 raise
             # Without the organisation policy an hour is the most: a shorter life is better than none.
-            body["lifetime"] = f"{_USUAL_SECONDS}s"
+            body["lifetime"] = f"{USUAL_SECONDS}s"
             answer = await self._post_json(principal, "generateAccessToken", body, bearer=bearer, doing=doing, now=now)
             self._capped.add(principal)
-        found = _decode(answer, _AccessTokenAnswer, doing)
+        found = decoded(answer, AccessTokenAnswer, doing)
         try:
             expires_at = parsed(lambda: parse_timestamp(found.expire_time))
         except NotThatShapeError:
-            raise _broken(doing, answer) from None
+            raise broken(doing, answer) from None
         access_token = Secret(found.access_token)
         sendable(doing, answer.date, access_token)
         left = min(expires_at - now, expires_at - (answer.date or now), key=abs)
         if over(expires_at, answer.date, now) or left > LONGEST_GOOGLE + CLOCK_SUSPECT:
-            raise _broken(doing, answer)
+            raise broken(doing, answer)
         token = GoogleToken(
             access_token=access_token,
             issued_at=now,
@@ -333,9 +339,9 @@ class GoogleMint:
         self, principal: str, bearer: Secret, delegates: tuple[str, ...], audience: str, now: datetime
     ) -> IdToken:
         doing = "google impersonation identity token"
-        body = {"delegates": _accounts(delegates), "audience": audience, "includeEmail": True}
+        body = {"delegates": accounts_of(delegates), "audience": audience, "includeEmail": True}
         answer = await self._post_json(principal, "generateIdToken", body, bearer=bearer, doing=doing, now=now)
-        return _id_token(Secret(_decode(answer, _GeneratedIdToken, doing).token), audience, doing, now)
+        return id_token_of(Secret(decoded(answer, GeneratedIdToken, doing).token), audience, doing, now)
 
     async def _post_json(
         self, principal: str, verb: str, body: dict[str, Any], *, bearer: Secret, doing: str, now: datetime
@@ -395,7 +401,7 @@ class GoogleMint:
             dated = self._times.at(url, now) if timed else now
             if timed and clock_is_suspect(answer.date, dated):
                 self._times.refused(url, answer.date)
-            raise _refusal(answer, doing, dated, secrets, timed=timed)
+            raise refusal(answer, doing, dated, secrets, timed=timed)
         return answer
 
     def _route(self, named: str, endpoint: str, doing: str) -> tuple[str, Reach]:
@@ -428,129 +434,6 @@ def aws_subject_token(base: AwsCredential, audience: str, region: str, now: date
     )
     pairs = [{"key": name.lower(), "value": value} for name, value in sorted(headers.items())]
     return quote(msgspec.json.encode({"url": url, "method": "POST", "headers": pairs}))
-
-
-class _TokenAnswer(msgspec.Struct, frozen=True):
-    access_token: Annotated[str, msgspec.Meta(min_length=1)]
-    # A number that Google's token service has been seen to send as text.
-    expires_in: Annotated[int, msgspec.Meta(ge=1)] | Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,6}\Z")]
-    scope: str = ""
-    id_token: str = ""
-
-    def seconds(self) -> int:
-        return int(self.expires_in)
-
-
-class _IdTokenAnswer(msgspec.Struct, frozen=True):
-    id_token: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class _GeneratedIdToken(msgspec.Struct, frozen=True):
-    token: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class _AccessTokenAnswer(msgspec.Struct, frozen=True, rename="camel"):
-    access_token: Annotated[str, msgspec.Meta(min_length=1)]
-    expire_time: str
-
-
-class _RpcStatus(msgspec.Struct, frozen=True):
-    status: str = ""
-    message: str = ""
-
-
-class _ErrorAnswer(msgspec.Struct, frozen=True):
-    error: str | _RpcStatus
-    error_description: str = ""
-
-
-class _Claims(msgspec.Struct, frozen=True):
-    exp: Annotated[int, msgspec.Meta(ge=1, le=253402300799)] | None = None
-    iat: Annotated[int, msgspec.Meta(ge=0, le=253402300799)] | None = None
-    email: str | None = None
-
-
-def _decode(answer: UpstreamResponse, shape: type[_T], doing: str) -> _T:
-    try:
-        return decode(answer.body, shape)
-    except NotThatShapeError:
-        raise _broken(doing, answer) from None
-
-
-def _token_answer(answer: UpstreamResponse, doing: str) -> _TokenAnswer:
-    """The answer of a token endpoint.
-
-    A life above what Google gives is refused and not capped: whoever writes such a number does not know when the token
-    ends, and a guess of ours that is too long would hand out a dead token as a live one.
-
-    Raises:
-        Transient: it is not one, its life is not credible, or it cannot be sent.
-    """
-    found = _decode(answer, _TokenAnswer, doing)
-    longest = int(LONGEST_GOOGLE.total_seconds())
-    if found.seconds() > longest:
-        raise Transient(
-            f"{doing}: expected a life of 1 to {longest} seconds, got more", code="lifetime", server_time=answer.date
-        )
-    sendable(doing, answer.date, Secret(found.access_token))
-    return found
-
-
-def _broken(doing: str, answer: UpstreamResponse) -> Transient:
-    return Transient(f"{doing}: the answer is not what the api promises", code="protocol", server_time=answer.date)
-
-
-def _refusal(
-    answer: UpstreamResponse, doing: str, now: datetime, secrets: Iterable[Secret | str], *, timed: bool
-) -> ProviderError:
-    code, text = _reason(answer)
-    skewed = timed and clock_is_suspect(answer.date, now)
-    passing = passing_status(answer.status) or code in _PASSING_ERRORS or code in _PASSING_RPC or skewed or not code
-    kind: type[ProviderError] = Transient if passing else Denied
-    code = word(code, f"http-{answer.status}")
-    text = said(text, secrets)
-    return kind(
-        f"{doing}: {code}" + (f": {text}" if text else ""),
-        hint=clock_hint(answer.date, now) if skewed else _HINTS.get(code),
-        code=code,
-        server_time=answer.date,
-        pause_seconds=asked_pause(answer.headers, answer.date),
-    )
-
-
-def _reason(answer: UpstreamResponse) -> tuple[str, str]:
-    """The code and text of Google's two kinds of error body; empty when it is neither (then it is not Google's)."""
-    try:
-        found = decode(answer.body, _ErrorAnswer)
-    except NotThatShapeError:
-        return "", ""
-    if isinstance(found.error, _RpcStatus):
-        return found.error.status, found.error.message
-    return found.error, found.error_description
-
-
-def _accounts(emails: tuple[str, ...]) -> list[str]:
-    return [f"projects/-/serviceAccounts/{email}" for email in emails]
-
-
-def _claims(token: str) -> _Claims:
-    """The claims of a token that came over TLS from its issuer, hence not verified; empty when it is not one."""
-    return jwt.claims(token, _Claims) or _Claims()
-
-
-def _id_token(token: Secret, audience: str, doing: str, now: datetime) -> IdToken:
-    sendable(doing, None, token)
-    claims = _claims(token.reveal())
-    if claims.exp is None:
-        raise Transient(f"{doing}: the token has no end", code="protocol")
-    issued_at = datetime.fromtimestamp(claims.iat, UTC) if claims.iat is not None else now
-    return IdToken(
-        token=token,
-        audience=audience,
-        issued_at=min(issued_at, now),
-        # No longer than any that Google gives: an end far off would be kept, and served, for ever.
-        expires_at=min(datetime.fromtimestamp(claims.exp, UTC), now + LONGEST_GOOGLE),
-    )
 
 
 def _signed_assertion(grant: GcpServiceAccount, claims: dict[str, Any], doing: str) -> str:

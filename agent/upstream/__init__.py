@@ -11,12 +11,11 @@ from agent.upstream.door import (
     NotHere,
     Reach,
     Upstream,
-    UpstreamRefused,
     UpstreamResponse,
     UpstreamSettings,
     UpstreamStream,
-    origin_of,
 )
+from agent.upstream.guard import UpstreamRefused, origin_of
 from agent.upstream.metadata import Ec2Metadata, GceMetadata
 from agent.upstream.pause import LONGEST_PAUSE_SECONDS, asked_pause
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import importlib
-import ipaddress
 import os
 import socket
 import ssl
@@ -32,26 +31,21 @@ from agent import __version__
 from agent.core.errors import UpstreamError
 from agent.core.timekeeping import Witness
 from agent.upstream.authorities import Authorities
-from agent.upstream.dates import METADATA_V6, date_of, witness_of
+from agent.upstream.dates import date_of, witness_of
 from agent.wire.names import USER_AGENT_PREFIX
 
 if TYPE_CHECKING:
     import aiohttp
-    from yarl import URL
 
     from agent.upstream.names import Resolver
 
 #: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
+from agent.upstream.guard import UpstreamRefused, may_reach, parsed, refuse_literal, refused_address
+
 _MAX_HEAD_LINE_BYTES = 16384
+
+
 _SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
-
-
-class UpstreamRefused(UpstreamError):
-    """We did not ask: the URL or the address behind it is not one we may go to. It will not pass by itself."""
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, code="refused")
 
 
 class NotHere(UpstreamError):
@@ -247,13 +241,13 @@ class Upstream:
     ) -> AsyncIterator[UpstreamStream]:
         """Like :meth:`request`, but hand over the answer while its body is still to come."""
         settings = self._settings
-        target = _parse(url)
+        target = parsed(url)
         origin = str(target.origin())
         proxy = settings.proxy if reach is not Reach.LINK else None
         guarded = reach is Reach.PUBLIC
         if guarded and proxy is not None:
             # The proxy resolves the name and decides; only what is written as an address can be judged here.
-            _refuse_literal(target, allow_private=settings.allow_private_addresses)
+            refuse_literal(target, allow_private=settings.allow_private_addresses)
             guarded = False
         aiohttp = await self._library()
         timeout = aiohttp.ClientTimeout(
@@ -370,7 +364,7 @@ class Upstream:
         # Called with the very address about to be connected, after resolution: a name that resolves to something
         # else a moment after it was checked (DNS rebinding) gains nothing.
         family, kind, protocol, _, sockaddr = address
-        if not _may_reach(str(sockaddr[0]), allow_private=self._settings.allow_private_addresses):
+        if not may_reach(str(sockaddr[0]), allow_private=self._settings.allow_private_addresses):
             raise _AddressRefusedError
         return socket.socket(family, kind, protocol)
 
@@ -380,34 +374,6 @@ class _AddressRefusedError(OSError):
 
     def __init__(self) -> None:
         super().__init__("address refused")
-
-
-def origin_of(url: str) -> str:
-    """The scheme, host and port of ``url`` as this module would connect to them (default port left out).
-
-    Allow-lists compare this, so that the name that is checked and the name that is connected come from one parser.
-
-    Raises:
-        UpstreamRefused: not an absolute http(s) URL, or one that carries a user name.
-    """
-    return str(_parse(url).origin()).lower()
-
-
-def _parse(url: str) -> URL:
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise UpstreamRefused("a url may hold printable ascii without spaces only")
-    from yarl import URL  # noqa: PLC0415 - part of aiohttp, and its reader of URLs
-
-    try:
-        target = URL(url, encoded=True)
-        port = target.port
-    except ValueError:
-        raise UpstreamRefused("not a url") from None
-    if target.scheme not in {"http", "https"} or not target.host or port is None:
-        raise UpstreamRefused("expected an absolute http or https url")
-    if target.user is not None or target.password is not None:
-        raise UpstreamRefused(f"a url must not carry a user name or password: {target.scheme}://...@{target.host}")
-    return target
 
 
 def _outgoing(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> CIMultiDict[str]:
@@ -421,48 +387,13 @@ def _outgoing(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> CIMulti
     return outgoing
 
 
-def _may_reach(address: str, *, allow_private: bool) -> bool:
-    """Whether a URL that came out of a bundle may lead to ``address``."""
-    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        # Forms of IPv6 that end at an IPv4 address are judged by that address.
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif ip in _NAT64:
-            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        elif ip.sixtofour is not None:
-            ip = ip.sixtofour
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in METADATA_V6:
-        return False
-    if ip.is_private or ip.is_loopback:
-        return allow_private
-    return ip.is_global
-
-
-def _refuse_literal(target: URL, *, allow_private: bool) -> None:
-    host = target.host or ""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return  # a name
-    if not _may_reach(host, allow_private=allow_private):
-        raise _refused(str(target.origin()))
-
-
-def _refused(origin: str) -> UpstreamRefused:
-    return UpstreamRefused(
-        f"{origin} leads to a private, loopback or link-local address",
-        hint="a url from a bundle must be public unless the configuration allows private addresses",
-    )
-
-
 def _translate(error: BaseException, origin: str) -> UpstreamError:
     """Map what the HTTP library raised. Only class names and the system's own error texts are repeated."""
     import aiohttp  # noqa: PLC0415 - loaded by now: it raised this
 
     cause = getattr(error, "os_error", None)
     if isinstance(error, _AddressRefusedError) or isinstance(cause, _AddressRefusedError):
-        return _refused(origin)
+        return refused_address(origin)
     match error:
         case TimeoutError():
             return UpstreamError(f"{origin} did not answer in time", code="timeout")

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.upstream import Reach, Upstream, UpstreamError, UpstreamRefused, UpstreamSettings, origin_of
 from agent.upstream.authorities import Authorities
-from agent.upstream.door import _may_reach
+from agent.upstream.guard import may_reach
 from tests.fakes.net import Answer, Asked, Fault, Handler, serve
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -470,19 +470,19 @@ def test_usable_after_close() -> None:
 )
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     """A URL from a bundle leads to no private, loopback, link-local or reserved address, in no disguise."""
-    assert not _may_reach(address, allow_private=False)
+    assert not may_reach(address, allow_private=False)
 
 
 @pytest.mark.parametrize("address", ["52.94.236.248", "2600:1f00::1", "::ffff:52.94.236.248", "64:ff9b::345e:ecf8"])
 def test_public_addresses_are_reached(address: str) -> None:
     """Public addresses are reached, also through NAT64."""
-    assert _may_reach(address, allow_private=False)
+    assert may_reach(address, allow_private=False)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "::1", "fc00::1", "52.94.236.248"])
 def test_private_addresses_can_be_allowed(address: str) -> None:
     """The operator may allow private and loopback addresses."""
-    assert _may_reach(address, allow_private=True)
+    assert may_reach(address, allow_private=True)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_private_addresses_can_be_allowed(address: str) -> None:
 )
 def test_link_local_addresses_are_never_allowed(address: str) -> None:
     """Allowing private addresses does not open the metadata services to a bundle."""
-    assert not _may_reach(address, allow_private=True)
+    assert not may_reach(address, allow_private=True)
 
 
 def test_every_ipv4_verdict_is_the_same_when_mapped() -> None:
@@ -498,7 +498,7 @@ def test_every_ipv4_verdict_is_the_same_when_mapped() -> None:
     for address in ("8.8.8.8", "10.1.2.3", "127.0.0.1", "169.254.1.1", "198.51.100.7"):
         mapped = str(ip_address("::ffff:" + address))
         for allow in (True, False):
-            assert _may_reach(mapped, allow_private=allow) == _may_reach(address, allow_private=allow)
+            assert may_reach(mapped, allow_private=allow) == may_reach(address, allow_private=allow)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"])
