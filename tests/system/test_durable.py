@@ -325,7 +325,7 @@ class TestOneOwner:
         with world.agent() as first:
             first.ready()
             first.push(world.seal(world.session(KEYS[1])))
-            hasty = "import agent.daemon; agent.daemon.CLAIM_SECONDS = 0.5\n"
+            hasty = "import agent.daemon.remembered as r; r.CLAIM_SECONDS -= 4.5\n"
             with world.agent({"listen": {"control": world.root / "run" / "control2"}}, prelude=hasty) as second:
                 assert second.wait() != 0
                 assert "another agent uses" in second.stderr

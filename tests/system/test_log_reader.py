@@ -223,14 +223,14 @@ def test_what_python_itself_says_goes_the_same_way(world: World, manager: Notify
         "class Broken:\n"
         "    def __del__(self): raise ValueError('finalizer')\n"
         "serve = agent.daemon.Daemon._serve\n"
-        "async def loud(self, *given):\n"
+        "async def loud(self, *given, **named):\n"
         "    for _ in range(200):\n"
         "        Broken()\n"
         "        warnings.warn('odd', stacklevel=1)\n"
         "        asyncio.get_running_loop().call_soon(lambda: 1 / 0)\n"
         "        threading.Thread(target=lambda: 1 / 0).start()\n"
         "        print('x' * 1000, file=sys.stderr)\n"
-        "    await serve(self, *given)\n"
+        "    await serve(self, *given, **named)\n"
         "agent.daemon.Daemon._serve = loud\n"
     )
     with Mute(world, manager, "2>/dev/full", prelude=noisy) as mute:

@@ -244,8 +244,8 @@ class TestWatchdog:
         """A keeper that does not come round any more is not fed for, though the doors still answer."""
         stuck = (
             "import signal, threading, asyncio\n"
-            "import agent.daemon, agent.keeper\n"
-            "agent.daemon.STALE_LOOP_SECONDS = 1.0\n"
+            "import agent.daemon.ready, agent.keeper\n"
+            "agent.daemon.ready.STALE_LOOP_SECONDS -= 89.0\n"
             "caught = threading.Event()\n"
             "sleep = agent.keeper.Keeper._sleep\n"
             "async def hangs(self, seconds):\n"
