@@ -20,7 +20,7 @@ SHIM = Path(__file__).with_name("warp.c")
 
 _PRELUDE = """
 import asyncio, time
-import agent.daemon
+import agent.daemon.service
 from agent.host.clock import SystemClock
 SPEED, FROM, BOOT = {speed!r}, {origin!r}, time.clock_gettime(time.CLOCK_BOOTTIME)
 def wall():
@@ -32,7 +32,8 @@ class Fast(SystemClock):
         super().__init__(boottime=boottime, wall=wall)
     async def sleep(self, seconds):
         await asyncio.sleep(seconds / SPEED)
-agent.daemon.SystemClock = Fast
+assert agent.daemon.service.SystemClock is SystemClock, "the composition root takes its clock elsewhere"
+agent.daemon.service.SystemClock = Fast
 """
 
 
