@@ -32,6 +32,9 @@ class Demo:
 
     def __init__(self, out: Path, *options: str) -> None:
         self.out = out
+        # A shell starts what it puts into the background with SIGINT ignored, and every child inherits that.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with out.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.demo", *options],
