@@ -493,7 +493,12 @@ class Machine:
         wait = ["--wait"] if healthy else []  # a unit that is tried for ever never is done
         state = self.run("systemctl", "is-system-running", *wait, check=False, seconds=120).strip()
         if not healthy:
-            self.until(lambda: self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active")
+            # An agent that doubts whose its memory is says that it is ready ten seconds after the grace, no sooner.
+            self.until(
+                lambda: self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active",
+                seconds=75,
+                what="multi-user.target",
+            )
         assert state in {"running", "degraded"} or not healthy, f"booted to {state!r}"
         failed = self.run("systemctl", "list-units", "--failed", "--plain", "--no-legend").strip()
         assert not healthy or "credential-agent" not in failed, f"{failed}\n{self.log()}"
