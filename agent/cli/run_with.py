@@ -16,8 +16,6 @@ from agent.cli.wait import Workers, await_identity
 from agent.core.text import os_reason
 
 EX_NOT_FOUND: Final = 127  # as a shell says it
-
-
 EX_NOT_EXECUTABLE: Final = 126
 
 

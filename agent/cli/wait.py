@@ -16,11 +16,7 @@ from agent.core.errors import HostError
 from agent.wire import names
 
 POLL_SECONDS: Final = 0.25
-
-
 _NOT_SAID: Final = "an identity of which the agent does not say whose it is"
-
-
 _WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machine's own identity"}
 
 

@@ -8,36 +8,16 @@ import msgspec
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """``sun_path`` of unix(7) holds 108, the NUL at its end included."""
-
-
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
-
-
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{1,4095}\Z")]
-
-
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]{1,2000}\Z")]
-
-
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
-
-
 VariablePattern = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_*]{1,128}\Z")]
-
-
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
 # What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
-
-
 VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
-
-
 HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:_-]{1,253}\Z")]
-
-
 MetadataPath = Annotated[str, msgspec.Meta(pattern=r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z")]
-
-
 Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
 
 

@@ -26,19 +26,12 @@ from agent.config.schema import (
 )
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<where>[^`]*)`)?$", re.DOTALL)
-
-
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
-
-
 _CHOICE = re.compile(r"^Invalid (?:enum )?value '(?P<value>.*)'$")
-
-
 _PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
 
-# What a pattern means, for a person: every pattern above has its words.
 
-
+# What a pattern means, for a person: every pattern of the schema has its words.
 MEANING: Final = {
     repr(pattern): words
     for pattern, words in {

@@ -72,11 +72,6 @@ class Away:
         self.files: dict[str, str] = dict(files or {})
         self.ask: Ask = ask
 
-    def clear(self) -> None:
-        """Nothing is known to be away: everything is looked at anew."""
-        self.reasons.clear()
-        self.files.clear()
-
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
         """Take note of an error, if that is all that it needs.
 

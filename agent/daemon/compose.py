@@ -29,8 +29,6 @@ from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
 
 LOOKUPS = 4
 """Threads in which one client looks names up, for the operator's hosts, and as many for those that bundles name."""
-
-
 Hear = Callable[[Witness, datetime, float], object]
 """Hears what a server said of the time: who, what, and for how many seconds the answer was under way."""
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from agent.core.model import INSTANCE, Grant
+from agent.core.model import INSTANCE
 from agent.identity.events import Holding, IdTokenMinted, MintedFor, Remnant, Waiting
-from agent.identity.slots import Blocked, Failing, Slot
+from agent.identity.slots import Blocked, Failing
 from agent.identity.standing import google_source
-from agent.identity.state import State, slots_of
+from agent.identity.state import State, digest_of, slots_of
 
 
 def holdings(state: State) -> list[Holding]:
     """Every credential that a later process of this machine may take over."""
     return [
-        Holding(slot.key, _digest(state, slot), held.credential, held.counted_end)
+        Holding(slot.key, digest_of(state, slot.grant), held.credential, held.counted_end)
         for slot in slots_of(state)
         if (held := slot.state.held) is not None
     ]
@@ -29,7 +29,7 @@ def id_tokens(state: State) -> list[MintedFor]:
     """The identity tokens that a later process of this machine may take over."""
     newest = sorted(state.id_tokens.values(), key=lambda one: one[0].expires_at, reverse=True)
     return [
-        MintedFor(token, grant.id if grant is not None else INSTANCE, _digest_of(state, grant))
+        MintedFor(token, grant.id if grant is not None else INSTANCE, digest_of(state, grant))
         for token, grant in newest[:MOST_ID_TOKENS]
     ]
 
@@ -41,17 +41,13 @@ def minted(state: State, left: MintedFor, now: datetime) -> IdTokenMinted | None
         return None
     grant = served[0]
     of = grant.id if grant is not None else INSTANCE
-    return IdTokenMinted(left.token, grant) if (of, _digest_of(state, grant)) == left[1:] else None
-
-
-def _digest_of(state: State, grant: Grant | None) -> str:
-    return state.bundle.digest if state.bundle is not None and grant is not None else ""
+    return IdTokenMinted(left.token, grant) if (of, digest_of(state, grant)) == left[1:] else None
 
 
 def waiting(state: State) -> list[Waiting]:
     """Every credential that could not be issued at the last attempt."""
     return [
-        Waiting(slot.key, _digest(state, slot), slot.state.attempts, slot.state.due_at, slot.state.failure)
+        Waiting(slot.key, digest_of(state, slot.grant), slot.state.attempts, slot.state.due_at, slot.state.failure)
         for slot in slots_of(state)
         if isinstance(slot.state, Failing | Blocked) and slot.state.attempts
     ]
@@ -66,7 +62,3 @@ def remnants(state: State) -> list[Remnant]:
         Remnant(cloud, digest, left.held.credential, left.held.counted_end, left.name, left.lease)
         for cloud, left in state.identity.previous.items()
     ]
-
-
-def _digest(state: State, slot: Slot) -> str:
-    return state.bundle.digest if state.bundle is not None and not slot.key.is_instance else ""

@@ -189,6 +189,11 @@ def source_of(state: State, slot: Slot) -> Slot | None:
     return found
 
 
+def digest_of(state: State, grant: Grant | None) -> str:
+    """The digest of the bundle that ``grant`` is of; empty for the machine's own identity, and without a bundle."""
+    return state.bundle.digest if state.bundle is not None and grant is not None else ""
+
+
 def serves(state: State, cloud: Cloud) -> Key:
     """The key of the slot that ``cloud`` is served from, if it is served at all."""
     key = state.identity.routes.get(cloud) if state.identity is not None else None

@@ -84,6 +84,7 @@ from agent.identity.state import (
     Previous,
     State,
     changed,
+    digest_of,
     is_routed,
     lease_over,
     may_fall_back,
@@ -441,9 +442,7 @@ def remnant_restored(state: State, event: Remnant, now: datetime, _rng: random.R
 def _left_for(state: State, key: Key, digest: str) -> Slot | None:
     """The slot that an earlier process's result is for, if the same bundle is in force."""
     slot = slot_at(state, key)
-    bundle = state.bundle
-    mine = bundle.digest if bundle is not None and not key.is_instance else ""
-    return slot if digest == mine else None
+    return slot if slot is not None and digest == digest_of(state, slot.grant) else None
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

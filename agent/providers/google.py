@@ -66,29 +66,13 @@ from agent.wire.ec2 import parse_timestamp
 
 _MAX_ANSWER_BYTES: Final = 65536
 #: Google takes no assertion that claims more.
-
-
 _ASSERTION_LIFE_SECONDS: Final = 3600
-
-
 _ASSERTION_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
-
-
 _JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-
-
 _TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105 - a grant type's name
-
-
 _ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a token type's name
-
-
 _JWT_TYPE: Final = "urn:ietf:params:oauth:token-type:jwt"
-
-
 _AWS4_REQUEST_TYPE: Final = "urn:ietf:params:aws:token-type:aws4_request"
-
-#: OAuth 2.0 errors that pass by themselves (RFC 6749 section 4.1.2.1; Google adds the first).
 
 
 class GoogleMint:

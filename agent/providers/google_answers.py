@@ -27,12 +27,9 @@ from agent.providers.refusals import (
 from agent.upstream import UpstreamResponse, asked_pause
 
 USUAL_SECONDS: Final = int(USUAL_GOOGLE_TOKEN.total_seconds())
-
-
+#: OAuth 2.0 errors that pass by themselves (RFC 6749 section 4.1.2.1; Google adds the first).
 _PASSING_ERRORS: Final = frozenset({"internal_failure", "server_error", "temporarily_unavailable"})
 #: ``google.rpc.Code`` names that pass by themselves.
-
-
 _PASSING_RPC: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED"})
 
 

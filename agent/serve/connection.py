@@ -27,19 +27,13 @@ if TYPE_CHECKING:
 
 
 _BAD_REQUEST: Final = Response(400)
-
 _FAULTS: Final = {status: Response(status) for status in (400, 413, 414, 431)}
-
 _TIMEOUT: Final = Response(408)
-
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
 _SURPLUS_BYTES: Final = 1 << 20
 """How much of a body that was refused is read and thrown away, so that the refusal is not lost in a reset."""
-
 _PIPELINED_BYTES: Final = 65536
 """How much may come behind a request that waits. Its connection is read on, to hear when the client leaves."""
-
 _UCRED: Final = struct.Struct("3i")
 
 

@@ -19,9 +19,7 @@ class Drop(enum.Enum):
 
 
 DROP: Final = Drop.DROP
-
 Outcome = Response | Drop
-
 Later = Callable[[], Coroutine[Any, Any, Outcome]]
 """An answer that must be waited for: called once, by the task that waits. (A coroutine made before and not awaited,
 because the client left in the same instant, would be a warning.)"""

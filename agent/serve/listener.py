@@ -40,29 +40,19 @@ from agent.serve.target import LONGEST_REMEMBERED, Target, read_target
 from agent.wire.http import Request
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
 _SWEEP_SECONDS: Final = 0.25
-
 _MEMO_ENTRIES: Final = 1024
-
 _LONG_POLL_SECONDS: Final = 3.0
 """What has been held for longer than this is a long poll, and no shutdown waits for it."""
-
 _SURPLUS_AT_ONCE: Final = 64
 """Of so many connections at each sweep, a piece each."""
-
 _OWNERS_AGAIN_SECONDS: Final = 0.5
-
 _ASKED_AT_ONCE: Final = 256
 """So many sockets' owners are asked for in one round of the loop, at some 15 microseconds each."""
-
 _LEAVING_AT_ONCE: Final = 256
 """Who goes is judged anew after so many, or after :data:`_LEAVING_SECONDS`."""
-
 _LEAVING_SECONDS: Final = 0.25
-
 _SHED_TO: Final = 0.75
 """The part of the buffered bytes that may stay when there were too many: to count them again for each byte is dear."""
 

@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 #: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
 from agent.upstream.guard import UpstreamRefused, may_reach, parsed, refuse_literal, refused_address
 
+#: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
 _MAX_HEAD_LINE_BYTES = 16384
-
-
 _SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
 
 

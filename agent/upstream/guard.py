@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from yarl import URL
 
 
-#: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
-
-
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
 
 
