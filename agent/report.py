@@ -19,7 +19,7 @@ from agent.core.source import Ack
 from agent.core.text import instant
 from agent.core.view import Absent, Ended, Live, Origin, Pending
 from agent.host.arrival import STATES, Arrival
-from agent.identity import outlook, standing
+from agent.identity import standing, until
 from agent.identity.store import Store
 
 if TYPE_CHECKING:
@@ -179,23 +179,23 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
 
 
 def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
-    answer = store.view(cloud, now)
+    answer = store.answer(cloud, now)
     document: dict[str, Any] = {
         "state": _STATE[type(answer)],
         "origin": str(standing.origin(store.state, cloud, now)),
         "identity": None,
         "why": None,
         "expires_at": None,
-        "horizon": _stamp(outlook.valid_until(store.state, cloud, now)),
+        "horizon": _stamp(until.valid_until(store.state, cloud, now)),
         "horizon_reason": None,
-        "at_the_end": outlook.what_follows(store.state, cloud, now),
+        "at_the_end": until.what_follows(store.state, cloud, now),
     }
     if not isinstance(answer, Live):
         document["why"] = answer.why
         return document
     document["identity"] = answer.name
     document["expires_at"] = _stamp(answer.credential.expires_at)
-    document["horizon_reason"] = outlook.why_until(store.state, cloud, now)
+    document["horizon_reason"] = until.why_until(store.state, cloud, now)
     if isinstance(answer.credential, AwsCredential):
         document["access_key_id"] = f"...{answer.credential.access_key_id[-4:]}"
         document["role_arn"] = answer.credential.role_arn
@@ -240,7 +240,7 @@ class _Collector:
             return family
 
         store, counters, vitals, now = self._store, self._counters, self._vitals, self._now
-        answers = {cloud: store.view(cloud, now) for cloud in Cloud}
+        answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
         origins = {cloud: standing.origin(store.state, cloud, now) for cloud in Cloud}
         yield gauge("info", "The running version.", ("version",), [((agent.__version__,), 1.0)])
         yield gauge(
@@ -273,7 +273,7 @@ class _Collector:
             [
                 ((c,), 0.0 if isinstance(a, Ended) else _left(h or now, now))
                 for c, a in answers.items()
-                if (h := outlook.valid_until(store.state, c, now)) is not None or isinstance(a, Ended)
+                if (h := until.valid_until(store.state, c, now)) is not None or isinstance(a, Ended)
             ],
         )
         yield gauge("bundle_seq", "The seq in force.", (), [((), float(store.bundle.seq))] if store.bundle else [])

@@ -75,7 +75,7 @@ class Row(NamedTuple):
     runs: str = ""
 
 
-# The first row that fits counts. A console block is judged command by command.
+# The first row that fits counts. A console block is evaluated command by command.
 COVERED = (
     Row("README.md", "make demo", "tests/system/test_demo.py::test_every_step_goes_as_said", '"tests.demo"'),
     Row(
@@ -86,7 +86,9 @@ COVERED = (
     ),
     Row("README.md", "make test", "what runs this very test"),
     Row("README.md", "laptop or control plane", "a picture"),
-    Row("agent/README.md", "keeper | report", "tests/test_map.py::test_the_layers_are_those_that_are_checked", "MAP"),
+    Row(
+        "agent/README.md", "controller | report", "tests/test_map.py::test_the_layers_are_those_that_are_checked", "MAP"
+    ),
     Row("agent/README.md", "", "tests/test_map.py::test_every_path_that_the_map_names_exists", "MAP"),  # two pictures
     Row("tests/fakes/README.md", "Greeter", "tests/test_map.py::test_the_example_of_a_fake_is_one", "README.md"),
     Row("README.md", "packer/install.sh", "tests/system/test_install.py::test_it_installs", '"/payload/install.sh"'),
@@ -245,7 +247,7 @@ def test_every_example_is_run_by_somebody(page: str, example: str) -> None:
 
 
 def test_a_row_of_which_no_test_runs_anything_is_found() -> None:
-    """The judge of the rows sees through: a word that stands elsewhere in the module is not in a test's reach."""
+    """The check of the rows sees through: a word that stands elsewhere in the module is not in a test's reach."""
     here = Path(__file__)
     assert "sts.user()" in reach(here, "test_the_readme_word_by_word", set())
     assert "sts.user()" not in reach(here, "test_commands_in_backticks_exist", set())

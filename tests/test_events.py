@@ -21,8 +21,8 @@ from agent.core.counters import Counters
 from agent.core.verdict import Accepted, Event, Memory, Policy
 from agent.host.arrival import STATES, Arrival
 from agent.serve.handling import Access
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import bundle, session
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import bundle, session
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "agent" / "EVENTS.md"
@@ -61,7 +61,7 @@ def levels_in(node: ast.AST) -> frozenset[str]:
 
 
 def words_in(node: ast.AST, assigned: dict[str, ast.expr]) -> frozenset[str]:
-    """The names of events that ``node`` may be: a word, one of two, a name for either, or the keeper's notices."""
+    """The names of events that ``node`` may be: a word, one of two, a name for either, or the controller's notices."""
     match node:
         case ast.Constant(value=str() as word):
             return frozenset({word})
@@ -289,7 +289,7 @@ def scraped() -> Iterator[Metric]:
     """What a scrape has of a worker of which everything is so that may be: each family has a row."""
     rng = Random(1)
     store = Store(Policy(grace=timedelta()), Memory(instance_id="i-1"), NOW, rng)
-    verdict = store.judge(bundle(session(hours=1, now=NOW), now=NOW), NOW)
+    verdict = store.evaluate(bundle(session(hours=1, now=NOW), now=NOW), NOW)
     assert isinstance(verdict, Accepted)
     store.accept(verdict, NOW)
     counters = Counters(

@@ -195,10 +195,10 @@ def test_every_error_is_raised_somewhere() -> None:
 # -- one owner of what changes ----------------------------------------------------------------------------------------
 
 DURABLE = {"BundleAccepted", "BundleRevoked", "MemoryAdopted", "MemoryReset", "MemoryDoubted"}
-"""The events that change what outlives the process: of agent/keeper/durable.py alone."""
+"""The events that change what outlives the process: of agent/controller/durable.py alone."""
 
 CHANGING = {"apply", "take", "due", "tick"}
-"""The methods of the store that let events happen: of the keeper's room alone."""
+"""The methods of the store that let events happen: of the controller's room alone."""
 
 
 def test_the_shell_is_changed_by_events_alone() -> None:
@@ -239,13 +239,13 @@ def _names(path: Path, names: set[str]) -> list[str]:
 
 
 def test_only_the_keeper_changes_the_store() -> None:
-    """No room but the keeper's lets an event happen in the store: nobody else could lose an update."""
-    assert [call for path in outside("keeper/", "identity/") for call in _calls(path, CHANGING)] == []
+    """No room but the controller's lets an event happen in the store: nobody else could lose an update."""
+    assert [call for path in outside("controller/", "identity/") for call in _calls(path, CHANGING)] == []
 
 
 def test_what_is_durable_has_one_owner() -> None:
     """One module changes what outlives the process, and it alone writes it down."""
-    owner = ROOT / "agent/keeper/durable.py"
+    owner = ROOT / "agent/controller/durable.py"
     others = [path for path in AGENT if path != owner]
     outsiders = [path for path in outside("identity/") if path != owner]
     assert [name for path in outsiders for name in _names(path, DURABLE)] == []
@@ -284,7 +284,7 @@ INSIDE: dict[str, set[str]] = {
     "tests/unit/serve/test_fair_shares.py": {"_open"},  # what is known of connections, which no answer tells
     "tests/unit/sources/test_https.py": {"_watched"},
     # Addresses that nothing may reach from here; what is let go.
-    "tests/unit/upstream/test_door.py": {"_former", "_looking"},
+    "tests/unit/upstream/test_client.py": {"_former", "_looking"},
 }
 """Where a test looks inside a product class, and why. The list only gets shorter: what a test needs, others may need."""
 

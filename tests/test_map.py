@@ -81,7 +81,7 @@ def test_each_way_names_packages_in_code(way: str) -> None:
 
 
 def test_every_name_in_code_style_is_in_the_code() -> None:
-    """A name that the map has in backticks (``_tree_of``, ``Board``, ``fetch()``) occurs in the code or its settings."""
+    """A name that the map has in backticks (``_tree_of``, ``View``, ``fetch()``) occurs in the code or its settings."""
     words = set(re.findall(r"`(_?[A-Za-z]\w+)(?:\(\))?`", MAP))
     code = [*AGENT.rglob("*.py"), ROOT / "pyproject.toml", ROOT / "Makefile", *ROOT.glob("tests/*.py")]
     text = "\n".join(path.read_text() for path in code)
@@ -141,7 +141,7 @@ def test_every_fake_is_in_the_list_of_fakes() -> None:
 def test_fakes_share_no_codec_with_us() -> None:
     """A fake imports values of ``agent.core`` and nothing else of ours: who shares our codec shares our mistakes."""
     reasons = {
-        "board.py": {"agent.serve"},  # it is no fake of a service: it stands behind the real listener
+        "view.py": {"agent.serve"},  # it is no fake of a service: it stands behind the real listener
         "net.py": {"agent.upstream"},  # it stands in for the way out, so it has its shape
     }
     for path in sorted(FAKES.glob("*.py")):

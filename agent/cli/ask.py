@@ -1,4 +1,4 @@
-"""The agent's doors, asked by its own commands: the control socket, and the door that workers use.
+"""The agent's endpoints, asked by its own commands: the control socket, and the listener that workers use.
 
 ``http.client`` rather than the daemon's HTTP stack: a command must have answered before that would be imported.
 """
@@ -31,7 +31,7 @@ class Answer:
     """What came back. ``body`` may be a credential: it is not shown.
 
     Attributes:
-        origin: whose identity it is (``bundle``, ``fallback``, ``none``), of the workers' door; empty: it did not say.
+        origin: whose identity it is (``bundle``, ``fallback``, ``none``), of the workers' endpoint; empty: not told.
         refused: why the last bundle was refused, if it was.
     """
 
@@ -97,7 +97,7 @@ def control(
 
 
 def worker(address: tuple[str, int], target: str, headers: dict[str, str], *, timeout_seconds: float = 5.0) -> Answer:
-    """Ask the workers' door, as an SDK does.
+    """Ask the workers' endpoint, as an SDK does.
 
     Raises:
         HostError: nothing listens there, we are not let in, or the answer breaks off.

@@ -14,9 +14,9 @@ import click
 from agent import bundle
 from agent.cli.inputs import FILE, keys_in, read
 from agent.core.errors import BundleError, FormatError, SealError, UnreadableError, WireError
-from agent.core.horizon import horizon, sentence
 from agent.core.model import Bundle
 from agent.core.text import spell
+from agent.identity.forecast import forecasts, sentence
 from agent.sender import claims
 from agent.wire import wrapped
 
@@ -29,12 +29,14 @@ Value = TypeVar("Value")
 @click.option(
     "--signer", "signer_file", type=FILE, multiple=True, help="A sender's public key, to believe; repeatable."
 )
-@click.option("--audience", multiple=True, help="Judge it as a worker that answers to this. Default: to what it says.")
+@click.option(
+    "--audience", multiple=True, help="Evaluate it as a worker that answers to this. Default: to what it says."
+)
 def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], audience: tuple[str, ...]) -> int:
     """Show what a bundle says about itself, and with keys what it carries, secrets redacted.
 
     FILE is a bundle or a document that carries one. Each check is listed with its verdict; the exit status is 65 when
-    one refuses it. Whether `seq` is new is the worker's to know, and not judged here.
+    one refuses it. Whether `seq` is new is the worker's to know, and not evaluated here.
     """
     data = read(file)
     checks = _Checks()
@@ -45,7 +47,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
         for recipient in envelope.recipients:
             click.echo(f"  recipient {recipient.kid} by {recipient.alg.value}")
         if key_file is None:
-            click.echo("not opened: give --key to open it, and --signer to judge it")
+            click.echo("not opened: give --key to open it, and --signer to evaluate it")
             return 0
         keys = keys_in(key_file, bundle.OpeningKey.parse_all)
         kid, signed = checks.run("opens", lambda: _open(envelope, keys))
@@ -72,7 +74,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
 
 
 def _extract(data: bytes) -> bytes:
-    """The bundle in a document; what is no document that we know is taken for a bundle, and judged as one."""
+    """The bundle in a document; what is no document that we know is taken for a bundle, and evaluated as one."""
     try:
         found = wrapped.find(data)
     except (UnreadableError, WireError) as error:
@@ -117,7 +119,7 @@ def _trust(paths: Sequence[Path]) -> bundle.Trust:
 
 
 def _claimed_audiences(signed: bytes) -> tuple[str, ...]:
-    """What it claims to be addressed to, unverified: to judge everything else when no audience is given."""
+    """What it claims to be addressed to, unverified: to evaluate everything else when no audience is given."""
     try:
         payload = signed.split(b".")[1]
         said = json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["aud"]
@@ -131,7 +133,7 @@ def _show(opened: Bundle) -> None:
     """The claims of a bundle that passed every check."""
     now = datetime.now(UTC)
     click.echo(json.dumps(claims.redacted(opened), indent=2, default=str))
-    for one in horizon(opened.grants, opened.routes, opened.lease_until, now):
+    for one in forecasts(opened.grants, opened.routes, opened.lease_until, now):
         click.echo(sentence(one, now))
         for warning in one.warnings:
             click.echo(f"  warning: {warning}")

@@ -28,7 +28,7 @@ def config_option(command: F) -> F:
         type=click.Path(path_type=Path, readable=False),
         default=CONFIG_PATH,
         show_default=True,
-        help="The agent's configuration; where the doors and files are is read from it.",
+        help="The agent's configuration; where the listeners and files are is read from it.",
     )
     return option(command)
 

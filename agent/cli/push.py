@@ -29,7 +29,7 @@ def push(path: Path, file: Any) -> int:
         raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes")
     answer = ask.control(control_socket(path), "PUT", "/v1/bundle", data)
     if answer.status not in {200, 422}:
-        raise HostError(f"the agent did not judge it: {answer.why()}")
+        raise HostError(f"the agent did not evaluate it: {answer.why()}")
     verdict = answer.json()
     if verdict["outcome"] == "refused":
         raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")

@@ -339,7 +339,7 @@ def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool
     outsider = next((max(low, 1) for low, high in nft.complement(workers) if high >= 1), None)
     if outsider is not None:
         answer = _as_user(outsider, "127.0.0.1", port)
-        yield answer == "refused", f"uid {outsider}, no worker, asks the agent's door: {arrival.said(answer)}"
+        yield answer == "refused", f"uid {outsider}, no worker, asks the agent's endpoint: {arrival.said(answer)}"
     answer = _as_user(0, metadata, 80)
     yield answer != "agent", f"root outside of them asks {metadata}: {arrival.said(answer)}"
 

@@ -19,11 +19,11 @@ import click
 
 from agent import bundle
 from agent.cli.inputs import FILE, LENGTH, keys_in, read
-from agent.core.horizon import Horizon, sentence
 from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.text import instant
 from agent.core.variables import passes
+from agent.identity.forecast import Forecast, sentence
 from agent.sender import Collected, assemble, aws, claims, deliver, files, gcp
 from agent.wire import userdata
 
@@ -175,7 +175,7 @@ def seal(**given: Any) -> None:
         click.echo(f"{one.cloud}: {one.who}", err=True)
         _warn(one.warnings)
     if made.action is Action.SET:
-        _tell(made.outlook, made.accept_until, now)
+        _tell(made.forecast, made.accept_until, now)
     document = _DOCUMENTS[given["document"]](made.sealed)
     if given["document"] != "raw" and len(document) > _USER_DATA_BYTES:
         _warn([f"the document has {len(document)} bytes; EC2 user-data holds {_USER_DATA_BYTES}"])
@@ -302,9 +302,9 @@ def _variables(names: Sequence[str]) -> dict[str, Any] | None:
     return {"type": "env", "id": "env", "variables": values} if names else None
 
 
-def _tell(outlook: Sequence[Horizon], accept_until: datetime, now: datetime) -> None:
+def _tell(forecast: Sequence[Forecast], accept_until: datetime, now: datetime) -> None:
     """For each cloud until when it will work, and what should worry the sender."""
-    for one in outlook:
+    for one in forecast:
         click.echo(sentence(one, now), err=True)
         warnings = list(one.warnings)
         if one.until is not None and now < one.until < accept_until:
@@ -314,7 +314,7 @@ def _tell(outlook: Sequence[Horizon], accept_until: datetime, now: datetime) -> 
             )
         _warn(warnings)
     for cloud in Cloud:
-        if cloud not in {one.cloud for one in outlook}:
+        if cloud not in {one.cloud for one in forecast}:
             click.echo(f"{cloud}: not in this bundle; the worker's own identity, if it has one", err=True)
 
 

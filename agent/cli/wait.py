@@ -35,7 +35,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool) -> i
 
 
 class Workers:
-    """The workers' door, as an SDK would ask it."""
+    """The workers' endpoint, as an SDK would ask it."""
 
     def __init__(self, path: Path) -> None:
         from agent.cli import where
@@ -61,11 +61,11 @@ class Workers:
 class _Round:
     """The wanted clouds, asked once: why each has not what was wanted, and whose identity the others have."""
 
-    def __init__(self, doors: Workers, wanted: tuple[str, ...], *, bundle: bool) -> None:
+    def __init__(self, endpoint: Workers, wanted: tuple[str, ...], *, bundle: bool) -> None:
         self.reasons: dict[str, str] = {}
         self.whose: dict[str, str] = {}
         self.refused: str | None = None
-        ask_for = {"aws": doors.aws, "gcp": doors.gcp}
+        ask_for = {"aws": endpoint.aws, "gcp": endpoint.gcp}
         for cloud in wanted:
             try:
                 answer = ask_for[cloud]()
@@ -82,14 +82,14 @@ class _Round:
 
 
 def await_identity(
-    doors: Workers, clouds: tuple[str, ...], timeout: float, *, bundle: bool = False, tell: bool = False
+    endpoint: Workers, clouds: tuple[str, ...], timeout: float, *, bundle: bool = False, tell: bool = False
 ) -> int:
     """Poll until the wanted clouds answer, with the wanted identity; the status to exit with."""
     wanted = CLOUDS if "any" in clouds else clouds
     enough = any if "any" in clouds else all
     end = time.monotonic() + timeout
     while True:
-        found = _Round(doors, wanted, bundle=bundle)
+        found = _Round(endpoint, wanted, bundle=bundle)
         if enough(cloud not in found.reasons for cloud in wanted):
             astray = _astray()
             if astray is None:
@@ -112,7 +112,7 @@ def await_identity(
 def _astray() -> str | None:
     """Why a program of this user that asks the metadata service does not reach the agent; ``None``: it does.
 
-    Asked by ourselves: the agent's door took us for a worker. Where nothing redirects there is nothing to ask.
+    Asked by ourselves: the agent's endpoint took us for a worker. Where nothing redirects there is nothing to ask.
     """
     from agent.host import arrival, nft
 

@@ -24,7 +24,7 @@ MAX_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The workers' door as host and port, and three paths."""
+    """The workers' endpoint as host and port, and three paths."""
 
     http: tuple[str, int]
     control: Path

@@ -37,7 +37,7 @@ def contradictions(config: Config) -> Iterator[Fault]:
         yield Fault(
             "listen.http",
             "expected at least one address",
-            "without a door no worker can ask; sockets that systemd passes take the place of these",
+            "without a listener no worker can ask; sockets that systemd passes take the place of these",
         )
     for value in config.listen.http:
         try:

@@ -26,7 +26,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Listen(Section, frozen=True):
-    """The doors.
+    """The listeners.
 
     Attributes:
         http: where SDKs ask, ``HOST:PORT``; loopback unless a bridge of containers must reach it. Sockets passed by

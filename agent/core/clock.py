@@ -1,7 +1,7 @@
 """Time as a parameter.
 
-Decisions get ``now`` as an argument. Only the keeper and the doors hold a :class:`Clock`; tests give them one whose
-hands they move. Who may say what time it is stands in :mod:`agent.core.timekeeping`.
+Decisions get ``now`` as an argument. Only the controller and the listeners hold a :class:`Clock`; tests give them one
+whose hands they move. Who may say what time it is stands in :mod:`agent.core.timekeeping`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What metrics count. Plain numbers, written by the keeper, read by the report."""
+"""What metrics count. Plain numbers, written by the controller, read by the report."""
 
 from __future__ import annotations
 

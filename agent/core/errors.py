@@ -8,11 +8,11 @@ family              raised by                   caught by
 ``UsageError``      sender                      the command line
 ``ConfigError``     config, compose, providers  the command line, and a reload
 ``SourceError``     sources                     the loop of each source, which tells and tries again
-``BundleError``     bundle, keys                the keeper, which refuses the bundle and acknowledges that
+``BundleError``     bundle, keys                the controller, which refuses the bundle and acknowledges that
 ``UpstreamError``   upstream                    whoever asked: sources, providers, keys, the pass-through
 ``WireError``       wire                        whoever called the codec
 ``TargetError``     wire                        the listener, which answers 400
-``ProviderError``   providers, sender           the keeper, which retries; the command line
+``ProviderError``   providers, sender           the controller, which retries; the command line
 ``HostError``       host                        whoever needed it done: daemon, command line
 ==================  ==========================  ===========================================================
 

@@ -111,7 +111,7 @@ def retry_seconds(
     exponent = min(attempt - 1, 16)
     if denied:
         cap = DENIED_CAP_URGENT_SECONDS if urgent else DENIED_CAP_SECONDS
-        # Equal jitter: a refusal needs no haste, only spreading.
+        # Equal jitter: a refusal needs no hurry, only spreading.
         return float(min(cap, DENIED_FIRST_SECONDS * 2**exponent) * rng.uniform(0.5, 1.0))
     backoff = RETRY_FIRST_SECONDS * 2**exponent
     if urgent and local:

@@ -1,6 +1,6 @@
-"""What the keeper and the doors in agree on: the shape of a source, and of the answer it may carry back.
+"""What the controller and the sources agree on: the shape of a source, and of the answer it may carry back.
 
-It stands in core because the keeper and the sources are neighbours that never import each other. Shapes only.
+It stands in core because the controller and the sources are neighbours that never import each other. Shapes only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 
-Offer = Callable[[SealedBundle], Awaitable[None]]
-"""Where a source hands its bytes. It returns when the bundle has been judged; it raises nothing."""
+Submit = Callable[[SealedBundle], Awaitable[None]]
+"""Where a source hands its bytes. It returns when the bundle has been evaluated; it raises nothing."""
 
 Trouble = Callable[[SourceError], None]
 """Where a source says that it is here but broken: once per failed attempt; the receiver counts and thins."""
@@ -25,16 +25,16 @@ Ok = Callable[[], None]
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on one offered bundle, to be carried back where the channel has a way. Never a secret in it.
+    """The verdict on one submitted bundle, to be carried back where the channel has a way. Never a secret in it.
 
     Attributes:
-        origin: the name of the source that offered it.
+        origin: the name of the source that submitted it.
         outcome: ``accepted``; ``same`` when it is what was accepted already; ``refused``.
-        at: when it was judged, aware UTC.
+        at: when it was evaluated, aware UTC.
         code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
         reason: a sentence for a person; ``None`` unless refused.
         durable: whether a restart will remember it. False: it is in force, and the state directory does not hold it
-            yet; the same bundle offered again is answered ``same``, with what holds then.
+            yet; the same bundle submitted again is answered ``same``, with what holds then.
         seq: the sequence number; ``None`` when the bundle could not be opened.
     """
 
@@ -77,20 +77,20 @@ class Resumable(Protocol):
         """How far it has read; ``None``: it found nothing that it could find again."""
 
     def go_on(self, position: Position) -> None:
-        """Begin from there. For who knows that what was read there is in force: it is not offered again."""
+        """Begin from there. For who knows that what was read there is in force: it is not submitted again."""
 
 
 class Source(Protocol):
-    """A way in. It moves bytes; it neither opens nor judges them."""
+    """A way in. It moves bytes; it neither opens nor evaluates them."""
 
     @property
     def name(self) -> str:
-        """Its name in logs, metrics and acknowledgements; :attr:`SealedBundle.origin` of all it offers."""
+        """Its name in logs, metrics and acknowledgements; :attr:`SealedBundle.origin` of all it submits."""
 
-    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
-        """Offer what is there now, then every change, until cancelled.
+    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+        """Submit what is there now, then every change, until cancelled.
 
-        Bytes equal to those last offered are not offered again. Absence is not a change: nothing is offered then.
+        Bytes equal to those last submitted are not submitted again. Absence is not a change: nothing is submitted then.
 
         Errors: never raises for a broken source. It reports to ``trouble``, waits with full jitter and tries again;
         the first success after that is reported to ``ok``.

@@ -38,8 +38,8 @@ counted.
 **The wall clock is stepped.** Back: it moves nothing that a witness vouched for. *Forward: it is believed at once*,
 synchronised or not, and the clouds are asked. It is what a hypervisor's pause looks like from inside (boot time is
 short by it), and then what we hold may be over. With no witness in reach we so refuse what may be live rather than
-serve what may be dead: AWS's clients judge an ``Expiration`` by that same clock and would refuse it anyway, and a lease
-that is over must not be outlived. The first witness that says what we thought before takes the step back.
+serve what may be dead: AWS's clients evaluate an ``Expiration`` by that same clock and would refuse it anyway, and a
+lease that is over must not be outlived. The first witness that says what we thought before takes the step back.
 
 **Forward is time lost, back is an error.** Who had reason to think to be right and is moved forward was stopped: all
 that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and what was counted moves

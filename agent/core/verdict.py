@@ -60,7 +60,7 @@ class Memory(msgspec.Struct, frozen=True):
         decided: the clouds that a bundle once decided, with what that bundle said of its end (``None``: nothing).
         active: the mark of the bundle in force, if its sealed bytes are kept; ``None`` after a withdrawal.
         floors: by issuer, what a bundle of a stream without a mark must have been issued after
-            (:mod:`agent.core.streams`).
+            (:mod:`agent.identity.streams`).
         boot_id: the boot of the kernel in which it was written; empty when that was not known.
         firmware: what the firmware of the machine said it is, by the names of ``/sys/class/dmi/id``.
     """
@@ -147,7 +147,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Event(enum.StrEnum):
-    """What ``tick`` tells the keeper, once each."""
+    """What ``tick`` tells the controller, once each."""
 
     IDENTITY = "identity.changed"
     ENDED = "identity.ended"

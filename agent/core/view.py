@@ -1,6 +1,6 @@
-"""What a door may know: one cloud's answer at one instant.
+"""What a listener may know: one cloud's answer at one instant.
 
-The doors (``serve``) read these and translate them into a dialect. They never see grants, bundles or keys.
+The listeners (``serve``) read these and translate them into a dialect. They never see grants, bundles or keys.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Facts(msgspec.Struct, frozen=True):
     zone: str | None = None
 
 
-class Board(Protocol):
-    """The face of the store that doors are given. Every method is a lookup: no I/O, no lock, no waiting."""
+class View(Protocol):
+    """The face of the store that listeners are given. Every method is a lookup: no I/O, no lock, no waiting."""
 
     @property
     def version(self) -> int:
         """Changes whenever any answer may have changed (apart from the passing of time)."""
 
-    def view(self, cloud: Cloud, now: datetime) -> Answer:
+    def answer(self, cloud: Cloud, now: datetime) -> Answer:
         """The answer for ``cloud`` at ``now``. Never an expired credential."""
 
     def view_id_token(self, audience: str, now: datetime) -> IdToken | None:

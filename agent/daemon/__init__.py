@@ -13,7 +13,7 @@ Each file answers one question:
 * :mod:`~agent.daemon.succession`, :mod:`~agent.daemon.handover`, :mod:`~agent.daemon.kept`, :mod:`~agent.daemon.codec`:
   what did the process before us leave, what does the next one get, and how is it written?
 * :mod:`~agent.daemon.grace`: since when is a first bundle waited for?
-* :mod:`~agent.daemon.doors`: where do we listen?
+* :mod:`~agent.daemon.listening`: where do we listen?
 * :mod:`~agent.daemon.ready`, :mod:`~agent.daemon.pulse`: is it ready, and does it live?
 * :mod:`~agent.daemon.reload`, :mod:`~agent.daemon.files`: what was loaded, and loaded anew?
 * :mod:`~agent.daemon.tokens`: which tokens do workers present?

@@ -225,7 +225,7 @@ def _distinct(found: list[keys.WorkerKey], away: Away | None) -> list[keys.Worke
 
 
 REMEMBERED = 4
-"""Sealed bundles whose content is kept beside that of the one in force: a source offers the same bytes again."""
+"""Sealed bundles whose content is kept beside that of the one in force: a source submits the same bytes again."""
 
 
 class Opened(NamedTuple):
@@ -238,16 +238,16 @@ class Opened(NamedTuple):
 class Opening:
     """Opens what sources bring, with the keys, the trust and the names that hold now. A reload replaces its parts.
 
-    Implements :class:`agent.keeper.Opener`.
+    Implements :class:`agent.controller.Opener`.
 
-    What was opened once is not opened again: it is judged anew each time, by the trust of the moment, but no key is
+    What was opened once is not opened again: it is evaluated anew each time, by the trust of the moment, but no key is
     asked. So a key service that is down keeps no verdict waiting, and after a restart the bundle in force needs neither
     a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration gave up opens nothing any more, not
     even from this memory; one that is only away does.
     """
 
-    def __init__(self, ring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
-        self.ring = ring
+    def __init__(self, keyring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
+        self.keyring = keyring
         self.trust = pinned
         self.audiences = audiences
         self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
@@ -270,16 +270,16 @@ class Opening:
         self._opened = {key: opened for key, opened in self._opened.items() if key == name}
 
     async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
-        """See :class:`agent.keeper.Opener`."""
+        """See :class:`agent.controller.Opener`."""
         opened = self.opened(sealed.data)
-        if opened is None or not (opened.recipient in self.ring.kids or self.ring.absent):
-            opened = Opened(*await self.ring.unseal(sealed.data, now=now, max_bytes=bundle.LARGEST_BYTES))
+        if opened is None or not (opened.recipient in self.keyring.kids or self.keyring.absent):
+            opened = Opened(*await self.keyring.unseal(sealed.data, now=now, max_bytes=bundle.LARGEST_BYTES))
             self.remember(sealed.data, opened)
         return bundle.verify(
             opened.signed,
             trust=self.trust,
             recipient_kid=opened.recipient,
-            audiences=self.ring.audiences | {bundle.audience_key(opened.recipient)} | self.audiences,
+            audiences=self.keyring.audiences | {bundle.audience_key(opened.recipient)} | self.audiences,
             now=now,
             accepted_digest=accepted_digest,
             origin=sealed.origin,

@@ -1,8 +1,8 @@
 """How one process of the agent writes for the next: what :mod:`agent.daemon.kept` and :mod:`.handover` have in common.
 
-What is read back lay where only this unit's processes and root can write. It is judged all the same like a stranger's:
-it may be of a later version, of one that had a defect, or cut short. Whatever it is, the worst that comes of it is that
-everything is asked for again; never an error of the start, and never a time that cannot be reckoned with.
+What is read back lay where only this unit's processes and root can write. It is evaluated all the same like a
+stranger's: it may be of a later version, of one that had a defect, or cut short. Whatever it is, the worst that comes
+of it is that everything is asked for again; never an error of the start, and never a time that cannot be reckoned with.
 """
 
 from __future__ import annotations

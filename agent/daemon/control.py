@@ -26,7 +26,7 @@ def routes(
         status: the status document.
         metrics: the metrics in the Prometheus text format.
         keys: the public halves of the worker's keys.
-        push: judges sealed bytes; its verdict is the answer.
+        push: evaluates sealed bytes; its verdict is the answer.
         refresh: has every source looked at now, and tells what each held.
     """
 

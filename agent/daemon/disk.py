@@ -70,7 +70,7 @@ class Later:
         self._reading = reading
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
-        """See :class:`agent.keeper.durable.Recorder`."""
+        """See :class:`agent.controller.durable.Recorder`."""
         read = await asyncio.shield(self._reading)
         if not read.broken and is_later(read.memory, memory):
             raise HostError("the state directory has a later memory than the one that was handed over")

@@ -1,11 +1,11 @@
 """What one process of the agent hands to the next, beside the credentials (:mod:`agent.daemon.kept`).
 
-A restart re-earns nothing. So that the doors answer before anything is asked of anybody, be it a key, a key service,
-the metadata service, a name server or a disk, the next process is given what each of them would say: the bundle in
-force with its content, the machine's names, the memory, the keys that exist nowhere else, and how far retries and the
-boot grace have come, and how far each source has read what is in force: a fleet that is upgraded asks its server for no
-body. Left out is what costs nobody but this machine one request to its own link: the session token with the metadata
-service, and the tags of its attributes.
+A restart re-earns nothing. So that the listeners answer before anything is asked of anybody, be it a key, a key
+service, the metadata service, a name server or a disk, the next process is given what each of them would say: the
+bundle in force with its content, the machine's names, the memory, the keys that exist nowhere else, and how far retries
+and the boot grace have come, and how far each source has read what is in force: a fleet that is upgraded asks its
+server for no body. Left out is what costs nobody but this machine one request to its own link: the session token with
+the metadata service, and the tags of its attributes.
 
 **Where it lies.** In sealed anonymous memory that systemd holds for this unit alone (``FileDescriptorStoreMax=``), over
 a crash and a restart, not over a stop or a boot. The design forbids an opened bundle on a disk, where it would outlive
@@ -13,8 +13,9 @@ the machine in an image or a backup; this is memory, as much the unit's own as t
 with the kernel. Whoever can read it can read that heap.
 
 **Why it may be believed.** Nobody but this unit's main process and root can put a descriptor there. Even so nothing is
-taken over as a verdict: the content of the bundle is handed on *signed*, and is judged anew by the trust, the audiences
-and the leases of the configuration that holds now. A signer that is no longer pinned is not served after a restart.
+taken over as a verdict: the content of the bundle is handed on *signed*, and is evaluated anew by the trust, the
+audiences and the leases of the configuration that holds now. A signer that is no longer pinned is not served after a
+restart.
 
 **Other versions.** Unknown members are ignored and missing ones have defaults; another ``version`` is another format,
 and is left alone: everything is then asked for again, as at the start of a machine.

@@ -4,7 +4,7 @@ With them a process that was killed under load goes on where it stopped: the sam
 Without them (no systemd, or a stop rather than a restart) everything is minted anew.
 
 What the process before us knew of the time is kept too. No such memory outlives a boot of the kernel, so
-CLOCK_BOOTTIME is one and the same for both, and a wall clock that is hours off judges nothing: neither takes it a
+CLOCK_BOOTTIME is one and the same for both, and a wall clock that is hours off decides nothing: neither takes it a
 living credential for a dead one, nor the other way round.
 """
 
@@ -61,7 +61,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.now + timedelta(seconds=clock.uptime() - self.uptime)
 
     def teach(self, clock: SystemClock) -> None:
-        """Tell the time to a clock that nobody has told it yet. To be done before anything is judged by it.
+        """Tell the time to a clock that nobody has told it yet. To be done before anything is evaluated by it.
 
         Bounded by the same rule as any other word of one witness (:mod:`agent.core.timekeeping`).
         """
@@ -92,14 +92,14 @@ def encode(store: Store, clock: SystemClock) -> bytes:
         _Kept(key=held.key, digest=held.digest, ends=held.ends, **codec.either(held.credential))
         for held in leftovers.holdings(store.state)
     ]
-    keeper = clock.keeper
+    timekeeper = clock.timekeeper
     content = Kept(
         store.memory.instance_id,
         clock.uptime(),
         clock.now(),
-        keeper.vouched,
+        timekeeper.vouched,
         kept,
-        keeper.believed if keeper.vouched else None,
+        timekeeper.believed if timekeeper.vouched else None,
         clock.wall_error_seconds,
         id_tokens=leftovers.id_tokens(store.state),
     )

@@ -10,6 +10,7 @@ from itertools import chain
 import structlog
 
 from agent import config, log, report
+from agent.controller import Controller
 from agent.core.early import STEP as EARLY_STEP
 from agent.core.secret import Secret
 from agent.core.source import Ack
@@ -24,9 +25,8 @@ from agent.host import arrival
 from agent.host.clock import SystemClock
 from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
-from agent.keeper import Keeper
-from agent.serve.control import ControlDoor
-from agent.serve.door import WorkerDoor
+from agent.serve.control import ControlEndpoint
+from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.fairness import Owners
 from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
@@ -40,7 +40,7 @@ class Listeners:
         settings: what the process was started with.
         prepared: what was opened.
         passed: the sockets that the service manager passed.
-        keeper: the controller, and its store.
+        controller: the controller, and its store.
         clock: time.
         settled: waits until the environment files say what the store says.
     """
@@ -51,7 +51,7 @@ class Listeners:
         *,
         prepared: Prepared,
         passed: Mapping[str, Sequence[socket.socket]],
-        keeper: Keeper,
+        controller: Controller,
         clock: SystemClock,
         settled: Callable[[], Awaitable[None]],
     ) -> None:
@@ -60,8 +60,8 @@ class Listeners:
         self._settings = settings
         self._prepared = prepared
         self._passed = passed
-        self._keeper = keeper
-        self._store = keeper.store
+        self._controller = controller
+        self._store = controller.store
         self._clock = clock
         self._settled = settled
 
@@ -74,7 +74,7 @@ class Listeners:
         path_id: Secret,
         expects_bundle: Callable[[], bool],
         phase: float,
-    ) -> WorkerDoor:
+    ) -> WorkerEndpoint:
         """The one that workers ask.
 
         Args:
@@ -97,7 +97,7 @@ class Listeners:
                 hint="raise LimitNOFILE of the service",
             )
         hide, show = compose.hidden(settings)
-        return WorkerDoor(
+        return WorkerEndpoint(
             ServeSettings(
                 token_key=token_key,
                 container_tokens=lambda: prepared.tokens.good,
@@ -117,8 +117,8 @@ class Listeners:
             self._store,
             self._clock,
             changed=changes,
-            demand=self._keeper.issuing.id_token,
-            scoped=self._keeper.issuing.scoped,
+            demand=self._controller.issuing.id_token,
+            scoped=self._controller.issuing.scoped,
             ec2=ec2 if through else None,
             gce=gce if through else None,
             access=self.requests.of("worker"),
@@ -137,13 +137,13 @@ class Listeners:
 
     def _refused_why(self) -> str | None:
         """Why the last bundle that came was not taken; nothing while one is in force."""
-        refusal = self._keeper.intake.last_refusal
+        refusal = self._controller.intake.last_refusal
         return None if refusal is None or self._store.bundle is not None else f"{refusal.code}: {refusal.reason}"
 
-    def control(self, vitals: Callable[[], report.Vitals]) -> ControlDoor:
+    def control(self, vitals: Callable[[], report.Vitals]) -> ControlEndpoint:
         """The one that operators ask."""
-        counters = self._keeper.counters
-        return ControlDoor(
+        counters = self._controller.counters
+        return ControlEndpoint(
             routes(
                 status=lambda: report.status(self._store, counters, vitals(), self._clock.now()),
                 metrics=lambda: report.metrics(self._store, counters, vitals(), self._clock.now()),
@@ -157,7 +157,7 @@ class Listeners:
         )
 
     def _public_keys(self) -> list[dict[str, str]]:
-        return [public for key in self._prepared.opening.ring.keys if (public := key.public_jwk()) is not None]
+        return [public for key in self._prepared.opening.keyring.keys if (public := key.public_jwk()) is not None]
 
     async def _pushed(self, data: bytes) -> Ack:
         ack = await self._prepared.push.push(data)
@@ -167,7 +167,7 @@ class Listeners:
 
     async def _look_now(self) -> list[Outcome]:
         """Have every source looked at now: ``credential-agent refresh``."""
-        outcomes = await look_now(self._prepared.sources, self._keeper.intake.submit)
+        outcomes = await look_now(self._prepared.sources, self._controller.intake.submit)
         await self._settled()
         return outcomes
 
@@ -184,13 +184,13 @@ class Listeners:
             started=started,
             wall_error_seconds=self._clock.wall_error_seconds,
             clock=_clock_vitals(self._clock),
-            sources=self._keeper.source_state,
-            refusal=self._keeper.intake.last_refusal,
-            memory_unwritten=self._keeper.durable.unwritten,
+            sources=self._controller.source_state,
+            refusal=self._controller.intake.last_refusal,
+            memory_unwritten=self._controller.durable.unwritten,
             refused_variables=publisher.refused(self._clock.now()),
-            keys=opening.ring.kids,
+            keys=opening.keyring.kids,
             absent_keys=prepared.absent_keys,
-            audiences=tuple(sorted(opening.audiences | opening.ring.audiences)),
+            audiences=tuple(sorted(opening.audiences | opening.keyring.audiences)),
             requests=self.requests.counts,
             files=prepared.files.loaded,
             log_dropped=log.dropped(),
@@ -202,12 +202,12 @@ class Listeners:
 
 
 def _clock_vitals(clock: SystemClock) -> report.ClockVitals:
-    keeper = clock.keeper
+    timekeeper = clock.timekeeper
     return report.ClockVitals(
-        believed=str(keeper.believed),
-        vouched=keeper.vouched,
-        heard=keeper.heard,
-        moves=keeper.moves,
-        lost_seconds=keeper.lost,
-        differences={str(witness): seconds for witness, seconds in keeper.differences.items()},
+        believed=str(timekeeper.believed),
+        vouched=timekeeper.vouched,
+        heard=timekeeper.heard,
+        moves=timekeeper.moves,
+        lost_seconds=timekeeper.lost,
+        differences={str(witness): seconds for witness, seconds in timekeeper.differences.items()},
     )

@@ -16,19 +16,19 @@ FETCH_SECONDS: Final = 30.0
 Outcome = dict[str, str | int | None]
 
 
-async def look_now(sources: Iterable[Source], offer: Callable[[SealedBundle], Awaitable[Ack]]) -> list[Outcome]:
-    """Ask each source what it holds and have it judged.
+async def look_now(sources: Iterable[Source], submit: Callable[[SealedBundle], Awaitable[Ack]]) -> list[Outcome]:
+    """Ask each source what it holds and have it evaluated.
 
-    Each source's own watch goes on undisturbed: the same bytes offered twice are nothing new.
+    Each source's own watch goes on undisturbed: the same bytes submitted twice are nothing new.
 
     Returns:
         For each source ``source``, ``outcome`` (``accepted``, ``same``, ``refused``; ``none`` where it holds nothing,
         ``broken`` where it cannot be read), ``code``, ``reason`` and ``seq``.
     """
-    return list(await asyncio.gather(*(_look(source, offer) for source in sources)))
+    return list(await asyncio.gather(*(_look(source, submit) for source in sources)))
 
 
-async def _look(source: Source, offer: Callable[[SealedBundle], Awaitable[Ack]]) -> Outcome:
+async def _look(source: Source, submit: Callable[[SealedBundle], Awaitable[Ack]]) -> Outcome:
     try:
         async with asyncio.timeout(FETCH_SECONDS):
             found = await source.fetch()
@@ -38,7 +38,7 @@ async def _look(source: Source, offer: Callable[[SealedBundle], Awaitable[Ack]])
         return _outcome(source, "broken", code="source", reason=error.message)
     if found is None:
         return _outcome(source, "none")
-    ack = await offer(found)
+    ack = await submit(found)
     return _outcome(source, ack.outcome, code=ack.code, reason=ack.reason, seq=ack.seq)
 
 

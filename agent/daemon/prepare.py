@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from agent import config, keys
 from agent.core.errors import AgentError, ConfigError
-from agent.daemon import beliefs, compose, disk, doors, handover
+from agent.daemon import beliefs, compose, disk, handover, listening
 from agent.daemon.files import WatchedFiles
 from agent.daemon.publish import absent_directories, group_id
 from agent.daemon.tokens import ContainerTokens
@@ -111,8 +111,8 @@ class Prepared:
             if file.at_use:
                 with tolerant(file.key):
                     ask(file.path, partial(os.path.lexists, file.path))
-        ring = self.keyring(settings, left.key() if left is not None else None, away)
-        self.opening = beliefs.Opening(ring, beliefs.trust(settings, away), frozenset())
+        keyring = self.keyring(settings, left.key() if left is not None else None, away)
+        self.opening = beliefs.Opening(keyring, beliefs.trust(settings, away), frozenset())
         # Where nobody knows yet what would be believed, nobody is the machine for want of a bundle.
         self.late_files = {file.path for file in self.files.named} & look.stalled
         self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)
@@ -151,12 +151,14 @@ class Prepared:
 
         Others are files: they are ``away``, and taken when they are there.
         """
-        return tuple(name for name in self.opening.ring.absent if name not in self.away.reasons)
+        return tuple(name for name in self.opening.keyring.absent if name not in self.away.reasons)
 
     @property
     def ephemeral(self) -> keys.LocalKey | None:
         """The key that was made at the start, if the configuration asks for one."""
-        return next((k for k in self.opening.ring.keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None)
+        return next(
+            (k for k in self.opening.keyring.keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral"), None
+        )
 
     async def close(self) -> None:
         """Close the ways out."""
@@ -195,7 +197,7 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
         for file in prepared.files.named
         if file.at_use and not os.access(file.path, os.R_OK)
     ]
-    if doors.pointer(settings.listen.http) is None:
+    if listening.pointer(settings.listen.http) is None:
         told.append(f"listen.http: {NO_POINTER_HINT}")
     return Checked(faults.errors, told)
 

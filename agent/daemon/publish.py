@@ -89,7 +89,7 @@ class Publisher:
 
     Args:
         settings: where they are and who may read them.
-        address: the workers' door, as ``HOST:PORT``.
+        address: the workers' endpoint, as ``HOST:PORT``.
         container_uri: whether SDKs take that address for a container endpoint.
         token: the bearer token.
         path_id: what stands for it in the path that containers are given.
@@ -159,7 +159,7 @@ class Publisher:
     def variables(self, now: datetime, *, container: bool = False) -> Mapping[str, str]:
         """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
         store, settings = self._store, self.settings
-        answers = {cloud: store.view(cloud, now) for cloud in Cloud}
+        answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
         # While a bundle is awaited the file leads to us already: a program that starts first must find it later.
         awaited = self.expects_bundle and store.bundle is None
         variables = dict(settings.variables)

@@ -50,7 +50,7 @@ class Readiness:
         now = self._clock.now()
         said = []
         for cloud in Cloud:
-            answer = self._store.view(cloud, now)
+            answer = self._store.answer(cloud, now)
             said.append(f"{cloud}: {answer.name} ({answer.origin})" if isinstance(answer, Live) else f"{cloud}: none")
         return ", ".join(said)
 
@@ -69,7 +69,7 @@ class Readiness:
         deadline = self._clock.boottime() + seconds
         while self._clock.boottime() < deadline:
             now = self._clock.now()
-            if not any(isinstance(self._store.view(cloud, now), Pending) for cloud in Cloud):
+            if not any(isinstance(self._store.answer(cloud, now), Pending) for cloud in Cloud):
                 break
             await asyncio.sleep(0.05)
         await settled()

@@ -18,9 +18,10 @@ import msgspec
 import structlog
 
 from agent import bundle, config, keys, log
+from agent.controller import Controller
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.source import Source
-from agent.daemon import beliefs, compose, doors
+from agent.daemon import beliefs, compose, listening
 from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently
 from agent.daemon.looking import look_now
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
@@ -30,7 +31,6 @@ from agent.daemon.tokens import written_token
 from agent.daemon.who import Who
 from agent.host.clock import SystemClock
 from agent.host.patience import Patience, StalledError
-from agent.keeper import Keeper
 from agent.sources.file import FileSource
 
 LOADED_ONCE: Final = (
@@ -64,7 +64,7 @@ class _Found(NamedTuple):
 
     files: WatchedFiles
     trust: bundle.Trust
-    ring: keys.Keyring
+    keyring: keys.Keyring
     gid: int | None
     away: beliefs.Away
 
@@ -81,7 +81,7 @@ class Reloader:
         read: reads the configuration anew. Raises ``ConfigError``.
         prepared: what was opened; its trust, keys and files are replaced.
         who: what the machine answers to.
-        keeper: is told of the policy, and of whom to judge anew.
+        controller: is told of the policy, and of whom to evaluate anew.
         publisher: of the environment files.
         readiness: is told when a reload begins and ends.
         clock: time.
@@ -100,7 +100,7 @@ class Reloader:
         read: Callable[[], config.Config],
         prepared: Prepared,
         who: Who,
-        keeper: Keeper,
+        controller: Controller,
         publisher: Publisher,
         readiness: Readiness,
         clock: SystemClock,
@@ -111,7 +111,7 @@ class Reloader:
         self._read = read
         self._prepared = prepared
         self._who = who
-        self._keeper = keeper
+        self._controller = controller
         self._publisher = publisher
         self._readiness = readiness
         self._clock = clock
@@ -147,7 +147,7 @@ class Reloader:
             self._readiness.reload_ended()
         # What is looked at twice a second by itself is let be: it may be half written just now.
         slow: list[Source] = [source for source in self._prepared.sources if not isinstance(source, FileSource)]
-        await look_now(slow, self._keeper.intake.submit)
+        await look_now(slow, self._controller.intake.submit)
 
     async def follow_files(self) -> None:
         """Apply the running configuration once more when a file that it names has changed and then stayed as it is."""
@@ -227,14 +227,14 @@ class Reloader:
         files = WatchedFiles(settings, credentials_directory=directory, takes=takes)
         gid = self._prepared.gid
         pinned = beliefs.trust(settings, away)
-        ring = self._prepared.keyring(settings, ephemeral, away)
+        keyring = self._prepared.keyring(settings, ephemeral, away)
         with contextlib.nullcontext() if away is None else contextlib.suppress(ConfigError):
             gid = group_id(settings.environment.group)
             check_paths(settings.environment)
         if away is None:
             away = beliefs.Away()
             beliefs.trust(settings, away)
-        return _Found(files, pinned, ring, gid, away)
+        return _Found(files, pinned, keyring, gid, away)
 
     def _take(self, settings: config.Config, found: _Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
@@ -242,22 +242,22 @@ class Reloader:
         narrower = not beliefs.trusts_at_least(found.trust, opening.trust) or not audiences >= opening.audiences
         self.settings = settings
         prepared.files, prepared.away = found.files, found.away
-        opening.trust, opening.ring, opening.audiences = found.trust, found.ring, audiences
-        self._keeper.reconfigure(compose.policy(settings))
+        opening.trust, opening.keyring, opening.audiences = found.trust, found.keyring, audiences
+        self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
         # As the listeners and the token stay where they were, so does what is told of them.
         told = msgspec.structs.replace(settings, listen=self._loaded.listen, environment=self._publisher.settings)
         self.announce(told)
         log.set_up(level=settings.log.level, style=settings.log.format)
         if narrower:
-            self._keeper.intake.review()
-        self._keeper.intake.reconsider()
+            self._controller.intake.review()
+        self._controller.intake.reconsider()
         self._log.info(
             "reload.applied",
             needs_restart=needs_restart(settings, self._loaded),
             changed=list(changed),
             signers=len(found.trust.signers),
-            keys=list(found.ring.kids),
+            keys=list(found.keyring.kids),
             files=[msgspec.to_builtins(file) for file in found.files.loaded],
         )
         if settings.redirect != old.redirect:
@@ -273,7 +273,7 @@ class Reloader:
 
     async def _announce(self, settings: config.Config) -> None:
         try:
-            await asyncio.to_thread(doors.announce, settings, self._publisher.address)
+            await asyncio.to_thread(listening.announce, settings, self._publisher.address)
         except HostError as error:
             self._log.warning("doors.not_announced", reason=error.message)
 

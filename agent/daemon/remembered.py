@@ -12,7 +12,7 @@ import structlog
 
 from agent.core.errors import HostError
 from agent.core.verdict import Memory
-from agent.daemon import disk, doors
+from agent.daemon import disk, listening
 from agent.host import machine, systemd
 from agent.host.clock import SystemClock
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
@@ -65,7 +65,7 @@ class Remembered:
         self._log.error(
             "state.stalled",
             reason=disk.STALLED,
-            http=doors.names([one for one in sockets if one.family != socket.AF_UNIX]),
+            http=listening.names([one for one in sockets if one.family != socket.AF_UNIX]),
             hint="look at the disk of state.directory",
         )
 

@@ -1,7 +1,7 @@
 """How does what was accepted here before come back into force? And what if it is another machine's?
 
-The memory of this instance comes from the process before us, or from the state directory; it is judged by who the
-machine is (:func:`agent.core.whose.whose`), now or when that is learned. What was in force is opened again; a key
+The memory of this instance comes from the process before us, or from the state directory; it is evaluated by who the
+machine is (:func:`agent.identity.whose.whose`), now or when that is learned. What was in force is opened again; a key
 service may be slow, down or silent: nobody waits for it for long, and what the bundle decides is pending.
 """
 
@@ -19,9 +19,9 @@ from typing import Final
 import structlog
 
 from agent import config
+from agent.controller import Controller
 from agent.core.verdict import Memory
 from agent.core.view import Facts
-from agent.core.whose import Whose, whose
 from agent.daemon import beliefs, compose, disk, grace, handover
 from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
@@ -32,7 +32,7 @@ from agent.host import systemd
 from agent.host.clock import SystemClock
 from agent.host.state import closed_memory
 from agent.identity.store import Store
-from agent.keeper import Keeper
+from agent.identity.whose import Whose, whose
 from agent.providers.machine import Machine
 
 RESUME_SECONDS: Final = 1.0
@@ -61,7 +61,7 @@ class Restorer:
     Attributes:
         began: since when a first bundle is waited for, in seconds of the machine's uptime.
         token_key: of the EC2 session tokens.
-        keeper: the controller, once it was made.
+        controller: the controller, once it was made.
         resuming: opens what was in force.
         serving: whether the sources have begun to watch.
     """
@@ -81,7 +81,7 @@ class Restorer:
         self.began = left.began if left is not None else clock.uptime()
         self.token_key = b""
         self.serving = False
-        self.keeper: Keeper
+        self.controller: Controller
         self.resuming: asyncio.Task[None]
         self._settings = settings
         self._prepared = prepared
@@ -126,15 +126,15 @@ class Restorer:
         """
         if self._remembered.reading.done():
             return
-        if await self._remembered.later_than(self.keeper.store.memory) is not None:
-            self.keeper.durable.write()
+        if await self._remembered.later_than(self.controller.store.memory) is not None:
+            self.controller.durable.write()
 
     async def restore(self, found: list[Machine], *, changed: Callable[[], None], follow: Callable[[], bool]) -> None:
         """Bring back the memory of this instance, and the bundle that was in force.
 
         Args:
             found: what the metadata services said.
-            changed: see :class:`agent.keeper.Keeper`.
+            changed: see :class:`agent.controller.Controller`.
             follow: likewise.
         """
         succession, opening = self._succession, self._prepared.opening
@@ -145,7 +145,7 @@ class Restorer:
         answer = unknown if late else self._remembered.reading.result()
         read, sealed, write, broken, self._who.boot_id = answer
         name = self._who.name(found, (read if left is None else left.memory).instance_id)
-        if left is not None and self._judge(left.memory, name) is Whose.ANOTHERS:
+        if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
             left = succession.left = None  # what was left is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
@@ -153,7 +153,7 @@ class Restorer:
         waited = await self._waited(name or remembered.instance_id)
         now = self._clock.now()
         store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited)
-        self.keeper = Keeper(
+        self.controller = Controller(
             store=store,
             issuer=self._prepared.mint,
             opener=opening,
@@ -166,7 +166,7 @@ class Restorer:
         )
         if left is not None:
             self._who.audiences = frozenset(left.audiences)
-            self.keeper.observe(left.facts)
+            self.controller.observe(left.facts)
             signed = handover.decoded(left.signed)
             if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
                 opening.remember(sealed, beliefs.Opened(signed, left.recipient))
@@ -177,7 +177,7 @@ class Restorer:
         if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
             # Over the broken one at once: the start after this one must not find an empty memory, and open. And where
             # nothing can be written, this says so, and tries again.
-            self.keeper.durable.write()
+            self.controller.durable.write()
 
     async def _resume(self, name: str, *, write: bool) -> None:
         await self._identified(name, write=write)
@@ -186,35 +186,35 @@ class Restorer:
     def give_back(self) -> None:
         """Give the store what the process before us held, as soon as the bundle that it came of is in force."""
         sources = self._prepared.sources if not self.serving else []
-        self._succession.give_back(self.keeper, self._prepared.opening.trust, sources=sources)
+        self._succession.give_back(self.controller, self._prepared.opening.trust, sources=sources)
 
     async def _identified(self, name: str, *, write: bool = True) -> None:
         """Say whose the memory is, and resume what was in force if it is ours."""
         who = self._who
-        verdict = self._judge(self.keeper.store.memory, name)
+        verdict = self._evaluate(self.controller.store.memory, name)
         if verdict is not Whose.OURS and self._succession.left is not None and not name:
             verdict = Whose.OURS  # it was handed over, in this very boot of this kernel
         if verdict is Whose.ANOTHERS:
             who.audiences = frozenset()
             self._succession.drop()
             self._prepared.opening.forget(but=None)
-            self.keeper.observe(Facts())
+            self.controller.observe(Facts())
         if verdict is Whose.UNKNOWN and not name:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
         elif verdict is Whose.UNKNOWN and not self._contradicted:
-            former = self.keeper.store.memory.instance_id
+            former = self.controller.store.memory.instance_id
             self._log.error("memory.contradicted", was=former, now=name, hint=CONTRADICTED)
         self._contradicted = verdict is Whose.UNKNOWN and bool(name)
         if self._contradicted:
             who.audiences = frozenset()  # a bundle for that other name is none for this machine, yet
             self._prepared.opening.audiences = frozenset(self._settings.identity.audience)
-        await self.keeper.intake.identified(
+        await self.controller.intake.identified(
             verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
         )
         if verdict is not Whose.UNKNOWN:
             self._copy = None
 
-    def _judge(self, memory: Memory, name: str) -> Whose:
+    def _evaluate(self, memory: Memory, name: str) -> Whose:
         return whose(memory, name, boot_id=self._who.boot_id, firmware=self._who.firmware)
 
     async def identify_late(self, *, at_once: bool, audience: Callable[[], Iterable[str]]) -> None:
@@ -225,19 +225,19 @@ class Restorer:
             audience: what the configuration says we answer to, then.
         """
         while True:
-            found = await self._who.ask_until_known(self.keeper.store.memory.instance_id, at_once=at_once)
-            await self._identified(self._who.name(found, self.keeper.store.memory.instance_id))
-            if not self.keeper.store.doubted:
+            found = await self._who.ask_until_known(self.controller.store.memory.instance_id, at_once=at_once)
+            await self._identified(self._who.name(found, self.controller.store.memory.instance_id))
+            if not self.controller.store.doubted:
                 break
             at_once = False
         self.learn(found, audience())
-        self.keeper.intake.reconsider()
+        self.controller.intake.reconsider()
 
     def learn(self, found: list[Machine], audience: Iterable[str]) -> None:
         """Take note of what the metadata services said, beside the ``audience`` of the configuration."""
-        facts = self._who.learn(found, self.keeper.store.facts())
+        facts = self._who.learn(found, self.controller.store.facts())
         self._prepared.opening.audiences = self._who.audiences.union(audience)
-        self.keeper.observe(facts)
+        self.controller.observe(facts)
 
     async def _waited(self, name: str) -> timedelta:
         """How much of the boot grace was had already."""

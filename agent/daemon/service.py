@@ -35,7 +35,7 @@ import agent
 from agent import config
 from agent.core.errors import ConfigError, HostError
 from agent.core.timekeeping import Witness
-from agent.daemon import doors, grace, handover
+from agent.daemon import grace, handover, listening
 from agent.daemon.announce import Announcer
 from agent.daemon.listeners import Listeners
 from agent.daemon.prepare import NO_POINTER_HINT, Prepared
@@ -50,7 +50,7 @@ from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
 from agent.identity import leftovers
 from agent.providers.machine import Machine
-from agent.serve.control import ControlDoor
+from agent.serve.control import ControlEndpoint
 from agent.serve.waiting import Changes
 
 CLOSE_SECONDS: Final = 2.0
@@ -120,7 +120,7 @@ class Daemon:
             rng=self._rng,
         )
         self._announcer = Announcer(
-            self.clock, self._prepared.metadata.gce, needed=lambda: self.keeper.intake.last_refusal
+            self.clock, self._prepared.metadata.gce, needed=lambda: self.controller.intake.last_refusal
         )
 
     # -- the start --------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Daemon:
         for key, reason in self._prepared.away.reasons.items():
             self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
         # 2.
-        worker_sockets, absent = doors.worker_sockets(settings.listen, self._passed.sockets)
+        worker_sockets, absent = listening.worker_sockets(settings.listen, self._passed.sockets)
         for error in absent:
             self._log.error("listen.absent", reason=error.message, hint=error.hint)
         control = self._control_socket()
@@ -153,41 +153,41 @@ class Daemon:
         ):
             return
         await self._restorer.restore(found, changed=self._changed, follow=self._follow)
-        self.keeper, self.store = self._restorer.keeper, self._restorer.keeper.store
+        self.controller, self.store = self._restorer.controller, self._restorer.controller.store
 
         # 5.
-        addresses = doors.names(worker_sockets)
+        addresses = listening.names(worker_sockets)
         self._wire(addresses)
         changes = Changes(self.store)
-        self._ring = changes.ring
-        worker_door = self._listeners.workers(
+        self._notify = changes.notify
+        workers = self._listeners.workers(
             changes,
-            hosts=(*settings.listen.hosts, *doors.hosts(addresses)),
+            hosts=(*settings.listen.hosts, *listening.hosts(addresses)),
             token_key=self._restorer.token_key,
             path_id=self._path_id,
             expects_bundle=lambda: bool(self._reloader.settings.keys),
             phase=self._rng.random(),
         )
-        control_door = self._listeners.control(
+        operators = self._listeners.control(
             lambda: self._listeners.vitals(self._started, self._publisher, self._announcer)
         )
         loop = asyncio.get_running_loop()
-        servers = await worker_door.listen(worker_sockets)
+        servers = await workers.listen(worker_sockets)
         if control is not None:
-            servers.append(await loop.create_unix_server(control_door.listener.protocol, sock=control))
+            servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
         self._log.info(
             "agent.started",
             version=agent.__version__,
-            http=doors.names(worker_sockets),
+            http=listening.names(worker_sockets),
             control=settings.listen.control,
             owners=self._listeners.owners,
             instance_id=self.store.memory.instance_id or None,
-            keys=list(self._prepared.opening.ring.kids),
+            keys=list(self._prepared.opening.keyring.kids),
         )
         self._reloader.announce(settings)
         self._reloader.tell_absent_keys()
         self._hand_over()
-        later = self._do_later(control_door, servers, controlled=control is not None)
+        later = self._do_later(operators, servers, controlled=control is not None)
         try:
             await self._serve(found, at_once=handed)
         finally:
@@ -198,11 +198,11 @@ class Daemon:
             self._log.info("agent.stopping")
             for server in servers:
                 server.close()
-            await worker_door.listener.close(CLOSE_SECONDS)
-            await control_door.listener.close(CLOSE_SECONDS / 4)
+            await workers.listener.close(CLOSE_SECONDS)
+            await operators.listener.close(CLOSE_SECONDS / 4)
             await self._prepared.close()
             if "control" not in self._passed.sockets:
-                doors.remove(settings.listen)
+                listening.remove(settings.listen)
         self._log.info("agent.stopped")
 
     def _heed_signals(self) -> None:
@@ -218,12 +218,12 @@ class Daemon:
             self._reload_wanted = True  # there is nothing yet that could be told otherwise: after the start
 
     def _do_later(
-        self, door: ControlDoor, servers: list[asyncio.Server], *, controlled: bool
+        self, operators: ControlEndpoint, servers: list[asyncio.Server], *, controlled: bool
     ) -> list[asyncio.Task[None]]:
         """What nobody waits for, and what the machine did not have yet."""
         later = [self._note_grace()]
         if not controlled:
-            later.append(self._open_control_late(door, servers))
+            later.append(self._open_control_late(operators, servers))
         if "environment.group" in self._prepared.away.reasons:
             later.append(self._find_group())
         if self._prepared.late_files:
@@ -233,8 +233,8 @@ class Daemon:
     def _control_socket(self) -> socket.socket | None:
         reasons = self._prepared.away.reasons
         try:
-            return doors.control_socket(self._settings.listen, self._passed.sockets)
-        except doors.AnotherAgentError:
+            return listening.control_socket(self._settings.listen, self._passed.sockets)
+        except listening.AnotherAgentError:
             raise
         except HostError as error:
             # Workers are served without it.
@@ -243,11 +243,11 @@ class Daemon:
             reasons["listen.control"] = error.message
             return None
 
-    async def _open_control_late(self, door: ControlDoor, servers: list[asyncio.Server]) -> None:
+    async def _open_control_late(self, operators: ControlEndpoint, servers: list[asyncio.Server]) -> None:
         while (control := self._control_socket()) is None:
             await self.clock.sleep(ASK_AGAIN_SECONDS)
         loop = asyncio.get_running_loop()
-        servers.append(await loop.create_unix_server(door.listener.protocol, sock=control))
+        servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
         self._prepared.away.reasons.pop("listen.control", None)
 
     async def _find_group(self) -> None:
@@ -267,7 +267,7 @@ class Daemon:
         if self._prepared.holding:
             self._prepared.holding = False
             self._restorer.began = self.clock.uptime()
-            self.keeper.await_bundle(self._settings.identity.grace_seconds)
+            self.controller.await_bundle(self._settings.identity.grace_seconds)
             await self._note_grace()
 
     async def _note_grace(self) -> None:
@@ -282,19 +282,19 @@ class Daemon:
         self.clock.watch(self._woke_up)
         pending_seconds = self._settings.identity.grace_seconds + READY_AFTER_SECONDS
         background: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self.keeper.run(), name="keeper"),
+            asyncio.create_task(self.controller.run(), name="controller"),
             asyncio.create_task(self._readiness.tell(pending_seconds, self._settled), name="ready"),
             asyncio.create_task(self._reloader.follow_files(), name="files"),
             asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
         ]
-        unsure = not found or self._who.silent or self.keeper.store.doubted
+        unsure = not found or self._who.silent or self.controller.store.doubted
         if unsure and self._who.may_tell:
             late = self._restorer.identify_late(
                 at_once=at_once, audience=lambda: self._reloader.settings.identity.audience
             )
             background.append(asyncio.create_task(late, name="identify"))
         if self._watchdog is not None:
-            fed = self._readiness.feed_watchdog(self._watchdog, lambda: self.keeper.last_step)
+            fed = self._readiness.feed_watchdog(self._watchdog, lambda: self.controller.last_step)
             background.append(asyncio.create_task(fed, name="watchdog"))
         stopped = asyncio.create_task(self._stop.wait(), name="stop")
         try:
@@ -315,7 +315,7 @@ class Daemon:
 
     def _wire(self, addresses: list[str]) -> None:
         """What needs the store, the controller and the addresses."""
-        settings, pointer = self._settings, doors.pointer(addresses)
+        settings, pointer = self._settings, listening.pointer(addresses)
         if pointer is None:
             self._log.warning("environment.no_container_uri", http=addresses, hint=NO_POINTER_HINT)
         self._path_id = containerenv.path_id(self._restorer.token_key, machine.machine_id(self._root) or "")
@@ -335,7 +335,7 @@ class Daemon:
             settings,
             prepared=self._prepared,
             passed=self._passed.sockets,
-            keeper=self.keeper,
+            controller=self.controller,
             clock=self.clock,
             settled=self._settled,
         )
@@ -344,7 +344,7 @@ class Daemon:
             read=self._read_settings,
             prepared=self._prepared,
             who=self._who,
-            keeper=self.keeper,
+            controller=self.controller,
             publisher=self._publisher,
             readiness=self._readiness,
             clock=self.clock,
@@ -361,7 +361,7 @@ class Daemon:
         """The store may answer otherwise than before: wake who waits, write files, tell systemd."""
         if self.store.bundle is not None and self._succession.pending:
             self._restorer.give_back()
-        self._ring()
+        self._notify()
         self._publisher.changed()
         self._hand_over()
         self._readiness.tell_status()
@@ -371,7 +371,7 @@ class Daemon:
 
     def _handover(self) -> handover.Handover:
         """What the next process is to be told, beside the credentials."""
-        opening, sealed = self._prepared.opening, self.keeper.durable.sealed
+        opening, sealed = self._prepared.opening, self.controller.durable.sealed
         opened = opening.opened(sealed) if sealed is not None else None
         if sealed is None or opened is not None:
             opening.forget(but=sealed)
@@ -389,7 +389,7 @@ class Daemon:
             files=dict(self._prepared.away.files),
             holding=self._prepared.holding,
             positions=handover.positions(self._prepared.sources, sealed),
-            ephemeral=handover.jwk(opening.ring.keys),
+            ephemeral=handover.jwk(opening.keyring.keys),
             token_key=handover.encoded(self._restorer.token_key),
             tokens=list(self._prepared.tokens.good),
             waiting=leftovers.waiting(self.store.state),
@@ -404,19 +404,21 @@ class Daemon:
     def _woke_up(self) -> None:
         """The machine woke up, or its clock was set."""
         self._prepared.out.reconnect()
-        self.keeper.time_moved()
+        self.controller.time_moved()
 
     def _follow(self) -> bool:
         doubtful = self.clock.follow()
-        keeper = self.clock.keeper
-        if keeper.lost > self._lost_told:
+        timekeeper = self.clock.timekeeper
+        if timekeeper.lost > self._lost_told:
             self._log.warning(
-                "clock.time_lost", seconds=round(keeper.lost - self._lost_told, 1), believed=str(keeper.believed)
+                "clock.time_lost",
+                seconds=round(timekeeper.lost - self._lost_told, 1),
+                believed=str(timekeeper.believed),
             )
-            self._lost_told = keeper.lost
+            self._lost_told = timekeeper.lost
         if doubtful:
-            ahead = {str(witness): round(seconds, 1) for witness, seconds in keeper.differences.items()}
-            self._log.info("clock.doubtful", believed=str(keeper.believed), ahead_seconds=ahead)
+            ahead = {str(witness): round(seconds, 1) for witness, seconds in timekeeper.differences.items()}
+            self._log.info("clock.doubtful", believed=str(timekeeper.believed), ahead_seconds=ahead)
         return doubtful
 
     def _publish_keys(self) -> None:

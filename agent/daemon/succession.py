@@ -9,13 +9,13 @@ from typing import Final
 import structlog
 
 from agent import bundle
+from agent.controller import Controller
 from agent.core.errors import HostError
 from agent.core.source import Source
 from agent.daemon import handover, kept
 from agent.host import systemd
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
-from agent.keeper import Keeper
 
 TELL_AGAIN_SECONDS: Final = 0.5
 TELL_AGAIN_ATTEMPTS: Final = 120
@@ -63,24 +63,24 @@ class Succession:
         """Whether something was left that was not given back yet."""
         return self.left is not None or self._credentials is not None
 
-    def give_back(self, keeper: Keeper, trust: bundle.Trust, *, sources: Sequence[Source] = ()) -> None:
+    def give_back(self, controller: Controller, trust: bundle.Trust, *, sources: Sequence[Source] = ()) -> None:
         """Give the store what the process before us held, as soon as the bundle that it came of is in force.
 
         Args:
-            keeper: the controller, and its store.
+            controller: the controller, and its store.
             trust: whom we believe now.
             sources: those that have not begun to watch: they go on where they were.
         """
-        store = keeper.store
+        store = controller.store
         if self._credentials is not None:
             holdings = self._credentials.holdings(store.memory.instance_id, self._clock)
-            self._log.info("credentials.restored", count=keeper.restore(holdings))
+            self._log.info("credentials.restored", count=controller.restore(holdings))
             if self._credentials.instance_id == store.memory.instance_id:
-                keeper.restore_id_tokens(self._credentials.id_tokens)
+                controller.restore_id_tokens(self._credentials.id_tokens)
         if self.left is not None:
-            keeper.go_on(*self.left.rest(self._clock, trust))
+            controller.go_on(*self.left.rest(self._clock, trust))
             if store.bundle is not None:
-                handover.go_on(sources, self.left.positions, keeper.durable.sealed)
+                handover.go_on(sources, self.left.positions, controller.durable.sealed)
         if store.bundle is not None or store.memory.active is None:
             self.drop()
 

@@ -12,9 +12,9 @@ import msgspec
 
 from agent.core.clock import Clock
 from agent.core.view import Facts
-from agent.core.whose import name_among
 from agent.daemon import compose
 from agent.host import machine
+from agent.identity.whose import name_among
 from agent.providers.machine import Machine, ec2_machine, gce_machine
 from agent.upstream import UpstreamError
 

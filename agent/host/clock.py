@@ -1,4 +1,4 @@
-"""The machine's clocks: read here, judged in :mod:`agent.core.timekeeping`, where the rule stands.
+"""The machine's clocks: read here, weighed in :mod:`agent.core.timekeeping`, where the rule stands.
 
 Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend; what a hypervisor's pause took from it
 is added. UTC is that clock plus an offset.
@@ -93,11 +93,11 @@ class SystemClock:
         self._nap_seconds = nap_seconds
         self._alarm: Alarm | None = None
         self._doubt = False  # a server contradicted us, and `follow` has not told it yet
-        self.keeper = Timekeeper(self._read())
+        self.timekeeper = Timekeeper(self._read())
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps back and counts on through suspend."""
-        return self._boottime() + self.keeper.lost
+        return self._boottime() + self.timekeeper.lost
 
     def uptime(self) -> float:
         """CLOCK_BOOTTIME as every process of this machine reads it, in seconds: nothing is added to it."""
@@ -105,7 +105,7 @@ class SystemClock:
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        return utc(self.boottime() + self.keeper.offset)
+        return utc(self.boottime() + self.timekeeper.offset)
 
     def hear(self, witness: Witness, date: datetime, took: float = 0.0) -> bool:
         """Hear the ``Date`` of an answer that has just come, ``took`` seconds after it was asked for.
@@ -113,9 +113,9 @@ class SystemClock:
         Returns:
             Whether somebody should look at the time now: it was moved, or there is a reason to ask others.
         """
-        before = self.keeper.ours
+        before = self.timekeeper.ours
         # What was cut off is on average half a second.
-        self._doubt |= self.keeper.hear(witness, date.timestamp() + 0.5, self._read(), took=took)
+        self._doubt |= self.timekeeper.hear(witness, date.timestamp() + 0.5, self._read(), took=took)
         return self._doubt or self._moved(before)
 
     def follow(self) -> bool:
@@ -124,19 +124,19 @@ class SystemClock:
         Returns:
             Whether there is a reason to ask the clouds for the time. It is told once.
         """
-        before = self.keeper.ours
-        doubt, self._doubt = self.keeper.look(self._read()) or self._doubt, False
+        before = self.timekeeper.ours
+        doubt, self._doubt = self.timekeeper.look(self._read()) or self._doubt, False
         self._moved(before)
         return doubt
 
     def adopt(self, witness: Witness, now: datetime, wall_error_seconds: float | None) -> None:
-        """Take over what the process before us took for the time. To be done before anything is judged by it."""
-        self.keeper.adopt(witness, now.timestamp(), self._read(), wall_error=wall_error_seconds)
+        """Take over what the process before us took for the time. To be done before anything is evaluated by it."""
+        self.timekeeper.adopt(witness, now.timestamp(), self._read(), wall_error=wall_error_seconds)
 
     @property
     def wall_error_seconds(self) -> float:
         """How far the machine's wall clock is from our estimate: positive when the wall clock is ahead."""
-        return self._wall() - self.boottime() - self.keeper.offset
+        return self._wall() - self.boottime() - self.timekeeper.offset
 
     def watch(self, changed: Callable[[], None]) -> None:
         """From now on have the kernel wake us: when a sleep is over, also in suspend, and when the clock is stepped.
@@ -166,7 +166,7 @@ class SystemClock:
         return Reading(self._boottime(), self._wall(), self._synchronised())
 
     def _moved(self, before: float) -> bool:
-        if self.keeper.ours == before:
+        if self.timekeeper.ours == before:
             return False
         if self._alarm is not None:
             self._alarm.wake()  # what was lost is gone from every sleep

@@ -23,7 +23,7 @@ from agent.core.secret import Secret
 from agent.core.text import instant
 from agent.wire import names
 
-#: The metadata services' addresses and our own door. A proxy that caught these would see credentials, and adds the
+#: The metadata services' addresses and our own endpoint. A proxy that caught these would see credentials, and adds the
 #: ``X-Forwarded-For`` that metadata services refuse. ``fd00:ec2::254`` and ``fd00:ec2::23`` are EC2's and EKS's IPv6
 #: ones, ``fd20:ce::254`` is Google's.
 NO_PROXY_HOSTS: Final = (
@@ -87,7 +87,7 @@ def pointers(
     """The variables that lead every SDK to the agent.
 
     Args:
-        address: our door as ``HOST:PORT``. ``127.0.0.1`` is the only literal that all AWS SDKs accept.
+        address: our endpoint as ``HOST:PORT``. ``127.0.0.1`` is the only literal that all AWS SDKs accept.
         aws: AWS is configured here. A container URI that answers nothing makes botocore raise rather than look on, so
             leave it out where the agent will never have an AWS identity.
         gcp: Google is served, pending or ended. Never when it is absent: a metadata server that is announced and

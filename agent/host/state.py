@@ -1,8 +1,8 @@
 """What outlives the process: the memory, and the sealed bundle as it came. Never an opened credential.
 
 The bundle lies in a file named after its digest and is written first; the memory, which names the digest, second, by
-one rename. So at every instant the memory points at a bundle that is there, and a crash can only lose the newest offer.
-Where something is taken away the order is the other: what is gone is removed first.
+one rename. So at every instant the memory points at a bundle that is there, and a crash can only lose the newest
+submission. Where something is taken away the order is the other: what is gone is removed first.
 
 **To write a memory down needs no space.** Beside it lies a spare of the same kind, whose blocks are allocated. A memory
 is written over the spare, in place; then the two change names, by a hard link and two renames in a directory that has

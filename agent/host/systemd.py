@@ -89,7 +89,7 @@ def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Pa
     """What the service manager passed: listening sockets and stored files.
 
     Nothing is passed when ``LISTEN_PID`` is not ``pid``: the variables then belong to a parent and were inherited.
-    Every descriptor is set close-on-exec, so that no child of ours gets a door.
+    Every descriptor is set close-on-exec, so that no child of ours gets a listener.
 
     Args:
         environ: the process's environment.

@@ -4,7 +4,7 @@ The rules:
 
 1. Sequence numbers of one stream (issuer, subject) only rise. The same number with the same content is nothing new; the
    same number with other content is an attack or a broken sender, refused and alarmed.
-2. A bundle of a stream that was forgotten is refused by the floor it left (:mod:`agent.core.streams`).
+2. A bundle of a stream that was forgotten is refused by the floor it left (:mod:`agent.identity.streams`).
 3. What is over is not taken: a lease that has ended, a finished credential that has. It would swap a live one for it.
 4. A withdrawal closes what the withdrawn bundle decided. The machine's own identity comes back only where the
    withdrawal itself says so, and only in the clouds that the withdrawn bundle carries: one that an earlier bundle
@@ -17,21 +17,21 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from agent.core import streams
-from agent.core.graph import dead_on_arrival
 from agent.core.model import Action, Bundle, Cloud, OnExpiry
 from agent.core.text import instant
 from agent.core.verdict import Accepted, Mark, Memory, Refused, Same, Verdict
+from agent.identity import streams
+from agent.identity.graph import dead_on_arrival
 from agent.identity.state import State
 
 
 def evaluate(state: State, bundle: Bundle, now: datetime, *, resume: bool = False) -> Verdict:
-    """Judge an opened and verified bundle.
+    """Evaluate an opened and verified bundle.
 
     Args:
         state: what is so now.
         bundle: what was opened.
-        now: the instant of judging.
+        now: the instant of evaluating.
         resume: the bytes are our own copy of what was accepted before, read back at the start.
 
     Returns:

@@ -13,9 +13,9 @@ from agent.core.model import Cloud
 from agent.core.verdict import Event, Notice
 from agent.core.view import Answer, Ended, Live
 from agent.identity.events import Effect, Ticked
-from agent.identity.outlook import valid_until, why_until
 from agent.identity.standing import origin, view
 from agent.identity.state import State, Told, changed, lease_over, slots_of
+from agent.identity.until import valid_until, why_until
 
 LOOK_AGAIN: Final = timedelta(minutes=1)
 """At the latest. A slot that is due but blocked is woken by its source; this is the second line."""

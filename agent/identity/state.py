@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from agent.core.graph import role_name_of
 from agent.core.model import (
     INSTANCE,
     Bundle,
@@ -31,6 +30,7 @@ from agent.core.model import (
 )
 from agent.core.verdict import Key, Memory, Policy
 from agent.core.view import Facts
+from agent.identity.graph import role_name_of
 from agent.identity.slots import Held, Slot
 
 NAMES_KEPT: Final = 64

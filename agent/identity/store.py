@@ -1,12 +1,12 @@
 """The shell that holds the present state: it lets events happen, keeps what comes of them, and answers.
 
-It does no I/O, draws no randomness of its own and reads no clock. The controller (:mod:`agent.keeper`) alone calls
-:meth:`Store.apply`; the listeners only look (:class:`agent.core.view.Board`). Nothing is decided here:
+It does no I/O, draws no randomness of its own and reads no clock. The controller (:mod:`agent.controller`) alone calls
+:meth:`Store.apply`; the listeners only look (:class:`agent.core.view.View`). Nothing is decided here:
 
 * whether a bundle is taken: :mod:`agent.identity.admission`;
 * what each event does: :mod:`agent.identity.transitions`, and of one slot: :mod:`agent.identity.slots`;
 * how each cloud stands and what is answered: :mod:`agent.identity.standing`;
-* until when, and why no longer: :mod:`agent.identity.outlook`.
+* until when, and why no longer: :mod:`agent.identity.until`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Store:
     # -- what only looks -------------------------------------------------------------------------------------------
 
     def evaluate(self, bundle: Bundle, now: datetime, *, resume: bool = False) -> Verdict:
-        """Judge an opened and verified bundle (:func:`agent.identity.admission.evaluate`). Changes nothing."""
+        """Evaluate an opened and verified bundle (:func:`agent.identity.admission.evaluate`). Changes nothing."""
         return admission.evaluate(self.state, bundle, now, resume=resume)
 
     @property
@@ -88,14 +88,14 @@ class Store:
         """The bundle in force."""
         return self.state.bundle
 
-    # -- what the listeners see (the Board) ------------------------------------------------------------------------
+    # -- what the listeners see (the View) ------------------------------------------------------------------------
 
     @property
     def version(self) -> int:
         """Changes whenever any answer may have changed, apart from the passing of time."""
         return self.state.version
 
-    def view(self, cloud: Cloud, now: datetime) -> Answer:
+    def answer(self, cloud: Cloud, now: datetime) -> Answer:
         """The answer for ``cloud`` at ``now``. Never an expired credential, nor one beyond the lease."""
         return standing.view(self.state, cloud, now)
 

@@ -47,7 +47,6 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from agent.core.graph import reachable, ready, same_chain
 from agent.core.model import INSTANCE, Action, Bundle, Cloud, base_cloud_of, base_of
 from agent.core.verdict import Failure, Key, Memory, Policy, Work
 from agent.core.view import Live, Origin
@@ -76,6 +75,7 @@ from agent.identity.events import (
     TimePassed,
     Waiting,
 )
+from agent.identity.graph import reachable, ready, same_chain
 from agent.identity.notices import notice
 from agent.identity.slots import Slot
 from agent.identity.standing import Machines, standing, view
@@ -425,7 +425,7 @@ def waiting_restored(state: State, event: Waiting, now: datetime, _rng: random.R
 def remnant_restored(state: State, event: Remnant, now: datetime, _rng: random.Random) -> Step:
     """Serve on what an earlier bundle left, if the same bundle is in force and has nothing of its own yet.
 
-    Whether the earlier one's signer is believed still is for the caller to judge.
+    Whether the earlier one's signer is believed still is for the caller to weigh.
     """
     identity, cloud = state.identity, event.cloud
     slot = identity.routed(cloud) if identity is not None else None

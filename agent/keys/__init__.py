@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from agent.keys.aws_kms import AwsKmsKey
 from agent.keys.gcp_kms import GcpKmsKey
+from agent.keys.keyring import MAX_TRIES, Keyring, WorkerKey
 from agent.keys.local import LocalKey, ephemeral_key, load_credential, load_key_file, restored_key
-from agent.keys.ring import MAX_TRIES, Keyring, WorkerKey
 
 __all__ = [
     "MAX_TRIES",

@@ -1,9 +1,9 @@
 """Issue credentials: a grant in, a frozen credential out, or one of two refusals.
 
 ``issue(grant, base, now)`` is the verb. When to call it, how often to try again and what to serve meanwhile are the
-keeper's and the store's business; nothing here retries, sleeps, caches a credential or reads a clock.
+controller's and the store's business; nothing here retries, sleeps, caches a credential or reads a clock.
 
-What comes in a bundle is remote input: every URL is compared with an allow-list, every address with the door's guard,
+What comes in a bundle is remote input: every URL is compared with an allow-list, every address with the client's guard,
 files are confined to configured directories, and nothing is ever executed.
 """
 

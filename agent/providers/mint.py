@@ -40,7 +40,7 @@ class Mint:
     """Issues what grants promise.
 
     Args:
-        upstream: the door out; closed by whoever made it.
+        upstream: the way out; closed by whoever made it.
         settings: what the operator allows.
         clock: only its boot-time hands are read, to age what a server said of its own time: every method gets ``now``.
         ec2: the machine's EC2 metadata service; ``None``: never asked.
@@ -70,7 +70,7 @@ class Mint:
         """Get the credential of ``grant``.
 
         Args:
-            grant: what to issue; never a finished credential, which :func:`agent.core.graph.ready` makes.
+            grant: what to issue; never a finished credential, which :func:`agent.identity.graph.ready` makes.
             base: the live credential that the grant stands on, when :func:`agent.core.model.base_of` names one.
             now: the best estimate of the true time: signs requests and dates what comes back.
 

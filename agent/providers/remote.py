@@ -1,4 +1,4 @@
-"""URLs that came out of a bundle: an allow-list before the request, the door's address guard during it."""
+"""URLs that came out of a bundle: an allow-list before the request, the listener's address guard during it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AllowList:
         """Return how far a request to ``url`` may reach.
 
         Google's own origins are known to us and not the bundle's choice, and companies do give them private
-        addresses (Private Service Connect): the certificate vouches for them, their address is not judged.
+        addresses (Private Service Connect): the certificate vouches for them, their address is not checked.
 
         Raises:
             Denied: the origin is not on the list.

@@ -1,6 +1,6 @@
 """The AWS Security Token Service: questions and answers of its query protocol.
 
-botocore's own model, serializer, parser and signer do the protocol; the transport is our door out instead of
+botocore's own model, serializer, parser and signer do the protocol; the transport is our own HTTP client instead of
 botocore's client. That keeps one set of limits for all traffic, lets time be a parameter, needs no worker threads
 that may hang, leaves the environment and ``~/.aws`` unread by construction, and costs 7 MB instead of 18.
 

@@ -144,7 +144,7 @@ def _read_confined(path: str, directories: tuple[str, ...]) -> bytes:
     """Read the regular file that ``path`` leads to, if it lies below one of ``directories``.
 
     Symbolic links are followed, because the usual writers of such files (projected volumes) put the token behind two
-    of them; where they lead is judged twice. Before opening, so that no device outside is touched; and on the opened
+    of them; where they lead is checked twice. Before opening, so that no device outside is touched; and on the opened
     descriptor, because whoever may write below the directory could swap a link in between.
     """
     roots = [Path(os.path.realpath(directory)) for directory in directories]

@@ -14,8 +14,8 @@ import msgspec
 
 from agent import bundle
 from agent.core.errors import PayloadError
-from agent.core.horizon import Horizon, horizon
 from agent.core.model import Action, Cloud, Grant, OnExpiry
+from agent.identity.forecast import Forecast, forecasts
 from agent.sender import Collected
 from agent.sender.claims import ClaimsFile, content_of
 
@@ -27,7 +27,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         sealed: the bundle, ASCII.
-        outlook: by cloud, until when it will work, and what should worry; empty for a withdrawal.
+        forecast: by cloud, until when it will work, and what should worry; empty for a withdrawal.
         accept_until: the last instant of acceptance.
     """
 
@@ -37,7 +37,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     seq: int
     accept_until: datetime
-    outlook: tuple[Horizon, ...]
+    forecast: tuple[Forecast, ...]
 
 
 def assemble(
@@ -91,11 +91,11 @@ def assemble(
         raise PayloadError("nothing to seal: expected a grant, variables or a withdrawal, got none of them")
     routes = routes_of(base, collected)
     lease_until = lease_until or _at(base.lease_until)
-    outlook: tuple[Horizon, ...] = ()
+    forecast: tuple[Forecast, ...] = ()
     if action is Action.SET:
         content = content_of(grants, routes)
-        outlook = tuple(horizon(content.grants, content.routes, lease_until, now))
-    accept_until = accept_until or _at(base.exp) or default_acceptance(outlook, now)
+        forecast = tuple(forecasts(content.grants, content.routes, lease_until, now))
+    accept_until = accept_until or _at(base.exp) or default_acceptance(forecast, now)
     subject = subject or base.sub or DEFAULT_SUBJECT
     seq = seq if seq is not None else base.seq
     if seq is None:
@@ -125,7 +125,7 @@ def assemble(
         subject=subject,
         seq=seq,
         accept_until=accept_until,
-        outlook=outlook,
+        forecast=forecast,
     )
 
 
@@ -136,9 +136,9 @@ def routes_of(base: ClaimsFile, collected: Sequence[Collected]) -> dict[Cloud, s
     return {**(base.routes or {}), **{one.cloud: one.route for one in collected}}
 
 
-def default_acceptance(outlook: Sequence[Horizon], now: datetime) -> datetime:
+def default_acceptance(forecast: Sequence[Forecast], now: datetime) -> datetime:
     """Until when a bundle may be accepted if its sender does not say."""
-    ends = [one.until for one in outlook if one.until is not None and one.until > now]
+    ends = [one.until for one in forecast if one.until is not None and one.until > now]
     return min([now + bundle.DEFAULT_ACCEPT, *ends])
 
 

@@ -1,9 +1,9 @@
-"""The doors out: they look at the board, speak a dialect, and send. They never fetch, issue, open or decide.
+"""The answering side: they look at the view, speak a dialect, and send. They never fetch, issue, open or decide.
 
 A GET of a credential is a lookup and one write of bytes that were rendered when the credential changed: no network, no
 lock, no waiting. What must wait (a first credential that is on its way, a long poll, a pass-through) is a coroutine;
 everything else is answered in the call that read the request.
 
-``door`` composes: bytes (``listener``), who may speak (``gate``), the dialects (``ec2``, ``container``, ``gce``), what
-is not ours (``proxy``), and the operator's socket (``control``).
+``endpoint`` composes: bytes (``listener``), who may speak (``gate``), the dialects (``ec2``, ``container``, ``gce``),
+what is not ours (``proxy``), and the operator's socket (``control``).
 """

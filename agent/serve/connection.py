@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
     """See the module.
 
     Args:
-        listener: what all connections of one door share.
+        listener: what all connections of one listener share.
         owner: whose it is, where that is known already.
     """
 

@@ -1,4 +1,4 @@
-"""The container credentials door: EKS and ECS forms, JSON in every case.
+"""The container credentials dialect: EKS and ECS forms, JSON in every case.
 
 ===========  =====================================================================================================
 Live         200
@@ -22,7 +22,7 @@ from agent.wire.http import Request, Response
 from agent.wire.names import ECS_PREFIX, EKS_PATH
 
 
-class ContainerDoor:
+class ContainerDialect:
     """``/v1/credentials`` and ``/v2/credentials/ID``."""
 
     def __init__(self, settings: ServeSettings, watch: Watch) -> None:

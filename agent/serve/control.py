@@ -1,9 +1,9 @@
-"""The operator's door: a unix socket that speaks the same HTTP, for status, metrics, push and withdraw.
+"""The operator's endpoint: a unix socket that speaks the same HTTP, for status, metrics, push and withdraw.
 
 Who may speak is the kernel's decision, by the socket file's mode; who *did* speak is in the request, from the peer
 credentials of the socket (unix(7), ``SO_PEERCRED``), for the routes that ask and for the log.
 
-The browser checks of the worker door are not needed: a page cannot open a unix socket.
+The browser checks of the workers' endpoint are not needed: a page cannot open a unix socket.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ControlRequest(msgspec.Struct, frozen=True):
 Route = Callable[[ControlRequest], Awaitable[Response]]
 
 
-class ControlDoor:
-    """The routes, behind the same listener as the workers' door.
+class ControlEndpoint:
+    """The routes, behind the same listener as the workers' endpoint.
 
     Args:
         routes: by method and path; a path that exists under another method is 405.

@@ -1,4 +1,4 @@
-"""The EC2 metadata door (IMDSv2).
+"""The EC2 metadata dialect (IMDSv2).
 
 The table (issue and SDK behaviour behind each line are in :mod:`agent.wire.ec2` and the tests' request table):
 
@@ -51,7 +51,7 @@ _TTL_MEMO: Final = 64
 _Tree = dict[str, "str | _Tree"]
 
 
-class Ec2Door:
+class Ec2Dialect:
     """``/latest/...`` and its dated versions."""
 
     def __init__(self, settings: ServeSettings, watch: Watch, proxy: Proxy | None) -> None:
@@ -187,7 +187,7 @@ class Ec2Door:
             return self._document
         if isinstance(answer, Pending):
             return DROP  # it may become any name
-        if name not in self._watch.board.names(Cloud.AWS):
+        if name not in self._watch.view.names(Cloud.AWS):
             return _NOT_FOUND
         # It was ours under another name a moment ago: whoever read the list then gets what there is now.
         return self._document if isinstance(answer, Live) and self._rendered(answer) else DROP
@@ -198,13 +198,13 @@ class Ec2Door:
             return _NOT_FOUND
         if not name:
             return self._list
-        return self._extended if name[0] in self._watch.board.names(Cloud.AWS) | {answer.name} else _NOT_FOUND
+        return self._extended if name[0] in self._watch.view.names(Cloud.AWS) | {answer.name} else _NOT_FOUND
 
     def _info(self, live: Live) -> Response:
         credential = live.credential
         if not isinstance(credential, AwsCredential) or credential.account_id is None:
             return _NOT_FOUND
-        partition = _partition(self._watch.board.facts().region)
+        partition = _partition(self._watch.view.facts().region)
         arn = f"arn:{partition}:iam::{credential.account_id}:instance-profile/{live.name}"
         return ec2.text(ec2.render_instance_profile(arn=arn, updated=credential.issued_at))
 
@@ -257,7 +257,7 @@ class Ec2Door:
 
     def _known(self, segments: tuple[str, ...]) -> Response | None:
         """What can be said without the real service: from the bundle or the configuration."""
-        facts = self._watch.board.facts()
+        facts = self._watch.view.facts()
         if self._facts is not facts and self._facts != facts:
             self._tree = _tree_of(facts)
             self._facts = facts

@@ -1,4 +1,4 @@
-"""What is refused before any dialect sees a request: the one table of who may speak to the worker door at all.
+"""What is refused before any dialect sees a request: the one table of who may speak to the workers' endpoint at all.
 
 The metadata address is the most attacked address of a cloud machine. The attacks, and the line that answers each:
 
@@ -146,14 +146,14 @@ class Gate:
     def _named(self, authority: str) -> bool:
         known = self._seen.get(authority)
         if known is None:
-            known = self._judge(authority)
+            known = self._evaluate(authority)
             if len(self._seen) >= _MEMO_ENTRIES:
                 self._seen.clear()
             if len(authority) <= _MEMO_ENTRIES:
                 self._seen[authority] = known
         return known
 
-    def _judge(self, authority: str) -> bool:
+    def _evaluate(self, authority: str) -> bool:
         host = bare_host(authority)
         if host is None:
             return False

@@ -1,8 +1,8 @@
-"""The GCE metadata door.
+"""The GCE metadata dialect.
 
-The persona first: google-auth, Go and Node take ``Metadata-Flavor: Google`` on any answer for proof that they run on
-GCE, and then wait for what never comes. So every answer carries it when there is, was or will be a Google identity (or
-a real GCE server behind us), and none does otherwise.
+Whether to speak as Google comes first: google-auth, Go and Node take ``Metadata-Flavor: Google`` on any answer for
+proof that they run on GCE, and then wait for what never comes. So every answer carries it when there is, was or will be
+a Google identity (or a real GCE server behind us), and none does otherwise.
 
 ===========  =========================================================================================
 Live         200
@@ -72,7 +72,7 @@ _FORWARDED_PARAMETERS: Final = (
 
 
 class ScopedTokens(Protocol):
-    """Tokens for fewer scopes. :class:`agent.keeper.scoped.Scoped` is such."""
+    """Tokens for fewer scopes. :class:`agent.controller.scoped.Scoped` is such."""
 
     def narrows(self, asked: tuple[str, ...]) -> bool:
         """Whether there is one to be had for this wish."""
@@ -84,7 +84,7 @@ class ScopedTokens(Protocol):
         """A new one, or ``None``; raises :class:`AgentError` when it failed."""
 
 
-class GceDoor:
+class GceDialect:
     """``/`` and ``/computeMetadata/...``."""
 
     def __init__(
@@ -109,7 +109,7 @@ class GceDoor:
         self._last_large: tuple[tuple[Any, ...], bytes, Response] | None = None
         self._accounts: tuple[GoogleToken, str, gce.Directory] | None = None
 
-    def has_persona(self) -> bool:
+    def advertises_google(self) -> bool:
         """Whether this machine is a GCE machine to those who ask."""
         return self._proxy is not None or not isinstance(self._watch.look(Cloud.GCP), Absent)
 
@@ -183,7 +183,7 @@ class GceDoor:
         account, rest = below[2:3], below[3:]
         if account and account[0] != "default" and account[0] != answer.name:
             # An e-mail that we gave out a moment ago gets the present account: its client holds a stale listing.
-            if account[0] not in self._watch.board.names(Cloud.GCP):
+            if account[0] not in self._watch.view.names(Cloud.GCP):
                 return gce.failure(404, "no such service account here; use default")
             account = ("default",)
         if rest == ("token",):
@@ -263,10 +263,10 @@ class GceDoor:
             return _NO_AUDIENCE
         if len(query.audience) > _MAX_AUDIENCE_CHARACTERS:
             return gce.failure(400, f"expected an audience of at most {_MAX_AUDIENCE_CHARACTERS} characters")
-        board = self._watch.board
-        if not board.can_mint_id_tokens():
+        view = self._watch.view
+        if not view.can_mint_id_tokens():
             return _NO_ID_TOKENS
-        token = board.view_id_token(query.audience, self._watch.clock.now())
+        token = view.view_id_token(query.audience, self._watch.clock.now())
         return partial(self._mint, query.audience, request) if token is None else _identity_answer(token)
 
     async def _mint(self, audience: str, request: Request) -> Outcome:
@@ -297,7 +297,7 @@ class GceDoor:
         try:
             async with asyncio.timeout(query.timeout_seconds):
                 while True:
-                    seen = self._watch.board.version
+                    seen = self._watch.view.version
                     outcome = self._now(request, plain)
                     tag = outcome.header("ETag") if isinstance(outcome, Response) else None
                     if known is None:
@@ -333,7 +333,7 @@ class GceDoor:
     def _tree(self) -> gce.Directory:
         answer = self._watch.look(Cloud.GCP)
         accounts = self._directory(answer) if isinstance(answer, Live) else gce.Directory({}, literal=True)
-        return _tree_of(self._watch.board.facts(), accounts)
+        return _tree_of(self._watch.view.facts(), accounts)
 
     @staticmethod
     def _redirect(request: Request) -> Response:
@@ -409,7 +409,7 @@ class GceDoor:
         """What is shown; of a large answer once, however many ask, and as text in slices."""
         if len(answer.body) <= LARGE_BYTES:
             return self._shown(answer, below, query)
-        key = (below, query.recursive, query.alt, self._watch.board.version)
+        key = (below, query.recursive, query.alt, self._watch.view.version)
         last = self._last_large
         if last is not None and last[0] == key and last[1] == answer.body:
             return last[2]

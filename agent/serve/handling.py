@@ -34,7 +34,7 @@ class Limits(msgspec.Struct, frozen=True):
         head_bytes: the request line and all fields. EKS tokens are JWTs of 2 kB; SDK user agents reach 1 kB.
         line_bytes: the request line, or one field.
         headers: their number.
-        body_bytes: of a request that means a body; on the workers' door only guest attributes (GCE) do.
+        body_bytes: of a request that means a body; on the workers' endpoint only guest attributes (GCE) do.
         head_seconds: from the connection to the whole request. SDKs send it at once; their own patience is 1 s.
         connections: open at once; each holds a file descriptor, so ``LimitNOFILE`` must be well above.
         held: requests that wait for a change at once; a thousand programs that start before the first credential do.

@@ -51,14 +51,14 @@ _OWNERS_AGAIN_SECONDS: Final = 0.5
 _ASKED_AT_ONCE: Final = 256
 """So many sockets' owners are asked for in one round of the loop, at some 15 microseconds each."""
 _LEAVING_AT_ONCE: Final = 256
-"""Who goes is judged anew after so many, or after :data:`_LEAVING_SECONDS`."""
+"""Who goes is decided anew after so many, or after :data:`_LEAVING_SECONDS`."""
 _LEAVING_SECONDS: Final = 0.25
 _SHED_TO: Final = 0.75
 """The part of the buffered bytes that may stay when there were too many: to count them again for each byte is dear."""
 
 
 class Listener:
-    """Everything the connections of one door share.
+    """Everything the connections of one listener share.
 
     Args:
         handler: decides; synchronous wherever nothing must be waited for.
@@ -232,7 +232,7 @@ class Listener:
                     connection.belong(owners, table)
                     if owners.immediate and not number % _ASKED_AT_ONCE:
                         await asyncio.sleep(0)
-                self._leaving_until = float("-inf")  # who goes is judged with what is known now
+                self._leaving_until = float("-inf")  # who goes is decided with what is known now
                 await asyncio.sleep(_OWNERS_AGAIN_SECONDS)
                 if not self._is_scarce():
                     break
@@ -354,7 +354,7 @@ class Listener:
         now = time.monotonic()
         if now - self._swept > 4 * _SWEEP_SECONDS:
             # This process stood still (a paused machine, a starved one): what clients sent meanwhile lies unread in the
-            # sockets. Read first, judge in the next round.
+            # sockets. Read first, decide in the next round.
             self._swept = now
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
             return

@@ -1,4 +1,4 @@
-"""What the daemon decides for the doors."""
+"""What the daemon decides for the listeners."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
             is below. EC2 paths are given under ``/latest`` and hold for every dated version.
         show: what they do see of it though the table hides it.
         expects_bundle: whether bundles are taken here; called for each request.
-        wall_ahead: how far the machine's wall clock, by which clients judge an end, is ahead of our time.
+        wall_ahead: how far the machine's wall clock, by which clients tell an end, is ahead of our time.
         refused: why the last bundle was refused, for a person; ``None`` when the last one was not.
         early_phase: where the grid of early ends stands (:mod:`agent.core.early`); drawn once by each worker.
         own_namespaces: of guest attributes, those in which the agent publishes: workers do not write there.

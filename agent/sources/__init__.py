@@ -1,4 +1,4 @@
-"""The doors in: where sealed bundles come from.
+"""The ways in: where sealed bundles come from.
 
 Every source has the shape of :class:`agent.core.source.Source` and one verb, ``fetch``; ``watch`` is ``fetch`` kept up.
 Sources move bytes and never open them: whoever controls a channel can withhold a bundle, delay it or repeat it, and

@@ -8,8 +8,8 @@ the last half second, and costs less than 0.1 % of one core.
 The looks run in a thread, because a ``stat`` on a dead network mount hangs, and the loop that serves credentials must
 not.
 
-Permissions are not judged. Who can write the file can withhold a bundle, or repeat one within the rules of ``seq``, but
-can neither read nor forge one: the seal holds wherever the file lies.
+Permissions are not checked. Who can write the file can withhold a bundle, or repeat one within the rules of ``seq``,
+but can neither read nor forge one: the seal holds wherever the file lies.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.core.source import Ack, Ok, Submit, Trouble
 from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
 from agent.sources.watching import Changes
 from agent.wire.wrapped import find
 
 LOOK_SECONDS: Final = 0.4
-"""The time between looks. With :data:`SETTLE_SECONDS` a rename into place is offered after 0.55 s at the latest."""
+"""The time between looks. With :data:`SETTLE_SECONDS` a rename into place is submitted after 0.55 s at the latest."""
 
 SETTLE_SECONDS: Final = 0.15
 """A file that changed is read once it has looked the same for this long: one being written in place is let be."""
@@ -85,9 +85,9 @@ class FileSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
-    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
         """See :class:`agent.core.source.Source`. No backoff: a mended file is seen as fast as a new one."""
-        changes = Changes(offer)
+        changes = Changes(submit)
         seen: _Look | str | None = None
         read_after = 0  # looks until the file is read though it looks the same; 0: read it now, negative: no need
         while True:
@@ -105,7 +105,7 @@ class FileSource:
                     read_after = -1
                     ok()
                     if found is not None:
-                        await changes.offer(found)
+                        await changes.submit(found)
             elif read_after > 0:
                 read_after -= 1
             await self._clock.sleep(LOOK_SECONDS)

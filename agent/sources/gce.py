@@ -21,7 +21,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UpstreamError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.core.source import Ack, Ok, Submit, Trouble
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.sources.watching import broken_here, keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
@@ -99,7 +99,7 @@ class GceAttributeSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
-    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
         """See :class:`agent.core.source.Source`. With two scopes there are two loops, and either may report."""
         async with asyncio.TaskGroup() as group:
             for attribute in self._attributes():
@@ -107,7 +107,7 @@ class GceAttributeSource:
                     keep_watching(
                         attribute.look,
                         attribute.pause,
-                        offer=offer,
+                        submit=submit,
                         trouble=trouble,
                         ok=ok,
                         clock=self._clock,
@@ -211,8 +211,8 @@ class _Attribute:
         self._note(answer)
         if not answer.body:
             return None
-        # The value may be a document too, should somebody keep user-data and metadata alike. What is none is offered as
-        # it is: the decoder says what is wrong with it, and the sender hears of it.
+        # The value may be a document too, should somebody keep user-data and metadata alike. What is none is submitted
+        # as it is: the decoder says what is wrong with it, and the sender hears of it.
         found = await asyncio.to_thread(find, answer.body)  # a document made to be hard to read holds up nobody
         return SealedBundle(data=found or answer.body, origin=self._name)
 

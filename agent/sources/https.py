@@ -27,7 +27,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, UpstreamError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Offer, Ok, Position, Trouble
+from agent.core.source import Ack, Ok, Position, Submit, Trouble
 from agent.core.text import instant, os_reason
 from agent.host.patience import Patience, StalledError
 from agent.sources.watching import RetryLater, broken_here, keep_watching, retry_seconds
@@ -139,13 +139,13 @@ class HttpsSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
-    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
         """See :class:`agent.core.source.Source`. After 410 (Gone) nothing is asked any more; nothing is withdrawn."""
         self._forget()
         await keep_watching(
             self._look,
             lambda: self._pause_seconds,
-            offer=offer,
+            submit=submit,
             trouble=trouble,
             ok=ok,
             clock=self._clock,

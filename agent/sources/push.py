@@ -1,4 +1,4 @@
-"""Bundles pushed over the control socket: the door is ``serve``'s, this is the source behind it."""
+"""Bundles pushed over the control socket: the listener is ``serve``'s, this is the source behind it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Offer, Ok, Trouble
+from agent.core.source import Ack, Ok, Submit, Trouble
 from agent.wire.wrapped import find
 
 _FOREVER_SECONDS: Final = 86_400.0
 
 
 class PushSource:
-    """Holds nothing: what is pushed is offered at once, whether or not it changed, and the verdict is given back.
+    """Holds nothing: what is pushed is submitted at once, whether or not it changed, and the verdict is given back.
 
     Args:
         clock: sleeps between nothing and nothing.
@@ -27,15 +27,15 @@ class PushSource:
     def __init__(self, *, clock: Clock, name: str = "push") -> None:
         self.name = name
         self._clock = clock
-        # Mutable state: where offers go, once the keeper watches; the pushes that await their verdicts, in the order
-        # in which they were offered. One at a time, so that a verdict is never given to another's push.
-        self._offer: Offer | None = None
+        # Mutable state: where submissions go, once the controller watches; the pushes that await their verdicts, in the
+        # order in which they were submitted. One at a time, so that a verdict is never given to another's push.
+        self._submit: Submit | None = None
         self._pushing = asyncio.Lock()
         self._verdict: asyncio.Future[Ack] | None = None
 
-    async def watch(self, offer: Offer, *, trouble: Trouble, ok: Ok) -> NoReturn:  # noqa: ARG002 - it cannot be broken
+    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:  # noqa: ARG002 - it cannot be broken
         """See :class:`agent.core.source.Source`."""
-        self._offer = offer
+        self._submit = submit
         ok()
         while True:
             await self._clock.sleep(_FOREVER_SECONDS)
@@ -45,25 +45,25 @@ class PushSource:
         return None
 
     async def push(self, data: bytes) -> Ack:
-        """Offer ``data`` and wait for the verdict.
+        """Submit ``data`` and wait for the verdict.
 
         Raises:
             SourceError: it is empty or longer than any bundle, or nobody watches yet.
         """
         if not data or len(data) > MAX_BUNDLE_BYTES:
             raise SourceError(f"expected a bundle of 1 to {MAX_BUNDLE_BYTES} bytes, got {len(data)}")
-        if self._offer is None:
+        if self._submit is None:
             raise SourceError("the agent is still starting", hint="try again in a moment")
         # To its end whether or not the pusher waits: a verdict that comes late must not be taken for the next push's.
-        return await asyncio.shield(asyncio.create_task(self._push(data, self._offer), name="push"))
+        return await asyncio.shield(asyncio.create_task(self._push(data, self._submit), name="push"))
 
-    async def _push(self, data: bytes, offer: Offer) -> Ack:
+    async def _push(self, data: bytes, submit: Submit) -> Ack:
         async with self._pushing:
             self._verdict = asyncio.get_running_loop().create_future()
             with contextlib.suppress(UnreadableError, WireError):  # the decoder says what is wrong with it
                 found = await asyncio.to_thread(find, data)
                 data = found or data
-            await offer(SealedBundle(data=data, origin=self.name))
+            await submit(SealedBundle(data=data, origin=self.name))
             return await self._verdict
 
     async def acknowledge(self, ack: Ack) -> None:

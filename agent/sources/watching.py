@@ -1,4 +1,4 @@
-"""What every source shares: the loop that looks, offers what changed, and backs off when the source is broken."""
+"""What every source shares: the loop that looks, submits what changed, and backs off when the source is broken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UpstreamError, WireError
 from agent.core.model import SealedBundle
-from agent.core.source import Offer, Ok, Trouble
+from agent.core.source import Ok, Submit, Trouble
 
 _NO_HURRY: Final = timedelta(days=1)
 
@@ -36,24 +36,25 @@ class RetryLater(SourceError):
 
 
 class Changes:
-    """Offers each new content once.
+    """Submits each new content once.
 
-    Mutable state, changed only in :meth:`offer`: the digest of what was last offered. A digest and not the bytes,
+    Mutable state, changed only in :meth:`submit`: the digest of what was last submitted. A digest and not the bytes,
     because an opened bundle has no reason to stay in memory a second time.
     """
 
-    def __init__(self, offer: Offer) -> None:
-        self._offer = offer
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
         self._last: bytes | None = None
 
-    async def offer(self, found: SealedBundle) -> None:
-        """Offer ``found`` unless it equals the last one offered."""
+    async def submit(self, found: SealedBundle) -> None:
+        """Submit ``found`` unless it equals the last one submitted."""
         digest = hashlib.sha256(found.data).digest()
         if digest == self._last:
             return
-        # Remembered before the offer: should the keeper be cancelled inside it, a restart begins with a new object.
+        # Remembered before the submission: should the controller be cancelled inside it, a restart begins with a new
+        # object.
         self._last = digest
-        await self._offer(found)
+        await self._submit(found)
 
 
 @contextlib.contextmanager
@@ -69,18 +70,18 @@ async def keep_watching(
     look: Callable[[], Awaitable[SealedBundle | None]],
     pause: Callable[[], float],
     *,
-    offer: Offer,
+    submit: Submit,
     trouble: Trouble,
     ok: Ok,
     clock: Clock,
     rng: random.Random,
 ) -> NoReturn:
-    """Look, offer what changed, pause, for ever.
+    """Look, submit what changed, pause, for ever.
 
     Args:
         look: looks once (or hangs until there is something new to see); ``None`` is "not here".
         pause: the seconds to wait after a look that went well, asked after it.
-        offer: where what changed goes.
+        submit: where what changed goes.
         trouble: told of each failed look.
         ok: told of each look that went well.
         clock: sleeps.
@@ -89,7 +90,7 @@ async def keep_watching(
     Errors: ``SourceError`` from ``look`` goes to ``trouble`` and is retried with full jitter. Anything else is our own
     mistake and is raised.
     """
-    changes = Changes(offer)
+    changes = Changes(submit)
     failures = 0
     while True:
         try:
@@ -103,7 +104,7 @@ async def keep_watching(
         failures = 0
         ok()
         if found is not None:
-            await changes.offer(found)
+            await changes.submit(found)
         seconds = pause()
         if seconds > 0:
             await clock.sleep(seconds)

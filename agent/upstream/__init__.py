@@ -1,4 +1,4 @@
-"""The one door out for plain HTTP(S), and the two metadata services seen from outside.
+"""The one way out for plain HTTP(S), and the two metadata services seen from outside.
 
 Time limits, byte caps, "no redirects", "no cookies", "no proxy from the environment" and the refusal of private
 addresses are decided here once, so that no source, provider or pass-through can forget one. What an answer *means* is
@@ -7,7 +7,7 @@ the caller's business: any status is an answer here, and only its absence is an 
 
 from agent.core.errors import UpstreamError
 from agent.upstream.authorities import AuthoritiesError, believed, read_authorities
-from agent.upstream.door import (
+from agent.upstream.client import (
     NotHere,
     Reach,
     Upstream,

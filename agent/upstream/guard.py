@@ -55,7 +55,7 @@ def may_reach(address: str, *, allow_private: bool) -> bool:
     """Whether a URL that came out of a bundle may lead to ``address``."""
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        # Forms of IPv6 that end at an IPv4 address are judged by that address.
+        # Forms of IPv6 that end at an IPv4 address are checked as that address.
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
         elif ip in _NAT64:

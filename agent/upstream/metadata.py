@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from agent.core.clock import Clock
 from agent.core.errors import UpstreamError, WireError
-from agent.upstream.door import NotHere, Reach, Upstream, UpstreamResponse
+from agent.upstream.client import NotHere, Reach, Upstream, UpstreamResponse
 from agent.upstream.guard import UpstreamRefused
 from agent.wire.ec2 import MAX_TTL_SECONDS, parse_token
 from agent.wire.names import (

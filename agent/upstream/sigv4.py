@@ -1,6 +1,6 @@
 """AWS Signature Version 4, with the time as a parameter.
 
-botocore computes the signature; only its habit of reading the machine's clock is overridden: the keeper knows the
+botocore computes the signature; only its habit of reading the machine's clock is overridden: the controller knows the
 true time better (:mod:`agent.core.timekeeping`), and a signature made with a clock that is off is
 refused for as long as the clock is.
 """

@@ -343,7 +343,7 @@ def failure(status: int, message: str = "", *headers: tuple[str, str], flavored:
         status: 400 and above.
         message: a sentence, without a final line break.
         *headers: further ones.
-        flavored: whether this machine has a Google persona at all. Without one not even an error may carry the flavor:
+        flavored: whether this machine speaks as Google at all. Without one not even an error may carry the flavor:
             it is what google-auth and Go take for proof that they run on GCE.
     """
     body = (message + "\n").encode() if message else b""

@@ -81,7 +81,7 @@ BUNDLE_TYPE: Final = "credbundle+jwe"
 """Its protected header's ``typ``: how a bundle is told from any other JWE."""
 
 USER_AGENT_PREFIX: Final = "credential-agent/"
-"""How our own requests to a metadata service begin their ``User-Agent``. One that arrives at our own door is a loop."""
+"""How our own requests to a metadata service begin their ``User-Agent``. At our own endpoint it is a loop."""
 ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
 """In a request of our own ``wait``: say whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
 REFUSED_HEADER: Final = "X-Credential-Agent-Refused"

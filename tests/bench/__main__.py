@@ -222,7 +222,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def judged(results: dict[str, Any]) -> list[str]:
+def evaluated(results: dict[str, Any]) -> list[str]:
     """The aims, and whether this run met them."""
     ours = results["servers"]["agent"]
     found: dict[str, float] = {
@@ -348,7 +348,7 @@ def main() -> int:
         + ", ".join(f"{when} {value:.1f}" for when, value in memory.items())
         + f" ({given.requests} requests)"
     )
-    print("\n".join(judged(results)))
+    print("\n".join(evaluated(results)))
     (given.output / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
     drawn = picture(results, given.output / "bench.png")
     print(f"written: {given.output}/bench.json" + (", bench.png" if drawn else "; no picture without matplotlib"))

@@ -189,7 +189,7 @@ class EndingStore(ObjectStore):
             come = [r.who for r in self.reads if r.refusal is None and (since is None or r.at >= since)]
         return list(dict.fromkeys(come))
 
-    def judge(self, asked: Asked, who: str) -> tuple[int, str, str] | None:
+    def evaluate(self, asked: Asked, who: str) -> tuple[int, str, str] | None:
         """The refusal (status, code, message), or ``None``."""
         now = self.clouds.warp.now()
         if asked.headers.get("authorization", "").startswith("Bearer "):
@@ -225,7 +225,7 @@ class _EndingHandler(_Handler):
         who = self._identity()
         headers = {name.lower(): value for name, value in self.headers.items()}
         asked = Asked(self.command, self.path, headers, b"", headers.get("host", ""))
-        refusal = self.store.judge(asked, who)
+        refusal = self.store.evaluate(asked, who)
         with self.store.lock:
             self.store.reads.append(Read(self.store.clouds.warp.now(), who, refusal[1] if refusal else None))
         if refusal is None:

@@ -1,4 +1,4 @@
-"""The matrix of tests/matrix for the clients that this environment has: every state, as ``make matrix`` judges it."""
+"""The matrix of tests/matrix for the clients that this environment has: every state, as ``make matrix`` evaluates it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytest.importorskip("requests", reason="google-auth's own transport needs it")
 
 
 def test_the_readme_shows_every_state() -> None:
-    """Each state has its row in the README's second table and its column in the third, in the order in which it is judged."""
+    """Each state has its row in the README's second table and its column in the third, in the order in which it is evaluated."""
     text = (REPOSITORY / "tests" / "matrix" / "README.md").read_text()
     described = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
     assert [name for name in described if name in STATES] == list(STATES)
@@ -87,7 +87,7 @@ BY_NAME = {
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_ipv6_loopback(name: str, tmp_path: Path) -> None:
-    """A client that is told of the door by its IPv6 address, in brackets, gets the user's credential."""
+    """A client that is told of the listener by its IPv6 address, in brackets, gets the user's credential."""
     argv = BY_NAME[name]
     if not Path(argv[-1]).exists() and name != "boto3":
         pytest.skip("make matrix builds it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.core.view import Facts
-from tests.fakes.board import FakeBoard, door_server
+from tests.fakes.view import FakeView, running_endpoint
 
 REGION = "ap-southeast-2"
 
@@ -17,11 +17,11 @@ def test_every_client_finds_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
     from google.auth.transport.urllib3 import Request
     from urllib3 import PoolManager
 
-    board = FakeBoard()
-    board.set_facts(Facts(region=REGION))
+    view = FakeView()
+    view.set_facts(Facts(region=REGION))
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
-    with door_server(board) as server:
+    with running_endpoint(view) as server:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
         config = {"ec2_metadata_service_endpoint": server.url}
         assert InstanceMetadataRegionFetcher(config=config).retrieve_region() == REGION

@@ -5,7 +5,7 @@ is left are then asked for at every turn. In the second, sessions live their tru
 (:mod:`tests.conformance.warp`): there each client's own windows decide when it comes back, and it relies on what it
 cached for most of an hour. Between them every client is at its weakest once.
 
-The judge is the object store's: it refuses what has ended (:mod:`tests.conformance.clouds`).
+The verdict is the object store's: it refuses what has ended (:mod:`tests.conformance.clouds`).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def choose(
     return chosen, missing
 
 
-def judge(
+def evaluate(
     subtests: pytest.Subtests, begun: dict[str, Life], missing: dict[str, str], watched: list[str], well: datetime
 ) -> None:
     for label, what in missing.items():
@@ -227,7 +227,7 @@ def run(
         with lives(world, clouds, chosen, pause) as begun:
             well = through_renewals(world, clouds, begun, watched)
         check(agent)
-        judge(subtests, begun, missing, watched, well)
+        evaluate(subtests, begun, missing, watched, well)
         if control:
             assert any("ExpiredToken" in failure for failure in begun["a copy of the keys"].failures)
 
@@ -265,7 +265,7 @@ def test_sessions_of_an_hour(world: World, subtests: pytest.Subtests) -> None:
 
 
 def ask(agent: Agent, world: World) -> tuple[int, dict[str, str]]:
-    """One request of a client of the container door that keeps nothing."""
+    """One request of a client of the container endpoint that keeps nothing."""
     reply = agent.ask("/v1/credentials", headers={"Authorization": world.token})
     return reply.status, reply.json()
 

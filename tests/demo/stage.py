@@ -197,7 +197,7 @@ class Agent:
     stage: Stage
     config: Path
     control: Path
-    door: socket.socket
+    endpoint: socket.socket
     program: Program = field(init=False)
 
     def start(self) -> None:
@@ -213,9 +213,9 @@ class Agent:
             command = [str(executable), "run", "--config", str(self.config)]
             self.program = self.stage.start(
                 "credential-agent",
-                [sys.executable, "-c", _ACTIVATE, str(self.door.fileno()), *command],
+                [sys.executable, "-c", _ACTIVATE, str(self.endpoint.fileno()), *command],
                 env={"PATH": PATH, "NOTIFY_SOCKET": str(notify), "LISTEN_FDNAMES": "http"},
-                sockets=[self.door],
+                sockets=[self.endpoint],
                 must_run=True,
             )
             self.stage.until(lambda: _ready(inbox), "the agent to say READY=1", seconds=20)

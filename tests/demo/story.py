@@ -46,7 +46,7 @@ class Story:
     clouds: cloud.Clouds = field(init=False)
     laptop: cloud.Laptop = field(init=False)
     agent: Agent = field(init=False)
-    door: socket.socket = field(init=False)
+    endpoint: socket.socket = field(init=False)
     first_keys: set[str] = field(default_factory=set)
 
     @property
@@ -94,19 +94,19 @@ class Story:
             f"{worker}/david.pub.jwk",
         )
         self.teller.done("a key pair for the worker, one for David: credential-agent keygen")
-        # systemd holds the socket of the doors, and so does this.
-        self.door = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # systemd holds the socket of the listeners, and so does this.
+        self.endpoint = socket.create_server(("127.0.0.1", 0), backlog=1024)
         control = worker / "run/control.sock"
         config = worker / "config.toml"
         config.write_text(self._config(control))
-        self.agent = Agent(self.stage, config, control, self.door)
+        self.agent = Agent(self.stage, config, control, self.endpoint)
 
     def _config(self, control: Path) -> str:
         worker = self.directory / "worker"
         text = json.dumps  # TOML's basic strings are JSON's
         return f"""# The configuration of the demonstration: a worker on EC2 whose clouds answer on loopback.
 [listen]
-http = ["127.0.0.1:{self.door.getsockname()[1]}"]  # the socket unit's address
+http = ["127.0.0.1:{self.endpoint.getsockname()[1]}"]  # the socket unit's address
 control = {text(str(control))}
 
 [identity]

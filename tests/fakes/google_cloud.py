@@ -166,12 +166,12 @@ class GoogleCloud(Served):
     def _object(self, request: web.Request, bucket: str, name: str, *, media: bool = False) -> web.Response:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         minted = self.minted.get(token) if scheme.lower() == "bearer" else None
-        answer = self._judge(bucket, name, token, minted, media=media or request.query.get("alt") == "media")
+        answer = self._evaluate(bucket, name, token, minted, media=media or request.query.get("alt") == "media")
         serial = minted.serial if minted is not None else 0
         self.reads.append(Read(self.clock(), f"{bucket}/{name}", serial, answer.status))
         return answer
 
-    def _judge(self, bucket: str, name: str, token: str, minted: Minted | None, *, media: bool) -> web.Response:
+    def _evaluate(self, bucket: str, name: str, token: str, minted: Minted | None, *, media: bool) -> web.Response:
         if not token:
             message = f"Anonymous caller does not have storage.objects.get access to the Google Cloud Storage object {bucket}/{name}."
             return _error(401, message, "required")

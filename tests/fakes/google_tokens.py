@@ -190,7 +190,7 @@ class FakeGoogle:
         )
 
     def _aws_caller(self, form: dict[str, str]) -> str | None:
-        """Send the signed request on, as Google does, after judging the parts that are Google's to judge."""
+        """Send the signed request on, as Google does, after evaluating the parts that are Google's to evaluate."""
         request = json.loads(unquote(form["subject_token"]))
         headers = {pair["key"].lower(): pair["value"] for pair in request["headers"]}
         scheme, _, rest = request["url"].partition("://")

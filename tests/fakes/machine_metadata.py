@@ -1,6 +1,6 @@
 """The two metadata services as functions: enough of EC2 and GCE for the machine's own identity.
 
-Written from "Retrieve instance metadata" (EC2) and "Query metadata" (GCE). The full trees that the doors answer for
+Written from "Retrieve instance metadata" (EC2) and "Query metadata" (GCE). The full trees that the listeners answer for
 are other fakes' business.
 """
 

@@ -1,7 +1,7 @@
 """AWS STS, its query protocol, written from the API reference and the Signature Version 4 documentation.
 
 A little world of accounts: users with keys, roles with trust and a maximum, sessions that end. Signatures are really
-verified (by an implementation of its own), times are judged by the injected clock, and faults are the caller's
+verified (by an implementation of its own), times are evaluated by the injected clock, and faults are the caller's
 choice: ``weather`` is asked before every call.
 """
 

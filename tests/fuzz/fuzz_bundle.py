@@ -1,6 +1,6 @@
 """Mutates bundles for as long as you like, and stops at the first that raises anything but the bundle's own errors.
 
-``python -m tests.fuzz.fuzz_bundle --seconds 3600 [--seed N]``. Three doors are tried: the sealed bytes, the content
+``python -m tests.fuzz.fuzz_bundle --seconds 3600 [--seed N]``. Three ways in are tried: the sealed bytes, the content
 behind the seal, and the claims behind the signature: a mutation of the outer bytes alone would hardly ever get past the
 tag. ``tests/unit/bundle/test_fuzz.py`` runs it for some hundred rounds.
 """
@@ -93,7 +93,7 @@ def bend(value: Any, rng: random.Random) -> Any:
 
 
 def candidate(seeds: list[bytes], frames: list[dict[str, Any]], rng: random.Random) -> bytes:
-    """The next bundle to try, at one of the three doors."""
+    """The next bundle to try, at one of the three ways in."""
     match rng.randrange(5):
         case 0 | 1:
             return mutate(rng.choice(seeds), rng)

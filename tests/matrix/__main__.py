@@ -126,7 +126,7 @@ class Program:
         )  # fmt: skip
 
     def wait(self) -> None:
-        """Wait until it has loaded its libraries: not to judge a client's patience while a dozen others start."""
+        """Wait until it has loaded its libraries: not to evaluate a client's patience while a dozen others start."""
         try:
             self._line(START_SECONDS)
         except OSError as error:
@@ -284,7 +284,7 @@ class Stage:
         def one(client: Client) -> None:
             with self._started(client) as program:
                 program.wait()
-                self._judge(rows[client.name], program, state, users)
+                self._evaluate(rows[client.name], program, state, users)
 
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(one, chosen))
@@ -304,7 +304,7 @@ class Stage:
                 pairs = [(rows[c.name], stack.enter_context(self._started(c, leaps=True))) for c in batch]
                 for _, program in pairs:
                     program.wait()
-                self._each(pairs, partial(self._judge, state=state, users=()))
+                self._each(pairs, partial(self._evaluate, state=state, users=()))
                 user = self._push(young=True)
                 self._each(pairs, partial(then, user=user))
                 self._current.stop()
@@ -317,12 +317,12 @@ class Stage:
         """The bundle came, and what the client was told of the machine's credential is over."""
         if program.leap is not None:
             program.leap.by(EARLY_END + timedelta(seconds=1))
-            self._judge(row, program, "late", [user])
+            self._evaluate(row, program, "late", [user])
             return
         program.close()
         with self._started(row.client) as anew:
             anew.wait()
-            self._judge(row, anew, "late", [user])
+            self._evaluate(row, anew, "late", [user])
         row.cells["late"].mark = "anew"
 
     def _asked(self, row: Row, program: Program, user: dict[str, str]) -> None:
@@ -351,7 +351,7 @@ class Stage:
             pairs = [(rows[c.name], stack.enter_context(self._started(c))) for c in batch]
 
             def each(state: str) -> None:
-                self._each(pairs, lambda row, program: self._judge(row, program, state, users))
+                self._each(pairs, lambda row, program: self._evaluate(row, program, state, users))
 
             users.append(self._push())
             for _, program in pairs:
@@ -376,7 +376,7 @@ class Stage:
         self._current.__exit__(None, None, None)
         return self._agent()
 
-    def _judge(self, row: Row, program: Program, state: str, users: Users) -> None:
+    def _evaluate(self, row: Row, program: Program, state: str, users: Users) -> None:
         began = time.monotonic()
         ok, error, who = program.read(NOBODY_SECONDS if state in ("pending", "ended") else READ_SECONDS)
         cloud, kept = row.client.cloud, False

@@ -31,9 +31,9 @@ ACCEPTED: Final = Path(__file__).parent / "accepted.toml"
 #: By room: what is mutated, and which tests must notice.
 ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "bundle": ("agent/bundle", ("tests/unit/bundle",)),
-    "core": ("agent/core", ("tests/unit/core",)),
-    "identity": ("agent/identity", ("tests/unit/core", "tests/properties/test_store_machine.py")),
-    "keeper": ("agent/keeper", ("tests/unit/keeper", "tests/unit/core")),
+    "core": ("agent/core", ("tests/unit/core", "tests/unit/identity")),
+    "identity": ("agent/identity", ("tests/unit/identity", "tests/properties/test_store_machine.py")),
+    "controller": ("agent/controller", ("tests/unit/controller", "tests/unit/identity")),
     "daemon": ("agent/daemon", ("tests/unit/daemon", "tests/system/test_daemon.py")),
     "serve": ("agent/serve", ("tests/unit/serve",)),
     "host": ("agent/host", ("tests/unit/host",)),
@@ -44,7 +44,7 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "bundle": ("*",),
     "core": ("bucket", "graph", "horizon", "refresh", "streams", "timekeeping", "verdict", "whose"),
     "identity": ("*",),
-    "keeper": ("*",),
+    "controller": ("*",),
     "daemon": ("codec", "compose", "grace", "handover", "kept", "publish", "reload"),
     "serve": ("early", "fairness", "gate", "hiding", "mints"),
     "host": ("envfile", "hold", "nft", "ownership", "state"),
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--decides", action="store_true", help="only the files that decide (DECIDES)")
     parser.add_argument("--sample", type=int, default=150, help="mutants a room; 0: all (hours)")
     parser.add_argument("--seed", type=int, default=1, help="draws the sample")
-    parser.add_argument("--only", default="*", help="a pattern of functions, such as agent.core.graph.*")
+    parser.add_argument("--only", default="*", help="a pattern of functions, such as agent.identity.graph.*")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests a mutant, the quickest first")
     parser.add_argument("--seconds", type=float, default=1e9, help="a room; what was tried by then is the score")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

@@ -85,7 +85,7 @@ def test_a_token_nested_deep() -> None:
 def test_a_leaf_that_is_no_json() -> None:
     """A leaf of the real server that is asked for as text, with all below it, is handed on as it is."""
     leaf = Response(200, (("Content-Type", "application/text"),), b"\xff no json")
-    assert asyncio.run(serve_gce.GceDoor._as_text(leaf, ("instance",))) is leaf
+    assert asyncio.run(serve_gce.GceDialect._as_text(leaf, ("instance",))) is leaf
 
 
 def test_a_listing_nested_deep() -> None:

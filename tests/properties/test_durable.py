@@ -16,14 +16,14 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.controller import Durable
 from agent.core.model import Action, Cloud
 from agent.core.verdict import Accepted, Memory, Policy
 from agent.core.view import Live
 from agent.host.state import StateDirectory
-from agent.keeper import Durable
 from tests.fakes.clock import START, FakeClock
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import bundle, session
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import bundle, session
 
 DISKS = ("well", "full", "read-only", "dying")
 
@@ -98,7 +98,7 @@ async def play(directory: Path, steps: list[tuple[str, str, int]]) -> None:
         if act == "restart":
             await idle(durable)  # a process that is gone writes no more
             store, durable = start()
-            served = store.view(Cloud.AWS, START)
+            served = store.answer(Cloud.AWS, START)
             found = max((m.seq for m in store.memory.marks), default=0)
             assert found >= (promised[0] if promised else 0), "a sequence number was taken back"
             acts = {one[1] for one in later if one[0] == found} or ({promised[1]} if promised else set())
@@ -114,7 +114,7 @@ async def play(directory: Path, steps: list[tuple[str, str, int]]) -> None:
         with disk(kind, countdown):
             verdict, remembered = await durable.submit(made, data)
         assert isinstance(verdict, Accepted)
-        assert isinstance(store.view(Cloud.AWS, START), Live) is (act == "set"), "the disk stood in the way"
+        assert isinstance(store.answer(Cloud.AWS, START), Live) is (act == "set"), "the disk stood in the way"
         if remembered:
             promised, later = (seq, act), set()
         else:

@@ -25,8 +25,8 @@ from agent.host.systemd import Passed
 from agent.identity import leftovers
 from agent.identity.events import Remnant, Waiting
 from tests.fakes.clock import START
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import HOUR, aws_credential, bundle, google_token, role
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import HOUR, aws_credential, bundle, google_token, role
 
 BOOT = 500.0
 TRUST = bundles.Trust.parse([])
@@ -45,7 +45,7 @@ def clock(elapsed: float = 60.0) -> SystemClock:
 
 def store(memory: Memory) -> Store:
     made = Store(Policy(grace=timedelta(minutes=1)), memory, clock().now(), random.Random(1))
-    verdict = made.judge(bundle(role("r")), clock().now())
+    verdict = made.evaluate(bundle(role("r")), clock().now())
     if isinstance(verdict, Accepted):
         made.accept(verdict, clock().now())
     return made
@@ -145,7 +145,7 @@ def look(next_: Store) -> None:
         next_.tick(now)
         next_.due(now)
         for cloud in Cloud:
-            next_.view(cloud, now)
+            next_.answer(cloud, now)
     kept.encode(next_, clock())
     leftovers.waiting(next_.state)
 

@@ -13,14 +13,14 @@ from agent.core.model import Action, AwsCredential, Bundle, Cloud, GoogleToken, 
 from agent.core.verdict import Accepted, Failure, Memory, Policy, Refused, Same, Work
 from agent.core.view import Ended, Live, Origin
 from tests.fakes.clock import START
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import aws_credential, bundle, google, google_token, role, session
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import aws_credential, bundle, google, google_token, role, session
 
 MACHINE_KEY = "ASIAMACHINE000000000"
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Drives a store with offers, results, failures, time and restarts."""
+    """Drives a store with submissions, results, failures, time and restarts."""
 
     @initialize(
         fallback=st.sampled_from([frozenset(), frozenset({Cloud.AWS}), frozenset(Cloud)]),
@@ -51,7 +51,7 @@ class StoreMachine(RuleBasedStateMachine):
         lease=st.sampled_from([None, 0.5, 5]),
         on_expiry=st.sampled_from([None, *OnExpiry]),
     )
-    def offer(self, seq: int, shape: str, hours: float, lease: float | None, on_expiry: OnExpiry | None) -> None:
+    def submit(self, seq: int, shape: str, hours: float, lease: float | None, on_expiry: OnExpiry | None) -> None:
         shapes: dict[str, tuple[Grant, ...]] = {
             "session": (session(hours=hours, now=self.now),),
             "google": (google(hours=hours, now=self.now),),
@@ -63,37 +63,41 @@ class StoreMachine(RuleBasedStateMachine):
         routes = {Cloud.AWS: "r"} if shape in ("role", "chain") else None
         until = None if lease is None else self.now + timedelta(hours=lease)
         salt = f"{hours}{lease}{on_expiry}{self.now}"
-        self.judge(bundle(*grants, seq=seq, routes=routes, lease=until, on_expiry=on_expiry, now=self.now, salt=salt))
+        self.evaluate(
+            bundle(*grants, seq=seq, routes=routes, lease=until, on_expiry=on_expiry, now=self.now, salt=salt)
+        )
 
     @rule(seq=st.integers(1, 6), on_expiry=st.sampled_from([None, *OnExpiry]))
     def withdraw(self, seq: int, on_expiry: OnExpiry | None) -> None:
-        self.judge(
+        self.evaluate(
             bundle(seq=seq, action=Action.WITHDRAW, on_expiry=on_expiry, now=self.now, salt=f"{on_expiry}{self.now}")
         )
 
-    def judge(self, offered: Bundle) -> None:
-        before = {cloud: self.store.view(cloud, self.now) for cloud in Cloud}
-        verdict = self.store.judge(offered, self.now)
-        assert {cloud: self.store.view(cloud, self.now) for cloud in Cloud} == before, "judging changed an answer"
+    def evaluate(self, submitted: Bundle) -> None:
+        before = {cloud: self.store.answer(cloud, self.now) for cloud in Cloud}
+        verdict = self.store.evaluate(submitted, self.now)
+        assert {cloud: self.store.answer(cloud, self.now) for cloud in Cloud} == before, "evaluating changed an answer"
         if not isinstance(verdict, Accepted):
             assert isinstance(verdict, Refused | Same)
             return
         # The same one again is taken only where it should be in force and is not: its sealed copy was lost.
-        lost = (offered.seq, offered.digest) == (self.highest, self.digest) and self.store.bundle is None
-        assert offered.seq > self.highest or lost, "a sequence number went back"
-        self.highest, self.digest = offered.seq, offered.digest
+        lost = (submitted.seq, submitted.digest) == (self.highest, self.digest) and self.store.bundle is None
+        assert submitted.seq > self.highest or lost, "a sequence number went back"
+        self.highest, self.digest = submitted.seq, submitted.digest
         self.store.accept(verdict, self.now)
-        if offered.action is Action.SET:
-            self.sealed = offered
-            for cloud in offered.routes:
-                self.decided[cloud] = offered.on_expiry or self.policy.on_expiry
+        if submitted.action is Action.SET:
+            self.sealed = submitted
+            for cloud in submitted.routes:
+                self.decided[cloud] = submitted.on_expiry or self.policy.on_expiry
                 was = before[cloud]
                 if isinstance(was, Live) and was.origin is Origin.BUNDLE:
-                    lease = offered.lease_until
+                    lease = submitted.lease_until
                     assert lease is None or lease > self.now
-                    assert isinstance(self.store.view(cloud, self.now), Live), "a live identity was lost to an offer"
+                    assert isinstance(self.store.answer(cloud, self.now), Live), (
+                        "a live identity was lost to a submission"
+                    )
         elif self.sealed is not None:
-            said = OnExpiry.FALLBACK if offered.on_expiry is OnExpiry.FALLBACK else OnExpiry.DENY
+            said = OnExpiry.FALLBACK if submitted.on_expiry is OnExpiry.FALLBACK else OnExpiry.DENY
             told = self.decided if said is OnExpiry.DENY else self.sealed.routes
             self.decided.update(dict.fromkeys(told, said))
             self.sealed = None
@@ -121,22 +125,22 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             key = MACHINE_KEY if work.grant is None else f"ASIAMINTED{self.minted:010d}"
             credential = aws_credential(self.now, minutes=minutes, key=key)
-        held = {cloud: self.store.view(cloud, self.now) for cloud in Cloud}
+        held = {cloud: self.store.answer(cloud, self.now) for cloud in Cloud}
         self.store.put(work, credential, self.now)
         for cloud, answer in held.items():
             if isinstance(answer, Live) and answer.origin is Origin.BUNDLE:
-                assert isinstance(self.store.view(cloud, self.now), Live), "a landing took a live identity away"
+                assert isinstance(self.store.answer(cloud, self.now), Live), "a landing took a live identity away"
 
     @precondition(lambda self: self.flying)
     @rule(denied=st.booleans(), data=st.data())
     def crash(self, denied: bool, data: st.DataObject) -> None:
         work = data.draw(st.sampled_from(self.flying))
         self.flying.remove(work)
-        held = {cloud: self.store.view(cloud, self.now) for cloud in Cloud}
+        held = {cloud: self.store.answer(cloud, self.now) for cloud in Cloud}
         self.store.failed(work, Failure("x", "no", denied, self.now), self.now)
         for cloud, answer in held.items():
             if isinstance(answer, Live) and answer.origin is Origin.BUNDLE:
-                assert isinstance(self.store.view(cloud, self.now), Live), "a failure took a live identity away"
+                assert isinstance(self.store.answer(cloud, self.now), Live), "a failure took a live identity away"
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
@@ -152,7 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = Store(self.policy, memory, self.now, self.rng)
         self.flying = []
         if keeps_bundle and self.sealed is not None:
-            verdict = self.store.judge(self.sealed, self.now, resume=True)
+            verdict = self.store.evaluate(self.sealed, self.now, resume=True)
             assert isinstance(verdict, Accepted)
             self.store.accept(verdict, self.now)
 
@@ -164,7 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def never_expired(self) -> None:
         for cloud in Cloud:
-            answer = self.store.view(cloud, self.now)
+            answer = self.store.answer(cloud, self.now)
             if isinstance(answer, Live):
                 assert answer.credential.expires_at > self.now
                 bundle_ = self.store.bundle
@@ -175,7 +179,7 @@ class StoreMachine(RuleBasedStateMachine):
     def never_the_machine_by_stealth(self) -> None:
         """No way leads from a bundle to the machine's identity but the explicit one."""
         for cloud in Cloud:
-            answer = self.store.view(cloud, self.now)
+            answer = self.store.answer(cloud, self.now)
             if isinstance(answer, Live) and answer.origin is Origin.FALLBACK:
                 assert cloud in self.policy.fallback
                 assert self.decided.get(cloud) in (None, OnExpiry.FALLBACK)
@@ -187,7 +191,7 @@ class StoreMachine(RuleBasedStateMachine):
     def views_change_nothing(self) -> None:
         version = self.store.version
         for cloud in Cloud:
-            self.store.view(cloud, self.now)
+            self.store.answer(cloud, self.now)
             self.store.origin(cloud, self.now)
             self.store.horizon(cloud, self.now)
             self.store.facts()
@@ -200,7 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def origin_agrees_with_the_answer(self) -> None:
         for cloud in Cloud:
-            answer, origin = self.store.view(cloud, self.now), self.store.origin(cloud, self.now)
+            answer, origin = self.store.answer(cloud, self.now), self.store.origin(cloud, self.now)
             if isinstance(answer, Live):
                 assert answer.origin is origin
             if origin is Origin.CLOSED:

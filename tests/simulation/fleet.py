@@ -25,8 +25,8 @@ from pathlib import Path
 from agent.core.model import HttpBroker
 from agent.core.verdict import Accepted, Failure, Memory, Policy
 from tests.fakes.clock import START
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import aws_credential, bundle
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import aws_credential, bundle
 
 STS_A_SECOND = 600
 LIFETIME = timedelta(hours=1)
@@ -58,7 +58,7 @@ def fleet(
     """Run ``agents`` for ``hours``, with STS down between the two seconds of ``outage``; only instants at which one of them has something to do are visited."""
     rng = random.Random(seed)
     traffic = Traffic()
-    offered = bundle(
+    submitted = bundle(
         HttpBroker(id="job", url="https://broker.example/"),
     )
     policy = Policy(fallback=frozenset(), spread=timedelta(seconds=spread))
@@ -66,7 +66,7 @@ def fleet(
     due: list[tuple[float, int]] = []
     for number in range(agents):
         store = Store(policy, Memory(), START, random.Random(rng.getrandbits(64)))
-        verdict = store.judge(offered, START)
+        verdict = store.evaluate(submitted, START)
         assert isinstance(verdict, Accepted)
         store.accept(verdict, START)
         stores.append(store)

@@ -9,7 +9,7 @@ import pytest
 
 from agent.core.model import Cloud
 from agent.core.view import Ended, Live
-from tests.simulation.door import Door
+from tests.simulation.endpoint import Endpoint
 from tests.simulation.plan import Aws, Fault, Kind, Plan
 from tests.simulation.timewarp import WarpLoop, run
 from tests.simulation.world import World, simulate
@@ -34,26 +34,26 @@ def test_an_outage_from_minute_one_to_the_end_of_life(kind: Kind, aws: Aws, seed
 
     async def main(loop: WarpLoop) -> None:
         world = World(loop, Plan(seed, aws=aws, faults=(Fault(kind, 1, 70),), hours=1.25))
-        door = Door(world)
+        endpoint = Endpoint(world)
 
         def ends() -> list[float]:
-            answers = [world.store.view(cloud, world.clock.now()) for cloud in Cloud]
+            answers = [world.store.answer(cloud, world.clock.now()) for cloud in Cloud]
             lives = [answer.credential for answer in answers if isinstance(answer, Live)]
             return [(world.end(credential) - world.time.true()).total_seconds() for credential in lives]
 
         async def ask() -> None:
             await asyncio.sleep(59)
             await asyncio.sleep(min(ends()) - 60)  # to the last minute of both
-            role, container, google = await door.role(), await door.container(), await door.google()
+            role, container, google = await endpoint.role(), await endpoint.container(), await endpoint.google()
             assert (role.status, container.status, google.status) == (200, 200, 200)
             assert role.json()["Expiration"] == container.json()["Expiration"]
             assert 1 <= google.json()["expires_in"] <= 60 + max(ends()) - min(ends())
             await asyncio.sleep(max(ends()) + 1)
-            await _honest(door, world)
+            await _honest(endpoint, world)
             await asyncio.sleep(RETURN - 60 - world.time.elapsed())
-            await _honest(door, world)
+            await _honest(endpoint, world)
             await asyncio.sleep(RETURN + 31 - world.time.elapsed())
-            role, container, google = await door.role(), await door.container(), await door.google()
+            role, container, google = await endpoint.role(), await endpoint.container(), await endpoint.google()
             assert (role.status, container.status, google.status) == (200, 200, 200)
             assert min(ends()) > 3500
 
@@ -64,15 +64,15 @@ def test_an_outage_from_minute_one_to_the_end_of_life(kind: Kind, aws: Aws, seed
     run(main)
 
 
-async def _honest(door: Door, world: World) -> None:
+async def _honest(endpoint: Endpoint, world: World) -> None:
     """Nothing is held and it will pass: each dialect says so in its own way, and a person can read why."""
-    roles, container, google = await door.roles(), await door.container(), await door.google()
+    roles, container, google = await endpoint.roles(), await endpoint.container(), await endpoint.google()
     assert (roles.status, roles.body) == (503, b"")
     assert container.status == 503
     assert container.headers["Content-Type"] == "application/json"
     assert google.status == 503
     for cloud, said in ((Cloud.AWS, container.json()["Message"]), (Cloud.GCP, google.body.decode())):
-        answer = world.store.view(cloud, world.clock.now())
+        answer = world.store.answer(cloud, world.clock.now())
         assert isinstance(answer, Ended)
         assert answer.passing
         assert "bundle 1, grant" in said
@@ -93,8 +93,8 @@ def test_one_call_for_each_credential_however_many_ask() -> None:
 
         async def crowd() -> None:
             for _ in range(1000):
-                world.store.view(Cloud.AWS, world.clock.now())
-                world.keeper.step()
+                world.store.answer(Cloud.AWS, world.clock.now())
+                world.controller.step()
                 await asyncio.sleep(0.001)
 
         asking = asyncio.create_task(crowd())

@@ -125,7 +125,7 @@ def test_one_cloud_that_lies_changes_nothing(who: str, hours: float, aws: Aws) -
     lie = Fault(Kind.LIE, 60, 90, hours, who)
     world = simulate(Plan(3, aws=aws, faults=(lie, lie), hours=8))
 
-    assert world.clock.keeper.moves == 0
+    assert world.clock.timekeeper.moves == 0
     assert min(world.least_left.values()) > timedelta(minutes=30)
 
 
@@ -134,7 +134,7 @@ def test_a_synchronised_kernel_outranks_all_who_lie() -> None:
     lie = Fault(Kind.LIE, 60, 180, 3.0, "both")
     world = simulate(Plan(3, synchronised=True, faults=(lie,), hours=8))
 
-    assert world.clock.keeper.moves == 0
+    assert world.clock.timekeeper.moves == 0
     assert min(world.least_left.values()) > timedelta(minutes=30)
 
 
@@ -240,7 +240,7 @@ def test_a_machine_that_nobody_tells_the_time_is_served_all_the_same(hours: floa
     """No witness in reach and a clock hours off: requests are dated by the server that refused ours, ends are counted."""
     world = simulate(Plan(1, wall_error_hours=hours, hours=3), ignore_dates=True)
 
-    assert world.clock.keeper.moves == 0
+    assert world.clock.timekeeper.moves == 0
     assert min(world.least_left.values()) > timedelta(minutes=30)
 
 

@@ -1,4 +1,4 @@
-"""One worker for a day and a half: the real keeper, store, schedule, clock and mint, against clouds that misbehave.
+"""One worker for a day and a half: the real controller, store, schedule, clock and mint, against clouds that misbehave.
 
 Only the edges are simulated: time (:mod:`tests.simulation.timewarp`), the sockets, and the clouds themselves, which
 verify signatures and times for real. What is served is checked at the last instant before time moves and at the first
@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from agent.controller import Controller
 from agent.core.model import (
     Action,
     AwsAssumeRole,
@@ -59,7 +60,6 @@ from agent.core.view import Live
 from agent.host.clock import SystemClock
 from agent.identity.standing import statuses
 from agent.identity.store import Store
-from agent.keeper import Keeper
 from agent.providers import Mint, MintSettings
 from agent.providers.sts import warm
 from agent.serve.waiting import Changes
@@ -147,7 +147,7 @@ class World:
             Policy(fallback=frozenset(Cloud)), Memory("i-1"), self.clock.now(), random.Random(plan.seed + 1)
         )
         self.changes = Changes(self.store)
-        self.keeper = Keeper(
+        self.controller = Controller(
             store=self.store,
             issuer=Mint(
                 upstream,
@@ -161,7 +161,7 @@ class World:
             sources=(),
             clock=self.clock,
             rng=random.Random(plan.seed + 2),
-            changed=self.changes.ring,
+            changed=self.changes.notify,
             follow=self.clock.follow,
         )
         self.bundle = _bundle(grants, routes, self.clock.now())
@@ -320,10 +320,10 @@ class World:
         assert isinstance(loop, WarpLoop)
         warm()
         loop.watch = self.check
-        keeper = asyncio.create_task(self.keeper.run())
+        controller = asyncio.create_task(self.controller.run())
         await asyncio.sleep(0)
         if self.bundle.routes:
-            await self.keeper.intake.submit(SealedBundle(b"", "push"))
+            await self.controller.intake.submit(SealedBundle(b"", "push"))
         try:
             for start, end, trouble in self.plan.windows():
                 # A pause may have come later than planned: three quiet minutes after it all the same.
@@ -335,8 +335,8 @@ class World:
             self.check_calls()
         finally:
             loop.watch = lambda: None
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            controller.cancel()
+            await asyncio.gather(controller, return_exceptions=True)
 
     async def _suffer(self, trouble: Trouble, seconds: float) -> None:
         self.check()
@@ -388,7 +388,7 @@ class World:
 
     def _stepped(self) -> None:
         """The kernel tells of a step of the wall clock (``TFD_TIMER_CANCEL_ON_SET``)."""
-        self.keeper.time_moved()
+        self.controller.time_moved()
 
     def disturb(self, *clouds: str, seconds: float = 0.0) -> None:
         """The upstream of these clouds is not well now, nor for so many seconds more."""
@@ -415,13 +415,13 @@ class World:
         self._sure_until = float("inf")
         for cloud, health in self._health.items():
             self._sure_until = min(self._sure_until, elapsed + self._look(cloud, health, elapsed))
-        if any(name.endswith(":internal") for name in self.keeper.counters.failures):
+        if any(name.endswith(":internal") for name in self.controller.counters.failures):
             self.fail(Cloud.AWS, "an internal error")
 
     def _look(self, cloud: Cloud, health: _Health, elapsed: float) -> float:
         """Check one cloud; return for how many seconds it is sure to hold if nothing but the time changes."""
         now, true = self.clock.now(), self.time.true()
-        answer, due = self.store.view(cloud, now), health.promised_now(elapsed)
+        answer, due = self.store.answer(cloud, now), health.promised_now(elapsed)
         was_to_end = self._served.get(cloud)
         if was_to_end is not None and due > timedelta():
             self._least(cloud, was_to_end - true)  # the last instant of what was served until now
@@ -567,7 +567,7 @@ def promise(plan: Plan, cloud: Cloud) -> timedelta:
 
 
 class _Wire:
-    """The door out, without sockets: takes its time, loses requests and answers."""
+    """The way out, without sockets: takes its time, loses requests and answers."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -622,7 +622,7 @@ class _Wire:
         if witness is not None and answer.date is not None and not world.ignore_dates:
             took = asyncio.get_running_loop().time() - asked_at
             if world.clock.hear(witness, answer.date, took):
-                world.keeper.time_moved()
+                world.controller.time_moved()
         return answer
 
     def _count(self, origin: str, body: bytes, url: str) -> None:

@@ -279,7 +279,7 @@ class Agent:
             return [line for line in self.lines[after:] if line.get("event") == event]
 
     def started(self) -> Self:
-        """Wait until the doors are open."""
+        """Wait until the listeners are open."""
         self.wait_for("agent.started")
         return self
 
@@ -327,7 +327,7 @@ class Agent:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the workers' door is."""
+        """Where the workers' endpoint is."""
         host, _, port = str(self.wait_for("agent.started")["http"][0]).rpartition(":")
         return host.strip("[]"), int(port)
 
@@ -343,13 +343,13 @@ class Agent:
     def ask(
         self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Reply:
-        """Ask the workers' door."""
+        """Ask the workers' endpoint."""
         host, port = self.address
         connection = http.client.HTTPConnection(host, port, timeout=DEADLINE_SECONDS)
         return exchange(connection, method, path, headers, body)
 
     def operate(self, path: str, *, method: str = "GET", body: bytes | None = None) -> Reply:
-        """Ask the control door."""
+        """Ask the control socket."""
         return exchange(UnixConnection(self.control), method, path, None, body)
 
     def status(self) -> dict[str, Any]:

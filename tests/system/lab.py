@@ -2,7 +2,7 @@
 
 What the packet filter does can be seen here in a second; what systemd does needs a machine that boots
 (:mod:`tests.system.machine`). The cloud answers ``machine`` at every metadata address, whatever the port; on the host
-the agent's door answers ``agent``. So an answer says who gave it.
+the agent's endpoint answers ``agent``. So an answer says who gave it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 ADDRESSES: Final = (
     "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd20:ce::254", "fd00:ec2::23",
 )  # fmt: skip
-DOOR: Final = 16925
+AGENT_PORT: Final = 16925
 AGENT_UID: Final = 998
 _numbers = itertools.count()
 
 _SERVE = """
 import selectors, socket, sys
-word, doors, chosen = sys.argv[1].encode(), sys.argv[2:], selectors.DefaultSelector()
-for door in doors:
-    host, port = door.rsplit(",", 1)
+word, listeners, chosen = sys.argv[1].encode(), sys.argv[2:], selectors.DefaultSelector()
+for endpoint in listeners:
+    host, port = endpoint.rsplit(",", 1)
     s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if ":" in host:
@@ -177,10 +177,10 @@ class Lab:
         for claim in self._claims:
             claim.release()
 
-    def serve(self, space: str, word: str, *doors: str, uid: int = 0) -> subprocess.Popen[str]:
+    def serve(self, space: str, word: str, *listeners: str, uid: int = 0) -> subprocess.Popen[str]:
         """Answer ``word`` at each ``HOST,PORT``."""
         process = subprocess.Popen(
-            [*self._enter(space, uid), sys.executable, "-I", "-S", "-c", _SERVE, word, *doors],
+            [*self._enter(space, uid), sys.executable, "-I", "-S", "-c", _SERVE, word, *listeners],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -190,14 +190,14 @@ class Lab:
         return process
 
     def serve_agent(self) -> None:
-        """The agent's door, where the socket unit has it."""
+        """The agent's endpoint, where the socket unit has it."""
         hosts = ("127.0.0.1", "::1", "169.254.171.2", "fd6c:9e1f:25b2::2")
-        self.serve(self.host, "agent", *(f"{host},{DOOR}" for host in hosts), uid=AGENT_UID)
+        self.serve(self.host, "agent", *(f"{host},{AGENT_PORT}" for host in hosts), uid=AGENT_UID)
 
     def serve_agent_that_answers(self) -> None:
         """The same, with the fingerprint by which the agent is known to its own probe. It still answers ``agent``."""
         hosts = ("127.0.0.1", "::1", "169.254.171.2", "fd6c:9e1f:25b2::2")
-        self.serve(self.host, "HTTP/1.1 508 agent\r\n", *(f"{host},{DOOR}" for host in hosts), uid=AGENT_UID)
+        self.serve(self.host, "HTTP/1.1 508 agent\r\n", *(f"{host},{AGENT_PORT}" for host in hosts), uid=AGENT_UID)
 
     def _enter(self, space: str, uid: int = 0) -> list[str]:
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []

@@ -1,4 +1,4 @@
-"""Where the door listens, under which names it answers, and which of them the environment file gives to programs."""
+"""Where the listener listens, under which names it answers, and which of them the environment file gives to programs."""
 
 from __future__ import annotations
 

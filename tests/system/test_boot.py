@@ -160,7 +160,7 @@ class TestEc2Worker:
         assert machine.in_slice(*python(m.AWS), name="system.slice").strip() == m.MACHINE_KEY
 
     def test_a_stranger_is_refused_at_the_listener(self, machine: Machine) -> None:
-        """The agent's door is for workers: a system user, and root too, are refused by the kernel."""
+        """The agent's endpoint is for workers: a system user, and root too, are refused by the kernel."""
         for address in ("127.0.0.1", "::1"):
             ask = [*python(m.CONNECT), address, str(m.PORT)]
             assert machine.run(*ask, uid=m.SYSTEM_UID).strip() == "ConnectionRefusedError"
@@ -219,7 +219,7 @@ class TestEc2Worker:
         assert machine.run(*ask, uid=first_of_subuid).strip() == "agent"
 
     def test_nobody_outside_reaches_the_door(self, machine: Machine) -> None:
-        """The door's addresses are for this machine: a neighbour on the network is dropped, even with a route."""
+        """The listener's addresses are for this machine: a neighbour on the network is dropped, even with a route."""
         cloud = machine.cloud.here
         m.call("ip", "-n", cloud, "route", "add", "169.254.171.2/32", "via", "10.77.0.2")
         probe = [sys.executable, "-c", m.CONNECT, "169.254.171.2", str(m.PORT)]

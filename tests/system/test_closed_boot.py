@@ -23,7 +23,7 @@ image = m.image
 METADATA = "169.254.169.254"
 UNIT = Path("etc/systemd/system/credential-agent-redirect.service")
 DAEMON = Path("etc/systemd/system/credential-agent.service")
-DOOR = Path("etc/systemd/system/credential-agent.socket")
+SOCKET = Path("etc/systemd/system/credential-agent.socket")
 MASKED = ("credential-agent-redirect.service", "credential-agent.service", "credential-agent.socket")
 
 # Another firewall, which comes late and does not know us.
@@ -73,7 +73,7 @@ class World:
         self.good = self.config.read_text()
         self.unit = (disk.root / UNIT).read_text()
         self.daemon_unit = (disk.root / DAEMON).read_text()
-        self.door_unit = (disk.root / DOOR).read_text()
+        self.socket_unit = (disk.root / SOCKET).read_text()
         self.machine: Machine | None = None
 
     def boot(self) -> Machine:
@@ -97,7 +97,7 @@ class World:
                 path.unlink()
         (self.disk.root / UNIT).write_text(self.unit)
         (self.disk.root / DAEMON).write_text(self.daemon_unit)
-        (self.disk.root / DOOR).write_text(self.door_unit)
+        (self.disk.root / SOCKET).write_text(self.socket_unit)
 
     def bridge(self, name: str) -> None:
         """A container behind a bridge, as Docker makes it, hidden behind the machine's address."""

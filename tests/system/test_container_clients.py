@@ -11,7 +11,7 @@ import pytest
 from agent.host import nft
 from tests.system import lab
 from tests.system.harness import Agent, World, until
-from tests.system.lab import AGENT_UID, DOOR, Lab
+from tests.system.lab import AGENT_PORT, AGENT_UID, Lab
 
 pytestmark = [
     pytest.mark.skipif(lab.missing() is not None, reason=lab.missing() or ""),
@@ -60,14 +60,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agen
         net.at(net.host, "ip", "address", "add", f"{nft.FRONT6}/128", "dev", "lo", "nodad")
         changes = {
             "listen": {
-                "http": [f"127.0.0.1:{DOOR}", f"[::1]:{DOOR}", f"{nft.FRONT4}:{DOOR}", f"[{nft.FRONT6}]:{DOOR}"]
+                "http": [
+                    f"127.0.0.1:{AGENT_PORT}",
+                    f"[::1]:{AGENT_PORT}",
+                    f"{nft.FRONT4}:{AGENT_PORT}",
+                    f"[{nft.FRONT6}]:{AGENT_PORT}",
+                ]
             },
             "environment": {"container_file": file},
         }
         with world.agent(changes, through=["ip", "netns", "exec", net.host]) as agent:
             agent.ready()
             agent.push(world.seal(world.session(), world.google("ya29.from-the-bundle")))
-            net.nft(nft.ruleset(WORKERS, port=DOOR, agent_uid=AGENT_UID))
+            net.nft(nft.ruleset(WORKERS, port=AGENT_PORT, agent_uid=AGENT_UID))
             text = until(lambda: file.read_text() if "GCE_METADATA_HOST" in file.read_text() else "", what="the file")
             yield net, agent, dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
 

@@ -251,7 +251,7 @@ class TestEnd:
 
 class TestBundles:
     def test_a_file_renamed_into_place_is_served_within_a_second(self, world: World) -> None:
-        """A bundle that is renamed into place serves every door within a second, and the files follow."""
+        """A bundle that is renamed into place serves every endpoint within a second, and the files follow."""
         with world.agent() as agent:
             agent.ready()
             sealed = world.seal(world.session(KEYS[1]), world.variables(GREETING="hello"))
@@ -266,7 +266,7 @@ class TestBundles:
             assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & world.env().keys()
 
     def test_nothing_bad_costs_what_is_served(self, world: World) -> None:
-        """Tampered, old, conflicting, foreign, late and unsigned offers are each refused by their code; nothing changes."""
+        """Tampered, old, conflicting, foreign, late and unsigned submissions are each refused by their code; nothing changes."""
         stranger = bundle.SigningKey.generate("Ed25519")
         other = bundle.OpeningKey.generate("P-256")
         now = datetime.now(UTC)
@@ -274,7 +274,7 @@ class TestBundles:
         second = world.seal(world.session(KEYS[10]), seq=10)
         tampered = json.loads(world.seal(world.session(), seq=11))
         tampered["ciphertext"] = ("B" if tampered["ciphertext"][0] == "A" else "A") + tampered["ciphertext"][1:]
-        offers = {
+        submissions = {
             "content": json.dumps(tampered).encode(),
             "rollback": first,
             "conflict": world.seal(world.session(KEYS[66]), seq=10),
@@ -295,7 +295,7 @@ class TestBundles:
             agent.ready()
             assert agent.push(first)["outcome"] == "accepted"
             assert agent.push(second)["outcome"] == "accepted"
-            for code, sealed in offers.items():
+            for code, sealed in submissions.items():
                 ack = agent.push(sealed)
                 assert (ack["outcome"], ack["code"]) == ("refused", code), ack
                 assert agent.access_key() == KEYS[10]
@@ -495,7 +495,7 @@ class TestReload:
             world.write_config({"signers": signers, "listen": {"max_connections": 99}})
             agent.signal(signal.SIGHUP)
             assert agent.wait_for("reload.applied")["needs_restart"] == ["listen"]
-            # What was refused is judged anew, without being brought again.
+            # What was refused is evaluated anew, without being brought again.
             agent.wait_for("bundle.accepted", seq=1)
             assert agent.access_key() == KEYS[5]
 
@@ -649,7 +649,7 @@ class TestReload:
             world.write_config({"signers": [*world.base["signers"], {"key": other, "issuers": ["*"]}]})
             agent.signal(signal.SIGHUP)
             agent.wait_for("reload.applied")
-            # Offers are judged one at a time, those that come now after the review.
+            # Submissions are evaluated one at a time, those that come now after the review.
             assert agent.push(b"no bundle")["outcome"] == "refused"
             assert agent.events("bundle.revoked") == []
             assert agent.access_key() == KEYS[1]

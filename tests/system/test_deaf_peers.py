@@ -30,9 +30,9 @@ def resident_kb(agent: Agent) -> int:
     return int(found[1])
 
 
-def ask_without_end(agent: Agent, door: str) -> socket.socket:
+def ask_without_end(agent: Agent, endpoint: str) -> socket.socket:
     """A connection on which requests are sent until it takes no more, and nothing is read."""
-    if door == "control":
+    if endpoint == "control":
         peer = socket.socket(socket.AF_UNIX)
         peer.connect(str(agent.control))
         head = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
@@ -47,15 +47,15 @@ def ask_without_end(agent: Agent, door: str) -> socket.socket:
     return peer
 
 
-@pytest.mark.parametrize("door", ["control", "worker"])
-def test_peers_that_never_read(world: World, door: str) -> None:
+@pytest.mark.parametrize("endpoint", ["control", "worker"])
+def test_peers_that_never_read(world: World, endpoint: str) -> None:
     """A scraper or a program that pipelines requests and reads nothing: others are answered, memory is bounded."""
     with world.agent() as agent:
         agent.ready()
         before = resident_kb(agent)
         with contextlib.ExitStack() as stack:
             for _ in range(PEERS):
-                stack.enter_context(contextlib.closing(ask_without_end(agent, door)))
+                stack.enter_context(contextlib.closing(ask_without_end(agent, endpoint)))
             key = "ASIAUSER000000000000"
             assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
             assert agent.access_key() == key

@@ -252,12 +252,12 @@ class TestDisks:
         subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
         with (
             mounted("mount", "-o", "loop", str(image), at=world.state),
-            socket.create_server(("127.0.0.1", 0)) as door,
+            socket.create_server(("127.0.0.1", 0)) as endpoint,
             socket.socket(socket.AF_UNIX) as control,
         ):
             control.bind(str(world.root / "run" / "control"))
             control.listen()
-            passed = [("http", door.fileno()), ("control", control.fileno())]
+            passed = [("http", endpoint.fileno()), ("control", control.fileno())]
             agent = world.agent(passed=passed, prelude=SOON)
             agent.ready()
             agent.push(world.seal(world.session(KEYS[1])))
@@ -316,7 +316,7 @@ class TestDisks:
             until(lambda: ("NEW" in world.env()) is (next_ == "larger"), what="the whole file")
 
 
-SOON = "import agent.keeper.durable; agent.keeper.durable.WRITE_AGAIN_SECONDS = 0.5\n"
+SOON = "import agent.controller.durable; agent.controller.durable.WRITE_AGAIN_SECONDS = 0.5\n"
 
 
 class TestOneOwner:

@@ -151,7 +151,7 @@ def key_given_up(world: World) -> dict[str, Any]:
 def test_what_is_not_believed_any_more_is_not_served(
     world: World, manager: NotifySocket, changed: Callable[[World], dict[str, Any]]
 ) -> None:
-    """What is handed over is judged by the configuration that holds now: whom it believes, and who it is."""
+    """What is handed over is evaluated by the configuration that holds now: whom it believes, and who it is."""
     serve(world, manager)
     with start(world, manager, changed(world)) as agent:
         agent.ready()
@@ -231,7 +231,7 @@ class TestAKeyService:
             assert agent.access_key() == USER
 
     def test_that_hangs_at_the_first_start(self, world: World, manager: NotifySocket, mute: str) -> None:
-        """Without a handover the doors open all the same, what it decides is pending, and nothing of it is lost."""
+        """Without a handover the listeners open all the same, what it decides is pending, and nothing of it is lost."""
         serve(world, manager)
         manager.drop()
         with start(world, manager, self.changes(world, mute)) as agent:

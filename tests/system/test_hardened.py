@@ -22,8 +22,8 @@ from tests.system.test_boot import EC2, Sender, aws_key
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
 
-DOORS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
-UNITS = ("credential-agent.service", "credential-agent-redirect.service", "credential-agent-watch.service", *DOORS)
+SOCKETS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
+UNITS = ("credential-agent.service", "credential-agent-redirect.service", "credential-agent-watch.service", *SOCKETS)
 INSTALL = "/payload/install.sh --no-packages --platform none"
 
 HARDEN = """#!/bin/sh -e

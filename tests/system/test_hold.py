@@ -16,7 +16,7 @@ import pytest
 
 from agent.host import nft
 from tests.system import lab
-from tests.system.lab import AGENT_UID, DOOR, Lab
+from tests.system.lab import AGENT_PORT, AGENT_UID, Lab
 
 pytestmark = [
     pytest.mark.root,
@@ -49,7 +49,7 @@ class Held:
     def plan(self, workers: nft.Workers | None = None, **more: Any) -> None:
         """What the configuration would make."""
         workers = workers or nft.Workers(uids=((1000, 60000),))
-        closed, script = (nft.ruleset(workers, port=DOOR, agent_uid=AGENT_UID, closed=c) for c in (True, False))
+        closed, script = (nft.ruleset(workers, port=AGENT_PORT, agent_uid=AGENT_UID, closed=c) for c in (True, False))
         plan = {"scripts": [script], "closed": closed, "ipv6": True, "error": None, "notes": [], "pending": [],
                 "uid": ALICE, "groups": {}, **more}  # fmt: skip
         self.plan_file.write_text(json.dumps(plan))
@@ -270,7 +270,7 @@ def test_it_says_whether_a_workers_request_arrives(tmp_path: Path) -> None:
         held.start()
         held.is_state("unanswered")
         until(lambda: "gets none: refused" in held.state()["why"], "the answer")
-        stranger = net.serve(net.host, "HTTP/1.1 200 OK\r\n\r\n", f"127.0.0.1,{DOOR}")
+        stranger = net.serve(net.host, "HTTP/1.1 200 OK\r\n\r\n", f"127.0.0.1,{AGENT_PORT}")
         held.is_state("astray")
         net.kill(stranger)
         net.serve_agent_that_answers()

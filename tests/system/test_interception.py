@@ -8,7 +8,7 @@ import pytest
 
 from agent.host import nft
 from tests.system import lab
-from tests.system.lab import ADDRESSES, AGENT_UID, DOOR, Lab
+from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, Lab
 
 pytestmark = [
     pytest.mark.root,
@@ -25,7 +25,7 @@ BRIDGES = ("docker0", "lxdbr0", "incusbr0", "virbr0", "nerdctl0", "cni0", "flann
 
 
 def lead(workers: nft.Workers = DEFAULT, *, limit: int = 0, closed: bool = False, agent_uid: int = AGENT_UID) -> str:
-    return nft.ruleset(workers, port=DOOR, agent_uid=agent_uid, closed=closed, limit=limit)
+    return nft.ruleset(workers, port=AGENT_PORT, agent_uid=agent_uid, closed=closed, limit=limit)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_neighbour_is_neither_led_nor_the_machine(net: Lab) -> None:
     net.at(net.host, "ip", "route", "add", "169.254.0.0/16", "via", "10.71.0.1")
     try:
         assert net.ask(METADATA, space=net.neighbour) == "refused"
-        assert net.ask("169.254.171.2", DOOR, space=net.neighbour) == "timeout"
+        assert net.ask("169.254.171.2", AGENT_PORT, space=net.neighbour) == "timeout"
     finally:
         net.at(net.host, "ip", "route", "del", "169.254.0.0/16", "via", "10.71.0.1")
 
@@ -157,7 +157,7 @@ def test_one_uid_cannot_take_all_connections(net: Lab) -> None:
     net.nft(lead(limit=20))
     for address in (METADATA, "fd00:ec2::254"):
         assert net.ask(address, uid=ALICE, many=50) == "20 agent, 30 refused"
-    assert net.ask("127.0.0.1", DOOR, uid=ALICE, many=50) == "20 agent, 30 refused"
+    assert net.ask("127.0.0.1", AGENT_PORT, uid=ALICE, many=50) == "20 agent, 30 refused"
     assert net.ask(METADATA, space=net.job, many=22) == "20 agent, 2 timeout"
     assert net.ask("fd00:ec2::254", space=net.job, many=22) == "20 agent, 2 timeout"
     assert net.ask(METADATA, uid=1001) == "agent"

@@ -22,7 +22,7 @@ KILLS = 3
 CALLS_BETWEEN = 60  # of all clients together
 PROCESSES = {"boto3-container": (2, 6), "boto3-imds": (2, 6), "plain": (1, 8)}  # processes, clients in each: 32 in all
 PLAIN = PROCESSES["plain"][0] * PROCESSES["plain"][1]
-PATIENCE_SECONDS = 4.0  # of botocore's container client: three times two, less what a busy door takes
+PATIENCE_SECONDS = 4.0  # of botocore's container client: three times two, less what a busy endpoint takes
 GAVE_UP = ("Read timeout", "no credential")
 BROKEN = ("ConnectionResetError:", "RemoteDisconnected:", "IncompleteRead:")
 
@@ -61,7 +61,7 @@ class Looping:
 
 @contextmanager
 def listening() -> Iterator[tuple[socket.socket, str]]:
-    """The workers' door, held as the service manager holds it: whoever comes while nobody serves waits in its queue."""
+    """The workers' endpoint, held as the service manager holds it: whoever comes while nobody serves waits in its queue."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
@@ -81,11 +81,11 @@ def test_no_call_of_an_sdk_fails(tmp_path: Path) -> None:
     world = World(root)
     control_path = root / "run" / "passed"
     with ExitStack() as stack:
-        door, url = stack.enter_context(listening())
+        endpoint, url = stack.enter_context(listening())
         control = stack.enter_context(socket.socket(socket.AF_UNIX))
         control.bind(str(control_path))
         control.listen(64)
-        passed = [("http", door.fileno()), ("control", control.fileno())]
+        passed = [("http", endpoint.fileno()), ("control", control.fileno())]
         agent = stack.enter_context(world.agent(passed=passed))
         agent.ready()
         sealed = world.seal(world.session(USER))

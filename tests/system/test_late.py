@@ -70,7 +70,7 @@ class TestEarlyEnd:
     def test_the_machine_s_identity_ends_early_where_a_bundle_may_come(
         self, world: World, ec2: Ec2MetadataService
     ) -> None:
-        """Every door tells the machine's credential of six hours with an end in 18 to 20 minutes; a bundle's is true."""
+        """Every endpoint tells the machine's credential of six hours with an end in 18 to 20 minutes; a bundle's is true."""
         with world.agent(on(ec2)) as agent:
             agent.ready()
             for document in (agent.credential(), container(agent, world)):

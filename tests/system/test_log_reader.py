@@ -40,7 +40,7 @@ def manager(tmp_path: Path) -> Iterator[NotifySocket]:
 
 
 class Mute:
-    """A daemon whose log is not ours to read: everything is learned from its doors and from what it tells systemd."""
+    """A daemon whose log is not ours to read: everything is learned from its endpoints and from what it tells systemd."""
 
     def __init__(self, world: World, manager: NotifySocket, redirect: str, **more: Any) -> None:
         self.world = world

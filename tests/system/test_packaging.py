@@ -1,4 +1,4 @@
-"""Units, scripts and templates by the tools that judge them, without booting anything."""
+"""Units, scripts and templates by the tools that evaluate them, without booting anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_EXPOSED = 1.5
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
-def judged(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+def evaluated(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload, no-any-return]
 
 
@@ -44,7 +44,7 @@ def units(tmp_path: Path) -> Path:
 @needs_systemd
 def test_systemd_finds_nothing_wrong(units: Path) -> None:
     """Every unit is verified together with those it names."""
-    said = judged("systemd-analyze", "verify", "--man=no", *sorted(units.iterdir()))
+    said = evaluated("systemd-analyze", "verify", "--man=no", *sorted(units.iterdir()))
     ours = [line for line in said.stderr.splitlines() if "credential-agent" in line]
     assert not ours
 
@@ -52,7 +52,7 @@ def test_systemd_finds_nothing_wrong(units: Path) -> None:
 @needs_systemd
 def test_the_daemon_is_hardly_exposed(units: Path) -> None:
     """The exposure that systemd computes stays at 1.5 or below."""
-    said = judged("systemd-analyze", "security", "--offline=yes", units / "credential-agent.service")
+    said = evaluated("systemd-analyze", "security", "--offline=yes", units / "credential-agent.service")
     match = re.search(r"exposure level for \S+: ([0-9.]+)", said.stdout)
     assert match is not None, said.stderr
     assert float(match[1]) <= MOST_EXPOSED
@@ -108,17 +108,17 @@ def test_the_configuration_that_is_installed_is_acceptable() -> None:
 def test_scripts_are_sound(script: Path) -> None:
     """Shells read them, and shellcheck, where it is, finds nothing."""
     shell = "bash" if script.read_text().startswith("#!/usr/bin/env bash") else "sh"
-    assert judged(shell, "-n", script).returncode == 0
+    assert evaluated(shell, "-n", script).returncode == 0
     if shutil.which("shellcheck") is None:
         pytest.skip("the rest needs shellcheck")
-    said = judged("shellcheck", f"--shell={shell}", "--exclude=SC1091", script)
+    said = evaluated("shellcheck", f"--shell={shell}", "--exclude=SC1091", script)
     assert said.returncode == 0, said.stdout
 
 
 def test_the_install_script_says_what_it_takes() -> None:
     """Help is the head of the script, and every option that is parsed is in it."""
     script = PACKER / "install.sh"
-    said = judged("bash", script, "--help").stdout
+    said = evaluated("bash", script, "--help").stdout
     parsed = set(re.findall(r"(?<![\w-])--[a-z-]+(?=\)|\s\|)", script.read_text().split("while [ $# -gt 0 ]")[1]))
     assert parsed
     assert {option for option in parsed if option not in said} <= {"--help"}
@@ -126,7 +126,7 @@ def test_the_install_script_says_what_it_takes() -> None:
 
 def test_an_unknown_option_installs_nothing() -> None:
     """A typing mistake ends before anything is touched."""
-    said = judged("bash", PACKER / "install.sh", "--no-strat")
+    said = evaluated("bash", PACKER / "install.sh", "--no-strat")
     assert said.returncode == 1
     assert "--no-strat: unknown option" in said.stderr
 

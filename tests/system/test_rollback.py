@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot"
 
 image = m.image
 
-DOORS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
+SOCKETS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
 UNITS = ("credential-agent.service", "credential-agent-redirect.service", "credential-agent-watch.service")
 INSTALL = "/payload/install.sh --no-packages --platform none"
 ETC = "/etc/credential-agent"
@@ -68,7 +68,7 @@ def working(machine: Machine) -> None:
     machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what="an answer")
     machine.until(lambda: machine.in_slice(*m.python(m.AWS)).strip() == m.USER_KEY, what="the slice's answer")
     machine.until(
-        lambda: machine.result("systemctl", "is-active", *UNITS, *DOORS).stdout.split() == ["active"] * 6,
+        lambda: machine.result("systemctl", "is-active", *UNITS, *SOCKETS).stdout.split() == ["active"] * 6,
         what="all units at work",
     )
     assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*").strip() == ""
@@ -106,9 +106,9 @@ def test_a_release_that_does_not_start_is_undone(machine: Machine, how: str) -> 
 
 def test_one_whose_sockets_are_others_is_undone(machine: Machine) -> None:
     """Back to the sockets before, which the new ones stood in the way of; and forward again."""
-    door = "/etc/systemd/system/credential-agent.socket"
-    machine.run("sh", "-c", f"sed -i 's/^Backlog=4096/Backlog=4095/' {door}; systemctl daemon-reload")
-    machine.run("systemctl", "stop", "credential-agent.service", *DOORS)
+    endpoint = "/etc/systemd/system/credential-agent.socket"
+    machine.run("sh", "-c", f"sed -i 's/^Backlog=4096/Backlog=4095/' {endpoint}; systemctl daemon-reload")
+    machine.run("systemctl", "stop", "credential-agent.service", *SOCKETS)
     machine.run("systemctl", "start", "credential-agent.target")
     working(machine)
     before = seen(machine)

@@ -241,18 +241,18 @@ class TestWatchdog:
             assert manager.silent("WATCHDOG=1", 0.3)
 
     def test_a_stuck_loop_starves_it(self, world: World, manager: NotifySocket) -> None:
-        """A keeper that does not come round any more is not fed for, though the doors still answer."""
+        """A controller that does not come round any more is not fed for, though the listeners still answer."""
         stuck = (
             "import signal, threading, asyncio\n"
-            "import agent.daemon.ready, agent.keeper\n"
+            "import agent.daemon.ready, agent.controller\n"
             "agent.daemon.ready.STALE_LOOP_SECONDS -= 89.0\n"
             "caught = threading.Event()\n"
-            "sleep = agent.keeper.Keeper._sleep\n"
+            "sleep = agent.controller.Controller._sleep\n"
             "async def hangs(self, seconds):\n"
             "    if caught.is_set():\n"
             "        await asyncio.Event().wait()\n"
             "    await sleep(self, min(seconds, 0.1))\n"
-            "agent.keeper.Keeper._sleep = hangs\n"
+            "agent.controller.Controller._sleep = hangs\n"
             "signal.signal(signal.SIGUSR1, lambda *_: caught.set())\n"
         )
         with start(world, manager, environ={"WATCHDOG_USEC": "300000"}, prelude=stuck) as agent:
@@ -303,7 +303,7 @@ class TestSocketActivation:
             assert path.exists()
 
     def test_who_comes_early_waits(self, world: World) -> None:
-        """Requests that come before there is a daemon wait in the queue, on both doors, and are answered."""
+        """Requests that come before there is a daemon wait in the queue, on both sockets, and are answered."""
         path = world.root / "run" / "passed"
         sealed = world.seal(world.session(USER))
         replies: list[Reply] = []

@@ -19,7 +19,7 @@ image = m.image
 ROOM = Path(__file__).parent
 
 TARGET, AGENT, REDIRECT = "credential-agent.target", "credential-agent.service", "credential-agent-redirect.service"
-DOOR, DOOR6 = "credential-agent.socket", "credential-agent-ipv6.socket"
+SOCKET, SOCKET6 = "credential-agent.socket", "credential-agent-ipv6.socket"
 CONTROL, SLICE = "credential-agent-control.socket", "credential-agent-workers.slice"
 
 # A job that asks for its credential in its ExecStop, a moment into the power-off, and writes down as whom it came.
@@ -134,21 +134,21 @@ def test_roots_login_shell_takes_nothing_of_the_agents(machine: Machine) -> None
 
 
 ORDERS = [
-    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, DOOR, DOOR6, CONTROL)],
-    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, DOOR, DOOR6, CONTROL)],
-    *[[("stop", unit), ("start", TARGET)] for unit in (TARGET, AGENT, DOOR, DOOR6, CONTROL, REDIRECT, SLICE)],
-    [("stop", AGENT), ("start", DOOR)],
-    [("stop", f"{AGENT} {DOOR} {DOOR6} {CONTROL}"), ("start", AGENT)],
-    [("stop", f"{DOOR} {CONTROL} {REDIRECT} {TARGET}"), ("start", TARGET)],
-    [("restart", f"{DOOR} {DOOR6} {CONTROL}")],
-    [("restart", f"{TARGET} {REDIRECT} {AGENT} {DOOR} {CONTROL}")],
+    *[[("restart", unit)] for unit in (TARGET, REDIRECT, AGENT, SOCKET, SOCKET6, CONTROL)],
+    *[[("stop", unit), ("start", unit)] for unit in (TARGET, REDIRECT, SOCKET, SOCKET6, CONTROL)],
+    *[[("stop", unit), ("start", TARGET)] for unit in (TARGET, AGENT, SOCKET, SOCKET6, CONTROL, REDIRECT, SLICE)],
+    [("stop", AGENT), ("start", SOCKET)],
+    [("stop", f"{AGENT} {SOCKET} {SOCKET6} {CONTROL}"), ("start", AGENT)],
+    [("stop", f"{SOCKET} {CONTROL} {REDIRECT} {TARGET}"), ("start", TARGET)],
+    [("restart", f"{SOCKET} {SOCKET6} {CONTROL}")],
+    [("restart", f"{TARGET} {REDIRECT} {AGENT} {SOCKET} {CONTROL}")],
     [("reload", AGENT)],
     [("reload", REDIRECT)],
     [("reload-or-restart", AGENT), ("reload-or-restart", REDIRECT)],
-    [("try-restart", TARGET), ("try-restart", DOOR)],
+    [("try-restart", TARGET), ("try-restart", SOCKET)],
     [("kill --signal=KILL", AGENT)],
-    [("restart --no-block", AGENT), ("restart --no-block", DOOR), ("restart --no-block", TARGET)],
-    [("restart --no-block", DOOR), ("restart --no-block", REDIRECT), ("restart --no-block", AGENT)],
+    [("restart --no-block", AGENT), ("restart --no-block", SOCKET), ("restart --no-block", TARGET)],
+    [("restart --no-block", SOCKET), ("restart --no-block", REDIRECT), ("restart --no-block", AGENT)],
     [("isolate", "multi-user.target")],
     [("isolate", "rescue.target"), ("isolate", "multi-user.target")],
     [("daemon-reexec", "")],
@@ -156,7 +156,7 @@ ORDERS = [
 
 
 def active(machine: Machine) -> list[str]:
-    return machine.result("systemctl", "is-active", DOOR, DOOR6, CONTROL, AGENT, REDIRECT).stdout.split()
+    return machine.result("systemctl", "is-active", SOCKET, SOCKET6, CONTROL, AGENT, REDIRECT).stdout.split()
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: ",".join(f"{verb} {unit}".replace("credential-agent", "ca") for verb, unit in order))  # fmt: skip

@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot"
 
 image = m.image
 
-DOORS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
-UNITS = ("credential-agent.service", "credential-agent-redirect.service", *DOORS)
+SOCKETS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
+UNITS = ("credential-agent.service", "credential-agent-redirect.service", *SOCKETS)
 
 
 class Bare(Machine):
@@ -76,7 +76,7 @@ def test_a_machine_without_an_ipv6_family_answers(bare: Machine) -> None:
         text = f"[Service]\nRestrictAddressFamilies=\nRestrictAddressFamilies={families}\n"
         bare.run("sh", "-c", f"mkdir -p {place}; cat > {place}/90-no-ipv6.conf", text=text)
     bare.run("systemctl", "daemon-reload")
-    bare.run("systemctl", "stop", "credential-agent.service", "credential-agent-redirect.service", *DOORS)
+    bare.run("systemctl", "stop", "credential-agent.service", "credential-agent-redirect.service", *SOCKETS)
     # What PID 1 sees there, without if_inet6.
     bare.run("mount", "-t", "tmpfs", "tmpfs", "/proc/1/net")
     try:

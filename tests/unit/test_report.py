@@ -14,8 +14,8 @@ from agent.core.verdict import Accepted, Memory, Policy
 from agent.host.arrival import STATES, Arrival
 from agent.report import ClockVitals, Vitals, metrics, status
 from tests.fakes.clock import START
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import HOUR, aws_credential, bundle, session
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import HOUR, aws_credential, bundle, session
 
 VITALS = Vitals(
     started=START,
@@ -47,7 +47,7 @@ def store(*, grace: timedelta = timedelta()) -> Store:
 def with_session() -> Store:
     """A store that serves an AWS session of one hour, which nothing renews."""
     made = store()
-    verdict = made.judge(bundle(session(hours=1)), START)
+    verdict = made.evaluate(bundle(session(hours=1)), START)
     assert isinstance(verdict, Accepted)
     made.accept(verdict, START)
     for work in made.due(START):

@@ -35,10 +35,10 @@ def boto3_imds():
 
 
 def plain():
-    door = os.environ["LOOP_URL"].removeprefix("http://")
+    endpoint = os.environ["LOOP_URL"].removeprefix("http://")
 
     def ask(method, path, headers):
-        connection = http.client.HTTPConnection(door, timeout=30)
+        connection = http.client.HTTPConnection(endpoint, timeout=30)
         try:
             connection.request(method, path, headers=headers)
             answer = connection.getresponse()

@@ -1,4 +1,4 @@
-"""The workers' commands against doors that answer as the agent does."""
+"""The workers' commands against endpoints that answer as the agent does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CREDENTIAL = {
 }
 
 
-class Door:
+class Endpoint:
     """Stands in for the daemon: the container path with its token, Google's token path, and the control socket.
 
     Attributes:
@@ -43,7 +43,7 @@ class Door:
         self.verdict: tuple[int, Any] = (200, {})
         self.not_yet = 0
         self.pushed = b""
-        door = self
+        endpoint = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def log_message(self, *_: Any) -> None:
@@ -51,19 +51,19 @@ class Door:
 
             def do_GET(self) -> None:
                 if self.path == "/v1/status":
-                    return self.say(200, door.status)
-                if door.not_yet > 0:
-                    door.not_yet -= 1
+                    return self.say(200, endpoint.status)
+                if endpoint.not_yet > 0:
+                    endpoint.not_yet -= 1
                     return self.say(503, {"message": "a bundle is awaited"})
                 if self.path == "/v1/credentials":
                     if self.headers["Authorization"] != "bearer":
                         return self.say(401, {"message": "wrong token"})
-                    return self.say(*door.aws)
-                return self.say(*(door.gcp if self.headers["Metadata-Flavor"] == "Google" else (403, {})))
+                    return self.say(*endpoint.aws)
+                return self.say(*(endpoint.gcp if self.headers["Metadata-Flavor"] == "Google" else (403, {})))
 
             def do_PUT(self) -> None:
-                door.pushed = self.rfile.read(int(self.headers["Content-Length"]))
-                self.say(*door.verdict)
+                endpoint.pushed = self.rfile.read(int(self.headers["Content-Length"]))
+                self.say(*endpoint.verdict)
 
             def say(self, status: int, document: Any) -> None:
                 body = json.dumps(document).encode()
@@ -116,36 +116,36 @@ class Door:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    opened = Door(tmp_path)
+def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
+    opened = Endpoint(tmp_path)
     yield opened
     opened.close()
 
 
-def test_wait_ends_when_an_identity_comes(door: Door) -> None:
+def test_wait_ends_when_an_identity_comes(endpoint: Endpoint) -> None:
     """It asks again while the answer is 503, and then says nothing."""
-    door.not_yet = 3
-    done = door.run("wait", "--for", "aws")
+    endpoint.not_yet = 3
+    done = endpoint.run("wait", "--for", "aws")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert door.not_yet == 0
+    assert endpoint.not_yet == 0
 
 
-def test_wait_gives_the_agents_reason_at_the_timeout(door: Door) -> None:
+def test_wait_gives_the_agents_reason_at_the_timeout(endpoint: Endpoint) -> None:
     """Exit status 75 (try again), and why."""
-    done = door.run("wait", "--for", "aws,gcp", "--timeout", "0")
+    done = endpoint.run("wait", "--for", "aws,gcp", "--timeout", "0")
     assert done.returncode == 75
     assert "gcp: no google here" in done.stderr
     assert "aws:" not in done.stderr
 
 
-def test_wait_refuses_a_cloud_it_does_not_know(door: Door) -> None:
+def test_wait_refuses_a_cloud_it_does_not_know(endpoint: Endpoint) -> None:
     """Exit status 64 (usage)."""
-    assert door.run("wait", "--for", "azure").returncode == 64
+    assert endpoint.run("wait", "--for", "azure").returncode == 64
 
 
-def test_credential_process_prints_what_sdks_read(door: Door) -> None:
+def test_credential_process_prints_what_sdks_read(endpoint: Endpoint) -> None:
     """The document of AWS's ``credential_process``, version 1."""
-    done = door.run("credential-process")
+    done = endpoint.run("credential-process")
     assert json.loads(done.stdout) == {
         "Version": 1,
         "AccessKeyId": CREDENTIAL["AccessKeyId"],
@@ -156,30 +156,30 @@ def test_credential_process_prints_what_sdks_read(door: Door) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, 75), (404, 69), (401, 69)])
-def test_credential_process_fails_with_the_reason(door: Door, status: int, code: int) -> None:
+def test_credential_process_fails_with_the_reason(endpoint: Endpoint, status: int, code: int) -> None:
     """Nothing on stdout, the agent's words on stderr, and whether trying again may help in the status."""
-    door.aws = (status, {"message": "the bundle ended; seal a new one"})
-    done = door.run("credential-process")
+    endpoint.aws = (status, {"message": "the bundle ended; seal a new one"})
+    done = endpoint.run("credential-process")
     assert (done.returncode, done.stdout) == (code, "")
     assert "the bundle ended" in done.stderr
 
 
-def test_exec_gives_variables_and_takes_what_masks(door: Door) -> None:
+def test_exec_gives_variables_and_takes_what_masks(endpoint: Endpoint) -> None:
     """The child sees ours, its own, and no stale keys; the exit status is its own."""
     environ = {**os.environ, "AWS_ACCESS_KEY_ID": "AKIASTALE", "MINE": "1"}
-    done = door.run("exec", "--", "sh", "-c", 'echo "$VALUE|$MINE|${AWS_ACCESS_KEY_ID-none}"; exit 7', env=environ)
+    done = endpoint.run("exec", "--", "sh", "-c", 'echo "$VALUE|$MINE|${AWS_ACCESS_KEY_ID-none}"; exit 7', env=environ)
     assert (done.returncode, done.stdout.strip()) == (7, 'a "b" $c|1|none')
 
 
-def test_exec_reports_the_signal_that_ended_its_child(door: Door) -> None:
+def test_exec_reports_the_signal_that_ended_its_child(endpoint: Endpoint) -> None:
     """As a shell does: 128 and its number."""
-    assert door.run("exec", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    assert endpoint.run("exec", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
 
 
-def test_exec_passes_signals_on(door: Door) -> None:
+def test_exec_passes_signals_on(endpoint: Endpoint) -> None:
     """A SIGTERM from systemd reaches the program, which ends as it likes."""
     script = 'trap "echo got; exit 5" TERM; echo up; while :; do sleep 0.05; done'
-    with subprocess.Popen(door.command("exec", "sh", "-c", script), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(endpoint.command("exec", "sh", "-c", script), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)
@@ -188,11 +188,11 @@ def test_exec_passes_signals_on(door: Door) -> None:
 
 
 @pytest.mark.parametrize("name", ["WINCH", "ALRM", "USR1", "IO", "PWR", "RTMIN"])
-def test_exec_passes_every_kind_of_signal_on(door: Door, name: str) -> None:
+def test_exec_passes_every_kind_of_signal_on(endpoint: Endpoint, name: str) -> None:
     """What a process sends to us and would end or tell the program reaches the program."""
     number = int(signal.Signals[f"SIG{name}"])
     script = f'trap "echo got; exit 5" {number}; echo up; while :; do sleep 0.05; done'
-    with subprocess.Popen(door.command("exec", "sh", "-c", script), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(endpoint.command("exec", "sh", "-c", script), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
@@ -201,51 +201,51 @@ def test_exec_passes_every_kind_of_signal_on(door: Door, name: str) -> None:
 
 
 @pytest.mark.parametrize(("program", "code"), [("", 127), ("/no/such/program", 127), ("/etc/passwd", 126)])
-def test_exec_of_what_cannot_run_says_so(door: Door, program: str, code: int) -> None:
+def test_exec_of_what_cannot_run_says_so(endpoint: Endpoint, program: str, code: int) -> None:
     """The statuses of a shell."""
-    done = door.run("exec", program)
+    done = endpoint.run("exec", program)
     assert done.returncode == code
     assert program in done.stderr
 
 
-def test_env_prints_every_form(door: Door) -> None:
+def test_env_prints_every_form(endpoint: Endpoint) -> None:
     """For a shell, for systemd, for programs."""
-    assert json.loads(door.run("env", "--format", "json").stdout)["VALUE"] == 'a "b" $c'
-    assert 'VALUE=a "b" $c\0' in door.run("env", "--format", "null").stdout
-    assert "export VALUE='a \"b\" $c'" in door.run("env").stdout
-    assert 'VALUE="a \\"b\\" \\$c"' in door.run("env", "--format", "systemd").stdout
+    assert json.loads(endpoint.run("env", "--format", "json").stdout)["VALUE"] == 'a "b" $c'
+    assert 'VALUE=a "b" $c\0' in endpoint.run("env", "--format", "null").stdout
+    assert "export VALUE='a \"b\" $c'" in endpoint.run("env").stdout
+    assert 'VALUE="a \\"b\\" \\$c"' in endpoint.run("env", "--format", "systemd").stdout
 
 
-def test_env_without_a_file_says_who_may_read_it(door: Door) -> None:
+def test_env_without_a_file_says_who_may_read_it(endpoint: Endpoint) -> None:
     """A missing file is one line and a hint."""
-    (door.root / "env").unlink()
-    done = door.run("env")
+    (endpoint.root / "env").unlink()
+    done = endpoint.run("env")
     assert done.returncode == 71
     assert "hint:" in done.stderr
 
 
-def test_push_tells_the_verdict(door: Door) -> None:
+def test_push_tells_the_verdict(endpoint: Endpoint) -> None:
     """Accepted: the sequence number; refused: exit 65 and the reason."""
-    door.verdict = (200, {"outcome": "accepted", "seq": 4, "issuer": "https://i", "subject": "user:a"})
-    done = door.run("push", "-", input="sealed")
+    endpoint.verdict = (200, {"outcome": "accepted", "seq": 4, "issuer": "https://i", "subject": "user:a"})
+    done = endpoint.run("push", "-", input="sealed")
     assert (done.returncode, done.stdout.strip()) == (0, "accepted: seq 4 of https://i user:a")
-    assert door.pushed == b"sealed"
-    door.verdict = (422, {"outcome": "refused", "code": "rollback", "reason": "seq 3 is not above 4"})
-    done = door.run("push", "-", input="sealed")
+    assert endpoint.pushed == b"sealed"
+    endpoint.verdict = (422, {"outcome": "refused", "code": "rollback", "reason": "seq 3 is not above 4"})
+    done = endpoint.run("push", "-", input="sealed")
     assert done.returncode == 65
     assert "refused (rollback): seq 3 is not above 4" in done.stderr
 
 
-def test_without_an_agent_one_line_says_so(door: Door, tmp_path: Path) -> None:
+def test_without_an_agent_one_line_says_so(endpoint: Endpoint, tmp_path: Path) -> None:
     """No traceback when nothing listens."""
-    door.config.write_text(f'[listen]\ncontrol = "{tmp_path}/nothing"\n')
-    done = door.run("status")
+    endpoint.config.write_text(f'[listen]\ncontrol = "{tmp_path}/nothing"\n')
+    done = endpoint.run("status")
     assert done.returncode == 71
     assert "Traceback" not in done.stderr
     assert "does not listen there" in done.stderr
 
 
-def test_status_says_who_and_until_when(door: Door) -> None:
+def test_status_says_who_and_until_when(endpoint: Endpoint) -> None:
     """The question of an operator at 3 a.m., answered on two lines for each cloud."""
     live = {
         "state": "live", "origin": "bundle", "identity": "role", "why": None, "expires_at": "2030-01-01T00:00:00Z",
@@ -253,11 +253,11 @@ def test_status_says_who_and_until_when(door: Door) -> None:
         "role_arn": "arn:aws:iam::1:role/r",
     }  # fmt: skip
     none = {"state": "absent", "origin": "fallback", "identity": None, "why": "no google identity here"}
-    door.status = {
+    endpoint.status = {
         "clouds": {"aws": live, "gcp": none}, "bundle": None, "sources": {"file": "broken"}, "credentials": [],
         "last_refusal": None, "memory_unwritten": True,
     }  # fmt: skip
-    done = door.run("status")
+    done = endpoint.run("status")
     assert done.returncode == 0
     assert "aws: arn:aws:iam::1:role/r (from the bundle)" in done.stdout
     assert "the lease ends; then: deny" in done.stdout
@@ -265,38 +265,38 @@ def test_status_says_who_and_until_when(door: Door) -> None:
     assert "source file: broken" in done.stdout
     assert "a restart would forget" in done.stdout
     assert "key " not in done.stdout
-    door.status["absent_keys"] = ["worker.key"]
-    assert "key worker.key: this machine was not given it" in door.run("status").stdout
-    door.status["clouds"]["aws"] = none
-    assert door.run("status").returncode == 69
-    assert json.loads(door.run("status", "--json").stdout) == door.status
+    endpoint.status["absent_keys"] = ["worker.key"]
+    assert "key worker.key: this machine was not given it" in endpoint.run("status").stdout
+    endpoint.status["clouds"]["aws"] = none
+    assert endpoint.run("status").returncode == 69
+    assert json.loads(endpoint.run("status", "--json").stdout) == endpoint.status
 
 
 @pytest.mark.parametrize("command", ["status", "env", "credential-process"])
-def test_output_that_cannot_be_written_is_one_line(door: Door, command: str) -> None:
+def test_output_that_cannot_be_written_is_one_line(endpoint: Endpoint, command: str) -> None:
     """A full disk below stdout is one line and EX_IOERR."""
-    door.status = {
+    endpoint.status = {
         "clouds": {}, "bundle": None, "sources": {}, "credentials": [], "last_refusal": None, "memory_unwritten": False,
     }  # fmt: skip
     with open("/dev/full", "wb") as full:  # noqa: PTH123 - a redirection, as a shell makes it
         done = subprocess.run(
-            door.command(command), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+            endpoint.command(command), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
         )
     assert done.returncode == 74
     assert done.stderr == "credential-agent: stdout: cannot be written: no space left on device\n"
 
 
-def test_push_of_nothing_is_bad_data(door: Door, tmp_path: Path) -> None:
+def test_push_of_nothing_is_bad_data(endpoint: Endpoint, tmp_path: Path) -> None:
     """An empty file is refused with 65 (bad data), and the agent is not asked."""
     (tmp_path / "empty").touch()
-    done = door.run("push", str(tmp_path / "empty"))
+    done = endpoint.run("push", str(tmp_path / "empty"))
     assert done.returncode == 65
     assert "the file is empty" in done.stderr
 
 
-def test_wait_refuses_a_timeout_that_is_no_number(door: Door) -> None:
+def test_wait_refuses_a_timeout_that_is_no_number(endpoint: Endpoint) -> None:
     """Not a number would never end: exit status 64 (usage)."""
-    assert door.run("wait", "--timeout", "nan").returncode == 64
+    assert endpoint.run("wait", "--timeout", "nan").returncode == 64
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Hands:
 
     def __init__(self, *, wall_error: float = 0.0, synchronised: bool = False) -> None:
         self.true, self.boot, self.wall_error, self.synchronised = EPOCH, 1000.0, wall_error, synchronised
-        self.keeper = Timekeeper(self.read())
+        self.timekeeper = Timekeeper(self.read())
 
     def read(self) -> Reading:
         return Reading(self.boot, self.true + self.wall_error, self.synchronised)
@@ -42,11 +42,11 @@ class Hands:
         self.boot += seconds
 
     def hear(self, witness: Witness, error: float) -> None:
-        self.keeper.hear(witness, self.true + error, self.read())
+        self.timekeeper.hear(witness, self.true + error, self.read())
 
     @property
     def off(self) -> float:
-        return self.boot + self.keeper.ours - self.true
+        return self.boot + self.timekeeper.ours - self.true
 
 
 @given(st.lists(st.tuples(waits, servers, errors), max_size=40))
@@ -57,7 +57,7 @@ def test_no_words_move_a_synchronised_kernel(words: list[tuple[float, Witness, f
         hands.passes(wait)
         hands.hear(witness, error)
         assert hands.off == pytest.approx(0.0, abs=1e-3)
-    assert hands.keeper.moves == 0
+    assert hands.timekeeper.moves == 0
 
 
 @given(clouds, st.lists(st.tuples(waits, errors), max_size=40))
@@ -77,7 +77,7 @@ def test_nobody_makes_us_flap(words: list[tuple[float, Witness, float]], quick: 
     for wait, witness, error in words:
         hands.passes(min(wait, 5.0) if quick else wait)
         hands.hear(witness, error)
-    assert hands.keeper.moves <= 1 + (hands.boot - 1000.0) / MOVE_EVERY_SECONDS
+    assert hands.timekeeper.moves <= 1 + (hands.boot - 1000.0) / MOVE_EVERY_SECONDS
 
 
 @given(st.lists(st.tuples(waits, errors), max_size=60))
@@ -128,7 +128,7 @@ def test_an_honest_link_holds_against_a_lying_cloud(
 def test_boot_time_never_goes_back_and_nothing_raises(events: list[tuple[float, str, Witness, float]]) -> None:
     """Whatever happens: what was lost only grows, so no deadline moves away; and our time is a time."""
     hands = Hands()
-    before = hands.keeper.lost
+    before = hands.timekeeper.lost
     for wait, kind, witness, amount in events:
         hands.passes(wait)
         if kind == "hear":
@@ -140,9 +140,9 @@ def test_boot_time_never_goes_back_and_nothing_raises(events: list[tuple[float, 
             hands.wall_error -= amount
         elif kind == "sync":
             hands.synchronised = not hands.synchronised
-        hands.keeper.look(hands.read())
-        assert hands.keeper.lost >= before
-        before = hands.keeper.lost
+        hands.timekeeper.look(hands.read())
+        assert hands.timekeeper.lost >= before
+        before = hands.timekeeper.lost
 
 
 @given(waits, st.floats(3.0, 1000 * HOUR), st.booleans())
@@ -152,9 +152,9 @@ def test_a_pause_is_over_at_the_first_look(wait: float, seconds: float, synchron
     hands.hear(Witness.AWS, 0.0)
     hands.passes(wait)
     hands.true += seconds
-    assert hands.keeper.look(hands.read()) is True
+    assert hands.timekeeper.look(hands.read()) is True
     assert hands.off == pytest.approx(0.0, abs=1e-3)
-    assert hands.keeper.lost == pytest.approx(seconds, abs=1e-3)
+    assert hands.timekeeper.lost == pytest.approx(seconds, abs=1e-3)
 
 
 @given(st.lists(st.floats(-20 * HOUR, -60.0), min_size=1, max_size=4), st.booleans())
@@ -168,7 +168,7 @@ def test_the_way_back_from_a_lie_is_no_pause(lies: list[float], once: bool) -> N
             hands.hear(Witness.GOOGLE, error)
     assert hands.off == pytest.approx(0.0, abs=TOLERANCE_SECONDS)
     falls = all(later <= earlier for earlier, later in pairwise([0.0, *lies]))
-    assert hands.keeper.lost == 0.0 or (not once and not falls)
+    assert hands.timekeeper.lost == 0.0 or (not once and not falls)
 
 
 @given(st.floats(-20 * HOUR, -60.0), st.floats(60.0, 20 * HOUR))
@@ -184,7 +184,7 @@ def test_a_pause_after_a_lie_is_a_pause(lie: float, seconds: float) -> None:
     hands.hear(Witness.AWS, 0.0)
     hands.hear(Witness.GOOGLE, 0.0)
     assert hands.off == pytest.approx(0.0, abs=TOLERANCE_SECONDS)
-    assert hands.keeper.lost >= seconds - TOLERANCE_SECONDS
+    assert hands.timekeeper.lost >= seconds - TOLERANCE_SECONDS
 
 
 def test_what_was_under_way_through_a_suspend_says_nothing() -> None:
@@ -192,7 +192,7 @@ def test_what_was_under_way_through_a_suspend_says_nothing() -> None:
     hands = Hands()
     hands.passes(HOUR)
     for witness in (Witness.AWS, Witness.GOOGLE, Witness.LINK):
-        hands.keeper.hear(witness, hands.true - HOUR, hands.read(), took=HOUR)
+        hands.timekeeper.hear(witness, hands.true - HOUR, hands.read(), took=HOUR)
     assert hands.off == pytest.approx(0.0, abs=1e-3)
 
 

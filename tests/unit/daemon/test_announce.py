@@ -15,7 +15,7 @@ from agent.upstream import GceMetadata, Upstream, UpstreamSettings
 from tests.fakes.clock import FakeClock
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
-from tests.unit.keeper.support import looped
+from tests.unit.controller.support import looped
 
 NAME = "credential-agent/key"
 PATH = f"/computeMetadata/v1/instance/guest-attributes/{NAME}"

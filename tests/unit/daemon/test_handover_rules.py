@@ -21,7 +21,7 @@ from agent.host.clock import SystemClock
 from agent.host.systemd import NEXT, Passed
 from agent.identity.events import Remnant, Waiting
 from tests.fakes.clock import START
-from tests.unit.core.worlds import HOUR, aws_credential, google_token
+from tests.unit.identity.worlds import HOUR, aws_credential, google_token
 
 SECOND = timedelta(seconds=1)
 
@@ -82,7 +82,7 @@ class TestWhichMemory:
 
     @pytest.mark.parametrize("sealed", [None, Secret("no base64!")])
     def test_the_copy_on_the_disk_does_for_one_that_is_missing(self, sealed: Secret | None) -> None:
-        """The memory is the later one; the sealed bytes are judged by their digest wherever they come from."""
+        """The memory is the later one; the sealed bytes are evaluated by their digest wherever they come from."""
         ours = left(sealed=sealed)
         assert handover.reconcile(ours, memory(("team", 3)), b"disk") == (ours.memory, b"disk")
 

@@ -1,4 +1,4 @@
-"""What one process leaves to the next, and whose clock it is judged by."""
+"""What one process leaves to the next, and whose clock it is evaluated by."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from agent.host.clock import SystemClock
 from agent.identity import leftovers, standing
 from agent.identity.events import IdTokenMinted
 from tests.fakes.clock import START
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import HOUR, aws_credential, bundle, google_token, role
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import HOUR, aws_credential, bundle, google_token, role
 
 MINUTE = timedelta(minutes=1)
 
@@ -44,7 +44,7 @@ class Machine:
 
 def store(clock: SystemClock, *, instance: str = "i-1") -> Store:
     made = Store(Policy(), Memory(instance), clock.now(), random.Random(1))
-    verdict = made.judge(bundle(role("r")), clock.now())
+    verdict = made.evaluate(bundle(role("r")), clock.now())
     assert isinstance(verdict, Accepted)
     made.accept(verdict, clock.now())
     return made
@@ -80,10 +80,10 @@ def test_what_was_held_is_served_on() -> None:
     second, clock, count = restart(machine, kept.encode(first, clock))
 
     assert count == len(first.held()) == 3
-    answer = second.view(Cloud.AWS, clock.now())
+    answer = second.answer(Cloud.AWS, clock.now())
     assert isinstance(answer, Live)
     assert answer.credential == next(h.credential for h in first.held() if h.key == Key(Cloud.AWS, "r"))
-    assert not isinstance(second.view(Cloud.AWS, START + HOUR), Live)
+    assert not isinstance(second.answer(Cloud.AWS, START + HOUR), Live)
 
 
 @pytest.mark.parametrize("hours", [-8, -1, 1, 8])
@@ -101,8 +101,8 @@ def test_a_counted_life_needs_no_right_clock(hours: int) -> None:
     second, clock, count = restart(machine, data)
 
     assert count == 3
-    assert isinstance(second.view(Cloud.AWS, clock.now()), Live)
-    assert not isinstance(second.view(Cloud.AWS, clock.now() + MINUTE), Live)
+    assert isinstance(second.answer(Cloud.AWS, clock.now()), Live)
+    assert not isinstance(second.answer(Cloud.AWS, clock.now() + MINUTE), Live)
     (token,) = [h.credential for h in second.held() if isinstance(h.credential, GoogleToken)]
     assert token.expires_at - clock.now() == MINUTE
 
@@ -122,9 +122,9 @@ def test_what_a_witness_said_of_the_time_outlives_the_process(hours: int) -> Non
     second, clock, count = restart(machine, data)
 
     assert abs(clock.now() - START - 20 * MINUTE) < timedelta(seconds=2)
-    assert clock.keeper.believed is Witness.LINK
+    assert clock.timekeeper.believed is Witness.LINK
     assert count == 3
-    assert not isinstance(second.view(Cloud.AWS, START + HOUR), Live)
+    assert not isinstance(second.answer(Cloud.AWS, START + HOUR), Live)
 
 
 def test_a_witness_that_was_just_heard_is_believed() -> None:
@@ -188,7 +188,7 @@ def test_a_pause_between_two_processes_prolongs_nothing() -> None:
 
     second, clock, _ = restart(machine, data)
 
-    assert not isinstance(second.view(Cloud.AWS, clock.now()), Live)
+    assert not isinstance(second.answer(Cloud.AWS, clock.now()), Live)
 
 
 def test_what_ended_meanwhile_is_left_out() -> None:

@@ -24,8 +24,8 @@ from agent.daemon.tokens import ContainerTokens
 from agent.host import files
 from agent.host.envfile import parse_systemd
 from tests.fakes.clock import START, FakeClock
-from tests.unit.core.driver import Store
-from tests.unit.core.worlds import bundle, session
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import bundle, session
 
 HOUR = timedelta(hours=1)
 TOKEN = Secret("t" * 43)
@@ -59,7 +59,7 @@ class World:
         )
 
     def take(self, one: Bundle) -> None:
-        verdict = self.store.judge(one, self.clock.now())
+        verdict = self.store.evaluate(one, self.clock.now())
         assert isinstance(verdict, Accepted), verdict
         self.store.accept(verdict, self.clock.now())
 

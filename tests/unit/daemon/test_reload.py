@@ -39,7 +39,7 @@ APPLIED = {
     "log.level",
     "log.format",
 }
-"""What a reload applies at once. Each has a test of its own, here or of the store and the doors."""
+"""What a reload applies at once. Each has a test of its own, here or of the store and the listeners."""
 
 ANOTHER_UNIT = "redirect"
 

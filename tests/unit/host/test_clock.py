@@ -43,9 +43,9 @@ class Machine:
 
     def hear(self, witness: Witness, error: float = 0.0, took: float = 0.0) -> float:
         """A witness tells the time, whole seconds, wrong by ``error``; returns by how much it moved us."""
-        before = self.clock.keeper.ours
+        before = self.clock.timekeeper.ours
         self.clock.hear(witness, utc(float(int(self.true + error))), took)
-        return self.clock.keeper.ours - before
+        return self.clock.timekeeper.ours - before
 
     def insists(self, witness: Witness, error: float = 0.0) -> float:
         """It says so again, later than what could have been under way."""
@@ -68,7 +68,7 @@ class TestASynchronisedKernel:
             for witness in (Witness.LINK, Witness.AWS, Witness.GOOGLE):
                 assert machine.insists(witness, error) == 0.0
         assert machine.off == pytest.approx(0.0)
-        assert machine.clock.keeper.believed is Witness.KERNEL
+        assert machine.clock.timekeeper.believed is Witness.KERNEL
 
     @pytest.mark.parametrize("step", STEPS)
     def test_it_is_followed(self, step: float) -> None:
@@ -239,7 +239,7 @@ class TestAfterAWitnessToldTheTime:
         for turn in range(60):
             machine.passes(1.0)
             machine.hear(Witness.LINK, 0.0 if turn % 2 else 1800.0)
-        assert machine.clock.keeper.moves == 0
+        assert machine.clock.timekeeper.moves == 0
 
     def test_two_honest_sides_hold_against_a_liar(self) -> None:
         """A lying metadata service is outweighed by the wall clock and one cloud."""

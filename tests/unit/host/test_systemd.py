@@ -86,7 +86,7 @@ def test_variables_that_contradict_themselves_are_an_error(environ: dict[str, st
 
 
 def test_a_promised_descriptor_that_is_not_there_is_an_error() -> None:
-    """Better no start than a door that nobody listens at."""
+    """Better no start than a listener that nobody listens at."""
     with pytest.raises(HostError, match="promised"):
         passed({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, pid=7, first=3000)
 

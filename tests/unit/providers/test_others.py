@@ -127,7 +127,7 @@ def test_moto_and_the_probe_disagree_with_a_wrong_expectation(moto_url: str) -> 
     with_mint(MintSettings(sts_endpoint=moto_url, region=REGION), scenario)
 
 
-# -- the fake STS, judged by botocore
+# -- the fake STS, evaluated by botocore
 
 
 def test_botocore_is_content_with_the_fake_sts() -> None:
@@ -170,7 +170,7 @@ def test_botocore_is_content_with_the_fake_sts() -> None:
     asyncio.run(main())
 
 
-# -- the fake Google, judged by google-auth
+# -- the fake Google, evaluated by google-auth
 
 
 def test_google_auth_is_content_with_the_fake_google() -> None:

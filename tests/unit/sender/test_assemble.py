@@ -14,7 +14,7 @@ from agent.sender import Collected
 from agent.sender.assemble import Assembled, assemble
 from agent.sender.claims import ClaimsFile
 from tests.fakes.clock import START
-from tests.unit.core.worlds import google, session
+from tests.unit.identity.worlds import google, session
 
 SIGNER = bundle.SigningKey.generate("Ed25519")
 WORKER = bundle.OpeningKey.generate("P-256")
@@ -44,7 +44,7 @@ def test_what_nobody_says_is_worked_out() -> None:
     assert seen.routes == {Cloud.AWS: "user"}
     assert (seen.issuer, seen.subject, seen.seq) == ("cp", "default", int(START.timestamp() * 1000))
     assert seen.accept_until == made.accept_until == START + bundle.DEFAULT_ACCEPT
-    assert [one.until for one in made.outlook] == [START + 12 * HOUR]
+    assert [one.until for one in made.forecast] == [START + 12 * HOUR]
 
 
 def test_a_bundle_is_accepted_no_longer_than_it_can_serve() -> None:
@@ -65,11 +65,11 @@ def test_what_is_said_wins_over_the_claims_file() -> None:
 
 
 def test_a_withdrawal_needs_nothing() -> None:
-    """It carries no grant, no outlook, and its own number."""
+    """It carries no grant, no forecast, and its own number."""
     made = make(withdraw=True)
 
     assert made.action is Action.WITHDRAW
-    assert made.outlook == ()
+    assert made.forecast == ()
     assert opened(made).action is Action.WITHDRAW
 
 

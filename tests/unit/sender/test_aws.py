@@ -11,9 +11,9 @@ import boto3
 import pytest
 
 from agent.core.errors import Denied, Transient, UsageError
-from agent.core.horizon import horizon
 from agent.core.model import AwsAssumeRole, AwsKeys, AwsSession, Cloud
 from agent.core.secret import Secret
+from agent.identity.forecast import forecasts
 from agent.sender import Collected
 from agent.sender.aws import AwsOptions, Mfa, Mode, Renewal, from_boto
 from tests.fakes.sts import FakeSts, Weather
@@ -185,9 +185,9 @@ def test_a_renewable_role_carries_its_base(world: World) -> None:
     assert isinstance(role, AwsAssumeRole)
     assert (role.base, role.policy, role.duration_seconds, collected.route) == (base.id, "{}", 21600, role.id)
     assert world.sts.operations() == ["GetSessionToken", "GetCallerIdentity"]
-    (outlook,) = horizon(collected.grants, {Cloud.AWS: collected.route}, None, now())
-    assert outlook.until is not None
-    assert outlook.until > now() + timedelta(hours=12 + 4)
+    (forecast,) = forecasts(collected.grants, {Cloud.AWS: collected.route}, None, now())
+    assert forecast.until is not None
+    assert forecast.until > now() + timedelta(hours=12 + 4)
 
 
 def test_a_role_renewed_by_the_instance_carries_no_secret(world: World) -> None:

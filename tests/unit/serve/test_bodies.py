@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from agent.serve.reading import IDLE_BODY_BYTES, Fault, RequestReader
-from tests.fakes.board import FakeBoard, door_server, read_all
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import Scripted, answer
+from tests.fakes.view import FakeView, read_all, running_endpoint
 
 ATTRIBUTE = "/computeMetadata/v1/instance/guest-attributes/ns/key"
 HEAD = "{} HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata-Flavor: Google\r\n{}\r\n\r\n"
@@ -38,9 +38,9 @@ def reader(*, means: bool, body: int = 65536) -> RequestReader:
 @pytest.mark.parametrize("request_line", ["GET /", "PUT /latest/api/token", f"GET {ATTRIBUTE}", "POST /x", "HEAD /"])
 def test_no_body_is_meant(request_line: str, fields: str, body: bytes) -> None:
     """Whatever its form, a body where none is meant is refused before more than a kilobyte of it was looked at."""
-    board = FakeBoard()
-    board.live_gcp(START)
-    with door_server(board, clock=FakeClock(), gce=Scripted) as server:
+    view = FakeView()
+    view.live_gcp(START)
+    with running_endpoint(view, clock=FakeClock(), gce=Scripted) as server:
         head = HEAD.format(request_line, fields).encode()
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
             for at in range(0, max(1, len(body)), 65536):
@@ -49,7 +49,7 @@ def test_no_body_is_meant(request_line: str, fields: str, body: bytes) -> None:
                 except OSError:
                     break  # it does not even read on
             assert read_all(sock).startswith(b"HTTP/1.1 413 ")
-        assert server.door.listener.buffered_bytes == 0
+        assert server.endpoint.listener.buffered_bytes == 0
 
 
 @pytest.mark.parametrize("cut", [1, 7, 1000, 65536], ids=str)
@@ -107,9 +107,9 @@ def test_a_head_in_tiny_pieces(means: bool) -> None:
 )
 def test_lenient_clients(fields: str, body: bytes) -> None:
     """A small body that a client sends out of habit is read past, in one piece or two, and the request answered."""
-    board = FakeBoard()
-    board.live_aws(START)
-    with door_server(board, clock=FakeClock()) as server:
+    view = FakeView()
+    view.live_aws(START)
+    with running_endpoint(view, clock=FakeClock()) as server:
         head = TOKEN.format(fields).encode()
         assert server.send(head + body).startswith(b"HTTP/1.1 200 ")
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
@@ -123,7 +123,7 @@ def test_lenient_clients(fields: str, body: bytes) -> None:
 def test_guest_attributes_have_one(spell: Callable[[str], str]) -> None:
     """What a worker publishes about itself goes on whole, however the path is spelt."""
     real = Scripted({ATTRIBUTE: answer("", Metadata_Flavor="Google")})
-    with door_server(FakeBoard(), clock=FakeClock(), gce=lambda: real) as server:
+    with running_endpoint(FakeView(), clock=FakeClock(), gce=lambda: real) as server:
         body = b"v" * 60_000
         request = (
             HEAD.format(f"PUT {spell(ATTRIBUTE)}", f"Content-Length: {len(body)}")
@@ -136,8 +136,8 @@ def test_guest_attributes_have_one(spell: Callable[[str], str]) -> None:
 
 def test_without_a_real_server_nothing_takes_one() -> None:
     """Where nobody could take the attribute its body is not read either."""
-    board = FakeBoard()
-    board.live_gcp(START)
-    with door_server(board, clock=FakeClock()) as server:
+    view = FakeView()
+    view.live_gcp(START)
+    with running_endpoint(view, clock=FakeClock()) as server:
         request = HEAD.format(f"PUT {ATTRIBUTE}", "Content-Length: 60000").encode()
         assert server.send(request).startswith(b"HTTP/1.1 413 ")

@@ -10,7 +10,7 @@ from agent.core.view import Live, Origin
 from agent.serve.early import Early
 from agent.serve.settings import ServeSettings
 from tests.fakes.clock import START
-from tests.unit.core.worlds import aws_credential, google_token
+from tests.unit.identity.worlds import aws_credential, google_token
 
 MINUTE = timedelta(minutes=1)
 

@@ -19,8 +19,8 @@ from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners, Places, Turnstile
 from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
-from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server, read_all
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import KEY, FakeView, RunningEndpoint, read_all, running_endpoint
 
 ROOT = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POLL = (
@@ -49,7 +49,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def hostile(server: DoorServer, count: int, data: bytes) -> Iterator[None]:
+def hostile(server: RunningEndpoint, count: int, data: bytes) -> Iterator[None]:
     """Another user's process that opens so many connections, sends ``data`` on each, and keeps them."""
     command = [sys.executable, "-c", HOSTILE, str(server.port), str(count), data.hex()]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -63,27 +63,29 @@ def hostile(server: DoorServer, count: int, data: bytes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def door(**limits: Any) -> Iterator[DoorServer]:
-    board = FakeBoard()
-    board.live_gcp(START)
+def endpoint(**limits: Any) -> Iterator[RunningEndpoint]:
+    view = FakeView()
+    view.live_gcp(START)
     settings = ServeSettings(token_key=KEY, limits=Limits(**{"head_seconds": 60.0, "spared_seconds": 0.0, **limits}))
-    with door_server(board, settings=settings, clock=FakeClock(), owners=lambda: Owners(read_socket_table)) as server:
+    with running_endpoint(
+        view, settings=settings, clock=FakeClock(), owners=lambda: Owners(read_socket_table)
+    ) as server:
         yield server
 
 
-def known(server: DoorServer) -> bool:
+def known(server: RunningEndpoint) -> bool:
     """Whether it is known whose each connection is."""
-    return server.run(lambda: all(c.owner is not None for c in server.door.listener._open))
+    return server.run(lambda: all(c.owner is not None for c in server.endpoint.listener._open))
 
 
 @as_root
 def test_idle_connections() -> None:
     """Ours, idle for longer than all of theirs, stay: one of the many goes for each that comes."""
-    with door(connections=40) as server:
+    with endpoint(connections=40) as server:
         ours = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
-        until(lambda: server.door.listener.connections == 5)
+        until(lambda: server.endpoint.listener.connections == 5)
         with hostile(server, 35, b""):
-            until(lambda: server.door.listener.connections == 40 and known(server))
+            until(lambda: server.endpoint.listener.connections == 40 and known(server))
             for _ in range(20):
                 assert server.send(ROOT).startswith(b"HTTP/1.1 200")
             for sock in ours:
@@ -95,20 +97,20 @@ def test_idle_connections() -> None:
 @as_root
 def test_long_polls() -> None:
     """Our long poll, the oldest, outlives any number of theirs."""
-    with door(held=20) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as ours:
+    with endpoint(held=20) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as ours:
         ours.sendall(POLL)
-        until(lambda: server.door.listener.held == 1)
+        until(lambda: server.endpoint.listener.held == 1)
         with hostile(server, 15, POLL):
-            until(lambda: server.door.listener.held == 16 and known(server))
+            until(lambda: server.endpoint.listener.held == 16 and known(server))
             with hostile(server, 60, POLL):
-                until(lambda: server.door.listener.held == 20)
-                server.run(lambda: server.board.set(Cloud.GCP, _other(server)))
+                until(lambda: server.endpoint.listener.held == 20)
+                server.run(lambda: server.view.set(Cloud.GCP, _other(server)))
                 assert read_all(ours).startswith(b"HTTP/1.1 200")
 
 
-def _other(server: DoorServer) -> Any:
+def _other(server: RunningEndpoint) -> Any:
     from agent.core.view import Live, Origin
-    from tests.fakes.board import google_token
+    from tests.fakes.view import google_token
 
     return Live(google_token(START), "other@example.com", Origin.BUNDLE)
 
@@ -116,17 +118,17 @@ def _other(server: DoorServer) -> Any:
 @as_root
 def test_buffered_bytes() -> None:
     """What half requests keep is bounded for all together, and the largest holder gives way, not the oldest."""
-    with door(buffered_bytes=1 << 20) as server, socket.create_connection(("127.0.0.1", server.port)) as ours:
+    with endpoint(buffered_bytes=1 << 20) as server, socket.create_connection(("127.0.0.1", server.port)) as ours:
         ours.sendall(ROOT[:-2] + b"X: " + b"y" * 4000)
-        until(lambda: server.door.listener.buffered_bytes > 4000)
+        until(lambda: server.endpoint.listener.buffered_bytes > 4000)
         with hostile(server, 40, ROOT[:-2] + b"X: " + b"y" * 8000 + b"\r\nZ: " + b"z" * 7000):
-            until(lambda: server.door.listener.buffered_bytes > 500_000 and known(server))
+            until(lambda: server.endpoint.listener.buffered_bytes > 500_000 and known(server))
             with hostile(server, 200, ROOT[:-2] + b"X: " + b"y" * 8000 + b"\r\nZ: " + b"z" * 7000):
-                assert server.run(lambda: server.door.listener.buffered_bytes) <= 1 << 20
+                assert server.run(lambda: server.endpoint.listener.buffered_bytes) <= 1 << 20
                 ours.sendall(b"\r\n\r\n")
                 assert read_all(ours).startswith(b"HTTP/1.1 200")
-        until(lambda: server.door.listener.connections == 0)
-        assert server.door.listener.buffered_bytes == 0
+        until(lambda: server.endpoint.listener.connections == 0)
+        assert server.endpoint.listener.buffered_bytes == 0
 
 
 def test_a_turnstile_serves_the_one_who_has_least() -> None:

@@ -13,8 +13,8 @@ from agent.core.secret import Secret
 from agent.serve.handling import Limits
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
-from tests.fakes.board import CONTAINER_TOKEN, KEY, DoorServer, FakeBoard, door_server, read_all
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, read_all, running_endpoint
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 ROLES = (
@@ -25,7 +25,7 @@ GREEDY = 6
 POLITE = 20
 
 
-def whole_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
+def whole_requests(server: RunningEndpoint, stop: threading.Event, count: Callable[[], None]) -> None:
     """As fast as it can, one after the other."""
     while not stop.is_set():
         with contextlib.suppress(OSError):
@@ -33,7 +33,7 @@ def whole_requests(server: DoorServer, stop: threading.Event, count: Callable[[]
         count()
 
 
-def half_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
+def half_requests(server: RunningEndpoint, stop: threading.Event, count: Callable[[], None]) -> None:
     """Keeps thirty half requests open; finishes the oldest only to begin another."""
     held: list[socket.socket] = []
     while not stop.is_set():
@@ -49,7 +49,7 @@ def half_requests(server: DoorServer, stop: threading.Event, count: Callable[[],
         sock.close()
 
 
-def refused_requests(server: DoorServer, stop: threading.Event, count: Callable[[], None]) -> None:
+def refused_requests(server: RunningEndpoint, stop: threading.Event, count: Callable[[], None]) -> None:
     """A hundred pipelined requests behind a bad one."""
     while not stop.is_set():
         with contextlib.suppress(OSError):
@@ -60,8 +60,8 @@ def refused_requests(server: DoorServer, stop: threading.Event, count: Callable[
 @pytest.mark.parametrize("flood", [whole_requests, half_requests, refused_requests])
 def test_a_flood_takes_no_answer_from_others(flood: Callable[..., None]) -> None:
     """While greedy connections loop, each of another client's requests is answered, and none fails."""
-    board = FakeBoard()
-    board.live_aws(START)
+    view = FakeView()
+    view.live_aws(START)
     settings = ServeSettings(
         token_key=KEY,
         container_tokens=lambda: (Secret(CONTAINER_TOKEN),),
@@ -69,7 +69,7 @@ def test_a_flood_takes_no_answer_from_others(flood: Callable[..., None]) -> None
     )
     stop = threading.Event()
     under_way = threading.Semaphore(0)
-    with door_server(board, settings=settings, clock=FakeClock()) as server:
+    with running_endpoint(view, settings=settings, clock=FakeClock()) as server:
         threads = [
             threading.Thread(target=flood, args=(server, stop, under_way.release), daemon=True) for _ in range(GREEDY)
         ]

@@ -12,8 +12,8 @@ import pytest
 from agent.core.view import Facts
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
-from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
 TABLE = tomllib.loads((Path(__file__).parents[2] / "vectors/serve/gate.toml").read_text())
 ROWS = [
@@ -26,12 +26,12 @@ GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[DoorServer]:
-    board = FakeBoard()
-    board.live_aws(START)
-    board.live_gcp(START)
-    board.set_facts(Facts(zone="europe-west1-b"))
-    with door_server(board, clock=FakeClock()) as running:
+def server() -> Iterator[RunningEndpoint]:
+    view = FakeView()
+    view.live_aws(START)
+    view.live_gcp(START)
+    view.set_facts(Facts(zone="europe-west1-b"))
+    with running_endpoint(view, clock=FakeClock()) as running:
         yield running
 
 
@@ -45,7 +45,7 @@ def bytes_of(text: str) -> bytes:
 
 
 @pytest.mark.parametrize(("text", "status"), ROWS)
-def test_row(text: str, status: int, server: DoorServer) -> None:
+def test_row(text: str, status: int, server: RunningEndpoint) -> None:
     """One answer with the status of the row, and then the end of the connection."""
     answer = server.send(bytes_of(text), half_close=False)
 
@@ -63,10 +63,10 @@ def test_row(text: str, status: int, server: DoorServer) -> None:
 
 def test_names_given_by_the_operator_are_ours() -> None:
     """A further host of the configuration is answered, in any case of letters, and its neighbours are not."""
-    board = FakeBoard()
-    board.live_gcp(START)
+    view = FakeView()
+    view.live_gcp(START)
     settings = ServeSettings(token_key=KEY, extra_hosts=("Bridge.internal", "172.17.0.1"))
-    with door_server(board, settings=settings, clock=FakeClock()) as server:
+    with running_endpoint(view, settings=settings, clock=FakeClock()) as server:
         statuses = [
             int(server.send(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).split(b" ", 2)[1])
             for host in ("bridge.internal", "172.17.0.1:80", "172.17.0.2")

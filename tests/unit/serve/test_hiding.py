@@ -23,9 +23,9 @@ from agent.core.view import Absent, Origin
 from agent.serve.settings import ServeSettings
 from agent.wire import gce, names
 from agent.wire.ec2 import make_token
-from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Gullible, Scripted, answer
+from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 GROUPS = tomllib.loads((Path(__file__).parents[2] / "vectors/serve/hidden.toml").read_text())["group"]
@@ -64,18 +64,18 @@ class Changing(Scripted):
         return answer(body, Content_Type="application/json", Metadata_Flavor="Google", ETag=gce.etag(body.encode()))
 
 
-def board_of(state: str) -> FakeBoard:
-    board = FakeBoard()
+def view_of(state: str) -> FakeView:
+    view = FakeView()
     origin = Origin.BUNDLE if state == "bundle" else Origin.FALLBACK
-    board.live_aws(START, origin=origin)
-    board.live_gcp(START, origin=origin)
-    return board
+    view.live_aws(START, origin=origin)
+    view.live_gcp(START, origin=origin)
+    return view
 
 
 @contextmanager
-def machine(state: str, real: Any, **given: Any) -> Iterator[DoorServer]:
-    with door_server(
-        board_of(state),
+def machine(state: str, real: Any, **given: Any) -> Iterator[RunningEndpoint]:
+    with running_endpoint(
+        view_of(state),
         settings=ServeSettings(token_key=KEY, expects_bundle=lambda: state != "alone", **given),
         clock=FakeClock(),
         ec2=lambda: real,
@@ -85,7 +85,7 @@ def machine(state: str, real: Any, **given: Any) -> Iterator[DoorServer]:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[dict[str, tuple[DoorServer, Everything]]]:
+def machines() -> Iterator[dict[str, tuple[RunningEndpoint, Everything]]]:
     with ExitStack() as stack:
         found = {}
         for state in ("bundle", "fallback", "alone"):
@@ -95,7 +95,7 @@ def machines() -> Iterator[dict[str, tuple[DoorServer, Everything]]]:
 
 
 def ask(
-    server: DoorServer, target: str, *, method: str = "GET", body: bytes = b"", **more: str
+    server: RunningEndpoint, target: str, *, method: str = "GET", body: bytes = b"", **more: str
 ) -> tuple[int, dict[str, str], bytes]:
     fields = {"Host": "169.254.169.254", "Metadata-Flavor": "Google", "X-aws-ec2-metadata-token": GOOD, **more}
     if body or method == "PUT":
@@ -107,7 +107,9 @@ def ask(
 
 
 @pytest.mark.parametrize(("path", "seen_by"), ROWS)
-def test_row(machines: dict[str, tuple[DoorServer, Everything]], path: str, seen_by: tuple[bool, bool, bool]) -> None:
+def test_row(
+    machines: dict[str, tuple[RunningEndpoint, Everything]], path: str, seen_by: tuple[bool, bool, bool]
+) -> None:
     """Each path is seen by those of the row, and by nobody else, and for the others the real service is not asked."""
     for state, seen in zip(("bundle", "fallback", "alone"), seen_by, strict=True):
         server, real = machines[state]
@@ -151,13 +153,13 @@ def spellings(draw: st.DrawFn) -> str:
 
 @given(path=spellings())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_spelling_of_a_hidden_path_is_answered(gullible: DoorServer, path: str) -> None:
+def test_no_spelling_of_a_hidden_path_is_answered(gullible: RunningEndpoint, path: str) -> None:
     """However a hidden path is written, a service that reads paths in every way gives nothing away through us."""
     assert CANARY.encode() not in ask(gullible, path)[2]
 
 
 @pytest.fixture(scope="module")
-def gullible() -> Iterator[DoorServer]:
+def gullible() -> Iterator[RunningEndpoint]:
     with machine("bundle", Gullible()) as server:
         yield server
 
@@ -339,8 +341,8 @@ class TestWrites:
 
 def test_spellings_that_meet_a_wall_are_not_all() -> None:
     """The property is worth its name: plain spellings of what is seen do reach the service behind."""
-    board = board_of("bundle")
-    board.set(Cloud.AWS, Absent("none"))
+    view = view_of("bundle")
+    view.set(Cloud.AWS, Absent("none"))
     real = Everything()
     with machine("bundle", real) as server:
         assert SEEN.encode() in ask(server, f"/{names.GCE_ROOT}/v1/instance/attributes/fine")[2]

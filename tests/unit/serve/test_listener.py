@@ -21,14 +21,14 @@ from agent.core.errors import FormatError
 from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.view import Ended, Live, Origin, Pending
-from agent.serve.control import ControlDoor, ControlRequest, problem
+from agent.serve.control import ControlEndpoint, ControlRequest, problem
 from agent.serve.handling import DROP, Limits, Outcome
 from agent.serve.listener import Listener
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import JSON, Request, Response
-from tests.fakes.board import CONTAINER_TOKEN, KEY, DoorServer, FakeBoard, door_server, google_token, read_all
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, google_token, read_all, running_endpoint
 
 T = TypeVar("T")
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
@@ -59,34 +59,34 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 @contextlib.contextmanager
-def door(board: FakeBoard | None = None, limits: Limits | None = None, **settings: Any) -> Iterator[DoorServer]:
-    if board is None:
-        board = FakeBoard()
-        board.live_gcp(START)
+def endpoint(view: FakeView | None = None, limits: Limits | None = None, **settings: Any) -> Iterator[RunningEndpoint]:
+    if view is None:
+        view = FakeView()
+        view.live_gcp(START)
     given = ServeSettings(
         token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),), limits=limits or Limits(), **settings
     )
-    with door_server(board, settings=given, clock=FakeClock()) as server:
+    with running_endpoint(view, settings=given, clock=FakeClock()) as server:
         yield server
 
 
-def _held(server: DoorServer, count: int) -> bool:
-    return server.door.listener.held == count
+def _held(server: RunningEndpoint, count: int) -> bool:
+    return server.endpoint.listener.held == count
 
 
 class TestDeadlines:
     def test_slow_sender(self) -> None:
         """A request that is not whole at the head deadline is 408, and the connection ends."""
-        with door(limits=Limits(head_seconds=0.2)) as server:
+        with endpoint(limits=Limits(head_seconds=0.2)) as server:
             began = time.monotonic()
             assert status_of(server.send(ROOT[:-2])) == 408
             assert time.monotonic() - began < 2
-            until(lambda: server.door.listener.connections == 0)
+            until(lambda: server.endpoint.listener.connections == 0)
 
     def test_dripping_sender(self) -> None:
         """A byte now and then does not move the deadline."""
         with (
-            door(limits=Limits(head_seconds=0.3)) as server,
+            endpoint(limits=Limits(head_seconds=0.3)) as server,
             socket.create_connection(("127.0.0.1", server.port)) as sock,
         ):
             began = time.monotonic()
@@ -101,47 +101,47 @@ class TestDeadlines:
 
     def test_silent_connection(self) -> None:
         """A connection that says nothing is closed without a word."""
-        with door(limits=Limits(head_seconds=0.2)) as server:
+        with endpoint(limits=Limits(head_seconds=0.2)) as server:
             assert server.send(b"") == b""
-            until(lambda: server.door.listener.connections == 0)
+            until(lambda: server.endpoint.listener.connections == 0)
 
     def test_body_that_does_not_come(self) -> None:
         """The deadline is for the body too."""
-        with door(limits=Limits(head_seconds=0.2)) as server:
+        with endpoint(limits=Limits(head_seconds=0.2)) as server:
             assert status_of(server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nab")) == 408
 
     def test_half_open(self) -> None:
         """A client that ends its side before the request is whole is done; after it, it gets its answer."""
-        with door() as server:
+        with endpoint() as server:
             assert server.send(ROOT[:-2], half_close=True) == b""
             assert status_of(server.send(ROOT, half_close=True)) == 200
-            until(lambda: server.door.listener.connections == 0)
+            until(lambda: server.endpoint.listener.connections == 0)
 
     def test_unread_answer(self) -> None:
         """A client that does not read its answer holds its connection no longer than allowed."""
-        board = FakeBoard()
+        view = FakeView()
         token = google_token(START)
         scopes = tuple(f"https://www.googleapis.com/auth/{i:060}" for i in range(100_000))
-        board.set(Cloud.GCP, Live(msgspec.structs.replace(token, scopes=scopes), "a@b", Origin.BUNDLE))
-        with door(board, limits=Limits(unread_seconds=0.3)) as server, socket.socket() as sock:
+        view.set(Cloud.GCP, Live(msgspec.structs.replace(token, scopes=scopes), "a@b", Origin.BUNDLE))
+        with endpoint(view, limits=Limits(unread_seconds=0.3)) as server, socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect(("127.0.0.1", server.port))
             sock.sendall(gce(ACCOUNT + b"scopes"))
-            until(lambda: server.door.listener.connections == 1)
-            until(lambda: server.door.listener.connections == 0)
+            until(lambda: server.endpoint.listener.connections == 1)
+            until(lambda: server.endpoint.listener.connections == 0)
 
 
 class TestConnections:
     def test_idle_ones_lock_nobody_out(self) -> None:
         """With all connections taken by idle clients, a new one is answered at once and the oldest idle one goes."""
-        with door(limits=Limits(connections=50, spared_seconds=0.05, head_seconds=60.0)) as server:
+        with endpoint(limits=Limits(connections=50, spared_seconds=0.05, head_seconds=60.0)) as server:
             idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
-            until(lambda: server.door.listener.connections == 50)
+            until(lambda: server.endpoint.listener.connections == 50)
             time.sleep(0.06)
             began = time.monotonic()
             assert all(status_of(server.send(ROOT)) == 200 for _ in range(20))
             assert time.monotonic() - began < 1
-            assert server.door.listener.connections <= 50
+            assert server.endpoint.listener.connections <= 50
             gone = 0
             for sock in idle:
                 sock.setblocking(False)
@@ -155,9 +155,9 @@ class TestConnections:
 
     def test_even_young_ones_make_room(self) -> None:
         """However young they are, the oldest that has said nothing makes room for the next; the others are spared."""
-        with door(limits=Limits(connections=20, spared_seconds=60.0)) as server:
+        with endpoint(limits=Limits(connections=20, spared_seconds=60.0)) as server:
             early = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
-            until(lambda: server.door.listener.connections == 20)
+            until(lambda: server.endpoint.listener.connections == 20)
             assert status_of(server.send(ROOT)) == 200
             with early.pop(0) as oldest:
                 assert read_all(oldest) == b""
@@ -173,34 +173,34 @@ class TestConnections:
             pytest.skip("needs 5000 file descriptors")
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 5000), hard))
         try:
-            with door(limits=Limits(head_seconds=60.0)) as server:
+            with endpoint(limits=Limits(head_seconds=60.0)) as server:
                 idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2000)]
-                until(lambda: server.door.listener.connections == 2000)
+                until(lambda: server.endpoint.listener.connections == 2000)
                 began = time.monotonic()
                 for _ in range(20):
                     assert status_of(server.send(ROOT)) == 200
                 assert time.monotonic() - began < 2
                 for sock in idle:
                     sock.close()
-                until(lambda: server.door.listener.connections == 0)
+                until(lambda: server.endpoint.listener.connections == 0)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def test_pipelined_requests_get_one_answer(self) -> None:
         """A thousand pipelined requests are one answer and an end, not a thousand."""
-        with door() as server:
+        with endpoint() as server:
             assert server.send(ROOT * 1000).count(b"HTTP/1.1 ") == 1
 
     def test_refusal_reaches_a_client_that_is_still_sending(self) -> None:
         """A body that is too large is refused with an answer, not with a reset that hides it."""
         head = b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n"
-        with door() as server:
+        with endpoint() as server:
             assert status_of(server.send(head + b"x" * 900_000)) == 413
 
     def test_expect_continue(self) -> None:
         """A client that waits for leave to send its body gets it, and then its answer."""
         with (
-            door() as server,
+            endpoint() as server,
             socket.create_connection(("127.0.0.1", server.port), timeout=5) as sock,
         ):
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
@@ -211,7 +211,7 @@ class TestConnections:
     def test_in_pieces(self) -> None:
         """A request that comes byte by byte is answered as one that comes at once."""
         with (
-            door() as server,
+            endpoint() as server,
             socket.create_connection(("127.0.0.1", server.port), timeout=5) as sock,
         ):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -223,9 +223,9 @@ class TestConnections:
 class TestHolding:
     def test_role_list_is_answered_when_the_credential_comes(self) -> None:
         """While pending the role list is held, and answered as soon as there is a credential."""
-        board = FakeBoard()
-        board.set(Cloud.AWS, Pending("waiting"))
-        with door(board, ec2_hold_seconds=5.0, container_hold_seconds=5.0) as server:
+        view = FakeView()
+        view.set(Cloud.AWS, Pending("waiting"))
+        with endpoint(view, ec2_hold_seconds=5.0, container_hold_seconds=5.0) as server:
             answers: list[bytes] = []
             threads = [
                 threading.Thread(target=lambda request=request: answers.append(server.send(request)))
@@ -233,18 +233,18 @@ class TestHolding:
             ]
             for thread in threads:
                 thread.start()
-            until(lambda: server.door.listener.held == 2)
-            server.run(lambda: board.live_aws(START))
+            until(lambda: server.endpoint.listener.held == 2)
+            server.run(lambda: view.live_aws(START))
             for thread in threads:
                 thread.join(5)
             assert [status_of(answer) for answer in answers] == [200, 200]
-            assert server.door.listener.held == 0
+            assert server.endpoint.listener.held == 0
 
     def test_nothing_on_ec2_paths_takes_longer_than_400_ms(self) -> None:
         """With the default settings a pending role list, document and container answer end within 400 ms."""
-        board = FakeBoard()
-        board.set(Cloud.AWS, Pending("waiting"))
-        with door(board) as server:
+        view = FakeView()
+        view.set(Cloud.AWS, Pending("waiting"))
+        with endpoint(view) as server:
             document = ROLES.replace(b"security-credentials/", b"security-credentials/reader")
             for request, status in ((ROLES, 503), (document, 0), (CONTAINER, 503)):
                 server.send(request)
@@ -254,37 +254,37 @@ class TestHolding:
 
     def test_google_token_is_held_too(self) -> None:
         """While pending the Google token is held, and answered as soon as there is one."""
-        board = FakeBoard()
-        board.set(Cloud.GCP, Pending("waiting"))
-        with door(board, gce_hold_seconds=5.0) as server:
+        view = FakeView()
+        view.set(Cloud.GCP, Pending("waiting"))
+        with endpoint(view, gce_hold_seconds=5.0) as server:
             answers: list[bytes] = []
             thread = threading.Thread(target=lambda: answers.append(server.send(gce(ACCOUNT + b"token"))))
             thread.start()
-            until(lambda: server.door.listener.held == 1)
-            server.run(lambda: board.live_gcp(START))
+            until(lambda: server.endpoint.listener.held == 1)
+            server.run(lambda: view.live_gcp(START))
             thread.join(5)
             assert b"ya29.example-1" in answers[0]
 
     def test_client_that_leaves_is_forgotten(self) -> None:
         """A long poll whose client has left holds nothing."""
-        with door(limits=Limits(half_closed_seconds=0.1)) as server:
+        with endpoint(limits=Limits(half_closed_seconds=0.1)) as server:
             sock = socket.create_connection(("127.0.0.1", server.port))
             sock.sendall(gce(ACCOUNT + b"email?wait_for_change=true"))
-            until(lambda: server.door.listener.held == 1)
+            until(lambda: server.endpoint.listener.held == 1)
             sock.close()
-            until(lambda: server.door.listener.held == 0)
-            assert server.door.listener.connections == 0
+            until(lambda: server.endpoint.listener.held == 0)
+            assert server.endpoint.listener.connections == 0
 
     def test_client_that_only_reads_gets_its_answer(self) -> None:
         """A client that ends its side after a request that is held still gets the answer."""
-        board = FakeBoard()
-        board.set(Cloud.AWS, Pending("waiting"))
-        with door(board, ec2_hold_seconds=0.05) as server:
+        view = FakeView()
+        view.set(Cloud.AWS, Pending("waiting"))
+        with endpoint(view, ec2_hold_seconds=0.05) as server:
             assert status_of(server.send(ROLES, half_close=True)) == 503
 
     def test_long_polls_are_bounded(self) -> None:
         """One more long poll than allowed ends the oldest; no number of them keeps another client out."""
-        with door(limits=Limits(held=5)) as server:
+        with endpoint(limits=Limits(held=5)) as server:
             polls = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(6)]
             for number, sock in enumerate(polls):
                 sock.sendall(gce(ACCOUNT + b"email?wait_for_change=true"))
@@ -296,15 +296,15 @@ class TestHolding:
 
     def test_shutdown_lets_what_is_under_way_end(self) -> None:
         """At the end a held request still gets its answer, and one that was accepted and not yet sent too."""
-        board = FakeBoard()
-        board.set(Cloud.AWS, Pending("waiting"))
-        with door(board, ec2_hold_seconds=0.2) as server:
+        view = FakeView()
+        view.set(Cloud.AWS, Pending("waiting"))
+        with endpoint(view, ec2_hold_seconds=0.2) as server:
             answers: list[bytes] = []
             late = socket.create_connection(("127.0.0.1", server.port), timeout=5)
             thread = threading.Thread(target=lambda: answers.append(server.send(ROLES)))
             thread.start()
-            until(lambda: server.door.listener.held == 1 and server.door.listener.connections == 2)
-            closing = asyncio.run_coroutine_threadsafe(server.door.listener.close(5.0), server.loop)
+            until(lambda: server.endpoint.listener.held == 1 and server.endpoint.listener.connections == 2)
+            closing = asyncio.run_coroutine_threadsafe(server.endpoint.listener.close(5.0), server.loop)
             late.sendall(ROOT)
             assert status_of(read_all(late)) in {200, 401}
             thread.join(5)
@@ -314,38 +314,38 @@ class TestHolding:
 
 
 class TestWaitForChange:
-    def poll(self, server: DoorServer, path: bytes) -> tuple[threading.Thread, list[bytes]]:
+    def poll(self, server: RunningEndpoint, path: bytes) -> tuple[threading.Thread, list[bytes]]:
         answers: list[bytes] = []
         thread = threading.Thread(target=lambda: answers.append(server.send(gce(path))))
         thread.start()
-        until(lambda: server.door.listener.held == 1)
+        until(lambda: server.endpoint.listener.held == 1)
         return thread, answers
 
     def test_token(self) -> None:
         """A poll of the token ends with the next token, not with the passing of its life."""
-        with door() as server:
+        with endpoint() as server:
             thread, answers = self.poll(server, ACCOUNT + b"token?wait_for_change=true")
-            server.run(server.board.touch)  # something changed, but not this
-            assert server.door.listener.held == 1
-            server.run(lambda: server.board.live_gcp(START, serial=2))
+            server.run(server.view.touch)  # something changed, but not this
+            assert server.endpoint.listener.held == 1
+            server.run(lambda: server.view.live_gcp(START, serial=2))
             thread.join(5)
             assert b"ya29.example-2" in answers[0]
 
     def test_last_etag(self) -> None:
         """With the ETag of what is, a poll waits; with any other it is answered at once."""
-        with door() as server:
+        with endpoint() as server:
             first = server.send(gce(ACCOUNT + b"email"))
             tag = next(line[6:] for line in first.split(b"\r\n") if line.startswith(b"ETag: "))
             assert status_of(server.send(gce(ACCOUNT + b"email?wait_for_change=true&last_etag=NONE"))) == 200
             thread, answers = self.poll(server, ACCOUNT + b"email?wait_for_change=true&last_etag=" + tag)
             token = google_token(START)
-            server.run(lambda: server.board.set(Cloud.GCP, Live(token, "other@example.com", Origin.BUNDLE)))
+            server.run(lambda: server.view.set(Cloud.GCP, Live(token, "other@example.com", Origin.BUNDLE)))
             thread.join(5)
             assert answers[0].endswith(b"\r\n\r\nother@example.com")
 
     def test_timeout(self) -> None:
         """At ``timeout_sec`` a poll is answered with what there is and the ETag that it had."""
-        with door() as server:
+        with endpoint() as server:
             plain = server.send(gce(ACCOUNT + b"email"))
             began = time.monotonic()
             assert server.send(gce(ACCOUNT + b"email?wait_for_change=true&timeout_sec=1")) == plain
@@ -353,9 +353,9 @@ class TestWaitForChange:
 
     def test_end_of_the_identity(self) -> None:
         """A poll hears of the end as well."""
-        with door() as server:
+        with endpoint() as server:
             thread, answers = self.poll(server, ACCOUNT + b"token?wait_for_change=true")
-            server.run(lambda: server.board.set(Cloud.GCP, Ended("withdrawn", passing=False)))
+            server.run(lambda: server.view.set(Cloud.GCP, Ended("withdrawn", passing=False)))
             thread.join(5)
             assert status_of(answers[0]) == 403
 
@@ -363,7 +363,7 @@ class TestWaitForChange:
 class TestReports:
     def test_access(self) -> None:
         """Each request is reported once, with its status and without query or header values."""
-        with door() as server:
+        with endpoint() as server:
             server.send(ROOT.replace(b"GET /", b"GET /computeMetadata/v1/?secret=x"))
             server.send(ROOT)
             server.send(b"nonsense\r\n\r\n")
@@ -450,7 +450,7 @@ class TestControl:
 
         async def scenario(loop: asyncio.AbstractEventLoop) -> dict[str, bytes]:
             heard: list[Exception] = []
-            control = ControlDoor(
+            control = ControlEndpoint(
                 {("GET", "/status"): status, ("POST", "/push"): push, ("GET", "/crash"): crash},
                 clock=FakeClock(),
                 broken=lambda _request, error: heard.append(error),
@@ -501,11 +501,11 @@ class TestControl:
 
 def test_credentials_are_rendered_anew_when_they_change() -> None:
     """After a renewal the next answer has the new credential, under the same role name."""
-    board = FakeBoard()
-    board.live_aws(START)
+    view = FakeView()
+    view.live_aws(START)
     document = ROLES.replace(b"security-credentials/", b"security-credentials/reader")
-    with door(board) as server:
+    with endpoint(view) as server:
         for serial in (1, 2, 3):
-            server.run(partial(board.live_aws, START, serial=serial, life=timedelta(hours=serial)))
+            server.run(partial(view.live_aws, START, serial=serial, life=timedelta(hours=serial)))
             assert f"ASIAEXAMPLE{serial:09d}".encode() in server.send(document)
             assert f"ASIAEXAMPLE{serial:09d}".encode() in server.send(CONTAINER)

@@ -13,8 +13,8 @@ from agent.core.errors import Transient
 from agent.core.model import IdToken
 from agent.core.secret import Secret
 from agent.serve.mints import BURST, BURST_BY_ONE, Mints, TooOften
-from tests.fakes.board import DoorServer, FakeBoard, door_server
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import FakeView, RunningEndpoint, running_endpoint
 
 IDENTITY = "/computeMetadata/v1/instance/service-accounts/default/identity?audience={}"
 
@@ -24,20 +24,20 @@ def token(audience: str) -> IdToken:
 
 
 @contextmanager
-def door(asked: list[str]) -> Iterator[DoorServer]:
-    board = FakeBoard()
-    board.live_gcp(START)
-    board.mints = True
+def endpoint(asked: list[str]) -> Iterator[RunningEndpoint]:
+    view = FakeView()
+    view.live_gcp(START)
+    view.mints = True
 
     async def demand(audience: str) -> IdToken:
         asked.append(audience)
         return token(audience)
 
-    with door_server(board, clock=FakeClock(), demand=demand) as server:
+    with running_endpoint(view, clock=FakeClock(), demand=demand) as server:
         yield server
 
 
-def identity(server: DoorServer, audience: str) -> bytes:
+def identity(server: RunningEndpoint, audience: str) -> bytes:
     request = f"GET {IDENTITY.format(audience)} HTTP/1.1\r\nHost: localhost\r\nMetadata-Flavor: Google\r\n\r\n"
     return server.send(request.encode())
 
@@ -45,13 +45,13 @@ def identity(server: DoorServer, audience: str) -> bytes:
 def test_new_audiences_without_end() -> None:
     """However many audiences are invented, few are minted; the rest are told when to come again."""
     asked: list[str] = []
-    with door(asked) as server:
+    with endpoint(asked) as server:
         answers = [identity(server, f"https://a{n}.example") for n in range(200)]
         assert len(asked) <= BURST_BY_ONE + 5  # what came back meanwhile
         assert answers[0].startswith(b"HTTP/1.1 200 ")
         assert answers[-1].startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: " in answers[-1]
-        server.board.id_tokens["https://held.example"] = token("https://held.example")
+        server.view.id_tokens["https://held.example"] = token("https://held.example")
         assert identity(server, "https://held.example").startswith(b"HTTP/1.1 200 ")
 
 

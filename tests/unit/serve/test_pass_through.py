@@ -19,9 +19,9 @@ from agent.serve.proxy import relisted
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import Response
-from tests.fakes.board import CONTAINER_TOKEN, KEY, DoorServer, FakeBoard, door_server
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Answer, Gullible, Scripted, answer
+from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 FLAVORED: dict[str, Any] = {"Metadata_Flavor": "Google", "Server": "Metadata Server for VM", "ETag": "411261ca6c9e4b8c"}
@@ -29,11 +29,11 @@ FLAVORED: dict[str, Any] = {"Metadata_Flavor": "Google", "Server": "Metadata Ser
 
 @contextmanager
 def machine(
-    board: FakeBoard, *, ec2: Scripted | None = None, gce: Scripted | None = None, **settings: Any
-) -> Iterator[DoorServer]:
+    view: FakeView, *, ec2: Scripted | None = None, gce: Scripted | None = None, **settings: Any
+) -> Iterator[RunningEndpoint]:
     given = {"ec2_upstream_seconds": 0.2, "gce_upstream_seconds": 0.2, "gce_hold_seconds": 0.02, **settings}
-    with door_server(
-        board,
+    with running_endpoint(
+        view,
         settings=ServeSettings(token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),), **given),
         clock=FakeClock(),
         ec2=(lambda: ec2) if ec2 else None,
@@ -43,7 +43,7 @@ def machine(
 
 
 def get(
-    server: DoorServer, target: str, *, method: str = "GET", body: bytes = b"", **headers: str
+    server: RunningEndpoint, target: str, *, method: str = "GET", body: bytes = b"", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     fields = {"Host": "169.254.169.254", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if target.startswith("/computeMetadata"):
@@ -59,16 +59,16 @@ def get(
     return int(first.split(" ")[1]), dict(line.split(": ", 1) for line in more), rest
 
 
-def aws_bundle() -> FakeBoard:
-    board = FakeBoard()
-    board.live_aws(START)
-    return board
+def aws_bundle() -> FakeView:
+    view = FakeView()
+    view.live_aws(START)
+    return view
 
 
-def gcp_bundle() -> FakeBoard:
-    board = FakeBoard()
-    board.live_gcp(START)
-    return board
+def gcp_bundle() -> FakeView:
+    view = FakeView()
+    view.live_gcp(START)
+    return view
 
 
 class TestEc2:
@@ -83,8 +83,8 @@ class TestEc2:
             ("/latest/meta-data/network/interfaces/macs/", 200, "0a:b1:c2:d3:e4:f5/", "text/plain"),
         ],
     )
-    @pytest.mark.parametrize("make", [FakeBoard, aws_bundle])
-    def test_unchanged(self, make: Callable[[], FakeBoard], target: str, status: int, body: str, kind: str) -> None:
+    @pytest.mark.parametrize("make", [FakeView, aws_bundle])
+    def test_unchanged(self, make: Callable[[], FakeView], target: str, status: int, body: str, kind: str) -> None:
         """Status, type and body are the real service's, with a bundle and without."""
         real = Scripted(
             {target: answer(body, status, Content_Type=kind, Last_Modified="Tue, 24 Nov 2026 11:00:00 GMT")}
@@ -119,13 +119,13 @@ class TestEc2:
     )
     def test_the_machines_secrets_stay(self, state: str, target: str) -> None:
         """While a bundle decides, no path reaches the machine's credentials or its user-data."""
-        board = aws_bundle()
+        view = aws_bundle()
         if state == "pending":
-            board.set(Cloud.AWS, Pending("waiting"))
+            view.set(Cloud.AWS, Pending("waiting"))
         elif state == "ended":
-            board.set(Cloud.AWS, Ended("over", passing=False))
+            view.set(Cloud.AWS, Ended("over", passing=False))
         real = Gullible()
-        with machine(board, ec2=real, ec2_hold_seconds=0.01) as server:
+        with machine(view, ec2=real, ec2_hold_seconds=0.01) as server:
             got = server.send(
                 f"GET {target} HTTP/1.1\r\nHost: localhost\r\nX-aws-ec2-metadata-token: {GOOD}\r\n\r\n".encode()
             )
@@ -134,15 +134,15 @@ class TestEc2:
 
     def test_fallback_serves_from_memory_and_passes_the_rest(self) -> None:
         """With the machine's own identity its credential comes from memory, its profile's description from the service."""
-        board = FakeBoard()
-        board.live_aws(START, name="machine-role", origin=Origin.FALLBACK)
+        view = FakeView()
+        view.live_aws(START, name="machine-role", origin=Origin.FALLBACK)
         real = Scripted(
             {
                 "/latest/meta-data/iam/info": answer('{"InstanceProfileArn": "arn"}'),
                 "/latest/meta-data/": answer("ami-id\niam/\nplacement/"),
             }
         )
-        with machine(board, ec2=real) as server:
+        with machine(view, ec2=real) as server:
             assert get(server, "/latest/meta-data/iam/security-credentials/")[2] == b"machine-role"
             assert b"ASIAEXAMPLE000000001" in get(server, "/latest/meta-data/iam/security-credentials/machine-role")[2]
             assert get(server, "/latest/meta-data/iam/info")[2] == b'{"InstanceProfileArn": "arn"}'
@@ -187,9 +187,9 @@ class TestEc2:
     def test_service_gone(self, fault: str) -> None:
         """A static leaf still comes from memory or from what is known; the rest fails in time, and empty."""
         real = Scripted({"/latest/meta-data/instance-id": answer("i-1")})
-        board = aws_bundle()
-        board.set_facts(Facts(region="eu-west-1"))
-        with machine(board, ec2=real) as server:
+        view = aws_bundle()
+        view.set_facts(Facts(region="eu-west-1"))
+        with machine(view, ec2=real) as server:
             assert get(server, "/latest/meta-data/instance-id")[2] == b"i-1"
             setattr(real, fault, True)
             began = time.monotonic()
@@ -221,7 +221,7 @@ class TestEc2:
             for thread in threads:
                 thread.start()
             deadline = time.monotonic() + 5
-            while server.door.listener.held < 50 and time.monotonic() < deadline:
+            while server.endpoint.listener.held < 50 and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert real.under_way == 32
             server.run(real.gate.set)
@@ -278,7 +278,7 @@ class TestGce:
     def test_query_goes_on_as_it_was_understood(self) -> None:
         """Known parameters go on in one spelling, unknown ones do not."""
         real = Scripted()
-        with machine(FakeBoard(), gce=real) as server:
+        with machine(FakeView(), gce=real) as server:
             get(server, "/computeMetadata/v1/instance/disks/?Recursive=true&recursive=TRUE&alt=JSON&evil=1&recursive=x")
         assert real.asked[0].path_qs == "/computeMetadata/v1/instance/disks/?recursive=true&alt=json"
 
@@ -310,7 +310,7 @@ class TestGce:
                 ),
             }
         )
-        with machine(FakeBoard(), gce=real) as server:
+        with machine(FakeView(), gce=real) as server:
             assert get(server, "/computeMetadata/v1/instance/attributes/credential-bundle")[0] == 404
             assert get(server, "/computeMetadata/v1/instance/attributes/")[2] == b"fine\n"
             assert json.loads(get(server, "/computeMetadata/v1/instance/attributes/?alt=json")[2]) == ["fine"]
@@ -329,21 +329,21 @@ class TestGce:
     )
     def test_the_machines_secrets_stay(self, state: str, path: str) -> None:
         """While a bundle decides, no path reaches the machine's tokens and keys."""
-        board = gcp_bundle()
+        view = gcp_bundle()
         if state == "pending":
-            board.set(Cloud.GCP, Pending("waiting"))
+            view.set(Cloud.GCP, Pending("waiting"))
         elif state == "ended":
-            board.set(Cloud.GCP, Ended("over", passing=False))
+            view.set(Cloud.GCP, Ended("over", passing=False))
         real = Gullible()
-        with machine(board, gce=real) as server:
+        with machine(view, gce=real) as server:
             _, _, body = get(server, "/computeMetadata/v1/instance/" + path)
         assert CANARY.encode() not in body
         assert not real.asked
 
     def test_fallback(self) -> None:
         """With the machine's own identity the token comes from memory, and everything else from the server."""
-        board = FakeBoard()
-        board.live_gcp(START, origin=Origin.FALLBACK)
+        view = FakeView()
+        view.live_gcp(START, origin=Origin.FALLBACK)
         accounts = "/computeMetadata/v1/instance/service-accounts/"
         real = Scripted(
             {
@@ -352,7 +352,7 @@ class TestGce:
                 accounts + "default/identity?format=full&audience=a": answer("e30.e30.e30", **FLAVORED),
             }
         )
-        with machine(board, gce=real) as server:
+        with machine(view, gce=real) as server:
             assert b"ya29.example-1" in get(server, accounts + "default/token")[2]
             assert get(server, accounts)[2] == b"a@b/\ndefault/\n"
             assert get(server, accounts + "second@example.com/token")[2] == b'{"access_token":"second"}'
@@ -361,9 +361,9 @@ class TestGce:
 
     def test_token_is_never_not_found(self) -> None:
         """A GCE machine without a service account says 403 for a token, where the real server says 404."""
-        board = FakeBoard()
-        board.set(Cloud.GCP, Absent("no service account"))
-        with machine(board, gce=Scripted()) as server:
+        view = FakeView()
+        view.set(Cloud.GCP, Absent("no service account"))
+        with machine(view, gce=Scripted()) as server:
             status, headers, body = get(server, "/computeMetadata/v1/instance/service-accounts/default/token")
         assert status == 403
         assert headers["Metadata-Flavor"] == "Google"
@@ -413,10 +413,10 @@ class TestGce:
     @pytest.mark.parametrize("fault", ["silent", "broken"])
     def test_server_gone(self, fault: str) -> None:
         """Static leaves come from memory or from what is known, tokens as ever; the rest is 503 with its cause."""
-        board = gcp_bundle()
-        board.set_facts(Facts(project_id="known-project"))
+        view = gcp_bundle()
+        view.set_facts(Facts(project_id="known-project"))
         real = Scripted({"/computeMetadata/v1/instance/zone": answer("projects/1/zones/z", **FLAVORED)})
-        with machine(board, gce=real) as server:
+        with machine(view, gce=real) as server:
             assert get(server, "/computeMetadata/v1/instance/zone")[2] == b"projects/1/zones/z"
             setattr(real, fault, True)
             assert get(server, "/computeMetadata/v1/instance/zone")[2] == b"projects/1/zones/z"
@@ -454,18 +454,18 @@ class TestGce:
 class TestBothClouds:
     def test_aws_bundle_on_a_gce_machine(self) -> None:
         """A GCE worker with an AWS bundle serves the bundle's AWS and the machine's Google identity."""
-        board = aws_bundle()
-        board.live_gcp(START, origin=Origin.FALLBACK)
-        with machine(board, gce=Scripted()) as server:
+        view = aws_bundle()
+        view.live_gcp(START, origin=Origin.FALLBACK)
+        with machine(view, gce=Scripted()) as server:
             assert get(server, "/latest/meta-data/iam/security-credentials/")[2] == b"reader"
             assert b"ya29" in get(server, "/computeMetadata/v1/instance/service-accounts/default/token")[2]
 
     def test_google_bundle_on_an_ec2_machine(self) -> None:
         """An EC2 worker with a Google bundle serves the bundle's Google and the machine's AWS identity."""
-        board = gcp_bundle()
-        board.live_aws(START, name="machine-role", origin=Origin.FALLBACK)
+        view = gcp_bundle()
+        view.live_aws(START, name="machine-role", origin=Origin.FALLBACK)
         real = Scripted({"/latest/meta-data/hostname": answer("h")})
-        with machine(board, ec2=real) as server:
+        with machine(view, ec2=real) as server:
             assert get(server, "/latest/meta-data/iam/security-credentials/")[2] == b"machine-role"
             assert get(server, "/latest/meta-data/hostname")[2] == b"h"
             assert b"ya29" in get(server, "/computeMetadata/v1/instance/service-accounts/default/token")[2]

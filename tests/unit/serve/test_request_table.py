@@ -18,8 +18,8 @@ from agent.core.secret import Secret
 from agent.core.view import Ended, Facts, Live, Origin, Pending
 from agent.serve.settings import ServeSettings
 from agent.wire.ec2 import make_token
-from tests.fakes.board import CONTAINER_TOKEN, KEY, DoorServer, FakeBoard, door_server
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
 
 TABLE = tomllib.loads((Path(__file__).parents[2] / "vectors/serve/requests.toml").read_text())
 ROWS = [
@@ -60,44 +60,44 @@ async def demand(audience: str) -> IdToken | None:
     raise Transient("unreachable")
 
 
-def board_of(state: str) -> FakeBoard:
-    board = FakeBoard()
+def view_of(state: str) -> FakeView:
+    view = FakeView()
     cloud, _, rest = state.partition("-")
     name = {"aws": Cloud.AWS, "gcp": Cloud.GCP}.get(cloud)
     waiting, ended = Pending("waiting for a first bundle"), Ended("bundle 7 has ended; send another", passing=False)
     if name is None:
-        return board
+        return view
     if name is Cloud.GCP and rest != "pending":
-        board.set_facts(
+        view.set_facts(
             Facts(project_id="example-project", numeric_project_id="424242", zone="europe-west1-b", instance_id="7001")
         )
     if rest == "renamed":
-        live = board.live_aws(START, name="before") if name is Cloud.AWS else board.live_gcp(START)
+        live = view.live_aws(START, name="before") if name is Cloud.AWS else view.live_gcp(START)
         if isinstance(live, GoogleToken):
-            board.set(name, Live(live, "before@example.com", Origin.BUNDLE))
+            view.set(name, Live(live, "before@example.com", Origin.BUNDLE))
     if rest == "pending":
-        board.set(name, waiting)
-        return board
-    live = board.live_aws(START) if name is Cloud.AWS else board.live_gcp(START)
+        view.set(name, waiting)
+        return view
+    live = view.live_aws(START) if name is Cloud.AWS else view.live_gcp(START)
     if rest == "no-account":
         assert isinstance(live, AwsCredential)
-        board.set(name, Live(msgspec.structs.replace(live, account_id=None, role_arn=None), "reader", Origin.BUNDLE))
+        view.set(name, Live(msgspec.structs.replace(live, account_id=None, role_arn=None), "reader", Origin.BUNDLE))
     elif rest == "facts":
-        board.set_facts(
+        view.set_facts(
             Facts(region="eu-west-1", availability_zone="eu-west-1a", account_id="123456789012", instance_id="i-0abc")
         )
     elif rest in PLACES:
-        board.set_facts(PLACES[rest])
+        view.set_facts(PLACES[rest])
     elif rest == "ended":
-        board.set(name, ended)
+        view.set(name, ended)
     elif rest == "passing":
-        board.set(name, Ended("google does not answer; retrying", passing=True))
+        view.set(name, Ended("google does not answer; retrying", passing=True))
     elif rest == "identity":
-        board.mints = True
-        board.id_tokens["https://aud.example"] = IdToken(
+        view.mints = True
+        view.id_tokens["https://aud.example"] = IdToken(
             Secret("e30.e30.c2ln"), "https://aud.example", START, START + timedelta(hours=1)
         )
-    return board
+    return view
 
 
 def settings_of(state: str) -> ServeSettings:
@@ -113,11 +113,11 @@ def settings_of(state: str) -> ServeSettings:
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, DoorServer]]:
+def servers() -> Iterator[dict[str, RunningEndpoint]]:
     with ExitStack() as stack:
         yield {
             state: stack.enter_context(
-                door_server(board_of(state), settings=settings_of(state), clock=FakeClock(), demand=demand)
+                running_endpoint(view_of(state), settings=settings_of(state), clock=FakeClock(), demand=demand)
             )
             for state in {group["state"] for group in TABLE["group"]}
         }
@@ -143,7 +143,7 @@ def read(answer: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
 
 
 @pytest.mark.parametrize(("group", "row"), ROWS)
-def test_row(group: dict[str, Any], row: list[Any], servers: dict[str, DoorServer]) -> None:
+def test_row(group: dict[str, Any], row: list[Any], servers: dict[str, RunningEndpoint]) -> None:
     """The answer has the status, the headers and the body of the row, and nothing else."""
     method, _, _, status, like, body = row
     if body.startswith("@"):
@@ -179,7 +179,7 @@ def test_row(group: dict[str, Any], row: list[Any], servers: dict[str, DoorServe
         assert got_body.decode() == body
 
 
-def test_redirect_keeps_authority_and_query(servers: dict[str, DoorServer]) -> None:
+def test_redirect_keeps_authority_and_query(servers: dict[str, RunningEndpoint]) -> None:
     """A directory without its slash moves to the one with it, under the authority asked for and with the query."""
     row = [
         "GET",
@@ -191,7 +191,7 @@ def test_redirect_keeps_authority_and_query(servers: dict[str, DoorServer]) -> N
     assert dict(headers)["Location"] == location
 
 
-def test_session_token_works_at_once_and_is_never_the_same(servers: dict[str, DoorServer]) -> None:
+def test_session_token_works_at_once_and_is_never_the_same(servers: dict[str, RunningEndpoint]) -> None:
     """What PUT gives opens the tree, and two clients never share one."""
     row = ["PUT", "/latest/api/token", {"ttl": "60"}]
     first, second = (read(servers["aws"].send(request_of(row)))[2].decode() for _ in range(2))
@@ -204,7 +204,7 @@ def test_session_token_works_at_once_and_is_never_the_same(servers: dict[str, Do
     assert dict(headers)["X-Aws-Ec2-Metadata-Token-Ttl-Seconds"] == "60"
 
 
-def test_etag_is_the_contents(servers: dict[str, DoorServer]) -> None:
+def test_etag_is_the_contents(servers: dict[str, RunningEndpoint]) -> None:
     """Equal content has an equal ETag of sixteen hexadecimal digits, other content another."""
     tags = [
         dict(read(servers["gcp"].send(request_of(["GET", f"/computeMetadata/v1/{path}", {"f": "Google"}])))[1])["ETag"]

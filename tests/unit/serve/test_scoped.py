@@ -14,8 +14,8 @@ from agent.core.model import GoogleToken
 from agent.core.secret import Secret
 from agent.core.view import Origin
 from agent.serve.settings import ServeSettings
-from tests.fakes.board import KEY, DoorServer, FakeBoard, door_server, google_token
 from tests.fakes.clock import START, FakeClock
+from tests.fakes.view import KEY, FakeView, RunningEndpoint, google_token, running_endpoint
 
 PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 
@@ -45,7 +45,7 @@ class Narrow:
         return self.tokens[asked]
 
 
-def ask(server: DoorServer, query: str) -> str:
+def ask(server: RunningEndpoint, query: str) -> str:
     got = server.send(f"GET {PATH}{query} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n".encode())
     assert got.startswith(b"HTTP/1.1 200 ")
     document: dict[str, Any] = json.loads(got.partition(b"\r\n\r\n")[2])
@@ -71,21 +71,21 @@ def ask(server: DoorServer, query: str) -> str:
 )
 def test_a_token_is_always_there(query: str, token: str) -> None:
     """Whatever becomes of the wish, the answer is 200 with a whole token."""
-    board = FakeBoard()
-    board.live_gcp(START)
+    view = FakeView()
+    view.live_gcp(START)
     settings = ServeSettings(token_key=KEY, gce_hold_seconds=0.2)
     narrow = Narrow()
-    with door_server(board, settings=settings, clock=FakeClock(), scoped=narrow) as server:
+    with running_endpoint(view, settings=settings, clock=FakeClock(), scoped=narrow) as server:
         assert ask(server, query) == token
         server.run(narrow.release.set)
 
 
 def test_it_is_minted_once() -> None:
     """What is held costs no mint, in whichever order it is asked for."""
-    board = FakeBoard()
-    board.live_gcp(START)
+    view = FakeView()
+    view.live_gcp(START)
     narrow = Narrow()
-    with door_server(board, clock=FakeClock(), scoped=narrow) as server:
+    with running_endpoint(view, clock=FakeClock(), scoped=narrow) as server:
         for query in ("?scopes=a,b", "?scopes=b,a", "?scopes=b,a,a"):
             assert ask(server, query) == "ya29.narrow-a-b"
     assert narrow.minted == [("a", "b")]
@@ -93,9 +93,9 @@ def test_it_is_minted_once() -> None:
 
 def test_the_machines_own_token_is_as_it_is() -> None:
     """Without a bundle nothing is minted for a wish: GCE ignores it."""
-    board = FakeBoard()
-    board.live_gcp(START, origin=Origin.FALLBACK)
+    view = FakeView()
+    view.live_gcp(START, origin=Origin.FALLBACK)
     narrow = Narrow()
-    with door_server(board, clock=FakeClock(), scoped=narrow) as server:
+    with running_endpoint(view, clock=FakeClock(), scoped=narrow) as server:
         assert ask(server, "?scopes=read") == "ya29.example-1"
     assert not narrow.minted

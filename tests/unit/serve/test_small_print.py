@@ -1,4 +1,4 @@
-"""The conditions inside what the door hides, refuses, tells and mints; each was found by a change nobody noticed."""
+"""The conditions inside what the listener hides, refuses, tells and mints; each was found by a change nobody noticed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.serve.mints import Mints, TooOften
 from agent.serve.settings import ServeSettings
 from agent.wire.http import Request
 from tests.fakes.clock import START
-from tests.unit.core.worlds import aws_credential
+from tests.unit.identity.worlds import aws_credential
 
 MINUTE = timedelta(minutes=1)
 
@@ -178,7 +178,7 @@ class TestGate:
                 assert gate.refusal(request(host, Host=host)) is not None, host
 
     def test_both_words_for_the_host_must_be_ours(self) -> None:
-        """An absolute target names one host and the header another: each is judged."""
+        """An absolute target names one host and the header another: each is evaluated."""
         assert Gate().refusal(request("localhost", Host="evil.example")) is not None
         assert Gate().refusal(request("evil.example", Host="localhost")) is not None
         assert Gate().refusal(request("localhost", Host="metadata")) is None

@@ -48,16 +48,16 @@ class StepClock:
 
 
 class Listener:
-    """Stands where the keeper stands."""
+    """Stands where the controller stands."""
 
     def __init__(self) -> None:
-        self.offers: list[SealedBundle] = []
+        self.submitted: list[SealedBundle] = []
         self.troubles: list[SourceError] = []
         self.oks = 0
         self._news = asyncio.Event()
 
-    async def offer(self, bundle: SealedBundle) -> None:
-        self.offers.append(bundle)
+    async def submit(self, bundle: SealedBundle) -> None:
+        self.submitted.append(bundle)
         self._news.set()
 
     def trouble(self, error: SourceError) -> None:
@@ -70,7 +70,7 @@ class Listener:
 
     @property
     def bodies(self) -> list[bytes]:
-        return [bundle.data for bundle in self.offers]
+        return [bundle.data for bundle in self.submitted]
 
     async def until(self, condition: Callable[[Listener], object]) -> None:
         """Wait, event by event, until the condition holds; ten seconds are a failure."""
@@ -83,7 +83,7 @@ class Listener:
 @asynccontextmanager
 async def watching(source: Any, listener: Listener) -> Any:
     """Watch ``source`` while the block runs; an error in the watcher is an error of the test."""
-    task = asyncio.ensure_future(source.watch(listener.offer, trouble=listener.trouble, ok=listener.ok))
+    task = asyncio.ensure_future(source.watch(listener.submit, trouble=listener.trouble, ok=listener.ok))
     try:
         yield task
         if task.done():
@@ -103,9 +103,9 @@ def run(test: Coroutine[Any, Any, None] | Awaitable[None]) -> None:
     asyncio.run(bounded())
 
 
-def offers(count: int) -> Callable[[Listener], bool]:
-    """So many bundles were offered."""
-    return lambda heard: len(heard.offers) == count
+def submitted(count: int) -> Callable[[Listener], bool]:
+    """So many bundles were submitted."""
+    return lambda heard: len(heard.submitted) == count
 
 
 def oks(count: int) -> Callable[[Listener], bool]:

@@ -78,19 +78,19 @@ def test_none_without_user_data_or_with_somebody_elses() -> None:
 
 
 def test_it_is_read_at_the_start_and_then_slowly() -> None:
-    """After the first look it is read again every ten minutes or so, and offered when it has changed."""
+    """After the first look it is read again every ten minutes or so, and submitted when it has changed."""
 
     async def test() -> None:
         async with made() as (service, source, clock):
             heard = Listener()
             service.user_data = BUNDLE
             async with watching(source, heard):
-                await heard.until(lambda h: h.offers)
+                await heard.until(lambda h: h.submitted)
                 assert 450 <= await clock.step() <= 750
                 await heard.until(lambda h: h.oks == 2)
                 service.user_data = BUNDLE.replace(b"AAAA", b"BBBB")
                 assert 450 <= await clock.step() <= 750
-                await heard.until(lambda h: len(h.offers) == 2)
+                await heard.until(lambda h: len(h.submitted) == 2)
                 assert service.paths().count("/latest/user-data") == 3
 
     run(test())
@@ -113,7 +113,7 @@ def test_a_service_that_is_ill_is_trouble_and_tried_again() -> None:
                 for n in range(1, 6):
                     await heard.until(troubles(n))
                     await clock.step()
-                await heard.until(lambda h: h.offers)
+                await heard.until(lambda h: h.submitted)
             assert heard.bodies == [BUNDLE]
             assert len(heard.troubles) == 5
 

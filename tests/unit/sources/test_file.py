@@ -35,7 +35,7 @@ def descriptors() -> int:
 
 
 def test_it_has_the_shape_of_a_source(tmp_path: Path) -> None:
-    """A file source is a Source and carries its configured name into what it offers."""
+    """A file source is a Source and carries its configured name into what it submits."""
     source: Source = FileSource(FileSettings(path=tmp_path / "b", name="drop"), clock=StepClock())
     (tmp_path / "b").write_bytes(b"x")
     found = asyncio.run(source.fetch())
@@ -45,7 +45,7 @@ def test_it_has_the_shape_of_a_source(tmp_path: Path) -> None:
 
 
 def test_a_rename_into_place_is_offered_within_a_second(tmp_path: Path) -> None:
-    """A bundle renamed into place is offered after less than a second of the clock."""
+    """A bundle renamed into place is submitted after less than a second of the clock."""
 
     async def test() -> None:
         source, clock, heard = make(tmp_path / "bundle.jose")
@@ -53,7 +53,7 @@ def test_a_rename_into_place_is_offered_within_a_second(tmp_path: Path) -> None:
             await clock.asleep()
             put(tmp_path / "bundle.jose", b"one")
             started = clock.passed
-            while not heard.offers:
+            while not heard.submitted:
                 await clock.step()
                 await asyncio.sleep(0)
                 await clock.asleep()
@@ -64,21 +64,21 @@ def test_a_rename_into_place_is_offered_within_a_second(tmp_path: Path) -> None:
 
 
 def test_a_bundle_already_there_is_offered_at_once(tmp_path: Path) -> None:
-    """At the start of the watch the file that is there is offered without waiting for a change."""
+    """At the start of the watch the file that is there is submitted without waiting for a change."""
     (tmp_path / "b").write_bytes(b"there")
 
     async def test() -> None:
         source, clock, heard = make(tmp_path / "b")
         async with watching(source, heard):
             assert await clock.step() == SETTLE_SECONDS
-            await heard.until(lambda h: h.offers)
+            await heard.until(lambda h: h.submitted)
             assert heard.bodies == [b"there"]
 
     run(test())
 
 
 def test_only_changed_bytes_are_offered(tmp_path: Path) -> None:
-    """Touching the file, or writing the same bytes again, offers nothing; other bytes do, and the old ones once more."""
+    """Touching the file, or writing the same bytes again, submits nothing; other bytes do, and the old ones once more."""
     path = tmp_path / "b"
 
     async def test() -> None:
@@ -107,7 +107,7 @@ def test_directory_may_come_later_and_go_again(tmp_path: Path) -> None:
                 await clock.step()
             path.parent.mkdir(parents=True)
             put(path, b"late")
-            while not heard.offers:
+            while not heard.submitted:
                 await clock.step()
                 await clock.asleep()
             path.unlink()
@@ -122,7 +122,7 @@ def test_directory_may_come_later_and_go_again(tmp_path: Path) -> None:
 
 
 def test_a_swapped_symbolic_link_is_a_change(tmp_path: Path) -> None:
-    """A link that is pointed elsewhere (a Kubernetes volume swaps a directory link) offers the new content."""
+    """A link that is pointed elsewhere (a Kubernetes volume swaps a directory link) submits the new content."""
     for version in ("v1", "v2"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "b").write_text(version)
@@ -132,12 +132,12 @@ def test_a_swapped_symbolic_link_is_a_change(tmp_path: Path) -> None:
     async def test() -> None:
         source, clock, heard = make(tmp_path / "b")
         async with watching(source, heard):
-            while len(heard.offers) < 1:
+            while len(heard.submitted) < 1:
                 await clock.step()
                 await clock.asleep()
             (tmp_path / "data.new").symlink_to("v2")
             (tmp_path / "data.new").replace(tmp_path / "data")
-            while len(heard.offers) < 2:
+            while len(heard.submitted) < 2:
                 await clock.step()
                 await clock.asleep()
             assert heard.bodies == [b"v1", b"v2"]
@@ -159,8 +159,8 @@ def test_a_file_being_written_in_place_is_let_be_until_it_settles(tmp_path: Path
                     file.flush()
                     await clock.step()
                     await clock.asleep()
-                    assert heard.offers == []
-            while not heard.offers:
+                    assert heard.submitted == []
+            while not heard.submitted:
                 await clock.step()
                 await clock.asleep()
             assert heard.bodies == [b"part" * 6]
@@ -206,7 +206,7 @@ def test_a_broken_file_is_trouble_and_a_mended_one_is_offered(tmp_path: Path) ->
                 await clock.asleep()
             assert len(heard.troubles) == 2, "read again though it looks the same"
             put(path, b"1234")
-            while not heard.offers:
+            while not heard.submitted:
                 await clock.step()
                 await clock.asleep()
             assert heard.bodies == [b"1234"]
@@ -273,7 +273,7 @@ def test_unreadable_says_who_should_be_let_in(tmp_path: Path) -> None:
 
 
 def test_a_file_anyone_may_write_is_still_offered(tmp_path: Path) -> None:
-    """Permissions are not judged: the seal holds wherever the file lies."""
+    """Permissions are not checked: the seal holds wherever the file lies."""
     path = tmp_path / "b"
     path.write_bytes(b"x")
     path.chmod(0o666)
@@ -320,7 +320,7 @@ def test_watching_is_cheap(tmp_path: Path) -> None:
         heard = Listener()
         source = FileSource(FileSettings(path=path), clock=Racing())
         with pytest.raises(asyncio.CancelledError):
-            await source.watch(heard.offer, trouble=heard.trouble, ok=heard.ok)
+            await source.watch(heard.submit, trouble=heard.trouble, ok=heard.ok)
         assert heard.bodies == [b"x"]
 
     began = resource.getrusage(resource.RUSAGE_SELF)

@@ -23,7 +23,7 @@ from agent.sources.gce import (
 from agent.upstream import GceMetadata, Upstream
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
-from tests.unit.sources.support import START, Listener, StepClock, offers, run, troubles, watching
+from tests.unit.sources.support import START, Listener, StepClock, run, submitted, troubles, watching
 
 KEY = "credential-bundle"
 
@@ -61,7 +61,7 @@ def test_the_attribute_is_fetched_and_absence_is_none() -> None:
 
 
 def test_a_change_is_offered_without_polling() -> None:
-    """Each change is offered by the request that hung, within two seconds of real time; in between nothing is asked."""
+    """Each change is submitted by the request that hung, within two seconds of real time; in between nothing is asked."""
 
     async def test() -> None:
         async with made() as (server, source, clock):
@@ -77,7 +77,7 @@ def test_a_change_is_offered_without_polling() -> None:
                     assert len(server.asked) == asked
                     began = time.monotonic()
                     server.set_attribute(KEY, str(n))
-                    await heard.until(offers(n + 1))
+                    await heard.until(submitted(n + 1))
                     assert time.monotonic() - began < 2
                 assert heard.bodies == [b"0", b"1", b"2", b"3"]
                 assert all("last_etag=" in a.path and "timeout_sec=60" in a.path for a in server.asked[1:])
@@ -86,7 +86,7 @@ def test_a_change_is_offered_without_polling() -> None:
 
 
 def test_a_missing_key_is_awaited_and_not_polled() -> None:
-    """While the attribute does not exist the list of attributes is waited on; other attributes' changes offer nothing."""
+    """While the attribute does not exist the list of attributes is waited on; other attributes' changes submit nothing."""
 
     async def test() -> None:
         async with made() as (server, source, clock):
@@ -99,7 +99,7 @@ def test_a_missing_key_is_awaited_and_not_polled() -> None:
                 assert await clock.step() == PAUSE_CHANGED_SECONDS
                 await server.someone_waits()
                 server.set_attribute(KEY, "here")
-                await heard.until(lambda h: h.offers)
+                await heard.until(lambda h: h.submitted)
                 assert heard.bodies == [b"here"]
                 assert heard.troubles == []
 
@@ -107,7 +107,7 @@ def test_a_missing_key_is_awaited_and_not_polled() -> None:
 
 
 def test_a_deleted_attribute_is_not_a_change_and_may_come_back() -> None:
-    """Deleting the attribute offers nothing and is no trouble; the same value again is not offered twice."""
+    """Deleting the attribute submits nothing and is no trouble; the same value again is not submitted twice."""
 
     async def test() -> None:
         async with made() as (server, source, clock):
@@ -122,7 +122,7 @@ def test_a_deleted_attribute_is_not_a_change_and_may_come_back() -> None:
                 await clock.step()
                 await server.someone_waits()
                 server.set_attribute(KEY, "two")
-                await heard.until(lambda h: len(h.offers) == 2)
+                await heard.until(lambda h: len(h.submitted) == 2)
                 assert heard.bodies == [b"one", b"two"]
                 assert heard.troubles == []
 
@@ -130,7 +130,7 @@ def test_a_deleted_attribute_is_not_a_change_and_may_come_back() -> None:
 
 
 def test_a_change_while_nobody_waited_is_not_missed() -> None:
-    """A change during an outage is offered when the server is back, because the old etag is sent along."""
+    """A change during an outage is submitted when the server is back, because the old etag is sent along."""
 
     async def test() -> None:
         async with made() as (server, source, clock):
@@ -141,7 +141,7 @@ def test_a_change_while_nobody_waited_is_not_missed() -> None:
                 server.inject(Fault(status=503, times=2))
                 server.inject(Fault(drop=True, times=2))
                 server.set_attribute(KEY, "during")
-                while len(heard.offers) < 2:
+                while len(heard.submitted) < 2:
                     await clock.step()
                     await asyncio.sleep(0.01)
                 assert heard.bodies == [b"before", b"during"]
@@ -160,9 +160,9 @@ def test_both_scopes_are_watched() -> None:
                     await server.someone_waits()
                     await asyncio.sleep(0.001)
                 server.set_attribute(KEY, "p", project=True)
-                await heard.until(lambda h: len(h.offers) == 1)
+                await heard.until(lambda h: len(h.submitted) == 1)
                 server.set_attribute(KEY, "i")
-                await heard.until(lambda h: len(h.offers) == 2)
+                await heard.until(lambda h: len(h.submitted) == 2)
                 assert heard.bodies == [b"p", b"i"]
 
     run(test())
@@ -205,7 +205,7 @@ def test_something_else_at_that_address_is_trouble() -> None:
                     if n == 4:
                         server.set_attribute(KEY, "fine")
                     assert 0 < await clock.step() <= 60
-                await heard.until(lambda h: h.offers)
+                await heard.until(lambda h: h.submitted)
                 assert heard.bodies == [b"fine"]
 
     run(test())
@@ -287,10 +287,10 @@ def test_where_long_polls_are_ended_the_attribute_is_polled() -> None:
                 await heard.until(lambda h: h.troubles)
                 server.attributes[KEY] = "y"
                 assert 0 < await clock.step() <= 60
-                await heard.until(lambda h: len(h.offers) == 2)
+                await heard.until(lambda h: len(h.submitted) == 2)
                 server.attributes[KEY] = "z"
                 assert await clock.step() == PAUSE_POLLED_SECONDS
-                await heard.until(lambda h: len(h.offers) == 3)
+                await heard.until(lambda h: len(h.submitted) == 3)
                 assert heard.bodies == [b"x", b"y", b"z"]
                 assert len(heard.troubles) == 1
 

@@ -58,17 +58,17 @@ def test_a_bundle_is_fetched_and_absence_is_none() -> None:
 
 
 def test_a_held_request_is_answered_by_the_change() -> None:
-    """With a server that holds requests, a change is offered by the request that hung, under the tag it knew."""
+    """With a server that holds requests, a change is submitted by the request that hung, under the tag it knew."""
 
     async def test() -> None:
         store, heard = HttpsStore(holds=True), Listener()
         store.put(PATH, b"one")
         async with made(store) as (source, clock), watching(source, heard):
-            await heard.until(lambda h: h.offers)
+            await heard.until(lambda h: h.submitted)
             assert await clock.step() <= 1.0, "hardly a pause before the request that hangs"
             await store.someone_waits()
             store.put(PATH, b"two")
-            await heard.until(lambda h: len(h.offers) == 2)
+            await heard.until(lambda h: len(h.submitted) == 2)
             assert await clock.step() <= 1.0
             await store.someone_waits()
             assert heard.bodies == [b"one", b"two"]
@@ -90,7 +90,7 @@ def test_a_missing_bundle_is_waited_for() -> None:
             await clock.step()
             await store.someone_waits()
             store.put(PATH, b"late")
-            await heard.until(lambda h: h.offers)
+            await heard.until(lambda h: h.submitted)
             assert heard.bodies == [b"late"]
             assert heard.troubles == []
 
@@ -104,7 +104,7 @@ def test_a_server_that_does_not_hold_is_polled() -> None:
         store, heard = HttpsStore(), Listener()
         store.put(PATH, b"one")
         async with made(store, poll_seconds=30.0) as (source, clock), watching(source, heard):
-            await heard.until(lambda h: h.offers)
+            await heard.until(lambda h: h.submitted)
             await clock.step()
             await heard.until(lambda h: h.oks == 2)
             for n in range(3, 6):
@@ -113,7 +113,7 @@ def test_a_server_that_does_not_hold_is_polled() -> None:
             assert [asked.status for asked in store.asked] == [200, 304, 304, 304, 304]
             store.put(PATH, b"two")
             assert 22 < await clock.step() < 38
-            await heard.until(lambda h: len(h.offers) == 2)
+            await heard.until(lambda h: len(h.submitted) == 2)
             assert 22 < await clock.step() < 38, "still polled: it has shown that it does not hold"
             assert heard.bodies == [b"one", b"two"]
 
@@ -121,7 +121,7 @@ def test_a_server_that_does_not_hold_is_polled() -> None:
 
 
 def test_a_server_without_entity_tags_is_not_offered_twice() -> None:
-    """The same bytes under no tag are offered once, and such a server is polled, not hammered."""
+    """The same bytes under no tag are submitted once, and such a server is polled, not hammered."""
 
     async def test() -> None:
         store, heard = HttpsStore(etags=False), Listener()
@@ -138,13 +138,13 @@ def test_a_server_without_entity_tags_is_not_offered_twice() -> None:
 
 
 def test_what_is_unchanged_after_a_failure_is_not_offered_again() -> None:
-    """A server that flaps costs troubles, not offers, and the entity tag survives the failure."""
+    """A server that flaps costs troubles, not submissions, and the entity tag survives the failure."""
 
     async def test() -> None:
         store, heard = HttpsStore(), Listener()
         store.put(PATH, b"one")
         async with made(store) as (source, clock), watching(source, heard):
-            await heard.until(lambda h: h.offers)
+            await heard.until(lambda h: h.submitted)
             for n in range(1, 4):
                 store.inject(Fault(status=502))
                 await clock.step()
@@ -171,7 +171,7 @@ def test_what_is_unchanged_after_a_failure_is_not_offered_again() -> None:
     ids=["500", "403", "drop", "empty", "html", "huge", "304"],
 )
 def test_broken_answers_are_trouble_and_then_forgotten(fault: Fault, said: str) -> None:
-    """Whatever goes wrong is one line of trouble; the next good answer is offered."""
+    """Whatever goes wrong is one line of trouble; the next good answer is submitted."""
 
     async def test() -> None:
         store, heard = HttpsStore(), Listener()
@@ -182,7 +182,7 @@ def test_broken_answers_are_trouble_and_then_forgotten(fault: Fault, said: str) 
             await heard.until(lambda h: h.troubles)
             assert said in heard.troubles[0].message
             assert 0 < await clock.step() <= 60
-            await heard.until(lambda h: h.offers)
+            await heard.until(lambda h: h.submitted)
             assert heard.bodies == [b"good"]
 
     run(test())
@@ -239,7 +239,7 @@ def test_gone_ends_the_polling_and_withdraws_nothing() -> None:
             await clock.asleep()
             assert len(store.asked) == 1
             assert [trouble.message.endswith("not asked again") for trouble in heard.troubles] == [True]
-            assert heard.offers == []
+            assert heard.submitted == []
 
     run(test())
 
@@ -372,7 +372,7 @@ def test_what_is_gone_is_gone_at_its_url_only(tmp_path: Path) -> None:
                     await clock.step()
                 assert len(store.asked) == 1
                 file.write_text(f"{store.url}/other")
-                while not heard.offers:
+                while not heard.submitted:
                     await clock.step()
                 assert heard.bodies == [b"new"]
 
@@ -503,7 +503,7 @@ def test_a_file_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest
 
 
 def test_it_goes_on_where_the_process_before_stood() -> None:
-    """What was read under a tag is neither read nor offered again by the next process; a change is."""
+    """What was read under a tag is neither read nor submitted again by the next process; a change is."""
 
     async def test() -> None:
         store, heard, next_ = HttpsStore(), Listener(), Listener()
@@ -512,7 +512,7 @@ def test_it_goes_on_where_the_process_before_stood() -> None:
             before = source.position
             assert before is None
             async with watching(source, heard):
-                await heard.until(lambda h: h.offers)
+                await heard.until(lambda h: h.submitted)
             left = source.position
             assert left is not None
             assert store.url not in repr(left)
@@ -525,7 +525,7 @@ def test_it_goes_on_where_the_process_before_stood() -> None:
                 assert source.position is not None
                 store.put(PATH, b"two")
                 await clock.step()
-                await next_.until(lambda h: h.offers)
+                await next_.until(lambda h: h.submitted)
         assert next_.bodies == [b"two"]
 
     run(test())
@@ -547,7 +547,7 @@ def test_a_position_of_another_place_or_in_no_shape_is_none(change: dict[str, st
             left = Position(hashlib.sha256(source._watched.encode()).hexdigest(), store.objects[PATH].etag, "c")
             source.go_on(msgspec.structs.replace(left, **change))
             async with watching(source, heard):
-                await heard.until(lambda h: h.offers)
+                await heard.until(lambda h: h.submitted)
         assert heard.bodies == [b"one"]
 
     run(test())

@@ -15,21 +15,21 @@ from tests.unit.sources.support import START, Listener, StepClock, run, watching
 
 
 def test_a_push_returns_its_own_verdict() -> None:
-    """Two pushes at once are judged one after the other, and each is told its own verdict."""
+    """Two pushes at once are evaluated one after the other, and each is told its own verdict."""
 
     async def test() -> None:
         source = PushSource(clock=StepClock())
 
-        class Keeper(Listener):
-            async def offer(self, bundle: SealedBundle) -> None:
-                await super().offer(bundle)
+        class Controller(Listener):
+            async def submit(self, bundle: SealedBundle) -> None:
+                await super().submit(bundle)
                 await asyncio.sleep(0)
                 asyncio.get_running_loop().call_soon(
                     asyncio.ensure_future,
                     source.acknowledge(Ack(origin="push", outcome="accepted", at=START, seq=len(bundle.data))),
                 )
 
-        heard = Keeper()
+        heard = Controller()
         async with watching(source, heard):
             await heard.until(lambda h: h.oks)
             acks = await asyncio.gather(source.push(b"1"), source.push(b"22"), source.push(b"22"))
@@ -41,7 +41,7 @@ def test_a_push_returns_its_own_verdict() -> None:
 
 
 def test_what_cannot_be_a_bundle_is_not_offered() -> None:
-    """Too long, empty, or before the agent is ready: an error to the pusher, and nothing is offered."""
+    """Too long, empty, or before the agent is ready: an error to the pusher, and nothing is submitted."""
 
     async def test() -> None:
         source, heard = PushSource(clock=StepClock()), Listener()
@@ -52,6 +52,6 @@ def test_what_cannot_be_a_bundle_is_not_offered() -> None:
             for data in (b"", b"x" * (MAX_BUNDLE_BYTES + 1)):
                 with pytest.raises(SourceError, match="expected a bundle of"):
                     await source.push(data)
-            assert heard.offers == []
+            assert heard.submitted == []
 
     run(test())

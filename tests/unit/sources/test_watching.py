@@ -51,7 +51,7 @@ def test_failures_grow_the_wait_and_success_forgets_them() -> None:
 
         task = asyncio.ensure_future(
             keep_watching(
-                look, lambda: 7.0, offer=heard.offer, trouble=heard.trouble, ok=heard.ok, clock=clock, rng=Top()
+                look, lambda: 7.0, submit=heard.submit, trouble=heard.trouble, ok=heard.ok, clock=clock, rng=Top()
             )
         )
         waits = [await clock.step() for _ in range(9)]
@@ -60,14 +60,14 @@ def test_failures_grow_the_wait_and_success_forgets_them() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert len(heard.troubles) == 7
-        assert heard.bodies == [b"x"], "the same bytes are offered once"
+        assert heard.bodies == [b"x"], "the same bytes are submitted once"
         assert heard.oks == 3
 
     run(test())
 
 
 def test_our_own_mistakes_are_not_the_sources_trouble() -> None:
-    """An error that is none of the source's goes up to the keeper's border."""
+    """An error that is none of the source's goes up to the controller's border."""
 
     async def look() -> None:
         raise ZeroDivisionError
@@ -78,7 +78,7 @@ def test_our_own_mistakes_are_not_the_sources_trouble() -> None:
             await keep_watching(
                 look,
                 lambda: 0.0,
-                offer=heard.offer,
+                submit=heard.submit,
                 trouble=heard.trouble,
                 ok=heard.ok,
                 clock=StepClock(),

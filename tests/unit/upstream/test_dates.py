@@ -76,7 +76,7 @@ def test_no_date_moves_us_beyond_the_bound(witness: Witness, monkeypatch: pytest
     """From the head of an answer to our clock, whoever says it: all rows, one after the other, over and over."""
     boot = 1000.0
     clock = SystemClock(boottime=lambda: boot, wall=lambda: NOW.timestamp() - 1000.0 + boot, synchronised=lambda: False)
-    monkeypatch.setattr("agent.upstream.door.witness_of", lambda *_, **__: witness)
+    monkeypatch.setattr("agent.upstream.client.witness_of", lambda *_, **__: witness)
 
     async def ask() -> None:
         nonlocal boot
@@ -92,14 +92,14 @@ def test_no_date_moves_us_beyond_the_bound(witness: Witness, monkeypatch: pytest
             await out.close()
 
     asyncio.run(ask())
-    assert clock.keeper.heard > 0
-    assert witness is Witness.LINK or clock.keeper.moves == 0
+    assert clock.timekeeper.heard > 0
+    assert witness is Witness.LINK or clock.timekeeper.moves == 0
 
 
 def test_a_cached_answer_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer with an Age, be it right, is a cache's word: whoever sits there is no witness."""
     heard: list[Any] = []
-    monkeypatch.setattr("agent.upstream.door.witness_of", lambda *_, **__: Witness.AWS)
+    monkeypatch.setattr("agent.upstream.client.witness_of", lambda *_, **__: Witness.AWS)
 
     async def ask() -> None:
         out = Upstream(hear=lambda *said: heard.append(said))

@@ -1,0 +1,23 @@
+"""The controller: bundles in, credentials in, and the one owner of what outlives the process."""
+
+from agent.controller.durable import PATIENCE_SECONDS, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
+from agent.controller.intake import REVIEW_AGAIN_SECONDS, STATE, Intake, Opener
+from agent.controller.issuing import ISSUE_TIMEOUT_SECONDS, Issuer, Issuing
+from agent.controller.loop import MOVED_SECONDS, Controller
+
+__all__ = [
+    "ISSUE_TIMEOUT_SECONDS",
+    "MOVED_SECONDS",
+    "PATIENCE_SECONDS",
+    "REVIEW_AGAIN_SECONDS",
+    "STATE",
+    "WRITE_AGAIN_SECONDS",
+    "Controller",
+    "Durable",
+    "Intake",
+    "Issuer",
+    "Issuing",
+    "Opener",
+    "Outcome",
+    "Recorder",
+]

@@ -1,0 +1,233 @@
+"""What outlives the process, and its one owner: nobody else changes it, in memory or on the disk.
+
+The rules:
+
+1. **Taking away needs nothing.** A withdrawal, and the forgetting of another machine's memory, take effect in memory
+   at once; then the copy on the disk is removed, then it is written that it was. No disk, no space stands in the way.
+2. **Giving is written first**, as long as the disk answers within :data:`PATIENCE_SECONDS`: a crash between must
+   not be the downgrade to the machine's identity. A disk that is full, read-only or stalled keeps no worker from its
+   identity: the bundle is put in force all the same, and the acknowledgement says that a restart would forget it.
+3. **No update is lost.** What was evaluated before the disk was waited for is evaluated again afterwards; what happened
+   meanwhile (a withdrawal, the machine's name) stays.
+4. **An acknowledgement is the truth**: ``durable`` is said of what is on the disk, and of nothing else. What could not
+   be written is written again and again until it is.
+
+The disk sees one writer at a time, and always the newest state: what became old while it waited is not written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final, NamedTuple, Protocol
+
+import structlog
+
+from agent.core.clock import Clock
+from agent.core.errors import HostError
+from agent.core.model import Action, Bundle
+from agent.core.verdict import Accepted, Memory, Refused, Verdict
+from agent.identity.events import BundleAccepted, BundleRevoked, MemoryAdopted, MemoryDoubted, MemoryReset
+from agent.identity.store import Store
+
+PATIENCE_SECONDS: Final = 2.0
+"""How long a caller waits for the disk. Beyond it the disk is stalled, and is not waited for until it answers."""
+
+WRITE_AGAIN_SECONDS: Final = 30.0
+"""Between attempts to write a memory down that a full disk refused."""
+
+_STALLED: Final = "the disk of the state directory does not answer"
+NEVER: Final = float("inf")
+
+
+class Recorder(Protocol):
+    """Writes down what must outlive the process. Raises :class:`HostError`."""
+
+    async def save(self, memory: Memory, sealed: bytes | None) -> None:
+        """Write the memory, and the sealed bytes of the bundle in force (``None``: drop them), each atomically."""
+
+
+class Outcome(NamedTuple):
+    """What came of a bundle, and whether a restart will know of it."""
+
+    verdict: Verdict
+    durable: bool
+
+
+class Durable:
+    """See the module.
+
+    Args:
+        store: the state machine, whose memory is what is written.
+        recorder: the disk.
+        clock: time.
+
+    Attributes:
+        sealed: the bundle in force, as it came; ``None`` when there is none.
+        unwritten: the disk does not hold what the memory says: a restart would forget.
+        write_at: boot-time seconds: when to call :meth:`retry`.
+
+    Resources: one task while something is being written, which outlives the caller that asked for it.
+    """
+
+    def __init__(self, store: Store, recorder: Recorder, clock: Clock) -> None:
+        self.sealed: bytes | None = None
+        self.unwritten = False
+        self.write_at = NEVER
+        self._store = store
+        self._recorder = recorder
+        self._clock = clock
+        self._log = structlog.get_logger()
+        self._giving = asyncio.Lock()  # one acceptance at a time; what takes away does not wait for it
+        self._wanted: tuple[int, Memory, bytes | None] | None = None  # what to write next
+        self._asked = self._tried = self._written = 0  # numbers of states: asked for, tried, on the disk
+        self._progress = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+
+    # -- giving -----------------------------------------------------------------------------------------------------
+
+    async def submit(self, bundle: Bundle, sealed: bytes) -> Outcome:
+        """Evaluate an opened bundle and, if it is accepted, put it in force.
+
+        A caller that is cancelled must not leave half of it: shield it.
+        """
+        if bundle.action is Action.WITHDRAW:
+            return await self._withdraw(bundle)
+        async with self._giving:
+            verdict = self._store.evaluate(bundle, self._clock.now())
+            if not isinstance(verdict, Accepted):
+                return Outcome(verdict, durable=not self.unwritten)
+            while True:
+                durable = await self._write(verdict.memory, sealed)
+                again = self._store.evaluate(bundle, self._clock.now())
+                if not isinstance(again, Accepted):
+                    # A withdrawal came first, or the lease ended: what was written is not what is so.
+                    await self._write(self._store.memory, self.sealed)
+                    return Outcome(again, durable=not self.unwritten)
+                if again.memory == verdict.memory:
+                    break
+                verdict = again
+            self._store.apply(BundleAccepted(again), self._clock.now())
+            self.sealed = sealed
+        return Outcome(again, durable)
+
+    def resume(self, bundle: Bundle, sealed: bytes, now: datetime) -> Verdict:
+        """Put back in force what an earlier process of this instance had accepted and written down."""
+        verdict = self._store.evaluate(bundle, now, resume=True)
+        if isinstance(verdict, Accepted):
+            self._store.apply(BundleAccepted(verdict), now)
+            self.sealed = sealed
+        return verdict
+
+    def lease_anew(self, bundle: Bundle, now: datetime) -> bool:
+        """Take the bundle in force as it reads now: its signer may give a shorter lease, or a longer one, than then."""
+        verdict = self._store.evaluate(bundle, now, resume=True)
+        if isinstance(verdict, Accepted):
+            self._store.apply(BundleAccepted(verdict), now)
+        return isinstance(verdict, Accepted)
+
+    # -- taking away ------------------------------------------------------------------------------------------------
+
+    async def _withdraw(self, bundle: Bundle) -> Outcome:
+        now = self._clock.now()
+        verdict = self._store.evaluate(bundle, now)
+        if isinstance(verdict, Refused):
+            return Outcome(verdict, durable=not self.unwritten)
+        if isinstance(verdict, Accepted):
+            self._store.apply(BundleAccepted(verdict), now)
+            if self._store.memory.active is None:
+                self.sealed = None
+        elif not self.unwritten:
+            return Outcome(verdict, durable=True)
+        return Outcome(verdict, await self._write(self._store.memory, self.sealed))
+
+    def revoke(self, now: datetime) -> None:
+        """End the bundle in force: it would not be resumed. The memory stays, and the rules with it."""
+        self._store.apply(BundleRevoked(), now)
+
+    # -- whose it is ------------------------------------------------------------------------------------------------
+
+    def adopt(self, instance_id: str, boot_id: str, firmware: Mapping[str, str], *, write: bool = True) -> None:
+        """The memory is this machine's, which is called so: write it down at once, or a clone would not know."""
+        if self._store.take(MemoryAdopted(instance_id, boot_id, firmware), self._clock.now()) and write:
+            self._ask(self._store.memory, self.sealed)
+
+    def reset(self, instance_id: str, boot_id: str, firmware: Mapping[str, str]) -> None:
+        """The memory is another machine's: nothing of it is ours."""
+        self.sealed = None
+        self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
+        self._ask(self._store.memory, None)
+
+    def doubt(self, why: str) -> None:
+        """Nothing tells yet whose the memory is: what it decided waits for ``adopt`` or ``reset``."""
+        self._store.apply(MemoryDoubted(why), self._clock.now())
+
+    # -- the disk ---------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Have the present state written down. Returns at once."""
+        self._ask(self._store.memory, self.sealed)
+
+    def retry(self) -> None:
+        """Try again to write what the disk refused. Returns at once."""
+        self.write_at = NEVER
+        if self.unwritten and self._writer is None:
+            self._ask(self._store.memory, self.sealed)
+
+    def _ask(self, memory: Memory, sealed: bytes | None) -> int:
+        self._asked += 1
+        self._wanted = (self._asked, memory, sealed)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_on(), name="memory")
+        asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._look, self._asked)
+        return self._asked
+
+    def _look(self, number: int) -> None:
+        """Nobody may wait for this write; that it hangs must be told all the same."""
+        if self._tried < number:
+            self._cannot(_STALLED)
+
+    async def _write(self, memory: Memory, sealed: bytes | None) -> bool:
+        """Have that state, or a newer one, on the disk; false when the disk refuses, or does not answer in time."""
+        stalled = self.unwritten and self._writer is not None
+        number = self._ask(memory, sealed)
+        try:
+            async with asyncio.timeout(0.0 if stalled else PATIENCE_SECONDS):
+                while self._tried < number:
+                    await self._progress.wait()
+        except TimeoutError:
+            self._cannot(_STALLED)
+        return self._written >= number
+
+    async def _write_on(self) -> None:
+        try:
+            while self._wanted is not None:
+                (number, memory, sealed), self._wanted = self._wanted, None
+                try:
+                    await self._recorder.save(memory, sealed)
+                except HostError as error:
+                    # A full disk must not keep a worker from its identity; but someone must hear that a restart would
+                    # forget.
+                    self._cannot(error.message)
+                    self.write_at = self._clock.boottime() + WRITE_AGAIN_SECONDS
+                else:
+                    self._written = number
+                    if self._wanted is None:
+                        self._can()
+                self._tried = number
+                progress, self._progress = self._progress, asyncio.Event()
+                progress.set()
+        finally:
+            self._writer = None
+
+    def _cannot(self, reason: str) -> None:
+        if not self.unwritten:
+            self._log.error("memory.not_written", reason=reason)
+        self.unwritten = True
+
+    def _can(self) -> None:
+        if self.unwritten:
+            self._log.info("memory.written")
+        self.unwritten = False
+        self.write_at = NEVER

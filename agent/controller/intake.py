@@ -1,0 +1,399 @@
+"""Bundles on their way in: opened, evaluated, put in force; tried again where that may help; evaluated anew.
+
+What may still become right is kept for another look, one place a source: bytes whose key service is silent are tried
+again soon, those that were refused are looked at again when our clock, our keys or our trust changes
+(:meth:`Intake.reconsider`). The bundle in force is evaluated again when whom we believe has changed
+(:meth:`Intake.review`).
+
+Errors: nothing that a source brings ends anything. What is refused is logged once where it happens, counted, and never
+takes away what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from agent.controller.durable import Durable
+from agent.controller.tasks import Tasks
+from agent.core import refresh
+from agent.core.clock import Clock
+from agent.core.counters import Counters, bump
+from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
+from agent.core.model import Action, Bundle, SealedBundle
+from agent.core.source import Ack, Source
+from agent.core.text import instant
+from agent.core.verdict import Accepted, Refused, Same
+from agent.identity.events import BundleResuming
+from agent.identity.store import Store
+from agent.identity.whose import Whose
+
+STATE: Final = "state"
+"""The origin of our own copy of the bundle in force, read back at the start."""
+
+REVIEW_AGAIN_SECONDS: Final = 30.0
+"""Between attempts to evaluate the bundle in force again while the key service is silent."""
+
+TOO_EARLY_SECONDS: Final = 60.0
+"""Between looks at a bundle that is not valid yet."""
+
+_NEVER: Final = float("inf")
+
+
+class Opener(Protocol):
+    """Opens and verifies sealed bytes (:class:`agent.keys.Keyring` with the trust it was given)."""
+
+    async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
+        """Raise a :class:`BundleError`, nothing else."""
+
+
+class _Retry(msgspec.Struct):
+    """Bytes that were not taken, and when (boot-time seconds) to look at them again."""
+
+    sealed: SealedBundle
+    attempts: int
+    at: float
+
+
+class Intake:
+    """See the module.
+
+    Args:
+        store: the state machine.
+        durable: the owner of what outlives the process.
+        opener: what opens bundles; ``None`` when no key is configured: every bundle is then refused.
+        sources: the ways in, by name.
+        clock: time.
+        rng: for retries.
+        counters: of verdicts.
+        tasks: where what is under way is kept.
+        wake: has the loop go round.
+        changed: tells that an answer may have changed.
+
+    Attributes:
+        last_refusal: what was refused last, for a person.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        durable: Durable,
+        opener: Opener | None,
+        sources: Mapping[str, Source],
+        *,
+        clock: Clock,
+        rng: random.Random,
+        counters: Counters,
+        tasks: Tasks,
+        wake: Callable[[], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.last_refusal: Ack | None = None
+        self._store = store
+        self._durable = durable
+        self._opener = opener
+        self._sources = sources
+        self._clock = clock
+        self._rng = rng
+        self._counters = counters
+        self._tasks = tasks
+        self._wake = wake
+        self._changed = changed
+        self._log = structlog.get_logger()
+        self._retries: dict[str, _Retry] = {}  # by origin
+        self._review_at = _NEVER  # boot-time seconds: when to evaluate the bundle in force again
+        self._resumed = False  # whether the bundle in force is one of an earlier process
+
+    # -- what the loop asks -----------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The origins whose bytes are kept for another look."""
+        return frozenset(self._retries)
+
+    @property
+    def due_at(self) -> float:
+        """When :meth:`step` has something to do next, in boot-time seconds; infinity: never."""
+        return min((self._review_at, *(retry.at for retry in self._retries.values())))
+
+    def step(self, boottime: float) -> None:
+        """Start what is due. The review goes first: see there."""
+        if self._review_at <= boottime:
+            self._review_at = _NEVER
+            self._tasks.spawn(self._review(), name="review")
+        for retry in list(self._retries.values()):
+            if retry.at <= boottime:
+                retry.at = _NEVER  # until it is evaluated, which defers it anew or not
+                self._tasks.spawn(self._submit(retry.sealed), name=f"submit {retry.sealed.origin}")
+
+    # -- bundles ----------------------------------------------------------------------------------------------------
+
+    async def resume(self, sealed: bytes | None) -> None:
+        """Put back in force what an earlier process of this instance had accepted. Called once, before :meth:`run`."""
+        active = self._store.memory.active
+        if active is None or sealed is None or self._opener is None:
+            return
+        now = self._clock.now()
+        bundle_in = SealedBundle(sealed, STATE)
+        self._resuming(f"bundle {active.seq}, which was in force, is being opened")
+        try:
+            bundle = await self._opener(bundle_in, now, active.digest)
+        except KeyUnavailableError as error:
+            self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
+            self._retry_soon(bundle_in, 0)
+            return
+        except BundleError as error:
+            # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
+            self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
+            self._resuming(None)
+            self._retry(bundle_in, 0, None)  # a key, a signer or the machine's name may be away, and come back
+            return
+        verdict = self._durable.resume(bundle, sealed, now)
+        if isinstance(verdict, Accepted):
+            self._resumed = True
+            self._log.info("bundle.resumed", **_describe(bundle))
+        elif isinstance(verdict, Refused):
+            self._resuming(None)
+            self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
+
+    async def submit(self, sealed: SealedBundle) -> Ack:
+        """Open, evaluate and, if it is accepted, put in force.
+
+        A caller that is cancelled (a client that hung up in the middle of a push) cancels its waiting, not the
+        submission: what has been written down must not be left out of force.
+
+        Returns:
+            The verdict, which is also carried back to the source it came from.
+        """
+        return await asyncio.shield(self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}"))
+
+    async def _submit(self, sealed: SealedBundle) -> Ack:
+        ack = await self._evaluate(sealed)
+        self._wake()
+        source = self._sources.get(sealed.origin)
+        if source is not None:
+            self._tasks.spawn(source.acknowledge(ack), name=f"ack {sealed.origin}")
+        return ack
+
+    async def _evaluate(self, sealed: SealedBundle) -> Ack:
+        now = self._clock.now()
+        retry = self._retries.pop(sealed.origin, None)
+        attempts = retry.attempts if retry is not None and retry.sealed is sealed else 0
+        if self._opener is None:
+            return self._refused(
+                sealed, None, Refused("recipient", "no key is configured: no bundle can be opened"), now
+            )
+        try:
+            bundle = await self._open(sealed, now)
+        except KeyUnavailableError as error:
+            self._retry_soon(sealed, attempts)
+            if attempts == 0:
+                self._log.warning("bundle.held", origin=sealed.origin, code=error.code, reason=error.message)
+            return self._ack(sealed, "refused", now, code=error.code, reason=error.message)
+        except BundleError as error:
+            if sealed.origin == STATE:
+                self._resuming(None)
+            # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
+            self._retry(sealed, attempts, TOO_EARLY_SECONDS if error.code == "not-yet-valid" else None)
+            return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
+        verdict, durable = await self._durable.submit(bundle, sealed.data)
+        if isinstance(verdict, Refused):
+            return self._refused(sealed, bundle, verdict, now)
+        if isinstance(verdict, Same):
+            self._counters.same += 1
+            self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
+            return self._ack(sealed, "same", now, bundle=bundle, durable=durable)
+        return self._accepted(sealed, bundle, now, durable=durable)
+
+    async def _open(self, sealed: SealedBundle, now: datetime) -> Bundle:
+        """Open ``sealed``; what this instance accepted before and has lost since may be past its last acceptance."""
+        if self._opener is None:
+            raise AssertionError("internal error: no opener")
+        active = self._store.memory.active
+        if active is not None and self._store.bundle is None:
+            try:
+                return await self._opener(sealed, now, active.digest)
+            except KeyUnavailableError:
+                raise
+            except BundleError:
+                pass  # it is another one: evaluate it as any
+        return await self._opener(sealed, now, None)
+
+    def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
+        if bundle.action is Action.SET or self._store.memory.active is None:
+            self._retries.pop(STATE, None)  # our copy of an earlier one
+            self._resumed = False
+        self._counters.accepted += 1
+        event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
+        self._log.info(event, durable=durable, **_describe(bundle))
+        for aside in bundle.set_aside:
+            self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
+        self._changed()
+        return self._ack(sealed, "accepted", now, bundle=bundle, durable=durable)
+
+    def _retry(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
+        """Keep bytes for another look, after ``seconds`` or (``None``) when :meth:`reconsider` is called."""
+        if sealed.origin not in self._sources and sealed.origin != STATE:
+            return  # one place a source, and no more: what anybody can push must not pile up
+        at = _NEVER if seconds is None else self._clock.boottime() + seconds
+        self._retries[sealed.origin] = _Retry(sealed, attempts + 1, at)
+
+    def _retry_soon(self, sealed: SealedBundle, attempts: int) -> None:
+        seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
+        self._retry(sealed, attempts, seconds + 1.0)
+
+    def reconsider(self) -> None:
+        """Look again at what each source submitted last and was refused: the clock, the keys or the trust changed."""
+        for retry in self._retries.values():
+            retry.at = min(retry.at, self._clock.boottime())
+        self._wake()
+
+    def review(self) -> None:
+        """Evaluate the bundle in force again, soon and as a restart would: whom we believe, or who we are, has changed.
+
+        It is evaluated before anything that :meth:`reconsider` brings back: what a signer said who is not believed any
+        more must not be held over until its successor has a credential.
+        """
+        self._review_at = self._clock.boottime()
+        self._wake()
+
+    async def _review(self) -> None:
+        bundle, sealed = self._store.bundle, self._durable.sealed
+        if bundle is None or sealed is None or self._opener is None:
+            return
+        now = self._clock.now()
+        try:
+            again = await self._opener(SealedBundle(sealed, bundle.origin), now, bundle.digest)
+        except KeyUnavailableError as error:
+            # No verdict. A key service that is down for a night takes nobody's identity away.
+            self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
+            self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
+            self._wake()  # its sleep was planned without this
+            return
+        except BundleError as error:
+            if self._store.bundle is bundle:  # nothing took its place while it was opened
+                self._revoke(bundle, sealed, error, now)
+            return
+        # The signer may give shorter leases, or longer ones, than it might then.
+        anew = self._store.bundle is bundle and again.lease_until != bundle.lease_until
+        if anew and self._durable.lease_anew(again, now):
+            self._log.info("bundle.leased_anew", **_describe(again))
+            self._changed()
+
+    def unreadable(self, source: Source, error: UnreadableError) -> None:
+        """Take note that a source has what looks like a bundle and is none.
+
+        Somebody meant this worker to have a bundle. Nobody may take what is served instead for what was meant.
+        """
+        self._log.error("bundle.unreadable", source=source.name, reason=error.message, hint=error.hint)
+        bump(self._counters.refused, "unreadable")
+        nothing = SealedBundle(b"", source.name)
+        ack = self._ack(nothing, "refused", self._clock.now(), code="unreadable", reason=error.message)
+        self.last_refusal = ack
+        self._tasks.spawn(source.acknowledge(ack), name=f"ack {source.name}")
+
+    def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
+        """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
+        self._log.error("bundle.revoked", code=error.code, reason=error.message, **_describe(bundle))
+        bump(self._counters.refused, error.code)
+        mine = SealedBundle(sealed, STATE)
+        self.last_refusal = self._ack(mine, "refused", now, bundle=bundle, code=error.code, reason=error.message)
+        self._durable.revoke(now)
+        self._retry(mine, 0, None)  # a reload that was a mistake is made good by the next
+        self._changed()
+
+    def _refused(
+        self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False
+    ) -> Ack:
+        ack = self._ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
+        if repeated:
+            return ack
+        bump(self._counters.refused, verdict.code)
+        self.last_refusal = ack
+        say = self._log.error if verdict.alarm else self._log.warning
+        seq = bundle.seq if bundle is not None else None
+        say("bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq)
+        return ack
+
+    @staticmethod
+    def _ack(
+        sealed: SealedBundle,
+        outcome: Any,
+        now: datetime,
+        *,
+        bundle: Bundle | None = None,
+        code: str | None = None,
+        reason: str | None = None,
+        durable: bool = True,
+    ) -> Ack:
+        return Ack(
+            origin=sealed.origin,
+            outcome=outcome,
+            at=now,
+            durable=durable,
+            code=code,
+            reason=reason,
+            issuer=bundle.issuer if bundle else None,
+            subject=bundle.subject if bundle else None,
+            bundle_id=bundle.bundle_id if bundle else None,
+            seq=bundle.seq if bundle else None,
+        )
+
+    async def identified(
+        self,
+        whose: Whose,
+        instance_id: str,
+        *,
+        boot_id: str,
+        firmware: Mapping[str, str],
+        sealed: bytes | None = None,
+        write: bool = True,
+    ) -> None:
+        """Say whose the memory is: at the start, or when the machine's name is learned late.
+
+        Args:
+            whose: as :func:`agent.identity.whose.whose` found. While it is unknown, nothing that it decided is served.
+            instance_id: the machine's name; empty while it is not known.
+            boot_id: of the running kernel.
+            firmware: what the firmware says.
+            sealed: the sealed bundle that the memory names; put back in force if it is ours.
+            write: write down what was learned; not over the file of a later version.
+        """
+        if whose is Whose.UNKNOWN:
+            self._durable.doubt("it is not known yet whether this machine is the one that accepted the last bundle")
+        elif whose is Whose.OURS:
+            self._durable.adopt(instance_id, boot_id, firmware, write=write)
+            if self._store.bundle is None:
+                await self.resume(sealed)
+        else:
+            self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
+            # What came to this machine while it was not known who it is, is its own: to be evaluated anew, and alone.
+            bundle, mine = self._store.bundle, self._durable.sealed
+            held = None if self._resumed or bundle is None or mine is None else SealedBundle(mine, bundle.origin)
+            self._retries.pop(STATE, None)
+            self._resumed = False
+            self._durable.reset(instance_id, boot_id, firmware)
+            if held is not None:
+                self._retry(held, 0, 0.0)
+        self._wake()  # the loop tells what changed
+
+    def _resuming(self, why: str | None) -> None:
+        self._store.apply(BundleResuming(why), self._clock.now())
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    """What may be said of a bundle in a log."""
+    return {
+        "origin": bundle.origin,
+        "issuer": bundle.issuer,
+        "subject": bundle.subject,
+        "seq": bundle.seq,
+        "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
+        "lease_until": instant(bundle.lease_until) if bundle.lease_until is not None else None,
+    }

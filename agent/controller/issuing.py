@@ -1,0 +1,200 @@
+"""Credentials on their way in: each piece of work is one flight, and what came of it goes into the state machine.
+
+Errors: nothing that an upstream does ends anything. A failure is logged at the first, second, third, fifth and tenth
+attempt and then once in fifty, counted, and never takes away what is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+import structlog
+
+from agent.controller.scoped import Scoped
+from agent.controller.tasks import Tasks
+from agent.core.clock import Clock
+from agent.core.counters import MAX_KEYS, Counters, bump
+from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.issued import Issued
+from agent.core.model import Cloud, Credential, Grant, IdToken
+from agent.core.text import instant
+from agent.core.verdict import Failure, Work
+from agent.identity.events import CredentialIssued, IdTokenMinted, IssuingFailed
+from agent.identity.standing import google_source
+from agent.identity.store import Store
+
+ISSUE_TIMEOUT_SECONDS: Final = 90.0
+"""A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
+
+
+class Issuer(Protocol):
+    """Where credentials come from (:class:`agent.providers.Mint`). Raises ``Denied`` or ``Transient``, nothing else."""
+
+    async def issue(self, grant: Grant, base: Credential | None, now: datetime) -> Issued[Credential]: ...  # noqa: D102
+    async def instance(self, cloud: Cloud, now: datetime) -> Issued[Credential] | None: ...  # noqa: D102
+    async def id_token(  # noqa: D102
+        self, grant: Grant | None, base: Credential | None, audience: str, now: datetime
+    ) -> IdToken: ...
+
+
+class Issuing:
+    """See the module.
+
+    Args:
+        store: the state machine.
+        issuer: where credentials come from.
+        clock: time.
+        counters: of results.
+        tasks: where what is under way is kept.
+        wake: has the loop go round.
+
+    Attributes:
+        scoped: Google tokens for fewer scopes than the identity's own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        issuer: Issuer,
+        *,
+        clock: Clock,
+        counters: Counters,
+        tasks: Tasks,
+        wake: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._issuer = issuer
+        self._clock = clock
+        self._counters = counters
+        self._tasks = tasks
+        self._wake = wake
+        self._log = structlog.get_logger()
+        self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
+        self.scoped = Scoped(
+            clock,
+            served=lambda: google_source(store.state, clock.now()),
+            issue=issuer.issue,
+            seconds=ISSUE_TIMEOUT_SECONDS,
+        )
+
+    def begin(self, work: Work) -> None:
+        """Issue a credential. Returns at once."""
+        self._tasks.spawn(self._issue(work), name=f"issue {work.key.cloud} {work.key.grant_id}")
+
+    async def _issue(self, work: Work) -> None:
+        label = f"{work.key.cloud}:{work.key.grant_id}"
+        began, asked_at = self._clock.now(), self._clock.boottime()
+        try:
+            async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
+                issued = await self._issue_one(work, began)
+        except ProviderError as error:
+            why = Failure(error.code, error.message, isinstance(error, Denied), self._clock.now(), error.pause_seconds)
+            self._failed(work, why, label)
+        except TimeoutError:
+            why = Failure("timeout", "it took too long", False, self._clock.now())
+            self._failed(work, why, label)
+        except Exception as error:  # noqa: BLE001 - the controller's border
+            self._log.error("issue.crashed", credential=label, error=type(error).__name__, exc_info=True)
+            kind = type(error).__name__
+            why = Failure("internal", f"internal error: {kind}", False, self._clock.now())
+            self._failed(work, why, label)
+        else:
+            self._issued(work, issued, label, asked_at)
+        self._wake()
+
+    async def _issue_one(self, work: Work, now: datetime) -> Issued[Credential] | None:
+        if work.grant is None:
+            return await self._issuer.instance(work.key.cloud, now)
+        return await self._issuer.issue(work.grant, work.base, now)
+
+    def _issued(self, work: Work, issued: Issued[Credential] | None, label: str, asked_at: float) -> None:
+        ends = began = None
+        if issued is not None and issued.lifetime is not None:
+            # Counted on the clock that never steps, from before the request left.
+            age = timedelta(seconds=self._clock.boottime() - asked_at)
+            began = self._clock.now() - age
+            ends = began + issued.lifetime
+        now = self._clock.now()
+        credential = issued.credential if issued is not None else None
+        changed = self._store.take(CredentialIssued(work, credential, ends, began), now)
+        if issued is None:
+            if changed:
+                self._log.info("instance.absent", cloud=work.key.cloud)
+            return
+        bump(self._counters.issued, label)
+        self._counters.last_issued.pop(label, None)
+        self._counters.last_issued[label] = now
+        while len(self._counters.last_issued) > MAX_KEYS:
+            del self._counters.last_issued[next(iter(self._counters.last_issued))]  # the one longest ago
+        if changed:
+            expires = issued.credential.expires_at
+            self._log.info(
+                "credential.issued", cloud=work.key.cloud, grant=work.key.grant_id, expires_at=instant(expires)
+            )
+
+    def _failed(self, work: Work, failure: Failure, label: str) -> None:
+        bump(self._counters.failures, f"{label}:{failure.code}")
+        self._store.apply(IssuingFailed(work, failure), self._clock.now())
+        say = self._log.error if failure.denied else self._log.warning
+        if work.attempt in (1, 2, 3, 5, 10) or work.attempt % 50 == 0:
+            say(
+                "credential.denied" if failure.denied else "credential.failed",
+                cloud=work.key.cloud,
+                grant=work.key.grant_id,
+                code=failure.code,
+                reason=failure.message,
+                attempt=work.attempt,
+            )
+
+    async def id_token(self, audience: str) -> IdToken | None:
+        """An identity token for ``audience``: the one held, or one minted now; every asker shares one flight.
+
+        Returns:
+            ``None`` when this identity cannot make any (the listener says 404).
+
+        Raises:
+            Denied: who could make it refused, and will again (403).
+            Transient: it failed, and may work later (503): "not found" would be taken for good.
+        """
+        held = self._store.view_id_token(audience, self._clock.now())
+        if held is not None:
+            return held
+        flight = self._id_flights.get(audience)
+        if flight is None:
+            flight = asyncio.create_task(self._mint_id_token(audience), name="id token")
+            self._id_flights[audience] = flight
+            flight.add_done_callback(lambda done: self._id_flown(audience, done))
+        return await asyncio.shield(flight)
+
+    def _id_flown(self, audience: str, flight: asyncio.Task[IdToken | None]) -> None:
+        self._id_flights.pop(audience, None)
+        if not flight.cancelled():
+            flight.exception()  # looked at: every asker may have hung up, and nobody is left to be told
+
+    async def _mint_id_token(self, audience: str) -> IdToken | None:
+        now = self._clock.now()
+        origin = google_source(self._store.state, now)
+        if origin is None:
+            return None
+        try:
+            async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
+                token = await self._issuer.id_token(*origin, audience, now)
+        except ProviderError as error:
+            if error.code == "unsupported":
+                return None
+            self._log.warning("id_token.failed", code=error.code, reason=error.message)
+            raise
+        except TimeoutError:
+            self._log.warning("id_token.failed", code="timeout", reason="it took too long")
+            raise Transient("it took too long", code="timeout") from None
+        except Exception as error:  # noqa: BLE001 - the controller's border
+            self._log.error("id_token.crashed", error=type(error).__name__, exc_info=True)
+            raise Transient(f"internal error: {type(error).__name__}", code="internal") from None
+        served = google_source(self._store.state, self._clock.now())
+        if served is None or served[0] != origin[0]:
+            return None  # the identity it speaks for was withdrawn or replaced while it was minted
+        self._store.apply(IdTokenMinted(token, origin[0]), self._clock.now())
+        return token

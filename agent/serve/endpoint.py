@@ -1,0 +1,173 @@
+"""The workers' endpoint: the gate, then one of three dialects by the first segment of the path, which are disjoint."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from agent.core.clock import Clock
+from agent.core.errors import TargetError
+from agent.core.model import Cloud
+from agent.core.view import Live, View
+from agent.serve.container import ContainerDialect
+from agent.serve.ec2 import Ec2Dialect
+from agent.serve.fairness import Owners
+from agent.serve.gate import Gate, Refusal
+from agent.serve.gce import GceDialect, ScopedTokens
+from agent.serve.handling import DROP, Access, Later, Outcome, Peer
+from agent.serve.hiding import GCE_ROOT, folded
+from agent.serve.listener import Listener
+from agent.serve.mints import Demand
+from agent.serve.proxy import Passthrough, Proxy
+from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Changed, Watch
+from agent.wire import container, ec2, gce, names
+from agent.wire.http import Request, Response
+
+_MAX_REASON: Final = 400
+BACKLOG: Final = 4096
+"""What the kernel may hold for us. A dropped SYN costs the client a second, which is the whole patience of most."""
+
+
+class WorkerEndpoint:
+    """Everything that workers speak to.
+
+    Args:
+        settings: see there.
+        view: what is served; looked at, never changed.
+        clock: the view's.
+        changed: returns once the view's version is not the one given; :class:`agent.serve.waiting.Changes` is one.
+        demand: mints identity tokens.
+        scoped: holds and mints access tokens for fewer scopes.
+        ec2: the real EC2 service, when this machine has one.
+        gce: the real GCE server, when this machine has one.
+        access: told of every request.
+        broken: told of an exception in our own code; the request ends without an answer or with 500.
+        owners: tells whose connections are whose, when that matters.
+
+    *Resources*: none until :meth:`listen`. ``listener.close`` ends what is under way, after the listening sockets were
+    closed.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        view: View,
+        clock: Clock,
+        *,
+        changed: Changed,
+        demand: Demand,
+        scoped: ScopedTokens | None = None,
+        ec2: Passthrough | None = None,
+        gce: Passthrough | None = None,
+        access: Callable[[Access], None] | None = None,
+        broken: Callable[[Request, Exception], None] | None = None,
+        owners: Owners | None = None,
+    ) -> None:
+        watch = self._watch = Watch(view, clock, changed)
+        self._settings = settings
+        self._gate = Gate(settings.extra_hosts)
+        self._ec2 = Ec2Dialect(
+            settings,
+            watch,
+            Proxy(ec2, seconds=settings.ec2_upstream_seconds, connections=settings.passed_connections) if ec2 else None,
+        )
+        self._container = ContainerDialect(settings, watch)
+        self._gce = GceDialect(
+            settings,
+            watch,
+            Proxy(gce, seconds=settings.gce_upstream_seconds, connections=settings.passed_connections) if gce else None,
+            demand,
+            scoped=scoped,
+        )
+        self._broken = broken
+        self._takes_bodies = gce is not None
+        self.listener = Listener(
+            self._handle,
+            broken=self._failed,
+            clock=clock,
+            limits=settings.limits,
+            access=access,
+            bodies=self._means_body,
+            owners=owners,
+        )
+
+    def protocol(self) -> asyncio.Protocol:
+        """The factory of connections."""
+        return self.listener.protocol()
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> list[asyncio.Server]:
+        """Answer on these, which listen already."""
+        self.listener.watch(sockets)
+        loop = asyncio.get_running_loop()
+        return [await loop.create_server(self.protocol, sock=one, backlog=BACKLOG) for one in sockets]
+
+    def _means_body(self, method: str, target: str) -> bool:
+        """Guest attributes that are passed through to a real GCE server; nothing else that workers ask has a body."""
+        if method != "PUT" or not self._takes_bodies:
+            return False
+        try:
+            segments = self.listener.target(target).segments
+        except TargetError:
+            return False
+        return segments[:2] == GCE_ROOT and folded(segments[2:4]) == ("instance", "guest-attributes")
+
+    def _handle(self, request: Request, _peer: Peer) -> Outcome | Later:
+        outcome = self._dialect(request)
+        if names.ORIGIN_HEADER not in request.headers:
+            return outcome
+        gcp = request.segments[:1] == (names.GCE_ROOT,)
+        return self._asked_whose(Cloud.GCP if gcp else Cloud.AWS, outcome)
+
+    def _dialect(self, request: Request) -> Outcome | Later:
+        refusal = self._gate.refusal(request)
+        if refusal is not None:
+            return self._refused(request, refusal)
+        first = request.segments[0] if request.segments else ""
+        if first == names.GCE_ROOT:
+            return self._gce.handle(request)
+        if first in container.ROOTS:
+            return self._container.handle(request)
+        if not first and names.EC2_TOKEN_HEADER not in request.headers and self._gce.advertises_google():
+            # ``/`` is in both trees. A session token says who asks; without one EC2 would say 401 anyway.
+            return self._gce.handle(request)
+        return self._ec2.handle(request)
+
+    def _asked_whose(self, cloud: Cloud, outcome: Outcome | Later) -> Outcome | Later:
+        """Add whose identity it is, for who asked for that (our own ``wait``): SDKs do not, and get what they know."""
+        if callable(outcome):
+            return partial(self._later_whose, cloud, outcome)
+        if not isinstance(outcome, Response):
+            return outcome
+        answer = self._watch.look(cloud)
+        lines = f"{names.ORIGIN_HEADER}: {answer.origin if isinstance(answer, Live) else 'none'}\r\n"
+        refused = self._settings.refused()
+        if refused is not None:
+            # A stranger's bundle had a part in these words: nothing of them may become a line of its own.
+            plain = "".join(c if " " <= c <= "~" else " " for c in refused)[:_MAX_REASON]
+            lines += f"{names.REFUSED_HEADER}: {plain}\r\n"
+        return outcome.plus(lines.encode("ascii"))
+
+    async def _later_whose(self, cloud: Cloud, later: Later) -> Outcome:
+        outcome = self._asked_whose(cloud, await later())
+        assert not callable(outcome)
+        return outcome
+
+    def _refused(self, request: Request, refusal: Refusal) -> Response:
+        """A refusal in the dialect that was spoken."""
+        first = request.segments[0] if request.segments else ""
+        allow = () if refusal.allow is None else (("Allow", refusal.allow),)
+        if first == names.GCE_ROOT or not first:
+            return gce.failure(refusal.status, refusal.why, *allow, flavored=self._gce.advertises_google())
+        if first in container.ROOTS:
+            return container.failure(refusal.status, "Refused", refusal.why, *allow)
+        return ec2.failure(refusal.status, *allow)
+
+    def _failed(self, request: Request, error: Exception) -> Outcome:
+        if self._broken is not None:
+            self._broken(request, error)
+        # A document path must never carry an error (awscrt); elsewhere an error of ours is called one.
+        return DROP if request.segments[1:3] == names.EC2_IAM else Response(500)

@@ -1,0 +1,107 @@
+"""``token?scopes=`` narrows what the bundle gives, and never widens it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from msgspec.structs import replace
+
+from agent.controller.scoped import narrower
+from agent.core.errors import Denied, Transient
+from agent.core.model import CLOUD_PLATFORM, Cloud, GcpServiceAccount, GcpToken, Grant
+from agent.core.secret import Secret
+from tests.fakes.clock import settle
+from tests.unit.controller.support import Call, Issued, World, looped
+from tests.unit.identity.worlds import bundle, google_token
+
+AUTH = "https://www.googleapis.com/auth/"
+READ = f"{AUTH}devstorage.read_only"
+DRIVE = f"{AUTH}drive"
+
+
+def account(*scopes: str) -> GcpServiceAccount:
+    given = GcpServiceAccount(id="sa", client_email="sa@p.example", private_key_id="1", private_key=Secret("k"))
+    return replace(given, scopes=scopes) if scopes else given
+
+
+@pytest.mark.parametrize(
+    ("grant", "asked", "minted"),
+    [
+        (account(), (READ,), (READ,)),
+        (account(), (f"{AUTH}bigquery", READ, READ), (f"{AUTH}bigquery", READ)),
+        (account(), (READ, f"{AUTH}userinfo.email", "openid"), (f"{AUTH}userinfo.email", READ, "openid")),
+        (account(DRIVE, READ), (DRIVE,), (DRIVE,)),
+        (account(), (CLOUD_PLATFORM,), None),
+        (account(), (CLOUD_PLATFORM, READ), None),
+        (account(DRIVE, READ), (READ, DRIVE), None),
+        (account(), (DRIVE,), None),
+        (account(), (READ, DRIVE), None),
+        (account(READ), (CLOUD_PLATFORM,), None),
+        (account(READ), (f"{AUTH}devstorage.full_control",), None),
+        (account(), (), None),
+        (account(), ("https://evil.example/auth/devstorage.read_only",), None),
+        (account(), ("devstorage.read_only",), None),
+        (account(), (READ + '"',), None),
+        (account(), tuple(f"{AUTH}bigquery{n}" for n in range(17)), None),
+        (None, (READ,), None),
+    ],
+)
+def test_only_what_the_sender_gave(grant: Grant | None, asked: tuple[str, ...], minted: tuple[str, ...] | None) -> None:
+    """A wish is minted when it is less than the grant gives and wholly in it; else the ordinary token answers."""
+    assert narrower(grant, asked) == (None if minted is None else tuple(sorted(minted)))
+
+
+def test_a_finished_token_cannot_be_narrowed() -> None:
+    """There is nothing to mint from."""
+    token = GcpToken(id="t", access_token=Secret("x"), expires_at=1_800_000_000)
+    assert narrower(token, (READ,)) is None
+
+
+async def serving(world: World) -> None:
+    world.issuer.answer = lambda call: Issued(google_token(call.at)) if call.cloud is not Cloud.AWS else None
+    await world.submit(world.knows(b"one", bundle(account(), routes={Cloud.GCP: "sa"})))
+    await settle(40)
+
+
+@looped
+async def test_a_narrow_token_is_held_while_it_is_good() -> None:
+    """It is minted once, held until ten minutes before its end, and of no use after a withdrawal."""
+    world = World()
+    async with world.running():
+        await serving(world)
+        assert world.controller.issuing.scoped.narrows((READ,))
+        assert world.controller.issuing.scoped.held((READ,)) is None
+        token = await world.controller.issuing.scoped.mint((READ,))
+        assert token is not None
+        assert world.controller.issuing.scoped.held((READ,)) is token
+        assert world.controller.issuing.scoped.held((f"{AUTH}bigquery",)) is None
+        await world.clock.advance((token.expires_at - world.clock.now() - timedelta(minutes=9)).total_seconds())
+        assert world.controller.issuing.scoped.held((READ,)) is None
+        again = await world.controller.issuing.scoped.mint((READ,))
+        assert world.controller.issuing.scoped.held((READ,)) is again
+        await world.submit(world.knows(b"two", bundle(account(READ), routes={Cloud.GCP: "sa"}, seq=2)))
+        await settle(40)
+        assert world.controller.issuing.scoped.held((READ,)) is None
+
+
+@pytest.mark.parametrize("error", [Denied("no"), Transient("down"), ZeroDivisionError("bug")])
+@looped
+async def test_a_mint_that_fails_is_no_crash(error: Exception) -> None:
+    """What the cloud refuses is an error of its kind; a bug of ours is none at all, and the next one tries again."""
+    world = World()
+    async with world.running():
+        await serving(world)
+        fine = world.issuer.answer
+
+        def broken(_: Call) -> Exception:
+            return error
+
+        world.issuer.answer = broken
+        if isinstance(error, ZeroDivisionError):
+            assert await world.controller.issuing.scoped.mint((READ,)) is None
+        else:
+            with pytest.raises(type(error)):
+                await world.controller.issuing.scoped.mint((READ,))
+        world.issuer.answer = fine
+        assert await world.controller.issuing.scoped.mint((READ,)) is not None
