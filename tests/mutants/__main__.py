@@ -42,7 +42,7 @@ ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 #: What decides: whose identity is served, until when, what is remembered, who is a worker, what is hidden.
 DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "bundle": ("*",),
-    "core": ("bucket", "graph", "horizon", "refresh", "streams", "timekeeping", "verdict", "whose"),
+    "core": ("bucket", "refresh", "timekeeping", "verdict"),
     "identity": ("*",),
     "controller": ("*",),
     "daemon": ("codec", "compose", "grace", "handover", "kept", "publish", "reload"),
