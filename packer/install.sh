@@ -207,6 +207,7 @@ undo() {
     fi
   fi
   put_back
+  [ -e "$saved$UNITS/credential-agent.service" ] || say "nothing was installed: what was put here is taken away again"
   rm -rf "$saved"
   saved=''
   if [ "$started" = yes ] && booted; then
@@ -342,13 +343,20 @@ enable_units() {
   fi
 }
 
+# Ends the installation with what a unit that does not start said in its journal.
+last_words() { # UNIT WHAT
+  journalctl --no-pager --quiet --output cat --lines 20 --unit "$1" >&2 || true
+  die "$2; its last words are above"
+}
+
 start_units() {
   local name stale=no
   if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service credential-agent-watch.service; fi
   systemctl start credential-agent-workers.slice
   if [ "$with_redirect" = yes ]; then
     # The process that holds the rules is of the release before; started again it leaves those in force that lead.
-    systemctl restart credential-agent-redirect.service
+    systemctl restart credential-agent-redirect.service 2>/dev/null || last_words credential-agent-redirect.service \
+      "the redirection does not start"
   fi
   for name in "${changed[@]}"; do
     case $name in
@@ -361,10 +369,8 @@ start_units() {
   if [ "$stale" = yes ]; then rm -f /run/credential-agent/control.sock; fi
   systemctl start credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   # Callers wait in the sockets' queues meanwhile.
-  systemctl restart credential-agent.service || {
-    journalctl --no-pager --quiet --lines 20 --unit credential-agent.service >&2 || true
-    die "the agent does not start; its last words are above"
-  }
+  systemctl restart credential-agent.service 2>/dev/null ||
+    last_words credential-agent.service "the agent does not start"
   systemctl start credential-agent.target
 }
 

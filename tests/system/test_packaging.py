@@ -58,6 +58,14 @@ def test_the_daemon_is_hardly_exposed(units: Path) -> None:
     assert float(match[1]) <= MOST_EXPOSED
 
 
+def test_units_use_no_word_that_nft_has_lost() -> None:
+    """`nft monitor destroy` is a syntax error from 1.0.7 on: what is watched is said by its kind alone."""
+    said = [
+        found for path in SYSTEMD.glob("*.service") for found in re.findall(r"nft monitor ([^|\n]*)", path.read_text())
+    ]
+    assert [words.split() for words in said if not words.startswith(")")] == [["tables"]]
+
+
 def test_only_what_loads_rules_has_a_capability() -> None:
     """The daemon's capability set is empty, and no other unit asks for one."""
     sets = {path.name: re.findall(r"^(?:CapabilityBoundingSet|AmbientCapabilities)=(.*)$", path.read_text(), re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def test_the_closed_table_stands_for_the_defaults() -> None:
     assert str(host_port(Listen().http[0])[1]) in text
     for addresses in nft.METADATA.values():
         assert ", ".join(addresses) in text
+
+
+SCRIPTS = [
+    nft.refusal(),
+    *(
+        nft.ruleset(nft.Workers(uids=((1000, 2000),), exempt_bridges=("v*",)), port=16925, agent_uid=998, **more)
+        for more in ({}, {"closed": True}, {"limit": 9})
+    ),
+]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *(nft.held(script) for script in SCRIPTS)])
+def test_no_script_flushes_a_set_that_it_makes_with_elements(script: str) -> None:
+    """Nft 1.0.9 and 1.1.3 (Ubuntu 24.04, Debian 13) crash on one that does, where the set was not there before."""
+    made = set(re.findall(r"^\s*set (\w+) \{[^}]*elements", script, re.MULTILINE))
+    flushed = set(re.findall(r"^flush set \w+ \w+ (\w+)$", script, re.MULTILINE))
+    assert made
+    assert not made & flushed
 
 
 @pytest.mark.root
