@@ -9,6 +9,7 @@ family              raised by                   caught by
 ``ConfigError``     config, compose, providers  the command line, and a reload
 ``SourceError``     sources                     the loop of each source, which tells and tries again
 ``BundleError``     bundle, keys                the controller, which refuses the bundle and acknowledges that
+``EvidenceError``   enrol, sender               the courier's listener; the sender, which refuses that worker
 ``UpstreamError``   upstream                    whoever asked: sources, providers, keys, the pass-through
 ``WireError``       wire                        whoever called the codec
 ``TargetError``     wire                        the listener, which answers 400
@@ -97,6 +98,20 @@ class KeyUnavailableError(BundleError):
     """The worker's key could not be used now (a KMS is unreachable, say); the same bundle is worth trying again."""
 
     code = "key-unavailable"
+
+
+class EvidenceError(AgentError):
+    """An enrolment is not one, or its evidence is not what PROTOCOL.md asks for, or the policy does not admit it.
+
+    Attributes:
+        code: a stable word: ``form``, ``nonce``, ``key``, ``host``, ``action``, ``headers``, ``unsigned``, ``binding``,
+            ``date``, ``principal``, ``token``, ``rejected`` (whoever vouches said no), ``unavailable`` (it did not
+            answer: may pass), ``policy``, ``none`` (there is no evidence).
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
 
 
 class UpstreamError(AgentError):
