@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import importlib
-import os
 import socket
 import ssl
 import sys
@@ -32,15 +31,14 @@ from agent.core.errors import UpstreamError
 from agent.core.timekeeping import Witness
 from agent.upstream.authorities import Authorities
 from agent.upstream.dates import date_of, witness_of
+from agent.upstream.failures import AddressRefusedError, as_upstream_error
+from agent.upstream.guard import UpstreamRefused, may_reach, parsed, refuse_literal
 from agent.wire.names import USER_AGENT_PREFIX
 
 if TYPE_CHECKING:
     import aiohttp
 
     from agent.upstream.names import Resolver
-
-#: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
-from agent.upstream.guard import UpstreamRefused, may_reach, parsed, refuse_literal, refused_address
 
 #: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
 _MAX_HEAD_LINE_BYTES = 16384
@@ -132,7 +130,7 @@ class UpstreamStream:
             try:
                 chunk = await anext(chunks, b"")
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise _translate(error, self._origin) from None
+                raise as_upstream_error(error, self._origin) from None
             if not chunk:
                 return
             seen += len(chunk)
@@ -275,7 +273,7 @@ class Upstream:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
             # RuntimeError: uvloop raises it from connect where the standard loop raises OSError.
             await self._left(session)
-            raise _translate(error, origin) from None
+            raise as_upstream_error(error, origin) from None
         except BaseException:
             await self._left(session)
             raise
@@ -364,15 +362,8 @@ class Upstream:
         # else a moment after it was checked (DNS rebinding) gains nothing.
         family, kind, protocol, _, sockaddr = address
         if not may_reach(str(sockaddr[0]), allow_private=self._settings.allow_private_addresses):
-            raise _AddressRefusedError
+            raise AddressRefusedError
         return socket.socket(family, kind, protocol)
-
-
-class _AddressRefusedError(OSError):
-    """Raised inside the connector. One fixed text, so that several refused addresses of a name stay one error."""
-
-    def __init__(self) -> None:
-        super().__init__("address refused")
 
 
 def _outgoing(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> CIMultiDict[str]:
@@ -384,49 +375,3 @@ def _outgoing(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> CIMulti
     outgoing.setdefault("User-Agent", f"{USER_AGENT_PREFIX}{__version__}")
     outgoing.setdefault("Accept-Encoding", "identity")
     return outgoing
-
-
-def _translate(error: BaseException, origin: str) -> UpstreamError:
-    """Map what the HTTP library raised. Only class names and the system's own error texts are repeated."""
-    import aiohttp  # noqa: PLC0415 - loaded by now: it raised this
-
-    cause = getattr(error, "os_error", None)
-    if isinstance(error, _AddressRefusedError) or isinstance(cause, _AddressRefusedError):
-        return refused_address(origin)
-    match error:
-        case TimeoutError():
-            return UpstreamError(f"{origin} did not answer in time", code="timeout")
-        case aiohttp.ClientHttpProxyError():
-            return UpstreamError(f"the configured proxy refuses {origin}: status {error.status}", code="network")
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorError():
-            return _not_connected(error, origin)
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
-            return UpstreamError(f"{origin} closed the connection without an answer", code="network")
-        case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError():
-            return UpstreamError(f"{origin} sent a broken answer ({type(error).__name__})", code="protocol")
-        case _:
-            return UpstreamError(f"no answer from {origin} ({type(error).__name__})", code="network")
-
-
-def _not_connected(
-    error: aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorError, origin: str
-) -> UpstreamError:
-    import aiohttp  # noqa: PLC0415 - as above
-
-    match error:
-        case aiohttp.ClientConnectorCertificateError():
-            return UpstreamError(
-                f"the certificate of {origin} does not verify",
-                code="tls",
-                hint="a private certificate authority is configured as ca_file; check the clock of this machine too",
-            )
-        case aiohttp.ClientConnectorSSLError():
-            return UpstreamError(f"no tls connection to {origin}", code="tls")
-        case aiohttp.ClientProxyConnectionError():
-            return UpstreamError(f"cannot connect to the configured proxy for {origin}", code="network")
-        case aiohttp.ClientConnectorDNSError():
-            return UpstreamError(f"the name in {origin} does not resolve", code="network")
-    # asyncio puts its own words and the address into strerror; the system's are plainer.
-    number = error.os_error.errno
-    reason = os.strerror(number).lower() if number is not None else type(error.os_error).__name__
-    return UpstreamError(f"cannot connect to {origin}: {reason}", code="network")

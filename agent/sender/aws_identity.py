@@ -1,0 +1,172 @@
+"""Which AWS identity has this computer? What boto3 finds, frozen at one moment, and the way to STS with it.
+
+Errors: :class:`~agent.core.errors.Denied` (there is none, it has ended, or it may not do that) or
+:class:`~agent.core.errors.Transient` (the network or STS failed; try again). Whatever the SDK raises becomes one of
+them, without a secret in its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.secret import Secret
+from agent.core.text import instant
+
+REGION_WITHOUT_ONE: Final = "us-east-1"
+"""Where STS is asked when this computer has no region configured: every account of the main partition has it."""
+
+CONNECT_TIMEOUT_SECONDS: Final = 5
+READ_TIMEOUT_SECONDS: Final = 15
+
+# What programs that write sessions into ~/.aws/credentials call the end of them: botocore has no name of its own.
+# saml2aws writes the first, aws-azure-login and others the rest.
+_PROFILE_ENDS: Final = ("x_security_token_expires", "aws_expiration", "aws_session_expiration", "expiration")
+
+# These escape botocore when a credential_process prints no JSON, or JSON that is no object, and when a cached sign-on
+# lacks a member.
+_ODD: Final = (ValueError, LookupError, TypeError, AttributeError)
+
+_PASSING_CODES: Final = frozenset(
+    {
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "ServiceUnavailable",
+        "InternalFailure",
+        "InternalError",
+    }
+)
+
+
+class LocalAws:
+    """The credentials of this computer, frozen at one moment, and an STS client that uses them."""
+
+    def __init__(self, session: Any, now: datetime) -> None:
+        found = asked(session.get_credentials, _ODD)
+        if found is None:
+            raise Denied(
+                "boto3 finds no AWS identity on this computer",
+                hint="does `aws sts get-caller-identity` work here? set AWS_PROFILE, or sign in (`aws sso login`)",
+                code="no-credentials",
+            )
+        # Frozen first: that is what refreshes a session near its end, and moves the end that is read next.
+        frozen = _frozen(found)
+        self.session = session
+        self.region: str | None = session.region_name
+        self.access_key_id: str = frozen.access_key
+        self.secret_access_key = Secret(frozen.secret_key)
+        self.session_token = Secret(frozen.token) if frozen.token else None
+        self.ends = _end(found, session)
+        self.method: str = found.method
+        if self.ends is not None and self.ends <= now:
+            raise Denied(
+                f"the local AWS session has ended, {instant(self.ends)}",
+                hint="sign in again (`aws sso login`, or however this session was made), then seal again",
+                code="ExpiredToken",
+            )
+
+    def sts(self) -> Any:
+        """An STS client of the session's region and endpoint, made from the frozen credentials."""
+        from botocore.config import Config  # noqa: PLC0415 - only when a call is made
+
+        return asked(
+            lambda: self.session.client(
+                "sts",
+                region_name=self.region or REGION_WITHOUT_ONE,
+                aws_access_key_id=self.access_key_id,
+                aws_secret_access_key=self.secret_access_key.reveal(),
+                aws_session_token=self.session_token.reveal() if self.session_token else None,
+                config=Config(
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    read_timeout=READ_TIMEOUT_SECONDS,
+                    retries={"mode": "standard", "total_max_attempts": 3},
+                ),
+            )
+        )
+
+    def caller(self) -> tuple[str, str]:
+        """The account and ARN of this identity. STS answers this to everyone whose credential lives."""
+        answer = asked(self.sts().get_caller_identity)
+        return answer["Account"], answer["Arn"]
+
+
+def _end(found: Any, session: Any) -> datetime | None:
+    """The true end of the session boto3 found, as far as anything on this computer knows it."""
+    # botocore has no public name for it; it is there for every kind that it knows how to refresh, and for the
+    # environment when AWS_CREDENTIAL_EXPIRATION is set.
+    ends = getattr(found, "_expiry_time", None)
+    if isinstance(ends, datetime):
+        return ends.astimezone(UTC)
+    if found.method != "shared-credentials-file":
+        return None
+    profiles = session._session.full_config.get("profiles", {})  # noqa: SLF001 - boto3 shows no other way
+    profile = profiles.get(session.profile_name, {})
+    for name in _PROFILE_ENDS:
+        text = profile.get(name)
+        if isinstance(text, str):
+            try:
+                ends = datetime.fromisoformat(text.strip())
+            except ValueError:
+                continue
+            # Without a zone it could be anyone's noon.
+            if ends.tzinfo is not None:
+                return ends.astimezone(UTC)
+    return None
+
+
+def _frozen(found: Any) -> Any:
+    """The credentials at one moment: three parts that belong together."""
+    try:
+        return asked(found.get_frozen_credentials, _ODD)
+    except RuntimeError:
+        # botocore's word for credentials that are no fresher after a refresh: from the environment, they never are.
+        raise Denied(
+            f"the local AWS session (from {found.method}) has ended",
+            hint="sign in again (`aws sso login`, or however this session was made), then seal again",
+            code="ExpiredToken",
+        ) from None
+
+
+def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
+    """Call the SDK; every way it fails becomes an error of ours, with the code AWS gave and no secret."""
+    from botocore.exceptions import (  # noqa: PLC0415 - only when a call is made
+        BotoCoreError,
+        ClientError,
+        ConnectionError,  # noqa: A004 - botocore's own
+        HTTPClientError,
+    )
+
+    try:
+        return function()
+    except ClientError as error:
+        raise _refusal(error.response.get("Error", {})) from None
+    except (ConnectionError, HTTPClientError) as error:
+        raise Transient(f"AWS cannot be reached: {error}", code="network") from None
+    except (BotoCoreError, OSError, *odd) as error:
+        # What the odd ones say may hold what a helper printed: only their kind is told.
+        words = str(error) if isinstance(error, BotoCoreError | OSError) else type(error).__name__
+        raise Denied(
+            f"boto3 cannot use the AWS identity of this computer: {words.strip().partition(chr(10))[0].rstrip('.: ')}",
+            hint="does `aws sts get-caller-identity` work here? an ended sign-on needs `aws sso login`",
+            code=type(error).__name__,
+        ) from None
+
+
+def _refusal(said: Mapping[str, Any]) -> ProviderError:
+    code = str(said.get("Code", "unknown"))
+    # The first line only: SignatureDoesNotMatch goes on with the canonical request, session token and all.
+    words = str(said.get("Message", "")).strip().partition("\n")[0][:300].rstrip(". ")
+    message = f"AWS refused: {code}: {words}"
+    if code in _PASSING_CODES:
+        return Transient(message, code=code)
+    hints = {
+        "ExpiredToken": "the local session has ended: sign in again, then seal again",
+        "SignatureDoesNotMatch": "the secret does not belong to the key id, or this computer's clock is wrong",
+        "InvalidClientTokenId": "the local keys are not valid (any more); `aws configure list` shows which are used",
+        "AccessDenied": "may this identity make that call, and does the role's trust policy name it?",
+        "ValidationError": "a role assumed with a role's session lasts an hour at most (--duration 1h)",
+    }
+    return Denied(message, hint=hints.get(code), code=code)
