@@ -29,6 +29,7 @@ from agent.core.model import (
 )
 from agent.providers.aws import AwsMint
 from agent.providers.google import GoogleMint
+from agent.providers.google_requests import GoogleRequests
 from agent.providers.instance import Instance
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
@@ -63,7 +64,8 @@ class Mint:
         allowed = AllowList(settings.allowed_origins)
         tokens = WebTokens(upstream, allowed, settings.web_token_directories, gce, settings.request_timeout_seconds)
         self._aws = AwsMint(upstream, settings, allowed, tokens, ec2, boottime=clock.boottime)
-        self._google = GoogleMint(upstream, settings, allowed, tokens, aws=self._aws, gce=gce, boottime=clock.boottime)
+        google = GoogleRequests(upstream, settings, allowed, boottime=clock.boottime)
+        self._google = GoogleMint(google, tokens, token_url=settings.google.token_url, aws=self._aws, gce=gce)
         self._instance = Instance(ec2, gce, settings.machine)
 
     async def issue(self, grant: Grant, base: AwsCredential | GoogleToken | None, now: datetime) -> Issued[Credential]:

@@ -334,7 +334,7 @@ def test_subject_token_is_what_google_documents() -> None:
     """The subject token for federation is the JSON that Google documents, with the target resource signed."""
     from urllib.parse import unquote
 
-    from agent.providers.google import aws_subject_token
+    from agent.providers.google_proofs import aws_subject_token
     from agent.providers.sts import warm
 
     warm()
