@@ -260,7 +260,7 @@ class GoogleMint:
         lifetime_seconds: int,
         now: datetime,
     ) -> Issued[GoogleToken]:
-        doing, ask = "google impersonation", self._requests.post_iam
+        doing = "google impersonation"
         if principal in self._capped:
             lifetime_seconds = min(lifetime_seconds, USUAL_SECONDS)
         body = {"delegates": accounts_of(delegates), "scope": list(scopes), "lifetime": f"{lifetime_seconds}s"}

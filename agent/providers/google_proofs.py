@@ -51,7 +51,9 @@ def signed_assertion(grant: GcpServiceAccount, claims: dict[str, Any], doing: st
     """An assertion of a service account (RFC 7523), signed with its key.
 
     Args:
+        grant: whose key signs.
         claims: what is asked for.
+        doing: what for, in the words of an error.
         now: when it begins to be good; as the server sees it.
 
     Raises:
