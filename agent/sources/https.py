@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import math
 import random
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -28,9 +25,9 @@ from agent.core.errors import SourceError, UnreadableError, UpstreamError, WireE
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Ok, Position, Submit, Trouble
-from agent.core.text import instant, os_reason
-from agent.host.patience import Patience, StalledError
-from agent.sources.watching import RetryLater, broken_here, keep_watching, retry_seconds
+from agent.sources.acknowledging import Acknowledger
+from agent.sources.location import Location
+from agent.sources.watching import RetryLater, broken_here, keep_watching
 from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
 from agent.wire.names import BUNDLE_MEDIA_TYPE
 from agent.wire.wrapped import find
@@ -46,14 +43,9 @@ PAUSE_HELD_SECONDS: Final = 1.0
 """After a held request the next is drawn from this long: all workers were answered in the same instant."""
 
 MAX_REDIRECTS: Final = 3
-ACK_ATTEMPTS: Final = 3
-MAX_TOKEN_BYTES: Final = 8192
-MAX_ACK_BYTES: Final = 65_536
 GONE_SLEEP_SECONDS: Final = 86_400.0
 
-MAX_URL_BYTES: Final = 4096
 
-_URL: Final = re.compile(rb"https?://[\x21-\x7e]{1,4000}\Z")
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,256}"\Z')
 
 
@@ -82,20 +74,6 @@ class HttpsSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "https"
 
 
-class _Ack(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An acknowledgement as it is posted: the names of the claims, for what the claims name."""
-
-    outcome: str
-    at: str
-    worker: str | None = None
-    iss: str | None = None
-    sub: str | None = None
-    jti: str | None = None
-    seq: int | None = None
-    code: str | None = None
-    reason: str | None = None
-
-
 class HttpsSource:
     """Reads one URL, again and again.
 
@@ -118,7 +96,19 @@ class HttpsSource:
         self._upstream = upstream
         self._clock = clock
         self._rng = rng
-        self._patience = Patience()
+        self._location = Location(settings.url, settings.url_file, settings.token_file)
+        self._acknowledger = (
+            Acknowledger(
+                settings.ack_url,
+                self._location,
+                upstream=upstream,
+                worker=settings.worker,
+                clock=clock,
+                rng=rng,
+            )
+            if settings.ack_url is not None
+            else None
+        )
         self._left: Position | None = None  # where the process before us stood
         self._url = settings.url or ""  # as it was last read
         self._watched = self._url  # whose answers the rest is about
@@ -166,32 +156,18 @@ class HttpsSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`."""
-        return await self._unwrapped(self._read(await self._ask(await self._where(), {}, None)))
+        return await self._unwrapped(self._read(await self._ask(await self._location.url(), {}, None)))
 
     async def acknowledge(self, ack: Ack) -> None:
-        """Post the verdict. Tried a few times and then let be: the next one says more."""
-        url = self._settings.ack_url
-        if url is None:
-            return
-        body = _ack_body(ack, self._settings.worker)
-        for attempt in range(1, ACK_ATTEMPTS + 1):
-            try:
-                headers = {"Content-Type": "application/json", **await self._authorization(url)}
-                answer = await self._upstream.request("POST", url, headers=headers, body=body, max_bytes=MAX_ACK_BYTES)
-                status = answer.status
-            except (SourceError, UpstreamError):
-                status = 503
-            # What a server refuses once it refuses again; only its failures are worth another try.
-            if status < 500 and status != 429:
-                return
-            if attempt < ACK_ATTEMPTS:
-                await self._clock.sleep(retry_seconds(attempt, self._rng))
+        """Post the verdict, if anybody wants it."""
+        if self._acknowledger is not None:
+            await self._acknowledger.post(ack)
 
     async def _look(self) -> SealedBundle | None:
         if self._gone:
             written = self._settings.url_file is not None
             await self._clock.sleep(self._settings.poll_seconds if written else GONE_SLEEP_SECONDS)
-        url = await self._where()
+        url = await self._location.url()
         if url != self._watched:
             self._forget()  # tags, and what is gone, are the other object's
             self._watched = url
@@ -253,7 +229,7 @@ class HttpsSource:
                 answer = await self._upstream.request(
                     "GET",
                     url,
-                    headers={"Accept": ACCEPT, **headers, **await self._authorization(url)},
+                    headers={"Accept": ACCEPT, **headers, **await self._location.authorization(url)},
                     timeout_seconds=timeout_seconds,
                     max_bytes=MAX_BUNDLE_BYTES,
                 )
@@ -321,93 +297,17 @@ class HttpsSource:
             return found
         return found if data is None else SealedBundle(data=data, origin=found.origin)
 
-    async def _authorization(self, url: str) -> dict[str, str]:
-        """The header that carries the bearer token; empty when there is none."""
-        path = self._settings.token_file
-        if path is None:
-            return {}
-        if not _is_confidential(url):
-            raise SourceError("a bearer token is not sent over plain http", hint="use an https URL, or no token")
-        token = await self._read_file(path, partial(_read_token, path))
-        return {"Authorization": f"Bearer {token}"}
-
     @property
     def _origin(self) -> str:
         """What may be shown of the URL."""
         return origin_of(self._url)
-
-    async def _where(self) -> str:
-        """The URL to ask now. Raises SourceError without a word of what is in its file."""
-        path = self._settings.url_file
-        return self._settings.url or "" if path is None else await self._read_file(path, partial(_read_url, path))
-
-    async def _read_file(self, path: Path, read: Callable[[], str]) -> str:
-        try:
-            return await self._patience.ask(path, read)
-        except StalledError as error:
-            raise SourceError(error.message, hint=error.hint) from None
 
 
 def _place(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()
 
 
-def _read_url(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_URL_BYTES + 1)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
-    url = raw.strip()
-    # The rule of agent.config for a URL. What is wrong is not said: the content may be a credential.
-    if len(raw) > MAX_URL_BYTES or not _URL.match(url):
-        raise SourceError(f"{path}: expected one http or https url of printable ascii")
-    found = url.decode("ascii")
-    with broken_here():
-        origin_of(found)
-    return found
-
-
-def _read_token(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_TOKEN_BYTES + 1)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
-    token = raw.strip()
-    if not token or len(raw) > MAX_TOKEN_BYTES or not all(0x21 <= byte <= 0x7E for byte in token):
-        raise SourceError(f"{path}: expected a bearer token of printable characters without spaces")
-    return token.decode("ascii")
-
-
-def _is_confidential(url: str) -> bool:
-    """Whether nobody on the way can read what is sent: TLS, or no way at all."""
-    parts = urlsplit(url)
-    if parts.scheme == "https":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return parts.hostname == "localhost"
-
-
 def _entity_tag(answer: UpstreamResponse) -> str | None:
     """The entity tag, if it is one we may send back (RFC 9110 section 8.8.3)."""
     etag = answer.headers.get("ETag", "")
     return etag if _ETAG.match(etag) else None
-
-
-def _ack_body(ack: Ack, worker: str | None) -> bytes:
-    return msgspec.json.encode(
-        _Ack(
-            outcome=ack.outcome,
-            at=instant(ack.at),
-            worker=worker,
-            iss=ack.issuer,
-            sub=ack.subject,
-            jti=ack.bundle_id,
-            seq=ack.seq,
-            code=ack.code,
-            reason=ack.reason,
-        )
-    )
