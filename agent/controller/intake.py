@@ -15,20 +15,19 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import msgspec
 import structlog
 
 from agent.controller.durable import Durable
+from agent.controller.retries import NEVER, Retries
 from agent.controller.tasks import Tasks
-from agent.core import refresh
+from agent.controller.verdicts import Verdicts
 from agent.core.clock import Clock
-from agent.core.counters import Counters, bump
+from agent.core.counters import Counters
 from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import Ack, Source
-from agent.core.text import instant
 from agent.core.verdict import Accepted, Refused, Same
 from agent.identity.events import BundleResuming
 from agent.identity.store import Store
@@ -43,22 +42,12 @@ REVIEW_AGAIN_SECONDS: Final = 30.0
 TOO_EARLY_SECONDS: Final = 60.0
 """Between looks at a bundle that is not valid yet."""
 
-_NEVER: Final = float("inf")
-
 
 class Opener(Protocol):
     """Opens and verifies sealed bytes (:class:`agent.keys.Keyring` with the trust it was given)."""
 
     async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
         """Raise a :class:`BundleError`, nothing else."""
-
-
-class _Retry(msgspec.Struct):
-    """Bytes that were not taken, and when (boot-time seconds) to look at them again."""
-
-    sealed: SealedBundle
-    attempts: int
-    at: float
 
 
 class Intake:
@@ -75,9 +64,6 @@ class Intake:
         tasks: where what is under way is kept.
         wake: has the loop go round.
         changed: tells that an answer may have changed.
-
-    Attributes:
-        last_refusal: what was refused last, for a person.
     """
 
     def __init__(
@@ -94,43 +80,44 @@ class Intake:
         wake: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
-        self.last_refusal: Ack | None = None
         self._store = store
         self._durable = durable
         self._opener = opener
         self._sources = sources
         self._clock = clock
-        self._rng = rng
-        self._counters = counters
+        self._verdicts = Verdicts(counters)
         self._tasks = tasks
         self._wake = wake
         self._changed = changed
         self._log = structlog.get_logger()
-        self._retries: dict[str, _Retry] = {}  # by origin
-        self._review_at = _NEVER  # boot-time seconds: when to evaluate the bundle in force again
+        self._retries = Retries(lambda origin: origin == STATE or origin in sources, clock, rng)
+        self._review_at = NEVER  # boot-time seconds: when to evaluate the bundle in force again
         self._resumed = False  # whether the bundle in force is one of an earlier process
 
     # -- what the loop asks -----------------------------------------------------------------------------------------
 
     @property
+    def last_refusal(self) -> Ack | None:
+        """What was refused last, for a person."""
+        return self._verdicts.last_refusal
+
+    @property
     def waiting(self) -> frozenset[str]:
         """The origins whose bytes are kept for another look."""
-        return frozenset(self._retries)
+        return self._retries.origins
 
     @property
     def due_at(self) -> float:
         """When :meth:`step` has something to do next, in boot-time seconds; infinity: never."""
-        return min((self._review_at, *(retry.at for retry in self._retries.values())))
+        return min(self._review_at, self._retries.due_at)
 
     def step(self, boottime: float) -> None:
         """Start what is due. The review goes first: see there."""
         if self._review_at <= boottime:
-            self._review_at = _NEVER
+            self._review_at = NEVER
             self._tasks.spawn(self._review(), name="review")
-        for retry in list(self._retries.values()):
-            if retry.at <= boottime:
-                retry.at = _NEVER  # until it is evaluated, which defers it anew or not
-                self._tasks.spawn(self._submit(retry.sealed), name=f"submit {retry.sealed.origin}")
+        for sealed in self._retries.due(boottime):
+            self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
 
     # -- bundles ----------------------------------------------------------------------------------------------------
 
@@ -146,18 +133,18 @@ class Intake:
             bundle = await self._opener(bundle_in, now, active.digest)
         except KeyUnavailableError as error:
             self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
-            self._retry_soon(bundle_in, 0)
+            self._retries.keep_soon(bundle_in, 0)
             return
         except BundleError as error:
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
             self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
             self._resuming(None)
-            self._retry(bundle_in, 0, None)  # a key, a signer or the machine's name may be away, and come back
+            self._retries.keep(bundle_in, 0, None)  # a key, a signer or the machine's name may be away, and come back
             return
         verdict = self._durable.resume(bundle, sealed, now)
         if isinstance(verdict, Accepted):
             self._resumed = True
-            self._log.info("bundle.resumed", **_describe(bundle))
+            self._verdicts.resumed(bundle)
         elif isinstance(verdict, Refused):
             self._resuming(None)
             self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
@@ -183,32 +170,26 @@ class Intake:
 
     async def _evaluate(self, sealed: SealedBundle) -> Ack:
         now = self._clock.now()
-        retry = self._retries.pop(sealed.origin, None)
-        attempts = retry.attempts if retry is not None and retry.sealed is sealed else 0
+        attempts = self._retries.take(sealed)
         if self._opener is None:
-            return self._refused(
-                sealed, None, Refused("recipient", "no key is configured: no bundle can be opened"), now
-            )
+            no_key = Refused("recipient", "no key is configured: no bundle can be opened")
+            return self._verdicts.refused(sealed, None, no_key, now)
         try:
             bundle = await self._open(sealed, now)
         except KeyUnavailableError as error:
-            self._retry_soon(sealed, attempts)
-            if attempts == 0:
-                self._log.warning("bundle.held", origin=sealed.origin, code=error.code, reason=error.message)
-            return self._ack(sealed, "refused", now, code=error.code, reason=error.message)
+            self._retries.keep_soon(sealed, attempts)
+            return self._verdicts.held(sealed, Refused(error.code, error.message), now, repeated=attempts > 0)
         except BundleError as error:
             if sealed.origin == STATE:
                 self._resuming(None)
             # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
-            self._retry(sealed, attempts, TOO_EARLY_SECONDS if error.code == "not-yet-valid" else None)
-            return self._refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
+            self._retries.keep(sealed, attempts, TOO_EARLY_SECONDS if error.code == "not-yet-valid" else None)
+            return self._verdicts.refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
         verdict, durable = await self._durable.submit(bundle, sealed.data)
         if isinstance(verdict, Refused):
-            return self._refused(sealed, bundle, verdict, now)
+            return self._verdicts.refused(sealed, bundle, verdict, now)
         if isinstance(verdict, Same):
-            self._counters.same += 1
-            self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
-            return self._ack(sealed, "same", now, bundle=bundle, durable=durable)
+            return self._verdicts.same(sealed, bundle, now, durable=durable)
         return self._accepted(sealed, bundle, now, durable=durable)
 
     async def _open(self, sealed: SealedBundle, now: datetime) -> Bundle:
@@ -227,31 +208,15 @@ class Intake:
 
     def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         if bundle.action is Action.SET or self._store.memory.active is None:
-            self._retries.pop(STATE, None)  # our copy of an earlier one
+            self._retries.forget(STATE)  # our copy of an earlier one
             self._resumed = False
-        self._counters.accepted += 1
-        event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
-        self._log.info(event, durable=durable, **_describe(bundle))
-        for aside in bundle.set_aside:
-            self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
+        ack = self._verdicts.accepted(sealed, bundle, now, durable=durable)
         self._changed()
-        return self._ack(sealed, "accepted", now, bundle=bundle, durable=durable)
-
-    def _retry(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
-        """Keep bytes for another look, after ``seconds`` or (``None``) when :meth:`reconsider` is called."""
-        if sealed.origin not in self._sources and sealed.origin != STATE:
-            return  # one place a source, and no more: what anybody can push must not pile up
-        at = _NEVER if seconds is None else self._clock.boottime() + seconds
-        self._retries[sealed.origin] = _Retry(sealed, attempts + 1, at)
-
-    def _retry_soon(self, sealed: SealedBundle, attempts: int) -> None:
-        seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
-        self._retry(sealed, attempts, seconds + 1.0)
+        return ack
 
     def reconsider(self) -> None:
         """Look again at what each source submitted last and was refused: the clock, the keys or the trust changed."""
-        for retry in self._retries.values():
-            retry.at = min(retry.at, self._clock.boottime())
+        self._retries.hasten()
         self._wake()
 
     def review(self) -> None:
@@ -283,7 +248,7 @@ class Intake:
         # The signer may give shorter leases, or longer ones, than it might then.
         anew = self._store.bundle is bundle and again.lease_until != bundle.lease_until
         if anew and self._durable.lease_anew(again, now):
-            self._log.info("bundle.leased_anew", **_describe(again))
+            self._verdicts.leased_anew(again)
             self._changed()
 
     def unreadable(self, source: Source, error: UnreadableError) -> None:
@@ -291,59 +256,16 @@ class Intake:
 
         Somebody meant this worker to have a bundle. Nobody may take what is served instead for what was meant.
         """
-        self._log.error("bundle.unreadable", source=source.name, reason=error.message, hint=error.hint)
-        bump(self._counters.refused, "unreadable")
-        nothing = SealedBundle(b"", source.name)
-        ack = self._ack(nothing, "refused", self._clock.now(), code="unreadable", reason=error.message)
-        self.last_refusal = ack
+        ack = self._verdicts.unreadable(source.name, error, self._clock.now())
         self._tasks.spawn(source.acknowledge(ack), name=f"ack {source.name}")
 
     def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
         """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
-        self._log.error("bundle.revoked", code=error.code, reason=error.message, **_describe(bundle))
-        bump(self._counters.refused, error.code)
         mine = SealedBundle(sealed, STATE)
-        self.last_refusal = self._ack(mine, "refused", now, bundle=bundle, code=error.code, reason=error.message)
+        self._verdicts.revoked(mine, bundle, Refused(error.code, error.message), now)
         self._durable.revoke(now)
-        self._retry(mine, 0, None)  # a reload that was a mistake is made good by the next
+        self._retries.keep(mine, 0, None)  # a reload that was a mistake is made good by the next
         self._changed()
-
-    def _refused(
-        self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False
-    ) -> Ack:
-        ack = self._ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
-        if repeated:
-            return ack
-        bump(self._counters.refused, verdict.code)
-        self.last_refusal = ack
-        say = self._log.error if verdict.alarm else self._log.warning
-        seq = bundle.seq if bundle is not None else None
-        say("bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq)
-        return ack
-
-    @staticmethod
-    def _ack(
-        sealed: SealedBundle,
-        outcome: Any,
-        now: datetime,
-        *,
-        bundle: Bundle | None = None,
-        code: str | None = None,
-        reason: str | None = None,
-        durable: bool = True,
-    ) -> Ack:
-        return Ack(
-            origin=sealed.origin,
-            outcome=outcome,
-            at=now,
-            durable=durable,
-            code=code,
-            reason=reason,
-            issuer=bundle.issuer if bundle else None,
-            subject=bundle.subject if bundle else None,
-            bundle_id=bundle.bundle_id if bundle else None,
-            seq=bundle.seq if bundle else None,
-        )
 
     async def identified(
         self,
@@ -376,24 +298,12 @@ class Intake:
             # What came to this machine while it was not known who it is, is its own: to be evaluated anew, and alone.
             bundle, mine = self._store.bundle, self._durable.sealed
             held = None if self._resumed or bundle is None or mine is None else SealedBundle(mine, bundle.origin)
-            self._retries.pop(STATE, None)
+            self._retries.forget(STATE)
             self._resumed = False
             self._durable.reset(instance_id, boot_id, firmware)
             if held is not None:
-                self._retry(held, 0, 0.0)
+                self._retries.keep(held, 0, 0.0)
         self._wake()  # the loop tells what changed
 
     def _resuming(self, why: str | None) -> None:
         self._store.apply(BundleResuming(why), self._clock.now())
-
-
-def _describe(bundle: Bundle) -> dict[str, Any]:
-    """What may be said of a bundle in a log."""
-    return {
-        "origin": bundle.origin,
-        "issuer": bundle.issuer,
-        "subject": bundle.subject,
-        "seq": bundle.seq,
-        "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
-        "lease_until": instant(bundle.lease_until) if bundle.lease_until is not None else None,
-    }

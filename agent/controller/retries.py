@@ -1,0 +1,87 @@
+"""Which bytes are looked at again, and when? One place an origin, for what was not taken and may still become right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from agent.core import refresh
+from agent.core.clock import Clock
+from agent.core.model import SealedBundle
+
+NEVER: Final = float("inf")
+
+
+class _Retry(msgspec.Struct):
+    """Bytes that were not taken, and when (boot-time seconds) to look at them again."""
+
+    sealed: SealedBundle
+    attempts: int
+    at: float
+
+
+class Retries:
+    """Keeps bytes for another look.
+
+    Args:
+        keeps: whether bytes of an origin are kept; what anybody can bring must not pile up.
+        clock: counts the seconds until they are looked at again.
+        rng: for the jitter.
+    """
+
+    def __init__(self, keeps: Callable[[str], bool], clock: Clock, rng: random.Random) -> None:
+        self._keeps = keeps
+        self._clock = clock
+        self._rng = rng
+        self._kept: dict[str, _Retry] = {}  # by origin
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Whose bytes are kept for another look."""
+        return frozenset(self._kept)
+
+    @property
+    def due_at(self) -> float:
+        """When the first of them is due, in boot-time seconds; infinity: none is."""
+        return min((retry.at for retry in self._kept.values()), default=NEVER)
+
+    def due(self, boottime: float) -> list[SealedBundle]:
+        """What is to be looked at now. It is kept, and not due again, until :meth:`take` or :meth:`keep`."""
+        found = [retry for retry in self._kept.values() if retry.at <= boottime]
+        for retry in found:
+            retry.at = NEVER
+        return [retry.sealed for retry in found]
+
+    def take(self, sealed: SealedBundle) -> int:
+        """Keep nothing of its origin any more: ``sealed`` is evaluated. How often the same bytes were before."""
+        retry = self._kept.pop(sealed.origin, None)
+        return retry.attempts if retry is not None and retry.sealed is sealed else 0
+
+    def forget(self, origin: str) -> None:
+        """Keep nothing of ``origin``."""
+        self._kept.pop(origin, None)
+
+    def keep(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
+        """Look at it again after ``seconds``, or (``None``) when :meth:`hasten` is called.
+
+        Args:
+            sealed: replaces what was kept of its origin.
+            attempts: how often it was evaluated before this time.
+            seconds: from now.
+        """
+        if self._keeps(sealed.origin):
+            at = NEVER if seconds is None else self._clock.boottime() + seconds
+            self._kept[sealed.origin] = _Retry(sealed, attempts + 1, at)
+
+    def keep_soon(self, sealed: SealedBundle, attempts: int) -> None:
+        """Look at it again soon, and less and less so: whoever had to help with it was silent."""
+        seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
+        self.keep(sealed, attempts, seconds + 1.0)
+
+    def hasten(self) -> None:
+        """Have all of it due now."""
+        for retry in self._kept.values():
+            retry.at = min(retry.at, self._clock.boottime())

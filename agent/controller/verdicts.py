@@ -1,0 +1,131 @@
+"""What is said of a verdict? Logged once where it happens, counted, and told to the source as an :class:`Ack`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from agent.core.counters import Counters, bump
+from agent.core.errors import UnreadableError
+from agent.core.model import Action, Bundle, SealedBundle
+from agent.core.source import Ack
+from agent.core.text import instant
+from agent.core.verdict import Refused
+
+
+class Verdicts:
+    """Says verdicts.
+
+    Args:
+        counters: of verdicts.
+
+    Attributes:
+        last_refusal: what was refused last, for a person.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self.last_refusal: Ack | None = None
+        self._counters = counters
+        self._log = structlog.get_logger()
+
+    def accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
+        """It is in force, or what it withdraws no longer is."""
+        self._counters.accepted += 1
+        event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
+        self._log.info(event, durable=durable, **_describe(bundle))
+        for aside in bundle.set_aside:
+            self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
+        return _ack(sealed, "accepted", now, bundle=bundle, durable=durable)
+
+    def same(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
+        """It was in force already."""
+        self._counters.same += 1
+        self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
+        return _ack(sealed, "same", now, bundle=bundle, durable=durable)
+
+    def refused(
+        self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False
+    ) -> Ack:
+        """It is not taken.
+
+        Args:
+            sealed: as it came.
+            bundle: what was in it, if it could be opened.
+            verdict: why.
+            now: the instant of the verdict.
+            repeated: the same bytes were refused before, and that was said.
+        """
+        ack = _ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
+        if repeated:
+            return ack
+        bump(self._counters.refused, verdict.code)
+        self.last_refusal = ack
+        say = self._log.error if verdict.alarm else self._log.warning
+        seq = bundle.seq if bundle is not None else None
+        say("bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq)
+        return ack
+
+    def held(self, sealed: SealedBundle, verdict: Refused, now: datetime, *, repeated: bool) -> Ack:
+        """There is no verdict yet: whoever has the key is silent."""
+        if not repeated:
+            self._log.warning("bundle.held", origin=sealed.origin, code=verdict.code, reason=verdict.reason)
+        return _ack(sealed, "refused", now, code=verdict.code, reason=verdict.reason)
+
+    def resumed(self, bundle: Bundle) -> None:
+        """What an earlier process had in force is so again."""
+        self._log.info("bundle.resumed", **_describe(bundle))
+
+    def leased_anew(self, bundle: Bundle) -> None:
+        """It is in force, for longer or shorter than before: its signer's leases have another limit."""
+        self._log.info("bundle.leased_anew", **_describe(bundle))
+
+    def revoked(self, sealed: SealedBundle, bundle: Bundle, verdict: Refused, now: datetime) -> None:
+        """It was in force, and ends."""
+        self._log.error("bundle.revoked", code=verdict.code, reason=verdict.reason, **_describe(bundle))
+        bump(self._counters.refused, verdict.code)
+        self.last_refusal = _ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
+
+    def unreadable(self, origin: str, error: UnreadableError, now: datetime) -> Ack:
+        """A source has what looks like a bundle, and is none."""
+        self._log.error("bundle.unreadable", source=origin, reason=error.message, hint=error.hint)
+        bump(self._counters.refused, "unreadable")
+        self.last_refusal = _ack(SealedBundle(b"", origin), "refused", now, code="unreadable", reason=error.message)
+        return self.last_refusal
+
+
+def _ack(
+    sealed: SealedBundle,
+    outcome: Any,
+    now: datetime,
+    *,
+    bundle: Bundle | None = None,
+    code: str | None = None,
+    reason: str | None = None,
+    durable: bool = True,
+) -> Ack:
+    return Ack(
+        origin=sealed.origin,
+        outcome=outcome,
+        at=now,
+        durable=durable,
+        code=code,
+        reason=reason,
+        issuer=bundle.issuer if bundle else None,
+        subject=bundle.subject if bundle else None,
+        bundle_id=bundle.bundle_id if bundle else None,
+        seq=bundle.seq if bundle else None,
+    )
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    """What may be said of a bundle in a log."""
+    return {
+        "origin": bundle.origin,
+        "issuer": bundle.issuer,
+        "subject": bundle.subject,
+        "seq": bundle.seq,
+        "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
+        "lease_until": instant(bundle.lease_until) if bundle.lease_until is not None else None,
+    }
