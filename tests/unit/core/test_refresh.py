@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,3 +97,101 @@ def test_a_fleet_in_its_last_quarter_hour_asks_less_than_sts_throttles_at() -> N
     rng = random.Random(1)
     waits = [refresh.retry_seconds(40, 10 * MINUTE, denied=False, rng=rng) for _ in range(10_000)]
     assert 10_000 / (sum(waits) / len(waits)) < 600
+
+
+class Edge(random.Random):
+    """Draws the lowest or the highest that may be drawn."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(0)
+        self._share = share
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * self._share
+
+    def random(self) -> float:
+        return self._share
+
+
+LOW, HIGH = Edge(0.0), Edge(1.0)
+
+
+def between(seconds: Callable[[random.Random], float]) -> tuple[float, float]:
+    """The least and the most that may be drawn."""
+    return seconds(LOW), seconds(HIGH)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "left", "how", "bounds"),
+    [
+        (1, None, {}, (0.2, 1.0)),
+        (2, None, {}, (0.2, 2.0)),
+        (5, None, {}, (0.2, 16.0)),
+        (6, None, {}, (15.0, 30.0)),
+        (60, None, {}, (15.0, 30.0)),
+        (60, 15 * MINUTE, {}, (15.0, 30.0)),
+        (60, 16 * MINUTE, {}, (0.2, 60.0)),
+        (6, 16 * MINUTE, {}, (0.2, 32.0)),
+        (60, None, {"local": True}, (0.2, 10.0)),
+        (3, None, {"local": True}, (0.2, 4.0)),
+        (60, 16 * MINUTE, {"local": True}, (0.2, 60.0)),
+        (1, None, {"denied": True}, (7.5, 15.0)),
+        (2, 16 * MINUTE, {"denied": True}, (15.0, 30.0)),
+        (60, None, {"denied": True}, (30.0, 60.0)),
+        (60, 16 * MINUTE, {"denied": True}, (150.0, 300.0)),
+    ],
+)
+def test_how_long_a_retry_waits(
+    attempt: int, left: timedelta | None, how: dict[str, bool], bounds: tuple[float, float]
+) -> None:
+    """It doubles up to a bound, which is lower in the last quarter hour and for the machine's own service."""
+    denied, local = how.get("denied", False), how.get("local", False)
+
+    assert between(lambda rng: refresh.retry_seconds(attempt, left, denied=denied, rng=rng, local=local)) == bounds
+
+
+@pytest.mark.parametrize(
+    ("left", "google", "bounds"),
+    [
+        (6 * 60 * MINUTE, False, (225.0, 300.0)),
+        (9 * MINUTE, False, (135.0, 180.0)),
+        (timedelta(seconds=3), False, (1.5, 2.0)),
+        (60 * MINUTE, True, (1800.0, 1800.0)),
+        (30 * MINUTE, True, (1080.0, 1080.0)),
+        (12 * MINUTE, True, (22.5, 30.0)),
+        (timedelta(seconds=100), True, (7.5, 10.0)),
+        (timedelta(seconds=1), True, (1.5, 2.0)),
+    ],
+)
+def test_when_the_machines_own_is_read_again(left: timedelta, google: bool, bounds: tuple[float, float]) -> None:
+    """Every five minutes, or at a third of what is left; Google's each half hour, and each half minute at its end."""
+
+    def seconds(rng: random.Random) -> float:
+        return (refresh.reread_instance_at(START, START + left, google=google, rng=rng) - START).total_seconds()
+
+    assert between(seconds) == bounds
+
+
+@pytest.mark.parametrize(
+    ("asked", "left", "kept"),
+    [
+        (100.0, None, 30.0),
+        (10.0, None, 10.0),
+        (100.0, 15 * MINUTE, 30.0),
+        (100.0, 16 * MINUTE, 100.0),
+        (1000.0, 16 * MINUTE, 240.0),
+        (100.0, MINUTE, 15.0),
+        (100.0, -MINUTE, 0.0),
+    ],
+)
+def test_how_much_of_a_pause_is_kept(asked: float, left: timedelta | None, kept: float) -> None:
+    """All of it while much is held, and a quarter of the life left at most."""
+    assert refresh.pause_seconds(asked, left) == kept
+
+
+def test_the_oldest_that_each_grows() -> None:
+    """Google's is replaced 32 minutes before its end at the latest, a shorter one in proportion; AWS's after an hour."""
+    assert refresh.oldest_google(2 * 60 * MINUTE) == 88 * MINUTE
+    assert refresh.oldest_google(30 * MINUTE) == 14 * MINUTE
+    assert refresh.oldest_aws(12 * 60 * MINUTE) == 60 * MINUTE
+    assert refresh.oldest_aws(90 * MINUTE) == 30 * MINUTE

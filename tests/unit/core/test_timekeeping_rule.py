@@ -94,6 +94,13 @@ class TestStart:
         machine.hear(LINK, says=0.0, after=SETTLED_SECONDS)
         assert machine.off == 0.0
 
+    def test_where_the_kernel_vouched_the_first_word_needs_a_second(self) -> None:
+        """Nobody was heard, but the time was right."""
+        machine = Machine(synchronised=True)
+        machine.synchronised = False
+        machine.hear(LINK, says=HOUR)
+        assert machine.off == 0.0
+
     def test_after_a_step_the_first_word_needs_a_second(self) -> None:
         """A wall clock that was stepped before anybody was heard leaves no first word to be believed at once."""
         machine = Machine(-7 * HOUR)
@@ -141,6 +148,8 @@ class TestWallClock:
         machine.hear(GOOGLE, says=0.0)  # what was ours before the step: nobody remembers that
         machine.settle(LINK, 10 * HOUR)
         assert machine.off == 20 * HOUR, "nobody alone takes back what the kernel vouched for"
+        machine.settle(AWS, 20 * HOUR + 50.0)
+        assert machine.off == 20 * HOUR, "the wall clock weighs as before it was stepped"
         machine.settle(LINK, 20 * HOUR + ALONE_SECONDS)
         assert machine.off == 20 * HOUR + ALONE_SECONDS
 
