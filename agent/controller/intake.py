@@ -85,7 +85,7 @@ class Intake:
         self._opener = opener
         self._sources = sources
         self._clock = clock
-        self._verdicts = Verdicts(counters)
+        self._verdicts = Verdicts(counters, store.tell)
         self._tasks = tasks
         self._wake = wake
         self._changed = changed

@@ -73,12 +73,7 @@ class Issuing:
         self._wake = wake
         self._log = structlog.get_logger()
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
-        self.scoped = Scoped(
-            clock,
-            served=lambda: google_source(store.state, clock.now()),
-            issue=issuer.issue,
-            seconds=ISSUE_TIMEOUT_SECONDS,
-        )
+        self.scoped = Scoped(clock, store, issue=issuer.issue, seconds=ISSUE_TIMEOUT_SECONDS)
 
     def begin(self, work: Work) -> None:
         """Issue a credential. Returns at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -20,14 +21,16 @@ class Verdicts:
 
     Args:
         counters: of verdicts.
+        tell: called when :attr:`last_refusal` is another.
 
     Attributes:
         last_refusal: what was refused last, for a person.
     """
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, tell: Callable[[], None]) -> None:
         self.last_refusal: Ack | None = None
         self._counters = counters
+        self._tell = tell
         self._log = structlog.get_logger()
 
     def accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
@@ -62,6 +65,7 @@ class Verdicts:
             return ack
         bump(self._counters.refused, verdict.code)
         self.last_refusal = ack
+        self._tell()
         say = self._log.error if verdict.alarm else self._log.warning
         seq = bundle.seq if bundle is not None else None
         say("bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq)
@@ -92,6 +96,7 @@ class Verdicts:
         self._log.error("bundle.unreadable", source=origin, reason=error.message, hint=error.hint)
         bump(self._counters.refused, "unreadable")
         self.last_refusal = _ack(SealedBundle(b"", origin), "refused", now, code="unreadable", reason=error.message)
+        self._tell()
         return self.last_refusal
 
 

@@ -12,6 +12,7 @@ family              raised by                   caught by
 ``EvidenceError``   enrol, sender               the courier's listener; the sender, which refuses that worker
 ``UpstreamError``   upstream                    whoever asked: sources, providers, keys, the pass-through
 ``WireError``       wire                        whoever called the codec
+``SnapshotError``   snapshot                    who writes one: it closes; who reads one: it keeps what it has
 ``TargetError``     wire                        the listener, which answers 400
 ``ProviderError``   providers, sender           the controller, which retries; the command line
 ``HostError``       host                        whoever needed it done: daemon, command line
@@ -136,6 +137,10 @@ class UpstreamError(AgentError):
         super().__init__(message, hint=hint)
         self.code = code
         self.server_time = server_time
+
+
+class SnapshotError(AgentError):
+    """Bytes are no snapshot, or no snapshot can be made. Its words hold nothing of them: they are secrets."""
 
 
 class WireError(AgentError):

@@ -44,7 +44,7 @@ class Action(enum.StrEnum):
 # Credentials: what is served. All instants are aware UTC.
 
 
-class AwsCredential(msgspec.Struct, frozen=True):
+class AwsCredential(msgspec.Struct, frozen=True, tag="aws"):
     """A temporary AWS credential, complete: IMDS clients need all three parts and the end.
 
     Attributes:
@@ -65,7 +65,7 @@ class AwsCredential(msgspec.Struct, frozen=True):
     role_name: str | None = None
 
 
-class GoogleToken(msgspec.Struct, frozen=True):
+class GoogleToken(msgspec.Struct, frozen=True, tag="google"):
     """A Google OAuth 2.0 access token and whose it is.
 
     Attributes:

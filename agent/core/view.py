@@ -6,12 +6,10 @@ The listeners (``serve``) read these and translate them into a dialect. They nev
 from __future__ import annotations
 
 import enum
-from datetime import datetime
-from typing import Protocol
 
 import msgspec
 
-from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
+from agent.core.model import AwsCredential, GoogleToken
 
 
 class Origin(enum.StrEnum):
@@ -23,7 +21,7 @@ class Origin(enum.StrEnum):
     CLOSED = "closed"  # a bundle decided this cloud and is gone, or no fallback is allowed
 
 
-class Live(msgspec.Struct, frozen=True):
+class Live(msgspec.Struct, frozen=True, tag="live"):
     """An unexpired credential. Serve it, whatever the refresh is doing.
 
     Attributes:
@@ -36,13 +34,13 @@ class Live(msgspec.Struct, frozen=True):
     origin: Origin
 
 
-class Pending(msgspec.Struct, frozen=True):
+class Pending(msgspec.Struct, frozen=True, tag="pending"):
     """Nothing yet, and something is on its way: boot grace, first mint. Ask again."""
 
     why: str
 
 
-class Ended(msgspec.Struct, frozen=True):
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
     """There was, or there should be, an identity; there is none now.
 
     Attributes:
@@ -54,7 +52,7 @@ class Ended(msgspec.Struct, frozen=True):
     passing: bool
 
 
-class Absent(msgspec.Struct, frozen=True):
+class Absent(msgspec.Struct, frozen=True, tag="absent"):
     """This cloud has no identity here and never had one: neither bundle nor instance."""
 
     why: str
@@ -79,26 +77,3 @@ class Facts(msgspec.Struct, frozen=True):
     project_id: str | None = None
     numeric_project_id: str | None = None
     zone: str | None = None
-
-
-class View(Protocol):
-    """The face of the store that listeners are given. Every method is a lookup: no I/O, no lock, no waiting."""
-
-    @property
-    def version(self) -> int:
-        """Changes whenever any answer may have changed (apart from the passing of time)."""
-
-    def answer(self, cloud: Cloud, now: datetime) -> Answer:
-        """The answer for ``cloud`` at ``now``. Never an expired credential."""
-
-    def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
-        """A minted identity token for ``audience`` with enough life left, or ``None``."""
-
-    def can_mint_id_tokens(self) -> bool:
-        """Whether the Google route could mint an identity token at all (else ``/identity`` is 404)."""
-
-    def names(self, cloud: Cloud) -> frozenset[str]:
-        """Every name under which this process has listed an identity of ``cloud``, the present one included."""
-
-    def facts(self) -> Facts:
-        """Region, zone, project and the like."""

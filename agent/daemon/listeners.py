@@ -12,7 +12,6 @@ import structlog
 from agent import config, log, report
 from agent.controller import Controller
 from agent.core.early import STEP as EARLY_STEP
-from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.daemon import compose
 from agent.daemon.announce import Announcer
@@ -21,6 +20,7 @@ from agent.daemon.looking import Outcome, look_now
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
 from agent.daemon.requests import Requests
+from agent.daemon.snapshots import Snapshots
 from agent.host import arrival
 from agent.host.clock import SystemClock
 from agent.host.sockdiag import SocketDiagnosis
@@ -28,9 +28,8 @@ from agent.host.sockets import read_socket_table
 from agent.serve.control import ControlEndpoint
 from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.fairness import Owners
-from agent.serve.handling import Limits
-from agent.serve.settings import ServeSettings
-from agent.serve.waiting import Changes
+from agent.serve.waiting import Served
+from agent.snapshot import Limits, ServeSettings
 
 
 class Listeners:
@@ -65,29 +64,15 @@ class Listeners:
         self._clock = clock
         self._settled = settled
 
-    def workers(
-        self,
-        changes: Changes,
-        *,
-        hosts: tuple[str, ...],
-        token_key: bytes,
-        path_id: Secret,
-        expects_bundle: Callable[[], bool],
-        phase: float,
-    ) -> WorkerEndpoint:
-        """The one that workers ask.
+    def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
+        """What does not change while workers are answered.
 
         Args:
-            changes: wakes who waits.
             hosts: further names by which we may be asked.
             token_key: of the EC2 session tokens.
-            path_id: the part of the container endpoint's path that only this machine's containers know.
-            expects_bundle: whether the configuration has a key for one, now.
             phase: between 0 and 1: where in a step early ends fall, so that a fleet's do not fall together.
         """
-        settings, prepared, shares = self._settings, self._prepared, self._prepared.shares
-        through = settings.pass_through.enabled
-        ec2, gce = prepared.metadata.passed(prepared.workers_out)
+        settings, shares = self._settings, self._prepared.shares
         if shares.connections < settings.listen.max_connections:
             structlog.get_logger().warning(
                 "connections.lowered",
@@ -97,28 +82,31 @@ class Listeners:
                 hint="raise LimitNOFILE of the service",
             )
         hide, show = compose.hidden(settings)
+        return ServeSettings(
+            token_key=token_key,
+            imdsv1=settings.aws.imdsv1,
+            extra_hosts=hosts,
+            hide=hide,
+            show=show,
+            early_phase=EARLY_STEP * phase,
+            own_namespaces=compose.own_namespaces(settings),
+            passed_connections=shares.passed,
+            limits=Limits(connections=shares.connections, held=min(4096, max(1, shares.connections // 2))),
+        )
+
+    def workers(self, snapshots: Snapshots) -> WorkerEndpoint:
+        """The one that workers ask. What it knows are snapshots; what they do not say it may demand."""
+        prepared = self._prepared
+        through = self._settings.pass_through.enabled
+        ec2, gce = prepared.metadata.passed(prepared.workers_out)
+        served = Served(snapshots.latest)
+        snapshots.send_to(served.take)
         return WorkerEndpoint(
-            ServeSettings(
-                token_key=token_key,
-                container_tokens=lambda: prepared.tokens.good,
-                imdsv1=settings.aws.imdsv1,
-                extra_hosts=hosts,
-                container_ids=lambda: (path_id,),
-                hide=hide,
-                show=show,
-                expects_bundle=expects_bundle,
-                wall_ahead=lambda: timedelta(seconds=self._clock.wall_error_seconds),
-                refused=self._refused_why,
-                early_phase=EARLY_STEP * phase,
-                own_namespaces=compose.own_namespaces(settings),
-                passed_connections=shares.passed,
-                limits=Limits(connections=shares.connections, held=min(4096, max(1, shares.connections // 2))),
-            ),
-            self._store,
+            served,
             self._clock,
-            changed=changes,
+            wall_ahead=lambda: timedelta(seconds=self._clock.wall_error_seconds),
             demand=self._controller.issuing.id_token,
-            scoped=self._controller.issuing.scoped,
+            scoped=self._controller.issuing.scoped.mint,
             ec2=ec2 if through else None,
             gce=gce if through else None,
             access=self.requests.of("worker"),
@@ -134,11 +122,6 @@ class Listeners:
             return Owners(read_socket_table)
         self.owners = "by socket"
         return Owners(read_socket_table, diagnosis.owner, close=diagnosis.close)
-
-    def _refused_why(self) -> str | None:
-        """Why the last bundle that came was not taken; nothing while one is in force."""
-        refusal = self._controller.intake.last_refusal
-        return None if refusal is None or self._store.bundle is not None else f"{refusal.code}: {refusal.reason}"
 
     def control(self, vitals: Callable[[], report.Vitals]) -> ControlEndpoint:
         """The one that operators ask."""

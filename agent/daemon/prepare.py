@@ -26,7 +26,7 @@ from agent.host import descriptors
 from agent.host.clock import SystemClock
 from agent.host.patience import FirstLook
 from agent.host.state import MEMORY_FILE, StateDirectory
-from agent.serve.proxy import CONNECTIONS as PASSED_CONNECTIONS
+from agent.snapshot import PASSED_CONNECTIONS
 from agent.sources.push import PushSource
 
 NO_POINTER_HINT: Final = (

@@ -44,6 +44,7 @@ from agent.daemon.ready import READY_AFTER_SECONDS, Readiness
 from agent.daemon.reload import Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
+from agent.daemon.snapshots import Snapshots
 from agent.daemon.succession import Succession
 from agent.daemon.who import ASK_AGAIN_SECONDS, Who
 from agent.host import containerenv, machine, systemd
@@ -51,7 +52,6 @@ from agent.host.clock import SystemClock
 from agent.identity import leftovers
 from agent.providers.machine import Machine
 from agent.serve.control import ControlEndpoint
-from agent.serve.waiting import Changes
 
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
@@ -158,16 +158,20 @@ class Daemon:
         # 5.
         addresses = listening.names(worker_sockets)
         self._wire(addresses)
-        changes = Changes(self.store)
-        self._notify = changes.notify
-        workers = self._listeners.workers(
-            changes,
+        decided = self._listeners.decided(
             hosts=(*settings.listen.hosts, *listening.hosts(addresses)),
             token_key=self._restorer.token_key,
-            path_id=self._path_id,
-            expects_bundle=lambda: bool(self._reloader.settings.keys),
             phase=self._rng.random(),
         )
+        self._snapshots = Snapshots(
+            self.controller,
+            self.clock,
+            decided,
+            tokens=lambda: self._prepared.tokens.good,
+            path_id=self._path_id,
+            expects_bundle=lambda: bool(self._reloader.settings.keys),
+        )
+        workers = self._listeners.workers(self._snapshots)
         operators = self._listeners.control(
             lambda: self._listeners.vitals(self._started, self._publisher, self._announcer)
         )
@@ -358,15 +362,16 @@ class Daemon:
     # -- while it runs ----------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """The store may answer otherwise than before: wake who waits, write files, tell systemd."""
+        """The store may answer otherwise than before: write files, tell systemd."""
         if self.store.bundle is not None and self._succession.pending:
             self._restorer.give_back()
-        self._notify()
         self._publisher.changed()
         self._hand_over()
         self._readiness.tell_status()
 
     def _hand_over(self) -> None:
+        """What other processes are told may be another: those that answer, and the next one."""
+        self._snapshots.publish()
         self._succession.keep(self.store, self._handover)
 
     def _handover(self) -> handover.Handover:

@@ -1,7 +1,7 @@
 """The shell that holds the present state: it lets events happen, keeps what comes of them, and answers.
 
 It does no I/O, draws no randomness of its own and reads no clock. The controller (:mod:`agent.controller`) alone calls
-:meth:`Store.apply`; the listeners only look (:class:`agent.core.view.View`). Nothing is decided here:
+:meth:`Store.apply`; who answers workers is told what comes of it (:meth:`Store.watch`). Nothing is decided here:
 
 * whether a bundle is taken: :mod:`agent.identity.admission`;
 * what each event does: :mod:`agent.identity.transitions`, and of one slot: :mod:`agent.identity.slots`;
@@ -12,6 +12,7 @@ It does no I/O, draws no randomness of its own and reads no clock. The controlle
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from agent.core.model import Bundle, Cloud, IdToken
@@ -42,6 +43,7 @@ class Store:
     ) -> None:
         self.state: State = first(policy, memory, now + max(policy.grace - waited, timedelta()), now)
         self._rng = rng
+        self._watchers: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         state = self.state
@@ -52,8 +54,23 @@ class Store:
 
     def apply(self, event: Event, now: datetime) -> tuple[Effect, ...]:
         """Let ``event`` happen; returns what is to be done about it."""
-        self.state, effects = transition(self.state, event, now, self._rng)
+        before = self.state
+        self.state, effects = transition(before, event, now, self._rng)
+        if self.state is not before:
+            self.tell()
         return effects
+
+    def watch(self, told: Callable[[], None]) -> None:
+        """Have ``told`` called whenever something may have changed that others are told, before anything else is done.
+
+        It must not raise, block, or let an event happen.
+        """
+        self._watchers.append(told)
+
+    def tell(self) -> None:
+        """Something may have changed that others are told: here, or of what is held beside the state."""
+        for told in self._watchers:
+            told()
 
     def take(self, event: Event, now: datetime) -> bool:
         """Let ``event`` happen; returns whether it did what it was for."""
@@ -88,7 +105,7 @@ class Store:
         """The bundle in force."""
         return self.state.bundle
 
-    # -- what the listeners see (the View) ------------------------------------------------------------------------
+    # -- what is served --------------------------------------------------------------------------------------------
 
     @property
     def version(self) -> int:

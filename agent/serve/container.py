@@ -15,7 +15,6 @@ from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Answer, Ended, Live, Pending
 from agent.serve.early import Early
 from agent.serve.handling import Later, Outcome
-from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import container
 from agent.wire.http import Request, Response
@@ -25,11 +24,10 @@ from agent.wire.names import ECS_PREFIX, EKS_PATH
 class ContainerDialect:
     """``/v1/credentials`` and ``/v2/credentials/ID``."""
 
-    def __init__(self, settings: ServeSettings, watch: Watch) -> None:
-        self._settings = settings
+    def __init__(self, watch: Watch, early: Early) -> None:
         self._watch = watch
+        self._early = early
         # The document last sent, and the credential it was made of.
-        self._early = Early(settings)
         self._credential: AwsCredential | None = None
         self._document = Response(503)
 
@@ -44,11 +42,11 @@ class ContainerDialect:
             return container.failure(404, "NotFound", f"credentials are at {EKS_PATH} and {ECS_PREFIX}ID")
         if request.method not in {"GET", "HEAD"}:
             return container.failure(405, "MethodNotAllowed", "expected GET", ("Allow", "GET, HEAD"))
-        tokens = self._settings.container_tokens()
+        now = self._watch.served.now
         # ECS has no Authorization: there the unguessable id in the path is the permission. What else keeps a page or a
         # server that can be talked into fetching from using it is the gate's: no name of theirs, no proxy, no browser.
-        if not container.authorized(request.headers.get("Authorization"), tokens) and not (
-            ecs_id is not None and container.authorized(ecs_id, (*tokens, *self._settings.container_ids()))
+        if not container.authorized(request.headers.get("Authorization"), now.container_tokens) and not (
+            ecs_id is not None and container.authorized(ecs_id, (*now.container_tokens, *now.container_ids))
         ):
             return container.failure(
                 401,
@@ -61,7 +59,7 @@ class ContainerDialect:
         return self._answer(answer)
 
     async def _settle(self) -> Outcome:
-        return self._answer(await self._watch.settled(Cloud.AWS, self._settings.container_hold_seconds))
+        return self._answer(await self._watch.settled(Cloud.AWS, self._watch.served.settings.container_hold_seconds))
 
     def _answer(self, answer: Answer) -> Response:
         if isinstance(answer, Live) and isinstance(answer.credential, AwsCredential):

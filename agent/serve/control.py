@@ -19,8 +19,9 @@ import msgspec
 from agent.core.clock import Clock
 from agent.core.errors import AgentError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.serve.handling import Access, Later, Limits, Outcome, Peer
+from agent.serve.handling import Access, Later, Outcome, Peer
 from agent.serve.listener import Listener
+from agent.snapshot import Limits
 from agent.wire.http import JSON, Request, Response
 
 _UCRED: Final = struct.Struct("3i")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import msgspec
 
 from agent.core.early import early_end
 from agent.core.model import AwsCredential, GoogleToken
 from agent.core.view import Live, Origin
-from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Served
 
 
 class Early:
-    """Tells ends. Keeps the last credential it made, so that who compares by identity renders once."""
+    """Tells ends. Keeps the last credential it made, so that who compares by identity renders once.
 
-    def __init__(self, settings: ServeSettings) -> None:
-        self._settings = settings
+    Args:
+        served: what is.
+        wall_ahead: how far the machine's wall clock, by which clients evaluate an end, is ahead of our time.
+    """
+
+    def __init__(self, served: Served, wall_ahead: Callable[[], timedelta]) -> None:
+        self._served = served
+        self._wall_ahead = wall_ahead
         self._last: tuple[AwsCredential, datetime, AwsCredential] | None = None
 
     def aws(self, live: Live, credential: AwsCredential, now: datetime, *, extends: bool = False) -> AwsCredential:
@@ -34,9 +41,9 @@ class Early:
         ended = credential.expires_at <= now
         if ended and not extends:
             return credential
-        if not ended and not self._settings.expects_bundle():
+        if not ended and not self._served.now.expects_bundle:
             return credential
-        end = early_end(now + self._settings.wall_ahead(), self._settings.early_phase)
+        end = early_end(now + self._wall_ahead(), self._served.settings.early_phase)
         if end >= credential.expires_at and not ended:
             return credential
         last = self._last
@@ -46,6 +53,6 @@ class Early:
 
     def google(self, live: Live, token: GoogleToken, now: datetime) -> datetime:
         """The end from which ``expires_in`` is counted."""
-        if live.origin is not Origin.FALLBACK or not self._settings.expects_bundle():
+        if live.origin is not Origin.FALLBACK or not self._served.now.expects_bundle:
             return token.expires_at
-        return min(token.expires_at, early_end(now, self._settings.early_phase))
+        return min(token.expires_at, early_end(now, self._served.settings.early_phase))

@@ -32,7 +32,6 @@ from agent.serve.early import Early
 from agent.serve.handling import DROP, Drop, Later, Outcome
 from agent.serve.hiding import EC2_ROOT, Hiding, folded
 from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
-from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import ec2, names
 from agent.wire.http import Request, Response
@@ -54,16 +53,22 @@ _Tree = dict[str, "str | _Tree"]
 class Ec2Dialect:
     """``/latest/...`` and its dated versions."""
 
-    def __init__(self, settings: ServeSettings, watch: Watch, proxy: Proxy | None) -> None:
+    def __init__(self, watch: Watch, proxy: Proxy | None, early: Early) -> None:
+        settings = watch.served.settings
         if len(settings.token_key) < ec2.MIN_KEY_BYTES:
             raise RuntimeError(f"expected a token key of at least {ec2.MIN_KEY_BYTES} bytes")
         self._settings = settings
         self._watch = watch
         self._proxy = proxy
-        self._hiding = Hiding(EC2_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
+        self._hiding = Hiding(
+            EC2_ROOT,
+            hide=settings.hide,
+            show=settings.show,
+            expects_bundle=lambda: watch.served.now.expects_bundle,
+        )
+        self._early = early
         # All mutable state is what was rendered before, each with what it was rendered from.
         self._token_heads: dict[int, Response] = {}
-        self._early = Early(settings)
         self._live: tuple[AwsCredential, str] | None = None
         self._list = _NOT_FOUND
         self._document = _NOT_FOUND
@@ -187,7 +192,7 @@ class Ec2Dialect:
             return self._document
         if isinstance(answer, Pending):
             return DROP  # it may become any name
-        if name not in self._watch.view.names(Cloud.AWS):
+        if name not in self._watch.served.names(Cloud.AWS):
             return _NOT_FOUND
         # It was ours under another name a moment ago: whoever read the list then gets what there is now.
         return self._document if isinstance(answer, Live) and self._rendered(answer) else DROP
@@ -198,13 +203,13 @@ class Ec2Dialect:
             return _NOT_FOUND
         if not name:
             return self._list
-        return self._extended if name[0] in self._watch.view.names(Cloud.AWS) | {answer.name} else _NOT_FOUND
+        return self._extended if name[0] in self._watch.served.names(Cloud.AWS) | {answer.name} else _NOT_FOUND
 
     def _info(self, live: Live) -> Response:
         credential = live.credential
         if not isinstance(credential, AwsCredential) or credential.account_id is None:
             return _NOT_FOUND
-        partition = _partition(self._watch.view.facts().region)
+        partition = _partition(self._watch.served.now.facts.region)
         arn = f"arn:{partition}:iam::{credential.account_id}:instance-profile/{live.name}"
         return ec2.text(ec2.render_instance_profile(arn=arn, updated=credential.issued_at))
 
@@ -257,7 +262,7 @@ class Ec2Dialect:
 
     def _known(self, segments: tuple[str, ...]) -> Response | None:
         """What can be said without the real service: from the bundle or the configuration."""
-        facts = self._watch.view.facts()
+        facts = self._watch.served.now.facts
         if self._facts is not facts and self._facts != facts:
             self._tree = _tree_of(facts)
             self._facts = facts

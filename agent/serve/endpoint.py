@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
 from agent.core.clock import Clock
 from agent.core.errors import TargetError
 from agent.core.model import Cloud
-from agent.core.view import Live, View
+from agent.core.view import Live
 from agent.serve.container import ContainerDialect
+from agent.serve.early import Early
 from agent.serve.ec2 import Ec2Dialect
 from agent.serve.fairness import Owners
 from agent.serve.gate import Gate, Refusal
-from agent.serve.gce import GceDialect, ScopedTokens
+from agent.serve.gce import DemandScoped, GceDialect
 from agent.serve.handling import DROP, Access, Later, Outcome, Peer
 from agent.serve.hiding import GCE_ROOT, folded
 from agent.serve.listener import Listener
 from agent.serve.mints import Demand
 from agent.serve.proxy import Passthrough, Proxy
-from agent.serve.settings import ServeSettings
-from agent.serve.waiting import Changed, Watch
+from agent.serve.waiting import Served, Watch
 from agent.wire import container, ec2, gce, names
 from agent.wire.http import Request, Response
 
@@ -36,12 +37,11 @@ class WorkerEndpoint:
     """Everything that workers speak to.
 
     Args:
-        settings: see there.
-        view: what is served; looked at, never changed.
-        clock: the view's.
-        changed: returns once the view's version is not the one given; :class:`agent.serve.waiting.Changes` is one.
+        served: what is.
+        clock: the one by which that ends.
+        wall_ahead: how far the machine's wall clock, by which clients evaluate an end, is ahead of it.
         demand: mints identity tokens.
-        scoped: holds and mints access tokens for fewer scopes.
+        scoped: mints access tokens for fewer scopes.
         ec2: the real EC2 service, when this machine has one.
         gce: the real GCE server, when this machine has one.
         access: told of every request.
@@ -54,33 +54,33 @@ class WorkerEndpoint:
 
     def __init__(
         self,
-        settings: ServeSettings,
-        view: View,
+        served: Served,
         clock: Clock,
         *,
-        changed: Changed,
+        wall_ahead: Callable[[], timedelta],
         demand: Demand,
-        scoped: ScopedTokens | None = None,
+        scoped: DemandScoped,
         ec2: Passthrough | None = None,
         gce: Passthrough | None = None,
         access: Callable[[Access], None] | None = None,
         broken: Callable[[Request, Exception], None] | None = None,
         owners: Owners | None = None,
     ) -> None:
-        watch = self._watch = Watch(view, clock, changed)
-        self._settings = settings
+        watch = self._watch = Watch(served, clock)
+        settings = served.settings
+        early = Early(served, wall_ahead)
         self._gate = Gate(settings.extra_hosts)
         self._ec2 = Ec2Dialect(
-            settings,
             watch,
             Proxy(ec2, seconds=settings.ec2_upstream_seconds, connections=settings.passed_connections) if ec2 else None,
+            early,
         )
-        self._container = ContainerDialect(settings, watch)
+        self._container = ContainerDialect(watch, early)
         self._gce = GceDialect(
-            settings,
             watch,
             Proxy(gce, seconds=settings.gce_upstream_seconds, connections=settings.passed_connections) if gce else None,
-            demand,
+            early,
+            demand=demand,
             scoped=scoped,
         )
         self._broken = broken
@@ -144,7 +144,7 @@ class WorkerEndpoint:
             return outcome
         answer = self._watch.look(cloud)
         lines = f"{names.ORIGIN_HEADER}: {answer.origin if isinstance(answer, Live) else 'none'}\r\n"
-        refused = self._settings.refused()
+        refused = self._watch.served.now.refused
         if refused is not None:
             # A stranger's bundle had a part in these words: nothing of them may become a line of its own.
             plain = "".join(c if " " <= c <= "~" else " " for c in refused)[:_MAX_REASON]

@@ -20,15 +20,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import msgspec
 
 from agent.core.errors import AgentError, Denied, WireError
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
+from agent.core.scopes import narrower
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
 from agent.serve.early import Early
@@ -36,7 +37,6 @@ from agent.serve.handling import Later, Outcome
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
 from agent.serve.mints import Demand, Mints, TooOften
 from agent.serve.proxy import GCE_STATIC, LARGE_BYTES, Proxy, relisted, target
-from agent.serve.settings import ServeSettings
 from agent.serve.waiting import Watch
 from agent.wire import gce, names
 from agent.wire.http import Request, Response
@@ -71,17 +71,8 @@ _FORWARDED_PARAMETERS: Final = (
 )  # fmt: skip
 
 
-class ScopedTokens(Protocol):
-    """Tokens for fewer scopes. :class:`agent.controller.scoped.Scoped` is such."""
-
-    def narrows(self, asked: tuple[str, ...]) -> bool:
-        """Whether there is one to be had for this wish."""
-
-    def held(self, asked: tuple[str, ...]) -> GoogleToken | None:
-        """One that is held."""
-
-    async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
-        """A new one, or ``None``; raises :class:`AgentError` when it failed."""
+DemandScoped = Callable[[tuple[str, ...]], Awaitable[GoogleToken | None]]
+"""Mint an access token for fewer scopes, or say ``None``; raises :class:`AgentError` when it failed."""
 
 
 class GceDialect:
@@ -89,21 +80,23 @@ class GceDialect:
 
     def __init__(
         self,
-        settings: ServeSettings,
         watch: Watch,
         proxy: Proxy | None,
+        early: Early,
+        *,
         demand: Demand,
-        scoped: ScopedTokens | None = None,
+        scoped: DemandScoped,
     ) -> None:
-        self._settings = settings
+        settings = self._settings = watch.served.settings
         self._watch = watch
         self._proxy = proxy
         self._mints = Mints(demand)
-        self._scoped = scoped
-        self._scoped_mints: Mints[GoogleToken] = Mints(lambda asked: self._mint_scoped(tuple(asked.split())))
-        self._hiding = Hiding(GCE_ROOT, hide=settings.hide, show=settings.show, expects_bundle=settings.expects_bundle)
+        self._scoped_mints: Mints[GoogleToken] = Mints(lambda wanted: scoped(tuple(wanted.split())))
+        self._hiding = Hiding(
+            GCE_ROOT, hide=settings.hide, show=settings.show, expects_bundle=lambda: watch.served.now.expects_bundle
+        )
         self._writes = GuestWrites(settings.own_namespaces)
-        self._early = Early(settings)
+        self._early = early
         # All mutable state is what was rendered before, with what it was rendered from.
         self._token: tuple[AwsCredential | GoogleToken, int, Response] | None = None
         self._last_large: tuple[tuple[Any, ...], bytes, Response] | None = None
@@ -183,7 +176,7 @@ class GceDialect:
         account, rest = below[2:3], below[3:]
         if account and account[0] != "default" and account[0] != answer.name:
             # An e-mail that we gave out a moment ago gets the present account: its client holds a stale listing.
-            if account[0] not in self._watch.view.names(Cloud.GCP):
+            if account[0] not in self._watch.served.names(Cloud.GCP):
                 return gce.failure(404, "no such service account here; use default")
             account = ("default",)
         if rest == ("token",):
@@ -228,26 +221,24 @@ class GceDialect:
 
     def _scoped_answer(self, request: Request, query: gce.Query, live: Live) -> Outcome | Later:
         """A token for fewer scopes, where it is held or can be minted; else the ordinary one, as GCE gives."""
-        if self._scoped is None or live.origin is not Origin.BUNDLE or not self._scoped.narrows(query.scopes):
+        now = self._watch.clock.now()
+        wanted = narrower(self._watch.served.stretch(Cloud.GCP, now).scopes, query.scopes)
+        if live.origin is not Origin.BUNDLE or wanted is None:
             return self._token_answer(live)
-        held = self._scoped.held(query.scopes)
+        held = self._watch.served.scoped(wanted, now)
         if held is not None:
-            return gce.content(gce.render_token(held, self._watch.clock.now()), json=True)
-        return partial(self._await_scoped, request, query)
+            return gce.content(gce.render_token(held, now), json=True)
+        return partial(self._await_scoped, request, wanted)
 
-    async def _await_scoped(self, request: Request, query: gce.Query) -> Outcome:
+    async def _await_scoped(self, request: Request, wanted: tuple[str, ...]) -> Outcome:
         token = None
         with contextlib.suppress(TimeoutError, TooOften, AgentError):
             async with asyncio.timeout(min(_SCOPED_SECONDS, self._settings.gce_hold_seconds)):
-                token = await self._scoped_mints.mint(" ".join(sorted(set(query.scopes))), request.asker)
+                token = await self._scoped_mints.mint(" ".join(wanted), request.asker)
         if token is not None:
             return gce.content(gce.render_token(token, self._watch.clock.now()), json=True)
         now = self._watch.look(Cloud.GCP)
         return self._token_answer(now) if isinstance(now, Live) else self._refusal(now)
-
-    async def _mint_scoped(self, asked: tuple[str, ...]) -> GoogleToken | None:
-        assert self._scoped is not None
-        return await self._scoped.mint(asked)
 
     @staticmethod
     def _refusal(answer: Answer) -> Response:
@@ -263,10 +254,10 @@ class GceDialect:
             return _NO_AUDIENCE
         if len(query.audience) > _MAX_AUDIENCE_CHARACTERS:
             return gce.failure(400, f"expected an audience of at most {_MAX_AUDIENCE_CHARACTERS} characters")
-        view = self._watch.view
-        if not view.can_mint_id_tokens():
+        served = self._watch.served
+        if not served.now.mints_id_tokens:
             return _NO_ID_TOKENS
-        token = view.view_id_token(query.audience, self._watch.clock.now())
+        token = served.id_token(query.audience, self._watch.clock.now())
         return partial(self._mint, query.audience, request) if token is None else _identity_answer(token)
 
     async def _mint(self, audience: str, request: Request) -> Outcome:
@@ -297,14 +288,14 @@ class GceDialect:
         try:
             async with asyncio.timeout(query.timeout_seconds):
                 while True:
-                    seen = self._watch.view.version
+                    seen = self._watch.served.version
                     outcome = self._now(request, plain)
                     tag = outcome.header("ETag") if isinstance(outcome, Response) else None
                     if known is None:
                         known = tag
                     if tag != known:
                         return outcome
-                    await self._watch.changed(seen)
+                    await self._watch.served.changed(seen)
         except TimeoutError:
             return self._now(request, plain)
 
@@ -333,7 +324,7 @@ class GceDialect:
     def _tree(self) -> gce.Directory:
         answer = self._watch.look(Cloud.GCP)
         accounts = self._directory(answer) if isinstance(answer, Live) else gce.Directory({}, literal=True)
-        return _tree_of(self._watch.view.facts(), accounts)
+        return _tree_of(self._watch.served.now.facts, accounts)
 
     @staticmethod
     def _redirect(request: Request) -> Response:
@@ -409,7 +400,7 @@ class GceDialect:
         """What is shown; of a large answer once, however many ask, and as text in slices."""
         if len(answer.body) <= LARGE_BYTES:
             return self._shown(answer, below, query)
-        key = (below, query.recursive, query.alt, self._watch.view.version)
+        key = (below, query.recursive, query.alt, self._watch.served.version)
         last = self._last_large
         if last is not None and last[0] == key and last[1] == answer.body:
             return last[2]

@@ -27,37 +27,6 @@ because the client left in the same instant, would be a warning.)"""
 Handler = Callable[[Request, "Peer"], Outcome | Later]
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What one client, or all of them, may take.
-
-    Attributes:
-        head_bytes: the request line and all fields. EKS tokens are JWTs of 2 kB; SDK user agents reach 1 kB.
-        line_bytes: the request line, or one field.
-        headers: their number.
-        body_bytes: of a request that means a body; on the workers' endpoint only guest attributes (GCE) do.
-        head_seconds: from the connection to the whole request. SDKs send it at once; their own patience is 1 s.
-        connections: open at once; each holds a file descriptor, so ``LimitNOFILE`` must be well above.
-        held: requests that wait for a change at once; a thousand programs that start before the first credential do.
-        spared_seconds: a connection younger than this is closed to make room after all others of its owner.
-        buffered_bytes: of all requests that are not whole or wait, and of all answers that are not read, together.
-        unread_seconds: how long an answer may stay unread.
-        half_closed_seconds: how long a request may be held whose client has ended its side. That it only wants to read
-            (``nc -N``) and that it is gone look the same, and what is gone must not hold a long poll for an hour.
-    """
-
-    head_bytes: int = 16384
-    line_bytes: int = 8190
-    headers: int = 64
-    body_bytes: int = 65536
-    head_seconds: float = 5.0
-    connections: int = 8192
-    held: int = 4096
-    spared_seconds: float = 0.5
-    unread_seconds: float = 5.0
-    half_closed_seconds: float = 3.0
-    buffered_bytes: int = 1 << 24
-
-
 class Access(msgspec.Struct, frozen=True):
     """One request that was answered or dropped. Holds no secret: neither query nor headers but the user agent.
 

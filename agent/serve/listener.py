@@ -34,9 +34,10 @@ from typing import Final
 from agent.core.clock import Clock
 from agent.serve.connection import Connection
 from agent.serve.fairness import Owners, by_greed
-from agent.serve.handling import Access, Handler, Limits, Outcome
+from agent.serve.handling import Access, Handler, Outcome
 from agent.serve.intake import Intake
 from agent.serve.target import LONGEST_REMEMBERED, Target, read_target
+from agent.snapshot import Limits
 from agent.wire.http import Request
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

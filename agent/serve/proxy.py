@@ -21,14 +21,11 @@ from typing import Final, Protocol
 from agent.core.bucket import Bucket, Buckets
 from agent.core.errors import UpstreamError
 from agent.serve.fairness import Places, Turnstile
+from agent.snapshot import PASSED_CONNECTIONS
 from agent.wire.http import Asker, Response, forwardable, path_of
 from agent.wire.names import GCE_FLAVOR_HEADER
 
 CONCURRENCY: Final = 32
-LONG_POLLS: Final = 256
-"""Those that the real server holds, each on a connection; of whoever has most the oldest goes for one who has fewer."""
-CONNECTIONS: Final = CONCURRENCY + LONG_POLLS
-"""What the pass-through may have open, on a way out that nothing else uses."""
 LARGE_BYTES: Final = 32768
 """An answer above this goes out alone in its round of the event loop: copying it takes longer than a credential."""
 ASKED_PER_SECOND: Final = 200.0
@@ -130,10 +127,11 @@ class Proxy:
     Args:
         upstream: the way to it.
         seconds: how long an ordinary request may take.
-        connections: what ``upstream`` may have open. Long polls leave some of them to the others.
+        connections: what ``upstream`` may have open. Long polls leave some of them to the others; of whoever has most
+            of them the oldest goes for one who has fewer.
     """
 
-    def __init__(self, upstream: Passthrough, *, seconds: float, connections: int = CONNECTIONS) -> None:
+    def __init__(self, upstream: Passthrough, *, seconds: float, connections: int = PASSED_CONNECTIONS) -> None:
         self._upstream = upstream
         self._seconds = seconds
         # All mutable state:

@@ -1,64 +1,120 @@
-"""Waiting for the view to change: the one thing that a listener may wait for on its own."""
+"""What is served now, and the waiting for the next: all that this room knows of the rest of the agent.
+
+It comes as the bytes of a snapshot (:mod:`agent.snapshot`), whole each time, and is looked at here only: no store, no
+bundle and no key is within reach of what parses strangers' requests.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from datetime import datetime
 
+from agent import snapshot
 from agent.core.clock import Clock
-from agent.core.model import Cloud
-from agent.core.view import Answer, Pending, View
-
-Changed = Callable[[int], Awaitable[None]]
-"""Returns once ``view.version`` differs from the one given; at once when it already does."""
+from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.view import Answer, Pending
 
 
-class Changes:
-    """A :data:`Changed` for a view that somebody rings for.
+class Served:
+    """The newest snapshot. Every method is a lookup: no I/O, no lock, no waiting.
 
-    Given the version that the waiter saw, no change between its look and its wait can be missed.
+    Args:
+        data: of the first.
+
+    Attributes:
+        now: the snapshot.
+        settings: of the first: who answers reads them once.
+
+    Raises:
+        SnapshotError: ``data`` is none.
     """
 
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._event = asyncio.Event()
+    def __init__(self, data: bytes) -> None:
+        self._event: asyncio.Event | None = None  # only where somebody waits
+        self._take(snapshot.decode(data))
+        self.settings = self.now.settings
 
-    def notify(self) -> None:
-        """The version may have changed. Called in the event loop's thread."""
-        event, self._event = self._event, asyncio.Event()
-        event.set()
+    def __repr__(self) -> str:
+        return f"Served(version={self.version})"
 
-    async def __call__(self, seen: int) -> None:
-        """Wait until the view's version is not ``seen``."""
-        while self._view.version == seen:
+    def take(self, data: bytes) -> None:
+        """Serve this from now on. Called in the event loop's thread.
+
+        Raises:
+            SnapshotError: ``data`` is none. What was served is served on.
+        """
+        self._take(snapshot.decode(data))
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
+
+    def _take(self, new: snapshot.Snapshot) -> None:
+        self.now = new
+        self._stretches = {Cloud.AWS: new.aws, Cloud.GCP: new.gcp}
+        self._names = {Cloud.AWS: frozenset(new.aws_names), Cloud.GCP: frozenset(new.gcp_names)}
+        self._id_tokens = {one.token.audience: one for one in new.id_tokens}
+        self._scoped = {one.scopes: one for one in new.scoped}
+
+    async def changed(self, seen: int) -> None:
+        """Wait until the version is not ``seen``. Given the version that the waiter saw, it can miss no change."""
+        while self.version == seen:
+            if self._event is None:
+                self._event = asyncio.Event()
             await self._event.wait()
+
+    # -- what is looked up -------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Changes whenever any answer may have changed, apart from the passing of time."""
+        return self.now.version
+
+    def stretch(self, cloud: Cloud, now: datetime) -> snapshot.Stretch:
+        """What is so of ``cloud`` at ``now``."""
+        for stretch in self._stretches[cloud]:
+            if stretch.until is None or now < stretch.until:
+                return stretch
+        raise AssertionError("internal error: the last stretch has an end")
+
+    def answer(self, cloud: Cloud, now: datetime) -> Answer:
+        """The answer for ``cloud`` at ``now``. Never an expired credential."""
+        return self.stretch(cloud, now).answer
+
+    def id_token(self, audience: str, now: datetime) -> IdToken | None:
+        """A minted identity token for ``audience`` with enough life left, or ``None``."""
+        found = self._id_tokens.get(audience)
+        return found.token if found is not None and now < found.until else None
+
+    def scoped(self, scopes: tuple[str, ...], now: datetime) -> GoogleToken | None:
+        """A minted access token for those scopes with enough life left, or ``None``."""
+        found = self._scoped.get(scopes)
+        return found.token if found is not None and now < found.until else None
+
+    def names(self, cloud: Cloud) -> frozenset[str]:
+        """Every name under which an identity of ``cloud`` was listed, the present one included."""
+        return self._names[cloud]
 
 
 class Watch:
-    """The view with a clock, and the waiting for it."""
+    """What is served, with a clock."""
 
-    def __init__(self, view: View, clock: Clock, changed: Changed) -> None:
-        self.view = view
+    def __init__(self, served: Served, clock: Clock) -> None:
+        self.served = served
         self.clock = clock
-        self._changed = changed
 
     def look(self, cloud: Cloud) -> Answer:
         """The answer now."""
-        return self.view.answer(cloud, self.clock.now())
+        return self.served.answer(cloud, self.clock.now())
 
     async def settled(self, cloud: Cloud, seconds: float) -> Answer:
         """The first answer that is not :class:`Pending`, or the pending one after so many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    seen = self.view.version
+                    seen = self.served.version
                     answer = self.look(cloud)
                     if not isinstance(answer, Pending):
                         return answer
-                    await self._changed(seen)
+                    await self.served.changed(seen)
         except TimeoutError:
             return self.look(cloud)
-
-    async def changed(self, seen: int) -> None:
-        """Wait until the view's version is not ``seen``."""
-        await self._changed(seen)

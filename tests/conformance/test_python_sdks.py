@@ -167,6 +167,7 @@ class TestGoogleAuth:
         server.view.id_tokens["https://aud.example"] = IdToken(
             Secret(jwt), "https://aud.example", now, now + timedelta(hours=1)
         )
+        server.run(server.view.touch)
 
         with requests.Session() as session:
             request = google.auth.transport.requests.Request(session)

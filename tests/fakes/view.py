@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from agent import snapshot
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
-from agent.core.view import Absent, Answer, Facts, Live, Origin
+from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin
 from agent.serve.endpoint import WorkerEndpoint
-from agent.serve.settings import ServeSettings
-from agent.serve.waiting import Changes
+from agent.serve.waiting import Served
+from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch
 
 T = TypeVar("T")
 
@@ -48,16 +49,32 @@ def google_token(now: datetime, *, life: timedelta = timedelta(hours=1), serial:
 
 
 class FakeView:
-    """Implements :class:`agent.core.view.View`; what it says is what the test set, except that nothing expired is shown."""
+    """What is served, as the test says it: each word of it makes a snapshot that the listener gets as bytes.
 
-    def __init__(self) -> None:
+    A credential is over at its end, as it says; what follows then the test must say before.
+    """
+
+    def __init__(self, settings: ServeSettings | None = None) -> None:
         self._version = 1
         self._answers: dict[Cloud, Answer] = {cloud: Absent("nothing here") for cloud in Cloud}
         self._names: dict[Cloud, set[str]] = {cloud: set() for cloud in Cloud}
         self._facts = Facts()
+        self._served: Served | None = None
         self.id_tokens: dict[str, IdToken] = {}
+        self.scoped: dict[tuple[str, ...], GoogleToken] = {}
+        self.scopes: tuple[str, ...] = ()  # from which fewer may be asked for
         self.mints = False
-        self.changes = Changes(self)
+        self.container_tokens: tuple[str, ...] = (CONTAINER_TOKEN,)
+        self.expects_bundle = True
+        self.refused: str | None = None
+        self.settings = settings or ServeSettings(token_key=KEY)
+
+    @property
+    def served(self) -> Served:
+        """What a listener is given: one for all of them."""
+        if self._served is None:
+            self._served = Served(self.data())
+        return self._served
 
     def set(self, cloud: Cloud, answer: Answer) -> None:
         self._answers[cloud] = answer
@@ -82,32 +99,40 @@ class FakeView:
         self.touch()
 
     def touch(self) -> None:
+        """Tell what is so now. In the loop's thread, where a listener runs."""
         self._version += 1
-        self.changes.notify()
+        if self._served is not None:
+            self._served.take(self.data())
 
-    # -- View -------------------------------------------------------------------------------------------------------
-
-    @property
-    def version(self) -> int:
-        return self._version
-
-    def answer(self, cloud: Cloud, now: datetime) -> Answer:
+    def _stretches(self, cloud: Cloud) -> tuple[Stretch, ...]:
         answer = self._answers[cloud]
-        if isinstance(answer, Live) and answer.credential.expires_at <= now:
-            raise AssertionError("the test let a credential expire without saying what follows")
-        return answer
+        scopes = self.scopes if cloud is Cloud.GCP else ()
+        ended = isinstance(answer, Live) and answer.origin is Origin.FALLBACK
+        if not isinstance(answer, Live) or ended:  # EC2 itself hands out what has ended, and the machine's is as that
+            return (Stretch(answer, None, scopes),)
+        untold = Ended("the test let a credential expire without saying what follows", passing=False)
+        return Stretch(answer, answer.credential.expires_at, scopes), Stretch(untold)
 
-    def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
-        return self.id_tokens.get(audience)
-
-    def can_mint_id_tokens(self) -> bool:
-        return self.mints
-
-    def names(self, cloud: Cloud) -> frozenset[str]:
-        return frozenset(self._names[cloud])
-
-    def facts(self) -> Facts:
-        return self._facts
+    def data(self) -> bytes:
+        """The snapshot."""
+        never = datetime(9000, 1, 1, tzinfo=UTC)
+        return snapshot.encode(
+            Snapshot(
+                version=self._version,
+                settings=self.settings,
+                aws=self._stretches(Cloud.AWS),
+                gcp=self._stretches(Cloud.GCP),
+                aws_names=tuple(sorted(self._names[Cloud.AWS])),
+                gcp_names=tuple(sorted(self._names[Cloud.GCP])),
+                facts=self._facts,
+                mints_id_tokens=self.mints,
+                id_tokens=tuple(ForAudience(token, never) for token in self.id_tokens.values()),
+                scoped=tuple(ForScopes(scopes, token, never) for scopes, token in self.scoped.items()),
+                container_tokens=tuple(Secret(token) for token in self.container_tokens),
+                expects_bundle=self.expects_bundle,
+                refused=self.refused,
+            )
+        )
 
 
 class RealClock:
@@ -124,6 +149,10 @@ class RealClock:
 
 
 async def no_id_tokens(audience: str) -> IdToken | None:
+    return None
+
+
+async def no_scoped(wanted: tuple[str, ...]) -> GoogleToken | None:
     return None
 
 
@@ -177,10 +206,11 @@ def running_endpoint(
     ec2: Any = None,
     gce: Any = None,
     owners: Any = None,
-    scoped: Any = None,
+    scoped: Any = no_scoped,
+    wall_ahead: Callable[[], timedelta] = timedelta,
 ) -> Iterator[RunningEndpoint]:
     """Run a workers' endpoint over a real socket until the block ends. Upstreams are factories, called in the loop."""
-    settings = settings or ServeSettings(token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),))
+    view.settings = settings or view.settings
     ready = threading.Event()
     box: list[RunningEndpoint] = []
     loop = asyncio.new_event_loop()
@@ -190,10 +220,9 @@ def running_endpoint(
         accesses: list[Any] = []
         failures: list[Exception] = []
         endpoint = WorkerEndpoint(
-            settings,
-            view,
+            view.served,
             clock or RealClock(),
-            changed=view.changes,
+            wall_ahead=wall_ahead,
             demand=demand,
             scoped=scoped,
             ec2=ec2() if ec2 else None,

@@ -24,20 +24,19 @@ import random
 import resource
 import tomllib
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
 from agent.core.model import Cloud
-from agent.core.secret import Secret
 from agent.core.view import Ended, Facts, Origin, Pending
 from agent.serve.endpoint import WorkerEndpoint
-from agent.serve.handling import Limits
-from agent.serve.settings import ServeSettings
+from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Gullible
-from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, no_id_tokens
+from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, no_id_tokens, no_scoped
 
 VECTORS = Path(__file__).parents[1] / "vectors/serve"
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
@@ -63,23 +62,22 @@ class World:
     """A endpoint on a real port, its view, and the services behind it."""
 
     def __init__(self) -> None:
-        self.view = FakeView()
         self.failures: list[Exception] = []
         self.ec2, self.gce = Gullible(), Gullible()
         settings = ServeSettings(
             token_key=KEY,
-            container_tokens=lambda: (Secret(CONTAINER_TOKEN),),
             ec2_hold_seconds=0.01,
             container_hold_seconds=0.01,
             gce_hold_seconds=0.01,
             limits=Limits(head_seconds=1.5, spared_seconds=0.1),
         )
+        self.view = FakeView(settings)
         self.endpoint = WorkerEndpoint(
-            settings,
-            self.view,
+            self.view.served,
             FakeClock(),
-            changed=self.view.changes,
+            wall_ahead=timedelta,
             demand=no_id_tokens,
+            scoped=no_scoped,
             ec2=self.ec2,
             gce=self.gce,
             broken=lambda _request, error: self.failures.append(error),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from agent.core.secret import Secret
+from agent.daemon.snapshots import Snapshots
 from agent.serve.endpoint import WorkerEndpoint
-from agent.serve.settings import ServeSettings
+from agent.serve.waiting import Served
+from agent.snapshot import ServeSettings
 from tests.simulation.world import World
 
 CONTAINER_TOKEN = "Y29udGFpbmVy"
@@ -60,12 +63,22 @@ class Endpoint:
     """What a worker of ``world`` speaks to."""
 
     def __init__(self, world: World) -> None:
-        self._door = WorkerEndpoint(
-            ServeSettings(token_key=b"k" * 32, container_tokens=lambda: (Secret(CONTAINER_TOKEN),)),
-            world.store,
+        snapshots = Snapshots(
+            world.controller,
             world.clock,
-            changed=world.changes,
+            ServeSettings(token_key=b"k" * 32),
+            tokens=lambda: (Secret(CONTAINER_TOKEN),),
+            path_id=Secret("for-a-path"),
+            expects_bundle=lambda: True,
+        )
+        served = Served(snapshots.latest)
+        snapshots.send_to(served.take)
+        self._door = WorkerEndpoint(
+            served,
+            world.clock,
+            wall_ahead=timedelta,
             demand=world.controller.issuing.id_token,
+            scoped=world.controller.issuing.scoped.mint,
         )
 
     async def ask(self, method: str, path: str, **headers: str) -> Said:

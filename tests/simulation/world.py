@@ -62,7 +62,6 @@ from agent.identity.standing import statuses
 from agent.identity.store import Store
 from agent.providers import Mint, MintSettings
 from agent.providers.sts import warm
-from agent.serve.waiting import Changes
 from agent.upstream import Ec2Metadata, GceMetadata, Reach, UpstreamError, UpstreamResponse, origin_of
 from agent.upstream.dates import witness_of
 from tests.fakes.broker import FakeBroker
@@ -146,7 +145,6 @@ class World:
         self.store = store(
             Policy(fallback=frozenset(Cloud)), Memory("i-1"), self.clock.now(), random.Random(plan.seed + 1)
         )
-        self.changes = Changes(self.store)
         self.controller = Controller(
             store=self.store,
             issuer=Mint(
@@ -161,7 +159,6 @@ class World:
             sources=(),
             clock=self.clock,
             rng=random.Random(plan.seed + 2),
-            changed=self.changes.notify,
             follow=self.clock.follow,
         )
         self.bundle = _bundle(grants, routes, self.clock.now())

@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from agent.controller.scoped import narrower
 from agent.core.errors import Denied, Transient
-from agent.core.model import CLOUD_PLATFORM, Cloud, GcpServiceAccount, GcpToken, Grant
+from agent.core.model import CLOUD_PLATFORM, Cloud, GcpServiceAccount, GcpToken, GoogleToken, Grant
+from agent.core.scopes import given_by, narrower
 from agent.core.secret import Secret
 from tests.fakes.clock import settle
 from tests.unit.controller.support import Call, Issued, World, looped
@@ -49,13 +49,13 @@ def account(*scopes: str) -> GcpServiceAccount:
 )
 def test_only_what_the_sender_gave(grant: Grant | None, asked: tuple[str, ...], minted: tuple[str, ...] | None) -> None:
     """A wish is minted when it is less than the grant gives and wholly in it; else the ordinary token answers."""
-    assert narrower(grant, asked) == (None if minted is None else tuple(sorted(minted)))
+    assert narrower(given_by(grant), asked) == (None if minted is None else tuple(sorted(minted)))
 
 
 def test_a_finished_token_cannot_be_narrowed() -> None:
     """There is nothing to mint from."""
     token = GcpToken(id="t", access_token=Secret("x"), expires_at=1_800_000_000)
-    assert narrower(token, (READ,)) is None
+    assert narrower(given_by(token), (READ,)) is None
 
 
 async def serving(world: World) -> None:
@@ -64,25 +64,30 @@ async def serving(world: World) -> None:
     await settle(40)
 
 
+def held(world: World, scope: str) -> GoogleToken | None:
+    """What may be handed out now for one scope."""
+    found = {scopes: token for scopes, token, _ in world.controller.issuing.scoped.held(world.clock.now())}
+    return found.get((scope,))
+
+
 @looped
 async def test_a_narrow_token_is_held_while_it_is_good() -> None:
     """It is minted once, held until ten minutes before its end, and of no use after a withdrawal."""
     world = World()
     async with world.running():
         await serving(world)
-        assert world.controller.issuing.scoped.narrows((READ,))
-        assert world.controller.issuing.scoped.held((READ,)) is None
+        assert held(world, READ) is None
         token = await world.controller.issuing.scoped.mint((READ,))
         assert token is not None
-        assert world.controller.issuing.scoped.held((READ,)) is token
-        assert world.controller.issuing.scoped.held((f"{AUTH}bigquery",)) is None
+        assert held(world, READ) is token
+        assert held(world, f"{AUTH}bigquery") is None
         await world.clock.advance((token.expires_at - world.clock.now() - timedelta(minutes=9)).total_seconds())
-        assert world.controller.issuing.scoped.held((READ,)) is None
+        assert held(world, READ) is None
         again = await world.controller.issuing.scoped.mint((READ,))
-        assert world.controller.issuing.scoped.held((READ,)) is again
+        assert held(world, READ) is again
         await world.submit(world.knows(b"two", bundle(account(READ), routes={Cloud.GCP: "sa"}, seq=2)))
         await settle(40)
-        assert world.controller.issuing.scoped.held((READ,)) is None
+        assert held(world, READ) is None
 
 
 @pytest.mark.parametrize("error", [Denied("no"), Transient("down"), ZeroDivisionError("bug")])

@@ -8,15 +8,17 @@ import pytest
 
 from agent.core.view import Live, Origin
 from agent.serve.early import Early
-from agent.serve.settings import ServeSettings
 from tests.fakes.clock import START
+from tests.fakes.view import FakeView
 from tests.unit.identity.worlds import aws_credential, google_token
 
 MINUTE = timedelta(minutes=1)
 
 
 def early(*, expects: bool = True, ahead: timedelta = timedelta()) -> Early:
-    return Early(ServeSettings(token_key=b"k" * 32, expects_bundle=lambda: expects, wall_ahead=lambda: ahead))
+    view = FakeView()
+    view.expects_bundle = expects
+    return Early(view.served, lambda: ahead)
 
 
 @pytest.mark.parametrize("hours", [-2, -1, 0, 1, 3])

@@ -17,8 +17,7 @@ import pytest
 from agent.core.model import Cloud
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners, Places, Turnstile
-from agent.serve.handling import Limits
-from agent.serve.settings import ServeSettings
+from agent.snapshot import Limits, ServeSettings
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, read_all, running_endpoint
 

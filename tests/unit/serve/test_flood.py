@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.core.secret import Secret
-from agent.serve.handling import Limits
-from agent.serve.settings import ServeSettings
+from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
-from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, read_all, running_endpoint
+from tests.fakes.view import KEY, FakeView, RunningEndpoint, read_all, running_endpoint
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 ROLES = (
@@ -64,7 +62,6 @@ def test_a_flood_takes_no_answer_from_others(flood: Callable[..., None]) -> None
     view.live_aws(START)
     settings = ServeSettings(
         token_key=KEY,
-        container_tokens=lambda: (Secret(CONTAINER_TOKEN),),
         limits=Limits(head_seconds=60.0),
     )
     stop = threading.Event()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.view import Facts
-from agent.serve.settings import ServeSettings
+from agent.snapshot import ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint

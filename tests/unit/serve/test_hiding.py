@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from agent.core.model import Cloud
 from agent.core.view import Absent, Origin
-from agent.serve.settings import ServeSettings
+from agent.snapshot import ServeSettings
 from agent.wire import gce, names
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
@@ -74,9 +74,11 @@ def view_of(state: str) -> FakeView:
 
 @contextmanager
 def machine(state: str, real: Any, **given: Any) -> Iterator[RunningEndpoint]:
+    view = view_of(state)
+    view.expects_bundle = state != "alone"
     with running_endpoint(
-        view_of(state),
-        settings=ServeSettings(token_key=KEY, expects_bundle=lambda: state != "alone", **given),
+        view,
+        settings=ServeSettings(token_key=KEY, **given),
         clock=FakeClock(),
         ec2=lambda: real,
         gce=lambda: real,

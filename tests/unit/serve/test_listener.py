@@ -19,12 +19,11 @@ import pytest
 
 from agent.core.errors import FormatError
 from agent.core.model import Cloud
-from agent.core.secret import Secret
 from agent.core.view import Ended, Live, Origin, Pending
 from agent.serve.control import ControlEndpoint, ControlRequest, problem
-from agent.serve.handling import DROP, Limits, Outcome
+from agent.serve.handling import DROP, Outcome
 from agent.serve.listener import Listener
-from agent.serve.settings import ServeSettings
+from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import JSON, Request, Response
 from tests.fakes.clock import START, FakeClock
@@ -63,9 +62,7 @@ def endpoint(view: FakeView | None = None, limits: Limits | None = None, **setti
     if view is None:
         view = FakeView()
         view.live_gcp(START)
-    given = ServeSettings(
-        token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),), limits=limits or Limits(), **settings
-    )
+    given = ServeSettings(token_key=KEY, limits=limits or Limits(), **settings)
     with running_endpoint(view, settings=given, clock=FakeClock()) as server:
         yield server
 
@@ -121,7 +118,7 @@ class TestDeadlines:
         """A client that does not read its answer holds its connection no longer than allowed."""
         view = FakeView()
         token = google_token(START)
-        scopes = tuple(f"https://www.googleapis.com/auth/{i:060}" for i in range(100_000))
+        scopes = tuple(f"https://www.googleapis.com/auth/{i:060}" for i in range(70_000))
         view.set(Cloud.GCP, Live(msgspec.structs.replace(token, scopes=scopes), "a@b", Origin.BUNDLE))
         with endpoint(view, limits=Limits(unread_seconds=0.3)) as server, socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

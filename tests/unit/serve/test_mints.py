@@ -52,6 +52,7 @@ def test_new_audiences_without_end() -> None:
         assert answers[-1].startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: " in answers[-1]
         server.view.id_tokens["https://held.example"] = token("https://held.example")
+        server.run(server.view.touch)
         assert identity(server, "https://held.example").startswith(b"HTTP/1.1 200 ")
 
 

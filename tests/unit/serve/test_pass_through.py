@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 
 from agent.core.model import Cloud
-from agent.core.secret import Secret
 from agent.core.view import Absent, Ended, Facts, Origin, Pending
 from agent.serve.proxy import relisted
-from agent.serve.settings import ServeSettings
+from agent.snapshot import ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import Response
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.upstreams import CANARY, Answer, Gullible, Scripted, answer
-from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
+from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 FLAVORED: dict[str, Any] = {"Metadata_Flavor": "Google", "Server": "Metadata Server for VM", "ETag": "411261ca6c9e4b8c"}
@@ -34,7 +33,7 @@ def machine(
     given = {"ec2_upstream_seconds": 0.2, "gce_upstream_seconds": 0.2, "gce_hold_seconds": 0.02, **settings}
     with running_endpoint(
         view,
-        settings=ServeSettings(token_key=KEY, container_tokens=lambda: (Secret(CONTAINER_TOKEN),), **given),
+        settings=ServeSettings(token_key=KEY, **given),
         clock=FakeClock(),
         ec2=(lambda: ec2) if ec2 else None,
         gce=(lambda: gce) if gce else None,

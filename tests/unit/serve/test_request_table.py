@@ -16,7 +16,7 @@ from agent.core.errors import Denied, Transient
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Ended, Facts, Live, Origin, Pending
-from agent.serve.settings import ServeSettings
+from agent.snapshot import ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint
@@ -62,6 +62,7 @@ async def demand(audience: str) -> IdToken | None:
 
 def view_of(state: str) -> FakeView:
     view = FakeView()
+    view.container_tokens = () if state == "aws-no-container" else ("older-but-valid", CONTAINER_TOKEN)
     cloud, _, rest = state.partition("-")
     name = {"aws": Cloud.AWS, "gcp": Cloud.GCP}.get(cloud)
     waiting, ended = Pending("waiting for a first bundle"), Ended("bundle 7 has ended; send another", passing=False)
@@ -101,10 +102,8 @@ def view_of(state: str) -> FakeView:
 
 
 def settings_of(state: str) -> ServeSettings:
-    tokens = () if state == "aws-no-container" else (Secret("older-but-valid"), Secret(CONTAINER_TOKEN))
     return ServeSettings(
         token_key=KEY,
-        container_tokens=lambda: tokens,
         imdsv1=state == "aws-v1",
         ec2_hold_seconds=0.02,
         container_hold_seconds=0.02,

@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import msgspec
 import pytest
 
 from agent.core.errors import Denied
-from agent.core.model import GoogleToken
+from agent.core.model import CLOUD_PLATFORM, GoogleToken
 from agent.core.secret import Secret
 from agent.core.view import Origin
-from agent.serve.settings import ServeSettings
+from agent.snapshot import ServeSettings
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, google_token, running_endpoint
 
 PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 
 
-class Narrow:
-    """Tokens for fewer scopes, as scripted: ``read`` is minted, ``slow`` not before ``release``, ``denied`` is refused."""
+AUTH = "https://www.googleapis.com/auth/"
 
-    def __init__(self) -> None:
-        self.tokens: dict[tuple[str, ...], GoogleToken] = {}
+
+def narrow_scope(name: str) -> str:
+    return f"{AUTH}devstorage.{name}"
+
+
+class Narrow:
+    """Mints tokens for fewer scopes, as scripted: ``slow`` not before ``release``, ``denied`` is refused.
+
+    What it minted is in the next snapshot, as with the controller.
+    """
+
+    def __init__(self, view: FakeView) -> None:
+        self.view = view
+        self.view.scopes = (CLOUD_PLATFORM,)
         self.minted: list[tuple[str, ...]] = []
         self.release = asyncio.Event()
 
-    def narrows(self, asked: tuple[str, ...]) -> bool:
-        return "wide" not in asked
-
-    def held(self, asked: tuple[str, ...]) -> GoogleToken | None:
-        return self.tokens.get(tuple(sorted(set(asked))))
-
-    async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
-        self.minted.append(asked)
-        if "slow" in asked:
+    async def __call__(self, wanted: tuple[str, ...]) -> GoogleToken | None:
+        names = tuple(scope.rpartition(".")[2] for scope in wanted)
+        self.minted.append(names)
+        if "slow" in names:
             await self.release.wait()
-        if "denied" in asked:
+        if "denied" in names:
             raise Denied("no")
-        name = "ya29.narrow-" + "-".join(asked)
-        self.tokens[asked] = msgspec.structs.replace(google_token(START), access_token=Secret(name))
-        return self.tokens[asked]
+        token = msgspec.structs.replace(google_token(START), access_token=Secret("ya29.narrow-" + "-".join(names)))
+        self.view.scoped[wanted] = token
+        self.view.touch()
+        return token
 
 
 def ask(server: RunningEndpoint, query: str) -> str:
+    query = re.sub(r"(?<![a-z])(read|write|slow|denied|a|b)(?![a-z])", lambda found: narrow_scope(found[0]), query)
     got = server.send(f"GET {PATH}{query} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n".encode())
     assert got.startswith(b"HTTP/1.1 200 ")
     document: dict[str, Any] = json.loads(got.partition(b"\r\n\r\n")[2])
@@ -72,9 +81,9 @@ def ask(server: RunningEndpoint, query: str) -> str:
 def test_a_token_is_always_there(query: str, token: str) -> None:
     """Whatever becomes of the wish, the answer is 200 with a whole token."""
     view = FakeView()
+    narrow = Narrow(view)
     view.live_gcp(START)
     settings = ServeSettings(token_key=KEY, gce_hold_seconds=0.2)
-    narrow = Narrow()
     with running_endpoint(view, settings=settings, clock=FakeClock(), scoped=narrow) as server:
         assert ask(server, query) == token
         server.run(narrow.release.set)
@@ -83,8 +92,8 @@ def test_a_token_is_always_there(query: str, token: str) -> None:
 def test_it_is_minted_once() -> None:
     """What is held costs no mint, in whichever order it is asked for."""
     view = FakeView()
+    narrow = Narrow(view)
     view.live_gcp(START)
-    narrow = Narrow()
     with running_endpoint(view, clock=FakeClock(), scoped=narrow) as server:
         for query in ("?scopes=a,b", "?scopes=b,a", "?scopes=b,a,a"):
             assert ask(server, query) == "ya29.narrow-a-b"
@@ -94,8 +103,8 @@ def test_it_is_minted_once() -> None:
 def test_the_machines_own_token_is_as_it_is() -> None:
     """Without a bundle nothing is minted for a wish: GCE ignores it."""
     view = FakeView()
+    narrow = Narrow(view)
     view.live_gcp(START, origin=Origin.FALLBACK)
-    narrow = Narrow()
     with running_endpoint(view, clock=FakeClock(), scoped=narrow) as server:
         assert ask(server, "?scopes=read") == "ya29.example-1"
     assert not narrow.minted

@@ -14,9 +14,9 @@ from agent.serve.early import Early
 from agent.serve.gate import Gate, bare_host
 from agent.serve.hiding import EC2_ROOT, GCE_ROOT, GuestWrites, Hiding
 from agent.serve.mints import Mints, TooOften
-from agent.serve.settings import ServeSettings
 from agent.wire.http import Request
 from tests.fakes.clock import START
+from tests.fakes.view import FakeView
 from tests.unit.identity.worlds import aws_credential
 
 MINUTE = timedelta(minutes=1)
@@ -188,7 +188,9 @@ class TestEarly:
     LIVE = Origin.FALLBACK
 
     def early(self, *, expects: bool = True) -> Early:
-        return Early(ServeSettings(token_key=b"k" * 32, expects_bundle=lambda: expects))
+        view = FakeView()
+        view.expects_bundle = expects
+        return Early(view.served, timedelta)
 
     def test_what_the_real_service_hands_out_ended_is_extended_for_those_who_would_not(self) -> None:
         """As AWS goes on to take it; with and without bundles, from the very second of its end. Else it says its end."""

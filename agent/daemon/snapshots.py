@@ -1,0 +1,117 @@
+"""What are those told who answer workers? Everything that they must know, anew whenever any of it is another.
+
+A withdrawal, an end or another token is told before the call returns that brought it about, and so before anybody is
+told that it was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from agent import snapshot
+from agent.controller import Controller
+from agent.core.clock import Clock
+from agent.core.model import Cloud
+from agent.core.secret import Secret
+from agent.core.view import Ended
+from agent.identity import ahead
+from agent.identity.standing import can_mint_id_tokens, facts
+from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch
+
+
+class Snapshots:
+    """Makes them.
+
+    Args:
+        controller: what is served, and why a bundle was refused.
+        clock: time.
+        settings: what is decided once.
+        tokens: the bearer tokens of the container endpoint that are good now.
+        path_id: what stands for one in a path.
+        expects_bundle: whether the configuration has a key for one, now.
+
+    Attributes:
+        latest: the bytes of the newest.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        clock: Clock,
+        settings: ServeSettings,
+        *,
+        tokens: Callable[[], tuple[Secret, ...]],
+        path_id: Secret,
+        expects_bundle: Callable[[], bool],
+    ) -> None:
+        self._controller = controller
+        self._clock = clock
+        self._settings = settings
+        self._tokens = tokens
+        self._path_id = path_id
+        self._expects_bundle = expects_bundle
+        self._log = structlog.get_logger()
+        self._hear: list[Callable[[bytes], None]] = []
+        self._last = self._made()
+        self.latest = snapshot.encode(self._last)
+        controller.store.watch(self.publish)
+
+    def send_to(self, hear: Callable[[bytes], None]) -> None:
+        """Have ``hear`` called with each from now on, at once."""
+        self._hear.append(hear)
+
+    def publish(self) -> None:
+        """Tell everybody what is served now, if that is not what they were told last."""
+        version = self._last.version + 1
+        try:
+            new = self._made(version)
+            if new.same_as(self._last):
+                return
+            data = snapshot.encode(new)
+            snapshot.decode(data)
+        except Exception as error:  # noqa: BLE001 - who cannot be told what is so now must not go on as before
+            self._log.error("snapshot.not_made", error=type(error).__name__, exc_info=True)
+            new = self._closed(version)
+            data = snapshot.encode(new)
+        self._last, self.latest = new, data
+        for hear in self._hear:
+            hear(data)
+
+    def _made(self, version: int = 0) -> Snapshot:
+        controller, now = self._controller, self._clock.now()
+        state = controller.store.state
+        names = {cloud: tuple(sorted(controller.store.names(cloud))) for cloud in Cloud}
+        answers = {
+            cloud: tuple(Stretch(one.answer, one.until, one.scopes) for one in ahead.answers(state, cloud, now))
+            for cloud in Cloud
+        }
+        return Snapshot(
+            version=version,
+            settings=self._settings,
+            aws=answers[Cloud.AWS],
+            gcp=answers[Cloud.GCP],
+            aws_names=names[Cloud.AWS],
+            gcp_names=names[Cloud.GCP],
+            facts=facts(state),
+            mints_id_tokens=can_mint_id_tokens(state),
+            id_tokens=tuple(ForAudience(token, until) for token, until in ahead.id_tokens(state, now)),
+            scoped=tuple(ForScopes(*one) for one in controller.issuing.scoped.held(now)),
+            container_tokens=self._tokens(),
+            container_ids=(self._path_id,),
+            expects_bundle=self._expects_bundle(),
+            refused=self._refused_why(),
+        )
+
+    def _closed(self, version: int) -> Snapshot:
+        """Nothing of anybody's: what is served where it cannot be said what is."""
+        nothing = (Stretch(Ended("the agent cannot tell what is served; see its log", passing=True)),)
+        return Snapshot(version=version, settings=self._settings, aws=nothing, gcp=nothing)
+
+    def _refused_why(self) -> str | None:
+        """Why the last bundle that came was not taken; nothing while one is in force."""
+        refusal = self._controller.intake.last_refusal
+        if refusal is None or self._controller.store.bundle is not None:
+            return None
+        return f"{refusal.code}: {refusal.reason}"

@@ -1,0 +1,22 @@
+"""What the part that answers strangers is given: everything it must know, and nothing else (``SNAPSHOT.md``)."""
+
+from __future__ import annotations
+
+from agent.core.errors import SnapshotError
+from agent.snapshot.codec import MAX_BYTES, decode, encode
+from agent.snapshot.model import ForAudience, ForScopes, Snapshot, Stretch
+from agent.snapshot.settings import PASSED_CONNECTIONS, Limits, ServeSettings
+
+__all__ = [
+    "MAX_BYTES",
+    "PASSED_CONNECTIONS",
+    "ForAudience",
+    "ForScopes",
+    "Limits",
+    "ServeSettings",
+    "Snapshot",
+    "SnapshotError",
+    "Stretch",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,97 @@
+"""A snapshot as a value. What each member means stands in ``SNAPSHOT.md``.
+
+Frozen, and replaced as a whole: a reader sees one version of everything, never half of two.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Final
+
+import msgspec
+
+from agent.core.model import GoogleToken, IdToken
+from agent.core.secret import Secret
+from agent.core.view import Answer, Facts
+from agent.snapshot.settings import ServeSettings
+
+FORMAT: Final = 1
+"""Another number is another format, and is refused."""
+
+MOST_STRETCHES: Final = 256
+MOST_NAMES: Final = 64
+MOST_TOKENS: Final = 256
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """What is answered for one cloud for as long as nothing new arrives.
+
+    Attributes:
+        answer: what is answered.
+        until: its end, exclusive; ``None``: it has none.
+        scopes: of Google alone: what the identity was given, where tokens for fewer scopes can be minted from it.
+    """
+
+    answer: Answer
+    until: datetime | None = None
+    scopes: tuple[str, ...] = ()
+
+
+class ForAudience(msgspec.Struct, frozen=True):
+    """An identity token that was minted, and until when it is handed out."""
+
+    token: IdToken
+    until: datetime
+
+
+class ForScopes(msgspec.Struct, frozen=True):
+    """An access token for fewer scopes that was minted, what it is good for, and until when it is handed out."""
+
+    scopes: tuple[str, ...]
+    token: GoogleToken
+    until: datetime
+
+
+Stretches = Annotated[tuple[Stretch, ...], msgspec.Meta(min_length=1, max_length=MOST_STRETCHES)]
+Names = Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_NAMES)]
+Secrets = Annotated[tuple[Secret, ...], msgspec.Meta(max_length=8)]
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module.
+
+    Attributes:
+        format: :data:`FORMAT`.
+        version: rises with each that differs from the one before.
+        settings: what does not change while the process that answers runs.
+        aws, gcp: what is answered now, and what will be if nothing new arrives; the last has no end.
+        aws_names, gcp_names: every name under which an identity was listed, the present one included.
+        facts: region, zone, project and the like.
+        mints_id_tokens: whether an identity token can be minted at all.
+        id_tokens: those that were.
+        scoped: access tokens for fewer scopes that were minted.
+        container_tokens: the bearer tokens that are good now, several while they rotate.
+        container_ids: what stands for a token in ``/v2/credentials/ID``.
+        expects_bundle: whether bundles are taken here.
+        refused: why the last bundle was refused, for a person; ``None`` when the last one was not.
+    """
+
+    format: int = FORMAT
+    version: int = 0
+    settings: ServeSettings
+    aws: Stretches
+    gcp: Stretches
+    aws_names: Names = ()
+    gcp_names: Names = ()
+    facts: Facts = Facts()
+    mints_id_tokens: bool = False
+    id_tokens: Annotated[tuple[ForAudience, ...], msgspec.Meta(max_length=MOST_TOKENS)] = ()
+    scoped: Annotated[tuple[ForScopes, ...], msgspec.Meta(max_length=MOST_TOKENS)] = ()
+    container_tokens: Secrets = ()
+    container_ids: Secrets = ()
+    expects_bundle: bool = True
+    refused: str | None = None
+
+    def same_as(self, other: Snapshot | None) -> bool:
+        """Whether it says the same, under another version."""
+        return other is not None and msgspec.structs.replace(self, version=other.version) == other
