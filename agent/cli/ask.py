@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.core.errors import HostError
+from agent.wire import names
 from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
 
 # Not the daemon's own user agent: that one is refused, so that it never asks itself in a circle.
@@ -24,6 +25,10 @@ _NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-
 
 class NoAnswerError(HostError):
     """Nothing came in time: the agent is slow, or it does not start and its socket waits for it."""
+
+
+class NotLetInError(HostError):
+    """Nobody answers at the workers' endpoint: nothing listens there, or the rules refuse whoever is no worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +101,44 @@ def control(
         raise HostError(f"{path}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
 
 
-def worker(address: tuple[str, int], target: str, headers: dict[str, str], *, timeout_seconds: float = 5.0) -> Answer:
+def worker(
+    address: tuple[str, int],
+    target: str,
+    headers: dict[str, str],
+    *,
+    method: str = "GET",
+    timeout_seconds: float = 5.0,
+) -> Answer:
     """Ask the workers' endpoint, as an SDK does.
 
     Raises:
-        HostError: nothing listens there, we are not let in, or the answer breaks off.
+        NotLetInError: nothing listens there, or we are no worker.
+        HostError: the answer breaks off.
     """
     host, port = address
     try:
         connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
-        return _exchange(connection, "GET", target, {ORIGIN_HEADER: "?", **headers}, None)
+        return _exchange(connection, method, target, {ORIGIN_HEADER: "?", **headers}, None)
     except ConnectionRefusedError:
-        raise HostError(
+        raise NotLetInError(
             f"{host}:{port}: refused: the agent does not run, or this user is no worker",
             hint=f"{_NOT_RUNNING}; the [redirect] section of the configuration says who is a worker",
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise HostError(f"{host}:{port}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None
+
+
+def role(address: tuple[str, int]) -> Answer:
+    """Ask for the name of EC2's role, as an SDK does that the rules lead: it needs no file and gets no secret.
+
+    Raises:
+        NotLetInError, HostError: as :func:`worker`.
+    """
+    token = worker(address, names.EC2_TOKEN_PATH, {names.EC2_TTL_HEADER: "60"}, method="PUT")
+    if token.status != 200:
+        return token
+    headers = {names.EC2_TOKEN_HEADER: token.body.decode("ascii", errors="replace")}
+    return worker(address, names.EC2_ROLES_PATH, headers)
 
 
 def _exchange(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 import click
 
@@ -25,13 +27,34 @@ _WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machi
 @for_option
 @timeout_option(120.0)
 @bundle_option
-def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool) -> int:
+@click.option(
+    "--workers",
+    "watching",
+    is_flag=True,
+    help="Until workers have one: for root and operators, who need not be workers themselves.",
+)
+def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, watching: bool) -> int:
     """Wait until there is an identity: ask as a program on this worker would, until it is answered.
 
     Where metadata requests are redirected, one must also arrive. For scripts and for ExecStartPre= of units. Says whose
     identity it is, and exits 75 at the timeout, with the reason and, if a bundle came and was refused, with why.
+
+    Root is no worker, unless in a worker's slice: it waits for the others with --workers.
     """
-    return await_identity(Workers(path), clouds, timeout, bundle=bundle, tell=True)
+    asked = Watched(path) if watching else Workers(path)
+    return await_identity(asked, clouds, timeout, bundle=bundle, tell=True)
+
+
+class Endpoint(Protocol):
+    """Whom ``wait`` asks."""
+
+    def answer(self, cloud: str) -> ask.Answer:
+        """The answer to whoever wants an identity of ``cloud``. Raises HostError where nobody answers."""
+        ...
+
+    def astray(self) -> str | None:
+        """Why a worker's request to the metadata service does not reach the agent; ``None``: it does."""
+        ...
 
 
 class Workers:
@@ -43,6 +66,21 @@ class Workers:
         # Each time anew: a worker may wait for an agent that has not told it yet.
         self._find: Callable[[], where.Where] = lambda: where.find(path)
         self._find()
+
+    def answer(self, cloud: str) -> ask.Answer:
+        """Ask for a credential. Raises HostError where nobody answers."""
+        try:
+            return self.gcp() if cloud == "gcp" else self._role_or_aws()
+        except ask.NotLetInError:
+            from agent.host import arrival
+
+            known = arrival.read()
+            if known is None or not known.arrives:
+                raise
+            raise HostError(
+                f"uid {os.geteuid()} is no worker: the agent answers workers, and refuses others",
+                hint="--workers waits for them; [redirect] in the configuration says who is one",
+            ) from None
 
     def aws(self) -> ask.Answer:
         """Ask for an AWS credential. Raises HostError where nobody answers."""
@@ -57,20 +95,78 @@ class Workers:
         """Ask for a Google token. Raises HostError where nobody answers."""
         return ask.worker(self._find().http, names.GCE_TOKEN_PATH, {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR})
 
+    def astray(self) -> str | None:
+        """Asked by ourselves: the endpoint took us for a worker. Where nothing redirects there is nothing to ask."""
+        from agent.host import arrival, nft
+
+        known = arrival.read()
+        if known is None:
+            return None
+        word = arrival.ask(nft.METADATA["ip"][0], 80)
+        return None if word == "agent" else _does_not_arrive(arrival.said(word), known.why)
+
+    def _role_or_aws(self) -> ask.Answer:
+        """Who may not read the token is led by the rules alone, and its SDKs ask EC2's metadata service."""
+        from agent.host import arrival
+
+        found = self._find()
+        led = arrival.read() is not None
+        return ask.role(found.http) if led and not os.access(found.token_file, os.R_OK) else self.aws()
+
+
+class Watched:
+    """What the control socket says that workers are answered."""
+
+    def __init__(self, path: Path) -> None:
+        from agent.cli.options import control_socket
+
+        self._control = control_socket(path)
+        self._document: Mapping[str, Any] = {}
+
+    def answer(self, cloud: str) -> ask.Answer:
+        """Look at it. Raises HostError where the agent does not say."""
+        answer = ask.control(self._control, "GET", "/v1/status")
+        self._document = answer.json() if answer.status == 200 else {}
+        if answer.status != 200:
+            return answer
+        said = self._document["clouds"][cloud]
+        refusal = self._document["last_refusal"]
+        return ask.Answer(
+            200 if said["state"] == "live" else 503,
+            json.dumps({"message": said["why"]}).encode(),
+            said["origin"] if said["state"] == "live" else "none",
+            None if refusal is None else f"{refusal['code']}: {refusal['reason']}",
+        )
+
+    def astray(self) -> str | None:
+        """What the process that holds the rules found when it asked as a worker."""
+        redirect = self._document.get("redirect")
+        return None if redirect is None or redirect["arrives"] else _does_not_arrive(redirect["state"], redirect["why"])
+
+
+def _does_not_arrive(said: str, why: str | None) -> str:
+    from agent.host import arrival
+
+    return (
+        f"a request to the metadata service does not arrive: {said}"
+        f"{'' if why is None else f' ({why})'}\n  hint: {arrival.HINT}"
+    )
+
 
 class _Round:
     """The wanted clouds, asked once: why each has not what was wanted, and whose identity the others have."""
 
-    def __init__(self, endpoint: Workers, wanted: tuple[str, ...], *, bundle: bool) -> None:
+    def __init__(self, endpoint: Endpoint, wanted: tuple[str, ...], *, bundle: bool) -> None:
         self.reasons: dict[str, str] = {}
         self.whose: dict[str, str] = {}
         self.refused: str | None = None
-        ask_for = {"aws": endpoint.aws, "gcp": endpoint.gcp}
         for cloud in wanted:
             try:
-                answer = ask_for[cloud]()
+                answer = endpoint.answer(cloud)
             except HostError as error:
-                self.reasons[cloud] = error.message  # it may be starting
+                self.reasons[cloud] = error.message + (
+                    f"\n  hint: {error.hint}" if error.hint else ""
+                )  # it may be starting
                 continue
             self.refused = answer.refused or self.refused
             if answer.status != 200:
@@ -82,7 +178,7 @@ class _Round:
 
 
 def await_identity(
-    endpoint: Workers, clouds: tuple[str, ...], timeout: float, *, bundle: bool = False, tell: bool = False
+    endpoint: Endpoint, clouds: tuple[str, ...], timeout: float, *, bundle: bool = False, tell: bool = False
 ) -> int:
     """Poll until the wanted clouds answer, with the wanted identity; the status to exit with."""
     wanted = CLOUDS if "any" in clouds else clouds
@@ -91,7 +187,7 @@ def await_identity(
     while True:
         found = _Round(endpoint, wanted, bundle=bundle)
         if enough(cloud not in found.reasons for cloud in wanted):
-            astray = _astray()
+            astray = endpoint.astray()
             if astray is None:
                 for cloud, origin in found.whose.items():
                     if tell and origin in _WHOSE:
@@ -99,28 +195,12 @@ def await_identity(
                 return 0
             found.reasons = {"redirect": astray}
         if time.monotonic() >= end:
-            for cloud, reason in found.reasons.items():
-                click.echo(f"credential-agent: {cloud}: {reason}", err=True)
+            for reason in dict.fromkeys(found.reasons.values()):
+                whose = ", ".join(cloud for cloud, its in found.reasons.items() if its == reason)
+                click.echo(f"credential-agent: {whose}: {reason}", err=True)
             if found.refused is not None:
                 click.echo(f"credential-agent: the last bundle was refused: {found.refused}", err=True)
             kind = "identity from a bundle" if bundle else "identity"
             click.echo(f"credential-agent: no {kind} within {timeout:g} s", err=True)
             return EX_TEMPFAIL
         time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0)))
-
-
-def _astray() -> str | None:
-    """Why a program of this user that asks the metadata service does not reach the agent; ``None``: it does.
-
-    Asked by ourselves: the agent's endpoint took us for a worker. Where nothing redirects there is nothing to ask.
-    """
-    from agent.host import arrival, nft
-
-    known = arrival.read()
-    if known is None:
-        return None
-    word = arrival.ask(nft.METADATA["ip"][0], 80)
-    if word == "agent":
-        return None
-    why = "" if known.why is None else f" ({known.why})"
-    return f"a request to the metadata service does not arrive: {arrival.said(word)}{why}\n  hint: {arrival.HINT}"

@@ -232,12 +232,23 @@ class TestEc2Worker:
         assert said.count("the agent answers") == 2
 
     def test_the_commands_of_the_pages_work(self, machine: Machine) -> None:
-        """What an operator is told to type, word by word, on the worker."""
-        page = (m.REPOSITORY / "systemd/README.md").read_text()
-        typed = re.findall(r"^# ((?:credential-agent|systemctl|journalctl) .*)$", page, re.MULTILINE)
-        assert len(typed) >= 6
+        """What an operator is told to type, word by word and as root, who is no worker, on a worker with its rules."""
+        pages = ["README.md", "systemd/README.md", "systemd/OPERATIONS.md"]
+        text = "\n".join((m.REPOSITORY / page).read_text() for page in pages)
+        typed = dict.fromkeys(re.findall(r"^# ((?:credential-agent|systemctl|journalctl) .*)$", text, re.MULTILINE))
+        assert len(typed) >= 8
         for line in typed:
-            assert machine.run("sh", "-c", line)
+            assert machine.run("sh", "-c", line) or line.startswith("systemctl restart"), line
+
+    def test_who_waits_asks_as_its_own_programs_would(self, machine: Machine) -> None:
+        """Whom the rules alone lead finds an identity; who is no worker is told so, and what to do, and not only "no"."""
+        wait = ("credential-agent", "wait", "--bundle", "--for", "aws", "--timeout")
+        assert "an identity from the bundle" in machine.run(*wait, "20", uid=m.WORKER_UID)
+        assert "an identity from the bundle" in machine.in_slice(*wait, "20")
+        root = machine.result(*wait, "0")
+        assert root.returncode == 75
+        assert "uid 0 is no worker" in root.stderr
+        assert "--workers" in root.stderr
 
     def test_the_environment_is_for_the_workers_group(self, machine: Machine) -> None:
         """The file leads to the agent; whoever is not in the group cannot read the token."""

@@ -138,6 +138,40 @@ def test_wait_gives_the_agents_reason_at_the_timeout(endpoint: Endpoint) -> None
     assert "aws:" not in done.stderr
 
 
+def _said(live: str, origin: str = "bundle", **redirect: Any) -> dict[str, Any]:
+    cloud = {"state": live, "origin": origin, "why": "a bundle is awaited"}
+    return {"clouds": {"aws": cloud, "gcp": cloud}, "last_refusal": None, "redirect": redirect or None}
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        (_said("live"), 0, "aws: an identity from the bundle"),
+        (_said("live", "fallback"), 75, "aws, gcp: the machine's own identity; a bundle's was asked for"),
+        (_said("pending", "none"), 75, "aws, gcp: a bundle is awaited"),
+        (_said("live", arrives=False, state="closed", why="x"), 75, "does not arrive: closed (x)"),
+        (_said("live", arrives=True, state="led", why=None), 0, "aws: an identity from the bundle"),
+    ],
+)
+def test_an_operator_waits_for_the_workers(endpoint: Endpoint, said: dict[str, Any], status: int, words: str) -> None:
+    """`wait --workers` asks the control socket, since whoever delivers a bundle (root) is no worker."""
+    endpoint.status = said
+    done = endpoint.run("wait", "--bundle", "--workers", "--timeout", "0")
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+
+
+def test_a_reason_is_told_once_and_with_its_hint(endpoint: Endpoint, tmp_path: Path) -> None:
+    """What both clouds have in common is one line, and what to do about it follows."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "config.toml").write_text(endpoint.config.read_text().replace(str(endpoint.port), str(port)))
+    told = endpoint.run("wait", "--timeout", "0").stderr.splitlines()
+    assert told[0].startswith("credential-agent: aws, gcp: 127.0.0.1:")
+    assert told[1].startswith("  hint: systemctl status credential-agent")
+    assert len(told) == 3
+
+
 def test_wait_refuses_a_cloud_it_does_not_know(endpoint: Endpoint) -> None:
     """Exit status 64 (usage)."""
     assert endpoint.run("wait", "--for", "azure").returncode == 64
