@@ -20,7 +20,7 @@ import msgspec
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
 from agent.core.errors import AgentError, HostError
-from agent.host import arrival, hold, nft
+from agent.host import arrival, hold, nft, planning
 
 AGENT_USER: Final = "credential-agent"
 _CONFIG = click.option(
@@ -175,7 +175,7 @@ class _Holder:
             os.kill(self.pid, number)
         except PermissionError:
             raise HostError("this needs root", hint="sudo credential-agent redirect ...") from None
-        end = time.monotonic() + hold.PLAN_SECONDS + 5
+        end = time.monotonic() + planning.PLAN_SECONDS + 5
         while time.monotonic() < end:
             document = self._document()
             if document is not None and (

@@ -2,14 +2,15 @@
 
 Makes the rules, owns a second copy of them that nobody else can take (:func:`agent.host.nft.held`), watches the first
 copy and puts it back, looks up again what was not there, asks as a worker whether its request arrives, and says so in
-a file. Whatever it cannot tell is closed. Small and single-threaded; the configuration is read by a child of its own,
-so that neither its libraries nor its mistakes live here.
+a file. Whatever it cannot tell is closed. Small and single-threaded. Here is what is due, and when; *which* rules
+(:mod:`~agent.host.planning`), whether they are in force (:mod:`~agent.host.enforcing`), who changed something
+(:mod:`~agent.host.netlink`), whether a request arrives (:mod:`~agent.host.arrival`) and how all of it is said
+(:mod:`~agent.host.reporting`) are files of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -20,11 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agent.core.errors import HostError
 from agent.core.text import os_reason
-from agent.host import arrival, nft, ownership
+from agent.host import arrival, netlink, nft, planning
+from agent.host.enforcing import Rules
+from agent.host.planning import Outcome, Plan, Planner
+from agent.host.reporting import WARNING, Reporter
 
-PLAN_SECONDS: Final = 60.0
 VERIFY_SECONDS: Final = 10.0
 PROBE_EVERY_SECONDS: Final = 30.0
 PROBE_AGAIN_SECONDS: Final = 2.0
@@ -35,11 +37,8 @@ GROUPS_EVERY_SECONDS: Final = 1.0
 USERS: Final = Path("/etc/passwd")
 NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
+PLAN_FILE: Final = "plan.json"
 
-_NETLINK_ROUTE: Final = 0
-_NETLINK_NETFILTER: Final = 12
-_GROUP_NFTABLES: Final = 1 << 6  # NFNLGRP_NFTABLES
-_GROUP_ADDRESSES: Final = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _OURS: Final = b"credential_agent"
 
 
@@ -53,33 +52,27 @@ class Holder:
     """
 
     def __init__(self, planner: Sequence[str], directory: Path, notify: str | None = None) -> None:
-        self._planner, self._directory, self._address = planner, directory, notify
-        self._plan: dict[str, Any] | None = None  # in force
-        self._expected: tuple[str, ...] = ()
+        self._directory = directory
+        self._reporter = Reporter(directory, notify)
+        self._rules = Rules(self._reporter)
+        self._planner = Planner(planner)
+        self._probe = arrival.Probe()
+        self._watches = (netlink.rules(_OURS), netlink.addresses())
+        self._wake, self._waker = socket.socketpair()
+        # Mutable state, all of it.
+        self._plan: Plan | None = None  # in force
         self._error: str | None = "the rules are being made"
         self._pending: list[str] = []
         self._notes: list[str] = []
         self._answer: str | None = None
         self._closed: str | None = None  # by whose will
         self._healed = self._plans = 0
-        self._child: subprocess.Popen[bytes] | None = None
-        self._child_until = 0.0
-        self._output = b""
         self._again = LOOK_AGAIN_SECONDS[0]
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups"), 0.0)
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
         self._users = _stamp(USERS)
-        self._only_looking = False
-        self._stopping = False
-        self._ready = False
-        self._probe = arrival.Probe()
-        self._told: dict[str, str | None] = {}
-        self._owner: ownership.Connection | None = None
-        self._reader: ownership.Connection | None = None
-        self._events = _netlink(_NETLINK_NETFILTER, _GROUP_NFTABLES)
-        self._addresses = _netlink(_NETLINK_ROUTE, _GROUP_ADDRESSES)
-        self._wake, self._waker = socket.socketpair()
+        self._only_looking = self._stopping = self._ready = False
 
     def run(self) -> None:
         """Until a signal ends it."""
@@ -89,13 +82,9 @@ class Holder:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda *_: None)
-        try:
-            self._reader, self._owner = ownership.Connection(), ownership.Connection()
-        except HostError as error:
-            self._say("owner", f"{error}: rules can be watched, and not held")
+        self._rules.connect()
         # What was in force before we were last ended is so again at once; else closed, until there is a plan.
-        saved = self._saved()
-        self._apply(saved)
+        self._apply(planning.saved(self._directory / PLAN_FILE))
         self._start_plan()
         while not self._stopping:
             self._turn()
@@ -104,20 +93,17 @@ class Holder:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        files: list[Any] = [self._events, self._addresses, self._wake]
-        if self._child is not None and self._child.stdout is not None:
-            files.append(self._child.stdout)
-        if self._probe.running:
-            files.append(self._probe)
+        files: list[Any] = [*self._watches, self._wake]
+        files += [one for one in (self._planner, self._probe) if one.running]
         wait = max(0.0, min(*self._due.values(), time.monotonic() + BEAT_SECONDS) - time.monotonic())
         ready = select.select(files, [], [], wait)[0]
-        for netlink in (self._events, self._addresses):
-            if netlink in ready and _drained(netlink, _OURS if netlink is self._events else b""):
+        for watch in self._watches:
+            if watch in ready and watch.has_news():
                 self._due["verify"] = 0.0
         if self._wake in ready:
             self._signals()
-        if self._child is not None:
-            self._read_child()
+        if (outcome := self._planner.result()) is not None:
+            self._planned(outcome)
         if self._probe.running and (word := self._probe.result()) is not None:
             self._probed(word)
         self._do_what_is_due()
@@ -153,154 +139,63 @@ class Holder:
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
         self._only_looking = only_looking
-        self._stop_child()
-        self._output = b""
-        self._child_until = time.monotonic() + PLAN_SECONDS
-        try:
-            self._child = subprocess.Popen(  # noqa: S603 - the unit's own command
-                self._planner, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
-            )
-        except OSError as error:
-            self._planned(None, f"{self._planner[0]}: cannot be run: {os_reason(error)}")
+        if (outcome := self._planner.start()) is not None:
+            self._planned(outcome)
 
-    def _stop_child(self) -> None:
-        if self._child is None:
-            return
-        self._child.kill()
-        self._child.wait()
-        if self._child.stdout is not None:
-            self._child.stdout.close()
-        self._child = None
-
-    def _read_child(self) -> None:
-        child = self._child
-        if child is None or child.stdout is None:
-            return
-        if not select.select([child.stdout], [], [], 0)[0]:
-            if time.monotonic() > self._child_until:
-                self._stop_child()
-                self._planned(None, f"the rules could not be made within {PLAN_SECONDS:.0f} s")
-            return
-        data = os.read(child.stdout.fileno(), 1 << 20)
-        self._output += data
-        if data:
-            return
-        status = child.wait()
-        child.stdout.close()
-        self._child = None
-        try:
-            plan = json.loads(self._output) if status == 0 else None
-        except ValueError:
-            plan = None
-        self._planned(plan if _is_plan(plan) else None, f"the rules cannot be made: status {status}")
-
-    def _planned(self, plan: dict[str, Any] | None, why: str) -> None:
+    def _planned(self, outcome: Outcome) -> None:
+        plan = outcome.plan
         self._plans += 1
         if self._only_looking and self._error is None and plan == self._plan:
             return  # nothing is loaded anew for it: counters, and what is counted of connections, stay
-        error = why if plan is None else plan["error"]
+        error = outcome.why if plan is None else plan["error"]
+        self._error = error
         if plan is not None and (error is None or self._plan is None):
             self._pending, self._notes = plan["pending"], plan["notes"]
-            self._error = error
             self._apply(plan)
             if error is None:
-                self._keep(plan)
-        else:
-            self._error = error  # what was in force stays so
-            if self._plan is None:
-                self._apply(None)
+                self._reporter.write(PLAN_FILE, plan, mode=0o600)
+        elif self._plan is None:
+            self._apply(None)  # else what was in force stays so
         for what, text in (("configuration", self._error), *((note, note) for note in (*self._pending, *self._notes))):
-            self._say(what, text)
+            self._reporter.say(what, text)
         if self._pending or error is not None:
-            self._due["plan"] = time.monotonic() + self._again
-            self._again = min(self._again * 2, LOOK_AGAIN_SECONDS[1])
+            self._plan_again()
         else:
             self._again = LOOK_AGAIN_SECONDS[0]
         if not self._ready:
             self._ready = True
-            self._notify("READY=1")
+            self._reporter.notify("READY=1")
         self._due["probe"] = 0.0
         self._beat()
 
-    def _saved(self) -> dict[str, Any] | None:
-        try:
-            plan = json.loads((self._directory / "plan.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        return (
-            plan if isinstance(plan, dict) and {"scripts", "closed", "groups", "ipv6", "uid"} <= plan.keys() else None
-        )
-
-    def _keep(self, plan: dict[str, Any]) -> None:
-        self._write("plan.json", plan, mode=0o600)
+    def _plan_again(self) -> None:
+        self._due["plan"] = time.monotonic() + self._again
+        self._again = min(self._again * 2, LOOK_AGAIN_SECONDS[1])
 
     # -- the rules ----------------------------------------------------------------------------------------------------
 
-    def _apply(self, plan: dict[str, Any] | None) -> None:
-        """Put a plan into force: whichever of its scripts the kernel takes; else leave what is there, or close."""
-        closed = self._closed is not None or plan is None
-        scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
-        why = ""
-        for script in scripts:
-            try:
-                self._load(script)
-            except HostError as error:
-                why = str(error)
-                continue
-            self._plan = plan if plan is not None else self._plan
-            self._say("kernel", None)
-            break
-        else:
-            self._say("kernel", f"the kernel does not take the rules: {why}")
-            if self._plan is None or closed:
-                with contextlib.suppress(HostError):
-                    self._load(nft.refusal())
-            self._due["plan"] = time.monotonic() + self._again
-            self._again = min(self._again * 2, LOOK_AGAIN_SECONDS[1])
-        if plan is not None:
-            self._set_fronts(ipv6=plan["ipv6"])
-        if self._reader is not None:
-            self._expected = ownership.listing(self._reader)
+    def _apply(self, plan: Plan | None) -> None:
+        """Put a plan into force; ``None``: there is none, and everything is refused."""
+        if not self._rules.load(plan, closed=self._closed is not None, in_force=self._plan is not None):
+            self._plan_again()
+        elif plan is not None:
+            self._plan = plan
         self._due["probe"] = 0.0
-
-    def _load(self, script: str) -> None:
-        if self._reader is None or self._owner is None:
-            nft.run(script)
-            return
-        self._reader.run(script)
-        try:
-            self._owner.run(nft.held(script))
-        except HostError as error:
-            self._say("owner", f"{error}: rules can be watched, and not held")
-
-    def _set_fronts(self, *, ipv6: bool) -> None:
-        try:
-            nft.set_fronts(present=True, ipv6=ipv6)
-        except HostError as error:
-            self._say("addresses", f"containers cannot be led: {error}")
-        else:
-            self._say("addresses", None)
 
     def _verify(self) -> None:
         self._due["verify"] = time.monotonic() + VERIFY_SECONDS
-        if self._reader is None:
-            if nft.show() is None:
-                self._heal()
-        elif ownership.listing(self._reader) != self._expected:
-            self._heal()
+        if not self._rules.are_intact():
+            self._healed += 1
+            self._reporter.log(WARNING, "somebody changed our rules: put back")
+            self._apply(self._plan)
+            self._beat()
         if self._plan is not None:
-            self._set_fronts(ipv6=self._plan["ipv6"])
-
-    def _heal(self) -> None:
-        self._healed += 1
-        self._tell(4, "somebody changed our rules: put back")
-        self._apply(self._plan)
-        self._beat()
+            self._rules.set_fronts(ipv6=self._plan["ipv6"])
 
     def _look_at_groups(self) -> None:
         """A control group that was made anew has another number, and the rules name the one before."""
         self._due["groups"] = time.monotonic() + GROUPS_EVERY_SECONDS
-        if self._plan is None or self._child is not None:
+        if self._plan is None or self._planner.running:
             return
         for path, number in self._plan["groups"].items():
             with contextlib.suppress(OSError):
@@ -314,10 +209,10 @@ class Holder:
 
     def _look_at_names(self) -> None:
         """A name of the configuration may have another number by now."""
-        if self._child is None:
-            self._start_plan(only_looking=True)
-        else:
+        if self._planner.running:
             self._due["names"] = time.monotonic() + GROUPS_EVERY_SECONDS
+        else:
+            self._start_plan(only_looking=True)
 
     # -- does it arrive? ----------------------------------------------------------------------------------------------
 
@@ -357,7 +252,7 @@ class Holder:
         self._due["beat"] = time.monotonic() + BEAT_SECONDS
         state, why = self._state()
         if self._ready and not self._probe.running:
-            self._say("state", why if state != "led" else None)
+            self._reporter.say("state", why if state != "led" else None)
         document = {
             "beat": time.clock_gettime(time.CLOCK_BOOTTIME),
             "pid": os.getpid(),
@@ -366,68 +261,23 @@ class Holder:
             "error": self._error,
             "notes": [*self._pending, *self._notes],
             "plans": self._plans,
-            "held": self._owner is not None and bool(self._expected and self._expected[1]),
+            "held": self._rules.held,
             "healed": self._healed,
         }
-        self._write("state.json", document, mode=0o644)
-        self._notify(f"WATCHDOG=1\nSTATUS={state}{'' if why is None else f': {why[:200]}'}")
-
-    def _write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
-        path = self._directory / f".{name}.new"
-        try:
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-                os.fchmod(descriptor, mode)
-                file.write(json.dumps(document).encode())
-            path.rename(self._directory / name)
-        except OSError as error:
-            self._say("file", f"{path}: cannot be written: {os_reason(error)}")
-        else:
-            self._say("file", None)
+        self._reporter.write(arrival.STATE.name, document, mode=0o644)
+        self._reporter.notify(f"WATCHDOG=1\nSTATUS={state}{'' if why is None else f': {why[:200]}'}")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
         """Close, unless we are only started again: then what leads stays, and our copy of it is made anew."""
-        self._stop_child()
+        self._planner.stop()
         if _restarting():
             return
         self._closed = self._error = "workers are refused: credential-agent-redirect was stopped"
         self._apply(self._plan)
         self._beat()
-        (self._directory / "plan.json").unlink(missing_ok=True)
-
-    def _notify(self, text: str) -> None:
-        address = self._address
-        if not address:
-            return
-        address = f"\0{address[1:]}" if address.startswith("@") else address
-        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as made:
-            made.sendto(text.encode(), address)
-
-    def _say(self, what: str, text: str | None) -> None:
-        """Log what is wrong with something, once, and that it is right again."""
-        if self._told.get(what) == text:
-            return
-        before, self._told[what] = self._told.get(what), text
-        if text is not None:
-            self._tell(3, text)
-        elif before is not None:
-            self._tell(6, f"no longer: {before}")
-
-    @staticmethod
-    def _tell(level: int, text: str) -> None:
-        # A log that nobody reads must not stop us: standard error does not block, and what does not fit is lost.
-        with contextlib.suppress(OSError):
-            os.write(2, f"<{level}>credential-agent: {text}\n".encode())
-
-
-def _is_plan(plan: Any) -> bool:
-    kinds = {"scripts": list, "closed": str, "groups": dict, "ipv6": bool, "notes": list, "pending": list,
-             "uid": int | None, "error": str | None}  # fmt: skip
-    return isinstance(plan, dict) and all(name in plan and isinstance(plan[name], kind) for name, kind in kinds.items())
+        (self._directory / PLAN_FILE).unlink(missing_ok=True)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -437,24 +287,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _netlink(family: int, groups: int) -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, family)
-    made.bind((0, groups))
-    return made
-
-
-def _drained(netlink: socket.socket, name: bytes) -> bool:
-    """Read all that waits; whether any of it is about ``name``, or something was lost."""
-    about = False
-    while True:
-        try:
-            about |= name in netlink.recv(65_536)
-        except BlockingIOError:
-            return about
-        except OSError:  # ENOBUFS: more happened than could be told
-            about = True
 
 
 def _restarting() -> bool:

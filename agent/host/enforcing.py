@@ -1,0 +1,101 @@
+"""Are the rules in force? Loads them, owns a second copy that nobody else can take, and sees that both are there."""
+
+from __future__ import annotations
+
+import contextlib
+
+from agent.core.errors import HostError
+from agent.host import nft, ownership
+from agent.host.planning import Plan
+from agent.host.reporting import Reporter
+
+
+class Rules:
+    """The rules as they were loaded last.
+
+    Where there is no libnftables, they are loaded by ``nft`` and only looked at: there is no second copy.
+
+    Args:
+        reporter: is told what the kernel does not take.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._owner: ownership.Connection | None = None
+        self._reader: ownership.Connection | None = None
+        self._expected: tuple[str, ...] = ()
+
+    def connect(self) -> None:
+        """Connect to the kernel; the tables of the second copy live as long as the connection."""
+        try:
+            self._reader, self._owner = ownership.Connection(), ownership.Connection()
+        except HostError as error:
+            self._unheld(error)
+
+    @property
+    def held(self) -> bool:
+        """Whether the second copy was there when the rules were loaded."""
+        return self._owner is not None and bool(self._expected and self._expected[1])
+
+    def load(self, plan: Plan | None, *, closed: bool, in_force: bool) -> bool:
+        """Load whichever of the plan's scripts the kernel takes; else leave what is there, or close.
+
+        Args:
+            plan: ``None``: there is none, and everything is refused.
+            closed: load the plan's script that refuses workers.
+            in_force: whether a plan is in force, which may stay there.
+
+        Returns:
+            Whether the kernel took one.
+        """
+        scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
+        taken = self._load_one_of(scripts)
+        if not taken and (closed or plan is None or not in_force):
+            with contextlib.suppress(HostError):
+                self._load(nft.refusal())
+        if plan is not None:
+            self.set_fronts(ipv6=plan["ipv6"])
+        if self._reader is not None:
+            self._expected = ownership.listing(self._reader)
+        return taken
+
+    def are_intact(self) -> bool:
+        """Whether the kernel has what was loaded last, and nothing was added to it."""
+        if self._reader is None:
+            return nft.show() is not None
+        return ownership.listing(self._reader) == self._expected
+
+    def set_fronts(self, *, ipv6: bool) -> None:
+        """Have the addresses that containers are sent to; see :func:`agent.host.nft.set_fronts`."""
+        try:
+            nft.set_fronts(present=True, ipv6=ipv6)
+        except HostError as error:
+            self._reporter.say("addresses", f"containers cannot be led: {error}")
+        else:
+            self._reporter.say("addresses", None)
+
+    def _load_one_of(self, scripts: list[str]) -> bool:
+        why = ""
+        for script in scripts:
+            try:
+                self._load(script)
+            except HostError as error:
+                why = str(error)
+            else:
+                self._reporter.say("kernel", None)
+                return True
+        self._reporter.say("kernel", f"the kernel does not take the rules: {why}")
+        return False
+
+    def _load(self, script: str) -> None:
+        if self._reader is None or self._owner is None:
+            nft.run(script)
+            return
+        self._reader.run(script)
+        try:
+            self._owner.run(nft.held(script))
+        except HostError as error:
+            self._unheld(error)
+
+    def _unheld(self, error: HostError) -> None:
+        self._reporter.say("owner", f"{error}: rules can be watched, and not held")

@@ -1,0 +1,135 @@
+"""Which rules does the configuration want? A child of its own reads it and prints the plan.
+
+So neither the configuration's libraries nor its mistakes live in the process that holds the rules. The plan is what
+``credential-agent redirect plan`` prints: JSON with the members of :data:`MEMBERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Any, Final, NamedTuple
+
+from agent.core.text import os_reason
+
+PLAN_SECONDS: Final = 60.0
+
+Plan = dict[str, Any]
+
+MEMBERS: Final = MappingProxyType[str, type | UnionType](
+    {
+        "scripts": list,  # what may be loaded, the best one first
+        "closed": str,  # what is loaded while workers are to be refused
+        "groups": dict,  # the control groups that the rules name, and their numbers
+        "ipv6": bool,
+        "notes": list,  # what is not as the configuration says
+        "pending": list,  # what is named and not there yet
+        "uid": int | None,  # of a worker, who asks whether its request arrives
+        "error": str | None,
+    }
+)
+#: A plan of an earlier version is put into force again without the members that only words need.
+_SAVED: Final = frozenset({"scripts", "closed", "groups", "ipv6", "uid"})
+
+
+class Outcome(NamedTuple):
+    """What the child came to.
+
+    Attributes:
+        plan: ``None``: there is none.
+        why: there is none, in words.
+    """
+
+    plan: Plan | None
+    why: str
+
+
+class Planner:
+    """Runs the command that prints a plan; one child at a time.
+
+    Args:
+        command: its words. It gets no input, and ``/`` as its directory.
+        seconds: how long it may take; then it is ended.
+    """
+
+    def __init__(self, command: Sequence[str], *, seconds: float = PLAN_SECONDS) -> None:
+        self._command, self._seconds = command, seconds
+        self._child: subprocess.Popen[bytes] | None = None
+        self._until = 0.0
+        self._output = b""
+
+    @property
+    def running(self) -> bool:
+        """Whether a plan is awaited."""
+        return self._child is not None
+
+    def fileno(self) -> int:
+        """What becomes readable as the child prints and ends. Only while it is :attr:`running`."""
+        if self._child is None or self._child.stdout is None:
+            raise RuntimeError("no plan is being made")
+        return self._child.stdout.fileno()
+
+    def start(self) -> Outcome | None:
+        """Begin anew, ending a child that has not ended. What comes of it at once: only that it cannot be run."""
+        self.stop()
+        self._output = b""
+        self._until = time.monotonic() + self._seconds
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - the unit's own command
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/"
+            )
+        except OSError as error:
+            return Outcome(None, f"{self._command[0]}: cannot be run: {os_reason(error)}")
+        return None
+
+    def stop(self) -> None:
+        """End the child, if there is one."""
+        if self._child is None:
+            return
+        self._child.kill()
+        self._child.wait()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+        self._child = None
+
+    def result(self) -> Outcome | None:
+        """What the child came to; ``None``: nothing yet, or there is no child. Never blocks."""
+        if self._child is None:
+            return None
+        if not select.select([self], [], [], 0)[0]:
+            if time.monotonic() <= self._until:
+                return None
+            self.stop()
+            return Outcome(None, f"the rules could not be made within {self._seconds:.0f} s")
+        data = os.read(self.fileno(), 1 << 20)
+        self._output += data
+        if data:
+            return None
+        status = self._child.wait()
+        self.stop()
+        try:
+            plan = json.loads(self._output) if status == 0 else None
+        except (ValueError, RecursionError):
+            plan = None
+        return Outcome(plan if _is_plan(plan) else None, f"the rules cannot be made: status {status}")
+
+
+def saved(path: Path) -> Plan | None:
+    """The plan that was in force when this process was last ended; ``None``: nothing that can be used."""
+    try:
+        plan = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return plan if isinstance(plan, dict) and plan.keys() >= _SAVED else None
+
+
+def _is_plan(plan: Any) -> bool:
+    return isinstance(plan, dict) and all(
+        name in plan and isinstance(plan[name], kind) for name, kind in MEMBERS.items()
+    )

@@ -1,0 +1,75 @@
+"""What does a process without an event loop say? Lines to the journal, words to systemd, documents in a directory.
+
+Nothing here waits: a log that nobody reads, a service manager that is busy and a full disk must not stop whoever holds
+the rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from agent.core.text import os_reason
+
+ERROR, WARNING, INFO = 3, 4, 6  # sd-daemon(3)
+
+
+class Reporter:
+    """Says what changed, once.
+
+    Args:
+        directory: of the documents, ours alone to write.
+        address: of systemd's socket for us (sd_notify(3)); ``None``: it is not interested.
+    """
+
+    def __init__(self, directory: Path, address: str | None) -> None:
+        self._directory, self._address = directory, address
+        self._said: dict[str, str | None] = {}
+
+    def say(self, what: str, text: str | None) -> None:
+        """Log what is wrong with something, once, and that it is right again (``None``)."""
+        if self._said.get(what) == text:
+            return
+        before, self._said[what] = self._said.get(what), text
+        if text is not None:
+            self.log(ERROR, text)
+        elif before is not None:
+            self.log(INFO, f"no longer: {before}")
+
+    @staticmethod
+    def log(level: int, text: str) -> None:
+        """Write a line for the journal. Where standard error does not block, what does not fit is lost."""
+        with contextlib.suppress(OSError):
+            os.write(2, f"<{level}>credential-agent: {text}\n".encode())
+
+    def notify(self, text: str) -> None:
+        """Tell systemd, if it is interested and has time."""
+        if not self._address:
+            return
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as made:
+            made.sendto(text.encode(), address)
+
+    def write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
+        """Replace a document in the directory; that it cannot be is logged.
+
+        Not synced to the disk, as :func:`agent.host.files.write_atomic` does it: the directory is in memory, and this
+        is done every few seconds.
+        """
+        path = self._directory / f".{name}.new"
+        try:
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                os.fchmod(descriptor, mode)
+                file.write(json.dumps(document).encode())
+            path.rename(self._directory / name)
+        except OSError as error:
+            self.say("file", f"{path}: cannot be written: {os_reason(error)}")
+        else:
+            self.say("file", None)

@@ -1,0 +1,130 @@
+"""What comes of the child that makes a plan."""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.host.planning import Outcome, Planner, saved
+
+PLAN: dict[str, Any] = {
+    "scripts": ["one"],
+    "closed": "none",
+    "groups": {},
+    "ipv6": True,
+    "notes": [],
+    "pending": [],
+    "uid": None,
+    "error": None,
+}
+
+
+def child(program: str) -> list[str]:
+    return [sys.executable, "-I", "-c", program]
+
+
+@pytest.fixture
+def planners() -> Iterator[list[Planner]]:
+    made: list[Planner] = []
+    yield made
+    for planner in made:
+        planner.stop()
+
+
+def outcome_of(planner: Planner) -> Outcome:
+    """What it comes to, however many pieces it prints."""
+    assert planner.start() is None
+    while (outcome := planner.result()) is None:
+        select.select([planner], [], [])
+    assert not planner.running
+    return outcome
+
+
+def test_what_the_child_prints_is_the_plan() -> None:
+    """All of it, though it is longer than a pipe holds; and the same planner plans again."""
+    long = {**PLAN, "scripts": ["x" * 300_000]}
+    planner = Planner(child(f"import json; print(json.dumps({{**{PLAN!r}, 'scripts': ['x' * 300_000]}}))"))
+
+    assert outcome_of(planner).plan == long
+    assert outcome_of(planner).plan == long
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        *("", "no json", "[]", "null", "[" * 100_000),
+        *(json.dumps({name: value for name, value in PLAN.items() if name != left}) for left in PLAN),
+        *(json.dumps({**PLAN, name: 1.5}) for name in PLAN),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_is_no_plan_is_none(tmp_path: Path, printed: str) -> None:
+    """A plan has every member, and each is of its kind; anything else is said, and raises nothing."""
+    file = tmp_path / "printed"
+    file.write_text(printed)
+
+    assert outcome_of(Planner(["cat", str(file)])) == Outcome(None, "the rules cannot be made: status 0")
+
+
+def test_a_child_that_fails_made_no_plan() -> None:
+    """Whatever it printed before: its status is told."""
+    failing = Planner(child(f"import json, sys; print(json.dumps({PLAN!r})); sys.exit(7)"))
+
+    assert outcome_of(failing) == Outcome(None, "the rules cannot be made: status 7")
+
+
+def test_a_command_that_is_not_there_is_told_at_once() -> None:
+    """No child is awaited then."""
+    planner = Planner(["/nowhere/planner"])
+
+    assert planner.start() == Outcome(None, "/nowhere/planner: cannot be run: no such file or directory")
+    assert not planner.running
+    assert planner.result() is None
+
+
+def test_a_child_that_takes_too_long_is_ended(planners: list[Planner]) -> None:
+    """Whoever waits for ever has no rules for ever."""
+    stuck = Planner(child("import signal; signal.pause()"), seconds=0)
+    planners.append(stuck)
+
+    assert stuck.start() is None
+    while (outcome := stuck.result()) is None:
+        pass
+    assert outcome == Outcome(None, "the rules could not be made within 0 s")
+    assert not stuck.running
+
+
+def test_one_child_at_a_time(planners: list[Planner]) -> None:
+    """Who plans anew ends what was being planned: an answer to an older question is none."""
+    planner = Planner(child("import signal; signal.pause()"))
+    planners.append(planner)
+    planner.start()
+    first = planner.fileno()
+    planner.start()
+
+    assert planner.running
+    assert select.select([planner], [], [], 0)[0] == []
+    assert planner.fileno() >= first  # and no descriptor was left behind
+    planner.stop()
+    with pytest.raises(RuntimeError):
+        planner.fileno()
+
+
+@pytest.mark.parametrize("left", ["scripts", "closed", "groups", "ipv6", "uid"])
+def test_a_saved_plan_is_used_only_whole(tmp_path: Path, left: str) -> None:
+    """What is not there, is no JSON or lacks what rules are loaded from is no plan; the words may be missing."""
+    path = tmp_path / "plan.json"
+    assert saved(path) is None
+
+    path.write_text(json.dumps({name: PLAN[name] for name in ("scripts", "closed", "groups", "ipv6", "uid")}))
+    assert saved(path) is not None
+
+    for text in ("", "[]", "[" * 100_000, json.dumps({name: PLAN[name] for name in PLAN if name != left})):
+        path.write_text(text)
+        assert saved(path) is None
