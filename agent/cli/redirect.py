@@ -20,9 +20,13 @@ import msgspec
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
 from agent.core.errors import AgentError, HostError
-from agent.host import arrival, hold, nft, planning
+from agent.host import arrival, hold, nft, planning, subuid
 
 AGENT_USER: Final = "credential-agent"
+MOST_FAMILIES: Final = 256
+"""So many users are bounded together with their subordinate uids: each costs a chain of rules."""
+UNUSED_UID: Final = 60578
+"""The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
 _CONFIG = click.option(
     "--config",
     "path",
@@ -85,7 +89,7 @@ def close(path: Path, user: str, only_print: bool) -> None:
     if only_print:
         click.echo(plan.closed, nl=False)
         return
-    _load(msgspec.structs.replace(plan, scripts=(plan.closed,)))
+    _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
 
 
 @redirect.command(name="plan", hidden=True)
@@ -219,6 +223,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         scripts: for ``nft``; the first that the kernel takes is in force.
+        lacking: what each of them does without.
         closed: the same workers, refused.
         ipv6: whether the IPv6 front address is wanted.
         error: why ``scripts`` are closed; ``None``: they lead.
@@ -236,6 +241,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[str, ...] = ()
     uid: int | None = None
     groups: dict[str, int] = {}
+    lacking: tuple[str, ...] = ()
 
 
 def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
@@ -247,7 +253,7 @@ def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
         hint = f" ({error.hint})" if error.hint else ""
         section = configuration.Redirect()
         closed = _plan(section, configuration.host_port(configuration.Listen().http[0])[1], (), user)
-        return msgspec.structs.replace(closed, scripts=(closed.closed,), error=f"{error.message}{hint}")
+        return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
 
 
 def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], user: str) -> Plan:
@@ -259,6 +265,7 @@ def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], us
         else:
             uids.extend(nft.parse_uids([str(uid)]))
     groups, said = _groups(section.units)
+    families = subuid.families(uid_of=_uid)
     open_units = tuple(
         f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
         for unit in section.units
@@ -269,22 +276,45 @@ def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], us
         cgroups=tuple(groups),
         bridges=section.bridges,
         exempt_bridges=section.exempt_bridges,
+        families=families[:MOST_FAMILIES],
     )
+    if len(families) > MOST_FAMILIES:
+        notes = (
+            *notes,
+            f"{subuid.FILE}: of {len(families)} users {MOST_FAMILIES} are bounded with their subordinate uids",
+        )
 
-    def script(*, limit: int, closed: bool = False) -> str:
+    def script(bounds: nft.Bounds = nft.Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
         agent_uid = _uid(user)
-        return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, limit=limit)
+        return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, bounds=bounds)
 
-    limits = dict.fromkeys((section.max_connections_per_worker, 0))  # a kernel may know no limits
+    # A kernel may be built without counting connections (nft_connlimit) or without rates (nft_limit).
+    connections, per_second = section.max_connections_per_worker, section.new_connections_per_worker
+    tried = {nft.Bounds(connections, per_second): ""}
+    for bounds, lacking in (
+        (nft.Bounds(connections, 0), "redirect.new_connections_per_worker: not in force, this kernel bounds no rate"),
+        (nft.Bounds(0, per_second), "redirect.max_connections_per_worker: not in force, this kernel counts none"),
+        (nft.Bounds(), "redirect: a worker may take any number of connections, this kernel bounds none"),
+    ):
+        tried.setdefault(bounds, lacking)
     return Plan(
-        scripts=tuple(script(limit=limit) for limit in limits),
-        closed=script(limit=0, closed=True),
+        scripts=tuple(script(bounds) for bounds in tried),
+        lacking=tuple(tried.values()),
+        closed=script(closed=True),
         ipv6=section.ipv6,
         notes=(*notes, *open_units),
         pending=(*pending, *said),
-        uid=workers.uids[0][0] if workers.uids else None,
+        uid=_asker(workers.uids),
         groups=groups,
     )
+
+
+def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:
+    """A worker that is probably nobody: what is bounded for a real one must not keep us from asking."""
+    if not uids:
+        return None
+    low, high = uids[-1]
+    return min(max(low, UNUSED_UID), high)
 
 
 def _groups(units: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
@@ -305,14 +335,16 @@ def _groups(units: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
 
 
 def _load(plan: Plan) -> None:
-    for script in plan.scripts[:-1]:
+    for number, script in enumerate(plan.scripts):
         try:
             nft.run(script)
         except HostError:
+            if number == len(plan.scripts) - 1:
+                raise
             continue
+        if any(plan.lacking[number : number + 1]):
+            click.echo(f"credential-agent: {plan.lacking[number]}", err=True)
         break
-    else:
-        nft.run(plan.scripts[-1])
     # Rules first: the address must not be there before the guard that watches over it.
     nft.set_fronts(present=True, ipv6=plan.ipv6)
 

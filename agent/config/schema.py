@@ -382,6 +382,8 @@ class Redirect(Section, frozen=True):
         port: where to; ``0``: the port of ``listen.http``.
         max_connections_per_worker: how many connections to the agent one uid, or one address of a container, may have
             at once; ``0``: any number. An SDK needs one for some milliseconds per credential.
+        new_connections_per_worker: how many it may begin each second, after four seconds' worth at once; ``0``: any
+            number. An SDK begins three to six per process, so the default lets five hundred processes start together.
     """
 
     uids: tuple[str, ...] = ("1000-60513", "60578-4294967293")
@@ -392,6 +394,7 @@ class Redirect(Section, frozen=True):
     ipv6: bool = True
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     max_connections_per_worker: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 1024
+    new_connections_per_worker: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 1000
 
 
 class Config(Section, frozen=True):

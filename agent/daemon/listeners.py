@@ -25,6 +25,7 @@ from agent.host import arrival
 from agent.host.clock import SystemClock
 from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
+from agent.host.subuid import Whose
 from agent.serve.control import ControlEndpoint
 from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.fairness import Owners
@@ -119,9 +120,9 @@ class Listeners:
             diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.values()))
         except OSError:
             # A sandbox without netlink, and nothing was passed: the table tells it too, later.
-            return Owners(read_socket_table)
+            return Owners(read_socket_table, whose=Whose())
         self.owners = "by socket"
-        return Owners(read_socket_table, diagnosis.owner, close=diagnosis.close)
+        return Owners(read_socket_table, diagnosis.owner, whose=Whose(), close=diagnosis.close)
 
     def control(self, vitals: Callable[[], report.Vitals]) -> ControlEndpoint:
         """The one that operators ask."""

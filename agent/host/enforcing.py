@@ -17,6 +17,9 @@ class Rules:
 
     Args:
         reporter: is told what the kernel does not take.
+
+    Attributes:
+        lacking: what the rules that are in force do without, in words: this kernel does not take it.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -24,6 +27,7 @@ class Rules:
         self._owner: ownership.Connection | None = None
         self._reader: ownership.Connection | None = None
         self._expected: tuple[str, ...] = ()
+        self.lacking: tuple[str, ...] = ()
 
     def connect(self) -> None:
         """Connect to the kernel; the tables of the second copy live as long as the connection."""
@@ -49,7 +53,8 @@ class Rules:
             Whether the kernel took one.
         """
         scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
-        taken = self._load_one_of(scripts)
+        lacking = [] if plan is None or closed else list(plan.get("lacking", ()))
+        taken = self._load_one_of(scripts, lacking)
         if not taken and (closed or plan is None or not in_force):
             with contextlib.suppress(HostError):
                 self._load(nft.refusal())
@@ -74,15 +79,17 @@ class Rules:
         else:
             self._reporter.say("addresses", None)
 
-    def _load_one_of(self, scripts: list[str]) -> bool:
+    def _load_one_of(self, scripts: list[str], lacking: list[str]) -> bool:
         why = ""
-        for script in scripts:
+        for number, script in enumerate(scripts):
             try:
                 self._load(script)
             except HostError as error:
                 why = str(error)
             else:
                 self._reporter.say("kernel", None)
+                self.lacking = tuple(filter(None, lacking[number : number + 1]))
+                self._reporter.say("lacking", next(iter(self.lacking), None))
                 return True
         self._reporter.say("kernel", f"the kernel does not take the rules: {why}")
         return False

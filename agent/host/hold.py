@@ -33,8 +33,9 @@ PROBE_AGAIN_SECONDS: Final = 2.0
 BEAT_SECONDS: Final = 5.0
 LOOK_AGAIN_SECONDS: Final = (1.0, 30.0)
 GROUPS_EVERY_SECONDS: Final = 1.0
-#: A user that comes again with another number is seen in this file at once, and one of a directory (LDAP) by asking.
-USERS: Final = Path("/etc/passwd")
+#: A user that comes again with another number, or with other subordinate ones, is seen in these files at once, and one
+#: of a directory (LDAP) by asking.
+USERS: Final = (Path("/etc/passwd"), Path("/etc/subuid"))
 NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
 PLAN_FILE: Final = "plan.json"
@@ -71,7 +72,7 @@ class Holder:
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups"), 0.0)
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
-        self._users = _stamp(USERS)
+        self._users = [_stamp(file) for file in USERS]
         self._only_looking = self._stopping = self._ready = False
 
     def run(self) -> None:
@@ -203,7 +204,7 @@ class Holder:
                     self._start_plan()
                     return
 
-        if (users := _stamp(USERS)) != self._users:
+        if (users := [_stamp(file) for file in USERS]) != self._users:
             self._users = users
             self._look_at_names()
 
@@ -259,7 +260,7 @@ class Holder:
             "state": state,
             "why": why,
             "error": self._error,
-            "notes": [*self._pending, *self._notes],
+            "notes": [*self._pending, *self._notes, *self._rules.lacking],
             "plans": self._plans,
             "held": self._rules.held,
             "healed": self._healed,

@@ -53,6 +53,12 @@ METADATA: Final = {
 _CABLES: Final = ("bond", "team", "vlan")
 
 
+#: Five hundred programs that start at once ask some three thousand times before the first has what it wants.
+BURST_SECONDS: Final = 4
+#: All containers behind one bridge together may have so many times as much as one of them.
+CONTAINERS_FOLD: Final = 4
+#: Whoever has not asked for so long is owed a whole burst again.
+FORGOTTEN_SECONDS: Final = 60
 MAX_UID: Final = 0xFFFFFFFE  # the last number is "no user"
 UNIFIED: Final = Path("/sys/fs/cgroup")
 _SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -78,12 +84,26 @@ class Workers(NamedTuple):
         bridges: interfaces whose packets are a container's whatever else is known of them, and which may ask the
             agent's own port; a final ``*`` stands for any rest.
         exempt_bridges: interfaces whose packets are the machine's own: they reach the real service.
+        families: of each user with subordinate uids (subuid(5)) all ranges: together they have what one worker has.
     """
 
     uids: tuple[tuple[int, int], ...] = ()
     cgroups: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ()
     exempt_bridges: tuple[str, ...] = ()
+    families: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+class Bounds(NamedTuple):
+    """What one worker (a uid, or one address of a container) may take of the agent; ``0``: any number.
+
+    Attributes:
+        connections: at once.
+        per_second: new ones; :data:`BURST_SECONDS` of them may come at once after a rest.
+    """
+
+    connections: int = 0
+    per_second: int = 0
 
 
 def ruleset(
@@ -93,7 +113,7 @@ def ruleset(
     agent_uid: int | None,
     ipv6: bool = True,
     closed: bool = False,
-    limit: int = 0,
+    bounds: Bounds = Bounds(),  # noqa: B008 - frozen
 ) -> str:
     """Both tables as text for ``nft -f``: they replace those that are there, in one transaction.
 
@@ -103,7 +123,7 @@ def ruleset(
         agent_uid: the agent's own user, which needs the real service; ``None``: it does not exist here.
         ipv6: also lead the IPv6 addresses of the metadata services. They are refused in any case.
         closed: reject what would be redirected.
-        limit: connections to the agent that one uid, or one address of a container, may have at once; ``0``: any.
+        bounds: of each worker.
 
     Raises:
         HostError: a name in ``workers`` cannot stand in a rule.
@@ -117,7 +137,7 @@ def ruleset(
         + _exceptions(workers, others, port)
         + _REPLACE
         + f"table {TABLE} {{\n"
-        + "".join(_lead(workers, others, port=port, agent_uid=agent_uid, ipv6=ipv6, closed=closed, limit=limit))
+        + "".join(_lead(workers, others, port=port, agent_uid=agent_uid, ipv6=ipv6, closed=closed, bounds=bounds))
         + "}\n"
     )
 
@@ -167,7 +187,7 @@ def _lead(
     agent_uid: int | None,
     ipv6: bool,
     closed: bool,
-    limit: int,
+    bounds: Bounds,
 ) -> list[str]:
     families = ("ip", "ip6") if ipv6 else ("ip",)
     cgroups = [f'socket cgroupv2 level {path.count("/") + 1} "{path}"' for path in workers.cgroups]
@@ -177,19 +197,12 @@ def _lead(
     def to_metadata(prefix: str, verdict: str, families: Sequence[str] = ("ip", "ip6")) -> list[str]:
         return [f"{prefix}{family} daddr @metadata_{family} {verdict}" for family in families]
 
-    def at_most(name: str, key: str, verdict: str) -> list[str]:
-        return [f"ct state new add @{name} {{ {key} ct count over {limit} }} counter {verdict}"] if limit else []
-
     parts = [
         *(_set(f"metadata_{family}", _ADDRESS_TYPE[family], METADATA[family]) for family in ("ip", "ip6")),
         _set("workers", "uid", _ranges(workers.uids), "flags interval;"),
         _set("others", "uid", _ranges(others), "flags interval;"),
     ]
-    if limit:
-        parts += [
-            _set("busy_uids", "uid", (), "size 65535; flags dynamic;"),
-            *(_set(f"busy_{f}", _ADDRESS_TYPE[f], (), "size 65535; flags dynamic;") for f in ("ip", "ip6")),
-        ]
+    parts += _bounded(workers.families, bounds)
     if not closed:
         exempt = [f'iifname "{name}" return' for name in workers.exempt_bridges]
         to_front = [
@@ -260,8 +273,8 @@ def _lead(
             None,
             [
                 "ct state established,related accept",
-                # One worker's waiting connections leave room for the others'.
-                *at_most("busy_uids", "meta skuid", "reject with tcp reset"),
+                # One worker's connections leave room, and the agent time, for the others'.
+                "jump bounds",
                 *(f"ct original {family} daddr @metadata_{family} accept" for family in ("ip", "ip6")),
                 *(f"{match} accept" for match in cgroups),
                 *([] if agent_uid is None else [f"meta skuid {agent_uid} accept"]),
@@ -279,8 +292,7 @@ def _lead(
             "outer_door",
             None,
             [
-                *at_most("busy_ip", "ip saddr", "drop"),
-                *at_most("busy_ip6", "ip6 saddr", "drop"),
+                "jump outer_bounds",
                 *(f"{bridge} accept" for bridge in bridges),
                 *(f"ct status dnat ct original {family} daddr @metadata_{family} accept" for family in ("ip", "ip6")),
                 "counter drop",
@@ -288,6 +300,51 @@ def _lead(
         ),
     ]
     return parts
+
+
+def _bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> list[str]:
+    """How much of the agent one worker may have: a uid, a user with all subordinate uids, an address, a bridge.
+
+    What is too much at once is refused: it will be so for a while. What comes too fast is dropped: the kernel sends it
+    again after a second, and a crowd that started at once is through by then.
+    """
+    sets, chains = [], []
+
+    def both(name: str, kind: str, key: str, verdict: str, times: int = 1) -> list[str]:
+        rules = []
+        if bounds.per_second:
+            # An element has a clock: a set that nothing leaves is full some day, and then bounds nobody new.
+            extra = f"size 65535; flags dynamic,timeout; timeout {FORGOTTEN_SECONDS}s;"
+            sets.append(_set(f"busy_new_{name}", kind, (), extra))
+            rules.append(f"update @busy_new_{name} {{ {key} {_faster(bounds.per_second * times)} }} counter drop")
+        if bounds.connections:
+            sets.append(_set(f"busy_{name}", kind, (), "size 65535; flags dynamic;"))
+            rules.append(f"add @busy_{name} {{ {key} ct count over {bounds.connections * times} }} counter {verdict}")
+        return rules
+
+    inner = both("uids", "uid", "meta skuid", "reject with tcp reset")
+    if inner:
+        members = []
+        for number, ranges in enumerate(families):
+            rules = [f"{_faster(bounds.per_second)} counter drop"] if bounds.per_second else []
+            if bounds.connections:
+                rules.append(f"ct count over {bounds.connections} counter reject with tcp reset")
+            chains.append(_chain(f"family_{number}", None, rules))
+            members += [f"{each} : goto family_{number}" for each in _ranges(ranges)]
+        if members:
+            inner.insert(0, f"meta skuid vmap {{ {', '.join(members)} }}")
+    outer = [
+        # A container makes up as many addresses of its bridge as it likes; the bridge it cannot.
+        *both("links", "iface_index", "iif", "drop", times=CONTAINERS_FOLD),
+        *both("ip", _ADDRESS_TYPE["ip"], "ip saddr", "drop"),
+        *both("ip6", _ADDRESS_TYPE["ip6"], "ip6 saddr", "drop"),
+    ]
+    new = ["ct state != new return"]
+    return [*sets, *chains, _chain("bounds", None, new + inner), _chain("outer_bounds", None, new + outer)]
+
+
+def _faster(per_second: int) -> str:
+    return f"limit rate over {per_second}/second burst {per_second * BURST_SECONDS} packets"
 
 
 def run(script: str) -> None:

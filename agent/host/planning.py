@@ -24,7 +24,7 @@ Plan = dict[str, Any]
 
 MEMBERS: Final = MappingProxyType[str, type | UnionType](
     {
-        "scripts": list,  # what may be loaded, the best one first
+        "scripts": list,  # what may be loaded, the best one first ("lacking": what each does without, in words)
         "closed": str,  # what is loaded while workers are to be refused
         "groups": dict,  # the control groups that the rules name, and their numbers
         "ipv6": bool,

@@ -58,7 +58,7 @@ class Held:
         users = self.directory / "passwd"
         users.touch()
         code = "import os, pathlib, sys; from agent.host import hold\n"
-        code += f"hold.USERS = pathlib.Path({str(users)!r}); hold.main(sys.argv[1:], os.environ)"
+        code += f"hold.USERS = (pathlib.Path({str(users)!r}),); hold.main(sys.argv[1:], os.environ)"
         hold = [sys.executable, "-I", "-c", code, str(self.directory / "run"), "cat", str(self.plan_file)]
         self.process = self.net.start(self.net.host, *hold)
 
@@ -220,9 +220,10 @@ def test_rules_that_the_kernel_does_not_take_are_tried_in_turn(tmp_path: Path) -
         net.serve_agent_that_answers()
         held = Held(net, tmp_path)
         good = json.loads(held.plan_file.read_text())["scripts"][0]
-        held.plan(scripts=["nonsense", good])
+        held.plan(scripts=["nonsense", good], lacking=["", "this kernel counts none"])
         held.start()
-        held.is_state("led")
+        assert held.is_state("led")["notes"] == ["this kernel counts none"]
+        assert net.ask(METADATA, uid=ALICE) == "agent"
         held.signal(signal.SIGTERM)
         assert held.process is not None
         held.process.wait(20)

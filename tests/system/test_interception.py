@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from agent import config as configuration
 from agent.host import nft
 from tests.system import lab
 from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, Lab
@@ -24,8 +27,10 @@ ALICE, SYSTEM = 1000, 1
 BRIDGES = ("docker0", "lxdbr0", "incusbr0", "virbr0", "nerdctl0", "cni0", "flannel.1", "br-0123456789ab", "kind", "zz9")
 
 
-def lead(workers: nft.Workers = DEFAULT, *, limit: int = 0, closed: bool = False, agent_uid: int = AGENT_UID) -> str:
-    return nft.ruleset(workers, port=AGENT_PORT, agent_uid=agent_uid, closed=closed, limit=limit)
+def lead(
+    workers: nft.Workers = DEFAULT, *, limit: int = 0, rate: int = 0, closed: bool = False, agent_uid: int = AGENT_UID
+) -> str:
+    return nft.ruleset(workers, port=AGENT_PORT, agent_uid=agent_uid, closed=closed, bounds=nft.Bounds(limit, rate))
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +168,80 @@ def test_one_uid_cannot_take_all_connections(net: Lab) -> None:
     assert net.ask(METADATA, uid=1001) == "agent"
 
 
+def test_one_uid_cannot_ask_without_end(net: Lab) -> None:
+    """New connections are counted over time, by every way to the agent; what is too fast waits for TCP's second try."""
+    net.nft(lead(rate=1))
+    for uid, address, port in ((ALICE, METADATA, 80), (1001, "fd00:ec2::254", 80), (1002, "127.0.0.1", AGENT_PORT)):
+        assert "timeout" in net.ask(address, port, uid=uid, many=8)
+        assert net.ask(address, port, uid=1003) == "agent"
+    for address in (METADATA, "fd00:ec2::254"):
+        assert "timeout" in net.ask(address, space=net.job, many=8)
+        assert net.ask(address, uid=1004) == "agent"
+
+
+def test_a_crowd_that_starts_at_once_is_not_too_fast(net: Lab) -> None:
+    """With the limits of the default configuration: three requests each of three hundred programs of one user, at once."""
+    section = configuration.Redirect()
+    limit, rate = section.max_connections_per_worker, section.new_connections_per_worker
+    net.nft(lead(limit=limit, rate=rate))
+    assert net.ask(METADATA, uid=ALICE, many=900) == "900 agent"
+    assert rate * nft.BURST_SECONDS >= 500 * 6  # processes, requests of each
+
+
+AS_SEVERAL = """
+import os, socket, sys
+kept, said = [], []
+for uid in map(int, sys.argv[1:]):
+    os.seteuid(uid)
+    got = 0
+    for _ in range(10):
+        s = socket.socket()
+        kept.append(s)
+        try:
+            s.connect(("169.254.169.254", 80))
+            got += s.recv(5) == b"agent"
+        except OSError:
+            pass
+    said.append(got)
+    os.seteuid(0)
+print(said)
+"""
+
+
+def test_all_uids_of_one_user_are_one_worker(net: Lab) -> None:
+    """Who may be 65,536 others by user namespaces has together what one has; so has the neighbour in the table."""
+    families = (((ALICE, ALICE), (100_000, 165_535)), ((1001, 1001), (165_536, 231_071)))
+    net.nft(lead(nft.Workers(uids=DEFAULT.uids, families=families), limit=15))
+    uids = ["1000", "100000", "165535", "165536", "1001", "2000"]
+    said = net.at(net.host, sys.executable, "-I", "-S", "-c", AS_SEVERAL, *uids)
+    assert json.loads(said) == [10, 5, 0, 10, 5, 10]
+
+
+def test_containers_of_one_bridge_have_together_what_four_have(net: Lab) -> None:
+    """A container takes as many addresses of its bridge as it likes, and has no more by it."""
+    net.nft(lead(limit=5))
+    addresses = [f"172.17.9.{number}" for number in range(6)]
+    for address in addresses:
+        net.at(net.job, "ip", "address", "add", f"{address}/16", "dev", "eth0")
+    try:
+        asks = "import socket, sys\nkept, got = [], []\nfor source in sys.argv[1:]:\n    count = 0\n    for _ in range(5):\n"
+        asks += "        s = socket.socket(); s.settimeout(0.2); s.bind((source, 0)); kept.append(s)\n        try:\n"
+        asks += "            s.connect(('169.254.169.254', 80)); count += s.recv(5) == b'agent'\n"
+        asks += "        except OSError:\n            pass\n    got.append(count)\nprint(got)"
+        said = net.at(net.job, sys.executable, "-I", "-S", "-c", asks, *addresses)
+        assert json.loads(said) == [5, 5, 5, 5, 0, 0]
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+    finally:
+        for address in addresses:
+            net.at(net.job, "ip", "address", "del", f"{address}/16", "dev", "eth0")
+
+
 def test_tables_that_a_process_holds_are_the_same_rules(net: Lab) -> None:
     """In tables of an owner beside the others, and alone, the rules say what they say."""
-    script = nft.held(lead(limit=20)).replace("\tflags owner\n", "")  # an owner would take them with it
-    for first in (script, lead(limit=20) + script):
+    families = (((1002, 1002), (100_000, 165_535)),)
+    ours = lead(nft.Workers(uids=DEFAULT.uids, bridges=DEFAULT.bridges, families=families), limit=20, rate=1000)
+    script = nft.held(ours).replace("\tflags owner\n", "")  # an owner would take them with it
+    for first in (script, ours + script):
         net.nft(first)
         try:
             assert net.ask(METADATA, uid=ALICE) == net.ask(METADATA, space=net.job) == "agent"

@@ -121,7 +121,7 @@ SCRIPTS = [
     nft.refusal(),
     *(
         nft.ruleset(nft.Workers(uids=((1000, 2000),), exempt_bridges=("v*",)), port=16925, agent_uid=998, **more)
-        for more in ({}, {"closed": True}, {"limit": 9})
+        for more in ({}, {"closed": True}, {"bounds": nft.Bounds(9, 5)})
     ),
 ]
 

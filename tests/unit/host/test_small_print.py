@@ -135,8 +135,12 @@ class TestEnvironment:
         assert (apart["NO_PROXY"][:9], apart["no_proxy"][:9]) == ("a.example", "b.example")
 
 
-def rules(workers: nft.Workers | None = None, *, agent_uid: int | None = 998, limit: int = 0, ipv6: bool = True) -> str:
-    return nft.ruleset(workers or nft.Workers(), port=16925, agent_uid=agent_uid, ipv6=ipv6, limit=limit)
+def rules(
+    workers: nft.Workers | None = None, *, agent_uid: int | None = 998, limit: int = 0, rate: int = 0, ipv6: bool = True
+) -> str:
+    return nft.ruleset(
+        workers or nft.Workers(), port=16925, agent_uid=agent_uid, ipv6=ipv6, bounds=nft.Bounds(limit, rate)
+    )
 
 
 class TestRules:
@@ -154,14 +158,33 @@ class TestRules:
             assert f'exempt_interfaces iifname "{name}" accept' in text
             assert f'iifname "{name}" return' in text
 
-    def test_the_limit_is_for_each_user_and_each_address(self) -> None:
-        """With one, three sets fill; without, there are none."""
-        limited, free = rules(limit=7), rules()
-        for name, key in (("busy_uids", "meta skuid"), ("busy_ip", "ip saddr"), ("busy_ip6", "ip6 saddr")):
-            assert f"set {name} " in limited
-            assert f"@{name} {{ {key} ct count over 7 }}" in limited
-        assert "busy_" not in free
-        assert "ct count" not in free
+    def test_the_limits_are_for_each_user_address_and_bridge(self) -> None:
+        """A set for each kind; without a limit there is none, and nothing that a kernel without it would refuse."""
+        keys = (("uids", "meta skuid", 1), ("ip", "ip saddr", 1), ("ip6", "ip6 saddr", 1), ("links", "iif", 4))
+        for name, key, fold in keys:
+            both = rules(limit=7, rate=5)
+            assert f"@busy_{name} {{ {key} ct count over {7 * fold} }}" in both
+            rate = f"limit rate over {5 * fold}/second burst {20 * fold} packets"
+            assert f"update @busy_new_{name} {{ {key} {rate} }} counter drop" in both
+            assert f"set busy_{name} " in rules(limit=7)
+            assert f"set busy_new_{name} " in rules(rate=5)
+        assert "limit rate" not in rules(limit=7)
+        assert "ct count" not in rules(rate=5)
+        assert "busy_" not in rules()
+
+    def test_what_is_remembered_of_a_rate_is_forgotten(self) -> None:
+        """A set that only fills is full some day, and bounds nobody who comes after."""
+        for line in rules(rate=5).splitlines():
+            if "set busy_new_" in line:
+                assert "flags dynamic,timeout; timeout 60s;" in line
+
+    def test_a_user_with_subordinate_uids_counts_once(self) -> None:
+        """Its uids go to a chain of its own; where nothing is bounded there is none."""
+        workers = nft.Workers(families=(((1000, 1000), (100000, 165535)),))
+        text = rules(workers, limit=7, rate=5)
+        assert "meta skuid vmap { 1000 : goto family_0, 100000-165535 : goto family_0 }" in text
+        assert text.index("vmap") < text.index("@busy_new_uids { meta skuid")
+        assert "family_" not in rules(workers)
 
     def test_ipv6_is_led_only_where_it_is_on(self) -> None:
         """And refused in any case."""

@@ -1,0 +1,143 @@
+"""Whose are subordinate uids? One user may have 65,536 of them (subuid(5)), and take any by a user namespace.
+
+Whoever counts by uid counts such a user once for each: as a worker it is one. Nobody but root writes the file.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+FILE: Final = Path("/etc/subuid")
+PASSWD: Final = Path("/etc/passwd")
+MOST_BYTES: Final = 1 << 20
+LOOK_AGAIN_SECONDS: Final = 10.0
+_MAX_UID: Final = 0xFFFFFFFE
+
+Range = tuple[int, int]
+
+
+def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = None) -> tuple[tuple[Range, ...], ...]:
+    """For every user with subordinate uids all ranges that are that user's, ascending and apart from everybody else's.
+
+    Root's are left out: containers get those, one each. A uid that several users may take is the first one's, and a
+    user's own is that user's whatever the file gives to others. A user without a known uid has the subordinate ones.
+
+    Args:
+        path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. What cannot be read is nobody's.
+        uid_of: of a name; by default as ``/etc/passwd`` says, since a directory (LDAP) may take minutes to ask.
+    """
+    uid_of = uid_of or _Local()
+    found: dict[str, list[Range]] = {}
+    for line in _lines(path):
+        name, _, rest = line.partition(":")
+        first, _, count = rest.partition(":")
+        if _is_number(first) and _is_number(count) and int(count):
+            found.setdefault(name, []).append((int(first), min(int(first) + int(count) - 1, _MAX_UID)))
+    own = {name: int(name) if _is_number(name) else uid_of(name) for name in found}
+    by_user: dict[int | str, list[Range]] = {}
+    for name, wanted in found.items():  # one user may be there by name and by number
+        uid = own[name]
+        if uid != 0 and name != "root":
+            by_user.setdefault(name if uid is None else uid, []).extend(wanted)
+    taken = sorted((uid, uid) for uid in by_user if isinstance(uid, int))
+    result = []
+    for user, wanted in by_user.items():
+        ranges = [(user, user)] if isinstance(user, int) else []
+        for each in wanted:
+            free = _without(each, taken)
+            ranges += free
+            taken = sorted([*taken, *free])
+        if ranges:
+            result.append(tuple(_joined(ranges)))
+    return tuple(result)
+
+
+class Whose:
+    """To whom a uid counts: to the first uid of its user.
+
+    Looks at the file again when it has changed, and not more often than each ten seconds.
+
+    Args:
+        path: see :func:`families`.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, path: Path = FILE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._stamp: object = None
+        self._looked = float("-inf")
+        self._firsts: list[int] = []
+        self._ends: list[tuple[int, int]] = []  # the last of a range, and whose it is
+
+    def __call__(self, uid: int) -> int:
+        """The owner to whom ``uid`` counts."""
+        if self._clock() - self._looked > LOOK_AGAIN_SECONDS:
+            self._look()
+        at = bisect_right(self._firsts, uid) - 1
+        if at < 0:
+            return uid
+        last, owner = self._ends[at]
+        return owner if uid <= last else uid
+
+    def _look(self) -> None:
+        self._looked = self._clock()
+        try:
+            seen = self._path.stat()
+            stamp: object = (seen.st_ino, seen.st_mtime_ns, seen.st_size)
+        except OSError:
+            stamp = None
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        rows = sorted((low, high, ranges[0][0]) for ranges in families(self._path) for low, high in ranges)
+        self._firsts = [low for low, _, _ in rows]
+        self._ends = [(high, owner) for _, high, owner in rows]
+
+
+class _Local:
+    """Uids of the users that are in ``/etc/passwd``."""
+
+    def __init__(self, path: Path = PASSWD) -> None:
+        rows = (line.split(":") for line in _lines(path))
+        self._uids = {row[0]: int(row[2]) for row in rows if len(row) > 2 and _is_number(row[2])}
+
+    def __call__(self, name: str) -> int | None:
+        return self._uids.get(name)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_UID
+
+
+def _without(wanted: Range, taken: list[Range]) -> list[Range]:
+    """The parts of a range that are in none of ``taken`` (sorted)."""
+    free, (low, high) = [], wanted
+    for first, last in taken:
+        if last < low or first > high:
+            continue
+        if first > low:
+            free.append((low, first - 1))
+        low = last + 1
+    return [*free, (low, high)] if low <= high else free
+
+
+def _joined(ranges: list[Range]) -> list[Range]:
+    joined: list[Range] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], high))
+        else:
+            joined.append((low, high))
+    return joined

@@ -1,0 +1,49 @@
+"""``redirect plan``: what the configuration makes of the rules, whoever loads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from agent.cli.redirect import redirect
+
+
+def plan(tmp_path: Path, section: str) -> dict[str, Any]:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[redirect]\nunits = []\n{section}\n")
+    document = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert isinstance(document, dict)
+    assert document["error"] is None
+    return document
+
+
+def test_what_a_kernel_lacks_is_done_without_and_named(tmp_path: Path) -> None:
+    """Each bound can be left out alone, the last resort has none, and every script but the first says what it lacks."""
+    made = plan(tmp_path, "max_connections_per_worker = 7\nnew_connections_per_worker = 5")
+    has = [("ct count over 7" in script, "limit rate over 5" in script) for script in made["scripts"]]
+    assert has == [(True, True), (True, False), (False, True), (False, False)]
+    assert [bool(lacking) for lacking in made["lacking"]] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("connections", "new", "scripts"), [(0, 0, [(False, False)]), (7, 0, [(True, False), (False, False)])]
+)
+def test_a_bound_that_is_not_wanted_is_not_missed(
+    tmp_path: Path, connections: int, new: int, scripts: list[tuple[bool, bool]]
+) -> None:
+    """Zero is any number: the first script is what was asked for, and nothing is said of it."""
+    made = plan(tmp_path, f"max_connections_per_worker = {connections}\nnew_connections_per_worker = {new}")
+    assert [("ct count" in script, "limit rate" in script) for script in made["scripts"]] == scripts
+    assert made["lacking"][0] == ""
+
+
+@pytest.mark.parametrize(
+    ("uids", "uid"), [('"1000-60513", "60578-4294967293"', 60578), ('"1000-1999"', 1999), ('"1500"', 1500), ("", None)]
+)
+def test_whoever_asks_whether_requests_arrive_is_nobody(tmp_path: Path, uids: str, uid: int | None) -> None:
+    """The first worker's uid is somebody's, who may have used up what one worker may: all would look lost."""
+    assert plan(tmp_path, f"uids = [{uids}]")["uid"] == uid

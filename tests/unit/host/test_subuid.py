@@ -1,0 +1,88 @@
+"""Whose are subordinate uids? A user with many is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.host.subuid import LOOK_AGAIN_SECONDS, Whose, families
+
+UIDS = {"alice": 1000, "bob": 1001, "root": 0}
+
+
+def read(tmp_path: Path, text: str) -> tuple[tuple[tuple[int, int], ...], ...]:
+    path = tmp_path / "subuid"
+    path.write_text(text)
+    return families(path, UIDS.get)
+
+
+def test_a_user_has_its_own_and_the_subordinate_ones(tmp_path: Path) -> None:
+    """By name or by number, in several lines; others stay apart."""
+    text = "alice:100000:65536\n1001:165536:65536\nalice:300000:10\n1000:300010:5\n"
+    alice, bob = read(tmp_path, text)
+    assert alice == ((1000, 1000), (100000, 165535), (300000, 300014))
+    assert bob == ((1001, 1001), (165536, 231071))
+
+
+def test_roots_are_nobodys(tmp_path: Path) -> None:
+    """LXD gives root a billion, for containers that are not one worker."""
+    assert read(tmp_path, "root:1000000:1000000000\n0:100000:65536\n") == ()
+
+
+def test_a_user_that_is_not_known_here_has_the_subordinate_ones(tmp_path: Path) -> None:
+    """One of a directory is not asked for: that may take minutes, and this is asked by who may not wait."""
+    assert read(tmp_path, "carol:100000:65536\n") == (((100000, 165535),),)
+
+
+def test_no_uid_is_two_users(tmp_path: Path) -> None:
+    """Ranges that overlap are the first one's, and nobody takes another's own: nft refuses a map that says two things."""
+    alice, bob = read(tmp_path, "alice:1000:65536\nbob:2000:100000\n")
+    assert alice == ((1000, 1000), (1002, 66535))
+    assert bob == ((1001, 1001), (66536, 101999))
+    [alice] = read(tmp_path, "alice:1000:5\nalice:1003:5\n")
+    assert alice == ((1000, 1007),)
+
+
+@pytest.mark.parametrize("text", ["", "alice", "alice:1", "alice:x:1", "alice:1:0", "alice:99999999999:5", "alice:-1:5", "\x00\xff", "alice:100000:6 5536"])  # fmt: skip
+def test_what_is_no_entry_says_nothing(tmp_path: Path, text: str) -> None:
+    """It is a file of people's hands."""
+    assert read(tmp_path, text + "\nbob:5000:1\n") == (((1001, 1001), (5000, 5000)),)
+
+
+def test_the_last_uid_is_the_last(tmp_path: Path) -> None:
+    """A range that goes on behind it ends there."""
+    assert read(tmp_path, "alice:4294967000:4294967000\n") == (((1000, 1000), (4294967000, 4294967294)),)
+
+
+def test_what_cannot_be_read_is_nobodys(tmp_path: Path) -> None:
+    """There is none on most machines."""
+    assert families(tmp_path / "absent") == ()
+    assert families(tmp_path) == ()
+
+
+class TestWhose:
+    def test_a_uid_counts_to_its_user(self, tmp_path: Path) -> None:
+        """Within each range, at both ends; outside it is its own."""
+        path = tmp_path / "subuid"
+        path.write_text("1000:100000:65536\n1001:165536:65536\n")
+        whose = Whose(path)
+        for uid, owner in ((1000, 1000), (100000, 1000), (165535, 1000), (165536, 1001), (231071, 1001)):
+            assert whose(uid) == owner
+        for uid in (0, 999, 1002, 99999, 231072, 4294967294):
+            assert whose(uid) == uid
+
+    def test_the_file_is_read_again_when_it_changes(self, tmp_path: Path) -> None:
+        """A user that is made later counts as one too; it is not looked at for every connection."""
+        path = tmp_path / "subuid"
+        now = [0.0]
+        whose = Whose(path, lambda: now[0])
+        assert whose(100000) == 100000
+        path.write_text("1000:100000:65536\n")
+        now[0] += LOOK_AGAIN_SECONDS
+        assert whose(100000) == 100000
+        now[0] += 1
+        assert whose(100000) == 1000
+        path.unlink()
+        now[0] += LOOK_AGAIN_SECONDS + 1
+        assert whose(100000) == 100000
