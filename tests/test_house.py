@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,12 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The module, read once: many rules look at all of them."""
+    return ast.parse(path.read_text())
+
+
 def dotted(node: ast.AST) -> str:
     """``a.b.c`` of an attribute chain; empty for anything else."""
     if isinstance(node, ast.Attribute):
@@ -30,7 +39,7 @@ def dotted(node: ast.AST) -> str:
 
 def uses(path: Path, *names: str) -> list[str]:
     """Where ``path`` uses any of the dotted names."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     return [
         f"{name_of(path)}:{node.lineno} {dotted(node)}"
         for node in ast.walk(tree)
@@ -91,7 +100,7 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
                 yield from missing(child, f"{child.name}.")
 
     lines = path.read_text().splitlines()
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     if path.name != "__main__.py":
         assert ast.get_docstring(tree), f"{name_of(path)} has no docstring"
     assert list(missing(tree, "")) == []
@@ -100,7 +109,7 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
 @pytest.mark.parametrize("path", TESTS, ids=name_of)
 def test_every_test_states_its_rule(path: Path) -> None:
     """Each test's docstring says the rule that it pins."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     silent = [
         f"{node.name}:{node.lineno}"
         for node in ast.walk(tree)
@@ -112,13 +121,66 @@ def test_every_test_states_its_rule(path: Path) -> None:
     assert silent == []
 
 
+# -- a room is entered in a minute ------------------------------------------------------------------------------------
+
+LONGEST_FILE_LINES = 420
+LONGEST_CLASS_LINES = 260
+LONGEST_FUNCTION_LINES = 60
+"""Of its body, without the docstring."""
+REASON = re.compile(r"\bLong because\b")
+"""Begins the sentence of a docstring that says why what it describes is longer."""
+
+BEING_SPLIT = {"agent/serve/gce.py", "agent/host/nft.py", "agent/daemon/service.py", "agent/serve/connection.py"}
+BEING_SPLIT |= {"agent/serve/listener.py"}
+
+
+def lengths(path: Path) -> Iterator[tuple[str, int, int, bool]]:
+    """What has a length of its own: its name, its lines, how many it may have, whether its docstring has a reason."""
+    text = path.read_text()
+    module = ast.parse(text)
+    yield name_of(path), text.count("\n"), LONGEST_FILE_LINES, bool(REASON.search(ast.get_docstring(module) or ""))
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            begin, most = node.lineno, LONGEST_CLASS_LINES
+            if not isinstance(node, ast.ClassDef):
+                begin, most = body[0].lineno, LONGEST_FUNCTION_LINES
+            lines = (node.end_lineno or begin) - begin + 1
+            yield f"{name_of(path)} {node.name}", lines, most, bool(REASON.search(ast.get_docstring(node) or ""))
+
+
+def test_nothing_is_long_without_a_reason() -> None:
+    """A file, a class or a function that is long says why in its docstring, and nothing says so that is short."""
+    found = [one for path in AGENT if name_of(path) not in BEING_SPLIT for one in lengths(path)]
+    assert [f"{name}: {lines} lines" for name, lines, most, reason in found if lines > most and not reason] == []
+    assert [f"{name}: {lines} lines" for name, lines, most, reason in found if reason and lines <= most] == []
+
+
+def test_what_is_said_to_be_used_unseen_is_unused_otherwise() -> None:
+    """Each name that vulture is told to pass over would be reported: the list hides nothing that went since."""
+    tool = Path(sys.executable).with_name("vulture")
+    if not tool.exists():
+        pytest.skip("vulture is not installed beside this Python")
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["vulture"]
+    options = [
+        "--min-confidence",
+        str(told["min_confidence"]),
+        "--ignore-decorators",
+        ",".join(told["ignore_decorators"]),
+    ]
+    command = [tool, *told["paths"], "--config", "/dev/null", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert set(re.findall(r"unused [a-z ]+ '(\w+)'", done.stdout)) == set(told["ignore_names"]), done.stderr
+
+
 # -- small things that are written once -------------------------------------------------------------------------------
 
 
 def constants(path: Path, *values: object) -> list[str]:
     """Where ``path`` writes one of ``values``, alone or within a longer text."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Constant):
             within = isinstance(node.value, str) and any(isinstance(v, str) and v in node.value for v in values)
             if within or (type(node.value) is int and node.value in values):
@@ -143,7 +205,7 @@ def test_the_systems_reasons_are_said_in_one_place() -> None:
     said = [
         f"{name_of(path)}:{node.lineno}"
         for path in outside("core/text.py", "cli/ask.py")  # ask's errors may be of another kind
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr == "strerror" and dotted(node) != "os.strerror"
     ]
     assert said == []
@@ -169,7 +231,7 @@ def test_the_error_tree_is_in_one_file_and_told_whole() -> None:
     elsewhere = [
         f"{name_of(path)}:{node.lineno} {node.name}"
         for path in outside("core/errors.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef) and "AgentError" in map(dotted, node.bases)
     ]
 
@@ -182,10 +244,7 @@ def test_every_error_is_raised_somewhere() -> None:
     tree = ast.parse((ROOT / "agent/core/errors.py").read_text())
     defined = {n.name: list(map(dotted, n.bases)) for n in tree.body if isinstance(n, ast.ClassDef)}
     used = {
-        node.id
-        for path in outside("core/errors.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Name)
+        node.id for path in outside("core/errors.py") for node in ast.walk(parsed(path)) if isinstance(node, ast.Name)
     }
     parents = {base for bases in defined.values() for base in bases}
 
@@ -225,7 +284,7 @@ def test_the_shell_is_changed_by_events_alone() -> None:
 
 def _calls(path: Path, methods: set[str]) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Attribute) and node.attr in methods:
             owner = dotted(node.value).rpartition(".")[2]
             if owner.lstrip("_") == "store":
@@ -234,11 +293,11 @@ def _calls(path: Path, methods: set[str]) -> list[str]:
 
 
 def _names(path: Path, names: set[str]) -> list[str]:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     return [f"{name_of(path)}:{n.lineno} {n.id}" for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in names]
 
 
-def test_only_the_keeper_changes_the_store() -> None:
+def test_only_the_controller_changes_the_store() -> None:
     """No room but the controller's lets an event happen in the store: nobody else could lose an update."""
     assert [call for path in outside("controller/", "identity/") for call in _calls(path, CHANGING)] == []
 
@@ -253,7 +312,7 @@ def test_what_is_durable_has_one_owner() -> None:
     saves = [
         f"{name_of(path)}:{node.lineno}"
         for path in others
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         # state.py writes; disk.py stands before it while the disk has not been read, and is handed to the owner.
         if isinstance(node, ast.Attribute)
         and node.attr in ("save", "_save")
@@ -293,7 +352,7 @@ def _private_names(paths: list[Path]) -> set[str]:
     """The names with one underscore that are defined there: functions, classes, attributes, variables."""
     found = set()
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             match node:
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                     found.add(name)
@@ -310,7 +369,7 @@ def test_tests_look_at_what_others_may_look_at() -> None:
     private = _private_names(AGENT) - _private_names(helpers)
     used: dict[str, set[str]] = {}
     for path in everything:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             match node:
                 case ast.Attribute(value=owner, attr=name) if name in private and ast.unparse(owner) not in (
                     *("self", "cls", "super()"),
@@ -320,3 +379,51 @@ def test_tests_look_at_what_others_may_look_at() -> None:
                     inside = {one.name for one in names if re.match(r"_[A-Za-z]", one.name)}
                     used.setdefault(name_of(path), set()).update(inside)
     assert {name: found for name, found in used.items() if found} == INSIDE
+
+
+# -- what tests and lists name is there --------------------------------------------------------------------------------
+
+
+def _is_there(dotted_name: str) -> bool:
+    """Whether ``agent.a.b.C.d`` is a module, or an attribute of one."""
+    parts = dotted_name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        for name in parts[length:]:
+            if name == "<locals>":
+                return True  # inside a function
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+def test_what_tests_name_in_text_is_there() -> None:
+    """A program in a string that patches a name which moved would patch nothing, and test something else."""
+    whole = re.compile(r"(?<![\w./-])agent(?:\.[A-Za-z_]\w*){2,}")  # of two parts are events of the log too
+    imported = re.compile(r"\bfrom (agent(?:\.\w+)*) import (\w+(?:, \w+)*)")
+    files = re.compile(r"(?<![\w./-])agent/[a-z_/]+\.py\b")
+    missing = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "agent" in node.value:
+                names = whole.findall(node.value) if path != Path(__file__) else []
+                names += [
+                    f"{module}.{one}" for module, ones in imported.findall(node.value) for one in ones.split(", ")
+                ]
+                gone = [one for one in names if not _is_there(one)]
+                gone += [one for one in files.findall(node.value) if not (ROOT / one).exists()]
+                missing += [f"{name_of(path)}:{node.lineno} {one}" for one in gone]
+    assert missing == []
+
+
+def test_accepted_survivors_name_functions_that_are_there() -> None:
+    """What no test need notice is said of functions by name; a name that is gone hides whoever comes to bear it."""
+    accepted = tomllib.loads((ROOT / "tests/mutants/accepted.toml").read_text())
+    named = {entry["function"] for entries in accepted.values() for entry in entries if "function" in entry}
+    assert named
+    assert sorted(name for name in named if not _is_there(name)) == []

@@ -127,7 +127,7 @@ def test_the_example_configuration_is_accepted() -> None:
 
 def test_every_metric_exists() -> None:
     """Every metric that the pages tell to alert on is one that is exported."""
-    source = (ROOT / "agent" / "report.py").read_text()
+    source = (ROOT / "agent" / "report" / "metrics.py").read_text()
     names = {
         re.sub(r"_total$", "", name)
         for name in re.findall(r"credential_agent_([a-z_]+)", TEXTS["systemd/OPERATIONS.md"])

@@ -25,6 +25,9 @@ event                  what it does
 ``Remnant``            (at a start) what an earlier bundle left is served on
 =====================  ==============================================================================================
 
+Long because it is one table: whoever asks what an event does, or what else is done to the same part of the state, reads
+this file and no other.
+
 What they must keep, in every order (``tests/properties`` drives them):
 
 1. A bundle beats the machine's own identity, cloud by cloud: what a bundle does not route stays with the machine.

@@ -1,0 +1,200 @@
+"""What do alerts watch? The metrics, in the Prometheus text format; which of them are stable is in EVENTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import agent
+from agent.core.counters import Counters
+from agent.core.model import Cloud
+from agent.core.view import Ended, Live, Origin
+from agent.host.arrival import STATES
+from agent.identity import standing, until
+from agent.identity.store import Store
+from agent.report.vitals import ANSWERS, Vitals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.core import Metric
+
+    Rows = Iterable[tuple[tuple[str, ...], float]]
+
+
+def metrics(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> bytes:
+    """The metrics in the Prometheus text format.
+
+    Every name begins with ``credential_agent_``. A series that an alert watches must not vanish at the very outage: for
+    a cloud that has ended, ``expires_seconds`` and ``horizon_seconds`` are 0. ``expires_seconds`` is absent while a
+    cloud is absent or pending, ``horizon_seconds`` while nothing ends it.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - 3 MB that few workers need
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(store, counters, vitals, now))
+    return bytes(generate_latest(registry))
+
+
+class _Collector:
+    """Makes the families anew at each scrape, from the store itself: nothing can go stale."""
+
+    def __init__(self, store: Store, counters: Counters, vitals: Vitals, now: datetime) -> None:
+        self._store, self._counters, self._vitals, self._now = store, counters, vitals, now
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``prometheus_client``."""
+        yield from self._identities()
+        yield from self._bundles()
+        yield from self._credentials()
+        yield from self._machine()
+        yield from self._requests()
+
+    def _identities(self) -> Iterator[Metric]:
+        """Which identity does each cloud have, and until when?"""
+        store, now = self._store, self._now
+        answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
+        origins = {cloud: standing.origin(store.state, cloud, now) for cloud in Cloud}
+        yield _gauge("info", "The running version.", ("version",), [((agent.__version__,), 1.0)])
+        yield _gauge(
+            "state",
+            "1 for the state each cloud is in.",
+            ("cloud", "state"),
+            [((c, s), float(ANSWERS[type(answers[c])] == s)) for c in Cloud for s in ANSWERS.values()],
+        )
+        yield _gauge(
+            "origin",
+            "1 for whose identity each cloud has.",
+            ("cloud", "origin"),
+            [((c, o), float(origins[c] is o)) for c in Cloud for o in Origin],
+        )
+        yield _gauge(
+            "expires_seconds",
+            "Seconds until the credential being served expires; 0 once the cloud has ended.",
+            ("cloud",),
+            [
+                ((c,), _left(a.credential.expires_at, now) if isinstance(a, Live) else 0.0)
+                for c, a in answers.items()
+                if isinstance(a, Live | Ended)
+            ],
+        )
+        yield _gauge(
+            "horizon_seconds",
+            "Seconds until a cloud can no longer be served if nothing new arrives; absent when nothing ends it, 0 "
+            "once it has ended.",
+            ("cloud",),
+            [
+                ((c,), 0.0 if isinstance(a, Ended) else _left(h or now, now))
+                for c, a in answers.items()
+                if (h := until.valid_until(store.state, c, now)) is not None or isinstance(a, Ended)
+            ],
+        )
+
+    def _bundles(self) -> Iterator[Metric]:
+        """What came in?"""
+        store, counters, vitals = self._store, self._counters, self._vitals
+        yield _gauge("bundle_seq", "The seq in force.", (), [((), float(store.bundle.seq))] if store.bundle else [])
+        yield _counter("bundles_accepted", "Bundles accepted.", (), [((), counters.accepted)])
+        yield _counter("bundles_refused", "Bundles refused.", ("code",), _rows(counters.refused))
+        yield _counter("source_failures", "Failed attempts of a source.", ("source",), _rows(counters.source_troubles))
+        yield _gauge(
+            "source_up", "1 while a source is well.", ("source",), [((n,), float(s == "ok")) for n, s in _pairs(vitals)]
+        )
+
+    def _credentials(self) -> Iterator[Metric]:
+        """What was issued?"""
+        store, counters, now = self._store, self._counters, self._now
+        yield _counter("credentials_issued", "Credentials issued.", ("cloud", "grant"), _rows(counters.issued))
+        yield _counter("issue_failures", "Failed issues.", ("cloud", "grant", "code"), _rows(counters.failures))
+        yield _gauge(
+            "last_issued_age_seconds",
+            "Seconds since a credential was last issued.",
+            ("cloud", "grant"),
+            [(tuple(k.split(":")), (now - at) / timedelta(seconds=1)) for k, at in counters.last_issued.items()],
+        )
+        yield _gauge(
+            "renewal_failing",
+            "1 while the last attempt to issue a credential failed; 2 when it was refused.",
+            ("cloud", "grant"),
+            [
+                ((s.cloud, s.id), 0.0 if s.failure is None else 2.0 if s.failure.denied else 1.0)
+                for s in standing.statuses(store.state)
+            ],
+        )
+
+    def _machine(self) -> Iterator[Metric]:
+        """How is the machine, and what is around the agent?"""
+        vitals = self._vitals
+        yield _gauge(
+            "clock_wall_error_seconds",
+            "How far the wall clock is ahead of the time the agent goes by.",
+            (),
+            [((), vitals.wall_error_seconds)],
+        )
+        yield _counter(
+            "clock_moves", "Corrections of the time the agent goes by.", (), [((), float(vitals.clock.moves))]
+        )
+        yield _gauge("memory_unwritten", "1 when a restart would forget.", (), [((), float(vitals.memory_unwritten))])
+        redirect = vitals.redirect
+        yield _gauge(
+            "redirect_state",
+            "1 for what becomes of a worker's request to the metadata addresses; absent where nothing redirects them.",
+            ("state",),
+            [] if redirect is None else [((state,), float(redirect.state == state)) for state in STATES],
+        )
+        yield _counter(
+            "key_overwritten",
+            "Times that something else stood where this worker's public key is published.",
+            (),
+            [((), float(vitals.overwritten))],
+        )
+        yield _gauge(
+            "without",
+            "1 for what the configuration names and the machine does not have just now.",
+            ("key",),
+            [((key,), 1.0) for key in sorted(vitals.without)],
+        )
+        yield _counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])
+
+    def _requests(self) -> Iterator[Metric]:
+        """What was answered?"""
+        vitals = self._vitals
+        yield _counter(
+            "http_requests",
+            "Requests answered.",
+            ("door", "status"),
+            [((door, str(code)), number) for (door, code), number in vitals.requests.items()],
+        )
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Rows) -> Metric:
+    """A family of values that rise and fall."""
+    from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - 3 MB that few workers need
+
+    family = GaugeMetricFamily(f"credential_agent_{name}", text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], rows: Rows) -> Metric:
+    """A family of values that only rise."""
+    from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - as above
+
+    family = CounterMetricFamily(f"credential_agent_{name}", text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def _pairs(vitals: Vitals) -> list[tuple[str, str]]:
+    return sorted(vitals.sources.items())
+
+
+def _rows(table: Mapping[str, int]) -> list[tuple[tuple[str, ...], float]]:
+    return [(tuple(key.split(":", 2)), float(number)) for key, number in sorted(table.items())]
+
+
+def _left(moment: datetime, now: datetime) -> float:
+    return max((moment - now).total_seconds(), 0.0)

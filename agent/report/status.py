@@ -1,0 +1,150 @@
+"""What is in the status document? Which identity each cloud has, until when, why, and what worries."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+import agent
+from agent.core.counters import Counters
+from agent.core.model import AwsCredential, Bundle, Cloud
+from agent.core.source import Ack
+from agent.core.text import instant
+from agent.core.verdict import SlotStatus
+from agent.core.view import Live
+from agent.host.arrival import Arrival
+from agent.identity import standing, until
+from agent.identity.store import Store
+from agent.report.vitals import ANSWERS, Vitals
+
+
+def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
+    """The status document, ready for JSON."""
+    bundle = store.bundle
+    return {
+        "version": agent.__version__,
+        "now": _stamp(now),
+        "started": _stamp(vitals.started),
+        "instance_id": store.memory.instance_id,
+        "clouds": {str(cloud): _cloud(store, cloud, now) for cloud in Cloud},
+        "bundle": None if bundle is None else _bundle(bundle, store, vitals, now),
+        "credentials": [_credential(slot) for slot in standing.statuses(store.state)],
+        "sticky": sorted(str(cloud) for cloud in store.memory.decided),
+        "sources": dict(vitals.sources),
+        "last_refusal": None if vitals.refusal is None else _refusal(vitals.refusal),
+        "bundles": {"accepted": counters.accepted, "same": counters.same, "refused": dict(counters.refused)},
+        "clock": _clock(vitals),
+        "keys": list(vitals.keys),
+        "absent_keys": list(vitals.absent_keys),
+        "audiences": list(vitals.audiences),
+        "memory_unwritten": vitals.memory_unwritten,
+        "redirect": None if vitals.redirect is None else _redirect(vitals.redirect),
+        "files": [msgspec.to_builtins(file) for file in vitals.files],
+        "log_dropped": vitals.log_dropped,
+        "published": dict(vitals.published),
+        "key_overwritten": vitals.overwritten,
+        "without": dict(vitals.without),
+    }
+
+
+def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
+    answer = store.answer(cloud, now)
+    document: dict[str, Any] = {
+        "state": ANSWERS[type(answer)],
+        "origin": str(standing.origin(store.state, cloud, now)),
+        "identity": None,
+        "why": None,
+        "expires_at": None,
+        "horizon": _stamp(until.valid_until(store.state, cloud, now)),
+        "horizon_reason": None,
+        "at_the_end": until.what_follows(store.state, cloud, now),
+    }
+    if not isinstance(answer, Live):
+        document["why"] = answer.why
+        return document
+    document["identity"] = answer.name
+    document["expires_at"] = _stamp(answer.credential.expires_at)
+    document["horizon_reason"] = until.why_until(store.state, cloud, now)
+    if isinstance(answer.credential, AwsCredential):
+        document["access_key_id"] = f"...{answer.credential.access_key_id[-4:]}"
+        document["role_arn"] = answer.credential.role_arn
+        document["account_id"] = answer.credential.account_id
+    return document
+
+
+def _bundle(bundle: Bundle, store: Store, vitals: Vitals, now: datetime) -> dict[str, Any]:
+    return {
+        "issuer": bundle.issuer,
+        "subject": bundle.subject,
+        "id": bundle.bundle_id,
+        "seq": bundle.seq,
+        "origin": bundle.origin,
+        "signer": bundle.signer,
+        "recipient": bundle.recipient,
+        "issued_at": _stamp(bundle.issued_at),
+        "lease_until": _stamp(bundle.lease_until),
+        "routes": {str(cloud): grant for cloud, grant in bundle.routes.items()},
+        "on_expiry": bundle.on_expiry,
+        "set_aside": [msgspec.to_builtins(aside) for aside in bundle.set_aside],
+        "variables": sorted(set(standing.variables(store.state, now)) - set(vitals.refused_variables)),
+        "refused_variables": list(vitals.refused_variables),
+    }
+
+
+def _credential(slot: SlotStatus) -> dict[str, Any]:
+    failure = slot.failure
+    return {
+        "cloud": str(slot.cloud),
+        "grant": slot.id,
+        "type": slot.type,
+        "expires_at": _stamp(slot.expires_at),
+        "next_attempt_at": _stamp(slot.renew_at),
+        "failures_in_a_row": slot.attempts,
+        "last_failure": None
+        if failure is None
+        else {
+            "code": failure.code,
+            "reason": failure.message,
+            "permanent": failure.denied,
+            "at": _stamp(failure.at),
+        },
+    }
+
+
+def _refusal(refusal: Ack) -> dict[str, Any]:
+    return {
+        "origin": refusal.origin,
+        "code": refusal.code,
+        "reason": refusal.reason,
+        "issuer": refusal.issuer,
+        "subject": refusal.subject,
+        "seq": refusal.seq,
+        "at": _stamp(refusal.at),
+    }
+
+
+def _clock(vitals: Vitals) -> dict[str, Any]:
+    return {
+        "wall_error_seconds": round(vitals.wall_error_seconds, 3),
+        "samples": vitals.clock.heard,
+        "trusted": vitals.clock.vouched,
+        "believed": vitals.clock.believed,
+        "ahead_seconds": {name: round(by, 1) for name, by in vitals.clock.differences.items()},
+        "moves": vitals.clock.moves,
+        "lost_seconds": round(vitals.clock.lost_seconds, 1),
+    }
+
+
+def _redirect(arrival: Arrival) -> dict[str, Any]:
+    return {
+        "state": arrival.state,
+        "arrives": arrival.arrives,
+        "why": arrival.why,
+        "notes": list(arrival.notes),
+    }
+
+
+def _stamp(moment: datetime | None) -> str | None:
+    return None if moment is None else instant(moment)

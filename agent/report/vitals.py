@@ -1,0 +1,75 @@
+"""What does a report need beside the store? The facts that only the daemon knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from types import MappingProxyType
+
+import msgspec
+
+from agent.core.source import Ack
+from agent.core.view import Absent, Ended, Live, Pending
+from agent.host.arrival import Arrival
+
+ANSWERS = MappingProxyType({Live: "live", Pending: "pending", Ended: "ended", Absent: "absent"})
+"""How an answer of the store is called in both."""
+
+
+class ClockVitals(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is believed about the time (:mod:`agent.core.timekeeping`).
+
+    Attributes:
+        believed: the witness: ``kernel``, ``metadata``, ``aws``, ``google`` or ``wall``.
+        vouched: whether anybody but an unsynchronised wall clock confirms our time.
+        heard: how many answers of the clouds it was compared with.
+        moves: how often it was moved since the start.
+        lost_seconds: how long the machine stood still without its clocks counting it.
+        differences: by how many seconds each cloud was ahead of us when last heard.
+    """
+
+    believed: str = "wall"
+    vouched: bool = False
+    heard: int = 0
+    moves: int = 0
+    lost_seconds: float = 0.0
+    differences: Mapping[str, float] = {}
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What the report needs beside the store.
+
+    Attributes:
+        wall_error_seconds: how far the machine's wall clock is ahead of our estimate of the time.
+        clock: who is believed about the time.
+        sources: each source and how it is: ``ok``, ``starting`` or what ails it.
+        refusal: the last bundle that was refused.
+        memory_unwritten: the state directory could not be written: a restart would forget.
+        refused_variables: names of the bundle's variables that are not passed on.
+        keys: the key ids by which this worker can be addressed.
+        absent_keys: the names of keys that it is configured to have and was not given.
+        requests: requests answered, by listener and status.
+        files: what was loaded from the files that the configuration names.
+        published: where our public key stands for senders, and how it is: ``published`` or what ails it.
+        overwritten: how often something else stood there.
+        log_dropped: lines of the log that nobody took.
+        without: what the configuration names and the machine does not have just now: by its key, why.
+    """
+
+    started: datetime
+    wall_error_seconds: float
+    clock: ClockVitals
+    sources: Mapping[str, str]
+    refusal: Ack | None
+    memory_unwritten: bool
+    keys: tuple[str, ...]
+    refused_variables: tuple[str, ...] = ()
+    absent_keys: tuple[str, ...] = ()
+    audiences: tuple[str, ...]
+    requests: Mapping[tuple[str, int], int] = {}
+    redirect: Arrival | None = None
+    files: tuple[msgspec.Struct, ...] = ()
+    log_dropped: int = 0
+    published: Mapping[str, str] = {}
+    overwritten: int = 0
+    without: Mapping[str, str] = {}
