@@ -133,7 +133,7 @@ def check(path: Path) -> int:
     known = _settled()
     if known is not None and not known.arrives:
         failed = True
-        click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.HINT}")
+        click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.hint(known.state)}")
     plan = _plan(section, port, notes, AGENT_USER)
     for note in (*plan.notes, *plan.pending):
         failed = True

@@ -86,13 +86,13 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
 
 
 def _told_redirect(redirect: Mapping[str, Any] | None) -> Iterator[str]:
-    from agent.host.arrival import HINT
+    from agent.host.arrival import hint
 
     if redirect is None:
         return
     if not redirect["arrives"]:
         yield f"redirect: {redirect['state']}: {redirect['why']}"
-        yield f"     hint: {HINT}"
+        yield f"     hint: {hint(redirect['state'])}"
     elif redirect["why"]:
         yield f"redirect: led by the rules of before: {redirect['why']}"
     yield from (f"redirect: {note}" for note in redirect["notes"])

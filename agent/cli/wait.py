@@ -103,7 +103,11 @@ class Workers:
         if known is None:
             return None
         word = arrival.ask(nft.METADATA["ip"][0], 80)
-        return None if word == "agent" else _does_not_arrive(arrival.said(word), known.why)
+        return (
+            None
+            if word == "agent"
+            else _does_not_arrive("unanswered" if word == "timeout" else "astray", arrival.said(word), known.why)
+        )
 
     def _role_or_aws(self) -> ask.Answer:
         """Who may not read the token is led by the rules alone, and its SDKs ask EC2's metadata service."""
@@ -141,15 +145,19 @@ class Watched:
     def astray(self) -> str | None:
         """What the process that holds the rules found when it asked as a worker."""
         redirect = self._document.get("redirect")
-        return None if redirect is None or redirect["arrives"] else _does_not_arrive(redirect["state"], redirect["why"])
+        return (
+            None
+            if redirect is None or redirect["arrives"]
+            else _does_not_arrive(redirect["state"], redirect["state"], redirect["why"])
+        )
 
 
-def _does_not_arrive(said: str, why: str | None) -> str:
+def _does_not_arrive(state: str, said: str, why: str | None) -> str:
     from agent.host import arrival
 
     return (
         f"a request to the metadata service does not arrive: {said}"
-        f"{'' if why is None else f' ({why})'}\n  hint: {arrival.HINT}"
+        f"{'' if why is None else f' ({why})'}\n  hint: {arrival.hint(state)}"
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
+import click
 import msgspec
 
 from agent import config
@@ -47,11 +49,24 @@ def find(path: Path, *, announced: Path | None = None) -> Where:
         announced: what the daemon told, where we may not read the configuration.
 
     Raises:
-        ConfigError: the configuration is wrong, or is not there and is not the usual one.
+        ConfigError: a configuration other than the usual one is wrong or is not there.
     """
     if os.geteuid() != 0 and path == CONFIG_PATH and not os.access(path, os.R_OK):
         return _told(announced or ANNOUNCED)
-    return _of(config.load(path))
+    try:
+        return _of(config.load(path))
+    except ConfigError as error:
+        if path != CONFIG_PATH:
+            raise
+        # An agent that runs goes on with what it read before: a mistake in the file is no reason not to ask it.
+        _warn(error.message + (f"\n  hint: {error.hint}" if error.hint else ""))
+        return _of(config.Config())
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once: ``wait`` looks again and again."""
+    click.echo(f"warning: {text}", err=True)
 
 
 def _told(announced: Path) -> Where:

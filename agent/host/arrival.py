@@ -30,6 +30,7 @@ STATES: Final = ("led", "unanswered", "astray", "closed", "unknown")
 
 #: What to do about it, and it works in each state: a start makes everything anew.
 HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
+_HINT_AGENT: Final = "credential-agent check; systemctl restart credential-agent; journalctl -u credential-agent"
 
 
 class Arrival(NamedTuple):
@@ -104,6 +105,11 @@ def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
         return "unreachable" if error.errno in _NO_ROUTE else f"failed: {os_reason(error, str(error))}"
     status = head[1].decode(errors="replace") if len(head) > 1 else "nothing"
     return "agent" if status == FINGERPRINT else f"http {status}"
+
+
+def hint(state: str) -> str:
+    """What to do where a worker's request does not arrive: the rules are at fault, or they lead to nobody."""
+    return _HINT_AGENT if state == "unanswered" else HINT
 
 
 def said(answer: str) -> str:

@@ -48,6 +48,17 @@ def test_root_reads_the_configuration_alone(sealed: Path, tmp_path: Path, monkey
     assert where.find(sealed, announced=told).http == ("127.0.0.1", 1)
 
 
+def test_a_mistake_in_the_file_is_no_reason_not_to_ask_an_agent_that_runs(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root asks where the agent is by default, and is told of the mistake, once."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    sealed.chmod(0o600)
+    sealed.write_text("[listen]\nhtttp = []\n")
+    assert [where.find(sealed).http for _ in range(3)] == [("127.0.0.1", 16925)] * 3
+    assert capsys.readouterr().err.count("listen.htttp: unknown key") == 1
+
+
 def test_another_configuration_that_cannot_be_read_is_an_error(sealed: Path, tmp_path: Path) -> None:
     """The file that somebody named is meant."""
     with pytest.raises(ConfigError, match="cannot be read"):

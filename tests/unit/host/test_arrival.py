@@ -48,3 +48,9 @@ def test_what_cannot_be_read_is_unknown(tmp_path: Path, data: bytes | None) -> N
     assert said is not None
     assert said.state == "unknown"
     assert said.why
+
+
+def test_the_hint_is_for_what_is_at_fault() -> None:
+    """Where the rules lead and nobody answers, making the rules anew is no help."""
+    assert "restart credential-agent;" in arrival.hint("unanswered")
+    assert {arrival.hint(state) for state in arrival.STATES if state != "unanswered"} == {arrival.HINT}
