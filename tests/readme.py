@@ -33,6 +33,7 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
     ('[[sources]] kind = "ec2-user-data"', config.Ec2UserDataEntry),
     ('[[sources]] kind = "gce-attribute"', config.GceAttributeEntry),
     ('[[sources]] kind = "https"', config.HttpsEntry),
+    ("[enrol]", config.Enrol),
     ("[upstream]", config.Upstream),
     ("[mint]", config.Mint),
     ("[aws]", config.Aws),

@@ -175,6 +175,18 @@ COVERED = (
         "tests/unit/bundle/test_format.py::test_the_example_of_the_content_is_the_content",
         "FORMAT.md",
     ),
+    Row(
+        "agent/enrol/PROTOCOL.md",
+        '"evidence"',
+        "tests/unit/enrol/test_message.py::test_the_example_of_the_page_has_every_member",
+        "PROTOCOL.md",
+    ),
+    Row(
+        "agent/enrol/PROTOCOL.md",
+        '"clouds"',
+        "tests/system/test_courier.py::test_a_worker_enrols_and_is_handed_a_bundle",
+        "PROTOCOL.md",
+    ),
     Row("agent/bundle/FORMAT.md", "", "tests/unit/bundle/test_format.py::test_the_examples_open", "FORMAT.md"),
     Row(
         "tests/", "", f"{HERE}test_files_and_targets_that_pages_name_exist", "python -m"

@@ -44,13 +44,14 @@ def contradictions(config: Config) -> Iterator[Fault]:
             host_port(value)
         except ConfigError as error:
             yield Fault(*error.message.split(": ", 1))
-    length = len(os.fsencode(config.listen.control))
-    if length > MAX_SOCKET_PATH_BYTES:
-        yield Fault(
-            "listen.control",
-            f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
-            "the address of a unix socket holds no more",
-        )
+    for key, path in (("listen.control", config.listen.control), ("listen.courier", config.listen.courier)):
+        length = len(os.fsencode(path))
+        if length > MAX_SOCKET_PATH_BYTES:
+            yield Fault(
+                key,
+                f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
+                "the address of a unix socket holds no more",
+            )
     yield from _twice_a_file(config.environment)
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):

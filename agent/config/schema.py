@@ -35,6 +35,9 @@ class Listen(Section, frozen=True):
             the metadata services; needed where ``http`` is a wildcard such as ``0.0.0.0``.
         control: the unix socket of status, metrics and push (``FileDescriptorName=control``).
         control_mode: the mode of that socket when we make it ourselves.
+        courier: the unix socket at which workers enrol and hand in bundles (``FileDescriptorName=courier``):
+            ``auto``: ``courier.sock`` beside ``control``; ``off``; or a path. Made by us it is for
+            ``environment.group``.
         max_connections: at most so many at once; each costs about 10 kB, and what all keep of requests and answers is
             at most 16 MB more. When they are used up, whoever has most gives one up for the newcomer. Lowered, with a
             line in the log, where the limit of file descriptors leaves fewer.
@@ -44,6 +47,7 @@ class Listen(Section, frozen=True):
     hosts: tuple[HostName, ...] = ()
     control: Path_ = "/run/credential-agent/control.sock"
     control_mode: Mode = "0660"
+    courier: Annotated[str, msgspec.Meta(pattern=r"^(?:auto|off|/[^\x00]{1,4095})\Z")] = "auto"
     max_connections: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 8192
 
 
@@ -150,6 +154,17 @@ class SignerEntry(Section, frozen=True):
     issuers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     audiences: tuple[str, ...] = ("*",)
     max_lease_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Enrol(Section, frozen=True):
+    """How this worker proves to a sender which machine its key belongs to.
+
+    Attributes:
+        aws_web_identity: also by a token of ``sts:GetWebIdentityToken``, which the account must have enabled and the
+            machine's role must be allowed.
+    """
+
+    aws_web_identity: bool = False
 
 
 class FileSourceEntry(Section, frozen=True, tag_field="kind", tag="file"):
@@ -405,6 +420,7 @@ class Config(Section, frozen=True):
     keys: tuple[KeyEntry, ...] = ()
     signers: tuple[SignerEntry, ...] = ()
     sources: tuple[SourceEntry, ...] = ()
+    enrol: Enrol = Enrol()
     upstream: Upstream = Upstream()
     mint: Mint = Mint()
     aws: Aws = Aws()

@@ -10,6 +10,7 @@ import msgspec
 from agent.config.schema import (
     Aws,
     Config,
+    Enrol,
     Environment,
     Gcp,
     Identity,
@@ -36,6 +37,7 @@ MEANING: Final = {
     repr(pattern): words
     for pattern, words in {
         r"^/[^\x00]{1,4095}\Z": "an absolute path",
+        r"^(?:auto|off|/[^\x00]{1,4095})\Z": '"auto", "off" or an absolute path',
         r"^https?://[^\s]{1,2000}\Z": "an http or https URL",
         r"^[A-Za-z0-9_.-]{1,64}\Z": "1 to 64 letters, digits, dots, dashes or underscores",
         r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z": "the name of a variable: letters, digits and underscores, no digit first",
@@ -120,6 +122,7 @@ SECTIONS: Final = {
     "listen": Listen,
     "identity": Identity,
     "signers": SignerEntry,
+    "enrol": Enrol,
     "upstream": Upstream,
     "mint": Mint,
     "aws": Aws,

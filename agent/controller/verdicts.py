@@ -11,7 +11,7 @@ import structlog
 from agent.core.counters import Counters, bump
 from agent.core.errors import UnreadableError
 from agent.core.model import Action, Bundle, SealedBundle
-from agent.core.source import Ack
+from agent.core.source import COURIER, Ack
 from agent.core.text import instant
 from agent.core.verdict import Refused
 
@@ -63,6 +63,11 @@ class Verdicts:
         ack = _ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
         if repeated:
             return ack
+        if sealed.origin == COURIER:
+            # Whoever runs a job may bring anything, as often as its share allows, old bundles too. It hears the verdict
+            # itself: nobody is woken by it, and it hides nothing that a source brought.
+            self._log.info("bundle.refused", origin=COURIER, code=verdict.code, reason=verdict.reason)
+            return ack
         bump(self._counters.refused, verdict.code)
         self.last_refusal = ack
         self._tell()
@@ -74,7 +79,8 @@ class Verdicts:
     def held(self, sealed: SealedBundle, verdict: Refused, now: datetime, *, repeated: bool) -> Ack:
         """There is no verdict yet: whoever has the key is silent."""
         if not repeated:
-            self._log.warning("bundle.held", origin=sealed.origin, code=verdict.code, reason=verdict.reason)
+            say = self._log.info if sealed.origin == COURIER else self._log.warning
+            say("bundle.held", origin=sealed.origin, code=verdict.code, reason=verdict.reason)
         return _ack(sealed, "refused", now, code=verdict.code, reason=verdict.reason)
 
     def resumed(self, bundle: Bundle) -> None:

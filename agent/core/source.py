@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Literal, NoReturn, Protocol, runtime_checkable
+from typing import Final, Literal, NoReturn, Protocol, runtime_checkable
 
 import msgspec
 
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
+
+COURIER: Final = "courier"
+"""The origin of what anybody brings who runs jobs here (:mod:`agent.serve.courier`): no source, and no name of one."""
 
 Submit = Callable[[SealedBundle], Awaitable[None]]
 """Where a source hands its bytes. It returns when the bundle has been evaluated; it raises nothing."""

@@ -250,6 +250,7 @@ class Opening:
         self.keyring = keyring
         self.trust = pinned
         self.audiences = audiences
+        self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
         self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
 
     def opened(self, sealed: bytes) -> Opened | None:
@@ -260,8 +261,13 @@ class Opening:
         """Know what is in those bytes without a key."""
         name = hashlib.sha256(sealed).digest()
         self._opened.pop(name, None)
-        while len(self._opened) > REMEMBERED:
-            del self._opened[next(iter(self._opened))]
+        if len(self._opened) > REMEMBERED:
+            # Never what is in force: anybody can seal to our public key, and a flood of such would have the next
+            # process ask for a key that it may not get just then.
+            in_force = self.in_force()
+            kept = None if in_force is None else hashlib.sha256(in_force).digest()
+            for other in [key for key in self._opened if key != kept][: len(self._opened) - REMEMBERED]:
+                del self._opened[other]
         self._opened[name] = opened
 
     def forget(self, *, but: bytes | None) -> None:

@@ -23,6 +23,8 @@ from agent.daemon.beliefs import Away
 from agent.host import machine
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints, Mint, MintSettings
+from agent.providers.attest import Attestor
+from agent.providers.sts import Sts
 from agent.sources.file import FileSettings, FileSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
 from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
@@ -143,6 +145,23 @@ def mint(settings: config.Config, out: Upstream, metadata: Metadata, clock: Cloc
         ec2=metadata.ec2,
         gce=metadata.gce,
     )
+
+
+def attestor(settings: config.Config, metadata: Metadata, out: Upstream, clock: Clock) -> Attestor:
+    """What says that a key is this machine's.
+
+    Args:
+        settings: the configuration.
+        metadata: the machine's own services.
+        out: a way out that renewal does not need: couriers ask, as often as they may.
+        clock: time.
+    """
+    ec2, gce = metadata.passed(out)
+    own = settings.mint
+    sts = None
+    if settings.enrol.aws_web_identity:
+        sts = Sts(out, own.sts_endpoint, own.request_timeout_seconds, clock.boottime)
+    return Attestor(ec2, gce, cloud=metadata.cloud, region=settings.aws.region, sts=sts)
 
 
 def sources(

@@ -16,6 +16,8 @@ from agent.core.source import Ack
 from agent.daemon import compose
 from agent.daemon.announce import Announcer
 from agent.daemon.control import routes
+from agent.daemon.courier import Couriers
+from agent.daemon.couriers import CourierSocket
 from agent.daemon.looking import Outcome, look_now
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
@@ -27,6 +29,7 @@ from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
 from agent.host.subuid import Whose
 from agent.serve.control import ControlEndpoint
+from agent.serve.courier import CourierEndpoint
 from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.fairness import Owners
 from agent.serve.waiting import Served
@@ -138,6 +141,33 @@ class Listeners:
             clock=self._clock,
             access=self.requests.of("control"),
             broken=self.requests.broken,
+        )
+
+    def couriers(self) -> CourierSocket:
+        """The one of those who carry bundles in, and ask which key is ours."""
+        prepared = self._prepared
+        attestor = compose.attestor(self._settings, prepared.metadata, prepared.workers_out, self._clock)
+        couriers = Couriers(
+            self._store,
+            prepared.opening,
+            attestor,
+            submit=self._controller.intake.submit,
+            settled=self._settled,
+            clock=self._clock,
+        )
+        endpoint = CourierEndpoint(
+            couriers.routes(),
+            clock=self._clock,
+            access=self.requests.of("courier"),
+            broken=self.requests.broken,
+        )
+        return CourierSocket(
+            endpoint,
+            self._settings.listen,
+            self._passed,
+            gid=lambda: prepared.gid,
+            reasons=lambda: prepared.away.reasons,
+            clock=self._clock,
         )
 
     def _public_keys(self) -> list[dict[str, str]]:

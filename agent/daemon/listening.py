@@ -72,17 +72,37 @@ def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket
     for sock in passed.get("control", ()):
         if sock.family == socket.AF_UNIX:  # the unit passes one of netlink along (agent.host.sockdiag)
             return sock
-    path = Path(settings.control)
-    _clear(path)
+    return unix_socket(Path(settings.control), int(settings.control_mode, 8), key="listen.control")
+
+
+def courier_path(settings: config.Listen) -> Path | None:
+    """Where couriers find us, unless systemd passes that socket; ``None``: nowhere."""
+    if settings.courier == "auto":
+        return Path(settings.control).with_name("courier.sock")
+    return None if settings.courier == "off" else Path(settings.courier)
+
+
+def unix_socket(path: Path, mode: int, *, key: str) -> socket.socket:
+    """A listening unix socket at ``path``.
+
+    Args:
+        path: where.
+        mode: of its file.
+        key: the key of the configuration that names it.
+
+    Raises:
+        HostError: the path cannot be bound, or another agent listens on it.
+    """
+    _clear(path, key)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o777 & ~int(settings.control_mode, 8))
+    mask = os.umask(0o777 & ~mode)
     try:
         sock.bind(str(path))
         sock.listen(64)
     except OSError as error:
         sock.close()
         raise HostError(
-            f"listen.control: {path}: cannot be bound: {os_reason(error)}",
+            f"{key}: {path}: cannot be bound: {os_reason(error)}",
             hint="its directory must exist and be writable by the agent",
         ) from None
     finally:
@@ -104,6 +124,7 @@ def announce(settings: config.Config, address: str) -> None:
     told = {
         "http": address,
         "control": settings.listen.control,
+        "courier": None if (courier := courier_path(settings.listen)) is None else str(courier),
         "file": settings.environment.file,
         "token_file": settings.environment.token_file,
     }
@@ -178,14 +199,14 @@ def _tcp(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, key: str) -> None:
     """Remove a socket that nobody listens on any more; anything else at the path is not ours to remove."""
     try:
         mode = path.lstat().st_mode
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HostError(f"listen.control: {path}: expected a socket or nothing, got another kind of file")
+        raise HostError(f"{key}: {path}: expected a socket or nothing, got another kind of file")
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     probe.settimeout(1.0)
     try:
@@ -194,8 +215,8 @@ def _clear(path: Path) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
     except OSError as error:
-        raise HostError(f"listen.control: {path}: cannot be bound: {os_reason(error)}") from None
+        raise HostError(f"{key}: {path}: cannot be bound: {os_reason(error)}") from None
     else:
-        raise AnotherAgentError(f"listen.control: {path}: another agent listens on it", hint="credential-agent status")
+        raise AnotherAgentError(f"{key}: {path}: another agent listens on it", hint="credential-agent status")
     finally:
         probe.close()

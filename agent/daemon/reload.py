@@ -38,6 +38,7 @@ LOADED_ONCE: Final = (
     "identity.instance_id",
     "identity.grace_seconds",
     "sources",
+    "enrol",
     "upstream",
     "mint",
     "aws.region",

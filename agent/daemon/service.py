@@ -154,6 +154,7 @@ class Daemon:
             return
         await self._restorer.restore(found, changed=self._changed, follow=self._follow)
         self.controller, self.store = self._restorer.controller, self._restorer.controller.store
+        self._prepared.opening.in_force = lambda: self.controller.durable.sealed
 
         # 5.
         addresses = listening.names(worker_sockets)
@@ -175,10 +176,12 @@ class Daemon:
         operators = self._listeners.control(
             lambda: self._listeners.vitals(self._started, self._publisher, self._announcer)
         )
+        couriers = self._listeners.couriers()
         loop = asyncio.get_running_loop()
         servers = await workers.listen(worker_sockets)
         if control is not None:
             servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
+        await couriers.listen()
         self._log.info(
             "agent.started",
             version=agent.__version__,
@@ -192,6 +195,7 @@ class Daemon:
         self._reloader.tell_absent_keys()
         self._hand_over()
         later = self._do_later(operators, servers, controlled=control is not None)
+        later.append(asyncio.create_task(couriers.run(), name="couriers"))
         try:
             await self._serve(found, at_once=handed)
         finally:
@@ -204,6 +208,7 @@ class Daemon:
                 server.close()
             await workers.listener.close(CLOSE_SECONDS)
             await operators.listener.close(CLOSE_SECONDS / 4)
+            await couriers.close(CLOSE_SECONDS / 4)
             await self._prepared.close()
             if "control" not in self._passed.sockets:
                 listening.remove(settings.listen)

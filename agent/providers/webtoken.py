@@ -21,7 +21,7 @@ from agent.host.patience import Patience, StalledError
 from agent.providers.refusals import from_upstream, passing_status
 from agent.providers.remote import AllowList
 from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
-from agent.wire.names import GCE_IDENTITY_PATH
+from agent.wire.names import ENROL_AUDIENCE_PREFIX, GCE_IDENTITY_PATH
 
 #: ``WebIdentityToken`` of ``sts:AssumeRoleWithWebIdentity`` is at most 20,000 characters.
 MAX_TOKEN_BYTES: Final = 20_000
@@ -111,9 +111,21 @@ async def fetch_gce_identity(gce: GceMetadata | None, audience: str) -> tuple[Se
         Denied: this is no GCE machine, or it has no service account.
         Transient: its metadata server does not answer.
     """
-    doing = "gce identity token"
+    if audience.startswith(ENROL_AUDIENCE_PREFIX):
+        # Neither a worker nor a bundle's signer gets a token that says "this machine's key is mine".
+        raise Denied("gce identity token: this audience is kept for the machine's own agent", code="unsupported")
     if gce is None:
-        raise Denied(f"{doing}: this machine is not configured as a gce instance", code="unsupported")
+        raise Denied("gce identity token: this machine is not configured as a gce instance", code="unsupported")
+    return await ask_gce_identity(gce, audience)
+
+
+async def ask_gce_identity(gce: GceMetadata, audience: str) -> tuple[Secret, datetime | None]:
+    """The same for any audience: for the agent itself.
+
+    Raises:
+        Denied, Transient: as there.
+    """
+    doing = "gce identity token"
     try:
         answer = await gce.request("GET", f"{GCE_IDENTITY_PATH}?audience={quote(audience, safe='')}&format=full")
     except NotHere as error:

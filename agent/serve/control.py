@@ -53,6 +53,8 @@ class ControlEndpoint:
         access: told of every request.
         broken: told of an exception that a route let through; the client gets 500 and nothing of it.
         max_body_bytes: of a push.
+        limits: instead of the usual ones.
+        named: how an error calls this socket.
     """
 
     def __init__(
@@ -63,15 +65,18 @@ class ControlEndpoint:
         access: Callable[[Access], None] | None = None,
         broken: Callable[[Request, Exception], None] | None = None,
         max_body_bytes: int = MAX_BUNDLE_BYTES,
+        limits: Limits | None = None,
+        named: str = "the control socket",
     ) -> None:
         self._routes = dict(routes)
+        self._named = named
         self._broken = broken
         self.listener = Listener(
             self._handle,
             broken=self._failed,
             clock=clock,
             # Few speak here, and a push may come from a slow program.
-            limits=Limits(body_bytes=max_body_bytes, head_seconds=15.0, connections=64, held=32),
+            limits=limits or Limits(body_bytes=max_body_bytes, head_seconds=15.0, connections=64, held=32),
             access=access,
             bodies=self._means_body,
         )
@@ -88,7 +93,7 @@ class ControlEndpoint:
             allowed = sorted(m for m, p in self._routes if p == path)
             if allowed:
                 return problem(405, f"expected {' or '.join(allowed)}", ("Allow", ", ".join(allowed)))
-            return problem(404, "no such path on the control socket")
+            return problem(404, f"no such path on {self._named}")
         return partial(self._call, route, ControlRequest(request, *peer_credentials(peer)))
 
     @staticmethod

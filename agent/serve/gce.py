@@ -23,7 +23,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 import msgspec
 
@@ -60,6 +60,7 @@ _TOO_LARGE: Final = gce.failure(503, "too large as text; ask for alt=json")
 _MAX_TEXT_CHARACTERS: Final = 1 << 22
 _LINES_AT_ONCE: Final = 1000
 _NO_AUDIENCE: Final = gce.failure(400, "non-empty audience parameter required")
+_NOT_VOUCHED: Final = gce.failure(403, "tokens for this audience are for the agent of this machine alone")
 _NO_ID_TOKENS: Final = gce.failure(
     404, "no identity token can be made from this worker's google credential; a service account's can"
 )
@@ -133,6 +134,10 @@ class GceDialect:
             query = gce.parse_query(request.query)
         except WireError as error:
             return gce.failure(400, error.message)
+        if request.query and names.ENROL_AUDIENCE_PREFIX in unquote(request.query):
+            # Anywhere in it, whichever parameter the real server would read: such a token says which key is this
+            # machine's (agent/enrol/PROTOCOL.md), and a worker's key is not.
+            return _NOT_VOUCHED
         return self._resource(request, below, query, answer)
 
     def _resource(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agent.enrol
@@ -28,12 +29,14 @@ def test_an_enrolment_comes_back_as_it_was_written() -> None:
     assert told.recipient.kid == KEY["kid"]
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=64))
 def test_every_nonce_of_16_to_64_bytes_comes_back(random: bytes) -> None:
     """A nonce is told from its one spelling, whatever its bytes."""
     assert enrol.read_question(enrol.write_question(enrol.new_nonce(random))) == enrol.new_nonce(random)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=15), st.binary(min_size=65, max_size=200)))
 def test_a_nonce_of_another_length_is_none(random: bytes) -> None:
     """Too short can be guessed, too long is somebody's payload."""
@@ -50,6 +53,7 @@ def test_another_spelling_is_no_nonce(nonce: str) -> None:
     assert caught.value.code == "nonce"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_bytes_of_a_stranger_are_refused_in_one_way(data: bytes) -> None:
     """Neither end fails in another way than by an EvidenceError."""
@@ -65,6 +69,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     member=st.sampled_from(["ver", "nonce", "key", "thumbprint", "audiences", "host", "evidence", "missing"]),
     value=VALUES,
@@ -125,6 +130,21 @@ def test_evidence_never_shows_itself() -> None:
     told = enrolment(evidence=(signed(), GcpIdentity("eyJsecret.a.b")))
     assert "FwoGZXIvYXdzEJr" not in repr(told)
     assert "eyJsecret" not in repr(told)
+
+
+def test_the_example_of_the_page_has_every_member() -> None:
+    """The enrolment of PROTOCOL.md has the members and the kinds of evidence that the code writes, and no other."""
+    page = (Path(agent.enrol.__file__).parent / "PROTOCOL.md").read_text()
+    (told,) = [
+        json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"evidence"' in block
+    ]
+    evidence = (signed(), enrol.AwsWebIdentity("a.b.c"), GcpIdentity("a.b.c"))
+    written = json.loads(enrol.write_enrolment(enrolment(evidence=evidence, missing=(Missing("x", "y", "z"),))))
+    assert told.keys() == written.keys()
+    assert [one.keys() for one in told["evidence"]] == [one.keys() for one in written["evidence"]]
+    assert [one["kind"] for one in told["evidence"]] == [one["kind"] for one in written["evidence"]]
+    assert told["missing"][0].keys() == written["missing"][0].keys()
+    assert told["key"].keys() == written["key"].keys()
 
 
 def test_the_protocol_names_what_the_code_does() -> None:

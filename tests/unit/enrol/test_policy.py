@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import enrol
@@ -71,6 +71,7 @@ def test_who_is_not_named_is_refused(machine: Machine, policy: Policy) -> None:
     assert caught.value.code == "policy"
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=14), st.text(min_size=1, max_size=14))
 def test_the_default_admits_its_own_account_only(account: str, other: str) -> None:
     """By default an identity goes to machines of its own account, and to no other whatever it is called."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import enrol
@@ -217,6 +217,7 @@ def test_long_term_keys_are_no_machine() -> None:
     assert refusal(signed(keys=keys)) == "headers"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=8), st.text(max_size=40), st.text(max_size=40)
 )

@@ -1,0 +1,158 @@
+"""The routes of the couriers' socket: enrol, hand in a bundle, a redacted status (``agent/enrol/PROTOCOL.md``)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+import agent
+from agent import enrol
+from agent.core.clock import Clock
+from agent.core.errors import EvidenceError, UnreadableError, WireError
+from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.core.model import Cloud, SealedBundle
+from agent.core.source import COURIER, Ack
+from agent.core.text import instant
+from agent.core.view import Live
+from agent.daemon.beliefs import Opening
+from agent.identity import standing, until
+from agent.identity.store import Store
+from agent.providers.attest import Attestor
+from agent.report.vitals import ANSWERS
+from agent.serve.control import ControlRequest, Route, problem
+from agent.wire.http import JSON, Response
+from agent.wire.wrapped import find
+
+REFUSALS_KEPT: Final = 256
+"""Of so many user ids it is remembered what was refused last."""
+
+
+class Couriers:
+    """What the socket can do.
+
+    Args:
+        store: what is served.
+        opening: our keys, whom we believe and what we answer to.
+        attestor: collects evidence.
+        submit: evaluates sealed bytes.
+        settled: waits until the environment files say what the store says.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        opening: Opening,
+        attestor: Attestor,
+        *,
+        submit: Callable[[SealedBundle], Awaitable[Ack]],
+        settled: Callable[[], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._opening = opening
+        self._attestor = attestor
+        self._submit = submit
+        self._settled = settled
+        self._clock = clock
+        self._refused: dict[int, Ack] = {}  # by user id, the latest last
+
+    def routes(self) -> Mapping[tuple[str, str], Route]:
+        """By method and path."""
+        return {
+            ("POST", "/v1/enrol"): self._enrol,
+            ("PUT", "/v1/bundle"): self._bundle,
+            ("GET", "/v1/status"): self._status,
+        }
+
+    async def _enrol(self, request: ControlRequest) -> Response:
+        try:
+            nonce = enrol.read_question(request.body)
+        except EvidenceError as error:
+            return problem(400, error.message)
+        public = self._key()
+        if public is None:
+            return problem(409, "this worker has no key of its own: none is configured, or its key is a shared one")
+        thumbprint = enrol.thumbprint_of(public)
+        evidence, missing = await self._attestor.collect(thumbprint, nonce, self._clock.now())
+        opening = self._opening
+        answer = enrol.Enrolment(
+            nonce=nonce,
+            key=public,
+            thumbprint=thumbprint,
+            audiences=tuple(sorted(opening.audiences | opening.keyring.audiences)),
+            host=socket.gethostname(),
+            evidence=evidence,
+            missing=missing,
+        )
+        return Response(200, (JSON,), enrol.write_enrolment(answer))
+
+    def _key(self) -> dict[str, str] | None:
+        """The key to seal to: one that this machine made itself before one that was brought to it."""
+        keys = sorted(self._opening.keyring.keys, key=lambda key: key.kind != "ephemeral")
+        return next((public for key in keys if (public := key.public_jwk()) is not None), None)
+
+    async def _bundle(self, request: ControlRequest) -> Response:
+        data = request.body
+        if not data:
+            return problem(400, f"expected a bundle of 1 to {MAX_BUNDLE_BYTES} bytes, got none")
+        with contextlib.suppress(UnreadableError, WireError):  # the decoder says what is wrong with it
+            found = await asyncio.to_thread(find, data)
+            data = found or data
+        ack = await self._submit(SealedBundle(data=data, origin=COURIER))
+        self._refused.pop(request.uid, None)
+        if ack.outcome == "refused":
+            self._refused[request.uid] = ack
+            if len(self._refused) > REFUSALS_KEPT:
+                del self._refused[next(iter(self._refused))]
+        # Who hears "accepted" may start a program at once.
+        await self._settled()
+        return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")
+
+    async def _status(self, request: ControlRequest) -> Response:
+        now = self._clock.now()
+        bundle, refused = self._store.bundle, self._refused.get(request.uid)
+        document = {
+            "ver": 1,
+            "version": agent.__version__,
+            "now": instant(now),
+            "clouds": {str(cloud): self._cloud(cloud, now) for cloud in Cloud},
+            "bundle": None if bundle is None else {"issuer": bundle.issuer, "seq": bundle.seq, "origin": bundle.origin},
+            "refused": None
+            if refused is None
+            else {
+                "code": refused.code,
+                "reason": refused.reason,
+                "issuer": refused.issuer,
+                "seq": refused.seq,
+                "at": instant(refused.at),
+            },
+            "keys": list(self._opening.keyring.kids),
+            "signers": [
+                {
+                    "kid": signer.kid,
+                    "issuers": list(signer.issuers),
+                    "max_lease_seconds": None if signer.max_lease is None else int(signer.max_lease.total_seconds()),
+                    "origin": "configuration",
+                }
+                for signer in self._opening.trust.signers
+            ],
+        }
+        return Response(200, (JSON,), msgspec.json.encode(document) + b"\n")
+
+    def _cloud(self, cloud: Cloud, now: datetime) -> dict[str, Any]:
+        answer, state = self._store.answer(cloud, now), self._store.state
+        ends = until.valid_until(state, cloud, now)
+        return {
+            "state": ANSWERS[type(answer)],
+            "origin": str(standing.origin(state, cloud, now)),
+            "identity": answer.name if isinstance(answer, Live) else None,
+            "until": None if ends is None else instant(ends),
+            "at_the_end": until.what_follows(state, cloud, now),
+        }

@@ -1,0 +1,105 @@
+"""The couriers' socket, from its opening to its end. Nothing waits for it, and nothing else fails with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent import config
+from agent.core.clock import Clock
+from agent.core.errors import HostError
+from agent.core.text import os_reason
+from agent.daemon import listening
+from agent.serve.courier import CourierEndpoint
+
+AGAIN_SECONDS: Final = 15.0
+KEY: Final = "listen.courier"
+
+
+class CourierSocket:
+    """Listens for couriers.
+
+    Args:
+        endpoint: what is asked there.
+        settings: of the listeners.
+        passed: the sockets that the service manager passed.
+        gid: the workers' group, for a socket that we make ourselves.
+        reasons: takes note of why it is not there, under the key of the configuration.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        endpoint: CourierEndpoint,
+        settings: config.Listen,
+        passed: Mapping[str, Sequence[socket.socket]],
+        *,
+        gid: Callable[[], int | None],
+        reasons: Callable[[], dict[str, str]],
+        clock: Clock,
+    ) -> None:
+        self._endpoint = endpoint
+        self._settings = settings
+        self._passed = passed
+        self._gid = gid
+        self._reasons = reasons
+        self._clock = clock
+        self._log = structlog.get_logger()
+        self._server: asyncio.Server | None = None
+        self._made: Path | None = None
+        self._listens = False
+
+    async def run(self) -> None:
+        """Try again to open it until that works."""
+        while not self._listens:
+            await self._clock.sleep(AGAIN_SECONDS)
+            await self.listen()
+
+    async def listen(self) -> None:
+        """Open it, if that is possible now."""
+        reasons = self._reasons()
+        try:
+            sock = self._open()
+        except HostError as error:
+            if reasons.get(KEY) != error.message:
+                self._log.error("start.without", key=KEY, reason=error.message, hint=error.hint)
+            reasons[KEY] = error.message
+            return
+        reasons.pop(KEY, None)
+        self._listens = True
+        if sock is not None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._endpoint.listener.protocol, sock=sock)
+
+    def _open(self) -> socket.socket | None:
+        for sock in self._passed.get("courier", ()):
+            return sock
+        path = listening.courier_path(self._settings)
+        if path is None:
+            return None
+        sock = listening.unix_socket(path, 0o660, key=KEY)
+        self._made = path
+        gid = self._gid()
+        try:
+            if gid is not None:
+                os.chown(path, -1, gid)
+        except OSError as error:
+            # Then it is our own group's: a socket of systemd's (credential-agent-courier.socket) is the usual way.
+            self._log.warning("courier.not_shared", reason=os_reason(error))
+        return sock
+
+    async def close(self, grace_seconds: float) -> None:
+        """Stop listening, and let what is under way end."""
+        if self._server is not None:
+            self._server.close()
+        if self._made is not None:
+            with contextlib.suppress(OSError):
+                self._made.unlink()
+        await self._endpoint.listener.close(grace_seconds)

@@ -1,0 +1,97 @@
+"""The couriers' endpoint: a unix socket for the workers' group. Who carries a bundle need not be trusted with it.
+
+The same HTTP and the same listener as the control socket's, with routes of its own. What is different is that anybody
+on the machine who runs jobs may ask, and that each question costs something: a signature and an answer of the metadata
+service, or the opening of a bundle. So each user id has a share of each route, and what waits is served by turns.
+
+The attack behind each limit: questions without end (a bucket by user id, a common one above it); many at once (a
+turnstile); connections that send nothing (the listener closes those of whoever has most).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from agent.core.bucket import Bucket, Buckets
+from agent.core.clock import Clock
+from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.serve.control import ControlEndpoint, ControlRequest, Route, problem
+from agent.serve.fairness import Turnstile
+from agent.serve.handling import Access
+from agent.snapshot.settings import Limits
+from agent.wire.http import Request, Response
+
+LIMITS: Final = Limits(
+    body_bytes=MAX_BUNDLE_BYTES,
+    head_seconds=5.0,
+    connections=256,
+    held=128,
+    buffered_bytes=1 << 23,
+)
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How often a route may be asked: by one user id, and by all of them together."""
+
+    per_second: float
+    burst: float
+    common_per_second: float
+    common_burst: float
+    at_once: int
+
+
+DEAR: Final = Share(per_second=1.0, burst=20.0, common_per_second=4.0, common_burst=64.0, at_once=8)
+CHEAP: Final = Share(per_second=5.0, burst=50.0, common_per_second=50.0, common_burst=200.0, at_once=8)
+
+
+class CourierEndpoint:
+    """The routes, each behind its share.
+
+    Args:
+        routes: by method and path.
+        clock: time; its boot-time hands fill the shares.
+        access: told of every request.
+        broken: told of an exception that a route let through.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[tuple[str, str], Route],
+        *,
+        clock: Clock,
+        access: Callable[[Access], None] | None = None,
+        broken: Callable[[Request, Exception], None] | None = None,
+    ) -> None:
+        fair: dict[tuple[str, str], Route] = {
+            (method, path): partial(_Shared(CHEAP if method == "GET" else DEAR, clock).call, route)
+            for (method, path), route in routes.items()
+        }
+        self._endpoint = ControlEndpoint(
+            fair, clock=clock, access=access, broken=broken, limits=LIMITS, named="the couriers' socket"
+        )
+        self.listener = self._endpoint.listener
+
+
+class _Shared:
+    """One route's shares."""
+
+    def __init__(self, share: Share, clock: Clock) -> None:
+        self._clock = clock
+        self._buckets: Buckets[int] = Buckets(
+            Bucket(share.common_per_second, share.common_burst), per_second=share.per_second, burst=share.burst
+        )
+        self._turns = Turnstile(share.at_once)
+
+    async def call(self, route: Route, request: ControlRequest) -> Response:
+        wait = self._buckets.take(request.uid, self._clock.boottime())
+        if wait:
+            return problem(
+                429, "this user asks too often; try again later", ("Retry-After", str(max(1, math.ceil(wait))))
+            )
+        async with self._turns.turn(request.uid):
+            return await route(request)

@@ -1,0 +1,177 @@
+"""A worker enrols: what its couriers' socket says is verified as a sender verifies it, and what couriers do costs nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc import jwt
+
+from agent import enrol
+from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.gce_metadata import GceMetadataServer
+from tests.system.harness import Agent, Reply, UnixConnection, World, background, exchange
+
+NONCE = enrol.new_nonce(b"0123456789abcdef")
+ROLE = Key("ASIAMACHINE000000000", "machine-secret", "machine-token")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    root = tmp_path / "w"
+    root.mkdir()
+    return World(root)
+
+
+@pytest.fixture
+def clouds() -> Iterator[tuple[Ec2MetadataService, GceMetadataServer]]:
+    """A machine that is in both clouds at once."""
+    ec2, gce = Ec2MetadataService(region="eu-central-1"), GceMetadataServer()
+    ec2.attach("worker-role", ROLE)
+    with background(ec2, gce):
+        yield ec2, gce
+
+
+def courier(agent: Agent, path: str, method: str = "GET", body: bytes | None = None) -> Reply:
+    return exchange(UnixConnection(agent.control.with_name("courier.sock")), method, path, None, body)
+
+
+def asked(agent: Agent, nonce: str = NONCE) -> enrol.Enrolment:
+    reply = courier(agent, "/v1/enrol", "POST", enrol.write_question(nonce))
+    assert reply.status == 200, reply
+    return enrol.read_enrolment(reply.body, nonce=nonce)
+
+
+def evidence(answer: enrol.Enrolment, kind: type[Any]) -> Any:
+    (found,) = [one for one in answer.evidence if isinstance(one, kind)]
+    return found
+
+
+def test_a_worker_enrols_and_is_handed_a_bundle(
+    world: World, clouds: tuple[Ec2MetadataService, GceMetadataServer]
+) -> None:
+    """The evidence binds the key and the nonce by both clouds' rules, and what is sealed to that key is served."""
+    ec2, gce = clouds
+    changes = {"upstream": {"ec2": ec2.url, "gce": gce.url}, "keys": [{"kind": "ephemeral"}], "sources": []}
+    with world.agent(changes) as agent:
+        agent.wait_for("agent.started")
+        path = agent.control.with_name("courier.sock")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        answer = asked(agent)
+        assert answer.missing == (
+            enrol.Missing("aws-web-identity", "off", "enrol.aws_web_identity is off in the worker's configuration"),
+        )
+        request = enrol.checked_request(
+            evidence(answer, enrol.AwsSts), thumbprint=answer.thumbprint, nonce=NONCE, now=datetime.now(UTC)
+        )
+        assert request.host == "sts.eu-central-1.amazonaws.com"
+        assert request.headers["x-amz-security-token"] == ROLE.session_token
+        token = jwt.decode(evidence(answer, enrol.GcpIdentity).token, gce.id_token_keys(), algorithms=["RS256"])
+        assert token.claims["aud"] == enrol.audience(answer.thumbprint, NONCE)
+        assert enrol.google_machine(token.claims).instance_id == str(gce.instance_id)
+
+        sealed = world.seal(
+            world.session(), recipients=[answer.recipient], audiences=[f"urn:credbundle:key:{answer.recipient.kid}"]
+        )
+        reply = courier(agent, "/v1/bundle", "PUT", sealed)
+        assert (reply.status, reply.json()["outcome"], reply.json()["origin"]) == (200, "accepted", "courier")
+        assert courier(agent, "/v1/bundle", "PUT", sealed).json()["outcome"] == "same"
+        assert agent.access_key() == "ASIAUSER000000000000"
+
+        # What is served now is the bundle's; what vouches is the machine's own all the same.
+        again = enrol.new_nonce(b"x" * 16)
+        later = evidence(asked(agent, again), enrol.AwsSts)
+        assert ROLE.access_key_id in later.headers["Authorization"]
+        assert later.headers[enrol.NONCE_HEADER] == again
+
+        status = courier(agent, "/v1/status").json()
+        assert status["clouds"]["aws"]["origin"] == "bundle"
+        assert status["bundle"]["origin"] == "courier"
+        assert status["signers"][0]["kid"] == world.signer.kid
+        assert status["refused"] is None
+        page = (Path(enrol.__file__).parent / "PROTOCOL.md").read_text()
+        (example,) = [json.loads(one) for one in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"clouds"' in one]
+        assert example.keys() == status.keys()
+        assert {cloud: members.keys() for cloud, members in example["clouds"].items()} == {
+            cloud: members.keys() for cloud, members in status["clouds"].items()
+        }
+        for name in ("bundle", "signers"):
+            one, other = example[name], status[name]
+            assert (one[0] if name == "signers" else one).keys() == (other[0] if name == "signers" else other).keys()
+        told = json.dumps(status)
+        for hidden in (str(world.root), "s" * 40, "t" * 80, "machine-"):
+            assert hidden not in told
+
+
+def test_a_worker_gets_no_token_that_vouches_for_a_key(
+    world: World, clouds: tuple[Ec2MetadataService, GceMetadataServer]
+) -> None:
+    """A program that is served the machine's own Google identity gets tokens for audiences, but not for enrolment."""
+    _, gce = clouds
+    path = "/computeMetadata/v1/instance/service-accounts/default/identity?format=full&audience="
+    with world.agent({"upstream": {"gce": gce.url}, "keys": [{"kind": "ephemeral"}]}) as agent:
+        agent.wait_for("agent.started")
+        flavor = {"Metadata-Flavor": "Google"}
+        assert agent.ask(path + "https://vault.example", headers=flavor).status == 200
+        wanted = enrol.audience("A" * 43, NONCE)
+        for spelled in (wanted, wanted.replace(":", "%3A"), wanted.replace("u", "%75", 1)):
+            assert agent.ask(path + spelled, headers=flavor).status == 403
+        assert not any("urn:credential-agent" in str(one) for one in gce.asked)
+
+
+def test_hostile_couriers_cost_nothing(world: World) -> None:
+    """Junk, old bundles and floods are refused to who brings them; nobody is alarmed, and nothing that is served is lost."""
+    with world.agent({"sources": []}) as agent:
+        agent.wait_for("agent.started")
+        old = world.seal(world.session("ASIAUSER000000000001"))
+        new = world.seal(world.session("ASIAUSER000000000002"))
+        assert agent.push(new)["outcome"] == "accepted"
+        assert courier(agent, "/v1/bundle", "PUT", old).json()["code"] == "rollback"
+        assert courier(agent, "/v1/bundle", "PUT", b"{}").status == 422
+        assert courier(agent, "/v1/bundle", "PUT", b"").status == 400
+        for nonce in (b"", b"[]", b'{"nonce": "short"}', b'{"nonce": 1}', b"{" * 500):
+            assert courier(agent, "/v1/enrol", "POST", nonce).status == 400
+        strangers = [
+            world.seal(world.session(), signer=enrol_signer)
+            for enrol_signer in [type(world.signer).generate() for _ in range(6)]
+        ]
+        assert {courier(agent, "/v1/bundle", "PUT", one).json()["code"] for one in strangers} == {"signer"}
+        assert courier(agent, "/v1/status").json()["refused"]["code"] == "signer"
+        statuses = [courier(agent, "/v1/bundle", "PUT", b"{}").status for _ in range(40)]
+        assert statuses.count(429) > 20
+
+        status = agent.status()
+        assert (status["last_refusal"], status["bundles"]["refused"]) == (None, {})
+        assert not [line for line in agent.events("bundle.refused") if line["level"] != "info"]
+        assert agent.push(world.seal(world.session("ASIAUSER000000000003")))["outcome"] == "accepted"
+        assert agent.access_key() == "ASIAUSER000000000003"
+
+
+def test_a_worker_without_a_cloud_or_a_key_says_so(world: World) -> None:
+    """Without a machine's identity there is no evidence and a reason for each kind; without a key there is no answer."""
+    with world.agent() as agent:
+        agent.wait_for("agent.started")
+        answer = asked(agent)
+        assert answer.evidence == ()
+        assert {one.kind: one.code for one in answer.missing} == {
+            "aws-sts": "no-machine",
+            "aws-web-identity": "off",
+            "gcp-identity": "no-machine",
+        }
+        assert answer.recipient.kid == world.recipient.kid
+    with world.agent({"keys": [], "signers": [], "sources": []}) as agent:
+        agent.wait_for("agent.started")
+        assert courier(agent, "/v1/enrol", "POST", enrol.write_question(NONCE)).status == 409
+
+
+def test_the_socket_can_be_off(world: World) -> None:
+    """Who wants no couriers has none."""
+    with world.agent({"listen": {"courier": "off"}}) as agent:
+        agent.wait_for("agent.started")
+        assert not agent.control.with_name("courier.sock").exists()
