@@ -18,33 +18,32 @@ from agent.providers import Mint
 from agent.upstream import Upstream
 
 T = TypeVar("T")
+C = TypeVar("C", AwsCredential, GoogleToken)
 
 
-def trust(settings: config.Config, away: Away | None = None) -> bundle.Trust:
+def trust(settings: config.Config, away: Away) -> bundle.Trust:
     """The pinned signers.
 
     Args:
         settings: the configuration.
-        away: takes note of what cannot be read, instead of an error: nothing of that signer is then believed.
+        away: takes note of what cannot be read: nothing of that signer is then believed.
 
     Raises:
-        ConfigError: a key file cannot be read or is not a public key.
+        ConfigError: a key file cannot be read or is not a public key, and ``away`` does not take that.
     """
     entries: list[dict[str, object]] = []
     for index, entry in enumerate(settings.signers):
         where = f"signers[{index}].key"
         try:
-            entries.append(_signer(entry, where, ask=away.ask if away is not None else directly))
+            entries.append(_signer(entry, where, away.ask))
         except ConfigError as error:
-            text = away.files.get(entry.key) if away is not None else None
-            if away is None or not away.takes(where, error):
+            if not away.takes(where, error):
                 raise
-            if text is not None:
+            if entry.key in away.files:
                 # It was there a moment ago, in the process before us, and nobody has taken it out of the configuration.
-                entries.append(_signer(entry, where, text))
+                entries.append(_signer(entry, where, directly, away.files[entry.key]))
             continue
-        if away is not None:
-            away.files[entry.key] = str(entries[-1]["key"])
+        away.files[entry.key] = str(entries[-1]["key"])
     return bundle.Trust.parse(entries)
 
 
@@ -85,6 +84,14 @@ class Away:
         return passing
 
 
+class NothingAway(Away):
+    """For a reload: what is not there is an error, and what was loaded before stays in force."""
+
+    def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:  # noqa: ARG002 - none is taken
+        """Take note of nothing."""
+        return False
+
+
 class Faults(Away):
     """For a check: every fault is taken note of, whatever its kind, so that all of them are told in one go.
 
@@ -113,9 +120,7 @@ def _could_be(entry: config.KeyEntry, error: AgentError) -> bool:
     return not isinstance(entry, config.CredentialKey) or (bool(entry.name.strip(".")) and "/" not in entry.name)
 
 
-def _signer(
-    entry: config.SignerEntry, where: str, text: str | None = None, *, ask: Ask = directly
-) -> dict[str, object]:
+def _signer(entry: config.SignerEntry, where: str, ask: Ask, text: str | None = None) -> dict[str, object]:
     named: dict[str, object] = {
         "key": _read(Path(entry.key), where, ask) if text is None else text,
         "issuers": list(entry.issuers),
@@ -145,8 +150,8 @@ def keyring(
     out: Upstream,
     mint_: Mint,
     credentials_directory: str | None,
-    ephemeral: keys.LocalKey | None = None,
-    away: Away | None = None,
+    ephemeral: keys.LocalKey | None,
+    away: Away,
 ) -> keys.Keyring:
     """The worker's keys, in the order of the configuration.
 
@@ -156,14 +161,14 @@ def keyring(
         mint_: gives the machine's own identity, with which a KMS is asked.
         credentials_directory: ``$CREDENTIALS_DIRECTORY``.
         ephemeral: the key that an earlier call or process made, so that a reload and a restart keep it.
-        away: takes note of what cannot be read, instead of an error: the ring then has that key among the absent.
+        away: takes note of what cannot be read: the ring then has that key among the absent.
 
     Raises:
-        ConfigError: a key cannot be read.
+        ConfigError: a key cannot be read, and ``away`` does not take that.
     """
     found: list[keys.WorkerKey] = []
     absent: list[str] = []
-    ask = away.ask if away is not None else directly
+    ask = away.ask
     for index, entry in enumerate(settings.keys):
         where = f"keys[{index}]"
         try:
@@ -183,7 +188,7 @@ def keyring(
                         keys.AwsKmsKey(
                             key_id=entry.key_id,
                             public_key=public,
-                            credentials=partial(_own_aws, mint_),
+                            credentials=partial(_own, mint_, AwsCredential, Cloud.AWS),
                             upstream=out,
                             region=entry.region,
                             endpoint=entry.endpoint,
@@ -195,7 +200,7 @@ def keyring(
                         keys.GcpKmsKey(
                             key_version=entry.key_version,
                             public_key=public,
-                            token=partial(_own_google, mint_),
+                            token=partial(_own, mint_, GoogleToken, Cloud.GCP),
                             upstream=out,
                             endpoint=entry.endpoint,
                         )
@@ -204,13 +209,13 @@ def keyring(
                     found.append(ephemeral or keys.ephemeral_key())
         except AgentError as error:
             fault = ConfigError(f"{where}: {error.message}", hint=error.hint)
-            if away is None or not away.takes(where, fault, passing=_could_be(entry, error)):
+            if not away.takes(where, fault, passing=_could_be(entry, error)):
                 raise fault from None
             absent.append(where)
     return keys.Keyring(_distinct(found, away), absent=absent)
 
 
-def _distinct(found: list[keys.WorkerKey], away: Away | None) -> list[keys.WorkerKey]:
+def _distinct(found: list[keys.WorkerKey], away: Away) -> list[keys.WorkerKey]:
     """The keys, each once.
 
     Raises:
@@ -219,7 +224,7 @@ def _distinct(found: list[keys.WorkerKey], away: Away | None) -> list[keys.Worke
     twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
     if twice:
         fault = ConfigError(f"keys: expected distinct keys, got {min(twice)!r} twice")
-        if away is None or not away.takes("keys", fault, passing=False):
+        if not away.takes("keys", fault, passing=False):
             raise fault
     return list({key.kid: key for key in found}.values())
 
@@ -292,32 +297,27 @@ class Opening:
         )
 
 
-async def _own_aws(mint_: Mint, now: datetime) -> AwsCredential:
-    """The machine's own AWS credential, for a KMS: never a bundle's, which that key must first open."""
-    issued = await mint_.instance(Cloud.AWS, now)
-    if issued is None or not isinstance(issued.credential, AwsCredential):
-        raise Denied("the machine has no AWS identity of its own", code="no-identity")
+async def _own(mint_: Mint, kind: type[C], cloud: Cloud, now: datetime) -> C:
+    """The machine's own credential, for a KMS: never a bundle's, which that key must first open.
+
+    Raises:
+        Denied: the machine has none.
+    """
+    issued = await mint_.instance(cloud, now)
+    if issued is None or not isinstance(issued.credential, kind):
+        raise Denied(f"the machine has no {cloud} identity of its own", code="no-identity")
     return issued.credential
 
 
-async def _own_google(mint_: Mint, now: datetime) -> GoogleToken:
-    """The machine's own Google token, likewise."""
-    issued = await mint_.instance(Cloud.GCP, now)
-    if issued is None or not isinstance(issued.credential, GoogleToken):
-        raise Denied("the machine has no Google identity of its own", code="no-identity")
-    return issued.credential
-
-
-def _public(name: str, where: str, away: Away | None) -> str:
+def _public(name: str, where: str, away: Away) -> str:
     """What a public file says; where it is away just now, what it said to the process before us."""
     try:
-        text = _read(Path(name), where, away.ask if away is not None else directly)
+        text = _read(Path(name), where, away.ask)
     except _AwayError as error:
-        if away is None or name not in away.files or not away.takes(where, error):
+        if name not in away.files or not away.takes(where, error):
             raise
         return away.files[name]
-    if away is not None:
-        away.files[name] = text
+    away.files[name] = text
     return text
 
 

@@ -126,9 +126,7 @@ class Prepared:
             if not self.away.takes(key, error):
                 raise
 
-    def keyring(
-        self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away | None = None
-    ) -> keys.Keyring:
+    def keyring(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away) -> keys.Keyring:
         """The worker's keys, as ``settings`` name them.
 
         Args:

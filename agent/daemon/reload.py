@@ -70,10 +70,6 @@ class _Found(NamedTuple):
     away: beliefs.Away
 
 
-def _refuse(_key: str, _error: ConfigError) -> bool:
-    return False
-
-
 class Reloader:
     """See the module.
 
@@ -216,25 +212,29 @@ class Reloader:
             StalledError: a file does not answer.
         """
         async with self._applying:
-            ephemeral, known = self._prepared.ephemeral, dict(self._prepared.away.files)
-            load = partial(self._load, settings, ephemeral, beliefs.Away(known) if tolerant else None)
+            away = beliefs.Away(self._prepared.away.files) if tolerant else beliefs.NothingAway()
+            load = partial(self._load, settings, self._prepared.ephemeral, away)
             found = await self._reader.ask(Path("a file that the configuration names"), load)
             await self._rotate_token()  # before the files are written: it may be the operator's
             self._take(settings, found, changed)
 
-    def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away | None) -> _Found:
-        """Read everything that ``settings`` name. In a thread: no file may hold up the loop."""
-        directory, takes = self._prepared.credentials_directory, away.takes if away is not None else _refuse
-        files = WatchedFiles(settings, credentials_directory=directory, takes=takes)
-        gid = self._prepared.gid
+    def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away) -> _Found:
+        """Read everything that ``settings`` name, once. In a thread: no file may hold up the loop."""
+        directory = self._prepared.credentials_directory
+        files = WatchedFiles(settings, credentials_directory=directory, takes=away.takes)
         pinned = beliefs.trust(settings, away)
         keyring = self._prepared.keyring(settings, ephemeral, away)
-        with contextlib.nullcontext() if away is None else contextlib.suppress(ConfigError):
+        gid = self._prepared.gid
+        try:
             gid = group_id(settings.environment.group)
+        except ConfigError as error:
+            if not away.takes("environment.group", error):
+                raise
+        try:
             check_paths(settings.environment)
-        if away is None:
-            away = beliefs.Away()
-            beliefs.trust(settings, away)
+        except ConfigError as error:
+            if not away.takes("environment", error):
+                raise
         return _Found(files, pinned, keyring, gid, away)
 
     def _take(self, settings: config.Config, found: _Found, changed: Sequence[str]) -> None:

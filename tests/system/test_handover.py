@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -229,6 +230,23 @@ class TestAKeyService:
         with start(world, manager, self.changes(world, mute)) as agent:
             agent.started()
             assert agent.access_key() == USER
+
+    def test_that_is_known_by_a_file_that_is_away(self, world: World, manager: NotifySocket, mute: str) -> None:
+        """What public files said when they were last read is handed over, whether a start or a reload read them."""
+        changes = self.changes(world, mute)
+        with start(world, manager, changes) as agent:
+            agent.ready()
+            before = manager.mark
+            agent.signal(signal.SIGHUP)
+            manager.wait_for("READY=1", after=before)  # what is handed over is told before that
+            agent.kill()
+        Path(changes["keys"][0]["public_key"]).unlink()
+        world.signer_file.unlink()
+        with start(world, manager, changes) as agent:
+            agent.started()
+            status = agent.status()
+            assert status["keys"] == [world.key.kid]
+            assert set(status["without"]) >= {"keys[0].public_key", "signers[0].key"}
 
     def test_that_hangs_at_the_first_start(self, world: World, manager: NotifySocket, mute: str) -> None:
         """Without a handover the listeners open all the same, what it decides is pending, and nothing of it is lost."""
