@@ -322,9 +322,20 @@ def base_of(grant: Grant) -> str | None:
 
 def base_cloud_of(grant: Grant) -> Cloud | None:
     """The cloud that the base of ``grant`` must belong to; ``None`` when it has no base."""
-    if base_of(grant) is None:
-        return None
-    return Cloud.GCP if isinstance(grant, GcpImpersonation) else Cloud.AWS
+    match grant:
+        case AwsAssumeRole():
+            return Cloud.AWS
+        case GcpImpersonation():
+            return Cloud.GCP
+        case GcpExternalAccount():
+            return Cloud.AWS if grant.base is not None else None
+        case _:
+            return None
+
+
+def ends_of(grant: Grant) -> int | None:
+    """When a finished credential ends, in seconds since 1970; ``None``: credentials are made of that grant."""
+    return grant.expires_at if isinstance(grant, AwsSession | GcpToken) else None
 
 
 def mints_id_tokens(grant: Grant) -> bool:

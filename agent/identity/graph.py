@@ -16,6 +16,7 @@ from agent.core.model import (
     Grant,
     base_of,
     cloud_of,
+    ends_of,
 )
 from agent.core.verdict import Key
 
@@ -34,7 +35,8 @@ def role_name_of(arn: str | None) -> str | None:
 def dead_on_arrival(bundle: Bundle, now: datetime) -> str | None:
     """The id of a finished credential that a route leads to, bases included, and that has already expired."""
     for key, grant in reachable(bundle):
-        if isinstance(grant, AwsSession | GcpToken) and grant.expires_at <= now.timestamp():
+        ends = ends_of(grant)
+        if ends is not None and ends <= now.timestamp():
             return key.grant_id
     return None
 

@@ -46,7 +46,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.core import refresh
-from agent.core.model import AwsSession, Credential, GcpToken, GoogleToken, Grant
+from agent.core.model import Credential, GoogleToken, Grant, ends_of
 from agent.core.verdict import Failure, Key
 
 RETRY_AFTER_RESTART: Final = timedelta(minutes=1)
@@ -339,7 +339,7 @@ def renewal(slot: Slot, held: Held, now: datetime, rng: random.Random) -> dateti
     google = isinstance(held.credential, GoogleToken)
     if slot.key.is_instance:
         return refresh.reread_instance_at(now, held.ends, google=google, rng=rng)
-    if isinstance(slot.grant, AwsSession | GcpToken):
+    if slot.grant is not None and ends_of(slot.grant) is not None:
         return None
     when = refresh.renew_google_at if google else refresh.renew_aws_at
     # Never at once again: an upstream that hands out nearly dead credentials must not be stormed.

@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from typing import Final, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from agent.core.model import AwsCredential, Cloud, Credential, Env, Grant, IdToken, mints_id_tokens
 from agent.core.secret import Secret
@@ -272,17 +273,11 @@ def facts(state: State) -> Facts:
     if served is not None and isinstance(served.credential, AwsCredential):
         account = served.credential.account_id
     own, seen = state.policy.facts, state.observed
-    return Facts(
-        region=region or own.region or seen.region,
-        availability_zone=own.availability_zone or seen.availability_zone,
-        account_id=account or own.account_id or seen.account_id,
-        instance_id=own.instance_id or seen.instance_id,
-        project_id=project or own.project_id or seen.project_id,
+    if project not in (None, seen.project_id):
         # The number belongs to the machine's project: with another project from the bundle it would be a lie.
-        numeric_project_id=own.numeric_project_id
-        or (seen.numeric_project_id if project in (None, seen.project_id) else None),
-        zone=own.zone or seen.zone,
-    )
+        seen = replace(seen, numeric_project_id=None)
+    said = Facts(region=region, account_id=account, project_id=project)
+    return Facts(*(getattr(said, n) or getattr(own, n) or getattr(seen, n) for n in Facts.__struct_fields__))
 
 
 def statuses(state: State) -> list[SlotStatus]:

@@ -606,6 +606,16 @@ class TestFacts:
             "eu-bundle-1", "eu-own-1a", "333333333333", "i-own", "bundle-project", None, "own-zone"
         )
 
+    @pytest.mark.parametrize("name", Facts.__struct_fields__)
+    def test_each_fact_is_told_whoever_knows_it(self, name: str) -> None:
+        """What only the machine knows of itself, or only the configuration says, workers hear; the latter wins."""
+        seen, own = Facts(**{name: "seen"}), Facts(**{name: "own"})
+        s = store()
+        s.observe(seen)
+        assert s.facts() == seen
+        s.reconfigure(Policy(facts=own), START)
+        assert s.facts() == own
+
     def test_the_number_goes_with_its_project(self) -> None:
         """A bundle that names the machine's own project keeps the number that the machine knows."""
         s = store()
