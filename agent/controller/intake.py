@@ -42,6 +42,9 @@ REVIEW_AGAIN_SECONDS: Final = 30.0
 TOO_EARLY_SECONDS: Final = 60.0
 """Between looks at a bundle that is not valid yet."""
 
+DOUBTFUL_SECONDS: Final = 300.0
+"""Between looks at a bundle that a key service alone has refused: it may have erred, and is not to be stormed."""
+
 
 class Opener(Protocol):
     """Opens and verifies sealed bytes (:class:`agent.keys.Keyring` with the trust it was given)."""
@@ -139,7 +142,7 @@ class Intake:
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
             self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
             self._resuming(None)
-            self._retries.keep(bundle_in, 0, None)  # a key, a signer or the machine's name may be away, and come back
+            self._retries.keep(bundle_in, 0, _look_again(error))  # a key, a signer or our name may be away, and return
             return
         verdict = self._durable.resume(bundle, sealed, now)
         if isinstance(verdict, Accepted):
@@ -182,8 +185,8 @@ class Intake:
         except BundleError as error:
             if sealed.origin == STATE:
                 self._resuming(None)
-            # It may be right and we not yet: see `reconsider`. What is only too early is looked at each minute.
-            self._retries.keep(sealed, attempts, TOO_EARLY_SECONDS if error.code == "not-yet-valid" else None)
+            # It may be right and we not yet: see `reconsider`. What time or a service may mend is looked at by itself.
+            self._retries.keep(sealed, attempts, _look_again(error))
             return self._verdicts.refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
         verdict, durable = await self._durable.submit(bundle, sealed.data)
         if isinstance(verdict, Refused):
@@ -236,13 +239,12 @@ class Intake:
         try:
             again = await self._opener(SealedBundle(sealed, bundle.origin), now, bundle.digest)
         except KeyUnavailableError as error:
-            # No verdict. A key service that is down for a night takes nobody's identity away.
-            self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
-            self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
-            self._wake()  # its sleep was planned without this
+            self._not_reviewed(bundle, error)
             return
         except BundleError as error:
-            if self._store.bundle is bundle:  # nothing took its place while it was opened
+            if error.doubtful:
+                self._not_reviewed(bundle, error)
+            elif self._store.bundle is bundle:  # nothing took its place while it was opened
                 self._revoke(bundle, sealed, error, now)
             return
         # The signer may give shorter leases, or longer ones, than it might then.
@@ -250,6 +252,12 @@ class Intake:
         if anew and self._durable.lease_anew(again, now):
             self._verdicts.leased_anew(again)
             self._changed()
+
+    def _not_reviewed(self, bundle: Bundle, error: BundleError) -> None:
+        """No verdict. A key service that is down for a night, or errs for once, takes nobody's identity away."""
+        self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
+        self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
+        self._wake()  # its sleep was planned without this
 
     def unreadable(self, source: Source, error: UnreadableError) -> None:
         """Take note that a source has what looks like a bundle and is none.
@@ -307,3 +315,10 @@ class Intake:
 
     def _resuming(self, why: str | None) -> None:
         self._store.apply(BundleResuming(why), self._clock.now())
+
+
+def _look_again(error: BundleError) -> float | None:
+    """In how many seconds the same bytes are looked at again; ``None``: when something here has changed."""
+    if error.code == "not-yet-valid":
+        return TOO_EARLY_SECONDS
+    return DOUBTFUL_SECONDS if error.doubtful else None

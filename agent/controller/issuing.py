@@ -113,6 +113,11 @@ class Issuing:
             began = self._clock.now() - age
             ends = began + issued.lifetime
         now = self._clock.now()
+        if issued is not None and (ends or issued.credential.expires_at) <= now:
+            # Whoever hands out what is over (a cache, a clock) must be heard of, and asked ever more seldom.
+            over = Failure("expired", "what was issued is over already", False, now)
+            self._failed(work, over, label)
+            return
         credential = issued.credential if issued is not None else None
         changed = self._store.take(CredentialIssued(work, credential, ends, began), now)
         if issued is None:

@@ -67,9 +67,11 @@ class BundleError(AgentError):
     Attributes:
         code: a stable, dotted-free word (``signature``, ``expired``, ``rollback``...) for logs, metrics and
             acknowledgements. ``agent/bundle/FORMAT.md`` lists them all.
+        doubtful: whether it stands on the word of a key service alone, which may say otherwise on another day.
     """
 
     code: str = "bundle"
+    doubtful: bool = False
 
     def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
         super().__init__(message, hint=hint)

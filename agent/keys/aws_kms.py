@@ -13,7 +13,7 @@ the one thing that may be wrong then.
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import re
 from datetime import datetime
 from http import HTTPStatus
@@ -34,6 +34,7 @@ _ARN: Final = re.compile(
 _REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}\Z")
 _MAX_ANSWER_BYTES: Final = 65_536
 _TIMEOUT_SECONDS: Final = 5.0
+_SHARED_SECRET_BYTES: Final = 32  # of P-256: one coordinate
 
 # The entry itself is wrong, and will be wrong tomorrow. Everything else (a denied role, a disabled key, a throttle) can
 # be mended while the bundle waits.
@@ -62,8 +63,9 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    SharedSecret: str = ""
-    Plaintext: str = ""
+    KeyId: str = ""
+    SharedSecret: str | None = None
+    Plaintext: str | None = None
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -136,13 +138,19 @@ class AwsKmsKey:
             point = bundle.ephemeral_public_key_der(recipient)
             parameters = {"KeyAgreementAlgorithm": "ECDH", "PublicKey": base64.b64encode(point).decode("ascii")}
             answer = await self._call("DeriveSharedSecret", parameters, now)
-            return bundle.content_key_from_secret(recipient, _decoded(answer.SharedSecret))
+            secret = _decoded(answer.SharedSecret)
+            if len(secret) != _SHARED_SECRET_BYTES:
+                raise KeyUnavailableError(
+                    f"aws kms: expected a shared secret of {_SHARED_SECRET_BYTES} bytes, got {len(secret)}"
+                )
+            return bundle.content_key_from_secret(recipient, secret)
         if recipient.alg is bundle.KeyAlg.RSA_OAEP_256 and self._public_key.kind == "RSA":
             parameters = {
                 "EncryptionAlgorithm": "RSAES_OAEP_SHA_256",
                 "CiphertextBlob": base64.b64encode(recipient.encrypted_key).decode("ascii"),
             }
             answer = await self._call("Decrypt", parameters, now)
+            # Of another length it is what the sender sealed: anybody can seal anything to a public key.
             return bundle.checked_content_key(_decoded(answer.Plaintext))
         raise SealError(
             f"key {self.kid} is {self._public_key.kind} and cannot open {recipient.alg}", code=bundle.Code.UNWRAP
@@ -168,14 +176,21 @@ class AwsKmsKey:
         except (ProviderError, UpstreamError) as error:
             raise KeyUnavailableError(f"aws kms {operation}: {error.message}", hint=error.hint) from None
         if response.status == HTTPStatus.OK:
-            return _parse(response.body, _Answer, operation)
+            return self._by_this_key(_parse(response.body, _Answer, operation))
         code = _word(_parse(response.body, _Refusal, operation).kind)
-        if code in _FINAL:
+        if code in _FINAL and response.status == HTTPStatus.BAD_REQUEST:
             raise SealError(f"aws kms does not open the entry for key {self.kid}: {code}", code=bundle.Code.UNWRAP)
         raise KeyUnavailableError(
             f"aws kms {operation} with {self._key_id}: {code or f'status {response.status}'}",
             hint=_HINTS.get(code),
         )
+
+    def _by_this_key(self, answer: _Answer) -> _Answer:
+        """``answer``, unless it says that another key computed it. An alias may be any key's."""
+        mine, theirs = self._key_id.rpartition("/")[2], answer.KeyId.rpartition("/")[2]
+        if ":key/" in self._key_id and theirs not in ("", mine):
+            raise KeyUnavailableError(f"aws kms: expected an answer of {self._key_id}, got one of another key")
+        return answer
 
 
 def _endpoint(region: str) -> str:
@@ -197,9 +212,9 @@ def _parse(body: bytes, kind: type[_T], operation: str) -> _T:
     raise KeyUnavailableError(f"aws kms {operation}: expected a JSON answer, got something else")
 
 
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error:
-        pass
+def _decoded(text: str | None) -> bytes:
+    # An answer without it is not this service's: a sign-in page in JSON, say.
+    with contextlib.suppress(ValueError):
+        if text is not None:
+            return base64.b64decode(text, validate=True)
     raise KeyUnavailableError("aws kms: expected base64 in the answer, got something else")

@@ -11,7 +11,6 @@ left out: a content key damaged on the way cannot open an authenticated content.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import re
 from datetime import datetime
@@ -54,7 +53,7 @@ class Token(Protocol):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    plaintext: str = ""
+    plaintext: str | None = None
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -157,8 +156,8 @@ class GcpKmsKey:
 
 
 def _plaintext(body: bytes) -> bytes:
-    try:
-        return base64.b64decode(decode(body, _Answer).plaintext, validate=True)
-    except (NotThatShapeError, binascii.Error):
-        pass
+    with contextlib.suppress(NotThatShapeError, ValueError):
+        plaintext = decode(body, _Answer).plaintext
+        if plaintext is not None:
+            return base64.b64decode(plaintext, validate=True)
     raise KeyUnavailableError("cloud kms: expected a plaintext in the answer, got something else")

@@ -19,6 +19,8 @@ MAX_TRIES: Final = 4
 """Recipient entries tried for one bundle. Entries are not signed: without a bound, a stranger who knows our key ids
 could make every submission cost as many KMS calls as we have keys."""
 
+_SERVICES: Final = ("aws-kms", "gcp-kms")
+
 
 class WorkerKey(Protocol):
     """One key of this worker: in memory, or behind a service that never gives it out."""
@@ -127,7 +129,8 @@ class Keyring:
         """The first half of :meth:`open`, the one that needs a key: what was sealed, unverified, and to which key.
 
         Raises:
-            FormatError, SealError, KeyUnavailableError: as there.
+            FormatError, SealError, KeyUnavailableError: as there. A ``SealError`` that stands on the word of a key
+                service is marked as doubtful.
         """
         # 1. Size. 2. Container and algorithm lists.
         envelope = bundle.parse_envelope(data, max_bytes=max_bytes)
@@ -152,6 +155,8 @@ class Keyring:
             try:
                 return bundle.decrypt(envelope, await key.content_key(recipient, now)), key.kid
             except SealError as error:
+                # Nothing in the bytes tells an altered entry from a service that computed with another key.
+                error.doubtful = key.kind in _SERVICES
                 refusal = error
             except KeyUnavailableError as error:
                 unavailable = error

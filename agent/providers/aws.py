@@ -25,7 +25,7 @@ from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import capped, sendable
 from agent.providers.decoding import parsed
-from agent.providers.refusals import from_upstream, good_for, over, passing_status, word
+from agent.providers.refusals import from_upstream, good_for, over, passing_status, said, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
@@ -102,7 +102,7 @@ class AwsMint:
         answer = await self._capped_call(
             "AssumeRole", parameters, duration, region=region, keys=_keys_of(base), now=now, confidential=confidential
         )
-        minted = _minted("AssumeRole", answer, duration, now)
+        minted = _of_role(grant.role_arn, _minted("AssumeRole", answer, duration, now))
         return await self._probed(minted, grant.expect, region, now)
 
     async def web_identity(self, grant: AwsWebIdentity, now: datetime) -> Issued[AwsCredential]:
@@ -134,7 +134,7 @@ class AwsMint:
                     error.message, hint=error.hint, code=error.code, server_time=error.server_time
                 ) from None
             raise
-        minted = _minted(operation, answer, grant.duration_seconds, now)
+        minted = _of_role(grant.role_arn, _minted(operation, answer, grant.duration_seconds, now))
         return await self._probed(minted, grant.expect, region, now)
 
     async def broker(self, grant: HttpBroker, now: datetime) -> Issued[AwsCredential]:
@@ -332,6 +332,27 @@ def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime
     credential = capped(credential, now, answer.server_time, asked)
     lifetime = good_for(credential.expires_at, answer.server_time, now, asked)
     return Issued(credential, answer.server_time, lifetime)
+
+
+def _of_role(asked: str, minted: Issued[AwsCredential]) -> Issued[AwsCredential]:
+    """``minted``, unless it says that it is another role's: a cache between, or a service that mixes its answers up.
+
+    Emulators that say nothing of the role, or nothing in AWS's form, are taken at their word. Names of roles do not
+    differ by case.
+
+    Raises:
+        Transient: code ``unexpected-identity``. What is served stays.
+    """
+    got = minted.credential.role_arn or ""
+    comparable = ":assumed-role/" in got and account_of(got) is not None and account_of(asked) is not None
+    if comparable and not same_identity(asked.lower(), got.lower()):
+        raise Transient(
+            f"the new credential is {said(got)}, asked for was {asked}",
+            hint="is there a cache or a relay between this machine and sts that answers with another's session?",
+            code="unexpected-identity",
+            server_time=minted.server_time,
+        )
+    return minted
 
 
 def _usable(credential: AwsCredential, doing: str, now: datetime, server_time: datetime | None) -> None:

@@ -378,6 +378,40 @@ class TestAnotherTry:
             assert len(events(logs, "bundle.refused")) == 1
 
     @looped
+    async def test_what_a_service_alone_refused_is_tried_again_now_and_then(self) -> None:
+        """A bundle that only a key service's word refuses is looked at again each five minutes, and told once."""
+        world = World()
+
+        def erring(now: datetime, _: str | None) -> Bundle:
+            if now < START + 8 * MINUTE:
+                error = SealError("made for another key, or altered", code="unwrap")
+                error.doubtful = True
+                raise error
+            return bundle(session())
+
+        world.knows(b"one", erring)
+        async with world.running() as logs:
+            assert (await world.submit(b"one")).code == "unwrap"
+            await world.clock.advance(7 * 60)
+            assert key_of(world) is None
+            assert len(world.opener.opened) == 2
+            await world.clock.advance(4 * 60)
+
+            assert key_of(world) == "ASIAUSER000000000000"
+            assert world.controller.counters.refused == {"unwrap": 1}
+            assert len(events(logs, "bundle.refused")) == 1
+
+    @looped
+    async def test_what_a_key_of_our_own_refused_is_not_tried_again(self) -> None:
+        """Bytes that a key in memory does not open cost nothing more until something here changes."""
+        world = World()
+        world.knows(b"one", SealError("made for another key, or altered", code="unwrap"))
+        async with world.running():
+            await world.submit(b"one")
+            await world.clock.advance(3600)
+            assert len(world.opener.opened) == 1
+
+    @looped
     async def test_reconsider_looks_again_at_what_was_refused(self) -> None:
         """When the keys or the trust changed, what each source brought last is evaluated anew without being brought."""
         world = World()

@@ -188,6 +188,26 @@ class TestRenewal:
             assert denied[0]["log_level"] == "error"
 
     @looped
+    async def test_what_is_over_when_it_comes_is_a_failure_that_is_told(self) -> None:
+        """A credential without a moment to live is a failed attempt: logged, counted as such, retried ever later."""
+        world = World()
+
+        def over(call: Call) -> Issued | Exception | None:
+            if call.grant_id != "r":
+                return machine(call)
+            return Issued(aws_credential(call.at, minutes=1 / 60), None, timedelta())
+
+        world.issuer.answer = over
+        async with world.running() as logs:
+            await world.submit(world.knows(b"one", bundle(role("r"))))
+            await world.clock.advance(600)
+
+            told = events(logs, "credential.failed")
+            assert {(line["code"], line["grant"]) for line in told} == {("expired", "r")}
+            assert world.controller.counters.issued.get("aws:r", 0) == 0
+            assert world.controller.counters.failures["aws:r:expired"] == world.issuer.asked("r") < 50
+
+    @looped
     async def test_a_refusal_is_retried_slower_than_an_outage(self) -> None:
         """A refusal needs a person, so it is asked about every few minutes; an outage every minute."""
         asked = {}

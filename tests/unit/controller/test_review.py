@@ -105,13 +105,22 @@ async def test_its_last_acceptance_does_not_matter() -> None:
         assert events(logs, "bundle.revoked") == []
 
 
+def doubtful() -> SealError:
+    error = SealError("made for another key, or altered", code="unwrap")
+    error.doubtful = True
+    return error
+
+
+@pytest.mark.parametrize(
+    "trouble", [KeyUnavailableError("the key service does not answer"), doubtful()], ids=["silent", "erring"]
+)
 @looped
-async def test_a_key_service_that_is_silent_takes_nothing_away() -> None:
-    """While it cannot be opened for want of the key service it is served, that is logged, and it is tried again."""
+async def test_a_key_service_that_is_not_well_takes_nothing_away(trouble: BundleError) -> None:
+    """While the key service is silent, or computes something else, the bundle is served, and is evaluated later."""
     world = World()
     async with world.running() as logs:
         await world.submit(world.knows(b"one", bundle(session())))
-        world.knows(b"one", KeyUnavailableError("the key service does not answer", code="key-unavailable"))
+        world.knows(b"one", trouble)
         world.controller.intake.review()
         await settle()
         assert serves(world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -169,6 +170,11 @@ NOT_ANSWERS = [
     Answer(200, b"{}"),
     Answer(200, b'{"SharedSecret":"!!","plaintext":"!!","Plaintext":"!!"}'),
     Answer(200, b'{"SharedSecret":7,"plaintext":7,"Plaintext":7}'),
+    Answer(200, b'{"SharedSecret":null,"plaintext":null,"Plaintext":null}'),
+    Answer(200, '{"SharedSecret":"é","plaintext":"é","Plaintext":"é"}'.encode()),
+    Answer(200, b'{"error":"please sign in"}'),
+    Answer(200, json.dumps({"__type": "ValidationException"}).encode()),
+    Answer(503, json.dumps({"__type": "ValidationException", "error": {"status": "INVALID_ARGUMENT"}}).encode()),
     Answer(200, b"x" * 100_000),
     Answer(302, b"", {"Location": "http://169.254.169.254/"}),
     Answer(400, json.dumps({"__type": "ThrottlingException"}).encode()),
@@ -188,10 +194,61 @@ def test_a_service_that_is_not_well_is_asked_again_later(
     service.next.append(answer)
     with pytest.raises(BundleError) as caught:
         opened(service, data, make)
-    # An answer that is a key, but not of 32 bytes, is the one thing that another try would not change.
-    assert isinstance(caught.value, KeyUnavailableError) or caught.value.code in ("unwrap", "key-unavailable")
+    assert isinstance(caught.value, KeyUnavailableError)
     assert not any(secret in f"{caught.value} {caught.value.hint}" for secret in SECRETS)
     assert opened(service, data, make).seq == 7
+
+
+@pytest.mark.parametrize("secret", [b"", b"x" * 16, b"x" * 31, b"x" * 64])
+def test_a_shared_secret_of_another_length_is_no_verdict(secret: bytes) -> None:
+    """A point of P-256 has a coordinate of 32 bytes: a service that gives another number of them is not well."""
+    fake = aws()
+    fake.next.append(Answer(200, json.dumps({"KeyId": ARN, "SharedSecret": b64encode(secret).decode()}).encode()))
+    with pytest.raises(KeyUnavailableError, match="32 bytes"):
+        opened(fake, GENERAL, p256_key)
+    assert opened(fake, GENERAL, p256_key).seq == 7
+
+
+@pytest.mark.parametrize("says", [ARN.replace("0f9a", "ffff"), "arn:aws:kms:eu-west-1:123456789012:key/other"])
+def test_an_answer_of_another_key_is_no_verdict(says: str) -> None:
+    """KMS names the key that it used: what another key computed neither opens nor refuses a bundle."""
+    fake = aws()
+    fake.next.append(Answer(200, json.dumps({"KeyId": says, "SharedSecret": "A" * 43 + "="}).encode()))
+    with pytest.raises(KeyUnavailableError, match="another key"):
+        opened(fake, GENERAL, p256_key)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "fake", "answer"),
+    [
+        (p256_key, GENERAL, aws, {"SharedSecret": "A" * 43 + "="}),
+        (p256_key, DIRECT, aws, {"SharedSecret": "A" * 43 + "="}),
+        (rsa_key, FOR_RSA, aws, {"Plaintext": "A" * 43 + "="}),
+        (gcp_key, FOR_RSA, gcp, {"plaintext": "A" * 43 + "="}),
+    ],
+    ids=["wrapped", "direct", "rsa", "gcp"],
+)
+def test_a_refusal_on_the_word_of_a_service_is_a_doubtful_one(
+    make: Any, data: bytes, fake: Any, answer: dict[str, str]
+) -> None:
+    """A service that computed with another key looks like an altered bundle: the refusal says that it may be either."""
+    service = fake()
+    service.next.append(Answer(200, json.dumps(answer).encode()))
+    with pytest.raises(SealError) as caught:
+        opened(service, data, make)
+    assert caught.value.doubtful
+    assert opened(service, data, make).seq == 7
+
+
+def test_a_refusal_by_a_key_of_our_own_is_no_doubtful_one() -> None:
+    """What a key in memory does not open, it will not open on another day."""
+    ring = Keyring([LocalKey(OPENING[0], kind="file")])
+    noise = generate.bent(
+        recipients=[{"header": {"alg": "RSA-OAEP-256", "kid": generate.P256["kid"]}, "encrypted_key": jose.b64(b"1" * 384)}]
+    )
+    with pytest.raises(SealError) as caught:
+        asyncio.run(ring.open(jose.compact_json(noise), trust=TRUST, audiences=WORLD["audiences"], now=NOW))
+    assert not caught.value.doubtful
 
 
 def test_a_service_that_hangs_costs_its_time_limit_only() -> None:

@@ -286,6 +286,50 @@ def test_refusals_are_told_apart_by_code(status: int, code: str, kind: type[Exce
     assert caught.value.server_time == world.now
 
 
+def assumed(arn: str, world: World) -> Weather:
+    """An answer of AssumeRole that is whole, and that says that it is ``arn``."""
+    ends = (world.now + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Weather(
+        body=f"<AssumeRoleResponse><AssumeRoleResult><AssumedRoleUser><Arn>{arn}</Arn></AssumedRoleUser><Credentials>"
+        f"<AccessKeyId>ASIAANOTHERS00000000</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+        f"<SessionToken>t</SessionToken><Expiration>{ends}</Expiration></Credentials></AssumeRoleResult>"
+        "</AssumeRoleResponse>".encode()
+    )
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [
+        f"arn:aws:sts::{ACCOUNT}:assumed-role/admin/s",
+        f"arn:aws:sts::{ACCOUNT}:assumed-role/reader2/s",
+        "arn:aws:sts::999999999999:assumed-role/reader/s",
+        f"arn:aws-cn:sts::{ACCOUNT}:assumed-role/reader/s",
+    ],
+)
+def test_a_session_of_another_role_is_not_taken(arn: str) -> None:
+    """An answer that names another role or account than was asked for (a cache's, say) is nobody's credential."""
+    world = World()
+    world.weather(assumed(arn, world))
+
+    with pytest.raises(Transient) as caught:
+        world.aws(reader(), world.user_session())
+
+    assert caught.value.code == "unexpected-identity"
+    assert arn in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [f"arn:aws:sts::{ACCOUNT}:assumed-role/Reader/s", "", "arn:aws:sts:::assumed-role/x/y", "arn:minio:sts:::x", "me"],
+)
+def test_an_emulator_that_does_not_name_the_role_is_taken_at_its_word(arn: str) -> None:
+    """Where the answer names no role in AWS's form, or another spelling of it, there is nothing to compare."""
+    world = World()
+    world.weather(assumed(arn, world))
+
+    assert world.aws(reader(), world.user_session()).access_key_id == "ASIAANOTHERS00000000"
+
+
 @pytest.mark.parametrize(
     ("weather", "code"),
     [
