@@ -59,17 +59,20 @@ class Readiness:
         if self._notifier.active:
             self._notifier.status(self.status_line())
 
-    async def tell(self, seconds: float, settled: Callable[[], Awaitable[object]]) -> None:
+    async def tell(
+        self, seconds: float, settled: Callable[[], Awaitable[object]], may_settle: Callable[[], bool]
+    ) -> None:
         """Say that we are ready once no answer is pending, or when waiting longer would help nobody.
 
         Args:
             seconds: how long an answer may be pending.
             settled: waits for what else must be there (the environment files).
+            may_settle: whether a doubt about whose the memory is may end by itself. One that does not is not waited
+                for: it stays a doubt, in which nothing that was decided is served.
         """
         deadline = self._clock.boottime() + seconds
         while self._clock.boottime() < deadline:
-            now = self._clock.now()
-            if not any(isinstance(self._store.answer(cloud, now), Pending) for cloud in Cloud):
+            if not any(self._awaited(cloud, may_settle) for cloud in Cloud):
                 break
             await asyncio.sleep(0.05)
         await settled()
@@ -81,6 +84,12 @@ class Readiness:
             # Its queue is full (systemd reloads itself, say). A start that is never told is one that it ends.
             await asyncio.sleep(TELL_AGAIN_SECONDS)
             told = self._notifier.ready(self.status_line())
+
+    def _awaited(self, cloud: Cloud, may_settle: Callable[[], bool]) -> bool:
+        now = self._clock.now()
+        if not isinstance(self._store.answer(cloud, now), Pending):
+            return False
+        return may_settle() or not self._store.doubts(cloud, now)
 
     def reload_began(self) -> None:
         """The end of a reload is told with the same word as the end of a start, which it must not anticipate."""

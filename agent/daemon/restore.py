@@ -94,6 +94,15 @@ class Restorer:
         self._copy: bytes | None = None  # the sealed bundle that the memory names, until it is known whose it is
         self._log = structlog.get_logger()
 
+    @property
+    def may_settle(self) -> bool:
+        """Whether a doubt about whose the memory is may end soon and by itself: a service has yet to say who we are.
+
+        Where there is none, and where each has spoken and is contradicted, only a person ends it, or another word of
+        theirs, for which nobody waits.
+        """
+        return self._who.may_tell and not self._contradicted
+
     async def look_at_state(
         self, sockets: list[socket.socket], *, notifier: systemd.Notifier, stop: asyncio.Event, ready_seconds: float
     ) -> bool:

@@ -292,7 +292,9 @@ class Daemon:
         pending_seconds = self._settings.identity.grace_seconds + READY_AFTER_SECONDS
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.controller.run(), name="controller"),
-            asyncio.create_task(self._readiness.tell(pending_seconds, self._settled), name="ready"),
+            asyncio.create_task(
+                self._readiness.tell(pending_seconds, self._settled, lambda: self._restorer.may_settle), name="ready"
+            ),
             asyncio.create_task(self._reloader.follow_files(), name="files"),
             asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
         ]

@@ -116,6 +116,10 @@ class Store:
         """The answer for ``cloud`` at ``now``. Never an expired credential, nor one beyond the lease."""
         return standing.view(self.state, cloud, now)
 
+    def doubts(self, cloud: Cloud, now: datetime) -> bool:
+        """Whether ``cloud`` is pending for want of a word whose the memory is, and for nothing else."""
+        return isinstance(standing.standing(self.state, cloud, now), standing.Doubted)
+
     def view_id_token(self, audience: str, now: datetime) -> IdToken | None:
         """A minted identity token for ``audience`` with at least ten minutes left, or ``None``."""
         return standing.id_token(self.state, audience, now)

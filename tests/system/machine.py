@@ -493,10 +493,8 @@ class Machine:
         wait = ["--wait"] if healthy else []  # a unit that is tried for ever never is done
         state = self.run("systemctl", "is-system-running", *wait, check=False, seconds=120).strip()
         if not healthy:
-            # An agent that doubts whose its memory is says that it is ready ten seconds after the grace, no sooner.
             self.until(
                 lambda: self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active",
-                seconds=75,
                 what="multi-user.target",
             )
         assert state in {"running", "degraded"} or not healthy, f"booted to {state!r}"

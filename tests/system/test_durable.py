@@ -392,6 +392,43 @@ class TestAnotherName:
                 assert not _serves(agent, KEYS[1])
                 agent.kill()
 
+    def test_a_doubt_that_nobody_can_settle_is_not_waited_for(self, world: World) -> None:
+        """Where no metadata service has more to say, units after us start at once, and nothing decided is served."""
+        service = cloud("i-0aaaaaaaaaaaaaaaa")
+        patient = {"identity": {"instance_id": "auto", "grace_seconds": 3600.0}}
+        with background(service):
+            with world.agent(late(service)) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1]), world.google()))
+                agent.kill()
+            for upstream, environ in (({"ec2": "off"}, REBOOTED), ({"ec2": service.url}, {})):
+                service.instance_id = "i-0bbbbbbbbbbbbbbbb"  # in the boot of the former: it errs, or somebody lies
+                with world.agent({"upstream": upstream, **patient}, environ=environ) as agent:
+                    agent.wait_for("memory.contradicted")
+                    agent.ready()
+                    assert agent.role() is None
+                    assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                    agent.kill()
+
+    def test_a_doubt_that_a_service_may_settle_is_waited_for(self, world: World) -> None:
+        """While a metadata service has yet to say who we are, readiness waits for its word, and then for no more."""
+        service = cloud("i-0aaaaaaaaaaaaaaaa")
+        with background(service):
+            patient = {"upstream": {"ec2": service.url}, "identity": {"instance_id": "auto", "grace_seconds": 3600.0}}
+            with world.agent(late(service)) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1]), world.google()))
+                agent.kill()
+            silence(service)
+            with world.agent(patient, prelude=HASTY, environ=REBOOTED) as agent:
+                agent.wait_for("memory.doubtful")
+                assert agent.role() is None
+                assert agent.events("agent.ready") == []
+                service.faults.clear()
+                agent.ready()
+                assert agent.access_key() == KEYS[1]
+                agent.kill()
+
     def test_one_cloud_displaces_not_the_name_by_the_other(self, world: World) -> None:
         """With both clouds' services set, the one that answers is not the machine's name while the other one fails."""
         ec2, gce = cloud("i-0aaaaaaaaaaaaaaaa"), GceMetadataServer()
