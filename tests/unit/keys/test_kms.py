@@ -244,7 +244,9 @@ def test_a_refusal_by_a_key_of_our_own_is_no_doubtful_one() -> None:
     """What a key in memory does not open, it will not open on another day."""
     ring = Keyring([LocalKey(OPENING[0], kind="file")])
     noise = generate.bent(
-        recipients=[{"header": {"alg": "RSA-OAEP-256", "kid": generate.P256["kid"]}, "encrypted_key": jose.b64(b"1" * 384)}]
+        recipients=[
+            {"header": {"alg": "RSA-OAEP-256", "kid": generate.P256["kid"]}, "encrypted_key": jose.b64(b"1" * 384)}
+        ]
     )
     with pytest.raises(SealError) as caught:
         asyncio.run(ring.open(jose.compact_json(noise), trust=TRUST, audiences=WORLD["audiences"], now=NOW))
