@@ -397,7 +397,8 @@ do_install() {
       scratch=$(mktemp -d)
       "$interpreter" -m venv "$scratch/venv"
       "$scratch/venv/bin/python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps \
-        --wheel-dir "$scratch" "$here/.." || die "the wheel could not be built (building needs hatchling: a network)"
+        --wheel-dir "$scratch" "$here/.." || die "the wheel could not be built (building needs hatchling, from a package index). For a machine without" \
+        "a network: packer/payload.sh DIR --wheelhouse VERSION elsewhere, and DIR/install.sh here"
       wheel=$(ls "$scratch"/credential_agent-*.whl)
     else
       die "no wheel beside this script: use --wheel FILE"

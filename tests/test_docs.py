@@ -187,6 +187,15 @@ COVERED = (
         "tests/system/test_courier.py::test_a_worker_enrols_and_is_handed_a_bundle",
         "PROTOCOL.md",
     ),
+    *(
+        Row(
+            "agent/bundle/FORMAT.md",
+            words,
+            "tests/unit/bundle/test_format.py::test_what_a_producer_is_told_to_write_is_accepted",
+            "exec(",
+        )
+        for words in ("from joserfc", "from jwcrypto")
+    ),
     Row("agent/bundle/FORMAT.md", "", "tests/unit/bundle/test_format.py::test_the_examples_open", "FORMAT.md"),
     Row(
         "tests/", "", f"{HERE}test_files_and_targets_that_pages_name_exist", "python -m"
@@ -403,6 +412,11 @@ class Reader:
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         return done.stdout
+
+
+def test_no_page_has_a_key_written_by_the_shell() -> None:
+    """`keygen > FILE` empties what was there before it says why it made nothing."""
+    assert not [text for _, text in examples() if re.match(r"credential-agent keygen .*>", text)]
 
 
 def test_the_readme_word_by_word(tmp_path: Path) -> None:

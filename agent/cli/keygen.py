@@ -10,6 +10,7 @@ import click
 
 from agent import bundle
 from agent.cli.inputs import NEW
+from agent.core.errors import HostError
 from agent.sender import files
 
 _SIGNING_KINDS: Final = {"ed25519": "Ed25519", "es256": "P-256"}
@@ -25,7 +26,11 @@ _OPENING_KINDS: Final = {"p256": "P-256", "x25519": "X25519", "rsa": "RSA", "oct
     help="p256, x25519, rsa, oct open bundles (a worker's key); ed25519, es256 sign them (a sender's key).",
 )
 @click.option("--out", type=NEW, required=True, help="Where the private key goes, as a JWK, mode 0600.")
-@click.option("--public", type=NEW, help="Also write the public key to this file.")
+@click.option(
+    "--public",
+    type=NEW,
+    help="Also write the public key to this file; with `>` a shell empties it first, whatever follows.",
+)
 @click.option("--force", is_flag=True, help="Replace a key that is there already.")
 def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
     """Make a key pair; print its public half.
@@ -49,5 +54,10 @@ def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
     line = json.dumps(shown, separators=(",", ":"))
     files.write(out, (json.dumps(private) + "\n").encode(), mode=files.PRIVATE, replace=force)
     if public is not None:
-        files.write(public, (line + "\n").encode(), mode=files.PUBLIC, replace=True)
+        try:
+            files.write(public, (line + "\n").encode(), mode=files.PUBLIC, replace=True)
+        except HostError:
+            if not force:  # a key whose public half nobody has is in the way of the next try
+                out.unlink(missing_ok=True)
+            raise
     click.echo(line)

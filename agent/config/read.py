@@ -202,7 +202,9 @@ def _text(path: Path) -> str:
                 raise ConfigError(f"{path}: expected a plain file")
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {os_reason(error)}") from None
+        hint = "it is for root and the service: root:credential-agent, mode 0640"
+        denied = isinstance(error, PermissionError)
+        raise ConfigError(f"{path}: cannot be read: {os_reason(error)}", hint=hint if denied else None) from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
     try:

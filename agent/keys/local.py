@@ -126,7 +126,9 @@ def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) ->
             found = os.fstat(file.fileno())
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        raise HostError(f"cannot read the key file {path}: {os_reason(error)}") from None
+        hint = "the service reads it as its own user: root:credential-agent, mode 0640"
+        denied = isinstance(error, PermissionError)
+        raise HostError(f"cannot read the key file {path}: {os_reason(error)}", hint=hint if denied else None) from None
     if private_directory and not raw:
         return ()
     # The check is on the open file, not on the path: nothing can be put in between.

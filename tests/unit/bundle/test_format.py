@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -126,12 +127,8 @@ def test_the_names_of_the_container_are_documented() -> None:
         assert word in section("Container") + section("Signature")
 
 
-@pytest.mark.parametrize("form", ["general", "compact"])
-def test_the_examples_open(form: str) -> None:
-    """The example bundles open with the example keys, at the example's time, to the example's claims."""
-    data = example(form).encode()
-    if form == "compact":
-        data = data.replace(b"\n", b"")
+def taken_as_the_page_says(data: bytes) -> None:
+    """The worker of the page, at its time, accepts this as the bundle of the page's claims."""
     expected: dict[str, Any] = json.loads(example("claims"))
     trust = bundle.Trust.parse(
         [
@@ -150,6 +147,15 @@ def test_the_examples_open(form: str) -> None:
     assert {str(cloud): grant for cloud, grant in result.routes.items()} == expected["routes"]
 
 
+@pytest.mark.parametrize("form", ["general", "compact"])
+def test_the_examples_open(form: str) -> None:
+    """The example bundles open with the example keys, at the example's time, to the example's claims."""
+    data = example(form).encode()
+    if form == "compact":
+        data = data.replace(b"\n", b"")
+    taken_as_the_page_says(data)
+
+
 def test_the_example_of_the_content_is_the_content() -> None:
     """The JWS shown is what is inside both examples, its payload the claims shown, its signature the key's shown."""
     signed = example("signed").replace("\n", "").encode()
@@ -162,3 +168,22 @@ def test_the_example_of_the_content_is_the_content() -> None:
     assert payload == json.loads(example("claims"))
     private = bundle.SigningKey.parse(example("signer-private"))
     assert private.public_jwk() == json.loads(example("signer-public"))
+
+
+@pytest.mark.parametrize("library", ["joserfc", "jwcrypto"])
+def test_what_a_producer_is_told_to_write_is_accepted(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's Python, with keys and claims from the page alone, makes the bundle that the page's worker accepts."""
+    (code,) = [
+        text
+        for text in re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+        if f"from {library}" in text
+    ]
+    worker = json.loads(example("worker-key"))
+    (tmp_path / "sender.jwk").write_text(example("signer-private"))
+    (tmp_path / "worker.pub.jwk").write_text(json.dumps({name: worker[name] for name in worker if name != "d"}))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"claims": json.loads(example("claims"))}
+    exec(compile(code, "FORMAT.md", "exec"), names)
+    taken_as_the_page_says(names["sealed"].encode())

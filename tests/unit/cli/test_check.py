@@ -230,3 +230,28 @@ def test_root_looks_with_the_services_eyes(tmp_path: Path, monkeypatch: pytest.M
     os.chown(key, 0, service.pw_gid)
     key.chmod(0o640)
     assert readable()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose powers it gives up")
+@pytest.mark.parametrize("which", ["config", "key"])
+def test_what_the_service_may_not_read_is_said_with_whose_it_must_be(which: str, tmp_path: Path) -> None:
+    """Whoever copied a file as root is told which owner and mode it needs, and not only that it cannot be read."""
+    secret = tmp_path / "file"
+    secret.write_text("x")
+    secret.chmod(0)
+    look = {
+        "config": f"from agent.config import load as look; look(Path({str(secret)!r}))",
+        "key": f"from agent.keys import load_key_file as look; look(Path({str(secret)!r}))",
+    }[which]
+    code = (
+        "import os; from pathlib import Path; import agent.config, agent.keys\n"
+        "from agent.core.errors import AgentError\n"
+        "os.setresuid(65534, 65534, 65534)\n"
+        f"try:\n    {look}\nexcept AgentError as error:\n    print(error.hint)\n"
+    )
+    for directory in [tmp_path, *tmp_path.parents]:
+        if directory.is_relative_to("/tmp") and directory != Path("/tmp"):
+            directory.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "root:credential-agent, mode 0640" in done.stdout, done.stderr

@@ -120,6 +120,14 @@ def test_keygen_writes_the_private_half_and_prints_the_public_one(desk: Desk, ki
         assert bundle.RecipientKey.parse(done.text).kid == public["kid"]
 
 
+def test_keygen_leaves_no_key_whose_public_half_nobody_has(desk: Desk) -> None:
+    """Where the public half cannot be written the next try finds nothing in its way."""
+    failed = desk.run("keygen", "--out", desk.path("k"), "--public", desk.path("no/such/place"))
+    assert failed.code == 71
+    assert not desk.path("k").exists()
+    desk.ok("keygen", "--out", desk.path("k"), "--public", desk.path("p"))
+
+
 def test_keygen_oct_prints_no_secret(desk: Desk) -> None:
     """A shared key has no public half: only its kid is shown; sealing takes the same file."""
     done = desk.ok("keygen", "--kind", "oct", "--out", desk.path("k"))
