@@ -82,8 +82,8 @@ def verify(
         audiences: what this worker answers to.
         now: the present instant, aware UTC.
         accepted_digest: the digest of a bundle that this instance accepted before and now reads again after a restart.
-            The content must be that one; its instants were evaluated when it was accepted, and are not evaluated again,
-            or a restart after ``exp`` would lose a live credential. What has ended since is the store's to say.
+            The content must be that one; its instants were checked when it was accepted, and are not checked again, or
+            a restart after ``exp`` would lose a live credential. What has ended since is the store's to say.
         origin: the source it came from, kept in the result.
 
     Returns:

@@ -36,7 +36,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
     """Show what a bundle says about itself, and with keys what it carries, secrets redacted.
 
     FILE is a bundle or a document that carries one. Each check is listed with its verdict; the exit status is 65 when
-    one refuses it. Whether `seq` is new is the worker's to know, and not evaluated here.
+    one refuses it. Whether `seq` is new is the worker's to know, and not checked here.
     """
     data = read(file)
     checks = _Checks()
@@ -74,7 +74,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
 
 
 def _extract(data: bytes) -> bytes:
-    """The bundle in a document; what is no document that we know is taken for a bundle, and evaluated as one."""
+    """The bundle in a document; what is no document that we know is taken for a bundle, and checked as one."""
     try:
         found = wrapped.find(data)
     except (UnreadableError, WireError) as error:
@@ -119,7 +119,7 @@ def _trust(paths: Sequence[Path]) -> bundle.Trust:
 
 
 def _claimed_audiences(signed: bytes) -> tuple[str, ...]:
-    """What it claims to be addressed to, unverified: to evaluate everything else when no audience is given."""
+    """What it claims to be addressed to, unverified: to check everything else when no audience is given."""
     try:
         payload = signed.split(b".")[1]
         said = json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["aud"]

@@ -206,7 +206,7 @@ class Intake:
             except KeyUnavailableError:
                 raise
             except BundleError:
-                pass  # it is another one: evaluate it as any
+                pass  # another bundle: evaluate it like any
         return await self._opener(sealed, now, None)
 
     def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:

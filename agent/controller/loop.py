@@ -1,4 +1,4 @@
-"""The one loop: it watches the sources, has begun what is due, and tells the listeners when something changed.
+"""The one loop: it watches the sources, begins what is due, and tells the listeners when something changed.
 
 It decides nothing: :mod:`agent.identity` does. This room alone lets events happen there, all from one event loop, so a
 credential has one flight by construction and the listeners, which only look, need no lock. Bundles come in by

@@ -77,7 +77,7 @@ class Retries:
             self._kept[sealed.origin] = _Retry(sealed, attempts + 1, at)
 
     def keep_soon(self, sealed: SealedBundle, attempts: int) -> None:
-        """Look at it again soon, and less and less so: whoever had to help with it was silent."""
+        """Look at it again soon, and later each time: whoever had to help with it (a key service) was silent."""
         seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
         self.keep(sealed, attempts, seconds + 1.0)
 

@@ -30,20 +30,21 @@ whose hardware clock is kept in local time is right from its first answer on.
 **Why fifteen hours, at the start.** A smaller bound would leave the machines that need it: a hardware clock in local
 time is off by up to 14 hours, and until it is put right a live session looks dead. Only multiples of a quarter hour
 would be no bound: whoever lies picks one. So the first word after the start is believed, it is the word of the host
-below, and the first token endpoint over TLS that agrees with the wall clock takes it back. Later there is no such
-need: a clock that was right has not fallen into local time, so nobody alone takes back hours, in which what is over
-would live again. Forward is another matter: that is what a pause looks like which no clock of the machine has
-counted.
+below, and the first token endpoint over TLS that agrees with the wall clock takes it back. Later there is no such need,
+since a clock that was right does not fall into local time: then nobody alone takes our time back by hours, in which
+what is over would live again. Forward is another matter: a pause that no clock of the machine has counted looks just
+like that.
 
 **The wall clock is stepped.** Back: it moves nothing that a witness vouched for. *Forward: it is believed at once*,
 synchronised or not, and the clouds are asked. It is what a hypervisor's pause looks like from inside (boot time is
-short by it), and then what we hold may be over. With no witness in reach we so refuse what may be live rather than
-serve what may be dead: AWS's clients evaluate an ``Expiration`` by that same clock and would refuse it anyway, and a
-lease that is over must not be outlived. The first witness that says what we thought before takes the step back.
+short by it), and then what we hold may be over. With no witness in reach we rather refuse what may be live than serve
+what may be dead: AWS's clients compare an ``Expiration`` with that same clock and would refuse it anyway, and a lease
+that is over must not be outlived. The first witness that says what we thought before takes the step back.
 
-**Forward is time lost, back is an error.** Who had reason to think to be right and is moved forward was stopped: all
-that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and what was counted moves
-along. So does a move forward to just where we were before a move back: that one was the error, and nothing stood still.
+**Forward is time lost, back is an error.** If we had reason to think that we were right and are moved forward, the
+machine was stopped: all that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and
+what was counted moves along. So does a move forward to just where we were before a move back: that one was the error,
+and nothing stood still.
 
 **A contradiction is always a reason to ask**, once in :data:`ASK_EVERY_SECONDS` at most; never alone one to believe.
 

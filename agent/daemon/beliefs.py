@@ -1,4 +1,4 @@
-"""Whom do we believe, and with which keys do we open what they send? And what of that is only away just now?"""
+"""Whom do we believe, and with which keys do we open what they send? And which of these are only away just now?"""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Ask(Protocol):
     """Calls what asks a file: :class:`agent.host.patience.FirstLook`, say."""
 
     def __call__(self, path: Path, fn: Callable[[], T]) -> T:
-        """Call ``fn``, which asks ``path``. Raises HostError where it is not waited for any more."""
+        """Call ``fn``, which asks ``path``. Raises HostError once the wait is given up."""
 
 
 class Away:
-    """What the configuration names and the machine does not have just now: an alarm, and no reason to serve nobody.
+    """What the configuration names and the machine does not have just now: an alarm, and no reason to stop serving.
 
     Args:
         files: what the process before us read.
@@ -72,7 +72,7 @@ class Away:
         self.ask: Ask = ask
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
-        """Take note of an error, if that is all that it needs.
+        """Take note of an error, where a note is enough; returns whether it is.
 
         Args:
             key: the key of the configuration.
@@ -114,7 +114,7 @@ class _AwayError(ConfigError):
 
 
 def _could_be(entry: config.KeyEntry, error: AgentError) -> bool:
-    """Whether what ``entry`` says may be right on another day: what is wrong in the text itself is so on none."""
+    """Whether ``entry`` may turn out right later, by itself; a mistake in its own text never does."""
     if isinstance(error, ConfigError) and not isinstance(error, _AwayError):
         return False
     return not isinstance(entry, config.CredentialKey) or (bool(entry.name.strip(".")) and "/" not in entry.name)
@@ -136,7 +136,7 @@ def _signer(entry: config.SignerEntry, where: str, ask: Ask, text: str | None = 
 
 
 def trusts_at_least(pinned: bundle.Trust, former: bundle.Trust) -> bool:
-    """Whether every key is believed in just what ``former`` says; a key that changed under its old id is another."""
+    """Whether ``pinned`` believes each key in all that ``former`` did; changed under its old id it is another key."""
     now, before = (
         [(s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease) for s in trust.signers]
         for trust in (pinned, former)
@@ -245,7 +245,7 @@ class Opening:
 
     Implements :class:`agent.controller.Opener`.
 
-    What was opened once is not opened again: it is evaluated anew each time, by the trust of the moment, but no key is
+    What was opened once is not opened again: it is verified anew each time, by the trust of the moment, but no key is
     asked. So a key service that is down keeps no verdict waiting, and after a restart the bundle in force needs neither
     a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration gave up opens nothing any more, not
     even from this memory; one that is only away does.

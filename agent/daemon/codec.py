@@ -1,8 +1,8 @@
 """How one process of the agent writes for the next: what :mod:`agent.daemon.kept` and :mod:`.handover` have in common.
 
-What is read back lay where only this unit's processes and root can write. It is evaluated all the same like a
-stranger's: it may be of a later version, of one that had a defect, or cut short. Whatever it is, the worst that comes
-of it is that everything is asked for again; never an error of the start, and never a time that cannot be reckoned with.
+Only this unit's processes and root could write what is read back. It is checked like a stranger's all the same: it may
+be of a later version, of one that had a defect, or cut short. At worst everything is asked for again; it never keeps us
+from starting, and never yields a time beyond what a datetime can hold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 FIRST_YEAR: Final = 1970
 LAST_YEAR: Final = 9000
-"""What is counted from such a time cannot be reckoned with: a datetime ends with the year 9999."""
+"""Nothing can be counted from a time near these: a datetime ends with the year 9999."""
 
 
 class Bearing(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ from agent.wire.http import JSON, Response
 from agent.wire.wrapped import find
 
 REFUSALS_KEPT: Final = 256
-"""Of so many user ids it is remembered what was refused last."""
+"""For so many user ids the last refusal is remembered."""
 
 
 class Couriers:

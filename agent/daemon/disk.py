@@ -50,7 +50,7 @@ class Read(NamedTuple):
 
 
 def is_later(read: Memory, ours: Memory) -> bool:
-    """Whether the disk has moved on from what we go by: it has a stream that we do not know, or not so far."""
+    """Whether the disk is later than ``ours``: it has a stream that this lacks, or a higher number of one."""
     if read.instance_id and ours.instance_id and read.instance_id != ours.instance_id:
         return False
     known = ((mark, ours.mark(mark.issuer, mark.subject)) for mark in read.marks)

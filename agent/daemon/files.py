@@ -151,7 +151,7 @@ def describe(
 
 
 def looks(files: Iterable[Named], ask: Ask = directly) -> Looks:
-    """How the files look whose change must be applied; a file that does not answer is left out."""
+    """How the files whose change must be applied look; a file that does not answer is left out."""
     found = {}
     for file in files:
         if not file.at_use:

@@ -41,7 +41,7 @@ def read(directory: Path, *, uptime: float) -> Began | None:
 
 
 def write(directory: Path, began: Began) -> None:
-    """Leave it for the next process. That it cannot be is no trouble worth a word."""
+    """Leave it for the next process. A failure is ignored: the grace is then only had once more."""
     try:
         write_atomic(directory / FILE, msgspec.json.encode(began), mode=0o600)
     except HostError:

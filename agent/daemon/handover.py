@@ -4,8 +4,8 @@ A restart re-earns nothing. So that the listeners answer before anything is aske
 service, the metadata service, a name server or a disk, the next process is given what each of them would say: the
 bundle in force with its content, the machine's names, the memory, the keys that exist nowhere else, and how far retries
 and the boot grace have come, and how far each source has read what is in force: a fleet that is upgraded asks its
-server for no body. Left out is what costs nobody but this machine one request to its own link: the session token with
-the metadata service, and the tags of its attributes.
+server for no body. What costs only this machine one request to its own link is left out: the session token with the
+metadata service, and the tags of its attributes.
 
 **Where it lies.** In sealed anonymous memory that systemd holds for this unit alone (``FileDescriptorStoreMax=``), over
 a crash and a restart, not over a stop or a boot. The design forbids an opened bundle on a disk, where it would outlive
@@ -111,7 +111,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     def shift(self, clock: SystemClock) -> timedelta:
         """By how much our time is behind what that process would take it for.
 
-        Not by how much it is ahead: that process may have been right, and no end is later for a stop of the machine.
+        Never by how much it is ahead: that process may have been right, and a stop of the machine makes no end later.
         """
         by = clock.now() - (self.now + timedelta(seconds=clock.uptime() - self.uptime))
         return min(by, timedelta())

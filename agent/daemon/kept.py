@@ -4,8 +4,8 @@ With them a process that was killed under load goes on where it stopped: the sam
 Without them (no systemd, or a stop rather than a restart) everything is minted anew.
 
 What the process before us knew of the time is kept too. No such memory outlives a boot of the kernel, so
-CLOCK_BOOTTIME is one and the same for both, and a wall clock that is hours off decides nothing: neither takes it a
-living credential for a dead one, nor the other way round.
+CLOCK_BOOTTIME is one and the same for both, and a wall clock that is hours off decides nothing: no living credential is
+taken for a dead one, nor a dead one for a living one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.now + timedelta(seconds=clock.uptime() - self.uptime)
 
     def teach(self, clock: SystemClock) -> None:
-        """Tell the time to a clock that nobody has told it yet. To be done before anything is evaluated by it.
+        """Tell the time to a clock that nobody has told it yet. To be done before anything is measured by it.
 
         Bounded by the same rule as any other word of one witness (:mod:`agent.core.timekeeping`).
         """

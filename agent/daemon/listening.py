@@ -39,7 +39,7 @@ class AbsentAddressError(HostError):
 def worker_sockets(
     settings: config.Listen, passed: Mapping[str, Sequence[socket.socket]]
 ) -> tuple[list[socket.socket], list[AbsentAddressError]]:
-    """The sockets on which workers ask, and which there are not because the machine lacks their addresses.
+    """The sockets on which workers ask, and those that are missing because the machine lacks their addresses.
 
     Raises:
         HostError: an address cannot be bound for another reason, or none is there.

@@ -11,7 +11,7 @@ from agent.core.model import SealedBundle
 from agent.core.source import Ack, Source
 
 FETCH_SECONDS: Final = 30.0
-"""More than any source's own limits; one that has none left is told as broken."""
+"""Longer than any source's own limits; a source that takes longer is told as broken."""
 
 Outcome = dict[str, str | int | None]
 

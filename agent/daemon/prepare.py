@@ -1,7 +1,7 @@
 """Is everything there that the configuration names? All of it is opened and checked; nothing is started.
 
 What is wrong is a mistake, told at once. What does not even answer is not waited for, and what is only away just now (a
-directory that is not mounted yet, a key that the machine was not given) is an alarm and no reason to serve nobody: the
+directory that is not mounted yet, a key that the machine was not given) is an alarm and no reason to stop serving: the
 agent starts without it, and uses it as soon as it is there. A check takes note of all of it, and goes on, so that
 everything that is wrong is told in one go.
 """

@@ -1,6 +1,6 @@
 """How does what was accepted here before come back into force? And what if it is another machine's?
 
-The memory of this instance comes from the process before us, or from the state directory; it is evaluated by who the
+The memory of this instance comes from the process before us, or from the state directory; it is weighed by who the
 machine is (:func:`agent.identity.whose.whose`), now or when that is learned. What was in force is opened again; a key
 service may be slow, down or silent: nobody waits for it for long, and what the bundle decides is pending.
 """

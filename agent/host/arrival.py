@@ -1,4 +1,4 @@
-"""Whether a worker's request arrives at the agent: who answers at the metadata address, and the word of it.
+"""Whether a worker's request arrives at the agent: who answers at the metadata address, and what is said of it.
 
 The process that holds the rules writes a small file (:data:`STATE`); ``status``, the metrics and ``wait`` read it. The
 file is root's. It carries a heartbeat on the boot-time clock: what has stopped beating is not believed.

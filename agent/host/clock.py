@@ -130,7 +130,7 @@ class SystemClock:
         return doubt
 
     def adopt(self, witness: Witness, now: datetime, wall_error_seconds: float | None) -> None:
-        """Take over what the process before us took for the time. To be done before anything is evaluated by it."""
+        """Take over what the process before us took for the time. To be done before anything is measured by it."""
         self.timekeeper.adopt(witness, now.timestamp(), self._read(), wall_error=wall_error_seconds)
 
     @property

@@ -62,7 +62,7 @@ MASKING: Final = frozenset(
 )
 
 _SPEAKS_AWS: Final = frozenset({"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_METADATA_SERVICE_TIMEOUT"})
-"""Of the pointers, those of which one stands wherever AWS is served."""
+"""The pointers of which at least one stands wherever AWS is served."""
 _AWS_MASKING: Final = frozenset(name for name in MASKING if name.startswith("AWS_"))
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # systemd drops a variable whose value has a control character beside tab and line feed; a line feed is legal in quotes,

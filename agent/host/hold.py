@@ -66,7 +66,7 @@ class Holder:
         self._pending: list[str] = []
         self._notes: list[str] = []
         self._answer: str | None = None
-        self._closed: str | None = None  # by whose will
+        self._closed: str | None = None  # why workers are refused by command
         self._healed = self._plans = 0
         self._again = LOOK_AGAIN_SECONDS[0]
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups"), 0.0)

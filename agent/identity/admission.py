@@ -31,7 +31,7 @@ def evaluate(state: State, bundle: Bundle, now: datetime, *, resume: bool = Fals
     Args:
         state: what is so now.
         bundle: what was opened.
-        now: the instant of evaluating.
+        now: the instant of the evaluation.
         resume: the bytes are our own copy of what was accepted before, read back at the start.
 
     Returns:

@@ -1,7 +1,7 @@
-"""What will be answered, and when, if nothing new arrives: so that who answers need not know why.
+"""What will be answered, and when, if nothing new arrives. So whoever answers need not know why.
 
 An answer changes by an event or by the passing of time. What time does is known beforehand: between two of the instants
-at which something ends nothing changes, so to look once at each is to know it all. Pure.
+at which something ends nothing changes, so one look at each of them tells everything. Pure.
 """
 
 from __future__ import annotations

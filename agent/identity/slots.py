@@ -302,7 +302,7 @@ def source_came(slot: Slot, now: datetime) -> Slot:
 
 
 def hurried(slot: Slot, due_at: datetime) -> Slot:
-    """It is to be asked for by ``due_at``. A retry keeps its pace."""
+    """Ask for it by ``due_at`` at the latest. A retry keeps its own pace."""
     state = slot.state
     if isinstance(state, New | Holding | Absent) and due_at < state.due_at:
         return replace(slot, state=replace(state, due_at=due_at))

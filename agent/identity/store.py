@@ -61,14 +61,14 @@ class Store:
         return effects
 
     def watch(self, told: Callable[[], None]) -> None:
-        """Have ``told`` called whenever something may have changed that others are told, before anything else is done.
+        """Have ``told`` called whenever something that others are told may have changed, before anything else is done.
 
         It must not raise, block, or let an event happen.
         """
         self._watchers.append(told)
 
     def tell(self) -> None:
-        """Something may have changed that others are told: here, or of what is held beside the state."""
+        """Say that something that others are told may have changed: here, or in what is held beside the state."""
         for told in self._watchers:
             told()
 

@@ -67,8 +67,8 @@ def signed_assertion(grant: GcpServiceAccount, claims: dict[str, Any], doing: st
 
     unusable = Denied(f"{doing}: expected a pem rsa private key of 2048 bits or more", code="invalid-key")
     try:
-        # Without the test that p and q are primes: it holds the loop for 70 ms, and what it would find out is that
-        # the sender signed a key that does not work, which Google says as well.
+        # The test that p and q are primes is left out: it holds the loop for 70 ms, and finds out only that the sender
+        # signed a key that does not work, which Google says as well.
         key = load_pem_private_key(grant.private_key.reveal().encode(), None, unsafe_skip_rsa_key_validation=True)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise unusable from None  # the parser's own words may quote the key

@@ -1,7 +1,7 @@
 """From "the way out failed" and "the upstream said no" to ``Denied`` and ``Transient``.
 
 The one place that decides which failures pass by themselves. A wrong *permanent* costs minutes of slow retries, a
-wrong *passing* costs a burst of useless calls, so what is not known is evaluated by its status alone.
+wrong *passing* costs a burst of useless calls, so what is not known is classified by its status alone.
 """
 
 from __future__ import annotations

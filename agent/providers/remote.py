@@ -1,4 +1,4 @@
-"""URLs that came out of a bundle: an allow-list before the request, the listener's address guard during it."""
+"""URLs that came out of a bundle: an allow-list before the request, the HTTP client's address guard during it."""
 
 from __future__ import annotations
 

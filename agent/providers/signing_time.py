@@ -50,6 +50,7 @@ class SigningTime:
         if said is None:
             return
         offset = said.timestamp() - self._boottime()
-        # What it says was tried, and refused as well: it does not go by its own Date. Ours again, the next time.
+        # The time it names was tried, and refused as well: it does not go by its own Date. Next time it gets ours
+        # again.
         if before is None or abs(before - offset) > TRIED_SECONDS:
             self._offsets[server] = offset

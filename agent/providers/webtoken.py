@@ -28,7 +28,7 @@ MAX_TOKEN_BYTES: Final = 20_000
 
 
 class WebTokens:
-    """Gets the token that a grant names. A fresh look each time: whatever keeps it fresh is not us.
+    """Gets the token that a grant names, and looks anew each time: somebody else keeps it fresh.
 
     Args:
         directories: where ``file`` tokens may lie.

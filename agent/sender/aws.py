@@ -167,7 +167,7 @@ def _session_token(local: LocalAws, options: AwsOptions, grant_id: str) -> Colle
         wanted |= {"SerialNumber": options.mfa.serial, "TokenCode": options.mfa.code.reveal()}
     answer = asked(lambda: sts.get_session_token(**wanted))
     identity = asked(sts.get_caller_identity)
-    # No role: this is how the worker and the horizon know a user's session, which may assume roles for more than 1 h.
+    # No role: this is how the worker and the forecast know a user's session, which may assume roles for more than 1 h.
     grant = _session_grant(answer["Credentials"], grant_id, local.region, account_id=identity["Account"])
     return Collected(cloud=Cloud.AWS, grants=(grant,), route=grant_id, who=identity["Arn"])
 

@@ -43,7 +43,7 @@ SETTLE_LOOKS: Final = 20
 """A file that never settles is read after so many looks (3 s) all the same, and refused for what it then is."""
 
 RETRY_LOOKS: Final = 12
-"""A broken file is read again after so many looks (5 s) though it looks the same: what mended may not show in it."""
+"""A broken file is read again after so many looks (5 s) though it looks the same: mending may not change its look."""
 
 # Not here: the file, a directory on the way, or a directory that is a file for now.
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})

@@ -20,7 +20,7 @@ class PushSource:
     """Holds nothing: what is pushed is submitted at once, whether or not it changed, and the verdict is given back.
 
     Args:
-        clock: sleeps between nothing and nothing.
+        clock: sleeps; there is nothing to look at.
         name: for logs and acknowledgements.
     """
 

@@ -280,7 +280,7 @@ class Upstream:
         try:
             stream = UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
             witness = None
-            if self._hear is not None and "Age" not in response.headers:  # a cache's word is nobody's
+            if self._hear is not None and "Age" not in response.headers:  # what a cache says vouches for nothing
                 witness = witness_of(origin.lower(), link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
             if self._hear is not None and witness is not None and stream.date is not None:
                 self._hear(witness, stream.date, time.clock_gettime(time.CLOCK_BOOTTIME) - asked_at)
@@ -302,7 +302,7 @@ class Upstream:
         self._retire()
 
     def _retire(self) -> None:
-        """Let no new request use the sessions there are: they believe authorities that were replaced, say."""
+        """Let no new request use the sessions there are: they may believe authorities that were replaced."""
         self._former += self._sessions.values()
         self._sessions = {}
 

@@ -62,7 +62,7 @@ def date_of(headers: Mapping[str, str]) -> datetime | None:
 
 
 def witness_of(origin: str, *, link: bool, chosen: bool) -> Witness | None:
-    """Whose word a ``Date`` from ``origin`` is; ``None``: of nobody who is asked for the time.
+    """Which witness's word a ``Date`` from ``origin`` is; ``None``: that of none who is asked for the time.
 
     Args:
         origin: scheme, host and port as connected to, the default port left out.
