@@ -37,12 +37,16 @@ $(VENV)/.package: $(VENV)/.locked pyproject.toml agent/__init__.py
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(VENV)/.dask: requirements/dask.txt $(VENV)/.locked
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/dask.txt
+	@touch $@
+
 .PHONY: demo
-demo: $(VENV)/.package ## the main job on an embedded cloud, in a minute; KEEP=1 leaves it running
+demo: $(VENV)/.package $(VENV)/.dask ## the main job on an embedded cloud, in a minute; KEEP=1 leaves it running
 	@exec $(BIN)/python -m tests.demo $(if $(filter-out 0,$(KEEP)),--keep) $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.package ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
+test: $(VENV)/.package $(VENV)/.dask ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
 	@exec $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 $(VENV)/.charts: requirements/charts.txt $(VENV)/.locked
@@ -116,6 +120,7 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) pyproject.toml requirements/test.in --constraint requirements/runtime.txt --output-file requirements/test.txt
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) requirements/charts.in --constraint requirements/test.txt --output-file requirements/charts.txt
+	$(LOCK) requirements/dask.in --constraint requirements/test.txt --output-file requirements/dask.txt
 	$(LOCK) requirements/mutants.in --constraint requirements/test.txt --output-file requirements/mutants.txt
 	$(LOCK) requirements/lint.in --constraint requirements/test.txt --output-file requirements/lint.txt
 

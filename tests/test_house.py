@@ -72,14 +72,14 @@ def test_only_the_command_line_prints_or_exits() -> None:
 
 
 def test_only_the_command_line_reads_the_environment() -> None:
-    """No room but ``cli`` reads the environment: it is passed as an argument."""
-    allowed = ("cli/", "__main__.py")
+    """No room but those of a person's programs reads the environment: it is passed as an argument."""
+    allowed = ("cli/", "forward/", "__main__.py")
     assert [u for path in outside(*allowed) for u in uses(path, "os.environ", "os.getenv")] == []
 
 
 def test_only_the_clock_reads_the_time() -> None:
-    """Time is a parameter: only ``host/clock.py`` reads the wall clock, and the sender's commands, who have no other."""
-    allowed = ("host/clock.py", "cli/", "sender/")
+    """Time is a parameter: only ``host/clock.py`` reads the wall clock, and the sender's programs, who have no other."""
+    allowed = ("host/clock.py", "cli/", "forward/", "sender/")
     clocks = ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "datetime.datetime.now")
     assert [u for path in outside(*allowed) for u in uses(path, *clocks)] == []
 

@@ -5,11 +5,8 @@ The bundle, which can be piped, goes to stdout; what is for a person goes to std
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
-import re
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +20,8 @@ from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.text import instant
 from agent.core.variables import passes
+from agent.forward import signing
+from agent.forward.local import adc_file
 from agent.identity.forecast import Forecast, sentence
 from agent.sender import Collected, assemble, aws, claims, deliver, files, gcp
 from agent.wire import userdata
@@ -162,7 +161,7 @@ def seal(**given: Any) -> None:
         collected=collected,
         more=[env] if env else [],
         withdraw=withdraw,
-        issuer=given["issuer"] or base.iss or _default_issuer(),
+        issuer=given["issuer"] or base.iss or signing.default_issuer(),
         subject=given["subject"],
         audiences=given["audience"],
         seq=given["seq"],
@@ -255,18 +254,10 @@ def _from_adc(given: dict[str, Any], now: datetime) -> Collected:
         send_refresh_token=given["send_refresh_token"],
         send_key=given["send_service_account_key"],
         project_id=given["google_project"],
-        adc_file=_adc_file(),
+        adc_file=adc_file(),
         **({"scopes": given["scope"]} if given["scope"] else {}),
     )
     return gcp.from_adc(options, now=now)
-
-
-def _adc_file() -> Path:
-    """Where the application default credentials are (AIP-4110): named by the environment, or where gcloud puts them."""
-    if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-        return Path(named)
-    directory = os.environ.get("CLOUDSDK_CONFIG") or Path("~/.config/gcloud").expanduser()
-    return Path(directory) / "application_default_credentials.json"
 
 
 def _policy(path: Path | None) -> str | None:
@@ -339,12 +330,3 @@ def _deliver(target: deliver.GceTarget, sealed: bytes, endpoint: str) -> None:
 
 def _until(length: timedelta | None, now: datetime) -> datetime | None:
     return None if length is None else now + length
-
-
-def _default_issuer() -> str:
-    """Who is speaking when nobody says: enough for a person to recognize; the key is what a worker believes."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # no such uid in the user database, as in a container
-        user = str(os.getuid())
-    return "laptop:" + re.sub(r"[^A-Za-z0-9.@_-]", "-", f"{user}@{socket.gethostname()}")

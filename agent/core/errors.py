@@ -15,6 +15,7 @@ family              raised by                   caught by
 ``SnapshotError``   snapshot                    who writes one: it closes; who reads one: it keeps what it has
 ``TargetError``     wire                        the listener, which answers 400
 ``ProviderError``   providers, sender           the controller, which retries; the command line
+``CourierError``    forward                     the forwarding, which tells it of that worker and asks again
 ``HostError``       host                        whoever needed it done: daemon, command line
 ==================  ==========================  ===========================================================
 
@@ -187,6 +188,10 @@ class Denied(ProviderError):
 
 class Transient(ProviderError):
     """The upstream was unreachable, slow, throttling or broken: retry with backoff."""
+
+
+class CourierError(AgentError):
+    """A worker could not be reached, or what runs there failed before it said anything: it is asked again."""
 
 
 class HostError(AgentError):

@@ -1,0 +1,83 @@
+"""One line from a laptop to a cluster: the identity of this computer, on every worker, renewed while this runs.
+
+.. code-block:: python
+
+    from dask.distributed import Client
+    from agent import forward
+
+    client = Client(cluster)
+    with forward.dask(client):
+        df = dd.read_parquet("s3://private/...")     # unchanged
+
+Nothing is installed in the workers' Python; an agent must run on the workers and be told at launch to believe this
+computer's key (:func:`public_key`; whoever is not served says so, and how to mend it). What travels is sealed to keys
+that the workers' machines have vouched for: neither the scheduler nor anybody on the way can read or alter it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from agent.core.errors import AgentError
+from agent.forward import signing
+from agent.forward.courier import Courier, Job
+from agent.forward.session import Forward
+from agent.forward.status import CloudStatus, State, Status, WorkerStatus
+from agent.forward.wanted import Wanted, begin
+
+__all__ = [
+    "AgentError",
+    "CloudStatus",
+    "Courier",
+    "Forward",
+    "Job",
+    "State",
+    "Status",
+    "Wanted",
+    "WorkerStatus",
+    "dask",
+    "public_key",
+    "to",
+]
+
+
+def dask(client: Any, **wanted: Unpack[Wanted]) -> Forward:
+    """Forward to every present and future worker of a Dask cluster.
+
+    A worker that joins is served before its first task. In a coroutine of an asynchronous client: ``async with``.
+
+    Args:
+        client: the ``distributed.Client``.
+        wanted: see :class:`Wanted`.
+
+    Returns:
+        When every worker that is there now has been dealt with; see :meth:`Forward.status`.
+
+    Raises:
+        UsageError: the arguments contradict each other.
+        Denied: there is no identity on this computer, or it may not do what was asked.
+        Transient: AWS or Google could not be reached.
+        HostError: the signing key cannot be read or made.
+        CourierError: the scheduler does not answer.
+    """
+    from agent.forward.on_dask import Dask  # noqa: PLC0415 - only for whom it is
+
+    def courier(session: str, issuer: str) -> Dask:
+        return Dask(client, session=session, issuer=issuer)
+
+    return begin(courier, wanted, lazy=lambda made: made.in_its_loop)
+
+
+def to(courier: Courier, **wanted: Unpack[Wanted]) -> Forward:
+    """Forward to whatever ``courier`` reaches (:mod:`agent.forward.courier`). Otherwise as :func:`dask`."""
+    return begin(lambda _session, _issuer: courier, wanted)
+
+
+def public_key(signer: str | Path | None = None) -> str:
+    """The public half of the key that bundles are signed with, on one line: what workers are told to believe.
+
+    Raises:
+        HostError: it cannot be read or made.
+    """
+    return signing.public_line(signing.load(None if signer is None else Path(signer)))

@@ -1,0 +1,148 @@
+"""How a cluster is reached: a courier of three methods, which anything that can run Python on workers can have.
+
+A courier is trusted with nothing: it carries public keys, evidence and sealed bundles. To bring identities to a cluster
+of another kind (Slurm, Spark, a relay), give :func:`agent.forward.to` an object with these methods:
+
+.. code-block:: python
+
+    class Spark:                                                 # for example
+        name, private, named = "spark", False, False
+        def workers(self): return ids_of_executors()
+        def call(self, job, workers): return {w: run_there(w, eval, job.expression) for w in workers}
+        def watch(self, joined): return lambda: None             # found out by asking workers() again
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from typing import Final, Protocol
+
+import msgspec
+
+from agent.core.errors import CourierError
+from agent.core.strictjson import NotThatShapeError, decode
+from agent.enrol import LARGEST_ENROLMENT
+
+PROGRAM: Final = resources.files("agent.forward").joinpath("onworker.py").read_text("utf-8")
+"""The text that runs on workers. Text and no code object: the workers' Python may be another than ours."""
+
+Step = tuple[str, str, bytes | None]
+"""Method, path and body of a request to the courier socket."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to be carried to the agents of many workers: the same for all of them.
+
+    Attributes:
+        steps: requests to the courier socket, in their order.
+        seconds: how long all of it may take on a worker.
+        after: what the worker's machine has come to with it: ``served``, ``refused``, ``withdrawn``, or nothing yet.
+        session: of the forwarding that asks.
+    """
+
+    steps: tuple[Step, ...]
+    seconds: float = 20.0
+    after: str = ""
+    session: str = ""
+
+    @property
+    def request(self) -> str:
+        """What ``main`` of the program takes."""
+        steps = [(m, path, None if body is None else base64.b64encode(body).decode()) for m, path, body in self.steps]
+        return json.dumps({"steps": steps, "seconds": self.seconds, "after": self.after, "session": self.session})
+
+    @property
+    def expression(self) -> str:
+        """An expression that carries the request wherever it is evaluated, and is the reply then."""
+        return f"(lambda n: (exec({PROGRAM!r}, n), n['main']({self.request!r}))[1])({{'__name__': 'credential-agent'}})"
+
+    @property
+    def script(self) -> str:
+        """A program that prints the reply: for an interpreter that reads it from its standard input."""
+        return f"{PROGRAM}\nprint(main({self.request!r}))\n"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the agent answered to one step."""
+
+    status: int
+    text: str
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back from a worker. All of it is said by a stranger.
+
+    Attributes:
+        host: what the worker is called.
+        agent: which agent was reached: the same for all workers of a machine.
+        problem: ``no-agent``, ``not-running``, ``not-allowed``, ``failed``; ``None``: every step has an answer.
+    """
+
+    host: str
+    agent: str | None
+    problem: str | None = None
+    said: str = ""
+    answers: tuple[Answer, ...] = ()
+
+
+class _Wire(msgspec.Struct):
+    host: str
+    agent: str | None = None
+    problem: str | None = None
+    said: str = ""
+    answers: list[tuple[int, str]] = []
+
+
+LARGEST_REPLY: Final = 4 * LARGEST_ENROLMENT
+
+
+def read_reply(text: object) -> Reply:
+    """What the program returned.
+
+    Raises:
+        CourierError: it is something else.
+    """
+    if not isinstance(text, str) or len(text) > LARGEST_REPLY:
+        raise CourierError("the worker's reply is not text, or too long")
+    try:
+        wire = decode(text.encode("utf-8", "replace"), _Wire)
+    except NotThatShapeError:
+        raise CourierError("the worker's reply is not what was asked for") from None
+    host = "".join(c for c in wire.host[:255] if c.isprintable())
+    answers = tuple(Answer(status, said) for status, said in wire.answers)
+    return Reply(host=host, agent=wire.agent, problem=wire.problem, said=wire.said, answers=answers)
+
+
+class Courier(Protocol):
+    """Reaches the workers of a cluster.
+
+    Attributes:
+        name: of the kind of cluster, for people.
+        private: nobody between here and the workers reads or alters what is carried, and they are who they say (TLS
+            with a cluster's own certificates, ssh).
+        named: the user has named each of these machines, so that who they are needs no other proof.
+    """
+
+    name: str
+    private: bool
+    named: bool
+
+    def workers(self) -> Sequence[str]:
+        """The workers that are there now, by names of the courier's own."""
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        """Evaluate ``job.expression`` (or run ``job.script``) on each of ``workers``.
+
+        Returns:
+            For each worker the text that came back, or why there is none; who has left may be missing. It may raise if
+            nobody could be reached, and must return within a minute or so of ``job.seconds``.
+        """
+
+    def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
+        """Call ``joined``, from any thread, with workers that have come; until what is returned is called.
+
+        A courier that is told of nothing does nothing: ``workers`` is asked every few seconds all the same.
+        """

@@ -1,0 +1,301 @@
+"""Who is there? Which agents the workers reach, which key each has, and what proves it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from agent import enrol
+from agent.core.errors import CourierError, EvidenceError, UsageError
+from agent.enrol import Enrolment, Machine, Policy
+from agent.forward.courier import Answer, Courier, Job, Reply, read_reply
+from agent.forward.status import State, WorkerStatus
+
+STATUS: Final = ("GET", "/v1/status", None)
+VERIFIERS: Final = 16
+"""So many questions to those who vouch are under way at once: STS answers in a tenth of a second."""
+
+Verify = Callable[[Enrolment, str, datetime], Machine]
+"""What the evidence of an enrolment proves, for the question with that nonce. Raises EvidenceError."""
+
+_PROBLEMS: Final[Mapping[str, tuple[State, str, str]]] = {
+    "no-agent": (
+        State.NO_AGENT,
+        "there is no agent on this worker (no courier socket)",
+        "install it on the workers' image (packer/README.md), or bind-mount /run/credential-agent into the container",
+    ),
+    "not-running": (
+        State.NO_AGENT,
+        "the agent on this worker does not answer",
+        "on the worker: systemctl status credential-agent",
+    ),
+    "not-allowed": (
+        State.NOT_ALLOWED,
+        "the worker's user may not speak to the agent there",
+        "add that user to the group of the courier socket (ls -l /run/credential-agent), and start the worker anew",
+    ),
+}
+
+
+@dataclass
+class Agent:
+    """One agent: a machine, however many workers run on it.
+
+    Attributes:
+        workers: those that reach it, as far as is known.
+        enrolment: its key and what was said with it; ``None`` until it was asked.
+        machine: who it was proved to be; ``None``: nothing was proved, and nothing needed to be.
+        version: of the content it has; 0: none.
+        seq: of the bundle it took from us.
+        longest: the longest lease that it lets us give, in seconds; ``None``: any.
+    """
+
+    id: str
+    workers: dict[str, None] = field(default_factory=dict)
+    enrolment: Enrolment | None = None
+    machine: Machine | None = None
+    version: int = 0
+    seq: int | None = None
+    longest: int | None = None
+    state: State = State.WAITING
+    reason: str | None = None
+    hint: str | None = None
+
+    def say(self, state: State, reason: str | None = None, hint: str | None = None) -> None:
+        """How it stands from now on."""
+        self.state, self.reason, self.hint = state, reason, hint
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Who may have the identity.
+
+    Attributes:
+        policy: whom evidence must prove.
+        thumbprints: keys that a person has compared; they need no evidence.
+        trust_channel: who is reached is who was meant, whatever evidence there is.
+        verify: asks those who vouch.
+    """
+
+    policy: Policy
+    thumbprints: Collection[str]
+    trust_channel: bool
+    verify: Verify
+
+    def admit(self, enrolment: Enrolment, nonce: str, now: datetime) -> Machine | None:
+        """Whoever was proved; ``None`` when nobody needed to be.
+
+        Raises:
+            EvidenceError: it may not have the identity.
+        """
+        if enrolment.thumbprint in self.thumbprints:
+            return None
+        if self.trust_channel and not enrolment.evidence:
+            return None
+        if not enrolment.evidence:
+            why = "; ".join(f"{one.kind}: {one.reason}" for one in enrolment.missing) or "it gave no reason"
+            raise EvidenceError(
+                f"the worker proves nothing about itself ({why})",
+                hint=f'if you know by other means that this key is its own: thumbprints=["{enrolment.thumbprint}"]',
+                code="none",
+            )
+        try:
+            machine = self.verify(enrolment, nonce, now)
+            if not self.trust_channel:
+                self.policy.check(machine)
+        except EvidenceError as error:
+            if self.trust_channel and error.code == "unavailable":
+                return None
+            raise
+        return machine
+
+
+class Roster:
+    """The workers and their agents.
+
+    Args:
+        courier: reaches them.
+        session: of this forwarding.
+        kid: of our signing key, by which an agent says whether it knows us.
+    """
+
+    def __init__(self, courier: Courier, *, session: str, kid: str) -> None:
+        self._courier = courier
+        self._session = session
+        self._kid = kid
+        self.agents: dict[str, Agent] = {}
+        self.of: dict[str, str] = {}  # the agent of each worker
+        self._alone: dict[str, WorkerStatus] = {}  # workers that reach no agent
+        self._hosts: dict[str, str] = {}
+
+    def statuses(self) -> tuple[WorkerStatus, ...]:
+        """How each worker stands."""
+        found = list(self._alone.values())
+        for name, at in self.of.items():
+            agent = self.agents[at]
+            found.append(
+                WorkerStatus(
+                    name=name,
+                    host=self._hosts.get(name, ""),
+                    state=agent.state,
+                    machine=None if agent.machine is None else str(agent.machine),
+                    reason=agent.reason,
+                    hint=agent.hint,
+                )
+            )
+        return tuple(sorted(found, key=lambda one: one.name))
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget the workers that are gone. Their agents are remembered: a worker that starts again finds its own."""
+        for name in [one for one in (*self.of, *self._alone) if one not in names]:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        at = self.of.pop(name, None)
+        if at is not None:
+            self.agents[at].workers.pop(name, None)
+        self._alone.pop(name, None)
+        self._hosts.pop(name, None)
+
+    def ask(self, job: Job, names: Sequence[str]) -> dict[str, Reply | CourierError]:
+        """Carry a job to workers; for each what came back."""
+        if not names:
+            return {}
+        said = self._courier.call(job, names)
+        replies: dict[str, Reply | CourierError] = {}
+        for name in names:
+            text = said.get(name, CourierError("the worker has left"))
+            if isinstance(text, Exception):
+                replies[name] = CourierError(f"the worker could not be reached: {type(text).__name__}: {text}"[:300])
+                continue
+            try:
+                replies[name] = read_reply(text)
+            except CourierError as error:
+                replies[name] = error
+        return replies
+
+    def look(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Find out which agent each worker reaches, and what that says of itself; by agent, its status."""
+        documents: dict[str, dict[str, Any]] = {}
+        for name, reply in self.ask(Job(steps=(STATUS,), session=self._session), names).items():
+            self._forget(name)
+            if isinstance(reply, CourierError):
+                self._alone[name] = WorkerStatus(name=name, state=State.UNREACHABLE, reason=reply.message)
+                continue
+            self._hosts[name] = reply.host
+            document = _document(reply)
+            if reply.agent is None or document is None:
+                self._alone[name] = _lonely(name, reply)
+                continue
+            agent = self.agents.setdefault(reply.agent, Agent(reply.agent))
+            agent.workers[name] = None
+            self.of[name] = agent.id
+            agent.longest = self._longest(document)
+            documents[agent.id] = document
+        return documents
+
+    def _longest(self, document: dict[str, Any]) -> int | None:
+        signers = document.get("signers")
+        for one in signers if isinstance(signers, list) else []:
+            if isinstance(one, dict) and one.get("kid") == self._kid:
+                most = one.get("max_lease_seconds")
+                return most if isinstance(most, int) and most > 0 else None
+        return None
+
+    def speaker(self, agent: Agent) -> str:
+        """A worker through which an agent is reached."""
+        return next(iter(agent.workers))
+
+    def enrol(self, agents: Sequence[Agent], admission: Admission, now: Callable[[], datetime]) -> None:
+        """Ask agents for their keys and have what they say verified. Whoever does not hold is told so in its state."""
+        nonce = enrol.new_nonce(secrets.token_bytes(32))
+        job = Job(steps=(("POST", "/v1/enrol", enrol.write_question(nonce)),), session=self._session)
+        replies = self.ask(job, [self.speaker(agent) for agent in agents])
+        asked: list[tuple[Agent, Enrolment]] = []
+        for agent in agents:
+            agent.enrolment = agent.machine = None
+            try:
+                asked.append((agent, enrol.read_enrolment(_body(replies[self.speaker(agent)]), nonce=nonce)))
+            except EvidenceError as error:
+                agent.say(State.EVIDENCE, error.message, error.hint)
+            except CourierError as error:
+                agent.say(State.UNREACHABLE, error.message, error.hint)
+        with ThreadPoolExecutor(min(VERIFIERS, len(asked) or 1), "verify") as pool:
+            list(pool.map(lambda one: self._admit(one[0], one[1], admission, nonce, now()), asked))
+
+    @staticmethod
+    def _admit(agent: Agent, enrolment: Enrolment, admission: Admission, nonce: str, now: datetime) -> None:
+        try:
+            agent.machine = admission.admit(enrolment, nonce, now)
+        except EvidenceError as error:
+            state = State.WAITING if error.code == "unavailable" else State.EVIDENCE
+            agent.say(state, error.message, error.hint)
+            return
+        agent.enrolment = enrolment
+        agent.say(State.WAITING)
+
+
+def _document(reply: Reply) -> dict[str, Any] | None:
+    if reply.problem is not None or not reply.answers or reply.answers[0].status != 200:
+        return None
+    try:
+        document = json.loads(reply.answers[0].text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _lonely(name: str, reply: Reply) -> WorkerStatus:
+    if (known := _PROBLEMS.get(reply.problem or "")) is not None:
+        state, reason, hint = known
+        return WorkerStatus(name=name, host=reply.host, state=state, reason=reason, hint=hint)
+    said = reply.said or (reply.answers[0].text[:200] if reply.answers else "nothing")
+    return WorkerStatus(
+        name=name, host=reply.host, state=State.UNREACHABLE, reason=f"the agent on this worker said: {said}"
+    )
+
+
+def _body(reply: Reply | CourierError) -> bytes:
+    answer = answered(reply)
+    if answer.status == 409:
+        raise EvidenceError(
+            "the worker has no key of its own that could be told",
+            hint='give it one: [[keys]] kind = "ephemeral" in its configuration',
+            code="key",
+        )
+    if answer.status != 200:
+        raise CourierError(f"the agent on this worker said {answer.status}: {answer.text[:200]}")
+    return answer.text.encode()
+
+
+def answered(reply: Reply | CourierError) -> Answer:
+    """The answer to the only step.
+
+    Raises:
+        CourierError: there is none.
+    """
+    if isinstance(reply, CourierError):
+        raise reply
+    if reply.problem is not None or not reply.answers:
+        known = _PROBLEMS.get(reply.problem or "")
+        raise CourierError(known[1] if known else f"the agent on this worker could not be asked: {reply.said}")
+    return reply.answers[0]
+
+
+def check_channel(courier: Courier, *, without_evidence: bool | None) -> bool:
+    """Whether the channel's word is enough for who a worker is.
+
+    Raises:
+        UsageError: it was asked for where anybody on the way could take a worker's place.
+    """
+    if without_evidence and not courier.private:
+        raise UsageError(
+            f"without_evidence=True needs a channel that nobody can alter: {courier.name} is not encrypted here",
+            hint="use TLS for the cluster (tls://), or let workers prove who they are",
+        )
+    return courier.named if without_evidence is None else without_evidence

@@ -1,0 +1,272 @@
+"""The identity of this computer: what is sent of it, when there is something new to send, and to whom by default."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from agent.core.errors import Denied, ProviderError, Transient, UsageError
+from agent.core.model import AwsAssumeRole, AwsSession, Cloud, Env, GcpToken, Grant
+from agent.core.secret import Secret
+from agent.enrol import Policy
+from agent.identity.forecast import Forecast, forecasts
+from agent.sender import Collected, aws, gcp
+from agent.sender.claims import content_of
+
+Renew = Literal["here", "worker", "instance", "never"]
+
+LATEST: Final = timedelta(minutes=20)
+"""Clients on a worker ask again 15 minutes before the end: its successor must be there by then."""
+EARLIEST: Final = timedelta(hours=1)
+RETRY: Final = timedelta(seconds=30)
+SAME_AGAIN: Final = timedelta(minutes=5)
+"""What has no successor yet is looked at so often: a sign-on that renews itself does so only near its end."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What was collected of one cloud.
+
+    Attributes:
+        mark: changes with what this computer knows (:meth:`Local.marks`).
+        digest: of what is sent.
+        due: when to look for a successor; ``None``: it needs none.
+        trouble: why there is no successor yet.
+    """
+
+    collected: Collected
+    forecast: Forecast
+    mark: str
+    digest: str
+    due: datetime | None
+    trouble: str | None = None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What of this computer's identity is sent, and how. See :func:`agent.forward.dask`."""
+
+    aws: Any = "auto"
+    gcp: Any = "auto"
+    environ: Mapping[str, str] = {}
+    role_arn: str | None = None
+    policy: str | None = None
+    impersonate: str | None = None
+    duration: timedelta | None = None
+    renew: Renew = "here"
+
+
+class Local:
+    """This computer's identity.
+
+    Args:
+        options: what is wanted.
+        transport: how google-auth reaches the network; ``None``: its own.
+
+    Raises:
+        UsageError: the options contradict each other.
+    """
+
+    def __init__(self, options: Options, *, transport: Callable[..., Any] | None = None) -> None:
+        if options.aws is None and (options.role_arn or options.policy):
+            raise UsageError("role_arn= and policy= are about AWS, and aws=None turns it off", hint="leave one out")
+        if options.policy is not None and options.role_arn is None:
+            raise UsageError("policy= narrows a role: say which one with role_arn=")
+        if options.renew == "instance" and options.role_arn is None:
+            raise UsageError('renew="instance" assumes a role on the workers: say which one with role_arn=')
+        if options.aws is None and options.gcp is None and not options.environ:
+            raise UsageError("nothing to forward: aws=None and gcp=None, and no environ=")
+        self._options = options
+        self._transport = transport
+        self._session: Any = None
+        self.parts: dict[Cloud, Part] = {}
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of the variables that are sent."""
+        return tuple(sorted(self._options.environ))
+
+    def more(self) -> tuple[Grant, ...]:
+        """Grants beside those of the clouds."""
+        if not self._options.environ:
+            return ()
+        return (Env(id="env", variables={name: Secret(value) for name, value in self._options.environ.items()}),)
+
+    def collect(self, now: datetime) -> bool:
+        """Collect what is due; true if there is something new to send.
+
+        Raises:
+            Denied: there is nothing to send at all: no identity was found, or the one that was asked for.
+            Transient: at the first time: a cloud cannot be reached.
+        """
+        new = False
+        missing: list[ProviderError] = []
+        for cloud, wanted in ((Cloud.AWS, self._options.aws), (Cloud.GCP, self._options.gcp)):
+            if wanted is None:
+                continue
+            part = self.parts.get(cloud)
+            mark = self._mark(cloud)
+            if part is not None and part.mark == mark and (part.due is None or now < part.due):
+                continue
+            try:
+                found = self._part(cloud, mark, now)
+            except (Denied, Transient) as error:
+                if part is not None:
+                    self.parts[cloud] = _again(part, mark, now, error.message)
+                elif isinstance(error, Transient) or wanted != "auto" or error.code != "no-credentials":
+                    raise
+                else:
+                    missing.append(error)
+                continue
+            if part is not None and found.digest == part.digest:
+                self.parts[cloud] = _again(found, mark, now, None)
+                continue
+            self.parts[cloud] = found
+            new = True
+        if not self.parts and not self._options.environ:
+            hint = "; ".join(dict.fromkeys(one.hint for one in missing if one.hint))
+            raise Denied(
+                "neither boto3 nor google.auth finds an identity on this computer", hint=hint, code="no-credentials"
+            )
+        return new
+
+    def due(self) -> datetime | None:
+        """When :meth:`collect` is worth calling again, should nothing change before."""
+        return min((part.due for part in self.parts.values() if part.due is not None), default=None)
+
+    def collected(self, now: datetime) -> tuple[Collected, ...]:
+        """What is to be sent: not what is over, since a bundle that holds it is refused whole."""
+        return tuple(
+            part.collected for part in self.parts.values() if part.forecast.until is None or part.forecast.until > now
+        )
+
+    def policy(self) -> Policy:
+        """To whom it is given by default: the machines of its own account and project."""
+        account = project = None
+        for part in self.parts.values():
+            for grant in part.collected.grants:
+                if isinstance(grant, AwsSession) and grant.account_id:
+                    account = account or grant.account_id
+                elif isinstance(grant, AwsAssumeRole):
+                    account = grant.role_arn.split(":")[4]
+            if part.collected.cloud is Cloud.AWS and account is None and part.collected.who.startswith("arn:"):
+                account = part.collected.who.split(":")[4]
+            project = project or next(
+                (getattr(grant, "project_id", None) for grant in part.collected.grants if _is_google(grant)), None
+            )
+        return Policy.of_identity(account=account, project=project)
+
+    def _part(self, cloud: Cloud, mark: str, now: datetime) -> Part:
+        collected = self._from_boto(now) if cloud is Cloud.AWS else self._from_adc(now)
+        content = content_of(collected.grants, {collected.cloud: collected.route})
+        (forecast,) = forecasts(content.grants, content.routes, None, now)
+        plain = msgspec.json.encode(collected.grants, enc_hook=_reveal)
+        return Part(
+            collected=collected,
+            forecast=forecast,
+            mark=mark,
+            digest=hashlib.sha256(plain).hexdigest(),
+            due=None if self._options.renew == "never" else _due(forecast.until, now),
+        )
+
+    def _from_boto(self, now: datetime) -> Collected:
+        import boto3  # noqa: PLC0415 - only when there is something to collect
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+
+        options, wanted = self._options, self._options.aws
+        if isinstance(wanted, str):
+            profile = None if wanted == "auto" else wanted
+            try:
+                # A new one each time: what one has found it keeps, though somebody has signed on anew.
+                session = boto3.Session(profile_name=profile)
+                if session.region_name is None and "AWS_REGION" in os.environ:
+                    session = boto3.Session(profile_name=profile, region_name=os.environ["AWS_REGION"])
+            except BotoCoreError as error:
+                raise Denied(str(error), hint="which profiles are there? `aws configure list-profiles`") from None
+        else:
+            session = wanted
+        renewal = {"worker": aws.Renewal.LOCAL, "instance": aws.Renewal.INSTANCE}.get(options.renew, aws.Renewal.NONE)
+        return aws.from_boto(
+            session,
+            aws.AwsOptions(
+                role_arn=options.role_arn,
+                policy=options.policy,
+                duration=options.duration,
+                renew=renewal if options.role_arn else aws.Renewal.NONE,
+            ),
+            now=now,
+        )
+
+    def _from_adc(self, now: datetime) -> Collected:
+        lasting = self._options.renew == "worker"
+        wanted = self._options.gcp
+        if isinstance(wanted, gcp.GcpOptions):
+            options = wanted
+        else:
+            options = gcp.GcpOptions(
+                impersonate=self._options.impersonate,
+                send_refresh_token=lasting,
+                send_key=lasting,
+                adc_file=adc_file(),
+            )
+        return gcp.from_adc(options, now=now, transport=self._transport)
+
+    def _mark(self, cloud: Cloud) -> str:
+        """What changes when somebody signs on anew. Nobody is asked, no helper is run: files and the environment."""
+        prefixes = ("AWS_",) if cloud is Cloud.AWS else ("GOOGLE_", "CLOUDSDK_", "GCLOUD_")
+        seen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
+        for path in _aws_files() if cloud is Cloud.AWS else [adc_file()]:
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            seen.append(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}")
+        return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def adc_file() -> Path:
+    """Where the application default credentials are (AIP-4110): named by the environment, or where gcloud puts them."""
+    if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        return Path(named)
+    directory = os.environ.get("CLOUDSDK_CONFIG") or Path("~/.config/gcloud").expanduser()
+    return Path(directory) / "application_default_credentials.json"
+
+
+def _aws_files() -> list[Path]:
+    home = Path("~/.aws").expanduser()
+    named = [
+        Path(os.environ.get(name) or home / default).expanduser()
+        for name, default in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials"))
+    ]
+    return [*named, *sorted((home / "sso/cache").glob("*.json")), *sorted((home / "login/cache").glob("*.json"))]
+
+
+def _due(until: datetime | None, now: datetime) -> datetime | None:
+    if until is None:
+        return None
+    length = until - now
+    lead = min(max(min(length / 3, EARLIEST), LATEST), length / 2)
+    return until - lead
+
+
+def _again(part: Part, mark: str, now: datetime, trouble: str | None) -> Part:
+    pause = RETRY if trouble else SAME_AGAIN
+    left = None if part.forecast.until is None else (part.forecast.until - now) / 3
+    if left is not None and left < pause:
+        pause = max(left, timedelta(seconds=1))
+    due = None if part.due is None else max(now + pause, part.due)
+    return msgspec.structs.replace(part, mark=mark, due=due, trouble=trouble)
+
+
+def _is_google(grant: Grant) -> bool:
+    return isinstance(grant, GcpToken) or type(grant).__name__.startswith("Gcp")
+
+
+def _reveal(value: object) -> str:
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise TypeError(f"a grant must not hold a {type(value).__name__}")

@@ -1,0 +1,221 @@
+"""Dask: every worker that is there and every one that comes, by what each scheduler and worker of `distributed` can do.
+
+What runs on workers is text: an object that is unpickled by evaluating an expression, which needs nothing of ours there
+and no bytecode of another Python. A worker awaits the ``setup`` of plugins before it takes tasks, so a newcomer tells
+us, and is served first. The scheduler passes all of it on unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
+from typing import Any, Final
+
+from agent.core.errors import CourierError, UsageError
+from agent.forward.courier import PROGRAM, Job
+
+PATIENCE_SECONDS: Final = 10.0
+"""How long a newcomer waits to be served before it takes tasks all the same: we may be gone."""
+SLICE: Final = 128
+"""Workers of one call: one that hangs is waited for by so many others only."""
+ALONE_SECONDS: Final = 10.0
+
+_ON_WORKER: Final = (
+    PROGRAM
+    + """
+
+import asyncio
+
+
+async def carry(request, dask_worker=None):
+    reply = await asyncio.get_running_loop().run_in_executor(None, main, request)
+    asked = json.loads(request)
+    for name, plugin in list(getattr(dask_worker, "plugins", {}).items()):
+        if name.startswith("credential-agent-"):
+            plugin.carried(asked, dask_worker)
+    return reply
+
+
+def plugin(session, issuer, patience):
+    from distributed.diagnostics.plugin import WorkerPlugin
+
+    class CredentialAgent(WorkerPlugin):
+        def __init__(self):
+            self.name = session
+            self.heard = None
+
+        async def setup(self, worker):
+            self.heard = asyncio.Event()
+            worker.log_event(session, {"joined": worker.address})
+            try:
+                await asyncio.wait_for(self._served(), patience)
+            except asyncio.TimeoutError:
+                pass
+
+        async def _served(self):
+            loop = asyncio.get_running_loop()
+            status = json.dumps({"steps": [["GET", "/v1/status", None]], "seconds": patience})
+            reply = json.loads(await loop.run_in_executor(None, main, status))
+            if reply["problem"] or not reply["answers"]:
+                return
+            found = json.loads(reply["answers"][0][1])
+            bundle = found.get("bundle") or {}
+            states = [one.get("state") for one in found.get("clouds", {}).values()]
+            if bundle.get("issuer") == issuer and "live" in states:
+                return
+            await self.heard.wait()
+
+        def carried(self, asked, worker):
+            if asked.get("after") in ("served", "refused") and self.heard is not None:
+                self.heard.set()
+            if asked.get("after") == "withdrawn" and asked.get("session") != session:
+                worker.log_event(session, {"joined": worker.address})
+
+        def teardown(self, worker):
+            if self.heard is not None:
+                self.heard.set()
+
+    return CredentialAgent()
+"""
+)
+
+
+def _expression(name: str, *arguments: object) -> str:
+    call = f"({', '.join(map(repr, arguments))})" if arguments else ""
+    return f"(lambda n: (exec({_ON_WORKER!r}, n), n[{name!r}])[1]{call})({{'__name__': 'credential-agent'}})"
+
+
+class _Carry:
+    """Pickled, it is an expression; unpickled, the function of that name on the worker."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return eval, (_expression("carry"),)
+
+    def __call__(self) -> None:
+        raise AssertionError("internal error: it runs on workers only")
+
+
+class Dask:
+    """The courier of a Dask cluster.
+
+    Args:
+        client: a ``distributed.Client``, synchronous or not.
+        session: of this forwarding: the name of its plugin and topic.
+        issuer: as whom we speak.
+        patience: how long a newcomer waits for us.
+    """
+
+    name = "dask"
+    named = False
+
+    def __init__(self, client: Any, *, session: str, issuer: str, patience: float = PATIENCE_SECONDS) -> None:
+        if not hasattr(client, "scheduler") or not hasattr(client, "register_plugin"):
+            raise UsageError(
+                f"forward.dask() takes a distributed.Client, got {type(client).__name__}",
+                hint="from dask.distributed import Client; client = Client(cluster)",
+            )
+        self._client = client
+        self._session = f"credential-agent-{session}"
+        self._issuer = issuer
+        self._patience = patience
+        self._register: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._comm: Any = None
+        address = str(getattr(client.scheduler, "address", ""))
+        self.private = re.match(r"(tls|wss)://", address) is not None
+
+    @property
+    def in_its_loop(self) -> bool:
+        """Whether this very thread runs the client's loop: then nothing may be waited for here."""
+        try:
+            return asyncio.get_running_loop() is self._client.loop.asyncio_loop
+        except RuntimeError:
+            return False
+
+    def workers(self) -> Sequence[str]:
+        """Their addresses."""
+
+        async def ask() -> Any:
+            found = await self._client.nthreads()
+            # A client that lost its scheduler and found it again is subscribed to nothing; a scheduler that was
+            # started anew knows no plugin of ours.
+            if self._register is not None and self._client.scheduler_comm is not self._comm:
+                self._begin(self._register())
+            return found
+
+        return list(self._wait(self._begin(ask()), 30))
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        """Run it on them, outside of tasks and beside them."""
+        begun = [(some, self._begin(self._run(job, some))) for some in _slices(workers, SLICE)]
+        said: dict[str, str | Exception] = {}
+        for some, future in begun:
+            try:
+                said.update(self._wait(future, job.seconds + 10))
+            except CourierError:
+                # One that hangs holds up the others of its slice: each for itself then.
+                alone = [(one, self._begin(self._run(job, [one]))) for one in some] if len(some) > 1 else []
+                for one, own in alone:
+                    try:
+                        said.update(self._wait(own, ALONE_SECONDS))
+                    except CourierError as error:
+                        said[one] = error
+        return said
+
+    async def _run(self, job: Job, workers: Sequence[str]) -> Any:
+        return await self._client.run(_Carry(), job.request, workers=list(workers), on_error="return")
+
+    def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
+        """Have every newcomer tell us, before it takes a task."""
+
+        def hear(event: Any) -> None:
+            said = event[1] if isinstance(event, tuple | list) and len(event) == 2 else None
+            name = said.get("joined") if isinstance(said, dict) else None
+            if isinstance(name, str):
+                joined([name])
+
+        from distributed.diagnostics.plugin import WorkerPlugin  # noqa: PLC0415 - not a dependency of ours
+
+        expression = _expression("plugin", self._session, self._issuer, self._patience)
+        members = {"name": self._session, "__reduce__": lambda _: (eval, (expression,))}
+        plugin = type("CredentialAgent", (WorkerPlugin,), members)()
+
+        async def register() -> None:
+            self._comm = self._client.scheduler_comm
+            self._client.subscribe_topic(self._session, hear)
+            # Nobody waits for this: it returns when the last worker has been served, by us.
+            await self._client.register_plugin(plugin, name=self._session)
+
+        self._register = register
+        self._begin(register())
+
+        async def leave() -> None:
+            self._register = None
+            with contextlib.suppress(ValueError):
+                self._client.unsubscribe_topic(self._session)
+            await self._client.unregister_worker_plugin(self._session)
+
+        return lambda: self._wait(self._begin(leave()), 30)
+
+    def _begin(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        if getattr(self._client, "status", "running") in {"closed", "closing"}:
+            work.close()
+            raise CourierError("the dask client is closed", hint="forward again with the client that is open now")
+        return asyncio.run_coroutine_threadsafe(work, self._client.loop.asyncio_loop)
+
+    @staticmethod
+    def _wait(future: Future[Any], seconds: float) -> Any:
+        try:
+            return future.result(seconds)
+        except Late:
+            future.cancel()
+            raise CourierError(f"no answer within {seconds:g} s") from None
+        except Exception as error:  # noqa: BLE001 - distributed raises what it likes
+            raise CourierError(f"{type(error).__name__}: {error}"[:300]) from None
+
+
+def _slices(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [items[first : first + size] for first in range(0, len(items), size)]

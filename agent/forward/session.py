@@ -1,0 +1,199 @@
+"""One forwarding: a thread that does what is due, and the handle that a program holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, Literal, Self
+
+from agent.core.errors import AgentError
+from agent.forward.courier import Courier
+from agent.forward.engine import CHUNK, Engine
+from agent.forward.status import Status
+from agent.forward.telling import Teller
+
+OnExit = Literal["withdraw", "keep"]
+
+GLANCE_SECONDS: Final = 5.0
+"""So often the files of this computer's identity are looked at: nobody is asked, and a new sign-on is there soon."""
+PRESENT_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 30.0
+"""A worker that is not served is asked again so often, and every worker whether it still is."""
+PER_WORKER_SECONDS: Final = 0.1
+"""In a large cluster each of that takes its time: 10,000 workers are asked once in a quarter of an hour."""
+GATHER_SECONDS: Final = 0.02
+"""Workers that come in one moment are served in one go."""
+
+_log = logging.getLogger("agent.forward")
+
+
+class Forward:
+    """An identity on its way to a cluster. Made by :func:`agent.forward.dask` and its siblings.
+
+    Leaving the ``with`` block, or :meth:`close`, takes the identity away from the workers again, unless
+    ``on_exit="keep"``. If the program is killed, they keep it until :attr:`Status.until`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        courier: Courier,
+        teller: Teller,
+        *,
+        on_exit: OnExit,
+        lazy: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._courier = courier
+        self._teller = teller
+        self._on_exit = on_exit
+        self._wake = threading.Condition()
+        self._joined: list[str] = []
+        self._stopping = False
+        self._working = threading.Lock()
+        self._status: Status | None = None
+        self._unwatch: Callable[[], None] | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        if not lazy:
+            self._start()
+
+    # -- for the program
+
+    def status(self) -> Status:
+        """How each worker and each cloud stands. Does not ask anybody."""
+        if self._status is None:
+            return self._engine.status()
+        return self._status
+
+    def refresh(self) -> Status:
+        """Look at this computer and at every worker now, and deliver what is new."""
+        with self._working:
+            self._renew()
+            self._look(self._engine.present())
+        return self.status()
+
+    def close(self) -> None:
+        """End it: withdraw unless ``on_exit="keep"``, and say until when the workers are served. Twice is once."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        if self._unwatch is not None:
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                self._unwatch()
+        status = self.status()
+        taken = None
+        if self._on_exit == "withdraw":
+            try:
+                taken = self._engine.withdraw()
+            except Exception as error:  # noqa: BLE001 - a courier's errors are its own
+                self._engine.lost(error)
+            self._status = self._engine.status()
+        self._teller.left(status, taken, datetime.now(UTC))
+
+    def __enter__(self) -> Self:
+        if self._thread is None and not self._closed:
+            self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        if self._thread is None and not self._closed:
+            await asyncio.to_thread(self._start)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    # -- the thread
+
+    def _start(self) -> None:
+        self._engine.collect()
+        self._teller.began(self._engine.status())
+        names = self._engine.present()
+        self._look(names)
+        self._unwatch = self._courier.watch(self._join)
+        self._thread = threading.Thread(target=self._run, name="credential-agent-forward", daemon=True)
+        self._thread.start()
+
+    def _join(self, names: Sequence[str]) -> None:
+        with self._wake:
+            self._joined.extend(names)
+            self._wake.notify_all()
+
+    def _run(self) -> None:
+        count = len(self.status().workers)
+        present = time.monotonic() + PRESENT_SECONDS
+        again = time.monotonic() + self._pause(count)
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopping or bool(self._joined), GLANCE_SECONDS)
+                if self._stopping:
+                    return
+                if self._joined:
+                    self._wake.wait_for(lambda: self._stopping, GATHER_SECONDS)
+            try:
+                with self._working:
+                    self._welcome()
+                    self._renew()
+                    if time.monotonic() >= present:
+                        names = self._engine.present()
+                        known = {one.name for one in self.status().workers}
+                        count = len(names)
+                        whole = time.monotonic() >= again
+                        some = set(names) if whole else set(names) - known
+                        self._look([name for name in names if name in some])
+                        present = time.monotonic() + PRESENT_SECONDS
+                        if whole:
+                            again = time.monotonic() + self._pause(count)
+            except Exception as error:  # noqa: BLE001 - no network for ten minutes is no end
+                self._engine.lost(error)
+                _log.info("%s", self._engine.status().trouble)
+                self._tell()
+                present = time.monotonic() + PRESENT_SECONDS
+
+    @staticmethod
+    def _pause(count: int) -> float:
+        return max(AGAIN_SECONDS, count * PER_WORKER_SECONDS)
+
+    def _welcome(self) -> None:
+        """Serve those who have just come; they wait for it before their first task."""
+        with self._wake:
+            names, self._joined = list(dict.fromkeys(self._joined)), []
+        for first in range(0, len(names), CHUNK):
+            self._engine.serve(names[first : first + CHUNK])
+        if names:
+            self._tell()
+
+    def _look(self, names: Sequence[str]) -> None:
+        for first in range(0, len(names), CHUNK):
+            self._engine.serve(names[first : first + CHUNK])
+            self._welcome()
+        self._tell()
+
+    def _renew(self) -> None:
+        try:
+            new = self._engine.collect()
+        except AgentError as error:
+            self._engine.lost(error)
+            return
+        if new:
+            for _ in self._engine.renew():
+                self._welcome()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._status = self._engine.status()
+        self._teller.now(self._status, datetime.now(UTC))

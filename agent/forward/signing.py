@@ -1,0 +1,93 @@
+"""The key that this user signs with: made at first use, kept in the user's configuration directory, 0600."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+
+from agent import bundle
+from agent.core.errors import HostError, UsageError
+from agent.core.text import os_reason
+from agent.sender import files
+
+
+def default_path() -> Path:
+    """Where the key is: ``$XDG_CONFIG_HOME/credential-agent/sender.jwk``, or below ``~/.config``."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    directory = Path(base) if base.startswith("/") else Path("~/.config").expanduser()
+    return directory / "credential-agent" / "sender.jwk"
+
+
+def load(path: Path | None = None) -> bundle.SigningKey:
+    """The user's signing key; made, if there is none.
+
+    Raises:
+        HostError: it cannot be read or made, or others may read it.
+        FormatError: the file holds no signing key.
+    """
+    path = path or default_path()
+    for _ in range(2):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            _make(path)
+            continue
+        except OSError as error:
+            raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
+        if stat.S_IMODE(mode) & 0o077:
+            raise HostError(
+                f"{path}: expected a private key that only you may read, got mode {stat.S_IMODE(mode):04o}",
+                hint=f"chmod 600 {path}; if others could read it, remove it and let a new one be made",
+            )
+        return bundle.SigningKey.parse(files.read(path))
+    raise HostError(f"{path}: is made and removed by something else at the same time")
+
+
+def _make(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{path.parent}: cannot be made: {os_reason(error)}") from None
+    key = bundle.SigningKey.generate()
+    text = json.dumps({**key.private_jwk(), "kid": key.kid}) + "\n"
+    try:
+        files.write(path, text.encode(), mode=files.PRIVATE, replace=False)
+    except HostError:
+        # Two programs that begin at the same moment: the first one's key is the key.
+        if not path.exists():
+            raise
+
+
+def public_line(key: bundle.SigningKey) -> str:
+    """The public half on one line, as whoever launches workers names it."""
+    return json.dumps({**key.public_jwk(), "kid": key.kid}, separators=(",", ":"))
+
+
+def default_issuer() -> str:
+    """Who is speaking when nobody says: enough for a person to recognize; the key is what a worker believes."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such uid in the user database, as in a container
+        user = str(os.getuid())
+    return "laptop:" + re.sub(r"[^A-Za-z0-9.@_-]", "-", f"{user}@{socket.gethostname()}")
+
+
+def check_issuer(issuer: str) -> str:
+    """An issuer, if it can be one.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not issuer or len(issuer) > 256 or not issuer.isprintable():
+        raise UsageError("issuer: expected 1 to 256 printable characters")
+    return issuer
+
+
+def at_launch(key: bundle.SigningKey, issuer: str) -> str:
+    """What whoever launches workers adds to their user-data, so that they believe this sender."""
+    return f"add at launch, to the workers' user-data: credential-agent-signer: {public_line(key)} (issuer {issuer})"

@@ -1,0 +1,91 @@
+"""What a person sees: a line or two when something has changed. On a terminal; a library says nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from datetime import datetime
+from typing import Final, TextIO
+
+from agent.core.text import instant, spell
+from agent.forward.status import State, Status
+
+SHOWN: Final = 5
+"""So many workers that are not served are named; ``status()`` has all of them."""
+
+
+class Teller:
+    """Tells.
+
+    Args:
+        out: where; ``None``: nobody is told anything.
+    """
+
+    def __init__(self, out: TextIO | None) -> None:
+        self._out = out
+        self._said: object = None
+
+    @classmethod
+    def of(cls, progress: bool | None) -> Teller:
+        """On a terminal unless told otherwise."""
+        shown = sys.stderr.isatty() if progress is None else progress
+        return cls(sys.stderr if shown else None)
+
+    def began(self, status: Status) -> None:
+        """As whom."""
+        for cloud in status.clouds:
+            self._line(f"forwarding {cloud.cloud}: {cloud.who}")
+        if status.variables:
+            self._line(
+                f"forwarding variables: {', '.join(status.variables)}; programs that start on the workers from now on "
+                "get them, those that run already (the workers themselves among them) do not"
+            )
+
+    def now(self, status: Status, now: datetime) -> None:
+        """How it stands, if that is another than before."""
+        missing = status.not_served()
+        key = (
+            status.served,
+            len(status.workers),
+            status.until,
+            status.trouble,
+            tuple((m.name, m.reason) for m in missing),
+        )
+        if self._out is None or key == self._said:
+            return
+        self._said = key
+        if status.trouble is not None:
+            self._line(f"{status.trouble}; what was served stays served{_until(status, now)}")
+            return
+        self._line(f"{status.served} of {len(status.workers)} workers are served{_until(status, now)}")
+        for cloud in status.clouds:
+            if cloud.trouble:
+                self._line(f"  {cloud.cloud} cannot be renewed here: {cloud.trouble}")
+        reasons = Counter((one.state, one.reason, one.hint) for one in missing if one.state is not State.WAITING)
+        for (_, reason, hint), count in reasons.most_common(SHOWN):
+            first = next(one for one in missing if (one.reason, one.hint) == (reason, hint))
+            others = f" and {count - 1} others" if count > 1 else ""
+            self._line(f"  not served: {first.host or first.name}{others}: {reason}")
+            if hint:
+                self._line(f"    hint: {hint}")
+
+    def left(self, status: Status, taken: int | None, now: datetime) -> None:
+        """At the end: until when the workers are served without us."""
+        if taken is not None:
+            self._line(f"withdrawn from {taken} machine{'' if taken == 1 else 's'}: the workers have it no longer")
+            return
+        until = "as long as they run" if status.until is None else f"until {instant(status.until)}"
+        self._line(f"left: {status.served} workers are served without this program {until}")
+        del now
+
+    def _line(self, text: str) -> None:
+        if self._out is not None:
+            self._out.write(f"credential-agent: {text}\n")
+
+
+def _until(status: Status, now: datetime) -> str:
+    if not status.clouds:
+        return ""
+    if status.until is None:
+        return ", also without this program"
+    return f", without this program until {instant(status.until)} (for {spell(status.until - now)}); it renews that"

@@ -1,0 +1,153 @@
+"""What a program asks for, and the forwarding that is made of it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypedDict
+
+from agent.core.errors import UsageError
+from agent.enrol import Policy
+from agent.forward import signing, vouching
+from agent.forward.engine import Engine
+from agent.forward.enrolling import Admission, Verify, check_channel
+from agent.forward.local import Local, Options, Renew
+from agent.forward.session import Forward, OnExit
+from agent.forward.telling import Teller
+
+
+class Wanted(TypedDict, total=False):
+    """What every kind of forwarding takes, all of it optional.
+
+    Attributes:
+        aws: which AWS identity: ``"auto"`` (what boto3 finds), the name of a profile, a ``boto3.Session``; ``None``:
+            none.
+        gcp: which Google identity: ``"auto"`` (the application default credentials), or ``None``.
+        credentials: ``None`` turns both off, for when only ``environ`` is sent.
+        environ: variables for the workers' environment file. Programs that start from then on get them; those that run
+            already, the workers of the cluster among them, do not.
+        role_arn: AWS: assume this role and send its session.
+        policy: AWS: a session policy that narrows the role: JSON text or a mapping.
+        impersonate: Google: send a token of this service account instead.
+        duration: AWS: how long a session lasts.
+        lease: workers serve for so long at most without hearing from this program. By default as long as the
+            credentials live.
+        renew: who renews: ``"here"``, this program; ``"worker"``: the workers, with what is sent to them for it (the
+            base of a role, a refresh token: long-lived!); ``"instance"``: the workers, with their machine's own role;
+            ``"never"``.
+        accounts: AWS accounts whose machines may have it. By default that of the identity that is sent.
+        roles: of their machines only those with these roles.
+        projects: Google projects whose instances may have it. By default that of the identity that is sent.
+        service_accounts: of those only instances that run as these.
+        instance_ids: of all of them only these.
+        thumbprints: keys of workers that you have compared yourself: they need no other proof.
+        without_evidence: the channel is trusted: who is reached is who was meant. Only on encrypted ones.
+        issuer: as whom bundles are signed; by default ``laptop:USER@HOST``.
+        signer: the file of the signing key; by default one in your configuration directory, made at first use.
+        on_exit: ``"withdraw"`` the identity at the end of the block, or let the workers ``"keep"`` it to its end.
+        progress: say on stderr how it goes; by default if that is a terminal.
+    """
+
+    aws: Any
+    gcp: Any
+    credentials: None
+    environ: Mapping[str, str]
+    role_arn: str | None
+    policy: str | Mapping[str, Any] | None
+    impersonate: str | None
+    duration: timedelta | None
+    lease: timedelta | None
+    renew: Renew
+    accounts: Sequence[str]
+    roles: Sequence[str]
+    projects: Sequence[str]
+    service_accounts: Sequence[str]
+    instance_ids: Sequence[str]
+    thumbprints: Sequence[str]
+    without_evidence: bool | None
+    issuer: str | None
+    signer: str | Path | None
+    on_exit: OnExit
+    progress: bool | None
+
+
+def begin(
+    make: Callable[[str, str], Any],
+    wanted: Mapping[str, Any],
+    *,
+    lazy: Callable[[Any], bool] = lambda _: False,
+    verify: Verify | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Forward:
+    """Begin to forward.
+
+    Args:
+        make: makes the courier, of the name of this forwarding and the issuer.
+        wanted: the members of :class:`Wanted`.
+        lazy: whether nobody may be waited for here, and ``async with`` begins.
+        verify: asks those who vouch.
+        now: time.
+
+    Raises:
+        AgentError: see :func:`agent.forward.dask`.
+    """
+    odd = wanted.keys() - Wanted.__annotations__.keys()
+    if odd:
+        raise UsageError(f"forward knows no {min(odd)}=", hint=f"it knows: {', '.join(sorted(Wanted.__annotations__))}")
+    off = "credentials" in wanted
+    if off and wanted["credentials"] is not None:
+        raise UsageError("credentials= can only be None: neither aws nor gcp", hint="name a profile with aws=")
+    policy = wanted.get("policy")
+    local = Local(
+        Options(
+            aws=None if off else wanted.get("aws", "auto"),
+            gcp=None if off else wanted.get("gcp", "auto"),
+            environ=dict(wanted.get("environ", {})),
+            role_arn=wanted.get("role_arn"),
+            policy=policy if policy is None or isinstance(policy, str) else json.dumps(policy, separators=(",", ":")),
+            impersonate=wanted.get("impersonate"),
+            duration=wanted.get("duration"),
+            renew=wanted.get("renew", "here"),
+        )
+    )
+    on_exit = wanted.get("on_exit", "withdraw")
+    if on_exit not in {"withdraw", "keep"}:
+        raise UsageError(f'on_exit: expected "withdraw" or "keep", got {on_exit!r}')
+    issuer = signing.check_issuer(wanted.get("issuer") or signing.default_issuer())
+    path = wanted.get("signer")
+    signer = signing.load(None if path is None else Path(path))
+    # A stream of its own: what ends here takes nothing away that another forwarding of the same person has brought.
+    session = f"forward-{secrets.token_hex(6)}"
+    courier = make(session, issuer)
+    trusted = check_channel(courier, without_evidence=wanted.get("without_evidence"))
+
+    def admission(of: Local) -> Admission:
+        own = of.policy()
+        return Admission(
+            policy=Policy(
+                accounts=tuple(wanted.get("accounts", own.accounts)),
+                roles=tuple(wanted.get("roles", ())),
+                projects=tuple(wanted.get("projects", own.projects)),
+                service_accounts=tuple(wanted.get("service_accounts", ())),
+                instance_ids=tuple(wanted.get("instance_ids", ())),
+            ),
+            thumbprints=frozenset(wanted.get("thumbprints", ())),
+            trust_channel=trusted,
+            verify=verify or vouching.verifier(),
+        )
+
+    engine = Engine(
+        courier,
+        local,
+        admission,
+        signer=signer,
+        issuer=issuer,
+        subject=session,
+        lease=wanted.get("lease"),
+        now=now,
+    )
+    teller = Teller.of(wanted.get("progress"))
+    return Forward(engine, courier, teller, on_exit=on_exit, lazy=lazy(courier))

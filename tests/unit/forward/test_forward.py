@@ -1,0 +1,293 @@
+"""An identity reaches a cluster by a courier of the documented three methods: who is served, who is not, and why."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.core.errors import Denied, HostError, UsageError
+from agent.core.model import Action, AwsSession, Env
+from agent.forward import State, signing
+from tests.unit.forward.support import ISSUER, World
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with World(tmp_path, monkeypatch) as made:
+        yield made
+
+
+def test_every_worker_is_served_by_one_exchange_and_withdrawn_from_at_the_end(world: World) -> None:
+    """All machines get the session of the laptop, from one look at STS, and lose it when the block is left."""
+    machines = [world.machine(f"m{index}", workers=2) for index in range(3)]
+    with world.forward() as f:
+        status = f.status()
+        assert (status.served, len(status.workers), status.trouble) == (6, 6, None)
+        assert {one.machine for one in status.workers} == {"worker-role in account 111122223333"}
+        for one in machines:
+            assert one.bundle is not None
+            (grant,) = one.bundle.grants
+            assert isinstance(grant, AwsSession)
+            assert one.bundle.issuer == ISSUER
+        asked = world.sts.operations()
+        assert asked == ["GetCallerIdentity"]  # a session is sent as it is; whose it is is asked once
+    assert [one.bundle for one in machines] == [None, None, None]
+    assert all(one.accepted[-1].action is Action.WITHDRAW for one in machines)
+
+
+def test_what_runs_on_a_worker_needs_nothing_of_ours(world: World) -> None:
+    """An interpreter without any package, in an environment without anything, carries it all the same."""
+    world.courier.real = True
+    machine = world.machine("m")
+    with world.forward() as f:
+        assert f.status().served == 1
+    assert [one.action for one in machine.accepted] == [Action.SET, Action.WITHDRAW]
+
+
+def test_workers_of_one_machine_share_its_agent(world: World) -> None:
+    """Twelve workers on a machine are one enrolment and one bundle, whatever the share of their user id is."""
+    machine = world.machine("m", workers=12)
+    with world.forward() as f:
+        assert f.status().served == 12
+        assert [path for _, path in machine.asked].count("/v1/enrol") == 1
+        assert len(machine.accepted) == 1
+
+
+def test_what_is_kept_stays_on_the_workers(world: World) -> None:
+    """on_exit="keep" leaves the identity to its end."""
+    machine = world.machine("m")
+    with world.forward(on_exit="keep"):
+        pass
+    assert machine.bundle is not None
+
+
+def test_a_machine_of_another_account_gets_nothing(world: World) -> None:
+    """By default only the account of the identity that is sent; the reason and what would let it in are told."""
+    own, other = world.machine("own"), world.machine("other", account="999900001111")
+    with world.forward() as f:
+        by_name = {one.name: one for one in f.status().workers}
+        assert by_name["own-0"].state is State.SERVED
+        assert by_name["other-0"].state is State.EVIDENCE
+        assert "999900001111" in str(by_name["other-0"].reason)
+        assert 'accounts=["999900001111"]' in str(by_name["other-0"].hint)
+    assert own.accepted
+    assert not other.accepted
+    with world.forward(accounts=["999900001111"]) as f:
+        assert {one.name: one.state for one in f.status().workers} == {
+            "own-0": State.EVIDENCE,
+            "other-0": State.SERVED,
+        }
+
+
+def test_without_evidence_nothing_is_given_over_a_channel_that_can_be_altered(world: World) -> None:
+    """No evidence, no identity; the channel's word counts only where nobody can alter what it carries."""
+    machine = world.machine("m")
+    machine.evidence = lambda *_: []
+    with world.forward() as f:
+        (one,) = f.status().workers
+        assert (one.state, machine.accepted) == (State.EVIDENCE, [])
+        assert "there is no metadata service here" in str(one.reason)
+        assert machine.key.recipient_key().kid in str(one.hint)
+    with pytest.raises(UsageError, match="not encrypted"):
+        world.forward(without_evidence=True)
+    world.courier.private = True
+    with world.forward(without_evidence=True) as f:
+        assert f.status().served == 1
+
+
+def test_a_key_that_a_person_compared_needs_no_evidence(world: World) -> None:
+    """thumbprints= names keys; another key of the same kind of machine still gets nothing."""
+    known, other = world.machine("known"), world.machine("other")
+    for one in (known, other):
+        one.evidence = lambda *_: []
+    with world.forward(thumbprints=[known.key.recipient_key().kid]) as f:
+        assert {one.name: one.state for one in f.status().workers} == {
+            "known-0": State.SERVED,
+            "other-0": State.EVIDENCE,
+        }
+
+
+def test_evidence_that_was_made_for_another_key_is_refused(world: World) -> None:
+    """A job that answers with its own key and its machine's evidence for another gets nothing."""
+    honest, thief = world.machine("honest"), world.machine("thief")
+    thief.evidence = lambda _thumbprint, nonce: honest.evidence(honest.key.recipient_key().kid, nonce)
+    with world.forward() as f:
+        assert {one.name: one.state for one in f.status().workers} == {
+            "honest-0": State.SERVED,
+            "thief-0": State.EVIDENCE,
+        }
+    assert not thief.accepted
+
+
+def test_each_reason_for_which_a_worker_is_not_served_is_told(world: World) -> None:
+    """No agent, an agent that does not know us, one that refuses: the reason, and what a person can do."""
+    world.machine("fine")
+    world.machine("stranger", trust=[])
+    world.machine("narrow", trust=world.trusting(audiences=["urn:credbundle:cluster:x"]))
+    world.courier.sockets["bare-0"] = world.home / "no.sock"
+    with world.forward() as f:
+        by_name = {one.name: one for one in f.status().workers}
+        assert {name: one.state for name, one in by_name.items()} == {
+            "fine-0": State.SERVED,
+            "stranger-0": State.UNKNOWN_SIGNER,
+            "narrow-0": State.REFUSED,
+            "bare-0": State.NO_AGENT,
+        }
+        assert world.key.kid in str(by_name["stranger-0"].hint)
+        assert "may not address" in str(by_name["narrow-0"].reason)
+        assert "packer/README.md" in str(by_name["bare-0"].hint)
+
+
+def test_a_new_sign_on_is_delivered(world: World) -> None:
+    """What changes on the laptop is on the workers, without enrolling anew."""
+    machine = world.machine("m")
+    with world.forward() as f:
+        second = world.sign_on()
+        f.refresh()
+        (grant,) = machine.accepted[-1].grants
+        assert isinstance(grant, AwsSession)
+        assert grant.access_key_id == second
+        assert [path for _, path in machine.asked].count("/v1/enrol") == 1
+        assert f.status().renewals == 1
+
+
+def test_a_session_is_replaced_before_its_end(world: World) -> None:
+    """A role's session is made anew when a third of it is left: one exchange, and no worker ever sees its end."""
+    role = "arn:aws:iam::111122223333:role/reader"
+    world.sts.role(role)
+    machine = world.machine("m")
+    with world.forward(role_arn=role) as f:
+        assert world.sts.operations() == ["AssumeRole"]
+        world.time_gone = timedelta(minutes=39)
+        f.refresh()
+        assert world.sts.operations() == ["AssumeRole"]
+        world.time_gone = timedelta(minutes=41)
+        f.refresh()
+        assert world.sts.operations() == ["AssumeRole", "AssumeRole"]
+        assert len(machine.accepted) == 2
+
+
+def test_a_lease_is_renewed_and_no_longer_than_a_worker_lets_us(world: World) -> None:
+    """lease= ends serving when this program is gone; a worker's own limit is kept to, and each is renewed in time."""
+    wide, narrow = world.machine("wide"), world.machine("narrow", trust=world.trusting(max_lease_seconds=600))
+    with world.forward(lease=timedelta(minutes=30)) as f:
+        assert f.status().served == 2
+        for one, seconds in ((wide, 1800), (narrow, 600)):
+            bundle = one.accepted[-1]
+            assert bundle.lease_until is not None
+            assert round((bundle.lease_until - bundle.issued_at).total_seconds()) == seconds
+        world.time_gone = timedelta(seconds=205)
+        f.refresh()
+        assert [len(one.accepted) for one in (wide, narrow)] == [2, 2]
+
+
+def test_a_worker_that_joins_is_served_without_another_exchange(world: World) -> None:
+    """The courier tells of a newcomer, and it gets what the others have."""
+    world.machine("m")
+    with world.forward() as f:
+        late = world.machine("late")
+        assert world.courier.joined is not None
+        world.courier.joined(["late-0"])
+        with late.changed:
+            assert late.changed.wait_for(lambda: bool(late.accepted), 30)
+        f.refresh()
+        assert f.status().served == 2
+        assert world.sts.operations() == ["GetCallerIdentity"]
+
+
+def test_an_agent_that_lost_its_key_enrols_anew(world: World) -> None:
+    """A machine that was set up anew has another key: it is asked again, and served."""
+    machine = world.machine("m")
+    with world.forward() as f:
+        machine.key = type(machine.key).generate()
+        machine.bundle = None
+        f.refresh()
+        assert f.status().served == 1
+        assert machine.bundle is not None
+        machine.key = type(machine.key).generate()  # behind our back: found out when the bundle is refused
+        world.sign_on()
+        f.refresh()
+        assert f.status().served == 1
+        assert len(machine.accepted) == 3
+
+
+def test_two_forwardings_do_not_take_away_each_others(world: World) -> None:
+    """The one that ends withdraws its own; the other brings its own back when it looks."""
+    machine = world.machine("m")
+    with world.forward() as first:
+        with world.forward():
+            assert len(machine.accepted) == 2
+        assert machine.bundle is None
+        first.refresh()
+        assert machine.bundle is not None
+
+
+def test_no_network_changes_nothing_that_is_served(world: World) -> None:
+    """While the cluster cannot be reached the status says so, and afterwards it goes on."""
+    machine = world.machine("m")
+    with world.forward() as f:
+        world.courier.broken = True
+        with pytest.raises(OSError, match="no network"):
+            f.refresh()
+        assert machine.bundle is not None
+        world.courier.broken = False
+        world.sign_on()
+        assert f.refresh().served == 1
+        assert len(machine.accepted) == 2
+
+
+def test_variables_are_sent_alone(world: World) -> None:
+    """credentials=None sends no identity; nothing of AWS is asked, and the policy must be given."""
+    machine = world.machine("m")
+    with world.forward(credentials=None, environ={"MYAPP_TOKEN": "t0ps3cret"}) as f:
+        assert f.status().not_served()[0].state is State.EVIDENCE  # no identity: no account to be of
+    with world.forward(credentials=None, environ={"MYAPP_TOKEN": "t0ps3cret"}, accounts=["111122223333"]) as f:
+        assert f.status().served == 1
+        assert f.status().variables == ("MYAPP_TOKEN",)
+        assert machine.bundle is not None
+        (grant,) = machine.bundle.grants
+        assert isinstance(grant, Env)
+        assert "t0ps3cret" not in repr(f.status())
+    assert world.sts.operations() == []
+
+
+def test_what_makes_no_sense_is_said_at_once(world: World) -> None:
+    """A mistake in the arguments is an error with a hint, before anybody is asked."""
+    for wanted, words in (
+        ({"polcy": "{}"}, "knows no polcy="),
+        ({"policy": "{}"}, "role_arn="),
+        ({"aws": None}, "nothing to forward"),
+        ({"renew": "instance"}, "role_arn="),
+        ({"on_exit": "leave"}, "on_exit"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            world.forward(**wanted)
+    assert world.courier.calls == []
+
+
+def test_a_laptop_without_an_identity_is_told_how_to_get_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found: what to do about it, and no worker is asked."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(Denied) as caught:
+        world.forward()
+    assert caught.value.hint is not None
+    assert "aws sso login" in caught.value.hint
+    assert world.courier.calls == []
+
+
+def test_the_signing_key_is_made_once_for_this_user_alone(world: World) -> None:
+    """0600, in a directory of its own; the same key the next time; one that others may read is not used."""
+    path = world.home / "config/credential-agent/sender.jwk"
+    first = signing.load(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert signing.load(path).kid == first.kid
+    path.chmod(0o640)
+    with pytest.raises(HostError, match="only you may read"):
+        signing.load(path)
