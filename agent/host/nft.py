@@ -251,7 +251,24 @@ def _lead(
         _chain(
             "guard_output",
             "type filter hook output priority 0;",
-            [f"fib daddr type local tcp dport {port} jump door", *to_metadata("", "jump real")],
+            [
+                f"fib daddr type local tcp dport {port} jump door",
+                f"ip saddr {{ 127.0.0.0/8, {FRONT4} }} tcp sport {port} jump speaker",
+                f"ip6 saddr {{ ::1, {FRONT6} }} tcp sport {port} jump speaker",
+                *to_metadata("", "jump real"),
+            ],
+        ),
+        # Whoever is led believes what answers from the agent's port: the agent, or systemd's socket (root's), alone. While
+        # that is not there any user may listen. (Where the agent's user has no name here: no worker.)
+        _chain(
+            "speaker",
+            None,
+            [
+                *agent,
+                "meta skuid 0 return",
+                "ct direction original return",
+                f"meta skuid {'@workers' if agent_uid is None else f'1-{MAX_UID}'} counter reject with tcp reset",
+            ],
         ),
         _chain(
             "real",
@@ -262,8 +279,10 @@ def _lead(
                 *(f"{match} goto refuse" for match in cgroups),
                 "meta skuid @workers goto refuse",
                 "meta skuid @others return",
-                # The last packets of a closed connection have no owner any more: only new ones are nobody's.
-                "ct state new goto refuse",
+                # The last packets of a closed connection have no owner any more; all else without one is doubtful. (Not
+                # "is new": where somebody's `notrack` keeps connections from being known, nothing is.)
+                "ct state established,related return",
+                "goto refuse",
             ],
         ),
         # A reset is not held back by the kernel's limit of ICMP messages.

@@ -142,11 +142,13 @@ def test_fewer_workers_than_usual_are_excepted_from_the_closed_table(net: Lab) -
     assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
-def test_an_agent_with_a_persons_uid_keeps_the_real_service(net: Lab) -> None:
-    """Its own user may lie among the workers' uids: it is excepted from both tables."""
-    net.nft(lead(agent_uid=1500))
-    assert net.ask(METADATA, uid=1500) == "machine"
-    assert net.ask(METADATA, uid=1501) == "agent"
+def test_an_agent_with_a_persons_uid_keeps_the_real_service() -> None:
+    """Its own user may lie among the workers' uids: it is excepted from both tables, and answers from its port."""
+    with Lab() as net:
+        net.serve(net.host, "agent", f"127.0.0.1,{AGENT_PORT}", uid=1500)
+        net.nft(lead(agent_uid=1500))
+        assert net.ask(METADATA, uid=1500) == "machine"
+        assert net.ask(METADATA, uid=1501) == "agent"
 
 
 def test_a_user_of_the_system_that_is_named_is_a_worker(net: Lab) -> None:
@@ -250,3 +252,81 @@ def test_tables_that_a_process_holds_are_the_same_rules(net: Lab) -> None:
             assert net.ask(METADATA, uid=1002, many=30) == "20 agent, 10 refused"
         finally:
             net.nft("".join(f"delete table {name}{nft.HELD}\n" for name in (nft.TABLE, nft.CLOSED)))
+
+
+# Sends and goes at once: what the kernel sends again for it has no owner any more.
+HURRIED = """
+import socket, sys
+s = socket.socket()
+s.bind(("127.0.0.1", int(sys.argv[1])))
+s.listen()
+print("up", flush=True)
+while True:
+    c, _ = s.accept()
+    c.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    c.send(b"thief")
+    c.close()
+"""
+
+
+def test_nobody_else_answers_from_the_agents_port() -> None:
+    """While the agent's socket is not there a user may listen in its place: who is led believes no such answer."""
+    with Lab() as net:
+        net.at(net.host, "ip", "address", "add", "169.254.171.2/32", "dev", "lo", "scope", "host")
+        net.at(net.host, "ip", "address", "add", "fd6c:9e1f:25b2::2/128", "dev", "lo", "nodad")
+        for uid in (ALICE, SYSTEM):
+            thief = net.serve(
+                net.host,
+                "thief",
+                *(f"{host},{AGENT_PORT}" for host in ("127.0.0.1", "::1", "169.254.171.2", "fd6c:9e1f:25b2::2")),
+                uid=uid,
+            )
+            if uid == ALICE:
+                assert net.ask("127.0.0.1", AGENT_PORT, uid=1001) == "thief", "without rules it can"
+            net.nft(lead())
+            for address, port in (("::1", AGENT_PORT), (METADATA, 80)):
+                assert "thief" not in net.ask(address, port, uid=1001)
+            assert "thief" not in net.ask(METADATA, space=net.job)
+            if uid == ALICE:
+                net.nft(nft.removal() + nft.refusal())
+                assert "thief" not in net.ask("127.0.0.1", AGENT_PORT, uid=1001)
+            net.nft(nft.removal())
+            net.kill(thief)
+        # The answer to a SYN has no owner here, and what is accepted has.
+        net.at(net.host, "sysctl", "-qw", "net.ipv4.tcp_syncookies=2")
+        hurried = net.start(
+            net.host,
+            "setpriv",
+            f"--reuid={ALICE}",
+            "--clear-groups",
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            HURRIED,
+            str(AGENT_PORT),
+        )
+        assert hurried.stdout is not None
+        assert hurried.stdout.readline() == "up\n"
+        net.nft(lead())
+        assert "thief" not in net.ask(METADATA, uid=1001)
+        net.kill(hurried)
+        net.serve_agent()
+        assert net.ask(METADATA, uid=1001) == net.ask(METADATA, space=net.job) == "agent"
+
+
+def test_what_is_not_tracked_is_no_way_around(net: Lab) -> None:
+    """Somebody's `notrack` takes away what translation needs: workers are refused, with sockets of any owner."""
+    net.nft(lead())
+    net.nft(
+        "table inet quick {\n chain o {\n type filter hook output priority raw;\n notrack\n }\n"
+        " chain p {\n type filter hook prerouting priority raw;\n notrack\n }\n}\n"
+    )
+    try:
+        for port in (80, 443):
+            assert net.ask(METADATA, port, uid=ALICE) == "refused"
+            assert net.ask(METADATA, port, space=net.job) in {"refused", "timeout"}
+        assert net.ask(METADATA, uid=0) == net.ask(METADATA, uid=SYSTEM) == "machine"
+    finally:
+        net.nft("delete table inet quick")
+    assert net.ask(METADATA, uid=ALICE) == "agent"
