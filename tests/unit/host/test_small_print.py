@@ -146,7 +146,7 @@ def rules(
 class TestRules:
     def test_the_agent_itself_reaches_the_real_service_and_its_own_door(self) -> None:
         """By its user, where there is one; and where there is none nobody stands for it."""
-        assert rules().count("meta skuid 998 return") == 2  # neither led nor refused
+        assert rules().count("meta skuid 998 return") == 3  # neither led nor refused, and it answers from its port
         assert rules().count("meta skuid 998 accept") == 1
         assert "meta skuid None" not in rules(agent_uid=None)
         assert "998" not in rules(agent_uid=None).replace("16998", "")
