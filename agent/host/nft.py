@@ -258,8 +258,8 @@ def _lead(
                 *to_metadata("", "jump real"),
             ],
         ),
-        # Whoever is led believes what answers from the agent's port: the agent, or systemd's socket (root's), alone. While
-        # that is not there any user may listen. (Where the agent's user has no name here: no worker.)
+        # Whoever is led believes what answers from the agent's port: the agent, or systemd's socket (root's), alone.
+        # While that is not there any user may listen. (Where the agent's user has no name here: no worker.)
         _chain(
             "speaker",
             None,
