@@ -148,10 +148,10 @@ class Engine:
         """Enrol and deliver; the workers that heard of it."""
         unknown = [agent for agent in agents if agent.enrolment is None and agent.workers]
         if unknown:
-            self._roster.enrol(unknown, self._admission(self._local), self._now)
+            self._roster.enrol(unknown, self._admission(self._local))
         again, told = self._deliver([agent for agent in agents if agent.enrolment is not None and agent.workers])
         if again:
-            self._roster.enrol(again, self._admission(self._local), self._now)
+            self._roster.enrol(again, self._admission(self._local))
             _, more = self._deliver([agent for agent in again if agent.enrolment is not None])
             told |= more
         return told

@@ -7,12 +7,11 @@ import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 from agent import enrol
 from agent.core.errors import CourierError, EvidenceError, UsageError
-from agent.enrol import Enrolment, Machine, Policy
+from agent.enrol import Enrolment, Machine
 from agent.forward.courier import Answer, Courier, Job, Reply, read_reply
 from agent.forward.status import State, WorkerStatus
 
@@ -20,8 +19,8 @@ STATUS: Final = ("GET", "/v1/status", None)
 VERIFIERS: Final = 16
 """So many questions to those who vouch are under way at once: STS answers in a tenth of a second."""
 
-Verify = Callable[[Enrolment, str, datetime], Machine]
-"""What the evidence of an enrolment proves, for the question with that nonce. Raises EvidenceError."""
+Verify = Callable[[Enrolment], Machine]
+"""Whose machine it is, if evidence proves it and the policy admits it. Raises EvidenceError."""
 
 _PROBLEMS: Final[Mapping[str, tuple[State, str, str]]] = {
     "no-agent": (
@@ -76,26 +75,22 @@ class Admission:
     """Who may have the identity.
 
     Attributes:
-        policy: whom evidence must prove.
         thumbprints: keys that a person has compared; they need no evidence.
-        trust_channel: who is reached is who was meant, whatever evidence there is.
-        verify: asks those who vouch.
+        trust_channel: who is reached is who was meant, so that nobody needs to vouch.
+        verify: asks those who vouch, and the policy.
     """
 
-    policy: Policy
     thumbprints: Collection[str]
     trust_channel: bool
     verify: Verify
 
-    def admit(self, enrolment: Enrolment, nonce: str, now: datetime) -> Machine | None:
+    def admit(self, enrolment: Enrolment) -> Machine | None:
         """Whoever was proved; ``None`` when nobody needed to be.
 
         Raises:
             EvidenceError: it may not have the identity.
         """
-        if enrolment.thumbprint in self.thumbprints:
-            return None
-        if self.trust_channel and not enrolment.evidence:
+        if self.trust_channel or enrolment.thumbprint in self.thumbprints:
             return None
         if not enrolment.evidence:
             why = "; ".join(f"{one.kind}: {one.reason}" for one in enrolment.missing) or "it gave no reason"
@@ -104,15 +99,7 @@ class Admission:
                 hint=f'if you know by other means that this key is its own: thumbprints=["{enrolment.thumbprint}"]',
                 code="none",
             )
-        try:
-            machine = self.verify(enrolment, nonce, now)
-            if not self.trust_channel:
-                self.policy.check(machine)
-        except EvidenceError as error:
-            if self.trust_channel and error.code == "unavailable":
-                return None
-            raise
-        return machine
+        return self.verify(enrolment)
 
 
 class Roster:
@@ -211,7 +198,7 @@ class Roster:
         """A worker through which an agent is reached."""
         return next(iter(agent.workers))
 
-    def enrol(self, agents: Sequence[Agent], admission: Admission, now: Callable[[], datetime]) -> None:
+    def enrol(self, agents: Sequence[Agent], admission: Admission) -> None:
         """Ask agents for their keys and have what they say verified. Whoever does not hold is told so in its state."""
         nonce = enrol.new_nonce(secrets.token_bytes(32))
         job = Job(steps=(("POST", "/v1/enrol", enrol.write_question(nonce)),), session=self._session)
@@ -226,12 +213,12 @@ class Roster:
             except CourierError as error:
                 agent.say(State.UNREACHABLE, error.message, error.hint)
         with ThreadPoolExecutor(min(VERIFIERS, len(asked) or 1), "verify") as pool:
-            list(pool.map(lambda one: self._admit(one[0], one[1], admission, nonce, now()), asked))
+            list(pool.map(lambda one: self._admit(one[0], one[1], admission), asked))
 
     @staticmethod
-    def _admit(agent: Agent, enrolment: Enrolment, admission: Admission, nonce: str, now: datetime) -> None:
+    def _admit(agent: Agent, enrolment: Enrolment, admission: Admission) -> None:
         try:
-            agent.machine = admission.admit(enrolment, nonce, now)
+            agent.machine = admission.admit(enrolment)
         except EvidenceError as error:
             state = State.WAITING if error.code == "unavailable" else State.EVIDENCE
             agent.say(state, error.message, error.hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,7 @@ def begin(
     wanted: Mapping[str, Any],
     *,
     lazy: Callable[[Any], bool] = lambda _: False,
-    verify: Verify | None = None,
+    verify: Callable[[Policy, Callable[[], datetime]], Verify] = vouching.verifier,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Forward:
     """Begin to forward.
@@ -88,7 +89,7 @@ def begin(
         make: makes the courier, of the name of this forwarding and the issuer.
         wanted: the members of :class:`Wanted`.
         lazy: whether nobody may be waited for here, and ``async with`` begins.
-        verify: asks those who vouch.
+        verify: makes what asks those who vouch, for a policy.
         now: time.
 
     Raises:
@@ -122,21 +123,26 @@ def begin(
     # A stream of its own: what ends here takes nothing away that another forwarding of the same person has brought.
     session = f"forward-{secrets.token_hex(6)}"
     courier = make(session, issuer)
-    trusted = check_channel(courier, without_evidence=wanted.get("without_evidence"))
+    # Who says to whom it goes wants that proved, though they name the machines.
+    said = any(wanted.get(name) for name in ("accounts", "roles", "projects", "service_accounts", "instance_ids"))
+    trusted = check_channel(courier, without_evidence=wanted.get("without_evidence", False if said else None))
 
     def admission(of: Local) -> Admission:
         own = of.policy()
-        return Admission(
-            policy=Policy(
+        return admitting(
+            Policy(
                 accounts=tuple(wanted.get("accounts", own.accounts)),
                 roles=tuple(wanted.get("roles", ())),
                 projects=tuple(wanted.get("projects", own.projects)),
                 service_accounts=tuple(wanted.get("service_accounts", ())),
                 instance_ids=tuple(wanted.get("instance_ids", ())),
-            ),
-            thumbprints=frozenset(wanted.get("thumbprints", ())),
-            trust_channel=trusted,
-            verify=verify or vouching.verifier(),
+            )
+        )
+
+    @functools.cache
+    def admitting(policy: Policy) -> Admission:
+        return Admission(
+            thumbprints=frozenset(wanted.get("thumbprints", ())), trust_channel=trusted, verify=verify(policy, now)
         )
 
     engine = Engine(

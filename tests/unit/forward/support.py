@@ -18,9 +18,10 @@ import pytest
 
 from agent.core.errors import EvidenceError
 from agent.core.model import Cloud
-from agent.enrol import Enrolment, Machine
+from agent.enrol import Enrolment, Machine, Policy
 from agent.forward import Forward, signing
 from agent.forward.courier import Job
+from agent.forward.enrolling import Verify
 from agent.forward.wanted import begin
 from tests.fakes.sts import FakeSts
 from tests.unit.forward.agents import CourierAgent, Listening
@@ -44,13 +45,19 @@ def evidence_of(account: str) -> Callable[[str, str], list[dict[str, Any]]]:
     return make
 
 
-def verify(enrolment: Enrolment, nonce: str, _now: datetime) -> Machine:
+def verifier(policy: Policy, _now: Callable[[], datetime]) -> Verify:
     """In the place of those who vouch: what was signed for this key and this question."""
-    (evidence,) = enrolment.evidence
-    account, thumbprint, asked = json.loads(evidence.token)  # type: ignore[union-attr]
-    if (thumbprint, asked) != (enrolment.thumbprint, nonce):
-        raise EvidenceError("it vouches for another key or question", code="binding")
-    return Machine(cloud=Cloud.AWS, account=account, principal="worker-role", source="aws-sts")
+
+    def verify(enrolment: Enrolment) -> Machine:
+        (evidence,) = enrolment.evidence
+        account, thumbprint, asked = json.loads(evidence.token)  # type: ignore[union-attr]
+        if (thumbprint, asked) != (enrolment.thumbprint, enrolment.nonce):
+            raise EvidenceError("it vouches for another key or question", code="binding")
+        machine = Machine(cloud=Cloud.AWS, account=account, principal="worker-role", source="aws-sts")
+        policy.check(machine)
+        return machine
+
+    return verify
 
 
 @dataclass
@@ -168,4 +175,4 @@ class World:
 
     def forward(self, **wanted: Any) -> Forward:
         given = {"gcp": None, "issuer": ISSUER, "signer": self.signer, "progress": False, **wanted}
-        return begin(lambda *_: self.courier, given, verify=verify, now=self.now)
+        return begin(lambda *_: self.courier, given, verify=verifier, now=self.now)
