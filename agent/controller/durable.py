@@ -18,6 +18,7 @@ The disk sees one writer at a time, and always the newest state: what became old
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
@@ -175,6 +176,16 @@ class Durable:
         if self.unwritten and self._writer is None:
             self._ask(self._store.memory, self.sealed)
 
+    async def last(self, seconds: float) -> None:
+        """Before the process ends: have what was not written yet written after all, if the disk takes it in time."""
+        if not self.unwritten and self._writer is None:
+            return
+        number = self._ask(self._store.memory, self.sealed)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._tried < number:
+                    await self._progress.wait()
+
     def _ask(self, memory: Memory, sealed: bytes | None) -> int:
         self._asked += 1
         self._wanted = (self._asked, memory, sealed)
@@ -209,8 +220,10 @@ class Durable:
                 except HostError as error:
                     # A full disk must not keep a worker from its identity; but someone must hear that a restart would
                     # forget.
-                    self._cannot(error.message)
-                    self.write_at = self._clock.boottime() + WRITE_AGAIN_SECONDS
+                    self._failed(error.message)
+                except Exception as error:  # noqa: BLE001 - the controller's border: whatever it is, it is tried again
+                    self._log.error("memory.crashed", error=type(error).__name__, exc_info=True)
+                    self._failed(f"internal error: {type(error).__name__}")
                 else:
                     self._written = number
                     if self._wanted is None:
@@ -220,6 +233,10 @@ class Durable:
                 progress.set()
         finally:
             self._writer = None
+
+    def _failed(self, reason: str) -> None:
+        self._cannot(reason)
+        self.write_at = self._clock.boottime() + WRITE_AGAIN_SECONDS
 
     def _cannot(self, reason: str) -> None:
         if not self.unwritten:

@@ -24,6 +24,7 @@ from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
 from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently
 from agent.daemon.looking import look_now
+from agent.daemon.once import Once
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
 from agent.daemon.publish import Publisher, check_paths, group_id
 from agent.daemon.ready import Readiness
@@ -116,7 +117,8 @@ class Reloader:
         self._keys_changed = keys_changed
         self._log = structlog.get_logger()
         self._announcing: asyncio.Task[None] | None = None
-        self._reloading: set[asyncio.Task[None]] = set()
+        self._reloads = Once(self._reload_all, name="reload")
+        self._looks = Once(self._look_at_sources, name="look")
         self._patience = Patience(PATIENCE_SECONDS)
         self._reader = Patience(PATIENCE_SECONDS, again=True)
         self._applying = asyncio.Lock()
@@ -125,13 +127,12 @@ class Reloader:
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """What is under way, to be ended with the process."""
-        return [*self._reloading, *([self._announcing] if self._announcing is not None else [])]
+        return [task for task in (self._reloads.task, self._looks.task, self._announcing) if task is not None]
 
     def on_hangup(self) -> None:
-        """SIGHUP. Returns at once."""
+        """SIGHUP. Returns at once. Those that come while a reload is under way are one more reload, after it."""
         self._readiness.reload_began()
-        self._reloading.add(task := asyncio.create_task(self._reload_all(), name="reload"))
-        task.add_done_callback(self._reloading.discard)
+        self._reloads.ask()
 
     async def _reload_all(self) -> None:
         try:
@@ -141,7 +142,11 @@ class Reloader:
         except AgentError as error:
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
         finally:
-            self._readiness.reload_ended()
+            if not self._reloads.wanted:
+                self._readiness.reload_ended()
+        self._looks.ask()  # a source that does not answer must not keep the next reload waiting
+
+    async def _look_at_sources(self) -> None:
         # What is looked at twice a second by itself is let be: it may be half written just now.
         slow: list[Source] = [source for source in self._prepared.sources if not isinstance(source, FileSource)]
         await look_now(slow, self._controller.intake.submit)

@@ -315,6 +315,7 @@ class Daemon:
                     background.remove(task)
                     task.result()  # a part that must not end has: its error is ours
             await self._publisher.settled(CLOSE_SECONDS / 4)
+            await self.controller.durable.last(CLOSE_SECONDS / 2)
         finally:
             ending: tuple[asyncio.Future[Any], ...] = (stopped, self._publishing, *self._reloader.tasks, *background)
             for one in ending:

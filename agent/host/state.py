@@ -76,6 +76,7 @@ class StateDirectory:
         self._lock: int | None = None
         self._waiting = False  # another process owns it: nothing is written until it is ours
         self._saving = threading.Lock()
+        self._held: set[Path] = set()  # the bundles known to be there: to take one away needs no list of the directory
 
     def claim(self) -> bool:
         """Become the one owner of the directory, for the life of this process; false while another process is.
@@ -142,6 +143,7 @@ class StateDirectory:
         if memory.active is not None:
             if not _DIGEST.match(memory.active.digest):
                 raise HostError(f"{path}: expected the digest of a bundle, got something else")
+            self._held.add(self._bundle_path(memory.active.digest))
             with contextlib.suppress(OSError):
                 sealed = read_plain(self._bundle_path(memory.active.digest), MAX_BYTES)
         return memory, sealed
@@ -185,6 +187,7 @@ class StateDirectory:
             if keep is None:
                 self._remove_bundles(None)  # a withdrawal: gone, whether or not it can be written that it is
             elif sealed is not None and not _holds(keep, sealed):
+                self._held.add(keep)
                 write_atomic(keep, sealed, mode=0o600)
             version = _VERSION_WITH_FLOORS if memory.floors else _VERSION
             self._write_memory(msgspec.json.encode(_Envelope(version=version, memory=memory)))
@@ -223,10 +226,17 @@ class StateDirectory:
             write_atomic(spare, b" " * size, mode=0o600)  # written, not only reserved: the blocks must be its own
 
     def _remove_bundles(self, keep: Path | None) -> None:
-        for path in self._directory.glob("bundle-*.jose"):
-            if path != keep:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        """Remove every bundle but ``keep``; no trouble with that keeps the memory from being written."""
+        found = set(self._held)
+        with contextlib.suppress(OSError):
+            # No descriptor is left, say, or the disk errs: those that we know of go all the same.
+            found.update(self._directory.glob("bundle-*.jose"))
+        for path in found - {keep}:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue  # tried again with the next save
+            self._held.discard(path)
 
     def keep_broken(self) -> None:
         """Give a memory that makes no sense a second name, for a person to look at.

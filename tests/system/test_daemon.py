@@ -572,6 +572,21 @@ class TestReload:
             assert agent.access_key() == KEYS[1]
             assert agent.push(world.seal(world.session(KEYS[2])))["outcome"] == "accepted"
 
+    def test_a_storm_of_hangups_ends_with_the_last_configuration(self, world: World) -> None:
+        """Any number of SIGHUPs, with a configuration that is right and wrong by turns: the last one is in force."""
+        other = bundle.audience_cluster("other")
+        with world.agent() as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            for number in range(300):
+                if number % 20 == 0:
+                    world.write_config({"identity": {"on_expire": "fallback"}} if number % 40 else None)
+                agent.signal(signal.SIGHUP)
+            world.write_config({"identity": {"audience": [AUDIENCE, other]}})
+            agent.signal(signal.SIGHUP)
+            until(lambda: other in agent.status()["audiences"], what="the last configuration")
+            assert agent.access_key() == KEYS[1]
+
     def test_keys_that_come_by_a_reload_open(self, world: World) -> None:
         """A worker that was started without a key opens bundles once one is configured."""
         with world.agent({"keys": [], "signers": [], "sources": []}) as agent:

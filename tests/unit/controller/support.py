@@ -15,7 +15,7 @@ import structlog
 
 from agent.controller import Controller
 from agent.core import issued
-from agent.core.errors import BundleError, FormatError, HostError
+from agent.core.errors import BundleError, FormatError
 from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, Ok, Source, Submit, Trouble
 from agent.core.verdict import Memory, Policy
@@ -130,7 +130,7 @@ class FakeRecorder:
 
     def __init__(self) -> None:
         self.saved: list[tuple[Memory, bytes | None]] = []
-        self.trouble: HostError | None = None
+        self.trouble: Exception | None = None
         self.before: Callable[[], None] = lambda: None
         self.gate = asyncio.Event()
         self.gate.set()

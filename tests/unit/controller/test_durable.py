@@ -116,6 +116,47 @@ class TestTakingAway:
 
 class TestWhoseItIs:
     @looped
+    async def test_what_came_of_a_defect_is_written_later_too(self) -> None:
+        """Whatever the recorder raises, the writer goes on: the acknowledgement says not durable, and it is retried."""
+        world = World()
+        async with world.running() as logs:
+            world.recorder.trouble = OSError(5, "input/output error")
+            ack = await world.submit(world.knows(b"one", bundle(session())))
+            assert (ack.outcome, ack.durable) == ("accepted", False)
+            assert unwritten(world)
+            world.recorder.trouble = None
+            await world.clock.advance(60)
+
+            assert not unwritten(world)
+            assert world.recorder.saved[-1] == (world.store.memory, b"one")
+            assert len(events(logs, "memory.crashed")) == 1
+
+    @looped
+    async def test_the_end_is_the_last_chance_to_write(self) -> None:
+        """What the disk refused is written before the process ends, if the disk takes it then; nothing is written twice."""
+        world = World()
+        async with world.running():
+            world.recorder.trouble = HostError("no space")
+            await world.submit(world.knows(b"one", bundle(session())))
+            world.recorder.trouble = None
+            await world.controller.durable.last(1.0)
+            assert world.recorder.saved == [(world.store.memory, b"one")]
+            await world.controller.durable.last(1.0)
+            assert len(world.recorder.saved) == 1
+
+    @looped
+    async def test_a_disk_that_hangs_holds_up_no_end(self) -> None:
+        """The last chance is a short one."""
+        world = World()
+        async with world.running():
+            world.recorder.trouble = HostError("no space")
+            await world.submit(world.knows(b"one", bundle(session())))
+            world.recorder.gate.clear()
+            await world.controller.durable.last(0.05)
+            assert world.recorder.saved == []
+            world.recorder.gate.set()
+
+    @looped
     async def test_a_name_learned_while_a_bundle_is_written_is_not_lost(self) -> None:
         """The machine's name comes between the verdict on a bundle and its acceptance: both are in the memory."""
         world = World(memory=Memory())

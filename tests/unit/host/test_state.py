@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import stat
@@ -239,6 +240,54 @@ def test_a_broken_memory_is_kept_for_a_person(tmp_path: Path) -> None:
 
     assert (tmp_path / (MEMORY_FILE + ".broken")).read_bytes() == b"{"
     assert StateDirectory(tmp_path).load() == (memory(1), b"one")
+
+
+def refusing(number: int) -> Callable[..., Any]:
+    def refused(*_args: object, **_more: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ESTALE])
+def test_a_directory_that_cannot_be_listed_keeps_no_withdrawal_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The list of the directory serves tidiness only: what is withdrawn is removed and written down without it."""
+    save(tmp_path, memory(1), b"one")
+    state = StateDirectory(tmp_path)
+    assert state.load() == (memory(1), b"one")
+    withdrawn = Memory("i-1", (Mark("cp", "team", 2, "0" * 64),), {}, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refusing(number))
+        patch.setattr(Path, "glob", refusing(number))
+        asyncio.run(state.save(withdrawn, None))
+
+    assert StateDirectory(tmp_path).load() == (withdrawn, None)
+    assert not [name for name in names(tmp_path) if name.startswith("bundle-")]
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["loaded", "saved"])
+def test_without_a_descriptor_what_is_withdrawn_goes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """With no descriptor left the bundle is removed, though nothing can be written: a restart is closed."""
+    state = StateDirectory(tmp_path)
+    asyncio.run(state.save(memory(1), b"one"))
+    if not fresh:
+        state = StateDirectory(tmp_path)
+        state.load()
+
+    async def withdraw() -> None:  # the loop itself needs descriptors, and has them by now
+        with monkeypatch.context() as patch:
+            for name in ("open", "scandir"):
+                patch.setattr(os, name, refusing(errno.EMFILE))
+            await state.save(Memory("i-1", memory(1).marks, {}, None), None)
+
+    with pytest.raises(HostError, match="too many open files"):
+        asyncio.run(withdraw())
+
+    assert StateDirectory(tmp_path).load() == (memory(1), None)
 
 
 def test_the_closed_memory_closes_everything() -> None:

@@ -1,0 +1,42 @@
+"""Work that is asked for at any rate and is done one at a time: a thousand signals are not a thousand reloads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+class Once:
+    """Does a piece of work when asked; asked while it is under way, once more after that, however often.
+
+    So whoever asks can rely on it that the work *begins* after the asking.
+
+    Args:
+        work: what to do. What it raises ends the round.
+        name: of the task.
+
+    Attributes:
+        task: what is under way, or was last.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._work = work
+        self._name = name
+        self._wanted = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it will be done once more after what is under way."""
+        return self._wanted
+
+    def ask(self) -> None:
+        """Have it done. Returns at once."""
+        self._wanted = True
+        if self.task is None or self.task.done():
+            self.task = asyncio.create_task(self._do(), name=self._name)
+
+    async def _do(self) -> None:
+        while self._wanted:
+            self._wanted = False
+            await self._work()
