@@ -91,7 +91,12 @@ COVERED = (
     ),
     Row("agent/README.md", "", "tests/test_map.py::test_every_path_that_the_map_names_exists", "MAP"),  # two pictures
     Row("tests/fakes/README.md", "Greeter", "tests/test_map.py::test_the_example_of_a_fake_is_one", "README.md"),
-    Row("README.md", "packer/install.sh", "tests/system/test_install.py::test_it_installs", '"/payload/install.sh"'),
+    Row(
+        "README.md",
+        "packer/install.sh",
+        "tests/system/test_install.py::test_it_installs_where_nothing_runs",
+        '"/payload/install.sh"',
+    ),
     *(
         Row("README.md", words, f"{HERE}test_the_readme_word_by_word", f'"{section}"')
         for section, words in (
@@ -118,7 +123,7 @@ COVERED = (
     Row(
         "systemd/README.md",
         "packer/install.sh --worker",
-        "tests/system/test_install.py::test_it_installs",
+        "tests/system/test_install.py::test_it_installs_where_nothing_runs",
         '"--worker"',
     ),
     Row(
@@ -140,7 +145,12 @@ COVERED = (
         f"{HERE}test_the_lines_of_a_worker_unit_are_those_of_the_example",
         "dask-worker.service",
     ),
-    Row("packer/README.md", "payload.sh", "tests/system/test_install.py::test_it_installs", '"packer/payload.sh"'),
+    Row(
+        "packer/README.md",
+        "payload.sh",
+        "tests/system/test_install.py::test_it_installs_where_nothing_runs",
+        '"packer/payload.sh"',
+    ),
     Row("packer/README.md", "packer init", "it fetches Packer's plugins, and there is no network in a test"),
     Row(
         "packer/README.md",

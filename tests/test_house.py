@@ -427,3 +427,15 @@ def test_accepted_survivors_name_functions_that_are_there() -> None:
     named = {entry["function"] for entries in accepted.values() for entry in entries if "function" in entry}
     assert named
     assert sorted(name for name in named if not _is_there(name)) == []
+
+
+def test_tests_that_are_chosen_by_name_are_there() -> None:
+    """A name that is gone deselects nothing, and a choice of it runs nothing."""
+    named = re.compile(r"\b(tests/[\w/]+\.py)((?:::\w+)*)")
+    missing = []
+    for path in (ROOT / "Makefile", *(one for one in (ROOT / ".ci").rglob("*") if one.is_file())):
+        for file, names in named.findall(path.read_text(errors="replace")):
+            found = (ROOT / file).read_text() if (ROOT / file).exists() else ""
+            gone = [name for name in names.split("::")[1:] if not re.search(rf"\b(?:def|class) {name}\b", found)]
+            missing += [f"{name_of(path)}: {file}{names}"] if gone or not found else []
+    assert missing == []

@@ -1,4 +1,7 @@
-"""What the configuration can say: each section, key, unit and default, here and only here."""
+"""What the configuration can say: each section, key, unit and default, here and only here.
+
+Long because it is one page: the operator's file in its order, from which the tables of README.md are made.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """The controller: bundles in, credentials in, and the one owner of what outlives the process."""
 
-from agent.controller.durable import PATIENCE_SECONDS, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
-from agent.controller.intake import REVIEW_AGAIN_SECONDS, STATE, Intake, Opener
+from agent.controller.durable import PATIENCE_SECONDS, STATE, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
+from agent.controller.intake import Intake, Opener
 from agent.controller.issuing import ISSUE_TIMEOUT_SECONDS, Issuer, Issuing
 from agent.controller.loop import MOVED_SECONDS, Controller
+from agent.controller.review import REVIEW_AGAIN_SECONDS
 
 __all__ = [
     "ISSUE_TIMEOUT_SECONDS",

@@ -19,8 +19,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from agent.controller.durable import Durable
+from agent.controller.durable import STATE, Durable
 from agent.controller.retries import NEVER, Retries
+from agent.controller.review import Review
 from agent.controller.tasks import Tasks
 from agent.controller.verdicts import Verdicts
 from agent.core.clock import Clock
@@ -32,12 +33,6 @@ from agent.core.verdict import Accepted, Refused, Same
 from agent.identity.events import BundleResuming
 from agent.identity.store import Store
 from agent.identity.whose import Whose
-
-STATE: Final = "state"
-"""The origin of our own copy of the bundle in force, read back at the start."""
-
-REVIEW_AGAIN_SECONDS: Final = 30.0
-"""Between attempts to evaluate the bundle in force again while the key service is silent."""
 
 TOO_EARLY_SECONDS: Final = 60.0
 """Between looks at a bundle that is not valid yet."""
@@ -94,7 +89,9 @@ class Intake:
         self._changed = changed
         self._log = structlog.get_logger()
         self._retries = Retries(lambda origin: origin == STATE or origin in sources, clock, rng)
-        self._review_at = NEVER  # boot-time seconds: when to evaluate the bundle in force again
+        self._review = Review(
+            store, durable, opener, self._verdicts, self._retries, clock=clock, wake=wake, changed=changed
+        )
         self._resumed = False  # whether the bundle in force is one of an earlier process
 
     # -- what the loop asks -----------------------------------------------------------------------------------------
@@ -112,13 +109,13 @@ class Intake:
     @property
     def due_at(self) -> float:
         """When :meth:`step` has something to do next, in boot-time seconds; infinity: never."""
-        return min(self._review_at, self._retries.due_at)
+        return min(self._review.due_at, self._retries.due_at)
 
     def step(self, boottime: float) -> None:
         """Start what is due. The review goes first: see there."""
-        if self._review_at <= boottime:
-            self._review_at = NEVER
-            self._tasks.spawn(self._review(), name="review")
+        if self._review.due_at <= boottime:
+            self._review.due_at = NEVER
+            self._tasks.spawn(self._review.run(), name="review")
         for sealed in self._retries.due(boottime):
             self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
 
@@ -228,36 +225,7 @@ class Intake:
         It is evaluated before anything that :meth:`reconsider` brings back: what a signer said who is not believed any
         more must not be held over until its successor has a credential.
         """
-        self._review_at = self._clock.boottime()
-        self._wake()
-
-    async def _review(self) -> None:
-        bundle, sealed = self._store.bundle, self._durable.sealed
-        if bundle is None or sealed is None or self._opener is None:
-            return
-        now = self._clock.now()
-        try:
-            again = await self._opener(SealedBundle(sealed, bundle.origin), now, bundle.digest)
-        except KeyUnavailableError as error:
-            self._not_reviewed(bundle, error)
-            return
-        except BundleError as error:
-            if error.doubtful:
-                self._not_reviewed(bundle, error)
-            elif self._store.bundle is bundle:  # nothing took its place while it was opened
-                self._revoke(bundle, sealed, error, now)
-            return
-        # The signer may give shorter leases, or longer ones, than it might then.
-        anew = self._store.bundle is bundle and again.lease_until != bundle.lease_until
-        if anew and self._durable.lease_anew(again, now):
-            self._verdicts.leased_anew(again)
-            self._changed()
-
-    def _not_reviewed(self, bundle: Bundle, error: BundleError) -> None:
-        """No verdict. A key service that is down for a night, or errs for once, takes nobody's identity away."""
-        self._log.error("bundle.not_reviewed", code=error.code, reason=error.message, seq=bundle.seq)
-        self._review_at = self._clock.boottime() + REVIEW_AGAIN_SECONDS
-        self._wake()  # its sleep was planned without this
+        self._review.ask_for()
 
     def unreadable(self, source: Source, error: UnreadableError) -> None:
         """Take note that a source has what looks like a bundle and is none.
@@ -266,14 +234,6 @@ class Intake:
         """
         ack = self._verdicts.unreadable(source.name, error, self._clock.now())
         self._tasks.spawn(source.acknowledge(ack), name=f"ack {source.name}")
-
-    def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
-        """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
-        mine = SealedBundle(sealed, STATE)
-        self._verdicts.revoked(mine, bundle, Refused(error.code, error.message), now)
-        self._durable.revoke(now)
-        self._retries.keep(mine, 0, None)  # a reload that was a mistake is made good by the next
-        self._changed()
 
     async def identified(
         self,

@@ -86,7 +86,7 @@ BY_NAME = {
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_ipv6_loopback(name: str, tmp_path: Path) -> None:
+def test_an_address_in_brackets_is_reached(name: str, tmp_path: Path) -> None:
     """A client that is told of the listener by its IPv6 address, in brackets, gets the user's credential."""
     argv = BY_NAME[name]
     if not Path(argv[-1]).exists() and name != "boto3":

@@ -38,7 +38,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest
 
 
 class TestBotocore:
-    def test_instance_metadata(self, server: RunningEndpoint, clean_environment: pytest.MonkeyPatch) -> None:
+    def test_boto3_finds_the_credential_by_the_endpoint_alone(
+        self, server: RunningEndpoint, clean_environment: pytest.MonkeyPatch
+    ) -> None:
         """boto3 with nothing but the endpoint finds the credential by the EC2 dialect."""
         credential = server.run(lambda: server.view.live_aws(datetime.now(UTC)))
         clean_environment.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
@@ -66,7 +68,9 @@ class TestBotocore:
 
         assert found.get_frozen_credentials().access_key.endswith("2")
 
-    def test_container(self, server: RunningEndpoint, clean_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_boto3_finds_the_credential_by_the_container_variables(
+        self, server: RunningEndpoint, clean_environment: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         """boto3 with the container variables and the token's file finds the credential by the container dialect."""
         credential = server.run(lambda: server.view.live_aws(datetime.now(UTC)))
         token = tmp_path / "token"
@@ -80,7 +84,9 @@ class TestBotocore:
         assert found.get_frozen_credentials().token == credential.session_token.reveal()
         assert found.account_id == "123456789012"
 
-    def test_region_provider(self, server: RunningEndpoint, clean_environment: pytest.MonkeyPatch) -> None:
+    def test_botocore_reads_the_region_from_our_zone(
+        self, server: RunningEndpoint, clean_environment: pytest.MonkeyPatch
+    ) -> None:
         """Botocore's own region fetcher reads the zone we know from configuration."""
         from botocore.utils import InstanceMetadataRegionFetcher
 
@@ -115,7 +121,7 @@ class TestGoogleAuth:
         clean_environment.setenv("GCE_METADATA_HOST", root)
         clean_environment.setenv("GCE_METADATA_IP", root)
 
-    def test_default_credentials(self, server: RunningEndpoint) -> None:
+    def test_google_auth_finds_the_project_and_a_token(self, server: RunningEndpoint) -> None:
         """``google.auth.default()`` finds the project and a token that it believes for as long as it lives."""
         import google.auth
         import google.auth.transport.requests
@@ -132,7 +138,7 @@ class TestGoogleAuth:
         assert getattr(credentials, "service_account_email") == token.email  # noqa: B009
         assert credentials.valid
 
-    def test_no_persona(self, server: RunningEndpoint) -> None:
+    def test_without_a_google_identity_this_is_no_gce_machine(self, server: RunningEndpoint) -> None:
         """Without a Google identity google-auth does not take this machine for a GCE machine."""
         import google.auth
         import google.auth.transport.requests
@@ -154,7 +160,7 @@ class TestGoogleAuth:
         ):
             Credentials().refresh(google.auth.transport.requests.Request(session))
 
-    def test_identity_token(self, server: RunningEndpoint) -> None:
+    def test_an_identity_token_is_for_its_audience(self, server: RunningEndpoint) -> None:
         """``fetch_id_token`` gets the minted token of its audience."""
         import google.auth.transport.requests
         from google.oauth2 import id_token

@@ -151,7 +151,7 @@ def look(next_: Store) -> None:
 
 
 @given(spoilt(handover.NAME))
-def test_a_spoilt_handover(data: bytes) -> None:
+def test_a_spoilt_handover_does_not_keep_it_from_starting(data: bytes) -> None:
     """Whatever is in it, the start goes on, and answers."""
     left = handed(data)
     if left is not None:
@@ -159,7 +159,7 @@ def test_a_spoilt_handover(data: bytes) -> None:
 
 
 @given(spoilt(kept.NAME))
-def test_spoilt_credentials(data: bytes) -> None:
+def test_spoilt_credentials_do_not_keep_it_from_starting(data: bytes) -> None:
     """Whatever is in it, the start goes on, answers, and believes no time but one that a witness could say."""
     fresh = clock()
     left = kept.decode(data, fresh)

@@ -175,7 +175,7 @@ def test_it_is_installed_and_repeated(machine: Machine) -> None:
     answered(machine)
 
 
-def test_it_boots(machine: Machine) -> None:
+def test_a_narrowed_machine_boots_and_serves(machine: Machine) -> None:
     """With everything narrowed before the first of our units starts."""
     machine.shut_down()
     machine.boot()

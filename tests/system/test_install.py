@@ -77,7 +77,7 @@ def test_a_refused_first_installation_leaves_nothing(chroot: Chroot) -> None:
     assert not list((chroot.root / "opt/credential-agent/releases").iterdir())
 
 
-def test_it_installs(chroot: Chroot) -> None:
+def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     """Without /proc, a bus or a manager everything is put in place and enabled."""
     chroot.run("useradd", "--create-home", "dave")
     done = chroot.install("--worker", "dave")

@@ -234,7 +234,7 @@ class TestWatchdog:
                 at.append(manager.wait_until(lambda t: "WATCHDOG=1" in t.lines and t.at > at[-1]).at)
             assert max(b - a for a, b in itertools.pairwise(at)) < 0.9
 
-    def test_nobody_watches(self, world: World, manager: NotifySocket) -> None:
+    def test_where_nobody_watches_nothing_is_fed(self, world: World, manager: NotifySocket) -> None:
         """Without WATCHDOG_USEC, or with another process's, nothing is fed."""
         with start(world, manager, environ={"WATCHDOG_USEC": "30000", "WATCHDOG_PID": "1"}) as agent:
             agent.ready()
@@ -441,7 +441,9 @@ class TestKeptCredentials:
         ],
         ids=["empty", "cut", "no-text", "deep", "old", "incomplete", "long"],
     )
-    def test_garbage(self, world: World, manager: NotifySocket, garbage: bytes) -> None:
+    def test_a_kept_file_that_makes_no_sense_costs_a_mint(
+        self, world: World, manager: NotifySocket, garbage: bytes
+    ) -> None:
         """A kept file that makes no sense costs nothing but a mint."""
         world.drop(world.seal(world.session(USER)))
         manager.put("credentials", garbage)

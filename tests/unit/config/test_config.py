@@ -67,7 +67,7 @@ def test_an_empty_file_is_the_defaults() -> None:
     ("text", "expected"),
     [("127.0.0.1:16925", ("127.0.0.1", 16925)), ("[::1]:0", ("::1", 0)), ("0.0.0.0:65535", ("0.0.0.0", 65535))],
 )
-def test_addresses(text: str, expected: tuple[str, int]) -> None:
+def test_an_address_is_a_literal_and_a_port(text: str, expected: tuple[str, int]) -> None:
     """An address is a literal and a port; IPv6 stands in brackets."""
     assert host_port(text) == expected
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.controller.intake import STATE
+from agent.controller.durable import STATE
 from agent.core.counters import MAX_KEYS
 from agent.core.errors import Denied, HostError, KeyUnavailableError, SealError
 from agent.core.model import Bundle, Cloud

@@ -209,7 +209,7 @@ class TestRules:
             assert f"add table {table}\ndelete table {table}\n" in text
 
     @pytest.mark.parametrize("unit", ["jobs.slice", "a-b.slice", "job@1.service", "session-1.scope"])
-    def test_a_unit_of_workers(self, unit: str) -> None:
+    def test_what_systemd_calls_a_unit_of_processes_may_hold_workers(self, unit: str) -> None:
         """A slice, a service or a scope may hold them."""
         nft.check_unit(unit)
 

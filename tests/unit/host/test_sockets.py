@@ -17,7 +17,7 @@ ROW = "  %d: %s %s %s 00000000:00000000 00:00000000 00000000 %5d        0 %d 1 0
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 @pytest.mark.parametrize(("listen", "connect"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1")])
-def test_another_user(listen: str, connect: str) -> None:
+def test_a_connection_is_its_own_users(listen: str, connect: str) -> None:
     """A connection of another user's process is that user's, over IPv4, IPv6 and one in the form of the other."""
     dual = listen == "::"
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET

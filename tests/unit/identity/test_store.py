@@ -304,7 +304,7 @@ class TestSequence:
 
 
 class TestRenewal:
-    def test_single_flight(self) -> None:
+    def test_what_is_under_way_is_not_due_again(self) -> None:
         """What is under way is not due again."""
         s = store()
 

@@ -60,7 +60,9 @@ def memory(instance_id: str = "aws:i-1", boot_id: str = HERE, firmware: dict[str
         (Memory("aws:i-1"), "aws:i-2", ELSEWHERE, {}, Whose.OURS),  # nothing is in it
     ],
 )
-def test_whose(found: Memory, name: str, boot_id: str, firmware: dict[str, str], expected: Whose) -> None:
+def test_the_name_decides_and_nothing_is_assumed_without_one(
+    found: Memory, name: str, boot_id: str, firmware: dict[str, str], expected: Whose
+) -> None:
     """The name decides; without one the boot and the firmware; where nothing tells, nothing is assumed."""
     assert whose(found, name, boot_id=boot_id, firmware=firmware) is expected
 

@@ -239,7 +239,7 @@ def test_probe_tells_the_account() -> None:
         ("", "", True),
     ],
 )
-def test_same_identity(expected: str, caller: str, same: bool) -> None:
+def test_an_arn_is_compared_whole_or_a_role_with_its_sessions(expected: str, caller: str, same: bool) -> None:
     """An ARN is compared whole, or a role with its own sessions."""
     assert same_identity(expected, caller) == same
 
@@ -672,7 +672,9 @@ def test_broker_credential_is_probed() -> None:
         (503, {"code": "not a word! canary"}, Transient, "http-503"),
     ],
 )
-def test_broker_refusals(status: int, body: dict[str, str], kind: type[Exception], code: str) -> None:
+def test_a_brokers_statuses_are_told_apart_and_not_its_words(
+    status: int, body: dict[str, str], kind: type[Exception], code: str
+) -> None:
     """A broker's statuses are told apart like a cloud's; its words are not repeated."""
     world = World(allowed_origins=(BROKER,))
     world.broker.refusal = (status, body)
@@ -881,7 +883,7 @@ def test_construction_loads_no_sdk() -> None:
         ("a:b:c:d:1:f", None),
     ],
 )
-def test_account_of(arn: str | None, account: str | None) -> None:
+def test_the_account_is_read_from_an_arn_that_has_one(arn: str | None, account: str | None) -> None:
     """The account is read from an ARN that has one."""
     assert account_of(arn) == account
 

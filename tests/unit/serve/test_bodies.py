@@ -105,7 +105,7 @@ def test_a_head_in_tiny_pieces(means: bool) -> None:
     ],
     ids=["none", "braces", "some", "no-chunk", "a-chunk"],
 )
-def test_lenient_clients(fields: str, body: bytes) -> None:
+def test_a_small_body_out_of_habit_is_read_past(fields: str, body: bytes) -> None:
     """A small body that a client sends out of habit is read past, in one piece or two, and the request answered."""
     view = FakeView()
     view.live_aws(START)

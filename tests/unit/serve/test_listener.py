@@ -72,7 +72,7 @@ def _held(server: RunningEndpoint, count: int) -> bool:
 
 
 class TestDeadlines:
-    def test_slow_sender(self) -> None:
+    def test_a_request_that_is_not_whole_in_time_is_408(self) -> None:
         """A request that is not whole at the head deadline is 408, and the connection ends."""
         with endpoint(limits=Limits(head_seconds=0.2)) as server:
             began = time.monotonic()
@@ -80,7 +80,7 @@ class TestDeadlines:
             assert time.monotonic() - began < 2
             until(lambda: server.endpoint.listener.connections == 0)
 
-    def test_dripping_sender(self) -> None:
+    def test_a_byte_now_and_then_moves_no_deadline(self) -> None:
         """A byte now and then does not move the deadline."""
         with (
             endpoint(limits=Limits(head_seconds=0.3)) as server,
@@ -96,7 +96,7 @@ class TestDeadlines:
             assert status_of(read_all(sock)) in {0, 408}
             assert time.monotonic() - began < 3
 
-    def test_silent_connection(self) -> None:
+    def test_who_says_nothing_is_closed_without_a_word(self) -> None:
         """A connection that says nothing is closed without a word."""
         with endpoint(limits=Limits(head_seconds=0.2)) as server:
             assert server.send(b"") == b""
@@ -107,14 +107,14 @@ class TestDeadlines:
         with endpoint(limits=Limits(head_seconds=0.2)) as server:
             assert status_of(server.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nab")) == 408
 
-    def test_half_open(self) -> None:
+    def test_who_has_said_all_may_end_its_side(self) -> None:
         """A client that ends its side before the request is whole is done; after it, it gets its answer."""
         with endpoint() as server:
             assert server.send(ROOT[:-2], half_close=True) == b""
             assert status_of(server.send(ROOT, half_close=True)) == 200
             until(lambda: server.endpoint.listener.connections == 0)
 
-    def test_unread_answer(self) -> None:
+    def test_who_does_not_read_holds_no_connection(self) -> None:
         """A client that does not read its answer holds its connection no longer than allowed."""
         view = FakeView()
         token = google_token(START)
@@ -194,7 +194,7 @@ class TestConnections:
         with endpoint() as server:
             assert status_of(server.send(head + b"x" * 900_000)) == 413
 
-    def test_expect_continue(self) -> None:
+    def test_who_waits_for_leave_to_send_gets_it(self) -> None:
         """A client that waits for leave to send its body gets it, and then its answer."""
         with (
             endpoint() as server,
@@ -205,7 +205,7 @@ class TestConnections:
             sock.sendall(b"ab")
             assert status_of(read_all(sock)) == 200
 
-    def test_in_pieces(self) -> None:
+    def test_byte_by_byte_is_as_good_as_at_once(self) -> None:
         """A request that comes byte by byte is answered as one that comes at once."""
         with (
             endpoint() as server,
@@ -328,7 +328,7 @@ class TestWaitForChange:
             thread.join(5)
             assert b"ya29.example-2" in answers[0]
 
-    def test_last_etag(self) -> None:
+    def test_a_poll_waits_for_another_etag_than_its_own(self) -> None:
         """With the ETag of what is, a poll waits; with any other it is answered at once."""
         with endpoint() as server:
             first = server.send(gce(ACCOUNT + b"email"))

@@ -32,7 +32,7 @@ EXAMPLE_TOKEN = Secret(
     ],
     ids=["get-vanilla", "post-vanilla", "post-sts-header-before"],
 )
-def test_published_examples(method: str, token: Secret | None, expected: str) -> None:
+def test_the_examples_that_aws_publishes_come_out(method: str, token: Secret | None, expected: str) -> None:
     """AWS's own examples come out, so that a change in botocore's signer shows here."""
     headers = signed_headers(
         SigningKeys("AKIDEXAMPLE", EXAMPLE_SECRET, token),

@@ -180,12 +180,12 @@ def test_container_tokens_are_compared_whole() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"), [(b"role", "role"), (b"role\n", "role"), (b"one\ntwo", "one"), (b"", None), (b"\n", None)]
 )
-def test_role_lists(data: bytes, expected: str | None) -> None:
+def test_the_first_line_of_a_list_is_the_role(data: bytes, expected: str | None) -> None:
     """The first line is the role; an empty list is none."""
     assert ec2.parse_role_list(data) == expected
 
 
 @given(st.from_regex(r"[a-z]{2,6}(-[a-z]{2,6}){0,3}", fullmatch=True))
-def test_spellings(name: str) -> None:
+def test_kebab_and_camel_case_are_inverse(name: str) -> None:
     """Kebab and camel case are each other's inverse."""
     assert gce.kebab(gce.camel(name)) == name
