@@ -1,14 +1,14 @@
 """Dask: every worker that is there and every one that comes, by what each scheduler and worker of `distributed` can do.
 
 What runs on workers is text: an object that is unpickled by evaluating an expression, which needs nothing of ours there
-and no bytecode of another Python. A worker awaits the ``setup`` of plugins before it takes tasks, so a newcomer tells
-us, and is served first. The scheduler passes all of it on unread.
+and no bytecode of another Python. A worker awaits the ``setup`` of plugins before it takes tasks, and answers nobody
+meanwhile. So a newcomer asks from there: it puts word into a queue of the scheduler's, and does what comes into one of
+its own, until it has been served. The scheduler passes all of it on unread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,9 +34,14 @@ import asyncio
 async def carry(request, dask_worker=None):
     reply = await asyncio.get_running_loop().run_in_executor(None, main, request)
     asked = json.loads(request)
-    for name, plugin in list(getattr(dask_worker, "plugins", {}).items()):
-        if name.startswith("credential-agent-"):
-            plugin.carried(asked, dask_worker)
+    if asked.get("after") == "withdrawn":
+        # Another forwarding of this worker may bring its own back.
+        for name, plugin in list(dask_worker.plugins.items()):
+            if name.startswith("credential-agent-") and name != "credential-agent-" + asked["session"]:
+                try:
+                    await plugin.lost(dask_worker)
+                except Exception:
+                    pass
     return reply
 
 
@@ -44,40 +49,40 @@ def plugin(session, issuer, patience):
     from distributed.diagnostics.plugin import WorkerPlugin
 
     class CredentialAgent(WorkerPlugin):
-        def __init__(self):
-            self.name = session
-            self.heard = None
+        name = session
 
         async def setup(self, worker):
-            self.heard = asyncio.Event()
-            worker.log_event(session, {"joined": worker.address})
             try:
-                await asyncio.wait_for(self._served(), patience)
-            except asyncio.TimeoutError:
-                pass
+                await asyncio.wait_for(self._ask(worker), patience)
+            except Exception:
+                pass  # whoever forwards may be gone; a worker starts all the same
 
-        async def _served(self):
+        async def _ask(self, worker):
             loop = asyncio.get_running_loop()
             status = json.dumps({"steps": [["GET", "/v1/status", None]], "seconds": patience})
             reply = json.loads(await loop.run_in_executor(None, main, status))
-            if reply["problem"] or not reply["answers"]:
+            word = {"joined": worker.address}
+            if reply["problem"] or not reply["answers"] or self._served(reply["answers"][0][1]):
+                await worker.scheduler.queue_put(name=session, data=word)
                 return
-            found = json.loads(reply["answers"][0][1])
+            box = session + "-" + os.urandom(8).hex()
+            await worker.scheduler.queue_create(name=box, client=box)
+            await worker.scheduler.queue_put(name=session, data={"joined": worker.address, "box": box})
+            while True:
+                request = (await worker.scheduler.queue_get(name=box, timeout=patience))["value"]
+                said = await loop.run_in_executor(None, main, request)
+                await worker.scheduler.queue_put(name=session, data={"box": box, "reply": said})
+                if json.loads(request).get("after"):
+                    return
+
+        def _served(self, text):
+            found = json.loads(text)
             bundle = found.get("bundle") or {}
             states = [one.get("state") for one in found.get("clouds", {}).values()]
-            if bundle.get("issuer") == issuer and "live" in states:
-                return
-            await self.heard.wait()
+            return bundle.get("issuer") == issuer and "live" in states
 
-        def carried(self, asked, worker):
-            if asked.get("after") in ("served", "refused") and self.heard is not None:
-                self.heard.set()
-            if asked.get("after") == "withdrawn" and asked.get("session") != session:
-                worker.log_event(session, {"joined": worker.address})
-
-        def teardown(self, worker):
-            if self.heard is not None:
-                self.heard.set()
+        async def lost(self, worker):
+            await worker.scheduler.queue_put(name=session, data={"joined": worker.address})
 
     return CredentialAgent()
 """
@@ -122,6 +127,9 @@ class Dask:
         self._session = f"credential-agent-{session}"
         self._issuer = issuer
         self._patience = patience
+        self._boxes: dict[str, str] = {}  # of newcomers that wait, by address
+        self._pending: dict[str, asyncio.Future[str]] = {}  # by box
+        self._inbox: asyncio.Task[None] | None = None
         self._register: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._comm: Any = None
         address = str(getattr(client.scheduler, "address", ""))
@@ -140,8 +148,7 @@ class Dask:
 
         async def ask() -> Any:
             found = await self._client.nthreads()
-            # A client that lost its scheduler and found it again is subscribed to nothing; a scheduler that was
-            # started anew knows no plugin of ours.
+            # A scheduler that was started anew knows neither queue nor plugin of ours.
             if self._register is not None and self._client.scheduler_comm is not self._comm:
                 self._begin(self._register())
             return found
@@ -165,18 +172,35 @@ class Dask:
                         said[one] = error
         return said
 
-    async def _run(self, job: Job, workers: Sequence[str]) -> Any:
-        return await self._client.run(_Carry(), job.request, workers=list(workers), on_error="return")
+    async def _run(self, job: Job, workers: Sequence[str]) -> dict[str, str | Exception]:
+        waiting = [one for one in workers if one in self._boxes]
+        others = [one for one in workers if one not in self._boxes]
+        by_box = asyncio.gather(*(self._post(job, one) for one in waiting))
+        said: dict[str, str | Exception] = {}
+        if others:
+            said.update(await self._client.run(_Carry(), job.request, workers=others, on_error="return"))
+        said.update(zip(waiting, await by_box, strict=True))
+        return said
+
+    async def _post(self, job: Job, worker: str) -> str | Exception:
+        """A newcomer answers nobody before it was served: what is for it goes through its queue."""
+        box = self._boxes[worker]
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._pending[box] = answer
+        try:
+            await self._client.scheduler.queue_put(name=box, data=job.request)
+            return await asyncio.wait_for(answer, self._patience)
+        except Exception as error:  # noqa: BLE001 - distributed raises what it likes
+            self._boxes.pop(worker, None)
+            return CourierError(f"{type(error).__name__}: {error}"[:300])
+        finally:
+            self._pending.pop(box, None)
+            if job.after or worker not in self._boxes:
+                self._boxes.pop(worker, None)
+                self._client._send_to_scheduler({"op": "queue_release", "name": box, "client": box})  # noqa: SLF001
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
         """Have every newcomer tell us, before it takes a task."""
-
-        def hear(event: Any) -> None:
-            said = event[1] if isinstance(event, tuple | list) and len(event) == 2 else None
-            name = said.get("joined") if isinstance(said, dict) else None
-            if isinstance(name, str):
-                joined([name])
-
         from distributed.diagnostics.plugin import WorkerPlugin  # noqa: PLC0415 - not a dependency of ours
 
         expression = _expression("plugin", self._session, self._issuer, self._patience)
@@ -185,7 +209,9 @@ class Dask:
 
         async def register() -> None:
             self._comm = self._client.scheduler_comm
-            self._client.subscribe_topic(self._session, hear)
+            await self._client.scheduler.queue_create(name=self._session, client=self._session)
+            if self._inbox is None or self._inbox.done():
+                self._inbox = asyncio.get_running_loop().create_task(self._hear(joined))
             # Nobody waits for this: it returns when the last worker has been served, by us.
             await self._client.register_plugin(plugin, name=self._session)
 
@@ -194,11 +220,33 @@ class Dask:
 
         async def leave() -> None:
             self._register = None
-            with contextlib.suppress(ValueError):
-                self._client.unsubscribe_topic(self._session)
+            if self._inbox is not None:
+                self._inbox.cancel()
             await self._client.unregister_worker_plugin(self._session)
+            self._client._send_to_scheduler(  # noqa: SLF001 - as distributed.Queue.close() does
+                {"op": "queue_release", "name": self._session, "client": self._session}
+            )
 
         return lambda: self._wait(self._begin(leave()), 30)
+
+    async def _hear(self, joined: Callable[[Sequence[str]], None]) -> None:
+        while True:
+            try:
+                word = (await self._client.scheduler.queue_get(name=self._session, timeout=PATIENCE_SECONDS))["value"]
+            except TimeoutError:
+                continue
+            except Exception:  # noqa: BLE001 - no network, no queue: workers() makes another when it is back
+                await asyncio.sleep(1)
+                continue
+            if not isinstance(word, dict):
+                continue
+            box, reply, name = word.get("box"), word.get("reply"), word.get("joined")
+            if isinstance(name, str):
+                if isinstance(box, str):
+                    self._boxes[name] = box
+                joined([name])
+            elif isinstance(box, str) and (answer := self._pending.get(box)) is not None and not answer.done():
+                answer.set_result(reply if isinstance(reply, str) else "")
 
     def _begin(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         if getattr(self._client, "status", "running") in {"closed", "closing"}:

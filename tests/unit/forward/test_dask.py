@@ -1,0 +1,188 @@
+"""A real Dask cluster, each worker with an agent of its own: who is there, who comes, who comes back, who leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.forward import State
+from agent.forward.on_dask import Dask
+from agent.forward.wanted import begin
+from tests.unit.forward.agents import CourierAgent
+from tests.unit.forward.support import World, verifier
+
+distributed = pytest.importorskip("distributed")
+
+PYTHON = os.environ.get("FORWARD_DASK_PYTHON", sys.executable)
+"""The interpreter of the scheduler and the workers; another than ours may have another version of distributed."""
+
+
+class Cluster:
+    """A scheduler and workers, each a process of its own with nothing of ours to import."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.file = world.home / "scheduler.json"
+        self.run(
+            "distributed.cli.dask_scheduler",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--no-jupyter",
+            "--scheduler-file",
+            self.file,
+        )
+        self.client: Any = None
+
+    def run(self, module: str, *arguments: object, **variables: str) -> subprocess.Popen[bytes]:
+        log = (self.world.home / f"{len(self.started)}.log").open("wb")
+        # -P: not even the folder that we stand in can be imported from.
+        process = subprocess.Popen(
+            [PYTHON, "-P", "-m", module, *map(str, arguments)],
+            cwd=self.world.home,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.world.home),
+                "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED": "false",
+                **variables,
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        log.close()
+        self.started.append(process)
+        return process
+
+    def worker(
+        self, name: str, *more: str, machine: CourierAgent | None = None, agent: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        """A worker on a machine of that name, which is made unless one is there already."""
+        agent = agent or name
+        if machine is None and agent not in self.world.agents:
+            self.world.machine(agent)
+        return self.run(
+            "distributed.cli.dask_worker",
+            "--scheduler-file",
+            self.file,
+            "--name",
+            name,
+            "--no-dashboard",
+            "--nthreads",
+            "1",
+            *(more or ("--no-nanny",)),
+            CREDENTIAL_AGENT_COURIER=str(self.world.courier.sockets[f"{agent}-0"]),
+        )
+
+    def connect(self, **more: Any) -> Any:
+        return distributed.Client(scheduler_file=str(self.file), set_as_default=False, timeout="60s", **more)
+
+    def close(self) -> None:
+        for process in reversed(self.started):
+            process.terminate()
+        for process in self.started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with World(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(world: World) -> Iterator[Cluster]:
+    made = Cluster(world)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def forward(world: World, client: Any, **wanted: Any) -> Any:
+    given = {"gcp": None, "signer": world.signer, "progress": False, **wanted}
+    return begin(
+        lambda session, issuer: Dask(client, session=session, issuer=issuer),
+        given,
+        lazy=lambda made: made.in_its_loop,
+        verify=verifier,
+    )
+
+
+# What a task does: it asks its machine's agent whose bundle it serves.
+PROBE = (
+    "(lambda n: (exec('''import os, json, socket, http.client\\n"
+    'c = http.client.HTTPConnection("localhost")\\n'
+    "c.sock = socket.socket(socket.AF_UNIX)\\n"
+    'c.sock.connect(os.environ["CREDENTIAL_AGENT_COURIER"])\\n'
+    'c.request("GET", "/v1/status")\\n'
+    "found = json.loads(c.getresponse().read())[\"bundle\"]\\n''', n), n['found'])[1])({})"
+)
+
+
+@pytest.mark.slow
+def test_present_and_future_workers_are_served_before_their_first_task(world: World, cluster: Cluster) -> None:
+    """A task that waits for a newcomer finds the identity there; several workers of a machine are one."""
+    cluster.worker("one")
+    cluster.worker("two", agent="one")
+    with cluster.connect() as client:
+        client.wait_for_workers(2, timeout=60)
+        with forward(world, client) as f:
+            assert f.status().served == 2
+            assert len(world.agents["one"].accepted) == 1
+            # The task is there before the worker is.
+            waiting = client.submit(eval, PROBE, resources={"late": 1}, pure=False)
+            cluster.worker("late", "--no-nanny", "--resources", "late=1")
+            assert waiting.result(timeout=60) is not None
+            late = world.agents["late"]
+            with late.changed:
+                assert late.changed.wait_for(lambda: bool(late.accepted), 30)
+        assert all(machine.bundle is None for machine in world.agents.values())
+
+
+@pytest.mark.slow
+def test_a_nanny_that_restarts_a_worker_and_a_client_that_is_opened_again(world: World, cluster: Cluster) -> None:
+    """A worker that was killed finds the identity of its machine; another client forwards as the first did."""
+    cluster.worker("one", "--nanny")
+    with cluster.connect() as client:
+        client.wait_for_workers(1, timeout=60)
+        with forward(world, client, on_exit="keep") as f:
+            client.restart(timeout=60)
+            assert client.submit(eval, PROBE, pure=False).result(timeout=60) is not None
+            assert f.refresh().served == 1
+    with cluster.connect() as client:
+        client.wait_for_workers(1, timeout=60)
+        with forward(world, client) as f:
+            assert f.status().served == 1
+            # The client is closed under it: no error, and the status says what is the matter.
+            client.close()
+        assert "closed" in str(f.status().trouble)
+    assert world.agents["one"].bundle is not None
+
+
+@pytest.mark.slow
+def test_an_asynchronous_client(world: World, cluster: Cluster) -> None:
+    """In the loop of an asynchronous client nothing may block: ``async with``."""
+    cluster.worker("one")
+
+    async def main() -> None:
+        async with cluster.connect(asynchronous=True) as client:
+            await client.wait_for_workers(1, timeout=60)
+            async with forward(world, client) as f:
+                assert f.status().served == 1
+                assert await client.submit(eval, PROBE, pure=False) is not None
+            assert f.status().workers[0].state is State.WAITING
+
+    asyncio.run(main())
+    assert world.agents["one"].bundle is None
