@@ -493,8 +493,10 @@ class Machine:
         wait = ["--wait"] if healthy else []  # a unit that is tried for ever never is done
         state = self.run("systemctl", "is-system-running", *wait, check=False, seconds=120).strip()
         if not healthy:
+            # A start that a mistake ends is tried again and again before the target gives it up.
             self.until(
                 lambda: self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active",
+                seconds=75,
                 what="multi-user.target",
             )
         assert state in {"running", "degraded"} or not healthy, f"booted to {state!r}"
