@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,7 @@ def test_a_hardened_process_has_no_core_and_no_readers() -> None:
 
 def test_what_is_kept_is_looked_at_without_being_taken(tmp_path: Path) -> None:
     """The newest first, what is too long left out, nothing closed; variables of another process say nothing."""
-    files = []
+    files: list[BufferedReader] = []
     for text in (b"old", b"new", b"x" * 9):
         path = tmp_path / str(len(files))
         path.write_bytes(text)
