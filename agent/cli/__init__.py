@@ -20,6 +20,7 @@ from agent.core.errors import (
     AgentError,
     BundleError,
     ConfigError,
+    CourierError,
     HostError,
     ProviderError,
     SourceError,
@@ -40,6 +41,7 @@ _COMMANDS: Final = {
     "exec": "agent.cli.run_with:exec_",
     "credential-process": "agent.cli.credential_process:credential_process",
     "keygen": "agent.cli.keygen:keygen",
+    "forward": "agent.cli.forward:forward",
     "seal": "agent.cli.seal:seal",
     "inspect": "agent.cli.inspect:inspect",
     "redirect": "agent.cli.redirect:redirect",
@@ -91,7 +93,7 @@ def exit_code(error: AgentError) -> int:
         return EX_DATAERR
     if isinstance(error, HostError):
         return EX_OSERR
-    if isinstance(error, ProviderError | SourceError | UpstreamError):
+    if isinstance(error, CourierError | ProviderError | SourceError | UpstreamError):
         return EX_UNAVAILABLE
     return EX_SOFTWARE
 

@@ -5,9 +5,10 @@ No secret is ever taken from the command line, where every user of the machine c
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from agent.core.errors import BundleError, FormatError
+from agent.core.variables import passes
 from agent.sender import files
 
 Key = TypeVar("Key")
@@ -63,6 +65,31 @@ def read(path: Path) -> bytes:
     if str(path) == "-":
         return sys.stdin.buffer.read(files.MAX_INPUT_BYTES)
     return files.read(path)
+
+
+def variables_of(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables to send: each a name of ``environment``, or ``NAME=VALUE``."""
+    values: dict[str, str] = {}
+    for one in given:
+        name, has_value, value = one.partition("=")
+        if not has_value:
+            if name not in environment:
+                raise click.UsageError(
+                    f"--env {name}: your environment has no such variable; --env {name}=VALUE gives it one"
+                )
+            value = environment[name]
+        try:
+            # Its bytes, whatever the locale makes of them: in a POSIX locale they are read as ASCII.
+            values[name] = os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None
+        if not passes(name):
+            click.echo(
+                f"warning: --env {name}: workers pass it on only if their environment.allow names it; "
+                "names such as MYAPP_TOKEN or DATABASE_URL pass by themselves",
+                err=True,
+            )
+    return values
 
 
 def keys_in(path: Path, parse: Callable[[bytes], Sequence[Key]]) -> Sequence[Key]:

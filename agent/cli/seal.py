@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any, Final
 import click
 
 from agent import bundle
-from agent.cli.inputs import FILE, LENGTH, keys_in, read
+from agent.cli.inputs import FILE, LENGTH, keys_in, read, variables_of
+from agent.core.errors import Denied, Transient
 from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.text import instant
-from agent.core.variables import passes
-from agent.forward import signing
+from agent.forward import local, signing
 from agent.forward.local import adc_file
 from agent.identity.forecast import Forecast, sentence
 from agent.sender import Collected, assemble, aws, claims, deliver, files, gcp
@@ -33,6 +34,7 @@ _DOCUMENTS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "mime": lambda sealed: userdata.mime(sealed).encode(),
     "systemd": lambda sealed: userdata.systemd(sealed).encode(),
 }
+WATCH_SECONDS: Final = 5.0
 _USER_DATA_BYTES: Final = 16_384  # the limit of EC2, before base64
 
 
@@ -80,7 +82,13 @@ _WHAT = _options(
     click.option("--send-refresh-token", is_flag=True, help="Google: send the user's refresh token. Long-lived!"),
     click.option("--send-service-account-key", is_flag=True, help="Google: send the account's key. Long-lived!"),
     click.option("--claims", "claims_file", type=FILE, help="Claims as JSON (see FORMAT.md); - reads stdin."),
-    click.option("--env", "env_names", multiple=True, metavar="NAME", help="Send this variable of your environment."),
+    click.option(
+        "--env",
+        "env_names",
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="Send this variable of your environment, or this value: a command line is no place for a secret.",
+    ),
     click.option("--withdraw", is_flag=True, help="Take away what is served, at once; carries no credential."),
 )
 
@@ -116,6 +124,9 @@ _WHERE = _options(
         help="The bundle alone, or in a document for EC2 user-data: armored to paste into a comment of your own, "
         "cloud-config, a mime multipart, or systemd's systemd.credentials.",
     ),
+    click.option(
+        "--watch", is_flag=True, help="Go on: seal again before it ends and at every new sign-on, until Ctrl-C."
+    ),
     click.option("--to", help="Also deliver: gce:PROJECT/ZONE/INSTANCE[#KEY], or gce:PROJECT[#KEY] for all its VMs."),
     click.option("--gce-endpoint", default=deliver.COMPUTE, show_default=True, help="The Compute Engine API."),
 )
@@ -140,11 +151,37 @@ def seal(**given: Any) -> None:
 
     On stderr it says for each cloud until when it will work, and what renews it.
     """
-    now = datetime.now(UTC)
+    if given["watch"] and (given["out"] is None or str(given["out"]) == "-") and given["to"] is None:
+        raise click.UsageError("--watch needs a place to deliver to: --out FILE or --to")
+    until = _sealed(given, datetime.now(UTC))
+    if given["watch"]:
+        _watch(given, until)
+
+
+def _watch(given: dict[str, Any], until: datetime | None) -> None:
+    """Seal again before the end of what was sealed, and whenever somebody signs on anew; until Ctrl-C."""
+    seen, due = local.marks(), local.successor_due(until, datetime.now(UTC))
+    while True:
+        time.sleep(WATCH_SECONDS)
+        now, marks = datetime.now(UTC), local.marks()
+        if marks == seen and (due is None or now < due):
+            continue
+        seen = marks
+        try:
+            due = local.successor_due(_sealed(given, now), now)
+        except (Denied, Transient) as error:
+            # What was delivered stays; an identity that has ended is there again after the next sign-on.
+            click.echo(f"not sealed: {error.message}" + (f"; {error.hint}" if error.hint else ""), err=True)
+            due = now + local.RETRY
+
+
+def _sealed(given: dict[str, Any], now: datetime) -> datetime | None:
+    """Seal and deliver; until when the first cloud works."""
     target = _target(given["to"])
     base = claims.read_claims(read(given["claims_file"])) if given["claims_file"] is not None else claims.ClaimsFile()
     collected = _collect(given, now)
-    env = _variables(given["env_names"])
+    variables = variables_of(given["env_names"], os.environ)
+    env = {"type": "env", "id": "env", "variables": variables} if variables else None
     withdraw = given["withdraw"] or base.action is Action.WITHDRAW
     carries = bool(base.grants or collected or env)
     if withdraw and carries:
@@ -187,6 +224,7 @@ def seal(**given: Any) -> None:
         f"key{'s' if len(recipients) != 1 else ''}, accepted until {instant(made.accept_until)}",
         err=True,
     )
+    return min((one.until for one in made.forecast if one.until is not None), default=None)
 
 
 def _target(text: str | None) -> deliver.GceTarget | None:
@@ -271,26 +309,6 @@ def _policy(path: Path | None) -> str | None:
     if len(text) > 2048:
         raise click.UsageError(f"--policy {path}: expected at most 2048 characters without spaces, got {len(text)}")
     return text
-
-
-def _variables(names: Sequence[str]) -> dict[str, Any] | None:
-    missing = [name for name in names if name not in os.environ]
-    if missing:
-        raise click.UsageError(f"--env {missing[0]}: your environment has no such variable")
-    values: dict[str, str] = {}
-    for name in names:
-        try:
-            # Its bytes, whatever the locale makes of them: in a POSIX locale they are read as ASCII.
-            values[name] = os.fsencode(os.environ[name]).decode()
-        except UnicodeDecodeError:
-            raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None
-        if not passes(name):
-            click.echo(
-                f"warning: --env {name}: workers pass it on only if their environment.allow names it; "
-                "names such as MYAPP_TOKEN or DATABASE_URL pass by themselves",
-                err=True,
-            )
-    return {"type": "env", "id": "env", "variables": values} if names else None
 
 
 def _tell(forecast: Sequence[Forecast], accept_until: datetime, now: datetime) -> None:

@@ -10,18 +10,20 @@
         df = dd.read_parquet("s3://private/...")     # unchanged
 
 Nothing is installed in the workers' Python; an agent must run on the workers and be told at launch to believe this
-computer's key (:func:`public_key`; whoever is not served says so, and how to mend it). What travels is sealed to keys
+computer's key (:func:`launch_line`; whoever is not served says so, and how to mend it). What travels is sealed to keys
 that the workers' machines have vouched for: neither the scheduler nor anybody on the way can read or alter it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from agent.core.errors import AgentError
 from agent.forward import signing
 from agent.forward.courier import Courier, Job
+from agent.forward.on_ssh import Ssh
 from agent.forward.session import Forward
 from agent.forward.status import CloudStatus, State, Status, WorkerStatus
 from agent.forward.wanted import Wanted, begin
@@ -37,7 +39,8 @@ __all__ = [
     "Wanted",
     "WorkerStatus",
     "dask",
-    "public_key",
+    "launch_line",
+    "ssh",
     "to",
 ]
 
@@ -74,10 +77,23 @@ def to(courier: Courier, **wanted: Unpack[Wanted]) -> Forward:
     return begin(lambda _session, _issuer: courier, wanted)
 
 
-def public_key(signer: str | Path | None = None) -> str:
-    """The public half of the key that bundles are signed with, on one line: what workers are told to believe.
+def ssh(hosts: Sequence[str], *, command: Sequence[str] = ("ssh",), **wanted: Unpack[Wanted]) -> Forward:
+    """Forward to hosts by the user's own ``ssh``. Otherwise as :func:`dask`.
+
+    Who a host is, ``ssh`` knows by its key: no other evidence is needed, unless ``accounts`` or the like ask for it.
+
+    Args:
+        hosts: as ``ssh`` takes them.
+        command: what is run in place of ``ssh``, with options of it.
+        wanted: see :class:`Wanted`.
+    """
+    return begin(lambda _session, _issuer: Ssh(hosts, command=command), wanted)
+
+
+def launch_line(signer: str | Path | None = None) -> str:
+    """The line for the workers' user-data by which they believe this computer: it names your public key.
 
     Raises:
-        HostError: it cannot be read or made.
+        HostError: the key cannot be read or made.
     """
-    return signing.public_line(signing.load(None if signer is None else Path(signer)))
+    return signing.launch_line(signing.load(None if signer is None else Path(signer)))

@@ -109,7 +109,7 @@ class Local:
             if wanted is None:
                 continue
             part = self.parts.get(cloud)
-            mark = self._mark(cloud)
+            mark = _mark(cloud)
             if part is not None and part.mark == mark and (part.due is None or now < part.due):
                 continue
             try:
@@ -170,7 +170,7 @@ class Local:
             forecast=forecast,
             mark=mark,
             digest=hashlib.sha256(plain).hexdigest(),
-            due=None if self._options.renew == "never" else _due(forecast.until, now),
+            due=None if self._options.renew == "never" else successor_due(forecast.until, now),
         )
 
     def _from_boto(self, now: datetime) -> Collected:
@@ -215,17 +215,22 @@ class Local:
             )
         return gcp.from_adc(options, now=now, transport=self._transport)
 
-    def _mark(self, cloud: Cloud) -> str:
-        """What changes when somebody signs on anew. Nobody is asked, no helper is run: files and the environment."""
-        prefixes = ("AWS_",) if cloud is Cloud.AWS else ("GOOGLE_", "CLOUDSDK_", "GCLOUD_")
-        seen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
-        for path in _aws_files() if cloud is Cloud.AWS else [adc_file()]:
-            try:
-                found = path.stat()
-            except OSError:
-                continue
-            seen.append(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}")
-        return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()
+
+def marks() -> dict[Cloud, str]:
+    """What changes when somebody signs on anew. Nobody is asked, no helper is run: files and the environment."""
+    return {cloud: _mark(cloud) for cloud in Cloud}
+
+
+def _mark(cloud: Cloud) -> str:
+    prefixes = ("AWS_",) if cloud is Cloud.AWS else ("GOOGLE_", "CLOUDSDK_", "GCLOUD_")
+    seen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
+    for path in _aws_files() if cloud is Cloud.AWS else [adc_file()]:
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        seen.append(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}")
+    return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def adc_file() -> Path:
@@ -245,7 +250,8 @@ def _aws_files() -> list[Path]:
     return [*named, *sorted((home / "sso/cache").glob("*.json")), *sorted((home / "login/cache").glob("*.json"))]
 
 
-def _due(until: datetime | None, now: datetime) -> datetime | None:
+def successor_due(until: datetime | None, now: datetime) -> datetime | None:
+    """When what ends at ``until`` is to have a successor; ``None``: it needs none."""
     if until is None:
         return None
     length = until - now

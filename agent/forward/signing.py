@@ -88,6 +88,16 @@ def check_issuer(issuer: str) -> str:
     return issuer
 
 
+def launch_line(key: bundle.SigningKey) -> str:
+    """The line by which whoever launches a machine names this key (``launch_signers`` of its configuration)."""
+    jwk = key.public_jwk()
+    thumbprint = jwk["kty"] == "OKP" and key.kid == bundle.thumbprint({n: jwk[n] for n in ("crv", "kty", "x")})
+    return f"credential-agent-signer: {'ed25519:' + jwk['x'] if thumbprint else public_line(key)}"
+
+
 def at_launch(key: bundle.SigningKey, issuer: str) -> str:
-    """What whoever launches workers adds to their user-data, so that they believe this sender."""
-    return f"add at launch, to the workers' user-data: credential-agent-signer: {public_line(key)} (issuer {issuer})"
+    """What to do about workers that do not believe this sender."""
+    return (
+        f"launch workers with this line in their user-data: {launch_line(key)} (their configuration says which "
+        f"launch_signers are taken, and that they may speak as {issuer})"
+    )

@@ -98,22 +98,7 @@ def begin(
     odd = wanted.keys() - Wanted.__annotations__.keys()
     if odd:
         raise UsageError(f"forward knows no {min(odd)}=", hint=f"it knows: {', '.join(sorted(Wanted.__annotations__))}")
-    off = "credentials" in wanted
-    if off and wanted["credentials"] is not None:
-        raise UsageError("credentials= can only be None: neither aws nor gcp", hint="name a profile with aws=")
-    policy = wanted.get("policy")
-    local = Local(
-        Options(
-            aws=None if off else wanted.get("aws", "auto"),
-            gcp=None if off else wanted.get("gcp", "auto"),
-            environ=dict(wanted.get("environ", {})),
-            role_arn=wanted.get("role_arn"),
-            policy=policy if policy is None or isinstance(policy, str) else json.dumps(policy, separators=(",", ":")),
-            impersonate=wanted.get("impersonate"),
-            duration=wanted.get("duration"),
-            renew=wanted.get("renew", "here"),
-        )
-    )
+    local = Local(_options(wanted))
     on_exit = wanted.get("on_exit", "withdraw")
     if on_exit not in {"withdraw", "keep"}:
         raise UsageError(f'on_exit: expected "withdraw" or "keep", got {on_exit!r}')
@@ -157,3 +142,20 @@ def begin(
     )
     teller = Teller.of(wanted.get("progress"))
     return Forward(engine, courier, teller, on_exit=on_exit, lazy=lazy(courier))
+
+
+def _options(wanted: Mapping[str, Any]) -> Options:
+    off = "credentials" in wanted
+    if off and wanted["credentials"] is not None:
+        raise UsageError("credentials= can only be None: neither aws nor gcp", hint="name a profile with aws=")
+    policy = wanted.get("policy")
+    return Options(
+        aws=None if off else wanted.get("aws", "auto"),
+        gcp=None if off else wanted.get("gcp", "auto"),
+        environ=dict(wanted.get("environ", {})),
+        role_arn=wanted.get("role_arn"),
+        policy=policy if policy is None or isinstance(policy, str) else json.dumps(policy, separators=(",", ":")),
+        impersonate=wanted.get("impersonate"),
+        duration=wanted.get("duration"),
+        renew=wanted.get("renew", "here"),
+    )

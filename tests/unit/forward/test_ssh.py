@@ -1,0 +1,57 @@
+"""Hosts by the user's own ``ssh``: here a program of that name that runs the command as sshd would, by the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.core.errors import UsageError
+from agent.forward import State
+from agent.forward.on_ssh import Ssh
+from tests.unit.forward.support import World
+
+SSH = """#!/bin/sh
+# ssh -T -o BatchMode=yes -- HOST COMMAND
+[ "$1 $2 $3 $4" = "-T -o BatchMode=yes --" ] || exit 64
+case "$5" in
+  down) echo "ssh: connect to host down port 22: Connection refused" >&2; exit 255;;
+esac
+echo "Welcome to $5"
+exec env CREDENTIAL_AGENT_COURIER="@HOME@/$5.sock" sh -c "$6"
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with World(tmp_path, monkeypatch) as made:
+        (tmp_path / "ssh").write_text(SSH.replace("@HOME@", str(tmp_path)))
+        (tmp_path / "ssh").chmod(0o755)
+        yield made
+
+
+def test_hosts_are_served_by_ssh(world: World) -> None:
+    """The host is who the user named, so that no evidence is needed; who cannot be reached is told as ssh tells it."""
+    machine = world.machine("w1")
+    machine.evidence = lambda *_: []
+    world.courier = Ssh(["w1", "down", "bare"], command=[str(world.home / "ssh")])  # type: ignore[assignment]
+    with world.forward() as f:
+        by_name = {one.name: one for one in f.status().workers}
+        assert {name: one.state for name, one in by_name.items()} == {
+            "w1": State.SERVED,
+            "down": State.UNREACHABLE,
+            "bare": State.NO_AGENT,
+        }
+        assert "Connection refused" in str(by_name["down"].reason)
+    assert machine.bundle is None
+    assert len(machine.accepted) == 2
+    with world.forward(accounts=["111122223333"]) as f:  # who asks for proof gets it
+        assert f.status().served == 0
+
+
+def test_a_host_is_never_an_option() -> None:
+    """Nothing that ssh would read as an option or as several words is a host."""
+    for hosts in (["-oProxyCommand=sh"], ["a b"], [""], [], "w1"):
+        with pytest.raises(UsageError):
+            Ssh(hosts)
