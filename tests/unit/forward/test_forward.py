@@ -137,7 +137,7 @@ def test_each_reason_for_which_a_worker_is_not_served_is_told(world: World) -> N
             "narrow-0": State.REFUSED,
             "bare-0": State.NO_AGENT,
         }
-        assert world.key.kid in str(by_name["stranger-0"].hint)
+        assert signing.launch_line(world.key) in str(by_name["stranger-0"].hint)
         assert "may not address" in str(by_name["narrow-0"].reason)
         assert "packer/README.md" in str(by_name["bare-0"].hint)
 
