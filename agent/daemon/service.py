@@ -26,7 +26,7 @@ import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -37,7 +37,6 @@ from agent.core.errors import ConfigError, HostError
 from agent.core.timekeeping import Witness
 from agent.daemon import grace, handover, listening
 from agent.daemon.announce import Announcer
-from agent.daemon.configured import Configured
 from agent.daemon.listeners import Listeners
 from agent.daemon.prepare import NO_POINTER_HINT, Prepared
 from agent.daemon.publish import Publisher, group_id
@@ -59,13 +58,20 @@ SETTLE_SECONDS: Final = 5.0
 """How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
 
 
+class _Server(Protocol):
+    """What listens."""
+
+    def close(self) -> None:
+        """Take nothing more."""
+
+
 class Daemon:
     """One run of the agent.
 
     Args:
         settings: the configuration.
         environ: what the service manager passed.
-        file: the file of the configuration, which is read anew by SIGHUP.
+        reload: reads the configuration anew (SIGHUP).
         root: where ``/sys`` and ``/etc`` are; another place in tests.
 
     Raises:
@@ -77,11 +83,11 @@ class Daemon:
         settings: config.Config,
         *,
         environ: Mapping[str, str],
-        file: Configured,
+        reload: Callable[[], config.Config],
         root: Path = Path("/"),
     ) -> None:
         self._settings = settings
-        self._file = file
+        self._read_settings = reload
         self._root = root
         self._log = structlog.get_logger()
         self._stop = asyncio.Event()
@@ -179,7 +185,7 @@ class Daemon:
         )
         couriers = self._listeners.couriers()
         loop = asyncio.get_running_loop()
-        servers = await workers.listen(worker_sockets)
+        servers: list[_Server] = [workers.listen(worker_sockets)]
         if control is not None:
             servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
         await couriers.listen()
@@ -228,7 +234,7 @@ class Daemon:
             self._reload_wanted = True  # there is nothing yet that could be told otherwise: after the start
 
     def _do_later(
-        self, operators: ControlEndpoint, servers: list[asyncio.Server], *, controlled: bool
+        self, operators: ControlEndpoint, servers: list[_Server], *, controlled: bool
     ) -> list[asyncio.Task[None]]:
         """What nobody waits for, and what the machine did not have yet."""
         later = [self._note_grace()]
@@ -238,8 +244,6 @@ class Daemon:
             later.append(self._find_group())
         if self._prepared.late_files:
             later.append(self._hear_late())
-        if self._file.late is not None:
-            later.append(self._hear_file(asyncio.wrap_future(self._file.late)))
         return [self._restorer.resuming, *(asyncio.create_task(work) for work in later)]
 
     def _control_socket(self) -> socket.socket | None:
@@ -255,7 +259,7 @@ class Daemon:
             reasons["listen.control"] = error.message
             return None
 
-    async def _open_control_late(self, operators: ControlEndpoint, servers: list[asyncio.Server]) -> None:
+    async def _open_control_late(self, operators: ControlEndpoint, servers: list[_Server]) -> None:
         while (control := self._control_socket()) is None:
             await self.clock.sleep(ASK_AGAIN_SECONDS)
         loop = asyncio.get_running_loop()
@@ -272,13 +276,6 @@ class Daemon:
                 break
         self._prepared.away.reasons.pop("environment.group", None)
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
-
-    async def _hear_file(self, late: asyncio.Future[config.Config]) -> None:
-        """The configuration did not answer at the start: it is loaded as soon as it does."""
-        await asyncio.wait({late})
-        late.exception()  # looked at: what is wrong with it, the reload says
-        self._log.info("config.answers")
-        self._on_hangup()
 
     async def _hear_late(self) -> None:
         """Files that did not answer at the start are taken as soon as they do; only then does the boot grace count."""
@@ -363,7 +360,7 @@ class Daemon:
         )
         self._reloader = Reloader(
             settings,
-            read=self._file.read,
+            read=self._read_settings,
             prepared=self._prepared,
             who=self._who,
             controller=self.controller,
@@ -390,7 +387,7 @@ class Daemon:
     def _hand_over(self) -> None:
         """What other processes are told may be another: those that answer, and the next one."""
         self._snapshots.publish()
-        self._succession.keep(self.store, self._file.text, self._handover)
+        self._succession.keep(self.store, self._handover)
 
     def _handover(self) -> handover.Handover:
         """What the next process is to be told, beside the credentials."""

@@ -51,10 +51,12 @@ class Connection(asyncio.Protocol):
     Args:
         listener: what all connections of one listener share.
         owner: whose it is, where that is known already.
+        looked: whether it is known that nothing is remembered for what it sends first.
     """
 
     __slots__ = (
         "_listener",
+        "_looked",
         "_method",
         "_path",
         "_paused",
@@ -70,8 +72,9 @@ class Connection(asyncio.Protocol):
         "turn",
     )
 
-    def __init__(self, listener: Listener, owner: Hashable = None) -> None:
+    def __init__(self, listener: Listener, owner: Hashable = None, *, looked: bool = False) -> None:
         self._listener = listener
+        self._looked = looked
         self._transport: asyncio.Transport | None = None
         self._reader: RequestReader | None = None
         self._state = State.READING
@@ -132,7 +135,10 @@ class Connection(asyncio.Protocol):
                 self._pause()
             return
         reader = self._reader
+        first = reader is None
         if reader is None:
+            if not self._looked and self._recall(data):
+                return
             limits = self._listener.limits
             reader = self._reader = RequestReader(
                 line_bytes=limits.line_bytes,
@@ -146,7 +152,7 @@ class Connection(asyncio.Protocol):
         if reader.fault is not None:
             self._refuse(_FAULTS[reader.fault.value])
         elif reader.complete:
-            self._dispatch(reader)
+            self._dispatch(reader, data if first else None)
         elif reader.head and not head_was_known and reader.headers.get("Expect", "").lower() == "100-continue":
             assert self._transport is not None
             self._transport.write(_CONTINUE)
@@ -155,7 +161,38 @@ class Connection(asyncio.Protocol):
 
     # -- the answer --------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, reader: RequestReader) -> None:
+    def _recall(self, data: bytes) -> bool:
+        """Answer from memory, if these bytes were answered a moment ago."""
+        found = self._listener.recall(data)
+        if found is None:
+            return False
+        self._listener.complete(self)
+        self.finish(found)
+        return True
+
+    def finish(self, answer: bytes) -> None:
+        """Send what is left of an answer, and nothing after it."""
+        transport = self._transport
+        if transport is None:
+            return
+        transport.write(answer)
+        self._end(transport)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        self._listener.ending(self)
+        self._state = State.ENDED
+        transport.close()
+        unread = transport.get_write_buffer_size()
+        if unread or self.kept_bytes:
+            self._listener.charge(self, unread)
+
+    def _dispatch(self, reader: RequestReader, data: bytes | None) -> None:
+        """Have it answered.
+
+        Args:
+            reader: which has all of it.
+            data: all of it, if it came in one piece.
+        """
         listener = self._listener
         self._started = time.perf_counter()
         self._state = State.ANSWERING
@@ -188,7 +225,9 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - the gate's border: nothing that a request does may end the daemon
             outcome = listener.broken(request, error)
         if isinstance(outcome, Response):
-            self._send(outcome)
+            access = self._send(outcome)
+            if data is not None and access is not None and listener.memory is not None:
+                listener.memory.keep(data, request, outcome, listener.date_line(), access)
         elif outcome is DROP:
             self._drop()
         else:
@@ -213,22 +252,18 @@ class Connection(asyncio.Protocol):
         else:
             self._drop()
 
-    def _send(self, response: Response) -> None:
+    def _send(self, response: Response) -> Access | None:
         transport = self._transport
         if transport is None or transport.is_closing():
-            return
-        self._report(response.status, len(response.body))
+            return None
+        access = self._report(response.status, len(response.body))
         # One piece, one write: headers and body in two cost 40 ms (Nagle against delayed acknowledgement).
         if self._method == "HEAD":
             transport.write(response.head + self._listener.date_line() + b"\r\n")
         else:
             transport.write(response.head + self._listener.date_line() + b"\r\n" + response.body)
-        self._listener.ending(self)
-        self._state = State.ENDED
-        transport.close()
-        unread = transport.get_write_buffer_size()
-        if unread or self.kept_bytes:
-            self._listener.charge(self, unread)
+        self._end(transport)
+        return access
 
     def _refuse(self, response: Response) -> None:
         """Answer a request that will not be read to its end."""
@@ -257,20 +292,13 @@ class Connection(asyncio.Protocol):
         self._report(0, 0)
         self.abort()
 
-    def _report(self, status: int, size_bytes: int) -> None:
+    def _report(self, status: int, size_bytes: int) -> Access:
+        peer = address_of(self._transport) if self._transport is not None and not 0 < status < 400 else None
+        seconds = time.perf_counter() - self._started
+        access = Access(self._method, self._path, status, seconds, size_bytes, self._user_agent, peer)
         if self._listener.access is not None:
-            peer = address_of(self._transport) if self._transport is not None and not 0 < status < 400 else None
-            self._listener.access(
-                Access(
-                    self._method,
-                    self._path,
-                    status,
-                    time.perf_counter() - self._started,
-                    size_bytes,
-                    self._user_agent,
-                    peer,
-                )
-            )
+            self._listener.access(access)
+        return access
 
     # -- the listener's calls ----------------------------------------------------------------------------------------
 

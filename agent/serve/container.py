@@ -61,6 +61,10 @@ class ContainerDialect:
     async def _settle(self) -> Outcome:
         return self._answer(await self._watch.settled(Cloud.AWS, self._watch.served.settings.container_hold_seconds))
 
+    def forget(self) -> None:
+        """Something else is served now: nothing is kept of what was."""
+        self._credential, self._document = None, Response(503)
+
     def _answer(self, answer: Answer) -> Response:
         if isinstance(answer, Live) and isinstance(answer.credential, AwsCredential):
             credential = self._early.aws(answer, answer.credential, self._watch.clock.now(), extends=True)

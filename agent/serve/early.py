@@ -26,6 +26,10 @@ class Early:
         self._wall_ahead = wall_ahead
         self._last: tuple[AwsCredential, datetime, AwsCredential] | None = None
 
+    def forget(self) -> None:
+        """Something else is served now: nothing is kept of what was."""
+        self._last = None
+
     def aws(self, live: Live, credential: AwsCredential, now: datetime, *, extends: bool = False) -> AwsCredential:
         """``credential`` with the end that a client is told.
 

@@ -21,6 +21,7 @@ No answer takes longer than 400 ms: Go gives up after 500.
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from functools import partial
@@ -46,6 +47,8 @@ _BAD_TTL: Final = ec2.failure(400)
 _GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
 _PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
 _TTL_MEMO: Final = 64
+_TOKENS_KNOWN: Final = 4096
+"""So many session tokens are known to be ours, and until when: one is checked once, not at each request."""
 
 _Tree = dict[str, "str | _Tree"]
 
@@ -69,6 +72,7 @@ class Ec2Dialect:
         self._early = early
         # All mutable state is what was rendered before, each with what it was rendered from.
         self._token_heads: dict[int, Response] = {}
+        self._known_tokens: dict[str, int] = {}
         self._live: tuple[AwsCredential, str] | None = None
         self._list = _NOT_FOUND
         self._document = _NOT_FOUND
@@ -86,7 +90,7 @@ class Ec2Dialect:
         echo = b""
         token = request.headers.get(names.EC2_TOKEN_HEADER)
         if token is not None:
-            left = self._left(token)
+            left = self.left(token)
             if left is None:
                 return _UNAUTHORIZED
             echo = b"%s: %d\r\n" % (names.EC2_TTL_ECHO.encode(), left)
@@ -108,10 +112,7 @@ class Ec2Dialect:
         ttl = ec2.ttl_asked(request.headers.get(names.EC2_TTL_HEADER))
         if ttl is None:
             return _BAD_TTL
-        # The boot-time clock: a corrected wall clock must not end a token before its client's time (Rust never asks
-        # again on 401), and both start anew with the machine.
-        ends = self._watch.clock.boottime() + ttl
-        token = ec2.make_token(self._settings.token_key, ends, secrets.token_bytes(6)).encode("ascii")
+        token = self.mint(ttl)
         head = self._token_heads.get(ttl)
         if head is None:
             if len(self._token_heads) >= _TTL_MEMO:
@@ -120,11 +121,28 @@ class Ec2Dialect:
             self._token_heads[ttl] = head
         return head.filled(token)
 
-    def _left(self, token: str) -> int | None:
+    def mint(self, ttl: int) -> bytes:
+        """A session token that is good for so many seconds."""
+        # The boot-time clock: a corrected wall clock must not end a token before its client's time (Rust never asks
+        # again on 401), and both start anew with the machine.
+        ends = math.ceil(self._watch.clock.boottime() + ttl)
+        token = ec2.make_token(self._settings.token_key, ends, secrets.token_bytes(6))
+        self._know(token, ends)
+        return token.encode("ascii")
+
+    def _know(self, token: str, ends: int) -> None:
+        if len(self._known_tokens) >= _TOKENS_KNOWN:
+            self._known_tokens.clear()
+        self._known_tokens[token] = ends
+
+    def left(self, token: str) -> int | None:
         """Seconds that a token is still good for; ``None`` when it is not ours or has ended."""
-        ends = ec2.token_ends(self._settings.token_key, token)
+        ends = self._known_tokens.get(token)
         if ends is None:
-            return None
+            ends = ec2.token_ends(self._settings.token_key, token)
+            if ends is None:
+                return None
+            self._know(token, ends)
         left = int(ends - self._watch.clock.boottime())
         # Above the maximum: made before a reboot, by a boot-time clock that had run for longer.
         return max(left, 0) if -TOKEN_GRACE_SECONDS <= left <= ec2.MAX_TTL_SECONDS else None
@@ -166,6 +184,11 @@ class Ec2Dialect:
         if below == ("info",):
             return self._info(answer)
         return _NOT_FOUND
+
+    def forget(self) -> None:
+        """Something else is served now: nothing is kept of what was."""
+        self._live = None
+        self._list = self._document = self._extended = _NOT_FOUND
 
     def _rendered(self, live: Live) -> bool:
         if not isinstance(live.credential, AwsCredential):

@@ -21,16 +21,16 @@ from agent.serve.gate import Gate, Refusal
 from agent.serve.gce import DemandScoped, GceDialect
 from agent.serve.handling import DROP, Access, Later, Outcome, Peer
 from agent.serve.hiding import GCE_ROOT, folded
+from agent.serve.intake import Intake
 from agent.serve.listener import Listener
 from agent.serve.mints import Demand
 from agent.serve.proxy import Passthrough, Proxy
+from agent.serve.remembered import Memory
 from agent.serve.waiting import Served, Watch
 from agent.wire import container, ec2, gce, names
 from agent.wire.http import Request, Response
 
 _MAX_REASON: Final = 400
-BACKLOG: Final = 4096
-"""What the kernel may hold for us. A dropped SYN costs the client a second, which is the whole patience of most."""
 
 
 class WorkerEndpoint:
@@ -83,6 +83,7 @@ class WorkerEndpoint:
             demand=demand,
             scoped=scoped,
         )
+        memory = Memory(served, clock, mint=self._ec2.mint, left=self._ec2.left)
         self._broken = broken
         self._takes_bodies = gce is not None
         self.listener = Listener(
@@ -93,17 +94,17 @@ class WorkerEndpoint:
             access=access,
             bodies=self._means_body,
             owners=owners,
+            memory=memory,
         )
+        served.forgotten_by(memory.forget, early.forget, self._ec2.forget, self._container.forget, self._gce.forget)
 
     def protocol(self) -> asyncio.Protocol:
         """The factory of connections."""
         return self.listener.protocol()
 
-    async def listen(self, sockets: Sequence[socket.socket]) -> list[asyncio.Server]:
-        """Answer on these, which listen already."""
-        self.listener.watch(sockets)
-        loop = asyncio.get_running_loop()
-        return [await loop.create_server(self.protocol, sock=one, backlog=BACKLOG) for one in sockets]
+    def listen(self, sockets: Sequence[socket.socket]) -> Intake:
+        """Answer on these, which listen already, until what is returned is closed. To be called in the event loop."""
+        return self.listener.listen(sockets)
 
     def _means_body(self, method: str, target: str) -> bool:
         """Guest attributes that are passed through to a real GCE server; nothing else that workers ask has a body."""

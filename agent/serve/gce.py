@@ -107,6 +107,10 @@ class GceDialect:
         """Whether this machine is a GCE machine to those who ask."""
         return self._proxy is not None or not isinstance(self._watch.look(Cloud.GCP), Absent)
 
+    def forget(self) -> None:
+        """Something else is served now: nothing is kept of what was."""
+        self._token = self._accounts = self._last_large = None
+
     def handle(self, request: Request) -> Outcome | Later:
         """Answer one request."""
         answer = self._watch.look(Cloud.GCP)

@@ -1,11 +1,13 @@
-"""Whose connection is taken next, when more wait than can be served: each owner's in turn.
+"""Accepted connections: taken from the kernel, and whose comes next when more wait than can be served.
 
-The kernel keeps finished connections in one queue in the order of coming, whoever they are of, and the event loop
-(uvloop, libuv) takes one from it each time round. Behind four hundred of one worker another's waited for two seconds,
-which is twice the patience of botocore. So once that queue is long it is emptied as fast as the kernel gives: nothing
-is read from a connection, nothing is remembered of it but whose it is, and so many are served each round, by turns.
+A connection is accepted, read and, where its answer is remembered (:mod:`agent.serve.remembered`), answered and closed
+at once, by four system calls and without an object for it. Any other is begun with (:mod:`agent.serve.stream`).
 
-As long as the queue is short nothing of this runs: taking a connection this way costs some 30 microseconds more.
+The kernel keeps finished connections in one queue in the order of coming, whoever they are of. Behind four hundred of
+one worker another's waited for two seconds, which is twice the patience of botocore. So once that queue is long it is
+emptied as fast as the kernel gives: what is remembered is answered on the way, since that costs less than to ask whose
+it is; nothing is read from any other, nothing is kept of it but whose it is, and so many are begun with each round, by
+turns of their owners. As long as the queue is short nothing of this runs.
 """
 
 from __future__ import annotations
@@ -17,35 +19,38 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from agent.serve.fairness import Owners, place_of
 
 LONG: Final = 64
-"""With so many waiting in the kernel it is worth to know whose they are; those before are served in some 30 ms."""
-LOOK_EACH: Final = 8
-"""It is looked at once for so many that come: that nobody is open says nothing of how many wait in the kernel."""
+"""With so many waiting in the kernel it is worth to know whose they are; those before are served in some 8 ms."""
 ACCEPTED_AT_ONCE: Final = 256
 """At most so many are fetched each round: each costs some 25 microseconds, and more come meanwhile."""
 SERVED_AT_ONCE: Final = 4
-"""So few are begun with each round that rounds stay short, of which a connection takes four until it is answered: some
-requests cost a millisecond. What going round costs itself is small beside it."""
+"""So few are begun with each round that rounds stay short: some requests cost a millisecond."""
 LEAST_ROOM: Final = 16
+_AGAIN_SECONDS: Final = 0.1
+"""Until the next try, where the process has no file descriptor left."""
+_FIRST_BYTES: Final = 16384
 
 _TCP_INFO_BYTES: Final = 28
 _BACKLOG: Final = struct.Struct("=24xI")  # struct tcp_info: tcpi_unacked, which says this of a socket that listens
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-Factory = Callable[[Hashable], asyncio.Protocol]
+Begin = Callable[[socket.socket, Any, Hashable, bytes | None], None]
+"""Serve an accepted connection, its other end, its owner and what has come of it already."""
+Recall = Callable[[socket.socket, Any, Hashable, bytes], bool]
+"""Answer and close an accepted connection that sent these bytes, if that answer is remembered."""
 
 
 class Intake:
-    """The connections that were fetched from the kernel and are not served yet.
+    """The listening sockets, and the connections that were fetched from them and are not served yet.
 
     Args:
-        sockets: the listening ones, each served by the event loop as well.
-        factory: makes the protocol of a connection, given its owner.
+        sockets: owned from here on.
+        begin: serves one.
+        recall: answers one from memory.
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
         room: how many connections there may be more than there are.
     """
@@ -54,49 +59,134 @@ class Intake:
         self,
         sockets: Sequence[socket.socket],
         *,
-        factory: Factory,
+        begin: Begin,
+        recall: Recall,
         owners: Owners | None,
         room: Callable[[], int],
     ) -> None:
         self._sockets = tuple(sockets)
-        self._factory = factory
+        self._serve = begin
+        self._recall = recall
         self._owners = owners
         self._room = room
         # All mutable state. By owner, in the order of their turns.
-        self._queues: dict[Hashable, deque[socket.socket]] = {}
+        self._queues: dict[Hashable, deque[tuple[socket.socket, Any]]] = {}
         self._count = 0
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._young: list[tuple[socket.socket, Any, Hashable]] = []  # accepted in this round; nothing has come yet
         self._working = False
-        self._usual = 0  # how many came the usual way
+        self._open = False
+        self._again: asyncio.TimerHandle | None = None
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """Those that it listens on."""
+        return self._sockets
 
     @property
     def connections(self) -> int:
         """How many were fetched and are not begun with."""
-        return self._count + len(self._beginning)
+        return self._count + len(self._young)
 
-    def look(self) -> None:
-        """A connection came the usual way: see at times how many wait behind it."""
-        self._usual += 1
-        if self._usual % LOOK_EACH or self._working:
-            return
-        if any(_waiting(one) >= LONG for one in self._sockets):
+    def begin(self) -> None:
+        """Take what comes from now on. To be called in the event loop."""
+        self._open = True
+        for one in self._sockets:
+            one.setblocking(False)
+        self._heed()
+
+    def close(self) -> None:
+        """Take nothing more. What was fetched is served by :meth:`finish`."""
+        if self._open:
+            self._open = False
+            self._ignore()
+            for one in self._sockets:
+                one.close()
+
+    def finish(self) -> None:
+        """Begin with all that were fetched, since nobody will come for them any more."""
+        self._look_again()
+        self._begin(self._count)
+
+    def _heed(self) -> None:
+        self._again = None
+        loop = asyncio.get_running_loop()
+        for one in self._sockets:
+            loop.add_reader(one.fileno(), self._come, one)
+
+    def _ignore(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        loop = asyncio.get_running_loop()
+        for one in self._sockets:
+            loop.remove_reader(one.fileno())
+
+    # -- few: served as they come ------------------------------------------------------------------------------------
+
+    def _come(self, listening: socket.socket) -> None:
+        if self._working:
+            return  # the rounds come by here too
+        many = _waiting(listening)
+        if many >= LONG:
             self._working = True
             asyncio.get_running_loop().call_soon(self._go_round)
+            return
+        # Where the kernel does not tell how many: one, and the event loop comes again for the next.
+        for _ in range(max(1, many)):
+            try:
+                connection, peer = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause()
+                    return
+                continue  # that one was gone before we took it
+            self._take(connection, peer, None, waits=True)
 
-    async def finish(self) -> None:
-        """Begin with all that were fetched, since nobody will come for them any more."""
-        while self.connections:
-            self._begin(SERVED_AT_ONCE)
-            await asyncio.gather(*self._beginning)
+    def _take(self, connection: socket.socket, peer: Any, owner: Hashable, *, waits: bool) -> None:
+        """Receive what has come, and have it answered.
+
+        Args:
+            connection: just accepted.
+            peer: its other end.
+            owner: whose it is, where that is known.
+            waits: whether, when nothing has come yet, it is looked at once more in the next round of the loop. A client
+                connects and then sends, so mostly it has by then; to be told of it costs more than to look.
+        """
+        try:
+            data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if not waits:
+                self._serve(connection, peer, owner, None)
+                return
+            if not self._young:
+                asyncio.get_running_loop().call_soon(self._look_again)
+            self._young.append((connection, peer, owner))
+        except OSError:
+            connection.close()  # nobody is there any more to read an answer
+        else:
+            if not data or not self._recall(connection, peer, owner, data):
+                self._serve(connection, peer, owner, data)
+
+    def _look_again(self) -> None:
+        young, self._young = self._young, []
+        for connection, peer, owner in young:
+            self._take(connection, peer, owner, waits=False)
+
+    def _pause(self) -> None:
+        """Nothing can be accepted: a descriptor has to become free first, and asking again and again frees none."""
+        self._ignore()
+        self._again = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._heed)
+
+    # -- many: by turns of their owners ------------------------------------------------------------------------------
 
     def _go_round(self) -> None:
-        more = [self._fetch(one) for one in self._sockets]
+        fetched = [self._fetch(one) for one in self._sockets] if self._open else []
         self._begin(SERVED_AT_ONCE)
-        self._working = any(more) or self._count > 0
+        self._working = any(fetched) or self._count > 0
         if self._working:
             asyncio.get_running_loop().call_soon(self._go_round)
-
-    # -- from the kernel ---------------------------------------------------------------------------------------------
 
     def _fetch(self, listening: socket.socket) -> bool:
         """Take what waits there; whether there may be more."""
@@ -107,32 +197,35 @@ class Intake:
                 return False
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    # Not again in this round, and not in the next ones if there is nobody to put out: the event loop
-                    # comes across it itself.
-                    return self._put_out()
-                if listening.fileno() < 0 or error.errno == errno.EINVAL:
-                    return False  # closed, or shut down: the end of the process
+                    # Not again in this round, and not soon if there is nobody to put out.
+                    if self._put_out():
+                        return True
+                    self._pause()
+                    return False
                 continue  # that one was gone before we took it
-            connection.setblocking(False)
             try:
-                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    raise ConnectionResetError
+                if self._is_recalled(connection, peer):
+                    continue
                 owner = self._owner(connection, peer)
-            except ConnectionError:
+            except OSError:
                 connection.close()  # nobody is there any more to read an answer
                 continue
-            self._queues.setdefault(owner, deque()).append(connection)
+            self._queues.setdefault(owner, deque()).append((connection, peer))
             self._count += 1
             if self.connections > max(LEAST_ROOM, self._room()):
                 self._put_out()
         return True
 
+    def _is_recalled(self, connection: socket.socket, peer: Any) -> bool:
+        """Answer it on the way, if that is remembered; else leave its request in the kernel, which has room for it."""
+        with contextlib.suppress(BlockingIOError):
+            data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            return bool(data) and self._recall(connection, peer, None, data)
+        return False
+
     def _owner(self, connection: socket.socket, peer: object) -> Hashable:
         if self._owners is not None and isinstance(peer, tuple):
-            try:
-                local = connection.getsockname()
-            except OSError:
-                raise ConnectionResetError from None
+            local = connection.getsockname()
             owner = self._owners.now((peer[0], peer[1]), (local[0], local[1]))
             if owner is not None:
                 return owner
@@ -144,35 +237,23 @@ class Intake:
             return False
         most = max(self._queues, key=lambda owner: len(self._queues[owner]))
         queue = self._queues[most]
-        queue.pop().close()
+        queue.pop()[0].close()
         self._count -= 1
         if not queue:
             del self._queues[most]
         return True
 
-    # -- to the event loop -------------------------------------------------------------------------------------------
-
     def _begin(self, most: int) -> None:
-        loop = asyncio.get_running_loop()
         for _ in range(most):
             if not self._queues:
                 return
             owner = next(iter(self._queues))
             queue = self._queues.pop(owner)
-            connection = queue.popleft()
+            connection, peer = queue.popleft()
             self._count -= 1
             if queue:
                 self._queues[owner] = queue  # at the end: it is everybody else's turn now
-            task = loop.create_task(_connect(connection, partial(self._factory, owner)))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
-
-
-async def _connect(connection: socket.socket, factory: Callable[[], asyncio.Protocol]) -> None:
-    try:
-        await asyncio.get_running_loop().connect_accepted_socket(factory, connection)
-    except OSError:
-        connection.close()  # it was reset meanwhile
+            self._take(connection, peer, owner, waits=False)
 
 
 def _waiting(listening: socket.socket) -> int:

@@ -28,7 +28,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
 from typing import Final
 
 from agent.core.clock import Clock
@@ -36,6 +35,8 @@ from agent.serve.connection import Connection
 from agent.serve.fairness import Owners, by_greed
 from agent.serve.handling import Access, Handler, Outcome
 from agent.serve.intake import Intake
+from agent.serve.remembered import Memory
+from agent.serve.stream import Stream
 from agent.serve.target import LONGEST_REMEMBERED, Target, read_target
 from agent.snapshot import Limits
 from agent.wire.http import Request
@@ -68,6 +69,7 @@ class Listener:
         access: told of every request.
         bodies: whether a request with this method and raw target means a body; without it every one does.
         owners: tells whose connections are whose when room becomes scarce; without it the address does.
+        memory: what was answered a moment ago; without it every request is read.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class Listener:
         access: Callable[[Access], None] | None = None,
         bodies: Callable[[str, str], bool] | None = None,
         owners: Owners | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.handler = handler
         self.broken = broken
         self.access = access
         self.limits = limits or Limits()
         self.bodies = bodies
+        self.memory = memory
         self._clock = clock
         self._owners = owners
         self._intake: Intake | None = None
@@ -113,14 +117,51 @@ class Listener:
         """The factory for ``loop.create_server`` and ``loop.create_unix_server``."""
         return Connection(self)
 
-    def watch(self, sockets: Sequence[socket.socket]) -> None:
-        """Take connections from these, which the event loop serves, by turns of their owners when many wait."""
+    def listen(self, sockets: Sequence[socket.socket]) -> Intake:
+        """Take connections from these, which listen already, by turns of their owners when many wait."""
         self._intake = Intake(
             sockets,
-            factory=partial(Connection, self),
+            begin=self._begin,
+            recall=self._recalled,
             owners=self._owners,
             room=lambda: self.limits.connections - len(self._open),
         )
+        self._intake.begin()
+        return self._intake
+
+    def recall(self, data: bytes) -> bytes | None:
+        """The answer to bytes that were answered a moment ago, which counts as one more request."""
+        found = None if self.memory is None else self.memory.answer(data)
+        if found is None:
+            return None
+        if self.access is not None:
+            self.access(found[1])
+        return found[0]
+
+    def _recalled(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes) -> bool:
+        """Answer and end an accepted connection whose request is remembered; no object is made for it."""
+        answer = self.recall(data)
+        if answer is None:
+            return False
+        try:
+            sent = sock.send(answer, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(answer)  # it has left
+        if sent == len(answer):
+            sock.close()
+        else:
+            connection = Connection(self, owner)
+            Stream(sock, peer, asyncio.get_running_loop(), connection).begin(None)
+            self.complete(connection)
+            connection.finish(answer[sent:])
+        return True
+
+    def _begin(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None) -> None:
+        """Serve an accepted connection, of whose request ``data`` has come already and is not remembered."""
+        connection = Connection(self, owner, looked=data is not None)
+        Stream(sock, peer, asyncio.get_running_loop(), connection).begin(data)
 
     @property
     def connections(self) -> int:
@@ -144,7 +185,7 @@ class Listener:
         and has not sent its request yet still gets its answer.
         """
         if self._intake is not None:
-            await self._intake.finish()
+            self._intake.finish()
         now = time.monotonic()
         for connection in [c for c, since in self._held.items() if now - since > _LONG_POLL_SECONDS]:
             connection.give_up()
@@ -191,8 +232,6 @@ class Listener:
         """Take it in; ``False`` when there is no room and nobody to make any."""
         now = time.monotonic()
         count = len(self._open)
-        if self._intake is not None:
-            self._intake.look()
         if 2 * count >= self.limits.connections:
             if connection.owner is None:
                 connection.ask(self._owners)

@@ -7,6 +7,7 @@ bundle and no key is within reach of what parses strangers' requests.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime
 
 from agent import snapshot
@@ -31,6 +32,7 @@ class Served:
 
     def __init__(self, data: bytes) -> None:
         self._event: asyncio.Event | None = None  # only where somebody waits
+        self._forgets: list[Callable[[], None]] = []
         self._take(snapshot.decode(data))
         self.settings = self.now.settings
 
@@ -44,6 +46,8 @@ class Served:
             SnapshotError: ``data`` is none. What was served is served on.
         """
         self._take(snapshot.decode(data))
+        for forget in self._forgets:
+            forget()
         event, self._event = self._event, None
         if event is not None:
             event.set()
@@ -54,6 +58,10 @@ class Served:
         self._names = {Cloud.AWS: frozenset(new.aws_names), Cloud.GCP: frozenset(new.gcp_names)}
         self._id_tokens = {one.token.audience: one for one in new.id_tokens}
         self._scoped = {one.scopes: one for one in new.scoped}
+
+    def forgotten_by(self, *forgets: Callable[[], None]) -> None:
+        """Have these called as soon as something else is served: who made something of what was served drops it."""
+        self._forgets.extend(forgets)
 
     async def changed(self, seen: int) -> None:
         """Wait until the version is not ``seen``. Given the version that the waiter saw, it can miss no change."""

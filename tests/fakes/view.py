@@ -232,7 +232,7 @@ def running_endpoint(
             owners=owners() if owners else None,
         )
         listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        [server] = await endpoint.listen([listening])
+        server = endpoint.listen([listening])
         running = RunningEndpoint(loop, view, endpoint, listening.getsockname()[1])
         running.accesses, running.failures = accesses, failures
         running.stop = stop  # type: ignore[attr-defined]

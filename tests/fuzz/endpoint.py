@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import random
 import resource
+import socket
 import tomllib
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,6 +33,7 @@ from typing import Any, Self
 from agent.core.model import Cloud
 from agent.core.view import Ended, Facts, Origin, Pending
 from agent.serve.endpoint import WorkerEndpoint
+from agent.serve.intake import Intake
 from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.clock import START, FakeClock
@@ -82,13 +84,11 @@ class World:
             gce=self.gce,
             broken=lambda _request, error: self.failures.append(error),
         )
-        self.server: asyncio.Server | None = None
+        self.server: Intake | None = None
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self.server = await asyncio.get_running_loop().create_server(
-            self.endpoint.protocol, "127.0.0.1", 0, backlog=1024
-        )
+        self.server = self.endpoint.listen([socket.create_server(("127.0.0.1", 0), backlog=1024)])
         self.port = self.server.sockets[0].getsockname()[1]
         return self
 

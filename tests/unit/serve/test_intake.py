@@ -18,7 +18,7 @@ import uvloop
 from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners
-from agent.serve.intake import LONG, LOOK_EACH, SERVED_AT_ONCE, Intake
+from agent.serve.intake import LONG, SERVED_AT_ONCE, Intake
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 NOBODY = 65534
@@ -49,38 +49,32 @@ def greedy(port: int, count: int, then: str = "stay") -> Iterator[None]:
             process.stdin.close()  # type: ignore[union-attr]
 
 
-class Kept(asyncio.Protocol):
-    """A connection that stays until the test ends it."""
-
-    def __init__(self, begun: Begun) -> None:
-        self._begun = begun
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._begun.open.add(transport)
-        self.transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._begun.open.discard(self.transport)
-
-
 class Begun:
-    """Notes the owners of connections in the order in which they are begun with."""
+    """Notes the owners of connections in the order in which they are begun with, and keeps the connections."""
 
     def __init__(self) -> None:
         self.owners: list[Hashable] = []
-        self.open: set[asyncio.BaseTransport] = set()
+        self.open: list[socket.socket] = []
+        self.recalled: list[bytes] = []
 
-    def __call__(self, owner: Hashable) -> asyncio.Protocol:
+    def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, _data: bytes | None) -> None:
         self.owners.append(owner)
-        return Kept(self)
+        self.open.append(sock)
 
-    async def end(self, intake: Intake) -> None:
-        """Close them all: the loop would wait for them."""
-        await intake.finish()
-        for transport in list(self.open):
-            transport.abort()  # type: ignore[attr-defined]
-        while self.open:  # noqa: ASYNC110 - the next round of the loop is what is waited for
-            await asyncio.sleep(0)
+    def recall(self, sock: socket.socket, _peer: object, _owner: Hashable, data: bytes) -> bool:
+        """What begins with ``known`` is remembered."""
+        if not data.startswith(b"known"):
+            return False
+        self.recalled.append(data)
+        sock.close()
+        return True
+
+    def end(self, intake: Intake) -> None:
+        """Close them all."""
+        intake.close()
+        intake.finish()
+        for sock in self.open:
+            sock.close()
 
 
 def taken(
@@ -92,14 +86,13 @@ def taken(
     async def scenario() -> tuple[int, list[Hashable]]:
         diagnosis = SocketDiagnosis()
         owners = Owners(read_socket_table, diagnosis.owner)
-        intake = Intake([server], factory=begun, owners=owners, room=lambda: room)
-        for _ in range(LOOK_EACH):
-            intake.look()
+        intake = Intake([server], begin=begun, recall=begun.recall, owners=owners, room=lambda: room)
+        intake.begin()
         async with asyncio.timeout(20):
             while not until(intake, begun):  # noqa: ASYNC110 - it counts rounds of the loop
                 await asyncio.sleep(0)
         left, known = intake.connections, list(begun.owners)
-        await begun.end(intake)
+        begun.end(intake)
         owners.close()
         diagnosis.close()
         return left, known
@@ -147,8 +140,8 @@ def test_nobody_reads_the_answers_of_what_is_closed(server: socket.socket, how: 
     assert owners == [0]
 
 
-def test_a_short_queue_is_left_to_the_event_loop(server: socket.socket) -> None:
-    """As long as few wait nobody's owner is asked for, and nothing is fetched: it would cost each request something."""
+def test_of_a_short_queue_nobody_s_owner_is_asked_for(server: socket.socket) -> None:
+    """As long as few wait they are served as they come: to ask whose they are would cost each request something."""
     port = server.getsockname()[1]
     with contextlib.ExitStack() as stack:
         for _ in range(LONG - 1):
@@ -156,7 +149,18 @@ def test_a_short_queue_is_left_to_the_event_loop(server: socket.socket) -> None:
         rounds = iter(range(20))
         left, owners = taken(server, until=lambda *_: next(rounds, None) is None)
     assert left == 0
-    assert owners == []
+    assert owners == [None] * (LONG - 1)
+
+
+def test_what_is_remembered_is_answered_on_the_way(server: socket.socket) -> None:
+    """However many wait, nobody's turn is waited for by those whose answer costs less than to ask who they are."""
+    port = server.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        for number in range(3 * LONG):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            sock.sendall(b"known" if number % 2 else b"other")
+        _, owners = taken(server, until=lambda _, begun: len(begun.recalled) == 3 * LONG / 2)
+    assert len(owners) < LONG
 
 
 def test_no_descriptors_left(server: socket.socket) -> None:
@@ -182,14 +186,14 @@ def test_all_that_were_fetched_are_begun_with_at_the_end(server: socket.socket) 
     begun = Begun()
 
     async def scenario() -> int:
-        intake = Intake([server], factory=begun, owners=None, room=lambda: 1000)
-        for _ in range(LOOK_EACH):
-            intake.look()
+        intake = Intake([server], begin=begun, recall=begun.recall, owners=None, room=lambda: 1000)
+        intake.begin()
         while not intake.connections:  # noqa: ASYNC110 - the next round of the loop is what is waited for
             await asyncio.sleep(0)
-        await intake.finish()
+        intake.close()
+        intake.finish()
         left = intake.connections
-        await begun.end(intake)
+        begun.end(intake)
         return left
 
     with contextlib.ExitStack() as stack:

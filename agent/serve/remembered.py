@@ -1,0 +1,200 @@
+"""Answers that are given again to the very bytes that asked for them: for this second, and for what is served now.
+
+A thousand programs that start at once ask the same thing in the same words. The first of them is read, judged and
+answered as any request; who asks with the same bytes within the same second is given the same answer, since everything
+that it was made from is the same: the request, what is served, and the second.
+
+What is never the same is made anew each time: a session token (nobody is given another's), and the time that is left
+of the one that a request shows, which is checked each time. What nothing depends on is not compared: the name of the
+program that asks, as long as the gate lets that pass. So two requests are the same that differ in a good token and in a
+plain ``User-Agent``.
+
+* Nothing is remembered beyond a second, beyond the end of what is served, nor when something else is: what was
+  remembered of it is dropped in the moment in which it is told (:meth:`Memory.forget`).
+* Only whole answers (200) are, that were made at once: no refusal, nothing that was waited for.
+* Only what is asked for again is: of a request that comes once no more than a number is kept.
+
+A bearer token is part of the bytes. They are looked up by a hash that is keyed for each process, so how long that takes
+tells nothing of a token (it is compared in constant time where a request is judged).
+
+The control socket has no memory: a push that is repeated is judged again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from agent.core.clock import Clock
+from agent.core.model import Cloud
+from agent.serve.handling import Access
+from agent.serve.waiting import Served
+from agent.wire import ec2, names
+from agent.wire.http import Request, Response
+
+MOST_ENTRIES: Final = 1024
+MOST_BYTES: Final = 1 << 22
+"""Of requests and answers together. Above either everything is forgotten."""
+MOST_REQUEST_BYTES: Final = 4096
+MOST_ANSWER_BYTES: Final = 8192
+"""What fits into a fresh socket at once."""
+_MOST_MARKS: Final = 8192
+_END: Final = b"\r\n\r\n"
+_SECOND: Final = timedelta(seconds=1)
+_HOLES: Final = re.compile(
+    rb"\r\n(?:[Xx]-[Aa]ws-[Ee]c2-[Mm]etadata-[Tt]oken: ([A-Za-z0-9_-]{48})|[Uu]ser-[Aa]gent: ([ -~]{1,512}))(?=\r\n)"
+)
+_TOKEN_NAME: Final = f"{names.EC2_TOKEN_HEADER}:".lower().encode()
+_ECHO: Final = f"{names.EC2_TTL_ECHO}: ".encode()
+_OURS: Final = names.USER_AGENT_PREFIX.encode()
+
+Key = tuple[bool, bool, tuple[bytes, ...]]
+"""Whether a token and a name were cut out, and what is left. Without the first two a request that shows no token would
+be one that shows a good one."""
+
+
+def _cut(data: bytes) -> tuple[Key, bytes | None] | None:
+    """A request without its token and its program's name, and that token; ``None``: it may be no other's twin."""
+    pieces = _HOLES.split(data)
+    if len(pieces) == 1:
+        return (False, False, (data,)), None
+    token = name = None
+    for shown, called in zip(pieces[1::3], pieces[2::3], strict=True):
+        if shown is not None:
+            if token is not None:
+                return None  # which of two counts is not for us to say
+            token = shown
+        else:
+            if name is not None or called.startswith(_OURS) or b"mozilla" in called.lower():
+                return None  # what is said by the gate
+            name = called
+    return (token is not None, name is not None, tuple(pieces[0::3])), token
+
+
+class _Entry(NamedTuple):
+    """An answer. ``ttl``: ``None`` but for a session token: for how long the next one is good."""
+
+    before: bytes
+    behind: bytes
+    ttl: int | None
+    access: Access
+
+
+class Memory:
+    """See the module.
+
+    Args:
+        served: what is.
+        clock: the one by which that ends.
+        mint: makes a session token that is good for so many seconds.
+        left: seconds that a session token is still good for; ``None``: it is not.
+    """
+
+    def __init__(
+        self, served: Served, clock: Clock, *, mint: Callable[[int], bytes], left: Callable[[str], int | None]
+    ) -> None:
+        self._served = served
+        self._clock = clock
+        self._mint = mint
+        self._left = left
+        # All mutable state:
+        self._known: dict[Key, _Entry] = {}
+        self._bytes = 0
+        self._marks: set[int] = set()
+        self._until = clock.now()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def forget(self) -> None:
+        """Something else is served now, or may be."""
+        self._known.clear()
+        self._bytes = 0
+
+    def answer(self, data: bytes) -> tuple[bytes, Access] | None:
+        """The answer to a request of those bytes; ``None``: it has to be read."""
+        if not self._known:
+            return None
+        if self._clock.now() >= self._until:
+            self.forget()
+            return None
+        found = _cut(data)
+        entry = None if found is None else self._known.get(found[0])
+        if found is None or entry is None:
+            return None
+        token = found[1]
+        if token is not None:
+            left = self._left(token.decode("ascii"))
+            return None if left is None else (b"%b%d%b" % (entry.before, left, entry.behind), entry.access)
+        if entry.ttl is not None:
+            return entry.before + self._mint(entry.ttl), entry.access
+        return entry.before, entry.access
+
+    def keep(self, data: bytes, request: Request, response: Response, date_line: bytes, access: Access) -> None:
+        """Remember an answer that was made at once, if it is one to be given again.
+
+        Args:
+            data: all that came of the request, in one piece.
+            request: the same, read.
+            response: what was answered.
+            date_line: with it.
+            access: what is told of it.
+        """
+        found = _cut(data) if _may_be_kept(data, response) else None
+        if found is None or self._is_first(found[0]):
+            return
+        entry = self._entry(data, request, response, date_line, access, shown=found[1] is not None)
+        if entry is None:
+            return
+        size = len(data) + len(entry.before) + len(entry.behind)
+        if self._clock.now() >= self._until or len(self) >= MOST_ENTRIES or self._bytes + size > MOST_BYTES:
+            self.forget()
+        if not self._known:
+            self._until = self._end()
+        self._known[found[0]] = entry
+        self._bytes += size
+
+    @staticmethod
+    def _entry(
+        data: bytes, request: Request, response: Response, date_line: bytes, access: Access, *, shown: bool
+    ) -> _Entry | None:
+        ending = date_line + b"\r\n" + (b"" if request.method == "HEAD" else response.body)
+        if shown:
+            before, echo, seconds = response.head.rpartition(_ECHO)
+            # Without an echo it is not EC2's dialect.
+            if not echo or not seconds.rstrip().isdigit() or data.lower().count(_TOKEN_NAME) != 1:
+                return None
+            return _Entry(before + echo, b"\r\n" + ending, None, access)
+        if request.method == "PUT":
+            ttl = ec2.ttl_asked(request.headers.get(names.EC2_TTL_HEADER))
+            if request.segments[1:] != ("api", "token") or ttl is None:
+                return None
+            return _Entry(response.head + date_line + b"\r\n", b"", ttl, access)
+        if names.EC2_TOKEN_HEADER in request.headers:
+            return None  # it is shown in a spelling that is not looked for
+        return _Entry(response.head + ending, b"", None, access)
+
+    def _is_first(self, key: Key) -> bool:
+        """Whether it was not asked before; what comes once is not worth more than a number."""
+        mark = hash(key)
+        if mark in self._marks:
+            return False
+        if len(self._marks) >= _MOST_MARKS:
+            self._marks.clear()
+        self._marks.add(mark)
+        return True
+
+    def _end(self) -> datetime:
+        """When what is remembered from now on is over: with this second, or with what is served."""
+        now = self._clock.now()
+        ends = [self._served.stretch(cloud, now).until for cloud in Cloud]
+        return min([now.replace(microsecond=0) + _SECOND, *(end for end in ends if end is not None)])
+
+
+def _may_be_kept(data: bytes, response: Response) -> bool:
+    """Whether it is a whole answer to a head with nothing behind it, both of them small."""
+    if response.status != 200 or len(data) > MOST_REQUEST_BYTES or len(response.body) > MOST_ANSWER_BYTES:
+        return False
+    return data.find(_END) == len(data) - len(_END)
