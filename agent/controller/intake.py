@@ -22,6 +22,7 @@ import structlog
 from agent.controller.durable import STATE, Durable
 from agent.controller.retries import NEVER, Retries
 from agent.controller.review import Review
+from agent.controller.seldom import Seldom
 from agent.controller.tasks import Tasks
 from agent.controller.verdicts import Verdicts
 from agent.core.clock import Clock
@@ -83,7 +84,7 @@ class Intake:
         self._opener = opener
         self._sources = sources
         self._clock = clock
-        self._verdicts = Verdicts(counters, store.tell)
+        self._verdicts = Verdicts(counters, store.tell, Seldom(clock.boottime))
         self._tasks = tasks
         self._wake = wake
         self._changed = changed

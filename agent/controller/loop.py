@@ -18,6 +18,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final, NoReturn
 
 import structlog
@@ -25,6 +26,7 @@ import structlog
 from agent.controller.durable import Durable, Recorder
 from agent.controller.intake import Intake, Opener
 from agent.controller.issuing import Issuer, Issuing
+from agent.controller.seldom import Seldom
 from agent.controller.tasks import Tasks
 from agent.core import refresh
 from agent.core.clock import Clock
@@ -103,6 +105,7 @@ class Controller:
         self._offset = self._our_offset()
         self._doubtful = False  # whether there is a doubt about our clock that could not be followed up yet
         self._log = structlog.get_logger()
+        self._seldom = Seldom(clock.boottime)
         self._woken = asyncio.Event()
         self._version = -1
         self._tasks = Tasks()
@@ -215,21 +218,7 @@ class Controller:
             self._changed()
 
     async def _watch(self, source: Source) -> NoReturn:
-        name = source.name
-
-        def trouble(error: SourceError) -> None:
-            bump(self.counters.source_troubles, name)
-            if isinstance(error, UnreadableError) and self.source_state.get(name) != error.message:
-                self.intake.unreadable(source, error)
-            elif self.source_state.get(name) != error.message:
-                # Once a change, not once an attempt: a source that is down for a night fills no journal.
-                self._log.warning("source.failed", source=name, reason=error.message)
-            self.source_state[name] = error.message
-
-        def ok() -> None:
-            if self.source_state.get(name) not in ("ok", "starting"):
-                self._log.info("source.recovered", source=name)
-            self.source_state[name] = "ok"
+        name, trouble, ok = source.name, partial(self._troubled, source), partial(self._well, source.name)
 
         async def submit(sealed: SealedBundle) -> None:
             await self.intake.submit(sealed)
@@ -243,6 +232,24 @@ class Controller:
                 self._log.error("source.crashed", source=name, error=type(error).__name__, exc_info=True)
                 trouble(SourceError(f"crashed: {type(error).__name__}"))
                 await self._clock.sleep(refresh.retry_seconds(attempt, None, denied=True, rng=self._rng))
+
+    def _troubled(self, source: Source, error: SourceError) -> None:
+        name, before = source.name, self.source_state.get(source.name)
+        bump(self.counters.source_troubles, name)
+        self.source_state[name] = error.message
+        if before == error.message:
+            return  # once a change, not once an attempt: a source that is down for a night fills no journal
+        if isinstance(error, UnreadableError):
+            self.intake.unreadable(source, error)
+        elif (unsaid := self._seldom.unsaid("source.failed", name)) is not None:
+            self._log.warning("source.failed", source=name, reason=error.message, unsaid=unsaid)
+
+    def _well(self, name: str) -> None:
+        before, self.source_state[name] = self.source_state.get(name), "ok"
+        if before in ("ok", "starting"):
+            return
+        if (unsaid := self._seldom.unsaid("source.recovered", name)) is not None:
+            self._log.info("source.recovered", source=name, unsaid=unsaid)
 
     # -- time -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from agent.controller.seldom import Seldom
 from agent.core.counters import Counters, bump
 from agent.core.errors import UnreadableError
 from agent.core.model import Action, Bundle, SealedBundle
@@ -22,15 +23,17 @@ class Verdicts:
     Args:
         counters: of verdicts.
         tell: called when :attr:`last_refusal` is another.
+        seldom: what says the same again and again.
 
     Attributes:
         last_refusal: what was refused last, for a person.
     """
 
-    def __init__(self, counters: Counters, tell: Callable[[], None]) -> None:
+    def __init__(self, counters: Counters, tell: Callable[[], None], seldom: Seldom) -> None:
         self.last_refusal: Ack | None = None
         self._counters = counters
         self._tell = tell
+        self._seldom = seldom
         self._log = structlog.get_logger()
 
     def accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
@@ -45,7 +48,8 @@ class Verdicts:
     def same(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         """It was in force already."""
         self._counters.same += 1
-        self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq)
+        if (unsaid := self._seldom.unsaid("bundle.same", sealed.origin)) is not None:
+            self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq, unsaid=unsaid)
         return _ack(sealed, "same", now, bundle=bundle, durable=durable)
 
     def refused(
@@ -73,14 +77,18 @@ class Verdicts:
         self._tell()
         say = self._log.error if verdict.alarm else self._log.warning
         seq = bundle.seq if bundle is not None else None
-        say("bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq)
+        if (unsaid := self._seldom.unsaid("bundle.refused", sealed.origin, verdict.code)) is not None:
+            say(
+                "bundle.refused", origin=sealed.origin, code=verdict.code, reason=verdict.reason, seq=seq, unsaid=unsaid
+            )
         return ack
 
     def held(self, sealed: SealedBundle, verdict: Refused, now: datetime, *, repeated: bool) -> Ack:
         """There is no verdict yet: whoever has the key is silent."""
         if not repeated:
             say = self._log.info if sealed.origin == COURIER else self._log.warning
-            say("bundle.held", origin=sealed.origin, code=verdict.code, reason=verdict.reason)
+            if (unsaid := self._seldom.unsaid("bundle.held", sealed.origin)) is not None:
+                say("bundle.held", origin=sealed.origin, code=verdict.code, reason=verdict.reason, unsaid=unsaid)
         return _ack(sealed, "refused", now, code=verdict.code, reason=verdict.reason)
 
     def resumed(self, bundle: Bundle) -> None:
@@ -99,7 +107,8 @@ class Verdicts:
 
     def unreadable(self, origin: str, error: UnreadableError, now: datetime) -> Ack:
         """A source has what looks like a bundle, and is none."""
-        self._log.error("bundle.unreadable", source=origin, reason=error.message, hint=error.hint)
+        if (unsaid := self._seldom.unsaid("bundle.unreadable", origin)) is not None:
+            self._log.error("bundle.unreadable", source=origin, reason=error.message, hint=error.hint, unsaid=unsaid)
         bump(self._counters.refused, "unreadable")
         self.last_refusal = _ack(SealedBundle(b"", origin), "refused", now, code="unreadable", reason=error.message)
         self._tell()

@@ -1,0 +1,44 @@
+"""How often is the same thing said of the same source? What flaps fills no journal.
+
+Whoever can write a file, or answers for a URL, could otherwise have a line written with each look, for as long as the
+machine lives: by bytes that are others each time, by being there and away by turns. The first lines of each kind are
+said at once, the rest now and then, with the number of those that were not. What is counted, acknowledged and shown in
+the status is so each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from agent.core.bucket import Bucket
+
+BURST: Final = 20
+"""Lines of one kind that are said at once: a person who tries something sees each attempt."""
+PER_SECOND: Final = 1 / 60
+
+
+class Seldom:
+    """See the module.
+
+    Args:
+        boottime: seconds on a clock that never steps.
+    """
+
+    def __init__(self, boottime: Callable[[], float]) -> None:
+        self._boottime = boottime
+        self._kinds: dict[tuple[str, ...], tuple[Bucket, list[int]]] = {}
+
+    def unsaid(self, *kind: str) -> int | None:
+        """How many of ``kind`` were left unsaid since the last that was said; ``None``: this one is to be, too.
+
+        Args:
+            kind: the event, of whom, and what else tells one kind from another. There must be few of each.
+        """
+        bucket, left = self._kinds.setdefault(kind, (Bucket(PER_SECOND, BURST), []))
+        if bucket.take(self._boottime()):
+            left[:] = [sum(left) + 1]
+            return None
+        count = sum(left)
+        left.clear()
+        return count
