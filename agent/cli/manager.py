@@ -12,6 +12,18 @@ SECONDS: Final = 2.0
 MAX_LINE: Final = 400
 
 
+#: Where systemd itself failed, before the program (systemd.exec(5), "Process Exit Codes"): what to do about it.
+_BEFORE_IT: Final = {
+    "203": "the program is not there or cannot be executed: install it again",
+    "217": "the service's user is not there: systemd-sysusers, then systemctl restart credential-agent",
+    "226": "systemd cannot make the sandbox: journalctl -u credential-agent",
+    "233": "systemd cannot prepare /run/credential-agent: is /run full or read-only?",
+    "238": "/var/lib/credential-agent is another user's and read-only: make it writable (mount -o remount,rw),"
+    " or chown -R credential-agent:credential-agent /var/lib/credential-agent",
+    "243": "systemd cannot pass a credential: look at LoadCredential= and /etc/credstore",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """One look.
@@ -51,6 +63,7 @@ def look() -> Found | None:
         if failing
         else "journalctl -u credential-agent"
     )
+    hint = _BEFORE_IT.get(values.get("ExecMainStatus", ""), hint) if result != "success" else hint
     return Found(active=state in {"active", "reloading"}, said=said, hint=hint)
 
 

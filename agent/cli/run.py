@@ -12,7 +12,7 @@ DEFAULT_CONFIG = "/etc/credential-agent/config.toml"
 _config = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=Path,  # not click.Path, which looks at the file: on a mount that hangs for ever
     default=DEFAULT_CONFIG,
     show_default=True,
     help="The configuration file (TOML).",
@@ -30,8 +30,8 @@ def run(path: Path) -> None:
     """
     import asyncio
 
-    from agent import config, log
-    from agent.daemon import Daemon
+    from agent import log
+    from agent.daemon import Configured, Daemon
     from agent.host import seccomp, systemd
     from agent.host.threads import Threads
 
@@ -39,13 +39,15 @@ def run(path: Path) -> None:
     seccomp.give_up_execution()
     # Then: a journal that hangs, or a standard error that is closed, must end no start either.
     log.take_over()
-    settings = config.load(path)
+    log.set_up()
+    file = Configured(path)
+    settings = file.first(os.environ)
     log.set_up(level=settings.log.level, style=settings.log.format)
     systemd.harden()
 
     async def serve() -> None:
         asyncio.get_running_loop().set_default_executor(Threads())
-        await Daemon(settings, environ=dict(os.environ), reload=lambda: config.load(path)).run()
+        await Daemon(settings, environ=dict(os.environ), file=file).run()
 
     try:
         import uvloop

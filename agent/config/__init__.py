@@ -10,7 +10,7 @@ What this room does *not* do: open the files it names. A key that is absent is t
 
 from agent.config.checks import host_port
 from agent.config.faults import Fault
-from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey
+from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey, text
 from agent.config.schema import (
     MAX_SOCKET_PATH_BYTES,
     Aws,
@@ -95,4 +95,5 @@ __all__ = [
     "load_redirect",
     "parse",
     "survey",
+    "text",
 ]

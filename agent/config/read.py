@@ -63,7 +63,7 @@ def survey(path: Path) -> tuple[Config, tuple[Fault, ...]]:
     Raises:
         ConfigError: it cannot be read, or it is not TOML.
     """
-    tree = _tree(_text(path), str(path))
+    tree = _tree(text(path), str(path))
     faults = [Fault(key, "unknown key", hint_for(key)) for key in tree if key not in Config.__struct_fields__]
     sound: dict[str, object] = {}
     for field in msgspec.structs.fields(Config):
@@ -135,7 +135,7 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: it cannot be read, or :func:`parse` refuses it.
     """
-    return parse(_text(path), origin=str(path))
+    return parse(text(path), origin=str(path))
 
 
 def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
@@ -151,7 +151,7 @@ def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
     Raises:
         ConfigError: it cannot be read, is no TOML, or a value of this section or the port is wrong.
     """
-    document = _tree(_text(path), str(path))
+    document = _tree(text(path), str(path))
     notes = []
     section = document.get("redirect", {})
     if isinstance(section, dict):
@@ -194,7 +194,12 @@ def _section(document: object, kind: type[_S], origin: str) -> _S:
         raise ConfigError(f"{origin}.{key}: {text}") from None
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """What is in a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, is no plain file, is too long, or is no text.
+    """
     try:
         # Whatever was put there: opening a pipe would wait for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:

@@ -3,6 +3,7 @@
 Each file answers one question:
 
 * :mod:`~agent.daemon.service`: in which order does it start and stop, and what is wired to what?
+* :mod:`~agent.daemon.configured`: which configuration does a start go by?
 * :mod:`~agent.daemon.prepare`: is everything there that the configuration names?
 * :mod:`~agent.daemon.compose`: what does a piece of configuration come to?
 * :mod:`~agent.daemon.beliefs`: whom do we believe, and with which keys do we open what they send?
@@ -15,7 +16,7 @@ Each file answers one question:
 * :mod:`~agent.daemon.grace`: since when is a first bundle waited for?
 * :mod:`~agent.daemon.listening`: where do we listen?
 * :mod:`~agent.daemon.ready`, :mod:`~agent.daemon.pulse`: is it ready, and does it live?
-* :mod:`~agent.daemon.reload`, :mod:`~agent.daemon.files`: what was loaded, and loaded anew?
+* :mod:`~agent.daemon.reload`, :mod:`~agent.daemon.once`, :mod:`~agent.daemon.files`: what was loaded, and loaded anew?
 * :mod:`~agent.daemon.tokens`: which tokens do workers present?
 * :mod:`~agent.daemon.publish`: what do the environment files say?
 * :mod:`~agent.daemon.announce`: where do senders find our key?
@@ -24,8 +25,9 @@ Each file answers one question:
 * :mod:`~agent.daemon.control`: what do the paths of the control socket do?
 """
 
+from agent.daemon.configured import Configured
 from agent.daemon.prepare import Checked, check
 from agent.daemon.reload import LOADED_ONCE, needs_restart
 from agent.daemon.service import Daemon
 
-__all__ = ["LOADED_ONCE", "Checked", "Daemon", "check", "needs_restart"]
+__all__ = ["LOADED_ONCE", "Checked", "Configured", "Daemon", "check", "needs_restart"]

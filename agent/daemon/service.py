@@ -37,6 +37,7 @@ from agent.core.errors import ConfigError, HostError
 from agent.core.timekeeping import Witness
 from agent.daemon import grace, handover, listening
 from agent.daemon.announce import Announcer
+from agent.daemon.configured import Configured
 from agent.daemon.listeners import Listeners
 from agent.daemon.prepare import NO_POINTER_HINT, Prepared
 from agent.daemon.publish import Publisher, group_id
@@ -71,7 +72,7 @@ class Daemon:
     Args:
         settings: the configuration.
         environ: what the service manager passed.
-        reload: reads the configuration anew (SIGHUP).
+        file: the file of the configuration, which is read anew by SIGHUP.
         root: where ``/sys`` and ``/etc`` are; another place in tests.
 
     Raises:
@@ -83,11 +84,11 @@ class Daemon:
         settings: config.Config,
         *,
         environ: Mapping[str, str],
-        reload: Callable[[], config.Config],
+        file: Configured,
         root: Path = Path("/"),
     ) -> None:
         self._settings = settings
-        self._read_settings = reload
+        self._file = file
         self._root = root
         self._log = structlog.get_logger()
         self._stop = asyncio.Event()
@@ -244,6 +245,8 @@ class Daemon:
             later.append(self._find_group())
         if self._prepared.late_files:
             later.append(self._hear_late())
+        if self._file.late is not None:
+            later.append(self._hear_file(asyncio.wrap_future(self._file.late)))
         return [self._restorer.resuming, *(asyncio.create_task(work) for work in later)]
 
     def _control_socket(self) -> socket.socket | None:
@@ -276,6 +279,13 @@ class Daemon:
                 break
         self._prepared.away.reasons.pop("environment.group", None)
         self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
+
+    async def _hear_file(self, late: asyncio.Future[config.Config]) -> None:
+        """The configuration did not answer at the start: it is loaded as soon as it does."""
+        await asyncio.wait({late})
+        late.exception()  # looked at: what is wrong with it, the reload says
+        self._log.info("config.answers")
+        self._on_hangup()
 
     async def _hear_late(self) -> None:
         """Files that did not answer at the start are taken as soon as they do; only then does the boot grace count."""
@@ -360,7 +370,7 @@ class Daemon:
         )
         self._reloader = Reloader(
             settings,
-            read=self._read_settings,
+            read=self._file.read,
             prepared=self._prepared,
             who=self._who,
             controller=self.controller,
@@ -387,7 +397,7 @@ class Daemon:
     def _hand_over(self) -> None:
         """What other processes are told may be another: those that answer, and the next one."""
         self._snapshots.publish()
-        self._succession.keep(self.store, self._handover)
+        self._succession.keep(self.store, self._file.text, self._handover)
 
     def _handover(self) -> handover.Handover:
         """What the next process is to be told, beside the credentials."""

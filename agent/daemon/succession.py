@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 
 from agent import bundle
+from agent.config import MAX_FILE_BYTES
 from agent.controller import Controller
 from agent.core.errors import HostError
 from agent.core.source import Source
-from agent.daemon import handover, kept
+from agent.daemon import configured, handover, kept
 from agent.host import systemd
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
@@ -37,11 +39,14 @@ class Succession:
 
     def __init__(self, passed: systemd.Passed, notifier: systemd.Notifier, clock: SystemClock) -> None:
         self.left = handover.take(passed, clock)
+        with contextlib.suppress(HostError):
+            passed.take_each(configured.NAME, max_bytes=MAX_FILE_BYTES)  # who needed it has looked at it before
         self._credentials: kept.Kept | None = None
         self._passed = passed
         self._notifier = notifier
         self._clock = clock
         self._handed: handover.Handover | None = None  # what the next process would get now
+        self._configuration = ""  # likewise
         self._again: asyncio.TimerHandle | None = None
         self._log = structlog.get_logger()
 
@@ -88,7 +93,13 @@ class Succession:
         """Nothing of it is ours, or all of it was given back."""
         self.left = self._credentials = None
 
-    def keep(self, store: Store, latest: Callable[[], handover.Handover], attempts: int = TELL_AGAIN_ATTEMPTS) -> None:
+    def keep(
+        self,
+        store: Store,
+        configuration: str,
+        latest: Callable[[], handover.Handover],
+        attempts: int = TELL_AGAIN_ATTEMPTS,
+    ) -> None:
         """Have the service manager hold what we hold, and nothing else.
 
         What was withdrawn must not outlast a full queue: it is told again until it was told.
@@ -99,6 +110,11 @@ class Succession:
         if not self._notifier.active or self.pending:
             return  # what systemd holds is more than what we do
         told = self._notifier.keep(kept.NAME, kept.encode(store, self._clock))
+        if configuration != self._configuration:
+            if self._notifier.keep(configured.NAME, configuration.encode()):
+                self._configuration = configuration
+            else:
+                told = False
         now = latest()
         if not now.same_as(self._handed):
             if self._notifier.keep(handover.NAME, handover.encode(now)):
@@ -108,4 +124,4 @@ class Succession:
         if not told:
             wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
             again = asyncio.get_running_loop().call_later
-            self._again = again(wait, self.keep, store, latest, max(attempts - 1, 1))
+            self._again = again(wait, self.keep, store, configuration, latest, max(attempts - 1, 1))

@@ -124,6 +124,25 @@ def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Pa
     return Passed({name: tuple(group) for name, group in sockets.items()}, stored)
 
 
+def peek(environ: Mapping[str, str], name: str, *, pid: int, max_bytes: int, first: int = FIRST_FD) -> list[bytes]:
+    """What was kept under ``name``, the newest first, before :func:`passed` takes everything. Nothing is closed.
+
+    Args:
+        environ: the process's environment.
+        name: as for :meth:`Notifier.keep`.
+        pid: the process's own id.
+        max_bytes: what is longer is left out.
+        first: the first descriptor passed; always 3 but in tests.
+    """
+    names = environ.get("LISTEN_FDNAMES", "").split(":") if environ.get("LISTEN_PID") == str(pid) else []
+    found = []
+    for wanted in (name + NEXT, name):
+        for descriptor in (number for number, one in enumerate(names, start=first) if one == wanted):
+            with contextlib.suppress(OSError):
+                found.append(os.pread(descriptor, max_bytes + 1, 0))
+    return [data for data in found if len(data) <= max_bytes]
+
+
 def watchdog_seconds(environ: Mapping[str, str], *, pid: int) -> float | None:
     """How long systemd waits for a sign of life before it kills us; ``None``: it does not watch.
 

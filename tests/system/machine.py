@@ -108,7 +108,7 @@ def release() -> Release:
     return RELEASES[os.environ.get("BOOT_SUITE") or SUITE]
 
 
-def _mirror(keyring: Path = RELEASES[SUITE].keyring) -> str:
+def mirror(keyring: Path = RELEASES[SUITE].keyring) -> str:
     """Where this machine's own apt gets the distribution from: a container's packages come from the same place.
 
     Empty, which is debootstrap's own default, when apt knows only others.
@@ -202,7 +202,7 @@ def base_image() -> Path:
             packages = PACKAGES if made.updated else made.packages
             call("debootstrap", "--variant=minbase", "--force-check-gpg", f"--keyring={made.keyring}",
                  f"--components={made.components}", f"--include={','.join(packages)}",
-                 made.suite, root, _mirror(made.keyring), *script)  # fmt: skip
+                 made.suite, root, mirror(made.keyring), *script)  # fmt: skip
             if made.updated:  # debootstrap reads one suite
                 sources = root / "etc/apt/sources.list"
                 lines = sources.read_text()
@@ -493,8 +493,10 @@ class Machine:
         wait = ["--wait"] if healthy else []  # a unit that is tried for ever never is done
         state = self.run("systemctl", "is-system-running", *wait, check=False, seconds=120).strip()
         if not healthy:
+            # A start that a mistake ends is tried again and again before the target gives it up.
             self.until(
                 lambda: self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active",
+                seconds=75,
                 what="multi-user.target",
             )
         assert state in {"running", "degraded"} or not healthy, f"booted to {state!r}"

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from agent import bundle
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.https_store import private_ca
 from tests.fakes.notify_socket import NotifySocket
-from tests.system.harness import REPOSITORY, Agent, World, background, until
+from tests.system.harness import AUDIENCE, REPOSITORY, Agent, World, background, until
 
 USER = "ASIAUSER000000000000"
 
@@ -315,3 +316,53 @@ def test_the_files_of_the_configuration_while_it_runs(world: World, shim: Path, 
         agent.wait_for("reload.applied", after=mark)
         stall.begin()
         assert agent.stop() == 0
+
+
+def test_the_configuration_at_a_restart(world: World, shim: Path, manager: NotifySocket) -> None:
+    """A restart with the configuration on a mount that hangs goes by the one before, and takes the file's when it can."""
+    other = bundle.audience_cluster("other")
+    stall = Stall(world, shim, world.root / "etc" / "config.toml")
+    with start(world, manager, stall) as agent:
+        agent.ready()
+        agent.push(world.seal(world.session(USER)))
+        manager.wait_content("handover", lambda data: json.loads(data).get("signed") is not None)
+        manager.wait_content("configuration", bool)
+        agent.kill()
+    stall.begin()
+    with start(world, manager, stall, {"identity": {"audience": [AUDIENCE, other]}}) as agent:
+        assert agent.wait_for("config.stalled")["instead"] == "the one before"
+        assert agent.ready().access_key() == USER
+        assert other not in agent.status()["audiences"]
+        stall.end()
+        agent.wait_for("reload.applied")
+        assert other in agent.status()["audiences"]
+        assert agent.access_key() == USER
+        assert agent.stop() == 0
+
+
+def test_the_configuration_at_a_first_start(world: World, shim: Path, manager: NotifySocket) -> None:
+    """Where nobody knows what is configured nothing is served, which is said; it starts as soon as the file answers."""
+    stall = Stall(world, shim, world.root / "etc" / "config.toml")
+    stall.begin()
+    with start(world, manager, stall) as agent:
+        assert agent.wait_for("config.stalled")["instead"] is None
+        assert agent.events("agent.started") == []
+        stall.end()
+        assert agent.ready().stop() == 0
+
+
+def test_a_configuration_with_a_mistake_is_told_once_it_answers(
+    world: World, shim: Path, manager: NotifySocket
+) -> None:
+    """What hangs and then is wrong leaves the one before in force, as any reload does."""
+    stall = Stall(world, shim, world.root / "etc" / "config.toml")
+    with start(world, manager, stall) as agent:
+        agent.ready()
+        manager.wait_content("configuration", bool)
+        agent.kill()
+    stall.begin()
+    with start(world, manager, stall, {"identity": {"on_expire": "fallback"}}) as agent:
+        agent.ready()
+        stall.end()
+        assert "identity.on_expire" in agent.wait_for("reload.refused")["reason"]
+        assert agent.push(world.seal(world.session(USER)))["outcome"] == "accepted"

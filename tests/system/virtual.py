@@ -120,7 +120,7 @@ def base_disk() -> Path:
         return target
     with tempfile.TemporaryDirectory(dir=m.cache()) as scratch:
         root, disk = Path(scratch, "root"), Path(scratch, "disk.img")
-        m.call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", m.SUITE, root, m._mirror())
+        m.call("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", m.SUITE, root, m.mirror())
         (root / "etc/fstab").write_text("LABEL=root / ext4 errors=remount-ro 0 1\n")
         (root / "etc/hostname").write_text("worker\n")
         (root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 worker\n::1 localhost ip6-localhost\n")

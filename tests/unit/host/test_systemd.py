@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from agent.core.errors import HostError
-from agent.host.systemd import Notifier, passed, watchdog_seconds
+from agent.host.systemd import NEXT, Notifier, passed, peek, watchdog_seconds
 
 
 @pytest.fixture
@@ -183,3 +184,25 @@ def test_a_hardened_process_has_no_core_and_no_readers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0 (0, 0)"
+
+
+def test_what_is_kept_is_looked_at_without_being_taken(tmp_path: Path) -> None:
+    """The newest first, what is too long left out, nothing closed; variables of another process say nothing."""
+    files: list[BufferedReader] = []
+    for text in (b"old", b"new", b"x" * 9):
+        path = tmp_path / str(len(files))
+        path.write_bytes(text)
+        files.append(path.open("rb"))
+    first = give(*(file.fileno() for file in files))
+    environ = {"LISTEN_PID": "7", "LISTEN_FDS": "3", "LISTEN_FDNAMES": f"kept:kept{NEXT}:kept"}
+    try:
+        assert peek(environ, "kept", pid=7, max_bytes=8, first=first) == [b"new", b"old"]
+        assert peek(environ, "kept", pid=7, max_bytes=9, first=first) == [b"new", b"old", b"x" * 9]
+        assert peek(environ, "other", pid=7, max_bytes=8, first=first) == []
+        assert peek(environ, "kept", pid=8, max_bytes=8, first=first) == []
+        assert peek({}, "kept", pid=7, max_bytes=8, first=first) == []
+        assert os.pread(first, 3, 0) == b"old"
+    finally:
+        for number, file in enumerate(files, first):
+            os.close(number)
+            file.close()

@@ -1,0 +1,90 @@
+"""Which configuration does a start go by? The file's; where that does not answer, the one before it.
+
+The file may lie on a mount whose server is gone, and a call that asks it never returns. A restart must lose nothing for
+that: the service manager holds the text that the process before us went by, and we go by it until the file answers. At
+a first start there is nothing to go by: nothing is served, which is said, and the file is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent import config
+from agent.core.errors import AgentError
+from agent.host import systemd
+from agent.host.threads import Threads
+
+NAME: Final = "configuration"
+WAIT_SECONDS: Final = 2.0
+_HINT: Final = "look at the mount that it lies on"
+
+
+class Configured:
+    """The file of the configuration.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        text: what was in it when it was last in order; it may hold secrets.
+        late: the first reading of it, while what is in force is the text of the process before us.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.text = ""
+        self.late: Future[config.Config] | None = None
+        self._path = path
+
+    def read(self) -> config.Config:
+        """Read it, however long that takes.
+
+        Raises:
+            ConfigError: it cannot be read, or is not in order.
+        """
+        text = config.text(self._path)
+        found = config.parse(text, origin=str(self._path))
+        self.text = text
+        return found
+
+    def first(self, environ: Mapping[str, str]) -> config.Config:
+        """What a start goes by: see the module.
+
+        Args:
+            environ: what the service manager passed.
+
+        Raises:
+            ConfigError: as :meth:`read`.
+            HostError: what was passed contradicts itself.
+        """
+        reading: Future[config.Config] = Threads(1).submit(self.read)
+        wait((reading,), WAIT_SECONDS)
+        if reading.done():
+            return reading.result()
+        before = self._before(environ)
+        structlog.get_logger().error(
+            "config.stalled", path=str(self._path), instead="the one before" if before is not None else None, hint=_HINT
+        )
+        if before is None:
+            systemd.Notifier(environ.get("NOTIFY_SOCKET")).status(
+                "nothing is served: the configuration does not answer"
+            )
+            return reading.result()
+        self.late = reading
+        return before
+
+    def _before(self, environ: Mapping[str, str]) -> config.Config | None:
+        for data in systemd.peek(environ, NAME, pid=os.getpid(), max_bytes=config.MAX_FILE_BYTES):
+            try:
+                text = data.decode()
+                found = config.parse(text, origin=str(self._path))
+            except (AgentError, UnicodeDecodeError):
+                continue
+            self.text = text
+            return found
+        return None
