@@ -22,7 +22,7 @@ readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
-  credential-agent.service
+  credential-agent-courier.socket credential-agent.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service
   credential-agent-watch.service credential-agent-hold.service
   credential-agent-workers.slice credential-agent.target)
@@ -177,7 +177,7 @@ put_back() {
 stop_everything() {
   booted || return 0
   systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
-    credential-agent-ipv6.socket credential-agent-control.socket credential-agent-redirect.service \
+    credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service \
     credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
   # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
   if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
@@ -203,7 +203,7 @@ undo() {
       stop_everything || say "the rules are still there: reboot"
     elif [ ${#sockets[@]} -gt 0 ]; then
       systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
-        credential-agent-control.socket || true
+        credential-agent-control.socket credential-agent-courier.socket || true
     fi
   fi
   put_back
@@ -219,7 +219,9 @@ undo() {
         if systemctl --quiet is-enabled "$name" 2>/dev/null; then systemctl restart "$name" || true; fi
       done
       systemctl start credential-agent.socket credential-agent-control.socket || true
-      if [ -e "$UNITS/credential-agent-ipv6.socket" ]; then systemctl start credential-agent-ipv6.socket || true; fi
+      for name in credential-agent-{ipv6,courier}.socket; do
+        if [ -e "$UNITS/$name" ]; then systemctl start "$name" || true; fi
+      done
       if systemctl restart credential-agent.service; then
         say "the release before runs again, with the configuration before"
       else
@@ -322,7 +324,7 @@ write_interpreter() {
 
 enable_units() {
   local enabled=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
-    credential-agent.service credential-agent-workers.slice credential-agent-hold.service credential-agent.target)
+    credential-agent-courier.socket credential-agent.service credential-agent-workers.slice credential-agent-hold.service credential-agent.target)
   if [ "$with_redirect" = yes ]; then
     enabled+=(credential-agent-redirect.service credential-agent-closed.service credential-agent-watch.service)
     systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
@@ -334,7 +336,7 @@ enable_units() {
       credential-agent-watch.service 2>/dev/null || true
     install -d "$UNITS/credential-agent.target.d" "$UNITS/credential-agent-workers.slice.d"
     printf '[Unit]\nWants=\nWants=credential-agent.service %s\n' \
-      'credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket' \
+      'credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket' \
       >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
     printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent-workers.slice.d/50-no-redirect.conf"
     rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
@@ -367,7 +369,8 @@ start_units() {
     esac
   done
   if [ "$stale" = yes ]; then rm -f /run/credential-agent/control.sock; fi
-  systemctl start credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
+  systemctl start credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket \
+    credential-agent-courier.socket
   # Callers wait in the sockets' queues meanwhile.
   systemctl restart credential-agent.service 2>/dev/null ||
     last_words credential-agent.service "the agent does not start"
@@ -454,7 +457,7 @@ do_uninstall() {
     printf '%s\n' "$hosts" >/etc/hosts
   fi
   rm -f /usr/local/bin/credential-agent
-  rm -rf "$PREFIX" /run/credential-agent /run/credential-agent-control.sock
+  rm -rf "$PREFIX" /run/credential-agent /run/credential-agent-control.sock /run/credential-agent-courier.sock
   reload_systemd
   if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi
   if [ "$purge" = yes ]; then

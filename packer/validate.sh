@@ -33,7 +33,7 @@ no_state() { # what a bundle decided on this machine is not the business of its 
 units_verify() {
   local said
   said=$(systemd-analyze verify credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
-    credential-agent-control.socket credential-agent-redirect.service credential-agent.target 2>&1 | grep credential-agent || true)
+    credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service credential-agent.target 2>&1 | grep credential-agent || true)
   [ -z "$said" ] || { echo "$said"; return 1; }
 }
 

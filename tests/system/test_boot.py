@@ -320,6 +320,7 @@ print(done)
             "credential-agent.socket",
             "credential-agent-ipv6.socket",
             "credential-agent-control.socket",
+            "credential-agent-courier.socket",
         )
         try:
             assert aws_key(machine, uid=m.WORKER_UID) == "none"

@@ -22,7 +22,12 @@ from tests.system.test_boot import EC2, Sender, aws_key
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
 
-SOCKETS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
+SOCKETS = (
+    "credential-agent.socket",
+    "credential-agent-ipv6.socket",
+    "credential-agent-control.socket",
+    "credential-agent-courier.socket",
+)
 UNITS = ("credential-agent.service", "credential-agent-redirect.service", "credential-agent-watch.service", *SOCKETS)
 INSTALL = "/payload/install.sh --no-packages --platform none"
 

@@ -101,6 +101,8 @@ def test_units_and_code_agree_on_addresses() -> None:
     # Of root's directory; the name that everybody knows leads there.
     assert f"Symlinks={config.Listen().control}\n" in control
     assert "ListenStream=/run/credential-agent-control.sock\n" in control
+    couriers = (SYSTEMD / "credential-agent-courier.socket").read_text()
+    assert f"Symlinks={Path(config.Listen().control).with_name('courier.sock')}\n" in couriers
     # For the owners of connections, which the service cannot make; behind the one that a former agent would take.
     assert control.index("ListenStream=") < control.index("ListenNetlink=inet-diag\n")
 
@@ -152,6 +154,8 @@ def test_three_groups_have_one_door_each() -> None:
     assert re.findall(r"^m (.*)$", made, re.MULTILINE) == ["credential-agent credential-workers"]
     assert lines("credential-agent-control.socket", "SocketGroup") == ["credential-operators"]
     assert lines("credential-agent-control.socket", "SocketMode") == ["0660"]
+    assert lines("credential-agent-courier.socket", "SocketGroup") == ["credential-workers"]
+    assert lines("credential-agent-courier.socket", "SocketMode") == ["0660"]
     assert lines("credential-agent.service", "Group") == ["credential-agent"]
 
 

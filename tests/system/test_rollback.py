@@ -18,7 +18,12 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot"
 
 image = m.image
 
-SOCKETS = ("credential-agent.socket", "credential-agent-ipv6.socket", "credential-agent-control.socket")
+SOCKETS = (
+    "credential-agent.socket",
+    "credential-agent-ipv6.socket",
+    "credential-agent-control.socket",
+    "credential-agent-courier.socket",
+)
 UNITS = ("credential-agent.service", "credential-agent-redirect.service", "credential-agent-watch.service")
 INSTALL = "/payload/install.sh --no-packages --platform none"
 ETC = "/etc/credential-agent"
@@ -68,7 +73,7 @@ def working(machine: Machine) -> None:
     machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what="an answer")
     machine.until(lambda: machine.in_slice(*m.python(m.AWS)).strip() == m.USER_KEY, what="the slice's answer")
     machine.until(
-        lambda: machine.result("systemctl", "is-active", *UNITS, *SOCKETS).stdout.split() == ["active"] * 6,
+        lambda: machine.result("systemctl", "is-active", *UNITS, *SOCKETS).stdout.split() == ["active"] * 7,
         what="all units at work",
     )
     assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*").strip() == ""

@@ -96,6 +96,14 @@ def test_each_group_opens_its_own_door_alone(machine: Machine) -> None:
         "metrics": [
             *python("import socket; socket.socket(socket.AF_UNIX).connect('/run/credential-agent/control.sock')")
         ],
+        "enrolment": [
+            *python(
+                "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/credential-agent/courier.sock');"
+                'b = b\'{"nonce": "AAAAAAAAAAAAAAAAAAAAAA"}\';'
+                "s.sendall(b'POST /v1/enrol HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: %d\\r\\n\\r\\n' % len(b) + b);"
+                "assert b' 200 ' in s.recv(4096)[:20]"
+            )
+        ],
     }
     assert machine.result("runuser", "-u", "olga", "--", agent, "status").stderr == ""
     found = {
@@ -106,7 +114,7 @@ def test_each_group_opens_its_own_door_alone(machine: Machine) -> None:
         }
         for user in ("alice", "olga")
     }
-    assert found == {"alice": {"environment"}, "olga": {"status", "metrics"}}
+    assert found == {"alice": {"environment", "enrolment"}, "olga": {"status", "metrics"}}
     assert (
         machine.run("stat", "-c", "%U:%G %a", "/etc/credential-agent/config.toml").strip()
         == "root:credential-agent 640"
