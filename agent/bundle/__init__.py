@@ -55,6 +55,7 @@ from agent.bundle.seal import (
     audience_key,
     seal,
 )
+from agent.bundle.short_key import read_short_key, short_key
 from agent.bundle.trust import Signer, Trust
 
 __all__ = [
@@ -83,7 +84,9 @@ __all__ = [
     "ephemeral_public_key_der",
     "is_refused_variable",
     "parse_envelope",
+    "read_short_key",
     "seal",
+    "short_key",
     "thumbprint",
     "verify",
 ]

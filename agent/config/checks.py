@@ -56,7 +56,7 @@ def contradictions(config: Config) -> Iterator[Fault]:
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
             yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
-    if config.keys and not config.signers:
+    if config.keys and not config.signers and not config.launch_signers:
         yield Fault(
             "signers",
             "expected at least one beside keys: without a pinned signer no bundle can be believed",

@@ -159,6 +159,67 @@ class SignerEntry(Section, frozen=True):
     max_lease_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class LaunchSigners(Section, frozen=True):
+    """Signers that whoever launches the machine names for it; off without an entry.
+
+    Attributes:
+        issuers: the ``iss`` that such a signer may sign for; a trailing ``*`` makes a prefix of it.
+        audiences: the ``aud``, likewise.
+        max_lease_seconds: the longest lease that it may give; a bundle of its without one has this. 12 h.
+    """
+
+    issuers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    audiences: tuple[str, ...] = ("*",)
+    max_lease_seconds: Annotated[int, msgspec.Meta(ge=60, le=366 * 86_400)] = 43_200
+
+
+class Ec2UserDataSigners(LaunchSigners, frozen=True, tag_field="kind", tag="ec2-user-data"):
+    """Lines ``credential-agent-signer: KEY`` in EC2 user-data, wherever a bundle may stand in it."""
+
+
+class Ec2TagSigners(LaunchSigners, frozen=True, tag_field="kind", tag="ec2-tag"):
+    """An EC2 instance tag, where the instance shows its tags in its metadata (``InstanceMetadataTags``).
+
+    Attributes:
+        tag: its key. Whoever may tag the instance then names signers.
+    """
+
+    tag: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-agent-signer"
+
+
+class GceAttributeSigners(LaunchSigners, frozen=True, tag_field="kind", tag="gce-attribute"):
+    """A GCE metadata attribute of the instance.
+
+    Attributes:
+        key: its name.
+    """
+
+    key: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-agent-signer"
+
+
+class CredentialSigners(LaunchSigners, frozen=True, tag_field="kind", tag="credential"):
+    """A credential that systemd passes (``LoadCredential=``); where it is not given, it names nobody.
+
+    Attributes:
+        name: its name.
+    """
+
+    name: Name = "credential-agent.signers"
+
+
+class DirectorySigners(LaunchSigners, frozen=True, kw_only=True, tag_field="kind", tag="directory"):
+    """The files ``*.jwk``, ``*.pem`` and ``*.pub`` of a directory, looked at every few seconds.
+
+    Attributes:
+        path: the directory; it need not exist yet. Whoever may write there names signers.
+    """
+
+    path: Path_
+
+
+LaunchSignersEntry = Ec2UserDataSigners | Ec2TagSigners | GceAttributeSigners | CredentialSigners | DirectorySigners
+
+
 class Enrol(Section, frozen=True):
     """How this worker proves to a sender which machine its key belongs to.
 
@@ -422,6 +483,7 @@ class Config(Section, frozen=True):
     identity: Identity = Identity()
     keys: tuple[KeyEntry, ...] = ()
     signers: tuple[SignerEntry, ...] = ()
+    launch_signers: tuple[LaunchSignersEntry, ...] = ()
     sources: tuple[SourceEntry, ...] = ()
     enrol: Enrol = Enrol()
     upstream: Upstream = Upstream()

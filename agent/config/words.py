@@ -15,6 +15,7 @@ from agent.config.schema import (
     Gcp,
     Identity,
     KeyEntry,
+    LaunchSignersEntry,
     Listen,
     Log,
     Mint,
@@ -101,12 +102,18 @@ def hint_for(key: str) -> str | None:
 
 
 _KINDS: Final = {
+    "launch_signers": "ec2-user-data, ec2-tag, gce-attribute, credential, directory",
     "keys": "file, credential, aws-kms, gcp-kms, ephemeral",
     "sources": "file, ec2-user-data, gce-attribute, https",
 }
 
 
-ENTRIES: Final[dict[str, object]] = {"keys": KeyEntry, "signers": SignerEntry, "sources": SourceEntry}
+ENTRIES: Final[dict[str, object]] = {
+    "keys": KeyEntry,
+    "signers": SignerEntry,
+    "launch_signers": LaunchSignersEntry,
+    "sources": SourceEntry,
+}
 
 
 _CHOICES: Final = {

@@ -253,10 +253,18 @@ class Opening:
 
     def __init__(self, keyring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
         self.keyring = keyring
-        self.trust = pinned
+        self.pinned = pinned
+        self.launched: Callable[[], bundle.Trust] = lambda: bundle.Trust(())
         self.audiences = audiences
         self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
         self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
+
+    @property
+    def trust(self) -> bundle.Trust:
+        """Whom we believe: who is pinned, and whom the launch named. Of one key what is pinned holds."""
+        kids = {signer.kid for signer in self.pinned.signers}
+        named = (signer for signer in self.launched().signers if signer.kid not in kids)
+        return bundle.Trust((*self.pinned.signers, *named))
 
     def opened(self, sealed: bytes) -> Opened | None:
         """What was in those bytes, if they were opened before."""

@@ -21,6 +21,7 @@ from agent.core.source import COURIER, Ack
 from agent.core.text import instant
 from agent.core.view import Live
 from agent.daemon.beliefs import Opening
+from agent.daemon.launched import told
 from agent.identity import standing, until
 from agent.identity.store import Store
 from agent.providers.attest import Attestor
@@ -134,15 +135,7 @@ class Couriers:
                 "at": instant(refused.at),
             },
             "keys": list(self._opening.keyring.kids),
-            "signers": [
-                {
-                    "kid": signer.kid,
-                    "issuers": list(signer.issuers),
-                    "max_lease_seconds": None if signer.max_lease is None else int(signer.max_lease.total_seconds()),
-                    "origin": "configuration",
-                }
-                for signer in self._opening.trust.signers
-            ],
+            "signers": told(self._opening.trust),
         }
         return Response(200, (JSON,), msgspec.json.encode(document) + b"\n")
 

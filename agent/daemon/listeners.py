@@ -18,6 +18,7 @@ from agent.daemon.announce import Announcer
 from agent.daemon.control import routes
 from agent.daemon.courier import Couriers
 from agent.daemon.couriers import CourierSocket
+from agent.daemon.launched import told
 from agent.daemon.looking import Outcome, look_now
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
@@ -203,6 +204,7 @@ class Listeners:
             memory_unwritten=self._controller.durable.unwritten,
             refused_variables=publisher.refused(self._clock.now()),
             keys=opening.keyring.kids,
+            signers=told(opening.trust),
             absent_keys=prepared.absent_keys,
             audiences=tuple(sorted(opening.audiences | opening.keyring.audiences)),
             requests=self.requests.counts,

@@ -20,6 +20,7 @@ from agent import config, keys
 from agent.core.errors import AgentError, ConfigError
 from agent.daemon import beliefs, compose, disk, handover, listening
 from agent.daemon.files import WatchedFiles
+from agent.daemon.launched import Launched
 from agent.daemon.publish import absent_directories, group_id
 from agent.daemon.tokens import ContainerTokens
 from agent.host import descriptors
@@ -85,6 +86,7 @@ class Prepared:
         self.metadata = compose.Metadata(settings, self.out, clock, root=root)
         self.mint = compose.mint(settings, self.out, self.metadata, clock)
         self.away = faults or beliefs.Away(left.files if left is not None else None, self.first_look)
+        self._clock = clock
         self._open_files(settings, left)
         self.sources = compose.sources(settings, metadata=self.metadata, clock=clock, rng=rng, away=faults)
         self.push = PushSource(clock=clock)
@@ -113,6 +115,15 @@ class Prepared:
                     ask(file.path, partial(os.path.lexists, file.path))
         keyring = self.keyring(settings, left.key() if left is not None else None, away)
         self.opening = beliefs.Opening(keyring, beliefs.trust(settings, away), frozenset())
+        self.launched = Launched(
+            settings.launch_signers,
+            ec2=self.metadata.ec2,
+            gce=self.metadata.gce,
+            credentials_directory=directory,
+            left=left.files if left is not None else {},
+            clock=self._clock,
+        )
+        self.opening.launched = lambda: self.launched.trust
         # Where nobody knows yet what would be believed, nobody is the machine for want of a bundle.
         self.late_files = {file.path for file in self.files.named} & look.stalled
         self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)

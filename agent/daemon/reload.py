@@ -38,6 +38,7 @@ LOADED_ONCE: Final = (
     "listen",
     "identity.instance_id",
     "identity.grace_seconds",
+    "launch_signers",
     "sources",
     "enrol",
     "upstream",
@@ -177,6 +178,22 @@ class Reloader:
                 self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
                 self._prepared.files.seen = seen
 
+    async def follow_launched(self) -> None:
+        """Believe whom the launch of this machine names, from when it says so until it does no longer."""
+        launched, opening = self._prepared.launched, self._prepared.opening
+        before = opening.trust
+
+        def changed() -> None:
+            nonlocal before
+            if not beliefs.trusts_at_least(opening.trust, before):
+                self._controller.intake.review()
+            before = opening.trust
+            self._controller.intake.reconsider()
+            self._hand_over()
+
+        await launched.watch(changed)
+        await asyncio.Event().wait()  # nowhere to look: a part that must not end
+
     def _tell_silent(self, silent: list[str]) -> None:
         """Say of which files nobody knows whether they have changed."""
         now = set(silent)
@@ -245,10 +262,10 @@ class Reloader:
     def _take(self, settings: config.Config, found: _Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
         audiences = self._who.audiences.union(settings.identity.audience)
-        narrower = not beliefs.trusts_at_least(found.trust, opening.trust) or not audiences >= opening.audiences
+        narrower = not beliefs.trusts_at_least(found.trust, opening.pinned) or not audiences >= opening.audiences
         self.settings = settings
         prepared.files, prepared.away = found.files, found.away
-        opening.trust, opening.keyring, opening.audiences = found.trust, found.keyring, audiences
+        opening.pinned, opening.keyring, opening.audiences = found.trust, found.keyring, audiences
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
         # As the listeners and the token stay where they were, so does what is told of them.

@@ -152,7 +152,7 @@ class Daemon:
         # 3. What was handed over says who the machine is: it is of this boot of this kernel. The machine is asked all
         # the same, but nobody waits for it.
         handed = self._succession.left is not None
-        found = [] if handed else await self._who.ask()
+        found = [] if handed else (await asyncio.gather(self._who.ask(), self._prepared.launched.look_first()))[0]
         # 4.
         sockets = [*worker_sockets, *([control] if control else [])]
         ready_seconds = settings.identity.grace_seconds + READY_AFTER_SECONDS
@@ -313,6 +313,7 @@ class Daemon:
                 self._readiness.tell(pending_seconds, self._settled, lambda: self._restorer.may_settle), name="ready"
             ),
             asyncio.create_task(self._reloader.follow_files(), name="files"),
+            asyncio.create_task(self._reloader.follow_launched(), name="launch signers"),
             asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
         ]
         unsure = not found or self._who.silent or self.controller.store.doubted
@@ -416,7 +417,7 @@ class Daemon:
             signers=handover.fingerprints(opening.trust),
             audiences=sorted(self._who.audiences),
             facts=self.store.state.observed,
-            files=dict(self._prepared.away.files),
+            files={**self._prepared.away.files, **self._prepared.launched.found},
             holding=self._prepared.holding,
             positions=handover.positions(self._prepared.sources, sealed),
             ephemeral=handover.jwk(opening.keyring.keys),

@@ -37,6 +37,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "bundles": {"accepted": counters.accepted, "same": counters.same, "refused": dict(counters.refused)},
         "clock": _clock(vitals),
         "keys": list(vitals.keys),
+        "signers": [dict(signer) for signer in vitals.signers],
         "absent_keys": list(vitals.absent_keys),
         "audiences": list(vitals.audiences),
         "memory_unwritten": vitals.memory_unwritten,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -47,6 +48,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         memory_unwritten: the state directory could not be written: a restart would forget.
         refused_variables: names of the bundle's variables that are not passed on.
         keys: the key ids by which this worker can be addressed.
+        signers: whom it believes: key ids, bounds, and who named them.
         absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by listener and status.
         files: what was loaded from the files that the configuration names.
@@ -64,6 +66,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     memory_unwritten: bool
     keys: tuple[str, ...]
     refused_variables: tuple[str, ...] = ()
+    signers: Sequence[Mapping[str, Any]] = ()
     absent_keys: tuple[str, ...] = ()
     audiences: tuple[str, ...]
     requests: Mapping[tuple[str, int], int] = {}

@@ -101,7 +101,7 @@ def _inside(document: bytes) -> tuple[list[bytes], bool, str]:
     ours: dict[bytes, bytes] = {}
     signs = _signs(document)
     reason = ""
-    for inner in _layers(document):
+    for inner in layers(document):
         signs = signs or _signs(inner)
         try:
             one = inner if _is_ours(inner) else extract(inner)
@@ -145,7 +145,7 @@ def _same(bundle: bytes) -> bytes:
     return json.dumps(json.loads(text), sort_keys=True).encode() if text.startswith(b"{") else text
 
 
-def _layers(document: bytes) -> Iterator[bytes]:
+def layers(document: bytes) -> Iterator[bytes]:
     """What is inside the wrappings, breadth first, within the bounds."""
     level, seen, work = [document], {document}, len(document)
     for _ in range(MAX_LAYERS):

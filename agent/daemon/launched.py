@@ -1,0 +1,250 @@
+"""Whom does whoever launched this machine believe? Signers named from outside, within the bounds of the configuration.
+
+Whoever launches a machine is root on it anyway, so it may say whose bundles the machine takes: in EC2 user-data, a tag
+or a GCE attribute, a systemd credential, or a directory of public keys. Each entry of the configuration
+(``launch_signers``) says where to look, which issuers such a signer may speak as, and for how long; without an entry
+nobody is asked.
+
+What a place said is kept while it is silent, and handed to the next process: a restart believes whom this one believed.
+A place that answers and names somebody no longer has taken him back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from agent import bundle, config
+from agent.core.clock import Clock
+from agent.core.errors import BundleError, HostError, UpstreamError
+from agent.host.patience import Patience
+from agent.upstream import Ec2Metadata, GceMetadata
+from agent.wire.names import EC2_TAGS_PATH, EC2_USER_DATA_PATH, gce_attributes
+from agent.wire.signers import MAX_SIGNERS, find_signers
+
+FIRST_SECONDS: Final = 2.0
+"""How long a start waits for the first look."""
+LOOK_SECONDS: Final = 2.0
+ASK_SECONDS: Final = 30.0
+"""Between two questions to a metadata service; files are looked at every :data:`LOOK_SECONDS`."""
+_LARGEST: Final = 65_536
+_SUFFIXES: Final = (".jwk", ".pem", ".pub")
+_LOCAL: Final = (config.CredentialSigners, config.DirectorySigners)
+
+
+class Launched:
+    """See the module.
+
+    Args:
+        settings: where to look.
+        ec2, gce: the machine's own metadata services; an entry whose service is not here names nobody.
+        credentials_directory: where systemd puts credentials.
+        left: what the process before us had found, by :func:`_key`.
+        clock: time.
+
+    Attributes:
+        found: by :func:`_key`, the keys that the place names, as short words, one a line.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[config.LaunchSignersEntry],
+        *,
+        ec2: Ec2Metadata | None,
+        gce: GceMetadata | None,
+        credentials_directory: str | None,
+        left: Mapping[str, str],
+        clock: Clock,
+    ) -> None:
+        self._entries = tuple(settings)
+        self._ec2 = ec2
+        self._gce = gce
+        self._credentials = Path(credentials_directory) if credentials_directory else None
+        self._clock = clock
+        self._patience = Patience()
+        self._log = structlog.get_logger()
+        self._asked = float("-inf")
+        self._troubled: dict[str, str] = {}
+        self.found: dict[str, str] = {key: left[key] for entry in self._entries if (key := _key(entry)) in left}
+
+    @property
+    def trust(self) -> bundle.Trust:
+        """Whom we believe for it, each key once, the first entry that names it first."""
+        signers: dict[str, bundle.Signer] = {}
+        for entry in self._entries:
+            for word in self.found.get(_key(entry), "").split():
+                try:
+                    key = bundle.read_short_key(word)
+                except BundleError:
+                    continue  # what was left by another version
+                signer = bundle.Signer(
+                    name=f"{LAUNCHED}{_kind(entry)}",
+                    key=key,
+                    issuers=entry.issuers,
+                    audiences=entry.audiences,
+                    max_lease=timedelta(seconds=entry.max_lease_seconds),
+                )
+                signers.setdefault(signer.kid, signer)
+        return bundle.Trust(tuple(signers.values()))
+
+    async def look(self) -> bool:
+        """Look everywhere now; whether anything is other than it was."""
+        ask = self._clock.boottime() >= self._asked + ASK_SECONDS
+        due = [entry for entry in self._entries if ask or isinstance(entry, _LOCAL)]
+        if ask:
+            self._asked = self._clock.boottime()
+        before = dict(self.found)
+        await asyncio.gather(*(self._look(_key(entry), entry) for entry in due))
+        return self.found != before
+
+    async def look_first(self) -> None:
+        """The look of a start, which waits for nobody for long."""
+        if self._entries:
+            try:
+                async with asyncio.timeout(FIRST_SECONDS):
+                    await self.look()
+            except TimeoutError:
+                self._asked = float("-inf")
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Look again and again, and tell of each change; returns only if there is nowhere to look."""
+        while self._entries:
+            await self._clock.sleep(LOOK_SECONDS)
+            if await self.look():
+                changed()
+
+    async def _look(self, key: str, entry: config.LaunchSignersEntry) -> None:
+        try:
+            said = await self._ask(entry)
+            words = await asyncio.to_thread(_read, said, lines=isinstance(entry, config.Ec2UserDataSigners))
+        except (UpstreamError, HostError, BundleError) as error:
+            # Silence and a slip take nobody back: what was named before stays.
+            if self._troubled.get(key) != error.message:
+                self._log.warning("signers.unreadable", kind=_kind(entry), reason=error.message)
+            self._troubled[key] = error.message
+            return
+        self._troubled.pop(key, None)
+        if self.found.get(key, "") != words:
+            self._log.warning("signers.launched", kind=_kind(entry), signers=words.split())
+        self.found[key] = words
+
+    async def _ask(self, entry: config.LaunchSignersEntry) -> list[bytes]:
+        """What stands there; nothing where there is no such place."""
+        match entry:
+            case config.Ec2UserDataSigners():
+                return await self._ec2_says(EC2_USER_DATA_PATH)
+            case config.Ec2TagSigners():
+                return await self._ec2_says(EC2_TAGS_PATH + entry.tag)
+            case config.GceAttributeSigners():
+                if self._gce is None:
+                    return []
+                said = await self._gce.get(gce_attributes("instance") + entry.key)
+                return [] if said is None else [said]
+            case config.CredentialSigners():
+                place = self._credentials
+                if place is None:
+                    return []
+                return await self._patience.ask(place, partial(_files, [place / entry.name]))
+            case config.DirectorySigners():
+                return await self._patience.ask(Path(entry.path), partial(_directory, Path(entry.path)))
+
+    async def _ec2_says(self, path: str) -> list[bytes]:
+        said = None if self._ec2 is None else await self._ec2.get(path)
+        return [] if said is None else [said]
+
+
+LAUNCHED: Final = "launch:"
+"""How the names of such signers begin."""
+
+
+def told(trust: bundle.Trust) -> list[dict[str, Any]]:
+    """Whom we believe, for a status: key ids, bounds, and who named them. Public, and without a path."""
+    return [
+        {
+            "kid": signer.kid,
+            "issuers": list(signer.issuers),
+            "max_lease_seconds": None if signer.max_lease is None else int(signer.max_lease.total_seconds()),
+            "origin": signer.name.removeprefix(LAUNCHED) if signer.name.startswith(LAUNCHED) else "configuration",
+        }
+        for signer in trust.signers
+    ]
+
+
+def _key(entry: config.LaunchSignersEntry) -> str:
+    """What names a place, also to the next process, whose configuration may have others before it."""
+    match entry:
+        case config.Ec2UserDataSigners():
+            place = ""
+        case config.Ec2TagSigners():
+            place = entry.tag
+        case config.GceAttributeSigners():
+            place = entry.key
+        case config.CredentialSigners():
+            place = entry.name
+        case config.DirectorySigners():
+            place = entry.path
+    return f"{LAUNCHED}{_kind(entry)}:{place}"
+
+
+def _kind(entry: config.LaunchSignersEntry) -> str:
+    return str(entry.__struct_config__.tag)
+
+
+def _read(documents: list[bytes], *, lines: bool) -> str:
+    """The keys in what was found, as short words: a document that is a key, or has lines that name some.
+
+    Args:
+        documents: what was found.
+        lines: whether lines alone count: in user-data a JSON document is something else (a bundle, say).
+
+    Raises:
+        FormatError: code ``key``: it is a key, and a broken one.
+    """
+    words: dict[str, None] = {}
+    for document in documents:
+        text = document[:_LARGEST].strip()
+        named = find_signers(text)
+        if not named and not lines and text.startswith((b"ed25519:", b"p256:")):
+            named = tuple(text.decode("ascii", "replace").split())
+        if named:
+            words.update((bundle.short_key(_key_of(word)), None) for word in named)
+        elif (
+            not lines
+            and text.startswith((b"{", b"-----BEGIN PUBLIC KEY"))
+            and (b'"kty"' in text or text.startswith(b"-"))
+        ):
+            words.update((bundle.short_key(key), None) for key in bundle.VerifyKey.parse_all(text))
+    return "\n".join(list(words)[:MAX_SIGNERS])
+
+
+def _key_of(word: str) -> bundle.VerifyKey:
+    return bundle.VerifyKey.parse(word) if word.startswith("{") else bundle.read_short_key(word)
+
+
+def _files(paths: Sequence[Path]) -> list[bytes]:
+    found = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                found.append(file.read(_LARGEST))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise HostError(f"{path.name}: cannot be read: {type(error).__name__}") from None
+    return found
+
+
+def _directory(place: Path) -> list[bytes]:
+    try:
+        names = sorted(one.name for one in place.iterdir() if one.suffix in _SUFFIXES and not one.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError(f"the directory cannot be read: {type(error).__name__}") from None
+    return _files([place / name for name in names[:MAX_SIGNERS]])
