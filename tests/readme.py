@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agent import config
+from agent.config import schema
 from agent.serve import hiding
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,6 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
     ('[[keys]] kind = "gcp-kms"', config.GcpKmsKey),
     ('[[keys]] kind = "ephemeral"', config.EphemeralKey),
     ("[[signers]]", config.SignerEntry),
-    ("[[launch_signers]] (of each kind)", config.LaunchSigners),
     ('[[launch_signers]] kind = "ec2-user-data"', config.Ec2UserDataSigners),
     ('[[launch_signers]] kind = "ec2-tag"', config.Ec2TagSigners),
     ('[[launch_signers]] kind = "gce-attribute"', config.GceAttributeSigners),
@@ -105,7 +105,9 @@ def _docstring(struct: type) -> tuple[str, dict[str, str]]:
     """The summary, and the meaning of each attribute, on one line each and as Markdown."""
     text = (struct.__doc__ or "").strip()
     head, _, tail = text.partition("Attributes:")
-    meanings: dict[str, str] = {}
+    # What kinds have in common is told once, by the class that they are made of.
+    common = [base for base in struct.__bases__ if base is not schema.Section and base.__module__ == struct.__module__]
+    meanings: dict[str, str] = {name: said for base in common for name, said in _docstring(base)[1].items()}
     names: list[str] = []
     for line in tail.splitlines():
         match = re.match(r" {8}([a-z0-9_, ]+): (.*)", line)

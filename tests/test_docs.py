@@ -160,6 +160,13 @@ COVERED = (
     ),
     Row("packer/README.md", "packer/seed.sh", "tests/system/virtual.py::build", '"seed.sh"'),
     Row("packer/README.md", "make image", "tests/system/virtual.py::main", "build("),
+    Row("packer/README.md", "[[launch_signers]]", f"{HERE}test_every_configuration_is_accepted", "config.parse"),
+    Row(
+        "agent/sources/README.md",
+        "credential-agent-signer",
+        "tests/unit/wire/test_signers.py::test_a_line_is_found_in_every_carrier",
+        "find_signers",
+    ),
     Row("packer/README.md", "[[sources]]", f"{HERE}test_every_configuration_is_accepted", "config.parse"),
     Row(
         "agent/sources/README.md",

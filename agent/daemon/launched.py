@@ -12,6 +12,7 @@ A place that answers and names somebody no longer has taken him back.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -25,7 +26,7 @@ from agent.core.clock import Clock
 from agent.core.errors import BundleError, HostError, UpstreamError
 from agent.host.patience import Patience
 from agent.upstream import Ec2Metadata, GceMetadata
-from agent.wire.names import EC2_TAGS_PATH, EC2_USER_DATA_PATH, gce_attributes
+from agent.wire.names import EC2_TAGS, EC2_USER_DATA_PATH, gce_attributes
 from agent.wire.signers import MAX_SIGNERS, find_signers
 
 FIRST_SECONDS: Final = 2.0
@@ -49,7 +50,7 @@ class Launched:
         clock: time.
 
     Attributes:
-        found: by :func:`_key`, the keys that the place names, as short words, one a line.
+        found: by :func:`_key`, the keys that the place names, one a line (:func:`_word`).
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Launched:
         for entry in self._entries:
             for word in self.found.get(_key(entry), "").split():
                 try:
-                    key = bundle.read_short_key(word)
+                    key = _key_of(word)
                 except BundleError:
                     continue  # what was left by another version
                 signer = bundle.Signer(
@@ -140,7 +141,7 @@ class Launched:
             case config.Ec2UserDataSigners():
                 return await self._ec2_says(EC2_USER_DATA_PATH)
             case config.Ec2TagSigners():
-                return await self._ec2_says(EC2_TAGS_PATH + entry.tag)
+                return await self._ec2_says(EC2_TAGS + entry.tag)
             case config.GceAttributeSigners():
                 if self._gce is None:
                     return []
@@ -213,14 +214,21 @@ def _read(documents: list[bytes], *, lines: bool) -> str:
         if not named and not lines and text.startswith((b"ed25519:", b"p256:")):
             named = tuple(text.decode("ascii", "replace").split())
         if named:
-            words.update((bundle.short_key(_key_of(word)), None) for word in named)
+            words.update((_word(_key_of(word)), None) for word in named)
         elif (
             not lines
             and text.startswith((b"{", b"-----BEGIN PUBLIC KEY"))
             and (b'"kty"' in text or text.startswith(b"-"))
         ):
-            words.update((bundle.short_key(key), None) for key in bundle.VerifyKey.parse_all(text))
+            words.update((_word(key), None) for key in bundle.VerifyKey.parse_all(text))
     return "\n".join(list(words)[:MAX_SIGNERS])
+
+
+def _word(key: bundle.VerifyKey) -> str:
+    """A key without spaces: short, unless it is called otherwise than by its thumbprint."""
+    named = json.dumps(key.public_jwk(), separators=(",", ":"))
+    word = bundle.short_key(key)
+    return word if bundle.read_short_key(word).kid == key.kid else named
 
 
 def _key_of(word: str) -> bundle.VerifyKey:

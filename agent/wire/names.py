@@ -36,7 +36,7 @@ EC2_USER_DATA_PATH: Final = "/latest/user-data"
 EC2_IDENTITY_PATH: Final = "/latest/dynamic/instance-identity/document"
 EC2_INSTANCE_ID_PATH: Final = "/latest/meta-data/instance-id"
 EC2_REGION_PATH: Final = "/latest/meta-data/placement/region"
-EC2_TAGS_PATH: Final = "/latest/meta-data/tags/instance/"
+EC2_TAGS: Final = "/latest/meta-data/tags/instance/"
 EC2_ROLES_PATH: Final = "/latest/meta-data/iam/security-credentials/"
 EC2_IAM: Final = ("meta-data", "iam")
 """The subtree of the machine's own credential, as segments below the version."""

@@ -50,7 +50,9 @@ def places(world: World, ec2: Ec2MetadataService, gce: GceMetadataServer, kind: 
         case "ec2-tag":
             ec2.tags["credential-agent-signer"] = word
         case "gce-attribute":
-            gce.attributes["credential-agent-signer"] = json.dumps(world.signer.public_jwk())
+            # Called as its owner calls it, not by its thumbprint.
+            world.signer = bundle.SigningKey.parse({**world.signer.private_jwk(), "kid": "davids-key"})
+            gce.attributes["credential-agent-signer"] = json.dumps(world.signer.public_jwk(), indent=1)
         case "credential":
             (world.root / "creds").mkdir(exist_ok=True)
             (world.root / "creds" / "credential-agent.signers").write_text(line(word) + "\n")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent import config
-from agent.config import Config, FileKey, FileSourceEntry, PassThrough, SignerEntry
+from agent.config import Config, DirectorySigners, FileKey, FileSourceEntry, PassThrough, SignerEntry
 from agent.daemon import LOADED_ONCE, needs_restart
 from agent.daemon.files import Named, describe, named
 
@@ -60,6 +60,7 @@ def changed(key: str) -> Config:
     tables: dict[str, Any] = {
         "keys": (FileKey(path="/k"),),
         "signers": (SignerEntry(key="/s", issuers=("*",)),),
+        "launch_signers": (DirectorySigners(path="/d", issuers=("*",)),),
         "sources": (FileSourceEntry(path="/b"),),
     }
     if not field:
@@ -93,7 +94,13 @@ def test_what_was_put_back_needs_no_restart() -> None:
     assert needs_restart(first, first) == []
 
 
-AT_USE = {"FileSourceEntry.path", "Mint.web_token_directories", "HttpsEntry.token_file", "HttpsEntry.url_file"}
+AT_USE = {
+    "FileSourceEntry.path",
+    "DirectorySigners.path",
+    "Mint.web_token_directories",
+    "HttpsEntry.token_file",
+    "HttpsEntry.url_file",
+}
 """Read whenever they are needed."""
 
 WRITTEN = {
