@@ -47,6 +47,8 @@ def test_every_client_is_led_here() -> None:
 
 def test_no_key_is_ever_among_the_pointers() -> None:
     """Keys go stale and mask the agent."""
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS"}
+    assert keys <= envfile.MASKING
     assert not envfile.MASKING & everything().keys()
 
 

@@ -213,14 +213,17 @@ def test_readers_see_whole_files_only(tmp_path: Path) -> None:
     contents = [bytes([65 + number % 26]) * 50_000 for number in range(100)]
     write_atomic(path, contents[0], mode=0o600)
     done = threading.Event()
+    begun = threading.Event()
     seen: set[bytes] = set()
 
     def read() -> None:
         while not done.is_set():
             seen.add(path.read_bytes())
+            begun.set()
 
     reader = threading.Thread(target=read)
     reader.start()
+    assert begun.wait(20)
     for content in contents:
         write_atomic(path, content, mode=0o600)
     done.set()
