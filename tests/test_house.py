@@ -125,12 +125,12 @@ def test_every_test_states_its_rule(path: Path) -> None:
 
 LONGEST_FILE_LINES = 420
 LONGEST_CLASS_LINES = 260
-LONGEST_FUNCTION_LINES = 60
+LONGEST_FUNCTION_LINES = 65
 """Of its body, without the docstring."""
 REASON = re.compile(r"\bLong because\b")
 """Begins the sentence of a docstring that says why what it describes is longer."""
 
-BEING_SPLIT = {"agent/serve/gce.py", "agent/host/nft.py", "agent/daemon/service.py", "agent/serve/connection.py"}
+BEING_SPLIT = {"agent/serve/gce.py", "agent/daemon/service.py", "agent/serve/connection.py"}
 BEING_SPLIT |= {"agent/serve/listener.py"}
 
 

@@ -20,7 +20,8 @@ import msgspec
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
 from agent.core.errors import AgentError, HostError
-from agent.host import arrival, hold, nft, planning, subuid
+from agent.host import arrival, fronts, hold, nft, planning, ranges, subuid, systemctl
+from agent.host.bounds import Bounds
 
 AGENT_USER: Final = "credential-agent"
 MOST_FAMILIES: Final = 256
@@ -104,12 +105,12 @@ def plan_(path: Path, user: str) -> None:
 def remove() -> None:
     """Remove the rules. Workers reach the machine's real metadata service from now on, until the next boot."""
     if _Holder.found() is not None:
-        nft.stop(hold.UNIT)
+        systemctl.stop(hold.UNIT)
         if (holder := _Holder.found()) is not None:
             raise HostError(f"process {holder.pid} holds the rules", hint=f"end it first: kill {holder.pid}")
-    nft.stop_watch()
+    systemctl.stop_watch()
     nft.run(nft.removal())
-    nft.set_fronts(present=False)
+    fronts.set_fronts(present=False)
     shutil.rmtree(arrival.STATE.parent, ignore_errors=True)
 
 
@@ -257,22 +258,22 @@ def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
 
 
 def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], user: str) -> Plan:
-    uids, pending = list(nft.parse_uids(section.uids)), []
+    uids, pending = list(ranges.parse_uids(section.uids)), []
     for name in section.users:
         uid = _uid(name)
         if uid is None:
             pending.append(f"redirect.users: no user {name!r} on this machine yet")
         else:
-            uids.extend(nft.parse_uids([str(uid)]))
+            uids.extend(ranges.parse_uids([str(uid)]))
     groups, said = _groups(section.units)
     families = subuid.families(uid_of=_uid)
     open_units = tuple(
         f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
         for unit in section.units
-        if nft.without_gate(unit)
+        if systemctl.without_gate(unit)
     )
     workers = nft.Workers(
-        uids=nft.merge(uids),
+        uids=ranges.merge(uids),
         cgroups=tuple(groups),
         bridges=section.bridges,
         exempt_bridges=section.exempt_bridges,
@@ -284,17 +285,17 @@ def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], us
             f"{subuid.FILE}: of {len(families)} users {MOST_FAMILIES} are bounded with their subordinate uids",
         )
 
-    def script(bounds: nft.Bounds = nft.Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
+    def script(bounds: Bounds = Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
         agent_uid = _uid(user)
         return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, bounds=bounds)
 
     # A kernel may be built without counting connections (nft_connlimit) or without rates (nft_limit).
     connections, per_second = section.max_connections_per_worker, section.new_connections_per_worker
-    tried = {nft.Bounds(connections, per_second): ""}
+    tried = {Bounds(connections, per_second): ""}
     for bounds, lacking in (
-        (nft.Bounds(connections, 0), "redirect.new_connections_per_worker: not in force, this kernel bounds no rate"),
-        (nft.Bounds(0, per_second), "redirect.max_connections_per_worker: not in force, this kernel counts none"),
-        (nft.Bounds(), "redirect: a worker may take any number of connections, this kernel bounds none"),
+        (Bounds(connections, 0), "redirect.new_connections_per_worker: not in force, this kernel bounds no rate"),
+        (Bounds(0, per_second), "redirect.max_connections_per_worker: not in force, this kernel counts none"),
+        (Bounds(), "redirect: a worker may take any number of connections, this kernel bounds none"),
     ):
         tried.setdefault(bounds, lacking)
     return Plan(
@@ -320,10 +321,10 @@ def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:
 def _groups(units: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
     groups, missing = {}, []
     for unit in units:
-        nft.check_unit(unit)
+        systemctl.check_unit(unit)
         try:
-            path = nft.control_group(unit)
-            number = None if path is None else (nft.UNIFIED / path).stat().st_ino
+            path = systemctl.control_group(unit)
+            number = None if path is None else (systemctl.UNIFIED / path).stat().st_ino
         except (HostError, OSError) as error:
             missing.append(f"redirect.units: {unit} cannot be told: {error}")
             continue
@@ -346,7 +347,7 @@ def _load(plan: Plan) -> None:
             click.echo(f"credential-agent: {plan.lacking[number]}", err=True)
         break
     # Rules first: the address must not be there before the guard that watches over it.
-    nft.set_fronts(present=True, ipv6=plan.ipv6)
+    fronts.set_fronts(present=True, ipv6=plan.ipv6)
 
 
 def _uid(user: str) -> int | None:
@@ -358,7 +359,7 @@ def _uid(user: str) -> int | None:
 
 def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool, str]]:
     metadata = nft.METADATA["ip"][0]
-    workers = nft.merge([*nft.parse_uids(section.uids), *((u, u) for name in section.users if (u := _uid(name)))])
+    workers = ranges.merge([*ranges.parse_uids(section.uids), *((u, u) for name in section.users if (u := _uid(name)))])
     if workers:
         uid = workers[0][0]
         answer = _as_user(uid, metadata, 80)
@@ -368,7 +369,7 @@ def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool
             continue  # a probe cannot be started inside a running service
         answer = _in_slice(unit, metadata, 80)
         yield answer == "agent", f"root in {unit} asks {metadata}: {arrival.said(answer)}"
-    outsider = next((max(low, 1) for low, high in nft.complement(workers) if high >= 1), None)
+    outsider = next((max(low, 1) for low, high in ranges.complement(workers) if high >= 1), None)
     if outsider is not None:
         answer = _as_user(outsider, "127.0.0.1", port)
         yield answer == "refused", f"uid {outsider}, no worker, asks the agent's endpoint: {arrival.said(answer)}"

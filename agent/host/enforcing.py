@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from agent.core.errors import HostError
-from agent.host import nft, ownership
+from agent.host import fronts, nft, ownership
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
 
@@ -71,9 +71,9 @@ class Rules:
         return ownership.listing(self._reader) == self._expected
 
     def set_fronts(self, *, ipv6: bool) -> None:
-        """Have the addresses that containers are sent to; see :func:`agent.host.nft.set_fronts`."""
+        """Have the addresses that containers are sent to; see :func:`agent.host.fronts.set_fronts`."""
         try:
-            nft.set_fronts(present=True, ipv6=ipv6)
+            fronts.set_fronts(present=True, ipv6=ipv6)
         except HostError as error:
             self._reporter.say("addresses", f"containers cannot be led: {error}")
         else:

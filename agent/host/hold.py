@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.core.text import os_reason
-from agent.host import arrival, netlink, nft, planning
+from agent.host import arrival, netlink, nft, planning, systemctl
 from agent.host.enforcing import Rules
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.reporting import WARNING, Reporter
@@ -200,7 +200,7 @@ class Holder:
             return
         for path, number in self._plan["groups"].items():
             with contextlib.suppress(OSError):
-                if (nft.UNIFIED / path).stat().st_ino != number:
+                if (systemctl.UNIFIED / path).stat().st_ino != number:
                     self._start_plan()
                     return
 

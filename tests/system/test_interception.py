@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from agent import config as configuration
-from agent.host import nft
+from agent.host import nft, ranges
+from agent.host.bounds import BURST_SECONDS, Bounds
 from tests.system import lab
 from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, Lab
 
@@ -20,7 +21,7 @@ pytestmark = [
 ]
 
 METADATA = "169.254.169.254"
-DEFAULT = nft.Workers(uids=nft.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0", "br-*"))
+DEFAULT = nft.Workers(uids=ranges.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0", "br-*"))
 ALICE, SYSTEM = 1000, 1
 
 # Bridges as Docker, LXD, Incus, libvirt, nerdctl, CNI, flannel and kind name them, and one that nobody has thought of.
@@ -30,7 +31,7 @@ BRIDGES = ("docker0", "lxdbr0", "incusbr0", "virbr0", "nerdctl0", "cni0", "flann
 def lead(
     workers: nft.Workers = DEFAULT, *, limit: int = 0, rate: int = 0, closed: bool = False, agent_uid: int = AGENT_UID
 ) -> str:
-    return nft.ruleset(workers, port=AGENT_PORT, agent_uid=agent_uid, closed=closed, bounds=nft.Bounds(limit, rate))
+    return nft.ruleset(workers, port=AGENT_PORT, agent_uid=agent_uid, closed=closed, bounds=Bounds(limit, rate))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_a_crowd_that_starts_at_once_is_not_too_fast(net: Lab) -> None:
     limit, rate = section.max_connections_per_worker, section.new_connections_per_worker
     net.nft(lead(limit=limit, rate=rate))
     assert net.ask(METADATA, uid=ALICE, many=900) == "900 agent"
-    assert rate * nft.BURST_SECONDS >= 500 * 6  # processes, requests of each
+    assert rate * BURST_SECONDS >= 500 * 6  # processes, requests of each
 
 
 AS_SEVERAL = """

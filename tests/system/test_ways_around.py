@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import nft
+from agent.host import nft, ranges
 from tests.system import lab
 from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, REPOSITORY, Lab, call
 from tests.system.leftovers import Claim
@@ -23,7 +23,7 @@ pytestmark = [
 
 METADATA = "169.254.169.254"
 ALICE = 1000
-DEFAULT = nft.Workers(uids=nft.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0",))
+DEFAULT = nft.Workers(uids=ranges.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0",))
 LEAD = nft.ruleset(DEFAULT, port=AGENT_PORT, agent_uid=AGENT_UID)
 
 # A socket of a kind of its own; what it hears at ADDRESS:PORT.

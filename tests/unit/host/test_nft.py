@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agent.config import Listen, Redirect, host_port
 from agent.core.errors import HostError
-from agent.host import nft
+from agent.host import nft, ranges, systemctl
+from agent.host.bounds import Bounds
 
 RANGES = st.lists(
     st.tuples(st.integers(1, 1 << 20), st.integers(0, 1 << 16)).map(lambda pair: (pair[0], pair[0] + pair[1])),
@@ -24,25 +25,25 @@ RANGES = st.lists(
 
 
 @given(RANGES, st.integers(0, 1 << 21))
-def test_every_uid_is_a_worker_or_is_not(ranges: list[tuple[int, int]], uid: int) -> None:
+def test_every_uid_is_a_worker_or_is_not(pairs: list[tuple[int, int]], uid: int) -> None:
     """Merging changes no membership, and the complement is everybody else."""
-    merged = nft.merge(ranges)
-    inside = any(low <= uid <= high for low, high in ranges)
+    merged = ranges.merge(pairs)
+    inside = any(low <= uid <= high for low, high in pairs)
     assert any(low <= uid <= high for low, high in merged) == inside
-    assert any(low <= uid <= high for low, high in nft.complement(merged)) != inside
+    assert any(low <= uid <= high for low, high in ranges.complement(merged)) != inside
 
 
 @given(RANGES)
-def test_merged_ranges_rise_and_lie_apart(ranges: list[tuple[int, int]]) -> None:
+def test_merged_ranges_rise_and_lie_apart(pairs: list[tuple[int, int]]) -> None:
     """As an interval set of nftables must have them."""
-    merged = nft.merge(ranges)
+    merged = ranges.merge(pairs)
     for (_, high), (low, _) in itertools.pairwise(merged):
         assert high + 1 < low
 
 
 def test_uids_are_read_as_written() -> None:
     """Single numbers and ranges, in any order."""
-    assert nft.parse_uids(["2000", "1000-1999", "60578-4294967293"]) == ((1000, 2000), (60578, 4294967293))
+    assert ranges.parse_uids(["2000", "1000-1999", "60578-4294967293"]) == ((1000, 2000), (60578, 4294967293))
 
 
 @pytest.mark.parametrize(
@@ -51,20 +52,20 @@ def test_uids_are_read_as_written() -> None:
 def test_what_is_no_uid_is_refused(text: str) -> None:
     """A typing mistake must not quietly be another range."""
     with pytest.raises(HostError):
-        nft.parse_uids([text])
+        ranges.parse_uids([text])
 
 
 @pytest.mark.parametrize("text", ["0", "0-100"])
 def test_root_is_never_a_worker_by_uid(text: str) -> None:
     """The machine's own services run as root."""
     with pytest.raises(HostError, match="uid 0") as refusal:
-        nft.parse_uids([text])
+        ranges.parse_uids([text])
     assert "units" in (refusal.value.hint or "")
 
 
 def test_a_slice_lies_in_the_slices_of_its_name() -> None:
     """systemd.slice(5): dashes are the path."""
-    assert nft.slice_path("credential-agent-workers.slice") == (
+    assert systemctl.slice_path("credential-agent-workers.slice") == (
         "credential.slice/credential-agent.slice/credential-agent-workers.slice"
     )
 
@@ -73,7 +74,7 @@ def test_a_slice_lies_in_the_slices_of_its_name() -> None:
 def test_what_is_no_slice_of_workers_is_refused(unit: str) -> None:
     """The root slice holds every process; the others are no names."""
     with pytest.raises(HostError):
-        nft.slice_path(unit)
+        systemctl.slice_path(unit)
 
 
 @pytest.mark.parametrize("name", ['eth0"', "a b", "", "a" * 16, "*x", 'x" accept; #'])
@@ -121,7 +122,7 @@ SCRIPTS = [
     nft.refusal(),
     *(
         nft.ruleset(nft.Workers(uids=((1000, 2000),), exempt_bridges=("v*",)), port=16925, agent_uid=998, **more)
-        for more in ({}, {"closed": True}, {"bounds": nft.Bounds(9, 5)})
+        for more in ({}, {"closed": True}, {"bounds": Bounds(9, 5)})
     ),
 ]
 
@@ -153,18 +154,18 @@ def test_no_script_flushes_a_set_that_it_makes_with_elements(script: str) -> Non
 def test_the_kernel_takes_the_rules_and_gives_them_back(workers: str, agent_uid: str, *, ipv6: bool) -> None:
     """Open and closed, loaded twice, leave one table; removal, done twice too, leaves none."""
     code = f"""
-from agent.host import nft
+from agent.host import fronts, nft, ranges, systemctl
 workers = nft.Workers({workers})
 assert nft.show() is None
 for closed in (False, False, True, True, False):
     nft.run(nft.ruleset(workers, port=16925, agent_uid={agent_uid}, ipv6={ipv6}, closed=closed))
-    nft.set_fronts(present=True, ipv6={ipv6})
+    fronts.set_fronts(present=True, ipv6={ipv6})
     table = nft.show()
     assert table is not None
     assert ("redirect to :16925" in table) is not closed
 for _ in range(2):
     nft.run(nft.removal())
-    nft.set_fronts(present=False)
+    fronts.set_fronts(present=False)
     assert nft.show() is None
 """
     done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,7 +12,8 @@ import pytest
 from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
-from agent.host import envfile, nft
+from agent.host import envfile, nft, ranges, systemctl
+from agent.host.bounds import Bounds
 from agent.host.state import MEMORY_FILE, StateDirectory
 from tests.fakes.clock import START
 
@@ -138,9 +139,7 @@ class TestEnvironment:
 def rules(
     workers: nft.Workers | None = None, *, agent_uid: int | None = 998, limit: int = 0, rate: int = 0, ipv6: bool = True
 ) -> str:
-    return nft.ruleset(
-        workers or nft.Workers(), port=16925, agent_uid=agent_uid, ipv6=ipv6, bounds=nft.Bounds(limit, rate)
-    )
+    return nft.ruleset(workers or nft.Workers(), port=16925, agent_uid=agent_uid, ipv6=ipv6, bounds=Bounds(limit, rate))
 
 
 class TestRules:
@@ -197,10 +196,10 @@ class TestRules:
         """As nft writes it; and what is no worker is everybody else, to the last number."""
         text = rules(nft.Workers(uids=((1000, 1000), (2000, 3000))), agent_uid=None)
         assert "1000, 2000-3000" in text
-        assert f"0-999, 1001-1999, 3001-{nft.MAX_UID}" in text
-        assert nft.complement(((0, 5), (7, nft.MAX_UID))) == ((6, 6),)
-        assert nft.complement(((1, nft.MAX_UID - 1),)) == ((0, 0), (nft.MAX_UID, nft.MAX_UID))
-        assert nft.parse_uids([str(nft.MAX_UID)]) == ((nft.MAX_UID, nft.MAX_UID),)
+        assert f"0-999, 1001-1999, 3001-{ranges.MAX_UID}" in text
+        assert ranges.complement(((0, 5), (7, ranges.MAX_UID))) == ((6, 6),)
+        assert ranges.complement(((1, ranges.MAX_UID - 1),)) == ((0, 0), (ranges.MAX_UID, ranges.MAX_UID))
+        assert ranges.parse_uids([str(ranges.MAX_UID)]) == ((ranges.MAX_UID, ranges.MAX_UID),)
 
     def test_removal_names_both_tables(self) -> None:
         """One that stays would refuse the machine itself for ever."""
@@ -211,7 +210,7 @@ class TestRules:
     @pytest.mark.parametrize("unit", ["jobs.slice", "a-b.slice", "job@1.service", "session-1.scope"])
     def test_what_systemd_calls_a_unit_of_processes_may_hold_workers(self, unit: str) -> None:
         """A slice, a service or a scope may hold them."""
-        nft.check_unit(unit)
+        systemctl.check_unit(unit)
 
     @pytest.mark.parametrize(
         "unit", ["-.slice", "a--b.slice", "jobs", "jobs.timer", "a b.service", 'x".slice', "../x.slice"]
@@ -219,4 +218,4 @@ class TestRules:
     def test_no_unit_of_workers(self, unit: str) -> None:
         """The root slice holds every process of the machine; a name that is none could smuggle a rule."""
         with pytest.raises(HostError, match=r"redirect\.units"):
-            nft.check_unit(unit)
+            systemctl.check_unit(unit)

@@ -1,0 +1,47 @@
+"""Where are containers' requests led? Addresses of our own on the loopback interface.
+
+Loopback's own will not do: packets that come in through an interface must not reach 127.0.0.1, and switching that
+protection off (``route_localnet``) opens every other local service too. So the loopback interface gets an address that
+leads nowhere else, and the socket unit listens on it, assigned or not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.host.tools import call
+
+FRONT4: Final = "169.254.171.2"
+FRONT6: Final = "fd6c:9e1f:25b2::2"
+
+
+def set_fronts(*, present: bool, ipv6: bool = True) -> None:
+    """Put the front addresses on the loopback interface, or take them off. Neither minds being done twice.
+
+    Where IPv6 is switched off (``ipv6.disable=1``, ``disable_ipv6``) there is no such address, and nobody misses it.
+
+    Raises:
+        HostError: iproute2 is missing, or the kernel refused.
+    """
+    for family, address, length in (("-4", FRONT4, 32), ("-6", FRONT6, 128)):
+        try:
+            there = address in call("ip", ["-o", family, "address", "show", "dev", "lo"])
+            if present and not there and (ipv6 or family == "-4"):
+                # nodad: an address of loopback has no neighbours to ask, and must be usable at once.
+                nodad = ["nodad"] if family == "-6" else []
+                call("ip", [family, "address", "add", f"{address}/{length}", "dev", "lo", "scope", "host", *nodad])
+            elif there and not present:
+                call("ip", [family, "address", "del", f"{address}/{length}", "dev", "lo"])
+        except HostError:
+            if family == "-4" or not ipv6_is_off():
+                raise
+
+
+def ipv6_is_off(switch: Path = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")) -> bool:
+    """Whether the loopback interface has no IPv6: the machine was booted without, or a setting has taken it away."""
+    try:
+        return switch.read_text().strip() != "0"
+    except OSError:
+        return True

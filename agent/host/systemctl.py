@@ -1,0 +1,94 @@
+"""Which control groups hold workers' processes? What systemd knows of the units that the configuration names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.host.tools import call
+
+WATCH: Final = "credential-agent-watch.service"
+UNIFIED: Final = Path("/sys/fs/cgroup")
+_UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.(?:slice|service|scope)\Z")
+
+
+def control_group(unit: str) -> str | None:
+    """The control group of a unit, as a path below the root; ``None``: it has none now.
+
+    A slice is started when it is not there: a rule names a control group by its number in the kernel, so the group must
+    exist when the rule is loaded and stay. A *service* has a new group at each start and its rule must be loaded again
+    then (``ExecStartPre=+credential-agent redirect apply`` in its unit), which is why workers belong in a slice.
+
+    Raises:
+        HostError: :func:`check_unit` refuses the name, control groups are not unified, or systemd does not answer.
+    """
+    check_unit(unit)
+    if not (UNIFIED / "cgroup.procs").exists():
+        raise HostError(
+            f"{UNIFIED}: expected the unified hierarchy of control groups (cgroup v2)",
+            hint="boot with systemd.unified_cgroup_hierarchy=1, or choose workers by uid alone: units = []",
+        )
+    if unit.endswith(".slice"):
+        path = slice_path(unit)
+        if not (UNIFIED / path).is_dir():
+            call("systemctl", ["start", unit])
+    else:
+        path = call("systemctl", ["show", "--property=ControlGroup", "--value", unit]).strip().removeprefix("/")
+    return path if path and (UNIFIED / path).is_dir() else None
+
+
+def without_gate(unit: str) -> bool:
+    """Whether a unit starts without a gate (``credential-agent-gate@.service``); in doubt not.
+
+    Its control group is led and refused only after it has been seen: until then its jobs are the machine.
+    """
+    try:
+        needs = call("systemctl", ["show", "--property=Requires", "--value", unit])
+    except HostError:
+        return False
+    return bool(needs.strip()) and f"credential-agent-gate@{unit}.service" not in needs.split()
+
+
+def stop(unit: str) -> None:
+    """Have systemd stop a unit.
+
+    Raises:
+        HostError: systemd does not answer, or refuses.
+    """
+    call("systemctl", ["stop", unit])
+
+
+def stop_watch() -> None:
+    """Stop the unit that closes again after a flush, where it runs: it cannot tell a removal from a flush.
+
+    Raises:
+        HostError: systemd does not answer, or refuses.
+    """
+    if not Path("/run/systemd/system").is_dir():
+        return
+    if call("systemctl", ["show", "--property=ActiveState", "--value", WATCH]).strip() not in {"inactive", "failed"}:
+        stop(WATCH)
+
+
+def check_unit(unit: str) -> None:
+    """Refuse what cannot be the name of a unit of workers.
+
+    Raises:
+        HostError: it is not the name of a slice, service or scope.
+    """
+    if not _UNIT.match(unit):
+        raise HostError(f"redirect.units: expected the name of a slice, service or scope, got {unit!r}")
+    if unit.endswith(".slice"):
+        slice_path(unit)
+
+
+def slice_path(unit: str) -> str:
+    """The path of a slice: ``a-b.slice`` lies in ``a.slice`` (systemd.slice(5))."""
+    if unit == "-.slice":
+        raise HostError("redirect.units: the root slice holds every process of the machine")
+    names = unit.removesuffix(".slice").split("-")
+    if not all(names):
+        raise HostError(f"redirect.units: {unit!r} is not the name of a slice: two dashes touch, or one is at an end")
+    return "/".join("-".join(names[: depth + 1]) + ".slice" for depth in range(len(names)))
