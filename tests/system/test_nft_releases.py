@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import nft
+from agent.host import nft, ranges
+from agent.host.bounds import Bounds
 from tests.system import machine as m
 
 RELEASES = ("bookworm", "trixie")
-WORKERS = nft.Workers(((1000, 60513), (60578, nft.MAX_UID - 1)), (), ("docker0", "br-*"), ("lxdbr0", "v*"))
+WORKERS = nft.Workers(((1000, 60513), (60578, ranges.MAX_UID - 1)), (), ("docker0", "br-*"), ("lxdbr0", "v*"))
 RULES: Mapping[str, str] = {
     "closed": nft.refusal(),
-    "led": nft.ruleset(WORKERS, port=16925, agent_uid=998, bounds=nft.Bounds(1024, 50)),
+    "led": nft.ruleset(WORKERS, port=16925, agent_uid=998, bounds=Bounds(1024, 50)),
     "refused": nft.ruleset(WORKERS, port=16926, agent_uid=998, closed=True),
     "removed": nft.removal(),
 }
