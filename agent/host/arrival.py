@@ -135,6 +135,11 @@ class Probe:
         """Whether an answer is awaited."""
         return self._pid != 0
 
+    @property
+    def pid(self) -> int:
+        """The child that asks; ``0``: none does."""
+        return self._pid
+
     def start(self, uid: int, address: str, port: int) -> None:
         """Begin to ask. A process with threads must not do this."""
         reader, writer = os.pipe()
@@ -144,7 +149,9 @@ class Probe:
             try:
                 os.setgroups([])
                 os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
+                # What the rules compare is whose socket it is. The real and the saved user stay root's: a process of
+                # that user could otherwise end this one, or stop it, and have it said that nobody is led.
+                os.seteuid(uid)
                 word = ask(address, port)
             except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
                 word = f"failed: {type(error).__name__}"

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +60,24 @@ def test_the_hint_is_for_what_is_at_fault() -> None:
     """Where the rules lead and nobody answers, making the rules anew is no help."""
     assert "restart credential-agent;" in arrival.hint("unanswered")
     assert {arrival.hint(state) for state in arrival.STATES if state != "unanswered"} == {arrival.HINT}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to ask as somebody else")
+def test_who_is_asked_as_cannot_silence_the_question() -> None:
+    """The child that asks as a worker is that worker to the rules, and not to kill(2): its word is heard."""
+    worker = 1000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        probe = arrival.Probe()
+        probe.start(worker, *server.getsockname())
+        connection, _ = server.accept()
+        with connection:
+            code = "import os, sys\nos.setresuid(1000, 1000, 1000)\n"
+            code += "for number in (9, 19): os.kill(int(sys.argv[1]), number)"
+            killer = subprocess.run([sys.executable, "-c", code, str(probe.pid)], capture_output=True, check=False)
+            assert b"PermissionError" in killer.stderr
+            status = Path(f"/proc/{probe.pid}/status").read_text()
+            assert re.search(r"^Uid:\t0\t1000\t0\t1000$", status, re.MULTILINE), "and it asks as the worker"
+            connection.sendall(b"HTTP/1.1 508 Loop Detected\r\n\r\n")
+            select.select([probe], [], [], 10)
+            assert probe.result() == "agent"
