@@ -186,6 +186,12 @@ stop_everything() {
     ip address del 169.254.171.2/32 dev lo 2>/dev/null || true
     ip address del fd6c:9e1f:25b2::2/128 dev lo 2>/dev/null || true
   fi
+  if [ -e /run/credential-agent-redirect/unroutable ]; then  # where nft could not be used
+    local family pref
+    for family in -4 -6; do for pref in 169 170 171; do
+      while ip "$family" rule del pref "$pref" 2>/dev/null; do :; done
+    done; done
+  fi
   # The slices that its name lies in are systemd's doing, and go with it.
   systemctl --quiet stop credential-agent-workers.slice credential-agent.slice credential.slice \
     'system-credential\x2dagent\x2dgate.slice' 2>/dev/null || true

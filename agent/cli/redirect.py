@@ -20,7 +20,7 @@ import msgspec
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
 from agent.core.errors import AgentError, HostError
-from agent.host import arrival, fronts, hold, nft, planning, ranges, subuid, systemctl
+from agent.host import arrival, fronts, hold, nft, planning, ranges, subuid, systemctl, unroutable
 from agent.host.bounds import Bounds
 
 AGENT_USER: Final = "credential-agent"
@@ -109,6 +109,7 @@ def remove() -> None:
         if (holder := _Holder.found()) is not None:
             raise HostError(f"process {holder.pid} holds the rules", hint=f"end it first: kill {holder.pid}")
     systemctl.stop_watch()
+    unroutable.lift(arrival.STATE.parent / unroutable.MARK)
     nft.run(nft.removal())
     fronts.set_fronts(present=False)
     shutil.rmtree(arrival.STATE.parent, ignore_errors=True)

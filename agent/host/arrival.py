@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent.core.text import os_reason
+from agent.host import unroutable
 from agent.wire.names import METADATA_IPV4, USER_AGENT_PREFIX
 
 STATE: Final = Path("/run/credential-agent-redirect/state.json")
@@ -69,6 +70,8 @@ def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
         age = now - float(document["beat"])
         arrival = Arrival(str(document["state"]), document["why"], tuple(map(str, document["notes"])))
     except FileNotFoundError:
+        if (path.parent / unroutable.MARK).exists():
+            return Arrival("closed", unroutable.WHY)
         return Arrival("unknown", "the rules were never made: credential-agent-redirect is not running")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Arrival("unknown", f"{path}: cannot be read")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from agent.core.errors import HostError
-from agent.host import fronts, nft, ownership
+from agent.host import fronts, nft, ownership, unroutable
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
 
@@ -20,6 +20,7 @@ class Rules:
 
     Attributes:
         lacking: what the rules that are in force do without, in words: this kernel does not take it.
+        why: what was to be loaded last is not in force; ``None``: it is.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -28,6 +29,7 @@ class Rules:
         self._reader: ownership.Connection | None = None
         self._expected: tuple[str, ...] = ()
         self.lacking: tuple[str, ...] = ()
+        self.why: str | None = None
 
     def connect(self) -> None:
         """Connect to the kernel; the tables of the second copy live as long as the connection."""
@@ -52,6 +54,8 @@ class Rules:
         Returns:
             Whether the kernel took one.
         """
+        if self._reader is None:
+            self.connect()  # what was not there may have been installed
         scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
         lacking = [] if plan is None or closed else list(plan.get("lacking", ()))
         taken = self._load_one_of(scripts, lacking)
@@ -62,12 +66,17 @@ class Rules:
             self.set_fronts(ipv6=plan["ipv6"])
         if self._reader is not None:
             self._expected = ownership.listing(self._reader)
+        if taken:
+            unroutable.lift(self._reporter.directory / unroutable.MARK)
         return taken
 
     def are_intact(self) -> bool:
         """Whether the kernel has what was loaded last, and nothing was added to it."""
         if self._reader is None:
-            return nft.show() is not None
+            try:
+                return nft.show() is not None
+            except HostError:  # neither library nor program: nothing can be there, and the reason was said
+                return False
         return ownership.listing(self._reader) == self._expected
 
     def set_fronts(self, *, ipv6: bool) -> None:
@@ -88,10 +97,14 @@ class Rules:
                 why = str(error)
             else:
                 self._reporter.say("kernel", None)
+                self.why = None
                 self.lacking = tuple(filter(None, lacking[number : number + 1]))
                 self._reporter.say("lacking", next(iter(self.lacking), None))
                 return True
-        self._reporter.say("kernel", f"the kernel does not take the rules: {why}")
+        self.why = f"the kernel does not take the rules: {why}"
+        if (self._reporter.directory / unroutable.MARK).exists():
+            self.why = f"{unroutable.WHY}: {why}"
+        self._reporter.say("kernel", self.why)
         return False
 
     def _load(self, script: str) -> None:

@@ -101,6 +101,8 @@ class Holder:
         for watch in self._watches:
             if watch in ready and watch.has_news():
                 self._due["verify"] = 0.0
+                # It may have been the way to us (loopback is down): do not wait as when all is well.
+                self._due["probe"] = min(self._due["probe"], time.monotonic() + PROBE_AGAIN_SECONDS)
         if self._wake in ready:
             self._signals()
         if (outcome := self._planner.result()) is not None:
@@ -239,7 +241,7 @@ class Holder:
         if self._closed is not None:
             return "closed", self._closed
         if self._plan is None or self._plan.get("error") is not None:
-            return "closed", f"workers are refused: {self._error}"
+            return "closed", f"workers are refused: {self._error or self._rules.why}"
         if self._answer is None and self._plan["uid"] is not None:
             return "unanswered", "not asked yet"
         if self._answer is None or self._answer == "agent":

@@ -21,13 +21,16 @@ ERROR, WARNING, INFO = 3, 4, 6  # sd-daemon(3)
 class Reporter:
     """Says what changed, once.
 
-    Args:
+    Attributes:
         directory: of the documents, ours alone to write.
+
+    Args:
+        directory: the same.
         address: of systemd's socket for us (sd_notify(3)); ``None``: it is not interested.
     """
 
     def __init__(self, directory: Path, address: str | None) -> None:
-        self._directory, self._address = directory, address
+        self.directory, self._address = directory, address
         self._said: dict[str, str | None] = {}
 
     def say(self, what: str, text: str | None) -> None:
@@ -61,14 +64,14 @@ class Reporter:
         Not synced to the disk, as :func:`agent.host.files.write_atomic` does it: the directory is in memory, and this
         is done every few seconds.
         """
-        path = self._directory / f".{name}.new"
+        path = self.directory / f".{name}.new"
         try:
             path.unlink(missing_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
                 os.fchmod(descriptor, mode)
                 file.write(json.dumps(document).encode())
-            path.rename(self._directory / name)
+            path.rename(self.directory / name)
         except OSError as error:
             self.say("file", f"{path}: cannot be written: {os_reason(error)}")
         else:

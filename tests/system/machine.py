@@ -508,6 +508,8 @@ class Machine:
         """Leave the network as the kernel has it at power-on."""
         inside = ("ip", "netns", "exec", self.cloud.there)
         call(*inside, "nft", "flush", "ruleset")
+        rules = "for f in -4 -6; do for p in 169 170 171; do while ip $f rule del pref $p; do :; done; done; done"
+        call(*inside, "sh", "-c", f"({rules}) 2>/dev/null; true")
         call(*inside, "ip", "address", "flush", "dev", "lo")
         call(*inside, "ip", "address", "add", "127.0.0.1/8", "dev", "lo")
         call(*inside, "ip", "address", "add", "::1/128", "dev", "lo", "nodad")

@@ -261,6 +261,53 @@ def test_a_release_that_does_not_start_is_closed(world: World) -> None:
     assert machine.result("credential-agent", "redirect", "check").returncode != 0
 
 
+def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World) -> None:
+    """A package half upgraded, a kernel without modules: workers have no route, the machine has; until it can be used."""
+    world.off()
+    library = next((world.disk.root / "usr/lib").glob("*/libnftables.so.1"))
+    library.rename(library.with_suffix(".gone"))
+    try:
+        world.machine = machine = Machine(world.disk, world.cloud).boot(healthy=False)
+        for address in (METADATA, "fd00:ec2::254"):
+            assert world.ask("1000", address) == world.ask("65534", address) == "OSError"
+            assert world.ask("0", address) == world.ask("1", address) == "other"
+        assert world.ask("slice") == "not started"
+        forwarded = machine.result("ip", "route", "get", METADATA, "from", "172.17.0.2", "iif", "eth0")
+        assert "unreachable" in forwarded.stderr, forwarded
+        assert "no way to the metadata service" in machine.result("credential-agent", "status").stdout
+    finally:
+        library.with_suffix(".gone").rename(library)
+    machine.run("systemctl", "restart", "credential-agent-closed", "credential-agent-redirect")
+    world.bridge("zz9")
+    world.served()
+    assert "unreachable" not in machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
+
+
+def test_an_empty_file_of_rules_is_closed(world: World) -> None:
+    """The release has a copy; without the release too there is no route."""
+    file, release = (
+        world.disk.root / path for path in ("etc/credential-agent/closed.nft", "opt/credential-agent/current")
+    )
+    text = file.read_text()
+    file.write_text("")
+    release.rename(release.with_name("away"))
+    try:
+        world.off()
+        world.machine = Machine(world.disk, world.cloud).boot(healthy=False)
+        connect = "import socket; socket.create_connection(('169.254.169.254', 80), 3)"
+        said = world.machine.result("python3", "-c", connect, uid=1000).stderr
+        assert "OSError" in said, said
+        assert not world.machine.result("python3", "-c", connect).stderr
+        release.with_name("away").rename(release)
+        world.machine.run("systemctl", "restart", "credential-agent-closed")
+        assert "reject" in world.machine.run("nft", "list", "table", "inet", "credential_agent_closed")
+        assert "unreachable" not in world.machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
+    finally:
+        if not release.exists():
+            release.with_name("away").rename(release)
+        file.write_text(text)
+
+
 BLOWS = {
     "a flush by hand": "nft flush ruleset",
     "tables deleted": "nft delete table inet credential_agent; nft delete table inet credential_agent_closed",

@@ -152,6 +152,14 @@ def test_a_front_address_that_is_taken_away_comes_back(held: Held) -> None:
     assert held.net.ask(METADATA, space=held.net.job) == "agent"
 
 
+def test_a_way_that_is_gone_is_noticed_when_it_goes(held: Held) -> None:
+    """Somebody takes the loopback interface down: it is said within seconds, and so is its coming back."""
+    held.net.at(held.net.host, "ip", "link", "set", "lo", "down")
+    held.is_state("unanswered")
+    held.net.at(held.net.host, "ip", "link", "set", "lo", "up")
+    held.is_state("led")
+
+
 def test_a_holder_that_is_killed_leaves_what_leads(held: Held) -> None:
     """Without it the first copy of the rules leads; the next one takes over, also when the configuration is broken then."""
     assert held.process is not None

@@ -107,6 +107,19 @@ def test_units_and_code_agree_on_addresses() -> None:
     assert control.index("ListenStream=") < control.index("ListenNetlink=inet-diag\n")
 
 
+def test_units_and_code_agree_on_the_last_resort() -> None:
+    """What is added where nftables cannot be used is what is taken back, for every metadata address."""
+    from agent.host import nft, unroutable
+
+    unit = (SYSTEMD / "credential-agent-closed.service").read_text()
+    addresses = re.search(r"for address in (.*); do", unit)
+    assert addresses is not None
+    assert set(addresses.group(1).split()) == {address for family in nft.METADATA.values() for address in family}
+    assert f"for pref in {' '.join(map(str, unroutable.PREFERENCES))}; do" in unit
+    assert set(re.findall(r"rule add pref (\d+)", unit)) == set(map(str, unroutable.PREFERENCES))
+    assert f"/{unroutable.MARK}\n" in unit
+
+
 def test_the_configuration_that_is_installed_is_acceptable() -> None:
     """The file that the install script puts in place is one that the agent takes."""
     from agent import config

@@ -1,0 +1,42 @@
+"""No way to the metadata service: what refuses workers where nftables itself cannot be used.
+
+The package half upgraded, a kernel without its modules, an ``nft`` that ends: nothing can be loaded then, and workers
+would be the machine. So ``credential-agent-closed.service``, when it cannot load the closed table, adds rules to the
+routing policy (ip-rule(8)): processes of the system, DNS and NTP go on as before, and for everybody else, and for all
+that is forwarded, the metadata addresses have no route. Coarser than the closed table, and gone as soon as that is in
+force: :func:`lift`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.core.errors import HostError
+from agent.host.tools import call
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: In ip-rule(8): who is let by, who is not, and where those go on who are. Before anybody else's rules (EC2's own begin
+#: at 512), behind the machine's own addresses (0).
+PREFERENCES: Final = (169, 170, 171)
+#: Says that the rules were added: beside the word of whoever holds the rules.
+MARK: Final = "unroutable"
+WHY: Final = "workers have no way to the metadata service: nftables cannot be used on this machine"
+_MOST: Final = 100  # rules of one preference
+
+
+def lift(mark: Path) -> None:
+    """Give the way back, when the closed table is in force. Nothing is done where there is no ``mark``."""
+    try:
+        mark.lstat()
+    except OSError:
+        return
+    for family in ("-4", "-6"):
+        for preference in PREFERENCES:
+            for _ in range(_MOST):
+                try:
+                    call("ip", [family, "rule", "del", "pref", str(preference)])
+                except HostError:  # no more of it
+                    break
+    mark.unlink(missing_ok=True)
