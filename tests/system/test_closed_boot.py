@@ -303,7 +303,7 @@ def test_an_empty_file_of_rules_is_closed(world: World) -> None:
         assert "reject" in world.machine.run("nft", "list", "table", "inet", "credential_agent_closed")
         assert "unreachable" not in world.machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
     finally:
-        if not release.exists():
+        if not release.is_symlink():
             release.with_name("away").rename(release)
         file.write_text(text)
 
