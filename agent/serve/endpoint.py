@@ -18,7 +18,8 @@ from agent.serve.early import Early
 from agent.serve.ec2 import Ec2Dialect
 from agent.serve.fairness import Owners
 from agent.serve.gate import Gate, Refusal
-from agent.serve.gce import DemandScoped, GceDialect
+from agent.serve.gce import GceDialect
+from agent.serve.gce_accounts import DemandScoped
 from agent.serve.handling import DROP, Access, Later, Outcome, Peer
 from agent.serve.hiding import GCE_ROOT, folded
 from agent.serve.intake import Intake

@@ -23,7 +23,7 @@ from agent.core.errors import AgentError
 from agent.daemon import grace
 from agent.host.state import MEMORY_FILE, StateDirectory
 from agent.keys import aws_kms, gcp_kms
-from agent.serve import gce as serve_gce
+from agent.serve import gce_directories as directories
 from agent.wire import container, ec2, gce
 from agent.wire.http import JSON, Response
 
@@ -85,13 +85,13 @@ def test_a_token_nested_deep() -> None:
 def test_a_leaf_that_is_no_json() -> None:
     """A leaf of the real server that is asked for as text, with all below it, is handed on as it is."""
     leaf = Response(200, (("Content-Type", "application/text"),), b"\xff no json")
-    assert asyncio.run(serve_gce.GceDialect._as_text(leaf, ("instance",))) is leaf
+    assert asyncio.run(directories.Directories._as_text(leaf, ("instance",))) is leaf
 
 
 def test_a_listing_nested_deep() -> None:
     """A directory of the real metadata server that nobody can look into is not passed on."""
     answer = Response(200, (JSON,), DEEP)
-    assert serve_gce._relisted_json(answer, "bundle".__eq__).status == 503
+    assert directories._relisted_json(answer, "bundle".__eq__).status == 503
 
 
 def test_a_refusal_nested_deep() -> None:

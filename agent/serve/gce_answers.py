@@ -1,0 +1,31 @@
+"""What every part of the GCE dialect answers alike."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agent.core.view import Absent, Answer, Live, Origin
+from agent.wire import gce
+from agent.wire.http import Request, Response
+
+NOT_FOUND: Final = gce.failure(404, "no such metadata key")
+UPSTREAM_SILENT: Final = gce.failure(503, "the machine's own metadata server does not answer; try again")
+
+
+def decided(answer: Answer) -> bool:
+    """Whether the machine's own Google identity is not what workers have."""
+    return not (isinstance(answer, Absent) or (isinstance(answer, Live) and answer.origin is Origin.FALLBACK))
+
+
+def redirected(request: Request) -> Response:
+    """A directory that was asked for without its slash."""
+    # Absolute, with the authority that the client used: it may have come through a port of ours. The gate has
+    # seen that it is one of our names, so it cannot lead elsewhere.
+    query = f"?{request.query}" if request.query else ""
+    return gce.redirect(f"http://{request.host}{request.path}/{query}")
+
+
+def tagged(answer: Response) -> Response:
+    """The answer under our own tag of its body."""
+    others = [(name, value) for name, value in answer.headers if name.lower() != "etag"]
+    return Response(answer.status, (*others, ("ETag", gce.etag(answer.body))), answer.body)
