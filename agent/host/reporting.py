@@ -11,11 +11,12 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agent.core.text import os_reason
 
 ERROR, WARNING, INFO = 3, 4, 6  # sd-daemon(3)
+_PAGE_BYTES: Final = 4096  # what a file in memory has, however little is in it
 
 
 class Reporter:
@@ -61,18 +62,30 @@ class Reporter:
     def write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
         """Replace a document in the directory; that it cannot be is logged.
 
+        Where there is no room for another file (a full ``/run``), what is there is written over: an old word that is
+        believed for as long as it is fresh would be a wrong one. A reader who comes in between reads no document.
+
         Not synced to the disk, as :func:`agent.host.files.write_atomic` does it: the directory is in memory, and this
         is done every few seconds.
         """
         path = self.directory / f".{name}.new"
+        data = json.dumps(document).encode()
         try:
             path.unlink(missing_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
                 os.fchmod(descriptor, mode)
-                file.write(json.dumps(document).encode())
+                file.write(data)
             path.rename(self.directory / name)
         except OSError as error:
             self.say("file", f"{path}: cannot be written: {os_reason(error)}")
+            if len(data) <= _PAGE_BYTES:
+                self._write_over(self.directory / name, data)
         else:
             self.say("file", None)
+
+    @staticmethod
+    def _write_over(path: Path, data: bytes) -> None:
+        with contextlib.suppress(OSError), path.open("r+b", buffering=0) as file:
+            file.write(data)
+            file.truncate()

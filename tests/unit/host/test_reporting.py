@@ -76,3 +76,16 @@ def test_a_document_that_cannot_be_written_is_said_once(tmp_path: Path, capfd: p
         f"<3>credential-agent: {said}",
         f"<6>credential-agent: no longer: {said}",
     ]
+
+
+def test_where_no_file_can_be_made_the_word_is_still_the_last_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full directory: what stands there is not left to say what was true before."""
+    reporter = Reporter(tmp_path, None)
+    reporter.write("state.json", {"state": "closed", "why": "the rules are being made"}, mode=0o644)
+    (tmp_path / ".state.json.new" / "in the way").mkdir(parents=True)
+    reporter.write("state.json", {"state": "led"}, mode=0o644)
+
+    assert json.loads((tmp_path / "state.json").read_bytes()) == {"state": "led"}
+    assert "cannot be written" in capfd.readouterr().err
