@@ -286,25 +286,29 @@ def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World) -> None:
 def test_an_empty_file_of_rules_is_closed(world: World) -> None:
     """The release has a copy; without the release too there is no route."""
     file, release = (
-        world.disk.root / path for path in ("etc/credential-agent/closed.nft", "opt/credential-agent/current")
+        world.disk.root / name for name in ("etc/credential-agent/closed.nft", "opt/credential-agent/current")
     )
-    text = file.read_text()
+    away, text = release.with_name("away"), file.read_text()
     file.write_text("")
-    release.rename(release.with_name("away"))
     try:
-        world.off()
-        world.machine = Machine(world.disk, world.cloud).boot(healthy=False)
-        connect = "import socket; socket.create_connection(('169.254.169.254', 80), 3)"
-        said = world.machine.result("python3", "-c", connect, uid=1000).stderr
+        machine = world.boot()
+        assert "other" not in {world.ask("1000"), world.ask("container")}
+        machine.run("systemctl", "is-active", "credential-agent-closed")
+        machine.run("systemctl", "stop", "credential-agent-redirect", "credential-agent-watch")
+        machine.run("nft", "flush", "ruleset")
+        release.rename(away)
+        assert machine.result("systemctl", "restart", "credential-agent-closed").returncode != 0
+        connect = ("python3", "-c", "import socket; socket.create_connection(('169.254.169.254', 80), 3)")
+        said = machine.result(*connect, uid=1000).stderr
         assert "OSError" in said, said
-        assert not world.machine.result("python3", "-c", connect).stderr
-        release.with_name("away").rename(release)
-        world.machine.run("systemctl", "restart", "credential-agent-closed")
-        assert "reject" in world.machine.run("nft", "list", "table", "inet", "credential_agent_closed")
-        assert "unreachable" not in world.machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
+        assert not machine.result(*connect).stderr
+        away.rename(release)
+        machine.run("systemctl", "restart", "credential-agent-closed")
+        assert "reject" in machine.run("nft", "list", "table", "inet", "credential_agent_closed")
+        assert "unreachable" not in machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
     finally:
-        if not release.is_symlink():
-            release.with_name("away").rename(release)
+        if away.is_symlink():
+            away.rename(release)
         file.write_text(text)
 
 
