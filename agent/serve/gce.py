@@ -204,6 +204,7 @@ class GceDialect:
             target(request.segments, slash=request.slash),
             headers={} if kind is None else {"Content-Type": kind},
             body=request.body,
+            made=True,
             asker=request.asker,
         )
         return UPSTREAM_SILENT if answer is None else answer

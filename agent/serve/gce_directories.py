@@ -16,12 +16,14 @@ from agent.core.model import Cloud
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.serve.gce_accounts import Accounts
 from agent.serve.gce_answers import UPSTREAM_SILENT, decided, tagged
-from agent.serve.hiding import Hiding
+from agent.serve.hiding import Hiding, folded
 from agent.serve.proxy import LARGE_BYTES, Proxy, relisted, target
 from agent.serve.waiting import Watch
 from agent.wire import gce
 from agent.wire.http import Request, Response
 
+_ACCOUNTS: Final = ("instance", "service-accounts")
+_MADE: Final = (("identity",), ("token",))  # of an account: what the real server does not tell but makes
 _HANG_MARGIN_SECONDS: Final = 5.0
 """The real server answers a long poll at its end, not before: this much later we stop believing it."""
 _TOO_LARGE: Final = gce.failure(503, "too large as text; ask for alt=json")
@@ -85,6 +87,7 @@ class Directories:
             "GET",
             target(request.segments, slash=request.slash, query=_canonical(request.query, query, alt=alt)),
             hang_seconds=query.timeout_seconds + _HANG_MARGIN_SECONDS if query.wait_for_change else 0.0,
+            made=folded(request.segments[2:4]) == _ACCOUNTS and folded(request.segments[5:6]) in _MADE,
             asker=request.asker,
         )
 

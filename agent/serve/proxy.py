@@ -34,6 +34,13 @@ ASKED_PER_SECOND_BY_ONE: Final = 50.0
 ASKED_AT_ONCE_BY_ONE: Final = 200.0
 """How often the real service is asked on behalf of all workers, and of one of them when that is half used up. Above it
 the link-local address begins to drop what is asked of it, the agent's own questions and DNS too."""
+MADE_CONCURRENCY: Final = 4
+MADE_PER_SECOND: Final = 20.0
+MADE_AT_ONCE: Final = 200
+MADE_PER_SECOND_BY_ONE: Final = 5.0
+MADE_AT_ONCE_BY_ONE: Final = 50
+"""The same for what the real service does not tell but makes or writes. An identity token costs it a signature: one
+worker's kept it from renewing the machine's own token, for everybody."""
 MAX_BODY_BYTES: Final = 1 << 20
 FRESH_SECONDS: Final = 300.0
 """How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
@@ -140,10 +147,14 @@ class Proxy:
         self._flights: dict[tuple[Hashable, str], asyncio.Task[Response | None]] = {}
         room = min(CONCURRENCY, max(1, connections // 2))
         self._room = Turnstile(room)
+        self._makers = Turnstile(min(MADE_CONCURRENCY, room))
         self._large = Turnstile(1)
         self._polls = Places(max(1, connections - room))
         self._asked: Buckets[Hashable] = Buckets(
             Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE), per_second=ASKED_PER_SECOND_BY_ONE, burst=ASKED_AT_ONCE_BY_ONE
+        )
+        self._made: Buckets[Hashable] = Buckets(
+            Bucket(MADE_PER_SECOND, MADE_AT_ONCE), per_second=MADE_PER_SECOND_BY_ONE, burst=MADE_AT_ONCE_BY_ONE
         )
 
     def fresh(self, path_qs: str) -> Response | None:
@@ -183,6 +194,7 @@ class Proxy:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         hang_seconds: float = 0.0,
+        made: bool = False,
         asker: Asker | None = None,
     ) -> Response | None:
         """Ask the real service; ``None`` when it gave no usable answer in time, or was asked too much.
@@ -195,13 +207,16 @@ class Proxy:
             headers: those of the client's that matter.
             body: the client's.
             hang_seconds: how long the service itself was asked to wait (``timeout_sec``).
+            made: whether the service makes or writes something for it.
             asker: who asks.
         """
         owner: Hashable = None
         now = time.monotonic()
-        if asker is not None and (hang_seconds or self._room.crowded or self._asked.is_scarce(now)):
+        if asker is not None and (made or hang_seconds or self._room.crowded or self._asked.is_scarce(now)):
             owner = await asker.owner()
-        answer = await self._shared(method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner)
+        answer = await self._shared(
+            method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
+        )
         if answer is None or len(answer.body) <= LARGE_BYTES:
             return answer
         if owner is None and asker is not None and self._large.crowded:
@@ -221,18 +236,21 @@ class Proxy:
         headers: Mapping[str, str] | None,
         body: bytes | None,
         hang_seconds: float,
+        made: bool,
         owner: Hashable,
     ) -> Response | None:
         if method != "GET" or hang_seconds:
             return await self._fetch(
-                method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner
+                method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
             )
         # One flight for each owner when it matters who asks: nobody stands in another's queue.
         key = (owner, path_qs)
         flight = self._flights.get(key)
         if flight is None:
             flight = asyncio.get_running_loop().create_task(
-                self._fetch(method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, owner=owner)
+                self._fetch(
+                    method, path_qs, headers=headers, body=body, hang_seconds=hang_seconds, made=made, owner=owner
+                )
             )
             self._flights[key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
@@ -246,10 +264,13 @@ class Proxy:
         headers: Mapping[str, str] | None,
         body: bytes | None,
         hang_seconds: float,
+        made: bool,
         owner: Hashable,
     ) -> Response | None:
         now = time.monotonic()
         if self._asked.take_common(now) if owner is None else self._asked.take(owner, now):
+            return None
+        if made and self._made.take(owner, now):
             return None
         seconds = self._seconds + hang_seconds
         try:
@@ -263,7 +284,7 @@ class Proxy:
                     finally:
                         self._polls.leave(timeout)
                 else:
-                    async with self._room.turn(owner):
+                    async with (self._makers if made else self._room).turn(owner):
                         answer = await self._ask(method, path_qs, headers, body, seconds)
         except (TimeoutError, UpstreamError):
             return None

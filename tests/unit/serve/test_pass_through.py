@@ -14,7 +14,7 @@ import pytest
 
 from agent.core.model import Cloud
 from agent.core.view import Absent, Ended, Facts, Origin, Pending
-from agent.serve.proxy import relisted
+from agent.serve.proxy import MADE_AT_ONCE_BY_ONE, relisted
 from agent.snapshot import ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import Response
@@ -24,6 +24,13 @@ from tests.fakes.view import KEY, FakeView, RunningEndpoint, running_endpoint
 
 GOOD = make_token(KEY, FakeClock().boottime() + 21600, b"nonce1")
 FLAVORED: dict[str, Any] = {"Metadata_Flavor": "Google", "Server": "Metadata Server for VM", "ETag": "411261ca6c9e4b8c"}
+
+
+def until(look: Callable[[], bool], *, what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not look():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -377,6 +384,44 @@ class TestGce:
             )
         assert status == 200
         assert [(asked.method, asked.body) for asked in real.asked] == [("PUT", b"value")]
+
+    def test_what_the_server_makes_leaves_it_time_for_what_it_tells(self) -> None:
+        """Of identity tokens and writes four are under way at once, however spelt, and the machine's tags pass them by."""
+        accounts, guest = (
+            "/computeMetadata/v1/instance/Service-Accounts",
+            "/computeMetadata/v1/instance/guest-attributes",
+        )
+        tags = "/computeMetadata/v1/instance/tags"
+        real = Scripted({tags: answer("[]", 200, **FLAVORED)})
+        with machine(FakeView(), gce=real, gce_upstream_seconds=5.0) as server:
+            wanted = [(f"{accounts}/default/identity?audience=https://a{n}.example", "GET") for n in range(8)]
+            wanted += [(f"{guest}/ns/key{n}", "PUT") for n in range(8)]
+            threads = [
+                threading.Thread(target=get, args=(server, path), kwargs={"method": how}) for path, how in wanted
+            ]
+            real.gate = server.run(asyncio.Event)
+            for thread in threads:
+                thread.start()
+            until(lambda: server.endpoint.listener.held == len(wanted), what="all wait")
+            assert real.under_way == 4
+            passing = threading.Thread(target=get, args=(server, tags))
+            passing.start()
+            until(lambda: real.asked[-1].path_qs == tags, what="the tags are asked for")
+            server.run(real.gate.set)
+            for thread in (*threads, passing):
+                thread.join(10)
+        assert len(real.asked) == len(wanted) + 1
+
+    def test_one_worker_has_only_so_many_made(self) -> None:
+        """What one asks for beyond its share is not asked of the server at all: 503, which clients of this dialect try again."""
+        path = "/computeMetadata/v1/instance/service-accounts/default/identity?audience=https://a{}.example"
+        real = Scripted()
+        with machine(FakeView(), gce=real) as server:
+            statuses = [get(server, path.format(n))[0] for n in range(MADE_AT_ONCE_BY_ONE + 60)]
+            assert 503 in statuses
+            assert statuses[:MADE_AT_ONCE_BY_ONE] == [404] * MADE_AT_ONCE_BY_ONE
+            assert get(server, "/computeMetadata/v1/instance/tags")[0] == 404  # by the server
+        assert len(real.asked) < MADE_AT_ONCE_BY_ONE + 60
 
     def test_long_poll_waits_for_the_server(self) -> None:
         """``wait_for_change`` goes on with its parameters, and is not cut off by the ordinary deadline."""
