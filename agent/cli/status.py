@@ -78,6 +78,7 @@ def _told(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         if failure is not None:
             yield f"renewal of {one['cloud']} {one['grant']} fails ({failure['code']}): {failure['reason']}"
     yield from _told_refusal(document)
+    yield from (f"without {key}: {why}" for key, why in document.get("without", {}).items())
     yield from _told_files(document.get("files", ()))
     yield from _told_redirect(document.get("redirect"))
     yield from _told_published(document)

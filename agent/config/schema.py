@@ -42,8 +42,8 @@ class Listen(Section, frozen=True):
             ``auto``: ``courier.sock`` beside ``control``; ``off``; or a path. Made by us it is for
             ``environment.group``.
         max_connections: at most so many at once; each costs about 10 kB, and what all keep of requests and answers is
-            at most 16 MB more. When they are used up, whoever has most gives one up for the newcomer. Lowered, with a
-            line in the log, where the limit of file descriptors leaves fewer.
+            at most 16 MB more. When they are used up, whoever has most gives one up for the newcomer. Lowered, as
+            the log and ``status`` say, where the limit of file descriptors leaves fewer.
     """
 
     http: tuple[str, ...] = ("127.0.0.1:16925",)
@@ -461,7 +461,7 @@ class Redirect(Section, frozen=True):
         port: where to; ``0``: the port of ``listen.http``.
         max_connections_per_worker: how many connections to the agent one uid, or one address of a container, may have
             at once; ``0``: any number. An SDK needs one for some milliseconds per credential.
-        new_connections_per_worker: how many it may begin each second, after four seconds' worth at once; ``0``: any
+        new_connections_per_worker: how many it may begin each second, after three seconds' worth at once; ``0``: any
             number. An SDK begins three to six per process, so the default lets five hundred processes start together.
     """
 

@@ -119,6 +119,14 @@ class Listeners:
             owners=self._owners(),
         )
 
+    def _lowered(self) -> dict[str, str]:
+        """What is less than configured, because descriptors are."""
+        shares = self._prepared.shares
+        if shares.connections >= self._settings.listen.max_connections:
+            return {}
+        why = f"{shares.connections}: more do not fit under the limit of {shares.limit} file descriptors (LimitNOFILE)"
+        return {"listen.max_connections": why}
+
     def _owners(self) -> Owners:
         try:
             diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.values()))
@@ -213,7 +221,7 @@ class Listeners:
             redirect=arrival.read(),
             published=announcer.state,
             overwritten=announcer.overwritten,
-            without={**prepared.away.reasons, **publisher.troubles},
+            without={**prepared.away.reasons, **publisher.troubles, **self._lowered()},
         )
 
 

@@ -9,7 +9,7 @@ from agent.host.nft_text import chain, elements, set_
 
 ADDRESS_TYPE: Final = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 #: Five hundred programs that start at once ask some three thousand times before the first has what it wants.
-BURST_SECONDS: Final = 4
+BURST_SECONDS: Final = 3
 #: All containers behind one bridge together may have so many times as much as one of them.
 CONTAINERS_FOLD: Final = 4
 #: Whoever has not asked for so long is owed a whole burst again.

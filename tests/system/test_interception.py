@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from agent import config as configuration
 from agent.host import nft, ranges
 from agent.host.bounds import BURST_SECONDS, Bounds
 from tests.system import lab
-from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, Lab
+from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, REPOSITORY, Lab
 
 pytestmark = [
     pytest.mark.root,
@@ -141,6 +142,20 @@ def test_fewer_workers_than_usual_are_excepted_from_the_closed_table(net: Lab) -
     net.nft(nft.refusal())
     assert net.ask(METADATA, uid=2000) == "machine"
     assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_a_service_with_a_dynamic_user_is_a_worker_unless_it_is_taken_out(net: Lab) -> None:
+    """By default, before the rules are made too; with what the README says for them they are the machine's."""
+    dynamic = (61184, 65519)  # systemd.exec(5), DynamicUser=
+    net.nft(nft.refusal())
+    assert [net.ask(METADATA, uid=uid) for uid in dynamic] == ["refused", "refused"]
+    net.nft(lead())
+    assert [net.ask(METADATA, uid=uid) for uid in dynamic] == ["agent", "agent"]
+    page = (REPOSITORY / "systemd/README.md").read_text()
+    uids = [uids for uids in re.findall(r"^ *uids = (\[.*\])$", page, re.MULTILINE) if "61183" in uids]
+    net.nft(lead(nft.Workers(uids=ranges.parse_uids(json.loads(uids[0])))))
+    assert [net.ask(METADATA, uid=uid) for uid in (*dynamic, 1000, 65520)] == ["machine", "machine", "agent", "agent"]
+    assert net.ask("127.0.0.1", AGENT_PORT, uid=dynamic[0]) == "refused"
 
 
 def test_an_agent_with_a_persons_uid_keeps_the_real_service() -> None:

@@ -163,7 +163,7 @@ class TestRules:
         for name, key, fold in keys:
             both = rules(limit=7, rate=5)
             assert f"@busy_{name} {{ {key} ct count over {7 * fold} }}" in both
-            rate = f"limit rate over {5 * fold}/second burst {20 * fold} packets"
+            rate = f"limit rate over {5 * fold}/second burst {15 * fold} packets"
             assert f"update @busy_new_{name} {{ {key} {rate} }} counter drop" in both
             assert f"set busy_{name} " in rules(limit=7)
             assert f"set busy_new_{name} " in rules(rate=5)
