@@ -2,7 +2,7 @@
 
 A program of its own, with the standard library alone, run as another user::
 
-    python tests/system/attacks.py KIND PORT UID [SOCKETS]
+    python tests/system/attacks.py KIND HOST:PORT UID [SOCKETS]
 
 It says ``on`` once it is at work and goes on until its standard input ends. :data:`KINDS` lists what it can.
 """
@@ -13,6 +13,7 @@ import contextlib
 import encodings.idna  # noqa: F401 - before it becomes another user, who may not read this interpreter
 import itertools
 import os
+import resource
 import select
 import socket
 import struct
@@ -20,21 +21,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+Address = tuple[str, int]
 HOST = b"Host: 169.254.169.254\r\n"
 TOKEN = b"PUT /latest/api/token HTTP/1.1\r\n" + HOST + b"X-aws-ec2-metadata-token-ttl-seconds: 60\r\n"
 GCE = b"GET /computeMetadata/v1/%s HTTP/1.1\r\n" + HOST + b"Metadata-Flavor: Google\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-def endless(head: bytes, piece: bytes) -> Callable[[int, int], None]:
+def endless(head: bytes, piece: bytes) -> Callable[[Address, int], None]:
     """As many sockets as given; on each ``head``, then ``piece`` without end; a new one for each that is closed."""
 
-    def attack(port: int, sockets: int) -> None:
+    def attack(address: Address, sockets: int) -> None:
         block = piece * max(1, 65536 // len(piece))
         poll, held = select.poll(), {}
 
         def fresh() -> None:
-            sock = _connect(port)
+            sock = _connect(address)
             if sock is not None:
                 with contextlib.suppress(OSError):
                     sock.sendall(head)
@@ -61,15 +63,15 @@ def endless(head: bytes, piece: bytes) -> Callable[[int, int], None]:
     return attack
 
 
-def held(data: bytes | Callable[[], Iterator[bytes]], *, read: bool = False) -> Callable[[int, int], None]:
+def held(data: bytes | Callable[[], Iterator[bytes]], *, read: bool = False) -> Callable[[Address, int], None]:
     """As many sockets as given, each with ``data`` and then nothing; a new one for each that is closed."""
 
-    def attack(port: int, sockets: int) -> None:
+    def attack(address: Address, sockets: int) -> None:
         pieces = data() if callable(data) else itertools.repeat(data)
         poll, kept = select.poll(), {}
 
         def fresh() -> None:
-            sock = _connect(port)
+            sock = _connect(address)
             if sock is not None:
                 with contextlib.suppress(OSError):
                     sock.sendall(next(pieces))
@@ -95,14 +97,14 @@ def held(data: bytes | Callable[[], Iterator[bytes]], *, read: bool = False) -> 
     return attack
 
 
-def churn(data: bytes, *, reset: bool, half: bool = False) -> Callable[[int, int], None]:
+def churn(data: bytes, *, reset: bool, half: bool = False) -> Callable[[Address, int], None]:
     """Connections that are left as soon as their request is sent: closed, reset, or with their own side ended."""
 
-    def attack(port: int, sockets: int) -> None:
+    def attack(address: Address, sockets: int) -> None:
         kept: list[socket.socket] = []
         _on()
         while True:
-            sock = _connect(port)
+            sock = _connect(address)
             if sock is None:
                 continue
             with contextlib.suppress(OSError):
@@ -121,7 +123,7 @@ def churn(data: bytes, *, reset: bool, half: bool = False) -> Callable[[int, int
     return attack
 
 
-def slow_reader(port: int, sockets: int) -> None:
+def slow_reader(address: Address, sockets: int) -> None:
     """Large answers, of which a byte is read at a time."""
     kept: list[socket.socket] = []
     _on()
@@ -130,7 +132,7 @@ def slow_reader(port: int, sockets: int) -> None:
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             try:
-                sock.connect(("127.0.0.1", port))
+                sock.connect(address)
                 sock.sendall(GCE % b"instance/attributes/large")
             except OSError:
                 sock.close()
@@ -149,24 +151,24 @@ def slow_reader(port: int, sockets: int) -> None:
             kept.remove(sock)
 
 
-def resets(port: int, _sockets: int) -> None:
+def resets(address: Address, _sockets: int) -> None:
     """Connections that are reset as soon as they are there."""
     _on()
     while True:
-        sock = _connect(port)
+        sock = _connect(address)
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
 
 
-def dripping(port: int, sockets: int) -> None:
+def dripping(address: Address, sockets: int) -> None:
     """Heads that come byte by byte, as fast as bytes can."""
     head = b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 8000
     kept: dict[socket.socket, int] = {}  # and how far each has come
     _on()
     while True:
         while len(kept) < sockets:
-            sock = _connect(port)
+            sock = _connect(address)
             if sock is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 kept[sock] = 0
@@ -177,6 +179,47 @@ def dripping(port: int, sockets: int) -> None:
             except OSError:
                 one.close()
                 del kept[one]
+
+
+def begun(address: Address, _sockets: int) -> None:
+    """As many connections under way as there are descriptors for, and a new one for each that comes to anything."""
+    poll, kept = select.poll(), {}
+    most = max(100, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 50)
+
+    def fresh() -> None:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(address)
+        kept[sock.fileno()] = sock
+        poll.register(sock, select.POLLOUT)
+
+    _on()
+    while True:
+        for _ in range(min(256, most - len(kept))):
+            fresh()
+        for number, _ in poll.poll(0):
+            poll.unregister(number)
+            kept.pop(number).close()
+
+
+def bursts(address: Address, sockets: int) -> None:
+    """Silence, then many whole requests in one moment, again and again: what is owed after a rest, taken at once."""
+    _on()
+    while True:
+        made = []
+        for _ in range(5 * sockets):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(address)
+            made.append(sock)
+        for sock in made:
+            with contextlib.suppress(OSError):
+                sock.send(GCE % b"instance/tags/x")
+        for sock in made:
+            with contextlib.suppress(OSError):
+                sock.recv(4096)
+            sock.close()
+        select.select([], [], [], 0.5)
 
 
 def audiences() -> Iterator[bytes]:
@@ -202,6 +245,21 @@ def polls() -> Iterator[bytes]:
     return (GCE % (b"instance/x%d?wait_for_change=true" % number) for number in itertools.count())
 
 
+def forged() -> Iterator[bytes]:
+    """Session tokens that are nearly right: each is verified."""
+    token = b"X-aws-ec2-metadata-token: AQAAA%051d\r\n\r\n"
+    return (
+        b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\n" + HOST + token % n for n in itertools.count()
+    )
+
+
+def guests() -> Iterator[bytes]:
+    """Guest attributes: what a worker may write to the real service."""
+    put = b"PUT /computeMetadata/v1/instance/guest-attributes/a/k%d HTTP/1.1\r\n" + HOST
+    put += b"Metadata-Flavor: Google\r\nContent-Length: 4000\r\n\r\n" + b"v" * 4000
+    return (put % n for n in itertools.count())
+
+
 def spellings() -> Iterator[bytes]:
     """Never the same target or host twice: nothing that is remembered is of use."""
     return (
@@ -210,7 +268,7 @@ def spellings() -> Iterator[bytes]:
     )
 
 
-KINDS: dict[str, Callable[[int, int], None]] = {
+KINDS: dict[str, Callable[[Address, int], None]] = {
     "one-byte-chunks": endless(TOKEN + CHUNKED, b"1\r\nx\r\n"),
     "attribute-chunks": endless(
         b"PUT /computeMetadata/v1/instance/guest-attributes/a/b HTTP/1.1\r\n"
@@ -249,12 +307,29 @@ KINDS: dict[str, Callable[[int, int], None]] = {
     "their-polls": held(polls, read=True),
     "paths": held(paths, read=True),
     "audiences": held(audiences, read=True),
+    "begun": begun,
+    "bursts": bursts,
+    "forged": held(forged, read=True),
+    "bearers": held(
+        b"GET /v1/credentials HTTP/1.1\r\n" + HOST + b"Authorization: " + b"w" * 4000 + b"\r\n\r\n", read=True
+    ),
+    "guest-attributes": held(guests, read=True),
+    "preflights": held(
+        b"OPTIONS /latest/meta-data/ HTTP/1.1\r\n" + HOST + b"Origin: http://a.example\r\n\r\n", read=True
+    ),
+    "full-heads": held(TOKEN + b"".join(b"X-%02d: %s\r\n" % (n, b"z" * 100) for n in range(60)) + b"\r\n", read=True),
+    "upgrades": held(
+        b"GET / HTTP/1.1\r\n" + HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n", read=True
+    ),
+    "recursive-json": held(GCE % b"instance/attributes/?recursive=true&alt=json", read=True),
+    "instant-polls": held(GCE % b"instance/?recursive=true&wait_for_change=true&timeout_sec=0", read=True),
+    "stale-etags": held(GCE % b"instance/service-accounts/?recursive=true&wait_for_change=true&last_etag=0", read=True),
 }
 
 
-def _connect(port: int) -> socket.socket | None:
+def _connect(address: Address) -> socket.socket | None:
     try:
-        return socket.create_connection(("127.0.0.1", port), timeout=5)
+        return socket.create_connection(address, timeout=5)
     except OSError:
         return None
 
@@ -269,12 +344,13 @@ def _on() -> None:
 
 
 def main() -> None:
-    kind, port, user = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    kind, user = sys.argv[1], int(sys.argv[3])
+    host, _, port = sys.argv[2].rpartition(":")
     sockets = int(sys.argv[4]) if len(sys.argv) > 4 else 200
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
-    threading.Thread(target=KINDS[kind], args=(port, sockets), daemon=True).start()
+    threading.Thread(target=KINDS[kind], args=((host, int(port)), sockets), daemon=True).start()
     sys.stdin.read()
 
 
