@@ -39,7 +39,8 @@ from agent.core.secret import Secret
 VERSION: Final = 1
 MAX_GRANTS: Final = 32
 MAX_VARIABLES: Final = 64
-MAX_AUDIENCES: Final = 16
+MAX_AUDIENCES: Final = 256
+"""As many as recipients: a bundle for a group is addressed to each of its keys."""
 MAX_CHAIN: Final = 5
 """Grants from a routed one down to what it stands on: each link is a request before the first credential is there."""
 MAX_SECRET_BYTES: Final = 16_384

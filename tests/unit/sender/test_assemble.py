@@ -80,3 +80,26 @@ def test_nonsense_is_refused(given: dict[str, Any], said: str) -> None:
     """An empty bundle and a withdrawal with content are refused before anything is signed."""
     with pytest.raises(PayloadError, match=said):
         make(**given)
+
+
+def test_a_group_as_large_as_a_bundle_may_have_is_sealed_and_opened() -> None:
+    """One bundle for 256 workers is addressed to each of them, small enough for every channel, and each opens it."""
+    keys = [bundle.OpeningKey.generate("P-256") for _ in range(256)]
+    signer = bundle.SigningKey.generate()
+    made = assemble(
+        signer=signer,
+        recipients=[key.recipient_key() for key in keys],
+        now=START,
+        issuer="laptop:x",
+        subject="u",
+        more=[{"type": "env", "id": "env", "variables": {"MYAPP_TOKEN": "x" * 4000}}],
+    )
+    assert len(made.sealed) < bundle.LARGEST_BYTES
+    trust = bundle.Trust.parse([{"key": signer.verify_key().public_jwk(), "issuers": ["laptop:*"], "audiences": ["*"]}])
+    envelope = bundle.parse_envelope(made.sealed, max_bytes=bundle.LARGEST_BYTES)
+    for key, recipient in list(zip(keys, envelope.recipients, strict=True))[::51]:
+        content = bundle.decrypt(envelope, key.content_key(recipient))
+        taken = bundle.verify(
+            content, trust=trust, recipient_kid=key.kid, audiences={bundle.audience_key(key.kid)}, now=START
+        )
+        assert taken.issuer == "laptop:x"
