@@ -180,6 +180,31 @@ def test_no_descriptors_left(server: socket.socket) -> None:
         assert 0 < len(owners) < len(clients)
 
 
+def test_descriptors_that_become_free_are_used(server: socket.socket) -> None:
+    """Where nothing can be accepted nobody spins, and whoever waits meanwhile is served as soon as there is room."""
+    port = server.getsockname()[1]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+
+    def until(_: Intake, begun: Begun) -> bool:
+        held.append(len(begun.owners))
+        if len(held) == 50:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        return len(begun.owners) == 10
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        few = sum(1 for _ in Path("/proc/self/fd").iterdir()) + 12  # the loop's own, and some
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+        try:
+            taken(server, until=until)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert held[49] < 10
+    assert held[-1] == 10
+
+
 def test_all_that_were_fetched_are_begun_with_at_the_end(server: socket.socket) -> None:
     """A process that ends answers those whom it has taken from the kernel: nobody else will."""
     port = server.getsockname()[1]
