@@ -16,6 +16,7 @@ from agent.config.schema import (
     SourceEntry,
 )
 from agent.core.errors import ConfigError
+from agent.core.source import COURIER
 
 
 def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:
@@ -44,14 +45,7 @@ def contradictions(config: Config) -> Iterator[Fault]:
             host_port(value)
         except ConfigError as error:
             yield Fault(*error.message.split(": ", 1))
-    for key, path in (("listen.control", config.listen.control), ("listen.courier", config.listen.courier)):
-        length = len(os.fsencode(path))
-        if length > MAX_SOCKET_PATH_BYTES:
-            yield Fault(
-                key,
-                f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
-                "the address of a unix socket holds no more",
-            )
+    yield from _names(config)
     yield from _twice_a_file(config.environment)
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
@@ -83,6 +77,21 @@ def _unclear_sources(sources: tuple[SourceEntry, ...]) -> Iterator[Fault]:
     names = [entry.name for entry in sources if entry.name is not None]
     for name in sorted({n for n in names if names.count(n) > 1}):
         yield Fault("sources", f"expected distinct names, got {name!r} twice")
+
+
+def _names(config: Config) -> Iterator[Fault]:
+    """Paths of sockets that are too long, and a source called like what is none."""
+    for index, source in enumerate(config.sources):
+        if source.name == COURIER:
+            yield Fault(f"sources[{index}].name", "expected another name: what couriers bring is called so")
+    for key, path in (("listen.control", config.listen.control), ("listen.courier", config.listen.courier)):
+        length = len(os.fsencode(path))
+        if length > MAX_SOCKET_PATH_BYTES:
+            yield Fault(
+                key,
+                f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {length}",
+                "the address of a unix socket holds no more",
+            )
 
 
 def _twice_a_file(environment: Environment) -> Iterator[Fault]:

@@ -41,6 +41,7 @@ WRONG = [
     ('[mint]\nsts_endpoint = "sts.amazonaws.com"', "mint.sts_endpoint: expected an http or https URL"),
     ('[[sources]]\nkind = "file"\npath = "/b"\nname = "a b"', "sources[0].name: expected 1 to 64 letters"),
     (f'[listen]\ncontrol = "/{"x" * 107}"', "listen.control: expected a path of at most 107 bytes, got 108"),
+    ('[[sources]]\nkind = "file"\npath = "/b"\nname = "courier"', "sources[0].name: expected another name"),
     ('[environment]\nfile = "/e"\nshell_file = "/x/../e"', "environment.shell_file: expected another path than"),
     ('[environment]\nfile = "/e"\ntoken_file = "//e"', "environment.token_file: expected another path than"),
 ]
