@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ ACCOUNT = "123456789012"
 BUCKET, KEY = "david-auth-example", "hello.txt"
 TEXT = "Hello from David's private bucket."
 LOGS = "worker-logs"
+NUMBERS_BUCKET, NUMBERS_KEY, NUMBERS = "davids-numbers", "numbers.txt", "42 private numbers"
+IMPOSTER_ACCOUNT = "999900001111"
 GCS_BUCKET, GCS_OBJECT, GCS_TEXT = "david-gcs-example", "greetings/hello.txt", "Hello from David's bucket at Google."
 DAVID = "david@example.com"
 PROJECT = "davids-project"
@@ -35,6 +37,8 @@ class Clouds:
     aws: str
     ec2_metadata: str
     google: str
+    imposter: dict[str, str] = field(default_factory=dict)
+    """What the metadata service of a machine in somebody else's account hands out."""
 
     def sessions(self, role_arn: str) -> list[dict[str, Any]]:
         """Every STS session of a role, in the order in which they were given out."""
@@ -122,7 +126,11 @@ def _aws(clouds: Clouds) -> dict[str, str]:
         )
 
     s3, iam, sts = client("s3"), client("iam"), client("sts")
-    for bucket, key, text in ((BUCKET, KEY, TEXT), (LOGS, "boot.log", "booted")):
+    for bucket, key, text in (
+        (BUCKET, KEY, TEXT),
+        (LOGS, "boot.log", "booted"),
+        (NUMBERS_BUCKET, NUMBERS_KEY, NUMBERS),
+    ):
         s3.create_bucket(Bucket=bucket)
         s3.put_object(Bucket=bucket, Key=key, Body=text.encode())
 
@@ -138,28 +146,31 @@ def _aws(clouds: Clouds) -> dict[str, str]:
     role(MACHINE_ROLE, "*", "s3:GetObject", f"arn:aws:s3:::{LOGS}/*")
     role(LAPTOP_ROLE, david, "sts:AssumeRole", READER_ROLE)
     role(READER_ROLE, signed_on, "s3:GetObject", f"arn:aws:s3:::{BUCKET}/*")
+    allow = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{NUMBERS_BUCKET}/*"}
+    iam.put_role_policy(RoleName="data-scientist", PolicyName="numbers", PolicyDocument=_policy(allow))
     iam.create_user(UserName="david")
     allow = {"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": LAPTOP_ROLE}
     iam.put_user_policy(UserName="david", PolicyName="may", PolicyDocument=_policy(allow))
     keys: dict[str, str] = iam.create_access_key(UserName="david")["AccessKey"]
 
     # EC2 assumes the role for the instance, and hands the session to the metadata service.
-    session = sts.assume_role(RoleArn=MACHINE_ROLE, RoleSessionName="i-0123456789abcdef0", DurationSeconds=21600)
-    found = session["Credentials"]
-    call(
-        f"{clouds.ec2_metadata}/_admin/attach",
-        {
-            "role": MACHINE_ROLE.rpartition("/")[2],
-            "access_key_id": found["AccessKeyId"],
-            "secret_access_key": found["SecretAccessKey"],
-            "session_token": found["SessionToken"],
-            "expires_at": found["Expiration"].isoformat(),
-        },
-    )
+    call(f"{clouds.ec2_metadata}/_admin/attach", _machine(sts, MACHINE_ROLE, "i-0123456789abcdef0"))
+    clouds.imposter.update(_machine(sts, f"arn:aws:iam::{IMPOSTER_ACCOUNT}:role/worker-role", "i-0fedcba9876543210"))
     call(f"{clouds.aws}/_demo/lifetime", {"role_arn": READER_ROLE, "seconds": SESSION_SECONDS})
     # From here on signatures and policies count.
     call(f"{clouds.aws}/moto-api/reset-auth", b"0", content_type="text/plain")
     return keys
+
+
+def _machine(sts: Any, role: str, instance: str) -> dict[str, str]:
+    found = sts.assume_role(RoleArn=role, RoleSessionName=instance, DurationSeconds=21600)["Credentials"]
+    return {
+        "role": role.rpartition("/")[2],
+        "access_key_id": found["AccessKeyId"],
+        "secret_access_key": found["SecretAccessKey"],
+        "session_token": found["SessionToken"],
+        "expires_at": found["Expiration"].isoformat(),
+    }
 
 
 def _policy(statement: dict[str, Any]) -> str:

@@ -198,11 +198,12 @@ class Agent:
     config: Path
     control: Path
     endpoint: socket.socket
+    name: str = "credential-agent"
     program: Program = field(init=False)
 
     def start(self) -> None:
         """Start it and wait until it says ``READY=1``."""
-        notify = self.stage.directory / "notify"
+        notify = self.stage.directory / f"notify-{self.name}"
         notify.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
             inbox.bind(str(notify))
@@ -212,7 +213,7 @@ class Agent:
                 raise Failed(f"{executable} is not there; run `make venv`")
             command = [str(executable), "run", "--config", str(self.config)]
             self.program = self.stage.start(
-                "credential-agent",
+                self.name,
                 [sys.executable, "-c", _ACTIVATE, str(self.endpoint.fileno()), *command],
                 env={"PATH": PATH, "NOTIFY_SOCKET": str(notify), "LISTEN_FDNAMES": "http"},
                 sockets=[self.endpoint],

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.demo import cloud
+from tests.demo.cluster import Cluster
 from tests.demo.stage import PATH, ROOT, Agent, Failed, Program, Stage, call
 from tests.demo.teller import Teller
 
 STEPS = (
+    ("0", "one line from a laptop to a cluster"),
     ("a", "no bundle: the machine's own identity"),
     ("b", "a bundle is sealed and dropped"),
     ("c", "the AWS session is renewed before its end"),
@@ -62,6 +64,7 @@ class Story:
         """Tell all of it."""
         self.teller.plan(*STEPS)
         self._set_up()
+        self._cluster()
         self._machine()
         self._bundle()
         self._renewal()
@@ -147,6 +150,12 @@ CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE = {text(self.clouds.google)}
 [state]
 directory = {text(f"{worker}/state")}
 """
+
+    # -- 0 -----------------------------------------------------------------------------------------------------------
+
+    def _cluster(self) -> None:
+        with self.teller.step("0") as step:
+            step.result = Cluster(self.stage, self.teller, self.clouds, self.laptop).tell()
 
     # -- a -----------------------------------------------------------------------------------------------------------
 
