@@ -42,7 +42,7 @@ $(VENV)/.dask: requirements/dask.txt $(VENV)/.locked
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/.package $(VENV)/.dask ## the main job on an embedded cloud, in a minute; KEEP=1 leaves it running
+demo: $(VENV)/.package $(VENV)/.dask ## a cluster and the main job on an embedded cloud, in two minutes; KEEP=1 leaves it running
 	@exec $(BIN)/python -m tests.demo $(if $(filter-out 0,$(KEEP)),--keep) $(ARGS)
 
 .PHONY: test

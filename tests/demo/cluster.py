@@ -61,7 +61,7 @@ class Cluster:
         self._until_read(job, 4)
         self.teller.done("the forwarding program is killed, the laptop closed: the job reads on, to the session's end")
         for program in reversed(self.programs):
-            self.stage.stop(program)
+            self.stage.stop(program, by=signal.SIGKILL)
         return f"4 workers; a newcomer reads after {took:.1f} s"
 
     def _start(self) -> str:
