@@ -20,9 +20,9 @@ from agent.forward.local import Local
 from agent.forward.status import CloudStatus, State, Status
 from agent.sender import assemble
 
-GROUP: Final = 32
-"""Recipients of one bundle, at most 256. What a bundle grows by for each of them, every other one is sent too: at 32 a
-bundle is 15 KB, at 256 it would be 110 KB for each worker."""
+GROUP: Final = 16
+"""Recipients of one bundle: as many as it may be addressed to by their keys (claim ``aud`` of FORMAT.md). What a bundle
+grows by for each of them, every other one is sent too: in larger groups the bytes grow with the square."""
 
 CHUNK: Final = 512
 """So many workers are dealt with before it is looked whether somebody new waits."""

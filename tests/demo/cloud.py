@@ -73,13 +73,12 @@ class Laptop:
 
 def build(stage: Stage) -> tuple[Clouds, Laptop]:
     """Start the clouds and put everything in its place."""
-    clouds = Clouds(
-        *stage.services(
-            ("aws", "tests.demo.aws_cloud"),
-            ("ec2-metadata", "tests.fakes.ec2_metadata"),
-            ("google", "tests.fakes.google_cloud"),
-        )
+    aws, metadata, google_url = stage.services(
+        ("aws", "tests.demo.aws_cloud"),
+        ("ec2-metadata", "tests.fakes.ec2_metadata"),
+        ("google", "tests.fakes.google_cloud"),
     )
+    clouds = Clouds(aws, metadata, google_url)
     user = _aws(clouds)
     google = {"client_id": "764086051850-demo.apps.googleusercontent.com", "client_secret": "d-FL95Q19q7MQmFpd7hHD0Ty"}
     google["refresh_token"] = "1//0demo-refresh-token-of-david-Lq8wT3k"

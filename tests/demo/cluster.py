@@ -168,7 +168,7 @@ directory = {text(f"{home}/state")}
         self._worker("imposter", self._cli("launch-line", "forward", "--launch-line").said().strip(), metadata)
         self._registered("imposter")
         executable = str(Path(sys.executable).parent / "credential-agent")
-        return self._run("forward", [executable, "forward", "--dask", self.scheduler], **self._as_david())
+        return self._run("forward", [executable, "forward", "--dask", self.scheduler], env=self._as_david())
 
     def _fourth(self, job: Program, line: str) -> float:
         self._worker("four", line, self.clouds.ec2_metadata)
@@ -217,8 +217,10 @@ directory = {text(f"{home}/state")}
         self._expect(program.process.returncode == 0, f"credential-agent {arguments[0]}", program.last_words())
         return program
 
-    def _run(self, name: str, argv: list[str], *, must_run: bool = False, **env: str) -> Program:
-        program = self.stage.start(name, argv, env={"PATH": PATH, **env}, must_run=must_run)
+    def _run(
+        self, name: str, argv: list[str], *, must_run: bool = False, env: dict[str, str] | None = None, **more: str
+    ) -> Program:
+        program = self.stage.start(name, argv, env={"PATH": PATH, **(env or {}), **more}, must_run=must_run)
         self.programs.append(program)
         return program
 

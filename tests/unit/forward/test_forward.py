@@ -12,6 +12,7 @@ import pytest
 from agent.core.errors import Denied, HostError, UsageError
 from agent.core.model import Action, AwsSession, Env
 from agent.forward import State, signing
+from agent.forward.engine import GROUP
 from tests.unit.forward.support import ISSUER, World
 
 
@@ -55,6 +56,15 @@ def test_workers_of_one_machine_share_its_agent(world: World) -> None:
         assert f.status().served == 12
         assert [path for _, path in machine.asked].count("/v1/enrol") == 1
         assert len(machine.accepted) == 1
+
+
+def test_more_machines_than_one_bundle_holds_are_served_by_several(world: World) -> None:
+    """A bundle is addressed to so many keys at most; who is beyond that gets another one, of the same session."""
+    machines = [world.machine(f"m{index}") for index in range(GROUP + 3)]
+    with world.forward() as f:
+        assert f.status().served == GROUP + 3
+        assert len({one.accepted[0].seq for one in machines}) == 2
+        assert world.sts.operations() == ["GetCallerIdentity"]
 
 
 def test_what_is_kept_stays_on_the_workers(world: World) -> None:
