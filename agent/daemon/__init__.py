@@ -7,11 +7,13 @@ Each file answers one question:
 * :mod:`~agent.daemon.prepare`: is everything there that the configuration names?
 * :mod:`~agent.daemon.compose`: what does a piece of configuration come to?
 * :mod:`~agent.daemon.beliefs`: whom do we believe, and with which keys do we open what they send?
+* :mod:`~agent.daemon.late`: what did the machine not have yet at the start?
 * :mod:`~agent.daemon.listeners`: what do the two listeners get?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?
 * :mod:`~agent.daemon.who`: who is this machine?
 * :mod:`~agent.daemon.remembered`, :mod:`~agent.daemon.disk`: what was accepted here before?
-* :mod:`~agent.daemon.succession`, :mod:`~agent.daemon.handover`, :mod:`~agent.daemon.kept`, :mod:`~agent.daemon.codec`:
+* :mod:`~agent.daemon.succession`, :mod:`~agent.daemon.leaving`, :mod:`~agent.daemon.handover`,
+  :mod:`~agent.daemon.kept`, :mod:`~agent.daemon.codec`:
   what did the process before us leave, what does the next one get, and how is it written?
 * :mod:`~agent.daemon.grace`: since when is a first bundle waited for?
 * :mod:`~agent.daemon.listening`: where do we listen?

@@ -17,57 +17,49 @@ Resources: :meth:`Daemon.run` owns every task and socket and has closed them whe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import secrets
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 import agent
 from agent import config
-from agent.core.errors import ConfigError, HostError
 from agent.core.timekeeping import Witness
-from agent.daemon import grace, handover, listening
+from agent.daemon import listening
 from agent.daemon.announce import Announcer
 from agent.daemon.configured import Configured
+from agent.daemon.late import Late, Server
+from agent.daemon.leaving import handover_of
 from agent.daemon.listeners import Listeners
 from agent.daemon.prepare import NO_POINTER_HINT, Prepared
-from agent.daemon.publish import Publisher, group_id
+from agent.daemon.publish import Publisher
 from agent.daemon.ready import READY_AFTER_SECONDS, Readiness
 from agent.daemon.reload import Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
 from agent.daemon.snapshots import Snapshots
 from agent.daemon.succession import Succession
-from agent.daemon.who import ASK_AGAIN_SECONDS, Who
+from agent.daemon.who import Who
 from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
-from agent.identity import leftovers
 from agent.providers.machine import Machine
-from agent.serve.control import ControlEndpoint
 
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
 """How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
 
 
-class _Server(Protocol):
-    """What listens."""
-
-    def close(self) -> None:
-        """Take nothing more."""
-
-
 class Daemon:
     """One run of the agent.
+
+    Long because it wires each part to those that it needs, once, and decides nothing.
 
     Args:
         settings: the configuration.
@@ -127,6 +119,14 @@ class Daemon:
             clock=self.clock,
             rng=self._rng,
         )
+        self._late = Late(
+            settings,
+            file=self._file,
+            prepared=self._prepared,
+            passed=self._passed.sockets,
+            restorer=self._restorer,
+            clock=self.clock,
+        )
         self._announcer = Announcer(
             self.clock, self._prepared.metadata.gce, needed=lambda: self.controller.intake.last_refusal
         )
@@ -135,6 +135,8 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
+
+        Long because it is the order of the start and of the end, to be read as one.
 
         Raises:
             HostError: a socket cannot be bound.
@@ -146,7 +148,7 @@ class Daemon:
         worker_sockets, absent = listening.worker_sockets(settings.listen, self._passed.sockets)
         for error in absent:
             self._log.error("listen.absent", reason=error.message, hint=error.hint)
-        control = self._control_socket()
+        control = self._late.control_socket()
         self._heed_signals()
 
         # 3. What was handed over says who the machine is: it is of this boot of this kernel. The machine is asked all
@@ -186,7 +188,7 @@ class Daemon:
         )
         couriers = self._listeners.couriers()
         loop = asyncio.get_running_loop()
-        servers: list[_Server] = [workers.listen(worker_sockets)]
+        servers: list[Server] = [workers.listen(worker_sockets)]
         if control is not None:
             servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
         await couriers.listen()
@@ -202,7 +204,15 @@ class Daemon:
         self._reloader.announce(settings)
         self._reloader.tell_absent_keys()
         self._hand_over()
-        later = self._do_later(operators, servers, controlled=control is not None)
+        later = self._late.begin(
+            operators,
+            servers,
+            controlled=control is not None,
+            reloader=self._reloader,
+            publisher=self._publisher,
+            reload=self._on_hangup,
+        )
+        later.append(self._restorer.resuming)
         later.append(asyncio.create_task(couriers.run(), name="couriers"))
         try:
             await self._serve(found, at_once=handed)
@@ -233,72 +243,6 @@ class Daemon:
             self._reloader.on_hangup()
         else:
             self._reload_wanted = True  # there is nothing yet that could be told otherwise: after the start
-
-    def _do_later(
-        self, operators: ControlEndpoint, servers: list[_Server], *, controlled: bool
-    ) -> list[asyncio.Task[None]]:
-        """What nobody waits for, and what the machine did not have yet."""
-        later = [self._note_grace()]
-        if not controlled:
-            later.append(self._open_control_late(operators, servers))
-        if "environment.group" in self._prepared.away.reasons:
-            later.append(self._find_group())
-        if self._prepared.late_files:
-            later.append(self._hear_late())
-        if self._file.late is not None:
-            later.append(self._hear_file(asyncio.wrap_future(self._file.late)))
-        return [self._restorer.resuming, *(asyncio.create_task(work) for work in later)]
-
-    def _control_socket(self) -> socket.socket | None:
-        reasons = self._prepared.away.reasons
-        try:
-            return listening.control_socket(self._settings.listen, self._passed.sockets)
-        except listening.AnotherAgentError:
-            raise
-        except HostError as error:
-            # Workers are served without it.
-            if reasons.get("listen.control") != error.message:
-                self._log.error("start.without", key="listen.control", reason=error.message, hint=error.hint)
-            reasons["listen.control"] = error.message
-            return None
-
-    async def _open_control_late(self, operators: ControlEndpoint, servers: list[_Server]) -> None:
-        while (control := self._control_socket()) is None:
-            await self.clock.sleep(ASK_AGAIN_SECONDS)
-        loop = asyncio.get_running_loop()
-        servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
-        self._prepared.away.reasons.pop("listen.control", None)
-
-    async def _find_group(self) -> None:
-        """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""
-        while True:
-            await self.clock.sleep(ASK_AGAIN_SECONDS)
-            settings = self._reloader.settings
-            with contextlib.suppress(ConfigError):
-                gid = await asyncio.to_thread(group_id, settings.environment.group)
-                break
-        self._prepared.away.reasons.pop("environment.group", None)
-        self._publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
-
-    async def _hear_file(self, late: asyncio.Future[config.Config]) -> None:
-        """The configuration did not answer at the start: it is loaded as soon as it does."""
-        await asyncio.wait({late})
-        late.exception()  # looked at: what is wrong with it, the reload says
-        self._log.info("config.answers")
-        self._on_hangup()
-
-    async def _hear_late(self) -> None:
-        """Files that did not answer at the start are taken as soon as they do; only then does the boot grace count."""
-        await self._reloader.apply_late()
-        if self._prepared.holding:
-            self._prepared.holding = False
-            self._restorer.began = self.clock.uptime()
-            self.controller.await_bundle(self._settings.identity.grace_seconds)
-            await self._note_grace()
-
-    async def _note_grace(self) -> None:
-        began = grace.Began(self.store.memory.instance_id, self._restorer.began)
-        await asyncio.to_thread(grace.write, Path(self._settings.listen.control).parent, began)
 
     async def _serve(self, found: list[Machine], *, at_once: bool) -> None:
         self._publish_keys()
@@ -398,33 +342,10 @@ class Daemon:
     def _hand_over(self) -> None:
         """What other processes are told may be another: those that answer, and the next one."""
         self._snapshots.publish()
-        self._succession.keep(self.store, self._file.text, self._handover)
-
-    def _handover(self) -> handover.Handover:
-        """What the next process is to be told, beside the credentials."""
-        opening, sealed = self._prepared.opening, self.controller.durable.sealed
-        opened = opening.opened(sealed) if sealed is not None else None
-        if sealed is None or opened is not None:
-            opening.forget(but=sealed)
-        return handover.Handover(
-            uptime=self.clock.uptime(),
-            now=self.clock.now(),
-            began=self._restorer.began,
-            memory=self.store.memory,
-            sealed=handover.encoded(sealed),
-            signed=handover.encoded(opened.signed if opened is not None else None),
-            recipient=opened.recipient if opened is not None else "",
-            signers=handover.fingerprints(opening.trust),
-            audiences=sorted(self._who.audiences),
-            facts=self.store.state.observed,
-            files={**self._prepared.away.files, **self._prepared.launched.found},
-            holding=self._prepared.holding,
-            positions=handover.positions(self._prepared.sources, sealed),
-            ephemeral=handover.jwk(opening.keyring.keys),
-            token_key=handover.encoded(self._restorer.token_key),
-            tokens=list(self._prepared.tokens.good),
-            waiting=leftovers.waiting(self.store.state),
-            remnants=handover.remnants(self.store),
+        self._succession.keep(
+            self.store,
+            self._file.text,
+            lambda: handover_of(self._prepared, self.controller, self._restorer, self._who, self.clock),
         )
 
     def _hear(self, witness: Witness, date: datetime, took: float) -> None:

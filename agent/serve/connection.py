@@ -48,6 +48,8 @@ class State(enum.Enum):
 class Connection(asyncio.Protocol):
     """See the module.
 
+    Long because one connection is one state machine: what each of its calls may meet is read in one place.
+
     Args:
         listener: what all connections of one listener share.
         owner: whose it is, where that is known already.

@@ -1,5 +1,7 @@
 """HTTP/1.1 for strangers on the same machine: one request per connection, every limit explicit.
 
+Long because every limit that connections share is weighed against the others here.
+
 A library reads the bytes (see :mod:`agent.serve.reading`); this file owns what a library cannot know: how long, how
 many, and what to do when a request is not whole. It knows no dialect: what a request means is the handler's business.
 
@@ -61,6 +63,8 @@ _SHED_TO: Final = 0.75
 
 class Listener:
     """Everything the connections of one listener share.
+
+    Long because every limit that connections share is weighed against the others here.
 
     Args:
         handler: decides; synchronous wherever nothing must be waited for.

@@ -1,0 +1,149 @@
+"""What did the machine not have yet at the start? Nobody waits for it, and it is used as soon as it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from agent import config
+from agent.core.errors import ConfigError, HostError
+from agent.daemon import grace, listening
+from agent.daemon.configured import Configured
+from agent.daemon.prepare import Prepared
+from agent.daemon.publish import Publisher, group_id
+from agent.daemon.reload import Reloader
+from agent.daemon.restore import Restorer
+from agent.daemon.who import ASK_AGAIN_SECONDS
+from agent.host.clock import SystemClock
+from agent.serve.control import ControlEndpoint
+
+
+class Server(Protocol):
+    """What listens."""
+
+    def close(self) -> None:
+        """Take nothing more."""
+
+
+class Late:
+    """See the module.
+
+    Args:
+        settings: what the process was started with.
+        file: the configuration, which may not have answered.
+        prepared: what was opened, and what was away.
+        passed: the sockets that the service manager passed.
+        restorer: knows when the boot grace began.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        *,
+        file: Configured,
+        prepared: Prepared,
+        passed: Mapping[str, Sequence[socket.socket]],
+        restorer: Restorer,
+        clock: SystemClock,
+    ) -> None:
+        self._settings = settings
+        self._file = file
+        self._prepared = prepared
+        self._passed = passed
+        self._restorer = restorer
+        self._clock = clock
+        self._log = structlog.get_logger()
+
+    def begin(
+        self,
+        operators: ControlEndpoint,
+        servers: list[Server],
+        *,
+        controlled: bool,
+        reloader: Reloader,
+        publisher: Publisher,
+        reload: Callable[[], None],
+    ) -> list[asyncio.Task[None]]:
+        """Begin to wait for all that is not there.
+
+        Args:
+            operators: what listens on the control socket.
+            servers: get the control socket's when it is there.
+            controlled: whether it is there already.
+            reloader: applies the files that had not answered.
+            publisher: is told of the workers' group.
+            reload: what SIGHUP does.
+        """
+        later = [self._note_grace()]
+        if not controlled:
+            later.append(self._open_control_late(operators, servers))
+        if "environment.group" in self._prepared.away.reasons:
+            later.append(self._find_group(reloader, publisher))
+        if self._prepared.late_files:
+            later.append(self._hear_late(reloader))
+        if self._file.late is not None:
+            later.append(self._hear_file(asyncio.wrap_future(self._file.late), reload))
+        return [asyncio.create_task(work) for work in later]
+
+    def control_socket(self) -> socket.socket | None:
+        """The control socket; ``None``: it cannot be had just now, which is told once.
+
+        Raises:
+            AnotherAgentError: another agent listens on it.
+        """
+        reasons = self._prepared.away.reasons
+        try:
+            return listening.control_socket(self._settings.listen, self._passed)
+        except listening.AnotherAgentError:
+            raise
+        except HostError as error:
+            # Workers are served without it.
+            if reasons.get("listen.control") != error.message:
+                self._log.error("start.without", key="listen.control", reason=error.message, hint=error.hint)
+            reasons["listen.control"] = error.message
+            return None
+
+    async def _open_control_late(self, operators: ControlEndpoint, servers: list[Server]) -> None:
+        while (control := self.control_socket()) is None:
+            await self._clock.sleep(ASK_AGAIN_SECONDS)
+        loop = asyncio.get_running_loop()
+        servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
+        self._prepared.away.reasons.pop("listen.control", None)
+
+    async def _find_group(self, reloader: Reloader, publisher: Publisher) -> None:
+        """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""
+        while True:
+            await self._clock.sleep(ASK_AGAIN_SECONDS)
+            settings = reloader.settings
+            with contextlib.suppress(ConfigError):
+                gid = await asyncio.to_thread(group_id, settings.environment.group)
+                break
+        self._prepared.away.reasons.pop("environment.group", None)
+        publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
+
+    async def _hear_file(self, late: asyncio.Future[config.Config], reload: Callable[[], None]) -> None:
+        """The configuration did not answer at the start: it is loaded as soon as it does."""
+        await asyncio.wait({late})
+        late.exception()  # looked at: what is wrong with it, the reload says
+        self._log.info("config.answers")
+        reload()
+
+    async def _hear_late(self, reloader: Reloader) -> None:
+        """Files that did not answer at the start are taken as soon as they do; only then does the boot grace count."""
+        await reloader.apply_late()
+        if self._prepared.holding:
+            self._prepared.holding = False
+            self._restorer.began = self._clock.uptime()
+            self._restorer.controller.await_bundle(self._settings.identity.grace_seconds)
+            await self._note_grace()
+
+    async def _note_grace(self) -> None:
+        began = grace.Began(self._restorer.controller.store.memory.instance_id, self._restorer.began)
+        await asyncio.to_thread(grace.write, Path(self._settings.listen.control).parent, began)

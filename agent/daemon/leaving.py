@@ -1,0 +1,41 @@
+"""What does this process leave to the next? Gathered from those who know it; the form: :mod:`agent.daemon.handover`."""
+
+from __future__ import annotations
+
+from agent.controller import Controller
+from agent.daemon import handover
+from agent.daemon.prepare import Prepared
+from agent.daemon.restore import Restorer
+from agent.daemon.who import Who
+from agent.host.clock import SystemClock
+from agent.identity import leftovers
+
+
+def handover_of(
+    prepared: Prepared, controller: Controller, restorer: Restorer, who: Who, clock: SystemClock
+) -> handover.Handover:
+    """What the next process is to be told at this moment, beside the credentials."""
+    opening, sealed = prepared.opening, controller.durable.sealed
+    opened = opening.opened(sealed) if sealed is not None else None
+    if sealed is None or opened is not None:
+        opening.forget(but=sealed)
+    return handover.Handover(
+        uptime=clock.uptime(),
+        now=clock.now(),
+        began=restorer.began,
+        memory=controller.store.memory,
+        sealed=handover.encoded(sealed),
+        signed=handover.encoded(opened.signed if opened is not None else None),
+        recipient=opened.recipient if opened is not None else "",
+        signers=handover.fingerprints(opening.trust),
+        audiences=sorted(who.audiences),
+        facts=controller.store.state.observed,
+        files={**prepared.away.files, **prepared.launched.found},
+        holding=prepared.holding,
+        positions=handover.positions(prepared.sources, sealed),
+        ephemeral=handover.jwk(opening.keyring.keys),
+        token_key=handover.encoded(restorer.token_key),
+        tokens=list(prepared.tokens.good),
+        waiting=leftovers.waiting(controller.store.state),
+        remnants=handover.remnants(controller.store),
+    )
