@@ -29,7 +29,7 @@ PER_WORKER_SECONDS: Final = 0.1
 GATHER_SECONDS: Final = 0.02
 """Workers that come in one moment are served in one go."""
 
-_log = logging.getLogger("agent.forward")
+_words = logging.getLogger("agent.forward")  # of a program on a laptop: no event of the agent's log
 
 
 class Forward:
@@ -160,7 +160,7 @@ class Forward:
                             again = time.monotonic() + self._pause(count)
             except Exception as error:  # noqa: BLE001 - no network for ten minutes is no end
                 self._engine.lost(error)
-                _log.info("%s", self._engine.status().trouble)
+                _words.info("%s", self._engine.status().trouble)
                 self._tell()
                 present = time.monotonic() + PRESENT_SECONDS
 
