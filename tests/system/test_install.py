@@ -89,6 +89,8 @@ def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     interpreter = (chroot.root / "etc/systemd/system/credential-agent.service.d/40-interpreter.conf").read_text()
     assert "\nExecPaths=/usr/bin/python3." in interpreter
     assert chroot.run("/usr/local/bin/credential-agent", "check").returncode == 0
+    validated = chroot.run("/payload/validate.sh")  # "None needs a running systemd", says packer/README.md
+    assert validated.returncode == 0, validated.stdout
 
 
 def test_a_machine_whose_ntp_client_tells_the_kernel_alone_lets_the_agent_ask_the_kernel(chroot: Chroot) -> None:
