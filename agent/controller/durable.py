@@ -103,6 +103,7 @@ class Durable:
             if not isinstance(verdict, Accepted):
                 return Outcome(verdict, durable=not self.unwritten)
             while True:
+                asked = self._asked + 1
                 durable = await self._write(verdict.memory, sealed)
                 again = self._store.evaluate(bundle, self._clock.now())
                 if not isinstance(again, Accepted):
@@ -114,6 +115,9 @@ class Durable:
                 verdict = again
             self._store.apply(BundleAccepted(again), self._clock.now())
             self.sealed = sealed
+            if self._asked != asked:
+                # Somebody had the state of before this bundle written down meanwhile, and later than it.
+                durable = await self._write(self._store.memory, self.sealed)
         return Outcome(again, durable)
 
     def resume(self, bundle: Bundle, sealed: bytes, now: datetime) -> Verdict:

@@ -209,6 +209,17 @@ class GceDialect:
         )
         return UPSTREAM_SILENT if answer is None else answer
 
+    def _overtaken(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | None:
+        """What is answered instead, when a bundle decided Google while the real server was asked."""
+        answer = self._watch.look(Cloud.GCP)
+        if below[:2] == _ACCOUNTS:
+            if self._is_upstreams(below, answer):
+                return None
+            return self._now(request, msgspec.structs.replace(query, wait_for_change=False))
+        if decided(answer) and (folded(below[:2]) == _ACCOUNTS or self._hiding.hides(below, decided=True)):
+            return NOT_FOUND
+        return None
+
     async def _pass(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome:
         assert self._proxy is not None
         assert self._directories is not None
@@ -216,6 +227,9 @@ class GceDialect:
             answer = await self._proxy.static(target(request.segments, slash=False), request.asker)
         else:
             answer = await self._directories.ask(request, below, query)
+        overtaken = self._overtaken(request, below, query)
+        if overtaken is not None:
+            return overtaken
         if answer is None:
             known = self._known(request, below, msgspec.structs.replace(query, wait_for_change=False))
             # The redirect counts: Node's probe asks for `instance` to see whether this is a GCE machine at all.

@@ -54,6 +54,7 @@ class Scripted:
         self.silent = False
         self.broken = False
         self.gate: asyncio.Event | None = None
+        self.always: Answer | None = None  # to all that is not in ``answers``
         self.under_way = 0
         self.most_under_way = 0
 
@@ -77,8 +78,10 @@ class Scripted:
                 await asyncio.Event().wait()
             if self.gate is not None:
                 await self.gate.wait()
-            return self.answers.get(path_qs) or answer(
-                "<?xml?><html>404 - Not Found</html>", 404, Content_Type="text/html"
+            return (
+                self.answers.get(path_qs)
+                or self.always
+                or answer("<?xml?><html>404 - Not Found</html>", 404, Content_Type="text/html")
             )
         finally:
             self.under_way -= 1

@@ -132,6 +132,21 @@ class TestWhoseItIs:
             assert len(events(logs, "memory.crashed")) == 1
 
     @looped
+    async def test_what_is_written_meanwhile_does_not_undo_an_acknowledgement(self) -> None:
+        """Somebody has the present state written while a bundle waits for the disk: the disk holds the bundle all the same."""
+        world = World()
+        async with world.running():
+            world.recorder.gate.clear()
+            submission = asyncio.create_task(
+                world.controller.intake.submit(SealedBundle(world.knows(b"one", bundle(session())), "file"))
+            )
+            await settle()
+            world.controller.durable.write()
+            world.recorder.gate.set()
+            assert (await submission).durable
+            assert world.recorder.saved[-1] == (world.store.memory, b"one")
+
+    @looped
     async def test_the_end_is_the_last_chance_to_write(self) -> None:
         """What the disk refused is written before the process ends, if the disk takes it then; nothing is written twice."""
         world = World()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -422,6 +423,30 @@ class TestGce:
             assert statuses[:MADE_AT_ONCE_BY_ONE] == [404] * MADE_AT_ONCE_BY_ONE
             assert get(server, "/computeMetadata/v1/instance/tags")[0] == 404  # by the server
         assert len(real.asked) < MADE_AT_ONCE_BY_ONE + 60
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "service-accounts/default/identity?audience=https://a.example",
+            "service-accounts/other@machine.example/token?wait_for_change=true",
+            "Service-Accounts/default/token",
+        ],
+    )
+    def test_a_bundle_that_comes_meanwhile_is_who_answers(self, path: str) -> None:
+        """What the real server makes while a bundle decides Google is the machine's, and is nobody's any more."""
+        path = "/computeMetadata/v1/instance/" + path
+        view, real, got = FakeView(), Scripted(), list[tuple[int, bytes]]()
+        real.always = answer("the machine's own", **FLAVORED)
+        with machine(view, gce=real) as server:
+            real.gate = server.run(asyncio.Event)
+            asking = threading.Thread(target=lambda: got.append(get(server, path)[::2]))
+            asking.start()
+            until(lambda: real.under_way == 1, what="the server is asked")
+            server.run(partial(view.live_gcp, START))
+            server.run(real.gate.set)
+            asking.join(10)
+        assert got[0][0] == 404, got
+        assert b"machine" not in got[0][1]
 
     def test_long_poll_waits_for_the_server(self) -> None:
         """``wait_for_change`` goes on with its parameters, and is not cut off by the ordinary deadline."""
