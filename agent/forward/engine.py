@@ -71,6 +71,7 @@ class Engine:
         self._version = 0
         self._seq = 0
         self._leased: datetime | None = None
+        self._ends: tuple[int, datetime] | None = None  # of which version, and when the first of its leases ends
         self._trouble: str | None = None
         self.renewals = 0
 
@@ -131,11 +132,11 @@ class Engine:
 
     def _compare(self, agent: Agent, document: dict[str, Any]) -> None:
         """Has it still what we brought? Somebody may have taken that away, or its memory was lost."""
-        if agent.version <= 0:
-            return
         keys = document.get("keys")
         if agent.enrolment is not None and isinstance(keys, list) and agent.enrolment.recipient.kid not in keys:
             agent.enrolment = None
+        if agent.version <= 0:
+            return
         found = document.get("bundle")
         if not isinstance(found, dict):
             agent.version = 0
@@ -188,6 +189,11 @@ class Engine:
             lease = timedelta(seconds=longest)
             soon = now + lease / 3
             self._leased = soon if self._leased is None else min(soon, self._leased)
+        if lease is not None:
+            ends = now + lease
+            if self._ends is not None and self._ends[0] == self._version:
+                ends = min(ends, self._ends[1])
+            self._ends = self._version, ends
         self._seq = max(int(now.timestamp() * 1000), self._seq + 1)
         made = assemble.assemble(
             signer=self._signer,
@@ -216,7 +222,7 @@ class Engine:
             agent.version, agent.seq = self._version, seq
             agent.say(State.SERVED)
             return True
-        code, reason = verdict.get("code"), str(verdict.get("reason") or verdict.get("error"))[:400]
+        code, reason = str(verdict.get("code")), str(verdict.get("reason") or verdict.get("error"))[:400]
         if code in _ENROL_AGAIN and agent.version != -1:
             agent.version, agent.enrolment = -1, None
             return False
@@ -256,7 +262,7 @@ class Engine:
 
     def status(self) -> Status:
         """How it stands."""
-        leased = None if self._lease is None or self._leased is None else self._leased + self._lease * 2 / 3
+        leased = None if self._ends is None else self._ends[1]
         clouds = []
         for cloud, part in self._local.parts.items():
             ends = [at for at in (part.forecast.until, leased) if at is not None]

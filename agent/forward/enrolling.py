@@ -16,6 +16,8 @@ from agent.forward.courier import Answer, Courier, Job, Reply, read_reply
 from agent.forward.status import State, WorkerStatus
 
 STATUS: Final = ("GET", "/v1/status", None)
+LEASES: Final = (60, 365 * 86_400)
+"""Between these a worker's word counts for how long we may lease to it, in seconds (its ``max_lease_seconds``)."""
 VERIFIERS: Final = 16
 """So many questions to those who vouch are under way at once: STS answers in a tenth of a second."""
 
@@ -191,7 +193,8 @@ class Roster:
         for one in signers if isinstance(signers, list) else []:
             if isinstance(one, dict) and one.get("kid") == self._kid:
                 most = one.get("max_lease_seconds")
-                return most if isinstance(most, int) and most > 0 else None
+                # It is a stranger's word: neither a date beyond all calendars nor a renewal at every glance.
+                return min(max(most, LEASES[0]), LEASES[1]) if type(most) is int and most > 0 else None
         return None
 
     def speaker(self, agent: Agent) -> str:
@@ -223,6 +226,9 @@ class Roster:
             state = State.WAITING if error.code == "unavailable" else State.EVIDENCE
             agent.say(state, error.message, error.hint)
             return
+        except Exception as error:  # noqa: BLE001 - a stranger's bytes are no trouble of the others
+            agent.say(State.EVIDENCE, f"its evidence cannot be read: {type(error).__name__}")
+            return
         agent.enrolment = enrolment
         agent.say(State.WAITING)
 
@@ -241,7 +247,7 @@ def _lonely(name: str, reply: Reply) -> WorkerStatus:
     if (known := _PROBLEMS.get(reply.problem or "")) is not None:
         state, reason, hint = known
         return WorkerStatus(name=name, host=reply.host, state=state, reason=reason, hint=hint)
-    said = reply.said or (reply.answers[0].text[:200] if reply.answers else "nothing")
+    said = reply.said[:300] or (reply.answers[0].text[:200] if reply.answers else "nothing")
     return WorkerStatus(
         name=name, host=reply.host, state=State.UNREACHABLE, reason=f"the agent on this worker said: {said}"
     )
@@ -270,7 +276,7 @@ def answered(reply: Reply | CourierError) -> Answer:
         raise reply
     if reply.problem is not None or not reply.answers:
         known = _PROBLEMS.get(reply.problem or "")
-        raise CourierError(known[1] if known else f"the agent on this worker could not be asked: {reply.said}")
+        raise CourierError(known[1] if known else f"the agent on this worker could not be asked: {reply.said[:300]}")
     return reply.answers[0]
 
 

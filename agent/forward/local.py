@@ -59,6 +59,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     duration: timedelta | None = None
     renew: Renew = "here"
 
+    def __repr__(self) -> str:
+        return "Options(...)"  # the values of variables are in it
+
 
 class Local:
     """This computer's identity.
@@ -83,6 +86,8 @@ class Local:
         self._options = options
         self._transport = transport
         self._session: Any = None
+        self._begun = False
+        self._absent: dict[Cloud, str] = {}  # by what was seen of this computer when it had no such identity
         self.parts: dict[Cloud, Part] = {}
 
     @property
@@ -110,17 +115,21 @@ class Local:
                 continue
             part = self.parts.get(cloud)
             mark = _mark(cloud)
-            if part is not None and part.mark == mark and (part.due is None or now < part.due):
+            if self._as_before(cloud, mark, now):
                 continue
             try:
                 found = self._part(cloud, mark, now)
             except (Denied, Transient) as error:
                 if part is not None:
                     self.parts[cloud] = _again(part, mark, now, error.message)
-                elif isinstance(error, Transient) or wanted != "auto" or error.code != "no-credentials":
+                elif not self._begun and (
+                    isinstance(error, Transient) or wanted != "auto" or error.code != "no-credentials"
+                ):
                     raise
                 else:
                     missing.append(error)
+                    if isinstance(error, Denied):
+                        self._absent[cloud] = mark
                 continue
             if part is not None and found.digest == part.digest:
                 self.parts[cloud] = _again(found, mark, now, None)
@@ -132,7 +141,15 @@ class Local:
             raise Denied(
                 "neither boto3 nor google.auth finds an identity on this computer", hint=hint, code="no-credentials"
             )
+        self._begun = True
         return new
+
+    def _as_before(self, cloud: Cloud, mark: str, now: datetime) -> bool:
+        """Whether there is no reason to look. Where nothing was found the SDKs ask metadata services, for seconds."""
+        part = self.parts.get(cloud)
+        if part is None:
+            return self._absent.get(cloud) == mark
+        return part.mark == mark and (part.due is None or now < part.due)
 
     def due(self) -> datetime | None:
         """When :meth:`collect` is worth calling again, should nothing change before."""
@@ -264,7 +281,8 @@ def _again(part: Part, mark: str, now: datetime, trouble: str | None) -> Part:
     left = None if part.forecast.until is None else (part.forecast.until - now) / 3
     if left is not None and left < pause:
         pause = max(left, timedelta(seconds=1))
-    due = None if part.due is None else max(now + pause, part.due)
+    # A new sign-on that could not be collected is tried again soon, however long the former one lives.
+    due = None if part.due is None else now + pause if trouble else max(now + pause, part.due)
     return msgspec.structs.replace(part, mark=mark, due=due, trouble=trouble)
 
 

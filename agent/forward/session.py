@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 
-from agent.core.errors import AgentError
+from agent.core.errors import AgentError, UsageError
 from agent.forward.courier import Courier
 from agent.forward.engine import CHUNK, Engine
 from agent.forward.status import Status
@@ -60,6 +60,7 @@ class Forward:
         self._unwatch: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._lazy = lazy
         if not lazy:
             self._start()
 
@@ -98,10 +99,15 @@ class Forward:
                 taken = self._engine.withdraw()
             except Exception as error:  # noqa: BLE001 - a courier's errors are its own
                 self._engine.lost(error)
-            self._status = self._engine.status()
+            self._status = status = self._engine.status()
         self._teller.left(status, taken, datetime.now(UTC))
 
     def __enter__(self) -> Self:
+        if self._lazy:
+            raise UsageError(
+                "the client is asynchronous: a plain with would stop its loop",
+                hint="async with forward.dask(client): ...",
+            )
         if self._thread is None and not self._closed:
             self._start()
         return self
@@ -120,6 +126,16 @@ class Forward:
     # -- the thread
 
     def _start(self) -> None:
+        try:
+            self._begin()
+        except BaseException:
+            # Ctrl-C, or a cluster that goes away: what was given meanwhile is taken back as at any other end.
+            if self._engine.status().served:
+                with contextlib.suppress(Exception):
+                    self.close()
+            raise
+
+    def _begin(self) -> None:
         self._engine.collect()
         self._teller.began(self._engine.status())
         names = self._engine.present()
@@ -179,6 +195,8 @@ class Forward:
 
     def _look(self, names: Sequence[str]) -> None:
         for first in range(0, len(names), CHUNK):
+            if self._stopping:
+                return
             self._engine.serve(names[first : first + CHUNK])
             self._welcome()
         self._tell()

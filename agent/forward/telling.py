@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from datetime import datetime
@@ -12,6 +13,7 @@ from agent.forward.status import State, Status
 
 SHOWN: Final = 5
 """So many workers that are not served are named; ``status()`` has all of them."""
+LONGEST: Final = 2000
 
 
 class Teller:
@@ -73,14 +75,23 @@ class Teller:
         """At the end: until when the workers are served without us."""
         if taken is not None:
             self._line(f"withdrawn from {taken} machine{'' if taken == 1 else 's'}: the workers have it no longer")
+            if status.served:
+                self._line(f"  but from {status.served} workers it was not: they have it{_end(status)}")
             return
-        until = "as long as they run" if status.until is None else f"until {instant(status.until)}"
-        self._line(f"left: {status.served} workers are served without this program {until}")
+        self._line(f"left: {status.served} workers are served without this program{_end(status)}")
         del now
 
     def _line(self, text: str) -> None:
-        if self._out is not None:
-            self._out.write(f"credential-agent: {text}\n")
+        if self._out is None:
+            return
+        # Some of it workers have said: it moves no cursor, and begins no line of its own.
+        plain = "".join(one if one.isprintable() else " " for one in text[:LONGEST])
+        with contextlib.suppress(OSError, ValueError):  # a terminal that was closed ends no renewal
+            self._out.write(f"credential-agent: {plain}\n")
+
+
+def _end(status: Status) -> str:
+    return " as long as they run" if status.until is None else f" until {instant(status.until)}"
 
 
 def _until(status: Status, now: datetime) -> str:

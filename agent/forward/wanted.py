@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from agent.core.errors import UsageError
 from agent.enrol import Policy
@@ -75,6 +75,9 @@ class Wanted(TypedDict, total=False):
     progress: bool | None
 
 
+_TO_WHOM: Final = ("accounts", "roles", "projects", "service_accounts", "instance_ids", "thumbprints")
+
+
 def begin(
     make: Callable[[str, str], Any],
     wanted: Mapping[str, Any],
@@ -98,6 +101,9 @@ def begin(
     odd = wanted.keys() - Wanted.__annotations__.keys()
     if odd:
         raise UsageError(f"forward knows no {min(odd)}=", hint=f"it knows: {', '.join(sorted(Wanted.__annotations__))}")
+    for name in _TO_WHOM:
+        if isinstance(wanted.get(name), str):
+            raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{wanted[name]!r}]")
     local = Local(_options(wanted))
     on_exit = wanted.get("on_exit", "withdraw")
     if on_exit not in {"withdraw", "keep"}:
@@ -109,8 +115,9 @@ def begin(
     session = f"forward-{secrets.token_hex(6)}"
     courier = make(session, issuer)
     # Who says to whom it goes wants that proved, though they name the machines.
-    said = any(wanted.get(name) for name in ("accounts", "roles", "projects", "service_accounts", "instance_ids"))
-    trusted = check_channel(courier, without_evidence=wanted.get("without_evidence", False if said else None))
+    said = any(wanted.get(name) for name in _TO_WHOM if name != "thumbprints")
+    without = wanted.get("without_evidence")
+    trusted = check_channel(courier, without_evidence=False if without is None and said else without)
 
     def admission(of: Local) -> Admission:
         own = of.policy()

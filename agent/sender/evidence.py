@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -182,14 +183,15 @@ def _strength(evidence: enrol.Evidence) -> int:
 
 def _post(url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
     from botocore.awsrequest import AWSPreparedRequest, HeadersDict  # noqa: PLC0415 - Google's senders do without
-    from botocore.exceptions import HTTPClientError  # noqa: PLC0415 - as above
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as above
 
     prepared = AWSPreparedRequest("POST", url, HeadersDict(headers), enrol.STS_BODY.encode(), stream_output=True)
     try:
         answer = _session().send(prepared)
         body = answer.raw.read(_LARGEST_ANSWER + 1)
         answer.raw.close()
-    except (HTTPClientError, OSError) as error:
+    except (BotoCoreError, HTTPError, OSError) as error:  # no name, nobody there, an answer that breaks off
         raise EvidenceError(
             f"aws-sts: sts cannot be reached: {type(error).__name__}",
             hint="the sender asks sts itself; see its network and proxy",
@@ -209,6 +211,8 @@ def _session() -> Any:
     return URLLib3Session(
         timeout=TIMEOUT_SECONDS,
         max_pool_connections=32,
+        # As botocore's clients do; behind a proxy that opens TLS nothing else would be reached.
+        verify=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or True,
         proxies=get_environ_proxies("https://sts.amazonaws.com/"),
     )
 
@@ -312,14 +316,15 @@ class _Fetched:
 
 def _get(url: str) -> bytes:
     from botocore.awsrequest import AWSPreparedRequest, HeadersDict  # noqa: PLC0415 - as above
-    from botocore.exceptions import HTTPClientError  # noqa: PLC0415 - as above
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as above
 
     unreachable = EvidenceError(f"{url.split('/')[2]} does not give the keys that it signs with", code="unavailable")
     try:
         answer = _session().send(AWSPreparedRequest("GET", url, HeadersDict({}), None, stream_output=True))
         body: bytes = answer.raw.read(_LARGEST_ANSWER + 1)
         answer.raw.close()
-    except (HTTPClientError, OSError):
+    except (BotoCoreError, HTTPError, OSError):
         raise unreachable from None
     if answer.status_code != 200 or len(body) > _LARGEST_ANSWER:
         raise unreachable

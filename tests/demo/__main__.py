@@ -21,7 +21,7 @@ LONGEST_SOCKET_PATH = 100
 
 def _directory() -> Path:
     build = ROOT / "build"
-    room = LONGEST_SOCKET_PATH - len("/demo-12345678/worker/run/control.sock")
+    room = LONGEST_SOCKET_PATH - len("/demo-12345678/machine-imposter/run/courier.sock")
     if len(os.fsencode(build)) <= room:
         build.mkdir(exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="demo-", dir=build))

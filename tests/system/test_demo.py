@@ -107,7 +107,7 @@ def test_every_step_goes_as_said(demo: Demo) -> None:
     assert demo.end() == 0, demo.said
     said = demo.said
     assert "every step went as said" in said
-    assert [line[3] for line in said.splitlines() if line.startswith(" ✓ ")] == list("abcdefg")
+    assert [line[3] for line in said.splitlines() if line.startswith(" ✓ ")] == list("0abcdefg")
     assert "Hello from David's private bucket." in said
     assert "Hello from David's bucket at Google." in said
     assert "AccessDenied" in said

@@ -39,10 +39,14 @@ def manager(tmp_path: Path) -> Iterator[NotifySocket]:
         yield manager
 
 
+_TALKATIVE = "import agent.controller.seldom\nagent.controller.seldom.BURST += 1_000_000\n"
+"""It says the same as often as it is asked to."""
+
+
 class Mute:
     """A daemon whose log is not ours to read: everything is learned from its endpoints and from what it tells systemd."""
 
-    def __init__(self, world: World, manager: NotifySocket, redirect: str, **more: Any) -> None:
+    def __init__(self, world: World, manager: NotifySocket, redirect: str, prelude: str = "", **more: Any) -> None:
         self.world = world
         self.manager = manager
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -51,6 +55,7 @@ class Mute:
             environ={"NOTIFY_SOCKET": str(manager.path)},
             passed=[("http", self.listener.fileno())],
             through=["sh", "-c", f'exec "$@" {redirect}', "sh"],
+            prelude=_TALKATIVE + prelude,
             **more,
         )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import stat
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import google.auth
 import pytest
 
 from agent.core.errors import Denied, HostError, UsageError
 from agent.core.model import Action, AwsSession, Env
-from agent.forward import State, signing
+from agent.forward import State, Status, WorkerStatus, signing
 from agent.forward.engine import GROUP
+from agent.forward.telling import Teller
 from tests.unit.forward.support import ISSUER, World
 
 
@@ -152,6 +156,65 @@ def test_each_reason_for_which_a_worker_is_not_served_is_told(world: World) -> N
         assert "packer/README.md" in str(by_name["bare-0"].hint)
 
 
+def test_what_one_worker_makes_up_is_no_trouble_of_the_others(world: World) -> None:
+    """Evidence that breaks what reads it, a lease beyond all calendars, a verdict of another shape: the others are served."""
+    fine, broken, endless, odd = (world.machine(name) for name in ("fine", "broken", "endless", "odd"))
+    broken.evidence = lambda *_: [{"kind": "gcp-identity", "token": "{"}]
+    endless_answer, odd_answer = endless.answer, odd.answer
+
+    def no_end(method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        status, said = endless_answer(method, path, body)
+        if path == "/v1/status":
+            said["signers"] = [{"kid": world.key.kid, "max_lease_seconds": 10**18}]
+        return status, said
+
+    def no_code(method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        return (422, {"code": [], "reason": "no"}) if method == "PUT" else odd_answer(method, path, body)
+
+    endless.answer, odd.answer = no_end, no_code  # type: ignore[method-assign]
+    with world.forward() as f:
+        assert {one.name: one.state for one in f.status().workers} == {
+            "fine-0": State.SERVED,
+            "broken-0": State.EVIDENCE,
+            "endless-0": State.SERVED,
+            "odd-0": State.REFUSED,
+        }
+    assert fine.bundle is None
+
+
+def test_what_workers_say_is_text_and_a_terminal_may_go(world: World) -> None:
+    """On a terminal a worker's words move no cursor and begin no line; a terminal that is closed ends nothing."""
+    lost = WorkerStatus(name="w", state=State.REFUSED, reason="\x1b[2J\ncredential-agent: all is well")
+    status, out = Status(issuer="i", key="k", workers=(lost,)), io.StringIO()
+    Teller(out).now(status, world.now())
+    assert "\x1b" not in out.getvalue()
+    assert len(out.getvalue().splitlines()) == 2
+    out.close()
+    Teller(out).now(status, world.now())
+
+
+def test_a_cloud_that_is_not_there_is_looked_for_once(world: World) -> None:
+    """The SDKs ask metadata services for seconds before they give up: once, and again when somebody has signed on."""
+    asked: list[dict[str, Any]] = []
+    default: Any = google.auth.default
+
+    def counted(**more: Any) -> Any:
+        asked.append(more)
+        return default(**more)
+
+    world.monkeypatch.setattr(google.auth, "default", counted)
+    machine = world.machine("m")
+    with world.forward(gcp="auto") as f:
+        f.refresh()
+        assert len(asked) == 1
+        (world.home / "gcloud").mkdir()
+        (world.home / "gcloud/application_default_credentials.json").write_text("{")
+        f.refresh()
+        f.refresh()
+        assert len(asked) == 2
+    assert len(machine.accepted) == 2
+
+
 def test_a_new_sign_on_is_delivered(world: World) -> None:
     """What changes on the laptop is on the workers, without enrolling anew."""
     machine = world.machine("m")
@@ -190,6 +253,9 @@ def test_a_lease_is_renewed_and_no_longer_than_a_worker_lets_us(world: World) ->
             bundle = one.accepted[-1]
             assert bundle.lease_until is not None
             assert round((bundle.lease_until - bundle.issued_at).total_seconds()) == seconds
+        until = f.status().until
+        assert until is not None
+        assert until <= world.now() + timedelta(seconds=600)  # what the first of them ends at
         world.time_gone = timedelta(seconds=205)
         f.refresh()
         assert [len(one.accepted) for one in (wide, narrow)] == [2, 2]
@@ -273,6 +339,7 @@ def test_what_makes_no_sense_is_said_at_once(world: World) -> None:
         ({"aws": None}, "nothing to forward"),
         ({"renew": "instance"}, "role_arn="),
         ({"on_exit": "leave"}, "on_exit"),
+        ({"accounts": "111122223333"}, "takes a list"),
     ):
         with pytest.raises(UsageError, match=words):
             world.forward(**wanted)

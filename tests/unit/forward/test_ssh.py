@@ -48,6 +48,8 @@ def test_hosts_are_served_by_ssh(world: World) -> None:
     assert len(machine.accepted) == 2
     with world.forward(accounts=["111122223333"]) as f:  # who asks for proof gets it
         assert f.status().served == 0
+    with world.forward(accounts=["111122223333"], without_evidence=None) as f:  # as the command line says it
+        assert f.status().served == 0
 
 
 def test_a_host_is_never_an_option() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -168,6 +169,14 @@ def test_a_silence_of_sts_is_no_verdict(world: World, weather: Weather) -> None:
     """An outage, a throttle or a portal is told as such: the worker may be asked again, and is not given anything."""
     world.sts.weather = lambda _: weather
     assert world.refused(signed(keys=world.keys(), now=NOW)).code in {"unavailable", "principal"}
+
+
+def test_where_nobody_listens_is_no_verdict(world: World) -> None:
+    """A laptop without a network, or an address without anybody: the worker may be asked again."""
+    evidence = signed(keys=world.keys(), now=NOW)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        world.url = f"http://127.0.0.1:{gone.getsockname()[1]}/"
+    assert world.refused(evidence).code == "unavailable"
 
 
 def test_a_redirect_is_not_followed() -> None:
