@@ -79,6 +79,8 @@ class CourierSocket:
             self._server = await loop.create_unix_server(self._endpoint.listener.protocol, sock=sock)
 
     def _open(self) -> socket.socket | None:
+        if self._settings.courier == "off":
+            return None  # whatever systemd passes
         for sock in self._passed.get("courier", ()):
             return sock
         path = listening.courier_path(self._settings)

@@ -163,7 +163,7 @@ class Holder:
             self._reporter.say(what, text)
         if self._pending or error is not None:
             self._plan_again()
-        else:
+        elif self._rules.why is None:  # else it is looked at again already, less and less often
             self._again = LOOK_AGAIN_SECONDS[0]
         if not self._ready:
             self._ready = True

@@ -19,7 +19,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from agent.serve.fairness import Owners, place_of
 
@@ -40,8 +40,15 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 Begin = Callable[[socket.socket, Any, Hashable, bytes | None], None]
 """Serve an accepted connection, its other end, its owner and what has come of it already."""
-Recall = Callable[[socket.socket, Any, Hashable, bytes], bool]
-"""Answer and close an accepted connection that sent these bytes, if that answer is remembered."""
+
+
+class Recall(Protocol):
+    """Answers and closes an accepted connection that sent certain bytes, if that answer is remembered."""
+
+    def __call__(
+        self, sock: socket.socket, peer: Any, owner: Hashable, data: bytes, /, *, peeked: bool = False
+    ) -> bool:
+        """Return whether it was. ``peeked``: the kernel has these bytes still."""
 
 
 class Intake:
@@ -182,11 +189,15 @@ class Intake:
     # -- many: by turns of their owners ------------------------------------------------------------------------------
 
     def _go_round(self) -> None:
-        fetched = [self._fetch(one) for one in self._sockets] if self._open else []
-        self._begin(SERVED_AT_ONCE)
-        self._working = any(fetched) or self._count > 0
-        if self._working:
-            asyncio.get_running_loop().call_soon(self._go_round)
+        more = True  # also after an error of ours: who waits must not wait for ever
+        try:
+            fetched = [self._fetch(one) for one in self._sockets] if self._open else []
+            self._begin(SERVED_AT_ONCE)
+            more = any(fetched) or self._count > 0
+        finally:
+            self._working = more
+            if more:
+                asyncio.get_running_loop().call_soon(self._go_round)
 
     def _fetch(self, listening: socket.socket) -> bool:
         """Take what waits there; whether there may be more."""
@@ -220,7 +231,7 @@ class Intake:
         """Answer it on the way, if that is remembered; else leave its request in the kernel, which has room for it."""
         with contextlib.suppress(BlockingIOError):
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-            return bool(data) and self._recall(connection, peer, None, data)
+            return bool(data) and self._recall(connection, peer, None, data, peeked=True)
         return False
 
     def _owner(self, connection: socket.socket, peer: object) -> Hashable:

@@ -142,12 +142,16 @@ class Listener:
             self.access(found[1])
         return found[0]
 
-    def _recalled(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes) -> bool:
+    def _recalled(
+        self, sock: socket.socket, peer: object, owner: Hashable, data: bytes, *, peeked: bool = False
+    ) -> bool:
         """Answer and end an accepted connection whose request is remembered; no object is made for it."""
         answer = self.recall(data)
         if answer is None:
             return False
         try:
+            if peeked:
+                sock.recv(len(data), socket.MSG_DONTWAIT)  # to close with bytes unread would reset the connection
             sent = sock.send(answer, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0

@@ -67,7 +67,7 @@ def _cut(data: bytes) -> tuple[Key, bytes | None] | None:
                 return None  # which of two counts is not for us to say
             token = shown
         else:
-            if name is not None or called.startswith(_OURS) or b"mozilla" in called.lower():
+            if name is not None or called.lstrip().startswith(_OURS) or b"mozilla" in called.lower():
                 return None  # what is said by the gate
             name = called
     return (token is not None, name is not None, tuple(pieces[0::3])), token
@@ -103,7 +103,7 @@ class Memory:
         self._known: dict[Key, _Entry] = {}
         self._bytes = 0
         self._marks: set[int] = set()
-        self._until = clock.now()
+        self._since = self._until = clock.now()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -117,7 +117,7 @@ class Memory:
         """The answer to a request of those bytes; ``None``: it has to be read."""
         if not self._known:
             return None
-        if self._clock.now() >= self._until:
+        if self._is_over():
             self.forget()
             return None
         found = _cut(data)
@@ -149,10 +149,10 @@ class Memory:
         if entry is None:
             return
         size = len(data) + len(entry.before) + len(entry.behind)
-        if self._clock.now() >= self._until or len(self) >= MOST_ENTRIES or self._bytes + size > MOST_BYTES:
+        if self._is_over() or len(self) >= MOST_ENTRIES or self._bytes + size > MOST_BYTES:
             self.forget()
         if not self._known:
-            self._until = self._end()
+            self._since, self._until = self._clock.now(), self._end()
         self._known[found[0]] = entry
         self._bytes += size
 
@@ -185,6 +185,10 @@ class Memory:
             self._marks.clear()
         self._marks.add(mark)
         return True
+
+    def _is_over(self) -> bool:
+        """Whether that second has passed, or our clock was set back before it."""
+        return not self._since <= self._clock.now() < self._until
 
     def _end(self) -> datetime:
         """When what is remembered from now on is over: with this second, or with what is served."""

@@ -27,7 +27,18 @@ class Stream(asyncio.Transport):
         protocol: what is told.
     """
 
-    __slots__ = ("_closing", "_ending", "_loop", "_peer", "_protocol", "_reading", "_sock", "_unsent", "_writing")
+    __slots__ = (
+        "_closing",
+        "_ending",
+        "_loop",
+        "_paused",
+        "_peer",
+        "_protocol",
+        "_reading",
+        "_sock",
+        "_unsent",
+        "_writing",
+    )
 
     def __init__(
         self, sock: socket.socket, peer: Any, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol
@@ -37,6 +48,7 @@ class Stream(asyncio.Transport):
         self._loop = loop
         self._protocol = protocol
         self._reading = False  # whether the event loop tells us when something has come
+        self._paused = False  # whether the protocol wants to hear nothing
         self._writing = False  # whether it tells us when there is room again
         self._closing = False
         self._ending = False  # whether our side is to be ended once everything is sent
@@ -51,19 +63,21 @@ class Stream(asyncio.Transport):
         self._protocol.connection_made(self)
         if data is not None and not self._closing:
             self._take(data)
-        if not self._closing and self._sock is not None and data != b"":
+        if not self._paused and data != b"":
             self.resume_reading()
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """See :class:`asyncio.ReadTransport`."""
+        self._paused = True
         if self._reading and self._sock is not None:
             self._reading = False
             self._loop.remove_reader(self._sock.fileno())
 
     def resume_reading(self) -> None:
         """See :class:`asyncio.ReadTransport`."""
+        self._paused = False
         if not self._reading and not self._closing and self._sock is not None:
             self._reading = True
             self._loop.add_reader(self._sock.fileno(), self._readable)

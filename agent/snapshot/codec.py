@@ -16,8 +16,8 @@ from agent.core.instants import in_utc
 from agent.core.secret import Secret
 from agent.snapshot.model import FORMAT, Snapshot, Stretch
 
-MAX_BYTES: Final = 8 << 20
-"""Sixteen times what a full table of identity tokens takes."""
+MAX_BYTES: Final = 16 << 20
+"""More than a full table of identity tokens takes, each for the longest audience that a request can name."""
 
 
 def encode(snapshot: Snapshot) -> bytes:

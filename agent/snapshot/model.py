@@ -20,7 +20,8 @@ FORMAT: Final = 1
 
 MOST_STRETCHES: Final = 256
 MOST_NAMES: Final = 64
-MOST_TOKENS: Final = 256
+MOST_TOKENS: Final = 1024
+"""As many as are kept of identity tokens: one more than a snapshot takes would close everything for everybody."""
 
 
 class Stretch(msgspec.Struct, frozen=True):

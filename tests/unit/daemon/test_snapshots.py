@@ -8,13 +8,17 @@ import pytest
 import structlog
 
 from agent import snapshot
+from agent.controller.scoped import MOST as SCOPED_KEPT
 from agent.core.model import Action, Cloud
 from agent.core.secret import Secret
 from agent.core.verdict import Memory
 from agent.core.view import Absent, Ended, Live, Pending
 from agent.daemon.snapshots import Snapshots
+from agent.identity.state import NAMES_KEPT
+from agent.identity.transitions import ID_TOKEN_AUDIENCES
 from agent.serve.waiting import Served
 from agent.snapshot import ServeSettings, Snapshot
+from agent.snapshot.model import MOST_NAMES, MOST_TOKENS
 from tests.fakes.clock import settle
 from tests.unit.controller.support import Issued, World, looped
 from tests.unit.controller.test_scoped import READ, account
@@ -101,6 +105,12 @@ async def test_without_a_word_it_ends_when_it_is_over() -> None:
     assert isinstance(told.served.answer(Cloud.AWS, end - timedelta(seconds=1)), Live)
     assert isinstance(told.served.answer(Cloud.AWS, end + timedelta(seconds=1)), Ended)
     assert told.served.version == version
+
+
+def test_a_snapshot_has_room_for_all_that_is_kept() -> None:
+    """Whoever may choose audiences cannot fill a snapshot: one that is full would close everything for everybody."""
+    assert max(ID_TOKEN_AUDIENCES, SCOPED_KEPT) <= MOST_TOKENS
+    assert NAMES_KEPT <= MOST_NAMES
 
 
 @looped

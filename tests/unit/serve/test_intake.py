@@ -61,11 +61,13 @@ class Begun:
         self.owners.append(owner)
         self.open.append(sock)
 
-    def recall(self, sock: socket.socket, _peer: object, _owner: Hashable, data: bytes) -> bool:
+    def recall(
+        self, sock: socket.socket, _peer: object, _owner: Hashable, data: bytes, *, peeked: bool = False
+    ) -> bool:
         """What begins with ``known`` is remembered."""
         if not data.startswith(b"known"):
             return False
-        self.recalled.append(data)
+        self.recalled.append(data if peeked is False else sock.recv(len(data)))
         sock.close()
         return True
 

@@ -19,6 +19,7 @@ from agent.core.view import Ended, Facts, Live, Origin
 from agent.serve import remembered
 from agent.serve.control import ControlEndpoint, ControlRequest
 from agent.serve.handling import Access
+from agent.serve.stream import Stream
 from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
 from agent.wire.http import Request, Response
@@ -164,7 +165,13 @@ def test_whoever_asks_is_answered_whatever_its_program_is_called() -> None:
         assert it.known() == 1
         assert [status(it.ask(CONTAINER)) for _ in range(3)] == [200] * 3
         assert it.known() == 2, "a name that is not there is another request"
-        for bad in (b"credential-agent/1.0", b"Mozilla/5.0\r\nAccept-Language: en", b"a\r\nUser-Agent: b", b"a\tb"):
+        for bad in (
+            b"credential-agent/1.0",
+            b"  credential-agent/1.0",
+            b"Mozilla/5.0\r\nAccept-Language: en",
+            b"a\r\nUser-Agent: b",
+            b"a\tb",
+        ):
             data = CONTAINER[:-2] + b"User-Agent: " + bad + b"\r\n\r\n"
             assert {status(it.ask(data)) for _ in range(3)} == {
                 508 if b"cred" in bad else 200 if b"\t" in bad else 403 if b"Moz" in bad else 400
@@ -374,6 +381,68 @@ def test_an_answer_that_does_not_fit_is_sent_to_its_end() -> None:
             return got[sent:]
 
         assert asyncio.run_coroutine_threadsafe(served(), it.server.loop).result(10) == first
+
+
+def test_an_answer_on_the_way_ends_and_is_not_reset() -> None:
+    """Where many wait a request is looked at in the kernel: it is taken from there, or closing would be a reset."""
+    with world() as it:
+        first, *_ = it.thrice(CONTAINER)
+        intake = it.server.endpoint.listener._intake
+        assert intake is not None
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            theirs = socket.create_connection(listening.getsockname(), timeout=10)
+            theirs.sendall(CONTAINER)
+            ours, peer = listening.accept()
+            assert ours.recv(len(CONTAINER), socket.MSG_PEEK | socket.MSG_WAITALL) == CONTAINER
+            assert it.server.run(lambda: intake._is_recalled(ours, peer))
+        got = b""
+        while piece := theirs.recv(4096):
+            got += piece
+        theirs.close()
+        assert got == first
+
+
+def test_whoever_wants_to_hear_nothing_hears_nothing() -> None:
+    """A refusal stops the reading in the middle of the first bytes; no more is read until somebody wants more."""
+
+    class Refuses(asyncio.Protocol):
+        """Takes one piece at a time."""
+
+        def __init__(self) -> None:
+            self.heard = b""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.heard += data
+            self.transport.pause_reading()  # type: ignore[attr-defined]
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        told = Refuses()
+        stream = Stream(ours, None, asyncio.get_running_loop(), told)
+        stream.begin(b"one")
+        theirs.sendall(b"two")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert told.heard == b"one"
+        stream.resume_reading()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert told.heard == b"onetwo"
+        stream.abort()
+        theirs.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_that_goes_back_ends_it() -> None:
+    """What was remembered is of a moment that has not come yet: nothing of it is told."""
+    with world() as it:
+        it.thrice(GOOGLE)
+        it.server.run(lambda: it.clock.set_utc(START - timedelta(seconds=10)))
+        assert json.loads(body(it.ask(GOOGLE)))["expires_in"] == 3610
 
 
 def test_connections_at_the_cap_keep_nobody_from_what_is_remembered() -> None:
