@@ -3,9 +3,9 @@
 The rules:
 
 1. **Taking away needs nothing.** A withdrawal, and the forgetting of another machine's memory, take effect in memory
-   at once; then the copy on the disk is removed, then it is written that it was. No disk, no space stands in the way.
-2. **Giving is written first**, as long as the disk answers within :data:`PATIENCE_SECONDS`: a crash between must
-   not be the downgrade to the machine's identity. A disk that is full, read-only or stalled keeps no worker from its
+   at once; then the copy on the disk is removed, then it is written that it was. No stalled or full disk is in the way.
+2. **Giving is written first**, as long as the disk answers within :data:`PATIENCE_SECONDS`: a crash in between must
+   not be a downgrade to the machine's identity. A disk that is full, read-only or stalled keeps no worker from its
    identity: the bundle is put in force all the same, and the acknowledgement says that a restart would forget it.
 3. **No update is lost.** What was evaluated before the disk was waited for is evaluated again afterwards; what happened
    meanwhile (a withdrawal, the machine's name) stays.
@@ -129,7 +129,7 @@ class Durable:
         return verdict
 
     def lease_anew(self, bundle: Bundle, now: datetime) -> bool:
-        """Take the bundle in force as it reads now: its signer may give a shorter lease, or a longer one, than then."""
+        """Take the bundle in force as it reads now: its signer may give a shorter lease now, or a longer one."""
         verdict = self._store.evaluate(bundle, now, resume=True)
         if isinstance(verdict, Accepted):
             self._store.apply(BundleAccepted(verdict), now)

@@ -1,6 +1,6 @@
 """Bundles on their way in: opened, evaluated, put in force; tried again where that may help; evaluated anew.
 
-What may still become right is kept for another look, one place a source: bytes whose key service is silent are tried
+What may still become right is kept for another look, one for each source: bytes whose key service is silent are tried
 again soon, those that were refused are looked at again when our clock, our keys or our trust changes
 (:meth:`Intake.reconsider`). The bundle in force is evaluated again when whom we believe has changed
 (:meth:`Intake.review`).
@@ -113,7 +113,7 @@ class Intake:
         return min(self._review.due_at, self._retries.due_at)
 
     def step(self, boottime: float) -> None:
-        """Start what is due. The review goes first: see there."""
+        """Start what is due. The review goes first: see :meth:`review`."""
         if self._review.due_at <= boottime:
             self._review.due_at = NEVER
             self._tasks.spawn(self._review.run(), name="review")
@@ -183,7 +183,7 @@ class Intake:
         except BundleError as error:
             if sealed.origin == STATE:
                 self._resuming(None)
-            # It may be right and we not yet: see `reconsider`. What time or a service may mend is looked at by itself.
+            # A change here may make it right: see `reconsider`. What time or a service may mend is looked at by itself.
             self._retries.keep(sealed, attempts, _look_again(error))
             return self._verdicts.refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
         verdict, durable = await self._durable.submit(bundle, sealed.data)
@@ -231,7 +231,7 @@ class Intake:
     def unreadable(self, source: Source, error: UnreadableError) -> None:
         """Take note that a source has what looks like a bundle and is none.
 
-        Somebody meant this worker to have a bundle. Nobody may take what is served instead for what was meant.
+        Somebody meant this worker to have a bundle. What is served instead must not pass for it.
         """
         ack = self._verdicts.unreadable(source.name, error, self._clock.now())
         self._tasks.spawn(source.acknowledge(ack), name=f"ack {source.name}")
@@ -264,7 +264,7 @@ class Intake:
                 await self.resume(sealed)
         else:
             self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
-            # What came to this machine while it was not known who it is, is its own: to be evaluated anew, and alone.
+            # What came while this machine did not know who it is belongs to it: it is evaluated anew, and alone.
             bundle, mine = self._store.bundle, self._durable.sealed
             held = None if self._resumed or bundle is None or mine is None else SealedBundle(mine, bundle.origin)
             self._retries.forget(STATE)

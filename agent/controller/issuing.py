@@ -27,7 +27,7 @@ from agent.identity.standing import google_source
 from agent.identity.store import Store
 
 ISSUE_TIMEOUT_SECONDS: Final = 90.0
-"""A belt over the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
+"""A bound above the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
 
 
 class Issuer(Protocol):
@@ -114,7 +114,7 @@ class Issuing:
             ends = began + issued.lifetime
         now = self._clock.now()
         if issued is not None and (ends or issued.credential.expires_at) <= now:
-            # Whoever hands out what is over (a cache, a clock) must be heard of, and asked ever more seldom.
+            # That somebody hands out what is over (a cache, a wrong clock) must be told, and asked less and less often.
             over = Failure("expired", "what was issued is over already", False, now)
             self._failed(work, over, label)
             return
@@ -153,7 +153,7 @@ class Issuing:
         """An identity token for ``audience``: the one held, or one minted now; every asker shares one flight.
 
         Returns:
-            ``None`` when this identity cannot make any (the listener says 404).
+            ``None`` when this identity cannot make any (the endpoint says 404).
 
         Raises:
             Denied: who could make it refused, and will again (403).

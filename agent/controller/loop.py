@@ -1,11 +1,11 @@
 """The one loop: it watches the sources, begins what is due, and tells the listeners when something changed.
 
-It decides nothing: :mod:`agent.identity` does. This room alone lets events happen there, all from one event loop, so a
-credential has one flight by construction and the listeners, which only look, need no lock. Bundles come in by
+It decides nothing: :mod:`agent.identity` does. This package alone lets events happen there, all from one event loop, so
+a credential is asked for once at a time and the listeners, which only look, need no lock. Bundles come in by
 :mod:`agent.controller.intake`, credentials by :mod:`agent.controller.issuing`; what outlives the process belongs to
 :mod:`agent.controller.durable` alone.
 
-Resources: one task a source, one a piece of work under way, one loop. All end with :meth:`Controller.run`.
+Resources: one task for each source and each piece of work under way, one loop. All end with :meth:`Controller.run`.
 
 Errors: nothing a source, a bundle or an upstream does ends the loop. The three kinds of trouble are told apart (a
 source is broken, a bundle is refused, a credential is not issued), each logged once where it happens, counted, and
@@ -69,7 +69,7 @@ class Controller:
         rng: for retries.
         changed: called on the loop whenever an answer may have changed; it must not block.
         follow: looks at the machine's clocks, each time round; may move our time. Returns whether there is a reason to
-            ask the clouds for it.
+            ask the clouds for the time.
 
     Attributes:
         intake: bundles on their way in.
@@ -148,7 +148,7 @@ class Controller:
         return sum(self.store.take(holding, now) for holding in holdings)
 
     def restore_id_tokens(self, left: Iterable[MintedFor]) -> None:
-        """Take back the identity tokens of whoever is served still."""
+        """Take back the identity tokens of whoever is still served."""
         now = self._clock.now()
         for one in left:
             event = leftovers.minted(self.store.state, one, now)
@@ -238,7 +238,7 @@ class Controller:
         bump(self.counters.source_troubles, name)
         self.source_state[name] = error.message
         if before == error.message:
-            return  # once a change, not once an attempt: a source that is down for a night fills no journal
+            return  # once a change, not at each attempt: a source that is down for a night fills no journal
         if isinstance(error, UnreadableError):
             self.intake.unreadable(source, error)
         elif (unsaid := self._seldom.unsaid("source.failed", name)) is not None:

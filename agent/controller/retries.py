@@ -1,4 +1,4 @@
-"""Which bytes are looked at again, and when? One place an origin, for what was not taken and may still become right."""
+"""Which bytes are looked at again, and when? For each origin the last that was not taken and may still become right."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Retries:
         return [retry.sealed for retry in found]
 
     def take(self, sealed: SealedBundle) -> int:
-        """Keep nothing of its origin any more: ``sealed`` is evaluated. How often the same bytes were before."""
+        """Keep nothing of its origin any more, as ``sealed`` is evaluated; returns how often the same bytes were."""
         retry = self._kept.pop(sealed.origin, None)
         return retry.attempts if retry is not None and retry.sealed is sealed else 0
 

@@ -22,8 +22,8 @@ class Verdicts:
 
     Args:
         counters: of verdicts.
-        tell: called when :attr:`last_refusal` is another.
-        seldom: what says the same again and again.
+        tell: called when :attr:`last_refusal` has changed.
+        seldom: limits what is said again and again.
 
     Attributes:
         last_refusal: what was refused last, for a person.

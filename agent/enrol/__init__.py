@@ -1,6 +1,6 @@
 """Enrolment: which key is this worker's, and what says so? The codec and the rules of PROTOCOL.md.
 
-Both ends use it: the worker writes an enrolment, the sender reads it and evaluates its evidence. No I/O and no clock
+Both ends use it: the worker writes an enrolment, the sender reads it and checks its evidence. No I/O and no clock
 here: evidence is collected by :mod:`agent.daemon`, and verified with those who vouch for it by :mod:`agent.sender`.
 """
 

@@ -1,4 +1,4 @@
-"""The question and its answer, as bytes. Strict in what decides, deaf to what a later version adds."""
+"""The question and its answer, as bytes. Strict in what decides; what a later version adds is ignored."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _key(top: dict[str, Any]) -> tuple[dict[str, str], str]:
         recipient = RecipientKey.parse(jwk)
     except FormatError as error:
         raise EvidenceError(f"key: {error.message}", code="key") from None
-    # What the library read is what is sealed to; its own spelling of it is what was vouched for.
+    # We seal to the key as the library read it: its thumbprint must be the one that was vouched for.
     if top.get("thumbprint") != thumbprint or thumbprint_of(recipient.public_jwk()) != thumbprint:
         raise EvidenceError("thumbprint: it is not that of the key", code="key")
     return recipient.public_jwk(), thumbprint

@@ -59,7 +59,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return cls(accounts=(account,) if account else (), projects=(project,) if project else ())
 
     def check(self, machine: Machine) -> None:
-        """Nothing, if the policy admits ``machine``.
+        """Return if the policy admits ``machine``.
 
         Raises:
             EvidenceError: code ``policy``: the message says which line does not, the hint what would.

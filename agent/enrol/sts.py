@@ -1,6 +1,6 @@
 """Is this a signed ``GetCallerIdentity`` that binds the key and the nonce, and nothing else? Whose is the answer?
 
-The sender sends on what a stranger gave it. So nothing of it is sent that is not known here, to the byte: another
+The sender sends a request that a stranger made. So nothing is sent that is not known here, to the byte: another
 header could ask for another form of answer, another parameter could make STS say what the stranger wants (the hole of
 HashiCorp Vault's CVE-2020-16250 was of this kind), another host could be the stranger's own.
 """
@@ -37,7 +37,7 @@ _HEADERS: Final = frozenset(
 )
 _SIGNED: Final = _HEADERS - {"authorization"}
 
-# botocore's partitions.json, as a test holds. A region is of letters, digits and dashes: no dot can get into the host.
+# botocore's partitions.json (a test compares). A region is of letters, digits and dashes: no dot can get into the host.
 _PARTITIONS: Final = (
     ("aws", re.compile(r"(?:us|eu|ap|sa|ca|me|af|il|mx)-[a-z]+-[0-9]{1,2}\Z"), ("amazonaws.com", "api.aws")),
     ("aws-us-gov", re.compile(r"us-gov-[a-z]+-[0-9]{1,2}\Z"), ("amazonaws.com", "api.aws")),
@@ -106,7 +106,7 @@ def _place(host: str) -> tuple[str, str] | None:
 
 
 def checked_request(evidence: AwsSts, *, thumbprint: str, nonce: str, now: datetime) -> StsRequest:
-    """The request, if it is what PROTOCOL.md asks for. Nobody has been asked anything.
+    """The request, if it is what PROTOCOL.md asks for. Asks nobody.
 
     Args:
         evidence: from a stranger.
@@ -198,7 +198,7 @@ def aws_machine(arn: Any, account: Any, *, partition: str) -> Machine:
         account=number,
         principal=role,
         session=session,
-        # EC2 names its sessions so, and so may whoever else may assume the role: see PROTOCOL.md.
+        # EC2 names its sessions so, and anyone else who may assume the role can: see PROTOCOL.md.
         instance_id=session if _INSTANCE.match(session) else None,
         source="aws-sts",
     )

@@ -10,7 +10,7 @@
         df = dd.read_parquet("s3://private/...")     # unchanged
 
 Nothing is installed in the workers' Python; an agent must run on the workers and be told at launch to believe this
-computer's key (:func:`launch_line`; whoever is not served says so, and how to mend it). What travels is sealed to keys
+computer's key (:func:`launch_line`; the status says who is not served, and what to do). What travels is sealed to keys
 that the workers' machines have vouched for: neither the scheduler nor anybody on the way can read or alter it.
 """
 
@@ -64,7 +64,7 @@ def dask(client: Any, **wanted: Unpack[Wanted]) -> Forward:
         HostError: the signing key cannot be read or made.
         CourierError: the scheduler does not answer.
     """
-    from agent.forward.on_dask import Dask  # noqa: PLC0415 - only for whom it is
+    from agent.forward.on_dask import Dask  # noqa: PLC0415 - only when it is used
 
     def courier(session: str, issuer: str) -> Dask:
         return Dask(client, session=session, issuer=issuer)
@@ -80,7 +80,7 @@ def to(courier: Courier, **wanted: Unpack[Wanted]) -> Forward:
 def ssh(hosts: Sequence[str], *, command: Sequence[str] = ("ssh",), **wanted: Unpack[Wanted]) -> Forward:
     """Forward to hosts by the user's own ``ssh``. Otherwise as :func:`dask`.
 
-    Who a host is, ``ssh`` knows by its key: no other evidence is needed, unless ``accounts`` or the like ask for it.
+    ``ssh`` knows a host by its key: no other evidence is needed, unless ``accounts`` or the like ask for it.
 
     Args:
         hosts: as ``ssh`` takes them.
@@ -91,7 +91,7 @@ def ssh(hosts: Sequence[str], *, command: Sequence[str] = ("ssh",), **wanted: Un
 
 
 def launch_line(signer: str | Path | None = None) -> str:
-    """The line for the workers' user-data by which they believe this computer: it names your public key.
+    """The line for the workers' user-data that makes them believe this computer: it names your public key.
 
     Raises:
         HostError: the key cannot be read or made.

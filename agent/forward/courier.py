@@ -39,7 +39,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         steps: requests to the courier socket, in their order.
         seconds: how long all of it may take on a worker.
-        after: what the worker's machine has come to with it: ``served``, ``refused``, ``withdrawn``, or nothing yet.
+        after: how the worker's machine stands then: ``served``, ``refused``, ``withdrawn``; empty: nothing yet.
         session: of the forwarding that asks.
     """
 
@@ -56,7 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def expression(self) -> str:
-        """An expression that carries the request wherever it is evaluated, and is the reply then."""
+        """An expression that carries the request; its value, wherever it is evaluated, is the reply."""
         return f"(lambda n: (exec({PROGRAM!r}, n), n['main']({self.request!r}))[1])({{'__name__': 'credential-agent'}})"
 
     @property
@@ -142,7 +142,7 @@ class Courier(Protocol):
         """
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
-        """Call ``joined``, from any thread, with workers that have come; until what is returned is called.
+        """Call ``joined``, from any thread, with workers that have come, until the returned function is called.
 
-        A courier that is told of nothing does nothing: ``workers`` is asked every few seconds all the same.
+        A courier that hears of none does nothing: ``workers`` is asked every few seconds all the same.
         """

@@ -1,6 +1,6 @@
 """What is to be done now: look who is there, enrol who is new, seal and deliver what is due.
 
-No thread and no clock of its own: :mod:`agent.forward.session` turns it.
+No thread and no clock of its own: :mod:`agent.forward.session` drives it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from agent.sender import assemble
 
 GROUP: Final = 16
 """Recipients of one bundle: as many as it may be addressed to by their keys (claim ``aud`` of FORMAT.md). What a bundle
-grows by for each of them, every other one is sent too: in larger groups the bytes grow with the square."""
+holds for one of them is sent to all the others too: in larger groups the bytes grow with the square."""
 
 CHUNK: Final = 512
-"""So many workers are dealt with before it is looked whether somebody new waits."""
+"""So many workers are dealt with before we look whether somebody new waits."""
 
 _ENROL_AGAIN: Final = frozenset({"recipient", "unwrap", "forwarded", "audience"})
 """Refusals that say that the agent has another key than the one it enrolled with."""
@@ -87,7 +87,7 @@ class Engine:
         if self._local.collect(now) or self._version == 0 or (self._leased is not None and now >= self._leased):
             self._version += 1
             self.renewals = self._version - 1
-            # A lease is renewed when a third of it is gone: what misses one renewal has another.
+            # A lease is renewed when a third of it is gone: who misses one renewal has another.
             self._leased = None if self._lease is None else now + self._lease / 3
             return True
         return False
@@ -146,7 +146,7 @@ class Engine:
             agent.version = 0
 
     def _bring(self, agents: Sequence[Agent]) -> set[str]:
-        """Enrol and deliver; the workers that heard of it."""
+        """Enrol and deliver; returns the workers that were told."""
         unknown = [agent for agent in agents if agent.enrolment is None and agent.workers]
         if unknown:
             self._roster.enrol(unknown, self._admission(self._local))

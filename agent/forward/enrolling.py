@@ -87,7 +87,7 @@ class Admission:
     verify: Verify
 
     def admit(self, enrolment: Enrolment) -> Machine | None:
-        """Whoever was proved; ``None`` when nobody needed to be.
+        """The machine that was proved; ``None`` when no proof was needed.
 
         Raises:
             EvidenceError: it may not have the identity.
@@ -152,7 +152,7 @@ class Roster:
         self._hosts.pop(name, None)
 
     def ask(self, job: Job, names: Sequence[str]) -> dict[str, Reply | CourierError]:
-        """Carry a job to workers; for each what came back."""
+        """Carry a job to workers; returns for each what came back."""
         if not names:
             return {}
         said = self._courier.call(job, names)
@@ -169,7 +169,7 @@ class Roster:
         return replies
 
     def look(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Find out which agent each worker reaches, and what that says of itself; by agent, its status."""
+        """Find out which agent each worker reaches, and what it says of itself; returns the status of each agent."""
         documents: dict[str, dict[str, Any]] = {}
         for name, reply in self.ask(Job(steps=(STATUS,), session=self._session), names).items():
             self._forget(name)
@@ -202,7 +202,7 @@ class Roster:
         return next(iter(agent.workers))
 
     def enrol(self, agents: Sequence[Agent], admission: Admission) -> None:
-        """Ask agents for their keys and have what they say verified. Whoever does not hold is told so in its state."""
+        """Ask agents for their keys and have what they say verified. One whose evidence does not hold is marked so."""
         nonce = enrol.new_nonce(secrets.token_bytes(32))
         job = Job(steps=(("POST", "/v1/enrol", enrol.write_question(nonce)),), session=self._session)
         replies = self.ask(job, [self.speaker(agent) for agent in agents])
@@ -281,7 +281,7 @@ def answered(reply: Reply | CourierError) -> Answer:
 
 
 def check_channel(courier: Courier, *, without_evidence: bool | None) -> bool:
-    """Whether the channel's word is enough for who a worker is.
+    """Whether the channel alone proves who a worker is.
 
     Raises:
         UsageError: it was asked for where anybody on the way could take a worker's place.

@@ -26,7 +26,7 @@ LATEST: Final = timedelta(minutes=20)
 EARLIEST: Final = timedelta(hours=1)
 RETRY: Final = timedelta(seconds=30)
 SAME_AGAIN: Final = timedelta(minutes=5)
-"""What has no successor yet is looked at so often: a sign-on that renews itself does so only near its end."""
+"""How often a successor is looked for that is not there yet: a sign-on that renews itself does so only near its end."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +198,7 @@ class Local:
         if isinstance(wanted, str):
             profile = None if wanted == "auto" else wanted
             try:
-                # A new one each time: what one has found it keeps, though somebody has signed on anew.
+                # A new one each time: a session keeps what it has found, though somebody has signed on anew.
                 session = boto3.Session(profile_name=profile)
                 if session.region_name is None and "AWS_REGION" in os.environ:
                     session = boto3.Session(profile_name=profile, region_name=os.environ["AWS_REGION"])
@@ -234,7 +234,7 @@ class Local:
 
 
 def marks() -> dict[Cloud, str]:
-    """What changes when somebody signs on anew. Nobody is asked, no helper is run: files and the environment."""
+    """What changes when somebody signs on anew. Only files and the environment are read: no helper is run."""
     return {cloud: _mark(cloud) for cloud in Cloud}
 
 

@@ -2,8 +2,8 @@
 
 What runs on workers is text: an object that is unpickled by evaluating an expression, which needs nothing of ours there
 and no bytecode of another Python. A worker awaits the ``setup`` of plugins before it takes tasks, and answers nobody
-meanwhile. So a newcomer asks from there: it puts word into a queue of the scheduler's, and does what comes into one of
-its own, until it has been served. The scheduler passes all of it on unread.
+meanwhile. So a newcomer asks from there: it puts a message into a queue of the scheduler's, and runs what comes into
+one of its own, until it has been served. The scheduler passes all of it on unread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.forward.courier import PROGRAM, Job
 PATIENCE_SECONDS: Final = 10.0
 """How long a newcomer waits to be served before it takes tasks all the same: we may be gone."""
 SLICE: Final = 128
-"""Workers of one call: one that hangs is waited for by so many others only."""
+"""Workers of one call: one that hangs holds up only so many others."""
 ALONE_SECONDS: Final = 10.0
 
 _ON_WORKER: Final = (
@@ -110,7 +110,7 @@ class Dask:
 
     Args:
         client: a ``distributed.Client``, synchronous or not.
-        session: of this forwarding: the name of its plugin and topic.
+        session: this forwarding's, also the name of its plugin and topic.
         issuer: as whom we speak.
         patience: how long a newcomer waits for us.
     """
@@ -185,7 +185,7 @@ class Dask:
         return said
 
     async def _post(self, job: Job, worker: str) -> str | Exception:
-        """A newcomer answers nobody before it was served: what is for it goes through its queue."""
+        """A newcomer answers nobody until it is served: what is for it goes through its queue."""
         box = self._boxes[worker]
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._pending[box] = answer

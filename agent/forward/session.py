@@ -20,12 +20,12 @@ from agent.forward.telling import Teller
 OnExit = Literal["withdraw", "keep"]
 
 GLANCE_SECONDS: Final = 5.0
-"""So often the files of this computer's identity are looked at: nobody is asked, and a new sign-on is there soon."""
+"""How often the files of this computer's identity are looked at: that asks nobody, and a new sign-on is seen soon."""
 PRESENT_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 30.0
-"""A worker that is not served is asked again so often, and every worker whether it still is."""
+"""How often a worker that is not served is asked again, and every worker whether it still is."""
 PER_WORKER_SECONDS: Final = 0.1
-"""In a large cluster each of that takes its time: 10,000 workers are asked once in a quarter of an hour."""
+"""In a large cluster the pause is this much for each worker: 10,000 are asked once in a quarter of an hour."""
 GATHER_SECONDS: Final = 0.02
 """Workers that come in one moment are served in one go."""
 
@@ -80,7 +80,7 @@ class Forward:
         return self.status()
 
     def close(self) -> None:
-        """End it: withdraw unless ``on_exit="keep"``, and say until when the workers are served. Twice is once."""
+        """End it: withdraw unless ``on_exit="keep"``, and say until when workers are served. Idempotent."""
         if self._closed:
             return
         self._closed = True

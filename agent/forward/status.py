@@ -19,7 +19,7 @@ class State(enum.StrEnum):
     NOT_ALLOWED = "not-allowed"  # the worker's user may not speak to its agent
     UNKNOWN_SIGNER = "unknown-signer"  # its agent was not told to believe this key
     EVIDENCE = "evidence"  # it did not prove to be one of those who may have the identity
-    REFUSED = "refused"  # its agent took the bundle for one that it must not take
+    REFUSED = "refused"  # its agent refused the bundle
     ANOTHER = "another"  # somebody else's bundle came later
     UNREACHABLE = "unreachable"
 

@@ -34,7 +34,7 @@ class Teller:
         return cls(sys.stderr if shown else None)
 
     def began(self, status: Status) -> None:
-        """As whom."""
+        """Say as whom the workers act."""
         for cloud in status.clouds:
             self._line(f"forwarding {cloud.cloud}: {cloud.who}")
         if status.variables:
@@ -44,7 +44,7 @@ class Teller:
             )
 
     def now(self, status: Status, now: datetime) -> None:
-        """How it stands, if that is another than before."""
+        """Say how it stands, if that has changed."""
         missing = status.not_served()
         key = (
             status.served,
@@ -72,7 +72,7 @@ class Teller:
                 self._line(f"    hint: {hint}")
 
     def left(self, status: Status, taken: int | None, now: datetime) -> None:
-        """At the end: until when the workers are served without us."""
+        """Say at the end until when the workers are served without us."""
         if taken is not None:
             self._line(f"withdrawn from {taken} machine{'' if taken == 1 else 's'}: the workers have it no longer")
             if status.served:

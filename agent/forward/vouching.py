@@ -12,7 +12,7 @@ from agent.sender.evidence import Verifier
 
 
 def verifier(policy: Policy, now: Callable[[], datetime]) -> Verify:
-    """Verifies evidence, and holds it against ``policy``.
+    """Verifies evidence, and checks it by ``policy``.
 
     STS is asked at ``AWS_ENDPOINT_URL_STS`` if this computer's user has set that (a VPC endpoint): who says where this
     computer's own credentials are exchanged may also say where a worker's evidence is.

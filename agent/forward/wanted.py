@@ -45,7 +45,7 @@ class Wanted(TypedDict, total=False):
         service_accounts: of those only instances that run as these.
         instance_ids: of all of them only these.
         thumbprints: keys of workers that you have compared yourself: they need no other proof.
-        without_evidence: the channel is trusted: who is reached is who was meant. Only on encrypted ones.
+        without_evidence: the channel is trusted: who is reached is who was meant. Only if it is encrypted.
         issuer: as whom bundles are signed; by default ``laptop:USER@HOST``.
         signer: the file of the signing key; by default one in your configuration directory, made at first use.
         on_exit: ``"withdraw"`` the identity at the end of the block, or let the workers ``"keep"`` it to its end.
@@ -89,9 +89,9 @@ def begin(
     """Begin to forward.
 
     Args:
-        make: makes the courier, of the name of this forwarding and the issuer.
+        make: makes the courier, given the name of this forwarding and the issuer.
         wanted: the members of :class:`Wanted`.
-        lazy: whether nobody may be waited for here, and ``async with`` begins.
+        lazy: whether nothing may be waited for here, since ``async with`` begins.
         verify: makes what asks those who vouch, for a policy.
         now: time.
 

@@ -5,7 +5,7 @@ The rules:
 1. Sequence numbers of one stream (issuer, subject) only rise. The same number with the same content is nothing new; the
    same number with other content is an attack or a broken sender, refused and alarmed.
 2. A bundle of a stream that was forgotten is refused by the floor it left (:mod:`agent.identity.streams`).
-3. What is over is not taken: a lease that has ended, a finished credential that has. It would swap a live one for it.
+3. What is over is not taken: a lease or a finished credential that has ended. It would replace a live one.
 4. A withdrawal closes what the withdrawn bundle decided. The machine's own identity comes back only where the
    withdrawal itself says so, and only in the clouds that the withdrawn bundle carries: one that an earlier bundle
    closed stays closed.

@@ -54,7 +54,7 @@ def id_tokens(state: State, now: datetime) -> Iterator[tuple[IdToken, datetime]]
 
 
 def until_another(state: State, grant: Grant | None, now: datetime) -> datetime | None:
-    """When Google's tokens are first minted from another than ``grant``, by itself; ``None``: never."""
+    """When Google's tokens begin to be minted from another grant, if nothing arrives; ``None``: never."""
     for at in _ends(state, now):
         source = google_source(state, at)
         if source is None or source[0] != grant:

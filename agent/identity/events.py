@@ -68,7 +68,7 @@ class Ticked(msgspec.Struct, frozen=True):
 
 
 class ClockMoved(msgspec.Struct, frozen=True):
-    """Our clock was moved by so much; negative is back."""
+    """Our clock was moved by this; negative is back."""
 
     by: timedelta
 

@@ -58,7 +58,7 @@ class Forecast(msgspec.Struct, frozen=True):
         renewed_by: what renews it until then, in words; ``None`` when nothing does.
         cause: what ends it, in words.
         warnings: sentences for the person who seals or operates; no secret in them.
-        turns: the first instant at which the same question has another answer, for whoever keeps it; ``None``: never.
+        turns: the first instant at which the same question has another answer, for whoever caches it; ``None``: never.
     """
 
     cloud: Cloud
@@ -76,7 +76,7 @@ class Known(NamedTuple):
     Attributes:
         ends: the end of the credential in hand; with none in hand, the instant at which that was known.
         length: for how long the credential in hand was given.
-        stopped: that nothing more is to be reckoned with, and why; ``None`` while it is.
+        stopped: why no more credentials are expected; ``None`` while they are.
     """
 
     ends: datetime
@@ -85,7 +85,7 @@ class Known(NamedTuple):
 
 
 SHORTER: Final = timedelta(minutes=1)
-"""A credential counts as given for less than was asked when it is shorter by more than this: the rest is its way."""
+"""A credential was given for less than was asked if it is shorter by more than this: less is lost in transit."""
 
 
 class _Span(NamedTuple):

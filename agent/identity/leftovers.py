@@ -35,7 +35,7 @@ def id_tokens(state: State) -> list[MintedFor]:
 
 
 def minted(state: State, left: MintedFor, now: datetime) -> IdTokenMinted | None:
-    """What has happened, seen from here, when ``left`` speaks for whoever is served now; else nothing has."""
+    """The event that brings ``left`` back if it speaks for whoever is served now; else ``None``."""
     served = google_source(state, now)
     if served is None:
         return None

@@ -40,7 +40,7 @@ def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> 
                 notices.append(Notice(event, cloud, whose, _why(answer), until))
         near = until is not None and until - now <= state.policy.horizon_lead
         if near and isinstance(answer, Live) and not before.warned:
-            # Not once a renewal, each of which moves the end a little: once, until it has been far away again.
+            # Not at each renewal, which moves the end a little: once, until the end has been far away again.
             notices.append(Notice(Event.HORIZON, cloud, whose, why_until(state, cloud, now), until))
         told = Told(stands, near and (before.warned or isinstance(answer, Live)))
         if told != before:

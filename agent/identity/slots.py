@@ -104,7 +104,7 @@ def hold(credential: Credential, ends: datetime | None, began: datetime) -> Held
     """
     if ends is None:
         return Held(credential, credential.expires_at, credential.issued_at)
-    # Only its end is moved: the way from an end that somebody named to ours may be longer than there were years before.
+    # Only the end is moved: ``issued_at`` is a stranger's word, and moved as far it may leave what a datetime holds.
     held = Held(credential, credential.expires_at, credential.expires_at, counted=True)
     return held.moved(ends - held.ends)._replace(began=began)
 

@@ -149,7 +149,7 @@ def _closed(state: State, cloud: Cloud) -> str:
     return f"the bundle that decided this identity was withdrawn; {kept}"
 
 
-# -- what the listeners see -------------------------------------------------------------------------------------------
+# -- what is answered ------------------------------------------------------------------------------------------------
 
 
 def view(state: State, cloud: Cloud, now: datetime) -> Answer:
@@ -274,7 +274,7 @@ def facts(state: State) -> Facts:
         account = served.credential.account_id
     own, seen = state.policy.facts, state.observed
     if project not in (None, seen.project_id):
-        # The number belongs to the machine's project: with another project from the bundle it would be a lie.
+        # The number belongs to the machine's project: with another project from the bundle it would be wrong.
         seen = replace(seen, numeric_project_id=None)
     said = Facts(region=region, account_id=account, project_id=project)
     return Facts(*(getattr(said, n) or getattr(own, n) or getattr(seen, n) for n in Facts.__struct_fields__))

@@ -2,9 +2,9 @@
 
 One *identity* is one stream (issuer, subject) is one :class:`InForce`: a bundle, the slots of its grants, and what its
 predecessor left. Today at most one is in force. Everything that concerns one identity takes it as a parameter, and its
-keys are its own; several side by side are a mapping of them here, and a rule which of them answers whom.
+keys are its own; several side by side are a mapping of them here, and a rule for which of them answers whom.
 
-Beside it stand the machine's own slots, one a cloud, which belong to nobody's bundle.
+Beside it are the machine's own slots, one for each cloud, which belong to no bundle.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from agent.identity.graph import role_name_of
 from agent.identity.slots import Held, Slot
 
 NAMES_KEPT: Final = 64
-"""How many names are answered to: a role a job would grow them without end."""
+"""How many names are answered to: with a role for each job they would grow without end."""
 
 
 class Previous(NamedTuple):

@@ -117,7 +117,7 @@ class Store:
         return standing.view(self.state, cloud, now)
 
     def doubts(self, cloud: Cloud, now: datetime) -> bool:
-        """Whether ``cloud`` is pending for want of a word whose the memory is, and for nothing else."""
+        """Whether ``cloud`` is pending only because it is not known whose the memory is."""
         return isinstance(standing.standing(self.state, cloud, now), standing.Doubted)
 
     def view_id_token(self, audience: str, now: datetime) -> IdToken | None:

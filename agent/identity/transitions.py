@@ -102,7 +102,7 @@ from agent.identity.state import (
 ID_TOKEN_AUDIENCES: Final = 1024
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
 HURRY_EVERY: Final = timedelta(minutes=1)
-"""A wall clock that somebody steps to and fro must storm nobody."""
+"""A wall clock that somebody steps to and fro must not storm the clouds."""
 HURRY_SPREAD: Final = timedelta(seconds=30)
 
 Step = tuple[State, tuple[Effect, ...]]
@@ -332,7 +332,7 @@ def clock_moved(state: State, event: ClockMoved, now: datetime, rng: random.Rand
 def time_doubted(state: State, _event: TimeDoubted, now: datetime, rng: random.Random) -> Step:
     """Ask for everything anew within half a minute.
 
-    Not applied, it is to be asked for again: a doubt that is dropped lets an expired credential be served until the
+    If not applied, it must be asked for again: a doubt that is dropped lets an expired credential be served until the
     next renewal.
     """
     if state.hurried_at is not None and timedelta() <= now - state.hurried_at < HURRY_EVERY:
@@ -428,7 +428,7 @@ def waiting_restored(state: State, event: Waiting, now: datetime, _rng: random.R
 def remnant_restored(state: State, event: Remnant, now: datetime, _rng: random.Random) -> Step:
     """Serve on what an earlier bundle left, if the same bundle is in force and has nothing of its own yet.
 
-    Whether the earlier one's signer is believed still is for the caller to weigh.
+    The caller decides whether the earlier one's signer is still believed.
     """
     identity, cloud = state.identity, event.cloud
     slot = identity.routed(cloud) if identity is not None else None

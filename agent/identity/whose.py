@@ -5,8 +5,8 @@ it must serve nothing of that. Its name from the metadata service tells; while t
 and the boot of the kernel do. Where nothing tells, nothing is served until something does.
 
 Two errors are possible. To take a copy for the original serves the original's identity; to take this machine for a copy
-forgets a withdrawal, for good. So a metadata service that fails, flaps or lies is contradicted by what it has no hand
-in, the firmware and the kernel; and a contradiction is a doubt, in which nothing is served and nothing forgotten:
+forgets a withdrawal, for good. So a metadata service that fails, flaps or lies is checked by what it cannot influence,
+the firmware and the kernel; and a contradiction is a doubt, in which nothing is served and nothing forgotten:
 
 =============  ==============================  ==========================================
 the name is    firmware (what both can say)    it is
@@ -50,7 +50,7 @@ class Whose(enum.Enum):
 
 
 def whose(memory: Memory, instance_id: str, *, boot_id: str, firmware: Mapping[str, str]) -> Whose:
-    """Evaluate a memory that was found.
+    """Decide whose a memory is that was found.
 
     Args:
         memory: what was read from the state directory.
@@ -70,7 +70,7 @@ def whose(memory: Memory, instance_id: str, *, boot_id: str, firmware: Mapping[s
     if same_firmware is not None:
         return Whose.OURS if same_firmware else Whose.ANOTHERS
     if same_boot or not memory.boot_id:
-        return Whose.OURS  # without a boot an earlier version wrote it, which knew no more
+        return Whose.OURS  # one without a boot id is of an earlier version, which knew no more
     # Another boot, and no name to compare. Once we know ours, a memory without one is not proved to be ours.
     return Whose.ANOTHERS if name else Whose.UNKNOWN
 

@@ -1,7 +1,7 @@
 """What says that a key is this machine's? Evidence of its own identity, bound to the key and to a caller's nonce.
 
-Only ever about the key that is given, which is ours, and only by the machine's *own* role or service account: what a
-bundle brought proves nothing about a machine. What evidence must be is in ``agent/enrol/PROTOCOL.md``.
+It is only ever about our own key, and only by the machine's *own* role or service account: what a bundle brought
+proves nothing about a machine. What evidence must be is in ``agent/enrol/PROTOCOL.md``.
 
 That a kind of evidence cannot be had is an answer, not an error.
 """
@@ -39,7 +39,7 @@ from agent.wire.names import EC2_REGION_PATH
 COLLECT_SECONDS: Final = 5.0
 """How long all of it may take: a courier waits."""
 KEPT: Final = timedelta(minutes=1)
-"""How long the role's keys are used again: a flood of questions asks the metadata service once a minute."""
+"""How long the role's keys are reused: a flood of questions asks the metadata service once a minute."""
 _LEFT: Final = timedelta(minutes=2)
 _REGION: Final = re.compile(r"[a-z]{2,8}(?:-[a-z]{2,16}){1,3}-[0-9]{1,2}\Z")
 _TOKEN_SECONDS: Final = 300

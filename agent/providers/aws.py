@@ -174,7 +174,7 @@ class AwsMint:
             credential = msgspec.structs.replace(credential, account_id=account_of(credential.role_arn))
         _usable(credential, doing, now, server_time)
         credential = capped(credential, now, answer.date)
-        # To tell its own two times apart, its word is as good as for the credential itself.
+        # Only compared with the end beside it: its ``Date`` is as good as the credential itself.
         minted = Issued(credential, server_time, good_for(credential.expires_at, answer.date, now))
         if grant.expect is None or not self._settings.probe:
             return minted
@@ -241,7 +241,7 @@ class AwsMint:
     async def _probed(
         self, minted: Issued[AwsCredential], expect: Expect | None, region: str, now: datetime
     ) -> Issued[AwsCredential]:
-        """Ask who the new credential is, when the grant says who it must be: before anybody is given it.
+        """Ask whose the new credential is, if the grant says whose it must be: before anybody is given it.
 
         Raises:
             Denied: ``unexpected-identity``.
@@ -335,7 +335,7 @@ def _minted(operation: str, answer: StsAnswer, asked_seconds: int, now: datetime
 
 
 def _of_role(asked: str, minted: Issued[AwsCredential]) -> Issued[AwsCredential]:
-    """``minted``, unless it says that it is another role's: a cache between, or a service that mixes its answers up.
+    """``minted``, unless it says that it is another role's (a cache between, a service that mixes up its answers).
 
     Emulators that say nothing of the role, or nothing in AWS's form, are taken at their word. Names of roles do not
     differ by case.

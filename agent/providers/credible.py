@@ -4,7 +4,7 @@ What comes in a bundle is checked by the codec. What is minted ends in the same 
 the same rule holds for it (FORMAT.md: printable ASCII, space to ``~``, 16,384 characters at most): a line feed in a
 token would write a second line into every client's request head and into the environment file.
 
-A value that breaks a rule is the upstream's fault and may pass: what is held stays.
+A value that breaks a rule is the upstream's fault, and may be gone next time: what is held stays.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def capped(
         said_at: the ``Date`` of the answer.
         asked: how long a life was asked for; the most that AWS gives, when nobody asked.
     """
-    # Either of the two may be wrong: an end that one of them finds credible is left as it is. A difference cannot
+    # Either clock may be wrong: an end that is credible by one of them is left as it is. A difference cannot
     # overflow, whatever both are.
     if min(credential.expires_at - now, credential.expires_at - (said_at or now)) <= asked:
         return credential

@@ -1,4 +1,4 @@
-"""What a codec makes of an upstream's answer, with the same one way to fail as JSON has."""
+"""What a codec makes of an upstream's answer: it fails in one way, the same as JSON does."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def broken(doing: str, answer: UpstreamResponse) -> Transient:
 def refusal(
     answer: UpstreamResponse, doing: str, now: datetime, secrets: Iterable[Secret | str], *, timed: bool
 ) -> ProviderError:
-    """The error that a refusal comes to: whether it passes, in which words, without a secret."""
+    """The error for a refusal, permanent or passing, without a secret in its words."""
     code, text = _reason(answer)
     skewed = timed and clock_is_suspect(answer.date, now)
     passing = passing_status(answer.status) or code in _PASSING_ERRORS or code in _PASSING_RPC or skewed or not code

@@ -1,4 +1,4 @@
-"""How is Google asked? One POST and its 200, or an error that says what to do; where to, and at what time.
+"""How is Google asked? One POST: its 200, or an error that says what to do; at which URL, and dated when.
 
 The clock matters here: an assertion or a signed request is good for a short time only, and a clock that is off makes it
 refused (:mod:`agent.providers.signing_time`).
@@ -59,7 +59,7 @@ class GoogleRequests:
     async def post_iam(
         self, principal: str, verb: str, body: dict[str, Any], *, bearer: Secret, doing: str, now: datetime
     ) -> UpstreamResponse:
-        """Ask IAM for a token of the service account ``principal``, with a token of who may speak for it."""
+        """Ask IAM for a token of the service account ``principal``, with the token of one who may speak for it."""
         base = self._endpoints.iamcredentials_url.rstrip("/")
         # The principal is the bundle's: quoted whole, so that it stays one segment of the path.
         url = f"{base}/v1/projects/-/serviceAccounts/{quote(principal, safe='@')}:{verb}"
@@ -98,7 +98,7 @@ class GoogleRequests:
     ) -> UpstreamResponse:
         """POST and return the 200.
 
-        What is ``timed`` is good for a short time only, so that a clock that is off makes it refused.
+        ``timed``: what is sent is good for a short time only, so a clock that is off gets it refused.
         """
         try:
             answer = await self._upstream.request(

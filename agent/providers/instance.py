@@ -91,7 +91,7 @@ class Instance:
         sendable("the machine's own aws identity", answer.date, credential.secret_access_key, credential.session_token)
         credential = capped(credential, now, answer.date)
         account_id = credential.account_id or await self._account(self._ec2)
-        # LastUpdated is no more than a word: what is reckoned with it later must stay within a datetime.
+        # LastUpdated is not verified: what is computed from it later must stay within a datetime.
         issued_at = min(max(credential.issued_at, now - LONGEST_AWS), now)
         return Issued(
             msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),

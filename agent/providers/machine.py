@@ -19,7 +19,7 @@ from agent.wire import ec2 as ec2_wire
 from agent.wire import names
 
 _INSTANCE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
-"""EC2's are ``i-`` and hex; other clouds and emulators speak this protocol too. A page of a proxy is none of them."""
+"""EC2's are ``i-`` and hex; other clouds and emulators speak this protocol too. A proxy's page does not match."""
 
 _INSTANCE_NUMBER: Final = re.compile(r"[0-9]{1,20}")
 """GCE's are unsigned, of 64 bits."""

@@ -1,4 +1,4 @@
-"""The one face of this room: which issuer a grant belongs to."""
+"""The one entrance to this package: it gives a grant to its issuer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Mint:
     Args:
         upstream: the way out; closed by whoever made it.
         settings: what the operator allows.
-        clock: only its boot-time hands are read, to age what a server said of its own time: every method gets ``now``.
+        clock: only its boot time is read, to age what a server said of its own time: every method gets ``now``.
         ec2: the machine's EC2 metadata service; ``None``: never asked.
         gce: the machine's GCE metadata server; ``None``: never asked.
 

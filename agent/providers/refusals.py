@@ -22,7 +22,7 @@ from agent.upstream import UpstreamError, UpstreamRefused
 #: blame a refused signature on the clock.
 CLOCK_SUSPECT: Final = timedelta(seconds=150)
 
-#: An end that lies this near to what was asked for is what was asked for: the rest is the way of the answer.
+#: An end that lies this near to what was asked for is what was asked for: the answer took the rest.
 AS_ASKED: Final = timedelta(seconds=60)
 
 _PASSING_STATUSES: Final = frozenset({408, 425, 429})
@@ -113,7 +113,7 @@ def said(text: object, secrets: Iterable[Secret | str] = ()) -> str:
 def _writings(value: str) -> list[str]:
     """``value`` as it may come back in somebody's error text, the longest first."""
     raw = value.encode(errors="surrogatepass")
-    # By hand: xml.sax.saxutils takes 2 MB of HTTP client to do the same.
+    # By hand: xml.sax.saxutils loads 2 MB of HTTP client to do the same.
     xml = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     forms = {value, quote(raw, safe=""), quote(raw), quote_plus(raw), json.dumps(value)[1:-1], xml}
     for encoded in (base64.b64encode(raw), base64.urlsafe_b64encode(raw)):

@@ -1,7 +1,7 @@
 """From what was collected to a sealed bundle: the rules that a command line and a control plane share.
 
-What nobody gives is worked out here: which grant serves each cloud, who may take it, until when it may be accepted, its
-number. And what a sender should know is found here: until when each cloud will work, and what should worry.
+What the caller leaves out is worked out here: which grant serves each cloud, who may take it, until when it may be
+accepted, its number. So is what a sender should know: until when each cloud will work, and what to worry about.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Assembled(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         sealed: the bundle, ASCII.
-        forecast: by cloud, until when it will work, and what should worry; empty for a withdrawal.
+        forecast: by cloud, until when it will work, and what to worry about; empty for a withdrawal.
         accept_until: the last instant of acceptance.
     """
 

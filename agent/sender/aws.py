@@ -48,7 +48,7 @@ class Mode(enum.StrEnum):
 
 
 class Renewal(enum.StrEnum):
-    """With what the worker renews a role by itself."""
+    """What the worker itself renews a role with."""
 
     NONE = "none"
     LOCAL = "local"  # with this computer's identity, sent along as the base
@@ -229,7 +229,7 @@ def _assume_role(local: LocalAws, options: AwsOptions) -> Collected:
 
 
 def _renewed_by_base(local: LocalAws, options: AwsOptions, now: datetime, mode: Mode | None = None) -> Collected:
-    """The role for the worker to assume, and this computer's identity for it to assume it with.
+    """The role for the worker to assume, and this computer's identity to assume it with.
 
     The base that lasts is an IAM user's keys (``mode`` keys): no session of a role stands between them and the role, so
     STS gives up to the role's own maximum (12 hours at most) where a chained role gets one hour.

@@ -52,7 +52,7 @@ class LocalAws:
                 hint="does `aws sts get-caller-identity` work here? set AWS_PROFILE, or sign in (`aws sso login`)",
                 code="no-credentials",
             )
-        # Frozen first: that is what refreshes a session near its end, and moves the end that is read next.
+        # Frozen first: that refreshes a session near its end, and so moves the end that is read next.
         frozen = _frozen(found)
         self.session = session
         self.region: str | None = session.region_name
@@ -88,7 +88,7 @@ class LocalAws:
         )
 
     def caller(self) -> tuple[str, str]:
-        """The account and ARN of this identity. STS answers this to everyone whose credential lives."""
+        """The account and ARN of this identity. STS answers this to everyone whose credential is alive."""
         answer = asked(self.sts().get_caller_identity)
         return answer["Account"], answer["Arn"]
 
@@ -111,7 +111,7 @@ def _end(found: Any, session: Any) -> datetime | None:
                 ends = datetime.fromisoformat(text.strip())
             except ValueError:
                 continue
-            # Without a zone it could be anyone's noon.
+            # Without a zone the instant is unknown.
             if ends.tzinfo is not None:
                 return ends.astimezone(UTC)
     return None
@@ -122,7 +122,7 @@ def _frozen(found: Any) -> Any:
     try:
         return asked(found.get_frozen_credentials, _ODD)
     except RuntimeError:
-        # botocore's word for credentials that are no fresher after a refresh: from the environment, they never are.
+        # botocore raises it when a refresh brings nothing fresher: from the environment it never does.
         raise Denied(
             f"the local AWS session (from {found.method}) has ended",
             hint="sign in again (`aws sso login`, or however this session was made), then seal again",
@@ -146,7 +146,7 @@ def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
     except (ConnectionError, HTTPClientError) as error:
         raise Transient(f"AWS cannot be reached: {error}", code="network") from None
     except (BotoCoreError, OSError, *odd) as error:
-        # What the odd ones say may hold what a helper printed: only their kind is told.
+        # The odd ones may quote what a helper printed: only their type is told.
         words = str(error) if isinstance(error, BotoCoreError | OSError) else type(error).__name__
         raise Denied(
             f"boto3 cannot use the AWS identity of this computer: {words.strip().partition(chr(10))[0].rstrip('.: ')}",

@@ -1,4 +1,4 @@
-"""A claims file: what a sender writes by hand or a program for it, before it is sealed.
+"""A claims file: what a sender, or a program for it, writes before it is sealed.
 
 It has the members of the claims in FORMAT.md, all optional here, save those that sealing makes itself (``ver``,
 ``iat``, ``recip``). Secrets stand in it in clear, so it is read and never written.

@@ -61,7 +61,7 @@ class GceAttribute:
 
     Args:
         target: which one.
-        credentials: google-auth credentials that may ``compute.instances.setMetadata`` (or its project fellow).
+        credentials: google-auth credentials that may ``compute.instances.setMetadata`` (or its project counterpart).
         request: google-auth's transport.
         endpoint: the base URL of the API.
     """
@@ -112,7 +112,7 @@ class GceAttribute:
         return metadata
 
     def _wait(self, operation: dict[str, Any]) -> None:
-        """Wait for the end of the operation, and for its verdict: 200 only says that it was begun."""
+        """Wait for the end of the operation, and for its result: 200 only says that it was begun."""
         place = f"zones/{self._target.zone}" if self._target.instance else "global"
         name = operation.get("name")
         for _ in range(WAITS):

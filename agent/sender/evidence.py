@@ -1,8 +1,8 @@
-"""Whose machine is it? Evidence of an enrolment, verified with whoever vouches, and held against the sender's policy.
+"""Whose machine is it? Evidence of an enrolment, verified with whoever vouches, and checked by the sender's policy.
 
-What may be sent at all is decided before anything is (:mod:`agent.enrol`): a worker is a stranger, and a request that
-it signed is only ever sent to a genuine STS host, with headers and a body that are known to the byte. Redirects are not
-followed, proxies are the sender's own, and the answer is believed because TLS says who gave it.
+What may be sent at all is checked before anything is sent (:mod:`agent.enrol`): a worker is a stranger, and a request
+that it signed is only ever sent to a genuine STS host, with headers and a body known to the byte. Redirects
+are not followed, proxies are the sender's own, and the answer is believed because TLS says who gave it.
 
 Blocks; safe to call from several threads at once. The costs: one question to STS for each AWS enrolment, Google's
 certificates once in five minutes.
@@ -173,11 +173,11 @@ class Verifier:
 
 
 _TELLING: Final = ("policy", "unavailable", "rejected", "binding", "principal", "token", "date")
-"""Of several refusals the most useful is told: a code that is not here is a forgery, and goes first."""
+"""Of several refusals the first in this order is raised; a code that is not here is a forgery, and goes first."""
 
 
 def _strength(evidence: enrol.Evidence) -> int:
-    """What names the instance itself goes first."""
+    """What names the instance itself is tried first."""
     return (GcpIdentity, AwsWebIdentity, AwsSts).index(type(evidence))
 
 
@@ -295,7 +295,7 @@ class _Documents:
             now = self._now()
             if held is None or not held[0] <= now < held[0] + _KEYS_KEPT:
                 if len(self._held) >= 64:
-                    self._held.clear()  # a stranger's token names the issuer
+                    self._held.clear()  # bounded: a stranger's token names the issuer
                 held = self._held[url] = (now, self._fetch(url))
             return held[1]
 

@@ -15,7 +15,7 @@ from agent.host.files import write_atomic
 MAX_INPUT_BYTES: Final = 1_048_576
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
-"""A sealed bundle and a public key are made to travel: whoever reads them learns nothing, and the agent must."""
+"""A sealed bundle and a public key are made to travel: who reads them learns nothing, and the agent must read them."""
 
 
 def read(path: Path) -> bytes:

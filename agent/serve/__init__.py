@@ -1,4 +1,4 @@
-"""The answering side: they look at the view, speak a dialect, and send. They never fetch, issue, open or decide.
+"""The answering side: it looks up what is served and sends it in a dialect. It never fetches, issues, opens or decides.
 
 A GET of a credential is a lookup and one write of bytes that were rendered when the credential changed: no network, no
 lock, no waiting. What must wait (a first credential that is on its way, a long poll, a pass-through) is a coroutine;

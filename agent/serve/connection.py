@@ -1,7 +1,7 @@
 """One connection: one request is read, handed on and answered, and then it ends.
 
-It never waits for a client for longer than a deadline, keeps no more than a bound, and reads what comes behind a
-refusal only so that the refusal is not lost in a reset.
+It never waits for a client for longer than a deadline, keeps no more than a bound, and reads what follows a
+refused request only so that the refusal is not lost in a reset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SURPLUS_BYTES: Final = 1 << 20
 """How much of a body that was refused is read and thrown away, so that the refusal is not lost in a reset."""
 _PIPELINED_BYTES: Final = 65536
-"""How much may come behind a request that waits. Its connection is read on, to hear when the client leaves."""
+"""How much may follow a request that waits. Its connection is still read, to notice when the client leaves."""
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
     Args:
         listener: what all connections of one listener share.
         owner: whose it is, where that is known already.
-        looked: whether it is known that nothing is remembered for what it sends first.
+        looked: whether the memory has been asked about its first bytes already, in vain.
     """
 
     __slots__ = (
@@ -81,10 +81,10 @@ class Connection(asyncio.Protocol):
         self._reader: RequestReader | None = None
         self._state = State.READING
         self.received_bytes = 0
-        self.kept_bytes = 0  # the listener's account of it
-        self.owner = owner  # unknown until somebody must know
+        self.kept_bytes = 0  # as the listener counts them
+        self.owner = owner  # unknown until it matters
         self.turn = 0
-        self._paused = False  # whether we do not look at what it sends
+        self._paused = False  # whether we have stopped reading it
         self._task: asyncio.Task[Outcome] | None = None
         self._method = ""
         self._path = ""
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """See :class:`asyncio.Protocol`."""
-        # Half-closed after a whole request is allowed and keeps the way back open, for a while; before, it is an end.
+        # A half-close after a whole request keeps the way back open, for a while; before that it is an end.
         if self._state is not State.ANSWERING:
             return False
         asyncio.get_running_loop().call_later(self._listener.limits.half_closed_seconds, self._half_closed)
@@ -128,9 +128,9 @@ class Connection(asyncio.Protocol):
         """See :class:`asyncio.Protocol`."""
         self.received_bytes += len(data)
         if self._state is not State.READING:
-            # Pipelined requests, or the rest of a body that was refused: read, so that closing does not reset the
-            # connection and lose the answer, and thrown away. Not as fast as it comes: a sender that never ends would
-            # have the loop for itself.
+            # Pipelined requests, or the rest of a refused body: read and thrown away, so that closing does not reset
+            # the connection and lose the answer. Not as fast as it comes: a sender that never ends would take the loop
+            # for itself.
             if self.received_bytes > (_SURPLUS_BYTES if self._state is State.ENDED else _PIPELINED_BYTES):
                 self.abort()
             elif self._state is State.ENDED:
@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
         """Have it answered.
 
         Args:
-            reader: which has all of it.
+            reader: holds all of it.
             data: all of it, if it came in one piece.
         """
         listener = self._listener
@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
         )
         try:
             outcome = listener.handler(request, peer)
-        except Exception as error:  # noqa: BLE001 - the gate's border: nothing that a request does may end the daemon
+        except Exception as error:  # noqa: BLE001 - the listener's border: nothing a request does may end the daemon
             outcome = listener.broken(request, error)
         if isinstance(outcome, Response):
             access = self._send(outcome)
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
         if error is None:
             outcome = task.result()
         elif isinstance(error, Exception):
-            outcome = self._listener.broken(request, error)  # the gate's border, for what had to be waited for
+            outcome = self._listener.broken(request, error)  # the listener's border, for what had to wait
         else:
             raise error
         if isinstance(outcome, Response):
@@ -305,11 +305,11 @@ class Connection(asyncio.Protocol):
     # -- the listener's calls ----------------------------------------------------------------------------------------
 
     def is_fresh(self, turn: int) -> bool:
-        """Whether the loop has not had a chance yet to read what it may have sent with its first breath."""
+        """Whether the loop has not yet had a chance to read what it may have sent at once."""
         return self._state is State.READING and not self.received_bytes and turn - self.turn < 2
 
     def share(self) -> Hashable:
-        """To whose share it counts by what is known now."""
+        """The owner to whose share it counts, as far as is known now."""
         return self._place() if self.owner is None else self.owner
 
     def ask(self, owners: Owners | None) -> None:
@@ -320,7 +320,7 @@ class Connection(asyncio.Protocol):
                 self.owner = owners.now(*ends)
 
     def belong(self, owners: Owners | None, table: Table | None) -> None:
-        """Learn its owner, from the table if one was read; who is not found is known by the address."""
+        """Learn its owner, from the table if one was read; one that is not found counts by its address."""
         if self._transport is None or self.owner is not None:
             return
         ends = self._ends()
@@ -356,7 +356,7 @@ class Connection(asyncio.Protocol):
         return place_of(name)
 
     def read_on(self) -> bool:
-        """Take one more piece of what was refused; ``False`` when it is not that kind of connection."""
+        """Read one more piece of a refused request; ``False`` when none is being refused here."""
         if self._transport is None or not self._paused:
             return False
         self._paused = False
@@ -369,7 +369,7 @@ class Connection(asyncio.Protocol):
             self._paused = True
 
     def too_slow(self) -> None:
-        """The head deadline has passed. Something was sent: say 408; nothing was: just close (RFC 9110, 15.5.9)."""
+        """The head deadline has passed: say 408 if something was sent, else just close (RFC 9110, 15.5.9)."""
         if self.received_bytes:
             self._refuse(_TIMEOUT)
         else:

@@ -43,8 +43,8 @@ class ContainerDialect:
         if request.method not in {"GET", "HEAD"}:
             return container.failure(405, "MethodNotAllowed", "expected GET", ("Allow", "GET, HEAD"))
         now = self._watch.served.now
-        # ECS has no Authorization: there the unguessable id in the path is the permission. What else keeps a page or a
-        # server that can be talked into fetching from using it is the gate's: no name of theirs, no proxy, no browser.
+        # ECS has no Authorization: there the unguessable id in the path is the permission. The gate keeps web pages and
+        # SSRF away from it: it refuses foreign names, proxies and browsers.
         if not container.authorized(request.headers.get("Authorization"), now.container_tokens) and not (
             ecs_id is not None and container.authorized(ecs_id, (*now.container_tokens, *now.container_ids))
         ):

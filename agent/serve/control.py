@@ -1,6 +1,6 @@
 """The operator's endpoint: a unix socket that speaks the same HTTP, for status, metrics, push and withdraw.
 
-Who may speak is the kernel's decision, by the socket file's mode; who *did* speak is in the request, from the peer
+The kernel decides who may speak, by the socket file's mode. Who *did* speak is in the request, from the peer
 credentials of the socket (unix(7), ``SO_PEERCRED``), for the routes that ask and for the log.
 
 The browser checks of the workers' endpoint are not needed: a page cannot open a unix socket.
@@ -54,7 +54,7 @@ class ControlEndpoint:
         broken: told of an exception that a route let through; the client gets 500 and nothing of it.
         max_body_bytes: of a push.
         limits: instead of the usual ones.
-        named: how an error calls this socket.
+        named: what an error calls this socket.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ControlEndpoint:
         )
 
     def _means_body(self, method: str, target: str) -> bool:
-        """A push; what is sent to any other path is not kept."""
+        """Only a push does; what is sent elsewhere is not kept."""
         return method in {"POST", "PUT"} and (method, target.partition("?")[0]) in self._routes
 
     def _handle(self, request: Request, peer: Peer) -> Outcome | Later:

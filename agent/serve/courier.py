@@ -54,7 +54,7 @@ class CourierEndpoint:
 
     Args:
         routes: by method and path.
-        clock: time; its boot-time hands fill the shares.
+        clock: time; its boot time refills the shares.
         access: told of every request.
         broken: told of an exception that a route let through.
     """

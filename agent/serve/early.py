@@ -14,11 +14,11 @@ from agent.serve.waiting import Served
 
 
 class Early:
-    """Tells ends. Keeps the last credential it made, so that who compares by identity renders once.
+    """Tells ends. Keeps the last credential it made, so that a caller that compares by identity renders it once.
 
     Args:
-        served: what is.
-        wall_ahead: how far the machine's wall clock, by which clients evaluate an end, is ahead of our time.
+        served: what is served.
+        wall_ahead: how far the machine's wall clock, by which clients measure an end, is ahead of our time.
     """
 
     def __init__(self, served: Served, wall_ahead: Callable[[], timedelta]) -> None:
@@ -37,8 +37,8 @@ class Early:
             live: what is served.
             credential: of ``live``.
             now: our time.
-            extends: its client does not go on with what has ended, as it would with EC2's answer: where the real
-                service hands out an ended one (it cannot renew, and AWS goes on to take it), tell the early end.
+            extends: whether its client drops what has ended (with EC2's answer it would go on): where the real
+                service hands out an ended one (it cannot renew, and AWS still takes it), tell the early end.
         """
         if live.origin is not Origin.FALLBACK:
             return credential

@@ -1,6 +1,6 @@
 """The EC2 metadata dialect (IMDSv2).
 
-The table (issue and SDK behaviour behind each line are in :mod:`agent.wire.ec2` and the tests' request table):
+The table (the issue and SDK behaviour behind each line are in :mod:`agent.wire.ec2` and the tests' request table):
 
 ==================  =========================  ==============================  =====================================
 AWS is              role list                  document of a role              else
@@ -13,8 +13,8 @@ Ended               503 empty                  was listed: the connection      t
 Absent              404 empty                  404                             the same
 ==================  =========================  ==============================  =====================================
 
-A failure is said on the role list and never on a document: awscrt aborts its whole process on a document that is not
-one, whatever the status; on a connection that ends it retries once and reports a clean error.
+A failure is said on the role list and never on a document: awscrt aborts its whole process on a malformed
+document, whatever the status; when the connection ends, it retries once and reports a clean error.
 
 No answer takes longer than 400 ms: Go gives up after 500.
 """
@@ -38,7 +38,7 @@ from agent.wire import ec2, names
 from agent.wire.http import Request, Response
 
 TOKEN_GRACE_SECONDS: Final = 120
-"""A token is good for so long after its end: CRT and Rust use theirs to the last second by their own clock."""
+"""How long a token is still good after its end: CRT and Rust use theirs to the last second by their own clock."""
 
 _NOT_FOUND: Final = ec2.failure(404)
 _UNAVAILABLE: Final = ec2.failure(503, ("Retry-After", "1"))
@@ -48,7 +48,7 @@ _GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
 _PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
 _TTL_MEMO: Final = 64
 _TOKENS_KNOWN: Final = 4096
-"""So many session tokens are known to be ours, and until when: one is checked once, not at each request."""
+"""How many session tokens are remembered as ours, with their ends: each is checked once, not at each request."""
 
 _Tree = dict[str, "str | _Tree"]
 
@@ -70,7 +70,7 @@ class Ec2Dialect:
             expects_bundle=lambda: watch.served.now.expects_bundle,
         )
         self._early = early
-        # All mutable state is what was rendered before, each with what it was rendered from.
+        # All mutable state is earlier renderings, each with what it was rendered from.
         self._token_heads: dict[int, Response] = {}
         self._known_tokens: dict[str, int] = {}
         self._live: tuple[AwsCredential, str] | None = None
@@ -106,7 +106,7 @@ class Ec2Dialect:
     # -- session tokens ----------------------------------------------------------------------------------------------
 
     def _token(self, request: Request) -> Response:
-        """The most reliable path: arithmetic only. What fails here sends SDKs to IMDSv1, and from there nowhere."""
+        """The most reliable path: arithmetic only. A failure here sends SDKs to IMDSv1, and from there nowhere."""
         if request.method != "PUT":
             return _PUT_ONLY
         ttl = ec2.ttl_asked(request.headers.get(names.EC2_TTL_HEADER))
@@ -122,7 +122,7 @@ class Ec2Dialect:
         return head.filled(token)
 
     def mint(self, ttl: int) -> bytes:
-        """A session token that is good for so many seconds."""
+        """A session token that is good for ``ttl`` seconds."""
         # The boot-time clock: a corrected wall clock must not end a token before its client's time (Rust never asks
         # again on 401), and both start anew with the machine.
         ends = math.ceil(self._watch.clock.boottime() + ttl)
@@ -239,10 +239,10 @@ class Ec2Dialect:
     # -- everything else ---------------------------------------------------------------------------------------------
 
     def _other(self, request: Request, below: tuple[str, ...]) -> Outcome | Later:
-        # No name in this tree has other letters; what the real service would make of them, nobody needs to know.
+        # No name in this tree has other letters than ASCII: what the real service makes of them does not matter.
         if not all(segment.isascii() for segment in below) or self._hiding.hides(below, decided=self._decided()):
             return _NOT_FOUND
-        # ``IAM`` in other letters: ours above only as it is spelt, hidden here however it is.
+        # ``IAM`` in another case: answered above only in its exact case, hidden in any.
         if folded(below[:2]) == names.EC2_IAM:
             return _NOT_FOUND
         if self._proxy is None:
@@ -325,7 +325,7 @@ def _place(facts: Facts) -> tuple[str | None, str | None]:
 
     Several clients read nothing but the zone and cut its last letter off to find the region: the AWS CLI, aws-sdk-cpp,
     google-auth. So a region alone answers with its first zone, and a zone of another region (the machine's, beside the
-    region of a bundle) does not stand. A local zone (``us-west-2-lax-1a``) is in the region that its name begins with.
+    region of a bundle) is dropped. A local zone (``us-west-2-lax-1a``) is in the region that its name begins with.
     """
     region, zone = facts.region, facts.availability_zone
     if region is None and zone is not None:

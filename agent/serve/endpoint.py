@@ -38,9 +38,9 @@ class WorkerEndpoint:
     """Everything that workers speak to.
 
     Args:
-        served: what is.
-        clock: the one by which that ends.
-        wall_ahead: how far the machine's wall clock, by which clients evaluate an end, is ahead of it.
+        served: what is served.
+        clock: decides when that ends.
+        wall_ahead: how far the machine's wall clock, by which clients measure an end, is ahead of it.
         demand: mints identity tokens.
         scoped: mints access tokens for fewer scopes.
         ec2: the real EC2 service, when this machine has one.
@@ -104,7 +104,7 @@ class WorkerEndpoint:
         return self.listener.protocol()
 
     def listen(self, sockets: Sequence[socket.socket]) -> Intake:
-        """Answer on these, which listen already, until what is returned is closed. To be called in the event loop."""
+        """Answer on these listening sockets until the returned intake is closed. To be called in the event loop."""
         return self.listener.listen(sockets)
 
     def _means_body(self, method: str, target: str) -> bool:
@@ -139,7 +139,7 @@ class WorkerEndpoint:
         return self._ec2.handle(request)
 
     def _asked_whose(self, cloud: Cloud, outcome: Outcome | Later) -> Outcome | Later:
-        """Add whose identity it is, for who asked for that (our own ``wait``): SDKs do not, and get what they know."""
+        """Add whose identity it is if that is asked for (our own ``wait`` does): SDKs get only what they know."""
         if callable(outcome):
             return partial(self._later_whose, cloud, outcome)
         if not isinstance(outcome, Response):
@@ -148,7 +148,7 @@ class WorkerEndpoint:
         lines = f"{names.ORIGIN_HEADER}: {answer.origin if isinstance(answer, Live) else 'none'}\r\n"
         refused = self._watch.served.now.refused
         if refused is not None:
-            # A stranger's bundle had a part in these words: nothing of them may become a line of its own.
+            # These words may quote a stranger's bundle: no part of them may become a line of its own.
             plain = "".join(c if " " <= c <= "~" else " " for c in refused)[:_MAX_REASON]
             lines += f"{names.REFUSED_HEADER}: {plain}\r\n"
         return outcome.plus(lines.encode("ascii"))

@@ -2,7 +2,7 @@
 
 The rule everywhere: whoever has most gives way to whoever has less. A share belongs to an *owner*: the user id of the
 process at the other end where the kernel tells it, else the address that it comes from. The kernel tells at once about
-one socket (:mod:`agent.host.sockdiag`); where it may not be asked so, its table of all of them
+one socket (:mod:`agent.host.sockdiag`); where that is not allowed, its table of all of them
 (:mod:`agent.host.sockets`) costs milliseconds. Either is done only when something is half used up: before that nobody
 needs it.
 """
@@ -24,7 +24,7 @@ M = TypeVar("M")
 Endpoint = tuple[str, int]
 _GAP_SECONDS: Final = 0.25
 _TABLE_SECONDS: Final = 1.0
-"""A table that takes longer to read than this is done without."""
+"""A table that takes longer to read than this is not waited for."""
 
 
 class Table(Protocol):
@@ -63,7 +63,7 @@ class Owners:
         self._ask = ask
         self._whose = whose
         self._close = close
-        # Of its own: the common threads may all hang in a disk, and requests must not take those of the renewal.
+        # Of its own: the common threads may all hang on a disk, and requests must not take those of the renewal.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="owners")
         self._reading: asyncio.Task[None] | None = None
         self._table: Table | None = None
@@ -102,7 +102,7 @@ class Owners:
         try:
             async with asyncio.timeout(_TABLE_SECONDS):
                 while self._began < asked:
-                    # One that has ended is over although its callback has not run: to wait for it would never yield.
+                    # A finished reading is over although its callback has not run: waiting for it would never yield.
                     if self._reading is None or self._reading.done():
                         self._reading = asyncio.create_task(self._look(), name="socket owners")
                         self._reading.add_done_callback(self._looked)
@@ -145,11 +145,11 @@ def place_of(name: Any) -> Hashable:
 
 
 def by_greed(totals: Mapping[Hashable, int], queues: Mapping[Hashable, deque[tuple[int, M]]]) -> Iterator[M]:
-    """In which order members go, so that at each step the owner with most gives one up.
+    """The order in which members go: at each step the owner with most gives one up.
 
     Args:
         totals: what each owner has.
-        queues: of each owner, those that may go with what each would free, the first to go first.
+        queues: by owner, the members that may go, each behind what it would free; the first to go first.
     """
     heap = [(-totals[owner], number, owner) for number, (owner, queue) in enumerate(queues.items()) if queue]
     heapq.heapify(heap)
@@ -162,9 +162,9 @@ def by_greed(totals: Mapping[Hashable, int], queues: Mapping[Hashable, deque[tup
 
 
 class Turnstile:
-    """So many at once, and of those who wait the next is whose owner has fewest inside.
+    """Lets ``limit`` in at once; of those who wait, the next is one whose owner has fewest inside.
 
-    A plain semaphore serves in the order of coming: a thousand requests of one worker stand before the first of the
+    A plain semaphore serves in the order of arrival: a thousand requests of one worker stand before the first of the
     next.
     """
 
@@ -205,7 +205,7 @@ class Turnstile:
 
     def _forget(self, owner: Hashable, turn: asyncio.Future[None]) -> None:
         queue = self._waiting.get(owner)
-        # It may have been passed over already: it was called in the moment between its cancelling and this.
+        # It may be gone from the queue already: its turn may have come between its cancelling and this.
         if queue is not None and turn in queue:
             queue.remove(turn)
             if not queue:
@@ -235,7 +235,7 @@ class Turnstile:
 
 
 class Places:
-    """So many at once, held for long: at the limit the owner with most gives up its oldest for one with fewer."""
+    """``limit`` places, held for long: when none is left, the owner with most gives its oldest to one with fewer."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

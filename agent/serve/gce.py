@@ -110,13 +110,13 @@ class GceDialect:
         except WireError as error:
             return gce.failure(400, error.message)
         if request.query and names.ENROL_AUDIENCE_PREFIX in unquote(request.query):
-            # Anywhere in it, whichever parameter the real server would read: such a token says which key is this
+            # Anywhere in the query, whichever parameter the real server reads: such a token says which key is this
             # machine's (agent/enrol/PROTOCOL.md), and a worker's key is not.
             return _NOT_VOUCHED
         return self._resource(request, below, query, answer)
 
     def _resource(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:
-        # No name in this tree has other letters; what the real server would make of them, nobody needs to know.
+        # No name in this tree has other letters than ASCII: what the real server makes of them does not matter.
         if not all(segment.isascii() for segment in below) or self._hiding.hides(below, decided=decided(answer)):
             return NOT_FOUND
         if below[:2] == _ACCOUNTS and not self._is_upstreams(below, answer):
@@ -153,7 +153,7 @@ class GceDialect:
     # -- waiting for a change ----------------------------------------------------------------------------------------
 
     async def _wait(self, request: Request, query: gce.Query) -> Outcome:
-        """``wait_for_change``: answer when the ETag is another than ``last_etag`` (or than now), or at the timeout."""
+        """``wait_for_change``: answer when the ETag differs from ``last_etag`` (or from now's), or at the timeout."""
         plain = msgspec.structs.replace(query, wait_for_change=False)
         known = query.last_etag
         try:

@@ -65,12 +65,12 @@ class Accounts:
         self._mints = Mints(demand)
         self._scoped_mints: Mints[GoogleToken] = Mints(lambda wanted: scoped(tuple(wanted.split())))
         self._wait = wait
-        # All mutable state is what was rendered before, with what it was rendered from.
+        # All mutable state is earlier renderings, with what they were rendered from.
         self._token: tuple[AwsCredential | GoogleToken, int, Response] | None = None
         self._accounts: tuple[GoogleToken, str, gce.Directory] | None = None
 
     def answer(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:
-        """Answer for a path ``below`` the version, as ``answer`` says how Google stands."""
+        """Answer a path ``below`` the version; ``answer`` says how Google stands."""
         if not isinstance(answer, Live):
             return self._refusal(answer)
         account, rest = below[2:3], below[3:]
@@ -120,7 +120,7 @@ class Accounts:
         held = self._token
         if held is not None and held[0] is credential and held[1] == left:
             return held[2]
-        # The tag follows the token, not its life: one that waits for a change waits for another token.
+        # The tag follows the token, not its life: a client that waits for a change waits for another token.
         tag = gce.etag(credential.access_token.reveal().encode())
         if told != credential.expires_at:
             credential = msgspec.structs.replace(credential, expires_at=told)
@@ -185,7 +185,7 @@ class Accounts:
             failed = gce.failure(503, f"no identity token could be minted: {error.message}", ("Retry-After", "1"))
         else:
             return _NO_ID_TOKENS if token is None else _identity_answer(token)
-        # gcloud asks on its way to an access token, which only 404 does not keep from it.
+        # gcloud asks on its way to an access token; any failure but 404 would keep it from one.
         return gce.failure(404, failed.body.decode().rstrip("\n")) if audience == _GCLOUD_AUDIENCE else failed
 
 

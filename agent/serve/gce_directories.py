@@ -23,9 +23,9 @@ from agent.wire import gce
 from agent.wire.http import Request, Response
 
 _ACCOUNTS: Final = ("instance", "service-accounts")
-_MADE: Final = (("identity",), ("token",))  # of an account: what the real server does not tell but makes
+_MADE: Final = (("identity",), ("token",))  # of an account: what the real server makes, not looks up
 _HANG_MARGIN_SECONDS: Final = 5.0
-"""The real server answers a long poll at its end, not before: this much later we stop believing it."""
+"""The real server answers a long poll at its end, not before: this much later we give up."""
 _TOO_LARGE: Final = gce.failure(503, "too large as text; ask for alt=json")
 _MAX_TEXT_CHARACTERS: Final = 1 << 22
 _LINES_AT_ONCE: Final = 1000
@@ -59,7 +59,7 @@ class Directories:
         self._last_large = None
 
     async def ask(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Response | None:
-        """Ask the real server, and show of a directory what is shown."""
+        """Ask the real server; of a directory, what may be shown."""
         if not query.recursive and not self._hiding.lists(below):
             return await self._fetch(request, query, alt=query.alt)
         # What is hidden must not show in the tag either, nor by a wait that ends: the tags of directories are ours, and
@@ -82,7 +82,7 @@ class Directories:
             ask = msgspec.structs.replace(query, last_etag=tag, timeout_seconds=left)
 
     async def _fetch(self, request: Request, query: gce.Query, *, alt: str | None) -> Response | None:
-        # With or without the final slash: that the real server redirects is its business, not our safeguard.
+        # With or without the final slash: we do not rely on it that the real server redirects.
         return await self._proxy.fetch(
             "GET",
             target(request.segments, slash=request.slash, query=_canonical(request.query, query, alt=alt)),
@@ -92,7 +92,7 @@ class Directories:
         )
 
     async def _rendered(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
-        """What is shown; of a large answer once, however many ask, and as text in slices."""
+        """What is shown; a large answer is rendered once, however many ask, and as text in slices."""
         if len(answer.body) <= LARGE_BYTES:
             return self._shown(answer, below, query)
         key = (below, query.recursive, query.alt, self._watch.served.version)

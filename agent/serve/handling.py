@@ -56,7 +56,7 @@ class Peer:
         self._owner = owner
 
     async def owner(self) -> Hashable:
-        """To whose share this request counts: a user id, else an address. Takes a moment: for what is slow anyway."""
+        """To whose share this request counts: a user id, else an address. May take a moment: for slow work only."""
         return await self._owner()
 
     def address(self) -> str:

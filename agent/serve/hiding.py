@@ -2,8 +2,8 @@
 
 The rule: **what identifies the machine is not the workers'**, nor is what the machine was set up with. A signed
 identity document is a login as the machine at Vault or SPIRE and never ends; ``kube-env`` and start scripts carry what
-joins a cluster; ssh keys say who may log in. None of it is a credential of a cloud by name, so none of it is caught by
-hiding credentials alone.
+joins a cluster; ssh keys say who may log in. None of it is called a cloud's credential, so hiding credentials alone
+would miss it.
 
 Four sorts, see :class:`When`. Beside the table, a name that looks like a secret (:data:`SECRET_WORDS`) is hidden
 wherever it stands: custom metadata has any name, and a provider's next credential is not in any table yet.
@@ -12,7 +12,7 @@ What is hidden is 404 without asking, whether it is there or not, and in no list
 what he must and hide more (``pass_through.show``, ``pass_through.hide``); the machine's credentials while something
 else decides that cloud cannot be shown.
 
-Pure: paths in, verdicts out. Matching is without regard to case, since a service behind us may be so.
+Pure: paths in, verdicts out. Matching is without regard to case, since a service behind us may ignore it.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ _NAMED_BY_ANYBODY: Final = {EC2_ROOT: ("meta-data", "tags", "instance"), GCE_ROO
 """Directories whose entries have any name; those of attributes are in the table."""
 
 SECRET_WORDS: Final = ("key", "token", "secret", "passw", "passphrase", "pwd", "cert", "cred", "private", "jwt")
-"""A name that holds one of these is hidden wherever it stands. Too much rather than too little: what a worker needs
-under such a name, the operator names in ``pass_through.show``."""
+"""A name that holds one of these is hidden wherever it stands. Better too much than too little: what a worker needs
+under such a name, the operator lists in ``pass_through.show``."""
 
 _SECRET: Final = re.compile("|".join(SECRET_WORDS))
 
@@ -138,11 +138,11 @@ class _Prefix:
         return len(self._parts)
 
     def covers(self, path: Path) -> bool:
-        """Whether a folded path is at or below."""
+        """Whether a folded path is the pattern's or below it."""
         return len(path) >= len(self) and all(part.match(s) for part, s in zip(self._parts, path, strict=False))
 
     def crosses(self, path: Path) -> bool:
-        """Whether something below a folded path may be at or below."""
+        """Whether something below a folded path may be the pattern's."""
         return all(part.match(s) for part, s in zip(self._parts, path, strict=False))
 
 

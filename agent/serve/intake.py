@@ -1,13 +1,13 @@
 """Accepted connections: taken from the kernel, and whose comes next when more wait than can be served.
 
 A connection is accepted, read and, where its answer is remembered (:mod:`agent.serve.remembered`), answered and closed
-at once, by four system calls and without an object for it. Any other is begun with (:mod:`agent.serve.stream`).
+at once, by four system calls and without an object for it. Any other is served on a :mod:`agent.serve.stream`.
 
-The kernel keeps finished connections in one queue in the order of coming, whoever they are of. Behind four hundred of
+The kernel keeps finished connections in one queue in the order of arrival, whoever owns them. Behind four hundred of
 one worker another's waited for two seconds, which is twice the patience of botocore. So once that queue is long it is
-emptied as fast as the kernel gives: what is remembered is answered on the way, since that costs less than to ask whose
-it is; nothing is read from any other, nothing is kept of it but whose it is, and so many are begun with each round, by
-turns of their owners. As long as the queue is short nothing of this runs.
+emptied as fast as the kernel gives: what is remembered is answered on the way, since that costs less than asking whose
+it is; any other is kept unread, with its owner, and a few of them are served in each round, by turns of their owners.
+As long as the queue is short nothing of this runs.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from typing import Any, Final, Protocol
 from agent.serve.fairness import Owners, place_of
 
 LONG: Final = 64
-"""With so many waiting in the kernel it is worth to know whose they are; those before are served in some 8 ms."""
+"""With so many waiting in the kernel it is worth knowing whose they are; fewer are served within some 8 ms."""
 ACCEPTED_AT_ONCE: Final = 256
 """At most so many are fetched each round: each costs some 25 microseconds, and more come meanwhile."""
 SERVED_AT_ONCE: Final = 4
-"""So few are begun with each round that rounds stay short: some requests cost a millisecond."""
+"""So few are served in each round that rounds stay short: some requests cost a millisecond."""
 LEAST_ROOM: Final = 16
 _AGAIN_SECONDS: Final = 0.1
 """Until the next try, where the process has no file descriptor left."""
 _FIRST_BYTES: Final = 16384
 
 _TCP_INFO_BYTES: Final = 28
-_BACKLOG: Final = struct.Struct("=24xI")  # struct tcp_info: tcpi_unacked, which says this of a socket that listens
+_BACKLOG: Final = struct.Struct("=24xI")  # struct tcp_info: tcpi_unacked, the queue's length at a listening socket
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Begin = Callable[[socket.socket, Any, Hashable, bytes | None], None]
@@ -59,7 +59,7 @@ class Intake:
         begin: serves one.
         recall: answers one from memory.
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
-        room: how many connections there may be more than there are.
+        room: how many more connections there may be.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Intake:
 
     @property
     def connections(self) -> int:
-        """How many were fetched and are not begun with."""
+        """How many were fetched and are not served yet."""
         return self._count + len(self._young)
 
     def begin(self) -> None:
@@ -110,7 +110,7 @@ class Intake:
                 one.close()
 
     def finish(self) -> None:
-        """Begin with all that were fetched, since nobody will come for them any more."""
+        """Serve all that were fetched, since no round will come for them any more."""
         self._look_again()
         self._begin(self._count)
 
@@ -132,7 +132,7 @@ class Intake:
 
     def _come(self, listening: socket.socket) -> None:
         if self._working:
-            return  # the rounds come by here too
+            return  # the rounds fetch from this socket
         many = _waiting(listening)
         if many >= LONG:
             self._working = True
@@ -159,7 +159,7 @@ class Intake:
             peer: its other end.
             owner: whose it is, where that is known.
             waits: whether, when nothing has come yet, it is looked at once more in the next round of the loop. A client
-                connects and then sends, so mostly it has by then; to be told of it costs more than to look.
+                connects and then sends, so mostly it has sent by then; to be told of it costs more than to look.
         """
         try:
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
@@ -200,7 +200,7 @@ class Intake:
                 asyncio.get_running_loop().call_soon(self._go_round)
 
     def _fetch(self, listening: socket.socket) -> bool:
-        """Take what waits there; whether there may be more."""
+        """Take what waits there; true if there may be more."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 connection, peer = listening.accept()
@@ -208,7 +208,7 @@ class Intake:
                 return False
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    # Not again in this round, and not soon if there is nobody to put out.
+                    # Not again in this round, and not soon if there is none to evict.
                     if self._put_out():
                         return True
                     self._pause()
@@ -243,7 +243,7 @@ class Intake:
         return place_of(peer)
 
     def _put_out(self) -> bool:
-        """Close the last that came of whoever has most here; ``False`` when there is none."""
+        """Close the newest connection of whoever has most here; ``False`` when there is none."""
         if not self._queues:
             return False
         most = max(self._queues, key=lambda owner: len(self._queues[owner]))

@@ -50,7 +50,7 @@ _MEMO_ENTRIES: Final = 1024
 _LONG_POLL_SECONDS: Final = 3.0
 """What has been held for longer than this is a long poll, and no shutdown waits for it."""
 _SURPLUS_AT_ONCE: Final = 64
-"""Of so many connections at each sweep, a piece each."""
+"""So many connections are read on at each sweep, a piece each."""
 _OWNERS_AGAIN_SECONDS: Final = 0.5
 _ASKED_AT_ONCE: Final = 256
 """So many sockets' owners are asked for in one round of the loop, at some 15 microseconds each."""
@@ -58,7 +58,7 @@ _LEAVING_AT_ONCE: Final = 256
 """Who goes is decided anew after so many, or after :data:`_LEAVING_SECONDS`."""
 _LEAVING_SECONDS: Final = 0.25
 _SHED_TO: Final = 0.75
-"""The part of the buffered bytes that may stay when there were too many: to count them again for each byte is dear."""
+"""The part of the buffered bytes that may stay when there were too many: counting them for each byte costs much."""
 
 
 class Listener:
@@ -122,7 +122,7 @@ class Listener:
         return Connection(self)
 
     def listen(self, sockets: Sequence[socket.socket]) -> Intake:
-        """Take connections from these, which listen already, by turns of their owners when many wait."""
+        """Take connections from these listening sockets, by turns of their owners when many wait."""
         self._intake = Intake(
             sockets,
             begin=self._begin,
@@ -156,7 +156,7 @@ class Listener:
         except BlockingIOError:
             sent = 0
         except OSError:
-            sent = len(answer)  # it has left
+            sent = len(answer)  # the client has left
         if sent == len(answer):
             sock.close()
         else:
@@ -167,7 +167,7 @@ class Listener:
         return True
 
     def _begin(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None) -> None:
-        """Serve an accepted connection, of whose request ``data`` has come already and is not remembered."""
+        """Serve an accepted connection that has sent ``data``, which is not remembered."""
         connection = Connection(self, owner, looked=data is not None)
         Stream(sock, peer, asyncio.get_running_loop(), connection).begin(data)
 
@@ -187,7 +187,7 @@ class Listener:
         return self._buffered
 
     async def close(self, grace_seconds: float = 2.0) -> None:
-        """Let what is under way end, for so long, then end it.
+        """Give what is under way ``grace_seconds`` to end, then end it.
 
         The caller has closed the listening sockets (or keeps them for the next process); a connection that was accepted
         and has not sent its request yet still gets its answer.
@@ -213,7 +213,7 @@ class Listener:
             self._owners.close()
 
     def target(self, raw: str) -> Target:
-        """Read a target, or remember it: workers ask for the same dozen over and over."""
+        """Read a target, or recall it: workers ask for the same dozen over and over."""
         known = self._targets.get(raw)
         if known is None:
             known = read_target(raw)
@@ -273,7 +273,7 @@ class Listener:
 
     async def _resolve(self, owners: Owners) -> None:
         try:
-            # Again for those that came meanwhile: nobody else may come to ask for it.
+            # Again for those that came meanwhile: perhaps nothing else asks about them.
             while unknown := [connection for connection in self._open if connection.owner is None]:
                 table = None if owners.immediate else await owners.table()
                 for number, connection in enumerate(unknown, start=1):
@@ -332,7 +332,7 @@ class Listener:
         return iter([victim for victim, _ in zip(order, range(_LEAVING_AT_ONCE), strict=False)])
 
     def charge(self, connection: Connection, size_bytes: int) -> None:
-        """It keeps so many bytes now."""
+        """It keeps ``size_bytes`` now."""
         self._buffered += size_bytes - connection.kept_bytes
         connection.kept_bytes = size_bytes
         limit = self.limits.buffered_bytes

@@ -1,6 +1,6 @@
-"""What a request may cause to be minted: so often, so many at once, and what failed is not tried again at once.
+"""What requests may have minted: how often, how many at once; and what failed is not tried again at once.
 
-A name of an audience costs a worker nothing, and each new one a call with the user's quota: one worker made 229 a
+Naming an audience costs a worker nothing, and each new one costs a call of the user's quota: one worker made 229 a
 second.
 What is held already is served without any of this.
 """
@@ -88,7 +88,7 @@ class Mints(Generic[T]):
                 flight = asyncio.get_running_loop().create_task(self._fly(audience, owner), name="mint for a request")
                 self._flights[audience] = flight
                 flight.add_done_callback(lambda done: self._flown(audience, done))
-        # Shielded: who leaves must not take it from the others; what was begun is kept for who comes.
+        # Shielded: who leaves must not take it from the others; what was begun is kept for whoever comes.
         return await asyncio.shield(flight)
 
     async def _fly(self, audience: str, owner: Hashable) -> T | None:

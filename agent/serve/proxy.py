@@ -1,4 +1,4 @@
-"""What is not a credential comes from the real service, through somebody else's hands: this file only decides *what*.
+"""What is not a credential comes from the real service: this file only decides *what*; ``upstream`` does the asking.
 
 The rule: everything passes but what :mod:`agent.serve.hiding` holds back, because the machine's metadata is the
 workers' (spot notices, tags, maintenance events, placement), and what identifies the machine is not.
@@ -39,8 +39,8 @@ MADE_PER_SECOND: Final = 20.0
 MADE_AT_ONCE: Final = 200
 MADE_PER_SECOND_BY_ONE: Final = 5.0
 MADE_AT_ONCE_BY_ONE: Final = 50
-"""The same for what the real service does not tell but makes or writes. An identity token costs it a signature: one
-worker's kept it from renewing the machine's own token, for everybody."""
+"""The same for what the real service makes or writes, not looks up. An identity token costs it a signature: one
+worker's requests kept it from renewing the machine's own token, for everybody."""
 MAX_BODY_BYTES: Final = 1 << 20
 FRESH_SECONDS: Final = 300.0
 """How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
@@ -134,8 +134,8 @@ class Proxy:
     Args:
         upstream: the way to it.
         seconds: how long an ordinary request may take.
-        connections: what ``upstream`` may have open. Long polls leave some of them to the others; of whoever has most
-            of them the oldest goes for one who has fewer.
+        connections: what ``upstream`` may have open. Long polls leave some of them to the others; when all of
+            theirs are taken, whoever has most gives up the oldest to one who has fewer.
     """
 
     def __init__(self, upstream: Passthrough, *, seconds: float, connections: int = PASSED_CONNECTIONS) -> None:
@@ -176,7 +176,7 @@ class Proxy:
         answer = await asyncio.shield(task)
         if answer is not None and answer.status == 200:
             if len(self._cache) >= _CACHE_ENTRIES:
-                # The oldest alone: whoever asks for many spellings must not take from memory what the others live on.
+                # The oldest alone: whoever asks for many spellings must not push out what the others use.
                 del self._cache[next(iter(self._cache))]
             self._cache.pop(path_qs, None)
             self._cache[path_qs] = (time.monotonic(), answer)
@@ -306,7 +306,7 @@ class Proxy:
 
 
 def relisted(answer: Response, gone: Callable[[str], bool], *, add: tuple[str, ...] = ()) -> Response:
-    """A directory's listing without the names that are ``gone`` and with some more; unchanged when that is nothing."""
+    """A directory's listing without the names that are ``gone``, with those to ``add``; the same if nothing changes."""
     lines = answer.body.decode("utf-8", "replace").split("\n")
     kept = [line for line in lines if not line or not gone(line.split("=")[0].rstrip("/"))]
     wanted = kept + [name for name in add if name not in kept]

@@ -6,8 +6,8 @@ Host that HTTP/1.1 demands. Only the first request of a connection is read; what
 
 A budget for each request, because the parser calls back for every chunk and every field, and all connections share one
 thread (twenty sockets with chunks of one byte once held up everybody for two minutes): no more bytes are given to the
-parser than the head or the body may have, no body is kept where none is meant, and neither the pieces in which a
-request comes nor the chunks of its body are without number.
+parser than the head or the body may have, no body is kept where none is meant, and the pieces in which a request comes
+and the chunks of its body are limited.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _ONCE: Final = frozenset({"authorization", "content-length", "content-type", "ho
 """Fields of which two might be read differently by two readers (RFC 9110 section 5.3)."""
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 IDLE_BODY_BYTES: Final = 1024
-"""How much may stand behind a head that means no body (some clients send ``{}``, or an empty chunked body): it is read
+"""How much may follow a head that means no body (some clients send ``{}``, or an empty chunked body): it is read
 past, so that the answer is not lost in a reset, and not kept."""
 _SLICE_BYTES: Final = 16384
 _MAX_PIECES: Final = 4096
-"""In how many pieces a request may arrive. Each costs us a hundred times what it costs the
-sender; one that types by hand needs some dozens."""
+"""In how many pieces a request may arrive. Each costs us a hundred times what it costs the sender; one that types by
+hand needs some dozens."""
 _FREE_PIECES: Final = 256
 _BYTES_A_PIECE: Final = 64
-"""After so many, the pieces of a body must have so many bytes on average."""
+"""After :data:`_FREE_PIECES`, the pieces of a body must have so many bytes on average."""
 _HEAD_ENDS: Final = b"\r\n\r\n"
 
 
@@ -113,7 +113,7 @@ class RequestReader:
         self.head = False
         self.complete = False
         self.fault: Fault | None = None
-        # A circle (it holds our methods), which :meth:`release` cuts: nothing is left for the garbage collector.
+        # A cycle (it holds our methods), which :meth:`release` breaks: nothing is left for the garbage collector.
         self._parser: HttpRequestParser | None = HttpRequestParser(self)
 
     @property
@@ -135,7 +135,7 @@ class RequestReader:
             self._feed(piece)
 
     def _portion(self, data: bytes, at: int) -> bytes:
-        """What the parser may see next: never behind the head before we have judged that, never more than is allowed.
+        """What the parser may see next: nothing behind the head before that was checked, never more than is allowed.
 
         One byte more than allowed is seen, so that what is exactly allowed is known to be no more.
         """
@@ -176,12 +176,12 @@ class RequestReader:
             # (RFC 9110 section 7.8). llhttp takes everything behind it for that protocol, a body too.
             self._decline_upgrade(data[pause.args[0] :])
         except HttpParserError:
-            # Behind a whole request it is of no interest: that is not read.
+            # Behind a whole request an error does not matter: what is there is not read.
             if not self.complete and self.fault is None:
                 self.fault = Fault.BAD
 
     def _bound(self) -> None:
-        """Judge what is not whole yet by how much has come already, and in how many pieces."""
+        """Check what is not whole yet by how much has come already, and in how many pieces."""
         if not self.head:
             if self._received > self._head_bytes or self._pieces > _MAX_PIECES:
                 self.fault = Fault.HEAD_TOO_LARGE

@@ -1,7 +1,7 @@
 """Answers that are given again to the very bytes that asked for them: for this second, and for what is served now.
 
-A thousand programs that start at once ask the same thing in the same words. The first of them is read, judged and
-answered as any request; who asks with the same bytes within the same second is given the same answer, since everything
+A thousand programs that start at once ask the same thing in the same words. The first of them is read, checked and
+answered as any request; whoever asks with the same bytes within that second is given the same answer, since everything
 that it was made from is the same: the request, what is served, and the second.
 
 What is never the same is made anew each time: a session token (nobody is given another's), and the time that is left
@@ -9,15 +9,15 @@ of the one that a request shows, which is checked each time. What nothing depend
 program that asks, as long as the gate lets that pass. So two requests are the same that differ in a good token and in a
 plain ``User-Agent``.
 
-* Nothing is remembered beyond a second, beyond the end of what is served, nor when something else is: what was
-  remembered of it is dropped in the moment in which it is told (:meth:`Memory.forget`).
-* Only whole answers (200) are, that were made at once: no refusal, nothing that was waited for.
-* Only what is asked for again is: of a request that comes once no more than a number is kept.
+* Nothing is remembered beyond a second, beyond the end of what is served, nor once something else is served:
+  everything is dropped in the moment in which that is told (:meth:`Memory.forget`).
+* Only whole answers (200) that were made at once are remembered: no refusal, nothing that was waited for.
+* Only what is asked for again is remembered: of a request that comes once, only a number is kept.
 
 A bearer token is part of the bytes. They are looked up by a hash that is keyed for each process, so how long that takes
-tells nothing of a token (it is compared in constant time where a request is judged).
+tells nothing of a token (it is compared in constant time where a request is checked).
 
-The control socket has no memory: a push that is repeated is judged again.
+The control socket has no memory: a push that is repeated is evaluated again.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _OURS: Final = names.USER_AGENT_PREFIX.encode()
 
 Key = tuple[bool, bool, tuple[bytes, ...]]
 """Whether a token and a name were cut out, and what is left. Without the first two a request that shows no token would
-be one that shows a good one."""
+equal one that shows a good one."""
 
 
 def _cut(data: bytes) -> tuple[Key, bytes | None] | None:
-    """A request without its token and its program's name, and that token; ``None``: it may be no other's twin."""
+    """A request without its token and its program's name, and that token; ``None``: it is never remembered."""
     pieces = _HOLES.split(data)
     if len(pieces) == 1:
         return (False, False, (data,)), None
@@ -74,7 +74,7 @@ def _cut(data: bytes) -> tuple[Key, bytes | None] | None:
 
 
 class _Entry(NamedTuple):
-    """An answer. ``ttl``: ``None`` but for a session token: for how long the next one is good."""
+    """An answer. ``ttl``: if it is a session token, how long the next one is good; else ``None``."""
 
     before: bytes
     behind: bytes
@@ -86,8 +86,8 @@ class Memory:
     """See the module.
 
     Args:
-        served: what is.
-        clock: the one by which that ends.
+        served: what is served.
+        clock: decides when that ends.
         mint: makes a session token that is good for so many seconds.
         left: seconds that a session token is still good for; ``None``: it is not.
     """
@@ -139,8 +139,8 @@ class Memory:
             data: all that came of the request, in one piece.
             request: the same, read.
             response: what was answered.
-            date_line: with it.
-            access: what is told of it.
+            date_line: sent with it.
+            access: what is reported of it.
         """
         found = _cut(data) if _may_be_kept(data, response) else None
         if found is None or self._is_first(found[0]):
@@ -173,11 +173,11 @@ class Memory:
                 return None
             return _Entry(response.head + date_line + b"\r\n", b"", ttl, access)
         if names.EC2_TOKEN_HEADER in request.headers:
-            return None  # it is shown in a spelling that is not looked for
+            return None  # the token is shown in a spelling that _cut does not find
         return _Entry(response.head + ending, b"", None, access)
 
     def _is_first(self, key: Key) -> bool:
-        """Whether it was not asked before; what comes once is not worth more than a number."""
+        """Whether it was not asked before; what comes once is worth no more than a number."""
         mark = hash(key)
         if mark in self._marks:
             return False

@@ -1,4 +1,4 @@
-"""What is served now, and the waiting for the next: all that this room knows of the rest of the agent.
+"""What is served now, and waiting for the next: all that this package knows of the rest of the agent.
 
 It comes as the bytes of a snapshot (:mod:`agent.snapshot`), whole each time, and is looked at here only: no store, no
 bundle and no key is within reach of what parses strangers' requests.
@@ -20,11 +20,11 @@ class Served:
     """The newest snapshot. Every method is a lookup: no I/O, no lock, no waiting.
 
     Args:
-        data: of the first.
+        data: the first.
 
     Attributes:
         now: the snapshot.
-        settings: of the first: who answers reads them once.
+        settings: of the first: the dialects read them once.
 
     Raises:
         SnapshotError: ``data`` is none.
@@ -60,7 +60,7 @@ class Served:
         self._scoped = {one.scopes: one for one in new.scoped}
 
     def forgotten_by(self, *forgets: Callable[[], None]) -> None:
-        """Have these called as soon as something else is served: who made something of what was served drops it."""
+        """Have these called as soon as something else is served: whoever made something of what was served drops it."""
         self._forgets.extend(forgets)
 
     async def changed(self, seen: int) -> None:
@@ -78,7 +78,7 @@ class Served:
         return self.now.version
 
     def stretch(self, cloud: Cloud, now: datetime) -> snapshot.Stretch:
-        """What is so of ``cloud`` at ``now``."""
+        """What holds for ``cloud`` at ``now``."""
         for stretch in self._stretches[cloud]:
             if stretch.until is None or now < stretch.until:
                 return stretch

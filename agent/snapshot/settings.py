@@ -24,15 +24,15 @@ class Limits(msgspec.Struct, frozen=True):
         head_bytes: the request line and all fields. EKS tokens are JWTs of 2 kB; SDK user agents reach 1 kB.
         line_bytes: the request line, or one field.
         headers: their number.
-        body_bytes: of a request that means a body; on the workers' listener only guest attributes (GCE) do.
+        body_bytes: of a request that means a body; on the workers' endpoint only guest attributes (GCE) do.
         head_seconds: from the connection to the whole request. SDKs send it at once; their own patience is 1 s.
         connections: open at once; each holds a file descriptor, so ``LimitNOFILE`` must be well above.
         held: requests that wait for a change at once; a thousand programs that start before the first credential do.
         spared_seconds: a connection younger than this is closed to make room after all others of its owner.
         buffered_bytes: of all requests that are not whole or wait, and of all answers that are not read, together.
         unread_seconds: how long an answer may stay unread.
-        half_closed_seconds: how long a request may be held whose client has ended its side. That it only wants to read
-            (``nc -N``) and that it is gone look the same, and what is gone must not hold a long poll for an hour.
+        half_closed_seconds: how long a request may be held whose client has ended its side. One that only wants to read
+            (``nc -N``) looks like one that is gone, and one that is gone must not hold a long poll for an hour.
     """
 
     head_bytes: Count = 16384

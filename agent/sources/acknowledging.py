@@ -20,7 +20,7 @@ MAX_ACK_BYTES: Final = 65_536
 
 
 class _Ack(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An acknowledgement as it is posted: the names of the claims, for what the claims name."""
+    """An acknowledgement as it is posted; what claims name too has the name of the claim."""
 
     outcome: str
     at: str
@@ -59,7 +59,7 @@ class Acknowledger:
         self._upstream, self._clock, self._rng = upstream, clock, rng
 
     async def post(self, ack: Ack) -> None:
-        """Post a verdict. Tried a few times and then let be: the next one says more. Raises nothing."""
+        """Post a verdict. Tried a few times and then dropped: the next one says more. Raises nothing."""
         body = _ack_body(ack, self._worker)
         for attempt in range(1, ACK_ATTEMPTS + 1):
             try:

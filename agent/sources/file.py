@@ -37,7 +37,7 @@ LOOK_SECONDS: Final = 0.4
 """The time between looks. With :data:`SETTLE_SECONDS` a rename into place is submitted after 0.55 s at the latest."""
 
 SETTLE_SECONDS: Final = 0.15
-"""A file that changed is read once it has looked the same for this long: one being written in place is let be."""
+"""A file that changed is read once it has looked the same for this long: one being written in place is left alone."""
 
 SETTLE_LOOKS: Final = 20
 """A file that never settles is read after so many looks (3 s) all the same, and refused for what it then is."""
@@ -45,7 +45,7 @@ SETTLE_LOOKS: Final = 20
 RETRY_LOOKS: Final = 12
 """A broken file is read again after so many looks (5 s) though it looks the same: mending may not change its look."""
 
-# Not here: the file, a directory on the way, or a directory that is a file for now.
+# The file or a directory on the way is not there, or the directory is a file for now.
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
@@ -150,7 +150,7 @@ def _look(path: Path) -> _Look | str | None:
 
 
 def _bundle(path: Path, max_bytes: int) -> bytes | None:
-    """The bundle in a file, taken out of its wrappings; what is none is for the decoder to refuse."""
+    """The bundle in a file, taken out of its wrappings; what is no bundle is left for the decoder to refuse."""
     data = _read(path, max_bytes)
     try:
         return data if data is None else find(data) or data

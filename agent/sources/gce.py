@@ -124,7 +124,7 @@ class GceAttributeSource:
         return None
 
     async def acknowledge(self, ack: Ack) -> None:
-        """Write the verdict to a guest attribute. One that cannot be written is let be: it is off by default."""
+        """Write the verdict to a guest attribute. A failure is ignored: guest attributes are off by default."""
         if not self._settings.acknowledge:
             return
         try:
@@ -179,8 +179,8 @@ class _Attribute:
 
     async def _look(self, started: float, *, waited: bool) -> SealedBundle | None:
         self._changed = not waited
-        # Each turn either answers or changes from one of the two to the other; a key that comes and goes under our
-        # hands is looked at again after the pause.
+        # Each turn either answers or changes between the key and the list; a key that comes and goes meanwhile is
+        # looked at again after the pause.
         found = None
         for _ in range(2):
             if self._exists:
@@ -211,7 +211,7 @@ class _Attribute:
         self._note(answer)
         if not answer.body:
             return None
-        # The value may be a document too, should somebody keep user-data and metadata alike. What is none is submitted
+        # The value may be a document too, should somebody keep user-data and metadata alike. What is not is submitted
         # as it is: the decoder says what is wrong with it, and the sender hears of it.
         found = await asyncio.to_thread(find, answer.body)  # a document made to be hard to read holds up nobody
         return SealedBundle(data=found or answer.body, origin=self._name)

@@ -40,7 +40,7 @@ HELD_FRACTION: Final = 0.5
 """A server that took at least this much of the wait held the request; one that did not is polled."""
 
 PAUSE_HELD_SECONDS: Final = 1.0
-"""After a held request the next is drawn from this long: all workers were answered in the same instant."""
+"""After a held request the next is made within this: all workers were answered in the same instant."""
 
 MAX_REDIRECTS: Final = 3
 GONE_SLEEP_SECONDS: Final = 86_400.0
@@ -150,7 +150,7 @@ class HttpsSource:
         return Position(_place(self._watched), self._etag, self._content)
 
     def go_on(self, position: Position) -> None:
-        """See :class:`agent.core.source.Resumable`. What the place says now decides whether it is the same one."""
+        """See :class:`agent.core.source.Resumable`. Used only if the URL is still the same."""
         if _ETAG.match(position.tag):
             self._left = position
 
@@ -204,7 +204,7 @@ class HttpsSource:
         return found
 
     def _pause(self, wait: float, elapsed: float, *, changed: bool) -> float:
-        """How long to wait before the next look: hardly, when the server does the waiting."""
+        """How long to wait before the next look: hardly at all when the server does the waiting."""
         if self._settings.wait_seconds <= 0:
             return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
         if wait > 0:
@@ -284,7 +284,7 @@ class HttpsSource:
         return SealedBundle(data=body, origin=self.name)
 
     async def _unwrapped(self, found: SealedBundle | None) -> SealedBundle | None:
-        """The bundle in what tools have wrapped around it; what is none is for the decoder to refuse."""
+        """The bundle in what tools have wrapped around it; what is none is left for the decoder to refuse."""
         if found is None:
             return None
         try:

@@ -95,7 +95,7 @@ def _read_token(path: Path) -> str:
 
 
 def _is_confidential(url: str) -> bool:
-    """Whether nobody on the way can read what is sent: TLS, or no way at all."""
+    """Whether nobody on the way can read what is sent: TLS, or loopback."""
     parts = urlsplit(url)
     if parts.scheme == "https":
         return True

@@ -1,4 +1,4 @@
-"""Bundles pushed over the control socket: the listener is ``serve``'s, this is the source behind it."""
+"""Bundles pushed over the control socket: the endpoint is ``serve``'s, this is the source behind it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Changes:
 
 @contextlib.contextmanager
 def broken_here() -> Iterator[None]:
-    """What a source meets on its way is the source's own trouble: it is told in its words, as a ``SourceError``."""
+    """Turn what fails on the way of a source into a ``SourceError`` with the same words."""
     try:
         yield
     except (UpstreamError, WireError) as error:
