@@ -12,7 +12,7 @@ The rules:
 4. **An acknowledgement is the truth**: ``durable`` is said of what is on the disk, and of nothing else. What could not
    be written is written again and again until it is.
 
-The disk sees one writer at a time, and always the newest state: what became old while it waited is not written.
+The disk sees one writer at a time, and always the newest state: a state that a newer one overtook is not written.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Durable:
     # -- whose it is ------------------------------------------------------------------------------------------------
 
     def adopt(self, instance_id: str, boot_id: str, firmware: Mapping[str, str], *, write: bool = True) -> None:
-        """The memory is this machine's, which is called so: write it down at once, or a clone would not know."""
+        """The memory is this machine's, which has that name: write it down at once, or a clone would not know."""
         if self._store.take(MemoryAdopted(instance_id, boot_id, firmware), self._clock.now()) and write:
             self._ask(self._store.memory, self.sealed)
 

@@ -1,9 +1,8 @@
 """How often is the same thing said of the same source? What flaps fills no journal.
 
 Whoever can write a file, or answers for a URL, could otherwise have a line written with each look, for as long as the
-machine lives: by bytes that differ each time, by coming and going. The first lines of each kind are
-said at once, the rest now and then, with the number of those that were not. Counting, acknowledging and the status
-are not limited.
+machine lives: by bytes that differ each time, by coming and going. The first lines of each kind are said at once, the
+rest now and then, with the number of those that were not. Counting, acknowledging and the status are not limited.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Pure arithmetic over what each kind of credential may still call: a session from
 roles, a role session can only assume another role for one hour ("chaining"), a Google access token can do nothing for
 itself, and so on. The same answer is given when a bundle is sealed, when it arrives, and in the status of the worker,
 so that "this job will lose S3 at 03:12" is known before the job starts. A running worker knows more than the bundle
-says, and lays it over (:class:`Known`): what it holds, and what it is given no more.
+says, and adds it (:class:`Known`): what it holds, and what it is given no more.
 
 The instants are *sure*, not hoped for: where a credential is renewed up to the moment its base ends, the last renewal
 may have happened a full refresh interval before, and that interval is taken off.
@@ -89,7 +89,7 @@ SHORTER: Final = timedelta(minutes=1)
 
 
 class _Span(NamedTuple):
-    """How long one grant works: the parts of a :class:`Forecast` before the lease is laid over them."""
+    """How long one grant works: the parts of a :class:`Forecast` before the lease bounds them."""
 
     until: datetime | None
     renewed_by: str | None
@@ -160,7 +160,7 @@ def sentence(forecast: Forecast, now: datetime) -> str:
 
 
 def _leased(cloud: Cloud, grant_id: str, span: _Span, lease_until: datetime | None, now: datetime) -> Forecast:
-    """Lay the lease over what the grant itself allows."""
+    """Bound what the grant itself allows by the lease."""
     until, cause, warnings = span.until, span.cause, list(span.warnings)
     if until is not None and until <= now:
         warnings.append(f"{cloud} does not work any more: it ended {instant(until)}")

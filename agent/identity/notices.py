@@ -18,7 +18,7 @@ from agent.identity.state import State, Told, changed, lease_over, slots_of
 from agent.identity.until import valid_until, why_until
 
 LOOK_AGAIN: Final = timedelta(minutes=1)
-"""At the latest. A slot that is due but blocked is woken by its source; this is the second line."""
+"""At the latest. A slot that is due but blocked is woken by its source; this is the safety net."""
 
 
 def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> tuple[State, tuple[Effect, ...]]:

@@ -189,7 +189,7 @@ class Slot(msgspec.Struct, frozen=True):
     Attributes:
         number: of this very slot: a result for an earlier one of the same key is not taken.
         grant: what to issue from; ``None`` for the machine's own identity.
-        asking: somebody is being asked now: single flight is by construction.
+        asking: somebody is being asked now; nobody else is meanwhile.
     """
 
     key: Key

@@ -367,7 +367,7 @@ def machine_observed(state: State, event: MachineObserved, _now: datetime, _rng:
 
 
 def memory_adopted(state: State, event: MemoryAdopted, _now: datetime, _rng: random.Random) -> Step:
-    """Take the memory for this machine's. Applied: it changed, and is to be written down."""
+    """Take the memory as this machine's. Applied: it changed, and is to be written down."""
     before = state.memory
     memory = replace(
         before,

@@ -1,6 +1,6 @@
 """Until when each cloud is sure to be served, why no longer, and what follows: for status, metrics and warnings.
 
-:mod:`agent.identity.forecast` answers from the bundle alone. A running worker lays over it what it holds and what it is
+:mod:`agent.identity.forecast` answers from the bundle alone. A running worker adds what it holds and what it is
 given no more. Pure; asked a few times a minute, and by no request.
 """
 
@@ -19,7 +19,7 @@ def valid_until(state: State, cloud: Cloud, now: datetime) -> datetime | None:
     """Until when ``cloud`` is sure to be served if things stay as they are; ``None``: nothing ends it.
 
     An upstream that fails is expected to come back, so it sets no end at first. It does once half of the life of what
-    is held is gone: renewal is due at a third, so that is no passing trouble any more.
+    is held is gone: renewal is due at a third, so by then the trouble is not passing.
     """
     forecast = forecast_of(state, cloud, now)
     return forecast.until if forecast is not None else None
@@ -61,7 +61,7 @@ def forecast_of(state: State, cloud: Cloud, now: datetime) -> Forecast | None:
 
 
 def _forecast(identity: InForce, cloud: Cloud, now: datetime) -> Forecast:
-    """Lay what we know over what the bundle says of itself."""
+    """Add what we know to what the bundle says of itself."""
     known = {}
     for slot in identity.slots.values():
         held, failure = slot.state.held, slot.state.failure
@@ -79,7 +79,7 @@ def _forecast(identity: InForce, cloud: Cloud, now: datetime) -> Forecast:
 
 
 def _outlasted(slot: Slot, now: datetime) -> bool:
-    """Whether an outage has lasted so long that the end of what ``slot`` holds must be reckoned with."""
+    """Whether an outage has lasted so long that the end of what ``slot`` holds must be expected."""
     held = slot.state.held
     return slot.state.failure is not None and held is not None and now >= held.half_gone
 

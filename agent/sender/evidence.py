@@ -1,8 +1,8 @@
 """Whose machine is it? Evidence of an enrolment, verified with whoever vouches, and checked by the sender's policy.
 
 What may be sent at all is checked before anything is sent (:mod:`agent.enrol`): a worker is a stranger, and a request
-that it signed is only ever sent to a genuine STS host, with headers and a body known to the byte. Redirects
-are not followed, proxies are the sender's own, and the answer is believed because TLS says who gave it.
+that it signed is only ever sent to a genuine STS host, with headers and a body known to the byte. Redirects are
+not followed, proxies are the sender's own, and the answer is believed because TLS says who gave it.
 
 Blocks; safe to call from several threads at once. The costs: one question to STS for each AWS enrolment, Google's
 certificates once in five minutes.
