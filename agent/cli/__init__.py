@@ -1,4 +1,4 @@
-"""The command line: the only room that prints, and the only one that exits.
+"""The command line: the only package that prints, and the only one that exits.
 
 Sub-commands are loaded when they are called, so that ``credential-agent run`` does not pay for what ``seal`` imports.
 Exit codes are those of ``sysexits.h``: 64 usage, 65 bad data, 69 service unavailable, 70 internal error, 71 the
@@ -56,7 +56,7 @@ EX_IOERR: Final = 74
 EX_TEMPFAIL: Final = 75
 EX_CONFIG: Final = 78
 
-# What a full or broken stdout says. A closed pipe is click's business, and silent.
+# The errors of a full or broken stdout. click handles a closed pipe, in silence.
 _OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
 
@@ -106,7 +106,7 @@ def report(error: AgentError) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and exit. The border where every error becomes a line and a status."""
+    """Run the command line and exit. Here every error becomes a line and an exit status."""
     try:
         result = cli.main(args=argv, prog_name="credential-agent", standalone_mode=False)
     except AgentError as error:
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _say(text: str) -> None:
-    """Tell a person; that nobody can be told changes no exit status."""
+    """Tell a person; where stderr fails, the exit status stays the same."""
     try:
         click.echo(text, err=True)
     except OSError:
@@ -139,7 +139,7 @@ def _say(text: str) -> None:
 
 
 def _give_up(descriptor: int) -> None:
-    """Lead an output nowhere: what is left in its buffer would fail again at the end, and make the status 120."""
+    """Point an output at /dev/null: what is left in its buffer would fail again at the end, and make the status 120."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     if nowhere != descriptor:

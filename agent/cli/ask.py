@@ -1,6 +1,6 @@
-"""The agent's endpoints, asked by its own commands: the control socket, and the listener that workers use.
+"""The agent's endpoints, asked by its own commands: the control socket, and the workers' endpoint.
 
-``http.client`` rather than the daemon's HTTP stack: a command must have answered before that would be imported.
+``http.client`` rather than the daemon's HTTP stack: importing that takes longer than a command may take.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent.core.errors import HostError
 from agent.wire import names
 from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
 
-# Not the daemon's own user agent: that one is refused, so that it never asks itself in a circle.
+# Not the daemon's own user agent: it refuses that one, so that it never asks itself in a loop.
 USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
@@ -24,7 +24,7 @@ _NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-
 
 
 class NoAnswerError(HostError):
-    """Nothing came in time: the agent is slow, or it does not start and its socket waits for it."""
+    """Nothing came in time: the agent is slow, or it does not start and systemd holds its socket."""
 
 
 class NotLetInError(HostError):
@@ -33,10 +33,10 @@ class NotLetInError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. ``body`` may be a credential: it is not shown.
+    """What came back. ``body`` may be a credential, so the ``repr`` does not show it.
 
     Attributes:
-        origin: whose identity it is (``bundle``, ``fallback``, ``none``), of the workers' endpoint; empty: not told.
+        origin: whose identity it is (``bundle``, ``fallback``, ``none``), from the workers' endpoint; empty: not told.
         refused: why the last bundle was refused, if it was.
     """
 
@@ -87,7 +87,7 @@ def control(
 
     Raises:
         NoAnswerError: somebody took the connection, or systemd's queue did, and there was no answer in time.
-        HostError: nothing listens there, we may not, or the answer breaks off.
+        HostError: nothing listens there, we may not connect, or the answer breaks off.
     """
     try:
         return _exchange(_UnixConnection(path, timeout_seconds), method, target, {}, body)
@@ -129,7 +129,7 @@ def worker(
 
 
 def role(address: tuple[str, int]) -> Answer:
-    """Ask for the name of EC2's role, as an SDK does that the rules lead: it needs no file and gets no secret.
+    """Ask for the name of EC2's role, as an SDK does that is redirected: that needs no file and gets no secret.
 
     Raises:
         NotLetInError, HostError: as :func:`worker`.

@@ -1,4 +1,4 @@
-"""``check``: what the service would find, before it looks."""
+"""``check``: what the service would find at its start."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check(path: Path, build: bool) -> None:
     found = asyncio.run(look())
     for warning in [*found.told, *_unknown_users(settings.redirect.users)]:
         click.echo(f"warning: {warning}", err=True)
-    # What is left of a faulty section has defaults in place of what was meant: nothing is said of those.
+    # A faulty section has defaults in place of what was meant: faults that follow from these are not told.
     opened = [error for key, error in found.faults if not config.follows(key, faults)]
     _end_if_wrong([*(fault.error(str(path)) for fault in faults), *opened])
     click.echo(f"{path}: ok")
@@ -71,7 +71,7 @@ def _end_if_wrong(errors: list[AgentError]) -> None:
 
 
 def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:
-    """Who is named and not there: an image is built before the machine's own users come, so it is no error."""
+    """Users that are named and not there: no error, since an image is built before the machine's own users exist."""
     for name in names:
         try:
             pwd.getpwnam(name)
@@ -80,7 +80,7 @@ def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _become_the_service() -> None:
-    """Give root's powers up for those of the service, where there is one: a key that only root can read is no key."""
+    """Become the service's user, where it exists: a key that only root can read is of no use to the service."""
     if os.geteuid() != 0:
         return
     try:

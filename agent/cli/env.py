@@ -35,7 +35,7 @@ def env(path: Path, form: str) -> None:
 
 
 def variables(path: Path) -> dict[str, str]:
-    """What the environment file says. Raises HostError where it cannot be read."""
+    """The variables in the environment file. Raises HostError where it cannot be read."""
     from agent.cli import where
     from agent.host import envfile
 

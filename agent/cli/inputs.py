@@ -1,4 +1,4 @@
-"""What the sender's commands share: files and lengths on the command line.
+"""What the sender's commands share: files and durations on the command line.
 
 No secret is ever taken from the command line, where every user of the machine can read it.
 """
@@ -25,7 +25,7 @@ FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 class _NewFile(click.Path):
-    """A file to write a key to. ``-`` is none: stdout ends in logs and scrollback, and nobody wants a file ``./-``."""
+    """A file to write a key to. ``-`` is refused: stdout ends in logs and scrollback, and nobody wants ``./-``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse ``-``."""
@@ -79,7 +79,7 @@ def variables_of(given: Sequence[str], environment: Mapping[str, str]) -> dict[s
                 )
             value = environment[name]
         try:
-            # Its bytes, whatever the locale makes of them: in a POSIX locale they are read as ASCII.
+            # Its bytes as UTF-8, whatever the locale: in a POSIX locale they are read as ASCII.
             values[name] = os.fsencode(value).decode()
         except UnicodeDecodeError:
             raise click.UsageError(f"--env {name}: expected UTF-8 in its value") from None

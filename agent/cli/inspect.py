@@ -74,7 +74,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
 
 
 def _extract(data: bytes) -> bytes:
-    """The bundle in a document; what is no document that we know is taken for a bundle, and checked as one."""
+    """The bundle in a document; bytes in no form that we know are taken for a bundle, and checked as one."""
     try:
         found = wrapped.find(data)
     except (UnreadableError, WireError) as error:
@@ -119,7 +119,7 @@ def _trust(paths: Sequence[Path]) -> bundle.Trust:
 
 
 def _claimed_audiences(signed: bytes) -> tuple[str, ...]:
-    """What it claims to be addressed to, unverified: to check everything else when no audience is given."""
+    """The audiences that it claims, unverified: they let everything else be checked when no audience is given."""
     try:
         payload = signed.split(b".")[1]
         said = json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["aud"]

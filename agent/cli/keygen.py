@@ -57,7 +57,7 @@ def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
         try:
             files.write(public, (line + "\n").encode(), mode=files.PUBLIC, replace=True)
         except HostError:
-            if not force:  # a key whose public half nobody has is in the way of the next try
+            if not force:  # nobody has its public half, and the next attempt would not replace it
                 out.unlink(missing_ok=True)
             raise
     click.echo(line)

@@ -12,7 +12,7 @@ SECONDS: Final = 2.0
 MAX_LINE: Final = 400
 
 
-#: Where systemd itself failed, before the program (systemd.exec(5), "Process Exit Codes"): what to do about it.
+#: The exit codes of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): what to do.
 _BEFORE_IT: Final = {
     "203": "the program is not there or cannot be executed: install it again",
     "217": "the service's user is not there: systemd-sysusers, then systemctl restart credential-agent",
@@ -29,8 +29,8 @@ class Found:
     """One look.
 
     Attributes:
-        active: it has started, so it only is slow.
-        said: what is the matter, in one line.
+        active: it has started, so it is only slow.
+        said: what is wrong, in one line.
         hint: what to do.
     """
 
@@ -68,7 +68,7 @@ def look() -> Found | None:
 
 
 def _last_error() -> str:
-    """The last line that says what went wrong; empty if the journal is not for us."""
+    """The last line that says what went wrong; empty if we may not read the journal."""
     text = _run("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20", f"_SYSTEMD_UNIT={UNIT}") or ""
     for line in reversed(text.splitlines()):
         told = line.strip()
@@ -89,7 +89,7 @@ def _last_error() -> str:
 
 def _run(*command: str) -> str | None:
     try:
-        done = subprocess.run(  # noqa: S603 - no argument is anybody's input
+        done = subprocess.run(  # noqa: S603 - no argument is a user's input
             command,
             capture_output=True,
             text=True,

@@ -24,7 +24,7 @@ def config_option(command: F) -> F:
     option = click.option(
         "--config",
         "path",
-        # Not for everybody to read; agent.cli.where knows what to do then.
+        # Not everybody may read it; agent.cli.where handles that.
         type=click.Path(path_type=Path, readable=False),
         default=CONFIG_PATH,
         show_default=True,
@@ -63,7 +63,7 @@ bundle_option = click.option(
 
 
 class Seconds(click.FloatRange):
-    """A length of time in seconds. ``nan`` is below no bound and above none, and would never end."""
+    """A length of time in seconds. ``nan`` passes every bound, and the wait would never end."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read one."""

@@ -25,13 +25,13 @@ from agent.host.bounds import Bounds
 
 AGENT_USER: Final = "credential-agent"
 MOST_FAMILIES: Final = 256
-"""So many users are bounded together with their subordinate uids: each costs a chain of rules."""
+"""For at most so many users their subordinate uids are bounded with them: each costs a chain of rules."""
 UNUSED_UID: Final = 60578
 """The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
 _CONFIG = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path, readable=False),  # whether it can be read is said by who reads it
+    type=click.Path(path_type=Path, readable=False),  # whoever reads it says whether it can be read
     default=CONFIG_PATH,
     show_default=True,
     help="The configuration; its [redirect] section says who is a worker.",
@@ -201,7 +201,7 @@ class _Holder:
 
 
 def _settled() -> arrival.Arrival | None:
-    """What the holder says. It asks again every two seconds: its last word may be older than what was just mended."""
+    """What the holder says. It probes every two seconds, so its last word may be older than the rules just loaded."""
     end = time.monotonic() + 2 * hold.PROBE_AGAIN_SECONDS + arrival.PROBE_SECONDS
     while (known := arrival.read()) is not None and not known.arrives and time.monotonic() < end:
         if known.state == "closed":
@@ -221,7 +221,7 @@ def _told(document: dict[str, Any]) -> int:
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the configuration and the machine make of the rules.
+    """The rules that follow from the configuration and the machine.
 
     Attributes:
         scripts: for ``nft``; the first that the kernel takes is in force.
@@ -229,9 +229,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         closed: the same workers, refused.
         ipv6: whether the IPv6 front address is wanted.
         error: why ``scripts`` are closed; ``None``: they lead.
-        notes: what is not as the configuration says, and was borne with.
+        notes: what is not as the configuration says, and was tolerated.
         pending: users and units that were not there; to be looked up again.
-        uid: of a worker, to ask as; ``None``: no uid is one.
+        uid: of a worker, to probe as; ``None``: no uid is a worker.
         groups: control groups that the rules name, with the number that each has now.
     """
 
@@ -247,7 +247,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
-    """Read the section and look everything up. Never an error: what cannot be told is closed."""
+    """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
     try:
         section, port, notes = configuration.load_redirect(path)
         return _plan(section, port, notes, user)
@@ -312,7 +312,7 @@ def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], us
 
 
 def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:
-    """A worker that is probably nobody: what is bounded for a real one must not keep us from asking."""
+    """A worker's uid that probably nobody uses: the bounds of a real worker must not keep us from asking."""
     if not uids:
         return None
     low, high = uids[-1]
@@ -347,7 +347,7 @@ def _load(plan: Plan) -> None:
         if any(plan.lacking[number : number + 1]):
             click.echo(f"credential-agent: {plan.lacking[number]}", err=True)
         break
-    # Rules first: the address must not be there before the guard that watches over it.
+    # Rules first: the address must not be there before the rules that guard it.
     fronts.set_fronts(present=True, ipv6=plan.ipv6)
 
 
@@ -379,7 +379,7 @@ def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool
 
 
 def _as_user(uid: int, address: str, port: int) -> str:
-    # As nobody's group: group rights must not make a difference.
+    # In no other group: group rights must not make a difference.
     return _probe([], address, port, user=uid, group=uid, extra_groups=[])
 
 

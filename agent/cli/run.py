@@ -1,4 +1,4 @@
-"""``run`` and ``check``: the daemon."""
+"""``run``: the daemon."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def run(path: Path) -> None:
     from agent.host import seccomp, systemd
     from agent.host.threads import Threads
 
-    # Before there is a second thread, which would keep what it had.
+    # Before there is a second thread, which would keep the right to execute.
     seccomp.give_up_execution()
-    # Then: a journal that hangs, or a standard error that is closed, must end no start either.
+    # Then logging: a journal that hangs, or a closed standard error, must not stop the start.
     log.take_over()
     log.set_up()
     file = Configured(path)

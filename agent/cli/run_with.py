@@ -60,7 +60,7 @@ def _supervise(command: tuple[str, ...], environ: Mapping[str, str]) -> int:
         return EX_NOT_FOUND
     awaited = signal.valid_signals() - _NOT_PASSED
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-    # An interpreter ignores these; a program that inherited that would not end with its pipe.
+    # Python ignores these; a program that inherited that would not end when its pipe is closed.
     default = [signal.SIGPIPE, signal.SIGXFSZ]
     try:
         child = os.posix_spawnp(command[0], command, dict(environ), setsigmask=before, setsigdef=default)

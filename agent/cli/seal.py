@@ -159,7 +159,7 @@ def seal(**given: Any) -> None:
 
 
 def _watch(given: dict[str, Any], until: datetime | None) -> None:
-    """Seal again before the end of what was sealed, and whenever somebody signs on anew; until Ctrl-C."""
+    """Seal again before what was sealed ends, and whenever somebody signs on anew; until Ctrl-C."""
     seen, due = local.marks(), local.successor_due(until, datetime.now(UTC))
     while True:
         time.sleep(WATCH_SECONDS)
@@ -170,13 +170,13 @@ def _watch(given: dict[str, Any], until: datetime | None) -> None:
         try:
             due = local.successor_due(_sealed(given, now), now)
         except (Denied, Transient) as error:
-            # What was delivered stays; an identity that has ended is there again after the next sign-on.
+            # What was delivered stays; an identity that has ended can be sealed again after the next sign-on.
             click.echo(f"not sealed: {error.message}" + (f"; {error.hint}" if error.hint else ""), err=True)
             due = now + local.RETRY
 
 
 def _sealed(given: dict[str, Any], now: datetime) -> datetime | None:
-    """Seal and deliver; until when the first cloud works."""
+    """Seal and deliver; returns until when the first cloud works."""
     target = _target(given["to"])
     base = claims.read_claims(read(given["claims_file"])) if given["claims_file"] is not None else claims.ClaimsFile()
     collected = _collect(given, now)
@@ -239,7 +239,7 @@ def _target(text: str | None) -> deliver.GceTarget | None:
 
 
 def _collect(given: dict[str, Any], now: datetime) -> list[Collected]:
-    """Ask the local identities for what was wanted of them."""
+    """Collect what was asked for from the local identities."""
     aws_only = ("profile", "role_arn", "renew_role", "policy", "policy_arn", "external_id", "duration", "mfa_serial")
     google_only = ("scope", "impersonate", "send_refresh_token", "send_service_account_key", "google_project")
     for switch, names in (("from_boto", aws_only), ("from_adc", google_only)):
@@ -312,7 +312,7 @@ def _policy(path: Path | None) -> str | None:
 
 
 def _tell(forecast: Sequence[Forecast], accept_until: datetime, now: datetime) -> None:
-    """For each cloud until when it will work, and what should worry the sender."""
+    """Print for each cloud until when it will work, and what should worry the sender."""
     for one in forecast:
         click.echo(sentence(one, now), err=True)
         warnings = list(one.warnings)

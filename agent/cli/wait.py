@@ -46,7 +46,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, watc
 
 
 class Endpoint(Protocol):
-    """Whom ``wait`` asks."""
+    """What ``wait`` asks."""
 
     def answer(self, cloud: str) -> ask.Answer:
         """The answer to whoever wants an identity of ``cloud``. Raises HostError where nobody answers."""
@@ -63,7 +63,7 @@ class Workers:
     def __init__(self, path: Path) -> None:
         from agent.cli import where
 
-        # Each time anew: a worker may wait for an agent that has not told it yet.
+        # Looked up each time: a worker may wait for an agent that has not told its address yet.
         self._find: Callable[[], where.Where] = lambda: where.find(path)
         self._find()
 
@@ -96,7 +96,7 @@ class Workers:
         return ask.worker(self._find().http, names.GCE_TOKEN_PATH, {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR})
 
     def astray(self) -> str | None:
-        """Asked by ourselves: the endpoint took us for a worker. Where nothing redirects there is nothing to ask."""
+        """Ask the metadata address ourselves: we were answered as a worker. Without a redirection, do not ask."""
         from agent.host import arrival, nft
 
         known = arrival.read()
@@ -110,7 +110,7 @@ class Workers:
         )
 
     def _role_or_aws(self) -> ask.Answer:
-        """Who may not read the token is led by the rules alone, and its SDKs ask EC2's metadata service."""
+        """The SDKs of a worker that may not read the token ask EC2's metadata service, which the rules redirect."""
         from agent.host import arrival
 
         found = self._find()
@@ -162,7 +162,7 @@ def _does_not_arrive(state: str, said: str, why: str | None) -> str:
 
 
 class _Round:
-    """The wanted clouds, asked once: why each has not what was wanted, and whose identity the others have."""
+    """The wanted clouds, asked once: why some lack what was wanted, and whose identity the others have."""
 
     def __init__(self, endpoint: Endpoint, wanted: tuple[str, ...], *, bundle: bool) -> None:
         self.reasons: dict[str, str] = {}

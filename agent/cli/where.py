@@ -42,7 +42,7 @@ class _Announced(msgspec.Struct, frozen=True):
 
 
 def find(path: Path, *, announced: Path | None = None) -> Where:
-    """Look it up, in the configuration at ``path`` if that is for us.
+    """Look it up, in the configuration at ``path`` if we may read that.
 
     Args:
         path: the configuration.
@@ -58,14 +58,14 @@ def find(path: Path, *, announced: Path | None = None) -> Where:
     except ConfigError as error:
         if path != CONFIG_PATH:
             raise
-        # An agent that runs goes on with what it read before: a mistake in the file is no reason not to ask it.
+        # A running agent goes on with what it read before: a mistake in the file is no reason not to ask it.
         _warn(error.message + (f"\n  hint: {error.hint}" if error.hint else ""))
         return _of(config.Config())
 
 
 @cache
 def _warn(text: str) -> None:
-    """Once: ``wait`` looks again and again."""
+    """Warn once: ``wait`` looks again and again."""
     click.echo(f"warning: {text}", err=True)
 
 
@@ -75,7 +75,7 @@ def _told(announced: Path) -> Where:
             told = decode(file.read(MAX_BYTES), _Announced)
         address = config.host_port(told.http, origin=str(announced))
     except (OSError, NotThatShapeError, ConfigError):
-        # The agent has not been here yet: what it uses when nobody says otherwise.
+        # The agent has not started yet: the defaults.
         return _of(config.Config())
     return Where(address, Path(told.control), Path(told.file), Path(told.token_file))
 

@@ -5,7 +5,7 @@ nothing is started. Every default has its unit and its reason here, and only her
 a unit file passes to the daemon (``NOTIFY_SOCKET``, ``LISTEN_FDS``, ``CREDENTIALS_DIRECTORY``) is the composition
 root's business.
 
-What this room does *not* do: open the files it names. A key that is absent is the daemon's error, with its own text.
+What this package does *not* do: open the files it names. A missing key file is the daemon's error, with its own text.
 """
 
 from agent.config.checks import host_port

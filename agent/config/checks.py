@@ -1,4 +1,4 @@
-"""What no single value shows to be wrong: keys that contradict each other."""
+"""Keys that contradict each other, and other mistakes that no single value shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:
 
 
 def contradictions(config: Config) -> Iterator[Fault]:
-    """What types cannot say."""
+    """Every mistake that the types cannot show."""
     if not config.listen.http:
         yield Fault(
             "listen.http",
@@ -80,7 +80,7 @@ def _unclear_sources(sources: tuple[SourceEntry, ...]) -> Iterator[Fault]:
 
 
 def _names(config: Config) -> Iterator[Fault]:
-    """Paths of sockets that are too long, and a source called like what is none."""
+    """Paths of sockets that are too long, and a source with a reserved name."""
     for index, source in enumerate(config.sources):
         if source.name == COURIER:
             yield Fault(f"sources[{index}].name", "expected another name: what couriers bring is called so")

@@ -1,4 +1,4 @@
-"""From a file to frozen values: strictly, or with everything that is wrong told in one go."""
+"""From a file to frozen values: strictly, or with a list of everything that is wrong."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _mended(value: object, kind: object, origin: str) -> tuple[object | None, li
 
 
 def _missing(value: dict[str, object], kind: object, origin: str, faults: list[Fault]) -> Iterator[Fault]:
-    """What is required and not there, but for what was taken out since it was wrong."""
+    """What is required and not there, except what was taken out because it was wrong."""
     kinds: Iterable[type[msgspec.Struct]] = get_args(kind) or (kind,)
     for one in kinds:
         tag = one.__struct_config__.tag
@@ -139,14 +139,14 @@ def load(path: Path) -> Config:
 
 
 def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
-    """Read the section ``[redirect]`` alone, and bear with every mistake elsewhere.
+    """Read the section ``[redirect]`` alone, and ignore every mistake elsewhere.
 
-    A misspelt key of another section must not decide whether workers are led. A key of this section that nobody knows
-    is told and left out (a newer release wrote it); a *value* of this section that cannot be right is an error: what
-    it meant is not known, and the caller closes.
+    A misspelt key of another section must not decide whether workers are redirected. An unknown key of this section is
+    reported and left out (a newer release wrote it); a *value* of this section that cannot be right is an error: what
+    it meant is not known, and the caller refuses workers.
 
     Returns:
-        The section, the agent's port, and what was borne with, in words.
+        The section, the agent's port, and what was ignored, in words.
 
     Raises:
         ConfigError: it cannot be read, is no TOML, or a value of this section or the port is wrong.
@@ -201,7 +201,7 @@ def text(path: Path) -> str:
         ConfigError: it cannot be read, is no plain file, is too long, or is no text.
     """
     try:
-        # Whatever was put there: opening a pipe would wait for ever.
+        # Non-blocking: opening a pipe that was put there would wait for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: expected a plain file")

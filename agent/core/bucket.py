@@ -62,14 +62,14 @@ class Bucket:
 class Buckets(Generic[K]):
     """One bucket for all and one for each key.
 
-    A key's is asked first, so that one who asks without end is refused by its own and takes nothing from the common.
+    A key's own bucket is asked first: a key that asks without end is refused there, and takes nothing from the common.
 
     Args:
         common: the bucket for all.
         per_second: of each key's.
         burst: of each key's; smaller than the common one's, or one key could empty that.
-        most: how many keys are known at once. Above it the one that has been silent for longest is forgotten: who can
-            invent keys (addresses) without end is then bounded by the common bucket alone.
+        most: how many keys are known at once. Above it the one that has been silent for longest is forgotten:
+            whoever can invent keys (addresses) without end is then bounded by the common bucket alone.
     """
 
     def __init__(self, common: Bucket, *, per_second: float, burst: float, most: int = 1024) -> None:

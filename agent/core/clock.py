@@ -1,7 +1,7 @@
 """Time as a parameter.
 
-Decisions get ``now`` as an argument. Only the controller and the listeners hold a :class:`Clock`; tests give them one
-whose hands they move. Who may say what time it is stands in :mod:`agent.core.timekeeping`.
+Decisions get ``now`` as an argument. Only what runs (controller, endpoints, sources) holds a :class:`Clock`; tests pass
+one that they set. :mod:`agent.core.timekeeping` says who may tell the time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the agent asks of time."""
+    """What the agent asks a clock for."""
 
     def now(self) -> datetime:
         """The best estimate of the true time: aware, UTC."""

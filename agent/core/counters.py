@@ -1,4 +1,4 @@
-"""What metrics count. Plain numbers, written by the controller, read by the report."""
+"""What the metrics count: plain numbers, written by the controller, read by the report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Counters(msgspec.Struct):
 
 
 def bump(table: dict[str, int], key: str) -> None:
-    """Count one more ``key``: of a bounded number of them.
+    """Count one more ``key``; the number of keys is bounded.
 
-    Grants have the names that senders give them, one a job perhaps, and failures the codes of upstreams. What comes
+    Senders name the grants, perhaps one for each job, and failures have the codes of upstreams. What comes
     after the first :data:`MAX_KEYS` is counted as ``other`` of its cloud.
     """
     if key not in table and len(table) >= MAX_KEYS:

@@ -1,9 +1,9 @@
-"""How soon a client asks again: the end that the machine's own credential is given while a bundle may still come.
+"""How soon a client asks again: the end told with the machine's own credential while a bundle may still come.
 
-A client keeps what it was given until shortly before the end it was told. A bundle that comes a minute after a program
-asked would find it as the machine until that end: five hours later, for an instance profile. So what is served in a
-bundle's absence is told with an end :data:`SHORTEST` to :data:`SHORTEST` + :data:`STEP` from now, never later than its
-true one.
+A client keeps what it was given until shortly before the end it was told. A program that asks a minute before a
+bundle comes would use the machine's identity until that end: five hours, for an instance profile. So what is served
+without a bundle gets an end :data:`SHORTEST` to :data:`SHORTEST` + :data:`STEP` from now, never later than its true
+one.
 
 Why eighteen minutes (measured, each client against a scripted service):
 
@@ -28,11 +28,10 @@ _ORIGIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def early_end(now: datetime, phase: timedelta = timedelta()) -> datetime:
-    """The end to tell at ``now``.
+    """The end to tell a client at ``now``.
 
     Args:
-        now: by the clock of those who are told: a client compares an instant with the machine's wall clock, however
-            wrong it is.
+        now: by the machine's wall clock, however wrong it is: a client compares the end with that clock.
         phase: where this worker's grid stands, from nothing to :data:`STEP`.
     """
     earliest = now + SHORTEST

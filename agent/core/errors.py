@@ -1,21 +1,21 @@
 """The error tree, grouped by who can act on it.
 
-Each family is raised by one kind of room and caught at one kind of border:
+Each family is raised by certain packages and caught in certain places:
 
 ==================  ==========================  ===========================================================
 family              raised by                   caught by
 ==================  ==========================  ===========================================================
 ``UsageError``      sender                      the command line
 ``ConfigError``     config, compose, providers  the command line, and a reload
-``SourceError``     sources                     the loop of each source, which tells and tries again
-``BundleError``     bundle, keys                the controller, which refuses the bundle and acknowledges that
-``EvidenceError``   enrol, sender               the courier's listener; the sender, which refuses that worker
+``SourceError``     sources                     the loop of each source, which reports and retries
+``BundleError``     bundle, keys                the controller, which refuses the bundle and says so
+``EvidenceError``   enrol, sender               the couriers' endpoint; the sender, which refuses the worker
 ``UpstreamError``   upstream                    whoever asked: sources, providers, keys, the pass-through
 ``WireError``       wire                        whoever called the codec
-``SnapshotError``   snapshot                    who writes one: it closes; who reads one: it keeps what it has
+``SnapshotError``   snapshot                    the writer, which closes; the reader, which keeps what it has
 ``TargetError``     wire                        the listener, which answers 400
 ``ProviderError``   providers, sender           the controller, which retries; the command line
-``CourierError``    forward                     the forwarding, which tells it of that worker and asks again
+``CourierError``    forward                     the forwarding, which reports that worker and asks it again
 ``HostError``       host                        whoever needed it done: daemon, command line
 ==================  ==========================  ===========================================================
 
@@ -47,7 +47,7 @@ class AgentError(Exception):
 
 
 class UsageError(AgentError):
-    """What was asked for makes no sense, and nobody else was asked: ask differently. Exit status 64 (EX_USAGE)."""
+    """The request makes no sense, and nobody was asked: ask differently. Exit status 64 (EX_USAGE)."""
 
 
 class ConfigError(AgentError):
@@ -68,7 +68,7 @@ class BundleError(AgentError):
     Attributes:
         code: a stable, dotted-free word (``signature``, ``expired``, ``rollback``...) for logs, metrics and
             acknowledgements. ``agent/bundle/FORMAT.md`` lists them all.
-        doubtful: whether it stands on the word of a key service alone, which may say otherwise on another day.
+        doubtful: whether only a key service says so, which may answer otherwise another day.
     """
 
     code: str = "bundle"
@@ -121,7 +121,7 @@ class EvidenceError(AgentError):
 class UpstreamError(AgentError):
     """Whoever we asked gave no usable answer: unreachable, too slow, too large, broken HTTP or TLS. It may pass.
 
-    Whoever asked says what that means for them: a source is broken (:class:`SourceError`), a credential cannot be
+    Whoever asked turns it into an error of its own: a source is broken (:class:`SourceError`), a credential cannot be
     issued (:class:`Transient`), a request cannot be passed through.
 
     Attributes:
@@ -143,18 +143,18 @@ class UpstreamError(AgentError):
 
 
 class SnapshotError(AgentError):
-    """Bytes are no snapshot, or no snapshot can be made. Its words hold nothing of them: they are secrets."""
+    """Bytes are no snapshot, or no snapshot can be made. The message quotes none of them: they hold secrets."""
 
 
 class WireError(AgentError):
     """Bytes are not in the dialect that they should be in. Something else may have answered.
 
-    Raised by the codecs of :mod:`agent.wire`, and put into the words of whoever called them.
+    Raised by the codecs of :mod:`agent.wire`; their caller turns it into an error of its own.
     """
 
 
 class TargetError(AgentError):
-    """A request target that we refuse to understand, since two readers might understand it differently."""
+    """A request target that we refuse, since two readers might understand it differently."""
 
 
 class ProviderError(AgentError):
@@ -162,8 +162,8 @@ class ProviderError(AgentError):
 
     Attributes:
         code: the upstream's own code when it gave one (``AccessDenied``, ``invalid_grant``, ``timeout``).
-        server_time: the upstream's ``Date`` that came with the refusal: a clock too far off to sign a valid request
-            is mended by the very answer that says so.
+        server_time: the upstream's ``Date`` that came with the refusal: it corrects a clock that is too far off
+            to sign a valid request.
         pause_seconds: for how long the upstream asked not to be asked again (``Retry-After``), within reason.
     """
 
@@ -195,4 +195,4 @@ class CourierError(AgentError):
 
 
 class HostError(AgentError):
-    """The machine underfoot refused something: a file, a socket, nftables, systemd."""
+    """The machine refused something: a file, a socket, nftables, systemd."""

@@ -1,4 +1,4 @@
-"""Every instant in a value that was read: to compare it with ours, or to count from it, it must be of the same kind."""
+"""Every instant in a value that was read must be in UTC: one without a zone cannot be compared with ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 def in_utc(value: object) -> bool:
-    """Whether every instant in ``value``, however deep, says that it is UTC; one without a zone compares with none."""
+    """Whether every instant in ``value``, however deep, is marked as UTC."""
     return all(instant.tzinfo == UTC for instant in _instants(value))
 
 

@@ -1,4 +1,4 @@
-"""What comes of asking for a credential: the one shape that every issuer hands on."""
+"""The result of issuing a credential: one type for every issuer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ class Issued(msgspec.Struct, Generic[C_co], frozen=True):
 
     Attributes:
         credential: as the upstream gave it.
-        server_time: the ``Date`` of the answer that brought it, for what its two times say of each other; it
-            teaches nothing here (:func:`agent.upstream.dates.witness_of`).
-        lifetime: how long it is good for from the moment of asking, by the answer alone: no clock of ours is in it, so
-            that one which is hours off does no harm. ``None``: the answer had no ``Date``, and the instant that it
-            names is all there is.
+        server_time: the ``Date`` of the answer that brought it, to compare with the end that it names; our clock is
+            not set by it (:func:`agent.upstream.dates.witness_of`).
+        lifetime: how long it is good for from the moment of asking, by the answer alone, so that a clock of ours that
+            is hours off does no harm. ``None``: the answer had no ``Date``, only the instant at which it ends.
     """
 
     credential: C_co

@@ -1,4 +1,4 @@
-"""Sizes and lengths of time on which several rooms must agree."""
+"""Sizes and durations on which several packages must agree."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Cloud(enum.StrEnum):
     AWS = "aws"
     GCP = "gcp"
 
-    # Enum's own is written in Python, and a request looks up by cloud several times.
+    # Enum's own is slow, since it is written in Python, and a request looks up by cloud several times.
     __hash__ = str.__hash__
 
 
@@ -346,7 +346,7 @@ def mints_id_tokens(grant: Grant) -> bool:
 
 
 class SetAside(msgspec.Struct, frozen=True):
-    """A grant of a type this version does not know: reported, not guessed at, and in nobody's way."""
+    """A grant of a type this version does not know: it is reported and ignored."""
 
     id: str
     type: str
@@ -371,7 +371,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         accept_until: claim ``exp``: the last instant of acceptance, not the end of serving.
         lease_until: serve no longer than this, whatever the credentials say; ``None`` for no such bound.
         routes: the grant that each cloud is served from.
-        on_expiry: the sender's wish; ``None`` leaves it to the worker's configuration.
+        on_expiry: what the sender asks for; ``None`` leaves it to the worker's configuration.
     """
 
     issuer: str

@@ -1,6 +1,6 @@
 """When to renew, and when to try again: pure functions of instants and a random source.
 
-The rule for AWS is the one EC2 itself lives by, and the one under which every SDK finds a *fresh* credential at its
+The rule for AWS is the one that EC2 itself follows, and under which every SDK finds a *fresh* credential at its
 first attempt to refresh: renew at an age drawn from ``min(60 min, L/3) x U(0.75, 1.0)`` of the lifetime ``L``. What is
 served then always has at least ``2L/3`` left, so a client that comes at half-life (Java), at 60 minutes before the end
 (the 2026 cross-SDK rule for sessions of 90 minutes and more) or at 15 (botocore) meets a new one. The draw spreads ten
@@ -29,7 +29,7 @@ INSTANCE_POLL: Final = timedelta(minutes=5)
 """The machine's own credential is re-read this often: a role attached, changed or rotated is seen within it."""
 
 INSTANCE_GOOGLE_EAGER: Final = timedelta(minutes=12)
-"""The real GCE metadata server hands out one token until 300 s before its end; from here on we ask often."""
+"""The real GCE metadata server hands out one token until 300 s before its end; with this much left we ask often."""
 
 RETRY_FIRST_SECONDS: Final = 1.0
 RETRY_CAP_SECONDS: Final = 60.0
@@ -79,7 +79,7 @@ def oldest_google(lifetime: timedelta) -> timedelta:
 def reread_instance_at(now: datetime, expires: datetime, *, google: bool, rng: random.Random) -> datetime:
     """The instant at which the machine's own credential should be read again from the real metadata service.
 
-    It costs one to three requests on the link-local address and no quota, so it follows the clock rather than the
+    It costs one to three requests on the link-local address and no quota, so the period is fixed, not a share of the
     lifetime; near the end of a Google token it is every half minute, since the service replaces it only at the last.
     """
     left = expires - now
@@ -122,10 +122,10 @@ def retry_seconds(
 
 
 def pause_seconds(asked: float, left: timedelta | None) -> float:
-    """How much of the pause that a server asked for is kept, in seconds.
+    """How much of the pause that a server asked for we observe, in seconds.
 
     All of it while much is held; half a minute in the last quarter hour and when nothing is held. Never more than a
-    quarter of the life left: no server can make us sleep over the end of what we serve.
+    quarter of the life left: no server can make us miss the end of what we serve.
     """
     if left is None:
         return min(asked, PAUSE_URGENT_SECONDS)

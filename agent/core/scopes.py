@@ -1,9 +1,8 @@
-"""Which of Google's scopes are fewer than others: what a program may be given in place of the ordinary token.
+"""Which sets of Google's scopes are narrower than others, so that a program may get a token for them.
 
-``token?scopes=`` is ignored by GCE and honoured by Cloud Run and GKE. Here it is honoured where it narrows: what the
-grant says is what its sender gives, so a program gets no scope that is not in it. For anything else it gets the
-ordinary token, as on GCE: a program that asks for what it needs finds it there, or is told so by the service that it
-calls.
+``token?scopes=`` is ignored by GCE and honoured by Cloud Run and GKE. Here it is honoured where it narrows: the
+sender gives the scopes of the grant, so a program gets no scope beyond them. For anything else it gets the ordinary
+token, as on GCE: that has the scopes it needs, or the service that it calls refuses it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _IN_CLOUD_PLATFORM: Final = (
     "source.", "spanner.", "sqlservice.", "taskqueue", "trace.", "userinfo.email",
 )  # fmt: skip
 """What ``cloud-platform`` covers, by the beginning of its name below ``auth/`` (Google's list of OAuth scopes); and who
-it is, which is no right. What is not Google Cloud (Drive, Gmail, the directory) is not covered."""
+it is, which gives no access. What is not Google Cloud (Drive, Gmail, the directory) is not covered."""
 
 
 def given_by(grant: Grant | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""A string that does not tell.
+"""A string that does not show its value.
 
-``repr``, ``str``, ``format`` and pickling all say nothing; the value leaves only through :meth:`Secret.reveal`, so
+``repr``, ``str``, ``format`` and pickling all hide it; the value leaves only through :meth:`Secret.reveal`, so
 that a search for ``reveal(`` finds every place where a secret becomes text. A dataclass field with ``repr=False``
 would not do: the value still leaks through ``asdict``, f-strings and JSON.
 """
@@ -14,7 +14,7 @@ REDACTED: Final = "[redacted]"
 
 
 class Secret:
-    """A secret string, equal to another in constant time, hashable, and silent everywhere.
+    """A secret string, equal to another in constant time, hashable, and hidden everywhere.
 
     Args:
         value: the secret text.
@@ -29,7 +29,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the secret itself. The only way in."""
+        """Return the secret itself. The only way to get it."""
         return self._value
 
     def __repr__(self) -> str:

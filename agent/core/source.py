@@ -1,4 +1,4 @@
-"""What the controller and the sources agree on: the shape of a source, and of the answer it may carry back.
+"""What the controller and the sources agree on: the shape of a source, and of the answer it may send back.
 
 It stands in core because the controller and the sources are neighbours that never import each other. Shapes only.
 """
@@ -15,20 +15,20 @@ from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 
 COURIER: Final = "courier"
-"""The origin of what anybody brings who runs jobs here (:mod:`agent.serve.courier`): no source, and no name of one."""
+"""The origin of bundles handed in on the couriers' socket (:mod:`agent.serve.courier`). No source may be named so."""
 
 Submit = Callable[[SealedBundle], Awaitable[None]]
 """Where a source hands its bytes. It returns when the bundle has been evaluated; it raises nothing."""
 
 Trouble = Callable[[SourceError], None]
-"""Where a source says that it is here but broken: once per failed attempt; the receiver counts and thins."""
+"""Where a source says that it is here but broken: once per failed attempt; the receiver counts them, and logs few."""
 
 Ok = Callable[[], None]
-"""Where a source says that it was reached and is well, whether or not it holds a bundle."""
+"""Where a source says that it was reached and works, whether or not it holds a bundle."""
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on one submitted bundle, to be carried back where the channel has a way. Never a secret in it.
+    """The verdict on one submitted bundle, to be sent back where the channel can. It holds no secret.
 
     Attributes:
         origin: the name of the source that submitted it.
@@ -37,7 +37,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
         code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
         reason: a sentence for a person; ``None`` unless refused.
         durable: whether a restart will remember it. False: it is in force, and the state directory does not hold it
-            yet; the same bundle submitted again is answered ``same``, with what holds then.
+            yet; the same bundle submitted again is answered ``same``, with the ``durable`` of that moment.
         seq: the sequence number; ``None`` when the bundle could not be opened.
     """
 
@@ -54,11 +54,11 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a source has read: for the process after this one, so that a restart reads nothing twice.
+    """How far a source has read: told to the next process, so that a restart reads nothing twice.
 
     Attributes:
         place: a digest of where it reads; the place itself may be a credential.
-        tag: under which the server knows what was read last.
+        tag: the server's tag (ETag) of what was read last.
         content: the SHA-256 of the bundle that this was, in hex.
     """
 
@@ -69,7 +69,7 @@ class Position(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A source that can go on where the process before this one stood."""
+    """A source that can go on where the previous process stopped."""
 
     @property
     def name(self) -> str:
@@ -77,10 +77,10 @@ class Resumable(Protocol):
 
     @property
     def position(self) -> Position | None:
-        """How far it has read; ``None``: it found nothing that it could find again."""
+        """How far it has read; ``None``: it found nothing that can be recognised again."""
 
     def go_on(self, position: Position) -> None:
-        """Begin from there. For who knows that what was read there is in force: it is not submitted again."""
+        """Begin from there. Call it only if what was read there is in force: it is not submitted again."""
 
 
 class Source(Protocol):
@@ -112,4 +112,4 @@ class Source(Protocol):
         """
 
     async def acknowledge(self, ack: Ack) -> None:
-        """Carry a verdict back. Best effort: where there is no way back, or it fails, nothing happens."""
+        """Send a verdict back. Best effort: where there is no way back, or it fails, nothing happens."""

@@ -1,8 +1,8 @@
 """JSON from somebody else, with one way to fail.
 
 msgspec raises three unrelated exceptions for what it does not take: its own, ``UnicodeDecodeError``, and
-``RecursionError`` for sixty kilobytes of brackets, typed or not. Whoever forgets one has a crash that a stranger can
-cause.
+``RecursionError`` for sixty kilobytes of brackets, typed or not. Code that forgets one can be crashed by a
+stranger.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 class NotThatShapeError(Exception):
-    """The bytes are not what was expected. Holds nothing of them: msgspec's own words may quote a value."""
+    """The bytes are not what was expected. The message quotes none of them: msgspec's own may hold a secret."""
 
 
 @overload

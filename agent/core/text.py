@@ -1,4 +1,4 @@
-"""Instants, lengths of time and the system's refusals, as people read them: each said in one way everywhere."""
+"""Instants, durations and the system's refusals, as text for people: each has one form everywhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def spell(length: timedelta, *, seconds: bool = False) -> str:
     """A length of time in the two units that matter: ``5 h 38 min``, ``12 min``, ``40 s``.
 
     Args:
-        length: what is less than a second counts for nothing.
-        seconds: beside minutes too (``12 min 30 s``), where the leeway of clocks is at stake.
+        length: rounded down to the second.
+        seconds: also beside minutes (``12 min 30 s``), where the leeway of clocks matters.
     """
     whole = int(length.total_seconds())
     least = (1, "s") if seconds else (0, "")

@@ -1,6 +1,6 @@
 """Who tells us the time: the whole rule, on one page.
 
-What runs out must not be served on, and what is alive must not be refused, so our time is taken from nobody who could
+What has ended must not be served, and what is live must not be refused, so our time is taken from nobody who could
 gain by it, and from nobody alone without a bound. ``now`` is CLOCK_BOOTTIME plus an offset; only what follows moves it.
 
 **Witnesses**, the strongest first:
@@ -10,7 +10,7 @@ gain by it, and from nobody alone without a bound. ``now`` is CLOCK_BOOTTIME plu
 3. The clouds' own token endpoints under their own names, over TLS: one witness a cloud. Weight 1 each.
 4. The wall clock that nobody synchronises. Weight 1; nearly none once it was stepped and nobody has confirmed that.
 
-Everybody else teaches nothing: sources, brokers, caches (an answer with ``Age``), whatever a bundle names, and the
+Everybody else is ignored: sources, brokers, caches (an answer with ``Age``), whatever a bundle names, and the
 endpoints an operator configured in place of the clouds' own. Those were chosen to answer questions about credentials,
 may be emulators, relays or caches, and nothing vouches for their clocks. (A request that must be dated for one of them
 is dated by its own time and moves nothing: :class:`agent.providers.signing_time.SigningTime`.)
@@ -18,7 +18,7 @@ is dated by its own time and moves nothing: :class:`agent.providers.signing_time
 **Without a synchronised kernel** a witness that contradicts us by more than :data:`TOLERANCE_SECONDS` moves us if
 
 - those who agree with it outweigh those who agree with us; a tie goes to the side of the wall clock;
-- it is not alone; or it is, has said the same for :data:`SETTLED_SECONDS` (the first word after boot needs no second),
+- it is not alone; or it is alone, has said the same for :data:`SETTLED_SECONDS` (not needed of the first after boot),
   and our time stays within :data:`ALONE_SECONDS` of where it was before anybody moved it alone;
 - no server moved us within :data:`MOVE_EVERY_SECONDS`: whoever alternates cannot make us flap;
 - it is not alone, or moves us forward, or nobody has vouched for our time since it was last in doubt (the start, a step
@@ -31,22 +31,22 @@ whose hardware clock is kept in local time is right from its first answer on.
 time is off by up to 14 hours, and until it is put right a live session looks dead. Only multiples of a quarter hour
 would be no bound: whoever lies picks one. So the first word after the start is believed, it is the word of the host
 below, and the first token endpoint over TLS that agrees with the wall clock takes it back. Later there is no such need,
-since a clock that was right does not fall into local time: then nobody alone takes our time back by hours, in which
-what is over would live again. Forward is another matter: a pause that no clock of the machine has counted looks just
-like that.
+since a clock that was right does not fall into local time: then no single witness takes our time back by hours, in
+which what is over would be live again. Forward is different: a pause that no clock of the machine has counted looks
+just like that.
 
 **The wall clock is stepped.** Back: it moves nothing that a witness vouched for. *Forward: it is believed at once*,
 synchronised or not, and the clouds are asked. It is what a hypervisor's pause looks like from inside (boot time is
-short by it), and then what we hold may be over. With no witness in reach we rather refuse what may be live than serve
-what may be dead: AWS's clients compare an ``Expiration`` with that same clock and would refuse it anyway, and a lease
+short by it), and then what we hold may be over. With no witness in reach we refuse what may be live rather than serve
+what may be over: AWS's clients compare an ``Expiration`` with that same clock and would refuse it anyway, and a lease
 that is over must not be outlived. The first witness that says what we thought before takes the step back.
 
 **Forward is time lost, back is an error.** If we had reason to think that we were right and are moved forward, the
 machine was stopped: all that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and
-what was counted moves along. So does a move forward to just where we were before a move back: that one was the error,
+what was counted moves with it. So does a move forward to just where we were before a move back: that one was the error,
 and nothing stood still.
 
-**A contradiction is always a reason to ask**, once in :data:`ASK_EVERY_SECONDS` at most; never alone one to believe.
+**A contradiction is always a reason to ask**, once in :data:`ASK_EVERY_SECONDS` at most; alone it is none to believe.
 
 Pure: it holds numbers; :class:`agent.host.clock.SystemClock` reads the clocks.
 """
@@ -63,21 +63,21 @@ STEP_SECONDS: Final = 2.0
 ALONE_SECONDS: Final = 15 * 3600.0
 """How far one witness alone may move us. A hardware clock in local time, the usual error, is 14 hours off at most."""
 DRIFT_SECONDS: Final = 300.0
-"""How far one witness alone may take us back once our time was vouched for,"""
+"""How far one witness alone may take us back once our time was vouched for."""
 DRIFT_RATE: Final = 2e-4
-"""and how much further for each second since: boot time that nobody disciplines runs fast by seconds a day."""
+"""How much further for each second since then: boot time that nobody disciplines runs fast by seconds a day."""
 SETTLED_SECONDS: Final = 10.0
-"""How long a witness alone must have said the same: what was under way during a pause was said before it."""
+"""How long a single witness must have said the same: what was under way during a pause was said before it."""
 MOVE_EVERY_SECONDS: Final = 600.0
 ASK_EVERY_SECONDS: Final = 300.0
 MOST_LEFT: Final = 4
-"""So many moves back in a row are remembered."""
+"""How many moves back in a row are remembered."""
 LONGEST_WAY_SECONDS: Final = 60.0
-"""An answer that was longer under way (through a suspend, a long poll) may have been given at any time of it."""
+"""An answer that was longer under way (a suspend, a long poll) may have been given at any moment of that."""
 FRESH_SECONDS: Final = 2 * 3600.0
 """A word older than this supports nobody."""
 EARLIEST: Final = 1_577_836_800.0
-"""2020: before any version of this program. What a server says of earlier or later instants is not heard at all."""
+"""2020: before any version of this program. A server that names an instant before this or after LATEST is ignored."""
 LATEST: Final = 4_102_444_800.0
 """2100."""
 
@@ -125,9 +125,9 @@ class Timekeeper:
     Attributes:
         offset: from the deadlines' clock (boot time plus ``lost``) to UTC, in seconds.
         lost: seconds in which the whole machine stood still and boot time did not count.
-        believed: whom our time is taken from.
+        believed: the witness that our time is taken from.
         vouched: whether anybody but an unsynchronised wall clock has confirmed it.
-        heard: how many words of servers were heard.
+        heard: how many times a server told us the time.
         differences: by how much each was ahead of us when last heard, in seconds.
         moves: how often our time was moved.
     """
@@ -150,7 +150,7 @@ class Timekeeper:
 
     @property
     def ours(self) -> float:
-        """From boot time to what we take for the true time."""
+        """Seconds from boot time to what we take for the true time."""
         return self.lost + self.offset
 
     def look(self, reading: Reading) -> bool:
@@ -177,7 +177,7 @@ class Timekeeper:
         if stepped and step > 0 and ahead > STEP_SECONDS:
             if self._before is None and self.vouched:
                 self._before = self.ours
-            self.vouched = True  # lost, unless somebody says otherwise: the direction that is safe
+            self.vouched = True  # so the step counts as time lost, until somebody says otherwise: that is safe
             self._move(ahead)
             self.believed, self.vouched, self._anchor = Witness.WALL, False, self.ours
             return True
@@ -216,7 +216,7 @@ class Timekeeper:
                 self._confirm(witness, word, reading.boot)
             return doubt
         if reading.synchronised:
-            # The kernel does not know of a pause before its next look at NTP: others may have something to say.
+            # The kernel does not know of a pause before its next look at NTP: ask the others.
             return doubt or (difference > 0 and not repeats and self._may_ask(reading.boot))
         group = self._supporters(word, reading.boot)
         if self._outweighs(group, reading.boot) and self._may_move(group, witness, word, first=first, now=reading.boot):
@@ -233,13 +233,13 @@ class Timekeeper:
         return doubt or (not repeats and self._may_ask(reading.boot))
 
     def adopt(self, witness: Witness, said: float, reading: Reading, *, wall_error: float | None = None) -> None:
-        """Take over what the process before us took for the time, and whose word that was: bounded like one witness.
+        """Take over the time of the previous process, and the witness that it believed: bounded like one witness.
 
         Args:
             witness: who had vouched for it.
-            said: what it would take for the time now, in seconds since 1970.
+            said: what that process would take for the time now, in seconds since 1970.
             reading: the machine's clocks now.
-            wall_error: by how much the wall clock was ahead of that, then; ``None``: it did not say.
+            wall_error: by how much the wall clock was ahead of it at that moment; ``None``: not known.
         """
         self.look(reading)
         word = said - reading.boot

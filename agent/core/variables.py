@@ -1,12 +1,12 @@
 """Which of a bundle's variables reach the programs of a worker.
 
 A variable is a way to run code (a preloaded library, a plug-in, an index of packages) and to move trust (a proxy,
-a CA, an endpoint), and every tool that is installed brings more of them than a list could know. So names pass by their
-shape: something of one's own and, at the end, a word that says a value is meant: ``MYAPP_TOKEN``, ``DATABASE_URL``.
-What belongs to a family of tools that takes code or addresses from its variables does not, whatever it ends with, but
-for the few names below that are credentials. Everything else passes only where the operator's patterns say so.
+a CA, an endpoint), and every tool that is installed brings more of them than a list could name. So names pass by their
+shape: a prefix of one's own and a last word that says that a value is meant: ``MYAPP_TOKEN``, ``DATABASE_URL``.
+A name of a family of tools that takes code or addresses from its variables does not pass, whatever its last word,
+except the few credentials listed below. Everything else passes only where the operator's patterns say so.
 
-Below this stands what no bundle may carry at all (``agent.bundle.claims``).
+What no bundle may carry at all is refused before this (``agent.bundle.claims``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VALUES_TEXT: Final = """
 """
 _VALUES: Final = frozenset(_VALUES_TEXT.split())
 
-# Families whose variables load code, choose a server to be believed, or say who a program is.
+# Families whose variables load code, choose a server to trust, or say who a program is.
 _FAMILIES_TEXT: Final = """
     LD_ DYLD_ GLIBC_ MALLOC_ BASH ZSH_ KSH_ PYTHON PYENV_ PIP_ PIPX_ PIPENV_ UV_ POETRY_ PDM_ TWINE_ CONDA_
     MAMBA_ VIRTUALENV_ NODE_ NPM_ YARN_ PNPM_ BUN_ DENO_ ELECTRON_ PERL RUBY GEM_ BUNDLE_ RAILS_ PHP_ COMPOSER_
@@ -44,7 +44,7 @@ _FAMILIES_TEXT: Final = """
 """
 _FAMILIES: Final = tuple(_FAMILIES_TEXT.split())
 
-# Of these families what is a credential or says where one's own things are, and nothing that somebody else answers for.
+# Names of these families that pass: credentials, and names of one's own resources; none that names a server or code.
 _OF_FAMILIES_TEXT: Final = """
     AWS_REGION AWS_DEFAULT_REGION AWS_DEFAULT_OUTPUT AWS_RETRY_MODE AWS_MAX_ATTEMPTS AWS_SDK_UA_APP_ID
     AWS_ACCOUNT_ID GOOGLE_CLOUD_PROJECT GOOGLE_CLOUD_REGION GOOGLE_CLOUD_LOCATION GOOGLE_CLOUD_ZONE
@@ -63,8 +63,8 @@ def passes(name: str, patterns: Iterable[str] = ()) -> bool:
 
     Args:
         name: compared without regard to case, since ``http_proxy`` works like ``HTTP_PROXY``.
-        patterns: the operator's, with ``*`` for any rest. One that begins with a ``*`` reaches no family of tools: who
-            wants ``PIP_INDEX_URL`` to pass names pip.
+        patterns: the operator's, with ``*`` for any rest. One that begins with a ``*`` matches no family of tools: to
+            let ``PIP_INDEX_URL`` pass, a pattern must name pip.
     """
     upper = name.upper()
     family = max((prefix for prefix in _FAMILIES if upper.startswith(prefix)), key=len, default="")

@@ -21,7 +21,7 @@ class Policy(msgspec.Struct, frozen=True):
         fallback: the clouds that may be served from the machine's own identity when no bundle decides them.
         on_expiry: what follows the end of a bundle that does not say so itself.
         grace: how long after the start to wait for a first bundle before falling back.
-        horizon_lead: how long before a cloud's horizon an operator wants to hear of it.
+        horizon_lead: how long before a cloud's horizon ``horizon.near`` is logged.
         spread: the first mint after a new bundle is drawn from this long: a fleet must not arrive in one second.
         role_name: the EC2 role name under which a bundle's identity is listed when nothing better is known.
         facts: what the configuration says of region, project and the like.
@@ -37,7 +37,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The highest sequence number accepted from one stream, the digest of what bore it, and when that was issued."""
+    """The highest sequence number accepted from one stream, its bundle's digest, and when that was issued."""
 
     issuer: str
     subject: str
@@ -47,7 +47,7 @@ class Mark(msgspec.Struct, frozen=True):
 
     @property
     def stream(self) -> tuple[str, str]:
-        """What the sequence number counts in: issuer and subject."""
+        """The stream that the sequence number counts in: issuer and subject."""
         return self.issuer, self.subject
 
 
@@ -57,7 +57,7 @@ class Memory(msgspec.Struct, frozen=True):
     Attributes:
         instance_id: the machine it is about; on another machine (an image made from a running worker) it is void.
         marks: the high-water mark of each stream.
-        decided: the clouds that a bundle once decided, with what that bundle said of its end (``None``: nothing).
+        decided: the clouds that a bundle once decided, with its ``on_expiry`` (``None``: it said nothing).
         active: the mark of the bundle in force, if its sealed bytes are kept; ``None`` after a withdrawal.
         floors: by issuer, what a bundle of a stream without a mark must have been issued after
             (:mod:`agent.identity.streams`).
@@ -96,7 +96,7 @@ class Refused(msgspec.Struct, frozen=True):
 
     Attributes:
         code: a stable word for logs, metrics and acknowledgements.
-        alarm: true when a person should look: two contents bear one sequence number.
+        alarm: true when a person should look: two contents have one sequence number.
     """
 
     code: str
@@ -120,7 +120,7 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """One credential to issue. Hand it back with ``put`` or ``failed``: until then it is not due again.
+    """One credential to issue. It is not due again before ``CredentialIssued`` or ``IssuingFailed``.
 
     Attributes:
         grant: what to issue from; ``None`` for the machine's own identity.

@@ -1,6 +1,6 @@
-"""What a listener may know: one cloud's answer at one instant.
+"""What an endpoint may know: one cloud's answer at one instant.
 
-The listeners (``serve``) read these and translate them into a dialect. They never see grants, bundles or keys.
+The endpoints (``serve``) read these and translate them into a dialect. They never see grants, bundles or keys.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Answer = Live | Pending | Ended | Absent
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What SDKs ask beside credentials, from the bundle or the configuration. ``None``: not known here.
+    """What SDKs ask for beside credentials, from the bundle or the configuration. ``None``: not known here.
 
     Attributes:
         region: AWS region (``eu-west-1``).

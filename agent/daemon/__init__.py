@@ -1,14 +1,14 @@
-"""The composition root: the only room that knows every other.
+"""The composition root: the only package that knows every other.
 
 Each file answers one question:
 
 * :mod:`~agent.daemon.service`: in which order does it start and stop, and what is wired to what?
-* :mod:`~agent.daemon.configured`: which configuration does a start go by?
+* :mod:`~agent.daemon.configured`: which configuration does a start use?
 * :mod:`~agent.daemon.prepare`: is everything there that the configuration names?
 * :mod:`~agent.daemon.compose`: what does a piece of configuration come to?
 * :mod:`~agent.daemon.beliefs`: whom do we believe, and with which keys do we open what they send?
 * :mod:`~agent.daemon.late`: what did the machine not have yet at the start?
-* :mod:`~agent.daemon.listeners`: what do the two listeners get?
+* :mod:`~agent.daemon.listeners`: what do the endpoints get?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?
 * :mod:`~agent.daemon.who`: who is this machine?
 * :mod:`~agent.daemon.remembered`, :mod:`~agent.daemon.disk`: what was accepted here before?
@@ -17,8 +17,8 @@ Each file answers one question:
   what did the process before us leave, what does the next one get, and how is it written?
 * :mod:`~agent.daemon.grace`: since when is a first bundle waited for?
 * :mod:`~agent.daemon.listening`: where do we listen?
-* :mod:`~agent.daemon.ready`, :mod:`~agent.daemon.pulse`: is it ready, and does it live?
-* :mod:`~agent.daemon.reload`, :mod:`~agent.daemon.once`, :mod:`~agent.daemon.files`: what was loaded, and loaded anew?
+* :mod:`~agent.daemon.ready`, :mod:`~agent.daemon.pulse`: is it ready, and is it alive?
+* :mod:`~agent.daemon.reload`, :mod:`~agent.daemon.once`, :mod:`~agent.daemon.files`: what was loaded, and what anew?
 * :mod:`~agent.daemon.tokens`: which tokens do workers present?
 * :mod:`~agent.daemon.publish`: what do the environment files say?
 * :mod:`~agent.daemon.announce`: where do senders find our key?

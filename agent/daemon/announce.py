@@ -1,9 +1,9 @@
-"""The public half of an ephemeral key, where senders look for it, kept there as long as the agent runs.
+"""The public half of an ephemeral key, where senders look for it, and kept there while the agent runs.
 
 What stands there is what senders seal to. Whoever can write it in our place (root on this machine, who may change the
 instance's guest attributes in the project, a worker that found a way around the redirection) would be sent the
 identities that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once when a bundle was refused,
-which is how a wrong key shows; when it is not ours, that is said aloud, counted, and ours is written again.
+which is how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Announcer:
         needed: changes whenever there is a reason to look at once.
 
     Attributes:
-        state: each place and how it is: ``published`` or what ails it.
+        state: each place and its state: ``published`` or what is wrong.
         overwritten: how often something else stood in our place.
     """
 
@@ -131,7 +131,7 @@ class Announcer:
         return self._published(name)
 
     def _notice(self, name: str, *, something: bool) -> None:
-        """Say aloud that something else stands, or nothing, where ours did. What was there before us is no alarm."""
+        """Log that something else, or nothing, stands where our key did. What was there before ours is no alarm."""
         if self.state.get(name) == "published":
             self.overwritten += 1
             found = "another text" if something else "nothing"
@@ -145,7 +145,7 @@ class Announcer:
         return True
 
     def _failed(self, name: str, reason: str) -> bool:
-        # A server that is silent says nothing of what stands there: that ours did is remembered, to be compared with.
+        # A silent server does not say what stands there: we remember that ours did, to compare with it later.
         if self.state.get(name) not in {"published", reason}:
             self._log.warning("key.not_published", place=name, reason=reason)
             self.state[name] = reason

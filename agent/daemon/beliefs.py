@@ -1,4 +1,4 @@
-"""Whom do we believe, and with which keys do we open what they send? And which of these are only away just now?"""
+"""Whom do we trust, and with which keys do we open what they send? And which of these are only away just now?"""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def trust(settings: config.Config, away: Away) -> bundle.Trust:
 
     Args:
         settings: the configuration.
-        away: takes note of what cannot be read: nothing of that signer is then believed.
+        away: takes note of what cannot be read: that signer is then not trusted.
 
     Raises:
-        ConfigError: a key file cannot be read or is not a public key, and ``away`` does not take that.
+        ConfigError: a key file cannot be read or is not a public key, and ``away`` does not tolerate that.
     """
     entries: list[dict[str, object]] = []
     for index, entry in enumerate(settings.signers):
@@ -48,7 +48,7 @@ def trust(settings: config.Config, away: Away) -> bundle.Trust:
 
 
 class Ask(Protocol):
-    """Calls what asks a file: :class:`agent.host.patience.FirstLook`, say."""
+    """Calls a function that asks a file: :class:`agent.host.patience.FirstLook`, say."""
 
     def __call__(self, path: Path, fn: Callable[[], T]) -> T:
         """Call ``fn``, which asks ``path``. Raises HostError once the wait is given up."""
@@ -59,7 +59,7 @@ class Away:
 
     Args:
         files: what the process before us read.
-        ask: how files are asked: at a start, none may hold it up.
+        ask: how files are asked: none may hold up a start.
 
     Attributes:
         reasons: by the key of the configuration, why.
@@ -72,12 +72,12 @@ class Away:
         self.ask: Ask = ask
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:
-        """Take note of an error, where a note is enough; returns whether it is.
+        """Take note of an error if it can be tolerated; returns whether it can.
 
         Args:
             key: the key of the configuration.
             error: what is wrong with it.
-            passing: whether it may be right on another day, by itself.
+            passing: whether it may pass by itself.
         """
         if passing:
             self.reasons[key] = error.message
@@ -88,12 +88,12 @@ class NothingAway(Away):
     """For a reload: what is not there is an error, and what was loaded before stays in force."""
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:  # noqa: ARG002 - none is taken
-        """Take note of nothing."""
+        """Tolerate nothing."""
         return False
 
 
 class Faults(Away):
-    """For a check: every fault is taken note of, whatever its kind, so that all of them are told in one go.
+    """For a check: takes note of every fault, whatever its kind, so that all of them are told in one go.
 
     Attributes:
         errors: in the order in which they were found, with the key of each.
@@ -136,7 +136,7 @@ def _signer(entry: config.SignerEntry, where: str, ask: Ask, text: str | None = 
 
 
 def trusts_at_least(pinned: bundle.Trust, former: bundle.Trust) -> bool:
-    """Whether ``pinned`` believes each key in all that ``former`` did; changed under its old id it is another key."""
+    """Whether ``pinned`` trusts each key in all that ``former`` did; a changed key under the old id is another key."""
     now, before = (
         [(s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease) for s in trust.signers]
         for trust in (pinned, former)
@@ -161,10 +161,10 @@ def keyring(
         mint_: gives the machine's own identity, with which a KMS is asked.
         credentials_directory: ``$CREDENTIALS_DIRECTORY``.
         ephemeral: the key that an earlier call or process made, so that a reload and a restart keep it.
-        away: takes note of what cannot be read: the ring then has that key among the absent.
+        away: takes note of what cannot be read: the keyring then lists that key as absent.
 
     Raises:
-        ConfigError: a key cannot be read, and ``away`` does not take that.
+        ConfigError: a key cannot be read, and ``away`` does not tolerate that.
     """
     found: list[keys.WorkerKey] = []
     absent: list[str] = []
@@ -219,7 +219,7 @@ def _distinct(found: list[keys.WorkerKey], away: Away) -> list[keys.WorkerKey]:
     """The keys, each once.
 
     Raises:
-        ConfigError: one is there twice, and nobody takes note of that.
+        ConfigError: one is there twice, and ``away`` does not tolerate that.
     """
     twice = {key.kid for key in found if sum(other.kid == key.kid for other in found) > 1}
     if twice:
@@ -241,13 +241,13 @@ class Opened(NamedTuple):
 
 
 class Opening:
-    """Opens what sources bring, with the keys, the trust and the names that hold now. A reload replaces its parts.
+    """Opens what sources bring, with the present keys, trust and audiences. A reload replaces these.
 
     Implements :class:`agent.controller.Opener`.
 
-    What was opened once is not opened again: it is verified anew each time, by the trust of the moment, but no key is
-    asked. So a key service that is down keeps no verdict waiting, and after a restart the bundle in force needs neither
-    a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration gave up opens nothing any more, not
+    What was opened once is not opened again: it is verified anew each time, by the present trust, but no key is
+    asked. So a key service that is down delays no verdict, and after a restart the bundle in force needs neither
+    a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration dropped opens nothing any more, not
     even from this memory; one that is only away does.
     """
 
@@ -261,7 +261,7 @@ class Opening:
 
     @property
     def trust(self) -> bundle.Trust:
-        """Whom we believe: who is pinned, and whom the launch named. Of one key what is pinned holds."""
+        """Whom we trust: pinned signers, and those that the launch named. If a key is both, the pinned entry counts."""
         kids = {signer.kid for signer in self.pinned.signers}
         named = (signer for signer in self.launched().signers if signer.kid not in kids)
         return bundle.Trust((*self.pinned.signers, *named))
@@ -271,12 +271,12 @@ class Opening:
         return self._opened.get(hashlib.sha256(sealed).digest())
 
     def remember(self, sealed: bytes, opened: Opened) -> None:
-        """Know what is in those bytes without a key."""
+        """Keep what is in those bytes, so that no key is needed again."""
         name = hashlib.sha256(sealed).digest()
         self._opened.pop(name, None)
         if len(self._opened) > REMEMBERED:
-            # Never what is in force: anybody can seal to our public key, and a flood of such would have the next
-            # process ask for a key that it may not get just then.
+            # Never drop what is in force: anybody can seal to our public key, and a flood of such bundles would make
+            # the next process ask for a key that it may not get just then.
             in_force = self.in_force()
             kept = None if in_force is None else hashlib.sha256(in_force).digest()
             for other in [key for key in self._opened if key != kept][: len(self._opened) - REMEMBERED]:
@@ -306,7 +306,7 @@ class Opening:
 
 
 async def _own(mint_: Mint, kind: type[C], cloud: Cloud, now: datetime) -> C:
-    """The machine's own credential, for a KMS: never a bundle's, which that key must first open.
+    """The machine's own credential, for a KMS: never a bundle's, since that key must first open the bundle.
 
     Raises:
         Denied: the machine has none.
@@ -318,7 +318,7 @@ async def _own(mint_: Mint, kind: type[C], cloud: Cloud, now: datetime) -> C:
 
 
 def _public(name: str, where: str, away: Away) -> str:
-    """What a public file says; where it is away just now, what it said to the process before us."""
+    """What a public file says; if it is away just now, what the previous process read in it."""
     try:
         text = _read(Path(name), where, away.ask)
     except _AwayError as error:

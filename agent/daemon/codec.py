@@ -1,8 +1,8 @@
 """How one process of the agent writes for the next: what :mod:`agent.daemon.kept` and :mod:`.handover` have in common.
 
 Only this unit's processes and root could write what is read back. It is checked like a stranger's all the same: it may
-be of a later version, of one that had a defect, or cut short. At worst everything is asked for again; it never keeps us
-from starting, and never yields a time beyond what a datetime can hold.
+be of a later version, of one that had a defect, or cut short. At worst everything is asked for again; it never prevents
+a start, and never yields a time beyond what a datetime can hold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAST_YEAR: Final = 9000
 
 
 class Bearing(msgspec.Struct, frozen=True, kw_only=True):
-    """What bears a credential of either cloud, each under its own name: neither has to be guessed from its members."""
+    """Holds a credential of either cloud, each under its own name, so that the kind need not be guessed."""
 
     aws: AwsCredential | None = None
     google: GoogleToken | None = None
@@ -36,7 +36,7 @@ class Bearing(msgspec.Struct, frozen=True, kw_only=True):
         return self.aws or self.google
 
     def counts(self, ends: datetime | None) -> bool:
-        """Whether it can be taken over with that end on our own clock: a token of Google moves along with the clock."""
+        """Whether it can be taken over with that end on our clock: a Google token moves with the clock."""
         google = self.google
         return reckonable(ends) and (google is None or reckonable(google.issued_at, google.expires_at))
 
@@ -75,7 +75,7 @@ def decode(data: bytes, kind: type[T], *, version: int) -> T:
 
 
 def reckonable(*instants: datetime | None) -> bool:
-    """Whether one can count from those instants; ``None`` is none."""
+    """Whether one can count from those instants; ``None`` is skipped."""
     return all(FIRST_YEAR <= instant.year < LAST_YEAR for instant in instants if instant is not None)
 
 

@@ -1,4 +1,4 @@
-"""What does a piece of configuration come to? The policy, the ways out, the mint, the sources, what is hidden.
+"""What is built from a piece of configuration? The policy, the ways out, the mint, the sources, what is hidden.
 
 Keys and signers: :mod:`agent.daemon.beliefs`. What is wrong is one line with the key's name, and exit status 78.
 """
@@ -32,7 +32,7 @@ from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
 LOOKUPS = 4
 """Threads in which one client looks names up, for the operator's hosts, and as many for those that bundles name."""
 Hear = Callable[[Witness, datetime, float], object]
-"""Hears what a server said of the time: who, what, and for how many seconds the answer was under way."""
+"""Called with what a server said of the time: who, what, and for how many seconds the answer was under way."""
 
 
 def policy(settings: config.Config) -> Policy:
@@ -64,7 +64,7 @@ def upstream(
     connections: int = 128,
     hear: Hear | None = None,
 ) -> Upstream:
-    """The way out for plain HTTP; a source may have a CA and a proxy of its own, and teaches no time."""
+    """The client for plain HTTP; a source may have a CA and a proxy of its own, and is no witness of the time."""
     out = settings.upstream
     return Upstream(
         UpstreamSettings(
@@ -97,7 +97,7 @@ class Metadata:
         known = [cloud for cloud, url in named.items() if url is not None]
         self.cloud = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform) or (known[0] if len(known) == 1 else None)
         if known:
-            # The machine is asked who it is within two seconds of the start: none of them is for loading a library.
+            # The machine must be identified within two seconds of the start: importing a library must not use them up.
             out.load()
         self.ec2 = None if ec2_url is None else Ec2Metadata(out, clock, ec2_url)
         self.gce = None if gce_url is None else GceMetadata(out, gce_url)
@@ -148,12 +148,12 @@ def mint(settings: config.Config, out: Upstream, metadata: Metadata, clock: Cloc
 
 
 def attestor(settings: config.Config, metadata: Metadata, out: Upstream, clock: Clock) -> Attestor:
-    """What says that a key is this machine's.
+    """Collects the evidence that a key is this machine's.
 
     Args:
         settings: the configuration.
         metadata: the machine's own services.
-        out: a way out that renewal does not need: couriers ask, as often as they may.
+        out: a client that renewal does not use: couriers may ask often.
         clock: time.
     """
     ec2, gce = metadata.passed(out)
@@ -172,7 +172,7 @@ def sources(
     rng: random.Random,
     away: Away | None = None,
 ) -> list[Source]:
-    """The ways in.
+    """The sources, in the order of the configuration.
 
     Args:
         settings: the configuration.
@@ -212,7 +212,7 @@ def _source(
         case config.Ec2UserDataEntry():
             if metadata.ec2 is None:
                 raise _needs(where, "ec2-user-data", "upstream.ec2")
-            # Each source brings what it reads with (MIME, compression); a worker has one or two of the four.
+            # Each source imports its own libraries (MIME, compression); a worker has one or two of the four.
             from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource  # noqa: PLC0415 - as just said
 
             user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
@@ -238,7 +238,7 @@ def _https(
     clock: Clock,
     rng: random.Random,
 ) -> Source:
-    """An HTTPS source with a way out of its own: its CA and proxy are nobody else's."""
+    """An HTTPS source with a client of its own: its CA and proxy are for nobody else."""
     from agent.sources.https import HttpsSettings, HttpsSource  # noqa: PLC0415 - as above
 
     out = upstream(settings, ca_file=entry.ca_file, proxy=entry.proxy)

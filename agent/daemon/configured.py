@@ -1,8 +1,8 @@
-"""Which configuration does a start go by? The file's; where that does not answer, the one before it.
+"""Which configuration does a start use? The file's; where that does not answer, the previous one.
 
-The file may lie on a mount whose server is gone, and a call that asks it never returns. A restart must lose nothing for
-that: the service manager holds the text that the process before us went by, and we go by it until the file answers. At
-a first start there is nothing to go by: nothing is served, which is said, and the file is waited for.
+The file may lie on a mount whose server is gone, and a call that asks it never returns. A restart must lose nothing by
+that: the service manager holds the text that the previous process used, and we use it until the file answers. At a
+first start there is none: nothing is served, which is logged, and the file is waited for.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Configured:
         path: the file.
 
     Attributes:
-        text: what was in it when it was last in order; it may hold secrets.
-        late: the first reading of it, while what is in force is the text of the process before us.
+        text: what was in it when it was last valid; it may hold secrets.
+        late: the first reading of it, while the text of the previous process is in force.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class Configured:
         """Read it, however long that takes.
 
         Raises:
-            ConfigError: it cannot be read, or is not in order.
+            ConfigError: it cannot be read, or is not valid.
         """
         text = config.text(self._path)
         found = config.parse(text, origin=str(self._path))
@@ -53,7 +53,7 @@ class Configured:
         return found
 
     def first(self, environ: Mapping[str, str]) -> config.Config:
-        """What a start goes by: see the module.
+        """The configuration that a start uses: see the module.
 
         Args:
             environ: what the service manager passed.

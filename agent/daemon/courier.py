@@ -31,7 +31,7 @@ from agent.wire.http import JSON, Response
 from agent.wire.wrapped import find
 
 REFUSALS_KEPT: Final = 256
-"""For so many user ids the last refusal is remembered."""
+"""The last refusal is remembered for so many user ids."""
 
 
 class Couriers:
@@ -39,7 +39,7 @@ class Couriers:
 
     Args:
         store: what is served.
-        opening: our keys, whom we believe and what we answer to.
+        opening: our keys, whom we trust and our audiences.
         attestor: collects evidence.
         submit: evaluates sealed bytes.
         settled: waits until the environment files say what the store says.
@@ -112,7 +112,7 @@ class Couriers:
             self._refused[request.uid] = ack
             if len(self._refused) > REFUSALS_KEPT:
                 del self._refused[next(iter(self._refused))]
-        # Who hears "accepted" may start a program at once.
+        # Whoever is told "accepted" may start a program at once.
         await self._settled()
         return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")
 

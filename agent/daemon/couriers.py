@@ -57,7 +57,7 @@ class CourierSocket:
         self._listens = False
 
     async def run(self) -> None:
-        """Try again to open it until that works."""
+        """Try to open it until that works."""
         while not self._listens:
             await self._clock.sleep(AGAIN_SECONDS)
             await self.listen()
@@ -93,7 +93,7 @@ class CourierSocket:
             if gid is not None:
                 os.chown(path, -1, gid)
         except OSError as error:
-            # Then it is our own group's: a socket of systemd's (credential-agent-courier.socket) is the usual way.
+            # Then it stays our own group's: a socket of systemd's (credential-agent-courier.socket) is the usual way.
             self._log.warning("courier.not_shared", reason=os_reason(error))
         return sock
 

@@ -1,8 +1,8 @@
 """A state directory that does not answer at the start: what is served meanwhile, and what happens when it does.
 
-With a handover the memory is known without it: everything is served at once, and nothing is written before the disk was
+With a handover the memory is known without it: everything is served at once, and nothing is written before the disk is
 read (:class:`Later`). Without one nothing is known, not even whether the machine's own identity may be served: then
-every request is answered with 503 (:func:`answer_meanwhile`), which callers try again, rather than not at all.
+every request is answered with 503 (:func:`answer_meanwhile`), after which callers try again, rather than not at all.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from agent.core.verdict import Memory
 from agent.host.state import StateDirectory
 
 LOOK_SECONDS: Final = 0.1
-"""How long the start waits for all files together: a caller's patience is a second, and Python takes most of it."""
+"""How long the start waits for all files together: callers wait a second, and starting Python takes most of it."""
 FIRST_LOOK_SECONDS: Final = 2.0
-"""The same where there is no handover: there is nothing better to answer than that we do not know."""
+"""The same where there is no handover: without the disk we could only answer that we do not know."""
 STALLED: Final = "the disk of the state directory does not answer"
 HEAD_BYTES: Final = 16_384
 HEAD_SECONDS: Final = 5.0
@@ -58,7 +58,7 @@ def is_later(read: Memory, ours: Memory) -> bool:
 
 
 class Later:
-    """A recorder that writes nothing before what lies there was read: it may be later than what is to be written.
+    """A recorder that writes nothing before the disk was read: that may be later than what is to be written.
 
     Args:
         state: the directory.

@@ -1,8 +1,8 @@
 """The files that the configuration names: how they look, and what they hold.
 
 A file is read anew when it changes, not only when somebody sends SIGHUP: whoever rotates a signer's key, a worker's key
-or a certificate authority replaces the file and expects that to be all. Each file that a configuration can name is one
-of three kinds, and a test holds that there is no fourth:
+or a certificate authority replaces the file and expects that to suffice. Each file that a configuration can name is one
+of three kinds, and a test checks that there is no fourth:
 
 * *watched* (:func:`named`): opened at the start, looked at every :data:`LOOK_SECONDS`, and when one has changed the
   running configuration is applied once more, whole or not at all;
@@ -10,8 +10,8 @@ of three kinds, and a test holds that there is no fourth:
   authorities too, which are also watched so that what is wrong with them is said;
 * *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
 
-What was loaded is told with each reload and in ``status``: a name and a digest or thumbprint for each file, never
-anything of a secret one.
+What was loaded is logged with each reload and shown in ``status``: a name and a digest or thumbprint for each file,
+nothing of a secret one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from agent.host.patience import Patience, StalledError, directly
 from agent.upstream import AuthoritiesError, believed, read_authorities
 
 LOOK_SECONDS: Final = 2.0
-"""Between two looks at the files. A change counts when two looks agree: a file being written in place is let be."""
+"""Between two looks at the files. A change counts when two looks agree: a file may be being written in place."""
 
 MAX_FILE_BYTES: Final = 4 << 20
 
@@ -45,8 +45,8 @@ class Named(msgspec.Struct, frozen=True):
     Attributes:
         key: by which key, as in ``signers[0].key``.
         what: what it holds.
-        secret: whether its content may not be known, be it by a digest.
-        at_use: whether it is read whenever it is needed, so that a change of it needs nothing.
+        secret: whether nothing of its content may be shown, not even a digest.
+        at_use: whether it is read whenever it is needed, so that a change needs no reload.
     """
 
     key: str
@@ -72,7 +72,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 Looks = Mapping[Path, tuple[int, ...] | None]
-"""How each file looks from outside; ``None`` where it cannot be told."""
+"""What stat(2) says of each file; ``None`` where it fails."""
 
 
 def named(settings: config.Config, *, credentials_directory: str | None) -> tuple[Named, ...]:
@@ -124,11 +124,11 @@ def describe(
 
     Args:
         files: which.
-        takes: gets each error with its key; says whether that is all that it needs.
+        takes: gets each error with its key; returns whether that is enough, so that it need not be raised.
         ask: how they are asked.
 
     Raises:
-        ConfigError: a file of certificate authorities cannot be read or holds none. Keys are their readers' business.
+        ConfigError: a file of certificate authorities cannot be read or holds none. Faulty keys are others' to report.
     """
     found = []
     for file in files:
@@ -166,10 +166,10 @@ async def looks_patiently(files: Iterable[Named], patience: Patience, before: Lo
     Args:
         files: which.
         patience: how long each directory is waited for.
-        before: how they looked; those in a directory that does not answer look so still.
+        before: how they looked; kept for those in a directory that does not answer.
 
     Returns:
-        That, and the keys of the files in directories that do not answer.
+        How they look, and the keys of the files in directories that do not answer.
     """
     directories: dict[Path, list[Named]] = {}
     for file in files:
@@ -191,7 +191,7 @@ async def looks_patiently(files: Iterable[Named], patience: Patience, before: Lo
 
 def _look(path: Path) -> tuple[int, ...] | None:
     try:
-        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for as long as the machine does
+        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for ever
     except OSError:
         return None
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -203,12 +203,12 @@ def _digest(path: Path) -> str:
 
 
 class WatchedFiles:
-    """What was loaded, and how it looked when it was.
+    """What was loaded, and how the files looked then.
 
     Args:
         settings: the configuration.
         credentials_directory: where the service manager put what it decrypted for us.
-        takes: gets what is wrong with a file of certificate authorities, instead of an error.
+        takes: gets what is wrong with a file of certificate authorities; see :func:`describe`.
         ask: how the files are asked.
 
     Attributes:
@@ -217,7 +217,7 @@ class WatchedFiles:
         loaded: what they held.
 
     Raises:
-        ConfigError: a file of certificate authorities is no such file, and nobody takes note of that.
+        ConfigError: a file of certificate authorities is not valid, and ``takes`` does not tolerate that.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """When the boot grace began: once for each boot and instance, however often the agent is started.
 
 The descriptor store says it over a restart. Over a stop and a start (an upgrade by a package manager) a file beside the
-control socket does: ``/run`` is emptied at each boot. It is no secret and no decision: without it the grace is only had
+control socket does: ``/run`` is emptied at each boot. It is no secret and decides nothing: without it the grace begins
 once more.
 """
 
@@ -41,7 +41,7 @@ def read(directory: Path, *, uptime: float) -> Began | None:
 
 
 def write(directory: Path, began: Began) -> None:
-    """Leave it for the next process. A failure is ignored: the grace is then only had once more."""
+    """Leave it for the next process. A failure is ignored: the grace then begins once more."""
     try:
         write_atomic(directory / FILE, msgspec.json.encode(began), mode=0o600)
     except HostError:

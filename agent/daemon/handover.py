@@ -1,21 +1,20 @@
 """What one process of the agent hands to the next, beside the credentials (:mod:`agent.daemon.kept`).
 
-A restart re-earns nothing. So that the listeners answer before anything is asked of anybody, be it a key, a key
-service, the metadata service, a name server or a disk, the next process is given what each of them would say: the
-bundle in force with its content, the machine's names, the memory, the keys that exist nowhere else, and how far retries
-and the boot grace have come, and how far each source has read what is in force: a fleet that is upgraded asks its
-server for no body. What costs only this machine one request to its own link is left out: the session token with the
-metadata service, and the tags of its attributes.
+A restart asks for nothing again. So that workers are answered before a key, a key service, the metadata service, a name
+server or a disk is asked, the next process is given what each of them would say: the bundle in force with its content,
+the machine's names, the memory, the keys that exist nowhere else, how far retries and the boot grace have come, and how
+far each source has read what is in force, so that a fleet that is upgraded downloads no bundle again. What costs only
+one request to the machine's own metadata service is left out: its session token, and the tags of its attributes.
 
 **Where it lies.** In sealed anonymous memory that systemd holds for this unit alone (``FileDescriptorStoreMax=``), over
 a crash and a restart, not over a stop or a boot. The design forbids an opened bundle on a disk, where it would outlive
-the machine in an image or a backup; this is memory, as much the unit's own as the heap of the process before, and gone
-with the kernel. Whoever can read it can read that heap.
+the machine in an image or a backup; this is memory, as much the unit's own as the heap of the previous process, and
+gone with the kernel. Whoever can read it can read that heap.
 
-**Why it may be believed.** Nobody but this unit's main process and root can put a descriptor there. Even so nothing is
-taken over as a verdict: the content of the bundle is handed on *signed*, and is evaluated anew by the trust, the
-audiences and the leases of the configuration that holds now. A signer that is no longer pinned is not served after a
-restart.
+**Why it may be trusted.** Nobody but this unit's main process and root can put a descriptor there. Even so no
+verdict is taken over: the content of the bundle is handed on *signed*, and is evaluated anew by the trust, the
+audiences and the leases of the present configuration. Bundles of a signer that is no longer pinned are not served after
+a restart.
 
 **Other versions.** Unknown members are ignored and missing ones have defaults; another ``version`` is another format,
 and is left alone: everything is then asked for again, as at the start of a machine.
@@ -65,14 +64,14 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         version: of this format.
         uptime: CLOCK_BOOTTIME, in seconds, when it was left.
-        now: what that process took the time for, at that instant.
+        now: the time by that process, at that instant.
         positions: how far each source has read what is in force, by its name.
         began: CLOCK_BOOTTIME when the boot grace of this boot and instance began.
-        memory: what that process remembered, be the state directory readable or not.
+        memory: what that process remembered, whether or not the state directory can be read.
         sealed: the bundle in force, as it came, in base64.
         signed: its content, in base64.
         recipient: the key that it was sealed to.
-        signers: the keys that were believed, and for what: see :func:`fingerprints`.
+        signers: the keys that were trusted, and for what: see :func:`fingerprints`.
         audiences: the names that the machine itself answers to.
         facts: what the machine said of region, zone and the like.
         files: what the public files of the configuration said, by path.
@@ -109,9 +108,9 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         return other is not None and msgspec.structs.replace(self, uptime=other.uptime, now=other.now) == other
 
     def shift(self, clock: SystemClock) -> timedelta:
-        """By how much our time is behind what that process would take it for.
+        """By how much our time is behind that process's, zero or less.
 
-        Never by how much it is ahead: that process may have been right, and a stop of the machine makes no end later.
+        Never above: where we are ahead, that process may have been right, and a stop of the machine makes no end later.
         """
         by = clock.now() - (self.now + timedelta(seconds=clock.uptime() - self.uptime))
         return min(by, timedelta())
@@ -126,11 +125,11 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
     def rest(self, clock: SystemClock, trust: bundle.Trust) -> tuple[list[Remnant], list[Waiting]]:
-        """What is no credential of the bundle in force, moved to our clock: what is held over, and the retries."""
+        """What does not belong to the bundle in force, moved to our clock: earlier bundles' credentials, retries."""
         by = self.shift(clock)
         remnants_ = []
         if set(self.signers) <= set(fingerprints(trust)):
-            # Else it may be of a signer that is not believed any more, and nothing tells whose it was.
+            # Else it may be of a signer that is not trusted any more, and nothing tells whose it was.
             for left in self.remnants:
                 if left.credential is not None and left.counts(left.ends):
                     ends = left.ends + by if left.ends is not None else None
@@ -146,9 +145,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tuple[Memory, bytes | None]:
     """The memory to go on with: what the disk says, or what was handed over, whichever is later.
 
-    The disk may be behind, since it was full; or it may have moved on, since a descriptor could not be handed over.
-    What was handed over is as late or later when no stream has a higher number on the disk. (A disk that lost its
-    memory has none.)
+    The disk may be behind, since it was full; or ahead, since a descriptor could not be handed over. What was handed
+    over is taken unless a stream has a higher number on the disk. (A disk that lost its memory has none.)
     """
     if left is None:
         return read, sealed
@@ -182,7 +180,7 @@ def remnant(left: Remnant) -> _Remnant:
 
 
 def positions(sources: Iterable[Source], sealed: bytes | None) -> dict[str, Position]:
-    """How far the sources have read that brought what is in force. What was refused is to be brought again."""
+    """How far those sources have read that brought what is in force. What was refused must be brought again."""
     if sealed is None:
         return {}
     content = hashlib.sha256(sealed).hexdigest()
@@ -200,7 +198,7 @@ def go_on(sources: Iterable[Source], left: Mapping[str, Position], sealed: bytes
 
 
 def fingerprints(trust: bundle.Trust) -> list[str]:
-    """Each signer with all that it is believed in."""
+    """Each signer with all that it is trusted for."""
     return sorted(repr((s.kid, s.key.public_jwk(), s.issuers, s.audiences, s.max_lease)) for s in trust.signers)
 
 
@@ -210,7 +208,7 @@ def encode(handover: Handover) -> bytes:
 
 
 def take(passed: Passed, clock: SystemClock) -> Handover | None:
-    """What the process before us left; ``None``: nothing, or nothing that makes sense. Never an error of the start."""
+    """What the previous process left; ``None``: nothing, or nothing that makes sense. It never fails a start."""
     found, reason = [], None
     try:
         for data in passed.take_each(NAME, max_bytes=MAX_BYTES):

@@ -3,9 +3,9 @@
 With them a process that was killed under load goes on where it stopped: the same credential, no call to any cloud.
 Without them (no systemd, or a stop rather than a restart) everything is minted anew.
 
-What the process before us knew of the time is kept too. No such memory outlives a boot of the kernel, so
-CLOCK_BOOTTIME is one and the same for both, and a wall clock that is hours off decides nothing: no living credential is
-taken for a dead one, nor a dead one for a living one.
+What the previous process knew of the time is kept too. No such memory outlives a boot of the kernel, so CLOCK_BOOTTIME
+is the same for both, and a wall clock that is hours off decides nothing: no live credential is taken for an ended one,
+and no ended one for a live one.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         uptime: CLOCK_BOOTTIME, in seconds, when it was left.
-        now: what that process took the time for, at that instant.
-        heard: whether anybody but an unsynchronised wall clock had told it so.
-        believed: who had; ``None``: nobody, or a version before this one did not say.
-        id_tokens: identity tokens that were minted, each with whom it speaks for.
+        now: the time by that process, at that instant.
+        heard: whether anybody but an unsynchronised wall clock had confirmed that.
+        believed: who had; ``None``: nobody, or an earlier version did not say.
+        id_tokens: identity tokens that were minted, each with its grant and bundle.
         wall_error: by how many seconds the wall clock was ahead of ``now``.
-        version: of this format. The first is not written: versions before it was there refuse what they do not know.
+        version: of this format. Version 1 is not written: releases before this member refuse what they do not know.
     """
 
     instance_id: str
@@ -57,11 +57,11 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     id_tokens: list[MintedFor] = []
 
     def time(self, clock: SystemClock) -> datetime:
-        """What that process would take the time for now."""
+        """The present time by that process."""
         return self.now + timedelta(seconds=clock.uptime() - self.uptime)
 
     def teach(self, clock: SystemClock) -> None:
-        """Tell the time to a clock that nobody has told it yet. To be done before anything is measured by it.
+        """Set a clock that no witness has set yet. Call it before anything is measured by that clock.
 
         Bounded by the same rule as any other word of one witness (:mod:`agent.core.timekeeping`).
         """
@@ -69,16 +69,16 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
             clock.adopt(self.believed or Witness.LINK, self.time(clock), self.wall_error)
 
     def holdings(self, instance_id: str, clock: SystemClock) -> list[Holding]:
-        """What of it may still belong to the machine of that name, with its ends moved to our clock.
+        """What belongs to the machine of that name, with the ends moved to our clock.
 
         A machine that was copied with its memory (a snapshot of a running one) is another instance: what was the first
-        one's own is not the second's.
+        one's is not the second's.
         """
         if self.instance_id != instance_id:
             return []
         by = clock.now() - self.time(clock)
         if self.heard and by > timedelta():
-            by = timedelta()  # that process was right: the machine was stopped in between, and no end is later for it
+            by = timedelta()  # that process was right: the machine was stopped in between, which makes no end later
         return [
             Holding(kept.key, kept.digest, kept.credential, kept.ends + by if kept.ends is not None else None)
             for kept in self.credentials

@@ -1,4 +1,4 @@
-"""What did the machine not have yet at the start? Nobody waits for it, and it is used as soon as it is there."""
+"""What did the machine not have yet at the start? The start does not wait for it; it is used once it is there."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from agent.serve.control import ControlEndpoint
 
 
 class Server(Protocol):
-    """What listens."""
+    """Something that listens."""
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Accept no more connections."""
 
 
 class Late:
@@ -74,8 +74,8 @@ class Late:
         """Begin to wait for all that is not there.
 
         Args:
-            operators: what listens on the control socket.
-            servers: get the control socket's when it is there.
+            operators: the endpoint of the control socket.
+            servers: gets the control socket's server when it is there.
             controlled: whether it is there already.
             reloader: applies the files that had not answered.
             publisher: is told of the workers' group.
@@ -131,7 +131,7 @@ class Late:
     async def _hear_file(self, late: asyncio.Future[config.Config], reload: Callable[[], None]) -> None:
         """The configuration did not answer at the start: it is loaded as soon as it does."""
         await asyncio.wait({late})
-        late.exception()  # looked at: what is wrong with it, the reload says
+        late.exception()  # marked as retrieved: the reload reports it
         self._log.info("config.answers")
         reload()
 

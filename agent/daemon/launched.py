@@ -1,12 +1,12 @@
-"""Whom does whoever launched this machine believe? Signers named from outside, within the bounds of the configuration.
+"""Which signers did the launch of this machine name? Named from outside, within the bounds of the configuration.
 
 Whoever launches a machine is root on it anyway, so it may say whose bundles the machine takes: in EC2 user-data, a tag
 or a GCE attribute, a systemd credential, or a directory of public keys. Each entry of the configuration
 (``launch_signers``) says where to look, which issuers such a signer may speak as, and for how long; without an entry
 nobody is asked.
 
-What a place said is kept while it is silent, and handed to the next process: a restart believes whom this one believed.
-A place that answers and names somebody no longer has taken him back.
+What a place said is kept while it is silent, and handed to the next process: a restart trusts whom this one trusted.
+When a place answers and no longer names a signer, that signer is no longer trusted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Launched:
         settings: where to look.
         ec2, gce: the machine's own metadata services; an entry whose service is not here names nobody.
         credentials_directory: where systemd puts credentials.
-        left: what the process before us had found, by :func:`_key`.
+        left: what the previous process had found, by :func:`_key`.
         clock: time.
 
     Attributes:
@@ -76,7 +76,7 @@ class Launched:
 
     @property
     def trust(self) -> bundle.Trust:
-        """Whom we believe for it, each key once, the first entry that names it first."""
+        """The signers that the places name: each key once, from the first entry that names it."""
         signers: dict[str, bundle.Signer] = {}
         for entry in self._entries:
             for word in self.found.get(_key(entry), "").split():
@@ -95,7 +95,7 @@ class Launched:
         return bundle.Trust(tuple(signers.values()))
 
     async def look(self) -> bool:
-        """Look everywhere now; whether anything is other than it was."""
+        """Look everywhere now; returns whether anything has changed."""
         ask = self._clock.boottime() >= self._asked + ASK_SECONDS
         due = [entry for entry in self._entries if ask or isinstance(entry, _LOCAL)]
         if ask:
@@ -105,7 +105,7 @@ class Launched:
         return self.found != before
 
     async def look_first(self) -> None:
-        """The look of a start, which waits for nobody for long."""
+        """Look for a start, which waits for no place for long."""
         if self._entries:
             try:
                 async with asyncio.timeout(FIRST_SECONDS):
@@ -125,7 +125,7 @@ class Launched:
             said = await self._ask(entry)
             words = await asyncio.to_thread(_read, said, lines=isinstance(entry, config.Ec2UserDataSigners))
         except (UpstreamError, HostError, BundleError) as error:
-            # Silence and a slip take nobody back: what was named before stays.
+            # Silence and a mistake revoke nobody: what was named before stays.
             if self._troubled.get(key) != error.message:
                 self._log.warning("signers.unreadable", kind=_kind(entry), reason=error.message)
             self._troubled[key] = error.message
@@ -165,7 +165,7 @@ LAUNCHED: Final = "launch:"
 
 
 def told(trust: bundle.Trust) -> list[dict[str, Any]]:
-    """Whom we believe, for a status: key ids, bounds, and who named them. Public, and without a path."""
+    """Whom we trust, for a status: key ids, bounds, and who named them. Public, and without a path."""
     return [
         {
             "kid": signer.kid,
@@ -178,7 +178,7 @@ def told(trust: bundle.Trust) -> list[dict[str, Any]]:
 
 
 def _key(entry: config.LaunchSignersEntry) -> str:
-    """What names a place, also to the next process, whose configuration may have others before it."""
+    """A name of a place that the next process knows too: its configuration may list other places before it."""
     match entry:
         case config.Ec2UserDataSigners():
             place = ""
@@ -225,7 +225,7 @@ def _read(documents: list[bytes], *, lines: bool) -> str:
 
 
 def _word(key: bundle.VerifyKey) -> str:
-    """A key without spaces: short, unless it is called otherwise than by its thumbprint."""
+    """A key without spaces: short, unless its id is not its thumbprint."""
     named = json.dumps(key.public_jwk(), separators=(",", ":"))
     word = bundle.short_key(key)
     return word if bundle.read_short_key(word).kid == key.kid else named

@@ -1,4 +1,4 @@
-"""What does this process leave to the next? Gathered from those who know it; the form: :mod:`agent.daemon.handover`."""
+"""What does this process leave to the next? Gathered from its owners; the form: :mod:`agent.daemon.handover`."""
 
 from __future__ import annotations
 

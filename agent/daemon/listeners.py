@@ -1,4 +1,4 @@
-"""What do the two listeners get? The workers' one only looks; the control socket's also takes bundles."""
+"""What do the endpoints get? The workers' only looks; those of operators and couriers also take bundles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from agent.snapshot import Limits, ServeSettings
 
 
 class Listeners:
-    """Makes both.
+    """Makes the three.
 
     Args:
         settings: what the process was started with.
@@ -60,7 +60,7 @@ class Listeners:
         settled: Callable[[], Awaitable[None]],
     ) -> None:
         self.requests = Requests()
-        self.owners = "by table"  # how it is known whose a connection is
+        self.owners = "by table"  # how the owner of a connection is found
         self._settings = settings
         self._prepared = prepared
         self._passed = passed
@@ -70,7 +70,7 @@ class Listeners:
         self._settled = settled
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
-        """What does not change while workers are answered.
+        """The settings that do not change while workers are answered.
 
         Args:
             hosts: further names by which we may be asked.
@@ -100,7 +100,7 @@ class Listeners:
         )
 
     def workers(self, snapshots: Snapshots) -> WorkerEndpoint:
-        """The one that workers ask. What it knows are snapshots; what they do not say it may demand."""
+        """The one that workers ask. It knows what snapshots say, and may demand what they do not."""
         prepared = self._prepared
         through = self._settings.pass_through.enabled
         ec2, gce = prepared.metadata.passed(prepared.workers_out)
@@ -120,7 +120,7 @@ class Listeners:
         )
 
     def _lowered(self) -> dict[str, str]:
-        """What is less than configured, because descriptors are."""
+        """What is lower than configured, because there are too few descriptors."""
         shares = self._prepared.shares
         if shares.connections >= self._settings.listen.max_connections:
             return {}
@@ -131,7 +131,7 @@ class Listeners:
         try:
             diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.values()))
         except OSError:
-            # A sandbox without netlink, and nothing was passed: the table tells it too, later.
+            # A sandbox without netlink, and no socket was passed: the table says it too, more slowly.
             return Owners(read_socket_table, whose=Whose())
         self.owners = "by socket"
         return Owners(read_socket_table, diagnosis.owner, whose=Whose(), close=diagnosis.close)
@@ -184,7 +184,7 @@ class Listeners:
 
     async def _pushed(self, data: bytes) -> Ack:
         ack = await self._prepared.push.push(data)
-        # Who hears "accepted" may start a program at once, or believe that what was withdrawn is gone.
+        # Whoever is told "accepted" may start a program at once, or rely on a withdrawal.
         await self._settled()
         return ack
 

@@ -1,4 +1,4 @@
-"""The listening sockets: from systemd when it passes them, else made here. Bound before anything slow begins."""
+"""The listening sockets: from systemd if it passes them, else made here. Bound before anything slow begins."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket
         HostError: the path cannot be bound, or another agent listens on it.
     """
     for sock in passed.get("control", ()):
-        if sock.family == socket.AF_UNIX:  # the unit passes one of netlink along (agent.host.sockdiag)
+        if sock.family == socket.AF_UNIX:  # the unit also passes a netlink socket (agent.host.sockdiag)
             return sock
     return unix_socket(Path(settings.control), int(settings.control_mode, 8), key="listen.control")
 
 
 def courier_path(settings: config.Listen) -> Path | None:
-    """Where couriers find us, unless systemd passes that socket; ``None``: nowhere."""
+    """The path of the couriers' socket, unless systemd passes it; ``None``: there is none."""
     if settings.courier == "auto":
         return Path(settings.control).with_name("courier.sock")
     return None if settings.courier == "off" else Path(settings.courier)
@@ -112,14 +112,14 @@ def unix_socket(path: Path, mode: int, *, key: str) -> socket.socket:
 
 
 def announce(settings: config.Config, address: str) -> None:
-    """Tell programs that may not read the configuration where to ask: a file beside the control socket, for all.
+    """Tell programs that may not read the configuration where to ask, in a file beside the control socket.
 
     Args:
         settings: where the files are.
         address: the workers' endpoint.
 
     Raises:
-        HostError: it cannot be written; commands then look where we are by default.
+        HostError: it cannot be written; commands then use the default addresses.
     """
     told = {
         "http": address,
@@ -132,7 +132,7 @@ def announce(settings: config.Config, address: str) -> None:
 
 
 def remove(settings: config.Listen) -> None:
-    """Take the control socket that we made away again."""
+    """Remove the control socket that we made."""
     with contextlib.suppress(OSError):
         Path(settings.control).unlink()
 
@@ -153,7 +153,7 @@ def names(sockets: Iterable[socket.socket]) -> list[str]:
 
 
 def hosts(addresses: Iterable[str]) -> tuple[str, ...]:
-    """The hosts of addresses as ``HOST:PORT``, without the wildcards: those are nobody's address."""
+    """The hosts of addresses as ``HOST:PORT``, without the wildcards, which no client asks for."""
     found = (address.rpartition(":")[0].strip("[]") for address in addresses)
     return tuple(host for host in found if not _is_wildcard(host))
 
@@ -161,7 +161,7 @@ def hosts(addresses: Iterable[str]) -> tuple[str, ...]:
 def pointer(addresses: Sequence[str]) -> str | None:
     """The address that the worker's environment files name, as ``HOST:PORT``.
 
-    IPv4 loopback if we have it, since every SDK takes that for a container endpoint; else another that they take:
+    IPv4 loopback if we have it, since every SDK accepts that as a container endpoint; else another that they accept:
     IPv6 loopback, and the addresses of ECS and EKS. ``None``: they would refuse each of ours.
     """
     reached = [address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:") for address in addresses]

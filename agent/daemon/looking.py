@@ -1,4 +1,4 @@
-"""Looking at every source now, for whoever does not want to wait for its own rhythm."""
+"""Looking at every source now, for whoever does not want to wait for its next look."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.core.model import SealedBundle
 from agent.core.source import Ack, Source
 
 FETCH_SECONDS: Final = 30.0
-"""Longer than any source's own limits; a source that takes longer is told as broken."""
+"""Longer than any source's own limits; a source that takes longer is reported as broken."""
 
 Outcome = dict[str, str | int | None]
 
@@ -19,7 +19,7 @@ Outcome = dict[str, str | int | None]
 async def look_now(sources: Iterable[Source], submit: Callable[[SealedBundle], Awaitable[Ack]]) -> list[Outcome]:
     """Ask each source what it holds and have it evaluated.
 
-    Each source's own watch goes on undisturbed: the same bytes submitted twice are nothing new.
+    Each source's own watch goes on undisturbed: the same bytes submitted twice get the verdict ``same``.
 
     Returns:
         For each source ``source``, ``outcome`` (``accepted``, ``same``, ``refused``; ``none`` where it holds nothing,

@@ -1,4 +1,4 @@
-"""Work that is asked for at any rate and is done one at a time: a thousand signals are not a thousand reloads."""
+"""Work that may be asked for often and is done one at a time: a thousand signals are not a thousand reloads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 class Once:
     """Does a piece of work when asked; asked while it is under way, once more after that, however often.
 
-    So whoever asks can rely on it that the work *begins* after the asking.
+    So the work *begins* after the asking, at least once.
 
     Args:
         work: what to do. What it raises ends the round.
         name: of the task.
 
     Attributes:
-        task: what is under way, or was last.
+        task: the round that is under way, or was last.
     """
 
     def __init__(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:
@@ -27,7 +27,7 @@ class Once:
 
     @property
     def wanted(self) -> bool:
-        """Whether it will be done once more after what is under way."""
+        """Whether the work will be done once more after the present round."""
         return self._wanted
 
     def ask(self) -> None:

@@ -1,9 +1,9 @@
 """Is everything there that the configuration names? All of it is opened and checked; nothing is started.
 
-What is wrong is a mistake, told at once. What does not even answer is not waited for, and what is only away just now (a
+What is wrong is a mistake, reported at once. What does not answer is not waited for, and what is only away just now (a
 directory that is not mounted yet, a key that the machine was not given) is an alarm and no reason to stop serving: the
-agent starts without it, and uses it as soon as it is there. A check takes note of all of it, and goes on, so that
-everything that is wrong is told in one go.
+agent starts without it, and uses it once it is there. A check takes note of all of it and goes on, so that everything
+that is wrong is told in one go.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Prepared:
         environ: what the service manager passed.
         clock: time.
         rng: for the retries of the sources.
-        hear: hears what servers say of the time.
-        left: what the process before us left.
+        hear: called with what servers say of the time.
+        left: what the previous process left.
         root: where ``/sys`` and ``/etc`` are.
         faults: takes note of everything that is wrong or away: to check the configuration, rather than to serve.
 
@@ -57,8 +57,8 @@ class Prepared:
         away: what is not there just now.
         out: the agent's own way out. ``workers_out``: the one that requests of workers may use.
         shares: of the file descriptors.
-        late_files: those that did not answer; they are taken as soon as they do.
-        holding: whether nobody is to be the machine until then.
+        late_files: those that did not answer; they are read once they do.
+        holding: whether no worker may get the machine's identity until then.
 
     Raises:
         ConfigError: something is missing or wrong.
@@ -124,13 +124,13 @@ class Prepared:
             clock=self._clock,
         )
         self.opening.launched = lambda: self.launched.trust
-        # Where nobody knows yet what would be believed, nobody is the machine for want of a bundle.
+        # While it is not known whose bundles count, no worker gets the machine's identity for want of one.
         self.late_files = {file.path for file in self.files.named} & look.stalled
         self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)
 
     @contextlib.contextmanager
     def _tolerate(self, key: str) -> Iterator[None]:
-        """What is not there just now is noted, and said once the log is there."""
+        """Take note of what is not there just now; it is logged once the log is set up."""
         try:
             yield
         except AgentError as error:
@@ -142,7 +142,7 @@ class Prepared:
 
         Args:
             settings: the configuration, or a newer one.
-            ephemeral: the key that was made at the start, if it was.
+            ephemeral: the key that was made at the start, if any.
             away: where to note what is not there.
         """
         return beliefs.keyring(
@@ -158,7 +158,7 @@ class Prepared:
     def absent_keys(self) -> tuple[str, ...]:
         """The names of keys that the configuration expects and that systemd did not pass.
 
-        Others are files: they are ``away``, and taken when they are there.
+        Other keys are files: those are ``away``, and read once they are there.
         """
         return tuple(name for name in self.opening.keyring.absent if name not in self.away.reasons)
 

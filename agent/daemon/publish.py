@@ -1,7 +1,7 @@
 """What programs on the worker read: the environment files and the bearer token of the container endpoint.
 
-Written when what they would say has changed or one is gone, each by one rename, in a thread: a full or slow disk never
-holds up a GET.
+They are written when their content has changed or one is missing, each by one rename, in a thread: a full or slow disk
+never delays a GET.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_paths(settings: config.Environment) -> None:
 
 
 def absent_directories(settings: config.Environment) -> Iterator[tuple[str, ConfigError]]:
-    """Each key whose directory is missing, with that said."""
+    """Each key whose directory is missing, with the error."""
     for name in ("file", "shell_file", "container_file", "token_file"):
         path = getattr(settings, name)
         if path is not None and not Path(path).parent.is_dir():
@@ -71,7 +71,7 @@ def _there(path: Path) -> bool:
     try:
         path.stat()
     except OSError:
-        return False  # or out of our sight: the attempt to write it will say why
+        return False  # or we may not look: the attempt to write it will say why
     return True
 
 
@@ -92,11 +92,11 @@ class Publisher:
         address: the workers' endpoint, as ``HOST:PORT``.
         container_uri: whether SDKs take that address for a container endpoint.
         token: the bearer token.
-        path_id: what stands for it in the path that containers are given.
+        path_id: the id in the path that containers get, in place of a token.
         gid: the group of the files.
         expects_bundle: whether this worker has a key, so that a bundle may come.
 
-    Resources: one task while something is to be written.
+    Resources: one task while there is something to write.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Publisher:
         self._container_uri = container_uri
         self.token = token
         self._path_id = path_id
-        self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # what, with which mode and group
+        self._written: dict[Path, tuple[bytes, int, int | None]] = {}  # content, mode and group
         self._left: set[Path] = set()  # where they were before a reload moved them
         self._task: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
-        self._since: float | None = None  # the loop's time since when the files have not said what they should
+        self._since: float | None = None  # the loop's time at which the files began to be out of date
         self.trouble: str | None = None
         self._told_refused: tuple[str, ...] = ()
         self._log = structlog.get_logger()
@@ -134,13 +134,13 @@ class Publisher:
 
     @property
     def troubles(self) -> Mapping[str, str]:
-        """Why the files do not say what they should, if they do not."""
+        """Why the files are out of date, if they are."""
         return {} if self.trouble is None else {"environment": self.trouble}
 
     def reconfigure(self, settings: config.Environment, *, gid: int | None, expects_bundle: bool) -> None:
         """Take other settings (a reload): every file is written anew, and none is left where it was before.
 
-        The token stays where it is until a restart: running programs read it again, under the name they were given.
+        The token file stays where it is until a restart: running programs read it again by the name they were given.
         """
         old = self._files
         self.settings = msgspec.structs.replace(settings, token_file=self.settings.token_file)
@@ -157,10 +157,10 @@ class Publisher:
         return tuple(Path(path) for path in named if path is not None)
 
     def variables(self, now: datetime, *, container: bool = False) -> Mapping[str, str]:
-        """What the files say now: the operator's variables, the bundle's, then the pointers, which nothing outranks."""
+        """What the files say now: the operator's variables, the bundle's, and the pointers, which override both."""
         store, settings = self._store, self.settings
         answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
-        # While a bundle is awaited the file leads to us already: a program that starts first must find it later.
+        # While a bundle is awaited the file already points to us: a program that starts before it must find it later.
         awaited = self.expects_bundle and store.bundle is None
         variables = dict(settings.variables)
         variables.update(
@@ -222,8 +222,8 @@ class Publisher:
     async def settled(self, seconds: float) -> None:
         """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full.
 
-        One that has been full or silent for longer than that is not waited for again: whoever waits here has an
-        acknowledgement to give.
+        A disk that has been full or silent for longer than that is not waited for again: the caller owes somebody an
+        acknowledgement.
         """
         if self._since is not None and asyncio.get_running_loop().time() - self._since > seconds:
             return
@@ -241,10 +241,10 @@ class Publisher:
                     await self._write_once()
                 except HostError as error:
                     if self.trouble != error.message:
-                        # Once a change, not once an attempt: a disk that is full for a night fills no journal.
+                        # Once a change, not once an attempt: a disk that is full for a night must not fill the journal.
                         self._log.error("environment.not_written", reason=error.message)
                     self.trouble = error.message
-                    # Again in a while, or at once when there is something new to say: a withdrawal must not wait.
+                    # Try again later, or at once when the content changes: a withdrawal must not wait.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._again.wait(), RETRY_SECONDS)
                     continue
@@ -253,7 +253,7 @@ class Publisher:
                 self.trouble = None
                 if not self._again.is_set():
                     return
-                # The disk answers again: who asks from here on may wait for it again.
+                # The disk answers again: from here on callers may wait for it again.
                 self._since = asyncio.get_running_loop().time()
         finally:
             self._task = self._since = None
@@ -275,7 +275,7 @@ class Publisher:
             try:
                 await asyncio.to_thread(self._bring, path, (data, mode, gid))
             except HostError as error:
-                trouble = error  # of one directory; the others get their files all the same
+                trouble = error  # one directory's; the others get their files all the same
         for path in self._left - contents.keys():
             # It holds a bundle's variables, which no withdrawal would purge from here on.
             await asyncio.to_thread(_remove, path)
@@ -284,11 +284,11 @@ class Publisher:
             raise trouble
 
     def _bring(self, path: Path, wanted: tuple[bytes, int, int | None]) -> None:
-        """Make ``path`` what it should be. In a thread: on a disk that stalls even a look may never return."""
+        """Bring ``path`` up to date. In a thread: on a disk that stalls even a look may never return."""
         if path in self._unswept:
             sweep(path)
             self._unswept.discard(path)
-        # What we wrote may have been removed since; to look costs less than a program that finds nothing.
+        # What we wrote may have been removed since: a look is cheap, and a program must not find nothing.
         if self._written.get(path) != wanted or not _there(path):
             data, mode, gid = wanted
             try:

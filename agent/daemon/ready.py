@@ -1,4 +1,4 @@
-"""Is it ready, and does it live? What the service manager is told, and the watchdog."""
+"""Is it ready, and is it alive? What the service manager is told, and the watchdog."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from agent.host.clock import SystemClock
 from agent.identity.store import Store
 
 READY_AFTER_SECONDS: Final = 10.0
-"""Beyond the grace. A worker that depends on us starts late rather than never: an outage is the jobs' to see."""
+"""After the grace. A unit that depends on us starts late rather than never: its jobs then see the outage."""
 TELL_AGAIN_SECONDS: Final = 0.5
 STALE_LOOP_SECONDS: Final = 90.0
-"""The controller's loop goes round at least once a minute; one that has not for this long is stuck."""
+"""The controller's loop runs at least once a minute; one that has not for this long is stuck."""
 
 
 class Readiness:
@@ -46,7 +46,7 @@ class Readiness:
         self._log = structlog.get_logger()
 
     def status_line(self) -> str:
-        """Who is served, in a line."""
+        """Whose identity is served, in a line."""
         now = self._clock.now()
         said = []
         for cloud in Cloud:
@@ -55,7 +55,7 @@ class Readiness:
         return ", ".join(said)
 
     def tell_status(self) -> None:
-        """Tell the service manager who is served."""
+        """Tell the service manager whose identity is served."""
         if self._notifier.active:
             self._notifier.status(self.status_line())
 
@@ -67,8 +67,8 @@ class Readiness:
         Args:
             seconds: how long an answer may be pending.
             settled: waits for what else must be there (the environment files).
-            may_settle: whether a doubt about whose the memory is may end by itself. One that does not is not waited
-                for: it stays a doubt, in which nothing that was decided is served.
+            may_settle: whether a doubt about whose the memory is may end by itself. Else it is not waited for: while it
+                lasts, nothing of what was decided is served.
         """
         deadline = self._clock.boottime() + seconds
         while self._clock.boottime() < deadline:
@@ -81,7 +81,7 @@ class Readiness:
         memory.settle()
         self._log.info("agent.ready", seconds=round((self._clock.now() - self._started).total_seconds(), 3))
         while self._notifier.active and not told:
-            # Its queue is full (systemd reloads itself, say). A start that is never told is one that it ends.
+            # Its queue is full (systemd reloads itself, say). If it is never told of a start, it ends us.
             await asyncio.sleep(TELL_AGAIN_SECONDS)
             told = self._notifier.ready(self.status_line())
 
@@ -92,7 +92,7 @@ class Readiness:
         return may_settle() or not self._store.doubts(cloud, now)
 
     def reload_began(self) -> None:
-        """The end of a reload is told with the same word as the end of a start, which it must not anticipate."""
+        """Begin a reload. Its end is told by ``READY=1``, as that of a start is, which it must not announce early."""
         if self.told:
             self._notifier.reloading(monotonic_seconds=time.monotonic())
 
@@ -102,11 +102,11 @@ class Readiness:
             self._notifier.ready(self.status_line())
 
     async def feed_watchdog(self, seconds: float, last_step: Callable[[], float]) -> None:
-        """Feed it only while the loop that renews goes round; that this runs shows that the listeners' loop does.
+        """Feed it only while the controller's loop runs; that this runs shows that the event loop does.
 
         Args:
             seconds: after which the service manager would end us.
-            last_step: when the controller's loop last went round.
+            last_step: when the controller's loop last ran.
         """
         pulse = Pulse(STALE_LOOP_SECONDS)
         while True:

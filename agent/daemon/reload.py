@@ -1,7 +1,7 @@
-"""What was loaded anew? SIGHUP, and every change of a file that the configuration names, applied whole or not at all.
+"""What is loaded anew? SIGHUP, and every change of a file that the configuration names, applied whole or not at all.
 
 A configuration that cannot be applied leaves the running one in force: a typing error must not cost a worker its
-identity. What a reload did, and what needs a restart, is told by name.
+identity. The log names what a reload did, and what needs a restart.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ LOADED_ONCE: Final = (
     "environment.token_file",
     "state",
 )
-"""What a reload does not, or not wholly, apply: a change of it needs a restart, which loses no request."""
+"""What a reload applies not at all, or only in part: a change of it needs a restart, which loses no request."""
 
 
 def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
-    """What of ``settings`` is not in force in a process that was started with ``loaded``, by the names of the file."""
+    """The keys of ``settings`` that are not in force in a process that was started with ``loaded``."""
     return [name for name in LOADED_ONCE if attrgetter(name)(settings) != attrgetter(name)(loaded)]
 
 
@@ -79,13 +79,12 @@ class Reloader:
         settings: what is in force.
         read: reads the configuration anew. Raises ``ConfigError``.
         prepared: what was opened; its trust, keys and files are replaced.
-        who: what the machine answers to.
-        controller: is told of the policy, and of whom to evaluate anew.
+        who: knows the audiences of the machine.
+        controller: is told of the policy, and when to evaluate anew.
         publisher: of the environment files.
         readiness: is told when a reload begins and ends.
         clock: time.
-        hand_over: tells the service manager what the next process gets.
-        announced: (re)starts the telling of where our listeners are.
+        hand_over: gives the service manager what the next process gets.
         keys_changed: (re)starts the publishing of our key.
 
     Attributes:
@@ -123,7 +122,7 @@ class Reloader:
         self._patience = Patience(PATIENCE_SECONDS)
         self._reader = Patience(PATIENCE_SECONDS, again=True)
         self._applying = asyncio.Lock()
-        self._silent: set[str] = set()  # of which files nobody knows whether they have changed
+        self._silent: set[str] = set()  # the keys of files that do not answer: they may have changed
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -131,13 +130,13 @@ class Reloader:
         return [task for task in (self._reloads.task, self._looks.task, self._announcing) if task is not None]
 
     def on_hangup(self) -> None:
-        """SIGHUP. Returns at once. Those that come while a reload is under way are one more reload, after it."""
+        """SIGHUP. Returns at once. All that come during a reload cause one more reload, after it."""
         self._readiness.reload_began()
         self._reloads.ask()
 
     async def _reload_all(self) -> None:
         try:
-            # The file of the configuration may lie where the others do.
+            # The configuration file may be on a disk that stalls, like the others.
             settings = await self._reader.ask(Path("the configuration"), self._read)
             await self.apply(settings)
         except AgentError as error:
@@ -145,10 +144,10 @@ class Reloader:
         finally:
             if not self._reloads.wanted:
                 self._readiness.reload_ended()
-        self._looks.ask()  # a source that does not answer must not keep the next reload waiting
+        self._looks.ask()  # a source that does not answer must not delay the next reload
 
     async def _look_at_sources(self) -> None:
-        # What is looked at twice a second by itself is let be: it may be half written just now.
+        # Files are left out: they are looked at twice a second anyway, and may be half written just now.
         slow: list[Source] = [source for source in self._prepared.sources if not isinstance(source, FileSource)]
         await look_now(slow, self._controller.intake.submit)
 
@@ -170,16 +169,16 @@ class Reloader:
             try:
                 await self.apply(self.settings, changed)
             except StalledError as error:
-                # Another file keeps this change from being applied. It is tried again, and said once.
+                # Another file does not answer, so this change cannot be applied. It is tried again, and logged once.
                 if told != (told := (error.message, changed)):
                     self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
             except AgentError as error:
-                # What was loaded stays in force, and this is said once for each change, not at each look.
+                # What was loaded stays in force, and this is logged once for each change, not at each look.
                 self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
                 self._prepared.files.seen = seen
 
     async def follow_launched(self) -> None:
-        """Believe whom the launch of this machine names, from when it says so until it does no longer."""
+        """Trust the signers that the launch of this machine names, for as long as it names them."""
         launched, opening = self._prepared.launched, self._prepared.opening
         before = opening.trust
 
@@ -192,10 +191,10 @@ class Reloader:
             self._hand_over()
 
         await launched.watch(changed)
-        await asyncio.Event().wait()  # nowhere to look: a part that must not end
+        await asyncio.Event().wait()  # nowhere to look: this task must not end
 
     def _tell_silent(self, silent: list[str]) -> None:
-        """Say of which files nobody knows whether they have changed."""
+        """Log which files do not answer, so that a change of them would not be seen."""
         now = set(silent)
         for key in sorted(now - self._silent):
             self._log.error("file.stalled", key=key, hint="what was loaded from it stays in force; look at its mount")
@@ -204,14 +203,14 @@ class Reloader:
         self._silent = now
 
     async def apply_late(self) -> None:
-        """Files that did not answer at the start are taken as soon as they do. Returns when they are."""
+        """Take files that did not answer at the start, as soon as they do. Returns when all are taken."""
         late, named = self._prepared.late_files, self._prepared.files.named
         await self._prepared.first_look.answered(late)
         self._log.info("files.answer", paths=sorted(map(str, late)))
         told = ""
         while True:
             try:
-                # As at a start: what is away is no reason to go without the rest.
+                # As at a start: what is away must not hold back the rest.
                 await self.apply(self.settings, [file.key for file in named], tolerant=True)
             except AgentError as error:
                 if told != error.message:
@@ -222,12 +221,12 @@ class Reloader:
                 return
 
     async def apply(self, settings: config.Config, changed: Sequence[str] = (), *, tolerant: bool = False) -> None:
-        """Have ``settings`` in force, with what their files hold now: all of it, or none.
+        """Put ``settings`` into force, with what their files hold now: all of it, or none.
 
         Args:
             settings: the configuration.
             changed: the keys of the files for whose sake this is done.
-            tolerant: what is away is taken note of, as at a start.
+            tolerant: whether what is away is only noted, as at a start.
 
         Raises:
             ConfigError: a file is not what it should be.
@@ -268,7 +267,7 @@ class Reloader:
         opening.pinned, opening.keyring, opening.audiences = found.trust, found.keyring, audiences
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
-        # As the listeners and the token stay where they were, so does what is told of them.
+        # The listeners and the token stay where they were, so what is announced of them stays too.
         told = msgspec.structs.replace(settings, listen=self._loaded.listen, environment=self._publisher.settings)
         self.announce(told)
         log.set_up(level=settings.log.level, style=settings.log.format)
@@ -301,7 +300,7 @@ class Reloader:
             self._log.warning("doors.not_announced", reason=error.message)
 
     async def _rotate_token(self) -> None:
-        """Take the token that an operator has put into the file. Programs that read the one before may use it on."""
+        """Take the token that an operator has put into the file. Programs may go on using the one before."""
         path = Path(self._publisher.settings.token_file)
         written = None
         with contextlib.suppress(StalledError):
@@ -316,5 +315,5 @@ class Reloader:
     def tell_absent_keys(self) -> None:
         """Say which keys this machine was not given."""
         for name in self._prepared.absent_keys:
-            # No error: the image of a worker is made, and checked, before the worker has a key.
+            # No error: a worker's image is made, and checked, before the worker has a key.
             self._log.warning("key.absent", credential=name, hint=ABSENT_KEY_HINT)

@@ -1,4 +1,4 @@
-"""What was accepted here before? The state directory, claimed and read once, which may hang, or be another agent's."""
+"""What was accepted here before? The state directory, claimed and read once: it may hang, or be another agent's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent.host.clock import SystemClock
 from agent.host.state import StateDirectory, StateVersionError, closed_memory
 
 CLAIM_SECONDS: Final = 5.0
-"""How long to wait for a process before us that is slow to end."""
+"""How long to wait for a previous process that is slow to end."""
 
 
 class Remembered:
@@ -29,7 +29,7 @@ class Remembered:
         clock: time.
         environ: what the service manager passed.
         root: where ``/proc`` and ``/sys`` are.
-        activated: whether the service manager gave us the sockets: then we are the one agent here.
+        activated: whether the service manager gave us the sockets: then we are the only agent here.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class Remembered:
         self.reading: asyncio.Task[disk.Read]
 
     def begin(self) -> None:
-        """Have it read. Whoever must not wait for it does not."""
+        """Begin to read it. Returns at once."""
         self.reading = asyncio.create_task(self._read(), name="read state")
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for so long; returns whether it was read."""
+        """Wait for at most so long; returns whether it was read."""
         await asyncio.wait({self.reading}, timeout=seconds)
         return self.reading.done()
 
     def stalled(self, sockets: list[socket.socket]) -> None:
-        """Say that it does not answer."""
+        """Log that it does not answer."""
         self._log.error(
             "state.stalled",
             reason=disk.STALLED,
@@ -72,7 +72,7 @@ class Remembered:
     async def refuse_meanwhile(
         self, sockets: list[socket.socket], *, notifier: systemd.Notifier, stop: asyncio.Event, ready_at: float
     ) -> bool:
-        """Refuse everybody while nobody knows what was decided here; false when told to stop meanwhile.
+        """Refuse everybody while it is not known what was decided here; false when told to stop meanwhile.
 
         Args:
             sockets: where requests come.
@@ -97,10 +97,10 @@ class Remembered:
         """Wait for a directory that answers late.
 
         Returns:
-            What it says, where that may be written over.
+            What it says; ``None`` where that must not be written over.
 
         Raises:
-            HostError: it knows more than we go by: the next start has both to choose from.
+            HostError: its memory is later than ours: the next start has both to choose from.
         """
         read = await asyncio.shield(self.reading)
         self._log.info("state.answers")
@@ -118,9 +118,9 @@ class Remembered:
     async def _claim(self) -> None:
         """Become the one owner of the state directory.
 
-        Whom the service manager gave the sockets is the one agent here. The process before it has ended, but for one
-        that hangs in the kernel on a disk that does not answer: that one is not waited for, and until it is gone
-        nothing is written.
+        The process with the service manager's sockets is the only agent here. The previous process has ended, unless it
+        hangs in the kernel on a disk that does not answer: it is not waited for, and nothing is written until it is
+        gone.
 
         Raises:
             HostError: another agent has it, and keeps it.
@@ -142,7 +142,7 @@ class Remembered:
         try:
             return self._state.claim()
         except HostError as error:
-            # A file system without locks (some of the network's) is no reason to leave a worker without identity.
+            # A file system without locks (some network ones) is no reason to leave a worker without identity.
             self._log.error("state.not_locked", reason=error.message)
             return True
 

@@ -17,7 +17,7 @@ class Requests:
     """See the module.
 
     Attributes:
-        counts: by listener and status; 0 is no answer.
+        counts: by endpoint and status; status 0: no answer.
     """
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class Requests:
         self._log = structlog.get_logger()
 
     def of(self, door: str) -> Callable[[Access], None]:
-        """What one listener calls with each request."""
+        """The function that one endpoint calls with each request."""
 
         def access(one: Access) -> None:
             key = (door, one.status)
             self.counts[key] = self.counts.get(key, 0) + 1
             if one.status == int(arrival.FINGERPRINT) and one.user_agent == arrival.USER_AGENT:
-                return  # every half minute, for as long as the machine runs
+                return  # our own probe, every half minute
             if one.status in (0, 403, 429) or one.status >= 500:
                 now = time.monotonic()
                 if now - self._complained.get(one.status, -60.0) >= 60.0:
@@ -42,5 +42,5 @@ class Requests:
         return access
 
     def broken(self, request: Any, error: Exception) -> None:
-        """A handler crashed: ours, and one request's."""
+        """Log that a handler crashed: a defect of ours, which costs one request."""
         self._log.error("request.crashed", path=request.path, error=type(error).__name__, exc_info=error)

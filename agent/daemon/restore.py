@@ -1,8 +1,8 @@
 """How does what was accepted here before come back into force? And what if it is another machine's?
 
-The memory of this instance comes from the process before us, or from the state directory; it is weighed by who the
-machine is (:func:`agent.identity.whose.whose`), now or when that is learned. What was in force is opened again; a key
-service may be slow, down or silent: nobody waits for it for long, and what the bundle decides is pending.
+The memory of this instance comes from the process before us, or from the state directory; it is compared with who
+the machine is (:func:`agent.identity.whose.whose`), now or once that is known. What was in force is opened again; a key
+service may be slow, down or silent: it is not waited for long, and what the bundle decides is pending until then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from agent.identity.whose import Whose, whose
 from agent.providers.machine import Machine
 
 RESUME_SECONDS: Final = 1.0
-"""How long the listeners wait for a key at the start."""
+"""How long the start waits for a key before workers are answered."""
 LOOK_AT_RUN_SECONDS: Final = 0.5
 CONTRADICTED: Final = (
     "firmware or this very boot say that the metadata service errs: nothing that was decided is served, and nothing "
@@ -54,15 +54,15 @@ class Restorer:
         prepared: what was opened.
         who: who the machine is.
         remembered: the state directory.
-        succession: what the process before us left.
+        succession: what the previous process left.
         clock: time.
-        rng: of the store and the controller.
+        rng: for the store and the controller.
 
     Attributes:
         began: since when a first bundle is waited for, in seconds of the machine's uptime.
         token_key: of the EC2 session tokens.
-        controller: the controller, once it was made.
-        resuming: opens what was in force.
+        controller: the controller, once it is made.
+        resuming: the task that opens what was in force.
         serving: whether the sources have begun to watch.
     """
 
@@ -90,26 +90,26 @@ class Restorer:
         self._succession = succession
         self._clock = clock
         self._rng = rng
-        self._contradicted = False  # firmware or boot say that the metadata service errs about the name
-        self._copy: bytes | None = None  # the sealed bundle that the memory names, until it is known whose it is
+        self._contradicted = False  # firmware or boot id contradict the metadata service about the name
+        self._copy: bytes | None = None  # the sealed bundle that the memory names, while it is unknown whose that is
         self._log = structlog.get_logger()
 
     @property
     def may_settle(self) -> bool:
         """Whether a doubt about whose the memory is may end soon and by itself: a service has yet to say who we are.
 
-        Where there is none, and where each has spoken and is contradicted, only a person ends it, or another word of
-        theirs, for which nobody waits.
+        Where there is no service, or each has answered and is contradicted, only a person ends the doubt, or another
+        answer of a service, which is not waited for.
         """
         return self._who.may_tell and not self._contradicted
 
     async def look_at_state(
         self, sockets: list[socket.socket], *, notifier: systemd.Notifier, stop: asyncio.Event, ready_seconds: float
     ) -> bool:
-        """Have the state directory read, and wait for it as long as must be; false when told to stop meanwhile.
+        """Have the state directory read, and wait for it as long as needed; false when told to stop meanwhile.
 
         Args:
-            sockets: where requests come, which are refused while nobody knows what was decided here.
+            sockets: where requests come, which are refused while it is not known what was decided here.
             notifier: the service manager.
             stop: is set when we are to stop.
             ready_seconds: after so long we say that we are ready all the same.
@@ -128,10 +128,10 @@ class Restorer:
         return True
 
     async def reconcile(self) -> None:
-        """The state directory answers late, and what it says may be later than what was handed over.
+        """Wait for a state directory that answers late: its memory may be later than what was handed over.
 
         Raises:
-            HostError: it is.
+            HostError: it is later.
         """
         if self._remembered.reading.done():
             return
@@ -155,7 +155,7 @@ class Restorer:
         read, sealed, write, broken, self._who.boot_id = answer
         name = self._who.name(found, (read if left is None else left.memory).instance_id)
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
-            left = succession.left = None  # what was left is another machine's
+            left = succession.left = None  # it is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
             remembered = read
@@ -184,8 +184,8 @@ class Restorer:
         self.resuming = asyncio.create_task(self._resume(name, write=write), name="resume")
         await asyncio.wait({self.resuming}, timeout=RESUME_SECONDS)
         if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
-            # Over the broken one at once: the start after this one must not find an empty memory, and open. And where
-            # nothing can be written, this says so, and tries again.
+            # Replace a broken memory at once: the next start must not find an empty one, which allows the fallback.
+            # Where nothing can be written, this logs it, and tries again.
             self.controller.durable.write()
 
     async def _resume(self, name: str, *, write: bool) -> None:
@@ -193,16 +193,16 @@ class Restorer:
         self.give_back()
 
     def give_back(self) -> None:
-        """Give the store what the process before us held, as soon as the bundle that it came of is in force."""
+        """Give the store what the previous process held, once the bundle that it came from is in force."""
         sources = self._prepared.sources if not self.serving else []
         self._succession.give_back(self.controller, self._prepared.opening.trust, sources=sources)
 
     async def _identified(self, name: str, *, write: bool = True) -> None:
-        """Say whose the memory is, and resume what was in force if it is ours."""
+        """Decide whose the memory is, and resume what was in force if it is ours."""
         who = self._who
         verdict = self._evaluate(self.controller.store.memory, name)
         if verdict is not Whose.OURS and self._succession.left is not None and not name:
-            verdict = Whose.OURS  # it was handed over, in this very boot of this kernel
+            verdict = Whose.OURS  # it was handed over, in this very boot
         if verdict is Whose.ANOTHERS:
             who.audiences = frozenset()
             self._succession.drop()
@@ -215,7 +215,7 @@ class Restorer:
             self._log.error("memory.contradicted", was=former, now=name, hint=CONTRADICTED)
         self._contradicted = verdict is Whose.UNKNOWN and bool(name)
         if self._contradicted:
-            who.audiences = frozenset()  # a bundle for that other name is none for this machine, yet
+            who.audiences = frozenset()  # a bundle for that other name is not for this machine, so far
             self._prepared.opening.audiences = frozenset(self._settings.identity.audience)
         await self.controller.intake.identified(
             verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
@@ -230,8 +230,8 @@ class Restorer:
         """The metadata service did not answer at the start: act on what it says then.
 
         Args:
-            at_once: whether it was not asked yet.
-            audience: what the configuration says we answer to, then.
+            at_once: ask without a pause first: it was not asked yet.
+            audience: gives the audiences of the configuration at that time.
         """
         while True:
             found = await self._who.ask_until_known(self.controller.store.memory.instance_id, at_once=at_once)
@@ -249,7 +249,7 @@ class Restorer:
         self.controller.observe(facts)
 
     async def _waited(self, name: str) -> timedelta:
-        """How much of the boot grace was had already."""
+        """How much of the boot grace has passed already."""
         if self._succession.left is None:
             directory, uptime = Path(self._settings.listen.control).parent, self._clock.uptime()
             with contextlib.suppress(TimeoutError):

@@ -1,6 +1,6 @@
-"""The order of the start and of the end: what is wired to what, and nothing that is decided.
+"""The order of the start and of the end: this file wires the parts, and decides nothing.
 
-The start, each step before the next may fail:
+The start, in steps, each of which may fail before the next:
 
 1. everything that the configuration names is opened and checked (:mod:`agent.daemon.prepare`: a mistake is one line,
    exit 78, nothing started);
@@ -8,7 +8,7 @@ The start, each step before the next may fail:
 3. the machine is asked who it is (:mod:`agent.daemon.who`): what was remembered belongs to one machine;
 4. what an earlier process of this instance had accepted is put back in force (:mod:`agent.daemon.remembered`,
    :mod:`agent.daemon.succession`);
-5. the listeners answer, the controller runs, and readiness is told when no answer is pending any more
+5. the endpoints answer, the controller runs, and readiness is told when no answer is pending any more
    (:mod:`agent.daemon.ready`).
 
 Resources: :meth:`Daemon.run` owns every task and socket and has closed them when it returns.
@@ -64,7 +64,7 @@ class Daemon:
     Args:
         settings: the configuration.
         environ: what the service manager passed.
-        file: the file of the configuration, which is read anew by SIGHUP.
+        file: the configuration file, which SIGHUP has read anew.
         root: where ``/sys`` and ``/etc`` are; another place in tests.
 
     Raises:
@@ -151,8 +151,8 @@ class Daemon:
         control = self._late.control_socket()
         self._heed_signals()
 
-        # 3. What was handed over says who the machine is: it is of this boot of this kernel. The machine is asked all
-        # the same, but nobody waits for it.
+        # 3. What was handed over says who the machine is: it is of this very boot. The metadata services are asked all
+        # the same, but not waited for.
         handed = self._succession.left is not None
         found = [] if handed else (await asyncio.gather(self._who.ask(), self._prepared.launched.look_first()))[0]
         # 4.
@@ -242,7 +242,7 @@ class Daemon:
         if self._serving:
             self._reloader.on_hangup()
         else:
-            self._reload_wanted = True  # there is nothing yet that could be told otherwise: after the start
+            self._reload_wanted = True  # nothing is loaded yet that could be loaded anew: done after the start
 
     async def _serve(self, found: list[Machine], *, at_once: bool) -> None:
         self._publish_keys()
@@ -275,7 +275,7 @@ class Daemon:
                 done, _ = await asyncio.wait({stopped, *background}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stopped}:
                     background.remove(task)
-                    task.result()  # a part that must not end has: its error is ours
+                    task.result()  # a task that must not end has ended: raise its error
             await self._publisher.settled(CLOSE_SECONDS / 4)
             await self.controller.durable.last(CLOSE_SECONDS / 2)
         finally:
@@ -288,7 +288,7 @@ class Daemon:
     # -- the listeners ----------------------------------------------------------------------------------------------
 
     def _wire(self, addresses: list[str]) -> None:
-        """What needs the store, the controller and the addresses."""
+        """Make what needs the store, the controller and the addresses."""
         settings, pointer = self._settings, listening.pointer(addresses)
         if pointer is None:
             self._log.warning("environment.no_container_uri", http=addresses, hint=NO_POINTER_HINT)
@@ -332,7 +332,7 @@ class Daemon:
     # -- while it runs ----------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """The store may answer otherwise than before: write files, tell systemd."""
+        """Write files and tell systemd: the store may answer otherwise than before."""
         if self.store.bundle is not None and self._succession.pending:
             self._restorer.give_back()
         self._publisher.changed()
@@ -340,7 +340,7 @@ class Daemon:
         self._readiness.tell_status()
 
     def _hand_over(self) -> None:
-        """What other processes are told may be another: those that answer, and the next one."""
+        """Tell the processes that answer workers, and leave the next process what it needs: either may have changed."""
         self._snapshots.publish()
         self._succession.keep(
             self.store,
@@ -349,12 +349,12 @@ class Daemon:
         )
 
     def _hear(self, witness: Witness, date: datetime, took: float) -> None:
-        """A ``Date`` from somebody who may say what time it is has just come."""
+        """Pass on a ``Date`` that has just come from a witness of the time."""
         if self.clock.hear(witness, date, took):
             self._time_moved()
 
     def _woke_up(self) -> None:
-        """The machine woke up, or its clock was set."""
+        """React to a wake-up of the machine, or a step of its clock."""
         self._prepared.out.reconnect()
         self.controller.time_moved()
 

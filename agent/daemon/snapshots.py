@@ -1,7 +1,7 @@
-"""What are those told who answer workers? Everything that they must know, anew whenever any of it is another.
+"""What are the processes told that answer workers? All that they must know, anew whenever any of it changes.
 
-A withdrawal, an end or another token is told before the call returns that brought it about, and so before anybody is
-told that it was done.
+A withdrawal, an end or a new token is told before the call that caused it returns, so before anybody hears that it was
+done.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Snapshots:
     Args:
         controller: what is served, and why a bundle was refused.
         clock: time.
-        settings: what is decided once.
+        settings: what stays the same for the process.
         tokens: the bearer tokens of the container endpoint that are good now.
-        path_id: what stands for one in a path.
-        expects_bundle: whether the configuration has a key for one, now.
+        path_id: the id in a path that stands for a token.
+        expects_bundle: whether the configuration has a key for one at present.
 
     Attributes:
         latest: the bytes of the newest.
@@ -59,7 +59,7 @@ class Snapshots:
         controller.store.watch(self.publish)
 
     def send_to(self, hear: Callable[[bytes], None]) -> None:
-        """Have ``hear`` called with each from now on, at once."""
+        """Have ``hear`` called at once with each new snapshot, from now on."""
         self._hear.append(hear)
 
     def publish(self) -> None:
@@ -71,7 +71,7 @@ class Snapshots:
                 return
             data = snapshot.encode(new)
             snapshot.decode(data)
-        except Exception as error:  # noqa: BLE001 - who cannot be told what is so now must not go on as before
+        except Exception as error:  # noqa: BLE001 - without the new state they must not go on with the old one
             self._log.error("snapshot.not_made", error=type(error).__name__, exc_info=True)
             new = self._closed(version)
             data = snapshot.encode(new)
@@ -105,7 +105,7 @@ class Snapshots:
         )
 
     def _closed(self, version: int) -> Snapshot:
-        """Nothing of anybody's: what is served where it cannot be said what is."""
+        """A snapshot without any identity, for when the true one cannot be made."""
         nothing = (Stretch(Ended("the agent cannot tell what is served; see its log", passing=True)),)
         return Snapshot(version=version, settings=self._settings, aws=nothing, gcp=nothing)
 

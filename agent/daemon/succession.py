@@ -1,4 +1,4 @@
-"""What did the process before us leave, and what does the next one get? The service manager holds it in between."""
+"""What did the previous process leave, and what does the next one get? The service manager holds it in between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent.identity.store import Store
 TELL_AGAIN_SECONDS: Final = 0.5
 TELL_AGAIN_ATTEMPTS: Final = 120
 TELL_SLOWLY_SECONDS: Final = 5.0
-"""Once all attempts were in vain: the queue of a service manager may stay full for long."""
+"""Between attempts after the first ones failed: the queue of a service manager may stay full for long."""
 
 
 class Succession:
@@ -34,13 +34,13 @@ class Succession:
         clock: time.
 
     Attributes:
-        left: what the process before us left beside its credentials, until all of it was given back.
+        left: what the previous process left beside its credentials, until all of it was given back.
     """
 
     def __init__(self, passed: systemd.Passed, notifier: systemd.Notifier, clock: SystemClock) -> None:
         self.left = handover.take(passed, clock)
         with contextlib.suppress(HostError):
-            passed.take_each(configured.NAME, max_bytes=MAX_FILE_BYTES)  # who needed it has looked at it before
+            passed.take_each(configured.NAME, max_bytes=MAX_FILE_BYTES)  # whoever needed it has looked at it before
         self._credentials: kept.Kept | None = None
         self._passed = passed
         self._notifier = notifier
@@ -51,11 +51,11 @@ class Succession:
         self._log = structlog.get_logger()
 
     def take_credentials(self) -> None:
-        """Take the credentials that the process before us held, and the time that it went by."""
+        """Take the credentials that the previous process held, and its time."""
         try:
             data = self._passed.take_each(kept.NAME)
         except HostError as error:
-            # They are minted anew; to fail would be to fail at every start, since systemd hands it over each time.
+            # They are minted anew: an error here would fail every start, since systemd hands them over each time.
             self._log.error("credentials.not_restored", reason=error.message)
             return
         found = [left for left in (kept.decode(one, self._clock) for one in data) if left is not None]
@@ -69,11 +69,11 @@ class Succession:
         return self.left is not None or self._credentials is not None
 
     def give_back(self, controller: Controller, trust: bundle.Trust, *, sources: Sequence[Source] = ()) -> None:
-        """Give the store what the process before us held, as soon as the bundle that it came of is in force.
+        """Give the store what the previous process held, once the bundle that it came from is in force.
 
         Args:
             controller: the controller, and its store.
-            trust: whom we believe now.
+            trust: whom we trust now.
             sources: those that have not begun to watch: they go on where they were.
         """
         store = controller.store
@@ -90,7 +90,7 @@ class Succession:
             self.drop()
 
     def drop(self) -> None:
-        """Nothing of it is ours, or all of it was given back."""
+        """Forget what was left: nothing of it is ours, or all of it was given back."""
         self.left = self._credentials = None
 
     def keep(
@@ -102,13 +102,13 @@ class Succession:
     ) -> None:
         """Have the service manager hold what we hold, and nothing else.
 
-        What was withdrawn must not outlast a full queue: it is told again until it was told.
+        What was withdrawn must not stay because of a full queue: it is told again until that succeeds.
         """
         if self._again is not None:
             self._again.cancel()
             self._again = None
         if not self._notifier.active or self.pending:
-            return  # what systemd holds is more than what we do
+            return  # systemd holds more than we do
         told = self._notifier.keep(kept.NAME, kept.encode(store, self._clock))
         if configuration != self._configuration:
             if self._notifier.keep(configured.NAME, configuration.encode()):

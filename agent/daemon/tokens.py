@@ -1,4 +1,4 @@
-"""Which tokens do workers present? The container endpoint's bearer token, and the key of the EC2 session tokens."""
+"""Which tokens do workers send? The container endpoint's bearer token, and the key of the EC2 session tokens."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SESSION_KEY_BYTES: Final = 32
 
 
 class ContainerTokens:
-    """The bearer tokens that are good: programs that read one once go on working while it rotates.
+    """The bearer tokens that are accepted: a program that read one before a rotation goes on working.
 
     Args:
-        path: the file; what is in it is the present one. ``None``: it does not answer.
-        handed: those of the process before us, the present one first; two of them are kept.
+        path: the file, which holds the present one. ``None``: it does not answer.
+        handed: those of the previous process, the present one first; two of them are kept.
 
     Attributes:
         good: the present one first, and the one before.
@@ -52,7 +52,7 @@ class ContainerTokens:
 
 
 def written_token(path: Path) -> Secret | None:
-    """The bearer token in ``path``, that an earlier process left there or an operator put there."""
+    """The bearer token in ``path``, which an earlier process or an operator has put there."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = read_plain(path, 4096).decode().strip()
         if _TOKEN.match(text):
@@ -65,7 +65,7 @@ def session_token_key(directory: Path, handed: Secret | None) -> bytes:
 
     Args:
         directory: the state directory.
-        handed: the key of the process before us; then the disk is not asked: it may be away.
+        handed: the key of the previous process; if given, the disk is not asked: it may be away.
     """
     before = handover.decoded(handed)
     if before is not None and len(before) == SESSION_KEY_BYTES:

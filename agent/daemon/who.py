@@ -1,4 +1,4 @@
-"""Who is this machine? Its name, to which a memory belongs; what else it answers to; where it stands."""
+"""Who is this machine? Its name, to which a memory belongs; its other audiences; its region and zone."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Who:
     Args:
         metadata: the machine's metadata services.
         clock: time.
-        configured: its name in the configuration; ``auto``: as the services say.
+        configured: its name in the configuration; ``auto``: the name that the services give.
         root: where ``/etc`` is.
 
     Attributes:
-        audiences: what the machine itself answers to.
-        boot_id: of the running kernel, once it was read.
+        audiences: the names that the machine itself answers to.
+        boot_id: of the running kernel, once it is read.
         firmware: what the firmware says this machine is.
-        silent: a metadata service was asked last and did not say.
+        silent: whether a metadata service did not answer when last asked.
     """
 
     def __init__(self, metadata: compose.Metadata, clock: Clock, *, configured: str, root: Path) -> None:
@@ -55,7 +55,7 @@ class Who:
         return self._metadata.ec2 is not None or self._metadata.gce is not None
 
     async def ask(self) -> list[Machine]:
-        """Ask the metadata services; what does not answer in time is not known yet."""
+        """Ask the metadata services; a service that does not answer in time is ``silent``."""
         asked: list[Coroutine[Any, Any, Machine | None]] = []
         if self._metadata.ec2 is not None:
             asked.append(ec2_machine(self._metadata.ec2))
@@ -97,7 +97,7 @@ class Who:
 
 
 class Silent(enum.Enum):
-    """A metadata service did not answer, or not sensibly: not the same as "there is none"."""
+    """A metadata service did not answer, or not sensibly: this differs from "there is none"."""
 
     NO_ANSWER = enum.auto()
 

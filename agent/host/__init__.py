@@ -1,1 +1,1 @@
-"""The machine underfoot: its clocks, files, firmware, service manager and packet filter. One verb a file."""
+"""The machine itself: its clocks, files, firmware, service manager and packet filter. One job a file."""

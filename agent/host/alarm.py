@@ -40,7 +40,7 @@ class _Timer(ctypes.Structure):
 class Alarm:
     """See the module. Made by :meth:`on`.
 
-    Resource handling: two descriptors and two readers of the loop until :meth:`close`, which wakes who still waits.
+    Resource handling: two descriptors and two readers of the loop until :meth:`close`, which wakes everybody who waits.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ends: int, steps: int, changed: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class Alarm:
         self._ends = ends
         self._steps = steps
         self._changed = changed
-        # Mutable state: who waits until when, earliest first. Who was cancelled is dropped when its time comes.
+        # Mutable state: who waits until when, earliest first. A cancelled one is dropped when its time comes.
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self.open = True
@@ -136,6 +136,6 @@ def _set(descriptor: int, flags: int, at: float) -> None:
 
 
 def _drain(descriptor: int) -> None:
-    # ECANCELED is what a step says; EAGAIN, that somebody was quicker.
+    # ECANCELED: the clock was stepped; EAGAIN: somebody else has read it.
     with contextlib.suppress(OSError):
         os.read(descriptor, 8)

@@ -1,7 +1,7 @@
 """Whether a worker's request arrives at the agent: who answers at the metadata address, and what is said of it.
 
 The process that holds the rules writes a small file (:data:`STATE`); ``status``, the metrics and ``wait`` read it. The
-file is root's. It carries a heartbeat on the boot-time clock: what has stopped beating is not believed.
+file is root's. It carries a heartbeat on the boot-time clock: once that has stopped, the file is not believed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH
 
 STATES: Final = ("led", "unanswered", "astray", "closed", "unknown")
 
-#: What to do about it, and it works in each state: a start makes everything anew.
+#: What to do, in each state: a start makes everything anew.
 HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
 _HINT_AGENT: Final = "credential-agent check; systemctl restart credential-agent; journalctl -u credential-agent"
 
@@ -39,7 +39,7 @@ class Arrival(NamedTuple):
 
     Attributes:
         state: ``led`` (they arrive), ``closed`` (they are refused), ``astray`` (another service answers them),
-            ``unanswered`` (led, and nobody answers), ``unknown`` (nobody looks after the rules).
+            ``unanswered`` (led, and nobody answers), ``unknown`` (no process holds the rules).
         why: in words; ``None``: all is well.
         notes: what is not as the configuration says.
     """
@@ -152,15 +152,15 @@ class Probe:
             try:
                 os.setgroups([])
                 os.setresgid(uid, uid, uid)
-                # What the rules compare is whose socket it is. The real and the saved user stay root's: a process of
-                # that user could otherwise end this one, or stop it, and have it said that nobody is led.
+                # The rules compare whose socket it is. The real and the saved user stay root's: else a process of that
+                # user could end or stop this one, and so have workers reported as not redirected.
                 os.seteuid(uid)
                 word = ask(address, port)
             except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
                 word = f"failed: {type(error).__name__}"
             finally:
                 os.write(writer, word.encode()[:200])
-                os.kill(os.getpid(), signal.SIGKILL)  # at once, and nothing of the parent's is done twice
+                os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
         os.close(writer)
         self._pid, self._pipe = pid, reader
         self._until = time.monotonic() + PROBE_SECONDS * 3

@@ -10,9 +10,9 @@ from agent.host.nft_text import chain, elements, set_
 ADDRESS_TYPE: Final = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 #: Five hundred programs that start at once ask some three thousand times before the first has what it wants.
 BURST_SECONDS: Final = 3
-#: All containers behind one bridge together may have so many times as much as one of them.
+#: All containers behind one bridge together may have so many times what one of them may have.
 CONTAINERS_FOLD: Final = 4
-#: Whoever has not asked for so long is owed a whole burst again.
+#: Whoever has not asked for so long may have a whole burst again.
 FORGOTTEN_SECONDS: Final = 60
 
 
@@ -31,15 +31,15 @@ class Bounds(NamedTuple):
 def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> list[str]:
     """How much of the agent one worker may have: a uid, a user with all subordinate uids, an address, a bridge.
 
-    What is too much at once is refused: it will be so for a while. What comes too fast is dropped: the kernel sends it
-    again after a second, and a crowd that started at once is through by then.
+    Connections beyond the number at once are refused: it stays too high for a while. New ones that come too fast are
+    dropped: the kernel tries again after a second, and then a crowd that started at once has been served.
     """
     sets, chains = [], []
 
     def both(name: str, kind: str, key: str, verdict: str, times: int = 1) -> list[str]:
         rules = []
         if bounds.per_second:
-            # An element has a clock: a set that nothing leaves is full some day, and then bounds nobody new.
+            # Elements time out: a set that nothing leaves is full some day, and then bounds no newcomer.
             extra = f"size 65535; flags dynamic,timeout; timeout {FORGOTTEN_SECONDS}s;"
             sets.append(set_(f"busy_new_{name}", kind, (), extra))
             rules.append(f"update @busy_new_{name} {{ {key} {_faster(bounds.per_second * times)} }} counter drop")
@@ -60,7 +60,7 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
         if members:
             inner.insert(0, f"meta skuid vmap {{ {', '.join(members)} }}")
     outer = [
-        # A container makes up as many addresses of its bridge as it likes; the bridge it cannot.
+        # A container can make up any number of addresses of its bridge, but not another bridge.
         *both("links", "iface_index", "iif", "drop", times=CONTAINERS_FOLD),
         *both("ip", ADDRESS_TYPE["ip"], "ip saddr", "drop"),
         *both("ip6", ADDRESS_TYPE["ip6"], "ip6 saddr", "drop"),

@@ -1,4 +1,4 @@
-"""The machine's clocks: read here, weighed in :mod:`agent.core.timekeeping`, where the rule stands.
+"""The machine's clocks: read here, and weighed by the rule of :mod:`agent.core.timekeeping`.
 
 Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend; what a hypervisor's pause took from it
 is added. UTC is that clock plus an offset.
@@ -35,7 +35,7 @@ _STA_UNSYNC: Final = 0x0040
 
 
 class _Timex(ctypes.Structure):
-    """The head of ``struct timex`` (adjtimex(2)); the rest is room."""
+    """The head of ``struct timex`` (adjtimex(2)); the rest is padding."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
@@ -49,7 +49,7 @@ class _Timex(ctypes.Structure):
 
 
 def synchronised() -> bool:
-    """Whether the kernel says that its clock is kept right: adjtimex(2), which asks for no privilege to read.
+    """Whether the kernel says that its clock is kept right: adjtimex(2), which needs no privilege to read.
 
     Where a sandbox forbids the call (systemd's ``ProtectClock=``) the mark of systemd-timesyncd is all there is.
     """
@@ -92,7 +92,7 @@ class SystemClock:
         self._synchronised = synchronised
         self._nap_seconds = nap_seconds
         self._alarm: Alarm | None = None
-        self._doubt = False  # a server contradicted us, and `follow` has not told it yet
+        self._doubt = False  # a server contradicted us, and `follow` has not returned that yet
         self.timekeeper = Timekeeper(self._read())
 
     def boottime(self) -> float:
@@ -114,7 +114,7 @@ class SystemClock:
             Whether somebody should look at the time now: it was moved, or there is a reason to ask others.
         """
         before = self.timekeeper.ours
-        # What was cut off is on average half a second.
+        # ``Date`` is cut to the second: half a second is lost on average.
         self._doubt |= self.timekeeper.hear(witness, date.timestamp() + 0.5, self._read(), took=took)
         return self._doubt or self._moved(before)
 
@@ -122,7 +122,7 @@ class SystemClock:
         """Look at the machine's clocks.
 
         Returns:
-            Whether there is a reason to ask the clouds for the time. It is told once.
+            Whether there is a reason to ask the clouds for the time; each reason is returned once.
         """
         before = self.timekeeper.ours
         doubt, self._doubt = self.timekeeper.look(self._read()) or self._doubt, False
@@ -130,7 +130,7 @@ class SystemClock:
         return doubt
 
     def adopt(self, witness: Witness, now: datetime, wall_error_seconds: float | None) -> None:
-        """Take over what the process before us took for the time. To be done before anything is measured by it."""
+        """Take over the time of the previous process. Call it before anything is measured by this clock."""
         self.timekeeper.adopt(witness, now.timestamp(), self._read(), wall_error=wall_error_seconds)
 
     @property
@@ -147,7 +147,7 @@ class SystemClock:
         self._alarm = Alarm.on(asyncio.get_running_loop(), changed)
 
     def close(self) -> None:
-        """Let go of what :meth:`watch` opened. Who sleeps goes on in naps."""
+        """Close what :meth:`watch` opened. Sleepers go on in naps."""
         alarm, self._alarm = self._alarm, None
         if alarm is not None:
             alarm.close()
@@ -169,5 +169,5 @@ class SystemClock:
         if self.timekeeper.ours == before:
             return False
         if self._alarm is not None:
-            self._alarm.wake()  # what was lost is gone from every sleep
+            self._alarm.wake()  # the time lost counts towards every sleep
         return True

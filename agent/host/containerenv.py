@@ -2,10 +2,10 @@
 
 A container has no loopback of ours, no token file, and no name server that knows ``metadata.google.internal``. What it
 has is the way to the metadata addresses, which the redirection leads to the agent. So this file names addresses only,
-and only those that SDKs take and the redirection leads.
+and only those that SDKs accept and the redirection covers.
 
-For AWS it is ECS's form, a *relative* URI at 169.254.170.2, since some SDKs know no other, and those that know more put
-it first. It carries no bearer token: as with ECS the unguessable id in the path is the permission (:func:`path_id`).
+For AWS it has ECS's form, a *relative* URI at 169.254.170.2, since some SDKs know no other, and those that do prefer
+it. It carries no bearer token: as with ECS the unguessable id in the path is the permission (:func:`path_id`).
 
 Pure functions: text in, text out.
 """
@@ -44,7 +44,7 @@ def path_id(key: bytes, machine: str) -> Secret:
 
     Args:
         key: a secret of the agent's, kept over restarts.
-        machine: what tells this machine from another with the same key.
+        machine: text that tells this machine from another with the same key.
     """
     mac = hmac.digest(key, b"container path\0" + machine.encode(), hashlib.sha256)
     return Secret(urlsafe_b64encode(mac[:24]).decode("ascii"))

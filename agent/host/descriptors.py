@@ -14,12 +14,12 @@ LEAST: Final = 16
 
 
 class Shares(msgspec.Struct, frozen=True):
-    """Who may have how many.
+    """How many each use may have.
 
     Attributes:
         limit: of the process.
         connections: of workers.
-        passed: on the way out that workers cause.
+        passed: of requests out that workers cause.
     """
 
     limit: int
@@ -43,7 +43,7 @@ def shares(limit: int, *, connections: int, passed: int) -> Shares:
     Args:
         limit: descriptors in all.
         connections: as configured.
-        passed: as much as is of use.
+        passed: as many as are of use.
     """
     left = limit - min(RESERVE, limit // 2)
     if connections + passed <= left:

@@ -19,8 +19,8 @@ class Rules:
         reporter: is told what the kernel does not take.
 
     Attributes:
-        lacking: what the rules that are in force do without, in words: this kernel does not take it.
-        why: what was to be loaded last is not in force; ``None``: it is.
+        lacking: what the rules in force do without, in words, because this kernel does not take it.
+        why: the reason why what was last to be loaded is not in force; ``None``: it is.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -55,7 +55,7 @@ class Rules:
             Whether the kernel took one.
         """
         if self._reader is None:
-            self.connect()  # what was not there may have been installed
+            self.connect()  # libnftables may have been installed since
         scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
         lacking = [] if plan is None or closed else list(plan.get("lacking", ()))
         taken = self._load_one_of(scripts, lacking)
@@ -75,7 +75,7 @@ class Rules:
         if self._reader is None:
             try:
                 return nft.show() is not None
-            except HostError:  # neither library nor program: nothing can be there, and the reason was said
+            except HostError:  # neither library nor program: no rules, and the reason was reported
                 return False
         return ownership.listing(self._reader) == self._expected
 

@@ -62,7 +62,7 @@ MASKING: Final = frozenset(
 )
 
 _SPEAKS_AWS: Final = frozenset({"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_METADATA_SERVICE_TIMEOUT"})
-"""The pointers of which at least one stands wherever AWS is served."""
+"""The pointers of which at least one is set wherever AWS is served."""
 _AWS_MASKING: Final = frozenset(name for name in MASKING if name.startswith("AWS_"))
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # systemd drops a variable whose value has a control character beside tab and line feed; a line feed is legal in quotes,
@@ -88,7 +88,7 @@ def pointers(
 
     Args:
         address: our endpoint as ``HOST:PORT``. ``127.0.0.1`` is the only literal that all AWS SDKs accept.
-        aws: AWS is configured here. A container URI that answers nothing makes botocore raise rather than look on, so
+        aws: AWS is configured here. A container URI that answers nothing makes botocore raise rather than try on, so
             leave it out where the agent will never have an AWS identity.
         gcp: Google is served, pending or ended. Never when it is absent: a metadata server that is announced and
             empty turns "not on Google" into errors.
@@ -153,7 +153,7 @@ def merge_no_proxy(existing: str, hosts: Iterable[str] = NO_PROXY_HOSTS) -> str:
 
 
 def overlay(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a program started under the agent: ours on top, what masks us taken out.
+    """The environment for a program started under the agent: ours override, and what masks us is taken out.
 
     A region that the caller chose stays, and hosts that the caller exempted from the proxy stay exempt. Only the cloud
     that ``variables`` speaks of is unmasked: ``GOOGLE_APPLICATION_CREDENTIALS`` is nobody's business on a machine where
@@ -212,7 +212,7 @@ def parse_systemd(data: bytes) -> dict[str, str]:
 
 
 def render_shell(variables: Mapping[str, str]) -> bytes:
-    """The same for ``sh``, to be sourced: exports ours, keeps a chosen region, adds to ``NO_PROXY``, unsets what masks.
+    """The same for ``sh``, to be sourced: exports ours, keeps a chosen region, adds to ``NO_PROXY``, unsets masking.
 
     Raises:
         HostError: a name or a value cannot stand in such a file.

@@ -88,11 +88,11 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
 
 
 def take_away(path: Path, wanted: bytes, *, mode: int) -> None:
-    """Have no line in ``path`` that is not in ``wanted``, though there is no space to write the whole.
+    """Remove every line of ``path`` that is not in ``wanted``, though there is no space to write the whole.
 
-    What was withdrawn must leave, whatever else must wait. What fits is written over what is there; else only the lines
-    that stay are; a file that cannot be written is removed. None of it needs a new block. Where the system refuses even
-    that, the caller's own trouble says so.
+    What was withdrawn must go at once. If ``wanted`` fits, it is written over the file; else only the lines that stay
+    are; a file that cannot be written is removed. None of it needs a new block. Where the system refuses even that,
+    the caller reports the error that it already has.
     """
     with contextlib.suppress(OSError):
         old = path.read_bytes()

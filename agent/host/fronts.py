@@ -1,8 +1,8 @@
-"""Where are containers' requests led? Addresses of our own on the loopback interface.
+"""Where are containers' requests redirected to? Addresses of our own on the loopback interface.
 
 Loopback's own will not do: packets that come in through an interface must not reach 127.0.0.1, and switching that
 protection off (``route_localnet``) opens every other local service too. So the loopback interface gets an address that
-leads nowhere else, and the socket unit listens on it, assigned or not.
+serves nothing else, and the socket unit listens on it, assigned or not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ FRONT6: Final = "fd6c:9e1f:25b2::2"
 
 
 def set_fronts(*, present: bool, ipv6: bool = True) -> None:
-    """Put the front addresses on the loopback interface, or take them off. Neither minds being done twice.
+    """Put the front addresses on the loopback interface, or take them off. Either may be repeated.
 
-    Where IPv6 is switched off (``ipv6.disable=1``, ``disable_ipv6``) there is no such address, and nobody misses it.
+    Where IPv6 is switched off (``ipv6.disable=1``, ``disable_ipv6``) there is no such address, and that is no error.
 
     Raises:
         HostError: iproute2 is missing, or the kernel refused.

@@ -2,7 +2,7 @@
 
 Makes the rules, owns a second copy of them that nobody else can take (:func:`agent.host.nft.held`), watches the first
 copy and puts it back, looks up again what was not there, asks as a worker whether its request arrives, and says so in
-a file. Whatever it cannot tell is closed. Small and single-threaded. Here is what is due, and when; *which* rules
+a file. In doubt it refuses workers. Small and single-threaded. This file says what is due, and when; *which* rules
 (:mod:`~agent.host.planning`), whether they are in force (:mod:`~agent.host.enforcing`), who changed something
 (:mod:`~agent.host.netlink`), whether a request arrives (:mod:`~agent.host.arrival`) and how all of it is said
 (:mod:`~agent.host.reporting`) are files of their own.
@@ -33,8 +33,8 @@ PROBE_AGAIN_SECONDS: Final = 2.0
 BEAT_SECONDS: Final = 5.0
 LOOK_AGAIN_SECONDS: Final = (1.0, 30.0)
 GROUPS_EVERY_SECONDS: Final = 1.0
-#: A user that comes again with another number, or with other subordinate ones, is seen in these files at once, and one
-#: of a directory (LDAP) by asking.
+#: A user that is made again with another uid, or with other subordinate uids, shows in these files at once; one of a
+#: directory (LDAP) only by asking.
 USERS: Final = (Path("/etc/passwd"), Path("/etc/subuid"))
 NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
@@ -49,7 +49,7 @@ class Holder:
     Args:
         planner: the command that prints a plan (``credential-agent redirect plan``).
         directory: of the state file, ours alone to write.
-        notify: systemd's socket for us (sd_notify(3)); ``None``: it is not interested.
+        notify: systemd's socket for us (sd_notify(3)); ``None``: it wants no notification.
     """
 
     def __init__(self, planner: Sequence[str], directory: Path, notify: str | None = None) -> None:
@@ -84,7 +84,7 @@ class Holder:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda *_: None)
         self._rules.connect()
-        # What was in force before we were last ended is so again at once; else closed, until there is a plan.
+        # What was in force before the last end is so again at once; else workers are refused until there is a plan.
         self._apply(planning.saved(self._directory / PLAN_FILE))
         self._start_plan()
         while not self._stopping:
@@ -101,7 +101,7 @@ class Holder:
         for watch in self._watches:
             if watch in ready and watch.has_news():
                 self._due["verify"] = 0.0
-                # It may have been the way to us (loopback is down): do not wait as when all is well.
+                # The way to us may be cut (loopback is down): ask sooner than when all is well.
                 self._due["probe"] = min(self._due["probe"], time.monotonic() + PROBE_AGAIN_SECONDS)
         if self._wake in ready:
             self._signals()
@@ -149,7 +149,7 @@ class Holder:
         plan = outcome.plan
         self._plans += 1
         if self._only_looking and self._error is None and plan == self._plan:
-            return  # nothing is loaded anew for it: counters, and what is counted of connections, stay
+            return  # nothing is loaded anew: counters and counted connections stay
         error = outcome.why if plan is None else plan["error"]
         self._error = error
         if plan is not None and (error is None or self._plan is None):
@@ -158,7 +158,7 @@ class Holder:
             if error is None:
                 self._reporter.write(PLAN_FILE, plan, mode=0o600)
         elif self._plan is None:
-            self._apply(None)  # else what was in force stays so
+            self._apply(None)  # else what is in force stays
         for what, text in (("configuration", self._error), *((note, note) for note in (*self._pending, *self._notes))):
             self._reporter.say(what, text)
         if self._pending or error is not None:
@@ -196,7 +196,7 @@ class Holder:
             self._rules.set_fronts(ipv6=self._plan["ipv6"])
 
     def _look_at_groups(self) -> None:
-        """A control group that was made anew has another number, and the rules name the one before."""
+        """A control group that was made anew has another number, and the rules name the old one."""
         self._due["groups"] = time.monotonic() + GROUPS_EVERY_SECONDS
         if self._plan is None or self._planner.running:
             return
@@ -273,7 +273,7 @@ class Holder:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Close, unless we are only started again: then what leads stays, and our copy of it is made anew."""
+        """Refuse workers, unless systemd only restarts us: then the rules stay, and our copy of them is made anew."""
         self._planner.stop()
         if _restarting():
             return
@@ -293,7 +293,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _restarting() -> bool:
-    """Whether systemd ends us only to start us again. In doubt not: a stop closes."""
+    """Whether systemd ends us only to start us again. In doubt it does not: a stop refuses workers."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments
             ["systemctl", "list-jobs", "--no-legend", "--plain", UNIT],  # noqa: S607 - systemd's own search path

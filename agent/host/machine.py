@@ -16,7 +16,7 @@ _BOOT_ID: Final = Path("proc/sys/kernel/random/boot_id")
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 BOOT_ID_VARIABLE: Final = "CREDENTIAL_AGENT_BOOT_ID"
-"""Where the unit says the boot's id (``%b``): with ``ProcSubset=pid`` the service cannot read it itself."""
+"""In which the unit passes the boot's id (``%b``): with ``ProcSubset=pid`` the service cannot read it itself."""
 
 #: What tells one machine from another, where the firmware says it and a service without privileges may read it. Other
 #: fields hold words that thousands of machines share ("Default string", an owner's inventory number on every board).
@@ -47,14 +47,14 @@ def machine_id(root: Path = Path("/")) -> str:
     """``/etc/machine-id``, or the empty string.
 
     Images are made with an empty one, or with the word ``uninitialized`` (machine-id(5)), so that each machine draws
-    its own at its first boot. Neither is a name: two machines would have it.
+    its own at its first boot. Neither is a name: two machines could have it.
     """
     found = _read(root / _MACHINE_ID)
     return found if _ID.match(found) else ""
 
 
 def firmware_names(root: Path = Path("/")) -> dict[str, str]:
-    """By what names the firmware knows this very machine, as far as we may read them; often none."""
+    """The names that the firmware gives this very machine, as far as we may read them; often none."""
     found = {name: _read(root / _DMI / name).lower() for name in _NAMES}
     names = {name: text for name, text in found.items() if _NAMES[name].match(text)}
     xen = _read(root / "sys/hypervisor/uuid").lower()
@@ -62,7 +62,7 @@ def firmware_names(root: Path = Path("/")) -> dict[str, str]:
 
 
 def boot(directory: Path, environ: Mapping[str, str], root: Path = Path("/")) -> str:
-    """What stays the same for as long as this kernel runs and ``directory`` is the very directory it is.
+    """A text that stays the same while this kernel runs and ``directory`` is the same inode.
 
     A container that was copied runs on the same kernel as the one it was copied from (LXC shows both the same boot id),
     but a copied directory is another inode. Empty when the boot's id is not known.

@@ -9,9 +9,9 @@ import gc
 def settle() -> None:
     """Collect, freeze what lives to the end, and return free pages.
 
-    Importing and compiling leaves holes in the heap; glibc keeps them (about 4 MB here). ``malloc_trim(3)`` is its own
-    call to give them back; another libc has none, and nothing is lost. What survives is frozen: it need not be looked
-    at by every collection, and its pages stay shared.
+    Importing and compiling leaves holes in the heap; glibc keeps them (about 4 MB here) until its own
+    ``malloc_trim(3)`` gives them back; with another libc this does nothing. What survives is frozen: no collection
+    needs to look at it again, and its pages stay shared.
     """
     gc.collect()
     gc.freeze()

@@ -30,14 +30,14 @@ class Watch:
         return self._socket.fileno()
 
     def has_news(self) -> bool:
-        """Read all that waits; whether any of it counts, or something was lost."""
+        """Read all that waits; returns whether any of it counts, or something was lost."""
         counts = False
         while True:
             try:
                 counts |= self._about in self._socket.recv(65_536)
             except BlockingIOError:
                 return counts
-            except OSError:  # ENOBUFS: more happened than could be told
+            except OSError:  # ENOBUFS: messages were lost
                 counts = True
 
     def close(self) -> None:

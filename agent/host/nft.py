@@ -7,12 +7,12 @@ credentials; IPv4 and IPv6):
   as root in its slice counts, and the monitoring agent beside it does not), or whatever is forwarded: containers and
   virtual machines, whatever their bridge is called.
 * **Everything else a worker sends there is rejected**, but DNS and NTP: Google's address also speaks TLS on 443 (with a
-  client certificate that lies readable on the disk) and ALTS on 8080, and each would hand out the machine's identity.
-* **Everybody else keeps the real service**, and does not get into the agent's door.
+  client certificate that all may read on the disk) and ALTS on 8080, and each would hand out the machine's identity.
+* **Everybody else keeps the real service**, and does not reach the agent's port.
 * **The doubtful is a worker.** A socket without an owner (some kernels' multipath TCP, sockets of kernel file systems)
   has no uid to compare. So the rule is not "these uids are redirected" but "those uids are let through".
-* **Closed first.** Two tables. The one is text (``closed.nft``), is loaded at boot before anything is read, and stays:
-  it refuses what is not led. The other is made of the configuration and leads. Whatever becomes of the second (a
+* **Closed first.** Two tables. The first is text (``closed.nft``), is loaded at boot before anything is read, and
+  stays: it refuses what is not led. The second is made from the configuration, and leads. Whatever the second lacks (a
   mistake in a file, a name that is not there, a release that does not start), the first holds. Only removal opens.
 
 Tables of our own, replaced in one transaction; nobody else's rules are read or touched.
@@ -34,7 +34,7 @@ from agent.wire import names
 
 TABLE: Final = "inet credential_agent"
 CLOSED: Final = "inet credential_agent_closed"
-#: What the names of the tables end in that a process of ours owns (see :mod:`agent.host.hold`).
+#: The ending of the names of tables that a process of ours owns (see :mod:`agent.host.hold`).
 HELD: Final = "_held"
 CLOSED_FILE: Final = Path(__file__).with_name("closed.nft")
 
@@ -44,8 +44,8 @@ METADATA: Final = {
     "ip": (names.METADATA_IPV4, names.ECS_IPV4, names.EKS_IPV4),
     "ip6": (names.EC2_IPV6, names.GCE_IPV6, names.EKS_IPV6),
 }
-#: Interfaces of these kinds are cables, and a neighbour on one is no container of ours. One that the kernel knows no
-#: kind of is a cable too.
+#: Interfaces of these kinds are cables, and a neighbour on one is no container of ours. One without a kind is a cable
+#: too.
 _CABLES: Final = ("bond", "team", "vlan")
 
 
@@ -67,7 +67,7 @@ class Workers(NamedTuple):
         bridges: interfaces whose packets are a container's whatever else is known of them, and which may ask the
             agent's own port; a final ``*`` stands for any rest.
         exempt_bridges: interfaces whose packets are the machine's own: they reach the real service.
-        families: of each user with subordinate uids (subuid(5)) all ranges: together they have what one worker has.
+        families: for each user with subordinate uids (subuid(5)) all ranges: together they count as one worker.
     """
 
     uids: tuple[tuple[int, int], ...] = ()
@@ -140,7 +140,7 @@ def removal() -> str:
 
 
 def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) -> str:
-    """What the configuration adds to the closed table: who is exempt from it, and where the agent's door is."""
+    """What the configuration adds to the closed table: who is exempt from it, and the agent's port."""
     lines = [f"flush set {CLOSED} doors", f"add element {CLOSED} doors {{ {port} }}", f"flush set {CLOSED} exempt_uids"]
     if others:
         lines.append(f"add element {CLOSED} exempt_uids {{ {', '.join(elements(others))} }}")
@@ -151,13 +151,13 @@ def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) 
 
 
 class _Names(NamedTuple):
-    """What the rules of one worker's packets are made of.
+    """The parts that the rules are made of.
 
     Attributes:
         port: the agent's.
         agent_uid: the agent's own user; ``None``: it does not exist here.
-        cgroups: match what a control group of workers sends.
-        bridges: match what comes in from containers.
+        cgroups: matches of what a control group of workers sends.
+        bridges: matches of what comes in from containers.
     """
 
     port: int
@@ -166,7 +166,7 @@ class _Names(NamedTuple):
     bridges: list[str]
 
     def agent(self, verdict: str) -> list[str]:
-        """What becomes of the agent's own packets; nothing where it has no user."""
+        """The rule for the agent's own packets; none where it has no user."""
         return [] if self.agent_uid is None else [f"meta skuid {self.agent_uid} {verdict}"]
 
 
@@ -248,7 +248,7 @@ def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> lis
 
 
 def _guards(made: _Names) -> list[str]:
-    """What refuses whatever the redirection left: other ports and protocols, and connections older than the table."""
+    """Refuses what the redirection did not take: other ports and protocols, and connections older than the table."""
     anybody = "@workers" if made.agent_uid is None else f"1-{ranges.MAX_UID}"
     return [
         chain(
@@ -261,8 +261,8 @@ def _guards(made: _Names) -> list[str]:
                 *_to_metadata("", "jump real"),
             ],
         ),
-        # Whoever is led believes what answers from the agent's port: the agent, or systemd's socket (root's), alone.
-        # While that is not there any user may listen. (Where the agent's user has no name here: no worker.)
+        # Workers trust what answers from the agent's port, so only the agent and systemd's socket (root's) may answer:
+        # while neither is there, any user may listen. (Where the agent's user is unknown: no worker may answer.)
         chain(
             "speaker",
             None,
@@ -283,7 +283,7 @@ def _guards(made: _Names) -> list[str]:
                 "meta skuid @workers goto refuse",
                 "meta skuid @others return",
                 # The last packets of a closed connection have no owner any more; all else without one is doubtful. (Not
-                # "is new": where somebody's `notrack` keeps connections from being known, nothing is.)
+                # `ct state new`: where somebody's `notrack` keeps connections untracked, no packet is new.)
                 "ct state established,related return",
                 "goto refuse",
             ],
@@ -301,7 +301,7 @@ def _doors(made: _Names) -> list[str]:
             None,
             [
                 "ct state established,related accept",
-                # One worker's connections leave room, and the agent time, for the others'.
+                # One worker's connections must leave room, and the agent's time, to the others.
                 "jump bounds",
                 *(f"ct original {family} daddr @metadata_{family} accept" for family in ("ip", "ip6")),
                 *(f"{match} accept" for match in made.cgroups),
@@ -310,7 +310,7 @@ def _doors(made: _Names) -> list[str]:
                 "meta l4proto tcp counter reject with tcp reset",
             ],
         ),
-        # Nobody from outside, even where something has switched the kernel's own protection of loopback off.
+        # Nobody from outside may ask, even where the kernel's own protection of loopback is switched off.
         chain(
             "guard_input",
             "type filter hook input priority 0;",

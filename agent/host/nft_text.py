@@ -12,7 +12,7 @@ def set_(name: str, kind: str, elements: Sequence[str], extra: str = "") -> str:
 
 
 def chain(name: str, hook: str | None, rules: Sequence[str]) -> str:
-    """A chain: of the kernel's ``hook``, or one to jump to."""
+    """A chain: at the kernel's ``hook``, or one to jump to."""
     lines = [f"{hook} policy accept;"] if hook else []
     return f"\tchain {name} {{\n" + "".join(f"\t\t{line}\n" for line in [*lines, *rules]) + "\t}\n"
 

@@ -19,7 +19,7 @@ _LIBRARY: Final = "libnftables.so.1"
 _STATELESS: Final = 1 << 2  # NFT_CTX_OUTPUT_STATELESS: no counters
 _TABLES: Final = tuple(f"{name}{end}" for name in (nft.TABLE, nft.CLOSED) for end in ("", nft.HELD))
 
-# What changes without anybody's doing: a control group that is gone is shown by its number, sets fill, gates come.
+# What changes by itself: a control group that is gone is shown by its number, sets fill, gates are added.
 _CGROUP: Final = re.compile(r"socket cgroupv2 level (\d+) (?:\"[^\"]*\"|\S+)")
 _BUSY: Final = re.compile(r"^\tset busy_\w+ \{.*?^\t\}\n", re.MULTILINE | re.DOTALL)
 _GATE: Final = re.compile(r"^\tchain slice_\d+ \{.*?^\t\}\n", re.MULTILINE | re.DOTALL)
@@ -55,7 +55,7 @@ class Connection:
         library.nft_ctx_output_set_flags(self._context, _STATELESS)
 
     def run(self, script: str) -> str:
-        """Run a script: all of it takes effect, or none. What it prints.
+        """Run a script: all of it takes effect, or none. Returns what it prints.
 
         Raises:
             HostError: the kernel refused.
@@ -82,12 +82,12 @@ def listing(connection: Connection) -> tuple[str, ...]:
         except HostError:
             text = ""
         text = _GATE.sub("", _BUSY.sub("", _CGROUP.sub(r"socket cgroupv2 level \1 -", text)))
-        found.append(re.sub(r"\n+", "\n", text))  # a chain that is gone leaves its blank line
+        found.append(re.sub(r"\n+", "\n", text))  # a chain that was removed above leaves its blank line
     _give_back()
     return tuple(found)
 
 
 def _give_back() -> None:
-    """Give memory back that a script took: libnftables needs megabytes for a moment, and malloc would keep them."""
+    """Give back the memory that a script took: libnftables needs megabytes for a moment, and malloc would keep them."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
 """Files that may never answer: they lie on a network whose server is gone, on a disk that stalls.
 
-The kernel does not give such a call up, and no signal ends it. So no file that an operator or a bundle names is asked
-on the loop, nor in a thread that anything else needs: each has a thread of its own, one at a time, that is waited for
-as long as whoever asks can spare. After that it is known to be silent, and nobody waits for it again until it answers.
+The kernel never gives up such a call, and no signal ends it. So no file that an operator or a bundle names is asked on
+the loop, nor in a thread that anything else needs: each has a thread of its own, one at a time, and is waited for as
+long as the caller can spare. After that it is known to be silent, and nobody waits for it again until it answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 WAIT_SECONDS: Final = 2.0
 LAST_SECONDS: Final = 0.05
-"""What those get who ask when the time is over already: a file that is well answers in less."""
+"""How long a file is waited for when the time is already over: a healthy one answers in less."""
 
 
 class StalledError(HostError):
@@ -32,7 +32,7 @@ class StalledError(HostError):
 
 
 class FirstLook:
-    """Asks files before there is a loop, all of them together no longer than so many seconds.
+    """Asks files before there is a loop, all of them together for a bounded time.
 
     Args:
         seconds: for all.
@@ -82,7 +82,7 @@ def directly(path: Path, fn: Callable[[], T]) -> T:  # noqa: ARG001 - the shape 
 
 
 def _hear(waiter: asyncio.Future[Any]) -> None:
-    """Have heard of an error: it is told from the call itself, if anybody still asks."""
+    """Mark an error as retrieved: whoever still asks gets it from the call itself."""
     if not waiter.cancelled():
         waiter.exception()
 
@@ -92,7 +92,7 @@ class Patience:
 
     Args:
         seconds: how long one is waited for; :data:`WAIT_SECONDS` unless told otherwise.
-        again: whether one that is known to be silent is waited for again: a person asks, say.
+        again: whether a file that is known to be silent is waited for again: a person asks, say.
 
     Resources: a daemon thread for each file that is being asked; it is not waited for at the end.
     """
@@ -108,7 +108,7 @@ class Patience:
         """Call ``fn``, which asks ``path``, in a thread.
 
         Raises:
-            StalledError: it, or whoever asked that path before, has not returned.
+            StalledError: this call, or an earlier one that asks the same path, has not returned.
         """
         before = self._asked.get(path)
         if before is not None:
@@ -120,7 +120,7 @@ class Patience:
 
     async def _answered(self, path: Path, asked: Future[Any]) -> None:
         if not asked.done():
-            # Who was waited for in vain once is not waited for again. The call itself is never cancelled: it cannot be.
+            # What was once waited for in vain is not waited for again. The call itself cannot be cancelled.
             waited = 0.0 if path in self._silent and not self._again else self._seconds
             waiter = asyncio.wrap_future(asked)
             waiter.add_done_callback(_hear)

@@ -1,6 +1,6 @@
 """Which rules does the configuration want? A child of its own reads it and prints the plan.
 
-So neither the configuration's libraries nor its mistakes live in the process that holds the rules. The plan is what
+So neither the configuration's libraries nor its mistakes get into the process that holds the rules. The plan is what
 ``credential-agent redirect plan`` prints: JSON with the members of :data:`MEMBERS`.
 """
 
@@ -30,20 +30,20 @@ MEMBERS: Final = MappingProxyType[str, type | UnionType](
         "ipv6": bool,
         "notes": list,  # what is not as the configuration says
         "pending": list,  # what is named and not there yet
-        "uid": int | None,  # of a worker, who asks whether its request arrives
+        "uid": int | None,  # of a worker, for the probe
         "error": str | None,
     }
 )
-#: A plan of an earlier version is put into force again without the members that only words need.
+#: A plan of an earlier version may lack the other members: they are needed for messages only.
 _SAVED: Final = frozenset({"scripts", "closed", "groups", "ipv6", "uid"})
 
 
 class Outcome(NamedTuple):
-    """What the child came to.
+    """The result of the child.
 
     Attributes:
         plan: ``None``: there is none.
-        why: there is none, in words.
+        why: the reason why there is none, in words.
     """
 
     plan: Plan | None
@@ -76,7 +76,7 @@ class Planner:
         return self._child.stdout.fileno()
 
     def start(self) -> Outcome | None:
-        """Begin anew, ending a child that has not ended. What comes of it at once: only that it cannot be run."""
+        """Begin anew, ending a child that still runs. Returns an outcome only if the command cannot be run."""
         self.stop()
         self._output = b""
         self._until = time.monotonic() + self._seconds
@@ -99,7 +99,7 @@ class Planner:
         self._child = None
 
     def result(self) -> Outcome | None:
-        """What the child came to; ``None``: nothing yet, or there is no child. Never blocks."""
+        """The result of the child; ``None``: nothing yet, or there is no child. Never blocks."""
         if self._child is None:
             return None
         if not select.select([self], [], [], 0)[0]:

@@ -14,7 +14,7 @@ def parse_uids(texts: Iterable[str]) -> tuple[tuple[int, int], ...]:
     """Read ``1000`` and ``1000-60000``; sort, join what touches.
 
     Raises:
-        HostError: it is neither, or takes root in: the machine's own services run as root.
+        HostError: it is neither, or includes root: the machine's own services run as root.
     """
     ranges = []
     for text in texts:

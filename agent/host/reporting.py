@@ -27,7 +27,7 @@ class Reporter:
 
     Args:
         directory: the same.
-        address: of systemd's socket for us (sd_notify(3)); ``None``: it is not interested.
+        address: of systemd's socket for us (sd_notify(3)); ``None``: it wants no notification.
     """
 
     def __init__(self, directory: Path, address: str | None) -> None:
@@ -51,7 +51,7 @@ class Reporter:
             os.write(2, f"<{level}>credential-agent: {text}\n".encode())
 
     def notify(self, text: str) -> None:
-        """Tell systemd, if it is interested and has time."""
+        """Tell systemd, if it wants to know and its queue has room."""
         if not self._address:
             return
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
@@ -60,10 +60,10 @@ class Reporter:
             made.sendto(text.encode(), address)
 
     def write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
-        """Replace a document in the directory; that it cannot be is logged.
+        """Replace a document in the directory; a failure is logged.
 
-        Where there is no room for another file (a full ``/run``), what is there is written over: an old word that is
-        believed for as long as it is fresh would be a wrong one. A reader who comes in between reads no document.
+        Where there is no room for another file (a full ``/run``), what is there is written over: the old document would
+        be believed while it is fresh, and be wrong. A reader who comes in between reads no valid document.
 
         Not synced to the disk, as :func:`agent.host.files.write_atomic` does it: the directory is in memory, and this
         is done every few seconds.

@@ -4,7 +4,7 @@ Ten microseconds for one socket, whatever else is open: cheap enough for each co
 sockets (:mod:`agent.host.sockets`) takes as long as there are sockets, and a flood leaves tens of thousands.
 
 The unit's sandbox has no netlink: systemd makes the socket and passes it along (``ListenNetlink=`` in the control
-socket's unit). It answers questions about sockets, and is good for nothing else without privileges.
+socket's unit). It answers questions about sockets, and allows nothing else without privileges.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class SocketDiagnosis:
         own, direct = _spelt(*peer), _spelt(*local)
         if own is None or direct is None:
             return None
-        # Ours has one other end. If it is not at the address that we have, the rules led it here, and two users may
-        # hold the same port towards two metadata addresses: neither is blamed for what may be the other's.
+        # Our socket has one other end. If that is not connected to our address, the rules led it here, and two users
+        # may hold the same port towards two metadata addresses: then neither is blamed for the other's request.
         user = self._ask(own, direct)
         if user is None:
             found, gone = set(), None
@@ -91,7 +91,7 @@ class SocketDiagnosis:
             family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES, port, there[1], address, there[2], 0, _NO_COOKIE, _NO_COOKIE
         )
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST, self._number, 0) + body)
-        # It answers within the call that asks; what an earlier question left behind is passed over.
+        # It answers within the call that asks; late answers to earlier questions are skipped.
         for _ in range(_STALE):
             answer = self._socket.recv(_MOST_BYTES)
             if len(answer) < _HEADER.size:
@@ -120,7 +120,7 @@ def _user(answer: bytes, own: _Spelt, there: _Spelt) -> int | None:
     return int(user)
 
 
-@lru_cache(maxsize=64)  # of one machine's own addresses there are few, and a client's is one of them
+@lru_cache(maxsize=64)  # clients here have one of the machine's own addresses, of which there are few
 def _address(host: str) -> tuple[int, bytes] | None:
     host = host.partition("%")[0]
     try:

@@ -1,7 +1,7 @@
 """Whose socket is at the other end of a TCP connection on this machine.
 
 The kernel's table (proc_pid_net(5), ``/proc/self/net/tcp``) is what is left inside the sandbox: ``ProcSubset=pid``
-leaves a process's own directory, and netlink, which could be asked for one socket, is an address family that is closed.
+leaves a process's own directory, and it closes netlink, which could be asked for one socket.
 Reading it takes time in proportion to all sockets of the machine: a thread's work, and never once for each request.
 """
 
@@ -42,7 +42,7 @@ class SocketTable:
     """The table at one moment.
 
     A client's socket is found by its own address and by where it believes itself connected: to our socket, or to a
-    metadata address whose packets the rules lead to us. What two users hold in the same place is nobody's.
+    metadata address whose packets the rules lead to us. Where two users match, the owner is unknown.
     """
 
     def __init__(self, *texts: bytes) -> None:

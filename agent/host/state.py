@@ -2,11 +2,11 @@
 
 The bundle lies in a file named after its digest and is written first; the memory, which names the digest, second, by
 one rename. So at every instant the memory points at a bundle that is there, and a crash can only lose the newest
-submission. Where something is taken away the order is the other: what is gone is removed first.
+bundle. For a withdrawal the order is the other: the bundle is removed first.
 
-**To write a memory down needs no space.** Beside it lies a spare of the same kind, whose blocks are allocated. A memory
-is written over the spare, in place; then the two change names, by a hard link and two renames in a directory that has
-these names already. So a full disk does not make a restart forget a withdrawal. (Where a file system copies on write,
+**Writing a memory needs no space.** Beside it lies a spare file, whose blocks are allocated. A memory is written over
+the spare, in place; then the two swap names, by a hard link and two renames in a directory that has these names
+already. So a full disk does not make a restart forget a withdrawal. (Where a file system copies on write,
 an overwrite may need space after all; a read-only one takes nothing. Then the caller is told.)
 
 One process at a time owns the directory: see :meth:`StateDirectory.claim`.
@@ -38,12 +38,12 @@ MAX_BYTES: Final = 1 << 20
 MAX_MEMORY_BYTES: Final = 64 << 20
 SPARE_FILE: Final = "memory.spare"
 _LEAVING: Final = "memory.leaving"
-"""A second name of the memory for the instant in which it and the spare change theirs."""
+"""A second name of the memory for the instant in which it and the spare swap theirs."""
 SPARE_BLOCK: Final = 16_384
 _VERSION: Final = 1
 """What every version of the agent reads."""
 _VERSION_WITH_FLOORS: Final = 2
-"""An agent that does not know floors would take streams for new that were forgotten: it must refuse the file."""
+"""An agent that does not know floors would take forgotten streams for new ones: it must refuse the file."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -59,7 +59,7 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 
 class StateVersionError(HostError):
-    """The memory is of a later version of the agent. It makes sense, to that one: leave it where it is."""
+    """A later version of the agent wrote the memory, and can read it: leave it where it is."""
 
 
 class StateDirectory:
@@ -76,7 +76,7 @@ class StateDirectory:
         self._lock: int | None = None
         self._waiting = False  # another process owns it: nothing is written until it is ours
         self._saving = threading.Lock()
-        self._held: set[Path] = set()  # the bundles known to be there: to take one away needs no list of the directory
+        self._held: set[Path] = set()  # the bundles known to be there: removing one needs no list of the directory
 
     def claim(self) -> bool:
         """Become the one owner of the directory, for the life of this process; false while another process is.
@@ -113,7 +113,7 @@ class StateDirectory:
             The memory (an empty one when there is none) and the sealed bundle it names, if that is there.
 
         Raises:
-            StateVersionError: a later version of the agent wrote it. Treat it as the next, and let it lie.
+            StateVersionError: a later version of the agent wrote it. Treat it as the next error, and leave it in place.
             HostError: there is a memory and it cannot be read or makes no sense. Treat every cloud as decided then: see
                 :func:`closed_memory`.
         """
@@ -123,7 +123,7 @@ class StateDirectory:
         sweep(self._directory / "bundle-*.jose")
         leaving = self._directory / _LEAVING
         with contextlib.suppress(OSError):
-            # Looked for first: even to remove what is not there waits for a frozen disk.
+            # Look first: on a frozen disk even removing what is not there waits.
             if leaving.exists():
                 leaving.unlink()
         try:
@@ -171,7 +171,7 @@ class StateDirectory:
             failed: BaseException | None = None
             try:
                 self._save(memory, sealed)
-            except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
+            except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
                 failed = error
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(tell, failed)
@@ -185,7 +185,7 @@ class StateDirectory:
                 raise HostError(f"{self._directory}: another process owns it, and has not ended yet")
             keep = self._bundle_path(memory.active.digest) if memory.active is not None else None
             if keep is None:
-                self._remove_bundles(None)  # a withdrawal: gone, whether or not it can be written that it is
+                self._remove_bundles(None)  # a withdrawal: removed, whether or not the memory can be written
             elif sealed is not None and not _holds(keep, sealed):
                 self._held.add(keep)
                 write_atomic(keep, sealed, mode=0o600)
@@ -216,7 +216,7 @@ class StateDirectory:
         self._provide_spare(2 * len(data))
 
     def _provide_spare(self, length: int) -> None:
-        """Have a spare at least that long, in whole blocks, if there is space for it: no spare is no failure."""
+        """Have a spare at least that long, in whole blocks, if there is space for it; a failure is ignored."""
         spare = self._directory / SPARE_FILE
         size = -(-length // SPARE_BLOCK) * SPARE_BLOCK
         with contextlib.suppress(OSError):
@@ -226,10 +226,10 @@ class StateDirectory:
             write_atomic(spare, b" " * size, mode=0o600)  # written, not only reserved: the blocks must be its own
 
     def _remove_bundles(self, keep: Path | None) -> None:
-        """Remove every bundle but ``keep``; no trouble with that keeps the memory from being written."""
+        """Remove every bundle but ``keep``; a failure does not keep the memory from being written."""
         found = set(self._held)
         with contextlib.suppress(OSError):
-            # No descriptor is left, say, or the disk errs: those that we know of go all the same.
+            # No descriptor is left, say, or the disk fails: those that we know of are removed all the same.
             found.update(self._directory.glob("bundle-*.jose"))
         for path in found - {keep}:
             try:
@@ -257,7 +257,7 @@ class StateDirectory:
 def closed_memory(instance_id: str) -> Memory:
     """The memory to go on with when the real one is unreadable: every cloud counts as decided by a bundle.
 
-    An attacker who can garble the file, or a dying disk, must not turn into the machine's own identity.
+    An attacker who can garble the file, or a dying disk, must not give workers the machine's own identity.
     """
     return Memory(instance_id=instance_id, decided=dict.fromkeys(Cloud))
 
@@ -267,7 +267,7 @@ def _check_version(path: Path, data: bytes) -> None:
     try:
         version = decode(data, _Versioned).version
     except NotThatShapeError:
-        return  # whoever decodes the whole will say it better
+        return  # decoding the whole file gives the better error
     if version > _VERSION_WITH_FLOORS:
         raise StateVersionError(
             f"{path}: expected version {_VERSION} or {_VERSION_WITH_FLOORS}, got {version}: a later agent wrote it",

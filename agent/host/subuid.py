@@ -1,6 +1,6 @@
-"""Whose are subordinate uids? One user may have 65,536 of them (subuid(5)), and take any by a user namespace.
+"""Whose are subordinate uids? One user may have 65,536 of them (subuid(5)), and use any in a user namespace.
 
-Whoever counts by uid counts such a user once for each: as a worker it is one. Nobody but root writes the file.
+A count by uid would count such a user once for each, but it is one worker. Nobody but root writes the file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Range = tuple[int, int]
 def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = None) -> tuple[tuple[Range, ...], ...]:
     """For every user with subordinate uids all ranges that are that user's, ascending and apart from everybody else's.
 
-    Root's are left out: containers get those, one each. A uid that several users may take is the first one's, and a
-    user's own is that user's whatever the file gives to others. A user without a known uid has the subordinate ones.
+    Root's are left out: containers get those, one each. A uid that several users may take belongs to the first of them;
+    a user's own uid is that user's whatever the file says. A user without a known uid has the subordinate ones only.
 
     Args:
-        path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. What cannot be read is nobody's.
-        uid_of: of a name; by default as ``/etc/passwd`` says, since a directory (LDAP) may take minutes to ask.
+        path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. If it cannot be read, nobody has any.
+        uid_of: gives the uid of a name; by default from ``/etc/passwd``: a directory (LDAP) may take minutes.
     """
     uid_of = uid_of or _Local()
     found: dict[str, list[Range]] = {}

@@ -40,9 +40,9 @@ def control_group(unit: str) -> str | None:
 
 
 def without_gate(unit: str) -> bool:
-    """Whether a unit starts without a gate (``credential-agent-gate@.service``); in doubt not.
+    """Whether a unit starts without a gate (``credential-agent-gate@.service``); ``False`` in doubt.
 
-    Its control group is led and refused only after it has been seen: until then its jobs are the machine.
+    The rules cover its control group only after it has been seen: until then its jobs get the machine's identity.
     """
     try:
         needs = call("systemctl", ["show", "--property=Requires", "--value", unit])
@@ -61,7 +61,7 @@ def stop(unit: str) -> None:
 
 
 def stop_watch() -> None:
-    """Stop the unit that closes again after a flush, where it runs: it cannot tell a removal from a flush.
+    """Stop the unit that closes again after a flush, where it runs: that unit cannot tell a removal from a flush.
 
     Raises:
         HostError: systemd does not answer, or refuses.
@@ -73,7 +73,7 @@ def stop_watch() -> None:
 
 
 def check_unit(unit: str) -> None:
-    """Refuse what cannot be the name of a unit of workers.
+    """Refuse a name that cannot be a unit of workers.
 
     Raises:
         HostError: it is not the name of a slice, service or scope.

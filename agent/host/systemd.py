@@ -1,4 +1,4 @@
-"""The service manager's side of a process: sockets passed in, readiness told, memory kept over a restart.
+"""What the service manager does for a process: sockets passed in, readiness told, memory kept over a restart.
 
 Three protocols of systemd, spoken directly because they are three datagrams and two variables: socket activation
 (sd_listen_fds(3)), notification (sd_notify(3)) and the file descriptor store. The environment they come in is passed by
@@ -29,7 +29,7 @@ UNNAMED: Final = "unknown"  # what systemd calls a descriptor that nobody named
 MFD_NOEXEC_SEAL: Final = 0x8  # linux/memfd.h; with vm.memfd_noexec=2 no other is given
 PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 NEXT: Final = "-next"
-"""Ends the second name of what is kept, which it has while it is replaced under its own."""
+"""The ending of the second name that kept data has while it is replaced under its first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Passed:
         The caller tells which is newer: the process that kept them may have ended between any two steps.
 
         Raises:
-            HostError: nothing can be read, or is as short as it must be, of what was kept.
+            HostError: nothing of what was kept can be read, or all of it is too long.
         """
         found, failed = [], None
         for one in (name, name + NEXT):
@@ -158,7 +158,7 @@ def watchdog_seconds(environ: Mapping[str, str], *, pid: int) -> float | None:
 
 
 class Notifier:
-    """Tells systemd how we are. Without a ``NOTIFY_SOCKET`` every call does nothing.
+    """Tells systemd our state. Without a ``NOTIFY_SOCKET`` every call does nothing.
 
     A notification that cannot be delivered is not an error of the agent: it goes on serving. (A missing ``READY=1``
     or ``WATCHDOG=1`` has its own consequence: systemd restarts us.)
@@ -174,7 +174,7 @@ class Notifier:
 
     @property
     def active(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a service manager to tell."""
         return bool(self._address)
 
     def tell(self, *lines: str, fds: Sequence[int] = ()) -> bool:
@@ -193,7 +193,7 @@ class Notifier:
             raise ValueError("a notification is one assignment a line")
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)  # a deaf manager must not stop the loop that serves
+            sender.setblocking(False)  # a manager that does not read must not stop the loop that serves
             try:
                 sender.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
             except OSError:
@@ -201,7 +201,7 @@ class Notifier:
         return True
 
     def ready(self, status: str) -> bool:
-        """We answer from now on. ``status`` is the line that ``systemctl status`` shows."""
+        """Say that we answer from now on. ``status`` is the line that ``systemctl status`` shows."""
         return self.tell("READY=1", f"STATUS={status}")
 
     def status(self, text: str) -> bool:
@@ -217,7 +217,7 @@ class Notifier:
         return self.tell("RELOADING=1", f"MONOTONIC_USEC={int(monotonic_seconds * 1e6)}")
 
     def stopping(self) -> bool:
-        """The end begins."""
+        """Say that we are stopping."""
         return self.tell("STOPPING=1")
 
     def keep(self, name: str, data: bytes) -> bool:
@@ -226,13 +226,13 @@ class Notifier:
         It lies in sealed anonymous memory: no file system, no name, and gone with the machine. Needs
         ``FileDescriptorStoreMax=``, with room for two of each name. What was kept under the name before is dropped.
 
-        At each instant systemd holds one whole: a process may be killed between any two datagrams, of which none
-        replaces (the store takes several of one name, and drops all of it at once). So what is new lies under a second
-        name while the first is freed and taken. See :meth:`Passed.take_each`.
+        At each instant systemd holds one whole copy, though a process may be killed between any two datagrams: none of
+        them replaces (the store takes several of one name, and drops all of a name at once). So the new data lies under
+        a second name while the first is freed and taken. See :meth:`Passed.take_each`.
 
         Args:
             name: up to 250 printable characters, no colon.
-            data: the content; it tells how new it is.
+            data: the content; it must itself say how new it is.
 
         Returns:
             Whether systemd was told; it does not say whether there was room. If not, it still holds the one before.
@@ -241,7 +241,7 @@ class Notifier:
             return False
         second = name + NEXT
         if second not in self._seconds:
-            # Else an earlier attempt, or process, came so far: what lies there is whole, and stands in meanwhile.
+            # Else an earlier attempt, or process, stored a whole copy there, which stands in meanwhile.
             if not self._store(second, data):
                 return False
             self._seconds.add(second)
@@ -251,11 +251,11 @@ class Notifier:
         return True
 
     def _store(self, name: str, data: bytes) -> bool:
-        # A descriptor for each name: systemd takes none that it has already.
+        # A new descriptor for each name: systemd takes none that it has already.
         try:
             descriptor = _memory(f"credential-agent-{name}")
         except OSError:
-            return False  # no memory, or a kernel that was told to give none: a restart asks for everything again
+            return False  # no memory, or the kernel gives none: after a restart everything is asked for again
         try:
             view = memoryview(data)
             while view:
@@ -289,7 +289,7 @@ def harden() -> None:
         HostError: the kernel refused.
     """
     try:
-        # Under our unit LimitCORE=0 has done it, and the filter of system calls would not let us.
+        # Our unit's LimitCORE=0 has done it, and its filter of system calls would refuse the call.
         if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (OSError, ValueError) as error:

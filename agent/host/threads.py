@@ -1,7 +1,7 @@
 """Threads for what may never return: a file on a disk that stalls, a name server that is silent.
 
 The standard pool has few threads and is waited for. Six reads of a stalled disk fill it, then nothing that needs a
-thread goes on, be it on another disk; and neither the loop nor the interpreter ends before its last thread has.
+thread goes on, even on another disk; and neither the loop nor the interpreter ends before its last thread does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST: Final = 32
-"""Beyond so many jobs wait: something retries on what has stalled, and the unit's ``TasksMax=`` is near."""
+"""Further jobs wait: with so many, something retries on what has stalled, and the unit's ``TasksMax=`` is near."""
 
 
 def aside(fn: Callable[[], T], seconds: float) -> T:
@@ -37,7 +37,7 @@ class Threads(ThreadPoolExecutor):
     """
 
     def __init__(self, most: int = MOST) -> None:
-        super().__init__(max_workers=1)  # of which none is ever made; the loop wants the type
+        super().__init__(max_workers=1)  # none is ever made; the loop wants the type
         self._most = most
         self._lock = threading.Lock()
         self._running = 0
@@ -64,7 +64,7 @@ class Threads(ThreadPoolExecutor):
             self._running += 1
         try:
             threading.Thread(target=self._work, args=(job,), daemon=True, name="aside").start()
-        except RuntimeError as error:  # no more threads: the caller's trouble, not the loop's end
+        except RuntimeError as error:  # no more threads: an error for the caller, which must not end the loop
             with self._lock:
                 self._running -= 1
             future.set_exception(error)

@@ -1,4 +1,4 @@
-"""The system's programs (``nft``, ``ip``, ``systemctl``): found where the system has them, run with nothing of ours."""
+"""The system's programs (``nft``, ``ip``, ``systemctl``): from the system's own directories, without our variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES: Final = {"nft": "nftables", "ip": "iproute2 (iproute on Amazon Linux)
 
 
 def call(program: str, arguments: Sequence[str], text: str = "") -> str:
-    """Run a program, with ``text`` as its input; what it prints.
+    """Run a program, with ``text`` as its input; returns what it prints.
 
     Raises:
         HostError: it is not there, refuses, or takes longer than :data:`TIMEOUT_SECONDS`.

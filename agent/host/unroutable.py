@@ -1,10 +1,10 @@
 """No way to the metadata service: what refuses workers where nftables itself cannot be used.
 
-The package half upgraded, a kernel without its modules, an ``nft`` that ends: nothing can be loaded then, and workers
-would be the machine. So ``credential-agent-closed.service``, when it cannot load the closed table, adds rules to the
-routing policy (ip-rule(8)): processes of the system, DNS and NTP go on as before, and for everybody else, and for all
-that is forwarded, the metadata addresses have no route. Coarser than the closed table, and gone as soon as that is in
-force: :func:`lift`.
+A package half upgraded, a kernel without its modules, an ``nft`` that crashes: nothing can be loaded then, and workers
+would get the machine's identity. So ``credential-agent-closed.service``, when it cannot load the closed table, adds
+rules to the routing policy (ip-rule(8)): the system's processes, DNS and NTP go on as before; for everybody else, and
+for all that is forwarded, the metadata addresses have no route. Coarser than the closed table, and removed
+once that is in force: :func:`lift`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from agent.host.tools import call
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: In ip-rule(8): who is let by, who is not, and where those go on who are. Before anybody else's rules (EC2's own begin
+#: In ip-rule(8): whom to let pass, whom to refuse, where the former go on. Before anybody else's rules (EC2's own begin
 #: at 512), behind the machine's own addresses (0).
 PREFERENCES: Final = (169, 170, 171)
-#: Says that the rules were added: beside the word of whoever holds the rules.
+#: The file that says that the rules were added, beside the state file of the process that holds the nftables rules.
 MARK: Final = "unroutable"
 WHY: Final = "workers have no way to the metadata service: nftables cannot be used on this machine"
 _MOST: Final = 100  # rules of one preference
@@ -37,6 +37,6 @@ def lift(mark: Path) -> None:
             for _ in range(_MOST):
                 try:
                     call("ip", [family, "rule", "del", "pref", str(preference)])
-                except HostError:  # no more of it
+                except HostError:  # none is left
                     break
     mark.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """Logs: dotted facts in the past tense, with fields; JSON lines off a terminal, readable ones on one.
 
-What can leak is shut here once: tracebacks carry no locals (structlog's own default would print them, keys included),
-and the SDKs' debug loggers, which print request parameters and whole answers, stay shut whatever our own level is.
+Leaks are prevented here, once: tracebacks carry no locals (structlog's own default would print them, keys included),
+and the SDKs' debug loggers, which print request parameters and whole answers, stay off whatever our own level is.
 
-A log is no lifeline: nothing here raises, whatever is logged, and once :func:`take_over` was called nothing blocks,
-whatever becomes of its reader (:mod:`agent.log.spool`).
+Logging must stop nobody: nothing here raises, whatever is logged, and after :func:`take_over` nothing blocks, whatever
+happens to the reader (:mod:`agent.log.spool`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
 
 
 class _Safe:
-    """All processors as one that never raises: what cannot be told must not end what wanted to tell it."""
+    """All processors as one that never raises: an event that cannot be rendered must not stop whoever logs it."""
 
     def __init__(self, processors: Sequence[structlog.typing.Processor]) -> None:
         self._processors = processors

@@ -2,9 +2,9 @@
 
 The reader of our standard error (the journal, a pipe, a terminal, a file) is not ours. It may hang, fill its disk, go
 away, or never have been there; each of these stopped a process that only wanted to say something. So whoever writes
-here puts a line into memory and goes on. What finds no room is dropped, counted, and told of where it would have stood.
+here puts a line into memory and goes on. What finds no room is dropped and counted, and a line in its place says so.
 
-The thread writes with ``write(2)`` on the descriptor itself: no buffered writer whose lock an ended interpreter would
+The thread writes with ``write(2)`` on the descriptor itself: no buffered writer whose lock an ending interpreter would
 wait for, and no ``O_NONBLOCK``, which would be set for everybody who shares the file. It is a daemon thread: a
 ``write`` that never returns holds up no exit.
 """
@@ -156,7 +156,7 @@ class Spool:
             with self._news:
                 self._dropped += 1
         elif not self._lines:
-            # Only the word of a loss was to be told, to a reader that is not there: with the next line again.
+            # Only the notice of a loss was to be written, and nobody reads: it is tried again with the next line.
             with self._news:
                 self._busy = False
                 self._moves += 1
@@ -190,7 +190,7 @@ class Spool:
 class Stream(io.TextIOBase):
     """A text stream on a :class:`Spool`, for everything that writes to ``sys.stderr``: Python itself, too.
 
-    Lines are put together for each thread apart, since Python writes a traceback in pieces.
+    Lines are put together separately for each thread, since Python writes a traceback in pieces.
     """
 
     encoding = "utf-8"
@@ -206,7 +206,7 @@ class Stream(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
-        """The descriptor, for who must write past us (a crash)."""
+        """The descriptor, for code that must bypass the spool (a crash)."""
         return self._descriptor
 
     def isatty(self) -> bool:
@@ -229,13 +229,13 @@ class Stream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits here for it: who flushes must not wait either."""
+        """Do nothing: whoever flushes must not wait."""
 
     def close(self) -> None:
-        """It stays open: there is no moment at which nobody may have something to say."""
+        """Do nothing: somebody may have something to say until the very end."""
 
     def end(self) -> None:
-        """Send this thread's begun line on, and wait with a bounded patience until everything is written."""
+        """Send on the line that this thread has begun, and wait, for a bounded time, until everything is written."""
         begun = getattr(self._begun, "text", "")
         if begun:
             self._begun.text = ""
@@ -247,7 +247,7 @@ class Stream(io.TextIOBase):
 
 
 def keep_standard_descriptors() -> None:
-    """Lead standard input, output and error somewhere, if they were closed at the start.
+    """Point standard input, output and error at ``/dev/null`` if they were closed at the start.
 
     Else the next file or socket that is opened takes the number, and what is meant for a person goes into it.
     """

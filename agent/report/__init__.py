@@ -1,7 +1,7 @@
 """What an operator sees: the status document and the metrics, both from the same facts.
 
-The question they answer at 3 a.m. is "which identity does this worker use, and until when?". No secret is in either; an
-access key id is shown by its last four characters only.
+They answer "which identity does this worker use, and until when?". No secret is in either; an access key id is shown by
+its last four characters only.
 """
 
 from agent.report.metrics import metrics

@@ -38,7 +38,7 @@ def metrics(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> 
 
 
 class _Collector:
-    """Makes the families anew at each scrape, from the store itself: nothing can go stale."""
+    """Builds the families at each scrape, from the store itself: nothing can go stale."""
 
     def __init__(self, store: Store, counters: Counters, vitals: Vitals, now: datetime) -> None:
         self._store, self._counters, self._vitals, self._now = store, counters, vitals, now

@@ -1,4 +1,4 @@
-"""What is in the status document? Which identity each cloud has, until when, why, and what worries."""
+"""What is in the status document? Which identity each cloud has, until when, why, and what is wrong."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from agent.core.view import Absent, Ended, Live, Pending
 from agent.host.arrival import Arrival
 
 ANSWERS = MappingProxyType({Live: "live", Pending: "pending", Ended: "ended", Absent: "absent"})
-"""How an answer of the store is called in both."""
+"""What each kind of answer is called in status and metrics."""
 
 
 class ClockVitals(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,16 +43,16 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         wall_error_seconds: how far the machine's wall clock is ahead of our estimate of the time.
         clock: who is believed about the time.
-        sources: each source and how it is: ``ok``, ``starting`` or what ails it.
+        sources: each source and its state: ``ok``, ``starting`` or what is wrong.
         refusal: the last bundle that was refused.
         memory_unwritten: the state directory could not be written: a restart would forget.
         refused_variables: names of the bundle's variables that are not passed on.
         keys: the key ids by which this worker can be addressed.
-        signers: whom it believes: key ids, bounds, and who named them.
+        signers: those it trusts: key ids, bounds, and who named them.
         absent_keys: the names of keys that it is configured to have and was not given.
-        requests: requests answered, by listener and status.
+        requests: requests answered, by endpoint and status.
         files: what was loaded from the files that the configuration names.
-        published: where our public key stands for senders, and how it is: ``published`` or what ails it.
+        published: each place of our public key for senders, and its state: ``published`` or what is wrong.
         overwritten: how often something else stood there.
         log_dropped: lines of the log that nobody took.
         without: what the configuration names and the machine does not have just now: by its key, why.

@@ -1,4 +1,4 @@
-"""The one way out for plain HTTP(S), and the two metadata services seen from outside.
+"""The one client for plain HTTP(S), and clients of the two metadata services.
 
 Time limits, byte caps, "no redirects", "no cookies", "no proxy from the environment" and the refusal of private
 addresses are decided here once, so that no source, provider or pass-through can forget one. What an answer *means* is

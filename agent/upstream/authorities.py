@@ -1,8 +1,8 @@
 """The certificate authorities of an operator's file, read again when the file has changed.
 
-Whoever rotates a private authority replaces the file and expects the next request to believe the new one: an agent that
+Whoever rotates a private authority replaces the file and expects the next request to trust the new one: an agent that
 went on with the old one would fail at the next renewal, hours later. What cannot be read then (a file that is just
-being written, one that is gone) changes nothing: the authorities before it stay believed.
+being written, one that is gone) changes nothing: the authorities read before stay trusted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_BYTES: Final = 4 << 20
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
 LOOK_SECONDS: Final = 5.0
-"""How long a request waits for the file. A hanging mount costs that once, and later requests nothing; a machine that is
-only busy must not go without."""
+"""How long a request waits for the file. A hanging mount costs that once, and later requests nothing; on a machine that
+is only busy the file must still be read."""
 
 Look = tuple[int, int, int, int, int]
 """Device, inode, size, time of writing, time of any change."""
@@ -50,14 +50,14 @@ class Authorities:
     def context(self) -> ssl.SSLContext | None:
         """The verifying context; ``None`` while the file was never readable: the system's authorities alone.
 
-        What is private is then not believed, and all the rest (the clouds, the plain metadata service) is reached.
+        Servers of the private authority then fail, and all others (the clouds, the plain metadata service) are reached.
         """
         return self._context
 
     async def changed(self) -> bool:
-        """Look at the file, in a thread: it may lie on a network. Whether there is another context than before.
+        """Look at the file, in a thread: it may lie on a network. Returns whether the context is another than before.
 
-        To be awaited before the first use: nothing is read elsewhere.
+        Await it before the first use: nothing else reads the file.
         """
         looking = self._looking
         if looking is None or looking.get_loop() is not asyncio.get_running_loop():
@@ -68,7 +68,7 @@ class Authorities:
             return False
         self._late = False
         if self._looking is not looking:
-            return False  # who asked at the same time has told it
+            return False  # whoever asked at the same time has returned it
         self._looking = None
         return looking.result()
 
@@ -79,13 +79,13 @@ class Authorities:
         try:
             context, _ = load(self._path)
         except AuthoritiesError:
-            return False  # looked at again for the next request
+            return False  # the next request looks at it again
         self._context, self._seen = context, look
         return True
 
 
 def load(path: str) -> tuple[ssl.SSLContext, int]:
-    """A context that believes the system's authorities and those in ``path``, and how many the latter are.
+    """A context that trusts the system's authorities and those in ``path``, and how many the latter are.
 
     Raises:
         AuthoritiesError: it cannot be read, or holds no certificate.
@@ -110,13 +110,13 @@ def read_authorities(path: str) -> bytes:
 
 
 def believed(data: bytes) -> tuple[ssl.SSLContext, int]:
-    """A context that believes the system's authorities and those in ``data``, and how many the latter are.
+    """A context that trusts the system's authorities and those in ``data``, and how many the latter are.
 
     Raises:
         AuthoritiesError: it holds no certificate.
     """
     context = ssl.create_default_context()
-    # The certificates alone: what people write between them (names in any encoding) is no business of the reader.
+    # The certificates alone: what people write between them (names in any encoding) may not even be text.
     found = _CERTIFICATE.findall(data)
     if not found:
         raise AuthoritiesError("expected certificates in PEM, got none")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from agent.upstream.names import Resolver
 
-#: A response head is small; 16 KiB a line is what metadata services and object stores stay far below.
+#: A response head is small: metadata services and object stores stay far below 16 KiB a line.
 _MAX_HEAD_LINE_BYTES = 16384
 _SKIP_AUTO_HEADERS = ("User-Agent", "Content-Type", "Accept", "Accept-Encoding")
 
@@ -56,7 +56,7 @@ class Reach(enum.Enum):
     """Who chose the URL, hence which addresses it may lead to."""
 
     CONFIGURED = "configured"  # the operator's file: any address
-    PUBLIC = "public"  # came out of a bundle: the address connected to must be public, unless configured otherwise
+    PUBLIC = "public"  # out of a bundle: the address connected to must be public, unless configured otherwise
     LINK = "link"  # the metadata service: any address, and never through a proxy
 
 
@@ -158,9 +158,9 @@ class Upstream:
     """The client. Made without I/O; connections belong to the event loop that first uses it.
 
     Args:
-        hear: told what time it is by those whose word is worth something, and by nobody else: see
-            :func:`agent.upstream.dates.witness_of`. Called as soon as the head of their answer is
-            here, with the seconds since it was asked for.
+        hear: called with the ``Date`` of servers that count as witnesses of the time, and of no others: see
+            :func:`agent.upstream.dates.witness_of`. Called as soon as the head of the answer is here, with the seconds
+            since it was asked for.
         lookups: makes the threads in which names are looked up: some for the operator's hosts, others for those that
             bundles name. ``None``: the loop's own, which everybody shares.
 
@@ -179,8 +179,8 @@ class Upstream:
         self._settings = settings or UpstreamSettings()
         self._hear = hear
         self._lookups = {} if lookups is None else {guarded: lookups() for guarded in (False, True)}
-        # Mutable state, all of it: one session that may connect anywhere, one that looks at each address first, those
-        # of former authorities that still have an answer under way, and the authorities.
+        # All mutable state: one session that may connect anywhere, one that checks each address first, former
+        # sessions that still have an answer under way, and the authorities.
         self._sessions: dict[bool, _Session] = {}
         self._former: list[_Session] = []
         ca_file = self._settings.ca_file
@@ -209,7 +209,7 @@ class Upstream:
             reach: who chose the URL.
 
         Raises:
-            UpstreamRefused: the URL is not one we go to, or it leads to an address that is refused.
+            UpstreamRefused: the URL is not one that we may ask, or it leads to an address that is refused.
             UpstreamError: anything else that is not an answer.
         """
         async with self.open(
@@ -280,7 +280,7 @@ class Upstream:
         try:
             stream = UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
             witness = None
-            if self._hear is not None and "Age" not in response.headers:  # what a cache says vouches for nothing
+            if self._hear is not None and "Age" not in response.headers:  # a cache is no witness
                 witness = witness_of(origin.lower(), link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
             if self._hear is not None and witness is not None and stream.date is not None:
                 self._hear(witness, stream.date, time.clock_gettime(time.CLOCK_BOOTTIME) - asked_at)
@@ -298,11 +298,11 @@ class Upstream:
             await session.client.close()
 
     def reconnect(self) -> None:
-        """Let no further request use a connection there is: what was idle may be dead since a suspend or a pause."""
+        """Let no further request use an existing connection: idle ones may be dead since a suspend or a pause."""
         self._retire()
 
     def _retire(self) -> None:
-        """Let no new request use the sessions there are: they may believe authorities that were replaced."""
+        """Let no new request use the present sessions: they may trust authorities that were replaced."""
         self._former += self._sessions.values()
         self._sessions = {}
 
@@ -316,7 +316,7 @@ class Upstream:
     def load() -> None:
         """Load the HTTP library now, and not within the first request: 13 MB and a quarter of a second.
 
-        For those who know that they will ask. A worker that asks nobody (a bundle from a file) never pays.
+        For callers that will surely ask. A worker that asks nobody (a bundle from a file) never loads it.
         """
         importlib.import_module("aiohttp")
 

@@ -1,7 +1,7 @@
-"""What an answer says of the time, and whether whoever says it is a witness.
+"""What an answer says of the time, and whether its server is a witness.
 
-``Date`` is read here and nowhere else. It is a stranger's text: nothing in it may raise, and what is not credible is
-treated as not said.
+``Date`` is read here and nowhere else. It is a stranger's text: nothing in it may raise; what is not credible counts as
+absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent.core.timekeeping import EARLIEST, LATEST, Witness
 from agent.wire.names import EC2_IPV6, GCE_IPV6
 
 METADATA_V6: Final = (ipaddress.ip_address(EC2_IPV6), ipaddress.ip_address(GCE_IPV6))
-"""The IPv6 homes of the EC2 and GCE metadata services: unique local addresses, and the machine's own like the other."""
+"""The IPv6 addresses of the EC2 and GCE metadata services: unique local, and link-local in effect like the IPv4 one."""
 
 _AWS: Final = re.compile(
     r"https://sts(-fips)?(\.[a-z]{2}(-[a-z]+)+-[0-9]+)?\.(amazonaws\.com(\.cn)?|amazonaws\.eu|api\.aws|sc2s\.sgov\.gov|c2s\.ic\.gov)\Z"
@@ -31,7 +31,7 @@ _GOOGLE: Final = frozenset(
     }
 )
 _LONGEST_AGE: Final = 1 << 31
-"""RFC 9111 section 1.2.2: what a cache says when it cannot count so far."""
+"""RFC 9111 section 1.2.2: what a cache sends when it cannot count that far."""
 
 
 def date_of(headers: Mapping[str, str]) -> datetime | None:
@@ -62,7 +62,7 @@ def date_of(headers: Mapping[str, str]) -> datetime | None:
 
 
 def witness_of(origin: str, *, link: bool, chosen: bool) -> Witness | None:
-    """Which witness's word a ``Date`` from ``origin`` is; ``None``: that of none who is asked for the time.
+    """Which witness a ``Date`` from ``origin`` comes from; ``None``: from none, so it is ignored.
 
     Args:
         origin: scheme, host and port as connected to, the default port left out.

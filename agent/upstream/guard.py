@@ -1,4 +1,4 @@
-"""Where a URL may lead: one reader of URLs, and the addresses that one from a bundle may not reach."""
+"""Where a URL may lead: one parser of URLs, and the addresses that a URL from a bundle may not reach."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are 
 
 
 class UpstreamRefused(UpstreamError):
-    """We did not ask: the URL or the address behind it is not one we may go to. It will not pass by itself."""
+    """We did not ask: the URL or the address behind it is not one we may ask. It will not pass by itself."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint, code="refused")
@@ -34,7 +34,7 @@ def origin_of(url: str) -> str:
 
 
 def parsed(url: str) -> URL:
-    """A URL as this room connects to it; raises UpstreamRefused."""
+    """A URL as this package connects to it; raises UpstreamRefused."""
     if not url.isascii() or not url.isprintable() or " " in url:
         raise UpstreamRefused("a url may hold printable ascii without spaces only")
     from yarl import URL  # noqa: PLC0415 - part of aiohttp, and its reader of URLs

@@ -27,14 +27,14 @@ from agent.wire.names import (
     METADATA_URL,
 )
 
-#: Both services answer from the host below; one that takes longer is ill.
+#: Both services answer from the host below; one that takes longer is broken.
 DEFAULT_TIMEOUT_SECONDS: Final = 2.0
 
 _TOKEN_MARGIN_SECONDS: Final = 120
 _TOKEN_MAX_BYTES: Final = 1024
 #: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
-#: whose presence makes both services refuse (their guard against being reached through a proxy). ``Accept-Encoding``
-#: neither: answers are edited and kept for other clients here, so they are asked for as they are (``identity``).
+#: whose presence makes both services refuse (their guard against being reached through a proxy). Nor is
+#: ``Accept-Encoding``: answers are edited and kept for other clients here, so they are asked for uncompressed.
 _NOT_FORWARDED: Final = frozenset(
     {
         "host",
@@ -61,7 +61,7 @@ class Ec2Metadata:
     """The EC2 instance metadata service, version 2 only.
 
     Args:
-        clock: its boot-time hands age the session token; wall clock steps do not.
+        clock: its boot time ages the session token; steps of the wall clock do not.
         base_url: scheme, host and port, no path.
         timeout_seconds: for one request; the token handshake has its own.
 
@@ -179,7 +179,7 @@ class GceMetadata:
         self._upstream = upstream
         self._base_url = base_url.rstrip("/")
         self._timeout_seconds = timeout_seconds
-        self._flavored = False  # mutable: whether it has proved to be the real one
+        self._flavored = False  # mutable: whether an answer has carried the flavor
 
     async def request(
         self,

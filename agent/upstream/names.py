@@ -1,10 +1,10 @@
-"""Names looked up in threads of one's own.
+"""Names looked up in threads of our own.
 
 uvloop looks names up in four threads of libuv that the whole process shares, and each look-up at a name server that is
-silent holds one of them for half a minute. A host that a bundle names, or a request, must not stand before the one at
-which a credential is renewed.
+silent holds one of them for half a minute. A host that a bundle or a request names must not delay the look-up of the
+one at which a credential is renewed.
 
-Loaded with the HTTP library, by those who ask somebody.
+Imported with the HTTP library, once somebody is asked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Resolver(AbstractResolver):
         """Every address of ``host``.
 
         Raises:
-            OSError: there is none, or nobody said.
+            OSError: there is none, or no name server answered.
         """
 
         def look_up() -> list[ResolveResult]:

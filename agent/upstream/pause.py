@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""A server may ask for a pause, not for oblivion."""
+"""A server may ask for a pause, not for an outage."""
 
 
 def asked_pause(headers: Mapping[str, str], date: datetime | None) -> float:
@@ -15,8 +15,8 @@ def asked_pause(headers: Mapping[str, str], date: datetime | None) -> float:
 
     Args:
         headers: of the answer.
-        date: its own ``Date``: the moment that it names is told from there, so that nobody's clock is needed. A moment
-            in an answer without a ``Date`` is left unread.
+        date: its own ``Date``: a pause given as a moment is counted from it, so that no other clock is needed. A moment
+            in an answer without a ``Date`` is ignored.
     """
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
@@ -30,5 +30,5 @@ def asked_pause(headers: Mapping[str, str], date: datetime | None) -> float:
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
         seconds = (moment - date).total_seconds()
     except (ValueError, OverflowError, TypeError, IndexError):
-        return 0.0  # whatever it is, it is no date
+        return 0.0  # not a date
     return min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)

@@ -64,7 +64,7 @@ def _signer_class() -> Any:
     class SigV4AuthAt(SigV4Auth):  # type: ignore[misc] # botocore is untyped
         """``SigV4Auth`` whose ``add_auth`` takes its time from outside; the steps are the parent's own.
 
-        ``tests/unit/upstream/test_sigv4.py`` holds AWS's published examples against it, so that a botocore whose
+        ``tests/unit/upstream/test_sigv4.py`` checks it against AWS's published examples, so that a botocore whose
         steps change fails there and not in production.
         """
 

@@ -45,7 +45,7 @@ def parse_timestamp(text: str) -> datetime:
     """Read what AWS services write: RFC 3339 with ``Z`` or an offset, with or without a fraction.
 
     Raises:
-        WireError: it is not that, or says no zone.
+        WireError: it is not that, or has no zone.
     """
     try:
         instant = datetime.fromisoformat(text)

@@ -46,15 +46,15 @@ MAX_HANG_SECONDS: Final = 3600
 
 
 class Query(msgspec.Struct, frozen=True):
-    """What a client asks of a node, beside which one.
+    """How a client asks for a node: the parameters of its query.
 
     Attributes:
         alt: ``text`` or ``json``; ``None`` for the node's own form.
         wait_for_change: answer only when the content's ETag differs from ``last_etag``.
-        last_etag: ``None``: from what it is now.
-        timeout_seconds: answer then at the latest, with what there is.
+        last_etag: ``None``: the ETag of the content as it is now.
+        timeout_seconds: answer after so long at the latest, with the content as it is then.
         audience: of an identity token.
-        scopes: of an access token; none: its own.
+        scopes: of an access token; empty: those of the account.
     """
 
     recursive: bool = False
@@ -208,7 +208,7 @@ def flatten(value: object, prefix: str = "", *, literal: bool = False) -> Iterat
 def render(node: Node, query: Query) -> tuple[bytes, bool]:
     """The body of a node and whether it is JSON.
 
-    A directory asked without ``recursive`` is its listing; ``recursive`` on a leaf means nothing (gcloud-aio sends it).
+    A directory without ``recursive`` is its listing; ``recursive`` on a leaf is ignored (gcloud-aio sends it).
     """
     if isinstance(node, Directory):
         if query.recursive:
@@ -261,7 +261,7 @@ def parse_account(data: bytes) -> ServiceAccount:
     """Read ``service-accounts/default/?recursive=true``.
 
     Raises:
-        WireError: it is not one, or its e-mail is empty.
+        WireError: it is no account, or its e-mail is empty.
     """
     try:
         account = decode(data, ServiceAccount)
@@ -290,11 +290,11 @@ def parse_token(data: bytes, now: datetime, *, email: str | None = None, scopes:
     Args:
         data: the body.
         now: the instant at which it was *asked for*, so that the end is never too late.
-        email: whose it is.
-        scopes: what it is good for.
+        email: of the account whose token it is.
+        scopes: of the token.
 
     Raises:
-        WireError: it is not one, or it has ended.
+        WireError: it is no such answer, or the token has ended.
     """
     try:
         answer = decode(data, _Token)
@@ -318,7 +318,7 @@ def parse_identity(data: bytes) -> str:
     """Read the answer of ``identity``: a bare JWT (RFC 7515 compact form). Nothing in it is verified here.
 
     Raises:
-        WireError: it has not the form of one.
+        WireError: it does not have the form of a JWT.
     """
     token = data.strip()
     if len(token) > 16384 or not _JWT.match(token):
@@ -343,13 +343,13 @@ def failure(status: int, message: str = "", *headers: tuple[str, str], flavored:
         status: 400 and above.
         message: a sentence, without a final line break.
         *headers: further ones.
-        flavored: whether this machine speaks as Google at all. Without one not even an error may carry the flavor:
-            it is what google-auth and Go take for proof that they run on GCE.
+        flavored: whether this machine answers as Google at all. If not, not even an error may carry the flavor:
+            google-auth and Go take it for proof that they run on GCE.
     """
     body = (message + "\n").encode() if message else b""
     return Response(status, (_PLAIN, *(_COMMON if flavored else ()), *headers), body)
 
 
 def redirect(location: str) -> Response:
-    """To the directory, which ends with a slash. The query must be in ``location``: clients lose it otherwise."""
+    """301 to the directory, whose path ends with a slash. ``location`` must hold the query, or clients lose it."""
     return Response(301, (_PLAIN, *_COMMON, ("Location", location)), b"")

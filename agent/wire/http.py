@@ -1,7 +1,7 @@
 """Requests and responses as values, and the reading of request targets.
 
-Parsing bytes into a :class:`Request` is the gate's business (a library does it); a :class:`Response` knows its own
-bytes because one that was made once is sent thousands of times.
+Bytes become a :class:`Request` in :mod:`agent.serve.reading` (a library parses them). A :class:`Response` keeps its own
+bytes, because one that was made once is sent thousands of times.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REASONS: Final[Mapping[int, str]] = {
 }
 
 _STANDARD_REASONS: Final[Mapping[int, str]] = {int(status): status.phrase for status in HTTPStatus}
-"""For what a real service answers and we never do; its phrases differ between Python versions."""
+"""For statuses that a real service answers and we never do; the phrases differ between Python versions."""
 _BODILESS: Final = frozenset({204, 304})
 """No length: forbidden with 204, and with 304 it would be the length of another answer (RFC 9110 section 8.6)."""
 
@@ -57,7 +57,7 @@ class Asker(Protocol):
     """Who sent a request, so far as it can be told."""
 
     async def owner(self) -> Hashable:
-        """To whose share it counts. Takes a moment: for what is slow anyway."""
+        """Whose share the request counts against. Slow: only for answers that take a while anyway."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -93,8 +93,8 @@ class Request(msgspec.Struct, frozen=True):
 class Response:
     """One response; its head is rendered when it is made.
 
-    ``head`` is the status line and the fields, each with its CRLF, without the empty line that ends them: the gate adds
-    what is only known at the time of sending (``Date``) and the body, in one piece.
+    ``head`` is the status line and the fields, each with its CRLF, without the empty line that ends them: what sends it
+    adds what is known only then (``Date``) and the body, in one piece.
 
     ``Content-Length`` (where a body may be) and ``Connection: close`` are on every answer: CRT clients fail on a body
     that ends with the connection, and botocore, JS and two Rust clients fail on a kept-alive connection that a restart

@@ -1,7 +1,7 @@
 """The words of the dialects: addresses, paths and header names, each written once, here.
 
-Nothing is imported, so that a command which must answer at once may look here too. ``tests/unit/wire/test_names.py``
-holds them against what the clouds' manuals say, and finds whoever writes one anew.
+Nothing is imported, so that a command that must answer at once can use this module. ``tests/unit/wire/test_names.py``
+compares the words with the clouds' manuals, and finds each file that writes one a second time.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ BUNDLE_TYPE: Final = "credbundle+jwe"
 """Its protected header's ``typ``: how a bundle is told from any other JWE."""
 
 USER_AGENT_PREFIX: Final = "credential-agent/"
-"""How our own requests to a metadata service begin their ``User-Agent``. At our own endpoint it is a loop."""
+"""How our own requests to a metadata service begin their ``User-Agent``. One that comes to us is a loop."""
 ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
-"""In a request of our own ``wait``: say whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
+"""In a request of our own ``wait``: asks whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
 REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
-"""Beside it: why the last bundle that came was refused, if one was."""
+"""Beside it in the answer: why the last bundle that came was refused, if it was."""
 ENROL_AUDIENCE_PREFIX: Final = "urn:credential-agent:enrol:"
 """How the audience of a token begins that vouches for a worker's key (agent/enrol/PROTOCOL.md). Workers get none."""

@@ -15,7 +15,7 @@ from agent.wire.userdata import MAX_DOCUMENT_BYTES
 from agent.wire.wrapped import layers
 
 MAX_SIGNERS: Final = 16
-"""Of one document; what is beyond is not read."""
+"""Of one document; further ones are not read."""
 
 _LINE: Final = re.compile(
     rb"(?<![A-Za-z0-9_-])credential-agent-signer[ \t]*[:=][ \t]*[\"']?"

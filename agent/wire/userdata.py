@@ -1,13 +1,12 @@
 """Carrying a bundle inside EC2 user-data, or any other text: both directions.
 
 A bundle may be the whole document, one part of a MIME multipart document, the value of a ``systemd.credentials``
-entry, or *armoured*: base64 between two marker lines, each line of which may be indented and commented out. Armour is
-what makes a bundle invisible to cloud-init: in a comment of a cloud-config or of a shell script it is nothing at all to
-every version of it, where an unknown top-level key is a schema warning and an unknown MIME type a "degraded" boot. And
-finding it needs no YAML parser.
+entry, or *armoured*: base64 between two marker lines, each line of which may be indented and commented out. Armour
+makes a bundle invisible to cloud-init: every version ignores a comment in a cloud-config or shell script, but warns of
+an unknown top-level key and calls a boot with an unknown MIME type "degraded". And finding armour needs no YAML parser.
 
-This is a codec: no I/O, limits before work, and one way to fail. It finds bytes; whether they are a bundle is the
-decoder's to say.
+This is a codec: no I/O, limits before work, and one way to fail. It finds bytes; whether they are a bundle,
+the decoder says.
 
 Spec: ``agent/sources/README.md``; the ``systemd.credentials`` object of systemd-imds(1); RFC 2046 for multipart.
 """
@@ -45,8 +44,8 @@ MAX_BOUNDARIES: Final = 16
 """Bounds on a MIME document. The standard library's parser tries every enclosing boundary on every line, so a thousand
 nested ones cost it a minute; they are counted before it is asked."""
 
-# Between the markers only base64, line by line; before it on each line, what comments out or indents.
-# Two slashes are base64 too: they comment a line out only with a space behind them, or where the marker has them bare.
+# Between the markers each line holds base64 only, after what indents it or comments it out.
+# Two slashes are base64 too: they are a comment only before a space, or where the marker line has them without one.
 _LINE: Final = re.compile(rb"^[ \t]*(?:[#;]+[ \t]*|(?://)+[ \t]+)?([A-Za-z0-9+/=]*)[ \t]*\r?$")
 _LINE_AFTER_SLASHES: Final = re.compile(rb"^[ \t]*//([A-Za-z0-9+/=]*)[ \t]*\r?$")
 _MARK: Final = re.compile(
@@ -107,7 +106,7 @@ def dearmour(text: bytes) -> bytes | None:
     """Find armour anywhere in a text; ``None`` when it has none.
 
     Raises:
-        WireError: a marker without its fellow, something that is no base64 between them, or two blocks.
+        WireError: one marker without the other, something that is no base64 between them, or two blocks.
     """
     marks = list(_MARK.finditer(text))
     if not marks:
@@ -180,8 +179,8 @@ def _from_json(text: bytes) -> bytes | None:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        # One that was cut off, say: the decoder tells what is wrong with it, in its own words. Other people's JSON
-        # (Ignition's, say) is none of our business.
+        # It may be a bundle that was cut off: then the decoder says what is wrong with it. Other people's JSON
+        # (Ignition's, say) carries none.
         return text if _LIKE_A_BUNDLE.search(text) else None
     if "systemd.credentials" not in document:
         return text if document.keys() & {"ciphertext", "protected", "encrypted_key"} else None
@@ -215,7 +214,7 @@ def _from_mime(text: bytes) -> bytes | None:
 def _message(text: bytes) -> Message:
     if (boundaries := len(_BOUNDARY.findall(text))) > MAX_BOUNDARIES:
         raise WireError(f"expected at most {MAX_BOUNDARIES} MIME boundaries, got {boundaries}")
-    # Loaded when there is a MIME document: every start pays for what stands above.
+    # Imported for a MIME document only: imports at the top cost time at every start.
     from email import message_from_bytes, policy  # noqa: PLC0415
     from email.errors import MessageError  # noqa: PLC0415
 

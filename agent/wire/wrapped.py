@@ -51,7 +51,7 @@ def _alignments(data: bytes) -> frozenset[bytes]:
 _ONCE: Final = _alignments(TYPE)
 _TWICE: Final = frozenset(coded for one in _ONCE for coded in _alignments(one))
 _THRICE: Final = frozenset(coded for one in _TWICE for coded in _alignments(one) if len(coded) >= 16)
-# base64url writes other characters for two of the sixty-four; neither occurs in these.
+# base64url writes other characters for two of the sixty-four; neither occurs in these patterns.
 _SIGNS: Final = re.compile(
     b"|".join(re.escape(one) for one in sorted({BEGIN.encode(), TYPE, *_ONCE, *_TWICE, *_THRICE}))
 )
@@ -88,7 +88,7 @@ def find(document: bytes) -> bytes | None:
     if inside:
         return inside[0]
     if found is not None:
-        return found  # the decoder tells what is wrong with it, in its own words
+        return found  # the decoder says what is wrong with it
     if signs:
         raise UnreadableError(
             "something here looks like a bundle and cannot be read" + (f": {reason}" if reason else ""), hint=_HINT
@@ -110,7 +110,7 @@ def _inside(document: bytes) -> tuple[list[bytes], bool, str]:
             continue
         if one is not None and _is_ours(one):
             ours.setdefault(_same(one), one.strip())
-    # What was cut off on the way to the whole of it is no second one.
+    # A part of a bundle that is also there whole is no second bundle.
     whole = [one for key, one in ours.items() if not any(key in other for other in ours if other != key)]
     return whole, signs, reason
 
@@ -140,7 +140,7 @@ def _is_ours(data: bytes) -> bool:
 
 
 def _same(bundle: bytes) -> bytes:
-    """The same for two writings of the same bundle."""
+    """A key that is equal for two spellings of the same bundle."""
     text = bundle.strip()
     return json.dumps(json.loads(text), sort_keys=True).encode() if text.startswith(b"{") else text
 
@@ -175,7 +175,7 @@ def _of_gzip(data: bytes) -> Iterator[bytes]:
 
 
 def _of_text(data: bytes) -> Iterator[bytes]:
-    """Other encodings of text, the mark at its beginning, zero bytes at its end."""
+    """Text in another encoding as UTF-8; text without the byte order mark or the zero bytes at its end."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             yield data[len(mark) :].decode(encoding, "ignore").encode("utf-8", "ignore")
