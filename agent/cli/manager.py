@@ -26,7 +26,7 @@ _BEFORE_IT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One look.
+    """The result of one look.
 
     Attributes:
         active: it has started, so it is only slow.

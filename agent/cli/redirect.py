@@ -211,7 +211,7 @@ def _settled() -> arrival.Arrival | None:
 
 
 def _told(document: dict[str, Any]) -> int:
-    """What the holder said of its rules; the status to exit with."""
+    """Print what the holder said of its rules; returns the status to exit with."""
     for note in document["notes"]:
         click.echo(f"credential-agent: {note}", err=True)
     if document["error"] is None:

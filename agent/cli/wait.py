@@ -49,7 +49,7 @@ class Endpoint(Protocol):
     """What ``wait`` asks."""
 
     def answer(self, cloud: str) -> ask.Answer:
-        """The answer to whoever wants an identity of ``cloud``. Raises HostError where nobody answers."""
+        """The answer to a request for an identity of ``cloud``. Raises HostError where nobody answers."""
         ...
 
     def astray(self) -> str | None:

@@ -1,7 +1,7 @@
 """Where a command of a worker or an operator finds the agent.
 
-The configuration says it, and is for root and the service: a URL in it may be a credential. Everybody else reads
-what the daemon tells in ``doors.json`` beside its control socket. Root never does: that file belongs to another user.
+The configuration says it, but only root and the service may read it: a URL in it may be a credential. Others read
+``doors.json``, which the daemon writes beside its control socket. Root never does: that file belongs to another user.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def find(path: Path, *, announced: Path | None = None) -> Where:
 
     Args:
         path: the configuration.
-        announced: what the daemon told, where we may not read the configuration.
+        announced: the daemon's file, for when we may not read the configuration.
 
     Raises:
         ConfigError: a configuration other than the usual one is wrong or is not there.

@@ -87,7 +87,7 @@ class Buckets(Generic[K]):
         return self._common.is_scarce(now)
 
     def take_common(self, now: float) -> float:
-        """Take a token from the common bucket alone, for one whose key is not known and need not be."""
+        """Take a token from the common bucket alone, when the key is not known and need not be."""
         return self._common.take(now)
 
     def take(self, key: K, now: float) -> float:

@@ -13,7 +13,7 @@ Why eighteen minutes (measured, each client against a scripted service):
 * Go, JavaScript, CRT, object_store and Google's clients renew from 3 to 5 minutes before, Java at half, Rust and Go's
   EC2 provider at the end itself: they ask every 10 to 20 minutes, and none of them storms above 5.
 
-The end stands on a grid, so that within :data:`STEP` every answer is the same; each worker has a grid of its own.
+The end lies on a grid, so that within :data:`STEP` every answer is the same; each worker has a grid of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def early_end(now: datetime, phase: timedelta = timedelta()) -> datetime:
 
     Args:
         now: by the machine's wall clock, however wrong it is: a client compares the end with that clock.
-        phase: where this worker's grid stands, from nothing to :data:`STEP`.
+        phase: the offset of this worker's grid, from 0 to :data:`STEP`.
     """
     earliest = now + SHORTEST
     steps = -((_ORIGIN + phase - earliest) // STEP)  # rounded up

@@ -55,7 +55,7 @@ class ConfigError(AgentError):
 
 
 class SourceError(AgentError):
-    """A source is here but broken: wait, or mend the source. Nothing that is served changes."""
+    """A source is here but broken: wait, or repair the source. Nothing that is served changes."""
 
 
 class UnreadableError(SourceError):

@@ -66,7 +66,7 @@ class AwsCredential(msgspec.Struct, frozen=True, tag="aws"):
 
 
 class GoogleToken(msgspec.Struct, frozen=True, tag="google"):
-    """A Google OAuth 2.0 access token and whose it is.
+    """A Google OAuth 2.0 access token and its account.
 
     Attributes:
         email: the service account or user; clients build URLs from it, so it is never empty when served.
@@ -110,7 +110,7 @@ Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}\Z")]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[\x20-\x7e]{1,1023}\Z")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
-#: The base of a role that stands on the machine's own identity rather than on another grant.
+#: The base of a role that is assumed with the machine's own identity rather than with another grant.
 INSTANCE: str = "instance"
 
 

@@ -1,6 +1,6 @@
 """What the controller and the sources agree on: the shape of a source, and of the answer it may send back.
 
-It stands in core because the controller and the sources are neighbours that never import each other. Shapes only.
+It is in core because the controller and the sources are neighbours that never import each other. Shapes only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """JSON from somebody else, with one way to fail.
 
 msgspec raises three unrelated exceptions for what it does not take: its own, ``UnicodeDecodeError``, and
-``RecursionError`` for sixty kilobytes of brackets, typed or not. Code that forgets one can be crashed by a
-stranger.
+``RecursionError`` for sixty kilobytes of brackets, typed or not. Where one is forgotten, a stranger can
+cause a crash.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ is dated by its own time and moves nothing: :class:`agent.providers.signing_time
 **Without a synchronised kernel** a witness that contradicts us by more than :data:`TOLERANCE_SECONDS` moves us if
 
 - those who agree with it outweigh those who agree with us; a tie goes to the side of the wall clock;
-- it is not alone; or it is alone, has said the same for :data:`SETTLED_SECONDS` (not needed of the first after boot),
+- it is not alone; or it is alone, has said the same for :data:`SETTLED_SECONDS` (except the first after boot),
   and our time stays within :data:`ALONE_SECONDS` of where it was before anybody moved it alone;
 - no server moved us within :data:`MOVE_EVERY_SECONDS`: whoever alternates cannot make us flap;
 - it is not alone, or moves us forward, or nobody has vouched for our time since it was last in doubt (the start, a step

@@ -44,7 +44,7 @@ _FAMILIES_TEXT: Final = """
 """
 _FAMILIES: Final = tuple(_FAMILIES_TEXT.split())
 
-# Names of these families that pass: credentials, and names of one's own resources; none that names a server or code.
+# Names of these families that pass: credentials, and names of one's own resources.
 _OF_FAMILIES_TEXT: Final = """
     AWS_REGION AWS_DEFAULT_REGION AWS_DEFAULT_OUTPUT AWS_RETRY_MODE AWS_MAX_ATTEMPTS AWS_SDK_UA_APP_ID
     AWS_ACCOUNT_ID GOOGLE_CLOUD_PROJECT GOOGLE_CLOUD_REGION GOOGLE_CLOUD_LOCATION GOOGLE_CLOUD_ZONE

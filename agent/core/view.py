@@ -35,13 +35,13 @@ class Live(msgspec.Struct, frozen=True, tag="live"):
 
 
 class Pending(msgspec.Struct, frozen=True, tag="pending"):
-    """Nothing yet, and something is on its way: boot grace, first mint. Ask again."""
+    """No credential yet, but one is on its way: boot grace, first mint. Ask again."""
 
     why: str
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
-    """There was, or there should be, an identity; there is none now.
+    """There was an identity, or there should be one, but there is none now.
 
     Attributes:
         why: a sentence for a person, no secret: the cause and the next step.

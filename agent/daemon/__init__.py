@@ -6,7 +6,7 @@ Each file answers one question:
 * :mod:`~agent.daemon.configured`: which configuration does a start use?
 * :mod:`~agent.daemon.prepare`: is everything there that the configuration names?
 * :mod:`~agent.daemon.compose`: what does a piece of configuration come to?
-* :mod:`~agent.daemon.beliefs`: whom do we believe, and with which keys do we open what they send?
+* :mod:`~agent.daemon.beliefs`: whom do we trust, and with which keys do we open what they send?
 * :mod:`~agent.daemon.late`: what did the machine not have yet at the start?
 * :mod:`~agent.daemon.listeners`: what do the endpoints get?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?

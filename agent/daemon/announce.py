@@ -1,7 +1,7 @@
 """The public half of an ephemeral key, where senders look for it, and kept there while the agent runs.
 
-What stands there is what senders seal to. Whoever can write it in our place (root on this machine, who may change the
-instance's guest attributes in the project, a worker that found a way around the redirection) would be sent the
+Senders seal to what stands there. Whoever can write there in our place (root on this machine, whoever may change the
+instance's guest attributes, a worker that found a way around the redirection) would be sent the
 identities that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once when a bundle was refused,
 which is how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again.
 """

@@ -40,7 +40,7 @@ def trust(settings: config.Config, away: Away) -> bundle.Trust:
             if not away.takes(where, error):
                 raise
             if entry.key in away.files:
-                # It was there a moment ago, in the process before us, and nobody has taken it out of the configuration.
+                # The previous process could read it, and it is still in the configuration.
                 entries.append(_signer(entry, where, directly, away.files[entry.key]))
             continue
         away.files[entry.key] = str(entries[-1]["key"])
@@ -58,12 +58,12 @@ class Away:
     """What the configuration names and the machine does not have just now: an alarm, and no reason to stop serving.
 
     Args:
-        files: what the process before us read.
+        files: what the previous process read.
         ask: how files are asked: none may hold up a start.
 
     Attributes:
-        reasons: by the key of the configuration, why.
-        files: by path, what the public files said when they were last read, by us or by the process before us.
+        reasons: why each is away, by the key of the configuration.
+        files: by path, what the public files said when they were last read, by us or by the previous process.
     """
 
     def __init__(self, files: Mapping[str, str] | None = None, ask: Ask = directly) -> None:

@@ -34,7 +34,7 @@ from agent.host.patience import Patience, StalledError, directly
 from agent.upstream import AuthoritiesError, believed, read_authorities
 
 LOOK_SECONDS: Final = 2.0
-"""Between two looks at the files. A change counts when two looks agree: a file may be being written in place."""
+"""Between two looks at the files. A change counts when two looks agree: one may just be written in place."""
 
 MAX_FILE_BYTES: Final = 4 << 20
 

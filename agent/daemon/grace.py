@@ -1,4 +1,4 @@
-"""When the boot grace began: once for each boot and instance, however often the agent is started.
+"""When the boot grace began: it runs once for each boot and instance, however often the agent is started.
 
 The descriptor store says it over a restart. Over a stop and a start (an upgrade by a package manager) a file beside the
 control socket does: ``/run`` is emptied at each boot. It is no secret and decides nothing: without it the grace begins

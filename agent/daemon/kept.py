@@ -107,7 +107,7 @@ def encode(store: Store, clock: SystemClock) -> bytes:
 
 
 def decode(data: bytes, clock: SystemClock) -> Kept | None:
-    """What was left to us; ``None`` when it makes no sense: everything is then minted anew."""
+    """What the previous process left; ``None`` when it makes no sense: everything is then minted anew."""
     try:
         kept = codec.decode(data, Kept, version=VERSION)
     except HostError:

@@ -93,7 +93,7 @@ class Late:
         return [asyncio.create_task(work) for work in later]
 
     def control_socket(self) -> socket.socket | None:
-        """The control socket; ``None``: it cannot be had just now, which is told once.
+        """The control socket; ``None``: it cannot be opened just now, which is logged once.
 
         Raises:
             AnotherAgentError: another agent listens on it.

@@ -100,7 +100,7 @@ class Listeners:
         )
 
     def workers(self, snapshots: Snapshots) -> WorkerEndpoint:
-        """The one that workers ask. It knows what snapshots say, and may demand what they do not."""
+        """The one that workers ask. It knows only snapshots, and may ask for tokens that they lack."""
         prepared = self._prepared
         through = self._settings.pass_through.enabled
         ec2, gce = prepared.metadata.passed(prepared.workers_out)
@@ -153,7 +153,7 @@ class Listeners:
         )
 
     def couriers(self) -> CourierSocket:
-        """The one of those who carry bundles in, and ask which key is ours."""
+        """The one for couriers, who bring bundles and ask for our key."""
         prepared = self._prepared
         attestor = compose.attestor(self._settings, prepared.metadata, prepared.workers_out, self._clock)
         couriers = Couriers(
@@ -195,7 +195,7 @@ class Listeners:
         return outcomes
 
     def vitals(self, started: datetime, publisher: Publisher, announcer: Announcer) -> report.Vitals:
-        """What status and metrics tell beside the store.
+        """What status and metrics report beside the store.
 
         Args:
             started: when this process did.

@@ -62,7 +62,7 @@ class Readiness:
     async def tell(
         self, seconds: float, settled: Callable[[], Awaitable[object]], may_settle: Callable[[], bool]
     ) -> None:
-        """Say that we are ready once no answer is pending, or when waiting longer would help nobody.
+        """Say that we are ready once no answer is pending, or when waiting longer would not help.
 
         Args:
             seconds: how long an answer may be pending.
@@ -81,7 +81,7 @@ class Readiness:
         memory.settle()
         self._log.info("agent.ready", seconds=round((self._clock.now() - self._started).total_seconds(), 3))
         while self._notifier.active and not told:
-            # Its queue is full (systemd reloads itself, say). If it is never told of a start, it ends us.
+            # Its queue is full (systemd reloads itself, say). A start that is never announced would be ended by it.
             await asyncio.sleep(TELL_AGAIN_SECONDS)
             told = self._notifier.ready(self.status_line())
 

@@ -225,7 +225,7 @@ class Reloader:
 
         Args:
             settings: the configuration.
-            changed: the keys of the files for whose sake this is done.
+            changed: the keys of the files that have changed, for the log.
             tolerant: whether what is away is only noted, as at a start.
 
         Raises:

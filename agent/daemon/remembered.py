@@ -116,7 +116,7 @@ class Remembered:
         return disk.Read(*read, boot)
 
     async def _claim(self) -> None:
-        """Become the one owner of the state directory.
+        """Become the only owner of the state directory.
 
         The process with the service manager's sockets is the only agent here. The previous process has ended, unless it
         hangs in the kernel on a disk that does not answer: it is not waited for, and nothing is written until it is

@@ -1,4 +1,4 @@
-"""Who was answered, and who was refused? Every request is counted; of refusals one a minute and status is logged."""
+"""Who was answered, and who was refused? Every request is counted; one refusal a minute for each status is logged."""
 
 from __future__ import annotations
 

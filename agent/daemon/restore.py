@@ -1,6 +1,6 @@
 """How does what was accepted here before come back into force? And what if it is another machine's?
 
-The memory of this instance comes from the process before us, or from the state directory; it is compared with who
+The memory of this instance comes from the previous process, or from the state directory; it is compared with who
 the machine is (:func:`agent.identity.whose.whose`), now or once that is known. What was in force is opened again; a key
 service may be slow, down or silent: it is not waited for long, and what the bundle decides is pending until then.
 """

@@ -53,7 +53,7 @@ from agent.providers.machine import Machine
 
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
-"""How long readiness waits for the environment files. A disk that is full for longer has been logged as such."""
+"""How long readiness waits for the environment files. A disk that is full for longer has been logged."""
 
 
 class Daemon:

@@ -46,7 +46,7 @@ class Succession:
         self._notifier = notifier
         self._clock = clock
         self._handed: handover.Handover | None = None  # what the next process would get now
-        self._configuration = ""  # likewise
+        self._configuration = ""  # the configuration that it would get now
         self._again: asyncio.TimerHandle | None = None
         self._log = structlog.get_logger()
 

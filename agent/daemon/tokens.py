@@ -40,7 +40,7 @@ class ContainerTokens:
 
     @property
     def present(self) -> Secret:
-        """The one that new programs are told."""
+        """The one that new programs get."""
         return self.good[0]
 
     def rotate(self, written: Secret | None) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a worker's request arrives at the agent: who answers at the metadata address, and what is said of it.
+"""Whether a worker's request arrives at the agent: who answers at the metadata address, and how that is reported.
 
 The process that holds the rules writes a small file (:data:`STATE`); ``status``, the metrics and ``wait`` read it. The
 file is root's. It carries a heartbeat on the boot-time clock: once that has stopped, the file is not believed.
@@ -55,7 +55,7 @@ class Arrival(NamedTuple):
 
 
 def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
-    """What the holder of the rules last said; ``None``: there is no redirection on this machine.
+    """What the process that holds the rules last wrote; ``None``: there is no redirection on this machine.
 
     Args:
         path: the state file.

@@ -1,7 +1,7 @@
 """The machine's clocks: read here, and weighed by the rule of :mod:`agent.core.timekeeping`.
 
-Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend; what a hypervisor's pause took from it
-is added. UTC is that clock plus an offset.
+Deadlines run on CLOCK_BOOTTIME, which neither steps nor stands still in suspend; the length of a hypervisor's pause,
+which it misses, is added. UTC is that clock plus an offset.
 
 Our time moves only in :meth:`SystemClock.hear`, :meth:`SystemClock.follow` and :meth:`SystemClock.adopt`, never by
 itself: whoever calls them also moves what was counted from a moment of ours

@@ -39,8 +39,8 @@ _UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 def path_id(key: bytes, machine: str) -> Secret:
     """The last segment of the relative URI.
 
-    The same after a restart and a reboot, since a container keeps the environment that it was created with; another on
-    every machine, clones of one image included.
+    It stays the same over a restart and a reboot, since a container keeps the environment that it was created with; it
+    differs on every machine, clones of one image included.
 
     Args:
         key: a secret of the agent's, kept over restarts.

@@ -1,4 +1,4 @@
-"""Are the rules in force? Loads them, owns a second copy that nobody else can take, and sees that both are there."""
+"""Are the rules in force? Loads them, owns a second copy that nobody else can remove, and checks both."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from agent.host.reporting import Reporter
 class Rules:
     """The rules as they were loaded last.
 
-    Where there is no libnftables, they are loaded by ``nft`` and only looked at: there is no second copy.
+    Where there is no libnftables, ``nft`` loads them, and there is no second copy.
 
     Args:
-        reporter: is told what the kernel does not take.
+        reporter: reports what the kernel does not take.
 
     Attributes:
         lacking: what the rules in force do without, in words, because this kernel does not take it.

@@ -88,7 +88,7 @@ def pointers(
 
     Args:
         address: our endpoint as ``HOST:PORT``. ``127.0.0.1`` is the only literal that all AWS SDKs accept.
-        aws: AWS is configured here. A container URI that answers nothing makes botocore raise rather than try on, so
+        aws: AWS is configured here. A container URI that answers nothing makes botocore raise rather than go on, so
             leave it out where the agent will never have an AWS identity.
         gcp: Google is served, pending or ended. Never when it is absent: a metadata server that is announced and
             empty turns "not on Google" into errors.
@@ -212,7 +212,7 @@ def parse_systemd(data: bytes) -> dict[str, str]:
 
 
 def render_shell(variables: Mapping[str, str]) -> bytes:
-    """The same for ``sh``, to be sourced: exports ours, keeps a chosen region, adds to ``NO_PROXY``, unsets masking.
+    """The same for ``sh``, to be sourced: exports ours, keeps a chosen region, adds to ``NO_PROXY``, unsets what masks.
 
     Raises:
         HostError: a name or a value cannot stand in such a file.

@@ -136,7 +136,7 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
 def sweep(path: Path) -> None:
     """Remove what a process that was killed in the middle of :func:`write_atomic` left beside ``path``.
 
-    It may hold what ``path`` was about to hold, under a name that nobody will ever replace or purge. Call it when no
+    It may hold what ``path`` was about to hold, under a name that nothing will ever replace or purge. Call it when no
     other writer of ``path`` is at work: once, at the start. The last part of ``path`` may be a glob pattern.
     """
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """Holds the rules: the process of ``credential-agent-redirect.service``.
 
-Makes the rules, owns a second copy of them that nobody else can take (:func:`agent.host.nft.held`), watches the first
+Makes the rules, owns a second copy of them that nobody else can remove (:func:`agent.host.nft.held`), watches the first
 copy and puts it back, looks up again what was not there, asks as a worker whether its request arrives, and says so in
 a file. In doubt it refuses workers. Small and single-threaded. This file says what is due, and when; *which* rules
 (:mod:`~agent.host.planning`), whether they are in force (:mod:`~agent.host.enforcing`), who changed something

@@ -16,9 +16,9 @@ _BOOT_ID: Final = Path("proc/sys/kernel/random/boot_id")
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 BOOT_ID_VARIABLE: Final = "CREDENTIAL_AGENT_BOOT_ID"
-"""In which the unit passes the boot's id (``%b``): with ``ProcSubset=pid`` the service cannot read it itself."""
+"""In it the unit passes the boot's id (``%b``): with ``ProcSubset=pid`` the service cannot read it itself."""
 
-#: What tells one machine from another, where the firmware says it and a service without privileges may read it. Other
+#: Firmware fields that tell one machine from another, and that a service without privileges may be able to read. Other
 #: fields hold words that thousands of machines share ("Default string", an owner's inventory number on every board).
 _NAMES: Final = {
     "board_asset_tag": re.compile(r"i-[0-9a-f]{8,17}\Z"),  # EC2 on Nitro: the instance's id

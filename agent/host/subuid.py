@@ -57,7 +57,7 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
 
 
 class Whose:
-    """To whom a uid counts: to the first uid of its user.
+    """The uid that stands for a user: the first of the user's uids.
 
     Looks at the file again when it has changed, and not more often than each ten seconds.
 
@@ -71,10 +71,10 @@ class Whose:
         self._stamp: object = None
         self._looked = float("-inf")
         self._firsts: list[int] = []
-        self._ends: list[tuple[int, int]] = []  # the last of a range, and whose it is
+        self._ends: list[tuple[int, int]] = []  # the last of a range, and the uid that stands for its user
 
     def __call__(self, uid: int) -> int:
-        """The owner to whom ``uid`` counts."""
+        """The uid that stands for the user of ``uid``."""
         if self._clock() - self._looked > LOOK_AGAIN_SECONDS:
             self._look()
         at = bisect_right(self._firsts, uid) - 1

@@ -30,7 +30,7 @@ def take_over() -> None:
 
 
 def dropped() -> int:
-    """How many lines were dropped because nobody took them."""
+    """How many lines were dropped because nobody read them."""
     return sum(spool.dropped for spool in _spools)
 
 

@@ -44,7 +44,7 @@ class Spool:
         max_bytes: what may wait.
 
     Attributes:
-        marker: how a number of dropped lines is told, as one whole line.
+        marker: makes the line that reports a number of dropped lines.
 
     Resources: one daemon thread from the first line on.
     """

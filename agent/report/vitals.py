@@ -53,9 +53,9 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         requests: requests answered, by endpoint and status.
         files: what was loaded from the files that the configuration names.
         published: each place of our public key for senders, and its state: ``published`` or what is wrong.
-        overwritten: how often something else stood there.
-        log_dropped: lines of the log that nobody took.
-        without: what the configuration names and the machine does not have just now: by its key, why.
+        overwritten: how often something else was found in its place.
+        log_dropped: lines of the log that nobody read.
+        without: why, by key, the machine lacks just now what the configuration names.
     """
 
     started: datetime

@@ -54,12 +54,12 @@ def render_credential(credential: AwsCredential) -> bytes:
 
 
 def parse_credential(data: bytes, *, received: datetime | None = None) -> AwsCredential:
-    """Read a document of another server of this dialect (a broker).
+    """Read the document of another server of this dialect (a broker).
 
     Args:
         data: the body.
-        received: the instant of receipt; without it the end stands in for the issue (issue times are not
-            part of the dialect).
+        received: the instant of receipt, taken for the time of issue, which the dialect lacks; without it the end
+            is taken for that.
 
     Raises:
         WireError: it is not one, or a part is missing.

@@ -42,7 +42,7 @@ _PLAIN: Final = ("Content-Type", "text/plain; charset=utf-8")
 # Queries
 
 MAX_HANG_SECONDS: Final = 3600
-"""The longest that ``wait_for_change`` is honoured in one request; a client without ``timeout_sec`` asks again."""
+"""The longest wait of one request with ``wait_for_change``; a client without ``timeout_sec`` asks again."""
 
 
 class Query(msgspec.Struct, frozen=True):

@@ -71,7 +71,7 @@ class Request(msgspec.Struct, frozen=True):
         slash: whether the path ended with ``/``: in the GCE dialect that names the directory.
         headers: looked up without regard to case.
         host: the authority the client asked for, as sent.
-        asker: who asked, for what is shared out among those who ask; ``None`` where that does not matter.
+        asker: who asked, for limits that are shared among askers; ``None`` where that does not matter.
     """
 
     method: str

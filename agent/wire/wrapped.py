@@ -1,4 +1,4 @@
-"""Finding a bundle that some tool has wrapped once more on its way, and noticing one that cannot be read any more.
+"""Finding a bundle that a tool has wrapped once more on its way, and noticing one that can no longer be read.
 
 Documents pass through many hands: Terraform encodes user-data that was encoded already, a launch template does again, a
 templating engine quotes it as JSON or escapes it as HTML, an editor writes UTF-16, a form cuts it off. To answer "there
@@ -29,7 +29,7 @@ from agent.wire.names import BUNDLE_TYPE
 from agent.wire.userdata import BEGIN, MAX_DOCUMENT_BYTES, extract, parts
 
 MAX_LAYERS: Final = 6
-"""Each tool adds one wrapping, some add two; nobody was seen to add more than four."""
+"""Each tool adds one wrapping, some add two; more than four together were never seen."""
 
 MAX_CANDIDATES: Final = 64
 MAX_WORK_BYTES: Final = 4 * MAX_DOCUMENT_BYTES
