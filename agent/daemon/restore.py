@@ -181,15 +181,15 @@ class Restorer:
                 opening.remember(sealed, beliefs.Opened(signed, left.recipient))
         self.learn(found, self._settings.identity.audience)
         self._copy = sealed
-        self.resuming = asyncio.create_task(self._resume(name, write=write), name="resume")
+        self.resuming = asyncio.create_task(self._resume(name, found, write=write), name="resume")
         await asyncio.wait({self.resuming}, timeout=RESUME_SECONDS)
         if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
             # Replace a broken memory at once: the next start must not find an empty one, which allows the fallback.
             # Where nothing can be written, this logs it, and tries again.
             self.controller.durable.write()
 
-    async def _resume(self, name: str, *, write: bool) -> None:
-        await self._identified(name, write=write)
+    async def _resume(self, name: str, found: list[Machine], *, write: bool) -> None:
+        await self._identified(name, found, self._settings.identity.audience, write=write)
         self.give_back()
 
     def give_back(self) -> None:
@@ -197,7 +197,9 @@ class Restorer:
         sources = self._prepared.sources if not self.serving else []
         self._succession.give_back(self.controller, self._prepared.opening.trust, sources=sources)
 
-    async def _identified(self, name: str, *, write: bool = True) -> None:
+    async def _identified(
+        self, name: str, found: list[Machine], audience: Iterable[str], *, write: bool = True
+    ) -> None:
         """Decide whose the memory is, and resume what was in force if it is ours."""
         who = self._who
         verdict = self._evaluate(self.controller.store.memory, name)
@@ -207,7 +209,7 @@ class Restorer:
             who.audiences = frozenset()
             self._succession.drop()
             self._prepared.opening.forget(but=None)
-            self.controller.observe(Facts())
+            self.controller.observe(who.learn(found, Facts()))  # what was said of this machine stays
         if verdict is Whose.UNKNOWN and not name:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
         elif verdict is Whose.UNKNOWN and not self._contradicted:
@@ -216,7 +218,7 @@ class Restorer:
         self._contradicted = verdict is Whose.UNKNOWN and bool(name)
         if self._contradicted:
             who.audiences = frozenset()  # a bundle for that other name is not for this machine, so far
-            self._prepared.opening.audiences = frozenset(self._settings.identity.audience)
+            self._prepared.opening.audiences = frozenset(audience)
         await self.controller.intake.identified(
             verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
         )
@@ -235,7 +237,8 @@ class Restorer:
         """
         while True:
             found = await self._who.ask_until_known(self.controller.store.memory.instance_id, at_once=at_once)
-            await self._identified(self._who.name(found, self.controller.store.memory.instance_id))
+            name = self._who.name(found, self.controller.store.memory.instance_id)
+            await self._identified(name, found, audience())
             if not self.controller.store.doubted:
                 break
             at_once = False

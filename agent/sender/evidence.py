@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -206,13 +205,14 @@ def _post(url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str],
 def _session() -> Any:
     """The transport of botocore: the machine's proxies and certificates, no redirects, no ``.netrc``."""
     from botocore.httpsession import URLLib3Session  # noqa: PLC0415 - as above
+    from botocore.session import Session  # noqa: PLC0415 - as above
     from botocore.utils import get_environ_proxies  # noqa: PLC0415 - as above
 
     return URLLib3Session(
         timeout=TIMEOUT_SECONDS,
         max_pool_connections=32,
-        # As botocore's clients do; behind a proxy that opens TLS nothing else would be reached.
-        verify=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or True,
+        # As botocore's clients have it; behind a proxy that opens TLS nothing else would be reached.
+        verify=Session().get_config_variable("ca_bundle") or True,
         proxies=get_environ_proxies("https://sts.amazonaws.com/"),
     )
 

@@ -90,6 +90,26 @@ class TestClone:
                 assert agent.status()["sticky"] == []
             assert list(world.state.glob("bundle-*")) == []
 
+    def test_a_clone_answers_to_its_own_names(self, world: World) -> None:
+        """What its metadata service said of it outlives that it forgets the first one, and a reload too."""
+        first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")
+        with background(first, second):
+            with world.agent(late(first)) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1])))
+                agent.kill()
+            clone(world)
+            with world.agent(late(second), environ=REBOOTED) as agent:
+                agent.ready()
+                agent.wait_for("memory.reset")
+                (own,) = [name for name in agent.status()["audiences"] if name.endswith("i-0bbbbbbbbbbbbbbbb")]
+                assert agent.push(world.seal(world.session(KEYS[2]), audiences=[own]))["outcome"] == "accepted"
+                world.write_config(late(second) | {"log": {"level": "debug"}})
+                agent.signal(signal.SIGHUP)
+                agent.wait_for("reload.applied")
+                assert own in agent.status()["audiences"]
+                assert agent.access_key() == KEYS[2]
+
     def test_a_clone_whose_metadata_is_silent_serves_nothing_of_the_first(self, world: World) -> None:
         """Not even before it knows its name: it waits, and once it knows forgets; the original waits and resumes."""
         first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")
