@@ -1,4 +1,4 @@
-"""Who was answered, and who was refused? Every request is counted; one refusal a minute for each status is logged."""
+"""Who was answered, and who was refused? All requests are counted; of refusals one a minute of each kind is logged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Requests:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, int], int] = {}
-        self._complained: dict[int, float] = {}
+        self._complained: dict[tuple[str, int], float] = {}
         self._log = structlog.get_logger()
 
     def of(self, door: str) -> Callable[[Access], None]:
@@ -35,8 +35,8 @@ class Requests:
                 return  # our own probe, every half minute
             if one.status in (0, 403, 429) or one.status >= 500:
                 now = time.monotonic()
-                if now - self._complained.get(one.status, -60.0) >= 60.0:
-                    self._complained[one.status] = now
+                if now - self._complained.get(key, float("-inf")) >= 60.0:
+                    self._complained[key] = now
                     self._log.info("request.refused", door=door, **msgspec.structs.asdict(one))
 
         return access

@@ -355,7 +355,8 @@ class Daemon:
 
     def _woke_up(self) -> None:
         """React to a wake-up of the machine, or a step of its clock."""
-        self._prepared.out.reconnect()
+        for way_out in (self._prepared.out, self._prepared.workers_out):
+            way_out.reconnect()
         self.controller.time_moved()
 
     def _follow(self) -> bool:
