@@ -47,6 +47,7 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(prog="make demo")
     parser.add_argument("--keep", action="store_true", help="leave it running at the end, until Ctrl-C")
+    parser.add_argument("--without-cluster", action="store_true", help="leave the first chapter out")
     arguments = parser.parse_args()
     _forget_the_caller()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -60,7 +61,7 @@ def main() -> int:
     teller.line("credential-agent: code that reads private data on a laptop, unchanged on a worker")
     teller.line()
     try:
-        story.tell()
+        story.tell(cluster=not arguments.without_cluster)
         status = 0
         teller.summary(time.monotonic() - begun)
         if arguments.keep:

@@ -60,11 +60,12 @@ class Story:
         """Where the worker looks for bundles."""
         return self.directory / "worker/inbox/bundle.jose"
 
-    def tell(self) -> None:
-        """Tell all of it."""
-        self.teller.plan(*STEPS)
+    def tell(self, *, cluster: bool = True) -> None:
+        """Tell all of it, or all but the first chapter."""
+        self.teller.plan(*(STEPS if cluster else STEPS[1:]))
         self._set_up()
-        self._cluster()
+        if cluster:
+            self._cluster()
         self._machine()
         self._bundle()
         self._renewal()
