@@ -21,7 +21,7 @@ from agent.bundle.envelope import INNER_TYPE, LARGEST_BYTES, OUTER_TYPE, KeyAlg
 from agent.bundle.jwk import RecipientKey, SigningKey
 from agent.core.errors import FormatError
 from agent.core.model import Action, Cloud, Grant, OnExpiry
-from agent.core.secret import Secret
+from agent.core.secret import reveal
 
 DEFAULT_ACCEPT: Final = timedelta(hours=1)
 """How long a bundle may be accepted unless said otherwise: a boot takes minutes, a queue for capacity may take longer
@@ -168,14 +168,8 @@ def _peer(jwk: dict[str, str]) -> Any:
 
 
 def _plain(grant: Grant | Mapping[str, Any]) -> dict[str, Any]:
-    out = msgspec.to_builtins(grant, enc_hook=_reveal)
+    out = msgspec.to_builtins(grant, enc_hook=reveal)
     return {k: v for k, v in out.items() if v is not None}
-
-
-def _reveal(value: object) -> str:
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise TypeError(f"a grant must not hold a {type(value).__name__}")
 
 
 def _numeric_date(instant: datetime) -> int:

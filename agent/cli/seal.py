@@ -25,6 +25,7 @@ from agent.forward import local, signing
 from agent.forward.local import adc_file
 from agent.identity.forecast import Forecast, sentence
 from agent.sender import Collected, assemble, aws, claims, deliver, files, gcp
+from agent.sender.aws_identity import local_session
 from agent.wire import userdata
 
 _DOCUMENTS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
@@ -257,7 +258,6 @@ def _collect(given: dict[str, Any], now: datetime) -> list[Collected]:
 
 
 def _from_boto(given: dict[str, Any], now: datetime) -> Collected:
-    import boto3
     from botocore.exceptions import BotoCoreError
 
     mfa = None
@@ -276,10 +276,7 @@ def _from_boto(given: dict[str, Any], now: datetime) -> Collected:
         mfa=mfa,
     )
     try:
-        session = boto3.Session(profile_name=given["profile"], region_name=given["region"])
-        if session.region_name is None and "AWS_REGION" in os.environ:
-            # Every other SDK reads this variable; boto3 reads AWS_DEFAULT_REGION alone.
-            session = boto3.Session(profile_name=given["profile"], region_name=os.environ["AWS_REGION"])
+        session = local_session(given["profile"], given["region"], os.environ)
     except BotoCoreError as error:
         raise click.UsageError(str(error)) from None
     return aws.from_boto(session, options, now=now)

@@ -7,6 +7,7 @@ rest now and then, with the number of those that were not. Counting, acknowledgi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +27,8 @@ class Seldom:
 
     def __init__(self, boottime: Callable[[], float]) -> None:
         self._boottime = boottime
-        self._kinds: dict[tuple[str, ...], tuple[Bucket, list[int]]] = {}
+        self._buckets: dict[tuple[str, ...], Bucket] = {}
+        self._left: Counter[tuple[str, ...]] = Counter()
 
     def unsaid(self, *kind: str) -> int | None:
         """How many of ``kind`` were left unsaid since the last that was said; ``None``: this one is to be, too.
@@ -34,10 +36,7 @@ class Seldom:
         Args:
             kind: the event, of whom, and what else tells one kind from another. There must be few of each.
         """
-        bucket, left = self._kinds.setdefault(kind, (Bucket(PER_SECOND, BURST), []))
-        if bucket.take(self._boottime()):
-            left[:] = [sum(left) + 1]
+        if self._buckets.setdefault(kind, Bucket(PER_SECOND, BURST)).take(self._boottime()):
+            self._left[kind] += 1
             return None
-        count = sum(left)
-        left.clear()
-        return count
+        return self._left.pop(kind, 0)

@@ -60,3 +60,14 @@ class Secret:
 
     def __deepcopy__(self, memo: object) -> Secret:
         return self
+
+
+def reveal(value: object) -> str:
+    """The text of a secret inside a value that is encoded with everything in it: an ``enc_hook`` of msgspec.
+
+    Raises:
+        TypeError: it is something else that msgspec cannot encode.
+    """
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise TypeError(f"a grant must not hold a {type(value).__name__}")

@@ -40,9 +40,7 @@ def routes(
         return Response(200, (JSON,), msgspec.json.encode({"keys": keys()}) + b"\n")
 
     async def put_bundle(request: ControlRequest) -> Response:
-        ack = await push(request.body)
-        # 422: it was understood and is not acceptable (RFC 9110 section 15.5.21).
-        return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")
+        return verdict(await push(request.body))
 
     async def post_refresh(_: ControlRequest) -> Response:
         return Response(200, (JSON,), msgspec.json.encode({"sources": await refresh()}) + b"\n")
@@ -54,3 +52,9 @@ def routes(
         ("PUT", "/v1/bundle"): put_bundle,
         ("GET", "/metrics"): get_metrics,
     }
+
+
+def verdict(ack: Ack) -> Response:
+    """What whoever handed in a bundle is answered."""
+    # 422: it was understood and is not acceptable (RFC 9110 section 15.5.21).
+    return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")

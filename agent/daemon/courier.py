@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -14,21 +12,22 @@ import msgspec
 import agent
 from agent import enrol
 from agent.core.clock import Clock
-from agent.core.errors import EvidenceError, UnreadableError, WireError
+from agent.core.errors import EvidenceError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import Cloud, SealedBundle
 from agent.core.source import COURIER, Ack
 from agent.core.text import instant
 from agent.core.view import Live
 from agent.daemon.beliefs import Opening
+from agent.daemon.control import verdict
 from agent.daemon.launched import told
 from agent.identity import standing, until
 from agent.identity.store import Store
 from agent.providers.attest import Attestor
 from agent.report.vitals import ANSWERS
 from agent.serve.control import ControlRequest, Route, problem
+from agent.sources.push import unwrapped
 from agent.wire.http import JSON, Response
-from agent.wire.wrapped import find
 
 REFUSALS_KEPT: Final = 256
 """The last refusal is remembered for so many user ids."""
@@ -103,10 +102,7 @@ class Couriers:
         data = request.body
         if not data:
             return problem(400, f"expected a bundle of 1 to {MAX_BUNDLE_BYTES} bytes, got none")
-        with contextlib.suppress(UnreadableError, WireError):  # the decoder says what is wrong with it
-            found = await asyncio.to_thread(find, data)
-            data = found or data
-        ack = await self._submit(SealedBundle(data=data, origin=COURIER))
+        ack = await self._submit(SealedBundle(data=await unwrapped(data), origin=COURIER))
         self._refused.pop(request.uid, None)
         if ack.outcome == "refused":
             self._refused[request.uid] = ack
@@ -114,7 +110,7 @@ class Couriers:
                 del self._refused[next(iter(self._refused))]
         # Whoever is told "accepted" may start a program at once.
         await self._settled()
-        return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")
+        return verdict(ack)
 
     async def _status(self, request: ControlRequest) -> Response:
         now = self._clock.now()

@@ -194,19 +194,21 @@ class Engine:
             if self._ends is not None and self._ends[0] == self._version:
                 ends = min(ends, self._ends[1])
             self._ends = self._version, ends
+        until = None if lease is None else now + lease
+        return self._assembled(group, now, collected=collected, more=more, lease_until=until), self._seq
+
+    def _assembled(self, group: Sequence[Agent], now: datetime, **content: Any) -> bytes:
+        """The next bundle of our stream, to the keys of these agents."""
         self._seq = max(int(now.timestamp() * 1000), self._seq + 1)
-        made = assemble.assemble(
+        return assemble.assemble(
             signer=self._signer,
             recipients=_keys(group),
             now=now,
             issuer=self._issuer,
             subject=self._subject,
-            collected=collected,
-            more=more,
             seq=self._seq,
-            lease_until=None if lease is None else now + lease,
-        )
-        return made.sealed, self._seq
+            **content,
+        ).sealed
 
     def _hear(self, agent: Agent, reply: Reply | CourierError, seq: int) -> bool:
         """Take note of a verdict; false: enrol anew and try again."""
@@ -237,18 +239,8 @@ class Engine:
         having = [agent for agent in self._roster.agents.values() if agent.version > 0 and agent.workers]
         taken = 0
         for group in _slices([agent for agent in having if agent.enrolment is not None], GROUP):
-            now = self._now()
-            self._seq = max(int(now.timestamp() * 1000), self._seq + 1)
-            made = assemble.assemble(
-                signer=self._signer,
-                recipients=_keys(group),
-                now=now,
-                issuer=self._issuer,
-                subject=self._subject,
-                withdraw=True,
-                seq=self._seq,
-            )
-            job = Job(steps=(("PUT", "/v1/bundle", made.sealed),), after="withdrawn", session=self._subject)
+            sealed = self._assembled(group, self._now(), withdraw=True)
+            job = Job(steps=(("PUT", "/v1/bundle", sealed),), after="withdrawn", session=self._subject)
             replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])
             for agent in group:
                 reply = replies[self._roster.speaker(agent)]

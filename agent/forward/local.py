@@ -13,10 +13,11 @@ import msgspec
 
 from agent.core.errors import Denied, ProviderError, Transient, UsageError
 from agent.core.model import AwsAssumeRole, AwsSession, Cloud, Env, GcpToken, Grant
-from agent.core.secret import Secret
+from agent.core.secret import Secret, reveal
 from agent.enrol import Policy
 from agent.identity.forecast import Forecast, forecasts
 from agent.sender import Collected, aws, gcp
+from agent.sender.aws_identity import local_session
 from agent.sender.claims import content_of
 
 Renew = Literal["here", "worker", "instance", "never"]
@@ -181,7 +182,7 @@ class Local:
         collected = self._from_boto(now) if cloud is Cloud.AWS else self._from_adc(now)
         content = content_of(collected.grants, {collected.cloud: collected.route})
         (forecast,) = forecasts(content.grants, content.routes, None, now)
-        plain = msgspec.json.encode(collected.grants, enc_hook=_reveal)
+        plain = msgspec.json.encode(collected.grants, enc_hook=reveal)
         return Part(
             collected=collected,
             forecast=forecast,
@@ -191,7 +192,6 @@ class Local:
         )
 
     def _from_boto(self, now: datetime) -> Collected:
-        import boto3  # noqa: PLC0415 - only when there is something to collect
         from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
         options, wanted = self._options, self._options.aws
@@ -199,9 +199,7 @@ class Local:
             profile = None if wanted == "auto" else wanted
             try:
                 # A new one each time: a session keeps what it has found, though somebody has signed on anew.
-                session = boto3.Session(profile_name=profile)
-                if session.region_name is None and "AWS_REGION" in os.environ:
-                    session = boto3.Session(profile_name=profile, region_name=os.environ["AWS_REGION"])
+                session = local_session(profile, None, os.environ)
             except BotoCoreError as error:
                 raise Denied(str(error), hint="which profiles are there? `aws configure list-profiles`") from None
         else:
@@ -288,9 +286,3 @@ def _again(part: Part, mark: str, now: datetime, trouble: str | None) -> Part:
 
 def _is_google(grant: Grant) -> bool:
     return isinstance(grant, GcpToken) or type(grant).__name__.startswith("Gcp")
-
-
-def _reveal(value: object) -> str:
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise TypeError(f"a grant must not hold a {type(value).__name__}")

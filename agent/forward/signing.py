@@ -54,7 +54,7 @@ def _make(path: Path) -> None:
     except OSError as error:
         raise HostError(f"{path.parent}: cannot be made: {os_reason(error)}") from None
     key = bundle.SigningKey.generate()
-    text = json.dumps({**key.private_jwk(), "kid": key.kid}) + "\n"
+    text = json.dumps(key.private_jwk()) + "\n"
     try:
         files.write(path, text.encode(), mode=files.PRIVATE, replace=False)
     except HostError:
@@ -65,7 +65,7 @@ def _make(path: Path) -> None:
 
 def public_line(key: bundle.SigningKey) -> str:
     """The public half on one line, as whoever launches workers names it."""
-    return json.dumps({**key.public_jwk(), "kid": key.kid}, separators=(",", ":"))
+    return json.dumps(key.public_jwk(), separators=(",", ":"))
 
 
 def default_issuer() -> str:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from agent.host.ranges import MAX_UID, merge
+
 FILE: Final = Path("/etc/subuid")
 PASSWD: Final = Path("/etc/passwd")
 MOST_BYTES: Final = 1 << 20
 LOOK_AGAIN_SECONDS: Final = 10.0
-_MAX_UID: Final = 0xFFFFFFFE
 
 Range = tuple[int, int]
 
@@ -36,7 +37,7 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
         name, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
         if _is_number(first) and _is_number(count) and int(count):
-            found.setdefault(name, []).append((int(first), min(int(first) + int(count) - 1, _MAX_UID)))
+            found.setdefault(name, []).append((int(first), min(int(first) + int(count) - 1, MAX_UID)))
     own = {name: int(name) if _is_number(name) else uid_of(name) for name in found}
     by_user: dict[int | str, list[Range]] = {}
     for name, wanted in found.items():  # one user may be there by name and by number
@@ -52,7 +53,7 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
             ranges += free
             taken = sorted([*taken, *free])
         if ranges:
-            result.append(tuple(_joined(ranges)))
+            result.append(merge(ranges))
     return tuple(result)
 
 
@@ -118,7 +119,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_UID
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_UID
 
 
 def _without(wanted: Range, taken: list[Range]) -> list[Range]:
@@ -131,13 +132,3 @@ def _without(wanted: Range, taken: list[Range]) -> list[Range]:
             free.append((low, first - 1))
         low = last + 1
     return [*free, (low, high)] if low <= high else free
-
-
-def _joined(ranges: list[Range]) -> list[Range]:
-    joined: list[Range] = []
-    for low, high in sorted(ranges):
-        if joined and low <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], high))
-        else:
-            joined.append((low, high))
-    return joined

@@ -41,6 +41,21 @@ _PASSING_CODES: Final = frozenset(
 )
 
 
+def local_session(profile: str | None, region: str | None, environ: Mapping[str, str]) -> Any:
+    """A new boto3 session; ``region`` and ``profile``: instead of what boto3 finds.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: there is no such profile, or its file cannot be read.
+    """
+    import boto3  # noqa: PLC0415 - only when there is something to collect
+
+    session = boto3.Session(profile_name=profile, region_name=region)
+    if session.region_name is None and "AWS_REGION" in environ:
+        # Every other SDK reads this variable; boto3 reads AWS_DEFAULT_REGION alone.
+        session = boto3.Session(profile_name=profile, region_name=environ["AWS_REGION"])
+    return session
+
+
 class LocalAws:
     """The credentials of this computer, frozen at one moment, and an STS client that uses them."""
 

@@ -15,7 +15,7 @@ import msgspec
 from agent.bundle.claims import Claims, Content, decode_content
 from agent.core.errors import PayloadError
 from agent.core.model import Action, Cloud, Grant, NumericDate, OnExpiry
-from agent.core.secret import Secret
+from agent.core.secret import reveal
 
 _MADE: frozenset[str] = frozenset({"ver", "iat", "recip"})
 
@@ -94,11 +94,5 @@ def redacted(value: Any) -> Any:
 
 
 def _raw(grant: Grant | Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(grant, enc_hook=_reveal)
+    plain: dict[str, Any] = msgspec.to_builtins(grant, enc_hook=reveal)
     return {name: value for name, value in plain.items() if value is not None}
-
-
-def _reveal(value: object) -> str:
-    if isinstance(value, Secret):
-        return value.reveal()
-    raise TypeError(f"a grant must not hold a {type(value).__name__}")

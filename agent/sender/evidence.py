@@ -181,24 +181,38 @@ def _strength(evidence: enrol.Evidence) -> int:
 
 
 def _post(url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+    try:
+        answer = _exchange("POST", url, headers, enrol.STS_BODY.encode())
+    except OSError as error:
+        raise EvidenceError(
+            f"aws-sts: sts cannot be reached: {error}",
+            hint="the sender asks sts itself; see its network and proxy",
+            code="unavailable",
+        ) from None
+    if len(answer[2]) > _LARGEST_ANSWER:
+        raise EvidenceError("aws-sts: the answer is too long for one of sts", code="unavailable")
+    return answer
+
+
+def _exchange(
+    method: str, url: str, headers: Mapping[str, str], body: bytes | None
+) -> tuple[int, Mapping[str, str], bytes]:
+    """One request by botocore's transport; of the answer no more than one byte beyond the largest.
+
+    Raises:
+        OSError: nothing came: no name, nobody there, an answer that breaks off. Its text is the kind of error alone.
+    """
     from botocore.awsrequest import AWSPreparedRequest, HeadersDict  # noqa: PLC0415 - Google's senders do without
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
     from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as above
 
-    prepared = AWSPreparedRequest("POST", url, HeadersDict(headers), enrol.STS_BODY.encode(), stream_output=True)
     try:
-        answer = _session().send(prepared)
-        body = answer.raw.read(_LARGEST_ANSWER + 1)
+        answer = _session().send(AWSPreparedRequest(method, url, HeadersDict(headers), body, stream_output=True))
+        data: bytes = answer.raw.read(_LARGEST_ANSWER + 1)
         answer.raw.close()
-    except (BotoCoreError, HTTPError, OSError) as error:  # no name, nobody there, an answer that breaks off
-        raise EvidenceError(
-            f"aws-sts: sts cannot be reached: {type(error).__name__}",
-            hint="the sender asks sts itself; see its network and proxy",
-            code="unavailable",
-        ) from None
-    if len(body) > _LARGEST_ANSWER:
-        raise EvidenceError("aws-sts: the answer is too long for one of sts", code="unavailable")
-    return answer.status_code, answer.headers, body
+    except (BotoCoreError, HTTPError, OSError) as error:
+        raise OSError(type(error).__name__) from None
+    return answer.status_code, answer.headers, data
 
 
 @functools.cache
@@ -315,17 +329,11 @@ class _Fetched:
 
 
 def _get(url: str) -> bytes:
-    from botocore.awsrequest import AWSPreparedRequest, HeadersDict  # noqa: PLC0415 - as above
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as above
-
     unreachable = EvidenceError(f"{url.split('/')[2]} does not give the keys that it signs with", code="unavailable")
     try:
-        answer = _session().send(AWSPreparedRequest("GET", url, HeadersDict({}), None, stream_output=True))
-        body: bytes = answer.raw.read(_LARGEST_ANSWER + 1)
-        answer.raw.close()
-    except (BotoCoreError, HTTPError, OSError):
+        status, _, body = _exchange("GET", url, {}, None)
+    except OSError:
         raise unreachable from None
-    if answer.status_code != 200 or len(body) > _LARGEST_ANSWER:
+    if status != 200 or len(body) > _LARGEST_ANSWER:
         raise unreachable
     return body

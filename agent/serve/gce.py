@@ -30,7 +30,7 @@ from agent.core.model import Cloud
 from agent.core.view import Absent, Answer, Facts, Live, Pending
 from agent.serve.early import Early
 from agent.serve.gce_accounts import Accounts, DemandScoped
-from agent.serve.gce_answers import NOT_FOUND, UPSTREAM_SILENT, decided, redirected
+from agent.serve.gce_answers import NOT_FOUND, UPSTREAM_SILENT, decided, of_node, redirected
 from agent.serve.gce_directories import Directories
 from agent.serve.handling import Later, Outcome
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
@@ -182,15 +182,7 @@ class GceDialect:
 
     def _known(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | Later:
         """What can be said without the real server: from the bundle or the configuration."""
-        node = gce.find(self._tree(), below)
-        if node is None or isinstance(node, gce.Action):
-            return NOT_FOUND
-        if isinstance(node, gce.Directory) and not request.slash:
-            return redirected(request)
-        if query.wait_for_change:
-            return partial(self._wait, request, query)
-        body, json = gce.render(node, query)
-        return gce.content(body, json=json)
+        return of_node(gce.find(self._tree(), below), request, query, self._wait)
 
     def _tree(self) -> gce.Directory:
         return _tree_of(self._watch.served.now.facts, self._accounts.directory())

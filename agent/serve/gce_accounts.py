@@ -19,7 +19,7 @@ from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.scopes import narrower
 from agent.core.view import Answer, Ended, Live, Origin, Pending
 from agent.serve.early import Early
-from agent.serve.gce_answers import NOT_FOUND, redirected
+from agent.serve.gce_answers import of_node
 from agent.serve.handling import Later, Outcome
 from agent.serve.mints import Demand, Mints, TooOften
 from agent.serve.waiting import Watch
@@ -85,15 +85,7 @@ class Accounts:
             return self._scoped_answer(request, query, answer) if query.scopes else self._token_answer(answer)
         if rest == ("identity",):
             return self._identity(request, query)
-        node = gce.find(self._directory(answer), (*account, *rest))
-        if node is None or isinstance(node, gce.Action):
-            return NOT_FOUND
-        if isinstance(node, gce.Directory) and not request.slash:
-            return redirected(request)
-        if query.wait_for_change:
-            return partial(self._wait, request, query)
-        body, json = gce.render(node, query)
-        return gce.content(body, json=json)
+        return of_node(gce.find(self._directory(answer), (*account, *rest)), request, query, self._wait)
 
     def forget(self) -> None:
         """Something else is served now: nothing is kept of what was."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final
 
 from agent.core.view import Absent, Answer, Live, Origin
+from agent.serve.handling import Later, Outcome
 from agent.wire import gce
 from agent.wire.http import Request, Response
 
@@ -23,6 +26,23 @@ def redirected(request: Request) -> Response:
     # seen that it is one of our names, so it cannot lead elsewhere.
     query = f"?{request.query}" if request.query else ""
     return gce.redirect(f"http://{request.host}{request.path}/{query}")
+
+
+def of_node(
+    node: gce.Node | None,
+    request: Request,
+    query: gce.Query,
+    wait: Callable[[Request, gce.Query], Coroutine[Any, Any, Outcome]],
+) -> Outcome | Later:
+    """What is answered of a place in a tree that we hold; ``wait`` answers a ``wait_for_change``."""
+    if node is None or isinstance(node, gce.Action):
+        return NOT_FOUND
+    if isinstance(node, gce.Directory) and not request.slash:
+        return redirected(request)
+    if query.wait_for_change:
+        return partial(wait, request, query)
+    body, json = gce.render(node, query)
+    return gce.content(body, json=json)
 
 
 def tagged(answer: Response) -> Response:

@@ -60,13 +60,17 @@ class PushSource:
     async def _push(self, data: bytes, submit: Submit) -> Ack:
         async with self._pushing:
             self._verdict = asyncio.get_running_loop().create_future()
-            with contextlib.suppress(UnreadableError, WireError):  # the decoder says what is wrong with it
-                found = await asyncio.to_thread(find, data)
-                data = found or data
-            await submit(SealedBundle(data=data, origin=self.name))
+            await submit(SealedBundle(data=await unwrapped(data), origin=self.name))
             return await self._verdict
 
     async def acknowledge(self, ack: Ack) -> None:
         """Hand the verdict to the push that waits for it."""
         if self._verdict is not None and not self._verdict.done():
             self._verdict.set_result(ack)
+
+
+async def unwrapped(data: bytes) -> bytes:
+    """The bundle in what tools have wrapped around it; what holds none is left for the decoder to refuse."""
+    with contextlib.suppress(UnreadableError, WireError):  # the decoder says what is wrong with it
+        return await asyncio.to_thread(find, data) or data
+    return data
