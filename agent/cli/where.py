@@ -1,7 +1,8 @@
 """Where a command of a worker or an operator finds the agent.
 
 The configuration says it, but only root and the service may read it: a URL in it may be a credential. Others read
-``doors.json``, which the daemon writes beside its control socket. Root never does: that file belongs to another user.
+``listeners.json``, which the daemon writes beside its control socket. Root never does: that file belongs to another
+user.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 
 from agent import config
 from agent.cli.common import CONFIG_PATH
+from agent.core.announced import FILE, FORMER_FILE, Announced
 from agent.core.errors import ConfigError
 from agent.core.strictjson import NotThatShapeError, decode
 
-ANNOUNCED: Final = Path("/run/credential-agent/doors.json")
+DIRECTORY: Final = Path("/run/credential-agent")
 MAX_BYTES: Final = 65_536
 
 
@@ -34,25 +35,18 @@ class Where:
     token_file: Path
 
 
-class _Announced(msgspec.Struct, frozen=True):
-    http: str
-    control: str
-    file: str
-    token_file: str
-
-
 def find(path: Path, *, announced: Path | None = None) -> Where:
     """Look it up, in the configuration at ``path`` if we may read that.
 
     Args:
         path: the configuration.
-        announced: the daemon's file, for when we may not read the configuration.
+        announced: the directory of the daemon's file, for when we may not read the configuration.
 
     Raises:
         ConfigError: a configuration other than the usual one is wrong or is not there.
     """
     if os.geteuid() != 0 and path == CONFIG_PATH and not os.access(path, os.R_OK):
-        return _told(announced or ANNOUNCED)
+        return _told(announced or DIRECTORY)
     try:
         return _of(config.load(path))
     except ConfigError as error:
@@ -69,15 +63,17 @@ def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
-def _told(announced: Path) -> Where:
-    try:
-        with announced.open("rb") as file:
-            told = decode(file.read(MAX_BYTES), _Announced)
-        address = config.host_port(told.http, origin=str(announced))
-    except (OSError, NotThatShapeError, ConfigError):
-        # The agent has not started yet: the defaults.
-        return _of(config.Config())
-    return Where(address, Path(told.control), Path(told.file), Path(told.token_file))
+def _told(directory: Path) -> Where:
+    # During an upgrade the agent that runs may still be the earlier release.
+    for path in (directory / FILE, directory / FORMER_FILE):
+        try:
+            with path.open("rb") as file:
+                told = decode(file.read(MAX_BYTES), Announced)
+            address = config.host_port(told.http, origin=str(path))
+        except (OSError, NotThatShapeError, ConfigError):
+            continue
+        return Where(address, Path(told.control), Path(told.file), Path(told.token_file))
+    return _of(config.Config())  # the agent has not started yet: the defaults
 
 
 def _of(settings: config.Config) -> Where:

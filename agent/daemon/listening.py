@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from agent import config
+from agent.core.announced import FILE, FORMER_FILE, Announced
 from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.host.files import write_atomic
@@ -121,14 +122,15 @@ def announce(settings: config.Config, address: str) -> None:
     Raises:
         HostError: it cannot be written; commands then use the default addresses.
     """
-    told = {
-        "http": address,
-        "control": settings.listen.control,
-        "courier": None if (courier := courier_path(settings.listen)) is None else str(courier),
-        "file": settings.environment.file,
-        "token_file": settings.environment.token_file,
-    }
-    write_atomic(Path(settings.listen.control).with_name("doors.json"), msgspec.json.encode(told), mode=0o644)
+    told = Announced(
+        http=address,
+        control=settings.listen.control,
+        courier=None if (courier := courier_path(settings.listen)) is None else str(courier),
+        file=settings.environment.file,
+        token_file=settings.environment.token_file,
+    )
+    for name in (FILE, FORMER_FILE):
+        write_atomic(Path(settings.listen.control).with_name(name), msgspec.json.encode(told), mode=0o644)
 
 
 def remove(settings: config.Listen) -> None:

@@ -36,6 +36,8 @@ TABLE: Final = "inet credential_agent"
 CLOSED: Final = "inet credential_agent_closed"
 #: The ending of the names of tables that a process of ours owns (see :mod:`agent.host.hold`).
 HELD: Final = "_held"
+#: What an earlier release called the set ``listener_ports``; see ``closed.nft``.
+_FORMER_PORTS: Final = "doors"
 CLOSED_FILE: Final = Path(__file__).with_name("closed.nft")
 
 
@@ -141,7 +143,10 @@ def removal() -> str:
 
 def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) -> str:
     """What the configuration adds to the closed table: who is exempt from it, and the agent's port."""
-    lines = [f"flush set {CLOSED} doors", f"add element {CLOSED} doors {{ {port} }}", f"flush set {CLOSED} exempt_uids"]
+    lines = []
+    for ports in ("listener_ports", _FORMER_PORTS):
+        lines += [f"flush set {CLOSED} {ports}", f"add element {CLOSED} {ports} {{ {port} }}"]
+    lines.append(f"flush set {CLOSED} exempt_uids")
     if others:
         lines.append(f"add element {CLOSED} exempt_uids {{ {', '.join(elements(others))} }}")
     lines.append(f"flush chain {CLOSED} exempt_interfaces")
@@ -193,7 +198,7 @@ def _lead(
         *bounded(workers.families, bounds),
         *([] if closed else _redirection(workers, made, ("ip", "ip6") if ipv6 else ("ip",))),
         *_guards(made),
-        *_doors(made),
+        *_listener(made),
     ]
 
 
@@ -255,7 +260,7 @@ def _guards(made: _Names) -> list[str]:
             "guard_output",
             "type filter hook output priority 0;",
             [
-                f"fib daddr type local tcp dport {made.port} jump door",
+                f"fib daddr type local tcp dport {made.port} jump listener",
                 f"ip saddr {{ 127.0.0.0/8, {fronts.FRONT4} }} tcp sport {made.port} jump speaker",
                 f"ip6 saddr {{ ::1, {fronts.FRONT6} }} tcp sport {made.port} jump speaker",
                 *_to_metadata("", "jump real"),
@@ -293,11 +298,11 @@ def _guards(made: _Names) -> list[str]:
     ]
 
 
-def _doors(made: _Names) -> list[str]:
+def _listener(made: _Names) -> list[str]:
     """Who reaches the agent's own port, from this machine and from outside."""
     return [
         chain(
-            "door",
+            "listener",
             None,
             [
                 "ct state established,related accept",
@@ -314,10 +319,10 @@ def _doors(made: _Names) -> list[str]:
         chain(
             "guard_input",
             "type filter hook input priority 0;",
-            ['iifname "lo" accept', f"tcp dport {made.port} ct state new jump outer_door"],
+            ['iifname "lo" accept', f"tcp dport {made.port} ct state new jump outer_listener"],
         ),
         chain(
-            "outer_door",
+            "outer_listener",
             None,
             [
                 "jump outer_bounds",

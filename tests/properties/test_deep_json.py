@@ -18,7 +18,7 @@ import pytest
 
 from agent.cli import where
 from agent.config import Config
-from agent.core import jwt
+from agent.core import announced, jwt
 from agent.core.errors import AgentError
 from agent.daemon import grace
 from agent.host.state import MEMORY_FILE, StateDirectory
@@ -72,9 +72,8 @@ def test_a_file_of_before_that_is_garbage(tmp_path: Path, data: bytes) -> None:
     """What an earlier process left for this one is as good as not there, whatever is in it."""
     (tmp_path / grace.FILE).write_bytes(data)
     assert grace.read(tmp_path, uptime=1e9) is None
-    told = tmp_path / "doors.json"
-    told.write_bytes(data)
-    assert where._told(told) == where._of(Config())
+    (tmp_path / announced.FILE).write_bytes(data)
+    assert where._told(tmp_path) == where._of(Config())
 
 
 def test_a_token_nested_deep() -> None:

@@ -405,7 +405,14 @@ class TestRestart:
             assert agent.stop() == 0
         assert {stat.S_IMODE(path.stat().st_mode) for path in world.state.iterdir()} == {0o600}
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (world.root / "run").iterdir()}
-        assert modes == {"env": 0o640, "env.sh": 0o640, "token": 0o640, "grace.json": 0o600, "doors.json": 0o644}
+        assert modes == {
+            "env": 0o640,
+            "env.sh": 0o640,
+            "token": 0o640,
+            "grace.json": 0o600,
+            "listeners.json": 0o644,
+            "doors.json": 0o644,
+        }
 
 
 CRASH = """

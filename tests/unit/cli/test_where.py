@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli import where
+from agent.core.announced import FILE, FORMER_FILE
 from agent.core.errors import ConfigError
 
 
@@ -24,28 +25,36 @@ def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_worker_reads_what_the_daemon_told(sealed: Path, tmp_path: Path) -> None:
-    """Who may not read the configuration takes doors.json."""
-    told = tmp_path / "doors.json"
+    """Who may not read the configuration takes listeners.json."""
+    told = tmp_path / FILE
     told.write_text('{"http":"127.0.0.1:7","control":"/c","file":"/e","token_file":"/t"}')
-    assert where.find(sealed, announced=told) == where.Where(("127.0.0.1", 7), Path("/c"), Path("/e"), Path("/t"))
+    assert where.find(sealed, announced=tmp_path) == where.Where(("127.0.0.1", 7), Path("/c"), Path("/e"), Path("/t"))
+
+
+def test_the_file_of_the_release_before_is_understood(sealed: Path, tmp_path: Path) -> None:
+    """During an upgrade a new command asks the agent that still runs; the new file wins when both are there."""
+    (tmp_path / FORMER_FILE).write_text('{"http":"127.0.0.1:7","control":"/c","file":"/e","token_file":"/t"}')
+    assert where.find(sealed, announced=tmp_path).http == ("127.0.0.1", 7)
+    (tmp_path / FILE).write_text('{"http":"127.0.0.1:8","control":"/c","file":"/e","token_file":"/t"}')
+    assert where.find(sealed, announced=tmp_path).http == ("127.0.0.1", 8)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"http":"x","control":"/c","file":"/e","token_file":"/t"}'])
 def test_without_it_the_defaults_hold(sealed: Path, tmp_path: Path, content: str | None) -> None:
     """Before the agent's first start, and whatever is in the file: where the agent is when nobody says otherwise."""
-    told = tmp_path / "doors.json"
+    told = tmp_path / FILE
     if content is not None:
         told.write_text(content)
-    assert where.find(sealed, announced=told).http == ("127.0.0.1", 16925)
+    assert where.find(sealed, announced=tmp_path).http == ("127.0.0.1", 16925)
 
 
 def test_root_reads_the_configuration_alone(sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another user wrote does not lead root anywhere."""
-    told = tmp_path / "doors.json"
+    told = tmp_path / FILE
     told.write_text('{"http":"127.0.0.1:7","control":"/c","file":"/e","token_file":"/t"}')
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     sealed.chmod(0o600)
-    assert where.find(sealed, announced=told).http == ("127.0.0.1", 1)
+    assert where.find(sealed, announced=tmp_path).http == ("127.0.0.1", 1)
 
 
 def test_a_mistake_in_the_file_is_no_reason_not_to_ask_an_agent_that_runs(

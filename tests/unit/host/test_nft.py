@@ -170,3 +170,63 @@ for _ in range(2):
 """
     done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+UPGRADE = """
+import os, pathlib, socket, subprocess
+from agent.host import nft
+
+before = pathlib.Path("tests/vectors/nft/closed-before-listener-ports.nft").read_text()
+workers = nft.Workers(uids=((1000, 2000),))
+after = nft.ruleset(workers, port=5555, agent_uid=998)
+# As the earlier release had it: its closed table with its own set, and rules that lead.
+earlier = (
+    before
+    + "flush set inet credential_agent_closed doors\\nadd element inet credential_agent_closed doors { 5555 }\\n"
+    + after[after.index("add table inet credential_agent\\n") :]
+)
+for command in ("link set lo up", "route add 169.254.169.254 dev lo"):
+    subprocess.run(["ip", *command.split()], check=True)
+listener = socket.create_server(("127.0.0.1", 5555))
+
+def worker_is_led() -> bool:
+    child = os.fork()
+    if child == 0:
+        os.setuid(1500)
+        try:
+            with socket.socket() as asking:  # imports nothing: this user may not read our Python
+                asking.settimeout(5)
+                asking.connect(("169.254.169.254", 80))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+for name, script in STEPS:
+    nft.run(script)
+    print(name, "led" if worker_is_led() else "refused")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads rules in a network namespace of its own")
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft (apt-get install nftables)")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (
+            "('earlier', earlier), ('refusal', nft.refusal()), ('saved plan', earlier), ('plan', after), ('again', after)",
+            "earlier led, refusal led, saved plan led, plan led, again led",
+        ),
+        ("('plan', after), ('rollback', before), ('earlier', earlier)", "plan led, rollback led, earlier led"),
+        ("('other port', nft.refusal()), ('plan', after)", "other port refused, plan led"),
+    ],
+    ids=["upgrade", "rollback", "boot"],
+)
+def test_a_worker_is_led_through_an_upgrade(steps: str, expected: str) -> None:
+    """The closed table excepts the configured port under the name of the earlier release too, at each step between them."""
+    code = UPGRADE.replace("STEPS", f"[{steps}]")
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected.split(", ")
