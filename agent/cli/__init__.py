@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "run": "agent.cli.run:run",
     "check": "agent.cli.check:check",
     "status": "agent.cli.status:status",
+    "doctor": "agent.cli.doctor:doctor",
     "push": "agent.cli.push:push",
     "refresh": "agent.cli.refresh:refresh",
     "wait": "agent.cli.wait:wait",

@@ -27,6 +27,14 @@ class NoAnswerError(HostError):
     """Nothing came in time: the agent is slow, or it does not start and systemd holds its socket."""
 
 
+class NotAllowedError(HostError):
+    """The socket is there, and not for this user."""
+
+
+class NotListeningError(HostError):
+    """Nobody listens at the socket: no agent runs, and systemd holds no place for one."""
+
+
 class NotLetInError(HostError):
     """Nobody answers at the workers' endpoint: nothing listens there, or the rules refuse whoever is no worker."""
 
@@ -92,9 +100,9 @@ def control(
     try:
         return _exchange(_UnixConnection(path, timeout_seconds), method, target, {}, body)
     except PermissionError:
-        raise HostError(f"{path}: not allowed", hint=_NOT_ALLOWED) from None
+        raise NotAllowedError(f"{path}: not allowed", hint=_NOT_ALLOWED) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        raise HostError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
+        raise NotListeningError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
     except TimeoutError:
         raise NoAnswerError(f"{path}: no answer within {timeout_seconds:g} s", hint=_NOT_RUNNING) from None
     except (OSError, http.client.HTTPException) as error:

@@ -1,0 +1,117 @@
+"""``doctor``: everything that can be wrong with this worker, its cause, and the one command to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agent.cli import ask
+from agent.cli.check import SERVICE_USER
+from agent.cli.common import EX_UNAVAILABLE
+from agent.cli.options import config_option
+
+if TYPE_CHECKING:
+    from agent import doctor as examination
+
+CREDENTIALS: Final = Path("/run/credentials/credential-agent.service")
+CONFIGURATION_SECONDS: Final = 0.5
+ANSWER_SECONDS: Final = 1.2
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="The findings as a document, for programs.")
+def doctor(path: Path, as_json: bool) -> int:
+    """Look at everything that can be wrong, and say cause and next command for each.
+
+    With and without a running agent, in two seconds, whatever hangs. Root sees all of it, and looks at files with the
+    eyes of the service; others see what they may. Exits 69 when something is broken.
+    """
+    import agent
+    from agent import doctor as examination
+
+    root = os.geteuid() == 0
+    machine = examination.Machine(path=path, root=root, service=_service(), environ=_environ(), ask=lambda: _ask(path))
+    findings = examination.diagnose(examination.examine(machine))
+    if as_json:
+        now = datetime.now(UTC)
+        document = examination.document(findings, version=agent.__version__, now=now, redacted=not root)
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for line in examination.lines(findings, colour=colourful()):
+            click.echo(line)
+    return EX_UNAVAILABLE if examination.failed(findings) else 0
+
+
+def colourful() -> bool:
+    """Whether stdout is a terminal that may be coloured (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _service() -> examination.Identity | None:
+    """The service's user, if we can become it."""
+    from agent import doctor as examination
+
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return None
+    return examination.Identity(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def _environ() -> Mapping[str, str]:
+    """What systemd passes to the service, as far as it lies about."""
+    return {"CREDENTIALS_DIRECTORY": str(CREDENTIALS)} if CREDENTIALS.is_dir() else {}
+
+
+def _ask(path: Path) -> examination.Control:
+    """The status: from the control socket, or redacted from the couriers'."""
+    from agent import config
+    from agent import doctor as examination
+    from agent.cli import where
+    from agent.core.errors import HostError
+    from agent.host.threads import aside
+
+    try:
+        control = aside(lambda: where.find(path), CONFIGURATION_SECONDS).control
+    except (TimeoutError, HostError):
+        # A mount that does not answer, or a mistake: another check tells it. The daemon may run all the same.
+        control = Path(config.Listen().control)
+    try:
+        answer = ask.control(control, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+        if answer.status != 200:
+            return examination.Control(state="broken", path=str(control), why=answer.why())
+        return examination.Control(state="answered", path=str(control), document=answer.json())
+    except ask.NotAllowedError as error:
+        return _ask_as_courier(control, error.message)
+    except ask.NoAnswerError as error:
+        return examination.Control(state="silent", path=str(control), why=error.message)
+    except ask.NotListeningError as error:
+        return examination.Control(state="absent", path=str(control), why=error.message)
+    except HostError as error:
+        return examination.Control(state="broken", path=str(control), why=error.message)
+
+
+def _ask_as_courier(control: Path, why: str) -> examination.Control:
+    """The redacted status that every worker may have."""
+    from agent import doctor as examination
+    from agent.core.errors import HostError
+
+    courier = control.with_name("courier.sock")
+    try:
+        answer = ask.control(courier, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+        if answer.status == 200:
+            return examination.Control(state="answered", path=str(courier), document=answer.json(), courier=True)
+    except HostError:
+        pass
+    return examination.Control(state="denied", path=str(control), why=why)

@@ -1,0 +1,40 @@
+"""Is the configuration one that the service can start with?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from agent.doctor.facts import Facts, Unknown
+from agent.doctor.finding import Finding, fail, ok, skipped, warn
+
+CHECK: Final = "configuration"
+ELSEWHERE: Final = ("keys",)
+"""Sections whose files other checks look at: one cause is told once."""
+
+
+def configuration(facts: Facts) -> Iterator[Finding]:
+    """Its text, and what it names."""
+    found, path = facts.configuration, facts.config_path
+    if isinstance(found, Unknown):
+        if found.hung:
+            yield fail(CHECK, f"{path}: {found.why}: a mount that it names does not answer", "cat /proc/mounts")
+        else:
+            yield skipped(CHECK, found.why, next=facts.more)
+        return
+    told = [fault for fault in found.faults if fault.text or fault.key.split("[")[0].split(".")[0] not in ELSEWHERE]
+    for fault in told:
+        yield fail(CHECK, fault.said, _next(path, fault.key, fault.said), about=fault.key)
+    for line in found.told:
+        yield warn(CHECK, line, f"credential-agent check --config {path}")
+    if not told and not found.told:
+        eyes = "as the service sees it" if found.as_service else "as this user sees it"
+        yield ok(CHECK, f"{path}, {eyes}")
+
+
+def _next(path: str, key: str, said: str) -> str:
+    if not key and "permission denied" in said:
+        return f"chown root:credential-agent {path} && chmod 0640 {path}"
+    if not key and "no such file" in said:
+        return f"ls -l {path}"
+    return f"credential-agent check --config {path}"

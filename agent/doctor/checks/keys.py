@@ -1,0 +1,61 @@
+"""Can the service use the worker's keys?"""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from agent.doctor.facts import Control, Facts, KeyFile, Unknown
+from agent.doctor.finding import Finding, fail, ok, skipped
+
+CHECK: Final = "key"
+OURS: Final = "chown root:credential-agent {0} && chmod 0640 {0}"
+
+
+def key(facts: Facts) -> Iterator[Finding]:
+    """Each key by itself, with its thumbprint."""
+    if isinstance(facts.keys, Unknown):
+        if facts.keys.hung:
+            yield fail(CHECK, f"{facts.keys.why}: a key is on a mount that does not answer", "cat /proc/mounts")
+        else:
+            yield skipped(CHECK, facts.keys.why, next=facts.more)
+        return
+    running = facts.control.document if isinstance(facts.control, Control) else {}
+    for one in facts.keys.keys:
+        yield _one(one, running)
+    if not facts.keys.keys:
+        yield skipped(CHECK, "none is configured: this worker takes no bundle")
+
+
+def _one(one: KeyFile, running: Mapping[str, object]) -> Finding:
+    path = shlex.quote(one.path)
+    make = f"credential-agent keygen --out {path} --force && {OURS.format(path)}"
+    about = one.path or one.key
+    match one.state:
+        case "usable":
+            return ok(CHECK, f"{one.key}: thumbprint {', '.join(one.kids)}", about=about)
+        case "elsewhere":
+            loaded = running.get("keys")
+            kids = ", ".join(map(str, loaded)) if isinstance(loaded, list | tuple) else ""
+            return ok(CHECK, f"{one.key}: {one.why}" + (f"; the agent has {kids}" if kids else ""), about=about)
+        case "absent":
+            said = (
+                f"{one.key}: it is not there: no bundle can be opened (a new key is another one: senders must learn it)"
+            )
+            return fail(CHECK, said, make, about=about)
+        case "denied" if one.blocked:
+            said = f"{one.key}: the service may not enter {one.blocked}"
+            return fail(CHECK, said, f"chmod o+x {shlex.quote(one.blocked)}", about=about)
+        case "denied":
+            return fail(CHECK, f"{one.key}: the service may not read it: {one.why}", OURS.format(path), about=about)
+        case "shared":
+            return fail(
+                CHECK, f"{one.key}: others may read it, so it is not used: {one.why}", OURS.format(path), about=about
+            )
+        case "not-a-file":
+            said = f"{one.key}: expected a file, got {one.why}"
+            return fail(CHECK, said, f"ls -ld {path} {shlex.quote(posixpath.dirname(one.path))}", about=about)
+        case "not-a-key":
+            return fail(CHECK, f"{one.key}: {one.why}: not a key that opens bundles", make, about=about)

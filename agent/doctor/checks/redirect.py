@@ -1,0 +1,58 @@
+"""Does a worker's request to the metadata service arrive at the agent?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from agent.doctor.facts import Arrival, Facts, Unknown
+from agent.doctor.finding import Finding, fail, ok, skipped, warn
+
+CHECK: Final = "redirect"
+RESTART: Final = "systemctl restart credential-agent-redirect"
+_ASKED: Final[Mapping[str, tuple[str, str]]] = {
+    "refused": ("is refused", RESTART),
+    "timeout": ("is led, and nobody answers", "systemctl restart credential-agent"),
+    "unreachable": ("has no route: the machine needs a default route, even to a dummy", "ip route show"),
+}
+
+
+def redirect(facts: Facts) -> Iterator[Finding]:
+    """What the holder of the rules says, what the kernel has, and what a request just now met."""
+    found = facts.arrival
+    if isinstance(found, Unknown):
+        yield skipped(CHECK, found.why)
+        return
+    if not found.expected:
+        yield skipped(CHECK, "workers are not led on this machine: they ask by the variables of the environment file")
+        return
+    broken = _broken(found)
+    strays = {} if broken else {who: word for who, word in found.asked.items() if word != "agent"}
+    if broken:
+        yield fail(CHECK, *broken)
+    for who, word in strays.items():
+        cause, command = _ASKED.get(word, (f"is answered by another service ({word})", RESTART))
+        yield fail(CHECK, f"a request of {who} {cause}", command)
+    if not broken and found.why:
+        yield warn(CHECK, f"led by the rules of before: {found.why}", "credential-agent redirect apply")
+    for note in found.notes:
+        yield warn(CHECK, note, "credential-agent redirect apply")
+    if not broken and not strays and not found.why:
+        who = f" ({', '.join(found.asked)} asked just now)" if found.asked else ""
+        yield ok(CHECK, f"a worker's request arrives{who}")
+
+
+def _broken(found: Arrival) -> tuple[str, str] | None:
+    """Why no worker's request arrives, and what to type."""
+    said = found.why or found.state
+    if found.table is False:
+        return f"the rules are not in the kernel (flushed?): workers are refused; {said}", RESTART
+    match found.state:
+        case "led":
+            return None
+        case "closed":
+            return f"workers are refused: {said}", "credential-agent redirect apply"
+        case "unanswered":
+            return f"workers are led, and nobody answers: {said}", "systemctl restart credential-agent"
+        case _:
+            return f"{found.state}: {said}", RESTART

@@ -1,0 +1,117 @@
+"""Does the daemon run, and does it answer? If not: what does systemd know?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from agent.doctor.facts import Control, Facts, Unit, Units, Unknown
+from agent.doctor.finding import Finding, fail, ok, skipped, warn
+
+CHECK: Final = "daemon"
+SERVICE: Final = "credential-agent.service"
+JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
+START: Final = "systemctl restart credential-agent"
+
+#: The exit codes of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): cause, next.
+BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
+    "203": ("the program is not there or cannot be executed", "ls -l /opt/credential-agent/bin/credential-agent"),
+    "217": ("the service's user is not there", f"systemd-sysusers && {START}"),
+    "226": ("systemd cannot make the sandbox", JOURNAL),
+    "233": ("systemd cannot prepare /run/credential-agent", "df /run"),
+    "238": (
+        "/var/lib/credential-agent is another user's, or on a read-only file system",
+        "chown -R credential-agent:credential-agent /var/lib/credential-agent",
+    ),
+    "243": ("systemd cannot pass a credential of LoadCredential=", JOURNAL),
+}
+
+
+def daemon(facts: Facts) -> Iterator[Finding]:
+    """Whether it runs and answers."""
+    units, control = facts.units, facts.control
+    unit = None if isinstance(units, Unknown) else units.units.get(SERVICE)
+    if isinstance(control, Control) and control.state == "answered":
+        version = control.document.get("version", "")
+        since = control.document.get("started")
+        yield ok(CHECK, f"version {version} answers" + (f", since {since}" if since else ""))
+        yield from _next_boot(units)
+        return
+    if unit is not None and (unit.load == "masked" or unit.enabled == "masked"):
+        yield fail(
+            CHECK, f"{SERVICE} is masked: systemd starts it for nobody", f"systemctl unmask {SERVICE} && {START}"
+        )
+        return
+    if unit is not None and unit.load == "not-found":
+        said = f"{SERVICE} is not installed on this machine: install it again; until then it can run by hand"
+        yield fail(CHECK, said, f"credential-agent run --config {facts.config_path}")
+        return
+    if unit is not None and unit.load not in {"", "loaded"}:
+        yield fail(CHECK, f"systemd cannot load {SERVICE}: {unit.load}", f"systemd-analyze verify {SERVICE}")
+        return
+    if unit is not None and unit.active in {"active", "reloading"}:
+        yield from _runs(facts, unit, control)
+        return
+    if unit is not None:
+        yield _does_not_run(unit, units.last_error if isinstance(units, Units) else "")
+        return
+    yield from _without_systemd(facts, control)
+
+
+def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Finding]:
+    if isinstance(control, Control) and control.state == "denied":
+        yield ok(CHECK, f"{SERVICE} is active")
+        yield skipped(CHECK, f"what it says is for root and operators: {control.why}", next=facts.more)
+        return
+    silent = isinstance(control, Unknown) or control.state == "silent"
+    if not silent and isinstance(control, Control):
+        yield fail(CHECK, f"{SERVICE} is active, and does not answer: {control.why}", START)
+        return
+    said = f"process {unit.pid} runs and has not answered within {facts.seconds:g} s"
+    if unit.process in {"T", "t"}:
+        yield fail(CHECK, f"{said}: it is stopped (SIGSTOP, or a debugger)", f"kill -CONT {unit.pid}")
+    elif unit.process == "D":
+        yield fail(CHECK, f"{said}: the kernel holds it, in a call to a disk or a mount", f"cat /proc/{unit.pid}/stack")
+    else:
+        yield fail(CHECK, f"{said}: it hangs, or this machine is overloaded", START)
+
+
+def _does_not_run(unit: Unit, last_error: str) -> Finding:
+    if unit.result in {"", "success"} and unit.active in {"inactive", "deactivating"}:
+        return fail(CHECK, f"{SERVICE} is stopped", "systemctl start credential-agent")
+    said = f"{SERVICE} is {unit.active} ({unit.sub})"
+    if unit.result != "success":
+        said += f"; it ended last with {unit.result}" + (f", status {unit.status}" if unit.status else "")
+    before = BEFORE_IT.get(unit.status) if unit.result == "exit-code" else None
+    if before is not None:
+        return fail(CHECK, f"{said}: {before[0]}", before[1])
+    if last_error:
+        said += f': "{last_error}"'
+    if unit.result == "oom-kill":
+        return fail(CHECK, f"{said}: the kernel ended it for want of memory", "journalctl --no-pager -k -n 40")
+    if unit.status == "78":
+        return fail(CHECK, said, "credential-agent check")
+    if unit.active == "activating" and unit.result == "success":
+        return warn(CHECK, f"{said}: it is starting", JOURNAL)
+    return fail(CHECK, said, JOURNAL)
+
+
+def _without_systemd(facts: Facts, control: Control | Unknown) -> Iterator[Finding]:
+    run = f"credential-agent run --config {facts.config_path}"
+    if isinstance(control, Unknown):
+        yield skipped(CHECK, control.why)
+    elif control.state == "denied":
+        yield skipped(CHECK, control.why, next=facts.more)
+    elif control.state == "silent":
+        yield fail(CHECK, f"{control.path}: no answer within {facts.seconds:g} s: the agent hangs", run)
+    else:
+        yield fail(CHECK, f"it does not run: {control.why}", run)
+
+
+def _next_boot(units: Units | Unknown) -> Iterator[Finding]:
+    """A warning where nothing starts it at the next boot."""
+    if isinstance(units, Unknown) or not units.present:
+        return
+    states = {name: unit.enabled for name, unit in units.units.items()}
+    if states.get(SERVICE) == "disabled" and states.get("credential-agent.target") != "enabled":
+        yield warn(CHECK, f"{SERVICE} is disabled: the next boot does not start it", f"systemctl enable {SERVICE}")

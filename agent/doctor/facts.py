@@ -1,0 +1,183 @@
+"""What the probes found: everything that a check may judge by, as frozen values.
+
+A fact that could not be had is an :class:`Unknown`, which says why; no check fails for the want of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+
+class Unknown(msgspec.Struct, frozen=True, kw_only=True):
+    """A probe did not say.
+
+    Attributes:
+        why: in a few words.
+        hung: it did not end in its time.
+    """
+
+    why: str
+    hung: bool = False
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit of systemd (systemctl(1), ``show``).
+
+    Attributes:
+        load: ``loaded``, ``not-found``, ``masked``, ``bad-setting``, ``error``.
+        active: ``active``, ``activating``, ``inactive``, ``failed``...
+        result: why it ended last: ``success``, ``exit-code``, ``signal``, ``watchdog``, ``oom-kill``...
+        status: the exit status of the main process, when it ended last.
+        restarts: how often systemd has started it again.
+        enabled: the state of its file: ``enabled``, ``disabled``, ``static``, ``masked``...
+        pid: of the main process; 0: there is none.
+        process: the state of that process as proc(5) has it (``S``, ``T`` for stopped, ``D``); empty: not known.
+    """
+
+    name: str
+    load: str = ""
+    active: str = ""
+    sub: str = ""
+    result: str = ""
+    status: str = ""
+    restarts: int = 0
+    enabled: str = ""
+    pid: int = 0
+    process: str = ""
+
+
+class Units(msgspec.Struct, frozen=True, kw_only=True):
+    """What systemd says.
+
+    Attributes:
+        present: whether systemd runs this machine.
+        units: ours, by name.
+        last_error: what the service last said when it failed; empty: nothing, or we may not read the journal.
+    """
+
+    present: bool
+    units: Mapping[str, Unit] = {}
+    last_error: str = ""
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon answers on its control socket, or a worker on the couriers' socket.
+
+    Attributes:
+        state: ``answered``; ``silent``: connected and not answered in time; ``absent``: nobody listens; ``denied``: not
+            ours to ask; ``broken``: an answer that makes no sense.
+        path: of the socket.
+        document: the status document.
+        courier: it is the redacted document of the couriers' socket.
+        why: in words, unless it answered.
+    """
+
+    state: Literal["answered", "silent", "absent", "denied", "broken"]
+    path: str
+    document: Mapping[str, Any] = {}
+    courier: bool = False
+    why: str = ""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """Something wrong with the configuration, or with what it names.
+
+    Attributes:
+        key: of the configuration, as ``keys[0].path``; empty: the file as a whole.
+        said: what is wrong. ``hint``: what to do, for a person.
+        text: it is the text of the file that is wrong, not what it names.
+    """
+
+    key: str
+    said: str
+    hint: str | None = None
+    text: bool = False
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration as the service sees it.
+
+    Attributes:
+        path: of the file.
+        faults: everything that is wrong.
+        told: what the agent would start without.
+        as_service: whether it was looked at with the service's eyes.
+    """
+
+    path: str
+    faults: tuple[Fault, ...] = ()
+    told: tuple[str, ...] = ()
+    as_service: bool = False
+
+
+class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the worker's keys, as the service can read it.
+
+    Attributes:
+        key: of the configuration, as ``keys[0]``.
+        path: of its file; empty: it is in no file.
+        kids: its thumbprints or key ids, when it can be used.
+        state: ``usable``; ``absent``; ``denied``; ``shared``: others may read it; ``not-a-key``; ``not-a-file``;
+            ``elsewhere``: it is no file of ours to read (a KMS, memory, a credential that was not given).
+        why: in words.
+        blocked: the first directory on the way that the service may not enter.
+    """
+
+    key: str
+    path: str = ""
+    kids: tuple[str, ...] = ()
+    state: Literal["usable", "absent", "denied", "shared", "not-a-key", "not-a-file", "elsewhere"] = "usable"
+    why: str = ""
+    blocked: str = ""
+
+
+class KeyFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """All keys."""
+
+    keys: tuple[KeyFile, ...] = ()
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a worker's request arrives.
+
+    Attributes:
+        expected: whether this machine leads workers' requests to the agent at all.
+        state: ``led``, ``unanswered``, ``astray``, ``closed``, ``unknown`` (:mod:`agent.host.arrival`).
+        why: in words. ``notes``: what is not as the configuration says.
+        table: whether the kernel has our rules; ``None``: not ours to ask.
+        asked: what a request to the metadata address was answered just now: a word of ``agent.host.arrival.ask``, by
+            who asked (``uid 1000``, ``this user``).
+    """
+
+    expected: bool
+    state: str = ""
+    why: str | None = None
+    notes: tuple[str, ...] = ()
+    table: bool | None = None
+    asked: Mapping[str, str] = {}
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found.
+
+    Attributes:
+        root: whether it was looked with the rights of root.
+        seconds: how long each probe had.
+    """
+
+    root: bool
+    seconds: float
+    config_path: str
+    units: Units | Unknown
+    control: Control | Unknown
+    configuration: Configuration | Unknown
+    keys: KeyFiles | Unknown
+    arrival: Arrival | Unknown
+
+    @property
+    def more(self) -> str | None:
+        """The command that would see more, for whoever has not the rights of root."""
+        return None if self.root else "sudo credential-agent doctor"

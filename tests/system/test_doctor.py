@@ -1,0 +1,76 @@
+"""`doctor` beside a real daemon: what it says while the daemon answers, hangs, and is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.harness import World
+
+DEADLINE = 60
+"""Seconds, after which `doctor` itself counts as hung: it takes two, and this machine may be very busy."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def examined(config: Path, *options: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """The exit status, and the findings by check."""
+    command = [sys.executable, "-m", "agent", "doctor", "--json", "--config", str(config), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["schema_version"]) == ("credential-agent/doctor", 1)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in document["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    assert document["ok"] == (done.returncode == 0), done.stderr
+    return done.returncode, found
+
+
+def test_it_sees_a_healthy_daemon_a_hung_one_and_none(world: World) -> None:
+    """Who serves is told with the key's thumbprint; a daemon that hangs, and one that is gone, do not hang the look."""
+    with world.agent() as agent:
+        agent.ready()
+        world.drop(world.seal(world.session("ASIAUSER000000000000")))
+        agent.wait_for("bundle.accepted", seq=1)
+        _, found = examined(agent.config)
+        assert [one["level"] for one in found["daemon"]] == ["ok"]
+        assert [one["level"] for one in found["key"]] == ["ok"]
+        assert world.key.kid in found["key"][0]["said"]
+        assert "from the bundle" in str(found["identity"])
+
+        os.kill(agent.process.pid, signal.SIGSTOP)
+        try:
+            status, found = examined(agent.config)
+        finally:
+            os.kill(agent.process.pid, signal.SIGCONT)
+        assert status == 69
+        assert "no answer" in found["daemon"][0]["said"]
+        config = agent.config
+    status, found = examined(config)
+    assert status == 69
+    assert found["daemon"][0]["level"] == "fail"
+    assert "does not listen" in found["daemon"][0]["said"]
+
+
+def test_a_pipe_in_place_of_a_file_hangs_nothing(world: World) -> None:
+    """A pipe that nobody writes to is told as what it is, where a key is expected and where a configuration is."""
+    config = world.write_config()
+    key = world.key_file
+    key.unlink()
+    os.mkfifo(key)
+    _, found = examined(config)
+    assert "expected a file, got a pipe" in found["key"][0]["said"]
+    config.unlink()
+    os.mkfifo(config)
+    _, found = examined(config)
+    assert "expected a plain file" in found["configuration"][0]["said"]
