@@ -58,9 +58,12 @@ def configuration() -> str:
     for title, struct in _SECTIONS:
         summary, meanings = _docstring(struct)
         rows.append(f"| **`{title}`** | | {summary} |")
-        for field in msgspec.structs.fields(struct):
-            meaning = meanings.get(field.name, "")
-            rows.append(f"| `{field.name}` | {_default(field)} | {meaning} |")
+        rows += [
+            f"| `{field.name}` | {_default(field)} | {meanings.pop(field.name)} |"
+            for field in msgspec.structs.fields(struct)
+        ]
+        if meanings:
+            raise ValueError(f"{title}: no such keys: {', '.join(meanings)}")
     return "\n".join(rows)
 
 
@@ -110,7 +113,7 @@ def _docstring(struct: type) -> tuple[str, dict[str, str]]:
     meanings: dict[str, str] = {name: said for base in common for name, said in _docstring(base)[1].items()}
     names: list[str] = []
     for line in tail.splitlines():
-        match = re.match(r" {8}([a-z0-9_, ]+): (.*)", line)
+        match = re.match(r" {8}([a-z][a-z0-9_, ]*): (.*)", line)
         if match:
             names = [name.strip() for name in match[1].split(",")]
             meanings.update(dict.fromkeys(names, match[2].strip()))

@@ -1,6 +1,6 @@
 """What the configuration can say: each section, key, unit and default, here and only here.
 
-Long because it is one page: the operator's file in its order, from which the tables of README.md are made.
+Long because it is one page: the operator's file in its order. CONFIGURATION.md is made from it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,28 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from agent.config.shapes import (
+    AccountId,
+    AttributeKey,
+    GuestAttribute,
+    HostName,
+    KmsKeyVersion,
+    MetadataPath,
+    Mode,
+    Name,
+    Path_,
+    ProjectNumber,
+    RoleName,
+    Seconds,
+    SocketPath,
+    Url,
+    VariableName,
+    VariablePattern,
+    VariableValue,
+)
+
 MAX_SOCKET_PATH_BYTES: Final = 107
 """``sun_path`` of unix(7) holds 108, the NUL at its end included."""
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
-Path_ = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]{1,4095}\Z")]
-Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s]{1,2000}\Z")]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
-VariablePattern = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_*]{1,128}\Z")]
-VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
-# What an environment file can hold: agent.host.envfile refuses the same characters, when it is too late to say so.
-VariableValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z")]
-HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:_-]{1,253}\Z")]
-MetadataPath = Annotated[str, msgspec.Meta(pattern=r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z")]
-Mode = Annotated[str, msgspec.Meta(pattern=r"^0[0-7]{3}\Z")]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename=None):
@@ -29,44 +38,53 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Listen(Section, frozen=True):
-    """The listeners.
+    """The sockets on which the agent listens.
 
     Attributes:
-        http: where SDKs ask, ``HOST:PORT``; loopback unless a bridge of containers must reach it. Sockets passed by
-            systemd (``FileDescriptorName=http``) take the place of these.
-        hosts: further names and addresses that requests may be addressed to (``Host``), beside those of ``http`` and of
-            the metadata services; needed where ``http`` is a wildcard such as ``0.0.0.0``.
-        control: the unix socket of status, metrics and push (``FileDescriptorName=control``).
-        control_mode: the mode of that socket when we make it ourselves.
-        courier: the unix socket at which workers enrol and hand in bundles (``FileDescriptorName=courier``):
-            ``auto``: ``courier.sock`` beside ``control``; ``off``; or a path. Made by us it is for
-            ``environment.group``.
-        max_connections: at most so many at once; each costs about 10 kB, and what all keep of requests and answers is
-            at most 16 MB more. When they are used up, whoever has most gives one up for the newcomer. Lowered, as
-            the log and ``status`` say, where the limit of file descriptors leaves fewer.
+        http: the addresses at which SDKs ask, ``HOST:PORT`` each. Keep them on loopback, unless containers on a bridge
+            must reach the agent. Not used where systemd passes sockets (``FileDescriptorName=http``), as the installed
+            units do.
+        hosts: further host names and addresses that a request may carry in its ``Host`` header. Those of ``http`` and
+            of the metadata services are always accepted. Needed where ``http`` is a wildcard such as ``0.0.0.0``.
+        control: path of the unix socket for operators: status, metrics, push (``FileDescriptorName=control``).
+        control_mode: file mode of that socket, octal. Not used where systemd passes the socket.
+        courier: path of the unix socket at which workers enrol and hand in bundles (``FileDescriptorName=courier``).
+            ``auto`` means ``courier.sock`` beside ``control``; ``off`` means none. Where systemd does not pass it, the
+            agent makes it for the group ``environment.group``.
+        max_connections: the most connections that are open at once. Each costs about 10 kB; requests and answers in
+            work add at most 16 MB together. When all are in use, whoever has the most loses one to a newcomer. The
+            agent lowers it where the limit of file descriptors is smaller, and says so in the log and in ``status``.
     """
 
     http: tuple[str, ...] = ("127.0.0.1:16925",)
     hosts: tuple[HostName, ...] = ()
     control: Path_ = "/run/credential-agent/control.sock"
     control_mode: Mode = "0660"
-    courier: Annotated[str, msgspec.Meta(pattern=r"^(?:auto|off|/[^\x00]{1,4095})\Z")] = "auto"
+    courier: SocketPath = "auto"
     max_connections: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 8192
 
 
 class Identity(Section, frozen=True):
-    """Who this worker is, and what it does without a bundle.
+    """Which names this worker has, and what it serves without a bundle.
 
     Attributes:
-        audience: names this worker answers to beside its own (``urn:credbundle:cluster:ID``).
-        instance_id: ``auto``: from the metadata service, else ``/etc/machine-id``. What was remembered of another
-            instance is forgotten; where firmware or boot contradict the name, nothing is served and nothing forgotten.
-        grace_seconds: how long at boot to wait for a first bundle before the machine's own identity is served.
-            30 s: user-data and attributes are there within one; a control plane that creates the VM first needs a few.
-        fallback: the clouds that may be served from the machine's own identity.
-        on_expiry: what follows the end of a bundle that does not say so itself. ``deny``: nobody is surprised.
-        role_name: the EC2 role name under which a bundle's identity is listed when nothing better is known.
-        horizon_lead_seconds: how long before a cloud's horizon ``horizon.near`` is logged.
+        audience: further names of this worker, such as ``urn:credbundle:cluster:ID``. A bundle is accepted only if it
+            is addressed (``aud``) to a name of the worker; the names of its instance and of its account or project it
+            has anyway.
+        instance_id: the name of this machine, to which the saved state belongs. ``auto`` asks the metadata service, and
+            reads ``/etc/machine-id`` where there is none. State saved under another name (a clone of an image) is
+            deleted. Where the firmware or the boot contradict the name, the agent serves nothing and deletes nothing.
+        grace_seconds: how long after boot, in seconds, the agent waits for a first bundle before it serves the
+            machine's own identity. User-data and attributes are there within one second. Raise it if a control plane
+            creates the machine first and sends the bundle later.
+        fallback: the clouds for which the agent may serve the machine's own identity (EC2 role, GCE service account)
+            while no bundle has decided otherwise. ``[]``: never.
+        on_expiry: what is served after the end of a bundle that does not say so itself: ``deny`` serves nothing,
+            ``fallback`` serves the machine's own identity.
+        role_name: the role name in EC2's metadata for an identity from a bundle, where the bundle and the ARN name no
+            role.
+        horizon_lead_seconds: how many seconds before a cloud's identity ends for good the event ``horizon.near`` is
+            logged.
     """
 
     audience: tuple[str, ...] = ()
@@ -74,38 +92,38 @@ class Identity(Section, frozen=True):
     grace_seconds: Seconds = 30.0
     fallback: tuple[Literal["aws", "gcp"], ...] = ("aws", "gcp")
     on_expiry: Literal["deny", "fallback"] = "deny"
-    role_name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_+=,.@-]{1,64}\Z")] = "credential-agent"
+    role_name: RoleName = "credential-agent"
     horizon_lead_seconds: Seconds = 3600.0
 
 
 class FileKey(Section, frozen=True, tag_field="kind", tag="file"):
-    """A private key in a file, readable by the agent only.
+    """A private key in a file that only the agent can read.
 
     Attributes:
-        path: a JWK, a JWK Set (the current key and the previous one) or unencrypted PEM.
+        path: the file: a JWK, unencrypted PEM, or a JWK Set (to rotate: the new key and the previous one).
     """
 
     path: Path_
 
 
 class CredentialKey(Section, frozen=True, tag_field="kind", tag="credential"):
-    """A private key that systemd passes, encrypted ones too.
+    """A private key that systemd passes to the service, encrypted on disk or not.
 
     Attributes:
-        name: as in the unit's ``LoadCredential=NAME:...`` or ``LoadCredentialEncrypted=``.
+        name: the NAME in the unit's ``LoadCredential=NAME:...`` or ``LoadCredentialEncrypted=NAME:...``.
     """
 
     name: Name
 
 
 class AwsKmsKey(Section, frozen=True, tag_field="kind", tag="aws-kms"):
-    """A key that never leaves AWS KMS, used with the instance profile.
+    """A private key that never leaves AWS KMS. The agent asks KMS as the instance profile.
 
     Attributes:
-        key_id: key ARN or alias ARN.
-        public_key: the public half, a file with a JWK or PEM: bundles are addressed to its thumbprint.
-        region: when the ARN shall not say it.
-        endpoint: a base URL instead of the regional one (VPC endpoint).
+        key_id: ARN of the key or of an alias.
+        public_key: path of a file with the public half (JWK or PEM). Bundles are addressed to its thumbprint.
+        region: region of KMS. Default: the region in the ARN.
+        endpoint: base URL of KMS, such as a VPC endpoint. Default: the region's own.
     """
 
     key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
@@ -115,42 +133,44 @@ class AwsKmsKey(Section, frozen=True, tag_field="kind", tag="aws-kms"):
 
 
 class GcpKmsKey(Section, frozen=True, tag_field="kind", tag="gcp-kms"):
-    """A key that never leaves Google Cloud KMS, used with the VM's service account.
+    """A private key that never leaves Google Cloud KMS. The agent asks KMS as the VM's service account.
 
     Attributes:
         key_version: ``projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V``.
-        public_key: the public half, a file with a JWK or a PEM.
-        endpoint: a base URL instead of the global one.
+        public_key: path of a file with the public half (JWK or PEM). Bundles are addressed to its thumbprint.
+        endpoint: base URL of KMS. Default: Google's own.
     """
 
-    key_version: Annotated[str, msgspec.Meta(pattern=r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z")]
+    key_version: KmsKeyVersion
     public_key: Path_
     endpoint: Url | None = None
 
 
 class EphemeralKey(Section, frozen=True, tag_field="kind", tag="ephemeral"):
-    """A key made at the first start after a boot, in memory only. Its public half goes where senders can find it.
+    """A private key that the agent makes at its first start after a boot and keeps in memory only.
+
+    Senders need its public half: publish it in one of the places below, or let them ask the couriers' socket.
 
     Attributes:
-        publish_file: write the public JWK there.
-        publish_guest_attribute: ``NAMESPACE/KEY`` of a GCE guest attribute to write it to.
+        publish_file: path of a file to which the public key (JWK) is written.
+        publish_guest_attribute: GCE guest attribute to which the public key is written, ``NAMESPACE/KEY``.
     """
 
     publish_file: Path_ | None = None
-    publish_guest_attribute: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\Z")] | None = None
+    publish_guest_attribute: GuestAttribute | None = None
 
 
 KeyEntry = FileKey | CredentialKey | AwsKmsKey | GcpKmsKey | EphemeralKey
 
 
 class SignerEntry(Section, frozen=True):
-    """Whom this worker believes, and in what.
+    """A sender whose bundles this worker accepts, and for what.
 
     Attributes:
-        key: a file with the public key (JWK or PEM).
-        issuers: the ``iss`` it may sign for; a trailing ``*`` makes a prefix of it.
-        audiences: the ``aud`` it may sign for, likewise.
-        max_lease_seconds: how long a lease it may give; ``0``: any.
+        key: path of a file with the sender's public key (JWK or PEM).
+        issuers: the issuers (``iss``) for which this key may sign. A trailing ``*`` stands for any rest.
+        audiences: the audiences (``aud``) for which it may sign. A trailing ``*`` stands for any rest.
+        max_lease_seconds: the longest lease, in seconds, that its bundles may give. ``0``: any.
     """
 
     key: Path_
@@ -160,12 +180,13 @@ class SignerEntry(Section, frozen=True):
 
 
 class LaunchSigners(Section, frozen=True):
-    """Signers that whoever launches the machine names for it; off without an entry.
+    """Senders that whoever launches the machine names for it. Off without an entry.
 
     Attributes:
-        issuers: the ``iss`` that such a signer may sign for; a trailing ``*`` makes a prefix of it.
-        audiences: the ``aud``, likewise.
-        max_lease_seconds: the longest lease that it may give; a bundle of its without one has this. 12 h.
+        issuers: the issuers (``iss``) for which such a sender may sign. A trailing ``*`` stands for any rest.
+        audiences: the audiences (``aud``) for which it may sign. A trailing ``*`` stands for any rest.
+        max_lease_seconds: the longest lease, in seconds, that its bundles may give. A bundle without a lease gets this
+            one. The default is 12 hours.
     """
 
     issuers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -174,44 +195,46 @@ class LaunchSigners(Section, frozen=True):
 
 
 class Ec2UserDataSigners(LaunchSigners, frozen=True, tag_field="kind", tag="ec2-user-data"):
-    """Lines ``credential-agent-signer: KEY`` in EC2 user-data, wherever a bundle may stand in it."""
+    """Accept senders named in EC2 user-data: a line ``credential-agent-signer: KEY`` wherever a bundle may stand."""
 
 
 class Ec2TagSigners(LaunchSigners, frozen=True, tag_field="kind", tag="ec2-tag"):
-    """An EC2 instance tag, where the instance shows its tags in its metadata (``InstanceMetadataTags``).
+    """Accept senders named in an EC2 instance tag.
+
+    The instance must show its tags in its metadata (``InstanceMetadataTags``).
 
     Attributes:
-        tag: its key. Whoever may tag the instance then names signers.
+        tag: the key of the tag. Whoever may tag the instance can then name senders.
     """
 
-    tag: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-agent-signer"
+    tag: AttributeKey = "credential-agent-signer"
 
 
 class GceAttributeSigners(LaunchSigners, frozen=True, tag_field="kind", tag="gce-attribute"):
-    """A GCE metadata attribute of the instance.
+    """Accept senders named in a GCE metadata attribute of the instance.
 
     Attributes:
-        key: its name.
+        key: the name of the attribute. Whoever may change the instance's metadata can then name senders.
     """
 
-    key: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-agent-signer"
+    key: AttributeKey = "credential-agent-signer"
 
 
 class CredentialSigners(LaunchSigners, frozen=True, tag_field="kind", tag="credential"):
-    """A credential that systemd passes (``LoadCredential=``); where it is not given, it names nobody.
+    """Accept senders named in a credential that systemd passes to the service. Where it is not passed, none is named.
 
     Attributes:
-        name: its name.
+        name: the NAME in the unit's ``LoadCredential=NAME:...``.
     """
 
     name: Name = "credential-agent.signers"
 
 
 class DirectorySigners(LaunchSigners, frozen=True, kw_only=True, tag_field="kind", tag="directory"):
-    """The files ``*.jwk``, ``*.pem`` and ``*.pub`` of a directory, looked at every few seconds.
+    """Accept senders whose keys lie in a directory: ``*.jwk``, ``*.pem`` and ``*.pub``, looked at every few seconds.
 
     Attributes:
-        path: the directory; it need not exist yet. Whoever may write there names signers.
+        path: the directory; it need not exist yet. Whoever may write there can then name senders.
     """
 
     path: Path_
@@ -224,19 +247,19 @@ class Enrol(Section, frozen=True):
     """How this worker proves to a sender which machine its key belongs to.
 
     Attributes:
-        aws_web_identity: also by a token of ``sts:GetWebIdentityToken``, which the account must have enabled and the
-            machine's role must be allowed.
+        aws_web_identity: also offer a token of ``sts:GetWebIdentityToken`` as proof. The account must have enabled that
+            call, and the machine's role must be allowed to make it.
     """
 
     aws_web_identity: bool = False
 
 
 class FileSourceEntry(Section, frozen=True, tag_field="kind", tag="file"):
-    """A file that something else puts there; a rename into place is seen within a second.
+    """Take the bundle from a file. A new file is seen within a second; replace it by renaming.
 
     Attributes:
-        path: the file; it and its directory need not exist yet.
-        name: its name in logs, metrics and acknowledgements; by default its kind.
+        path: the file. It and its directory need not exist yet.
+        name: name of this source in logs, metrics and acknowledgements. Default: its kind.
     """
 
     path: Path_
@@ -244,42 +267,46 @@ class FileSourceEntry(Section, frozen=True, tag_field="kind", tag="file"):
 
 
 class Ec2UserDataEntry(Section, frozen=True, tag_field="kind", tag="ec2-user-data"):
-    """EC2 user-data: the bundle alone, armoured inside anything, a MIME part, or systemd's JSON.
+    """Take the bundle from EC2 user-data: alone, armoured inside other text, as a MIME part, or in systemd's JSON.
 
     Attributes:
-        name: its name in logs, metrics and acknowledgements; by default its kind.
+        name: name of this source in logs, metrics and acknowledgements. Default: its kind.
     """
 
     name: Name | None = None
 
 
 class GceAttributeEntry(Section, frozen=True, tag_field="kind", tag="gce-attribute"):
-    """A GCE metadata attribute. A change is seen at once, without polling.
+    """Take the bundle from a GCE metadata attribute. A change is seen at once, without polling.
 
     Attributes:
-        key: the attribute.
-        scope: the instance's, the project's, or both.
-        name: its name in logs, metrics and acknowledgements; by default its kind.
+        key: the name of the attribute.
+        scope: whose attribute is read: the ``instance``'s, the ``project``'s, or ``both``. Of two bundles the newer one
+            counts.
+        name: name of this source in logs, metrics and acknowledgements. Default: its kind.
     """
 
-    key: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] = "credential-bundle"
+    key: AttributeKey = "credential-bundle"
     scope: Literal["instance", "project", "both"] = "both"
     name: Name | None = None
 
 
 class HttpsEntry(Section, frozen=True, tag_field="kind", tag="https"):
-    """An object at a URL: ETag, long poll; a pre-signed URL is the same thing.
+    """Take the bundle from a URL, with ETag and long poll. A pre-signed URL works too.
 
     Attributes:
-        url: the object; its query may be a credential and is never logged.
-        url_file: holds that URL, read again for every request. In place of ``url``: give one of the two.
-        ack_url: where verdicts are posted.
-        ca_file: a private CA for it.
-        token_file: a bearer token sent with every request.
-        wait_seconds: how long the server may hold a poll (``Prefer: wait``); 50 s is below common proxy timeouts.
-        poll_seconds: between polls of a server that does not hold them.
-        proxy: an explicit proxy; the environment's are never used.
-        name: its name in logs, metrics and acknowledgements; by default its kind.
+        url: the URL. Its query may be a credential, and is never logged. Give either ``url`` or ``url_file``.
+        url_file: path of a file with the URL, read again before every request. It keeps the URL out of this file.
+        ack_url: URL to which the agent posts whether it accepted each bundle. Default: nowhere.
+        ca_file: path of a file with certificate authorities (PEM) to trust for this source, beside the system's.
+            Default: ``upstream.ca_file``.
+        token_file: path of a file with a bearer token, sent with every request.
+        wait_seconds: how long, in seconds, the server may hold a request until there is a change (``Prefer: wait``).
+            ``0``: do not ask it to. 50 s is below the usual timeouts of proxies.
+        poll_seconds: pause between requests, in seconds, where the server does not hold them.
+        proxy: URL of an HTTP proxy for this source. Default: ``upstream.proxy``. Proxies named in the environment are
+            never used.
+        name: name of this source in logs, metrics and acknowledgements. Default: its kind.
     """
 
     url: Url | None = None
@@ -297,15 +324,19 @@ SourceEntry = FileSourceEntry | Ec2UserDataEntry | GceAttributeEntry | HttpsEntr
 
 
 class Upstream(Section, frozen=True):
-    """The machine's real metadata services and the way out.
+    """The machine's real metadata services, and connections to the outside.
 
     Attributes:
-        ec2: ``auto`` (by the firmware's vendor string), ``off``, or a base URL.
-        gce: the same for Google.
-        connect_timeout_seconds, read_timeout_seconds: of every request out.
-        ca_file: a private CA for all of them.
-        proxy: an explicit proxy for everything but the metadata services. The environment's are never used.
-        allow_private_addresses: let URLs that come *in a bundle* lead to private and loopback addresses.
+        ec2: the real EC2 metadata service: ``auto`` uses it where the firmware says that this is EC2, ``off`` never; or
+            its base URL.
+        gce: the real GCE metadata server, likewise.
+        connect_timeout_seconds: how long, in seconds, one connection may take to be made.
+        read_timeout_seconds: how long, in seconds, a server may stay silent.
+        ca_file: path of a file with certificate authorities (PEM) to trust for all connections, beside the system's.
+        proxy: URL of an HTTP proxy for everything but the metadata services. Proxies named in the environment are never
+            used.
+        allow_private_addresses: allow URLs *in a bundle* to lead to private and loopback addresses, as for a broker in
+            your own network.
     """
 
     ec2: str = "auto"
@@ -318,18 +349,21 @@ class Upstream(Section, frozen=True):
 
 
 class Mint(Section, frozen=True):
-    """How credentials are minted, and what a bundle may make this machine do.
+    """How the agent gets credentials, and where a bundle may make it send requests.
 
     Attributes:
-        sts_endpoint: an STS endpoint instead of the regional one (private endpoints, tests).
-        google_token_url, google_sts_url, google_iamcredentials_url: Google's endpoints instead of its own.
-        allowed_origins: origins beside the clouds' own that grants may name (``https://broker.example``).
-        web_token_directories: directories below which a grant may read web identity tokens.
-        probe: ask ``GetCallerIdentity`` before a renewed credential replaces another, when the grant says what to
-            expect.
-        request_timeout_seconds: of one request to a cloud or broker.
-        spread_seconds: draw the first mint after a new bundle from this long, so that a fleet started in one second
-            does not arrive at STS in one. 0: at once.
+        sts_endpoint: URL of AWS STS, such as a private endpoint. Default: the region's own.
+        google_token_url: URL of Google's OAuth token endpoint. Default: Google's own.
+        google_sts_url: URL of Google's STS. Default: Google's own.
+        google_iamcredentials_url: URL of Google's IAM Credentials service. Default: Google's own.
+        allowed_origins: origins that the grants of a bundle may name, such as ``https://broker.example``, beside the
+            clouds' own.
+        web_token_directories: directories in which a grant may read files with web identity tokens. Default: none.
+        probe: ask AWS whose a new credential is (``GetCallerIdentity``) before it is served, where the grant says whose
+            it must be.
+        request_timeout_seconds: how long, in seconds, one request to a cloud or a broker may take.
+        spread_seconds: after a new bundle, wait a random time of up to this many seconds before the first request. It
+            keeps a large fleet that starts at once from asking STS all at once. ``0``: no wait.
     """
 
     sts_endpoint: Url | None = None
@@ -344,45 +378,47 @@ class Mint(Section, frozen=True):
 
 
 class Aws(Section, frozen=True):
-    """What is said of AWS when neither the bundle nor the machine does.
+    """Facts about AWS, used where neither the bundle nor the machine says them.
 
     Attributes:
-        region: as ``eu-west-1``. Where no zone is known its first one stands for it (``eu-west-1a``): some clients read
-            nothing else.
-        availability_zone: as ``eu-west-1a``.
+        region: such as ``eu-west-1``. While no zone is known, clients that read nothing but the zone are told the
+            region's first one (``eu-west-1a``).
+        availability_zone: such as ``eu-west-1a``.
         account_id: twelve digits.
-        imdsv1: answer EC2 metadata requests without a session token. Off: it is what SSRF attacks need.
+        imdsv1: answer EC2 metadata requests that carry no session token (IMDSv1). Leave it off: server-side request
+            forgery needs it.
     """
 
     region: str | None = None
     availability_zone: str | None = None
-    account_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12}\Z")] | None = None
+    account_id: AccountId | None = None
     imdsv1: bool = False
 
 
 class Gcp(Section, frozen=True):
-    """What is said of Google when neither the bundle nor the machine does.
+    """Facts about Google Cloud, used where neither the bundle nor the machine says them.
 
     Attributes:
-        project_id: as ``research-7``.
-        numeric_project_id: its number; gcloud believes in no metadata server without one.
-        zone: as ``europe-west1-b``.
+        project_id: such as ``research-7``.
+        numeric_project_id: the project's number. gcloud recognises a metadata server only if it tells this number.
+        zone: such as ``europe-west1-b``.
     """
 
     project_id: str | None = None
-    numeric_project_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}\Z")] | None = None
+    numeric_project_id: ProjectNumber | None = None
     zone: str | None = None
 
 
 class PassThrough(Section, frozen=True):
-    """Metadata that is not a credential.
+    """Which of the machine's real metadata workers see. Credentials always come from the agent.
 
     Attributes:
-        enabled: pass it through to the real service. Off: what is not ours is 404.
-        show_user_data: let workers read user-data. It may carry the bundle: sealed, but whose business is it.
-        hide: what workers do not see beside the table below, with what lies under it: whole paths, ``/latest/...`` for
-            every version of EC2's tree, ``/computeMetadata/v1/...`` for Google's; ``*`` is any text in a segment.
-        show: what they do see though the table or its name hides it, likewise. ``hide`` is stronger.
+        enabled: pass other requests through to the real metadata service. Off: the agent answers 404 to them.
+        show_user_data: let workers read user-data. It may carry the sealed bundle and other secrets of the machine.
+        hide: further paths to hide from workers, with all that is below them, beside the table of hidden paths. Whole
+            paths: ``/latest/...`` for every version of EC2's tree, ``/computeMetadata/v1/...`` for Google's. ``*``
+            stands for any text within one segment.
+        show: paths to show to workers although the table hides them, written likewise. Where both match, ``hide`` wins.
     """
 
     enabled: bool = True
@@ -392,22 +428,23 @@ class PassThrough(Section, frozen=True):
 
 
 class Environment(Section, frozen=True):
-    """The files that programs on the worker read.
+    """The files from which programs on the worker learn where the agent is.
 
     Attributes:
-        file: for systemd's ``EnvironmentFile=``.
-        shell_file: the same for ``sh``.
-        container_file: for containers (their engines' ``env-file``): addresses that SDKs take and the redirection
-            leads, none of loopback. Not set: none is written.
-        token_file: the bearer token of the container-credentials endpoint, without a newline.
-        group: who may read them, beside the agent.
-        mode: their mode.
-        variables: further variables, as they are.
-        allow: names of a bundle's variables that pass beside those whose shape says a value (``MYAPP_TOKEN``,
-            ``DATABASE_URL``), ``*`` for any rest: ``["MYAPP_*"]``. Names of tools that load code or choose a server
-            (pip, Dask, Jupyter, MPI) pass only when the pattern names the tool.
-        imds_endpoint: also point ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` at us (for machines without the redirect).
-        static: write the keys themselves, for programs that can use nothing else. They go stale: off.
+        file: path of the file for systemd's ``EnvironmentFile=``.
+        shell_file: path of the file for ``sh``, with the same variables.
+        container_file: path of the file for containers (docker's ``env-file``): it names no loopback address, only
+            addresses that the redirection leads to the agent. Default: none is written.
+        token_file: path of the file with the bearer token of the container-credentials endpoint, without a newline.
+        group: group that may read these files. Default: the agent's user alone.
+        mode: mode of these files, octal.
+        variables: further variables to write, as they are.
+        allow: names of a bundle's variables to pass on, such as ``["MYAPP_*"]``; ``*`` stands for any rest. Names that
+            look like a value (``MYAPP_TOKEN``, ``DATABASE_URL``) pass anyway. Names of tools that load code or choose a
+            server (pip, Dask, Jupyter, MPI) pass only if the pattern names the tool.
+        imds_endpoint: also write ``AWS_EC2_METADATA_SERVICE_ENDPOINT``, for machines without the redirection.
+        static: also write the keys themselves, for programs that can use nothing else. Such a program fails when they
+            expire: leave it off.
     """
 
     file: Path_ = "/run/credential-agent/env"
@@ -423,21 +460,22 @@ class Environment(Section, frozen=True):
 
 
 class State(Section, frozen=True):
-    """What outlives the process: the sealed bundle as it came, and what was accepted. Never an opened credential.
+    """What the agent saves on disk: the sealed bundle as it came, and what it accepted. Never an opened credential.
 
     Attributes:
-        directory: it must exist, and be the agent's alone.
+        directory: path of the directory. It must exist and belong to the agent alone.
     """
 
     directory: Path_ = "/var/lib/credential-agent"
 
 
 class Log(Section, frozen=True):
-    """Logs, on standard error.
+    """Logging, to standard error.
 
     Attributes:
-        level: ``debug``, ``info``, ``warning`` or ``error``.
-        format: ``json``, ``console``, or ``auto``: readable on a terminal, JSON lines off one.
+        level: the least level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
+        format: ``json`` (one object on each line), ``console`` (for people), or ``auto``: ``console`` on a terminal,
+            else ``json``.
     """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -445,24 +483,27 @@ class Log(Section, frozen=True):
 
 
 class Redirect(Section, frozen=True):
-    """Who is a worker, for the nftables redirection (a unit of its own; the daemon reads none of this).
+    """Who is a worker, for the nftables redirection. Read by its own unit, not by the agent.
 
     Attributes:
-        uids: single uids and ranges (``1000-60000``); the default is every non-system uid, those of containers and user
-            namespaces included.
-        users: names, looked up when the rules are applied, and again until they are there.
-        units: systemd slices (and units that run) whose processes are workers whatever their uid, root included.
-        exempt_bridges: interfaces whose packets are the machine's own and reach the real service; a final ``*`` stands
-            for any rest. Everything else that is forwarded to a metadata address is a worker's, whatever its
-            interface is called.
-        bridges: interfaces of containers that may also ask the agent's own port, and are led though the rules would
-            take them for a cable (a bond, a VLAN). The default is what Docker and Podman make.
-        ipv6: lead ``fd00:ec2::254``, ``fd20:ce::254`` and ``fd00:ec2::23`` too. Refused they are in any case.
-        port: where to; ``0``: the port of ``listen.http``.
-        max_connections_per_worker: how many connections to the agent one uid, or one address of a container, may have
-            at once; ``0``: any number. An SDK needs one for some milliseconds per credential.
-        new_connections_per_worker: how many it may begin each second, after three seconds' worth at once; ``0``: any
-            number. An SDK begins three to six per process, so the default lets five hundred processes start together.
+        uids: users that are workers: single uids and ranges (``1000-60000``). The default is every uid that is no
+            system user's, those of containers and user namespaces included.
+        users: further users that are workers, by name. A name that does not exist yet is looked up again until it does.
+        units: systemd slices, and services while they run, whose processes are workers whatever their uid, root
+            included.
+        exempt_bridges: interfaces whose packets reach the real metadata service, because what is behind them is no
+            worker. A trailing ``*`` stands for any rest. Everything else that is forwarded counts as a worker's.
+        bridges: interfaces of containers that may also connect to the agent's own port. Name here also a bond or a VLAN
+            that leads to containers: by default such an interface counts as a cable, and is not redirected. The default
+            is what Docker and Podman make.
+        ipv6: also redirect the IPv6 addresses of the metadata services (``fd00:ec2::254``, ``fd20:ce::254``,
+            ``fd00:ec2::23``). Off: workers are refused there.
+        port: the agent's port. ``0``: the port of ``listen.http``.
+        max_connections_per_worker: the most connections to the agent that one uid, or one address of a container, may
+            have open at once. ``0``: any number. An SDK needs one for some milliseconds per credential.
+        new_connections_per_worker: the most connections that it may open per second, lastingly; three seconds' worth
+            may come at once. ``0``: any number. An SDK opens three to six per process, so the default lets five hundred
+            processes start together.
     """
 
     uids: tuple[str, ...] = ("1000-60513", "60578-4294967293")

@@ -1,31 +1,20 @@
-"""Words for what is wrong: the key, what was expected, and what there is instead."""
+"""Words for what is wrong: the key, what was expected, and what there is instead.
+
+The words come from the types of :mod:`agent.config.schema`. msgspec's message names a regular expression or a value: no
+operator should have to read the one, or guess what would stand in place of the other.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterator
+from functools import cache
+from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import inspect
 
-from agent.config.schema import (
-    Aws,
-    Config,
-    Enrol,
-    Environment,
-    Gcp,
-    Identity,
-    KeyEntry,
-    LaunchSignersEntry,
-    Listen,
-    Log,
-    Mint,
-    PassThrough,
-    Redirect,
-    SignerEntry,
-    SourceEntry,
-    State,
-    Upstream,
-)
+from agent.config.schema import Config
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?P<where>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$")
@@ -33,32 +22,28 @@ _CHOICE = re.compile(r"^Invalid (?:enum )?value '(?P<value>.*)'$")
 _PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
 
 
-# What a pattern means, for a person: every pattern of the schema has its words.
-MEANING: Final = {
-    repr(pattern): words
-    for pattern, words in {
-        r"^/[^\x00]{1,4095}\Z": "an absolute path",
-        r"^(?:auto|off|/[^\x00]{1,4095})\Z": '"auto", "off" or an absolute path',
-        r"^https?://[^\s]{1,2000}\Z": "an http or https URL",
-        r"^[A-Za-z0-9_.-]{1,64}\Z": "1 to 64 letters, digits, dots, dashes or underscores",
-        r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z": "the name of a variable: letters, digits and underscores, no digit first",
-        r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z": "one line without control characters, of at most 32768 characters",
-        r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z": (
-            "a path of metadata such as /latest/user-data or /computeMetadata/v1/instance/attributes/NAME"
-        ),
-        r"^[A-Za-z0-9.:_-]{1,253}\Z": "the name or the address of a host, without a port and without brackets",
-        r"^[A-Za-z0-9_*]{1,128}\Z": "a pattern for names: letters, digits, underscores, and * for any rest",
-        r"^0[0-7]{3}\Z": 'an octal mode such as "0640"',
-        r"^[0-9]{12}\Z": "a twelve-digit account id",
-        r"^[0-9]{1,20}\Z": "a project number: 1 to 20 digits",
-        r"^[A-Za-z0-9_+=,.@-]{1,64}\Z": "the name of a role: 1 to 64 letters, digits or _+=,.@-",
-        r"^[A-Za-z0-9_-]{1,128}\Z": "1 to 128 letters, digits, dashes or underscores",
-        r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\Z": "NAMESPACE/KEY, each of letters, digits, dashes and underscores",
-        r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z": (
-            "projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V"
-        ),
-    }.items()
+class Words(NamedTuple):
+    """What the types say.
+
+    Attributes:
+        shapes: for each pattern, as msgspec's message quotes it: what it expects.
+        choices: for each key whose value is one of some: which.
+        kinds: for each list of entries of several kinds: which.
+        keys: for each section: the keys that it knows.
+    """
+
+    shapes: dict[str, str]
+    choices: dict[str, str]
+    kinds: dict[str, str]
+    keys: dict[str, str]
+
+
+ENTRIES: Final[dict[str, object]] = {
+    field.name: field.type.__args__[0]
+    for field in msgspec.structs.fields(Config)
+    if getattr(field.type, "__origin__", None) is tuple
 }
+"""The sections of which there may be several: the type of one."""
 
 
 def key_of(where: str | None, under: str = "") -> str:
@@ -78,14 +63,13 @@ def explain(error: msgspec.ValidationError, under: str = "") -> tuple[str, str]:
         return name, "unknown key"
     pattern = _PATTERN.match(what)
     if pattern is not None:
-        meaning = MEANING.get(pattern["regex"], "other text")
-        return key, f"expected {meaning}"
+        return key, f"expected {derived().shapes.get(pattern['regex'], 'other text')}"
     choice = _CHOICE.match(what)
     if choice is not None:
         bare = re.sub(r"\[[0-9]+\]", "", key)
         section, _, name = bare.partition(".")
-        kinds = f"one of {_KINDS.get(section, 'the known kinds')}"
-        expected = kinds if name == "kind" else _CHOICES.get(bare) or _CHOICES.get(name, "another value")
+        kinds = f"one of {derived().kinds.get(section, 'the known kinds')}"
+        expected = kinds if name == "kind" else derived().choices.get(bare, "another value")
         return key, f"expected {expected}, got {choice['value']!r}"
     return key, f"{what[0].lower()}{what[1:]}".replace("`", "")
 
@@ -93,50 +77,51 @@ def explain(error: msgspec.ValidationError, under: str = "") -> tuple[str, str]:
 def hint_for(key: str) -> str | None:
     """What to do about what is wrong with ``key``."""
     section = re.split(r"[.\[]", key, maxsplit=1)[0]
-    if section in _KINDS:
-        return f"each [[{section}]] has a kind: {_KINDS[section]}"
-    struct = {"the file": Config}.get(key) or SECTIONS.get(section)
-    if struct is None:
-        return f"the sections are {', '.join(Config.__struct_fields__)}"
-    return None if key == "the file" else f"[{section}] knows {', '.join(struct.__struct_fields__)}"
+    words = derived()
+    if section in words.kinds:
+        return f"each [[{section}]] has a kind: {words.kinds[section]}"
+    if key == "the file":
+        return None
+    known = words.keys.get(section)
+    return f"the sections are {', '.join(words.keys)}" if known is None else f"[{section}] knows {known}"
 
 
-_KINDS: Final = {
-    "launch_signers": "ec2-user-data, ec2-tag, gce-attribute, credential, directory",
-    "keys": "file, credential, aws-kms, gcp-kms, ephemeral",
-    "sources": "file, ec2-user-data, gce-attribute, https",
-}
+@cache
+def derived() -> Words:
+    """What the types of the configuration say."""
+    words = Words({}, {}, {}, {})
+    config = inspect.type_info(Config)
+    if not isinstance(config, inspect.StructType):
+        raise AssertionError("internal error: the configuration is no struct")  # noqa: TRY004 - ours
+    for section in config.fields:
+        structs = [kind for kind in _parts(section.type) if isinstance(kind, inspect.StructType)]
+        if len(structs) > 1:
+            words.kinds[section.name] = ", ".join(str(struct.tag) for struct in structs)
+        words.keys[section.name] = ", ".join(dict.fromkeys(key.name for struct in structs for key in struct.fields))
+        for key in (key for struct in structs for key in struct.fields):
+            for kind in _parts(key.type):
+                if isinstance(kind, inspect.LiteralType):
+                    words.choices[f"{section.name}.{key.name}"] = _alternatives(kind)
+                elif isinstance(kind, inspect.Metadata) and isinstance(kind.type, inspect.StrType):
+                    words.shapes[repr(kind.type.pattern)] = (kind.extra_json_schema or {})["description"]
+    return words
 
 
-ENTRIES: Final[dict[str, object]] = {
-    "keys": KeyEntry,
-    "signers": SignerEntry,
-    "launch_signers": LaunchSignersEntry,
-    "sources": SourceEntry,
-}
+def _parts(kind: inspect.Type) -> Iterator[inspect.Type]:
+    """The types of single values in ``kind``."""
+    inner: tuple[inspect.Type, ...] = ()
+    if isinstance(kind, inspect.UnionType):
+        inner = kind.types
+    elif isinstance(kind, inspect.VarTupleType):
+        inner = (kind.item_type,)
+    elif isinstance(kind, inspect.DictType):
+        inner = (kind.key_type, kind.value_type)
+    else:
+        yield kind
+    for one in inner:
+        yield from _parts(one)
 
 
-_CHOICES: Final = {
-    "identity.fallback": '"aws" or "gcp"',
-    "identity.on_expiry": '"deny" or "fallback"',
-    "log.level": '"debug", "info", "warning" or "error"',
-    "log.format": '"auto", "json" or "console"',
-    "scope": '"instance", "project" or "both"',
-}
-
-
-SECTIONS: Final = {
-    "listen": Listen,
-    "identity": Identity,
-    "signers": SignerEntry,
-    "enrol": Enrol,
-    "upstream": Upstream,
-    "mint": Mint,
-    "aws": Aws,
-    "gcp": Gcp,
-    "pass_through": PassThrough,
-    "environment": Environment,
-    "state": State,
-    "log": Log,
-    "redirect": Redirect,
-}
+def _alternatives(kind: inspect.LiteralType) -> str:
+    values = [f'"{value}"' for value in kind.values]
+    return f"{', '.join(values[:-1])} or {values[-1]}" if len(values) > 1 else values[0]

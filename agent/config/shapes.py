@@ -1,0 +1,65 @@
+"""The shapes of single values: for each a pattern, and the words that tell an operator what was expected."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+
+def _text(pattern: str, words: str) -> msgspec.Meta:
+    r"""A text that matches ``pattern``, which ends in ``\Z``: ``$`` would let a newline follow."""
+    return msgspec.Meta(pattern=pattern, description=words)
+
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
+Path_ = Annotated[str, _text(r"^/[^\x00]{1,4095}\Z", "an absolute path")]
+SocketPath = Annotated[str, _text(r"^(?:auto|off|/[^\x00]{1,4095})\Z", '"auto", "off" or an absolute path')]
+Mode = Annotated[str, _text(r"^0[0-7]{3}\Z", 'an octal mode such as "0640"')]
+
+Url = Annotated[str, _text(r"^https?://[^\s]{1,2000}\Z", "an http or https URL")]
+HostName = Annotated[
+    str, _text(r"^[A-Za-z0-9.:_-]{1,253}\Z", "the name or the address of a host, without a port and without brackets")
+]
+
+Name = Annotated[str, _text(r"^[A-Za-z0-9_.-]{1,64}\Z", "1 to 64 letters, digits, dots, dashes or underscores")]
+AttributeKey = Annotated[str, _text(r"^[A-Za-z0-9_-]{1,128}\Z", "1 to 128 letters, digits, dashes or underscores")]
+GuestAttribute = Annotated[
+    str,
+    _text(r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+\Z", "NAMESPACE/KEY, each of letters, digits, dashes and underscores"),
+]
+MetadataPath = Annotated[
+    str,
+    _text(
+        r"^/(?:latest|computeMetadata/v1)(?:/[A-Za-z0-9._~@:+=,*-]+)+/?\Z",
+        "a path of metadata such as /latest/user-data or /computeMetadata/v1/instance/attributes/NAME",
+    ),
+]
+
+RoleName = Annotated[
+    str, _text(r"^[A-Za-z0-9_+=,.@-]{1,64}\Z", "the name of a role: 1 to 64 letters, digits or _+=,.@-")
+]
+AccountId = Annotated[str, _text(r"^[0-9]{12}\Z", "a twelve-digit account id")]
+ProjectNumber = Annotated[str, _text(r"^[0-9]{1,20}\Z", "a project number: 1 to 20 digits")]
+KmsKeyVersion = Annotated[
+    str,
+    _text(
+        r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z",
+        "projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V",
+    ),
+]
+
+VariablePattern = Annotated[
+    str, _text(r"^[A-Za-z0-9_*]{1,128}\Z", "a pattern for names: letters, digits, underscores, and * for any rest")
+]
+VariableName = Annotated[
+    str,
+    _text(
+        r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z", "the name of a variable: letters, digits and underscores, no digit first"
+    ),
+]
+# What an environment file can hold. agent.host.envfile refuses the same characters, but too late to tell the operator.
+VariableValue = Annotated[
+    str,
+    _text(r"^[^\x00-\x08\x0a-\x1f\x7f]{0,32768}\Z", "one line without control characters, of at most 32768 characters"),
+]
