@@ -26,13 +26,18 @@ SERVICE_USER: Final = "credential-agent"
     type=click.Path(path_type=Path),
     default=CONFIG_PATH,
     show_default=True,
-    help="The configuration file (TOML).",
+    help="The agent's configuration file (TOML).",
 )
-@click.option("--build", is_flag=True, help="Off the worker: look at the file alone, and say what is not looked at.")
+@click.option(
+    "--build",
+    is_flag=True,
+    help="Check the file alone, on a machine that is not the worker, and list what could not be checked.",
+)
 def check(path: Path, build: bool) -> None:
-    """Check the configuration and everything it names; start nothing. Says everything that is wrong in one go.
+    """Check the configuration and the files it names.
 
-    Root looks with the eyes of the service's user, which is what will have to read it all.
+    Lists every mistake at once, and starts nothing. Run as root, it checks what the service's own user can read. Exits
+    78 if there is a mistake.
     """
     import asyncio
 

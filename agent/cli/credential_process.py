@@ -15,7 +15,11 @@ from agent.cli.wait import Workers
 @click.command(name="credential-process")
 @config_option
 def credential_process(path: Path) -> int:
-    """Print the AWS credential as JSON, for credential_process = in ~/.aws/config."""
+    """Print the AWS credential as JSON, for the AWS CLI.
+
+    In ~/.aws/config: credential_process = /usr/local/bin/credential-agent credential-process. Exits 75 while there is
+    no answer yet, and 69 if there is no AWS identity.
+    """
     answer = Workers(path).aws()
     if answer.status != 200:
         # SDKs show the last lines of stderr to their user.

@@ -18,10 +18,13 @@ from agent.cli.options import config_option, unreadable
     type=click.Choice(["shell", "systemd", "json", "null"]),
     default="shell",
     show_default=True,
-    help="shell: for eval; systemd: for EnvironmentFile=; null: NAME=value, ended by NUL bytes.",
+    help="shell: for eval. systemd: for EnvironmentFile=. json: an object. null: NAME=value, each ended by a NUL byte.",
 )
 def env(path: Path, form: str) -> None:
-    """Print the variables that lead programs to the agent: eval "$(credential-agent env)"."""
+    """Print the variables that point programs to the agent.
+
+    In a shell: eval "$(credential-agent env)".
+    """
     from agent.host import envfile
 
     found = variables(path)

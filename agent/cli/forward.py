@@ -23,46 +23,79 @@ What to add to the workers' user-data, so that they believe this computer:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--dask", metavar="ADDRESS", help="The scheduler of a Dask cluster.")
-@click.option("--tls-ca", type=FILE, help="Dask: the certificate authority of the cluster.")
-@click.option("--tls-cert", type=FILE, help="Dask: your certificate.")
-@click.option("--tls-key", type=FILE, help="Dask: its key.")
-@click.option("--ssh", multiple=True, metavar="HOST", help="A host, as ssh takes it; repeatable.")
-@click.option("--launch-line", is_flag=True, help="Print the line by which workers are told to believe this computer.")
-@click.option("--profile", help="AWS: the profile, instead of AWS_PROFILE or the default.")
+@click.option("--dask", metavar="ADDRESS", help="Send to every worker of the Dask cluster with this scheduler.")
+@click.option("--tls-ca", type=FILE, help="Dask: file with the cluster's certificate authority.")
+@click.option("--tls-cert", type=FILE, help="Dask: file with your certificate.")
+@click.option("--tls-key", type=FILE, help="Dask: file with the key of your certificate.")
+@click.option("--ssh", multiple=True, metavar="HOST", help="Send to this host by ssh. Repeatable.")
+@click.option(
+    "--launch-line",
+    is_flag=True,
+    help="Print the line for the workers' user-data that makes them accept bundles of this computer, and exit.",
+)
+@click.option("--profile", help="AWS: profile to use. Default: AWS_PROFILE, else the default profile.")
 @click.option("--no-aws", is_flag=True, help="Send no AWS identity.")
 @click.option("--no-gcp", is_flag=True, help="Send no Google identity.")
-@click.option("--role-arn", help="AWS: assume this role and send its session.")
-@click.option("--policy", type=FILE, help="AWS: a session policy (JSON file) that narrows the role.")
-@click.option("--duration", type=LENGTH, help="AWS: how long a session lasts.")
-@click.option("--impersonate", metavar="EMAIL", help="Google: send tokens of this service account instead.")
+@click.option("--role-arn", help="AWS: assume this role, and send its session.")
+@click.option("--policy", type=FILE, help="AWS: file with a session policy (JSON) that restricts the role.")
+@click.option("--duration", type=LENGTH, help="AWS: how long a session lasts, such as 1h.")
+@click.option("--impersonate", metavar="EMAIL", help="Google: impersonate this service account, and send its tokens.")
 @click.option(
-    "--env", multiple=True, metavar="NAME[=VALUE]", help="Send a variable to programs that start from then on."
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Also send this variable of your environment, or this value, to programs on the workers. Repeatable.",
 )
-@click.option("--lease", type=LENGTH, help="Workers serve for so long at most without hearing from this program.")
+@click.option("--lease", type=LENGTH, help="Workers stop serving this long after the last renewal, such as 10h.")
 @click.option(
     "--renew",
     type=click.Choice(["here", "worker", "instance", "never"]),
     default="here",
     show_default=True,
-    help="Who renews: this program, or the workers with what is sent to them for it, or with their own role.",
+    help="Who renews. here: this program. worker: the workers, with a credential that is sent to them for it. "
+    "instance: the workers, with their own role. never: nobody.",
 )
-@click.option("--account", multiple=True, help="To machines of this AWS account. Default: that of the identity.")
-@click.option("--role", multiple=True, help="Of them only those with this role.")
-@click.option("--project", multiple=True, help="To instances of this Google project. Default: that of the identity.")
-@click.option("--service-account", multiple=True, help="Of them only those that run as this.")
-@click.option("--instance-id", multiple=True, help="Of all of them only this one.")
-@click.option("--thumbprint", multiple=True, help="A worker's key that you have compared: it needs no other proof.")
-@click.option("--without-evidence", is_flag=True, help="Who is reached is who was meant. Only on encrypted channels.")
-@click.option("--issuer", help="Who is speaking. Default: laptop:USER@HOST.")
-@click.option("--signer", type=FILE, help="Your signing key. Default: one in your configuration directory.")
-@click.option("--keep", is_flag=True, help="At the end let the workers keep it, as long as it lives.")
-@click.option("--once", is_flag=True, help="Serve those who are there now, keep it there, and end.")
+@click.option(
+    "--account",
+    multiple=True,
+    help="Send only to machines of this AWS account. Repeatable. Default: the identity's own account.",
+)
+@click.option("--role", multiple=True, help="Send only to EC2 machines with this role. Repeatable.")
+@click.option(
+    "--project",
+    multiple=True,
+    help="Send only to instances of this Google project. Repeatable. Default: the identity's own project.",
+)
+@click.option(
+    "--service-account", multiple=True, help="Send only to GCE instances that run as this service account. Repeatable."
+)
+@click.option("--instance-id", multiple=True, help="Send only to this instance. Repeatable.")
+@click.option(
+    "--thumbprint",
+    multiple=True,
+    help="Send to the worker with this key without further proof; compare it yourself first. Repeatable.",
+)
+@click.option(
+    "--without-evidence",
+    is_flag=True,
+    help="Send to every worker that is reached, without proof of its machine. Only over encrypted connections.",
+)
+@click.option("--issuer", help="The issuer (iss) of the bundles. Default: laptop:USER@HOST.")
+@click.option(
+    "--signer",
+    type=FILE,
+    help="File with your signing key. Default: a key in your configuration directory, made if it is missing.",
+)
+@click.option("--keep", is_flag=True, help="At the end, leave the identity with the workers until it expires.")
+@click.option(
+    "--once", is_flag=True, help="Send to the workers that are there now, leave the identity with them, and exit."
+)
 def forward(**given: Any) -> None:
-    """Give the identity of this computer to every worker of a cluster, and renew it until Ctrl-C.
+    """Give this computer's identity to a cluster.
 
-    Agents run on the workers. It goes to machines of the identity's own account or project; what proves where a machine
-    is it asks AWS or Google. At the end it is taken away again, unless --keep.
+    Sends it to the agent on every worker, renews it until Ctrl-C, and takes it away then, except with --keep. Only
+    machines of the identity's own AWS account or Google project get it; AWS or Google confirms where each machine runs.
+    Exits 1 if no worker was served.
     """
     from agent import forward as face
 

@@ -25,18 +25,25 @@ Value = TypeVar("Value")
 
 @click.command()
 @click.argument("file", type=FILE)
-@click.option("--key", "key_file", type=FILE, help="A worker's private key, to open it with.")
+@click.option("--key", "key_file", type=FILE, help="A worker's private key, to decrypt the bundle.")
 @click.option(
-    "--signer", "signer_file", type=FILE, multiple=True, help="A sender's public key, to believe; repeatable."
+    "--signer",
+    "signer_file",
+    type=FILE,
+    multiple=True,
+    help="A sender's public key, to verify the signature. Repeatable.",
 )
 @click.option(
-    "--audience", multiple=True, help="Evaluate it as a worker that answers to this. Default: to what it says."
+    "--audience",
+    multiple=True,
+    help="Check the bundle as a worker of this name would. Repeatable. Default: the audience it names.",
 )
 def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], audience: tuple[str, ...]) -> int:
-    """Show what a bundle says about itself, and with keys what it carries, secrets redacted.
+    """Show what is in a bundle, without its secrets.
 
-    FILE is a bundle or a document that carries one. Each check is listed with its verdict; the exit status is 65 when
-    one refuses it. Whether `seq` is new is the worker's to know, and not checked here.
+    FILE is a bundle, or a document that contains one; - reads stdin. Without keys only the envelope is shown. Each
+    check is printed with its result; exits 65 if one fails. Only a worker knows whether `seq` is new: it is not checked
+    here.
     """
     data = read(file)
     checks = _Checks()

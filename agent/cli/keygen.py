@@ -23,21 +23,22 @@ _OPENING_KINDS: Final = {"p256": "P-256", "x25519": "X25519", "rsa": "RSA", "oct
     type=click.Choice([*_OPENING_KINDS, *_SIGNING_KINDS]),
     default="p256",
     show_default=True,
-    help="p256, x25519, rsa, oct open bundles (a worker's key); ed25519, es256 sign them (a sender's key).",
+    help="A worker's key, which opens bundles: p256, x25519, rsa, oct. A sender's key, which signs them: ed25519, "
+    "es256.",
 )
-@click.option("--out", type=NEW, required=True, help="Where the private key goes, as a JWK, mode 0600.")
+@click.option("--out", type=NEW, required=True, help="File for the private key (JWK, mode 0600).")
 @click.option(
     "--public",
     type=NEW,
-    help="Also write the public key to this file; with `>` a shell empties it first, whatever follows.",
+    help="Also write the public key to this file. Unlike `>`, this leaves an existing file alone if the command fails.",
 )
-@click.option("--force", is_flag=True, help="Replace a key that is there already.")
+@click.option("--force", is_flag=True, help="Replace an existing private key.")
 def keygen(kind: str, out: Path, public: Path | None, force: bool) -> None:
-    """Make a key pair; print its public half.
+    """Make a key pair and print its public key.
 
-    The private key is written as a JWK that only you may read. The public key, a JWK on one line with its RFC 7638
-    thumbprint as `kid`, goes to stdout: give a worker's to whoever seals for it, a sender's to the workers that are to
-    believe it. An `oct` key has no public half: whoever seals with it needs the same file.
+    The private key goes to a file that only you can read. The public key goes to stdout: a JWK on one line, with its
+    RFC 7638 thumbprint as `kid`. Give a worker's public key to those who seal for it. Give a sender's public key to the
+    workers that shall accept its bundles. An `oct` key has no public half: whoever seals with it needs the same file.
     """
     key: bundle.SigningKey | bundle.OpeningKey
     if kind in _SIGNING_KINDS:

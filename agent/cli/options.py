@@ -28,7 +28,7 @@ def config_option(command: F) -> F:
         type=click.Path(path_type=Path, readable=False),
         default=CONFIG_PATH,
         show_default=True,
-        help="The agent's configuration; where the listeners and files are is read from it.",
+        help="The agent's configuration file. It says where the agent listens and where its files are.",
     )
     return option(command)
 
@@ -51,14 +51,14 @@ for_option = click.option(
     type=_CloudList(),
     default="any",
     show_default=True,
-    help="aws, gcp or both with a comma: all of them. any: whichever comes first.",
+    help="Clouds to wait for: aws, gcp, or aws,gcp for both. any: one of them is enough.",
 )
 
 
 bundle_option = click.option(
     "--bundle",
     is_flag=True,
-    help="Only an identity that came in a bundle counts; the machine's own does not.",
+    help="Wait for an identity from a bundle; the machine's own does not count.",
 )
 
 
@@ -80,7 +80,7 @@ def timeout_option(seconds: float) -> Callable[[F], F]:
         type=Seconds(min=0),
         default=seconds,
         show_default=True,
-        help="Seconds to wait; exits 75 after.",
+        help="How many seconds to wait; then the command exits 75.",
     )
 
 

@@ -18,9 +18,10 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 @config_option
 @click.argument("file", type=click.File("rb"))
 def push(path: Path, file: Any) -> int:
-    """Hand the agent a sealed bundle: FILE, or - for standard input.
+    """Give the agent a sealed bundle.
 
-    Exits 65 when it is refused, 75 when it is in force and a restart would forget it (a full or stalled disk).
+    FILE is the bundle; - reads standard input. Exits 65 if the agent refuses it. Exits 75 if the agent serves it but
+    could not save it, because the disk is full or hangs: a restart would lose it.
     """
     data = file.read(MAX_BUNDLE_BYTES + 1)
     if not data:

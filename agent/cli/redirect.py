@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -12,38 +11,39 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import msgspec
 
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
-from agent.core.errors import AgentError, HostError
-from agent.host import arrival, fronts, hold, nft, planning, ranges, subuid, systemctl, unroutable
-from agent.host.bounds import Bounds
+from agent.cli.redirect_plan import AGENT_USER, Plan, make_plan, plan_of, uid_of
+from agent.core.errors import HostError
+from agent.host import arrival, fronts, hold, nft, planning, ranges, systemctl, unroutable
 
-AGENT_USER: Final = "credential-agent"
-MOST_FAMILIES: Final = 256
-"""For at most so many users their subordinate uids are bounded with them: each costs a chain of rules."""
-UNUSED_UID: Final = 60578
-"""The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
 _CONFIG = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path, readable=False),  # whoever reads it says whether it can be read
     default=CONFIG_PATH,
     show_default=True,
-    help="The configuration; its [redirect] section says who is a worker.",
+    help="The agent's configuration file. Its [redirect] section says who is a worker.",
 )
 _USER = click.option(
-    "--user", default=AGENT_USER, show_default=True, help="The agent's own user, which keeps the real service."
+    "--user",
+    default=AGENT_USER,
+    show_default=True,
+    help="The user that the agent runs as. It keeps the real metadata service.",
 )
 
 
 @click.group()
 def redirect() -> None:
-    """Lead workers' metadata requests to the agent (nftables; needs CAP_NET_ADMIN)."""
+    """Redirect workers' metadata requests to the agent.
+
+    Uses nftables; needs root or CAP_NET_ADMIN.
+    """
 
 
 @redirect.command()
@@ -51,10 +51,10 @@ def redirect() -> None:
 @_USER
 @click.option("--print", "only_print", is_flag=True, help="Print the rules and change nothing.")
 def apply(path: Path, user: str, only_print: bool) -> int:
-    """Make the rules anew and load them. Safe to repeat.
+    """Load the rules. Safe to repeat.
 
-    Reads the [redirect] section alone. Exits 78 when what it says cannot be told: workers are refused then, or what was
-    in force before stays so. Where credential-agent-redirect.service runs, it does this.
+    Reads only the [redirect] section. Where credential-agent-redirect.service runs, it is told to load them. Exits 78
+    if the section has a mistake: the rules before then stay in force, or, if there are none, workers are refused.
     """
     holder = None if only_print else _Holder.found()
     if holder is not None:
@@ -78,9 +78,10 @@ def apply(path: Path, user: str, only_print: bool) -> int:
 @_USER
 @click.option("--print", "only_print", is_flag=True, help="Print the rules and change nothing.")
 def close(path: Path, user: str, only_print: bool) -> None:
-    """Stop redirecting, and reject what was redirected: no worker gets the machine's identity instead.
+    """Refuse workers' metadata requests.
 
-    Until "apply", or a start of credential-agent-redirect.service.
+    No worker then gets an identity, and none gets the machine's. "apply", or a start of
+    credential-agent-redirect.service, redirects again.
     """
     holder = None if only_print else _Holder.found()
     if holder is not None:
@@ -103,7 +104,10 @@ def plan_(path: Path, user: str) -> None:
 
 @redirect.command()
 def remove() -> None:
-    """Remove the rules. Workers reach the machine's real metadata service from now on, until the next boot."""
+    """Remove the rules: workers get the machine's identity!
+
+    From then on workers reach the machine's real metadata service, until the next boot or "apply".
+    """
     if _Holder.found() is not None:
         systemctl.stop(hold.UNIT)
         if (holder := _Holder.found()) is not None:
@@ -117,7 +121,7 @@ def remove() -> None:
 
 @redirect.command()
 def show() -> None:
-    """Print the rules as the kernel has them, with their counters."""
+    """Print the rules in force, with their counters."""
     table = nft.show()
     if table is None:
         raise HostError(f"table {nft.TABLE} is not loaded", hint=arrival.HINT)
@@ -127,7 +131,10 @@ def show() -> None:
 @redirect.command()
 @_CONFIG
 def check(path: Path) -> int:
-    """Ask as a worker and as others, and say who answered. Needs root; changes nothing."""
+    """Test the rules: ask as a worker and as others.
+
+    Prints who answered each. Needs root; changes nothing. Exits 69 if a request goes the wrong way.
+    """
     section, port, notes = configuration.load_redirect(path)
     if nft.show() is None:
         raise HostError(f"table {nft.TABLE} is not loaded: workers are refused", hint=arrival.HINT)
@@ -136,7 +143,7 @@ def check(path: Path) -> int:
     if known is not None and not known.arrives:
         failed = True
         click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.hint(known.state)}")
-    plan = _plan(section, port, notes, AGENT_USER)
+    plan = plan_of(section, port, notes, AGENT_USER)
     for note in (*plan.notes, *plan.pending):
         failed = True
         click.echo(f"FAIL  {note}")
@@ -220,122 +227,6 @@ def _told(document: dict[str, Any]) -> int:
     return EX_CONFIG
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules that follow from the configuration and the machine.
-
-    Attributes:
-        scripts: for ``nft``; the first that the kernel takes is in force.
-        lacking: what each of them does without.
-        closed: the same workers, refused.
-        ipv6: whether the IPv6 front address is wanted.
-        error: why ``scripts`` are closed; ``None``: they lead.
-        notes: what is not as the configuration says, and was tolerated.
-        pending: users and units that were not there; to be looked up again.
-        uid: of a worker, to probe as; ``None``: no uid is a worker.
-        groups: control groups that the rules name, with the number that each has now.
-    """
-
-    scripts: tuple[str, ...]
-    closed: str
-    ipv6: bool = True
-    error: str | None = None
-    notes: tuple[str, ...] = ()
-    pending: tuple[str, ...] = ()
-    uid: int | None = None
-    groups: dict[str, int] = {}
-    lacking: tuple[str, ...] = ()
-
-
-def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
-    """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
-    try:
-        section, port, notes = configuration.load_redirect(path)
-        return _plan(section, port, notes, user)
-    except AgentError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        section = configuration.Redirect()
-        closed = _plan(section, configuration.host_port(configuration.Listen().http[0])[1], (), user)
-        return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
-
-
-def _plan(section: configuration.Redirect, port: int, notes: tuple[str, ...], user: str) -> Plan:
-    uids, pending = list(ranges.parse_uids(section.uids)), []
-    for name in section.users:
-        uid = _uid(name)
-        if uid is None:
-            pending.append(f"redirect.users: no user {name!r} on this machine yet")
-        else:
-            uids.extend(ranges.parse_uids([str(uid)]))
-    groups, said = _groups(section.units)
-    families = subuid.families(uid_of=_uid)
-    open_units = tuple(
-        f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
-        for unit in section.units
-        if systemctl.without_gate(unit)
-    )
-    workers = nft.Workers(
-        uids=ranges.merge(uids),
-        cgroups=tuple(groups),
-        bridges=section.bridges,
-        exempt_bridges=section.exempt_bridges,
-        families=families[:MOST_FAMILIES],
-    )
-    if len(families) > MOST_FAMILIES:
-        notes = (
-            *notes,
-            f"{subuid.FILE}: of {len(families)} users {MOST_FAMILIES} are bounded with their subordinate uids",
-        )
-
-    def script(bounds: Bounds = Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
-        agent_uid = _uid(user)
-        return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, bounds=bounds)
-
-    # A kernel may be built without counting connections (nft_connlimit) or without rates (nft_limit).
-    connections, per_second = section.max_connections_per_worker, section.new_connections_per_worker
-    tried = {Bounds(connections, per_second): ""}
-    for bounds, lacking in (
-        (Bounds(connections, 0), "redirect.new_connections_per_worker: not in force, this kernel bounds no rate"),
-        (Bounds(0, per_second), "redirect.max_connections_per_worker: not in force, this kernel counts none"),
-        (Bounds(), "redirect: a worker may take any number of connections, this kernel bounds none"),
-    ):
-        tried.setdefault(bounds, lacking)
-    return Plan(
-        scripts=tuple(script(bounds) for bounds in tried),
-        lacking=tuple(tried.values()),
-        closed=script(closed=True),
-        ipv6=section.ipv6,
-        notes=(*notes, *open_units),
-        pending=(*pending, *said),
-        uid=_asker(workers.uids),
-        groups=groups,
-    )
-
-
-def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:
-    """A worker's uid that probably nobody uses: the bounds of a real worker must not keep us from asking."""
-    if not uids:
-        return None
-    low, high = uids[-1]
-    return min(max(low, UNUSED_UID), high)
-
-
-def _groups(units: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
-    groups, missing = {}, []
-    for unit in units:
-        systemctl.check_unit(unit)
-        try:
-            path = systemctl.control_group(unit)
-            number = None if path is None else (systemctl.UNIFIED / path).stat().st_ino
-        except (HostError, OSError) as error:
-            missing.append(f"redirect.units: {unit} cannot be told: {error}")
-            continue
-        if path is None or number is None:
-            missing.append(f"redirect.units: {unit} does not run: it is no worker yet")
-        else:
-            groups[path] = number
-    return groups, missing
-
-
 def _load(plan: Plan) -> None:
     for number, script in enumerate(plan.scripts):
         try:
@@ -351,16 +242,10 @@ def _load(plan: Plan) -> None:
     fronts.set_fronts(present=True, ipv6=plan.ipv6)
 
 
-def _uid(user: str) -> int | None:
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        return None
-
-
 def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool, str]]:
     metadata = nft.METADATA["ip"][0]
-    workers = ranges.merge([*ranges.parse_uids(section.uids), *((u, u) for name in section.users if (u := _uid(name)))])
+    named = ((uid, uid) for name in section.users if (uid := uid_of(name)))
+    workers = ranges.merge([*ranges.parse_uids(section.uids), *named])
     if workers:
         uid = workers[0][0]
         answer = _as_user(uid, metadata, 80)

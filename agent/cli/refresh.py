@@ -18,10 +18,10 @@ REFRESH_SECONDS: Final = 45.0
 @click.command()
 @config_option
 def refresh(path: Path) -> int:
-    """Have the agent look at every source now, and say what each one holds.
+    """Make the agent look at every source now.
 
-    User-data is otherwise read again every ten minutes. Exits 65 when a source holds a bundle that is refused, and 69
-    when one is here but broken.
+    Prints what each source holds. Without this command the agent reads EC2 user-data every ten minutes. Exits 65 if a
+    source holds a bundle that is refused, and 69 if a source exists but cannot be read.
     """
     answer = ask.control(control_socket(path), "POST", "/v1/refresh", b"", timeout_seconds=REFRESH_SECONDS)
     if answer.status != 200:

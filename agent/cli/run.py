@@ -15,18 +15,18 @@ _config = click.option(
     type=Path,  # not click.Path, which looks at the file: on a mount that hangs for ever
     default=DEFAULT_CONFIG,
     show_default=True,
-    help="The configuration file (TOML).",
+    help="The agent's configuration file (TOML).",
 )
 
 
 @click.command()
 @_config
 def run(path: Path) -> None:
-    """Run the daemon in the foreground.
+    """Run the agent in the foreground, until SIGTERM.
 
-    SIGTERM ends it. SIGHUP reads the configuration again and looks at every source: keys, signers, identity policy,
-    environment and log level take effect at once; what needs a restart is named in the log. Files that the
-    configuration names are also taken without a signal, within seconds of being replaced.
+    SIGHUP makes it read the configuration again and look at every source. Most keys take effect at once; the log names
+    those that need a restart. A file that the configuration names (a key, a signer) is read again within seconds of
+    being replaced, without a signal.
     """
     import asyncio
 

@@ -36,10 +36,11 @@ _NOT_PASSED: Final = frozenset(
 @bundle_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, command: tuple[str, ...]) -> int:
-    """Run COMMAND with the agent's variables, once there is an identity.
+    """Wait for an identity, then run COMMAND with it.
 
-    Variables that would mask the agent (AWS_ACCESS_KEY_ID, AWS_PROFILE and so on) are taken out. Signals are passed
-    on, and the exit status is the command's: 128 and the signal's number when a signal ended it.
+    COMMAND gets the variables that point to the agent. Variables that would make SDKs pass it by (AWS_ACCESS_KEY_ID,
+    AWS_PROFILE and so on) are removed. Signals are passed on. The exit status is that of COMMAND; 128 plus the signal's
+    number if a signal ended it.
     """
     from agent.host import envfile
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,8 @@ from typing import Any, Final
 import click
 
 from agent import bundle
-from agent.cli.inputs import FILE, LENGTH, keys_in, read, variables_of
+from agent.cli.inputs import keys_in, read, variables_of
+from agent.cli.seal_options import DOCUMENTS, EXAMPLES, HOW, WHAT, WHERE
 from agent.core.errors import Denied, Transient
 from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
@@ -26,131 +27,20 @@ from agent.forward.local import adc_file
 from agent.identity.forecast import Forecast, sentence
 from agent.sender import Collected, assemble, aws, claims, deliver, files, gcp
 from agent.sender.aws_identity import local_session
-from agent.wire import userdata
 
-_DOCUMENTS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
-    "raw": lambda sealed: sealed,
-    "armored": lambda sealed: userdata.armour(sealed).encode(),
-    "cloud-config": lambda sealed: userdata.cloud_config(sealed).encode(),
-    "mime": lambda sealed: userdata.mime(sealed).encode(),
-    "systemd": lambda sealed: userdata.systemd(sealed).encode(),
-}
 WATCH_SECONDS: Final = 5.0
 _USER_DATA_BYTES: Final = 16_384  # the limit of EC2, before base64
 
 
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-_WHAT = _options(
-    click.option("--from-boto", is_flag=True, help="The AWS identity that boto3 finds here."),
-    click.option("--profile", help="AWS: the profile, instead of AWS_PROFILE or the default."),
-    click.option("--region", help="AWS: the region, instead of the profile's; the worker uses its STS."),
-    click.option(
-        "--aws-mode",
-        type=click.Choice([mode.value for mode in aws.Mode]),
-        default=aws.Mode.AUTO.value,
-        show_default=True,
-        help="AWS: exchange keys (session-token), assume a role, send the session as it is (raw), or send an IAM "
-        "user's keys for the worker to exchange (keys), with --role-arn to assume that role with. auto: a role if "
-        "--role-arn, else whichever of the first and third is possible.",
-    ),
-    click.option("--role-arn", help="AWS: assume this role and send its session."),
-    click.option(
-        "--renew-role",
-        type=click.Choice([aws.Renewal.LOCAL.value, aws.Renewal.INSTANCE.value]),
-        help="AWS: let the worker assume the role, again and again: with this computer's identity sent as its base "
-        "(local), or with its own instance profile (instance; no secret is sent).",
-    ),
-    click.option("--policy", type=FILE, help="AWS: a session policy (JSON file) that narrows the role."),
-    click.option("--policy-arn", multiple=True, help="AWS: a managed policy that narrows the role; repeatable."),
-    click.option("--external-id", help="AWS: the external id that the role's trust policy asks for."),
-    click.option("--session-name", default="credential-agent", show_default=True, help="AWS: as CloudTrail shows it."),
-    click.option("--duration", type=LENGTH, help="AWS: how long the session lasts (12h for keys, 1h for a role)."),
-    click.option("--assume-expiry", type=LENGTH, help="AWS: take a session of unknown end to live for so long."),
-    click.option("--mfa-serial", help="AWS: the multi-factor device; its code is asked for."),
-    click.option("--from-adc", is_flag=True, help="The Google identity of this computer (application default)."),
-    click.option("--scope", multiple=True, help="Google: an OAuth scope; repeatable. Default: cloud-platform."),
-    click.option("--impersonate", metavar="EMAIL", help="Google: send a token of this service account instead."),
-    click.option("--impersonate-lifetime", type=LENGTH, default="1h", show_default=True, help="Google: its lifetime."),
-    click.option("--google-project", help="Google: the project that programs are told."),
-    click.option("--send-refresh-token", is_flag=True, help="Google: send the user's refresh token. Long-lived!"),
-    click.option("--send-service-account-key", is_flag=True, help="Google: send the account's key. Long-lived!"),
-    click.option("--claims", "claims_file", type=FILE, help="Claims as JSON (see FORMAT.md); - reads stdin."),
-    click.option(
-        "--env",
-        "env_names",
-        multiple=True,
-        metavar="NAME[=VALUE]",
-        help="Send this variable of your environment, or this value: a command line is no place for a secret.",
-    ),
-    click.option("--withdraw", is_flag=True, help="Take away what is served, at once; carries no credential."),
-)
-
-_HOW = _options(
-    click.option("--signer", type=FILE, required=True, help="Your private signing key."),
-    click.option(
-        "--recipient", type=FILE, multiple=True, required=True,
-        help="A worker's public key: JWK, JWK Set or PEM; repeatable.",
-    ),
-    click.option("--issuer", help="Who is speaking: claim iss. Default: laptop:USER@HOST."),
-    click.option("--subject", help="The stream that seq counts in: claim sub. Default: default."),
-    click.option(
-        "--audience", multiple=True, help="Which workers: claim aud; repeatable. Default: who holds a recipient key."
-    ),
-    click.option("--expires-in", type=LENGTH, help="Acceptance ends so long from now; serving does not. Default: 1h."),
-    click.option("--lease", type=LENGTH, help="Serve for so long at most."),
-    click.option("--on-expiry", type=click.Choice([o.value for o in OnExpiry]), help="What follows the end."),
-    click.option("--seq", type=click.IntRange(0, 2**53 - 1), help="Default: milliseconds since 1970, which only grow."),
-    click.option(
-        "--form", type=click.Choice(["general", "flattened", "compact"]), default="general", show_default=True,
-        help="The JWE serialization; compact is the shortest, for one recipient.",
-    ),
-)  # fmt: skip
-
-_WHERE = _options(
-    click.option("--out", type=FILE, help="A file, replaced in one step; - is stdout, the default."),
-    click.option(
-        "--format",
-        "document",
-        type=click.Choice(list(_DOCUMENTS)),
-        default="raw",
-        show_default=True,
-        help="The bundle alone, or in a document for EC2 user-data: armored to paste into a comment of your own, "
-        "cloud-config, a mime multipart, or systemd's systemd.credentials.",
-    ),
-    click.option(
-        "--watch", is_flag=True, help="Go on: seal again before it ends and at every new sign-on, until Ctrl-C."
-    ),
-    click.option("--to", help="Also deliver: gce:PROJECT/ZONE/INSTANCE[#KEY], or gce:PROJECT[#KEY] for all its VMs."),
-    click.option("--gce-endpoint", default=deliver.COMPUTE, show_default=True, help="The Compute Engine API."),
-)
-
-
-_EXAMPLES: Final = """\b
-What you have here, to one worker, as a file:
-  credential-agent seal --from-boto --signer me.jwk --recipient worker.pub.jwk --out bundle.jose
-One bucket only, for a working day, renewed by the worker:
-  credential-agent seal --from-boto --role-arn ROLE --policy bucket.json --renew-role local --lease 10h ...
-Take it away again:
-  credential-agent seal --withdraw --signer me.jwk --recipient worker.pub.jwk --out bundle.jose
-"""
-
-
-@click.command(epilog=_EXAMPLES)
-@_WHAT
-@_HOW
-@_WHERE
+@click.command(epilog=EXAMPLES)
+@WHAT
+@HOW
+@WHERE
 def seal(**given: Any) -> None:
-    """Seal an identity to workers: sign it, encrypt it to their keys, write it where they look.
+    """Make a bundle: an identity, signed and encrypted.
 
-    On stderr it says for each cloud until when it will work, and what renews it.
+    Give what to send (--from-boto, --from-adc, --claims, --env) or --withdraw. The bundle goes to --out, to a GCE
+    attribute (--to), or to stdout. stderr says for each cloud until when it will work, and who renews it.
     """
     if given["watch"] and (given["out"] is None or str(given["out"]) == "-") and given["to"] is None:
         raise click.UsageError("--watch needs a place to deliver to: --out FILE or --to")
@@ -213,7 +103,7 @@ def _sealed(given: dict[str, Any], now: datetime) -> datetime | None:
         _warn(one.warnings)
     if made.action is Action.SET:
         _tell(made.forecast, made.accept_until, now)
-    document = _DOCUMENTS[given["document"]](made.sealed)
+    document = DOCUMENTS[given["document"]](made.sealed)
     if given["document"] != "raw" and len(document) > _USER_DATA_BYTES:
         _warn([f"the document has {len(document)} bytes; EC2 user-data holds {_USER_DATA_BYTES}"])
     _put(document, given["out"], alone=target is None)

@@ -21,11 +21,12 @@ ANSWER_SECONDS: Final = 2.0
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="The whole document, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole status as JSON.")
 def status(path: Path, as_json: bool) -> int:
-    """Say which identity this worker has, and until when.
+    """Show which identity this worker has, and until when.
 
-    Exits 69 when no cloud has one, and 71 when the agent does not answer: then it says what systemd knows.
+    Exits 69 if it has none in any cloud. Exits 71 if the agent does not answer, and then shows what systemd knows of
+    it.
     """
     answer = _status_of(path)
     if answer.status != 200:

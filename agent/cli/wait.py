@@ -31,15 +31,16 @@ _WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machi
     "--workers",
     "watching",
     is_flag=True,
-    help="Until workers have one: for root and operators, who need not be workers themselves.",
+    help="Wait until workers have an identity. For root and operators, who are usually no workers themselves.",
 )
 def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, watching: bool) -> int:
-    """Wait until there is an identity: ask as a program on this worker would, until it is answered.
+    """Wait until this worker has an identity.
 
-    Where metadata requests are redirected, one must also arrive. For scripts and for ExecStartPre= of units. Says whose
-    identity it is, and exits 75 at the timeout, with the reason and, if a bundle came and was refused, with why.
+    Asks the agent as a program on this worker would. Where metadata requests are redirected, it also checks that they
+    reach the agent. Use it in scripts and in ExecStartPre= of units. Prints whose identity it is. At the timeout it
+    exits 75 and prints the reason; if a bundle came and was refused, it prints why.
 
-    Root is no worker, unless in a worker's slice: it waits for the others with --workers.
+    Root is no worker, except in a worker's slice: as root, use --workers.
     """
     asked = Watched(path) if watching else Workers(path)
     return await_identity(asked, clouds, timeout, bundle=bundle, tell=True)

@@ -1,0 +1,158 @@
+"""Which rules the configuration wants on this machine: ``redirect plan``, in a child of the process that holds them.
+
+See :mod:`agent.host.planning`.
+"""
+
+from __future__ import annotations
+
+import pwd
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agent import config as configuration
+from agent.core.errors import AgentError, HostError
+from agent.host import nft, ranges, subuid, systemctl
+from agent.host.bounds import Bounds
+
+AGENT_USER: Final = "credential-agent"
+MOST_FAMILIES: Final = 256
+"""For at most so many users their subordinate uids are bounded with them: each costs a chain of rules."""
+UNUSED_UID: Final = 60578
+"""The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The rules that follow from the configuration and the machine.
+
+    Attributes:
+        scripts: for ``nft``; the first that the kernel takes is in force.
+        lacking: what each of them does without.
+        closed: the same workers, refused.
+        ipv6: whether the IPv6 front address is wanted.
+        error: why ``scripts`` are closed; ``None``: they lead.
+        notes: what is not as the configuration says, and was tolerated.
+        pending: users and units that were not there; to be looked up again.
+        uid: of a worker, to probe as; ``None``: no uid is a worker.
+        groups: control groups that the rules name, with the number that each has now.
+    """
+
+    scripts: tuple[str, ...]
+    closed: str
+    ipv6: bool = True
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    uid: int | None = None
+    groups: dict[str, int] = {}
+    lacking: tuple[str, ...] = ()
+
+
+def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
+    """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
+    try:
+        section, port, notes = configuration.load_redirect(path)
+        return plan_of(section, port, notes, user)
+    except AgentError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        section = configuration.Redirect()
+        closed = plan_of(section, configuration.host_port(configuration.Listen().http[0])[1], (), user)
+        return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
+
+
+def plan_of(section: configuration.Redirect, port: int, notes: tuple[str, ...], user: str) -> Plan:
+    """Look everything up that the section names.
+
+    Args:
+        section: who is a worker.
+        port: the agent's.
+        notes: what the configuration says and was ignored, in words.
+        user: the agent's own.
+
+    Raises:
+        HostError: a name or a number cannot be one.
+    """
+    uids, pending = list(ranges.parse_uids(section.uids)), []
+    for name in section.users:
+        uid = uid_of(name)
+        if uid is None:
+            pending.append(f"redirect.users: no user {name!r} on this machine yet")
+        else:
+            uids.extend(ranges.parse_uids([str(uid)]))
+    groups, said = _groups(section.units)
+    families = subuid.families(uid_of=uid_of)
+    open_units = tuple(
+        f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
+        for unit in section.units
+        if systemctl.without_gate(unit)
+    )
+    workers = nft.Workers(
+        uids=ranges.merge(uids),
+        cgroups=tuple(groups),
+        bridges=section.bridges,
+        exempt_bridges=section.exempt_bridges,
+        families=families[:MOST_FAMILIES],
+    )
+    if len(families) > MOST_FAMILIES:
+        notes = (
+            *notes,
+            f"{subuid.FILE}: of {len(families)} users {MOST_FAMILIES} are bounded with their subordinate uids",
+        )
+
+    def script(bounds: Bounds = Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
+        agent_uid = uid_of(user)
+        return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, bounds=bounds)
+
+    # A kernel may be built without counting connections (nft_connlimit) or without rates (nft_limit).
+    connections, per_second = section.max_connections_per_worker, section.new_connections_per_worker
+    tried = {Bounds(connections, per_second): ""}
+    for bounds, lacking in (
+        (Bounds(connections, 0), "redirect.new_connections_per_worker: not in force, this kernel bounds no rate"),
+        (Bounds(0, per_second), "redirect.max_connections_per_worker: not in force, this kernel counts none"),
+        (Bounds(), "redirect: a worker may take any number of connections, this kernel bounds none"),
+    ):
+        tried.setdefault(bounds, lacking)
+    return Plan(
+        scripts=tuple(script(bounds) for bounds in tried),
+        lacking=tuple(tried.values()),
+        closed=script(closed=True),
+        ipv6=section.ipv6,
+        notes=(*notes, *open_units),
+        pending=(*pending, *said),
+        uid=_asker(workers.uids),
+        groups=groups,
+    )
+
+
+def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:
+    """A worker's uid that probably nobody uses: the bounds of a real worker must not keep us from asking."""
+    if not uids:
+        return None
+    low, high = uids[-1]
+    return min(max(low, UNUSED_UID), high)
+
+
+def _groups(units: tuple[str, ...]) -> tuple[dict[str, int], list[str]]:
+    groups, missing = {}, []
+    for unit in units:
+        systemctl.check_unit(unit)
+        try:
+            path = systemctl.control_group(unit)
+            number = None if path is None else (systemctl.UNIFIED / path).stat().st_ino
+        except (HostError, OSError) as error:
+            missing.append(f"redirect.units: {unit} cannot be told: {error}")
+            continue
+        if path is None or number is None:
+            missing.append(f"redirect.units: {unit} does not run: it is no worker yet")
+        else:
+            groups[path] = number
+    return groups, missing
+
+
+def uid_of(user: str) -> int | None:
+    """The uid of a user; ``None``: this machine does not know one of that name."""
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
