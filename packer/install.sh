@@ -469,7 +469,7 @@ do_uninstall() {
   if [ "$purge" = yes ]; then
     rm -rf "$ETC" /var/lib/credential-agent || say "not all of $ETC and /var/lib/credential-agent could be removed"
     userdel credential-agent 2>/dev/null || true
-    for name in credential-agent credential-workers credential-operators; do groupdel "$name" 2>/dev/null || true; done
+    for name in credential-agent credential-workers credential-operators credential-metrics; do groupdel "$name" 2>/dev/null || true; done
     say "removed, with its configuration and state"
   else
     say "removed; $ETC and /var/lib/credential-agent are kept (--purge takes them too)"

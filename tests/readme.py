@@ -48,6 +48,7 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
     ("[environment]", config.Environment),
     ("[state]", config.State),
     ("[log]", config.Log),
+    ("[metrics]", config.Metrics),
     ("[redirect]", config.Redirect),
 )
 

@@ -146,6 +146,8 @@ COVERED = (
         f"{HERE}test_the_lines_of_a_worker_unit_are_those_of_the_example",
         "dask-worker.service",
     ),
+    Row("systemd/monitoring/README.md", "[metrics]", f"{HERE}test_every_configuration_is_accepted", "config.parse"),
+    Row("systemd/monitoring/README.md", "", f"{BOOT}test_a_scraper_is_let_in_as_the_page_says", "monitoring/README.md"),
     Row(
         "packer/README.md",
         "payload.sh",

@@ -20,6 +20,7 @@ from agent import report
 from agent.core.counters import Counters
 from agent.core.verdict import Accepted, Event, Memory, Policy
 from agent.host.arrival import STATES, Arrival
+from agent.host.process import Usage
 from agent.serve.handling import Access
 from tests.unit.identity.driver import Store
 from tests.unit.identity.worlds import bundle, session
@@ -285,8 +286,9 @@ def test_the_pages_for_operators_name_only_events_that_there_are() -> None:
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def scraped() -> Iterator[Metric]:
-    """What a scrape has of a worker of which everything is so that may be: each family has a row."""
+@functools.cache
+def scrape() -> str:
+    """A scrape of a worker of which everything is so that may be: each family has a row."""
     rng = Random(1)
     store = Store(Policy(grace=timedelta()), Memory(instance_id="i-1"), NOW, rng)
     verdict = store.evaluate(bundle(session(hours=1, now=NOW), now=NOW), NOW)
@@ -308,8 +310,14 @@ def scraped() -> Iterator[Metric]:
         requests={("workers", 200): 1},
         redirect=Arrival(STATES[0]),
         without={"keys[0]": "gone"},
+        processes={"agent": Usage(resident_bytes=1, cpu_seconds=1.0, descriptors=1)},
     )
-    yield from text_string_to_metric_families(report.metrics(store, counters, vitals, NOW).decode())
+    return report.metrics(store, counters, vitals, NOW).decode()
+
+
+def scraped() -> Iterator[Metric]:
+    """What it says."""
+    yield from text_string_to_metric_families(scrape())
 
 
 def families() -> dict[str, tuple[str, set[str]]]:

@@ -6,17 +6,19 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
+from operator import attrgetter
 
 from agent.config.faults import Fault
 from agent.config.schema import (
     MAX_SOCKET_PATH_BYTES,
     Config,
-    Environment,
     HttpsEntry,
     SourceEntry,
 )
 from agent.core.errors import ConfigError
 from agent.core.source import COURIER
+
+_WRITTEN = ("file", "shell_file", "container_file", "token_file")
 
 
 def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:
@@ -46,7 +48,7 @@ def contradictions(config: Config) -> Iterator[Fault]:
         except ConfigError as error:
             yield Fault(*error.message.split(": ", 1))
     yield from _names(config)
-    yield from _twice_a_file(config.environment)
+    yield from _twice_a_file(config)
     for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
         if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
             yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
@@ -94,13 +96,14 @@ def _names(config: Config) -> Iterator[Fault]:
             )
 
 
-def _twice_a_file(environment: Environment) -> Iterator[Fault]:
-    """Each of the files has its own path, or the last one written would be all of them."""
+def _twice_a_file(config: Config) -> Iterator[Fault]:
+    """Each of the files that are written has its own path, or the last one written would be all of them."""
     taken: dict[str, str] = {}
-    for key in ("file", "shell_file", "container_file", "token_file"):
-        if getattr(environment, key) is None:
+    for key in (*(f"environment.{name}" for name in _WRITTEN), "metrics.textfile"):
+        value = attrgetter(key)(config)
+        if value is None:
             continue
-        path = posixpath.normpath("/" + getattr(environment, key).lstrip("/"))  # POSIX keeps two slashes apart
+        path = posixpath.normpath("/" + value.lstrip("/"))  # POSIX keeps two slashes apart
         if path in taken:
-            yield Fault(f"environment.{key}", f"expected another path than environment.{taken[path]}, got {path} twice")
+            yield Fault(key, f"expected another path than {taken[path]}, got {path} twice")
         taken[path] = key

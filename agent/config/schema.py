@@ -16,6 +16,7 @@ from agent.config.shapes import (
     HostName,
     KmsKeyVersion,
     MetadataPath,
+    MetricsPath,
     Mode,
     Name,
     Path_,
@@ -482,6 +483,22 @@ class Log(Section, frozen=True):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+class Metrics(Section, frozen=True):
+    """Metrics as a file, for a scraper that may not ask the control socket.
+
+    Attributes:
+        textfile: path of a file for node_exporter's textfile collector, such as
+            ``/run/credential-agent/metrics.prom``. Its directory must exist. Without a path no file is written.
+        group: the group that may read the file. The agent must be a member of it. Do not name a group of workers: the
+            metrics tell grants, sources and refusals.
+        seconds: how often the file is written, in seconds.
+    """
+
+    textfile: MetricsPath | None = None
+    group: str | None = None
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 15.0
+
+
 class Redirect(Section, frozen=True):
     """Who is a worker, for the nftables redirection. Read by its own unit, not by the agent.
 
@@ -535,4 +552,5 @@ class Config(Section, frozen=True):
     environment: Environment = Environment()
     state: State = State()
     log: Log = Log()
+    metrics: Metrics = Metrics()
     redirect: Redirect = Redirect()

@@ -15,6 +15,9 @@ def _text(pattern: str, words: str) -> msgspec.Meta:
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400 * 7)]
 Path_ = Annotated[str, _text(r"^/[^\x00]{1,4095}\Z", "an absolute path")]
 SocketPath = Annotated[str, _text(r"^(?:auto|off|/[^\x00]{1,4095})\Z", '"auto", "off" or an absolute path')]
+MetricsPath = Annotated[
+    str, _text(r"^/[^\x00]{1,4000}\.prom\Z", "an absolute path that ends in .prom: the collector reads no other")
+]
 Mode = Annotated[str, _text(r"^0[0-7]{3}\Z", 'an octal mode such as "0640"')]
 
 Url = Annotated[str, _text(r"^https?://[^\s]{1,2000}\Z", "an http or https URL")]

@@ -125,6 +125,7 @@ class Issuing:
                 self._log.info("instance.absent", cloud=work.key.cloud)
             return
         bump(self._counters.issued, label)
+        bump(self._counters.renewals, f"{work.key.cloud}:issued")
         self._counters.last_issued.pop(label, None)
         self._counters.last_issued[label] = now
         while len(self._counters.last_issued) > MAX_KEYS:
@@ -137,6 +138,7 @@ class Issuing:
 
     def _failed(self, work: Work, failure: Failure, label: str) -> None:
         bump(self._counters.failures, f"{label}:{failure.code}")
+        bump(self._counters.renewals, f"{work.key.cloud}:{'denied' if failure.denied else 'failed'}")
         self._store.apply(IssuingFailed(work, failure), self._clock.now())
         say = self._log.error if failure.denied else self._log.warning
         if work.attempt in (1, 2, 3, 5, 10) or work.attempt % 50 == 0:

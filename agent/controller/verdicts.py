@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from agent.controller.seldom import Seldom
-from agent.core.counters import Counters, bump
+from agent.core.counters import UNREADABLE, Counters, bump
 from agent.core.errors import UnreadableError
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import COURIER, Ack
@@ -109,7 +109,7 @@ class Verdicts:
         """A source has what looks like a bundle, and is none."""
         if (unsaid := self._seldom.unsaid("bundle.unreadable", origin)) is not None:
             self._log.error("bundle.unreadable", source=origin, reason=error.message, hint=error.hint, unsaid=unsaid)
-        bump(self._counters.refused, "unreadable")
+        bump(self._counters.refused, UNREADABLE)
         self.last_refusal = _ack(SealedBundle(b"", origin), "refused", now, code="unreadable", reason=error.message)
         self._tell()
         return self.last_refusal

@@ -8,6 +8,11 @@ from typing import Final
 import msgspec
 
 MAX_KEYS: Final = 256
+OUTCOMES: Final = ("issued", "failed", "denied")
+"""What becomes of an attempt to issue a credential. ``failed``: it may work the next time; ``denied``: it will not."""
+
+UNREADABLE: Final = "unreadable"
+"""What is counted beside the codes of refusals: a source holds what looks like a bundle and is none."""
 
 
 class Counters(msgspec.Struct):
@@ -18,6 +23,7 @@ class Counters(msgspec.Struct):
         refused: refusals by code.
         source_troubles: failed attempts by source.
         issued, failures: by ``cloud:grant`` and ``cloud:grant:code``.
+        renewals: by ``cloud:outcome``, of :data:`OUTCOMES`.
         last_issued: when each credential last came.
     """
 
@@ -27,6 +33,7 @@ class Counters(msgspec.Struct):
     source_troubles: dict[str, int] = msgspec.field(default_factory=dict)
     issued: dict[str, int] = msgspec.field(default_factory=dict)
     failures: dict[str, int] = msgspec.field(default_factory=dict)
+    renewals: dict[str, int] = msgspec.field(default_factory=dict)
     last_issued: dict[str, datetime] = msgspec.field(default_factory=dict)
 
 

@@ -24,8 +24,10 @@ from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
 from agent.daemon.requests import Requests
 from agent.daemon.snapshots import Snapshots
+from agent.daemon.textfile import Textfile
 from agent.host import arrival
 from agent.host.clock import SystemClock
+from agent.host.process import usage
 from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
 from agent.host.subuid import Whose
@@ -68,6 +70,7 @@ class Listeners:
         self._store = controller.store
         self._clock = clock
         self._settled = settled
+        self._textfile: Textfile | None = None
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
         """The settings that do not change while workers are answered.
@@ -127,6 +130,11 @@ class Listeners:
         why = f"{shares.connections}: more do not fit under the limit of {shares.limit} file descriptors (LimitNOFILE)"
         return {"listen.max_connections": why}
 
+    def _unwritten(self) -> dict[str, str]:
+        """Why the metrics' file is not as it should be."""
+        trouble = None if self._textfile is None else self._textfile.trouble
+        return {} if trouble is None else {"metrics.textfile": trouble}
+
     def _owners(self) -> Owners:
         try:
             diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.values()))
@@ -142,7 +150,7 @@ class Listeners:
         return ControlEndpoint(
             routes(
                 status=lambda: report.status(self._store, counters, vitals(), self._clock.now()),
-                metrics=lambda: report.metrics(self._store, counters, vitals(), self._clock.now()),
+                metrics=lambda: self._metrics(vitals()),
                 keys=self._public_keys,
                 push=self._pushed,
                 refresh=self._look_now,
@@ -151,6 +159,14 @@ class Listeners:
             access=self.requests.of("control"),
             broken=self.requests.broken,
         )
+
+    def _metrics(self, vitals: report.Vitals) -> bytes:
+        return report.metrics(self._store, self._controller.counters, vitals, self._clock.now())
+
+    def textfile(self, settings: Callable[[], config.Metrics], vitals: Callable[[], report.Vitals]) -> Textfile:
+        """Make what writes the same to a file, for those who may not ask the control socket."""
+        self._textfile = Textfile(settings, lambda: self._metrics(vitals()), self._clock)
+        return self._textfile
 
     def couriers(self) -> CourierSocket:
         """The one for couriers, who bring bundles and ask for our key."""
@@ -221,7 +237,8 @@ class Listeners:
             redirect=arrival.read(),
             published=announcer.state,
             overwritten=announcer.overwritten,
-            without={**prepared.away.reasons, **publisher.troubles, **self._lowered()},
+            without={**prepared.away.reasons, **publisher.troubles, **self._lowered(), **self._unwritten()},
+            processes={"agent": usage()},
         )
 
 

@@ -30,7 +30,7 @@ import msgspec
 import structlog
 
 import agent
-from agent import config
+from agent import config, report
 from agent.core.timekeeping import Witness
 from agent.daemon import listening
 from agent.daemon.announce import Announcer
@@ -183,9 +183,7 @@ class Daemon:
             expects_bundle=lambda: bool(self._reloader.settings.keys),
         )
         workers = self._listeners.workers(self._snapshots)
-        operators = self._listeners.control(
-            lambda: self._listeners.vitals(self._started, self._publisher, self._announcer)
-        )
+        operators = self._listeners.control(self._vitals)
         couriers = self._listeners.couriers()
         loop = asyncio.get_running_loop()
         servers: list[Server] = [workers.listen(worker_sockets)]
@@ -250,6 +248,7 @@ class Daemon:
         if self._reload_wanted:
             self._on_hangup()
         self.clock.watch(self._woke_up)
+        textfile = self._listeners.textfile(lambda: self._reloader.settings.metrics, self._vitals)
         pending_seconds = self._settings.identity.grace_seconds + READY_AFTER_SECONDS
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.controller.run(), name="controller"),
@@ -259,6 +258,7 @@ class Daemon:
             asyncio.create_task(self._reloader.follow_files(), name="files"),
             asyncio.create_task(self._reloader.follow_launched(), name="launch signers"),
             asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
+            asyncio.create_task(textfile.run(), name="metrics file"),
         ]
         unsure = not found or self._who.silent or self.controller.store.doubted
         if unsure and self._who.may_tell:
@@ -325,6 +325,9 @@ class Daemon:
             hand_over=self._hand_over,
             keys_changed=self._keys_changed,
         )
+
+    def _vitals(self) -> report.Vitals:
+        return self._listeners.vitals(self._started, self._publisher, self._announcer)
 
     async def _settled(self) -> None:
         await self._publisher.settled(SETTLE_SECONDS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import agent
-from agent.core.counters import Counters
+from agent.bundle.codes import Code
+from agent.core.counters import OUTCOMES, UNREADABLE, Counters
 from agent.core.model import Cloud
 from agent.core.view import Ended, Live, Origin
 from agent.host.arrival import STATES
@@ -49,6 +51,7 @@ class _Collector:
         yield from self._bundles()
         yield from self._credentials()
         yield from self._machine()
+        yield from self._processes()
         yield from self._requests()
 
     def _identities(self) -> Iterator[Metric]:
@@ -57,6 +60,9 @@ class _Collector:
         answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
         origins = {cloud: standing.origin(store.state, cloud, now) for cloud in Cloud}
         yield _gauge("info", "The running version.", ("version",), [((agent.__version__,), 1.0)])
+        python = platform.python_version()
+        yield _gauge("build_info", "What runs.", ("version", "python"), [((agent.__version__, python), 1.0)])
+        yield _gauge("written_timestamp_seconds", "When this was made.", (), [((), now.timestamp())])
         yield _gauge(
             "state",
             "1 for the state each cloud is in.",
@@ -80,6 +86,16 @@ class _Collector:
             ],
         )
         yield _gauge(
+            "expiry_timestamp_seconds",
+            "When the credential being served expires; 0 once the cloud has ended.",
+            ("cloud",),
+            [
+                ((c,), a.credential.expires_at.timestamp() if isinstance(a, Live) else 0.0)
+                for c, a in answers.items()
+                if isinstance(a, Live | Ended)
+            ],
+        )
+        yield _gauge(
             "horizon_seconds",
             "Seconds until a cloud can no longer be served if nothing new arrives; absent when nothing ends it, 0 "
             "once it has ended.",
@@ -91,12 +107,26 @@ class _Collector:
             ],
         )
 
+        yield _gauge(
+            "horizon_timestamp_seconds",
+            "When a cloud can no longer be served if nothing new arrives; absent when nothing ends it, 0 once it has "
+            "ended.",
+            ("cloud",),
+            [
+                ((c,), 0.0 if isinstance(a, Ended) else (h or now).timestamp())
+                for c, a in answers.items()
+                if (h := until.valid_until(store.state, c, now)) is not None or isinstance(a, Ended)
+            ],
+        )
+
     def _bundles(self) -> Iterator[Metric]:
         """What came in?"""
         store, counters, vitals = self._store, self._counters, self._vitals
         yield _gauge("bundle_seq", "The seq in force.", (), [((), float(store.bundle.seq))] if store.bundle else [])
         yield _counter("bundles_accepted", "Bundles accepted.", (), [((), counters.accepted)])
-        yield _counter("bundles_refused", "Bundles refused.", ("code",), _rows(counters.refused))
+        # Each code from the start: a series that appears with its first count never rose.
+        refused = {**dict.fromkeys((*Code, UNREADABLE), 0), **counters.refused}
+        yield _counter("bundles_refused", "Bundles refused.", ("code",), _rows(refused))
         yield _counter("source_failures", "Failed attempts of a source.", ("source",), _rows(counters.source_troubles))
         yield _gauge(
             "source_up", "1 while a source is well.", ("source",), [((n,), float(s == "ok")) for n, s in _pairs(vitals)]
@@ -107,11 +137,24 @@ class _Collector:
         store, counters, now = self._store, self._counters, self._now
         yield _counter("credentials_issued", "Credentials issued.", ("cloud", "grant"), _rows(counters.issued))
         yield _counter("issue_failures", "Failed issues.", ("cloud", "grant", "code"), _rows(counters.failures))
+        yield _counter(
+            "renewals",
+            "Attempts to issue a credential, by what became of them.",
+            ("cloud", "outcome"),
+            # From the start, so that the first failure is a rise.
+            [((c, o), float(counters.renewals.get(f"{c}:{o}", 0))) for c in Cloud for o in OUTCOMES],
+        )
+        yield _gauge(
+            "last_issued_timestamp_seconds",
+            "When a credential was last issued.",
+            ("cloud", "grant"),
+            [(tuple(k.split(":", 1)), at.timestamp()) for k, at in counters.last_issued.items()],
+        )
         yield _gauge(
             "last_issued_age_seconds",
             "Seconds since a credential was last issued.",
             ("cloud", "grant"),
-            [(tuple(k.split(":")), (now - at) / timedelta(seconds=1)) for k, at in counters.last_issued.items()],
+            [(tuple(k.split(":", 1)), (now - at) / timedelta(seconds=1)) for k, at in counters.last_issued.items()],
         )
         yield _gauge(
             "renewal_failing",
@@ -156,6 +199,18 @@ class _Collector:
             [((key,), 1.0) for key in sorted(vitals.without)],
         )
         yield _counter("log_dropped", "Lines of the log that nobody took.", (), [((), float(vitals.log_dropped))])
+
+    def _processes(self) -> Iterator[Metric]:
+        """What do our own processes use?"""
+        used = self._vitals.processes.items()
+        yield _gauge("start_timestamp_seconds", "When the agent started.", (), [((), self._vitals.started.timestamp())])
+        yield _gauge(
+            "resident_memory_bytes", "Memory in RAM.", ("process",), [((n,), float(u.resident_bytes)) for n, u in used]
+        )
+        yield _gauge(
+            "open_descriptors", "Open files and sockets.", ("process",), [((n,), float(u.descriptors)) for n, u in used]
+        )
+        yield _counter("cpu_seconds", "Time on a processor.", ("process",), [((n,), u.cpu_seconds) for n, u in used])
 
     def _requests(self) -> Iterator[Metric]:
         """What was answered?"""

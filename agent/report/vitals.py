@@ -12,6 +12,7 @@ import msgspec
 from agent.core.source import Ack
 from agent.core.view import Absent, Ended, Live, Pending
 from agent.host.arrival import Arrival
+from agent.host.process import Usage
 
 ANSWERS = MappingProxyType({Live: "live", Pending: "pending", Ended: "ended", Absent: "absent"})
 """What each kind of answer is called in status and metrics."""
@@ -56,6 +57,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         overwritten: how often something else was found in its place.
         log_dropped: lines of the log that nobody read.
         without: why, by key, the machine lacks just now what the configuration names.
+        processes: what each of our processes uses, by its name.
     """
 
     started: datetime
@@ -76,3 +78,4 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     published: Mapping[str, str] = {}
     overwritten: int = 0
     without: Mapping[str, str] = {}
+    processes: Mapping[str, Usage] = {}

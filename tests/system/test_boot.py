@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,53 @@ class TestEc2Worker:
         assert len(typed) >= 8
         for line in typed:
             assert machine.run("sh", "-c", line) or line.startswith("systemctl restart"), line
+
+    def test_a_scraper_is_let_in_as_the_page_says(self, machine: Machine) -> None:
+        """Word by word: Debian's node_exporter, as its own user, has our metrics; no worker can read them."""
+        fetched = m.REPOSITORY / "tests/conformance/prometheus/.build"
+        if not (fetched / "usr/bin/prometheus-node-exporter").exists():
+            pytest.skip("run tests/conformance/prometheus/setup (needs apt)")
+        for path in ("usr/bin/prometheus-node-exporter", "lib/systemd/system/prometheus-node-exporter.service"):
+            machine.run("install", "-d", f"/{Path(path).parent}")
+            shutil.copy(fetched / path, machine.root / path)
+        (machine.root / "etc/default/prometheus-node-exporter").write_text(
+            'ARGS="--web.listen-address=127.0.0.1:9100"\n'
+        )
+        machine.run("useradd", "--system", "prometheus")  # as the package does
+        machine.run("install", "-d", "/var/lib/prometheus/node-exporter")
+        page = (m.REPOSITORY / "systemd/monitoring/README.md").read_text()
+        (written,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        with (machine.root / "etc/credential-agent/config.toml").open("a") as file:
+            file.write(written)
+        typed = re.findall(r"^# (.*)$", page, re.MULTILINE)[1:]  # the first is the title
+        assert len(typed) == 4
+        for line in typed:
+            machine.run("sh", "-ec", line)
+        get = (
+            "import urllib.request as u; "
+            "print(u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:9100/metrics').read().decode())"
+        )
+
+        def scraped() -> str:
+            done = machine.result(*python(get))
+            return done.stdout if "credential_agent_" in done.stdout else ""
+
+        text = machine.until(scraped, what="a scrape")
+        assert 'credential_agent_state{cloud="aws",state="live"} 1' in text
+        assert 'credential_agent_redirect_state{state="led"} 1' in text
+        assert m.USER_KEY not in text
+        machine.run("usermod", "-aG", "credential-workers", "alice")
+        for command in (
+            ["runuser", "-u", "alice", "--"],
+            ["setpriv", f"--reuid={m.WORKER_UID}", "--clear-groups", "--"],
+        ):
+            refused = machine.result(*command, "cat", "/run/credential-agent/metrics.prom")
+            assert "Permission denied" in refused.stderr
+        # Taken out of the configuration again, it is gone.
+        machine.run("sed", "-i", "/^.metrics.$/,$d", "/etc/credential-agent/config.toml")
+        machine.run("systemctl", "reload", "credential-agent")
+        gone = partial(machine.result, "test", "!", "-e", "/run/credential-agent/metrics.prom")
+        machine.until(lambda: gone().returncode == 0, what="its end")
 
     def test_who_waits_asks_as_its_own_programs_would(self, machine: Machine) -> None:
         """Whom the rules alone lead finds an identity; who is no worker is told so, and what to do, and not only "no"."""

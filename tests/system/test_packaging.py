@@ -159,12 +159,17 @@ def lines(name: str, key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", (SYSTEMD / name).read_text(), re.MULTILINE)
 
 
-def test_three_groups_have_one_door_each() -> None:
-    """Workers, operators and the service: each has its own files, and no file or socket is another group's too."""
+def test_each_group_has_a_way_of_its_own() -> None:
+    """Workers, operators, scrapers and the service: each has its own files, and no file or socket is another group's."""
     made = (SYSTEMD / "sysusers.d/credential-agent.conf").read_text()
-    assert re.findall(r"^g (\S+)", made, re.MULTILINE) == ["credential-workers", "credential-operators"]
-    # The agent is in the workers' group, to give files to it. Nobody is in the agent's.
-    assert re.findall(r"^m (.*)$", made, re.MULTILINE) == ["credential-agent credential-workers"]
+    assert re.findall(r"^g (\S+)", made, re.MULTILINE) == [
+        "credential-workers",
+        "credential-operators",
+        "credential-metrics",
+    ]
+    # The agent is in two of them, to give files to each. Nobody is in the agent's.
+    assert re.findall(r"^m credential-agent (.*)$", made, re.MULTILINE) == ["credential-workers", "credential-metrics"]
+    assert lines("credential-agent.service", "SupplementaryGroups") == ["credential-workers credential-metrics"]
     assert lines("credential-agent-control.socket", "SocketGroup") == ["credential-operators"]
     assert lines("credential-agent-control.socket", "SocketMode") == ["0660"]
     assert lines("credential-agent-courier.socket", "SocketGroup") == ["credential-workers"]

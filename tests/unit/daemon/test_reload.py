@@ -38,6 +38,9 @@ APPLIED = {
     "environment.static",
     "log.level",
     "log.format",
+    "metrics.textfile",
+    "metrics.group",
+    "metrics.seconds",
 }
 """What a reload applies at once. Each has a test of its own, here or of the store and the listeners."""
 
@@ -110,6 +113,7 @@ WRITTEN = {
     "Environment.shell_file",
     "Environment.container_file",
     "Environment.token_file",
+    "Metrics.textfile",
     "State.directory",
 }
 """The agent's own to write. A token that somebody else has put into `Environment.token_file` is taken."""

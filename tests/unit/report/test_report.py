@@ -57,17 +57,22 @@ def with_session() -> Store:
 
 
 def test_a_live_cloud_counts_down() -> None:
-    """While a cloud is live its two clocks say how much is left."""
+    """While a cloud is live its two clocks say how much is left, and the two instants stay where they are."""
     found = values(with_session(), START + HOUR / 2, cloud="aws")
 
-    assert found == {"expires_seconds": 1800, "horizon_seconds": 1800}
+    end = (START + HOUR).timestamp()
+    assert found == {
+        "expires_seconds": 1800, "horizon_seconds": 1800, "expiry_timestamp_seconds": end, "horizon_timestamp_seconds": end,
+    }  # fmt: skip
 
 
 def test_an_ended_cloud_stays_at_zero() -> None:
-    """After the end both clocks stay, at 0, so that an alert on them goes on through the outage."""
+    """After the end clocks and instants stay, at 0, so that an alert on them goes on through the outage."""
     found = values(with_session(), START + 2 * HOUR, cloud="aws")
 
-    assert found == {"expires_seconds": 0, "horizon_seconds": 0}
+    assert found == dict.fromkeys(
+        ("expires_seconds", "horizon_seconds", "expiry_timestamp_seconds", "horizon_timestamp_seconds"), 0
+    )
 
 
 def test_an_ended_cloud_is_in_that_state() -> None:
