@@ -117,21 +117,33 @@ class GceDialect:
 
     def _resource(self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer) -> Outcome | Later:
         # No name in this tree has other letters than ASCII: what the real server makes of them does not matter.
-        if not all(segment.isascii() for segment in below) or self._hiding.hides(below, decided=decided(answer)):
+        if not all(segment.isascii() for segment in below):
             return NOT_FOUND
-        if below[:2] == _ACCOUNTS and not self._is_upstreams(below, answer):
-            if isinstance(answer, Pending):
-                return partial(self._settle, request, below, query)
-            return self._accounts.answer(request, below, query, answer)
+        ours = self._ours(request, below, query, answer)
+        if ours is not None:
+            return ours
         if self._proxy is None:
             return self._known(request, below, query)
-        if folded(below[:2]) == _ACCOUNTS and decided(answer):
-            return NOT_FOUND
         if below in GCE_STATIC and not query.wait_for_change and query.alt is None:
             fresh = self._proxy.fresh(target(request.segments, slash=False))
             if fresh is not None:
                 return fresh
         return partial(self._pass, request, below, query)
+
+    def _ours(
+        self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer
+    ) -> Outcome | Later | None:
+        """What we answer whatever the real server says; ``None``: it is asked."""
+        if self._hiding.hides(below, decided=decided(answer)):
+            return NOT_FOUND
+        if below[:2] == _ACCOUNTS:
+            if self._is_upstreams(below, answer):
+                return None
+            if isinstance(answer, Pending):
+                return partial(self._settle, request, below, query)
+            return self._accounts.answer(request, below, query, answer)
+        # The real server may take another spelling of the path for the accounts' own.
+        return NOT_FOUND if decided(answer) and folded(below[:2]) == _ACCOUNTS else None
 
     def _is_upstreams(self, below: tuple[str, ...], answer: Answer) -> bool:
         """Whether the real server answers for this account: the machine's own, apart from the token that we hold."""
@@ -201,16 +213,11 @@ class GceDialect:
         )
         return UPSTREAM_SILENT if answer is None else answer
 
-    def _overtaken(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | None:
+    async def _overtaken(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | None:
         """What is answered instead, when a bundle decided Google while the real server was asked."""
-        answer = self._watch.look(Cloud.GCP)
-        if below[:2] == _ACCOUNTS:
-            if self._is_upstreams(below, answer):
-                return None
-            return self._now(request, msgspec.structs.replace(query, wait_for_change=False))
-        if decided(answer) and (folded(below[:2]) == _ACCOUNTS or self._hiding.hides(below, decided=True)):
-            return NOT_FOUND
-        return None
+        plain = msgspec.structs.replace(query, wait_for_change=False)
+        ours = self._ours(request, below, plain, self._watch.look(Cloud.GCP))
+        return await ours() if callable(ours) and not isinstance(ours, Response) else ours
 
     async def _pass(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome:
         assert self._proxy is not None
@@ -219,7 +226,7 @@ class GceDialect:
             answer = await self._proxy.static(target(request.segments, slash=False), request.asker)
         else:
             answer = await self._directories.ask(request, below, query)
-        overtaken = self._overtaken(request, below, query)
+        overtaken = await self._overtaken(request, below, query)
         if overtaken is not None:
             return overtaken
         if answer is None:
