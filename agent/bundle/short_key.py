@@ -6,6 +6,7 @@ P-256 the 33 of the compressed point (SEC 1, section 2.3.3). The key's id is its
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -25,6 +26,21 @@ def short_key(key: VerifyKey) -> str:
     if "y" in jwk:
         raw = bytes([2 + base64url(jwk["y"], "y")[-1] % 2]) + raw
     return f"{_KINDS[key.kind]}:{base64url_encode(raw)}"
+
+
+def signer_word(key: VerifyKey) -> str:
+    """The word that names ``key`` to a worker: the short one, or its JWK if its key id is not its thumbprint."""
+    word = short_key(key)
+    return word if read_short_key(word).kid == key.kid else json.dumps(key.public_jwk(), separators=(",", ":"))
+
+
+def read_signer_word(word: str) -> VerifyKey:
+    """The key that :func:`signer_word` named.
+
+    Raises:
+        FormatError: code ``key``: it is none.
+    """
+    return VerifyKey.parse(word) if word.startswith("{") else read_short_key(word)
 
 
 def read_short_key(word: str) -> VerifyKey:

@@ -103,8 +103,7 @@ class Durable:
             if not isinstance(verdict, Accepted):
                 return Outcome(verdict, durable=not self.unwritten)
             while True:
-                asked = self._asked + 1
-                durable = await self._write(verdict.memory, sealed)
+                asked, durable = await self._write(verdict.memory, sealed)
                 again = self._store.evaluate(bundle, self._clock.now())
                 if not isinstance(again, Accepted):
                     # A withdrawal came first, or the lease ended: what was written is not what is so.
@@ -117,7 +116,7 @@ class Durable:
             self.sealed = sealed
             if self._asked != asked:
                 # Somebody had the state of before this bundle written down meanwhile, and later than it.
-                durable = await self._write(self._store.memory, self.sealed)
+                _, durable = await self._write(self._store.memory, self.sealed)
         return Outcome(again, durable)
 
     def resume(self, bundle: Bundle, sealed: bytes, now: datetime) -> Verdict:
@@ -148,7 +147,8 @@ class Durable:
                 self.sealed = None
         elif not self.unwritten:
             return Outcome(verdict, durable=True)
-        return Outcome(verdict, await self._write(self._store.memory, self.sealed))
+        _, durable = await self._write(self._store.memory, self.sealed)
+        return Outcome(verdict, durable)
 
     def revoke(self, now: datetime) -> None:
         """End the bundle in force: it would not be resumed. The memory stays, and the rules with it."""
@@ -206,8 +206,12 @@ class Durable:
         if self._tried < number:
             self._cannot(_STALLED)
 
-    async def _write(self, memory: Memory, sealed: bytes | None) -> bool:
-        """Have that state, or a newer one, on the disk; false when the disk refuses, or does not answer in time."""
+    async def _write(self, memory: Memory, sealed: bytes | None) -> tuple[int, bool]:
+        """Have that state, or a newer one, on the disk.
+
+        Returns:
+            The number under which it was asked for; and false if the disk refuses it, or does not answer in time.
+        """
         stalled = self.unwritten and self._writer is not None
         number = self._ask(memory, sealed)
         try:
@@ -216,7 +220,7 @@ class Durable:
                     await self._progress.wait()
         except TimeoutError:
             self._cannot(_STALLED)
-        return self._written >= number
+        return number, self._written >= number
 
     async def _write_on(self) -> None:
         try:

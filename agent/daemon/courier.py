@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -17,14 +16,12 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import Cloud, SealedBundle
 from agent.core.source import COURIER, Ack
 from agent.core.text import instant
-from agent.core.view import Live
 from agent.daemon.beliefs import Opening
 from agent.daemon.control import verdict
 from agent.daemon.launched import told
-from agent.identity import standing, until
 from agent.identity.store import Store
 from agent.providers.attest import Attestor
-from agent.report.vitals import ANSWERS
+from agent.report.summary import summary
 from agent.serve.control import ControlRequest, Route, problem
 from agent.sources.push import unwrapped
 from agent.wire.http import JSON, Response
@@ -119,7 +116,7 @@ class Couriers:
             "ver": 1,
             "version": agent.__version__,
             "now": instant(now),
-            "clouds": {str(cloud): self._cloud(cloud, now) for cloud in Cloud},
+            "clouds": {str(cloud): msgspec.to_builtins(summary(self._store, cloud, now)) for cloud in Cloud},
             "bundle": None if bundle is None else {"issuer": bundle.issuer, "seq": bundle.seq, "origin": bundle.origin},
             "refused": None
             if refused is None
@@ -134,14 +131,3 @@ class Couriers:
             "signers": told(self._opening.trust),
         }
         return Response(200, (JSON,), msgspec.json.encode(document) + b"\n")
-
-    def _cloud(self, cloud: Cloud, now: datetime) -> dict[str, Any]:
-        answer, state = self._store.answer(cloud, now), self._store.state
-        ends = until.valid_until(state, cloud, now)
-        return {
-            "state": ANSWERS[type(answer)],
-            "origin": str(standing.origin(state, cloud, now)),
-            "identity": answer.name if isinstance(answer, Live) else None,
-            "until": None if ends is None else instant(ends),
-            "at_the_end": until.what_follows(state, cloud, now),
-        }

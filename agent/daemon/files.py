@@ -29,6 +29,7 @@ import msgspec
 
 from agent import config
 from agent.core.errors import ConfigError
+from agent.core.looks import Look, look_of
 from agent.daemon.beliefs import Ask
 from agent.host.patience import Patience, StalledError, directly
 from agent.upstream import AuthoritiesError, believed, read_authorities
@@ -71,7 +72,7 @@ class Loaded(msgspec.Struct, frozen=True):
     count: int | None = None
 
 
-Looks = Mapping[Path, tuple[int, ...] | None]
+Looks = Mapping[Path, Look | None]
 """What stat(2) says of each file; ``None`` where it fails."""
 
 
@@ -176,7 +177,7 @@ async def looks_patiently(files: Iterable[Named], patience: Patience, before: Lo
         directories.setdefault(file.path.parent, []).append(file)
     asked = (patience.ask(directory, partial(looks, inside)) for directory, inside in directories.items())
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    found: dict[Path, tuple[int, ...] | None] = {}
+    found: dict[Path, Look | None] = {}
     silent: list[str] = []
     for inside, answer in zip(directories.values(), answers, strict=True):
         if isinstance(answer, StalledError):
@@ -189,12 +190,11 @@ async def looks_patiently(files: Iterable[Named], patience: Patience, before: Lo
     return found, silent
 
 
-def _look(path: Path) -> tuple[int, ...] | None:
+def _look(path: Path) -> Look | None:
     try:
-        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for ever
+        return look_of(os.stat(path))  # noqa: PTH116 - half the cost of Path.stat, and it runs for ever
     except OSError:
         return None
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _digest(path: Path) -> str:

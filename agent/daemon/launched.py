@@ -12,7 +12,6 @@ When a place answers and no longer names a signer, that signer is no longer trus
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -22,8 +21,10 @@ from typing import Any, Final
 import structlog
 
 from agent import bundle, config
+from agent.bundle.short_key import read_signer_word, signer_word
 from agent.core.clock import Clock
 from agent.core.errors import BundleError, HostError, UpstreamError
+from agent.core.text import os_reason
 from agent.host.patience import Patience
 from agent.upstream import Ec2Metadata, GceMetadata
 from agent.wire.names import EC2_TAGS, EC2_USER_DATA_PATH, gce_attributes
@@ -81,7 +82,7 @@ class Launched:
         for entry in self._entries:
             for word in self.found.get(_key(entry), "").split():
                 try:
-                    key = _key_of(word)
+                    key = read_signer_word(word)
                 except BundleError:
                     continue  # what was left by another version
                 signer = bundle.Signer(
@@ -214,25 +215,14 @@ def _read(documents: list[bytes], *, lines: bool) -> str:
         if not named and not lines and text.startswith((b"ed25519:", b"p256:")):
             named = tuple(text.decode("ascii", "replace").split())
         if named:
-            words.update((_word(_key_of(word)), None) for word in named)
+            words.update((signer_word(read_signer_word(word)), None) for word in named)
         elif (
             not lines
             and text.startswith((b"{", b"-----BEGIN PUBLIC KEY"))
             and (b'"kty"' in text or text.startswith(b"-"))
         ):
-            words.update((_word(key), None) for key in bundle.VerifyKey.parse_all(text))
+            words.update((signer_word(key), None) for key in bundle.VerifyKey.parse_all(text))
     return "\n".join(list(words)[:MAX_SIGNERS])
-
-
-def _word(key: bundle.VerifyKey) -> str:
-    """A key without spaces: short, unless its id is not its thumbprint."""
-    named = json.dumps(key.public_jwk(), separators=(",", ":"))
-    word = bundle.short_key(key)
-    return word if bundle.read_short_key(word).kid == key.kid else named
-
-
-def _key_of(word: str) -> bundle.VerifyKey:
-    return bundle.VerifyKey.parse(word) if word.startswith("{") else bundle.read_short_key(word)
 
 
 def _files(paths: Sequence[Path]) -> list[bytes]:
@@ -244,7 +234,7 @@ def _files(paths: Sequence[Path]) -> list[bytes]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise HostError(f"{path.name}: cannot be read: {type(error).__name__}") from None
+            raise HostError(f"{path.name}: cannot be read: {os_reason(error)}") from None
     return found
 
 
@@ -254,5 +244,5 @@ def _directory(place: Path) -> list[bytes]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise HostError(f"the directory cannot be read: {type(error).__name__}") from None
+        raise HostError(f"the directory cannot be read: {os_reason(error)}") from None
     return _files([place / name for name in names[:MAX_SIGNERS]])

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from agent.core.errors import Denied, ProviderError, Transient, UsageError
+from agent.core.looks import look_of
 from agent.core.model import AwsAssumeRole, AwsSession, Cloud, Env, GcpToken, Grant
 from agent.core.secret import Secret, reveal
 from agent.enrol import Policy
@@ -241,10 +242,9 @@ def _mark(cloud: Cloud) -> str:
     seen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
     for path in _aws_files() if cloud is Cloud.AWS else [adc_file()]:
         try:
-            found = path.stat()
+            seen.append(f"{path} {look_of(path.stat())}")
         except OSError:
             continue
-        seen.append(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}")
     return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()
 
 

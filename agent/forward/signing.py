@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from agent import bundle
+from agent.bundle.short_key import signer_word
 from agent.core.errors import HostError, UsageError
 from agent.core.text import os_reason
 from agent.sender import files
@@ -90,9 +91,7 @@ def check_issuer(issuer: str) -> str:
 
 def launch_line(key: bundle.SigningKey) -> str:
     """The line by which whoever launches a machine names this key (``launch_signers`` of its configuration)."""
-    jwk = key.public_jwk()
-    thumbprint = jwk["kty"] == "OKP" and key.kid == bundle.thumbprint({n: jwk[n] for n in ("crv", "kty", "x")})
-    return f"credential-agent-signer: {'ed25519:' + jwk['x'] if thumbprint else public_line(key)}"
+    return f"credential-agent-signer: {signer_word(key.verify_key())}"
 
 
 def at_launch(key: bundle.SigningKey, issuer: str) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from agent.core.looks import Look, look_of
 from agent.core.text import os_reason
 from agent.host import arrival, netlink, nft, planning, systemctl
 from agent.host.enforcing import Rules
@@ -72,7 +73,7 @@ class Holder:
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups"), 0.0)
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
-        self._users = [_stamp(file) for file in USERS]
+        self._users = [_look(file) for file in USERS]
         self._only_looking = self._stopping = self._ready = False
 
     def run(self) -> None:
@@ -206,7 +207,7 @@ class Holder:
                     self._start_plan()
                     return
 
-        if (users := [_stamp(file) for file in USERS]) != self._users:
+        if (users := [_look(file) for file in USERS]) != self._users:
             self._users = users
             self._look_at_names()
 
@@ -283,13 +284,12 @@ class Holder:
         (self._directory / PLAN_FILE).unlink(missing_ok=True)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does; ``None``: it is not there."""
+def _look(path: Path) -> Look | None:
+    """How a file looks; ``None``: it is not there."""
     try:
-        found = path.stat()
+        return look_of(path.stat())
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _restarting() -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from agent.core.looks import Look, look_of
 from agent.host.ranges import MAX_UID, merge
 
 FILE: Final = Path("/etc/subuid")
@@ -69,7 +70,7 @@ class Whose:
 
     def __init__(self, path: Path = FILE, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
-        self._stamp: object = None
+        self._seen: Look | None = None
         self._looked = float("-inf")
         self._firsts: list[int] = []
         self._ends: list[tuple[int, int]] = []  # the last of a range, and the uid that stands for its user
@@ -87,13 +88,12 @@ class Whose:
     def _look(self) -> None:
         self._looked = self._clock()
         try:
-            seen = self._path.stat()
-            stamp: object = (seen.st_ino, seen.st_mtime_ns, seen.st_size)
+            seen: Look | None = look_of(self._path.stat())
         except OSError:
-            stamp = None
-        if stamp == self._stamp:
+            seen = None
+        if seen == self._seen:
             return
-        self._stamp = stamp
+        self._seen = seen
         rows = sorted((low, high, ranges[0][0]) for ranges in families(self._path) for low, high in ranges)
         self._firsts = [low for low, _, _ in rows]
         self._ends = [(high, owner) for _, high, owner in rows]

@@ -17,7 +17,8 @@ from agent.core.view import Live
 from agent.host.arrival import Arrival
 from agent.identity import standing, until
 from agent.identity.store import Store
-from agent.report.vitals import ANSWERS, Vitals
+from agent.report.summary import summary
+from agent.report.vitals import Vitals
 
 
 def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
@@ -51,21 +52,20 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
 
 
 def _cloud(store: Store, cloud: Cloud, now: datetime) -> dict[str, Any]:
-    answer = store.answer(cloud, now)
+    answer, short = store.answer(cloud, now), summary(store, cloud, now)
     document: dict[str, Any] = {
-        "state": ANSWERS[type(answer)],
-        "origin": str(standing.origin(store.state, cloud, now)),
-        "identity": None,
+        "state": short.state,
+        "origin": short.origin,
+        "identity": short.identity,
         "why": None,
         "expires_at": None,
-        "horizon": _stamp(until.valid_until(store.state, cloud, now)),
+        "horizon": short.until,
         "horizon_reason": None,
-        "at_the_end": until.what_follows(store.state, cloud, now),
+        "at_the_end": short.at_the_end,
     }
     if not isinstance(answer, Live):
         document["why"] = answer.why
         return document
-    document["identity"] = answer.name
     document["expires_at"] = _stamp(answer.credential.expires_at)
     document["horizon_reason"] = until.why_until(store.state, cloud, now)
     if isinstance(answer.credential, AwsCredential):

@@ -26,6 +26,7 @@ import msgspec
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.core.looks import Look, look_of
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, Ok, Submit, Trouble
 from agent.core.text import os_reason
@@ -63,10 +64,6 @@ class FileSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = MAX_BUNDLE_BYTES
 
 
-# Device, inode, size, time of writing, time of any change (a rename counts). Equal: nothing happened in between.
-_Look = tuple[int, int, int, int, int]
-
-
 class FileSource:
     """Watches one path.
 
@@ -88,7 +85,7 @@ class FileSource:
     async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
         """See :class:`agent.core.source.Source`. No backoff: a mended file is seen as fast as a new one."""
         changes = Changes(submit)
-        seen: _Look | str | None = None
+        seen: Look | str | None = None
         read_after = 0  # looks until the file is read though it looks the same; 0: read it now, negative: no need
         while True:
             look = await self._look()
@@ -122,14 +119,14 @@ class FileSource:
     async def acknowledge(self, ack: Ack) -> None:
         """A file has no way back."""
 
-    async def _look(self) -> _Look | str | None:
+    async def _look(self) -> Look | str | None:
         path = self._settings.path
         try:
             return await self._patience.ask(path, partial(_look, path))
         except StalledError:
             return "silent"
 
-    async def _settle(self, look: _Look) -> _Look | str | None:
+    async def _settle(self, look: Look) -> Look | str | None:
         """Wait until the file has stopped changing; return how it looks then."""
         for _ in range(SETTLE_LOOKS):
             await self._clock.sleep(SETTLE_SECONDS)
@@ -140,13 +137,12 @@ class FileSource:
         return look
 
 
-def _look(path: Path) -> _Look | str | None:
+def _look(path: Path) -> Look | str | None:
     """How the file looks from outside: a tuple; ``None`` when it is not there; a word when it cannot be told."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, and it runs for as long as the machine does
+        return look_of(os.stat(path))  # noqa: PTH116 - half the cost of Path.stat, and it runs as long as the machine
     except OSError as error:
         return None if error.errno in _ABSENT else f"errno {error.errno}"
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _bundle(path: Path, max_bytes: int) -> bytes | None:

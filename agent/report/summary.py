@@ -1,0 +1,45 @@
+"""Which identity does a cloud have, and until when? What operators and couriers are told alike; no secret is in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from agent.core.model import Cloud
+from agent.core.text import instant
+from agent.core.view import Live
+from agent.identity import standing, until
+from agent.identity.store import Store
+from agent.report.vitals import ANSWERS
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """One cloud, as the couriers' status has it (PROTOCOL.md).
+
+    Attributes:
+        state: ``live``, ``pending``, ``ended`` or ``absent``.
+        origin: whose identity it is.
+        identity: its name; ``None``: there is none.
+        until: the instant until which it is sure to be served; ``None``: nobody knows.
+        at_the_end: what follows then, as a sentence.
+    """
+
+    state: str
+    origin: str
+    identity: str | None
+    until: str | None
+    at_the_end: str
+
+
+def summary(store: Store, cloud: Cloud, now: datetime) -> Summary:
+    """The summary of ``cloud`` at ``now``."""
+    answer = store.answer(cloud, now)
+    ends = until.valid_until(store.state, cloud, now)
+    return Summary(
+        state=ANSWERS[type(answer)],
+        origin=str(standing.origin(store.state, cloud, now)),
+        identity=answer.name if isinstance(answer, Live) else None,
+        until=None if ends is None else instant(ends),
+        at_the_end=until.what_follows(store.state, cloud, now),
+    )
