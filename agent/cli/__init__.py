@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "doctor": "agent.cli.doctor:doctor",
     "push": "agent.cli.push:push",
     "refresh": "agent.cli.refresh:refresh",
+    "reload": "agent.cli.reload:reload",
     "wait": "agent.cli.wait:wait",
     "env": "agent.cli.env:env",
     "exec": "agent.cli.run_with:exec_",

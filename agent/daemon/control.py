@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from agent.core.source import Ack
-from agent.serve.control import ControlRequest, Route
+from agent.daemon.reload import Reloaded
+from agent.serve.control import ControlRequest, Route, problem
 from agent.wire.http import JSON, Response
 
 
@@ -19,6 +21,7 @@ def routes(
     keys: Callable[[], list[dict[str, str]]],
     push: Callable[[bytes], Awaitable[Ack]],
     refresh: Callable[[], Awaitable[list[dict[str, str | int | None]]]],
+    reload: Callable[[], Awaitable[Reloaded]],
 ) -> Mapping[tuple[str, str], Route]:
     """Bind what the daemon can say and do to paths.
 
@@ -28,6 +31,7 @@ def routes(
         keys: the public halves of the worker's keys.
         push: evaluates sealed bytes; its verdict is the answer.
         refresh: has every source looked at now, and tells what each held.
+        reload: reads the configuration anew; what came of it. Root may have it done, and our own user.
     """
 
     async def get_status(_: ControlRequest) -> Response:
@@ -45,8 +49,15 @@ def routes(
     async def post_refresh(_: ControlRequest) -> Response:
         return Response(200, (JSON,), msgspec.json.encode({"sources": await refresh()}) + b"\n")
 
+    async def post_reload(request: ControlRequest) -> Response:
+        if request.uid not in {0, os.geteuid()}:  # who could send SIGHUP
+            return problem(403, "expected root: whoever changes the configuration has it read")
+        done = await reload()
+        return Response(422 if done.outcome == "refused" else 200, (JSON,), msgspec.json.encode(done) + b"\n")
+
     return {
         ("POST", "/v1/refresh"): post_refresh,
+        ("POST", "/v1/reload"): post_reload,
         ("GET", "/v1/status"): get_status,
         ("GET", "/v1/keys"): get_keys,
         ("PUT", "/v1/bundle"): put_bundle,

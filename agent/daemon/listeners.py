@@ -22,6 +22,7 @@ from agent.daemon.launched import told
 from agent.daemon.looking import Outcome, look_now
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
+from agent.daemon.reload import Reloaded
 from agent.daemon.requests import Requests
 from agent.daemon.snapshots import Snapshots
 from agent.daemon.textfile import Textfile
@@ -144,7 +145,9 @@ class Listeners:
         self.owners = "by socket"
         return Owners(read_socket_table, diagnosis.owner, whose=Whose(), close=diagnosis.close)
 
-    def control(self, vitals: Callable[[], report.Vitals]) -> ControlEndpoint:
+    def control(
+        self, vitals: Callable[[], report.Vitals], *, reload: Callable[[], Awaitable[Reloaded]]
+    ) -> ControlEndpoint:
         """The one that operators ask."""
         counters = self._controller.counters
         return ControlEndpoint(
@@ -154,6 +157,7 @@ class Listeners:
                 keys=self._public_keys,
                 push=self._pushed,
                 refresh=self._look_now,
+                reload=reload,
             ),
             clock=self._clock,
             access=self.requests.of("control"),

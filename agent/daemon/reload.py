@@ -62,6 +62,22 @@ PATIENCE_SECONDS: Final = 5.0
 REDIRECT_HINT: Final = "the rules are another unit's: systemctl reload credential-agent-redirect"
 
 
+class Reloaded(msgspec.Struct, frozen=True):
+    """What came of a reload.
+
+    Attributes:
+        outcome: ``applied``; ``refused``: what was in force stays so; ``later``: this process has not started yet.
+        needs_restart: what was changed and is not in force.
+        reason: why it was refused.
+        hint: what to do about that.
+    """
+
+    outcome: str
+    needs_restart: list[str] = []
+    reason: str | None = None
+    hint: str | None = None
+
+
 class _Found(NamedTuple):
     """What the configuration's files hold, read as a whole."""
 
@@ -122,6 +138,7 @@ class Reloader:
         self._patience = Patience(PATIENCE_SECONDS)
         self._reader = Patience(PATIENCE_SECONDS, again=True)
         self._applying = asyncio.Lock()
+        self._asked: list[asyncio.Future[Reloaded]] = []
         self._silent: set[str] = set()  # the keys of files that do not answer: they may have changed
 
     @property
@@ -134,16 +151,30 @@ class Reloader:
         self._readiness.reload_began()
         self._reloads.ask()
 
+    async def reload(self) -> Reloaded:
+        """As SIGHUP; waits for what comes of it. What was written before this call is read."""
+        told: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        self._asked.append(told)
+        self.on_hangup()
+        return await told
+
     async def _reload_all(self) -> None:
+        asked, self._asked = self._asked, []
+        done = Reloaded("refused", reason="it was broken off: see the log")
         try:
             # The configuration file may be on a disk that stalls, like the others.
             settings = await self._reader.ask(Path("the configuration"), self._read)
             await self.apply(settings)
+            done = Reloaded("applied", needs_restart=needs_restart(settings, self._loaded))
         except AgentError as error:
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
+            done = Reloaded("refused", reason=error.message, hint=error.hint)
         finally:
             if not self._reloads.wanted:
                 self._readiness.reload_ended()
+            for told in asked:
+                if not told.done():  # whoever asked may have gone
+                    told.set_result(done)
         self._looks.ask()  # a source that does not answer must not delay the next reload
 
     async def _look_at_sources(self) -> None:

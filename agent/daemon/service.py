@@ -41,7 +41,7 @@ from agent.daemon.listeners import Listeners
 from agent.daemon.prepare import NO_POINTER_HINT, Prepared
 from agent.daemon.publish import Publisher
 from agent.daemon.ready import READY_AFTER_SECONDS, Readiness
-from agent.daemon.reload import Reloader
+from agent.daemon.reload import Reloaded, Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
 from agent.daemon.snapshots import Snapshots
@@ -183,7 +183,7 @@ class Daemon:
             expects_bundle=lambda: bool(self._reloader.settings.keys),
         )
         workers = self._listeners.workers(self._snapshots)
-        operators = self._listeners.control(self._vitals)
+        operators = self._listeners.control(self._vitals, reload=self._reload)
         couriers = self._listeners.couriers()
         loop = asyncio.get_running_loop()
         servers: list[Server] = [workers.listen(worker_sockets)]
@@ -241,6 +241,12 @@ class Daemon:
             self._reloader.on_hangup()
         else:
             self._reload_wanted = True  # nothing is loaded yet that could be loaded anew: done after the start
+
+    async def _reload(self) -> Reloaded:
+        if self._serving:
+            return await self._reloader.reload()
+        self._reload_wanted = True
+        return Reloaded("later")
 
     async def _serve(self, found: list[Machine], *, at_once: bool) -> None:
         self._publish_keys()

@@ -199,6 +199,20 @@ class TestReload:
             assert manager.wait_for("READY=1", after=mark).at >= told.at
             agent.wait_for(event)
 
+    def test_whoever_asks_for_it_hears_what_came_of_it(self, world: World, manager: NotifySocket) -> None:
+        """By the control socket: applied and what needs a restart, or refused and why, as the unit's reload shows it."""
+        with start(world, manager) as agent:
+            manager.wait_for("READY=1")
+            world.write_config({"log": {"level": "debug"}, "state": {"directory": str(world.root / "elsewhere")}})
+            reply = agent.operate("/v1/reload", method="POST")
+            assert (reply.status, reply.json()["needs_restart"]) == (200, ["state"])
+            world.write_config({"log": {"level": "loud"}})
+            mark = manager.mark
+            reply = agent.operate("/v1/reload", method="POST")
+            assert (reply.status, reply.json()["outcome"]) == (422, "refused")
+            assert "log.level" in reply.json()["reason"]
+            manager.wait_for("READY=1", after=mark)
+
     def test_in_the_middle_of_the_start_it_anticipates_nothing(self, world: World, manager: NotifySocket) -> None:
         """A SIGHUP while a bundle is awaited is obeyed, and is not taken for readiness."""
         with start(world, manager, {"identity": {"grace_seconds": 60.0}}) as agent:

@@ -1,0 +1,42 @@
+"""``reload``: have the agent read its configuration anew, and say whether it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from agent.cli import ask
+from agent.cli.common import EX_CONFIG
+from agent.cli.options import config_option, control_socket
+from agent.core.errors import HostError
+
+RELOAD_SECONDS: Final = 45.0
+
+
+@click.command()
+@config_option
+def reload(path: Path) -> int:
+    """Have the agent read its configuration anew, and say what came of it.
+
+    What "systemctl reload credential-agent" does. Exits 78 when the configuration is refused: what was in force before
+    stays so. Names what was changed and needs a restart.
+    """
+    answer = ask.control(control_socket(path), "POST", "/v1/reload", b"", timeout_seconds=RELOAD_SECONDS)
+    if answer.status not in (200, 422):
+        raise HostError(f"the agent did not reload: {answer.why()}")
+    done = answer.json()
+    if done["outcome"] == "refused":
+        click.echo(f"credential-agent: refused, and what was in force stays so: {done['reason']}", err=True)
+        if done["hint"]:
+            click.echo(f"  hint: {done['hint']}", err=True)
+        return EX_CONFIG
+    if done["outcome"] == "later":
+        click.echo("the agent is starting: it reads the configuration again as soon as it has started")
+        return 0
+    click.echo("applied")
+    if done["needs_restart"]:
+        click.echo(f"not in force without a restart: {', '.join(done['needs_restart'])}", err=True)
+        click.echo("  hint: systemctl restart credential-agent", err=True)
+    return 0
