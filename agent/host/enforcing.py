@@ -1,13 +1,23 @@
-"""Are the rules in force? Loads them, owns a second copy that nobody else can remove, and checks both."""
+"""Are the rules in force? Loads them, owns a second copy that nobody else can remove, and checks both.
+
+Where libnftables crashes on a script the next one is tried, which does without something; where it crashes on all, or
+on the closed table itself, the routing policy refuses (:mod:`agent.host.unroutable`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from typing import Final
 
 from agent.core.errors import HostError
-from agent.host import fronts, nft, ownership, unroutable
+from agent.host import fronts, nft, ownership, systemctl, unroutable
+from agent.host.apart import CrashedError
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
+
+#: It is there while the second copy is loaded, and when a process has not come out of that: then the next goes without.
+OWNING_FILE: Final = "owning"
 
 
 class Rules:
@@ -26,17 +36,23 @@ class Rules:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._owner: ownership.Connection | None = None
-        self._reader: ownership.Connection | None = None
+        self._owning = reporter.directory / OWNING_FILE
+        self._crashed = False
         self._expected: tuple[str, ...] = ()
         self.lacking: tuple[str, ...] = ()
         self.why: str | None = None
 
     def connect(self) -> None:
         """Connect to the kernel; the tables of the second copy live as long as the connection."""
+        self._crashed = os.path.lexists(self._owning)
         try:
-            self._reader, self._owner = ownership.Connection(), ownership.Connection()
+            self._owner = ownership.Connection()
         except HostError as error:
             self._unheld(error)
+
+    def end(self) -> None:
+        """An orderly end: nothing crashed."""
+        self._owning.unlink(missing_ok=True)
 
     @property
     def held(self) -> bool:
@@ -54,30 +70,29 @@ class Rules:
         Returns:
             Whether the kernel took one.
         """
-        if self._reader is None:
+        if self._owner is None:
             self.connect()  # libnftables may have been installed since
         scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
         lacking = [] if plan is None or closed else list(plan.get("lacking", ()))
         taken = self._load_one_of(scripts, lacking)
         if not taken and (closed or plan is None or not in_force):
-            with contextlib.suppress(HostError):
-                self._load(nft.refusal())
+            self._refuse()
         if plan is not None:
             self.set_fronts(ipv6=plan["ipv6"])
-        if self._reader is not None:
-            self._expected = ownership.listing(self._reader)
+        self._expected = self._listing() or ()
         if taken:
             unroutable.lift(self._reporter.directory / unroutable.MARK)
         return taken
 
     def are_intact(self) -> bool:
         """Whether the kernel has what was loaded last, and nothing was added to it."""
-        if self._reader is None:
+        if self._owner is None:
             try:
                 return nft.show() is not None
             except HostError:  # neither library nor program: no rules, and the reason was reported
                 return False
-        return ownership.listing(self._reader) == self._expected
+        found = self._listing()
+        return found is None or not self._expected or found == self._expected
 
     def set_fronts(self, *, ipv6: bool) -> None:
         """Have the addresses that containers are sent to; see :func:`agent.host.fronts.set_fronts`."""
@@ -89,17 +104,19 @@ class Rules:
             self._reporter.say("addresses", None)
 
     def _load_one_of(self, scripts: list[str], lacking: list[str]) -> bool:
-        why = ""
+        why, crashed = "", []
         for number, script in enumerate(scripts):
             try:
                 self._load(script)
             except HostError as error:
                 why = str(error)
+                if isinstance(error, CrashedError):
+                    crashed.append(f"rules {number + 1} of {len(scripts)} are left out: {error}")
             else:
                 self._reporter.say("kernel", None)
                 self.why = None
-                self.lacking = tuple(filter(None, lacking[number : number + 1]))
-                self._reporter.say("lacking", next(iter(self.lacking), None))
+                self.lacking = tuple(filter(None, [*lacking[number : number + 1], *crashed]))
+                self._reporter.say("lacking", "; ".join(self.lacking) or None)
                 return True
         self.why = f"the kernel does not take the rules: {why}"
         if (self._reporter.directory / unroutable.MARK).exists():
@@ -108,14 +125,56 @@ class Rules:
         return False
 
     def _load(self, script: str) -> None:
-        if self._reader is None or self._owner is None:
+        if self._owner is None:
             nft.run(script)
             return
-        self._reader.run(script)
+        ownership.run_apart(script)
         try:
-            self._owner.run(nft.held(script))
+            self._own(script, self._owner)
         except HostError as error:
             self._unheld(error)
+            # What it owns are the rules before these: two copies that differ would be worse than one.
+            self._owner.close()
+            self._owner = ownership.Connection()
+        else:
+            self._reporter.say("owner", None)
+        ownership.give_back()
+
+    def _own(self, script: str, owner: ownership.Connection) -> None:
+        """Load the second copy, which must happen in this process."""
+        if self._crashed:
+            raise CrashedError(f"{ownership.LIBRARY} crashed on them before")
+        # (Of another name: those that this process owns no other may even pretend to change.)
+        ownership.run_apart(nft.held(script, "_rehearsed"), rehearsal=True)
+        with contextlib.suppress(OSError):
+            self._owning.touch()
+        try:
+            owner.run(nft.held(script))
+        finally:
+            self._owning.unlink(missing_ok=True)
+
+    def _refuse(self) -> None:
+        """Have at least the closed table; where even that cannot be loaded, and is not there, no way at all."""
+        try:
+            self._load(nft.refusal())
+        except HostError:
+            try:
+                there = "reject" in (nft.show(nft.CLOSED) or "")
+            except HostError:
+                there = False
+            if not there and not (self._reporter.directory / unroutable.MARK).exists():
+                with contextlib.suppress(HostError):
+                    systemctl.restart("credential-agent-closed.service")
+
+    def _listing(self) -> tuple[str, ...] | None:
+        """The tables as they are; ``None``: it cannot be told."""
+        try:
+            found = ownership.listing()
+        except HostError as error:
+            self._reporter.say("listing", f"{error}: changes of the rules are not seen")
+            return None
+        self._reporter.say("listing", None)
+        return found
 
     def _unheld(self, error: HostError) -> None:
         self._reporter.say("owner", f"{error}: rules can be watched, and not held")

@@ -120,17 +120,17 @@ def refusal() -> str:
     return CLOSED_FILE.read_text()
 
 
-def held(script: str) -> str:
+def held(script: str, ending: str = HELD) -> str:
     """The same rules in tables that belong to the process that loads them, and end with it.
 
     Nobody else can flush, change or delete those (``flags owner``, Linux 5.12 and nftables 0.9.9). The same rules
     twice do what they do once: whichever table a packet meets first leads it, and both refuse the same.
     """
     names = {name.split()[1] for name in (TABLE, CLOSED)}
-    script = re.sub(rf"\b({'|'.join(sorted(names))})\b", rf"\1{HELD}", script)
+    script = re.sub(rf"\b({'|'.join(sorted(names))})\b", rf"\1{ending}", script)
     # At each table's first mention, or the kernel takes the later flag for a change of it.
-    begin = "".join(f"add table inet {name}{HELD} {{\n\tflags owner\n}}\n" for name in sorted(names))
-    replace = "".join(f"delete table inet {name}{HELD}\n" for name in sorted(names))
+    begin = "".join(f"add table inet {name}{ending} {{\n\tflags owner\n}}\n" for name in sorted(names))
+    replace = "".join(f"delete table inet {name}{ending}\n" for name in sorted(names))
     script = re.sub(r"^(?:add|delete) table .*\n", "", script, flags=re.MULTILINE)
     script = re.sub(r"^(table inet \w+ \{)$", r"\1\n\tflags owner", script, flags=re.MULTILINE)
     return begin + replace + script
@@ -343,16 +343,16 @@ def run(script: str) -> None:
     call("nft", ["-f", "-"], script)
 
 
-def show() -> str | None:
-    """The table as the kernel has it, with its counters; ``None``: it is not there.
+def show(table: str = TABLE) -> str | None:
+    """A table as the kernel has it, with its counters; ``None``: it is not there.
 
     Raises:
         HostError: nftables is missing, or we may not look.
     """
     # A missing table and a missing permission are one exit status: ask for the list of tables first.
-    if f"table {TABLE}" not in call("nft", ["list", "tables"]).splitlines():
+    if f"table {table}" not in call("nft", ["list", "tables"]).splitlines():
         return None
-    return call("nft", ["list", "table", *TABLE.split()])
+    return call("nft", ["list", "table", *table.split()])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Final
@@ -37,7 +38,12 @@ def call(program: str, arguments: Sequence[str], text: str = "") -> str:
     except subprocess.TimeoutExpired:
         raise HostError(f"{program} {arguments[0]}: no answer within {TIMEOUT_SECONDS:.0f} s") from None
     if done.returncode != 0:
-        first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), f"exit status {done.returncode}")
+        ended = f"exit status {done.returncode}" if done.returncode > 0 else f"crashed: {_signal(-done.returncode)}"
+        first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), ended)
         hint = "this needs CAP_NET_ADMIN; run it as root" if "not permitted" in first.lower() else None
         raise HostError(f"{program}: {first}", hint=hint)
     return done.stdout.decode(errors="replace")
+
+
+def _signal(number: int) -> str:
+    return signal.Signals(number).name

@@ -54,10 +54,10 @@ class Held:
                 "uid": ALICE, "groups": {}, **more}  # fmt: skip
         self.plan_file.write_text(json.dumps(plan))
 
-    def start(self) -> None:
+    def start(self, prelude: str = "") -> None:
         users = self.directory / "passwd"
         users.touch()
-        code = "import os, pathlib, sys; from agent.host import hold\n"
+        code = prelude + "import os, pathlib, sys; from agent.host import hold\n"
         code += f"hold.USERS = (pathlib.Path({str(users)!r}),); hold.main(sys.argv[1:], os.environ)"
         hold = [sys.executable, "-I", "-c", code, str(self.directory / "run"), "cat", str(self.plan_file)]
         self.process = self.net.start(self.net.host, *hold)
@@ -241,6 +241,82 @@ def test_rules_that_the_kernel_does_not_take_are_tried_in_turn(tmp_path: Path) -
         held.start()
         held.is_state("closed")
         assert net.ask(METADATA, uid=ALICE) == "refused"
+
+
+#: Ends nft 1.0.6 (SIGABRT); a later one, or another, refuses it.
+CRASHES = "table inet x {\n\tchain y { reject with icmp 512\n\t}\n}\n"
+#: The library as one with such a defect would be, whatever the script: in the way that is named.
+BROKEN = """
+import os, signal
+from agent.host import ownership
+real = ownership.Connection.run
+def run(self, script):
+    if {}:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return real(self, script)
+ownership.Connection.run = run
+"""
+
+
+def test_a_script_on_which_the_library_crashes_is_left_out(tmp_path: Path) -> None:
+    """The holder lives, leads by the next one, and says which it was."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        good = json.loads(held.plan_file.read_text())["scripts"][0]
+        held.plan(scripts=[good + CRASHES, good], lacking=["", "without"])
+        held.start()
+        state = held.is_state("led")
+        assert state["notes"][0] == "without"
+        assert any("1 of 2 are left out" in note for note in state["notes"]) or "Error" in str(state["notes"])
+        assert held.tables().count("credential_agent") == 4
+        assert held.process is not None
+        assert held.process.poll() is None
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ("'_rehearsed' in script", 2),  # in the rehearsal of what must be loaded in this process
+        ("script.startswith('list')", 4),
+    ],
+    ids=["own", "list"],
+)
+def test_a_library_that_crashes_ends_no_holder(tmp_path: Path, where: str, left: int) -> None:
+    """Whichever of its uses crashes: workers are led by what can be loaded, and what is lacking is said."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(BROKEN.format(where))
+        held.is_state("led")
+        assert held.tables().count("credential_agent") == left
+        held.signal(signal.SIGHUP)
+        until(lambda: held.state()["plans"] > 1, "the next plan")
+        assert held.process is not None
+        assert held.process.poll() is None
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_a_holder_that_crashed_does_not_do_it_again(tmp_path: Path) -> None:
+    """What a rehearsal does not show ends one process; the next goes without a second copy, and leads."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        broken = BROKEN.format("'_held' in script and not script.startswith('list') and not self.rehearsal")
+        held.start(broken)
+        assert held.process is not None
+        assert held.process.wait(20) == -signal.SIGSEGV
+        held.start(broken)
+        held.is_state("led")
+        assert held.tables().count("held") == 0
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+        held.signal(signal.SIGTERM)  # an operator's stop is not such an end: it is tried again then
+        assert held.process.wait(20) == 0
+        assert held.is_state("closed")
+        held.start()
+        held.is_state("led")
+        assert held.tables().count("held") == 2
 
 
 def test_who_was_not_there_is_looked_up_again(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Work that may crash the process that does it: done in a child, so that the crash is the child's.
+
+A defect of a library in C ends its process: an assertion, a segmentation fault. Whoever holds the rules would be
+started again, meet the same input, and end again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+from agent.core.errors import AgentError, HostError
+
+SECONDS: Final = 10.0
+_RETURNED, _RAISED = b"=", b"!"
+
+
+class CrashedError(HostError):
+    """The child ended in the middle of it, or did not end."""
+
+
+def apart(work: Callable[[], str], *, what: str, seconds: float = SECONDS) -> str:
+    """Call ``work`` in a child; returns what it returns. A process with threads must not do this. Blocks.
+
+    Args:
+        work: what to do. Its effects on this process are the child's alone.
+        what: does it, for the words of an error.
+        seconds: how long it may take.
+
+    Raises:
+        HostError: ``work`` raised it, or another error.
+        CrashedError: it did not come to an end.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = _RAISED
+        try:
+            os.close(reader)
+            said = _RETURNED + work().encode()
+        except AgentError as error:
+            said = _RAISED + error.message.encode()
+        except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
+            said = _RAISED + type(error).__name__.encode()
+        finally:
+            _write(writer, said)
+            os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
+    os.close(writer)
+    data, until = b"", time.monotonic() + seconds
+    try:
+        while select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not (piece := os.read(reader, 1 << 16)):
+                break
+            data += piece
+        else:
+            raise CrashedError(f"{what}: no end within {seconds:.0f} s")
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)  # until it is waited for, the number is its own
+        status = os.waitpid(pid, 0)[1]
+    if not data:
+        raise CrashedError(f"{what} crashed: {_end(status)}")
+    text = data[1:].decode(errors="replace")
+    if data[:1] == _RAISED:
+        raise HostError(text)
+    return text
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _end(status: int) -> str:
+    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status >> 8}"
