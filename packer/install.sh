@@ -23,7 +23,7 @@ readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   credential-agent-courier.socket credential-agent.service
-  credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service
+  credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service credential-agent-again@.service
   credential-agent-watch.service credential-agent-hold.service
   credential-agent-workers.slice credential-agent.target)
 
@@ -178,7 +178,8 @@ stop_everything() {
   booted || return 0
   systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
     credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service \
-    credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service 2>/dev/null || true
+    credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service \
+    'credential-agent-again@*.service' 2>/dev/null || true
   # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
   if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
     nft -f - <<<'table inet credential_agent { }; delete table inet credential_agent
@@ -209,7 +210,7 @@ undo() {
       stop_everything || say "the rules are still there: reboot"
     elif [ ${#sockets[@]} -gt 0 ]; then
       systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
-        credential-agent-control.socket credential-agent-courier.socket || true
+        credential-agent-control.socket credential-agent-courier.socket 'credential-agent-again@*.service' || true
     fi
   fi
   put_back
@@ -248,7 +249,7 @@ install_configuration() {
   install -m 0644 "$units/sysusers.d/credential-agent.conf" /etc/sysusers.d/credential-agent.conf
   install -m 0644 "$units/tmpfiles.d/credential-agent.conf" /etc/tmpfiles.d/credential-agent.conf
   systemd-sysusers /etc/sysusers.d/credential-agent.conf
-  # As RuntimeDirectory= and StateDirectory= would make them.
+  # As the unit would make them.
   [ -d /run/credential-agent ] ||
     install -d -m 0755 -o credential-agent -g credential-agent /run/credential-agent
   [ -d /var/lib/credential-agent ] ||

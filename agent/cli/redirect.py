@@ -20,7 +20,7 @@ from agent import config as configuration
 from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
 from agent.cli.redirect_plan import AGENT_USER, Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
-from agent.host import arrival, fronts, hold, nft, planning, ranges, systemctl, unroutable
+from agent.host import arrival, fronts, hold, nft, planning, ports, ranges, systemctl, unroutable
 
 _CONFIG = click.option(
     "--config",
@@ -99,7 +99,8 @@ def close(path: Path, user: str, only_print: bool) -> None:
 @_USER
 def plan_(path: Path, user: str) -> None:
     """Print the rules and what belongs to them as JSON: for the process that holds them."""
-    click.echo(msgspec.json.encode(make_plan(path, user)).decode())
+    plan = msgspec.structs.replace(make_plan(path, user), reserve=tuple(ports.to_reserve()))
+    click.echo(msgspec.json.encode(plan).decode())
 
 
 @redirect.command()
@@ -144,7 +145,7 @@ def check(path: Path) -> int:
         failed = True
         click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.hint(known.state)}")
     plan = plan_of(section, port, notes, AGENT_USER)
-    for note in (*plan.notes, *plan.pending):
+    for note in dict.fromkeys((*plan.notes, *plan.pending, *(known.notes if known is not None else ()))):
         failed = True
         click.echo(f"FAIL  {note}")
     for fine, line in _findings(section, port):

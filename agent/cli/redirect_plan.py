@@ -29,6 +29,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         scripts: for ``nft``; the first that the kernel takes is in force.
         lacking: what each of them does without.
+        reserve: addresses that the process that holds the rules keeps from everybody but root.
         closed: the same workers, refused.
         ipv6: whether the IPv6 front address is wanted.
         error: why ``scripts`` are closed; ``None``: they lead.
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     groups: dict[str, int] = {}
     lacking: tuple[str, ...] = ()
+    reserve: tuple[tuple[str, int], ...] = ()
 
 
 def make_plan(path: Path, user: str = AGENT_USER) -> Plan:

@@ -4,8 +4,8 @@ Makes the rules, owns a second copy of them that nobody else can remove (:func:`
 copy and puts it back, looks up again what was not there, asks as a worker whether its request arrives, and says so in
 a file. In doubt it refuses workers. Small and single-threaded. This file says what is due, and when; *which* rules
 (:mod:`~agent.host.planning`), whether they are in force (:mod:`~agent.host.enforcing`), who changed something
-(:mod:`~agent.host.netlink`), whether a request arrives (:mod:`~agent.host.arrival`) and how all of it is said
-(:mod:`~agent.host.reporting`) are files of their own.
+(:mod:`~agent.host.netlink`), whether a request arrives (:mod:`~agent.host.arrival`), whose the agent's port is
+(:mod:`~agent.host.ports`) and how all of it is said (:mod:`~agent.host.reporting`) are files of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from agent.core.text import os_reason
 from agent.host import arrival, netlink, nft, planning, systemctl
 from agent.host.enforcing import Rules
 from agent.host.planning import Outcome, Plan, Planner
+from agent.host.ports import Reserved
 from agent.host.reporting import WARNING, Reporter
 
 VERIFY_SECONDS: Final = 10.0
@@ -57,6 +58,7 @@ class Holder:
         self._directory = directory
         self._reporter = Reporter(directory, notify)
         self._rules = Rules(self._reporter)
+        self._ports = Reserved(self._reporter)
         self._planner = Planner(planner)
         self._probe = arrival.Probe()
         self._watches = (netlink.rules(_OURS), netlink.addresses())
@@ -184,6 +186,8 @@ class Holder:
             self._plan_again()
         elif plan is not None:
             self._plan = plan
+        if plan is not None:
+            self._ports.want(plan.get("reserve", ()))
         self._due["probe"] = 0.0
 
     def _verify(self) -> None:
@@ -199,6 +203,7 @@ class Holder:
     def _look_at_groups(self) -> None:
         """A control group that was made anew has another number, and the rules name the old one."""
         self._due["groups"] = time.monotonic() + GROUPS_EVERY_SECONDS
+        self._ports.take()
         if self._plan is None or self._planner.running:
             return
         for path, number in self._plan["groups"].items():
@@ -263,7 +268,7 @@ class Holder:
             "state": state,
             "why": why,
             "error": self._error,
-            "notes": [*self._pending, *self._notes, *self._rules.lacking],
+            "notes": [*self._pending, *self._notes, *self._rules.lacking, *self._ports.lacking],
             "plans": self._plans,
             "held": self._rules.held,
             "healed": self._healed,
@@ -277,9 +282,11 @@ class Holder:
         """Refuse workers, unless systemd only restarts us: then the rules stay, and our copy of them is made anew."""
         self._planner.stop()
         if _restarting():
+            self._rules.end()
             return
         self._closed = self._error = "workers are refused: credential-agent-redirect was stopped"
         self._apply(self._plan)
+        self._rules.end()
         self._beat()
         (self._directory / PLAN_FILE).unlink(missing_ok=True)
 

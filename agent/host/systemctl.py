@@ -51,6 +51,38 @@ def without_gate(unit: str) -> bool:
     return bool(needs.strip()) and f"credential-agent-gate@{unit}.service" not in needs.split()
 
 
+def show(unit: str, *properties: str) -> dict[str, str]:
+    """What systemd knows of a unit: values by property; of one that has several values, all, a line each.
+
+    Raises:
+        HostError: systemd does not answer.
+    """
+    values: dict[str, str] = {}
+    for line in call("systemctl", ["show", unit, *(f"--property={name}" for name in properties)]).splitlines():
+        name, _, value = line.partition("=")
+        values[name] = f"{values[name]}\n{value}" if name in values else value
+    return values
+
+
+def restart(unit: str) -> None:
+    """Have systemd restart a unit, or start it.
+
+    Raises:
+        HostError: systemd does not answer, or the unit does not start.
+    """
+    call("systemctl", ["restart", unit])
+
+
+def start_wanted(unit: str) -> None:
+    """Have systemd start a unit that is enabled. Does not wait for it.
+
+    Raises:
+        HostError: systemd does not answer.
+    """
+    if show(unit, "UnitFileState").get("UnitFileState", "").startswith("enabled"):
+        call("systemctl", ["--no-block", "start", unit])
+
+
 def stop(unit: str) -> None:
     """Have systemd stop a unit.
 

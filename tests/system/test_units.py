@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,121 @@ def test_a_status_of_an_agent_that_cannot_start_says_why(machine: Machine) -> No
             "sh", "-c", "cp -a /root/kept /etc/credential-agent/config.toml; systemctl restart credential-agent"
         )
     assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
+
+# Tries to bind what the agent listens on, in every way that there is, until standard input ends; says how often it did.
+BINDS = """
+import select, socket, sys
+got, tried = 0, 0
+print("up", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for host in ("127.0.0.1", "0.0.0.0", "169.254.171.2", "::1", "::"):
+        for option in (socket.SO_KEEPALIVE, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+                s.setsockopt(socket.SOL_SOCKET, option, 1)
+                tried += 1
+                try:
+                    s.bind((host, 16925))
+                    s.listen()
+                except OSError:
+                    continue
+                got += 1
+print(got, "of", tried, flush=True)
+"""
+TAKES = """
+import socket, sys
+s = [socket.socket(socket.AF_INET), socket.socket(socket.AF_INET6)]
+for one in s:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections of the agent are still known
+s[0].bind(("127.0.0.1", 16925))
+s[1].bind(("::1", 16925))
+for one in s:
+    one.listen()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def hostile(machine: Machine, code: str) -> Iterator[list[str]]:
+    """A worker's program, until its standard input is closed; at the end, its last words."""
+    words: list[str] = []
+    command = [*machine.enter(m.WORKER_UID), m.PYTHON, "-I", "-S", "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            assert process.stdout.readline() == "up\n"
+            yield words
+        finally:
+            process.stdin.close()
+            words += process.stdout.read().split()
+
+
+def test_nobody_binds_the_agents_addresses_while_its_sockets_are_made_anew(machine: Machine) -> None:
+    """A worker that tries all the time never gets one, and the units come up again each time."""
+    machine.run("systemctl", "start", TARGET)
+    with hostile(machine, BINDS) as said:
+        for units in ([SOCKET, SOCKET6], [SOCKET, SOCKET6, AGENT], [SOCKET6], [REDIRECT]) * 3:
+            machine.run("systemctl", "restart", *units)
+            machine.until(lambda: active(machine) == ["active"] * 5, what=f"all active after {units}")
+    assert said[0] == "0", said
+    assert int(said[2]) > 1000
+    assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
+
+def test_an_address_that_was_taken_before_is_the_agents_when_it_is_free(machine: Machine) -> None:
+    """It is said whose it is; when that process is gone, the sockets and the agent come up by themselves."""
+    machine.run("systemctl", "stop", REDIRECT, AGENT, SOCKET, SOCKET6)
+    with hostile(machine, TAKES):
+        machine.result("systemctl", "start", TARGET)
+        machine.until(lambda: active(machine)[:2] == ["failed", "failed"], what="the sockets to fail")
+        machine.until(
+            lambda: "is bound by uid 1000" in machine.result("credential-agent", "redirect", "check").stdout,
+            what="the word of who has it",
+        )
+    machine.until(lambda: active(machine) == ["active"] * 5, what="all active again")
+    assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+    assert "::1" in machine.run("ss", "-Hltn", "sport = :16925")
+
+
+def test_a_reload_that_is_refused_fails(machine: Machine) -> None:
+    """`systemctl reload` of a configuration with a mistake is no success, the reason is in the journal; mended, it is one."""
+    file = "/etc/credential-agent/config.toml"
+    pid = machine.run("systemctl", "show", "-P", "MainPID", AGENT)
+    machine.run("sh", "-c", f"cp -a {file} /root/good; echo '[nonsense]' >> {file}")
+    try:
+        assert machine.result("systemctl", "reload", AGENT).returncode != 0
+        assert "nonsense" in machine.run(
+            "journalctl", "--no-pager", "-o", "cat", "-u", AGENT, "-g", "refused, and what"
+        )
+        assert machine.run("systemctl", "is-active", AGENT).strip() == "active"
+        assert machine.result("credential-agent", "reload").returncode == 78
+        assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+    finally:
+        machine.run("cp", "-a", "/root/good", file)
+    machine.run("systemctl", "reload", AGENT)
+    assert machine.run("systemctl", "show", "-P", "MainPID", AGENT) == pid
+
+
+def test_a_state_directory_that_is_anothers_is_no_end(machine: Machine) -> None:
+    """Read-only too: the agent starts, serves and says so. As soon as it can be given back, it is, with what is in it."""
+    directory = "/var/lib/credential-agent"
+    machine.run(
+        "sh", "-ec", f"""systemctl stop {AGENT} {SOCKET} {SOCKET6} {CONTROL}
+        chown -R 4000:4000 {directory}; mount --bind {directory} {directory}; mount -o remount,bind,ro {directory}
+        systemctl start {TARGET}""",
+    )  # fmt: skip
+    try:
+        machine.until(lambda: aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY, what="an answer")
+        assert active(machine) == ["active"] * 5
+        assert f"'{directory}' is not writable" in machine.run("credential-agent", "status")
+    finally:
+        machine.run("umount", directory)
+    machine.run("systemctl", "restart", AGENT)
+    assert machine.run("stat", "-c", "%U %a", directory, f"{directory}/memory.json").split("\n")[:2] == [
+        "credential-agent 700", "credential-agent 600"]  # fmt: skip
+    assert "not writable" not in machine.run("credential-agent", "status")
 
 
 def test_at_power_off_jobs_have_their_credential_to_the_end(machine: Machine) -> None:
