@@ -81,7 +81,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What the claims carry, checked for consistency."""
+    """The content of the claims, checked for consistency."""
 
     grants: tuple[Grant, ...]
     set_aside: tuple[SetAside, ...]
@@ -219,8 +219,8 @@ def _check_tags(grant: AwsAssumeRole, where: str) -> None:
 # Variables of the environment file
 
 # A signed bundle is still remote input, and a variable is a way to run code (a preloaded library, an interpreter's
-# start-up file) or to become somebody else (raw keys win every SDK's chain and never renew). Neither is what ``env``
-# is for: opaque values that programs read by name.
+# start-up file) or to become somebody else (raw keys win every SDK's chain and never renew). ``env`` is for neither,
+# but for opaque values that programs read by name.
 _REFUSED_NAMES_TEXT: Final = """
     PATH HOME USER LOGNAME SHELL TMPDIR TEMP TMP IFS PWD OLDPWD ENV BASH_ENV SHELLOPTS BASHOPTS PS4 PROMPT_COMMAND
     CDPATH GLOBIGNORE NOTIFY_SOCKET WATCHDOG_USEC WATCHDOG_PID CREDENTIALS_DIRECTORY

@@ -1,9 +1,9 @@
 """The container: bytes to :class:`Envelope`, by the grammar of FORMAT.md and nothing else (JWE, RFC 7516).
 
-This room reads what anyone may have written, so it does three things only: bound, parse, name. It holds no key, follows
-no hint (``jku``, ``x5u``, ``jwk``, ``x5c`` are refused as unknown), never decompresses (``zip`` is refused: a bomb of
-a few kilobytes was CVE-2024-28176 and its kin), and knows no algorithm that derives a key from a password (PBES2's
-iteration count is the attacker's, CVE-2023-50967).
+This module reads text that anyone may have written. So it does three things only: bound, parse, name. It holds no key,
+follows no hint (``jku``, ``x5u``, ``jwk``, ``x5c`` are refused as unknown), never decompresses (``zip`` is refused: a
+bomb of a few kilobytes was CVE-2024-28176 and its kin), and knows no algorithm that derives a key from a password
+(PBES2's iteration count is the attacker's, CVE-2023-50967).
 
 What is *not* decided here: whose bundle it is. The headers of a recipient are not protected by the content's tag (RFC
 7516 section 7.2.1), so they only say which of our keys to try; policy comes from the signed claims alone.

@@ -48,7 +48,7 @@ from agent.core.errors import FormatError, SealError
 
 
 class _Key:
-    """What the four have in common: a key, what kind it is, and its id."""
+    """The common part of the four: a key, its kind and its id."""
 
     __slots__ = ("_key", "kid", "kind")
 
@@ -205,7 +205,7 @@ class SigningKey(_Key):
 
 
 class RecipientKey(_Key):
-    """Whom a bundle is sealed to: a worker's public half, or (kind ``oct``) the key a group of workers shares.
+    """A recipient of bundles: a worker's public key, or (kind ``oct``) the key that a group of workers shares.
 
     A sender needs nothing else, no cloud account and no network, even when the private half lives in a KMS.
     """
@@ -250,7 +250,7 @@ class OpeningKey(_Key):
         return cls(generate(kind))
 
     def recipient_key(self) -> RecipientKey:
-        """What a sender seals to: the public half, or the same key when it is a shared one."""
+        """The key that a sender seals to: the public half, or the same key if it is a shared one."""
         return RecipientKey(self._key if self.kind == "oct" else public_of(self._key), kid=self.kid)
 
     def private_jwk(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The text of keys: JWK (RFC 7517, RFC 8037) and PEM in, JWK and thumbprints (RFC 7638) out.
 
-What a key may be used for is not decided here, but in :mod:`agent.bundle.jwk`.
+Which use of a key is allowed is decided in :mod:`agent.bundle.jwk`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Opening: from an envelope and its content key to a verified :class:`~agent.core.model.Bundle`.
 
-In two halves, because the content key may come from a KMS and this room does no I/O: :func:`parse_envelope` says who
+In two halves, because the content key may come from a KMS and this package does no I/O: :func:`parse_envelope` says who
 may open it, the caller obtains the content key (:mod:`agent.keys`), and :func:`decrypt` and :func:`verify` do the rest.
 
 The signature inside is not a luxury. Every recipient of a bundle knows its content key and could encrypt other words to

@@ -126,7 +126,7 @@ def seal(
     payload = json.dumps(
         {k: v for k, v in claims.items() if v is not None}, separators=(",", ":"), ensure_ascii=False
     ).encode("utf-8")
-    # What our own workers would refuse is refused here.
+    # A bundle that our own workers would refuse is refused here.
     decode_content(decode_claims(payload))
     sealed = _encrypt(_sign(payload, signer), recipients, form)
     if len(sealed) > LARGEST_BYTES:

@@ -1,4 +1,4 @@
-"""Who may sign for this worker, and for what.
+"""The signers that this worker trusts, and what each may sign.
 
 A signer is pinned by key id together with everything it may say: which issuers it may speak as, which audiences it may
 address, how long its leases may be. So a team's control plane cannot sign for another team's workers even though both

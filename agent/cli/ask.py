@@ -24,7 +24,7 @@ _NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-
 
 
 class NoAnswerError(HostError):
-    """Nothing came in time: the agent is slow, or it does not start and systemd holds its socket."""
+    """No answer came in time: the agent is slow, or it does not start and systemd holds its socket."""
 
 
 class NotAllowedError(HostError):
@@ -41,7 +41,7 @@ class NotLetInError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. ``body`` may be a credential, so the ``repr`` does not show it.
+    """One answer. ``body`` may be a credential, so the ``repr`` does not show it.
 
     Attributes:
         origin: whose identity it is (``bundle``, ``fallback``, ``none``), from the workers' endpoint; empty: not told.

@@ -1,4 +1,4 @@
-"""What the sender's commands share: files and durations on the command line.
+"""Files and durations on the command line, for the sender's commands.
 
 No secret is ever taken from the command line, where every user of the machine can read it.
 """

@@ -1,4 +1,4 @@
-"""What systemd knows of the agent, for a command that gets no answer from it."""
+"""Asks systemd about the agent, for a command that gets no answer from the agent itself."""
 
 from __future__ import annotations
 

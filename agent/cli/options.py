@@ -1,4 +1,4 @@
-"""What the commands of a worker share on the command line: the configuration, which clouds, how long."""
+"""Options that the commands of a worker share: the configuration, which clouds, how long."""
 
 from __future__ import annotations
 

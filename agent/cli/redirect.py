@@ -209,7 +209,7 @@ class _Holder:
 
 
 def _settled() -> arrival.Arrival | None:
-    """What the holder says. It probes every two seconds, so its last word may be older than the rules just loaded."""
+    """Read the holder's state: it probes every two seconds, so its word may be older than the rules just loaded."""
     end = time.monotonic() + 2 * hold.PROBE_AGAIN_SECONDS + arrival.PROBE_SECONDS
     while (known := arrival.read()) is not None and not known.arrives and time.monotonic() < end:
         if known.state == "closed":

@@ -47,7 +47,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, watc
 
 
 class Endpoint(Protocol):
-    """What ``wait`` asks."""
+    """Where ``wait`` asks for an identity."""
 
     def answer(self, cloud: str) -> ask.Answer:
         """The answer to a request for an identity of ``cloud``. Raises HostError where nobody answers."""
@@ -120,7 +120,7 @@ class Workers:
 
 
 class Watched:
-    """What the control socket says that workers are answered."""
+    """The control socket, which says what workers are answered."""
 
     def __init__(self, path: Path) -> None:
         from agent.cli.options import control_socket
@@ -144,7 +144,7 @@ class Watched:
         )
 
     def astray(self) -> str | None:
-        """What the process that holds the rules found when it asked as a worker."""
+        """The result of the process that holds the rules, which asks as a worker."""
         redirect = self._document.get("redirect")
         return (
             None

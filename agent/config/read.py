@@ -57,8 +57,8 @@ def survey(path: Path) -> tuple[Config, tuple[Fault, ...]]:
     """Everything that is wrong in a file, for a person who wants to mend it in one go.
 
     Returns:
-        What is left of the configuration without what is wrong in it, never to be served from; and the faults, in the
-        order of the sections. A list of entries is cut off at its first faulty one, so that an index stays true.
+        The rest of the configuration, without its mistakes, never to be served from; and the faults, in the order of
+        the sections. A list of entries is cut off at its first faulty one, so that an index stays true.
 
     Raises:
         ConfigError: it cannot be read, or it is not TOML.
@@ -92,9 +92,9 @@ def follows(key: str, faults: Iterable[Fault]) -> bool:
 
 
 def _mended(value: object, kind: object, origin: str) -> tuple[object | None, list[Fault]]:
-    """``value`` without what is wrong in it, ``None`` when nothing is left; and what was wrong.
+    """``value`` without its mistakes, ``None`` when nothing is left; and the mistakes.
 
-    msgspec tells of the first mistake only. What it tells of is taken out, and it is asked again.
+    msgspec reports the first mistake only. It is taken out, and msgspec is asked again.
     """
     faults: list[Fault] = []
     value = dict(value) if isinstance(value, dict) else value
@@ -115,7 +115,7 @@ def _mended(value: object, kind: object, origin: str) -> tuple[object | None, li
 
 
 def _missing(value: dict[str, object], kind: object, origin: str, faults: list[Fault]) -> Iterator[Fault]:
-    """What is required and not there, except what was taken out because it was wrong."""
+    """The required keys that are missing, except those taken out because they were wrong."""
     kinds: Iterable[type[msgspec.Struct]] = get_args(kind) or (kind,)
     for one in kinds:
         tag = one.__struct_config__.tag
@@ -195,7 +195,7 @@ def _section(document: object, kind: type[_S], origin: str) -> _S:
 
 
 def text(path: Path) -> str:
-    """What is in a configuration file.
+    """Read the text of a configuration file.
 
     Raises:
         ConfigError: it cannot be read, is no plain file, is too long, or is no text.

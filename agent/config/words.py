@@ -23,7 +23,7 @@ _PATTERN = re.compile(r"^Expected `str` matching regex (?P<regex>.*)$")
 
 
 class Words(NamedTuple):
-    """What the types say.
+    """The words that the types give.
 
     Attributes:
         shapes: for each pattern, as msgspec's message quotes it: what it expects.
@@ -75,7 +75,7 @@ def explain(error: msgspec.ValidationError, under: str = "") -> tuple[str, str]:
 
 
 def hint_for(key: str) -> str | None:
-    """What to do about what is wrong with ``key``."""
+    """A hint on how to mend a mistake in ``key``."""
     section = re.split(r"[.\[]", key, maxsplit=1)[0]
     words = derived()
     if section in words.kinds:
@@ -88,7 +88,7 @@ def hint_for(key: str) -> str | None:
 
 @cache
 def derived() -> Words:
-    """What the types of the configuration say."""
+    """The words that the types of the configuration give."""
     words = Words({}, {}, {}, {})
     config = inspect.type_info(Config)
     if not isinstance(config, inspect.StructType):

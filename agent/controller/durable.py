@@ -1,4 +1,4 @@
-"""What outlives the process, and its one owner: nobody else changes it, in memory or on the disk.
+"""The state that outlives the process, and its one owner: nobody else changes it, in memory or on the disk.
 
 The rules:
 
@@ -9,8 +9,8 @@ The rules:
    identity: the bundle is put in force all the same, and the acknowledgement says that a restart would forget it.
 3. **No update is lost.** What was evaluated before the disk was waited for is evaluated again afterwards; what happened
    meanwhile (a withdrawal, the machine's name) stays.
-4. **An acknowledgement is the truth**: ``durable`` is said of what is on the disk, and of nothing else. What could not
-   be written is written again and again until it is.
+4. **An acknowledgement is the truth**: ``durable`` is said of what is on the disk, and of nothing else. A write that
+failed is repeated until it succeeds.
 
 The disk sees one writer at a time, and always the newest state: a state that a newer one overtook is not written.
 """
@@ -53,7 +53,7 @@ class Recorder(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What came of a bundle, and whether a restart will know of it."""
+    """The verdict on a bundle, and whether a restart will know of it."""
 
     verdict: Verdict
     durable: bool
@@ -168,7 +168,7 @@ class Durable:
         self._ask(self._store.memory, None)
 
     def doubt(self, why: str) -> None:
-        """Nothing tells yet whose the memory is: what it decided waits for ``adopt`` or ``reset``."""
+        """The owner of the memory is not known yet: its decisions wait for ``adopt`` or ``reset``."""
         self._store.apply(MemoryDoubted(why), self._clock.now())
 
     # -- the disk ---------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Durable:
         return self._asked
 
     def _look(self, number: int) -> None:
-        """Nobody may wait for this write; that it hangs must be told all the same."""
+        """Perhaps nobody waits for this write; a hanging disk must be reported all the same."""
         if self._tried < number:
             self._cannot(_STALLED)
 

@@ -1,12 +1,12 @@
 """Bundles on their way in: opened, evaluated, put in force; tried again where that may help; evaluated anew.
 
-What may still become right is kept for another look, one for each source: bytes whose key service is silent are tried
-again soon, those that were refused are looked at again when our clock, our keys or our trust changes
+Bytes that may still become right are kept for another look, one for each source: bytes whose key service is silent are
+tried again soon, those that were refused are looked at again when our clock, our keys or our trust changes
 (:meth:`Intake.reconsider`). The bundle in force is evaluated again when whom we believe has changed
 (:meth:`Intake.review`).
 
-Errors: nothing that a source brings ends anything. What is refused is logged once where it happens, counted, and never
-takes away what is served.
+Errors: nothing that a source brings ends anything. A refusal is logged once where it happens, counted, and never takes
+away an identity that is served.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Intake:
 
     @property
     def last_refusal(self) -> Ack | None:
-        """What was refused last, for a person."""
+        """The last refusal, for a person."""
         return self._verdicts.last_refusal
 
     @property
@@ -231,7 +231,7 @@ class Intake:
     def unreadable(self, source: Source, error: UnreadableError) -> None:
         """Take note that a source has what looks like a bundle and is none.
 
-        Somebody meant this worker to have a bundle. What is served instead must not pass for it.
+        Somebody meant this worker to have a bundle: the identity served instead must not pass for it.
         """
         ack = self._verdicts.unreadable(source.name, error, self._clock.now())
         self._tasks.spawn(source.acknowledge(ack), name=f"ack {source.name}")
@@ -264,7 +264,7 @@ class Intake:
                 await self.resume(sealed)
         else:
             self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
-            # What came while this machine did not know who it is belongs to it: it is evaluated anew, and alone.
+            # This machine knows its name now: bundles that came before are evaluated anew, and nothing else.
             bundle, mine = self._store.bundle, self._durable.sealed
             held = None if self._resumed or bundle is None or mine is None else SealedBundle(mine, bundle.origin)
             self._retries.forget(STATE)

@@ -256,7 +256,8 @@ class Controller:
     def time_moved(self) -> None:
         """Our time was moved, the machine resumed, or somebody doubts our time: go round now.
 
-        To be called by whoever heard of it. What was counted is moved along before anything else is done.
+        To be called by whoever heard of it. The instants that are waited for are moved along before anything else is
+        done.
         """
         self.rebase()
         self._woken.set()

@@ -40,7 +40,7 @@ class Retries:
 
     @property
     def origins(self) -> frozenset[str]:
-        """Whose bytes are kept for another look."""
+        """The origin of the bytes that are kept for another look."""
         return frozenset(self._kept)
 
     @property
@@ -49,7 +49,7 @@ class Retries:
         return min((retry.at for retry in self._kept.values()), default=NEVER)
 
     def due(self, boottime: float) -> list[SealedBundle]:
-        """What is to be looked at now. It is kept, and not due again, until :meth:`take` or :meth:`keep`."""
+        """The bytes that are due now. It is kept, and not due again, until :meth:`take` or :meth:`keep`."""
         found = [retry for retry in self._kept.values() if retry.at <= boottime]
         for retry in found:
             retry.at = NEVER

@@ -42,7 +42,7 @@ class Scoped:
         self._held: dict[tuple[str, ...], tuple[GoogleToken, Grant]] = {}  # oldest first
 
     def held(self, now: datetime) -> Iterator[tuple[tuple[str, ...], GoogleToken, datetime]]:
-        """What may be handed out at ``now``: the scopes, a token of the identity that is served, its end, exclusive."""
+        """The tokens that may be handed out at ``now``: scopes, a token of the identity that is served, its end."""
         served = google_source(self._store.state, now)
         for scopes, (token, grant) in self._held.items():
             last = token.expires_at - LEFT

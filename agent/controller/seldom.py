@@ -1,4 +1,4 @@
-"""How often is the same thing said of the same source? What flaps fills no journal.
+"""How often is the same thing said of the same source? A source that flaps does not fill the journal.
 
 Whoever can write a file, or answers for a URL, could otherwise have a line written with each look, for as long as the
 machine lives: by bytes that differ each time, by coming and going. The first lines of each kind are said at once, the

@@ -1,4 +1,4 @@
-"""What is said of a verdict? Logged once where it happens, counted, and told to the source as an :class:`Ack`."""
+"""How is a verdict reported? Logged once where it happens, counted, and told to the source as an :class:`Ack`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Verdicts:
         return _ack(sealed, "refused", now, code=verdict.code, reason=verdict.reason)
 
     def resumed(self, bundle: Bundle) -> None:
-        """What an earlier process had in force is so again."""
+        """A bundle that an earlier process had in force is in force again."""
         self._log.info("bundle.resumed", **_describe(bundle))
 
     def leased_anew(self, bundle: Bundle) -> None:
@@ -140,7 +140,7 @@ def _ack(
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:
-    """What may be said of a bundle in a log."""
+    """The fields of a bundle that a log may have."""
     return {
         "origin": bundle.origin,
         "issuer": bundle.issuer,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the agent asks a clock for."""
+    """The readings that the agent asks a clock for."""
 
     def now(self) -> datetime:
         """The best estimate of the true time: aware, UTC."""

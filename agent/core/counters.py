@@ -1,4 +1,4 @@
-"""What the metrics count: plain numbers, written by the controller, read by the report."""
+"""The counters behind the metrics: plain numbers, written by the controller, read by the report."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 
 MAX_KEYS: Final = 256
 OUTCOMES: Final = ("issued", "failed", "denied")
-"""What becomes of an attempt to issue a credential. ``failed``: it may work the next time; ``denied``: it will not."""
+"""The result of an attempt to issue a credential. ``failed``: it may work the next time; ``denied``: it will not."""
 
 UNREADABLE: Final = "unreadable"
-"""What is counted beside the codes of refusals: a source holds what looks like a bundle and is none."""
+"""Counted beside the codes of refusals: a source holds something that looks like a bundle and is none."""
 
 
 class Counters(msgspec.Struct):
@@ -40,8 +40,8 @@ class Counters(msgspec.Struct):
 def bump(table: dict[str, int], key: str) -> None:
     """Count one more ``key``; the number of keys is bounded.
 
-    Senders name the grants, perhaps one for each job, and failures have the codes of upstreams. What comes
-    after the first :data:`MAX_KEYS` is counted as ``other`` of its cloud.
+    Senders name the grants, perhaps one for each job, and failures have the codes of upstreams. After the first
+    :data:`MAX_KEYS` keys, all others are counted as ``other`` of their cloud.
     """
     if key not in table and len(table) >= MAX_KEYS:
         first, *rest = key.split(":", 2)

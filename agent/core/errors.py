@@ -119,9 +119,9 @@ class EvidenceError(AgentError):
 
 
 class UpstreamError(AgentError):
-    """Whoever we asked gave no usable answer: unreachable, too slow, too large, broken HTTP or TLS. It may pass.
+    """A server that we asked gave no usable answer: unreachable, too slow, too large, broken HTTP or TLS. It may pass.
 
-    Whoever asked turns it into an error of its own: a source is broken (:class:`SourceError`), a credential cannot be
+    The caller turns it into an error of its own: a source is broken (:class:`SourceError`), a credential cannot be
     issued (:class:`Transient`), a request cannot be passed through.
 
     Attributes:

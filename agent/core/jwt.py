@@ -1,4 +1,4 @@
-"""What a JSON Web Token says of itself (RFC 7519), read and not verified: its audience verifies it."""
+"""The claims of a JSON Web Token (RFC 7519), read and not verified: its audience verifies it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 MAX_BUNDLE_BYTES: Final = 262_144
-"""The largest sealed bundle (FORMAT.md): what the largest channel carries, a GCE attribute. What is longer is not read
+"""The largest sealed bundle (FORMAT.md): what the largest channel carries, a GCE attribute. Anything longer is not read
 to its end."""
 
 CHAINED_ROLE: Final = timedelta(hours=1)

@@ -27,14 +27,14 @@ class Cloud(enum.StrEnum):
 
 
 class OnExpiry(enum.StrEnum):
-    """What follows when the last credential of a bundle has ended."""
+    """The reaction to the end of the last credential of a bundle."""
 
     DENY = "deny"
     FALLBACK = "fallback"
 
 
 class Action(enum.StrEnum):
-    """What a bundle asks for."""
+    """The request that a bundle makes."""
 
     SET = "set"
     WITHDRAW = "withdraw"
@@ -115,7 +115,7 @@ INSTANCE: str = "instance"
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who a minted AWS credential must turn out to be (``sts:GetCallerIdentity``) before it replaces another."""
+    """The identity that a minted AWS credential must have (``sts:GetCallerIdentity``) before it replaces another."""
 
     account_id: AccountId | None = None
     arn: Text | None = None

@@ -1,10 +1,10 @@
 """When to renew, and when to try again: pure functions of instants and a random source.
 
-The rule for AWS is the one that EC2 itself follows, and under which every SDK finds a *fresh* credential at its
-first attempt to refresh: renew at an age drawn from ``min(60 min, L/3) x U(0.75, 1.0)`` of the lifetime ``L``. What is
-served then always has at least ``2L/3`` left, so a client that comes at half-life (Java), at 60 minutes before the end
-(the 2026 cross-SDK rule for sessions of 90 minutes and more) or at 15 (botocore) meets a new one. The draw spreads ten
-thousand workers that started in one second over a quarter of the period.
+The rule for AWS is the one that EC2 itself follows, and under which every SDK finds a *fresh* credential at its first
+attempt to refresh: renew at an age drawn from ``min(60 min, L/3) x U(0.75, 1.0)`` of the lifetime ``L``. The served
+credential then always has at least ``2L/3`` left, so a client that comes at half-life (Java), at 60 minutes before the
+end (the 2026 cross-SDK rule for sessions of 90 minutes and more) or at 15 (botocore) meets a new one. The draw spreads
+ten thousand workers that started in one second over a quarter of the period.
 
 Google tokens live an hour and clients ask again from five minutes before the end, on every call (some storm below
 300 seconds): so none is served with less than ten minutes left, not even after twenty minutes without an upstream.

@@ -19,7 +19,7 @@ _IN_CLOUD_PLATFORM: Final = (
     "source.", "spanner.", "sqlservice.", "taskqueue", "trace.", "userinfo.email",
 )  # fmt: skip
 """What ``cloud-platform`` covers, by the beginning of its name below ``auth/`` (Google's list of OAuth scopes); and who
-it is, which gives no access. What is not Google Cloud (Drive, Gmail, the directory) is not covered."""
+it is, which gives no access. Scopes that are not Google Cloud's (Drive, Gmail, the directory) are not covered."""
 
 
 def given_by(grant: Grant | None) -> tuple[str, ...]:

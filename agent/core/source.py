@@ -1,4 +1,4 @@
-"""What the controller and the sources agree on: the shape of a source, and of the answer it may send back.
+"""The interface between the controller and the sources: the shape of a source, and of the answer it may send back.
 
 It is in core because the controller and the sources are neighbours that never import each other. Shapes only.
 """

@@ -1,4 +1,4 @@
-"""Who tells us the time: the whole rule, on one page.
+"""Whose time the agent believes: the whole rule, on one page.
 
 What has ended must not be served, and what is live must not be refused, so our time is taken from nobody who could
 gain by it, and from nobody alone without a bound. ``now`` is CLOCK_BOOTTIME plus an offset; only what follows moves it.
@@ -83,7 +83,7 @@ LATEST: Final = 4_102_444_800.0
 
 
 class Witness(enum.StrEnum):
-    """Who may say what time it is."""
+    """The witnesses of the time."""
 
     KERNEL = "kernel"
     LINK = "metadata"
@@ -112,7 +112,7 @@ class Reading(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """What a witness said: seconds from boot time to true time; since when it says so, and when last (boot time)."""
+    """The word of a witness: seconds from boot time to true time; since when it says so, and when last (boot time)."""
 
     offset: float
     since: float
@@ -194,8 +194,8 @@ class Timekeeper:
             witness: who says it.
             said: seconds since 1970.
             reading: the machine's clocks now.
-            took: seconds since the request left. What was under way when the wall clock was stepped may have been said
-                before a pause, and says nothing.
+            took: seconds since the request left. An answer that was under way when the wall clock was stepped may be
+                from before a pause, and is ignored.
 
         Returns:
             Whether there is a reason to ask the clouds for the time.
@@ -264,7 +264,7 @@ class Timekeeper:
         self.vouched, self._before = True, None
 
     def _supporters(self, word: float, now: float) -> set[Witness]:
-        """Who says the same as ``word``."""
+        """The witnesses that agree with ``word``."""
         group = {w for w, said in self._words.items() if now - said.at <= FRESH_SECONDS and _agree(said.offset, word)}
         return group | {Witness.WALL} if _agree(self._wall, word) else group
 

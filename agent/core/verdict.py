@@ -1,4 +1,4 @@
-"""What goes in and out of the store: the operator's policy, what must be remembered, verdicts, work, notices."""
+"""The values that go in and out of the store: the operator's policy, the memory, verdicts, work, notices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_ROLE_NAME: Final = "credential-agent"
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What the operator decided.
+    """The operator's policy.
 
     Attributes:
         fallback: the clouds that may be served from the machine's own identity when no bundle decides them.
@@ -52,7 +52,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What must outlive the process.
+    """The state that must outlive the process.
 
     Attributes:
         instance_id: the machine it is about; on another machine (an image made from a running worker) it is void.
@@ -147,7 +147,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Event(enum.StrEnum):
-    """What ``tick`` tells the controller, once each."""
+    """The notices that ``tick`` gives the controller, once each."""
 
     IDENTITY = "identity.changed"
     ENDED = "identity.ended"

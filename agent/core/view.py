@@ -1,4 +1,4 @@
-"""What an endpoint may know: one cloud's answer at one instant.
+"""The answer for one cloud at one instant: all that an endpoint may know.
 
 The endpoints (``serve``) read these and translate them into a dialect. They never see grants, bundles or keys.
 """
@@ -13,7 +13,7 @@ from agent.core.model import AwsCredential, GoogleToken
 
 
 class Origin(enum.StrEnum):
-    """Whose identity a cloud is served from."""
+    """The origin of the identity that a cloud has."""
 
     WAITING = "waiting"  # inside the boot grace: no bundle yet, and no decision
     BUNDLE = "bundle"
@@ -62,7 +62,7 @@ Answer = Live | Pending | Ended | Absent
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What SDKs ask for beside credentials, from the bundle or the configuration. ``None``: not known here.
+    """The facts that SDKs ask for beside credentials, from the bundle or the configuration. ``None``: not known here.
 
     Attributes:
         region: AWS region (``eu-west-1``).

@@ -1,9 +1,9 @@
 """The public half of an ephemeral key, where senders look for it, and kept there while the agent runs.
 
-Senders seal to what stands there. Whoever can write there in our place (root on this machine, whoever may change the
-instance's guest attributes, a worker that found a way around the redirection) would be sent the
-identities that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once when a bundle was refused,
-which is how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again.
+Senders seal to the key that they find there. Whoever can write there in our place (root on this machine, whoever may
+change the instance's guest attributes, a worker that found a way around the redirection) would be sent the identities
+that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once when a bundle was refused, which is
+how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OVERWRITTEN_HINT: Final = (
 
 
 class Answer(Protocol):
-    """What the real metadata server answered."""
+    """An answer of the real metadata server."""
 
     @property
     def status(self) -> int:
@@ -131,7 +131,7 @@ class Announcer:
         return self._published(name)
 
     def _notice(self, name: str, *, something: bool) -> None:
-        """Log that something else, or nothing, stands where our key did. What was there before ours is no alarm."""
+        """Log that something else, or nothing, stands where our key did. A key from before ours is no alarm."""
         if self.state.get(name) == "published":
             self.overwritten += 1
             found = "another text" if something else "nothing"

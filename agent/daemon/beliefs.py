@@ -55,7 +55,7 @@ class Ask(Protocol):
 
 
 class Away:
-    """What the configuration names and the machine does not have just now: an alarm, and no reason to stop serving.
+    """Files that the configuration names and the machine lacks just now: an alarm, and no reason to stop serving.
 
     Args:
         files: what the previous process read.
@@ -234,7 +234,7 @@ REMEMBERED = 4
 
 
 class Opened(NamedTuple):
-    """What was in a sealed bundle: signed, unverified; and the key id that it was sealed to."""
+    """The content of a sealed bundle: signed, unverified; and the key id that it was sealed to."""
 
     signed: bytes
     recipient: str
@@ -245,10 +245,10 @@ class Opening:
 
     Implements :class:`agent.controller.Opener`.
 
-    What was opened once is not opened again: it is verified anew each time, by the present trust, but no key is
-    asked. So a key service that is down delays no verdict, and after a restart the bundle in force needs neither
-    a key nor a network (:mod:`agent.daemon.handover`). A key that the configuration dropped opens nothing any more, not
-    even from this memory; one that is only away does.
+    A bundle is decrypted once. Later it is verified anew each time, by the present trust, but no key is asked. So a key
+    service that is down delays no verdict, and after a restart the bundle in force needs neither a key nor a network
+    (:mod:`agent.daemon.handover`). A key that the configuration dropped opens nothing any more, not even from this
+    memory; one that is only away does.
     """
 
     def __init__(self, keyring: keys.Keyring, pinned: bundle.Trust, audiences: frozenset[str]) -> None:
@@ -261,13 +261,13 @@ class Opening:
 
     @property
     def trust(self) -> bundle.Trust:
-        """Whom we trust: pinned signers, and those that the launch named. If a key is both, the pinned entry counts."""
+        """The trusted signers: pinned ones, and those that the launch named. Where a key is both, the pin counts."""
         kids = {signer.kid for signer in self.pinned.signers}
         named = (signer for signer in self.launched().signers if signer.kid not in kids)
         return bundle.Trust((*self.pinned.signers, *named))
 
     def opened(self, sealed: bytes) -> Opened | None:
-        """What was in those bytes, if they were opened before."""
+        """The content of those bytes, if they were opened before."""
         return self._opened.get(hashlib.sha256(sealed).digest())
 
     def remember(self, sealed: bytes, opened: Opened) -> None:
@@ -318,7 +318,7 @@ async def _own(mint_: Mint, kind: type[C], cloud: Cloud, now: datetime) -> C:
 
 
 def _public(name: str, where: str, away: Away) -> str:
-    """What a public file says; if it is away just now, what the previous process read in it."""
+    """The content of a public file; if the file is away just now, the content that the previous process read."""
     try:
         text = _read(Path(name), where, away.ask)
     except _AwayError as error:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 FIRST_YEAR: Final = 1970
 LAST_YEAR: Final = 9000
-"""Nothing can be counted from a time near these: a datetime ends with the year 9999."""
+"""No later time can be computed from one near these: a datetime ends with the year 9999."""
 
 
 class Bearing(msgspec.Struct, frozen=True, kw_only=True):

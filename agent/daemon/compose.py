@@ -1,6 +1,6 @@
 """What is built from a piece of configuration? The policy, the ways out, the mint, the sources, what is hidden.
 
-Keys and signers: :mod:`agent.daemon.beliefs`. What is wrong is one line with the key's name, and exit status 78.
+Keys and signers: :mod:`agent.daemon.beliefs`. A mistake becomes one line with the key's name, and exit status 78.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Hear = Callable[[Witness, datetime, float], object]
 
 
 def policy(settings: config.Config) -> Policy:
-    """What the operator decided, as the store wants it."""
+    """The operator's policy, as the store takes it."""
     own = settings.identity
     return Policy(
         fallback=frozenset(Cloud(name) for name in own.fallback),
@@ -106,7 +106,7 @@ class Metadata:
     def passed(self, out: Upstream) -> tuple[Ec2Metadata | None, GceMetadata | None]:
         """The same services for what workers ask of them, by a way out of its own.
 
-        Nothing that a worker does may use up what renewal needs: neither connections nor the session with the service.
+        A worker must not use up what renewal needs: neither connections nor the session with the service.
         """
         ec2_url, gce_url = self._urls
         return (
@@ -122,7 +122,7 @@ def _metadata_url(value: str, *, here: bool) -> str | None:
 
 
 def mint(settings: config.Config, out: Upstream, metadata: Metadata, clock: Clock) -> Mint:
-    """What issues credentials."""
+    """The issuer of credentials."""
     own = settings.mint
     google = GoogleEndpoints()
     return Mint(
@@ -260,7 +260,7 @@ def _https(
 
 
 def hidden(settings: config.Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the configuration hides, and what it shows, beside the table of :mod:`agent.serve.hiding`."""
+    """The paths that the configuration hides and shows, beside the table of :mod:`agent.serve.hiding`."""
     through = settings.pass_through
     user_data = (EC2_USER_DATA_PATH, *(f"{scope}user-data" for scope in _ATTRIBUTES)) if through.show_user_data else ()
     carriers = tuple(

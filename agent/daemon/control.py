@@ -66,6 +66,6 @@ def routes(
 
 
 def verdict(ack: Ack) -> Response:
-    """What whoever handed in a bundle is answered."""
+    """The answer to a push."""
     # 422: it was understood and is not acceptable (RFC 9110 section 15.5.21).
     return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")

@@ -31,7 +31,7 @@ REFUSALS_KEPT: Final = 256
 
 
 class Couriers:
-    """What the socket can do.
+    """The routes of the socket.
 
     Args:
         store: what is served.

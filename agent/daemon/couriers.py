@@ -1,4 +1,4 @@
-"""The couriers' socket, from its opening to its end. Nothing waits for it, and nothing else fails with it."""
+"""The couriers' socket, from its opening to its end. No other part waits for it, or fails with it."""
 
 from __future__ import annotations
 

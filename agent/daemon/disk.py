@@ -32,7 +32,7 @@ _ANSWER: Final = (
 
 
 class Read(NamedTuple):
-    """What the disk says.
+    """The content of the state directory.
 
     Attributes:
         memory: what was remembered.

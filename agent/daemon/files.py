@@ -10,7 +10,7 @@ of three kinds, and a test checks that there is no fourth:
   authorities too, which are also watched so that what is wrong with them is said;
 * *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
 
-What was loaded is logged with each reload and shown in ``status``: a name and a digest or thumbprint for each file,
+Each reload logs the files that were loaded, and ``status`` shows them: a name and a digest or thumbprint for each file,
 nothing of a secret one.
 """
 
@@ -58,7 +58,7 @@ class Named(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What was found in a file: for ``status`` and the log.
+    """The content of a file in short, for ``status`` and the log.
 
     Attributes:
         sha256: of a public file; ``None`` of a secret one, whose digest could be guessed against.
@@ -73,7 +73,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 Looks = Mapping[Path, Look | None]
-"""What stat(2) says of each file; ``None`` where it fails."""
+"""How each file looks by stat(2); ``None`` where that fails."""
 
 
 def named(settings: config.Config, *, credentials_directory: str | None) -> tuple[Named, ...]:
@@ -121,7 +121,7 @@ def describe(
     takes: Callable[[str, ConfigError], bool] = lambda _key, _error: False,
     ask: Ask = directly,
 ) -> tuple[Loaded, ...]:
-    """What the files hold now; a file that is not there is left out, unless it holds authorities.
+    """Describe the files as they are now; a file that is missing is left out, unless it holds authorities.
 
     Args:
         files: which.
@@ -203,7 +203,7 @@ def _digest(path: Path) -> str:
 
 
 class WatchedFiles:
-    """What was loaded, and how the files looked then.
+    """The files that were loaded, and how they looked then.
 
     Args:
         settings: the configuration.

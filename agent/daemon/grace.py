@@ -20,7 +20,7 @@ FILE: Final = "grace.json"
 
 
 class Began(msgspec.Struct, frozen=True):
-    """What the file says.
+    """The content of the file.
 
     Attributes:
         instance_id: the machine; empty while its name is not known.
@@ -32,7 +32,7 @@ class Began(msgspec.Struct, frozen=True):
 
 
 def read(directory: Path, *, uptime: float) -> Began | None:
-    """What an earlier process of this boot wrote; ``None``: nothing."""
+    """Read the file of an earlier process of this boot; ``None``: there is none."""
     try:
         found = decode(read_plain(directory / FILE, 4096), Began)
     except (OSError, NotThatShapeError):

@@ -1,4 +1,4 @@
-"""What one process of the agent hands to the next, beside the credentials (:mod:`agent.daemon.kept`).
+"""The state that one process of the agent hands to the next, beside the credentials (:mod:`agent.daemon.kept`).
 
 A restart asks for nothing again. So that workers are answered before a key, a key service, the metadata service, a name
 server or a disk is asked, the next process is given what each of them would say: the bundle in force with its content,
@@ -125,7 +125,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
     def rest(self, clock: SystemClock, trust: bundle.Trust) -> tuple[list[Remnant], list[Waiting]]:
-        """What does not belong to the bundle in force, moved to our clock: earlier bundles' credentials, retries."""
+        """Credentials of earlier bundles, and retries, moved to our clock."""
         by = self.shift(clock)
         remnants_ = []
         if set(self.signers) <= set(fingerprints(trust)):
@@ -163,7 +163,7 @@ def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tupl
 
 
 def remnants(store: Store) -> list[_Remnant]:
-    """What earlier bundles left, as it is handed over."""
+    """The credentials of earlier bundles, as they are handed over."""
     return [remnant(left) for left in leftovers.remnants(store.state)]
 
 
@@ -180,7 +180,7 @@ def remnant(left: Remnant) -> _Remnant:
 
 
 def positions(sources: Iterable[Source], sealed: bytes | None) -> dict[str, Position]:
-    """How far those sources have read that brought what is in force. What was refused must be brought again."""
+    """How far those sources have read that brought what is in force. A refused bundle must be brought again."""
     if sealed is None:
         return {}
     content = hashlib.sha256(sealed).hexdigest()
@@ -208,7 +208,7 @@ def encode(handover: Handover) -> bytes:
 
 
 def take(passed: Passed, clock: SystemClock) -> Handover | None:
-    """What the previous process left; ``None``: nothing, or nothing that makes sense. It never fails a start."""
+    """Read what the previous process left; ``None``: nothing, or nothing that makes sense. It never fails a start."""
     found, reason = [], None
     try:
         for data in passed.take_each(NAME, max_bytes=MAX_BYTES):

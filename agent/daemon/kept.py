@@ -34,7 +34,7 @@ class _Kept(codec.Bearing, frozen=True, kw_only=True):
 
 
 class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one process leaves to the next.
+    """The credentials that one process leaves to the next.
 
     Attributes:
         uptime: CLOCK_BOOTTIME, in seconds, when it was left.
@@ -69,10 +69,10 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
             clock.adopt(self.believed or Witness.LINK, self.time(clock), self.wall_error)
 
     def holdings(self, instance_id: str, clock: SystemClock) -> list[Holding]:
-        """What belongs to the machine of that name, with the ends moved to our clock.
+        """The part that belongs to the machine of that name, with the ends moved to our clock.
 
-        A machine that was copied with its memory (a snapshot of a running one) is another instance: what was the first
-        one's is not the second's.
+        A machine that was copied with its memory (a snapshot of a running one) is another instance: the first one's
+        credentials are not the second's.
         """
         if self.instance_id != instance_id:
             return []
@@ -107,7 +107,7 @@ def encode(store: Store, clock: SystemClock) -> bytes:
 
 
 def decode(data: bytes, clock: SystemClock) -> Kept | None:
-    """What the previous process left; ``None`` when it makes no sense: everything is then minted anew."""
+    """Read what the previous process left; ``None`` when it makes no sense: everything is then minted anew."""
     try:
         kept = codec.decode(data, Kept, version=VERSION)
     except HostError:

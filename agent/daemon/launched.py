@@ -5,8 +5,8 @@ or a GCE attribute, a systemd credential, or a directory of public keys. Each en
 (``launch_signers``) says where to look, which issuers such a signer may speak as, and for how long; without an entry
 nobody is asked.
 
-What a place said is kept while it is silent, and handed to the next process: a restart trusts whom this one trusted.
-When a place answers and no longer names a signer, that signer is no longer trusted.
+While a place is silent its last answer counts. It is handed to the next process: a restart trusts whom this one
+trusted. When a place answers and no longer names a signer, that signer is no longer trusted.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Launched:
         self.found[key] = words
 
     async def _ask(self, entry: config.LaunchSignersEntry) -> list[bytes]:
-        """What stands there; nothing where there is no such place."""
+        """The text there; empty where there is no such place."""
         match entry:
             case config.Ec2UserDataSigners():
                 return await self._ec2_says(EC2_USER_DATA_PATH)
@@ -166,7 +166,7 @@ LAUNCHED: Final = "launch:"
 
 
 def told(trust: bundle.Trust) -> list[dict[str, Any]]:
-    """Whom we trust, for a status: key ids, bounds, and who named them. Public, and without a path."""
+    """The trusted signers, for a status: key ids, bounds, and who named them. Public, and without a path."""
     return [
         {
             "kid": signer.kid,

@@ -14,7 +14,7 @@ from agent.identity import leftovers
 def handover_of(
     prepared: Prepared, controller: Controller, restorer: Restorer, who: Who, clock: SystemClock
 ) -> handover.Handover:
-    """What the next process is to be told at this moment, beside the credentials."""
+    """Gather what the next process must know, beside the credentials."""
     opening, sealed = prepared.opening, controller.durable.sealed
     opened = opening.opened(sealed) if sealed is not None else None
     if sealed is None or opened is not None:

@@ -124,7 +124,7 @@ class Listeners:
         )
 
     def _lowered(self) -> dict[str, str]:
-        """What is lower than configured, because there are too few descriptors."""
+        """The limits that are lower than configured, because there are too few descriptors."""
         shares = self._prepared.shares
         if shares.connections >= self._settings.listen.max_connections:
             return {}
@@ -215,7 +215,7 @@ class Listeners:
         return outcomes
 
     def vitals(self, started: datetime, publisher: Publisher, announcer: Announcer) -> report.Vitals:
-        """What status and metrics report beside the store.
+        """Gather what status and metrics report beside the store.
 
         Args:
             started: when this process did.

@@ -12,7 +12,7 @@ class Once:
     So the work *begins* after the asking, at least once.
 
     Args:
-        work: what to do. What it raises ends the round.
+        work: what to do. An exception of it ends the round.
         name: of the task.
 
     Attributes:

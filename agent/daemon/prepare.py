@@ -1,6 +1,6 @@
 """Is everything there that the configuration names? All of it is opened and checked; nothing is started.
 
-What is wrong is a mistake, reported at once. What does not answer is not waited for, and what is only away just now (a
+A mistake is reported at once. A file system that does not answer is not waited for. A file that is away just now (a
 directory that is not mounted yet, a key that the machine was not given) is an alarm and no reason to stop serving: the
 agent starts without it, and uses it once it is there. A check takes note of all of it and goes on, so that everything
 that is wrong is told in one go.
@@ -177,7 +177,7 @@ class Prepared:
 
 
 class Checked(NamedTuple):
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         faults: what is missing or wrong, with the key of each.

@@ -1,4 +1,4 @@
-"""What programs on the worker read: the environment files and the bearer token of the container endpoint.
+"""Writes the files that programs on the worker read: the environment files and the bearer token.
 
 They are written when their content has changed or one is missing, each by one rename, in a thread: a full or slow disk
 never delays a GET.
@@ -157,7 +157,7 @@ class Publisher:
         return tuple(Path(path) for path in named if path is not None)
 
     def variables(self, now: datetime, *, container: bool = False) -> Mapping[str, str]:
-        """What the files say now: the operator's variables, the bundle's, and the pointers, which override both."""
+        """The content of the files now: the operator's variables, the bundle's, and the pointers, which win."""
         store, settings = self._store, self.settings
         answers = {cloud: store.answer(cloud, now) for cloud in Cloud}
         # While a bundle is awaited the file already points to us: a program that starts before it must find it later.
@@ -288,7 +288,7 @@ class Publisher:
         if path in self._unswept:
             sweep(path)
             self._unswept.discard(path)
-        # What we wrote may have been removed since: a look is cheap, and a program must not find nothing.
+        # Somebody may have removed a file since: a look is cheap, and a program must find the file.
         if self._written.get(path) != wanted or not _there(path):
             data, mode, gid = wanted
             try:

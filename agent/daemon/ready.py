@@ -1,4 +1,4 @@
-"""Is it ready, and is it alive? What the service manager is told, and the watchdog."""
+"""Is it ready, and is it alive? Tells the service manager, and feeds its watchdog."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Readiness:
         self._log = structlog.get_logger()
 
     def status_line(self) -> str:
-        """Whose identity is served, in a line."""
+        """A line that says whose identity is served."""
         now = self._clock.now()
         said = []
         for cloud in Cloud:

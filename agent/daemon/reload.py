@@ -49,7 +49,8 @@ LOADED_ONCE: Final = (
     "environment.token_file",
     "state",
 )
-"""What a reload applies not at all, or only in part: a change of it needs a restart, which loses no request."""
+"""The sections that a reload does not apply, or only in part: a change of them needs a restart, which loses no
+request."""
 
 
 def needs_restart(settings: config.Config, loaded: config.Config) -> list[str]:
@@ -79,7 +80,7 @@ class Reloaded(msgspec.Struct, frozen=True):
 
 
 class _Found(NamedTuple):
-    """What the configuration's files hold, read as a whole."""
+    """The content of the configuration's files, read as a whole."""
 
     files: WatchedFiles
     trust: bundle.Trust
@@ -143,7 +144,7 @@ class Reloader:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """What is under way, to be ended with the process."""
+        """The tasks under way, to be ended with the process."""
         return [task for task in (self._reloads.task, self._looks.task, self._announcing) if task is not None]
 
     def on_hangup(self) -> None:
@@ -204,7 +205,7 @@ class Reloader:
                 if told != (told := (error.message, changed)):
                     self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
             except AgentError as error:
-                # What was loaded stays in force, and this is logged once for each change, not at each look.
+                # The former files stay in force. This is logged once for each change, not at each look.
                 self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
                 self._prepared.files.seen = seen
 

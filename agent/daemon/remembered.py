@@ -1,4 +1,4 @@
-"""What was accepted here before? The state directory, claimed and read once: it may hang, or be another agent's."""
+"""Which bundle was accepted before? The state directory, claimed and read once: it may hang, or be another agent's."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Remembered:
         """Wait for a directory that answers late.
 
         Returns:
-            What it says; ``None`` where that must not be written over.
+            Its content; ``None`` where that must not be written over.
 
         Raises:
             HostError: its memory is later than ours: the next start has both to choose from.
@@ -147,7 +147,7 @@ class Remembered:
             return True
 
     def _load(self) -> tuple[Memory, bytes | None, bool, bool]:
-        """What was remembered, the sealed bundle, whether it may be written over, and whether it cannot be read."""
+        """The memory, the sealed bundle, whether both may be written over, and whether they cannot be read."""
         try:
             remembered, sealed = self._state.load()
         except HostError as error:

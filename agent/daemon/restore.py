@@ -1,8 +1,9 @@
 """How does what was accepted here before come back into force? And what if it is another machine's?
 
-The memory of this instance comes from the previous process, or from the state directory; it is compared with who
-the machine is (:func:`agent.identity.whose.whose`), now or once that is known. What was in force is opened again; a key
-service may be slow, down or silent: it is not waited for long, and what the bundle decides is pending until then.
+The memory of this instance comes from the previous process, or from the state directory; it is compared with who the
+machine is (:func:`agent.identity.whose.whose`), now or once that is known. The bundle in force is opened again. A key
+service may be slow, down or silent: it is not waited for long, and the clouds that the bundle decides are pending until
+then.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Daemon:
         control = self._late.control_socket()
         self._heed_signals()
 
-        # 3. What was handed over says who the machine is: it is of this very boot. The metadata services are asked all
+        # 3. The state handed over says who the machine is: it is of this very boot. The metadata services are asked all
         # the same, but not waited for.
         handed = self._succession.left is not None
         found = [] if handed else (await asyncio.gather(self._who.ask(), self._prepared.launched.look_first()))[0]

@@ -1,4 +1,4 @@
-"""What are the processes told that answer workers? All that they must know, anew whenever any of it changes.
+"""How are the processes that answer workers kept up to date? All that they must know, anew whenever any of it changes.
 
 A withdrawal, an end or a new token is told before the call that caused it returns, so before anybody hears that it was
 done.

@@ -102,7 +102,7 @@ class Succession:
     ) -> None:
         """Have the service manager hold what we hold, and nothing else.
 
-        What was withdrawn must not stay because of a full queue: it is told again until that succeeds.
+        A withdrawn credential must not stay because of a full queue: systemd is told again until that succeeds.
         """
         if self._again is not None:
             self._again.cancel()

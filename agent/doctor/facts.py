@@ -50,7 +50,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Units(msgspec.Struct, frozen=True, kw_only=True):
-    """What systemd says.
+    """The state of a unit, from systemd.
 
     Attributes:
         present: whether systemd runs this machine.
@@ -64,7 +64,7 @@ class Units(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """What the daemon answers on its control socket, or a worker on the couriers' socket.
+    """The answer of the daemon on its control socket, or on the couriers' socket.
 
     Attributes:
         state: ``answered``; ``silent``: connected and not answered in time; ``absent``: nobody listens; ``denied``: not

@@ -24,14 +24,14 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.doctor.facts import Unknown
 
 SECONDS: Final = 2.0
-"""What each probe has."""
+"""The share that each probe has."""
 
 MAX_BYTES: Final = 4 << 20
 _WORDS: Final = 200
 
 
 class Identity(NamedTuple):
-    """Whom a probe becomes."""
+    """The user that a probe becomes."""
 
     name: str
     uid: int
@@ -116,7 +116,7 @@ class _Child:
             os.waitpid(self._pid, os.WNOHANG)
 
     def result(self) -> msgspec.Struct:
-        """What it said."""
+        """Its answer."""
         kind = self._kind if self._data[:1] == _VALUE else Unknown
         try:
             return decode(self._data[1:], kind)

@@ -1,4 +1,4 @@
-"""What binds evidence to a key and to a question."""
+"""The text that binds evidence to a key and to a question."""
 
 from __future__ import annotations
 

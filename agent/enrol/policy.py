@@ -1,4 +1,4 @@
-"""To whom is an identity given? What the sender says, and what evidence has proved."""
+"""To whom is an identity given? Compares the sender's policy with what evidence has proved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agent.core.model import Cloud
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Who was proved to hold the key.
+    """The machine that was proved to hold the key.
 
     Attributes:
         cloud: who vouched.

@@ -70,7 +70,7 @@ _INSTANCE: Final = re.compile(r"i-(?:[0-9a-f]{17}|[0-9a-f]{8})\Z")
 
 
 class StsRequest(msgspec.Struct, frozen=True):
-    """What may be sent: made anew from what was checked.
+    """The request that may be sent: made anew from the parts that were checked.
 
     Attributes:
         host: an STS host. The request goes to ``https://HOST/``, as a ``POST`` of :data:`STS_BODY`.
@@ -177,7 +177,7 @@ def _check_signature(authorization: str, date: str, region: str, now: datetime) 
 
 
 def aws_machine(arn: Any, account: Any, *, partition: str) -> Machine:
-    """Whose session it is, by what STS answered.
+    """The owner of the session, by the answer of STS.
 
     Args:
         arn: the answer's ``Arn``.

@@ -10,8 +10,8 @@
         df = dd.read_parquet("s3://private/...")     # unchanged
 
 Nothing is installed in the workers' Python; an agent must run on the workers and be told at launch to believe this
-computer's key (:func:`launch_line`; the status says who is not served, and what to do). What travels is sealed to keys
-that the workers' machines have vouched for: neither the scheduler nor anybody on the way can read or alter it.
+computer's key (:func:`launch_line`; the status says who is not served, and what to do). The identity travels sealed to
+keys that the workers' machines have vouched for: neither the scheduler nor anybody on the way can read or alter it.
 """
 
 from __future__ import annotations

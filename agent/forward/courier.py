@@ -50,7 +50,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def request(self) -> str:
-        """What ``main`` of the program takes."""
+        """The argument of the program's ``main``."""
         steps = [(m, path, None if body is None else base64.b64encode(body).decode()) for m, path, body in self.steps]
         return json.dumps({"steps": steps, "seconds": self.seconds, "after": self.after, "session": self.session})
 
@@ -66,14 +66,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the agent answered to one step."""
+    """The agent's answer to one step."""
 
     status: int
     text: str
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back from a worker. All of it is said by a stranger.
+    """The result from one worker. All of it is said by a stranger.
 
     Attributes:
         host: what the worker is called.
@@ -100,7 +100,7 @@ LARGEST_REPLY: Final = 4 * LARGEST_ENROLMENT
 
 
 def read_reply(text: object) -> Reply:
-    """What the program returned.
+    """The program's result.
 
     Raises:
         CourierError: it is something else.

@@ -1,4 +1,4 @@
-"""What is to be done now: look who is there, enrol who is new, seal and deliver what is due.
+"""One round of a forwarding: look who is there, enrol new workers, seal and deliver what is due.
 
 No thread and no clock of its own: :mod:`agent.forward.session` drives it.
 """
@@ -21,8 +21,8 @@ from agent.forward.status import CloudStatus, State, Status
 from agent.sender import assemble
 
 GROUP: Final = 16
-"""Recipients of one bundle: as many as it may be addressed to by their keys (claim ``aud`` of FORMAT.md). What a bundle
-holds for one of them is sent to all the others too: in larger groups the bytes grow with the square."""
+"""Recipients of one bundle: as many as it may be addressed to by their keys (claim ``aud`` of FORMAT.md). A bundle is
+sent to all its recipients, each entry to each: in larger groups the bytes grow with the square."""
 
 CHUNK: Final = 512
 """So many workers are dealt with before we look whether somebody new waits."""
@@ -99,7 +99,7 @@ class Engine:
     # -- the workers
 
     def present(self) -> Sequence[str]:
-        """Who is there now; who is gone is forgotten."""
+        """Look who is there now, and forget who is gone."""
         names = self._courier.workers()
         self._roster.keep(set(names))
         self._trouble = None

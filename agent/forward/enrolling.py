@@ -1,4 +1,4 @@
-"""Who is there? Which agents the workers reach, which key each has, and what proves it."""
+"""Which workers are there? Which agents the workers reach, which key each has, and what proves it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERIFIERS: Final = 16
 """So many questions to those who vouch are under way at once: STS answers in a tenth of a second."""
 
 Verify = Callable[[Enrolment], Machine]
-"""Whose machine it is, if evidence proves it and the policy admits it. Raises EvidenceError."""
+"""The machine of a worker, if evidence proves it and the policy admits it. Raises EvidenceError."""
 
 _PROBLEMS: Final[Mapping[str, tuple[State, str, str]]] = {
     "no-agent": (
@@ -74,7 +74,7 @@ class Agent:
 
 @dataclass(frozen=True)
 class Admission:
-    """Who may have the identity.
+    """The policy: who may have the identity.
 
     Attributes:
         thumbprints: keys that a person has compared; they need no evidence.

@@ -32,7 +32,7 @@ SAME_AGAIN: Final = timedelta(minutes=5)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """What was collected of one cloud.
+    """The grants that were collected for one cloud.
 
     Attributes:
         mark: changes with what this computer knows (:meth:`Local.marks`).
@@ -50,7 +50,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What of this computer's identity is sent, and how. See :func:`agent.forward.dask`."""
+    """Which part of this computer's identity is sent, and how. See :func:`agent.forward.dask`."""
 
     aws: Any = "auto"
     gcp: Any = "auto"
@@ -158,7 +158,7 @@ class Local:
         return min((part.due for part in self.parts.values() if part.due is not None), default=None)
 
     def collected(self, now: datetime) -> tuple[Collected, ...]:
-        """What is to be sent: not what is over, since a bundle that holds it is refused whole."""
+        """The grants to send. Those that have ended are left out: a bundle with one is refused whole."""
         return tuple(
             part.collected for part in self.parts.values() if part.forecast.until is None or part.forecast.until > now
         )
@@ -233,7 +233,7 @@ class Local:
 
 
 def marks() -> dict[Cloud, str]:
-    """What changes when somebody signs on anew. Only files and the environment are read: no helper is run."""
+    """Marks that change when somebody signs on anew. Only files and the environment are read: no helper is run."""
     return {cloud: _mark(cloud) for cloud in Cloud}
 
 

@@ -1,7 +1,7 @@
 """Dask: every worker that is there and every one that comes, by what each scheduler and worker of `distributed` can do.
 
-What runs on workers is text: an object that is unpickled by evaluating an expression, which needs nothing of ours there
-and no bytecode of another Python. A worker awaits the ``setup`` of plugins before it takes tasks, and answers nobody
+Workers are sent text: an object that is unpickled by evaluating an expression, which needs nothing of ours there and no
+bytecode of another Python. A worker awaits the ``setup`` of plugins before it takes tasks, and answers nobody
 meanwhile. So a newcomer asks from there: it puts a message into a queue of the scheduler's, and runs what comes into
 one of its own, until it has been served. The scheduler passes all of it on unread.
 """
@@ -214,7 +214,7 @@ class Dask:
             await self._client.scheduler.queue_create(name=self._session, client=self._session)
             if self._inbox is None or self._inbox.done():
                 self._inbox = asyncio.get_running_loop().create_task(self._hear(joined))
-            # Nobody waits for this: it returns when the last worker has been served, by us.
+            # No caller waits for this. It returns when the last worker has been served.
             await self._client.register_plugin(plugin, name=self._session)
 
         self._register = register

@@ -14,7 +14,7 @@ AT_ONCE: Final = 32
 CONNECT_SECONDS: Final = 20.0
 
 _REMOTE: Final = 'p=$(command -v python3 || echo /opt/credential-agent/bin/python3); exec "$p" -I -'
-"""Any Python 3 will do; where an agent is there is one. What it runs comes through its standard input."""
+"""Any Python 3 will do; where an agent is there is one. The program that it runs comes through its standard input."""
 
 
 class Ssh:
@@ -51,7 +51,7 @@ class Ssh:
             return dict(zip(workers, pool.map(lambda host: self._one(host, job), workers), strict=True))
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
-        """Nobody joins: the hosts are those that were named."""
+        """No host joins later: the hosts are those that were named."""
         del joined
         return lambda: None
 

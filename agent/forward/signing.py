@@ -70,7 +70,7 @@ def public_line(key: bundle.SigningKey) -> str:
 
 
 def default_issuer() -> str:
-    """Who is speaking when nobody says: enough for a person to recognize; the key is what a worker believes."""
+    """The issuer when none is given: a person recognizes it; a worker believes the key, not the name."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # no such uid in the user database, as in a container
@@ -95,7 +95,7 @@ def launch_line(key: bundle.SigningKey) -> str:
 
 
 def at_launch(key: bundle.SigningKey, issuer: str) -> str:
-    """What to do about workers that do not believe this sender."""
+    """A hint: how to make workers believe this sender."""
     return (
         f"launch workers with this line in their user-data: {launch_line(key)} (their configuration says which "
         f"launch_signers are taken, and that they may speak as {issuer})"

@@ -1,4 +1,4 @@
-"""What a forwarding has come to: values for programs, sentences for people. No secret is in them."""
+"""The status of a forwarding: values for programs, sentences for people. No secret is in them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers have of one cloud.
+    """How the workers are served in one cloud.
 
     Attributes:
         who: as whom they act.

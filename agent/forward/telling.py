@@ -1,4 +1,4 @@
-"""What a person sees: a line or two when something has changed. On a terminal; a library says nothing."""
+"""Tells a person how it goes: a line or two when something has changed. On a terminal; a library says nothing."""
 
 from __future__ import annotations
 

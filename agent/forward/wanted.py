@@ -1,4 +1,4 @@
-"""What a program asks for, and the forwarding that is made of it."""
+"""The options of a forwarding, and how one is made of them."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ from agent.forward.telling import Teller
 
 
 class Wanted(TypedDict, total=False):
-    """What every kind of forwarding takes, all of it optional.
+    """The options of every kind of forwarding. All may be left out.
 
     Attributes:
-        aws: which AWS identity: ``"auto"`` (what boto3 finds), the name of a profile, a ``boto3.Session``; ``None``:
-            none.
-        gcp: which Google identity: ``"auto"`` (the application default credentials), or ``None``.
+        aws: the AWS identity: ``"auto"`` (the one that boto3 finds), the name of a profile, a ``boto3.Session``, or
+            ``None``.
+        gcp: the Google identity: ``"auto"`` (the application default credentials), or ``None``.
         credentials: ``None`` turns both off, for when only ``environ`` is sent.
         environ: variables for the workers' environment file. Programs that start from then on get them; those that run
             already, the workers of the cluster among them, do not.
         role_arn: AWS: assume this role and send its session.
-        policy: AWS: a session policy that narrows the role: JSON text or a mapping.
-        impersonate: Google: send a token of this service account instead.
+        policy: AWS: a session policy that restricts the role: JSON text or a mapping.
+        impersonate: Google: impersonate this service account, and send its tokens.
         duration: AWS: how long a session lasts.
-        lease: workers serve for so long at most without hearing from this program. By default as long as the
-            credentials live.
+        lease: workers stop serving this long after the last renewal. By default they serve as long as the credentials
+            live.
         renew: who renews: ``"here"``, this program; ``"worker"``: the workers, with what is sent to them for it (the
             base of a role, a refresh token: long-lived!); ``"instance"``: the workers, with their machine's own role;
             ``"never"``.
-        accounts: AWS accounts whose machines may have it. By default that of the identity that is sent.
-        roles: of their machines only those with these roles.
-        projects: Google projects whose instances may have it. By default that of the identity that is sent.
-        service_accounts: of those only instances that run as these.
-        instance_ids: of all of them only these.
+        accounts: AWS accounts whose machines may have it. By default the identity's own.
+        roles: only EC2 machines with one of these roles may have it.
+        projects: Google projects whose instances may have it. By default the identity's own.
+        service_accounts: only GCE instances that run as one of these may have it.
+        instance_ids: only these instances may have it.
         thumbprints: keys of workers that you have compared yourself: they need no other proof.
-        without_evidence: the channel is trusted: who is reached is who was meant. Only if it is encrypted.
-        issuer: as whom bundles are signed; by default ``laptop:USER@HOST``.
+        without_evidence: send to every worker that is reached, without proof of its machine. Only over encrypted
+            connections.
+        issuer: the issuer of the bundles; by default ``laptop:USER@HOST``.
         signer: the file of the signing key; by default one in your configuration directory, made at first use.
         on_exit: ``"withdraw"`` the identity at the end of the block, or let the workers ``"keep"`` it to its end.
         progress: say on stderr how it goes; by default if that is a terminal.
@@ -114,7 +115,7 @@ def begin(
     # A stream of its own: what ends here takes nothing away that another forwarding of the same person has brought.
     session = f"forward-{secrets.token_hex(6)}"
     courier = make(session, issuer)
-    # Who says to whom it goes wants that proved, though they name the machines.
+    # A caller who says to whom it goes wants that proved, though they name the machines.
     said = any(wanted.get(name) for name in _TO_WHOM if name != "thumbprints")
     without = wanted.get("without_evidence")
     trusted = check_channel(courier, without_evidence=False if without is None and said else without)

@@ -29,13 +29,13 @@ _NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH
 
 STATES: Final = ("led", "unanswered", "astray", "closed", "unknown")
 
-#: What to do, in each state: a start makes everything anew.
+#: The command that helps, for each state: a start makes everything anew.
 HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
 _HINT_AGENT: Final = "credential-agent check; systemctl restart credential-agent; journalctl -u credential-agent"
 
 
 class Arrival(NamedTuple):
-    """What is known of workers' requests.
+    """Whether workers' requests arrive.
 
     Attributes:
         state: ``led`` (they arrive), ``closed`` (they are refused), ``astray`` (another service answers them),
@@ -55,7 +55,7 @@ class Arrival(NamedTuple):
 
 
 def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
-    """What the process that holds the rules last wrote; ``None``: there is no redirection on this machine.
+    """Read the last state of the process that holds the rules; ``None``: this machine has no redirection.
 
     Args:
         path: the state file.
@@ -83,7 +83,7 @@ def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
 
 
 def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
-    """Who answers: ``agent``, ``http STATUS``, ``refused``, ``timeout`` or ``unreachable``.
+    """Ask, and say who answers: ``agent``, ``http STATUS``, ``refused``, ``timeout`` or ``unreachable``.
 
     The agent refuses its own user agent with 508, so that a redirect that catches the agent itself is no endless loop.
     No real metadata service answers so: it is a fingerprint that needs neither a token nor a secret.
@@ -111,7 +111,7 @@ def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
 
 
 def hint(state: str) -> str:
-    """What to do where a worker's request does not arrive: the rules are at fault, or they lead to nobody."""
+    """A hint for a request that does not arrive: the rules are at fault, or the agent does not listen."""
     return _HINT_AGENT if state == "unanswered" else HINT
 
 
@@ -180,5 +180,5 @@ class Probe:
         return word
 
     def fileno(self) -> int:
-        """What becomes readable with the answer."""
+        """The descriptor that becomes readable with the answer."""
         return self._pipe

@@ -12,12 +12,12 @@ ADDRESS_TYPE: Final = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 BURST_SECONDS: Final = 3
 #: All containers behind one bridge together may have so many times what one of them may have.
 CONTAINERS_FOLD: Final = 4
-#: Whoever has not asked for so long may have a whole burst again.
+#: A worker that has not asked for so long may have a whole burst again.
 FORGOTTEN_SECONDS: Final = 60
 
 
 class Bounds(NamedTuple):
-    """What one worker (a uid, or one address of a container) may take of the agent; ``0``: any number.
+    """The bounds of one worker (a uid, or one address of a container); ``0``: none.
 
     Attributes:
         connections: at once.

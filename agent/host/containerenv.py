@@ -1,8 +1,8 @@
 """The environment file for containers (``--env-file`` of Docker, Podman and nerdctl).
 
-A container has no loopback of ours, no token file, and no name server that knows ``metadata.google.internal``. What it
-has is the way to the metadata addresses, which the redirection leads to the agent. So this file names addresses only,
-and only those that SDKs accept and the redirection covers.
+A container has no loopback of ours, no token file, and no name server that knows ``metadata.google.internal``. It does
+reach the metadata addresses, which the redirection leads to the agent. So this file names addresses only, and only
+those that SDKs accept and the redirection covers.
 
 For AWS it has ECS's form, a *relative* URI at 169.254.170.2, since some SDKs know no other, and those that do prefer
 it. It carries no bearer token: as with ECS the unguessable id in the path is the permission (:func:`path_id`).

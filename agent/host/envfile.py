@@ -40,7 +40,7 @@ NO_PROXY_HOSTS: Final = (
     names.GCE_HOST,
 )
 
-#: What makes an AWS SDK or a Google client look elsewhere than at the agent, if it is in a program's environment.
+#: Variables that make an AWS SDK or a Google client look elsewhere than at the agent.
 MASKING: Final = frozenset(
     {
         "AWS_ACCESS_KEY_ID",

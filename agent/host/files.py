@@ -55,7 +55,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
 def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
     """Put ``data`` into the file that is there, without a new block: for a disk that has none.
 
-    What is longer is filled up with line feeds, so that no block is given back either. A reader at that moment may see
+    A longer file is filled up with line feeds, so that no block is given back either. A reader at that moment may see
     a part of each; for a file that somebody reads, prefer :func:`write_atomic`.
 
     Returns:
@@ -90,7 +90,7 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
 def take_away(path: Path, wanted: bytes, *, mode: int) -> None:
     """Remove every line of ``path`` that is not in ``wanted``, though there is no space to write the whole.
 
-    What was withdrawn must go at once. If ``wanted`` fits, it is written over the file; else only the lines that stay
+    A withdrawn bundle must go at once. If ``wanted`` fits, it is written over the file; else only the lines that stay
     are; a file that cannot be written is removed. None of it needs a new block. Where the system refuses even that,
     the caller reports the error that it already has.
     """

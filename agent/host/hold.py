@@ -87,7 +87,8 @@ class Holder:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda *_: None)
         self._rules.connect()
-        # What was in force before the last end is so again at once; else workers are refused until there is a plan.
+        # The plan before the last end is in force again at once; without one, workers are refused until there is a
+        # plan.
         self._apply(planning.saved(self._directory / PLAN_FILE))
         self._start_plan()
         while not self._stopping:

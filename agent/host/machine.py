@@ -1,4 +1,4 @@
-"""What machine this is, from the firmware and the disk: no network."""
+"""Which machine this is, from the firmware and the disk: no network."""
 
 from __future__ import annotations
 

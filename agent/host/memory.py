@@ -10,8 +10,8 @@ def settle() -> None:
     """Collect, freeze what lives to the end, and return free pages.
 
     Importing and compiling leaves holes in the heap; glibc keeps them (about 4 MB here) until its own
-    ``malloc_trim(3)`` gives them back; with another libc this does nothing. What survives is frozen: no collection
-    needs to look at it again, and its pages stay shared.
+    ``malloc_trim(3)`` gives them back; with another libc this does nothing. The objects that survive are frozen: no
+    collection looks at them again, and their pages stay shared.
     """
     gc.collect()
     gc.freeze()

@@ -26,7 +26,7 @@ class Watch:
         self._about = about
 
     def fileno(self) -> int:
-        """What becomes readable with news."""
+        """The descriptor that becomes readable with news."""
         return self._socket.fileno()
 
     def has_news(self) -> bool:

@@ -36,7 +36,7 @@ TABLE: Final = "inet credential_agent"
 CLOSED: Final = "inet credential_agent_closed"
 #: The ending of the names of tables that a process of ours owns (see :mod:`agent.host.hold`).
 HELD: Final = "_held"
-#: What an earlier release called the set ``listener_ports``; see ``closed.nft``.
+#: The name that an earlier release gave the set ``listener_ports``; see ``closed.nft``.
 _FORMER_PORTS: Final = "doors"
 CLOSED_FILE: Final = Path(__file__).with_name("closed.nft")
 
@@ -61,7 +61,7 @@ _REPLACE: Final = f"add table {TABLE}\ndelete table {TABLE}\n"
 
 
 class Workers(NamedTuple):
-    """Who is a worker, in numbers and paths.
+    """The workers, in numbers and paths.
 
     Attributes:
         uids: ranges, both ends included, ascending and apart (see :func:`parse_uids`).
@@ -142,7 +142,7 @@ def removal() -> str:
 
 
 def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) -> str:
-    """What the configuration adds to the closed table: who is exempt from it, and the agent's port."""
+    """The lines that the configuration adds to the closed table: who is exempt from it, and the agent's port."""
     lines = []
     for ports in ("listener_ports", _FORMER_PORTS):
         lines += [f"flush set {CLOSED} {ports}", f"add element {CLOSED} {ports} {{ {port} }}"]
@@ -207,7 +207,7 @@ def _to_metadata(prefix: str, verdict: str, families: Sequence[str] = ("ip", "ip
 
 
 def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> list[str]:
-    """What leads a worker's request to the agent."""
+    """The chains that lead a worker's request to the agent."""
     exempt = [f'iifname "{name}" return' for name in workers.exempt_bridges]
     to_front = [
         f"meta nfproto {_PROTOCOL[family]} meta l4proto tcp counter dnat {family} to {_FRONT[family]}:{made.port}"
@@ -236,7 +236,7 @@ def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> lis
             [
                 *exempt,
                 *(f"{bridge} jump to_front" for bridge in made.bridges),
-                # Whoever comes in where this machine itself goes out to the metadata service is a neighbour.
+                # A packet that comes in where this machine itself goes out to the metadata service is a neighbour's.
                 "fib daddr . iif oif exists return",
                 f"meta iifkind {{ {', '.join(_CABLES)} }} return",
                 # A tunnel (WireGuard, tun, IP in IP, PPP): its other end is another machine, or a person's.
@@ -299,7 +299,7 @@ def _guards(made: _Names) -> list[str]:
 
 
 def _listener(made: _Names) -> list[str]:
-    """Who reaches the agent's own port, from this machine and from outside."""
+    """The chains that decide who reaches the agent's own port, from this machine and from outside."""
     return [
         chain(
             "listener",

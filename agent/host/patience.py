@@ -120,7 +120,7 @@ class Patience:
 
     async def _answered(self, path: Path, asked: Future[Any]) -> None:
         if not asked.done():
-            # What was once waited for in vain is not waited for again. The call itself cannot be cancelled.
+            # A question that was once waited for in vain is not waited for again. The call itself cannot be cancelled.
             waited = 0.0 if path in self._silent and not self._again else self._seconds
             waiter = asyncio.wrap_future(asked)
             waiter.add_done_callback(_hear)

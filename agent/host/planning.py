@@ -70,7 +70,7 @@ class Planner:
         return self._child is not None
 
     def fileno(self) -> int:
-        """What becomes readable as the child prints and ends. Only while it is :attr:`running`."""
+        """The descriptor that becomes readable as the child prints and ends. Only while it is :attr:`running`."""
         if self._child is None or self._child.stdout is None:
             raise RuntimeError("no plan is being made")
         return self._child.stdout.fileno()

@@ -14,7 +14,7 @@ _PROC: Final = Path("/proc/self")
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What one process uses.
+    """The resources that one process uses.
 
     Attributes:
         resident_bytes: memory in RAM; 0 where the kernel does not say.

@@ -1,4 +1,4 @@
-"""Whose socket is at the other end of one TCP connection on this machine, asked of the kernel (sock_diag(7)).
+"""The owner of the socket at the other end of a TCP connection on this machine, from the kernel (sock_diag(7)).
 
 Ten microseconds for one socket, whatever else is open: cheap enough for each connection of a flood. The table of all
 sockets (:mod:`agent.host.sockets`) takes as long as there are sockets, and a flood leaves tens of thousands.

@@ -1,4 +1,4 @@
-"""What outlives the process: the memory, and the sealed bundle as it came. Never an opened credential.
+"""The state that outlives the process: the memory, and the sealed bundle as it came. Never an opened credential.
 
 The bundle lies in a file named after its digest and is written first; the memory, which names the digest, second, by
 one rename. So at every instant the memory points at a bundle that is there, and a crash can only lose the newest
@@ -41,7 +41,7 @@ _LEAVING: Final = "memory.leaving"
 """A second name of the memory for the instant in which it and the spare swap theirs."""
 SPARE_BLOCK: Final = 16_384
 _VERSION: Final = 1
-"""What every version of the agent reads."""
+"""The part that every version of the agent reads."""
 _VERSION_WITH_FLOORS: Final = 2
 """An agent that does not know floors would take forgotten streams for new ones: it must refuse the file."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")

@@ -1,4 +1,4 @@
-"""Which control groups hold workers' processes? What systemd knows of the units that the configuration names."""
+"""Which control groups hold workers' processes? Asks systemd about the units that the configuration names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service manager does for a process: sockets passed in, readiness told, memory kept over a restart.
+"""The service manager's protocols: sockets passed in, readiness told, memory kept over a restart.
 
 Three protocols of systemd, spoken directly because they are three datagrams and two variables: socket activation
 (sd_listen_fds(3)), notification (sd_notify(3)) and the file descriptor store. The environment they come in is passed by
@@ -34,7 +34,7 @@ NEXT: Final = "-next"
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What the service manager passed to this process.
+    """The sockets and files that the service manager passed to this process.
 
     Attributes:
         sockets: listening sockets by ``FileDescriptorName=``, non-blocking, in the order of the unit file.
@@ -86,7 +86,7 @@ class Passed:
 
 
 def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Passed:
-    """What the service manager passed: listening sockets and stored files.
+    """Take what the service manager passed: listening sockets and stored files.
 
     Nothing is passed when ``LISTEN_PID`` is not ``pid``: the variables then belong to a parent and were inherited.
     Every descriptor is set close-on-exec, so that no child of ours gets a listener.
@@ -125,7 +125,7 @@ def passed(environ: Mapping[str, str], *, pid: int, first: int = FIRST_FD) -> Pa
 
 
 def peek(environ: Mapping[str, str], name: str, *, pid: int, max_bytes: int, first: int = FIRST_FD) -> list[bytes]:
-    """What was kept under ``name``, the newest first, before :func:`passed` takes everything. Nothing is closed.
+    """The files kept under ``name``, the newest first, before :func:`passed` takes everything. Nothing is closed.
 
     Args:
         environ: the process's environment.
@@ -224,7 +224,7 @@ class Notifier:
         """Give ``data`` to systemd, which hands it to the next process of this unit: over a crash, not over a stop.
 
         It lies in sealed anonymous memory: no file system, no name, and gone with the machine. Needs
-        ``FileDescriptorStoreMax=``, with room for two of each name. What was kept under the name before is dropped.
+        ``FileDescriptorStoreMax=``, with room for two of each name. The file kept under the name before is dropped.
 
         At each instant systemd holds one whole copy, though a process may be killed between any two datagrams: none of
         them replaces (the store takes several of one name, and drops all of a name at once). So the new data lies under

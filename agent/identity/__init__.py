@@ -1,4 +1,4 @@
-"""Whose identity each cloud has, and what keeps it alive: the state machine, and nothing else.
+"""The state machine: whose identity each cloud has, and what keeps it alive.
 
 Read it in this order: :mod:`~agent.identity.slots` (one credential: its states and transitions),
 :mod:`~agent.identity.state` (all there is), :mod:`~agent.identity.standing` (how a cloud stands, and what is answered),

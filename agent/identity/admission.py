@@ -5,7 +5,7 @@ The rules:
 1. Sequence numbers of one stream (issuer, subject) only rise. The same number with the same content is nothing new; the
    same number with other content is an attack or a broken sender, refused and alarmed.
 2. A bundle of a stream that was forgotten is refused by the floor it left (:mod:`agent.identity.streams`).
-3. What is over is not taken: a lease or a finished credential that has ended. It would replace a live one.
+3. A lease or a finished credential that has ended is not taken. It would replace a live one.
 4. A withdrawal closes what the withdrawn bundle decided. The machine's own identity comes back only where the
    withdrawal itself says so, and only in the clouds that the withdrawn bundle carries: one that an earlier bundle
    closed stays closed.
@@ -83,7 +83,7 @@ def _over(bundle: Bundle, now: datetime) -> Refused | None:
 
 
 def _after_withdrawal(state: State, bundle: Bundle) -> dict[Cloud, OnExpiry | None]:
-    """What every decided cloud comes to: nothing, whatever the withdrawn bundle or the configuration would allow."""
+    """Every decided cloud then has no identity, whatever the withdrawn bundle or the configuration would allow."""
     active, decided = state.memory.active, state.memory.decided
     if active is None or active.stream != (bundle.issuer, bundle.subject):
         return decided

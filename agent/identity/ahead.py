@@ -1,7 +1,7 @@
-"""What will be answered, and when, if nothing new arrives. So whoever answers need not know why.
+"""The answers to come, and when, if nothing new arrives. So whoever answers need not know why.
 
-An answer changes by an event or by the passing of time. What time does is known beforehand: between two of the instants
-at which something ends nothing changes, so one look at each of them tells everything. Pure.
+An answer changes by an event or by the passing of time. The effect of time is known beforehand: between two of the
+instants at which something ends nothing changes, so one look at each of them tells everything. Pure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Ahead(NamedTuple):
 
 
 def answers(state: State, cloud: Cloud, now: datetime) -> tuple[Ahead, ...]:
-    """What is answered for ``cloud`` from ``now`` on, in order; only the last has no end."""
+    """The answers for ``cloud`` from ``now`` on, in order; only the last has no end."""
     found: list[Ahead] = []
     for at in (now, *_ends(state, now)):
         source = google_source(state, at) if cloud is Cloud.GCP else None

@@ -1,7 +1,7 @@
 """Everything that can happen to a worker's identity, and everything that is to be done about it: frozen values.
 
-The shell (:class:`agent.identity.store.Store`) turns calls into events and hands the effects back. What an event does
-is one function each, in the table of :mod:`agent.identity.transitions`.
+The shell (:class:`agent.identity.store.Store`) turns calls into events and hands the effects back. Each has one
+function that says what it does, in the table of :mod:`agent.identity.transitions`.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ class MemoryReset(msgspec.Struct, frozen=True):
 
 
 class MemoryDoubted(msgspec.Struct, frozen=True):
-    """Nothing tells whether the memory is this machine's."""
+    """It is not known whether the memory is this machine's."""
 
     why: str
 
 
 class BundleResuming(msgspec.Struct, frozen=True):
-    """What was in force before a restart is being opened; ``None``: it cannot be, for good."""
+    """The bundle in force before a restart is being opened; ``None``: it cannot be opened, for good."""
 
     why: str | None
 
@@ -168,7 +168,7 @@ class MintedFor(NamedTuple):
 
 
 class Remnant(NamedTuple):
-    """What an earlier bundle left in one cloud, served until the one in force has a credential of its own.
+    """A credential of an earlier bundle in one cloud, served until the one in force has a credential of its own.
 
     Attributes:
         digest: of the bundle *in force*, beside which it is served.

@@ -71,7 +71,7 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 class Known(NamedTuple):
-    """What a running worker knows of one grant beyond its content.
+    """The facts that a running worker has of one grant beyond its content.
 
     Attributes:
         ends: the end of the credential in hand; with none in hand, the instant at which that was known.
@@ -98,7 +98,7 @@ class _Span(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """What is asked about: it goes down the chain of grants.
+    """The question: it goes down the chain of grants.
 
     Attributes:
         turns: collects the instants at which a base ends: what is minted from it is answered otherwise from then on.
@@ -268,7 +268,7 @@ def _impersonated(grant: GcpImpersonation | GcpExternalAccount, base: _Span, que
 
 
 def _minted(base: _Span, length: timedelta, call: str, age: timedelta, question: _Question) -> _Span:
-    """What is minted from ``base``, each time for ``length``, and replaced at an age of ``age`` at most."""
+    """A credential minted from ``base``, each time for ``length``, and replaced at an age of ``age`` at most."""
     if base.until is None:
         renewed_by = f"{call}, with {base.renewed_by}" if base.renewed_by else call
         return _Span(None, renewed_by, base.cause, base.warnings)

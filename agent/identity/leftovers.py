@@ -1,4 +1,4 @@
-"""What a process leaves to the one that comes after it: what it holds, what it waits for, what is served on."""
+"""The state that a process leaves to the next: the credentials, the retries, the ones served on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def waiting(state: State) -> list[Waiting]:
 
 
 def remnants(state: State) -> list[Remnant]:
-    """What earlier bundles left and is still served."""
+    """The credentials of earlier bundles that are still served."""
     if state.identity is None:
         return []
     digest = state.identity.bundle.digest

@@ -1,4 +1,4 @@
-"""What became of each cloud, told once; and when to look again."""
+"""Which changes of a cloud are told, once each; and when to look again."""
 
 from __future__ import annotations
 

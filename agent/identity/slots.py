@@ -52,7 +52,7 @@ from agent.core.verdict import Failure, Key
 RETRY_AFTER_RESTART: Final = timedelta(minutes=1)
 """After a restart the next attempt comes no later than this after the last one: see :func:`retried`."""
 NOT_AT_ONCE: Final = timedelta(seconds=5)
-"""What has just been issued is not renewed sooner, however little life it came with."""
+"""A credential just issued is not renewed sooner, however little life it came with."""
 LONGEST_LIFE: Final = timedelta(days=7)
 """The longest life of a credential that an earlier process left. Its ``issued_at`` is a stranger's word, and may be the
 year 1."""
@@ -200,7 +200,7 @@ class Slot(msgspec.Struct, frozen=True):
 
     @property
     def credential(self) -> Credential | None:
-        """What it holds, alive or not."""
+        """The credential that it holds, alive or not."""
         held = self.state.held
         return held.credential if held is not None else None
 
@@ -261,7 +261,7 @@ def found_none(slot: Slot, now: datetime, rng: random.Random) -> Slot:
 
 
 def failed(slot: Slot, failure: Failure, now: datetime, rng: random.Random) -> Slot:
-    """It could not be issued. What it holds stays."""
+    """It could not be issued. Its credential stays."""
     state = slot.state
     attempts = state.attempts + 1
     left = state.held.ends - now if state.held is not None and slot.live(now) else None

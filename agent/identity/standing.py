@@ -74,7 +74,7 @@ class Grace(msgspec.Struct, frozen=True):
 
 
 class Doubted(msgspec.Struct, frozen=True):
-    """What decided this cloud may be another machine's."""
+    """The bundle that decided this cloud may be another machine's."""
 
     why: str
 
@@ -86,7 +86,7 @@ class Resuming(msgspec.Struct, frozen=True):
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """Nobody serves this cloud."""
+    """This cloud has no identity."""
 
     why: str
 
@@ -202,7 +202,7 @@ def _from_machine(state: State, slot: Slot, now: datetime) -> Answer:
 
 
 def origin(state: State, cloud: Cloud, now: datetime) -> Origin:
-    """Whose identity ``cloud`` has."""
+    """The origin of the identity that ``cloud`` has."""
     match standing(state, cloud, now):
         case Routed(identity, slot):
             answer = _from_bundle(state, cloud, identity, slot, now)
@@ -218,7 +218,7 @@ def origin(state: State, cloud: Cloud, now: datetime) -> Origin:
 
 
 def google_source(state: State, now: datetime) -> tuple[Grant | None, Credential | None] | None:
-    """What an identity token would be minted from: the grant and its source credential.
+    """The source of an identity token: the grant and its source credential.
 
     ``(None, None)`` is the machine's own identity; ``None``: Google is not served.
     """

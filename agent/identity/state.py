@@ -1,4 +1,4 @@
-"""What this worker is, as one frozen value; and the smallest questions that can be asked of it.
+"""The state of this worker, as one frozen value; and the smallest questions that can be asked of it.
 
 One *identity* is one stream (issuer, subject) is one :class:`InForce`: a bundle, the slots of its grants, and what its
 predecessor left. Today at most one is in force. Everything that concerns one identity takes it as a parameter, and its
@@ -93,7 +93,7 @@ class Names(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What was last told of one cloud (:func:`agent.identity.notices.notice`)."""
+    """The last notice of one cloud (:func:`agent.identity.notices.notice`)."""
 
     standing: tuple[object, ...] | None = None
     warned: bool = False
@@ -211,7 +211,7 @@ def lease_over(state: State, now: datetime) -> bool:
 
 
 def on_expiry(state: State, cloud: Cloud) -> OnExpiry:
-    """What follows the end of ``cloud``'s identity: as its bundle says, or else the configuration."""
+    """The policy for the end of ``cloud``'s identity: its bundle's, or else the configuration's."""
     bundle = state.bundle
     if bundle is not None and cloud in bundle.routes:
         return bundle.on_expiry or state.policy.on_expiry

@@ -81,7 +81,7 @@ class Store:
         return [effect for effect in self.apply(TimePassed(), now) if isinstance(effect, Work)]
 
     def tick(self, now: datetime) -> list[Notice]:
-        """What happened since the last call, told once: identities that changed or ended, ends that came near."""
+        """The news since the last call, told once: identities that changed or ended, ends that came near."""
         return [effect for effect in self.apply(Ticked(), now) if isinstance(effect, Notice)]
 
     # -- what only looks -------------------------------------------------------------------------------------------
@@ -92,12 +92,12 @@ class Store:
 
     @property
     def memory(self) -> Memory:
-        """What must be written down."""
+        """The memory, which must be written down."""
         return self.state.memory
 
     @property
     def doubted(self) -> bool:
-        """Nothing tells yet whether the memory is this machine's."""
+        """It is not known yet whether the memory is this machine's."""
         return self.state.doubt is not None
 
     @property

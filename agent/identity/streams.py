@@ -1,7 +1,7 @@
 """How many streams are remembered, and how one is forgotten without opening a replay.
 
-A stream (issuer, subject) costs a mark for ever: what a sender once sealed can be played again until its ``exp``,
-which the sender chooses and we need not have seen. Whoever names a subject for each job makes thousands. So marks are
+A stream (issuer, subject) costs a mark for ever: what a sender once sealed can be played again until its ``exp``, which
+the sender chooses and we need not have seen. A producer that names a subject for each job makes thousands. So marks are
 bounded, and what is forgotten leaves a *floor*: a bundle of a stream that is not remembered must have been issued after
 the last bundle of every forgotten stream of that issuer. A sender's numbers rise with its time, so whatever was older
 than the forgotten mark was issued before it, and stays refused. A new stream is issued later, and is not touched.
@@ -29,7 +29,7 @@ _ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
 
 
 def floor(memory: Memory, issuer: str) -> datetime:
-    """What a bundle of a stream that is not remembered must have been issued after."""
+    """The instant after which a bundle of a forgotten stream must have been issued."""
     return max(memory.floors.get(issuer, _ALWAYS), memory.floors.get(EVERYBODY, _ALWAYS))
 
 

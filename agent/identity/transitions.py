@@ -1,4 +1,4 @@
-"""What each event does: ``(state, event, now, rng) -> (state, effects)``, one small pure function each.
+"""The effect of each event: ``(state, event, now, rng) -> (state, effects)``, one small pure function each.
 
 =====================  ==============================================================================================
 event                  what it does
@@ -130,7 +130,7 @@ def bundle_revoked(state: State, _event: BundleRevoked, now: datetime, _rng: ran
 
 
 def bundle_resuming(state: State, event: BundleResuming, _now: datetime, _rng: random.Random) -> Step:
-    """What the memory decided is pending until its bundle is opened."""
+    """The clouds that the memory decided are pending until its bundle is opened."""
     return (state if event.why == state.resuming else changed(replace(state, resuming=event.why))), APPLIED
 
 
@@ -165,7 +165,7 @@ def _in_force(state: State, bundle: Bundle, now: datetime, rng: random.Random) -
 
 
 def _left(state: State, cloud: Cloud, now: datetime) -> Previous | None:
-    """What the bundle in force serves now, to be served on while its successor has nothing yet."""
+    """The credentials that the bundle in force serves now, to be served on while its successor has none yet."""
     identity = state.identity
     slot = identity.routed(cloud) if identity is not None else None
     if identity is None or slot is None:
@@ -259,7 +259,7 @@ def _slot_of(state: State, work: Work) -> Slot | None:
 
 
 def _woken(state: State, source: Key, now: datetime) -> State:
-    """What stands on ``source`` is due."""
+    """Slots that stand on ``source`` are due."""
     for slot in state.identity.slots.values() if state.identity is not None else ():
         below = source_of(state, slot)
         if below is not None and below.key == source:
@@ -388,9 +388,9 @@ def memory_reset(state: State, event: MemoryReset, now: datetime, _rng: random.R
 
 
 def memory_doubted(state: State, event: MemoryDoubted, _now: datetime, _rng: random.Random) -> Step:
-    """What the memory decided is pending until it is adopted or reset.
+    """The clouds that the memory decided are pending until it is adopted or reset.
 
-    What a bundle that is in force decides is not touched: it came to this machine.
+    The clouds that a bundle in force decides are not touched: it came to this machine.
     """
     return changed(replace(state, doubt=event.why)), APPLIED
 
@@ -479,5 +479,5 @@ def first(policy: Policy, memory: Memory, grace_until: datetime, now: datetime) 
 
 
 def transition(state: State, event: Event, now: datetime, rng: random.Random) -> Step:
-    """What ``event`` makes of ``state``, and what is to be done."""
+    """The state after ``event``, and the effects."""
     return TRANSITIONS[type(event)](state, event, now, rng)

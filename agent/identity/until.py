@@ -42,7 +42,7 @@ def why_until(state: State, cloud: Cloud, now: datetime) -> str:
 
 
 def what_follows(state: State, cloud: Cloud, now: datetime) -> str:
-    """What will follow the end of what is served, in words: it is to be known before it happens."""
+    """What follows the end of the identity, in words: a person shall know it before it happens."""
     if not is_routed(state, cloud) and cloud not in state.memory.decided:
         return "nothing ends it"
     forecast = forecast_of(state, cloud, now)

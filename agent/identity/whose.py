@@ -1,4 +1,4 @@
-"""Whose a memory is: this machine's, or that of the machine whose disk was copied.
+"""The owner of a memory: this machine, or the machine whose disk was copied.
 
 An image made from a running worker carries its state directory: what it accepted, and often its key. A machine made of
 it must serve nothing of that. Its name from the metadata service tells; while that is silent, what the firmware says

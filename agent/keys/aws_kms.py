@@ -1,7 +1,7 @@
 """A worker key in AWS KMS: the machine's own role is what opens bundles, and no key is in any image or on any disk.
 
-The sender needs the public half only, no AWS account and no KMS permission. Who may open is the key policy's business:
-grant ``kms:DeriveSharedSecret`` (P-256) or ``kms:Decrypt`` (RSA) to the workers' role, with conditions as narrow as the
+The sender needs the public half only, no AWS account and no KMS permission. The key policy says who may open: grant
+``kms:DeriveSharedSecret`` (P-256) or ``kms:Decrypt`` (RSA) to the workers' role, with conditions as narrow as the
 account wants them (``kms:RecipientAttestation:NitroTPMPCR*`` for "only this image").
 
 Spec: AWS KMS API reference, ``DeriveSharedSecret`` (key usage ``KEY_AGREEMENT``, ``ECC_NIST_P256``) and ``Decrypt``
@@ -49,7 +49,7 @@ _HINTS: Final = {
 
 
 class Credentials(Protocol):
-    """Whoever can say what the machine's own AWS credential is (not a bundle's: that would be a circle)."""
+    """A provider of the machine's own AWS credential (not a bundle's: that would be a circle)."""
 
     async def __call__(self, now: datetime) -> AwsCredential:
         """The credential.
@@ -150,7 +150,7 @@ class AwsKmsKey:
                 "CiphertextBlob": base64.b64encode(recipient.encrypted_key).decode("ascii"),
             }
             answer = await self._call("Decrypt", parameters, now)
-            # Of another length it is what the sender sealed: anybody can seal anything to a public key.
+            # A wrong length is the sender's fault: anybody can seal anything to a public key.
             return bundle.checked_content_key(_decoded(answer.Plaintext))
         raise SealError(
             f"key {self.kid} is {self._public_key.kind} and cannot open {recipient.alg}", code=bundle.Code.UNWRAP

@@ -42,7 +42,7 @@ _HINTS: Final = {
 
 
 class Token(Protocol):
-    """Whoever can say what the VM's own Google token is (not a bundle's: that would be a circle)."""
+    """A provider of the VM's own Google token (not a bundle's: that would be a circle)."""
 
     async def __call__(self, now: datetime) -> GoogleToken:
         """The token.

@@ -155,7 +155,7 @@ class Keyring:
             try:
                 return bundle.decrypt(envelope, await key.content_key(recipient, now)), key.kid
             except SealError as error:
-                # Nothing in the bytes tells an altered entry from a service that computed with another key.
+                # The bytes do not tell an altered entry from a service that computed with another key.
                 error.doubtful = key.kind in _SERVICES
                 refusal = error
             except KeyUnavailableError as error:

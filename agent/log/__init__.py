@@ -75,8 +75,8 @@ def set_up(*, level: str = "info", style: str = "auto", stream: TextIO | None = 
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
-    # What libraries say at WARNING and above still reaches the journal, in the same form; never what is below it: at
-    # DEBUG they print bodies, headers and parameters.
+    # Messages of libraries reach the journal from WARNING on, in the same form. Those below never do: at DEBUG
+    # libraries print bodies, headers and parameters.
     root = logging.getLogger()
     root.handlers[:] = [_Bridge()]
     root.setLevel(max(number, logging.WARNING))

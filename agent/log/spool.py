@@ -2,7 +2,8 @@
 
 The reader of our standard error (the journal, a pipe, a terminal, a file) is not ours. It may hang, fill its disk, go
 away, or never have been there; each of these stopped a process that only wanted to say something. So whoever writes
-here puts a line into memory and goes on. What finds no room is dropped and counted, and a line in its place says so.
+here puts a line into memory and goes on. A line that finds no room is dropped and counted, and a line in its place says
+so.
 
 The thread writes with ``write(2)`` on the descriptor itself: no buffered writer whose lock an ending interpreter would
 wait for, and no ``O_NONBLOCK``, which would be set for everybody who shares the file. It is a daemon thread: a
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 MAX_BYTES: Final = 1 << 20
-"""What waits in memory, at most: some thousands of lines."""
+"""The most bytes that wait in memory: some thousands of lines."""
 MAX_LINE_BYTES: Final = 64 << 10
 PATIENCE_SECONDS: Final = 1.0
 """How long an exit waits for a reader that takes nothing."""

@@ -1,9 +1,9 @@
-"""What says that a key is this machine's? Evidence of its own identity, bound to the key and to a caller's nonce.
+"""How does this machine prove that a key is its own? By evidence, bound to the key and to a caller's nonce.
 
 It is only ever about our own key, and only by the machine's *own* role or service account: what a bundle brought
-proves nothing about a machine. What evidence must be is in ``agent/enrol/PROTOCOL.md``.
+proves nothing about a machine. ``agent/enrol/PROTOCOL.md`` says what evidence must be.
 
-That a kind of evidence cannot be had is an answer, not an error.
+A kind of evidence that cannot be had is an answer, not an error.
 """
 
 from __future__ import annotations

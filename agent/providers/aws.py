@@ -341,7 +341,7 @@ def _of_role(asked: str, minted: Issued[AwsCredential]) -> Issued[AwsCredential]
     differ by case.
 
     Raises:
-        Transient: code ``unexpected-identity``. What is served stays.
+        Transient: code ``unexpected-identity``. The served credential stays.
     """
     got = minted.credential.role_arn or ""
     comparable = ":assumed-role/" in got and account_of(got) is not None and account_of(asked) is not None

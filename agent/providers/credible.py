@@ -1,8 +1,8 @@
-"""What an upstream minted, before anybody is given it: can it be sent, and does its end make sense?
+"""Checks a credential that an upstream minted, before anybody is given it: can it be sent, and does its end make sense?
 
-What comes in a bundle is checked by the codec. What is minted ends in the same headers, files and JSON documents, so
-the same rule holds for it (FORMAT.md: printable ASCII, space to ``~``, 16,384 characters at most): a line feed in a
-token would write a second line into every client's request head and into the environment file.
+The codec checks the credentials of a bundle. Minted ones end in the same headers, files and JSON documents, so the same
+rule holds for them (FORMAT.md: printable ASCII, space to ``~``, 16,384 characters at most): a line feed in a token
+would write a second line into every client's request head and into the environment file.
 
 A value that breaks a rule is the upstream's fault, and may be gone next time: what is held stays.
 """

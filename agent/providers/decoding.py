@@ -1,4 +1,4 @@
-"""What a codec makes of an upstream's answer: it fails in one way, the same as JSON does."""
+"""Decodes an upstream's answer: it fails in one way, the same as JSON does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 
 
 def parsed(parse: Callable[[], _T]) -> _T:
-    """What a codec of :mod:`agent.wire` makes of an answer.
+    """Decode an answer with a codec of :mod:`agent.wire`.
 
     Raises:
         NotThatShapeError: the codec does not accept it.

@@ -1,4 +1,4 @@
-"""What Google answers: tokens, claims and refusals, read strictly."""
+"""Google's answers: tokens, claims and refusals, read strictly."""
 
 from __future__ import annotations
 

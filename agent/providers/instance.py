@@ -97,7 +97,7 @@ class Instance:
             msgspec.structs.replace(credential, issued_at=issued_at, account_id=account_id),
             answer.date,
             # EC2 cannot renew it and hands it out all the same: AWS goes on to take it, and SDKs to use it (static
-            # stability). What the real service says is passed on for as long as it was heard to say so.
+            # stability). The answer of the real service is passed on for as long as it holds.
             CONFIRMED
             if over(credential.expires_at, answer.date, now)
             else good_for(credential.expires_at, answer.date, now),

@@ -26,7 +26,7 @@ _INSTANCE_NUMBER: Final = re.compile(r"[0-9]{1,20}")
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What one cloud says of this machine.
+    """The facts that one cloud gives about this machine.
 
     Attributes:
         instance_id: with the cloud in front (``aws:i-0123``): no two clouds share one.

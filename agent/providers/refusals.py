@@ -58,7 +58,7 @@ def good_for(
     There are two opinions of when the asking was, the answer's ``Date`` and our own time, and either may be wrong. An
     end that lies as far from one of them as was asked for proves that one right: a ``Date`` that is half an hour ahead
     of a right ``Expiration`` costs nothing, and neither does a clock of ours that is hours off. Otherwise the nearer
-    end counts, of those that are ahead. What was asked for is never exceeded. The times are cut to the second, so a
+    end counts, of those that are ahead. The length asked for is never exceeded. The times are cut to the second, so a
     second is taken off.
 
     Returns:
@@ -92,7 +92,7 @@ def clock_hint(server_time: datetime | None, now: datetime) -> str | None:
 
 
 def said(text: object, secrets: Iterable[Secret | str] = ()) -> str:
-    """What an upstream said, fit for a log: one short printable line without secrets.
+    """The words of an upstream, fit for a log: one short printable line without secrets.
 
     Servers echo what they were sent (STS puts the session token into the text of a signature error), so whatever we
     sent is cut out, also as a form, JSON, XML and base64 write it, and so is any long run that could be a token in

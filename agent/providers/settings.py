@@ -1,4 +1,4 @@
-"""What an operator may decide about minting."""
+"""The operator's settings for minting."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from typing import Final
 from agent.core.clock import utc
 
 FARTHEST: Final = timedelta(hours=24)
-"""Nobody gets a signature for an instant further away: it could be kept until then."""
+"""No signature is made for an instant further away: it could be kept until then."""
 TRIED_SECONDS: Final = 60.0
 
 
 class SigningTime:
-    """What the servers that refused a date said of the time. Mutable, and all in memory.
+    """The time by the servers that refused a date. Mutable, and all in memory.
 
     Args:
         boottime: seconds on a clock that does not step: their time goes on with it, whatever is done to ours.

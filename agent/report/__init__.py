@@ -1,4 +1,4 @@
-"""What an operator sees: the status document and the metrics, both from the same facts.
+"""The operator's view: the status document and the metrics, both from the same facts.
 
 They answer "which identity does this worker use, and until when?". No secret is in either; an access key id is shown by
 its last four characters only.

@@ -1,4 +1,4 @@
-"""Which identity does a cloud have, and until when? What operators and couriers are told alike; no secret is in it."""
+"""Which identity does a cloud have, and until when? Operators and couriers are told the same; no secret is in it."""
 
 from __future__ import annotations
 

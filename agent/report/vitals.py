@@ -15,11 +15,11 @@ from agent.host.arrival import Arrival
 from agent.host.process import Usage
 
 ANSWERS = MappingProxyType({Live: "live", Pending: "pending", Ended: "ended", Absent: "absent"})
-"""What each kind of answer is called in status and metrics."""
+"""The name of each kind of answer in status and metrics."""
 
 
 class ClockVitals(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is believed about the time (:mod:`agent.core.timekeeping`).
+    """The witness that is believed about the time (:mod:`agent.core.timekeeping`).
 
     Attributes:
         believed: the witness: ``kernel``, ``metadata``, ``aws``, ``google`` or ``wall``.
@@ -39,7 +39,7 @@ class ClockVitals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
-    """What the report needs beside the store.
+    """The facts that a report needs beside the store.
 
     Attributes:
         wall_error_seconds: how far the machine's wall clock is ahead of our estimate of the time.

@@ -13,7 +13,7 @@ from agent.core.model import Cloud, Grant
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What was gathered from one local identity.
+    """The grants gathered from one local identity.
 
     Attributes:
         cloud: whose identity it is.

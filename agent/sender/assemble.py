@@ -1,7 +1,7 @@
 """From what was collected to a sealed bundle: the rules that a command line and a control plane share.
 
-What the caller leaves out is worked out here: which grant serves each cloud, who may take it, until when it may be
-accepted, its number. So is what a sender should know: until when each cloud will work, and what to worry about.
+Values that the caller leaves out are worked out here: which grant serves each cloud, who may take it, until when it may
+be accepted, its number. So is what a sender should know: until when each cloud will work, and what to worry about.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def assemble(
     on_expiry: OnExpiry | None = None,
     form: Literal["general", "flattened", "compact"] = "general",
 ) -> Assembled:
-    """Seal what was collected. What is ``None`` or empty is taken from ``base``, or worked out.
+    """Seal what was collected. Arguments that are ``None`` or empty are taken from ``base``, or worked out.
 
     Args:
         signer: the key that workers have pinned.

@@ -31,10 +31,10 @@ from agent.sender import Collected
 from agent.sender.aws_identity import LocalAws, asked
 
 SESSION_TOKEN_DEFAULT: Final = timedelta(hours=12)
-"""What GetSessionToken gives unasked; it can be asked for 15 minutes to 36 hours."""
+"""The length that GetSessionToken gives by default; it takes 15 minutes to 36 hours."""
 
 ASSUME_ROLE_DEFAULT: Final = timedelta(hours=1)
-"""What every role allows. More must be allowed by the role, and is never allowed to a role session."""
+"""The length that every role allows. More must be allowed by the role, and is never allowed to a role session."""
 
 
 class Mode(enum.StrEnum):
@@ -48,7 +48,7 @@ class Mode(enum.StrEnum):
 
 
 class Renewal(enum.StrEnum):
-    """What the worker itself renews a role with."""
+    """The identity with which the worker itself renews a role."""
 
     NONE = "none"
     LOCAL = "local"  # with this computer's identity, sent along as the base
@@ -63,7 +63,7 @@ class Mfa(msgspec.Struct, frozen=True):
 
 
 class AwsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make of the local identity.
+    """The options: what to make of the local identity.
 
     Attributes:
         role_arn: the role to send; switches ``auto`` to ``assume-role``.

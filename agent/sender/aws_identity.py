@@ -1,7 +1,7 @@
-"""Which AWS identity has this computer? What boto3 finds, frozen at one moment, and the way to STS with it.
+"""Which AWS identity has this computer? The one that boto3 finds, frozen at one moment, and the way to STS with it.
 
 Errors: :class:`~agent.core.errors.Denied` (there is none, it has ended, or it may not do that) or
-:class:`~agent.core.errors.Transient` (the network or STS failed; try again). Whatever the SDK raises becomes one of
+:class:`~agent.core.errors.Transient` (the network or STS failed; try again). Every exception of the SDK becomes one of
 them, without a secret in its words.
 """
 

@@ -21,7 +21,7 @@ _MADE: frozenset[str] = frozenset({"ver", "iat", "recip"})
 
 
 class ClaimsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The claims a sender gives. What is absent comes from the command line or a default."""
+    """The claims a sender gives. Absent members come from the command line or a default."""
 
     iss: str | None = None
     sub: str | None = None

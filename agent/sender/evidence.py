@@ -1,6 +1,6 @@
 """Whose machine is it? Evidence of an enrolment, verified with whoever vouches, and checked by the sender's policy.
 
-What may be sent at all is checked before anything is sent (:mod:`agent.enrol`): a worker is a stranger, and a request
+Every request is checked before it is sent (:mod:`agent.enrol`): a worker is a stranger, and a request
 that it signed is only ever sent to a genuine STS host, with headers and a body known to the byte. Redirects are
 not followed, proxies are the sender's own, and the answer is believed because TLS says who gave it.
 
@@ -176,7 +176,7 @@ _TELLING: Final = ("policy", "unavailable", "rejected", "binding", "principal", 
 
 
 def _strength(evidence: enrol.Evidence) -> int:
-    """What names the instance itself is tried first."""
+    """Evidence that names the instance itself is tried first."""
     return (GcpIdentity, AwsWebIdentity, AwsSts).index(type(evidence))
 
 
@@ -287,7 +287,7 @@ def _check_times(claims: Mapping[str, Any], now: datetime, kind: str) -> None:
 
 
 def _unverified(token: str) -> dict[str, Any]:
-    """What a token says of itself, to see at once whether it is worth verifying. Nothing of it is believed."""
+    """Read a token's own claims, to see at once whether it is worth verifying. None of them is believed."""
     if len(token) > _LONGEST_TOKEN:
         raise EvidenceError("a token is at most 20000 characters long", code="token")
     return jwt.claims(token, dict[str, Any]) or {}

@@ -44,8 +44,8 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
         replace: whether a file already there is replaced. If not, it is an error to find one, even one that appears
             at the last moment.
 
-    What is there and is no regular file (a device, a pipe, ``/dev/stdout``) is written to: a rename would put a file in
-    its place, and as root that takes the node away from everybody. A private key is never written to one.
+    A path that is no regular file (a device, a pipe, ``/dev/stdout``) is written to: a rename would put a file in its
+    place, and as root that takes the node away from everybody. A private key is never written to one.
 
     Raises:
         HostError: it could not be written, or is there and must not be replaced.

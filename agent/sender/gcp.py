@@ -1,8 +1,8 @@
 """Grants from the Google identity of this computer: its application default credentials.
 
-By default a short access token is minted and sent: it ends within the hour and nothing renews it. What renews itself (a
-user's refresh token, a service account's key) is sent only when that is asked for by name, since whoever opens the
-bundle then holds it until it is revoked.
+By default a short access token is minted and sent: it ends within the hour and nothing renews it. Secrets that renew
+themselves (a user's refresh token, a service account's key) are sent only when asked for by name: whoever opens the
+bundle then holds them until they are revoked.
 
 Errors: everything raises :class:`~agent.core.errors.UsageError` (ask for something else),
 :class:`~agent.core.errors.Denied` or :class:`~agent.core.errors.Transient`.
@@ -148,7 +148,7 @@ class _AdcFile(msgspec.Struct, frozen=True):
 
 
 def _renewable(options: GcpOptions) -> Collected:
-    """What the worker can renew with: the long-lived secret itself, from the file; google-auth does not tell it."""
+    """The long-lived secret with which the worker can renew, from the file; google-auth does not tell it."""
     adc = _read_adc(options.adc_file)
     target = options.impersonate
     delegates: tuple[str, ...] = ()
@@ -234,7 +234,7 @@ def _end(credentials: Any) -> datetime | None:
 
 
 def _email(credentials: Any, request: Transport) -> str | None:
-    """Whose token it is: what the credential knows, or else what Google says; ``None`` when neither does."""
+    """The owner of the token: by the credential itself, or else by Google; ``None`` when neither knows."""
     for name in ("service_account_email", "account"):
         known = getattr(credentials, name, None)
         if isinstance(known, str) and "@" in known:
@@ -297,6 +297,6 @@ def _call(function: Callable[[], Any]) -> Any:
 
 
 def _first_sentence(error: Exception) -> str:
-    """What google-auth says first. The rest may be a whole answer, in which a token could stand."""
+    """The first words of google-auth's error. The rest may be a whole answer, in which a token could stand."""
     said = str(error.args[0]) if error.args else type(error).__name__
     return " ".join(said.split("\n")[0].split(". ")[0].split())[:200].rstrip(".")

@@ -1,8 +1,8 @@
-"""The couriers' endpoint: a unix socket for the workers' group. Who carries a bundle need not be trusted with it.
+"""The couriers' endpoint: a unix socket for the workers' group. A courier need not be trusted.
 
-The same HTTP and the same listener as the control socket's, with routes of its own. What is different is that anybody
-on the machine who runs jobs may ask, and that each question costs something: a signature and an answer of the metadata
-service, or the opening of a bundle. So each user id has a share of each route, and what waits is served by turns.
+The same HTTP and the same listener as the control socket's, with routes of its own. The difference: anybody on the
+machine who runs jobs may ask, and each question costs something: a signature and an answer of the metadata service, or
+the opening of a bundle. So each user id has a share of each route, and what waits is served by turns.
 
 The attack behind each limit: questions without end (a bucket by user id, a common one above it); many at once (a
 turnstile); connections that send nothing (the listener closes those of whoever has most).

@@ -1,4 +1,4 @@
-"""What end a client is told: the true one of a bundle's credential, an early one of the machine's own."""
+"""Which end a client is told: the true one of a bundle's credential, an early one of the machine's own."""
 
 from __future__ import annotations
 

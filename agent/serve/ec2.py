@@ -284,7 +284,7 @@ class Ec2Dialect:
         return relisted(answer, gone, add=("iam/",) if ours else ())
 
     def _known(self, segments: tuple[str, ...]) -> Response | None:
-        """What can be said without the real service: from the bundle or the configuration."""
+        """Answer without the real service: from the bundle or the configuration."""
         facts = self._watch.served.now.facts
         if self._facts is not facts and self._facts != facts:
             self._tree = _tree_of(facts)

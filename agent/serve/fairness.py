@@ -40,7 +40,7 @@ Ask = Callable[[Endpoint, Endpoint], int | None]
 
 
 class Owners:
-    """Whose sockets are at the other ends: one at once, or the table of them all.
+    """Finds the owners of the sockets at the other ends: of one at once, or the table of them all.
 
     The table is read in a thread of its own, once for all who ask at the same time.
 

@@ -1,4 +1,4 @@
-"""What is refused before any dialect sees a request: the one table of who may speak to the workers' endpoint at all.
+"""Refuses requests before any dialect sees them: the one table of who may speak to the workers' endpoint at all.
 
 The metadata address is the most attacked address of a cloud machine. The attacks, and the line that answers each:
 

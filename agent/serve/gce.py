@@ -133,7 +133,7 @@ class GceDialect:
     def _ours(
         self, request: Request, below: tuple[str, ...], query: gce.Query, answer: Answer
     ) -> Outcome | Later | None:
-        """What we answer whatever the real server says; ``None``: it is asked."""
+        """The answer that is ours whatever the real server says; ``None``: the real server is asked."""
         if self._hiding.hides(below, decided=decided(answer)):
             return NOT_FOUND
         if below[:2] == _ACCOUNTS:
@@ -193,7 +193,7 @@ class GceDialect:
     # -- everything else ---------------------------------------------------------------------------------------------
 
     def _known(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | Later:
-        """What can be said without the real server: from the bundle or the configuration."""
+        """Answer without the real server: from the bundle or the configuration."""
         return of_node(gce.find(self._tree(), below), request, query, self._wait)
 
     def _tree(self) -> gce.Directory:
@@ -214,7 +214,7 @@ class GceDialect:
         return UPSTREAM_SILENT if answer is None else answer
 
     async def _overtaken(self, request: Request, below: tuple[str, ...], query: gce.Query) -> Outcome | None:
-        """What is answered instead, when a bundle decided Google while the real server was asked."""
+        """The answer to give instead, if a bundle decided Google while the real server was asked."""
         plain = msgspec.structs.replace(query, wait_for_change=False)
         ours = self._ours(request, below, plain, self._watch.look(Cloud.GCP))
         return await ours() if callable(ours) and not isinstance(ours, Response) else ours

@@ -1,4 +1,4 @@
-"""Google's service accounts: who a worker is, and with which tokens. What is held is answered at once, the rest minted.
+"""Google's service accounts: who a worker is, and with which tokens. One that is held is answered at once.
 
 Identity tokens and tokens for fewer scopes are minted when they are asked for, within the bounds of
 :mod:`agent.serve.mints`; everything else is in the snapshot.

@@ -1,4 +1,4 @@
-"""What every part of the GCE dialect answers alike."""
+"""Answers that every part of the GCE dialect gives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def of_node(
     query: gce.Query,
     wait: Callable[[Request, gce.Query], Coroutine[Any, Any, Outcome]],
 ) -> Outcome | Later:
-    """What is answered of a place in a tree that we hold; ``wait`` answers a ``wait_for_change``."""
+    """Answer for a place in a tree that we hold; ``wait`` answers a ``wait_for_change``."""
     if node is None or isinstance(node, gce.Action):
         return NOT_FOUND
     if isinstance(node, gce.Directory) and not request.slash:

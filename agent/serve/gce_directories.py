@@ -1,6 +1,6 @@
-"""What of the real server's directories is shown: not what is hidden, and our accounts in place of the machine's.
+"""Shows the real server's directories without the hidden parts, and with our accounts in place of the machine's.
 
-What is hidden must not show in a tag either, nor by a wait that ends.
+A hidden value must not show in a tag either, nor by a wait that ends.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Directories:
         """Ask the real server; of a directory, what may be shown."""
         if not query.recursive and not self._hiding.lists(below):
             return await self._fetch(request, query, alt=query.alt)
-        # What is hidden must not show in the tag either, nor by a wait that ends: the tags of directories are ours, and
+        # A hidden value must not show in the tag either, nor by a wait that ends: the tags of directories are ours, and
         # a change of something hidden is none.
         ends = asyncio.get_running_loop().time() + query.timeout_seconds
         alt = "json" if query.recursive and (self._hiding.lists(below) or query.alt == "text") else query.alt
@@ -92,7 +92,7 @@ class Directories:
         )
 
     async def _rendered(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
-        """What is shown; a large answer is rendered once, however many ask, and as text in slices."""
+        """The visible part; a large answer is rendered once, however many ask, and as text in slices."""
         if len(answer.body) <= LARGE_BYTES:
             return self._shown(answer, below, query)
         key = (below, query.recursive, query.alt, self._watch.served.version)

@@ -1,4 +1,4 @@
-"""What a listener asks of its handlers, and what it tells: of a request, of who sent it, of what became of it."""
+"""The interface between a listener and its handlers: a request, who sent it, how it was answered."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Peer:
-    """Who is at the other end; asked for lazily, since it costs a system call."""
+    """The process at the other end; asked for lazily, since it costs a system call."""
 
     __slots__ = ("_owner", "_transport")
 

@@ -1,4 +1,4 @@
-"""What of the machine's own metadata workers do not see: one table, for both clouds.
+"""Hides parts of the machine's own metadata from workers: one table, for both clouds.
 
 The rule: **what identifies the machine is not the workers'**, nor is what the machine was set up with. A signed
 identity document is a login as the machine at Vault or SPIRE and never ends; ``kube-env`` and start scripts carry what
@@ -8,7 +8,7 @@ would miss it.
 Four sorts, see :class:`When`. Beside the table, a name that looks like a secret (:data:`SECRET_WORDS`) is hidden
 wherever it stands: custom metadata has any name, and a provider's next credential is not in any table yet.
 
-What is hidden is 404 without asking, whether it is there or not, and in no listing, tree or ETag. The operator may show
+A hidden path is 404 without asking, whether it is there or not, and in no listing, tree or ETag. The operator may show
 what he must and hide more (``pass_through.show``, ``pass_through.hide``); the machine's credentials while something
 else decides that cloud cannot be shown.
 

@@ -102,7 +102,7 @@ class Intake:
         self._heed()
 
     def close(self) -> None:
-        """Take nothing more. What was fetched is served by :meth:`finish`."""
+        """Take nothing more. :meth:`finish` serves the connections that were fetched."""
         if self._open:
             self._open = False
             self._ignore()
@@ -182,7 +182,7 @@ class Intake:
             self._take(connection, peer, owner, waits=False)
 
     def _pause(self) -> None:
-        """Nothing can be accepted: a descriptor has to become free first, and asking again and again frees none."""
+        """No connection can be accepted until a descriptor is free, and asking again and again frees none."""
         self._ignore()
         self._again = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._heed)
 

@@ -48,7 +48,7 @@ _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 _SWEEP_SECONDS: Final = 0.25
 _MEMO_ENTRIES: Final = 1024
 _LONG_POLL_SECONDS: Final = 3.0
-"""What has been held for longer than this is a long poll, and no shutdown waits for it."""
+"""A request held for longer than this is a long poll, and no shutdown waits for it."""
 _SURPLUS_AT_ONCE: Final = 64
 """So many connections are read on at each sweep, a piece each."""
 _OWNERS_AGAIN_SECONDS: Final = 0.5
@@ -183,7 +183,7 @@ class Listener:
 
     @property
     def buffered_bytes(self) -> int:
-        """What all connections together keep of requests and of answers."""
+        """The bytes of requests and answers that all connections together keep."""
         return self._buffered
 
     async def close(self, grace_seconds: float = 2.0) -> None:

@@ -1,4 +1,4 @@
-"""What is not a credential comes from the real service: this file only decides *what*; ``upstream`` does the asking.
+"""Everything but credentials comes from the real service: this file only decides *what*; ``upstream`` does the asking.
 
 The rule: everything passes but what :mod:`agent.serve.hiding` holds back, because the machine's metadata is the
 workers' (spot notices, tags, maintenance events, placement), and what identifies the machine is not.
@@ -6,8 +6,8 @@ workers' (spot notices, tags, maintenance events, placement), and what identifie
 A path is sent on in one canonical spelling, made from the segments that the checks looked at, so that the real service
 cannot read another path than we did; a query likewise, from known parameters only.
 
-Failure: static leaves come from memory, also when the service has gone; for the rest the caller says what it can.
-Nothing waits for longer than the settings allow, and at most :data:`CONCURRENCY` requests are under way: the link-local
+Failure: static leaves come from memory, also when the service has gone; for the rest the caller says what it can. No
+request waits for longer than the settings allow, and at most :data:`CONCURRENCY` requests are under way: the link-local
 address has a budget of about a thousand packets a second, shared with DNS.
 """
 
@@ -89,7 +89,7 @@ GCE_STATIC: Final = frozenset(
 
 
 class UpstreamAnswer(Protocol):
-    """What a real service answered."""
+    """An answer of a real service."""
 
     @property
     def status(self) -> int:

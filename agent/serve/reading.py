@@ -118,7 +118,7 @@ class RequestReader:
 
     @property
     def body(self) -> bytes:
-        """What has come of it."""
+        """The request so far."""
         return bytes(self._body) if self._body else b""
 
     def release(self) -> None:
@@ -135,7 +135,7 @@ class RequestReader:
             self._feed(piece)
 
     def _portion(self, data: bytes, at: int) -> bytes:
-        """What the parser may see next: nothing behind the head before that was checked, never more than is allowed.
+        """The bytes that the parser may see next: none behind the head until that was checked, no more than allowed.
 
         One byte more than allowed is seen, so that what is exactly allowed is known to be no more.
         """

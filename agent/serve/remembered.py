@@ -4,10 +4,10 @@ A thousand programs that start at once ask the same thing in the same words. The
 answered as any request; whoever asks with the same bytes within that second is given the same answer, since everything
 that it was made from is the same: the request, what is served, and the second.
 
-What is never the same is made anew each time: a session token (nobody is given another's), and the time that is left
-of the one that a request shows, which is checked each time. What nothing depends on is not compared: the name of the
-program that asks, as long as the gate lets that pass. So two requests are the same that differ in a good token and in a
-plain ``User-Agent``.
+Answers that are never the same are made anew each time: a session token (nobody is given another's), and the time that
+is left of the one that a request shows, which is checked each time. Parts on which no answer depends are not compared:
+the name of the program that asks, as long as the gate lets that pass. So two requests are the same that differ in a
+good token and in a plain ``User-Agent``.
 
 * Nothing is remembered beyond a second, beyond the end of what is served, nor once something else is served:
   everything is dropped in the moment in which that is told (:meth:`Memory.forget`).
@@ -39,7 +39,7 @@ MOST_BYTES: Final = 1 << 22
 """Of requests and answers together. Above either everything is forgotten."""
 MOST_REQUEST_BYTES: Final = 4096
 MOST_ANSWER_BYTES: Final = 8192
-"""What fits into a fresh socket at once."""
+"""The most bytes that fit into a fresh socket at once."""
 _MOST_MARKS: Final = 8192
 _END: Final = b"\r\n\r\n"
 _SECOND: Final = timedelta(seconds=1)

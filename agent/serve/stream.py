@@ -4,7 +4,7 @@ uvloop makes a handle, some ten system calls and a task for each connection; an 
 and one close. So the socket is used as it is, and the event loop is asked only where something must be waited for: a
 request that has not come yet, an answer that does not fit into the socket's buffer.
 
-What is different from asyncio's own: where nothing is left to be sent, :meth:`Stream.close` and :meth:`Stream.abort`
+The difference from asyncio's own: where nothing is left to be sent, :meth:`Stream.close` and :meth:`Stream.abort`
 tell the protocol that the connection is lost before they return.
 """
 

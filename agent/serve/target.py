@@ -13,7 +13,7 @@ LONGEST_REMEMBERED: Final = 256
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What is asked for.
+    """The target of a request.
 
     Attributes:
         path, query: as they were sent, without the question mark.

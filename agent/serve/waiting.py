@@ -1,4 +1,4 @@
-"""What is served now, and waiting for the next: all that this package knows of the rest of the agent.
+"""The present snapshot, and waiting for the next: all that this package knows of the rest of the agent.
 
 It comes as the bytes of a snapshot (:mod:`agent.snapshot`), whole each time, and is looked at here only: no store, no
 bundle and no key is within reach of what parses strangers' requests.
@@ -43,7 +43,7 @@ class Served:
         """Serve this from now on. Called in the event loop's thread.
 
         Raises:
-            SnapshotError: ``data`` is none. What was served is served on.
+            SnapshotError: ``data`` is none. The former snapshot is served on.
         """
         self._take(snapshot.decode(data))
         for forget in self._forgets:
@@ -78,7 +78,7 @@ class Served:
         return self.now.version
 
     def stretch(self, cloud: Cloud, now: datetime) -> snapshot.Stretch:
-        """What holds for ``cloud`` at ``now``."""
+        """The answer for ``cloud`` at ``now``."""
         for stretch in self._stretches[cloud]:
             if stretch.until is None or now < stretch.until:
                 return stretch
@@ -104,7 +104,7 @@ class Served:
 
 
 class Watch:
-    """What is served, with a clock."""
+    """The present snapshot, with a clock."""
 
     def __init__(self, served: Served, clock: Clock) -> None:
         self.served = served

@@ -1,4 +1,4 @@
-"""What the part that answers strangers is given: everything it must know, and nothing else (``SNAPSHOT.md``)."""
+"""The snapshot: everything that the part that answers strangers must know, and nothing else (``SNAPSHOT.md``)."""
 
 from __future__ import annotations
 

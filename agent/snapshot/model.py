@@ -1,4 +1,4 @@
-"""A snapshot as a value. What each member means stands in ``SNAPSHOT.md``.
+"""A snapshot as a value. ``SNAPSHOT.md`` says what each member means.
 
 Frozen, and replaced as a whole: a reader sees one version of everything, never half of two.
 """
@@ -25,7 +25,7 @@ MOST_TOKENS: Final = 1024
 
 
 class Stretch(msgspec.Struct, frozen=True):
-    """What is answered for one cloud for as long as nothing new arrives.
+    """The answers for one cloud for as long as nothing new arrives.
 
     Attributes:
         answer: what is answered.

@@ -1,4 +1,4 @@
-"""What is decided once, when a process that answers begins: limits, waits, what is hidden, the key of the tokens."""
+"""The settings of a process that answers, fixed when it begins: limits, waits, hidden paths, the key of the tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Line = Annotated[str, msgspec.Meta(max_length=4096)]
 Lines = Annotated[tuple[Line, ...], msgspec.Meta(max_length=1024)]
 
 PASSED_CONNECTIONS: Final = 288
-"""What the pass-through (:mod:`agent.serve.proxy`) may have open, on a way out that nothing else uses: 32 requests and
-256 long polls."""
+"""The connections that the pass-through (:mod:`agent.serve.proxy`) may have open, on a way out that nothing else uses:
+32 requests and 256 long polls."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one client, or all of them, may take.
+    """The limits of one client, and of all together.
 
     Attributes:
         head_bytes: the request line and all fields. EKS tokens are JWTs of 2 kB; SDK user agents reach 1 kB.

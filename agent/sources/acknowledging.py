@@ -1,4 +1,4 @@
-"""What is a producer told of its bundle? The verdict, posted as JSON to a URL of its choice."""
+"""How does a producer learn the verdict on its bundle? The verdict, posted as JSON to a URL of its choice."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Acknowledger:
                 status = answer.status
             except (SourceError, UpstreamError):
                 status = 503
-            # What a server refuses once it refuses again; only its failures are worth another try.
+            # A server that refuses once refuses again; only its failures are worth another try.
             if status < 500 and status != 429:
                 return
             if attempt < ACK_ATTEMPTS:

@@ -1,7 +1,7 @@
 """A bundle in EC2 user-data.
 
 User-data can be changed only while the instance is stopped, and EC2 has no way to wait for a change: it is read at the
-start, and then now and then in case it was not whole at first. What else is in it is none of our business: see
+start, and then now and then in case it was not whole at first. Its other parts are none of our business: see
 :mod:`agent.wire.userdata` for how a bundle is found beside cloud-init's own documents, and
 :mod:`agent.wire.wrapped` for how it is found in what tools make of them.
 """

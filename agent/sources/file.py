@@ -8,8 +8,8 @@ the last half second, and costs less than 0.1 % of one core.
 The looks run in a thread, because a ``stat`` on a dead network mount hangs, and the loop that serves credentials must
 not.
 
-Permissions are not checked. Who can write the file can withhold a bundle, or repeat one within the rules of ``seq``,
-but can neither read nor forge one: the seal holds wherever the file lies.
+Permissions are not checked. Somebody who can write the file can withhold a bundle, or repeat one within the rules of
+``seq``, but can neither read nor forge one: the seal holds wherever the file lies.
 """
 
 from __future__ import annotations

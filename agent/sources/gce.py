@@ -1,6 +1,6 @@
 """A bundle in a GCE metadata attribute, of the instance or of the whole project.
 
-Nothing is polled: every request but the first hangs until something changes (``wait_for_change``) or a minute has
+There is no polling: every request but the first hangs until something changes (``wait_for_change``) or a minute has
 passed. While the attribute does not exist there is nothing to hang on, so the *list* of attributes is waited on
 instead: it changes when the attribute appears. ``last_etag`` is sent along, so that a change between two requests is
 not missed. Where something ends every request that hangs, the attribute is polled.
@@ -60,7 +60,7 @@ class GceAttributeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         key: its name.
-        scope: whose attributes. Of ``both``, whichever holds the highest ``seq`` decides, as with any two sources.
+        scope: whose attributes. With ``both``, the bundle with the highest ``seq`` decides, as with any two sources.
         acknowledge: write verdicts to the guest attribute ``credential-agent/<key>``, which senders can read with
             ``instances.getGuestAttributes``; it does nothing unless the instance has ``enable-guest-attributes``.
     """
@@ -117,7 +117,7 @@ class GceAttributeSource:
         raise AssertionError("internal error: watching an attribute came to an end")
 
     async def fetch(self) -> SealedBundle | None:
-        """See :class:`agent.core.source.Source`. Of two scopes the instance's comes first."""
+        """See :class:`agent.core.source.Source`. With two scopes the instance's comes first."""
         for attribute in self._attributes():
             if (found := await attribute.look()) is not None:
                 return found

@@ -271,7 +271,7 @@ class HttpsSource:
         raise SourceError(said, hint=hint)
 
     def _read(self, answer: UpstreamResponse) -> SealedBundle | None:
-        """The bundle in an answer that is 200; ``None`` for 404. What is plainly something else is trouble."""
+        """The bundle in an answer that is 200; ``None`` for 404. Content that is plainly something else is an error."""
         if answer.status in {404, 410}:
             return None
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -299,7 +299,7 @@ class HttpsSource:
 
     @property
     def _origin(self) -> str:
-        """What may be shown of the URL."""
+        """The part of the URL that may be shown."""
         return origin_of(self._url)
 
 

@@ -73,7 +73,7 @@ def _read_url(path: Path) -> str:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
     url = raw.strip()
-    # The rule of agent.config for a URL. What is wrong is not said: the content may be a credential.
+    # The rule of agent.config for a URL. The error does not quote the content: it may be a credential.
     if len(raw) > MAX_URL_BYTES or not _URL.match(url):
         raise SourceError(f"{path}: expected one http or https url of printable ascii")
     found = url.decode("ascii")

@@ -1,4 +1,4 @@
-"""What every source shares: the loop that looks, submits what changed, and backs off when the source is broken."""
+"""The loop that every source shares: it looks, submits what changed, and backs off when the source is broken."""
 
 from __future__ import annotations
 

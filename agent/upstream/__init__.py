@@ -1,8 +1,8 @@
 """The one client for plain HTTP(S), and clients of the two metadata services.
 
 Time limits, byte caps, "no redirects", "no cookies", "no proxy from the environment" and the refusal of private
-addresses are decided here once, so that no source, provider or pass-through can forget one. What an answer *means* is
-the caller's business: any status is an answer here, and only its absence is an error.
+addresses are decided here once, so that no source, provider or pass-through can forget one. The caller decides what an
+answer *means*: any status is an answer here, and only its absence is an error.
 """
 
 from agent.core.errors import UpstreamError

@@ -1,8 +1,8 @@
 """The certificate authorities of an operator's file, read again when the file has changed.
 
-Whoever rotates a private authority replaces the file and expects the next request to trust the new one: an agent that
-went on with the old one would fail at the next renewal, hours later. What cannot be read then (a file that is just
-being written, one that is gone) changes nothing: the authorities read before stay trusted.
+An operator who rotates a private authority replaces the file, and expects the next request to trust the new one: an
+agent that went on with the old one would fail at the next renewal, hours later. A file that cannot be read then (it is
+just being written, or gone) changes nothing: the authorities read before stay trusted.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def load(path: str) -> tuple[ssl.SSLContext, int]:
 
 
 def read_authorities(path: str) -> bytes:
-    """What is in the file.
+    """The content of the file.
 
     Raises:
         AuthoritiesError: it cannot be read, or is too long.

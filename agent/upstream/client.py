@@ -53,7 +53,7 @@ class NotHere(UpstreamError):
 
 
 class Reach(enum.Enum):
-    """Who chose the URL, hence which addresses it may lead to."""
+    """The origin of a URL, and hence the addresses it may lead to."""
 
     CONFIGURED = "configured"  # the operator's file: any address
     PUBLIC = "public"  # out of a bundle: the address connected to must be public, unless configured otherwise
@@ -72,7 +72,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True):
         proxy: an explicit HTTP proxy; the environment is never consulted.
         allow_private_addresses: let URLs that came out of a bundle lead to private and loopback addresses (a broker
             inside the VPC). Link-local addresses and the metadata services stay refused.
-        connections: open at once, in all. What workers cause and what the agent needs must not share them: long polls
+        connections: open at once, in all. Requests of workers and the agent's own must not share them: long polls
             of one worker once took every one, and the machine's own token ended for everybody.
     """
 

@@ -1,4 +1,4 @@
-"""What an answer says of the time, and whether its server is a witness.
+"""The time in an answer, and whether its server is a witness.
 
 ``Date`` is read here and nowhere else. It is a stranger's text: nothing in it may raise; what is not credible counts as
 absent.

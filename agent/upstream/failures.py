@@ -1,4 +1,4 @@
-"""Why is there no answer? What the HTTP library raised, as an error of ours.
+"""Why is there no answer? Turns exceptions of the HTTP library into errors of ours.
 
 Only the scheme, host and port of the URL, class names and the system's own texts are repeated: the library's may hold
 the whole URL, which may be a credential.
@@ -24,7 +24,7 @@ class AddressRefusedError(OSError):
 
 
 def as_upstream_error(error: BaseException, origin: str) -> UpstreamError:
-    """What the HTTP library raised while ``origin`` was asked, as our error."""
+    """Our error for an exception that the HTTP library raised while ``origin`` was asked."""
     import aiohttp  # noqa: PLC0415 - loaded by now: it raised this
 
     cause = getattr(error, "os_error", None)

@@ -18,7 +18,7 @@ from agent.core.secret import Secret
 
 
 class SigningKeys(msgspec.Struct, frozen=True):
-    """What signs: long-term keys have no session token."""
+    """The key that signs: a long-term one has no session token."""
 
     access_key_id: str
     secret_access_key: Secret
@@ -26,7 +26,7 @@ class SigningKeys(msgspec.Struct, frozen=True):
 
 
 class _Credentials(NamedTuple):
-    """What the signer reads. botocore's own class would bring its whole credential chain along."""
+    """The members that the signer reads. botocore's own class would bring its whole credential chain along."""
 
     access_key: str
     secret_key: str

@@ -54,10 +54,10 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")  # RFC 9110 section 5.5
 
 
 class Asker(Protocol):
-    """Who sent a request, so far as it can be told."""
+    """The sender of a request, so far as it can be told."""
 
     async def owner(self) -> Hashable:
-        """Whose share the request counts against. Slow: only for answers that take a while anyway."""
+        """The owner whose share the request counts against. Slow: only for answers that take a while anyway."""
 
 
 class Request(msgspec.Struct, frozen=True):

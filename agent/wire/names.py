@@ -1,6 +1,6 @@
 """The words of the dialects: addresses, paths and header names, each written once, here.
 
-Nothing is imported, so that a command that must answer at once can use this module. ``tests/unit/wire/test_names.py``
+This module imports nothing, so that a command that must answer at once can use it. ``tests/unit/wire/test_names.py``
 compares the words with the clouds' manuals, and finds each file that writes one a second time.
 """
 

@@ -146,7 +146,7 @@ def _same(bundle: bytes) -> bytes:
 
 
 def layers(document: bytes) -> Iterator[bytes]:
-    """What is inside the wrappings, breadth first, within the bounds."""
+    """The content of the wrappings, breadth first, within the bounds."""
     level, seen, work = [document], {document}, len(document)
     for _ in range(MAX_LAYERS):
         below: list[bytes] = []
@@ -165,7 +165,7 @@ def layers(document: bytes) -> Iterator[bytes]:
 
 
 def _of_gzip(data: bytes) -> Iterator[bytes]:
-    """What is compressed, as far as it goes: a document that was cut off still shows what it was."""
+    """Decompress as far as it goes: a document that was cut off still shows what it was."""
     if data.startswith((b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda")):
         inflater = zlib.decompressobj(wbits=47)
         try:
@@ -214,7 +214,7 @@ def _of_url(data: bytes) -> Iterator[bytes]:
 
 
 def _of_html(data: bytes) -> Iterator[bytes]:
-    """What was escaped for HTML or XML."""
+    """Undo the escapes of HTML and XML."""
     if re.search(rb"&(?:quot|#34|#x22|amp|#43|#45);", data, re.IGNORECASE):
         yield html.unescape(data.decode("utf-8", "replace")).encode("utf-8", "replace")
 

@@ -12,7 +12,7 @@ from agent.doctor.facts import Configuration, Fault
 
 
 def look_at_configuration(path: Path, environ: Mapping[str, str], *, as_service: bool) -> Configuration:
-    """What is wrong with it, all in one go.
+    """All its mistakes, in one go.
 
     Args:
         path: of the file.

@@ -1,4 +1,4 @@
-"""What systemd and the journal say of our units."""
+"""The state of our units, from systemd and the journal."""
 
 from __future__ import annotations
 
