@@ -106,6 +106,17 @@ clients: $(VENV)/.package $(VENV)-clients/.locked ## the SDKs of the matrix, in 
 matrix: clients ## every SDK in every state, as a table: build/matrix/table.md (ARGS=--readme)
 	@MATRIX_PYTHON=$(abspath $(VENV)-clients/bin/python) $(BIN)/python -m tests.matrix $(ARGS)
 
+# So has a Ray cluster (290 MB): its nodes have nothing of ours to import.
+$(VENV)-ray/.locked: requirements/ray.txt $(VENV)/.locked
+	@echo "setting up $(VENV)-ray (half a minute, once)"
+	@$(PYTHON) -m venv --clear $(VENV)-ray
+	@$(VENV)-ray/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/ray.txt
+	@touch $@
+
+.PHONY: ray
+ray: $(VENV)/.package $(VENV)-ray/.locked ## forward to a real Ray cluster (290 MB)
+	@FORWARD_RAY_PYTHON=$(abspath $(VENV)-ray/bin/python) $(BIN)/python -m pytest tests/unit/forward/test_ray.py $(ARGS)
+
 # uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.
 LOCK := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --custom-compile-command 'make lock' $(ARGS)
@@ -121,6 +132,7 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) requirements/clients.in --output-file requirements/clients.txt
 	$(LOCK) requirements/charts.in --constraint requirements/test.txt --output-file requirements/charts.txt
 	$(LOCK) requirements/dask.in --constraint requirements/test.txt --output-file requirements/dask.txt
+	$(LOCK) requirements/ray.in --constraint requirements/test.txt --output-file requirements/ray.txt
 	$(LOCK) requirements/mutants.in --constraint requirements/test.txt --output-file requirements/mutants.txt
 	$(LOCK) requirements/lint.in --constraint requirements/test.txt --output-file requirements/lint.txt
 
@@ -130,5 +142,5 @@ image: $(VENV)/.package ## build an image with packer and qemu, boot it, check i
 
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +31,7 @@ What to add to the workers' user-data, so that they believe this computer:
 @click.option("--tls-ca", type=FILE, help="Dask: file with the cluster's certificate authority.")
 @click.option("--tls-cert", type=FILE, help="Dask: file with your certificate.")
 @click.option("--tls-key", type=FILE, help="Dask: file with the key of your certificate.")
+@click.option("--ray", metavar="ADDRESS", help="Send to every node of the Ray cluster at ray://HEAD:10001 or HOST:PORT.")
 @click.option("--ssh", multiple=True, metavar="HOST", help="Send to this host by ssh. Repeatable.")
 @click.option(
     "--launch-line",
@@ -102,20 +107,39 @@ def forward(**given: Any) -> None:
     if given["launch_line"]:
         click.echo(face.launch_line(given["signer"]))
         return
-    if bool(given["dask"]) == bool(given["ssh"]):
-        raise click.UsageError("expected one of --dask ADDRESS and --ssh HOST")
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
-    wanted = _wanted(given)
-    if given["dask"]:
-        with _client(given) as client, face.dask(client, **wanted) as running:
-            status = _until(ended, running, once=given["once"])
-    else:
-        with face.ssh(given["ssh"], **wanted) as running:
+    if [bool(given[one]) for one in ("dask", "ray", "ssh")].count(True) != 1:
+        raise click.UsageError("expected one of --dask ADDRESS, --ray ADDRESS and --ssh HOST")
+    begin: Callable[..., Any]
+    with contextlib.ExitStack() as stack:
+        if given["dask"]:
+            begin = functools.partial(face.dask, stack.enter_context(_client(given)))
+        elif given["ray"]:
+            begin = face.ray
+            stack.callback(_connect(given["ray"]).shutdown)
+        else:
+            begin = functools.partial(face.ssh, given["ssh"])
+        # After that: ray has a handler of its own for SIGTERM.
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: ended.set())
+        with begin(**_wanted(given)) as running:
             status = _until(ended, running, once=given["once"])
     if not status.served:
         raise click.exceptions.Exit(1)
+
+
+def _connect(address: str) -> Any:
+    from agent.forward.on_ray import imported
+
+    ray = imported()
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        said = str(error).strip().splitlines()
+        raise click.UsageError(
+            f"--ray {address}: cannot connect: {said[0] if said else type(error).__name__}"
+        ) from None
+    return ray
 
 
 def _until(ended: threading.Event, running: Any, *, once: bool) -> Any:

@@ -16,7 +16,7 @@ keys that the workers' machines have vouched for: neither the scheduler nor anyb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -40,6 +40,8 @@ __all__ = [
     "WorkerStatus",
     "dask",
     "launch_line",
+    "ray",
+    "ray_hook",
     "ssh",
     "to",
 ]
@@ -70,6 +72,39 @@ def dask(client: Any, **wanted: Unpack[Wanted]) -> Forward:
         return Dask(client, session=session, issuer=issuer)
 
     return begin(courier, wanted, lazy=lambda made: made.in_its_loop)
+
+
+def ray(**wanted: Unpack[Wanted]) -> Forward:
+    """Forward to every present and future node of the Ray cluster that this program is connected to (``ray.init``).
+
+    A node that joins is served within a second or so, and before its first task if :func:`ray_hook` is given to
+    ``ray.init``. Otherwise as :func:`dask`.
+
+    Args:
+        wanted: see :class:`Wanted`.
+
+    Raises:
+        UsageError: also when there is no package ``ray`` here, or it is not connected.
+    """
+    from agent.forward.on_ray import Ray  # noqa: PLC0415 - only when it is used
+
+    return begin(lambda _session, _issuer: Ray(), wanted)
+
+
+def ray_hook() -> Callable[[], None]:
+    """What has every process of Ray's wait for the identity before its first task, for ten seconds at most.
+
+    .. code-block:: python
+
+        ray.init("auto", runtime_env={"worker_process_setup_hook": forward.ray_hook()})
+        with forward.ray(): ...
+
+    It runs on the nodes, is sent by value and needs nothing of ours there. It is for a program that does forward. Over
+    ``ray://`` Ray takes no such function: there the first tasks of a newcomer may be a second too early.
+    """
+    from agent.forward.on_ray import hook  # noqa: PLC0415 - only when it is used
+
+    return hook()
 
 
 def to(courier: Courier, **wanted: Unpack[Wanted]) -> Forward:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import stat
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import google.auth
@@ -16,6 +18,7 @@ from agent.core.errors import Denied, HostError, UsageError
 from agent.core.model import Action, AwsSession, Env
 from agent.forward import State, Status, WorkerStatus, signing
 from agent.forward.engine import GROUP
+from agent.forward.on_ray import Ray
 from agent.forward.telling import Teller
 from tests.unit.forward.support import ISSUER, World
 
@@ -368,3 +371,15 @@ def test_the_signing_key_is_made_once_for_this_user_alone(world: World) -> None:
     path.chmod(0o640)
     with pytest.raises(HostError, match="only you may read"):
         signing.load(path)
+
+
+def test_without_ray_or_a_connection_of_it_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package, another one of that name, no ``ray.init``: one line that says what to do, and no cluster is started."""
+    stranger = ModuleType("ray")
+    idle = ModuleType("ray")
+    idle.is_initialized = lambda: False  # type: ignore[attr-defined]
+    for module, words in ((None, "package ray"), (stranger, "another package"), (idle, "connected to")):
+        monkeypatch.setitem(sys.modules, "ray", module)
+        with pytest.raises(UsageError, match=words) as caught:
+            Ray()
+        assert caught.value.hint
