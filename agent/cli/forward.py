@@ -31,7 +31,7 @@ What to add to the workers' user-data, so that they believe this computer:
 @click.option("--tls-ca", type=FILE, help="Dask: file with the cluster's certificate authority.")
 @click.option("--tls-cert", type=FILE, help="Dask: file with your certificate.")
 @click.option("--tls-key", type=FILE, help="Dask: file with the key of your certificate.")
-@click.option("--ray", metavar="ADDRESS", help="Send to every node of the Ray cluster at ray://HEAD:10001 or HOST:PORT.")
+@click.option("--ray", metavar="ADDRESS", help="Send to every node of the Ray cluster at HOST:PORT or ray://HOST:PORT.")
 @click.option("--ssh", multiple=True, metavar="HOST", help="Send to this host by ssh. Repeatable.")
 @click.option(
     "--launch-line",
