@@ -36,6 +36,8 @@ _COMMANDS: Final = {
     "status": "agent.cli.status:status",
     "doctor": "agent.cli.doctor:doctor",
     "push": "agent.cli.push:push",
+    "pubkey": "agent.cli.pubkey:pubkey",
+    "config": "agent.cli.config:config",
     "refresh": "agent.cli.refresh:refresh",
     "reload": "agent.cli.reload:reload",
     "wait": "agent.cli.wait:wait",

@@ -15,7 +15,7 @@ import click
 
 from agent.cli import ask
 from agent.cli.check import SERVICE_USER
-from agent.cli.common import EX_UNAVAILABLE
+from agent.cli.common import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
 
 if TYPE_CHECKING:
@@ -24,22 +24,32 @@ if TYPE_CHECKING:
 CREDENTIALS: Final = Path("/run/credentials/credential-agent.service")
 CONFIGURATION_SECONDS: Final = 0.5
 ANSWER_SECONDS: Final = 1.2
+_FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True, readable=False)
 
 
 @click.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="The findings as a document, for programs.")
-def doctor(path: Path, as_json: bool) -> int:
+@click.option("--bundle", "file", type=_FILE, help="Also say why this worker would take the bundle in FILE, or not.")
+def doctor(path: Path, as_json: bool, file: Path | None) -> int:
     """Look at everything that can be wrong, and say cause and next command for each.
 
     With and without a running agent, in two seconds, whatever hangs. Root sees all of it, and looks at files with the
-    eyes of the service; others see what they may. Exits 69 when something is broken.
+    eyes of the service; others see what they may. Exits 69 when something is broken,
+    and 65 when the bundle of --bundle would be refused.
     """
     import agent
     from agent import doctor as examination
 
     root = os.geteuid() == 0
-    machine = examination.Machine(path=path, root=root, service=_service(), environ=_environ(), ask=lambda: _ask(path))
+    machine = examination.Machine(
+        path=path,
+        root=root,
+        service=_service(),
+        environ=_environ(),
+        ask=lambda: _ask(path),
+        file=None if file is None else _read(file),
+    )
     findings = examination.diagnose(examination.examine(machine))
     if as_json:
         now = datetime.now(UTC)
@@ -48,7 +58,30 @@ def doctor(path: Path, as_json: bool) -> int:
     else:
         for line in examination.lines(findings, colour=colourful()):
             click.echo(line)
+    if file is not None and any(one.about == "the file" and one.level is examination.Level.FAIL for one in findings):
+        return EX_DATAERR
     return EX_UNAVAILABLE if examination.failed(findings) else 0
+
+
+def _read(file: Path) -> bytes:
+    """The bundle to judge; ``-`` is standard input.
+
+    Raises:
+        HostError: it cannot be read, or does not answer.
+    """
+    from agent.core.errors import HostError
+    from agent.core.limits import MAX_BUNDLE_BYTES
+    from agent.core.text import os_reason
+
+    if str(file) == "-":
+        return sys.stdin.buffer.read(MAX_BUNDLE_BYTES + 1)
+
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as opened:
+            return opened.read(MAX_BUNDLE_BYTES + 1) or b""
+    except OSError as error:
+        raise HostError(f"{file}: cannot be read: {os_reason(error)}") from None
 
 
 def colourful() -> bool:

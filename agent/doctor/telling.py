@@ -41,7 +41,7 @@ def document(findings: Sequence[Finding], *, version: str, now: datetime, redact
 
 def lines(findings: Sequence[Finding], *, colour: bool = False) -> Iterator[str]:
     """The diagnosis for a person: a line and a command for each finding, and a line that sums them up."""
-    for finding in findings:
+    for finding in _together(findings):
         mark = _MARKS[finding.level]
         mark = f"\033[{_COLOURS[finding.level]}m{mark}\033[0m" if colour else mark
         about = f" {printable(finding.about)}" if finding.about else ""
@@ -59,6 +59,18 @@ def lines(findings: Sequence[Finding], *, colour: bool = False) -> Iterator[str]
         )
         if counts[level]
     )
+
+
+def _together(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """What was skipped for one reason is told once."""
+    told: set[tuple[str, str | None]] = set()
+    for finding in findings:
+        if finding.level is not Level.SKIPPED or finding.about:
+            yield finding
+        elif (why := (finding.said, finding.next)) not in told:
+            told.add(why)
+            alike = [one.check for one in findings if one.level is Level.SKIPPED and (one.said, one.next) == why]
+            yield msgspec.structs.replace(finding, check=", ".join(alike))
 
 
 def printable(text: str) -> str:

@@ -82,6 +82,11 @@ class FileSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
+    @property
+    def path(self) -> Path:
+        """The file, for a person who is told what is wrong with it."""
+        return self._settings.path
+
     async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
         """See :class:`agent.core.source.Source`. No backoff: a mended file is seen as fast as a new one."""
         changes = Changes(submit)

@@ -74,3 +74,36 @@ def test_a_pipe_in_place_of_a_file_hangs_nothing(world: World) -> None:
     os.mkfifo(config)
     _, found = examined(config)
     assert "expected a plain file" in found["configuration"][0]["said"]
+
+
+def test_the_public_key_is_told_with_and_without_the_agent(world: World) -> None:
+    """The same key from the running agent and from its file; --thumbprint is what bundles are addressed to."""
+
+    def asked(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "agent", "pubkey", "--config", str(world.write_config()), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+
+    with world.agent() as agent:
+        agent.ready()
+        running = asked("--json").stdout
+        assert asked("--thumbprint").stdout.strip() == world.key.kid
+    alone = asked("--json")
+    assert alone.stdout == running, alone.stderr
+    (key,) = json.loads(running)["keys"]
+    assert key["thumbprint"] == world.key.kid
+    assert "d" not in key["jwk"]
+
+
+def test_a_bundle_in_a_file_is_judged(world: World) -> None:
+    """`--bundle`: taken, or refused with what this worker has in its place; exit status 65."""
+    config = world.write_config()
+    good, bad = config.with_name("good"), config.with_name("bad")
+    good.write_bytes(world.seal(world.session()))
+    bad.write_bytes(world.seal(world.session(), audiences=["urn:credbundle:cluster:other"]))
+    _, found = examined(config, "--bundle", str(good))
+    (said,) = [one for one in found["bundle"] if one["about"] == "the file"]
+    assert (said["level"], "this worker takes it" in said["said"]) == ("ok", True), said
+    status, found = examined(config, "--bundle", str(bad))
+    (said,) = [one for one in found["bundle"] if one["about"] == "the file"]
+    assert status == 65
+    assert "urn:credbundle:cluster:test" in said["said"], said

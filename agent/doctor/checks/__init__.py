@@ -8,9 +8,12 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
+from agent.doctor.checks.bundles import bundle, signers, sources
 from agent.doctor.checks.configuration import configuration
 from agent.doctor.checks.identity import identity
 from agent.doctor.checks.keys import key
+from agent.doctor.checks.machine import disk, memory, port, version
+from agent.doctor.checks.outside import clock, clouds, metadata
 from agent.doctor.checks.redirect import redirect
 from agent.doctor.checks.unit import daemon
 from agent.doctor.facts import Facts
@@ -18,9 +21,19 @@ from agent.doctor.finding import Finding, ordered
 
 CHECKS: Final = MappingProxyType(
     {
-        "daemon": daemon,
+        "disk": disk,
+        "memory": memory,
         "configuration": configuration,
+        "daemon": daemon,
+        "port": port,
+        "version": version,
+        "clock": clock,
         "key": key,
+        "signers": signers,
+        "source": sources,
+        "bundle": bundle,
+        "metadata": metadata,
+        "clouds": clouds,
         "identity": identity,
         "redirect": redirect,
     }

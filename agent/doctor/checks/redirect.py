@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -35,8 +36,12 @@ def redirect(facts: Facts) -> Iterator[Finding]:
         yield fail(CHECK, f"a request of {who} {cause}", command)
     if not broken and found.why:
         yield warn(CHECK, f"led by the rules of before: {found.why}", "credential-agent redirect apply")
+    for name in found.strangers:
+        said = f"redirect.users: no user {name!r} on this machine: it is no worker until there is"
+        yield warn(CHECK, said, f"getent passwd {shlex.quote(name)}")
     for note in found.notes:
-        yield warn(CHECK, note, "credential-agent redirect apply")
+        if not any(repr(name) in note for name in found.strangers):
+            yield warn(CHECK, note, "credential-agent redirect apply")
     if not broken and not strays and not found.why:
         who = f" ({', '.join(found.asked)} asked just now)" if found.asked else ""
         yield ok(CHECK, f"a worker's request arrives{who}")

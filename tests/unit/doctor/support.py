@@ -8,17 +8,32 @@ import msgspec
 
 from agent.doctor.facts import (
     Arrival,
+    Bundles,
+    Clock,
+    Clouds,
     Configuration,
     Control,
+    Endpoint,
     Facts,
+    Held,
     KeyFile,
     KeyFiles,
+    Listener,
+    Listeners,
+    Memory,
+    Metadata,
+    Place,
+    Places,
+    Releases,
+    Service,
     Unit,
     Units,
 )
 
 SERVICE = "credential-agent.service"
 PATH = "/etc/credential-agent/config.toml"
+STS = "https://sts.us-east-1.amazonaws.com"
+STATE = "/var/lib/credential-agent"
 KEY = "/etc/credential-agent/worker.jwk"
 
 
@@ -36,7 +51,7 @@ def status(**changes: Any) -> dict[str, Any]:
     return {
         "version": "0.1.0", "now": "2030-01-01T00:00:00Z", "started": "2029-12-31T00:00:00Z",
         "clouds": {"aws": cloud(), "gcp": cloud(state="absent", origin="none", identity=None, why="no grant")},
-        "bundle": {"issuer": "https://control.example", "seq": 7, "origin": "file", "lease_until": "2030-01-01T12:00:00Z"},
+        "bundle": {"issuer": "https://control.example", "subject": "user:alice", "seq": 7, "origin": "file", "lease_until": "2030-01-01T12:00:00Z"},
         "credentials": [], "sources": {"file": "ok"}, "last_refusal": None, "keys": ["THUMB"],
         "signers": [{"kid": "SIGNER", "issuers": ["https://control.example"], "audiences": ["*"]}],
         "absent_keys": [], "audiences": ["urn:credbundle:key:THUMB"], "memory_unwritten": False, "redirect": None,
@@ -44,6 +59,32 @@ def status(**changes: Any) -> dict[str, Any]:
                   "lost_seconds": 0.0, "samples": 0},
         "without": {}, "files": [], "log_dropped": 0,
     } | changes  # fmt: skip
+
+
+def held(**changes: Any) -> Held:
+    """What the source holds: the bundle in force."""
+    base = {
+        "name": "file", "path": "/run/bundle", "state": "bundle", "recipients": ("THUMB",), "issuer": "https://control.example",
+        "subject": "user:alice", "seq": 7, "signer": "SIGNER",
+    }  # fmt: skip
+    return Held(**{**base, **changes})
+
+
+def found(**changes: Any) -> Bundles:
+    """What is found where a source holds something else."""
+    return Bundles(held=(held(**changes),), signers=tuple(status()["signers"]), audiences=("urn:a",), kids=("THUMB",))
+
+
+def place(**changes: Any) -> Places:
+    return Places(places=(Place(key="state.directory", path=STATE, **changes),))
+
+
+def endpoint(**changes: Any) -> Clouds:
+    return Clouds(endpoints=(Endpoint(cloud="aws", origin=STS, **changes),))
+
+
+def service(**changes: Any) -> Metadata:
+    return Metadata(platform="ec2", instance="i-0123456789", services=(Service(name="ec2", **changes),))
 
 
 def healthy() -> Facts:
@@ -66,6 +107,18 @@ def healthy() -> Facts:
         control=Control(state="answered", path="/run/credential-agent/control.sock", document=status()),
         configuration=Configuration(path=PATH, as_service=True),
         keys=KeyFiles(keys=(KeyFile(key="keys[0]", path=KEY, kids=("THUMB",)),)),
+        bundles=Bundles(held=(held(),), signers=tuple(status()["signers"]), audiences=("urn:a",), kids=("THUMB",)),
+        metadata=Metadata(
+            platform="ec2", instance="i-0123456789", services=(Service(name="ec2", state="ok", ahead_seconds=0.1),)
+        ),
+        clouds=Clouds(endpoints=(Endpoint(cloud="aws", origin=STS, ahead_seconds=0.2),)),
+        clock=Clock(synchronised=True),
+        listeners=Listeners(
+            listeners=(Listener(address="127.0.0.1:16925", taken=True, pid=1, program="systemd", ours=True),)
+        ),
+        places=Places(places=(Place(key="state.directory", path=STATE),)),
+        memory=Memory(total=8 << 30, available=4 << 30),
+        releases=Releases(ours="0.1.0", installed="r1", running="r1"),
         arrival=Arrival(expected=True, state="led", table=True, asked={"uid 1000": "agent"}),
     )
 

@@ -12,9 +12,37 @@ import pytest
 from agent.cli import cli
 from agent.doctor import diagnose, failed
 from agent.doctor.checks import CHECKS
-from agent.doctor.facts import Arrival, Configuration, Control, Facts, Fault, Unknown
+from agent.doctor.facts import (
+    Arrival,
+    Bundles,
+    Clock,
+    Configuration,
+    Control,
+    Facts,
+    Fault,
+    Listener,
+    Listeners,
+    Memory,
+    Metadata,
+    Releases,
+    Unknown,
+)
 from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, warn
-from tests.unit.doctor.support import PATH, answered, cloud, healthy, key_file, silent, unit, with_
+from tests.unit.doctor.support import (
+    PATH,
+    answered,
+    cloud,
+    endpoint,
+    found,
+    healthy,
+    key_file,
+    place,
+    service,
+    silent,
+    status,
+    unit,
+    with_,
+)
 
 
 class Case(NamedTuple):
@@ -39,6 +67,8 @@ def led(**changes: Any) -> Arrival:
 
 
 HUNG = Unknown(why="no answer within 2 s", hung=True)
+REFUSAL = {"origin": "push", "code": "signer", "reason": "unknown", "at": "2030-01-01T00:00:00Z"}
+RENEWED = {"cloud": "aws", "grant": "g", "type": "aws-assume-role", "last_failure": None}
 CASES = [
     # -- the daemon
     Case("masked", with_(units=unit(load="masked"), control=silent()), "daemon", Level.FAIL, "masked", "systemctl unmask"),
@@ -85,7 +115,7 @@ CASES = [
     Case("ends soon", with_(control=answered(clouds={"aws": cloud(horizon="2030-01-01T00:10:00Z")})),
          "identity", Level.WARN, "10 min", "credential-agent refresh"),
     Case("renewal denied", with_(control=answered(credentials=[
-            {"cloud": "aws", "grant": "g", "last_failure": {"code": "AccessDenied", "reason": "no", "permanent": True}}])),
+            {**RENEWED, "last_failure": {"code": "AccessDenied", "reason": "no", "permanent": True}}])),
          "identity", Level.FAIL, "AccessDenied", "journalctl"),
     # -- the redirect
     Case("flushed", with_(arrival=led(table=False)), "redirect", Level.FAIL, "not in the kernel", "restart credential-agent-redirect"),
@@ -94,18 +124,86 @@ CASES = [
     Case("astray", with_(arrival=led(state="astray", why="http 200")), "redirect", Level.FAIL, "astray", "restart credential-agent-redirect"),
     Case("nobody holds the rules", with_(arrival=led(state="unknown", why="not running")), "redirect", Level.FAIL, "not running", "restart credential-agent-redirect"),
     Case("another answers", with_(arrival=led(asked={"uid 1000": "http 200"})), "redirect", Level.FAIL, "another service", "restart credential-agent-redirect"),
-    Case("an unknown user", with_(arrival=led(notes=("redirect.users: no user 'bob'",))), "redirect", Level.WARN, "bob", "redirect apply"),
+    Case("an unknown user", with_(arrival=led(strangers=("bob",), notes=("redirect.users: no user 'bob' yet",))),
+         "redirect", Level.WARN, "bob", "getent passwd bob"),
+    Case("a note", with_(arrival=led(notes=("redirect.units: x.slice has no gate",))), "redirect", Level.WARN, "gate", "redirect apply"),
+    # -- whom it believes, and what is refused
+    Case("no signer", with_(control=answered(signers=[])), "signers", Level.FAIL, "nobody is believed", "config show signers"),
+    Case("no signer, no daemon", with_(control=silent(), bundles=Bundles()), "signers", Level.FAIL, "nobody is believed", "config show signers"),
+    *(Case(f"refused: {code}", with_(bundles=found(code=code, why="why it is so", recipients=("OTHER",))),
+           "bundle", Level.FAIL, cause, command)
+      for code, cause, command in (
+          ("recipient", "this worker's keys: THUMB; it is sealed to OTHER", "credential-agent pubkey"),
+          ("signer", "believed are: SIGNER for https://control.example", "config show signers"),
+          ("issuer", "believed are: SIGNER", "config show signers"),
+          ("audience", "answers to: urn:credbundle:key:THUMB", "config show identity"),
+          ("expired", "why it is so", "timedatectl"),
+          ("not-yet-valid", "why it is so", "timedatectl"),
+          ("encoding", "why it is so", "credential-agent inspect /run/bundle"),
+      )),
+    Case("refused at a push", with_(control=answered(bundle=None, last_refusal=REFUSAL)), "bundle", Level.FAIL, "from push at 2030", "config show signers"),
+    Case("refused, another in force", with_(control=answered(last_refusal=REFUSAL)), "bundle", Level.WARN, "from push at 2030", "config show signers"),
+    Case("the file is older", with_(bundles=found(name="", seq=3)), "bundle", Level.FAIL, "rollback", "credential-agent status"),
+    Case("not taken yet", with_(bundles=found(seq=9)), "bundle", Level.WARN, "has not yet", "credential-agent refresh"),
+    # -- sources
+    Case("unreachable", with_(bundles=found(name="https", path="", state="broken", why="the name in https://x does not resolve")),
+         "source", Level.FAIL, "does not resolve", "cat /etc/resolv.conf"),
+    Case("a private CA", with_(bundles=found(name="https", path="", state="broken", why="the certificate of https://x does not verify")),
+         "source", Level.FAIL, "certificate", "timedatectl"),
+    Case("silent", with_(bundles=found(name="https", path="", state="broken", why="no answer within 1.4 s")),
+         "source", Level.FAIL, "no answer", "config show sources"),
+    Case("encoded too often", with_(bundles=found(state="broken", why="/run/bundle: something here looks like a bundle and cannot be read")),
+         "source", Level.FAIL, "looks like a bundle", "credential-agent inspect /run/bundle"),
+    Case("never seen", with_(control=answered(bundle=None), bundles=found(state="none")), "source", Level.WARN, "no bundle was put there", "ls -l /run/bundle"),
+    Case("unreadable for the service", with_(bundles=found(state="broken", why="/run/bundle: cannot be read: permission denied")),
+         "source", Level.FAIL, "permission denied", "ls -l /run/bundle"),
+    # -- metadata, clouds, time
+    Case("switched off", with_(metadata=service(state="disabled")), "metadata", Level.FAIL, "switched off", "--http-endpoint enabled"),
+    Case("hop limit", with_(metadata=service(state="hop-limit")), "metadata", Level.FAIL, "hop limit", "--http-put-response-hop-limit 2"),
+    Case("no role", with_(metadata=service(state="no-identity", why="no role is attached")), "metadata", Level.WARN, "no role", "credential-agent status"),
+    Case("silent", with_(metadata=service(state="silent", why="timeout")), "metadata", Level.FAIL, "does not answer", "ip route get"),
+    Case("another answers", with_(metadata=service(state="absent", why="status 200")), "metadata", Level.FAIL, "no such service", "ip route get"),
+    *(Case(f"STS: {kind}", with_(clouds=endpoint(why="no answer", kind=kind), control=answered(credentials=[RENEWED])), "clouds", Level.FAIL, cause, command)
+      for kind, cause, command in (
+          ("name", "name server", "getent ahosts sts."), ("tls", "upstream.ca_file", "timedatectl"),
+          ("proxy", "upstream.proxy", "config show upstream"), ("timeout", "firewall", "ip route show"), ("network", "no answer", "ip route show"),
+      )),
+    Case("STS, nobody knows whether it matters", with_(clouds=endpoint(why="no answer", kind="timeout"), control=silent()),
+         "clouds", Level.WARN, "no answer", "ip route show"),
+    Case("far off", with_(metadata=service(state="ok", ahead_seconds=-3600.0)), "clock", Level.FAIL, "1 h ahead of ec2", "timedatectl"),
+    Case("somewhat off", with_(clouds=endpoint(ahead_seconds=90.0)), "clock", Level.WARN, "1 min 30 s behind", "timedatectl"),
+    Case("the agent corrects it", with_(control=answered(clock={"wall_error_seconds": 7200.0})), "clock", Level.FAIL, "2 h", "timedatectl"),
+    Case("nobody keeps it", with_(clock=Clock(synchronised=False), metadata=Metadata(platform="other"), clouds=endpoint(why="x", kind="name")),
+         "clock", Level.WARN, "no NTP client", "timedatectl"),
+    # -- the machine
+    Case("taken", with_(listeners=Listeners(listeners=(Listener(address="127.0.0.1:16925", taken=True, pid=9, program="nc", ours=False),))),
+         "port", Level.FAIL, "nc, process 9", "-p 9"),
+    Case("nobody listens", with_(listeners=Listeners(listeners=(Listener(address="127.0.0.1:16925", taken=False),))),
+         "port", Level.FAIL, "nobody listens", "restart credential-agent.socket"),
+    Case("full", with_(places=place(free_bytes=4096)), "disk", Level.FAIL, "full", "df -h"),
+    Case("no inodes", with_(places=place(free_files=0)), "disk", Level.FAIL, "inodes", "df -i"),
+    Case("read-only", with_(places=place(read_only=True, writable=False)), "disk", Level.FAIL, "read-only", "findmnt"),
+    Case("another's", with_(places=place(writable=False, owned=False, owner="root")), "disk", Level.FAIL, "belongs to root", "chown -R"),
+    Case("gone", with_(places=place(there=False)), "disk", Level.FAIL, "not there", "install -d"),
+    Case("hangs", with_(places=HUNG), "disk", Level.FAIL, "does not answer", "cat /proc/mounts"),
+    Case("not written", with_(control=answered(memory_unwritten=True)), "disk", Level.FAIL, "would forget", "df -h"),
+    Case("none left", with_(memory=Memory(total=1 << 30, available=8 << 20)), "memory", Level.WARN, "nearly out", "ps -eo"),
+    Case("its share", with_(memory=Memory(total=8 << 30, available=4 << 30, used=500 << 20, limit=512 << 20)), "memory", Level.WARN, "its limit", "MemoryMax"),
+    Case("was ended for it", with_(memory=Memory(total=8 << 30, available=4 << 30, killed=2)), "memory", Level.WARN, "2 times", "journalctl"),
+    Case("everything waits", with_(memory=Memory(total=8 << 30, available=4 << 30, pressure=40.0)), "memory", Level.WARN, "40 %", "ps -eo"),
+    Case("half upgraded", with_(releases=Releases(ours="0.1.0", installed="r2", running="r1")), "version", Level.WARN, "r1 runs, r2", "systemctl restart"),
+    Case("an older agent", with_(control=answered(version="0.0.9")), "version", Level.WARN, "0.0.9 runs", "systemctl restart"),
 ]  # fmt: skip
 
 
 def of(case: Case) -> list[Finding]:
-    return [found for found in diagnose(case.facts) if found.check == case.check and found.level is case.level]
+    return [one for one in diagnose(case.facts) if one.check == case.check and one.level is case.level]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.check}: {case.name}")
 def test_each_failure_is_told_with_its_cause_and_the_next_command(case: Case) -> None:
     """What is broken is found by the check whose it is, at its level, with the cause and what to type."""
-    said = [(found.said, found.next or "") for found in of(case)]
+    said = [(one.said, one.next or "") for one in of(case)]
     assert [line for line in said if case.cause in line[0] and case.next in line[1]], said
 
 
@@ -114,10 +212,10 @@ def test_every_next_command_can_be_typed(case: Case) -> None:
     """It is a program of a worker's machine, or one of ours whose options are right; nothing in it is left to fill in."""
     programs = {
         "systemctl", "systemd-sysusers", "systemd-analyze", "journalctl", "chown", "chmod", "ls", "cat", "df", "kill",
-        "ip", "sudo", "credential-agent",
+        "ip", "sudo", "credential-agent", "timedatectl", "getent", "findmnt", "ps", "install", "aws",
     }  # fmt: skip
-    for found in diagnose(case.facts):
-        for command in (found.next or "true").split(" && "):
+    for one in diagnose(case.facts):
+        for command in (one.next or "true").split(" && "):
             words = shlex.split(command)
             words = words[1:] if words[0] == "sudo" else words
             assert words[0] in programs | {"true"}, command
@@ -140,20 +238,47 @@ def typed(words: list[str]) -> None:
 
 def test_a_healthy_worker_has_nothing_to_mend() -> None:
     """Nothing is said to be wrong where nothing is, each check says something, and no command is proposed."""
-    found = diagnose(healthy())
-    assert {one.level for one in found} <= {Level.OK}
-    assert [one for one in found if one.next] == []
-    assert {one.check for one in found} == set(CHECKS)
-    assert not failed(found)
+    said = diagnose(healthy())
+    assert {one.level for one in said} <= {Level.OK}
+    assert [one for one in said if one.next] == []
+    assert {one.check for one in said} == set(CHECKS)
+    assert not failed(said)
 
 
 @pytest.mark.parametrize("name", sorted(set(Facts.__struct_fields__) - {"root", "seconds", "config_path"}))
 def test_a_look_without_an_answer_breaks_no_check(name: str) -> None:
     """A probe that failed, or hung, leaves every other finding as it is, and its own checks still say something."""
     for why in (Unknown(why="not allowed"), HUNG):
-        found = diagnose(with_(**{name: why}))
-        assert {one.check for one in found} == set(CHECKS)
-        assert all(one.next for one in found if one.level in {Level.FAIL, Level.WARN})
+        said = diagnose(with_(**{name: why}))
+        assert {one.check for one in said} == set(CHECKS)
+        assert all(one.next for one in said if one.level in {Level.FAIL, Level.WARN})
+
+
+def test_what_nobody_needs_is_no_failure() -> None:
+    """A cloud at which nothing is renewed, a refusal that a key of the running agent's explains: told, and not blamed."""
+    unneeded = with_(clouds=endpoint(why="no answer", kind="timeout"))
+    assert [one.level for one in diagnose(unneeded) if one.check == "clouds"] == [Level.SKIPPED]
+    ephemeral = with_(bundles=found(code="recipient", why="none of ours"))
+    assert [one.level for one in diagnose(ephemeral) if one.check == "bundle"] == [Level.SKIPPED]
+
+
+def test_a_worker_learns_what_it_may() -> None:
+    """From the redacted document of the couriers' socket: whose identity, until when, and who would see more."""
+    now = status()["now"]
+    document = {
+        "ver": 1, "version": "0.1.0", "now": now, "bundle": None, "refused": None, "keys": [], "signers": [],
+        "clouds": {"aws": {"state": "live", "origin": "bundle", "identity": "user", "until": "2030-01-01T12:00:00Z", "at_the_end": "x"}},
+    }  # fmt: skip
+    denied = Unknown(why=f"{PATH}: cannot be read: permission denied")
+    facts = with_(
+        root=False,
+        control=Control(state="answered", path="/run/courier.sock", document=document, courier=True),
+        configuration=denied, keys=denied, bundles=denied, places=denied, metadata=denied, clouds=denied,
+    )  # fmt: skip
+    told = diagnose(facts)
+    assert [(one.level, one.about) for one in told if one.check == "identity"] == [(Level.OK, "aws")]
+    assert {one.next for one in told if one.level is Level.SKIPPED} == {"sudo credential-agent doctor"}
+    assert not failed(told)
 
 
 def test_every_finding_of_trouble_has_a_command() -> None:

@@ -30,6 +30,12 @@ def test_nothing_that_others_wrote_reaches_the_terminal_as_a_command() -> None:
     assert line == "ok    x: a ?[31mb?"
 
 
+def test_what_was_skipped_for_one_reason_is_one_line() -> None:
+    """Ten checks that may not read the configuration are told in one line, not in ten."""
+    found = (skipped("key", "denied", next="sudo x"), skipped("disk", "denied", next="sudo x"), skipped("z", "other"))
+    assert list(lines(found))[:3] == ["skip  key, disk: denied", "      next: sudo x", "skip  z: other"]
+
+
 def test_colour_is_the_callers_choice() -> None:
     """Marks alone are coloured, and only when asked."""
     assert [line for line in lines(FOUND) if "\033" in line] == []

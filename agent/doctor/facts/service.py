@@ -1,7 +1,4 @@
-"""What the probes found: everything that a check may judge by, as frozen values.
-
-A fact that could not be had is an :class:`Unknown`, which says why; no check fails for the want of one.
-"""
+"""Facts of the service itself: its units, what it answers, its configuration and keys, and who is led to it."""
 
 from __future__ import annotations
 
@@ -9,18 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-
-
-class Unknown(msgspec.Struct, frozen=True, kw_only=True):
-    """A probe did not say.
-
-    Attributes:
-        why: in a few words.
-        hung: it did not end in its time.
-    """
-
-    why: str
-    hung: bool = False
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +134,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         why: in words. ``notes``: what is not as the configuration says.
         table: whether the kernel has our rules; ``None``: not ours to ask.
         asked: what a request to the metadata address was answered just now: a word of ``agent.host.arrival.ask``, by
-            who asked (``uid 1000``, ``this user``).
+            who asked (``uid 1000``).
+        strangers: users that the configuration names and the machine does not have.
     """
 
     expected: bool
@@ -158,26 +144,27 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     table: bool | None = None
     asked: Mapping[str, str] = {}
+    strangers: tuple[str, ...] = ()
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found.
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """Who listens at an address where workers ask.
 
     Attributes:
-        root: whether it was looked with the rights of root.
-        seconds: how long each probe had.
+        address: as ``127.0.0.1:16925``.
+        pid: of a process that has the socket; 0: not known. ``program``: its name.
+        taken: whether anybody listens there.
+        ours: whether it is systemd or the agent; ``None``: not known.
     """
 
-    root: bool
-    seconds: float
-    config_path: str
-    units: Units | Unknown
-    control: Control | Unknown
-    configuration: Configuration | Unknown
-    keys: KeyFiles | Unknown
-    arrival: Arrival | Unknown
+    address: str
+    taken: bool
+    pid: int = 0
+    program: str = ""
+    ours: bool | None = None
 
-    @property
-    def more(self) -> str | None:
-        """The command that would see more, for whoever has not the rights of root."""
-        return None if self.root else "sudo credential-agent doctor"
+
+class Listeners(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them."""
+
+    listeners: tuple[Listener, ...] = ()

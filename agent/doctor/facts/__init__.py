@@ -1,0 +1,81 @@
+"""What the probes found: everything that a check may judge by, as frozen values.
+
+A fact that could not be had is an :class:`Unknown`, which says why; no check fails for the want of one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.doctor.facts.machine import Clock, Memory, Place, Places, Releases
+from agent.doctor.facts.outside import Bundles, Clouds, Endpoint, Held, Metadata, Service
+from agent.doctor.facts.service import (
+    Arrival,
+    Configuration,
+    Control,
+    Fault,
+    KeyFile,
+    KeyFiles,
+    Listener,
+    Listeners,
+    Unit,
+    Units,
+)
+from agent.doctor.facts.unknown import Unknown
+
+__all__ = [
+    "Arrival",
+    "Bundles",
+    "Clock",
+    "Clouds",
+    "Configuration",
+    "Control",
+    "Endpoint",
+    "Facts",
+    "Fault",
+    "Held",
+    "KeyFile",
+    "KeyFiles",
+    "Listener",
+    "Listeners",
+    "Memory",
+    "Metadata",
+    "Place",
+    "Places",
+    "Releases",
+    "Service",
+    "Unit",
+    "Units",
+    "Unknown",
+]
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found.
+
+    Attributes:
+        root: whether it was looked with the rights of root.
+        seconds: how long each probe had.
+    """
+
+    root: bool
+    seconds: float
+    config_path: str
+    units: Units | Unknown
+    control: Control | Unknown
+    configuration: Configuration | Unknown
+    keys: KeyFiles | Unknown
+    bundles: Bundles | Unknown
+    metadata: Metadata | Unknown
+    clouds: Clouds | Unknown
+    clock: Clock | Unknown
+    listeners: Listeners | Unknown
+    arrival: Arrival | Unknown
+    places: Places | Unknown
+    memory: Memory | Unknown
+    releases: Releases | Unknown
+
+    @property
+    def more(self) -> str | None:
+        """The command that would see more, for whoever has not the rights of root."""
+        return None if self.root else "sudo credential-agent doctor"

@@ -1,0 +1,74 @@
+"""Who listens where workers ask? From the kernel's table of sockets, and for root from everybody's descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from agent import config
+from agent.core.errors import ConfigError
+from agent.doctor.facts import Listener, Listeners
+
+_LISTEN: Final = "0A"
+_OURS: Final = ("systemd", "credential-agent", "agent")
+
+
+def look_at_listeners(path: Path) -> Listeners:
+    """Look for the addresses of the configuration at ``path``; the default ones if it cannot be read."""
+    try:
+        settings, _ = config.survey(path)
+    except ConfigError:
+        settings = config.Config()
+    found = []
+    for address in settings.listen.http:
+        with contextlib.suppress(ConfigError):
+            host, port = config.host_port(address)
+            found.append(_look(address, host, port))
+    return Listeners(listeners=tuple(found))
+
+
+def _look(address: str, host: str, port: int) -> Listener:
+    inodes = _inodes(host, port)
+    if not inodes:
+        return Listener(address=address, taken=False)
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for descriptor in os.scandir(directory / "fd"):
+                if os.readlink(descriptor.path).removeprefix("socket:[").removesuffix("]") in inodes:  # noqa: PTH115
+                    return _of(address, directory)
+    return Listener(address=address, taken=True)
+
+
+def _of(address: str, directory: Path) -> Listener:
+    program = (directory / "comm").read_text().strip()
+    words = (directory / "cmdline").read_bytes().split(b"\0")
+    line = b" ".join(words).decode(errors="replace")
+    ours = directory.name == "1" or "credential-agent" in line or " agent " in line or "agent.host" in line
+    return Listener(address=address, taken=True, pid=int(directory.name), program=program, ours=ours)
+
+
+def _inodes(host: str, port: int) -> set[str]:
+    """The sockets that listen there, by the number of each (proc_net_tcp(5))."""
+    wanted = {_spelt(host), "00000000", "0" * 32}
+    found = set()
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                there, _, number = fields[1].partition(":")
+                if fields[3] == _LISTEN and int(number, 16) == port and there in wanted:
+                    found.add(fields[9])
+    return found
+
+
+def _spelt(host: str) -> str:
+    """An address as the kernel's table has it: words in the machine's order."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        packed = socket.inet_pton(family, host)
+    except OSError:
+        return ""
+    return "".join(packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4))

@@ -1,0 +1,158 @@
+"""A booted worker is broken in one way after another, and `doctor` is asked: cause and next command at one look.
+
+One machine for all of them: each mends what it broke.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.system import machine as m
+from tests.system.machine import Disk, Machine
+from tests.system.test_boot import EC2, Sender
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+
+image = m.image
+ETC = "/etc/credential-agent"
+KEY = f"{ETC}/worker.jwk"
+
+
+@pytest.fixture(scope="module")
+def sender() -> Sender:
+    return Sender()
+
+
+@pytest.fixture(scope="module")
+def machine(image: Sequence[Any], sender: Sender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """An EC2 worker with a bundle in its user-data, whose key is a file."""
+    with closing(Disk(tmp_path_factory.mktemp("doctor"), image)) as disk, m.ec2() as cloud:
+        sender.configure(disk.root, source="ec2-user-data", upstream=EC2, extra='[redirect]\nusers = ["alice"]\n')
+        etc = disk.root / ETC.lstrip("/")
+        (etc / "worker.jwk").write_text(json.dumps(sender.key.private_jwk()))
+        config = etc / "config.toml"
+        config.write_text(
+            config.read_text().replace(
+                'kind = "credential"\nname = "credential-agent.key"', f'kind = "file"\npath = "{KEY}"'
+            )
+        )
+        cloud.set_user_data(sender.seal())
+        machine = Machine(disk, cloud)
+        try:
+            machine.boot(healthy=False)  # the key is root's alone until now
+            machine.run("sh", "-c", f"chown root:credential-agent {KEY} && chmod 0640 {KEY}")
+            machine.run("systemctl", "restart", "credential-agent")
+            yield machine
+        finally:
+            machine.shut_down()
+
+
+class Broken(NamedTuple):
+    """One way to break a worker.
+
+    Attributes:
+        break_: a shell command. ``mend``: another that undoes it.
+        check, cause, next: what the findings must have.
+    """
+
+    name: str
+    break_: str
+    mend: str
+    check: str
+    cause: str
+    next: str
+
+
+SERVICE = "credential-agent"
+RESTART = f"systemctl restart {SERVICE}"
+CONFIG = f"{ETC}/config.toml"
+STATE = "/var/lib/credential-agent"
+
+
+def edited(expression: str) -> str:
+    return f"cp -p {CONFIG} {CONFIG}.good && sed -i {expression!r} {CONFIG}"
+
+
+TYPO = edited("s/^kind = .file./knid = 7/")
+WITH_GOOD = f"mv {CONFIG}.good {CONFIG}"
+BROKEN = [
+    Broken("stopped", f"systemctl stop {SERVICE}", f"systemctl start {SERVICE}", "daemon", "is stopped", "systemctl start"),
+    Broken("masked", f"systemctl stop {SERVICE}; systemctl mask --runtime {SERVICE}", f"systemctl unmask --runtime {SERVICE}; systemctl start {SERVICE}",
+           "daemon", "masked", "systemctl unmask"),
+    Broken("hangs", f"kill -STOP $(systemctl show -P MainPID {SERVICE})", f"kill -CONT $(systemctl show -P MainPID {SERVICE})",
+           "daemon", "SIGSTOP", "kill -CONT"),
+    Broken("a typo", f"{TYPO}; {RESTART}; true", f"{WITH_GOOD}; {RESTART}", "configuration", "knid", "credential-agent check"),
+    Broken("no configuration for the service", f"chmod 0600 {CONFIG}", f"chmod 0640 {CONFIG}", "configuration", "permission denied", "chown root:credential-agent"),
+    Broken("no key", f"mv {KEY} {KEY}.away", f"mv {KEY}.away {KEY}", "key", "not there", "keygen"),
+    Broken("a key for root alone", f"chmod 0600 {KEY}", f"chmod 0640 {KEY}", "key", "may not read", "chmod 0640"),
+    Broken("a key for everybody", f"chmod 0644 {KEY}", f"chmod 0640 {KEY}", "key", "others may read", "chmod 0640"),
+    Broken("a directory for a key", f"mv {KEY} {KEY}.away; mkdir {KEY}", f"rmdir {KEY}; mv {KEY}.away {KEY}", "key", "a directory", "ls -ld"),
+    Broken("another's state", f"chown root:root {STATE} && chmod 0700 {STATE}", f"chown {SERVICE}:{SERVICE} {STATE}", "disk", "belongs to root", "chown -R"),
+    Broken("a full disk", f"systemctl stop {SERVICE}; mount -t tmpfs -o size=64k,uid=$(id -u {SERVICE}) none {STATE}; fallocate -l 60k {STATE}/x; true",
+           f"umount {STATE}; systemctl start {SERVICE}", "disk", "full", "df -h"),
+    Broken("a read-only disk", f"systemctl stop {SERVICE}; mount -t tmpfs -o ro none {STATE}; true", f"umount {STATE}; systemctl start {SERVICE}",
+           "disk", "read-only", "findmnt"),
+    Broken("flushed", "nft delete table inet credential_agent; systemctl kill -s STOP credential-agent-redirect", "systemctl kill -s CONT credential-agent-redirect",
+           "redirect", "not in the kernel", "systemctl restart credential-agent-redirect"),
+    Broken("an unknown worker", f"{edited('s/alice/bob/')}", WITH_GOOD, "redirect", "bob", "getent passwd bob"),
+    Broken("another has the port",
+           f"systemctl stop {SERVICE} {SERVICE}.socket; systemd-run --quiet --unit=thief /usr/bin/python3 -m http.server --bind 127.0.0.1 16925",
+           f"systemctl stop thief; systemctl start {SERVICE}.socket {SERVICE}", "port", "another program has it", "ps -o"),
+    Broken("no signer", f"{edited('/signers/d')}; mv {ETC}/signers/control.pub.jwk {ETC}/signers/away", f"mv {ETC}/signers/away {ETC}/signers/control.pub.jwk; {WITH_GOOD}",
+           "configuration", "signers", "credential-agent check"),
+]  # fmt: skip
+
+
+def examined(machine: Machine, *, uid: int = 0) -> list[dict[str, Any]]:
+    done = machine.result("credential-agent", "doctor", "--json", uid=uid)
+    findings: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
+    return findings
+
+
+def settled(machine: Machine) -> None:
+    """Wait until nothing is broken: what came before is mended."""
+    machine.until(
+        lambda: not [one for one in examined(machine) if one["level"] == "fail" and one["check"] in {"daemon", "identity", "redirect", "key"}],
+        what="a healthy worker",
+    )  # fmt: skip
+
+
+class TestBrokenWorker:
+    def test_a_healthy_worker_has_no_failure(self, machine: Machine) -> None:
+        """Beside a fake cloud without a way out, nothing of the worker itself is said to be broken."""
+        settled(machine)
+        found = examined(machine)
+        assert [one for one in found if one["level"] == "fail"] == []
+        told = {one["check"] for one in found if one["level"] == "ok"}
+        assert {"daemon", "configuration", "key", "signers", "source", "bundle", "metadata", "identity", "redirect", "disk",
+                "memory", "port", "version"} <= told, found  # fmt: skip
+        assert any("uid 1000 asked just now" in one["said"] for one in found if one["check"] == "redirect"), found
+
+    @pytest.mark.parametrize("way", BROKEN, ids=lambda way: way.name)
+    def test_each_way_to_break_it_is_told_at_one_look(self, machine: Machine, way: Broken) -> None:
+        """The finding is there, with the cause and the next command, in one call of `doctor`."""
+        settled(machine)
+        machine.result("sh", "-c", way.break_)
+        try:
+            found = machine.until(
+                lambda: [one for one in examined(machine) if one["check"] == way.check and one["level"] in {"fail", "warn"}],
+                what=f"a finding of {way.check}",
+            )  # fmt: skip
+        finally:
+            machine.run("sh", "-c", way.mend)
+        assert [one for one in found if way.cause in one["said"] and way.next in one["next"]], found
+
+    def test_a_worker_sees_its_identity_and_no_secret(self, machine: Machine, sender: Sender) -> None:
+        """An ordinary worker gets the redacted look: no key, no bundle, no configuration, and who sees more."""
+        settled(machine)
+        found = examined(machine, uid=m.WORKER_UID)
+        text = json.dumps(found)
+        assert "sudo credential-agent doctor" in text
+        assert json.loads(json.dumps(sender.key.private_jwk()))["d"] not in text
+        assert [one["level"] for one in found if one["check"] == "key"] == ["skipped"]
+        assert any(one["check"] == "redirect" and one["level"] == "ok" for one in found), found
