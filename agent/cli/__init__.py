@@ -1,8 +1,7 @@
 """The command line: the only package that prints, and the only one that exits.
 
 Sub-commands are loaded when they are called, so that ``credential-agent run`` does not pay for what ``seal`` imports.
-Exit codes are those of ``sysexits.h``: 64 usage, 65 bad data, 69 service unavailable, 70 internal error, 71 the
-machine, 73 cannot create, 74 output that cannot be written, 75 try again, 78 configuration.
+:mod:`agent.cli.exits` is the table of the statuses with which all of them end.
 """
 
 from __future__ import annotations
@@ -16,6 +15,16 @@ from typing import Final
 import click
 
 import agent
+from agent.cli.exits import (
+    EX_CONFIG,
+    EX_DATAERR,
+    EX_INTERRUPTED,
+    EX_IOERR,
+    EX_OSERR,
+    EX_SOFTWARE,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+)
 from agent.core.errors import (
     AgentError,
     BundleError,
@@ -35,6 +44,7 @@ _COMMANDS: Final = {
     "check": "agent.cli.check:check",
     "status": "agent.cli.status:status",
     "doctor": "agent.cli.doctor:doctor",
+    "whoami": "agent.cli.whoami:whoami",
     "push": "agent.cli.push:push",
     "pubkey": "agent.cli.pubkey:pubkey",
     "config": "agent.cli.config:config",
@@ -50,15 +60,6 @@ _COMMANDS: Final = {
     "inspect": "agent.cli.inspect:inspect",
     "redirect": "agent.cli.redirect:redirect",
 }
-
-EX_USAGE: Final = 64
-EX_DATAERR: Final = 65
-EX_UNAVAILABLE: Final = 69
-EX_SOFTWARE: Final = 70
-EX_OSERR: Final = 71
-EX_IOERR: Final = 74
-EX_TEMPFAIL: Final = 75
-EX_CONFIG: Final = 78
 
 # The errors of a full or broken stdout. click handles a closed pipe, in silence.
 _OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(EX_USAGE)
     except click.Abort:
         _say("credential-agent: interrupted")
-        sys.exit(130)
+        sys.exit(EX_INTERRUPTED)
     except OSError as error:
         if error.errno not in _OUTPUT or error.filename is not None:
             raise

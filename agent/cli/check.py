@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from agent.cli.common import CONFIG_PATH, EX_CONFIG
+from agent.cli.common import CONFIG_PATH
+from agent.cli.exits import EX_CONFIG
 
 if TYPE_CHECKING:
     from agent.config import Config

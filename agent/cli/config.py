@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from agent.cli.common import EX_CONFIG
 from agent.cli.documents import json_option, tell
+from agent.cli.exits import EX_CONFIG
 from agent.cli.options import config_option
 
 # Values that may be, or hold, a secret: URLs with a user or a query, and variables that an operator passes on.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from agent.cli.common import EX_TEMPFAIL, EX_UNAVAILABLE
+from agent.cli.exits import EX_TEMPFAIL, EX_UNAVAILABLE
 from agent.cli.options import config_option
 from agent.cli.wait import Workers
 

@@ -15,7 +15,7 @@ import click
 
 from agent.cli import ask
 from agent.cli.check import SERVICE_USER
-from agent.cli.common import EX_DATAERR, EX_UNAVAILABLE
+from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
 
 if TYPE_CHECKING:

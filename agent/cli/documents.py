@@ -1,4 +1,4 @@
-"""What commands print for programs: JSON documents that name their schema and its version (``agent/cli/JSON.md``)."""
+"""What commands print for programs: documents that name their schema and its version (``agent/cli/COMMANDS.md``)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SCHEMAS: Final = MappingProxyType(
         "config": 1,
         "doctor": 1,
         "pubkey": 1,
+        "whoami": 1,
     }
 )
 """The version of each command's document. It rises when a member goes or changes its meaning; new ones may come."""
@@ -31,4 +32,5 @@ def tell(name: str, members: Mapping[str, Any]) -> None:
 
 def json_option(command: Any) -> Any:
     """``--json``, as every command has it that prints something worth reading."""
-    return click.option("--json", "as_json", is_flag=True, help="A document for programs (agent/cli/JSON.md).")(command)
+    option = click.option("--json", "as_json", is_flag=True, help="Print a document for programs (JSON).")
+    return option(command)

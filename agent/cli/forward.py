@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.inputs import FILE, LENGTH, read, variables_of
 
 _EXAMPLES: Final = """\b
@@ -125,7 +126,7 @@ def forward(**given: Any) -> None:
         with begin(**_wanted(given)) as running:
             status = _until(ended, running, once=given["once"])
     if not status.served:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(EX_UNAVAILABLE)
 
 
 def _connect(address: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import click
 
 from agent import bundle
+from agent.cli.exits import EX_DATAERR
 from agent.cli.inputs import FILE, keys_in, read
 from agent.core.errors import BundleError, FormatError, SealError, UnreadableError, WireError
 from agent.core.model import Bundle
@@ -75,7 +76,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
     except BundleError:
         if not checks.refused:
             raise  # a key file, not the bundle
-        return 65
+        return EX_DATAERR
     _show(opened)
     return 0
 

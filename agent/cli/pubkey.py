@@ -59,9 +59,11 @@ def _named(jwk: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _enrolled(courier: Path) -> Mapping[str, Any]:
     """From the couriers' socket, which every worker may ask."""
+    import secrets
+
     from agent import enrol
 
-    nonce = enrol.new_nonce()
+    nonce = enrol.new_nonce(secrets.token_bytes(32))
     answer = ask.control(courier, "POST", "/v1/enrol", enrol.write_question(nonce))
     if answer.status != 200:
         raise HostError(f"the agent does not say: {answer.why()}")

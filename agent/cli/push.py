@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from agent.cli import ask
-from agent.cli.common import EX_TEMPFAIL
+from agent.cli.exits import EX_TEMPFAIL
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import BundleError, HostError
 from agent.core.limits import MAX_BUNDLE_BYTES

@@ -17,7 +17,8 @@ import click
 import msgspec
 
 from agent import config as configuration
-from agent.cli.common import CONFIG_PATH, EX_CONFIG, EX_UNAVAILABLE
+from agent.cli.common import CONFIG_PATH
+from agent.cli.exits import EX_CONFIG, EX_UNAVAILABLE
 from agent.cli.redirect_plan import AGENT_USER, Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
 from agent.host import arrival, fronts, hold, nft, planning, ports, ranges, systemctl, unroutable

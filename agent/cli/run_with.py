@@ -11,13 +11,10 @@ from typing import Final
 import click
 
 from agent.cli.env import variables
+from agent.cli.exits import EX_NOT_EXECUTABLE, EX_NOT_FOUND
 from agent.cli.options import bundle_option, config_option, for_option, timeout_option
 from agent.cli.wait import Workers, await_identity
 from agent.core.text import os_reason
-
-EX_NOT_FOUND: Final = 127  # as a shell says it
-EX_NOT_EXECUTABLE: Final = 126
-
 
 _NOT_PASSED: Final = frozenset(
     {

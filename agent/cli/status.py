@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from agent.cli import ask
-from agent.cli.common import EX_UNAVAILABLE
+from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import HostError
 from agent.core.text import when

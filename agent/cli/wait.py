@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import click
 
 from agent.cli import ask
-from agent.cli.common import EX_TEMPFAIL
+from agent.cli.exits import EX_TEMPFAIL
 from agent.cli.options import CLOUDS, bundle_option, config_option, for_option, timeout_option, unreadable
 from agent.core.errors import HostError
 from agent.wire import names

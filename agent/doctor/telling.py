@@ -20,7 +20,7 @@ _COLOURS: Final[Mapping[Level, str]] = {Level.FAIL: "31;1", Level.WARN: "33", Le
 
 
 def document(findings: Sequence[Finding], *, version: str, now: datetime, redacted: bool) -> dict[str, Any]:
-    """The diagnosis for programs (``agent/cli/JSON.md``).
+    """The diagnosis for programs (``agent/cli/COMMANDS.md``).
 
     Args:
         findings: in their order.

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from agent.core.model import Cloud
+from agent.core.model import AwsCredential, Cloud
 from agent.core.text import instant
 from agent.core.view import Live
 from agent.identity import standing, until
@@ -23,6 +23,9 @@ class Summary(msgspec.Struct, frozen=True):
         identity: its name; ``None``: there is none.
         until: the instant until which it is sure to be served; ``None``: nobody knows.
         at_the_end: what follows then, as a sentence.
+        principal: the ARN of the role, or the account's address: what every program here may ask the cloud itself.
+        account_id: of AWS.
+        why: there is no identity, as a sentence.
     """
 
     state: str
@@ -30,16 +33,24 @@ class Summary(msgspec.Struct, frozen=True):
     identity: str | None
     until: str | None
     at_the_end: str
+    principal: str | None = None
+    account_id: str | None = None
+    why: str | None = None
 
 
 def summary(store: Store, cloud: Cloud, now: datetime) -> Summary:
     """The summary of ``cloud`` at ``now``."""
     answer = store.answer(cloud, now)
     ends = until.valid_until(store.state, cloud, now)
+    credential = answer.credential if isinstance(answer, Live) else None
+    aws = credential if isinstance(credential, AwsCredential) else None
     return Summary(
         state=ANSWERS[type(answer)],
         origin=str(standing.origin(store.state, cloud, now)),
         identity=answer.name if isinstance(answer, Live) else None,
         until=None if ends is None else instant(ends),
         at_the_end=until.what_follows(store.state, cloud, now),
+        principal=aws.role_arn if aws is not None else getattr(credential, "email", None),
+        account_id=None if aws is None else aws.account_id,
+        why=None if isinstance(answer, Live) else answer.why,
     )

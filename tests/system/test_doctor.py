@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,31 @@ def test_a_bundle_in_a_file_is_judged(world: World) -> None:
     (said,) = [one for one in found["bundle"] if one["about"] == "the file"]
     assert status == 65
     assert "urn:credbundle:cluster:test" in said["said"], said
+
+
+def test_every_worker_learns_who_it_is_and_no_secret(world: World) -> None:
+    """From the control socket, and as an SDK would ask: identity, whose it is, until when; the secrets stay where they are."""
+    from agent.cli import whoami
+
+    with world.agent() as agent:
+        agent.ready()
+        world.drop(world.seal(world.session(), world.google(hours=2)))
+        agent.wait_for("bundle.accepted", seq=1)
+        command = [sys.executable, "-m", "agent", "whoami", "--json", "--config", str(agent.config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        now = datetime.now(UTC)
+        host, _, port = agent.wait_for("agent.started")["http"][0].partition(":")
+        http = (host, int(port))
+        asked = {"aws": whoami._aws(http, now), "gcp": whoami._gcp(http, now)}
+    assert (told["schema"], told["schema_version"]) == ("credential-agent/whoami", 1)
+    assert told["endpoint"].startswith("control socket ")
+    for name, identity in (("aws", None), ("gcp", "worker@project.iam.gserviceaccount.com")):
+        for one in (told["clouds"][name], asked[name]):
+            assert (one["state"], one["origin"]) == ("live", "bundle"), one
+            assert one["until"] is not None
+            assert identity is None or one["identity"] == identity
+    for secret in ("s" * 40, "t" * 80, "ya29.google"):
+        assert secret not in done.stdout
+        assert secret not in json.dumps(asked)

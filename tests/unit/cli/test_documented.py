@@ -1,0 +1,49 @@
+"""What commands tell programs is on one page: each status with its meaning, each document with its version."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.cli import documents, exits
+from agent.doctor import telling
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "agent/cli/COMMANDS.md").read_text()
+COMMANDS = sorted((ROOT / "agent/cli").glob("*.py"))
+
+
+def test_the_page_has_the_table_of_the_statuses() -> None:
+    """Every status and its meaning, in order, and no other."""
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == dict(exits.TABLE)
+    named = {value for name, value in vars(exits).items() if name.startswith("EX_")}
+    assert named == set(exits.TABLE)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_a_command_ends_only_with_a_status_of_the_table(path: Path) -> None:
+    """No command invents a number: what it ends with is 0 or a name of the table."""
+    numbers = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        ends = isinstance(node, ast.Call) and ast.unparse(node.func) in {"sys.exit", "click.exceptions.Exit", "exit"}
+        if ends:
+            assert isinstance(node, ast.Call)
+            numbers += [ast.unparse(one) for one in node.args if isinstance(one, ast.Constant)]
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and type(node.value.value) is int:
+            numbers += [str(node.value.value)] if node.value.value else []
+    assert numbers == []
+
+
+def test_the_page_has_every_document() -> None:
+    """Each schema has its section, and each section is a schema."""
+    assert re.findall(r"^### `([a-z-]+)`$", PAGE, re.MULTILINE) == sorted(documents.SCHEMAS)
+
+
+def test_the_doctors_document_is_of_the_same_table() -> None:
+    """It is made where nothing prints; its name and version are those of the table."""
+    assert telling.SCHEMA == "credential-agent/doctor"
+    assert documents.SCHEMAS["doctor"] == telling.SCHEMA_VERSION
