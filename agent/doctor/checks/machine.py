@@ -70,7 +70,7 @@ def _place(place: Place, facts: Facts) -> Iterator[Finding]:
         yield fail(DISK, f"{place.key}: the directory is not there", command, about=about)
     elif place.read_only:
         yield fail(DISK, f"{place.key}: its file system is read-only", f"findmnt -T {path}", about=about)
-    elif not place.writable and facts.root:
+    elif not place.may_write and facts.root:
         said = f"{place.key}: the service may not write there: it belongs to {place.owner}"
         yield fail(DISK, said, f"chown -R {OWNER} {path}", about=about)
     elif place.free_bytes < LEAST_BYTES:

@@ -10,20 +10,19 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         key: of the configuration that names it.
-        there, writable: whether it is. ``read_only``: its file system is.
+        there: whether it is. ``may_write``: whether the service may. ``read_only``: its file system is.
         free_bytes, free_files: what is left for the service; ``free_files`` of -1: the file system does not count them.
-        owner: the name or number of its owner. ``owned``: whether that is the service.
+        owner: the name or number of its owner.
     """
 
     key: str
     path: str
     there: bool = True
-    writable: bool = True
+    may_write: bool = True
     read_only: bool = False
     free_bytes: int = 1 << 40
     free_files: int = -1
     owner: str = ""
-    owned: bool = True
 
 
 class Places(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,16 +42,15 @@ def _place(key: str, path: Path) -> Place:
     try:
         found, system = path.stat(), os.statvfs(path)
     except OSError:
-        return Place(key=key, path=str(path), there=False, writable=False)
+        return Place(key=key, path=str(path), there=False, may_write=False)
     return Place(
         key=key,
         path=str(path),
-        writable=os.access(path, os.W_OK | os.X_OK),
+        may_write=os.access(path, os.W_OK | os.X_OK),
         read_only=bool(system.f_flag & os.ST_RDONLY),
         free_bytes=system.f_bavail * system.f_frsize,
         free_files=system.f_favail if system.f_files else -1,
         owner=_name(found.st_uid),
-        owned=found.st_uid == os.geteuid(),
     )
 
 
