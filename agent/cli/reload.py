@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from agent.cli import ask
-from agent.cli.common import EX_CONFIG
+from agent.cli.exits import EX_CONFIG
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import HostError
 

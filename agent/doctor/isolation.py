@@ -128,9 +128,11 @@ def _work(probe: Probe, writer: int) -> None:
     """In the new process: look, say, end."""
     try:
         os.setpgid(0, 0)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nowhere, descriptor)
+        # What libraries print is not for the person who asked. Not /dev/null: it may be closed to others than root.
+        silent, deaf = os.pipe()
+        os.set_blocking(deaf, False)
+        for descriptor, instead in ((0, silent), (1, deaf), (2, deaf)):
+            os.dup2(instead, descriptor)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             if probe.become is not None:

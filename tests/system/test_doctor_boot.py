@@ -71,6 +71,7 @@ class Broken(NamedTuple):
 SERVICE = "credential-agent"
 RESTART = f"systemctl restart {SERVICE}"
 CONFIG = f"{ETC}/config.toml"
+UNIT = f"/etc/systemd/system/{SERVICE}.service"
 STATE = "/var/lib/credential-agent"
 
 
@@ -82,11 +83,13 @@ TYPO = edited("s/^kind = .file./knid = 7/")
 WITH_GOOD = f"mv {CONFIG}.good {CONFIG}"
 BROKEN = [
     Broken("stopped", f"systemctl stop {SERVICE}", f"systemctl start {SERVICE}", "daemon", "is stopped", "systemctl start"),
-    Broken("masked", f"systemctl stop {SERVICE}; systemctl mask --runtime {SERVICE}", f"systemctl unmask --runtime {SERVICE}; systemctl start {SERVICE}",
-           "daemon", "masked", "systemctl unmask"),
+    Broken("masked", f"systemctl stop {SERVICE}; mv {UNIT} {UNIT}.away; ln -s /dev/null {UNIT}; systemctl daemon-reload",
+           f"mv {UNIT}.away {UNIT}; systemctl daemon-reload; systemctl start {SERVICE}", "daemon", "masked", "systemctl unmask"),
+    Broken("not installed", f"systemctl stop {SERVICE}; mv {UNIT} {UNIT}.away; systemctl daemon-reload",
+           f"mv {UNIT}.away {UNIT}; systemctl daemon-reload; systemctl start {SERVICE}", "daemon", "not installed", "credential-agent run"),
     Broken("hangs", f"kill -STOP $(systemctl show -P MainPID {SERVICE})", f"kill -CONT $(systemctl show -P MainPID {SERVICE})",
            "daemon", "SIGSTOP", "kill -CONT"),
-    Broken("a typo", f"{TYPO}; {RESTART}; true", f"{WITH_GOOD}; {RESTART}", "configuration", "knid", "credential-agent check"),
+    Broken("a typo", f"{TYPO}; {RESTART}; true", f"{WITH_GOOD}; {RESTART}", "configuration", "keys[0].kind", "credential-agent check"),
     Broken("no configuration for the service", f"chmod 0600 {CONFIG}", f"chmod 0640 {CONFIG}", "configuration", "permission denied", "chown root:credential-agent"),
     Broken("no key", f"mv {KEY} {KEY}.away", f"mv {KEY}.away {KEY}", "key", "not there", "keygen"),
     Broken("a key for root alone", f"chmod 0600 {KEY}", f"chmod 0640 {KEY}", "key", "may not read", "chmod 0640"),
@@ -97,14 +100,14 @@ BROKEN = [
            f"umount {STATE}; systemctl start {SERVICE}", "disk", "full", "df -h"),
     Broken("a read-only disk", f"systemctl stop {SERVICE}; mount -t tmpfs -o ro none {STATE}; true", f"umount {STATE}; systemctl start {SERVICE}",
            "disk", "read-only", "findmnt"),
-    Broken("flushed", "nft delete table inet credential_agent; systemctl kill -s STOP credential-agent-redirect", "systemctl kill -s CONT credential-agent-redirect",
+    Broken("flushed", "systemctl kill -s STOP credential-agent-redirect; nft flush ruleset", "systemctl kill -s CONT credential-agent-redirect",
            "redirect", "not in the kernel", "systemctl restart credential-agent-redirect"),
     Broken("an unknown worker", f"{edited('s/alice/bob/')}", WITH_GOOD, "redirect", "bob", "getent passwd bob"),
     Broken("another has the port",
            f"systemctl stop {SERVICE} {SERVICE}.socket; systemd-run --quiet --unit=thief /usr/bin/python3 -m http.server --bind 127.0.0.1 16925",
            f"systemctl stop thief; systemctl start {SERVICE}.socket {SERVICE}", "port", "another program has it", "ps -o"),
-    Broken("no signer", f"{edited('/signers/d')}; mv {ETC}/signers/control.pub.jwk {ETC}/signers/away", f"mv {ETC}/signers/away {ETC}/signers/control.pub.jwk; {WITH_GOOD}",
-           "configuration", "signers", "credential-agent check"),
+    Broken("no signer", f"mv {ETC}/signers/control.pub.jwk {ETC}/signers/away", f"mv {ETC}/signers/away {ETC}/signers/control.pub.jwk",
+           "configuration", "signers[0].key", "credential-agent check"),
 ]  # fmt: skip
 
 
