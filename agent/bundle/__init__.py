@@ -1,7 +1,7 @@
 """The bundle: a sealed, signed message that carries credentials to workers. FORMAT.md is its specification.
 
 This package is a codec: bytes to values and back, strict in both directions, no I/O, no clock. It does not remember
-what was accepted (that is the store's) and does not hold keys (that is :mod:`agent.keys`).
+accepted bundles (the store does) and holds no keys (:mod:`agent.keys` does).
 
 For a control plane written in Python the face is small::
 

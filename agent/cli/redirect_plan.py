@@ -18,7 +18,7 @@ from agent.host.bounds import Bounds
 
 AGENT_USER: Final = "credential-agent"
 MOST_FAMILIES: Final = 256
-"""For at most so many users their subordinate uids are bounded with them: each costs a chain of rules."""
+"""The most users whose subordinate uids are bounded with them: each costs a chain of rules."""
 UNUSED_UID: Final = 60578
 """The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
 
@@ -33,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         closed: the same workers, refused.
         ipv6: whether the IPv6 front address is wanted.
         error: why ``scripts`` are closed; ``None``: they lead.
-        notes: what is not as the configuration says, and was tolerated.
+        notes: differences from the configuration that were tolerated.
         pending: users and units that were not there; to be looked up again.
         uid: of a worker, to probe as; ``None``: no uid is a worker.
         groups: control groups that the rules name, with the number that each has now.

@@ -1,6 +1,6 @@
 """``seal``: sign an identity and encrypt it to workers.
 
-The bundle, which can be piped, goes to stdout; what is for a person goes to stderr.
+The bundle, which can be piped, goes to stdout; messages for a person go to stderr.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of ``seal``: what is sent, how it is sealed, where it goes."""
+"""The options of ``seal``: what to send, how to seal it, where to put it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The configuration file: TOML, decoded strictly into frozen values.
 
-An unknown key, a wrong type, a path that cannot be right: one clear line with the key and what was expected, and
-nothing is started. Every default has its unit and its reason here, and only here. No environment variable is read: what
-a unit file passes to the daemon (``NOTIFY_SOCKET``, ``LISTEN_FDS``, ``CREDENTIALS_DIRECTORY``) is the composition
-root's business.
+An unknown key, a wrong type, a path that cannot be right: each is told in one clear line with the key and what was
+expected, and nothing is started. Every default has its unit and its reason here, and only here. No environment variable
+is read: what a unit file passes to the daemon (``NOTIFY_SOCKET``, ``LISTEN_FDS``, ``CREDENTIALS_DIRECTORY``) is the
+composition root's business.
 
 What this package does *not* do: open the files it names. A missing key file is the daemon's error, with its own text.
 """

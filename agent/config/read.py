@@ -142,8 +142,8 @@ def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
     """Read the section ``[redirect]`` alone, and ignore every mistake elsewhere.
 
     A misspelt key of another section must not decide whether workers are redirected. An unknown key of this section is
-    reported and left out (a newer release wrote it); a *value* of this section that cannot be right is an error: what
-    it meant is not known, and the caller refuses workers.
+    reported and left out (a newer release wrote it); a *value* of this section that cannot be right is an error: its
+    meaning is not known, and the caller refuses workers.
 
     Returns:
         The section, the agent's port, and what was ignored, in words.

@@ -33,7 +33,8 @@ from agent.identity.events import BundleAccepted, BundleRevoked, MemoryAdopted, 
 from agent.identity.store import Store
 
 PATIENCE_SECONDS: Final = 2.0
-"""How long a caller waits for the disk. Beyond it the disk is stalled, and is not waited for until it answers."""
+"""How long a caller waits for the disk. After that the disk counts as stalled, and nobody waits for it until it
+answers."""
 
 WRITE_AGAIN_SECONDS: Final = 30.0
 """Between attempts to write a memory down that a full disk refused."""
@@ -63,7 +64,7 @@ class Durable:
     """See the module.
 
     Args:
-        store: the state machine, whose memory is what is written.
+        store: the state machine, whose memory is written.
         recorder: the disk.
         clock: time.
 
@@ -106,7 +107,7 @@ class Durable:
                 asked, durable = await self._write(verdict.memory, sealed)
                 again = self._store.evaluate(bundle, self._clock.now())
                 if not isinstance(again, Accepted):
-                    # A withdrawal came first, or the lease ended: what was written is not what is so.
+                    # A withdrawal came first, or the lease ended: the disk holds a state that is not in force.
                     await self._write(self._store.memory, self.sealed)
                     return Outcome(again, durable=not self.unwritten)
                 if again.memory == verdict.memory:

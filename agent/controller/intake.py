@@ -60,7 +60,7 @@ class Intake:
         clock: time.
         rng: for retries.
         counters: of verdicts.
-        tasks: where what is under way is kept.
+        tasks: where what is under way is saved.
         wake: has the loop go round.
         changed: tells that an answer may have changed.
     """

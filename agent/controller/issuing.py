@@ -1,4 +1,4 @@
-"""Credentials on their way in: each piece of work is one flight, and what came of it goes into the state machine.
+"""Credentials on their way in: each piece of work is one flight, and its result goes into the state machine.
 
 Errors: nothing that an upstream does ends anything. A failure is logged at the first, second, third, fifth and tenth
 attempt and then once in fifty, counted, and never takes away what is held.

@@ -1,4 +1,4 @@
-"""Which bytes are looked at again, and when? For each origin the last that was not taken and may still become right."""
+"""Which bytes are looked at again, and when? For each origin: the last that may still become right."""
 
 from __future__ import annotations
 

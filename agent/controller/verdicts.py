@@ -37,7 +37,7 @@ class Verdicts:
         self._log = structlog.get_logger()
 
     def accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
-        """It is in force, or what it withdraws no longer is."""
+        """The bundle is in force, or the one that it withdraws no longer is."""
         self._counters.accepted += 1
         event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
         self._log.info(event, durable=durable, **_describe(bundle))

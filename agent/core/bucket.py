@@ -1,6 +1,6 @@
 """Token buckets: how often something may be done, with time as a parameter.
 
-For whatever a worker's request can cause to happen elsewhere (an identity token minted with the user's quota, a packet
+It bounds what a worker's request can cause elsewhere (an identity token minted with the user's quota, a packet
 to the metadata service). One bucket says how often in all; one for each asker, smaller, says that no asker can empty
 the one for all.
 """
@@ -41,7 +41,7 @@ class Bucket:
         return 0.0 if self._left >= 1 else (1 - self._left) / self._per_second
 
     def is_scarce(self, now: float) -> bool:
-        """Whether more than half of what it can hold is gone."""
+        """Whether it is more than half empty."""
         self._fill(now)
         return 2 * self._left < self._burst
 

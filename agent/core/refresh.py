@@ -95,8 +95,8 @@ def retry_seconds(
 ) -> float:
     """How long to wait, in seconds, after the ``attempt``-th failure in a row (1 is the first).
 
-    Passing failures: full jitter over ``min(60, 2^(attempt-1))`` seconds. In the last quarter hour of what is held, and
-    when nothing is held, 15 to 30 seconds are the most: an outage that ends is noticed within half a minute when it
+    Passing failures: full jitter over ``min(60, 2^(attempt-1))`` seconds. In the last quarter hour of a credential, and
+    without one, the pause is at most 15 to 30 seconds: an outage that ends is noticed within half a minute when it
     matters, and a whole fleet that comes to its last quarter hour at once does not keep the outage up by asking.
     Refusals are retried too, since a person may correct a policy, but more slowly.
 

@@ -1,6 +1,6 @@
 """Which sets of Google's scopes are narrower than others, so that a program may get a token for them.
 
-``token?scopes=`` is ignored by GCE and honoured by Cloud Run and GKE. Here it is honoured where it narrows: the
+``token?scopes=`` is ignored by GCE and honoured by Cloud Run and GKE. Here it is honoured if it asks for less: the
 sender gives the scopes of the grant, so a program gets no scope beyond them. For anything else it gets the ordinary
 token, as on GCE: that has the scopes it needs, or the service that it calls refuses it.
 """

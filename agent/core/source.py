@@ -32,7 +32,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         origin: the name of the source that submitted it.
-        outcome: ``accepted``; ``same`` when it is what was accepted already; ``refused``.
+        outcome: ``accepted``; ``same`` if it was accepted already; ``refused``.
         at: when it was evaluated, aware UTC.
         code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
         reason: a sentence for a person; ``None`` unless refused.

@@ -36,10 +36,10 @@ which what is over would be live again. Forward is different: a pause that no cl
 just like that.
 
 **The wall clock is stepped.** Back: it moves nothing that a witness vouched for. *Forward: it is believed at once*,
-synchronised or not, and the clouds are asked. It is what a hypervisor's pause looks like from inside (boot time is
-short by it), and then what we hold may be over. With no witness in reach we refuse what may be live rather than serve
-what may be over: AWS's clients compare an ``Expiration`` with that same clock and would refuse it anyway, and a lease
-that is over must not be outlived. The first witness that says what we thought before takes the step back.
+synchronised or not, and the clouds are asked. A hypervisor's pause looks so from inside (boot time is short by it), and
+then our credentials may have ended. Without a witness we would rather refuse a credential that may be live than serve
+one that may have ended: AWS's clients compare an ``Expiration`` with that same clock and would refuse it anyway, and a
+lease that is over must not be outlived. The first witness that says what we thought before takes the step back.
 
 **Forward is time lost, back is an error.** If we had reason to think that we were right and are moved forward, the
 machine was stopped: all that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and
@@ -67,7 +67,7 @@ DRIFT_SECONDS: Final = 300.0
 DRIFT_RATE: Final = 2e-4
 """How much further for each second since then: boot time that nobody disciplines runs fast by seconds a day."""
 SETTLED_SECONDS: Final = 10.0
-"""How long a single witness must have said the same: what was under way during a pause was said before it."""
+"""How long a single witness must have said the same: an answer that was under way during a pause is from before it."""
 MOVE_EVERY_SECONDS: Final = 600.0
 ASK_EVERY_SECONDS: Final = 300.0
 MOST_LEFT: Final = 4

@@ -2,7 +2,7 @@
 
 Senders seal to the key that they find there. Whoever can write there in our place (root on this machine, whoever may
 change the instance's guest attributes, a worker that found a way around the redirection) would be sent the identities
-that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once when a bundle was refused, which is
+that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once after a refused bundle, since that is
 how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again.
 """
 

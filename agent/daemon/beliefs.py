@@ -85,7 +85,7 @@ class Away:
 
 
 class NothingAway(Away):
-    """For a reload: what is not there is an error, and what was loaded before stays in force."""
+    """For a reload: a missing file is an error, and the content loaded before stays in force."""
 
     def takes(self, key: str, error: AgentError, *, passing: bool = True) -> bool:  # noqa: ARG002 - none is taken
         """Tolerate nothing."""
@@ -271,11 +271,11 @@ class Opening:
         return self._opened.get(hashlib.sha256(sealed).digest())
 
     def remember(self, sealed: bytes, opened: Opened) -> None:
-        """Keep what is in those bytes, so that no key is needed again."""
+        """Keep the content of those bytes, so that no key is needed again."""
         name = hashlib.sha256(sealed).digest()
         self._opened.pop(name, None)
         if len(self._opened) > REMEMBERED:
-            # Never drop what is in force: anybody can seal to our public key, and a flood of such bundles would make
+            # Never drop the bundle in force: anybody can seal to our public key, and a flood of such bundles would make
             # the next process ask for a key that it may not get just then.
             in_force = self.in_force()
             kept = None if in_force is None else hashlib.sha256(in_force).digest()

@@ -1,8 +1,8 @@
 """How one process of the agent writes for the next: what :mod:`agent.daemon.kept` and :mod:`.handover` have in common.
 
-Only this unit's processes and root could write what is read back. It is checked like a stranger's all the same: it may
-be of a later version, of one that had a defect, or cut short. At worst everything is asked for again; it never prevents
-a start, and never yields a time beyond what a datetime can hold.
+Only this unit's processes and root could write the bytes that are read back. It is checked like a stranger's all the
+same: it may be of a later version, of one that had a defect, or cut short. At worst everything is asked for again; it
+never prevents a start, and never yields a time beyond what a datetime can hold.
 """
 
 from __future__ import annotations

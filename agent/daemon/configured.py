@@ -32,7 +32,7 @@ class Configured:
         path: the file.
 
     Attributes:
-        text: what was in it when it was last valid; it may hold secrets.
+        text: its text when it was last valid; it may hold secrets.
         late: the first reading of it, while the text of the previous process is in force.
     """
 

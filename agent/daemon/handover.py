@@ -108,7 +108,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         return other is not None and msgspec.structs.replace(self, uptime=other.uptime, now=other.now) == other
 
     def shift(self, clock: SystemClock) -> timedelta:
-        """By how much our time is behind that process's, zero or less.
+        """The difference by which our time is behind that process's, zero or less.
 
         Never above: where we are ahead, that process may have been right, and a stop of the machine makes no end later.
         """
@@ -143,7 +143,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tuple[Memory, bytes | None]:
-    """The memory to go on with: what the disk says, or what was handed over, whichever is later.
+    """The memory to go on with: the disk's or the one handed over, whichever is later.
 
     The disk may be behind, since it was full; or ahead, since a descriptor could not be handed over. What was handed
     over is taken unless a stream has a higher number on the disk. (A disk that lost its memory has none.)
@@ -189,7 +189,7 @@ def positions(sources: Iterable[Source], sealed: bytes | None) -> dict[str, Posi
 
 
 def go_on(sources: Iterable[Source], left: Mapping[str, Position], sealed: bytes | None) -> None:
-    """Have the sources go on from there, if what they read there is in force."""
+    """Let the sources go on from there, if the bundle that they read there is in force."""
     content = None if sealed is None else hashlib.sha256(sealed).hexdigest()
     for source in sources:
         at = left.get(source.name)

@@ -37,7 +37,7 @@ class Late:
     Args:
         settings: what the process was started with.
         file: the configuration, which may not have answered.
-        prepared: what was opened, and what was away.
+        prepared: the files that were opened, and those that were away.
         passed: the sockets that the service manager passed.
         restorer: knows when the boot grace began.
         clock: time.

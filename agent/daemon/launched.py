@@ -126,7 +126,7 @@ class Launched:
             said = await self._ask(entry)
             words = await asyncio.to_thread(_read, said, lines=isinstance(entry, config.Ec2UserDataSigners))
         except (UpstreamError, HostError, BundleError) as error:
-            # Silence and a mistake revoke nobody: what was named before stays.
+            # Silence and a mistake revoke nobody: the signers named before stay.
             if self._troubled.get(key) != error.message:
                 self._log.warning("signers.unreadable", kind=_kind(entry), reason=error.message)
             self._troubled[key] = error.message

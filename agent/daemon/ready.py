@@ -68,7 +68,7 @@ class Readiness:
             seconds: how long an answer may be pending.
             settled: waits for what else must be there (the environment files).
             may_settle: whether a doubt about whose the memory is may end by itself. Else it is not waited for: while it
-                lasts, nothing of what was decided is served.
+                lasts, no cloud that a bundle decided is served.
         """
         deadline = self._clock.boottime() + seconds
         while self._clock.boottime() < deadline:

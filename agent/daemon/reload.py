@@ -68,7 +68,7 @@ class Reloaded(msgspec.Struct, frozen=True):
 
     Attributes:
         outcome: ``applied``; ``refused``: what was in force stays so; ``later``: this process has not started yet.
-        needs_restart: what was changed and is not in force.
+        needs_restart: the sections that were changed and are not in force.
         reason: why it was refused.
         hint: what to do about that.
     """
@@ -258,7 +258,7 @@ class Reloader:
         Args:
             settings: the configuration.
             changed: the keys of the files that have changed, for the log.
-            tolerant: whether what is away is only noted, as at a start.
+            tolerant: whether a missing file is only noted, as at a start.
 
         Raises:
             ConfigError: a file is not what it should be.

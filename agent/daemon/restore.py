@@ -201,7 +201,7 @@ class Restorer:
     async def _identified(
         self, name: str, found: list[Machine], audience: Iterable[str], *, write: bool = True
     ) -> None:
-        """Decide whose the memory is, and resume what was in force if it is ours."""
+        """Decide whose the memory is, and resume its bundle if it is ours."""
         who = self._who
         verdict = self._evaluate(self.controller.store.memory, name)
         if verdict is not Whose.OURS and self._succession.left is not None and not name:

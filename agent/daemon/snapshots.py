@@ -25,7 +25,7 @@ class Snapshots:
     """Makes them.
 
     Args:
-        controller: what is served, and why a bundle was refused.
+        controller: the served identities, and why a bundle was refused.
         clock: time.
         settings: what stays the same for the process.
         tokens: the bearer tokens of the container endpoint that are good now.
@@ -63,7 +63,7 @@ class Snapshots:
         self._hear.append(hear)
 
     def publish(self) -> None:
-        """Tell everybody what is served now, if that is not what they were told last."""
+        """Send everybody the present snapshot, if it differs from the last one."""
         version = self._last.version + 1
         try:
             new = self._made(version)

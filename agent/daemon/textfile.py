@@ -3,8 +3,8 @@
 A scraper needs no way to ask us then: no socket that a worker might reach, no group that may hand in bundles, and
 nothing of ours reads what it sends. Whoever may read the file sees metrics, and nothing else.
 
-A file outlives its writer, and what it says looks alive. So it is taken away at an orderly end, and holds the time at
-which it was made (``credential_agent_written_timestamp_seconds``): the alert rules watch both.
+A file outlives its writer, and what it says looks alive. So the file is removed at an orderly end, and holds the time
+at which it was made (``credential_agent_written_timestamp_seconds``): the alert rules watch both.
 """
 
 from __future__ import annotations

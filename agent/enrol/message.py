@@ -81,7 +81,7 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
         key: the public JWK of the key to seal to.
         thumbprint: of it (RFC 7638).
         audiences: what the worker says that it answers to.
-        host: what it says that it is called.
+        host: its name, by its own word.
         evidence: at most one of a kind.
         missing: why a kind is not there.
     """

@@ -1,4 +1,4 @@
-"""To whom is an identity given? Compares the sender's policy with what evidence has proved."""
+"""Who may have an identity? Compares the sender's policy with what evidence has proved."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """To whom an identity is given. Empty is nobody; :meth:`of_identity` is the default.
+    """The machines that may have an identity. Empty is nobody; :meth:`of_identity` is the default.
 
     Attributes:
         accounts: AWS account ids: their machines, by whatever role. None: no AWS machine.

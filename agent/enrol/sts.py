@@ -106,7 +106,7 @@ def _place(host: str) -> tuple[str, str] | None:
 
 
 def checked_request(evidence: AwsSts, *, thumbprint: str, nonce: str, now: datetime) -> StsRequest:
-    """The request, if it is what PROTOCOL.md asks for. Asks nobody.
+    """The request, if it is as PROTOCOL.md demands. Asks nobody.
 
     Args:
         evidence: from a stranger.

@@ -121,7 +121,7 @@ class Courier(Protocol):
 
     Attributes:
         name: of the kind of cluster, for people.
-        private: nobody between here and the workers reads or alters what is carried, and they are who they say (TLS
+        private: nobody between here and the workers reads or alters the messages, and the workers are who they say (TLS
             with a cluster's own certificates, ssh).
         named: the user has named each of these machines, so that who they are needs no other proof.
     """

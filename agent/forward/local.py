@@ -1,4 +1,4 @@
-"""The identity of this computer: what is sent of it, when there is something new to send, and to whom by default."""
+"""The identity of this computer: what to send of it, when to send it anew, and who may have it by default."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Local:
         )
 
     def policy(self) -> Policy:
-        """To whom it is given by default: the machines of its own account and project."""
+        """Who may have it by default: the machines of its own account and project."""
         account = project = None
         for part in self.parts.values():
             for grant in part.collected.grants:

@@ -185,7 +185,7 @@ class Dask:
         return said
 
     async def _post(self, job: Job, worker: str) -> str | Exception:
-        """A newcomer answers nobody until it is served: what is for it goes through its queue."""
+        """A newcomer answers nobody until it is served: its messages go through its queue."""
         box = self._boxes[worker]
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._pending[box] = answer

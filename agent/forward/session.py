@@ -129,7 +129,7 @@ class Forward:
         try:
             self._begin()
         except BaseException:
-            # Ctrl-C, or a cluster that goes away: what was given meanwhile is taken back as at any other end.
+            # Ctrl-C, or a cluster that goes away: the identity given meanwhile is taken back as at any other end.
             if self._engine.status().served:
                 with contextlib.suppress(Exception):
                     self.close()

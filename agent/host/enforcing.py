@@ -30,7 +30,7 @@ class Rules:
 
     Attributes:
         lacking: what the rules in force do without, in words, because this kernel does not take it.
-        why: the reason why what was last to be loaded is not in force; ``None``: it is.
+        why: the reason why the rules last loaded are not in force; ``None``: it is.
     """
 
     def __init__(self, reporter: Reporter) -> None:

@@ -155,8 +155,8 @@ def merge_no_proxy(existing: str, hosts: Iterable[str] = NO_PROXY_HOSTS) -> str:
 def overlay(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
     """The environment for a program started under the agent: ours override, and what masks us is taken out.
 
-    A region that the caller chose stays, and hosts that the caller exempted from the proxy stay exempt. Only the cloud
-    that ``variables`` speaks of is unmasked: ``GOOGLE_APPLICATION_CREDENTIALS`` is nobody's business on a machine where
+    A region that the caller chose stays, and hosts that the caller exempted from the proxy stay exempt. Only the clouds
+    that ``variables`` names are unmasked: ``GOOGLE_APPLICATION_CREDENTIALS`` is nobody's business on a machine where
     the agent serves AWS alone.
     """
     masking = set[str]()

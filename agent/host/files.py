@@ -30,7 +30,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int, gid: int | None = None) 
         gid: the group to give it to; ``None``: leave it.
 
     Raises:
-        HostError: it could not be written; what was there before still is.
+        HostError: it could not be written; the former file is still there.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:

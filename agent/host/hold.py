@@ -301,7 +301,7 @@ def _look(path: Path) -> Look | None:
 
 
 def _restarting() -> bool:
-    """Whether systemd ends us only to start us again. In doubt it does not: a stop refuses workers."""
+    """Whether systemd ends us only to start us again. In doubt, no: a stop refuses workers."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments
             ["systemctl", "list-jobs", "--no-legend", "--plain", UNIT],  # noqa: S607 - systemd's own search path

@@ -47,7 +47,7 @@ def machine_id(root: Path = Path("/")) -> str:
     """``/etc/machine-id``, or the empty string.
 
     Images are made with an empty one, or with the word ``uninitialized`` (machine-id(5)), so that each machine draws
-    its own at its first boot. Neither is a name: two machines could have it.
+    its own at its first boot. Both are no names: two machines could have it.
     """
     found = _read(root / _MACHINE_ID)
     return found if _ID.match(found) else ""

@@ -1,7 +1,7 @@
 """Which rules does the configuration want? A child of its own reads it and prints the plan.
 
-So neither the configuration's libraries nor its mistakes get into the process that holds the rules. The plan is what
-``credential-agent redirect plan`` prints: JSON with the members of :data:`MEMBERS`.
+So neither the configuration's libraries nor its mistakes get into the process that holds the rules. ``credential-agent
+redirect plan`` prints the plan: JSON with the members of :data:`MEMBERS`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEMBERS: Final = MappingProxyType[str, type | UnionType](
         "closed": str,  # what is loaded while workers are to be refused
         "groups": dict,  # the control groups that the rules name, and their numbers
         "ipv6": bool,
-        "notes": list,  # what is not as the configuration says
+        "notes": list,  # differences from the configuration
         "pending": list,  # what is named and not there yet
         "uid": int | None,  # of a worker, for the probe
         "error": str | None,

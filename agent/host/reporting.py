@@ -35,7 +35,7 @@ class Reporter:
         self._said: dict[str, str | None] = {}
 
     def say(self, what: str, text: str | None) -> None:
-        """Log what is wrong with something, once, and that it is right again (``None``)."""
+        """Log a trouble once, and once that it is over (``None``)."""
         if self._said.get(what) == text:
             return
         before, self._said[what] = self._said.get(what), text
@@ -62,7 +62,7 @@ class Reporter:
     def write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
         """Replace a document in the directory; a failure is logged.
 
-        Where there is no room for another file (a full ``/run``), what is there is written over: the old document would
+        Where there is no room for another file (a full ``/run``), the old one is written over: the old document would
         be believed while it is fresh, and be wrong. A reader who comes in between reads no valid document.
 
         Not synced to the disk, as :func:`agent.host.files.write_atomic` does it: the directory is in memory, and this

@@ -56,7 +56,7 @@ def give_up_execution() -> bool:
 
     Returns:
         Whether it is in force; ``False`` on a machine whose numbers are not known here, where the unit's
-        ``NoExecPaths=`` is what holds.
+        ``NoExecPaths=`` alone protects.
 
     Raises:
         HostError: the kernel refused.

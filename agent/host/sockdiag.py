@@ -68,7 +68,7 @@ class SocketDiagnosis:
         if own is None or direct is None:
             return None
         # Our socket has one other end. If that is not connected to our address, the rules led it here, and two users
-        # may hold the same port towards two metadata addresses: then neither is blamed for the other's request.
+        # may hold the same port towards two metadata addresses: then a request counts against neither.
         user = self._ask(own, direct)
         if user is None:
             found, gone = set(), None

@@ -1,6 +1,6 @@
 """Whose socket is at the other end of a TCP connection on this machine.
 
-The kernel's table (proc_pid_net(5), ``/proc/self/net/tcp``) is what is left inside the sandbox: ``ProcSubset=pid``
+Inside the sandbox there is only the kernel's table (proc_pid_net(5), ``/proc/self/net/tcp``): ``ProcSubset=pid``
 leaves a process's own directory, and it closes netlink, which could be asked for one socket.
 Reading it takes time in proportion to all sockets of the machine: a thread's work, and never once for each request.
 """

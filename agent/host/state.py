@@ -2,7 +2,7 @@
 
 The bundle lies in a file named after its digest and is written first; the memory, which names the digest, second, by
 one rename. So at every instant the memory points at a bundle that is there, and a crash can only lose the newest
-bundle. For a withdrawal the order is the other: the bundle is removed first.
+bundle. For a withdrawal the order is reversed: the bundle is removed first.
 
 **Writing a memory needs no space.** Beside it lies a spare file, whose blocks are allocated. A memory is written over
 the spare, in place; then the two swap names, by a hard link and two renames in a directory that has these names

@@ -23,7 +23,7 @@ Range = tuple[int, int]
 
 
 def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = None) -> tuple[tuple[Range, ...], ...]:
-    """For every user with subordinate uids all ranges that are that user's, ascending and apart from everybody else's.
+    """For each user with subordinate uids, all ranges of that user, ascending and apart from everybody else's.
 
     Root's are left out: containers get those, one each. A uid that several users may take belongs to the first of them;
     a user's own uid is that user's whatever the file says. A user without a known uid has the subordinate ones only.

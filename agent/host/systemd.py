@@ -65,12 +65,12 @@ class Passed:
         return data
 
     def take_each(self, name: str, *, max_bytes: int = 1 << 20) -> list[bytes]:
-        """Read and close what was kept under ``name``, and under the second name of one that was being replaced.
+        """Read and close the file kept under ``name``, and the second one of a file that was being replaced.
 
         The caller tells which is newer: the process that kept them may have ended between any two steps.
 
         Raises:
-            HostError: nothing of what was kept can be read, or all of it is too long.
+            HostError: no kept file can be read, or all are too long.
         """
         found, failed = [], None
         for one in (name, name + NEXT):

@@ -16,11 +16,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST: Final = 32
-"""Further jobs wait: with so many, something retries on what has stalled, and the unit's ``TasksMax=`` is near."""
+"""Further jobs wait: with so many, some caller retries on a stalled file, and the unit's ``TasksMax=`` is near."""
 
 
 def aside(fn: Callable[[], T], seconds: float) -> T:
-    """Call ``fn`` in a daemon thread and wait for so long: for what is asked before there is a loop.
+    """Call ``fn`` in a daemon thread and wait for so long: for questions before there is a loop.
 
     Raises:
         TimeoutError: it has not returned; it is not waited for any more.

@@ -21,7 +21,7 @@ def call(program: str, arguments: Sequence[str], text: str = "") -> str:
     Raises:
         HostError: it is not there, refuses, or takes longer than :data:`TIMEOUT_SECONDS`.
     """
-    # Neither shutil nor dataclasses here: with what they import the process that holds the rules is a sixth larger.
+    # Neither shutil nor dataclasses here: their imports would make the process that holds the rules a sixth larger.
     places = (f"{directory}/{program}" for directory in _SEARCH.split(":"))
     path = next((place for place in places if os.access(place, os.X_OK)), None)
     if path is None:

@@ -211,7 +211,7 @@ Event = (
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """The event did what it was for: something that was there to take was taken."""
+    """The event had its effect: something that was there to take was taken."""
 
 
 Effect = Work | Notice | Applied

@@ -4,7 +4,7 @@ Pure arithmetic over what each kind of credential may still call: a session from
 roles, a role session can only assume another role for one hour ("chaining"), a Google access token can do nothing for
 itself, and so on. The same answer is given when a bundle is sealed, when it arrives, and in the status of the worker,
 so that "this job will lose S3 at 03:12" is known before the job starts. A running worker knows more than the bundle
-says, and adds it (:class:`Known`): what it holds, and what it is given no more.
+says, and adds it (:class:`Known`): its credentials, and the grants that give it no more.
 
 The instants are *sure*, not hoped for: where a credential is renewed up to the moment its base ends, the last renewal
 may have happened a full refresh interval before, and that interval is taken off.
@@ -110,7 +110,7 @@ class _Question(NamedTuple):
     turns: list[datetime]
 
     def length(self, grant_id: str, asked: timedelta) -> timedelta:
-        """For how long that grant's credentials are given, as far as is known."""
+        """The length for which that grant's credentials are given, as far as is known."""
         known = self.known.get(grant_id)
         if known is None or known.length is None or known.length > asked - SHORTER:
             return asked

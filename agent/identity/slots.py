@@ -291,7 +291,7 @@ def blocked(slot: Slot, source: Slot, now: datetime) -> Slot:
 
 
 def source_came(slot: Slot, now: datetime) -> Slot:
-    """Its source has a fresh credential: what has nothing alive is due at once, and its failures are forgotten."""
+    """Its source has a fresh credential: without a live one it is due at once, and its failures are forgotten."""
     state = slot.state
     if state.due_at is None or slot.live(now):
         return slot

@@ -1,4 +1,4 @@
-"""How each cloud stands: the closed set of what it can be, and what is answered in each case.
+"""How each cloud stands: the closed set of its states, and the answer in each.
 
 ======================  ===================================================================  ========================
 standing                when                                                                 answer

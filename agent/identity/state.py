@@ -108,7 +108,7 @@ class State(msgspec.Struct, frozen=True):
         grace_until: how long a first bundle is waited for.
         identity: what is in force; ``None``: no bundle.
         machine: the machine's own slots, where its identity is served, may be, or is a source.
-        resuming: why what was in force before a restart is not yet again; ``None``: nothing is being opened.
+        resuming: why the bundle in force before a restart is not in force yet; ``None``: nothing is being opened.
         doubt: why it is not known whether the memory is this machine's; ``None``: it is.
         names: by cloud.
         id_tokens: by audience, with what each was minted from.

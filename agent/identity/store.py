@@ -73,7 +73,7 @@ class Store:
             told()
 
     def take(self, event: Event, now: datetime) -> bool:
-        """Let ``event`` happen; returns whether it did what it was for."""
+        """Let ``event`` happen; returns whether it had its effect."""
         return Applied() in self.apply(event, now)
 
     def due(self, now: datetime) -> list[Work]:

@@ -244,7 +244,7 @@ def issuing_failed(state: State, event: IssuingFailed, now: datetime, rng: rando
 
 
 def id_token_minted(state: State, event: IdTokenMinted, _now: datetime, _rng: random.Random) -> Step:
-    """Keep it while what it was minted from is served: what comes after a withdrawal speaks for nobody."""
+    """Keep it while its source is served: what comes after a withdrawal speaks for nobody."""
     kept = dict(state.id_tokens)
     audience = event.token.audience
     if len(kept) >= ID_TOKEN_AUDIENCES and audience not in kept:

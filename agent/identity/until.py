@@ -1,7 +1,7 @@
 """Until when each cloud is sure to be served, why no longer, and what follows: for status, metrics and warnings.
 
-:mod:`agent.identity.forecast` answers from the bundle alone. A running worker adds what it holds and what it is
-given no more. Pure; asked a few times a minute, and by no request.
+:mod:`agent.identity.forecast` answers from the bundle alone. A running worker adds its credentials, and the grants that
+give it no more. Pure; asked a few times a minute, and by no request.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from agent.identity.state import InForce, State, is_routed, may_fall_back, serve
 def valid_until(state: State, cloud: Cloud, now: datetime) -> datetime | None:
     """Until when ``cloud`` is sure to be served if things stay as they are; ``None``: nothing ends it.
 
-    An upstream that fails is expected to come back, so it sets no end at first. It does once half of the life of what
-    is held is gone: renewal is due at a third, so by then the trouble is not passing.
+    An upstream that fails is expected to come back, so it sets no end at first. It does once half of the credential's
+    life is gone: renewal is due at a third, so by then the trouble is not passing.
     """
     forecast = forecast_of(state, cloud, now)
     return forecast.until if forecast is not None else None
@@ -85,7 +85,7 @@ def _outlasted(slot: Slot, now: datetime) -> bool:
 
 
 def _ends_by_outage(state: State, cloud: Cloud, forecast: Forecast, now: datetime) -> bool:
-    """Whether an outage, which is no loss, is what ends ``cloud`` first."""
+    """Whether ``cloud`` first ends in an outage, which is no loss."""
     if state.identity is None or forecast.until in (None, state.identity.bundle.lease_until):
         return False
     slot = slot_at(state, serves(state, cloud))

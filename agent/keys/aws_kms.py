@@ -1,4 +1,4 @@
-"""A worker key in AWS KMS: the machine's own role is what opens bundles, and no key is in any image or on any disk.
+"""A worker key in AWS KMS: the machine's own role opens bundles, and no key is in any image or on any disk.
 
 The sender needs the public half only, no AWS account and no KMS permission. The key policy says who may open: grant
 ``kms:DeriveSharedSecret`` (P-256) or ``kms:Decrypt`` (RSA) to the workers' role, with conditions as narrow as the

@@ -1,4 +1,4 @@
-"""A worker key in Google Cloud KMS: the VM's service account is what opens bundles.
+"""A worker key in Google Cloud KMS: the VM's service account opens bundles.
 
 The key has purpose ``ASYMMETRIC_DECRYPT`` and an ``RSA_DECRYPT_OAEP_*_SHA256`` algorithm (JOSE's ``RSA-OAEP-256``:
 SHA-256 for the hash and for MGF1); the service account needs ``roles/cloudkms.cryptoKeyDecrypter`` on it. Senders need

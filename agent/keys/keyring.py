@@ -108,7 +108,7 @@ class Keyring:
             origin: the source it came from.
 
         Returns:
-            A genuine, timely bundle for this worker. Whether it is newer than what was accepted is the store's to say.
+            A genuine, timely bundle for this worker. The store says whether it is newer than the accepted one.
 
         Raises:
             FormatError, SealError, PayloadError: it is refused, and always will be (but for ``not-yet-valid``).

@@ -250,13 +250,13 @@ class Stream(io.TextIOBase):
 def keep_standard_descriptors() -> None:
     """Point standard input, output and error at ``/dev/null`` if they were closed at the start.
 
-    Else the next file or socket that is opened takes the number, and what is meant for a person goes into it.
+    Else the next file or socket that is opened takes the number, and messages for a person go into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDONLY)  # what is written there fails, and is counted
+            opened = os.open(os.devnull, os.O_RDONLY)  # a write there fails, and is counted
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)

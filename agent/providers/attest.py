@@ -77,7 +77,7 @@ class Attestor:
         self._gce = gce
         self._instance = Instance(ec2, gce, cloud)
         self._sts = sts
-        # Mutable state: what was asked a moment ago, and where we are.
+        # Mutable state: the answers of a moment ago, and where we are.
         self._region = region
         self._lock = asyncio.Lock()
         self._credential: AwsCredential | None = None

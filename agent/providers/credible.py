@@ -4,7 +4,7 @@ The codec checks the credentials of a bundle. Minted ones end in the same header
 rule holds for them (FORMAT.md: printable ASCII, space to ``~``, 16,384 characters at most): a line feed in a token
 would write a second line into every client's request head and into the environment file.
 
-A value that breaks a rule is the upstream's fault, and may be gone next time: what is held stays.
+A value that breaks a rule is the upstream's fault, and may be gone next time: the held credential stays.
 """
 
 from __future__ import annotations

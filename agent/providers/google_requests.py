@@ -31,7 +31,7 @@ class GoogleRequests:
         allowed: what a grant may name beside Google's own endpoints.
         boottime: ages what a server said of its own time.
 
-    Error handling: what is no 200 is raised as :class:`~agent.core.errors.Denied` or
+    Error handling: any other status than 200 is raised as :class:`~agent.core.errors.Denied` or
     :class:`~agent.core.errors.Transient`, without the ``secrets`` of the request in its words.
     """
 
@@ -98,7 +98,7 @@ class GoogleRequests:
     ) -> UpstreamResponse:
         """POST and return the 200.
 
-        ``timed``: what is sent is good for a short time only, so a clock that is off gets it refused.
+        ``timed``: a proof is valid for a short time only, so a clock that is off gets it refused.
         """
         try:
             answer = await self._upstream.request(

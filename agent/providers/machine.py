@@ -68,7 +68,7 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
     if not identity.instance_id:
         return None
     if not _INSTANCE_ID.fullmatch(identity.instance_id):
-        # By this name a memory is kept or forgotten: garbage would undo a withdrawal, for good.
+        # The memory is kept or forgotten by this name: garbage would undo a withdrawal, for good.
         raise UpstreamError("expected the instance id of ec2, got something else", code="protocol")
     account, region = identity.account_id, identity.region
     named = {audience_aws_instance(account, region, identity.instance_id)} if account and region else set()

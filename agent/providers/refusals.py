@@ -1,7 +1,7 @@
 """From "the way out failed" and "the upstream said no" to ``Denied`` and ``Transient``.
 
 The one place that decides which failures pass by themselves. A wrong *permanent* costs minutes of slow retries, a
-wrong *passing* costs a burst of useless calls, so what is not known is classified by its status alone.
+wrong *passing* costs a burst of useless calls, so an unknown code is classified by its status alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.upstream import UpstreamError, UpstreamRefused
 #: blame a refused signature on the clock.
 CLOCK_SUSPECT: Final = timedelta(seconds=150)
 
-#: An end that lies this near to what was asked for is what was asked for: the answer took the rest.
+#: An end this near to the requested one counts as the requested one: the answer took the rest.
 AS_ASKED: Final = timedelta(seconds=60)
 
 _PASSING_STATUSES: Final = frozenset({408, 425, 429})

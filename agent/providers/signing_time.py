@@ -1,4 +1,4 @@
-"""By whose time a request is dated: our own, until a server refuses it as too old or too new and says what time it has.
+"""The time that dates a request: our own, until a server refuses it as too old or too new and says what time it has.
 
 As the SDKs do. Requests to that server are then dated by its own time, and requests to nobody else: what one server
 believes moves neither our clock (:mod:`agent.core.timekeeping`) nor a signature for another.

@@ -1,7 +1,8 @@
 """From what was collected to a sealed bundle: the rules that a command line and a control plane share.
 
 Values that the caller leaves out are worked out here: which grant serves each cloud, who may take it, until when it may
-be accepted, its number. So is what a sender should know: until when each cloud will work, and what to worry about.
+be accepted, its number. The result also has what a sender should know: until when each cloud will work, and what to
+worry about.
 """
 
 from __future__ import annotations

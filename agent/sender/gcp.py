@@ -51,7 +51,7 @@ class GcpOptions(msgspec.Struct, frozen=True, kw_only=True):
         send_refresh_token: send the user's refresh token, for the worker to renew with.
         send_key: send the service account's key, likewise.
         project_id: told to programs that ask for their project; ``None``: what the local identity says.
-        adc_file: where the application default credentials are; only what is long-lived is read from it directly.
+        adc_file: where the application default credentials are; only long-lived secrets are read from it directly.
     """
 
     scopes: tuple[str, ...] = (CLOUD_PLATFORM,)

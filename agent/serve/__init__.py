@@ -5,5 +5,5 @@ lock, no waiting. A request that must wait (a first credential that is on its wa
 a coroutine; every other is answered in the call that read it.
 
 ``endpoint`` composes: bytes (``listener``), who may speak (``gate``), the dialects (``ec2``, ``container``, ``gce``),
-what is not ours (``proxy``), and the operator's socket (``control``).
+the pass-through (``proxy``), and the operator's socket (``control``).
 """

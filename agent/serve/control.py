@@ -82,7 +82,7 @@ class ControlEndpoint:
         )
 
     def _means_body(self, method: str, target: str) -> bool:
-        """Only a push does; what is sent elsewhere is not kept."""
+        """Only a push does; a body sent elsewhere is not kept."""
         return method in {"POST", "PUT"} and (method, target.partition("?")[0]) in self._routes
 
     def _handle(self, request: Request, peer: Peer) -> Outcome | Later:

@@ -70,7 +70,7 @@ class Ec2Dialect:
             expects_bundle=lambda: watch.served.now.expects_bundle,
         )
         self._early = early
-        # All mutable state is earlier renderings, each with what it was rendered from.
+        # The only mutable state: earlier renderings, each with its input.
         self._token_heads: dict[int, Response] = {}
         self._known_tokens: dict[str, int] = {}
         self._live: tuple[AwsCredential, str] | None = None

@@ -47,7 +47,7 @@ class WorkerEndpoint:
         gce: the real GCE server, when this machine has one.
         access: told of every request.
         broken: told of an exception in our own code; the request ends without an answer or with 500.
-        owners: tells whose connections are whose, when that matters.
+        owners: names the owner of a connection, when that matters.
 
     *Resources*: none until :meth:`listen`. ``listener.close`` ends what is under way, after the listening sockets were
     closed.

@@ -126,7 +126,7 @@ class Directories:
         return gce.content("".join(lines).encode(), json=False)
 
     def _shown(self, answer: Response, below: tuple[str, ...], query: gce.Query) -> Response:
-        """A directory's answer without what is hidden, under a tag of what is left."""
+        """A directory's answer without the hidden parts, under a tag of the rest."""
         managed = decided(self._watch.look(Cloud.GCP))
         if query.recursive:
             return self._shown_tree(answer, below, query, managed=managed)

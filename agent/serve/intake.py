@@ -5,9 +5,9 @@ at once, by four system calls and without an object for it. Any other is served 
 
 The kernel keeps finished connections in one queue in the order of arrival, whoever owns them. Behind four hundred of
 one worker another's waited for two seconds, which is twice the patience of botocore. So once that queue is long it is
-emptied as fast as the kernel gives: what is remembered is answered on the way, since that costs less than asking whose
-it is; any other is kept unread, with its owner, and a few of them are served in each round, by turns of their owners.
-As long as the queue is short nothing of this runs.
+emptied as fast as the kernel gives: a remembered answer is given at once, since that costs less than finding the owner;
+any other is kept unread, with its owner, and a few of them are served in each round, by turns of their owners. As long
+as the queue is short nothing of this runs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, Final, Protocol
 from agent.serve.fairness import Owners, place_of
 
 LONG: Final = 64
-"""With so many waiting in the kernel it is worth knowing whose they are; fewer are served within some 8 ms."""
+"""With so many waiting in the kernel it is worth finding their owners; fewer are served within some 8 ms."""
 ACCEPTED_AT_ONCE: Final = 256
-"""At most so many are fetched each round: each costs some 25 microseconds, and more come meanwhile."""
+"""The most that are fetched each round: each costs some 25 microseconds, and more come meanwhile."""
 SERVED_AT_ONCE: Final = 4
 """So few are served in each round that rounds stay short: some requests cost a millisecond."""
 LEAST_ROOM: Final = 16

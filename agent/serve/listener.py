@@ -72,7 +72,7 @@ class Listener:
         clock: for the ``Date`` header.
         access: told of every request.
         bodies: whether a request with this method and raw target means a body; without it every one does.
-        owners: tells whose connections are whose when room becomes scarce; without it the address does.
+        owners: names the owner of a connection when places become scarce; without it the address does.
         memory: what was answered a moment ago; without it every request is read.
     """
 
@@ -418,7 +418,7 @@ class Listener:
             reading_on += connection.read_on()
             if reading_on >= _SURPLUS_AT_ONCE:
                 break
-        # Held requests end by their own deadlines. With nothing open there is nothing to wake for.
+        # Held requests end by their own deadlines. Without an open connection there is no reason to wake.
         self._sweeper = (
             asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
             if self._reading or self._closing

@@ -88,7 +88,7 @@ class Mints(Generic[T]):
                 flight = asyncio.get_running_loop().create_task(self._fly(audience, owner), name="mint for a request")
                 self._flights[audience] = flight
                 flight.add_done_callback(lambda done: self._flown(audience, done))
-        # Shielded: who leaves must not take it from the others; what was begun is kept for whoever comes.
+        # Shielded: who leaves must not take it from the others; its result is kept for whoever asks next.
         return await asyncio.shield(flight)
 
     async def _fly(self, audience: str, owner: Hashable) -> T | None:

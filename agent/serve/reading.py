@@ -2,7 +2,7 @@
 
 llhttp is strict as it is used here: it refuses what two readers might read differently (bare line feeds, folded fields,
 a length beside chunks, two lengths). What it does not know is added: sizes and numbers, fields that may occur once, the
-Host that HTTP/1.1 demands. Only the first request of a connection is read; what is behind it is surplus.
+Host that HTTP/1.1 demands. Only the first request of a connection is read; bytes behind it are surplus.
 
 A budget for each request, because the parser calls back for every chunk and every field, and all connections share one
 thread (twenty sockets with chunks of one byte once held up everybody for two minutes): no more bytes are given to the
@@ -37,8 +37,8 @@ IDLE_BODY_BYTES: Final = 1024
 past, so that the answer is not lost in a reset, and not kept."""
 _SLICE_BYTES: Final = 16384
 _MAX_PIECES: Final = 4096
-"""In how many pieces a request may arrive. Each costs us a hundred times what it costs the sender; one that types by
-hand needs some dozens."""
+"""The most pieces in which a request may arrive. Each costs us a hundred times what it costs the sender; one that types
+by hand needs some dozens."""
 _FREE_PIECES: Final = 256
 _BYTES_A_PIECE: Final = 64
 """After :data:`_FREE_PIECES`, the pieces of a body must have so many bytes on average."""
@@ -137,7 +137,7 @@ class RequestReader:
     def _portion(self, data: bytes, at: int) -> bytes:
         """The bytes that the parser may see next: none behind the head until that was checked, no more than allowed.
 
-        One byte more than allowed is seen, so that what is exactly allowed is known to be no more.
+        It shows one byte more than allowed: so a request of exactly the allowed size is known to be no longer.
         """
         if self.head:
             most = at + min(_SLICE_BYTES, self._body_room() + 1)

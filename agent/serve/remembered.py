@@ -12,7 +12,7 @@ good token and in a plain ``User-Agent``.
 * Nothing is remembered beyond a second, beyond the end of what is served, nor once something else is served:
   everything is dropped in the moment in which that is told (:meth:`Memory.forget`).
 * Only whole answers (200) that were made at once are remembered: no refusal, nothing that was waited for.
-* Only what is asked for again is remembered: of a request that comes once, only a number is kept.
+* Only a request that comes again is remembered: of a request that comes once, only a number is kept.
 
 A bearer token is part of the bytes. They are looked up by a hash that is keyed for each process, so how long that takes
 tells nothing of a token (it is compared in constant time where a request is checked).
@@ -177,7 +177,7 @@ class Memory:
         return _Entry(response.head + ending, b"", None, access)
 
     def _is_first(self, key: Key) -> bool:
-        """Whether it was not asked before; what comes once is worth no more than a number."""
+        """Whether it was not asked before; one that comes once is worth no more than a number."""
         mark = hash(key)
         if mark in self._marks:
             return False
@@ -191,7 +191,7 @@ class Memory:
         return not self._since <= self._clock.now() < self._until
 
     def _end(self) -> datetime:
-        """When what is remembered from now on is over: with this second, or with what is served."""
+        """The instant at which answers remembered from now on end: with this second, or with what is served."""
         now = self._clock.now()
         ends = [self._served.stretch(cloud, now).until for cloud in Cloud]
         return min([now.replace(microsecond=0) + _SECOND, *(end for end in ends if end is not None)])

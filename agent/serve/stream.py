@@ -181,7 +181,7 @@ class Stream(asyncio.Transport):
             self._lose()
 
     def _fail(self) -> None:
-        """The other side has left. The protocol is in the middle of saying something, so it is told afterwards."""
+        """The other side has left. The protocol is in the middle of a call, so it is told afterwards."""
         self._closing = True
         self._loop.call_soon(self._lose)
 

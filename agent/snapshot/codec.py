@@ -1,6 +1,6 @@
 """A snapshot as bytes: MessagePack, one spelling for each, no more than :data:`MAX_BYTES`.
 
-One spelling: what was decoded is encoded again, and must be the same bytes. This refuses everything that two readers
+One spelling: the decoded value is encoded again, and must give the same bytes. This refuses everything that two readers
 might read differently (a member twice, one that is not known, a number in another width) without a rule for each.
 """
 

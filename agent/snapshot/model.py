@@ -46,7 +46,7 @@ class ForAudience(msgspec.Struct, frozen=True):
 
 
 class ForScopes(msgspec.Struct, frozen=True):
-    """An access token for fewer scopes that was minted, what it is good for, and until when it is handed out."""
+    """An access token for fewer scopes that was minted, its scopes, and until when it is handed out."""
 
     scopes: tuple[str, ...]
     token: GoogleToken

@@ -35,13 +35,13 @@ from agent.sources.watching import Changes
 from agent.wire.wrapped import find
 
 LOOK_SECONDS: Final = 0.4
-"""The time between looks. With :data:`SETTLE_SECONDS` a rename into place is submitted after 0.55 s at the latest."""
+"""The time between looks. With :data:`SETTLE_SECONDS`, a file renamed into place is submitted within 0.55 s."""
 
 SETTLE_SECONDS: Final = 0.15
 """A file that changed is read once it has looked the same for this long: one being written in place is left alone."""
 
 SETTLE_LOOKS: Final = 20
-"""A file that never settles is read after so many looks (3 s) all the same, and refused for what it then is."""
+"""A file that never settles is read after so many looks (3 s) all the same, and refused as it then is."""
 
 RETRY_LOOKS: Final = 12
 """A broken file is read again after so many looks (5 s) though it looks the same: mending may not change its look."""
@@ -151,7 +151,7 @@ def _look(path: Path) -> Look | str | None:
 
 
 def _bundle(path: Path, max_bytes: int) -> bytes | None:
-    """The bundle in a file, taken out of its wrappings; what is no bundle is left for the decoder to refuse."""
+    """The bundle in a file, taken out of its wrappings; the decoder refuses anything that is no bundle."""
     data = _read(path, max_bytes)
     try:
         return data if data is None else find(data) or data

@@ -284,7 +284,7 @@ class HttpsSource:
         return SealedBundle(data=body, origin=self.name)
 
     async def _unwrapped(self, found: SealedBundle | None) -> SealedBundle | None:
-        """The bundle in what tools have wrapped around it; what is none is left for the decoder to refuse."""
+        """The bundle in what tools have wrapped around it; the decoder refuses anything that is none."""
         if found is None:
             return None
         try:

@@ -1,6 +1,6 @@
 """Where is the bundle, and with which token is it asked for? Both may stand in files that are replaced at any time.
 
-A URL may be a credential (a pre-signed one), and a token is: neither is in the words of an error.
+A URL may be a credential (a pre-signed one), and a token is: no error quotes either.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Location:
         """The URL to ask now.
 
         Raises:
-            SourceError: its file cannot be read, or holds none; what it holds is not said.
+            SourceError: its file cannot be read, or holds none; its content is not shown.
         """
         return self._url or "" if self._url_file is None else await self._read(self._url_file, _read_url)
 

@@ -17,7 +17,7 @@ _FOREVER_SECONDS: Final = 86_400.0
 
 
 class PushSource:
-    """Holds nothing: what is pushed is submitted at once, whether or not it changed, and the verdict is given back.
+    """Holds nothing: pushed bytes are submitted at once, whether or not they changed, and the verdict is given back.
 
     Args:
         clock: sleeps; there is nothing to look at.

@@ -22,7 +22,7 @@ def retry_seconds(attempt: int, rng: random.Random) -> float:
     """How long to wait, in seconds, after the ``attempt``-th failure in a row (from 1): full jitter, at most 60 s.
 
     Ten thousand workers lose a web server in the same instant; jitter over the whole interval keeps them from coming
-    back in the same instant as well. A source that is down is no hurry: what was accepted goes on being served.
+    back in the same instant as well. A source that is down is no hurry: the accepted bundle goes on being served.
     """
     return refresh.retry_seconds(attempt, _NO_HURRY, denied=False, rng=rng)
 

@@ -1,7 +1,7 @@
 """The time in an answer, and whether its server is a witness.
 
-``Date`` is read here and nowhere else. It is a stranger's text: nothing in it may raise; what is not credible counts as
-absent.
+``Date`` is read here and nowhere else. It is a stranger's text: nothing in it may raise; a date that is not credible
+counts as absent.
 """
 
 from __future__ import annotations

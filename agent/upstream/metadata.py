@@ -33,8 +33,8 @@ DEFAULT_TIMEOUT_SECONDS: Final = 2.0
 _TOKEN_MARGIN_SECONDS: Final = 120
 _TOKEN_MAX_BYTES: Final = 1024
 #: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
-#: whose presence makes both services refuse (their guard against being reached through a proxy). Nor is
-#: ``Accept-Encoding``: answers are edited and kept for other clients here, so they are asked for uncompressed.
+#: whose presence makes both services refuse (their guard against being reached through a proxy). Neither is
+#: ``Accept-Encoding`` sent: answers are edited and kept for other clients here, so they are asked for uncompressed.
 _NOT_FORWARDED: Final = frozenset(
     {
         "host",

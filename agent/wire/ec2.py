@@ -173,7 +173,7 @@ def parse_role_list(data: bytes) -> str | None:
     """The role of an instance profile: the first line; ``None`` when the list is empty.
 
     Raises:
-        WireError: what is there is not a role name (a page of HTML, say).
+        WireError: the text is not a role name (a page of HTML, say).
     """
     try:
         lines = data.decode("ascii").split("\n")

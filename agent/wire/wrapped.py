@@ -1,9 +1,9 @@
 """Finding a bundle that a tool has wrapped once more on its way, and noticing one that can no longer be read.
 
 Documents pass through many hands: Terraform encodes user-data that was encoded already, a launch template does again, a
-templating engine quotes it as JSON or escapes it as HTML, an editor writes UTF-16, a form cuts it off. To answer "there
-is no bundle here" would be to serve another identity in silence. So what is unambiguously ours is taken out of its
-wrappings, and what only looks like ours is said to be unreadable.
+templating engine quotes it as JSON or escapes it as HTML, an editor writes UTF-16, a form cuts it off. An answer "there
+is no bundle here" would serve another identity in silence. So an unambiguous bundle is taken out of its wrappings, and
+text that only looks like a bundle is reported as unreadable.
 
 *Unambiguously ours* is strict: within a wrapping only a JWE counts whose protected header says ``credbundle+jwe``,
 armoured or not. Which wrappings there are is the list :data:`_UNWRAPPINGS`. All work is bounded, whatever the
