@@ -78,8 +78,8 @@ def test_only_the_command_line_reads_the_environment() -> None:
 
 
 def test_only_the_clock_reads_the_time() -> None:
-    """Time is a parameter: only ``host/clock.py`` reads the wall clock, and the sender's programs, who have no other."""
-    allowed = ("host/clock.py", "cli/", "forward/", "sender/")
+    """Time is a parameter: only the two clocks read the wall clock, and the sender's programs, who have no other."""
+    allowed = ("host/clock.py", "serve/clock.py", "cli/", "forward/", "sender/")
     clocks = ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "datetime.datetime.now")
     assert [u for path in outside(*allowed) for u in uses(path, *clocks)] == []
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -63,6 +63,7 @@ class Intake:
         tasks: where what is under way is saved.
         wake: has the loop go round.
         changed: tells that an answer may have changed.
+        told: waits until whoever answers workers has what was told last; a verdict is given after that.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Intake:
         tasks: Tasks,
         wake: Callable[[], None],
         changed: Callable[[], None],
+        told: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._durable = durable
@@ -88,6 +90,7 @@ class Intake:
         self._tasks = tasks
         self._wake = wake
         self._changed = changed
+        self._told = told
         self._log = structlog.get_logger()
         self._retries = Retries(lambda origin: origin == STATE or origin in sources, clock, rng)
         self._review = Review(
@@ -164,6 +167,7 @@ class Intake:
     async def _submit(self, sealed: SealedBundle) -> Ack:
         ack = await self._evaluate(sealed)
         self._wake()
+        await self._told()
         source = self._sources.get(sealed.origin)
         if source is not None:
             self._tasks.spawn(source.acknowledge(ack), name=f"ack {sealed.origin}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final, NoReturn
@@ -56,6 +56,10 @@ MOVED_SECONDS: Final = 0.5
 """Below this our clock was not moved: it was only read twice, one reading after the other."""
 
 
+async def _nobody() -> None:
+    """Nobody answers workers from elsewhere."""
+
+
 class Controller:
     """See the module.
 
@@ -68,6 +72,7 @@ class Controller:
         clock: time.
         rng: for retries.
         changed: called on the loop whenever an answer may have changed; it must not block.
+        told: waits until whoever answers workers has what was told last; no bundle is acknowledged before.
         follow: looks at the machine's clocks, each time round; may move our time. Returns whether there is a reason to
             ask the clouds for the time.
 
@@ -91,6 +96,7 @@ class Controller:
         clock: Clock,
         rng: random.Random,
         changed: Callable[[], None] = lambda: None,
+        told: Callable[[], Awaitable[None]] = _nobody,
         follow: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = store
@@ -120,6 +126,7 @@ class Controller:
             tasks=self._tasks,
             wake=self._woken.set,
             changed=self._notify,
+            told=told,
         )
         self.issuing = Issuing(
             store, issuer, clock=clock, counters=self.counters, tasks=self._tasks, wake=self._woken.set

@@ -9,6 +9,8 @@ Each file answers one question:
 * :mod:`~agent.daemon.beliefs`: whom do we trust, and with which keys do we open what they send?
 * :mod:`~agent.daemon.late`: what did the machine not have yet at the start?
 * :mod:`~agent.daemon.listeners`: what do the endpoints get?
+* :mod:`~agent.daemon.snapshots`, :mod:`~agent.daemon.servers`, :mod:`~agent.daemon.passing`: what is told to those who
+  answer workers, and what may they ask for?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?
 * :mod:`~agent.daemon.who`: who is this machine?
 * :mod:`~agent.daemon.remembered`, :mod:`~agent.daemon.disk`: what was accepted here before?

@@ -18,6 +18,7 @@ def routes(
     *,
     status: Callable[[], dict[str, Any]],
     metrics: Callable[[], bytes],
+    counted: Callable[[], Awaitable[None]],
     keys: Callable[[], list[dict[str, str]]],
     push: Callable[[bytes], Awaitable[Ack]],
     refresh: Callable[[], Awaitable[list[dict[str, str | int | None]]]],
@@ -28,6 +29,7 @@ def routes(
     Args:
         status: the status document.
         metrics: the metrics in the Prometheus text format.
+        counted: has whoever answers workers say its numbers, which the two above then tell.
         keys: the public halves of the worker's keys.
         push: evaluates sealed bytes; its verdict is the answer.
         refresh: has every source looked at now, and tells what each held.
@@ -35,9 +37,11 @@ def routes(
     """
 
     async def get_status(_: ControlRequest) -> Response:
+        await counted()
         return Response(200, (JSON,), msgspec.json.encode(status()) + b"\n")
 
     async def get_metrics(_: ControlRequest) -> Response:
+        await counted()
         return Response(200, (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"),), metrics())
 
     async def get_keys(_: ControlRequest) -> Response:

@@ -110,11 +110,15 @@ class Late:
             reasons["listen.control"] = error.message
             return None
 
+    @staticmethod
+    async def listen(operators: ControlEndpoint, control: socket.socket) -> Server:
+        """Answer operators there."""
+        return await asyncio.get_running_loop().create_unix_server(operators.listener.protocol, sock=control)
+
     async def _open_control_late(self, operators: ControlEndpoint, servers: list[Server]) -> None:
         while (control := self.control_socket()) is None:
             await self._clock.sleep(ASK_AGAIN_SECONDS)
-        loop = asyncio.get_running_loop()
-        servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
+        servers.append(await self.listen(operators, control))
         self._prepared.away.reasons.pop("listen.control", None)
 
     async def _find_group(self, reloader: Reloader, publisher: Publisher) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import chain
 
 import structlog
@@ -12,6 +13,7 @@ import structlog
 from agent import config, log, report
 from agent.controller import Controller
 from agent.core.early import STEP as EARLY_STEP
+from agent.core.model import Cloud
 from agent.core.source import Ack
 from agent.daemon import compose
 from agent.daemon.announce import Announcer
@@ -20,10 +22,12 @@ from agent.daemon.courier import Couriers
 from agent.daemon.couriers import CourierSocket
 from agent.daemon.launched import told
 from agent.daemon.looking import Outcome, look_now
+from agent.daemon.passing import Passing
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
 from agent.daemon.reload import Reloaded
 from agent.daemon.requests import Requests
+from agent.daemon.servers import Servers
 from agent.daemon.snapshots import Snapshots
 from agent.daemon.textfile import Textfile
 from agent.host import arrival
@@ -34,9 +38,10 @@ from agent.host.sockets import read_socket_table
 from agent.host.subuid import Whose
 from agent.serve.control import ControlEndpoint
 from agent.serve.courier import CourierEndpoint
-from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.fairness import Owners
-from agent.serve.waiting import Served
+from agent.serve.link import Link
+from agent.serve.proxy import Passthrough
+from agent.serve.server import WorkerServer
 from agent.snapshot import Limits, ServeSettings
 
 
@@ -91,6 +96,7 @@ class Listeners:
                 hint="raise LimitNOFILE of the service",
             )
         hide, show = compose.hidden(settings)
+        through = settings.pass_through.enabled
         return ServeSettings(
             token_key=token_key,
             imdsv1=settings.aws.imdsv1,
@@ -99,29 +105,56 @@ class Listeners:
             show=show,
             early_phase=EARLY_STEP * phase,
             own_namespaces=compose.own_namespaces(settings),
+            real_ec2=through and self._prepared.metadata.ec2 is not None,
+            real_gce=through and self._prepared.metadata.gce is not None,
             passed_connections=shares.passed,
             limits=Limits(connections=shares.connections, held=min(4096, max(1, shares.connections // 2))),
         )
 
-    def workers(self, snapshots: Snapshots) -> WorkerEndpoint:
-        """The one that workers ask. It knows only snapshots, and may ask for tokens that they lack."""
-        prepared = self._prepared
-        through = self._settings.pass_through.enabled
-        ec2, gce = prepared.metadata.passed(prepared.workers_out)
-        served = Served(snapshots.latest)
-        snapshots.send_to(served.take)
-        return WorkerEndpoint(
-            served,
-            self._clock,
-            wall_ahead=lambda: timedelta(seconds=self._clock.wall_error_seconds),
-            demand=self._controller.issuing.id_token,
-            scoped=self._controller.issuing.scoped.mint,
-            ec2=ec2 if through else None,
-            gce=gce if through else None,
-            access=self.requests.of("worker"),
-            broken=self.requests.broken,
-            owners=self._owners(),
+    def servers(self, snapshots: Snapshots, decided: ServeSettings) -> Servers:
+        """What those are told and asked who answer workers.
+
+        Args:
+            snapshots: what is served.
+            decided: what stays the same.
+        """
+        issuing = self._controller.issuing
+        services = self._services()
+        servers = Servers(
+            lambda: snapshots.latest,
+            version=lambda: snapshots.version,
+            passing=lambda: Passing(
+                services,
+                decided,
+                answer=lambda cloud: self._store.answer(cloud, self._clock.now()),
+                expects_bundle=lambda: snapshots.expects_bundle,
+            ),
+            id_token=issuing.id_token,
+            access_token=issuing.scoped.mint,
+            requests=self.requests,
+            clock=self._clock.boottime,
         )
+        snapshots.send_to(servers.publish)
+        return servers
+
+    def _services(self) -> dict[Cloud, Passthrough]:
+        """The real services, for what workers ask of them."""
+        ec2, gce = self._prepared.metadata.passed(self._prepared.workers_out)
+        found: dict[Cloud, Passthrough] = {}
+        if ec2 is not None:
+            found[Cloud.AWS] = ec2
+        if gce is not None:
+            found[Cloud.GCP] = gce
+        return found if self._settings.pass_through.enabled else {}
+
+    async def workers(self, servers: Servers) -> WorkerServer:
+        """What workers ask, in this process. It knows what a snapshot says, and asks for what that lacks."""
+        link = Link()
+        loop = asyncio.get_running_loop()
+        ours, its = socket.socketpair()
+        await loop.create_unix_connection(servers.protocol, sock=ours)
+        await loop.create_unix_connection(link.protocol, sock=its)
+        return WorkerServer(link, await link.first(), self._owners())
 
     def _lowered(self) -> dict[str, str]:
         """The limits that are lower than configured, because there are too few descriptors."""
@@ -146,7 +179,7 @@ class Listeners:
         return Owners(read_socket_table, diagnosis.owner, whose=Whose(), close=diagnosis.close)
 
     def control(
-        self, vitals: Callable[[], report.Vitals], *, reload: Callable[[], Awaitable[Reloaded]]
+        self, vitals: Callable[[], report.Vitals], servers: Servers, *, reload: Callable[[], Awaitable[Reloaded]]
     ) -> ControlEndpoint:
         """The one that operators ask."""
         counters = self._controller.counters
@@ -154,6 +187,7 @@ class Listeners:
             routes(
                 status=lambda: report.status(self._store, counters, vitals(), self._clock.now()),
                 metrics=lambda: self._metrics(vitals()),
+                counted=servers.counted,
                 keys=self._public_keys,
                 push=self._pushed,
                 refresh=self._look_now,

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from agent.host import arrival
 from agent.serve.handling import Access
+from agent.serve.tally import COMPLAIN_AGAIN_SECONDS
 
 
 class Requests:
@@ -29,17 +29,23 @@ class Requests:
         """The function that one endpoint calls with each request."""
 
         def access(one: Access) -> None:
-            key = (door, one.status)
-            self.counts[key] = self.counts.get(key, 0) + 1
-            if one.status == int(arrival.FINGERPRINT) and one.user_agent == arrival.USER_AGENT:
-                return  # our own probe, every half minute
+            self.add(door, one.status, 1)
             if one.status in (0, 403, 429) or one.status >= 500:
-                now = time.monotonic()
-                if now - self._complained.get(key, float("-inf")) >= 60.0:
-                    self._complained[key] = now
-                    self._log.info("request.refused", door=door, **msgspec.structs.asdict(one))
+                self.complain(door, one)
 
         return access
+
+    def add(self, door: str, status: int, count: int) -> None:
+        """Count ``count`` requests that an endpoint answered with ``status``."""
+        key = (door, status)
+        self.counts[key] = self.counts.get(key, 0) + count
+
+    def complain(self, door: str, one: Access) -> None:
+        """Log a request that was refused, once a minute for each status."""
+        now, key = time.monotonic(), (door, one.status)
+        if now - self._complained.get(key, float("-inf")) >= COMPLAIN_AGAIN_SECONDS:
+            self._complained[key] = now
+            self._log.info("request.refused", door=door, **msgspec.structs.asdict(one))
 
     def broken(self, request: Any, error: Exception) -> None:
         """Log that a handler crashed: a defect of ours, which costs one request."""

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -139,12 +139,20 @@ class Restorer:
         if await self._remembered.later_than(self.controller.store.memory) is not None:
             self.controller.durable.write()
 
-    async def restore(self, found: list[Machine], *, changed: Callable[[], None], follow: Callable[[], bool]) -> None:
+    async def restore(
+        self,
+        found: list[Machine],
+        *,
+        changed: Callable[[], None],
+        told: Callable[[], Awaitable[None]],
+        follow: Callable[[], bool],
+    ) -> None:
         """Bring back the memory of this instance, and the bundle that was in force.
 
         Args:
             found: what the metadata services said.
             changed: see :class:`agent.controller.Controller`.
+            told: likewise.
             follow: likewise.
         """
         succession, opening = self._succession, self._prepared.opening
@@ -172,6 +180,7 @@ class Restorer:
             clock=self._clock,
             rng=self._rng,
             changed=changed,
+            told=told,
             follow=follow,
         )
         if left is not None:

@@ -44,12 +44,14 @@ from agent.daemon.ready import READY_AFTER_SECONDS, Readiness
 from agent.daemon.reload import Reloaded, Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
+from agent.daemon.servers import Servers
 from agent.daemon.snapshots import Snapshots
 from agent.daemon.succession import Succession
 from agent.daemon.who import Who
 from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
 from agent.providers.machine import Machine
+from agent.snapshot import Time
 
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
@@ -85,6 +87,7 @@ class Daemon:
         self._log = structlog.get_logger()
         self._stop = asyncio.Event()
         self._serving = self._reload_wanted = False
+        self._servers: Servers | None = None
         self.clock = SystemClock()
         self._lost_told = 0.0
         self._time_moved: Callable[[], None] = lambda: None  # the controller's, once there is one
@@ -162,33 +165,21 @@ class Daemon:
             sockets, notifier=self._notifier, stop=self._stop, ready_seconds=ready_seconds
         ):
             return
-        await self._restorer.restore(found, changed=self._changed, follow=self._follow)
+        await self._restorer.restore(found, changed=self._changed, told=self._told, follow=self._follow)
         self.controller, self.store = self._restorer.controller, self._restorer.controller.store
         self._prepared.opening.in_force = lambda: self.controller.durable.sealed
 
         # 5.
         addresses = listening.names(worker_sockets)
         self._wire(addresses)
-        decided = self._listeners.decided(
-            hosts=(*settings.listen.hosts, *listening.hosts(addresses)),
-            token_key=self._restorer.token_key,
-            phase=self._rng.random(),
-        )
-        self._snapshots = Snapshots(
-            self.controller,
-            self.clock,
-            decided,
-            tokens=lambda: self._prepared.tokens.good,
-            path_id=self._path_id,
-            expects_bundle=lambda: bool(self._reloader.settings.keys),
-        )
-        workers = self._listeners.workers(self._snapshots)
-        operators = self._listeners.control(self._vitals, reload=self._reload)
+        servers = self._tell_servers(addresses)
+        workers = await self._listeners.workers(servers)
+        operators = self._listeners.control(self._vitals, servers, reload=self._reload)
         couriers = self._listeners.couriers()
-        loop = asyncio.get_running_loop()
-        servers: list[Server] = [workers.listen(worker_sockets)]
+        workers.listen(worker_sockets)
+        listening_on: list[Server] = []
         if control is not None:
-            servers.append(await loop.create_unix_server(operators.listener.protocol, sock=control))
+            listening_on.append(await self._late.listen(operators, control))
         await couriers.listen()
         self._log.info(
             "agent.started",
@@ -204,7 +195,7 @@ class Daemon:
         self._hand_over()
         later = self._late.begin(
             operators,
-            servers,
+            listening_on,
             controlled=control is not None,
             reloader=self._reloader,
             publisher=self._publisher,
@@ -220,9 +211,10 @@ class Daemon:
             await asyncio.gather(*later, return_exceptions=True)
             self._notifier.stopping()
             self._log.info("agent.stopping")
-            for server in servers:
+            for server in listening_on:
                 server.close()
-            await workers.listener.close(CLOSE_SECONDS)
+            await workers.close(CLOSE_SECONDS)
+            servers.close()
             await operators.listener.close(CLOSE_SECONDS / 4)
             await couriers.close(CLOSE_SECONDS / 4)
             await self._prepared.close()
@@ -335,7 +327,32 @@ class Daemon:
     def _vitals(self) -> report.Vitals:
         return self._listeners.vitals(self._started, self._publisher, self._announcer)
 
+    def _tell_servers(self, addresses: list[str]) -> Servers:
+        """From here on whoever answers workers is told what is served."""
+        decided = self._listeners.decided(
+            hosts=(*self._settings.listen.hosts, *listening.hosts(addresses)),
+            token_key=self._restorer.token_key,
+            phase=self._rng.random(),
+        )
+        self._snapshots = Snapshots(
+            self.controller,
+            self.clock,
+            decided,
+            time=self._time,
+            first=int(self.clock.uptime() * 1000),
+            tokens=lambda: self._prepared.tokens.good,
+            path_id=self._path_id,
+            expects_bundle=lambda: bool(self._reloader.settings.keys),
+        )
+        self._servers = self._listeners.servers(self._snapshots, decided)
+        return self._servers
+
+    async def _told(self) -> None:
+        if self._servers is not None:
+            await self._servers.taken()
+
     async def _settled(self) -> None:
+        await self._told()
         await self._publisher.settled(SETTLE_SECONDS)
 
     # -- while it runs ----------------------------------------------------------------------------------------------
@@ -368,9 +385,16 @@ class Daemon:
             way_out.reconnect()
         self.controller.time_moved()
 
+    def _time(self) -> Time:
+        timekeeper = self.clock.timekeeper
+        return Time(timekeeper.lost, timekeeper.offset)
+
     def _follow(self) -> bool:
         doubtful = self.clock.follow()
         timekeeper = self.clock.timekeeper
+        if self._servers is not None and self._snapshots.time != self._time():
+            # Soon: what was counted from a moment of ours is moved in between.
+            asyncio.get_running_loop().call_soon(self._snapshots.publish)
         if timekeeper.lost > self._lost_told:
             self._log.warning(
                 "clock.time_lost",

@@ -18,7 +18,7 @@ from agent.core.secret import Secret
 from agent.core.view import Ended
 from agent.identity import ahead
 from agent.identity.standing import can_mint_id_tokens, facts
-from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch
+from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch, Time
 
 
 class Snapshots:
@@ -31,6 +31,8 @@ class Snapshots:
         tokens: the bearer tokens of the container endpoint that are good now.
         path_id: the id in a path that stands for a token.
         expects_bundle: whether the configuration has a key for one at present.
+        time: what time it is.
+        first: the version of the first: above that of every process before this one, whose snapshots a server may hold.
 
     Attributes:
         latest: the bytes of the newest.
@@ -45,6 +47,8 @@ class Snapshots:
         tokens: Callable[[], tuple[Secret, ...]],
         path_id: Secret,
         expects_bundle: Callable[[], bool],
+        time: Callable[[], Time] = Time,
+        first: int = 0,
     ) -> None:
         self._controller = controller
         self._clock = clock
@@ -52,11 +56,27 @@ class Snapshots:
         self._tokens = tokens
         self._path_id = path_id
         self._expects_bundle = expects_bundle
+        self._time = time
         self._log = structlog.get_logger()
         self._hear: list[Callable[[bytes], None]] = []
-        self._last = self._made()
+        self._last = self._made(first)
         self.latest = snapshot.encode(self._last)
         controller.store.watch(self.publish)
+
+    @property
+    def version(self) -> int:
+        """Of the newest."""
+        return self._last.version
+
+    @property
+    def time(self) -> Time:
+        """What time it was said to be."""
+        return self._last.time
+
+    @property
+    def expects_bundle(self) -> bool:
+        """Whether bundles are taken here."""
+        return self._last.expects_bundle
 
     def send_to(self, hear: Callable[[bytes], None]) -> None:
         """Have ``hear`` called at once with each new snapshot, from now on."""
@@ -79,7 +99,7 @@ class Snapshots:
         for hear in self._hear:
             hear(data)
 
-    def _made(self, version: int = 0) -> Snapshot:
+    def _made(self, version: int) -> Snapshot:
         controller, now = self._controller, self._clock.now()
         state = controller.store.state
         names = {cloud: tuple(sorted(controller.store.names(cloud))) for cloud in Cloud}
@@ -90,6 +110,7 @@ class Snapshots:
         return Snapshot(
             version=version,
             settings=self._settings,
+            time=self._time(),
             aws=answers[Cloud.AWS],
             gcp=answers[Cloud.GCP],
             aws_names=names[Cloud.AWS],
@@ -107,7 +128,7 @@ class Snapshots:
     def _closed(self, version: int) -> Snapshot:
         """A snapshot without any identity, for when the true one cannot be made."""
         nothing = (Stretch(Ended("the agent cannot tell what is served; see its log", passing=True)),)
-        return Snapshot(version=version, settings=self._settings, aws=nothing, gcp=nothing)
+        return Snapshot(version=version, settings=self._settings, time=self._time(), aws=nothing, gcp=nothing)
 
     def _refused_why(self) -> str | None:
         """Why the last bundle that came was not taken; nothing while one is in force."""

@@ -17,13 +17,13 @@ from typing import Final, NamedTuple
 
 from agent.core.text import os_reason
 from agent.host import unroutable
-from agent.wire.names import METADATA_IPV4, USER_AGENT_PREFIX
+from agent.wire.names import METADATA_IPV4, PROBE_USER_AGENT
 
 STATE: Final = Path("/run/credential-agent-redirect/state.json")
 STALE_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 3.0
 MAX_BYTES: Final = 65_536
-USER_AGENT: Final = f"{USER_AGENT_PREFIX}redirect-check"
+USER_AGENT: Final = PROBE_USER_AGENT
 FINGERPRINT: Final = "508"
 _NO_ROUTE: Final = (101, 113)  # ENETUNREACH, EHOSTUNREACH
 

@@ -30,7 +30,7 @@ _TOO_LARGE: Final = gce.failure(503, "too large as text; ask for alt=json")
 _MAX_TEXT_CHARACTERS: Final = 1 << 22
 _LINES_AT_ONCE: Final = 1000
 
-_FORWARDED_PARAMETERS: Final = (
+FORWARDED_PARAMETERS: Final = (
     "audience", "format", "licenses", "scopes",
     # OS Login: the C library of any program asks by these who a user is.
     "username", "uid", "groupname", "gid", "email", "policy", "pagesize", "pagetoken",
@@ -175,7 +175,7 @@ def _canonical(raw: str, query: gce.Query, *, alt: str | None) -> str:
         pairs.append(("timeout_sec", str(int(query.timeout_seconds))))
         if query.last_etag is not None:
             pairs.append(("last_etag", query.last_etag))
-    pairs.extend((name, value) for name, value in gce.parameters(raw).items() if name in _FORWARDED_PARAMETERS)
+    pairs.extend((name, value) for name, value in gce.parameters(raw).items() if name in FORWARDED_PARAMETERS)
     return urlencode(pairs)
 
 

@@ -46,7 +46,7 @@ FRESH_SECONDS: Final = 300.0
 """How long a static leaf is served from memory without asking. They change with a stop and a start, if at all."""
 _CACHE_ENTRIES: Final = 256
 
-_KEPT_HEADERS: Final = (
+KEPT_HEADERS: Final = (
     "Content-Type",
     "Content-Encoding",
     "ETag",
@@ -54,6 +54,7 @@ _KEPT_HEADERS: Final = (
     "Accept-Ranges",
     "Server",
     GCE_FLAVOR_HEADER,
+    "Location",
 )
 
 EC2_STATIC: Final = frozenset(
@@ -292,7 +293,7 @@ class Proxy:
             return None
         kept = [
             (name, value)
-            for name in (*_KEPT_HEADERS, "Location")
+            for name in KEPT_HEADERS
             if (value := answer.headers.get(name)) is not None and forwardable(name, value)
         ]
         return Response(answer.status, tuple(kept), answer.body)

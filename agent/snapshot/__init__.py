@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.core.errors import SnapshotError
 from agent.snapshot.codec import MAX_BYTES, decode, encode
-from agent.snapshot.model import ForAudience, ForScopes, Snapshot, Stretch
+from agent.snapshot.model import ForAudience, ForScopes, Snapshot, Stretch, Time
 from agent.snapshot.settings import PASSED_CONNECTIONS, Limits, ServeSettings
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Snapshot",
     "SnapshotError",
     "Stretch",
+    "Time",
     "decode",
     "encode",
 ]

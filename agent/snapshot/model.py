@@ -53,6 +53,18 @@ class ForScopes(msgspec.Struct, frozen=True):
     until: datetime
 
 
+class Time(msgspec.Struct, frozen=True):
+    """How a reader, which has no witness of the time, knows UTC: CLOCK_BOOTTIME and these.
+
+    Attributes:
+        lost: seconds that CLOCK_BOOTTIME has missed (a hypervisor's pause). Session tokens count on their sum.
+        offset: seconds from that sum to UTC as POSIX counts it.
+    """
+
+    lost: Annotated[float, msgspec.Meta(ge=0, le=1e11)] = 0.0
+    offset: Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)] = 0.0
+
+
 Stretches = Annotated[tuple[Stretch, ...], msgspec.Meta(min_length=1, max_length=MOST_STRETCHES)]
 Names = Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_NAMES)]
 Secrets = Annotated[tuple[Secret, ...], msgspec.Meta(max_length=8)]
@@ -65,6 +77,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         format: :data:`FORMAT`.
         version: rises with each that differs from the one before.
         settings: what does not change while the process that answers runs.
+        time: what time it is. In the snapshot, so that nobody sees a new time beside old ends.
         aws, gcp: what is answered now, and what will be if nothing new arrives; the last has no end.
         aws_names, gcp_names: every name under which an identity was listed, the present one included.
         facts: region, zone, project and the like.
@@ -80,6 +93,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     version: int = 0
     settings: ServeSettings
+    time: Time = Time()
     aws: Stretches
     gcp: Stretches
     aws_names: Names = ()

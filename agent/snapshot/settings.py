@@ -65,6 +65,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         gce_hold_seconds: the same for Google; google-auth gives up after 3 s.
         ec2_upstream_seconds: how long the real EC2 service may take for what is passed through.
         gce_upstream_seconds: the same for the real GCE server, long polls apart.
+        real_ec2, real_gce: whether there is a real service behind us that may be asked for what is no credential.
         passed_connections: what the way out behind both may have open.
         limits: of the listener.
     """
@@ -81,6 +82,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     gce_hold_seconds: Seconds = 2.5
     ec2_upstream_seconds: Seconds = 0.35
     gce_upstream_seconds: Seconds = 2.5
+    real_ec2: bool = False
+    real_gce: bool = False
     passed_connections: Count = PASSED_CONNECTIONS
     limits: Limits = Limits()
 

@@ -83,6 +83,8 @@ BUNDLE_TYPE: Final = "credbundle+jwe"
 
 USER_AGENT_PREFIX: Final = "credential-agent/"
 """How our own requests to a metadata service begin their ``User-Agent``. One that comes to us is a loop."""
+PROBE_USER_AGENT: Final = f"{USER_AGENT_PREFIX}redirect-check"
+"""Of the request by which we find out, every half minute, whether a worker's arrives here: refused, and no news."""
 ORIGIN_HEADER: Final = "X-Credential-Agent-Origin"
 """In a request of our own ``wait``: asks whose identity it is. In the answer: ``bundle``, ``fallback`` or ``none``."""
 REFUSED_HEADER: Final = "X-Credential-Agent-Refused"

@@ -15,7 +15,11 @@ from agent import snapshot
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin
+from agent.daemon.passing import Passing
+from agent.daemon.requests import Requests
+from agent.daemon.servers import Servers
 from agent.serve.endpoint import WorkerEndpoint
+from agent.serve.link import Link
 from agent.serve.waiting import Served
 from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch
 
@@ -156,6 +160,36 @@ async def no_scoped(wanted: tuple[str, ...]) -> GoogleToken | None:
     return None
 
 
+async def linked(
+    view: FakeView, clock: Any, services: dict[Cloud, Any], *, demand: Any = no_id_tokens, scoped: Any = no_scoped
+) -> tuple[Link, Servers]:
+    """Both ends of a real connection between what answers workers and a controller whose clouds are ``services``.
+
+    The listener under test is given what is served by itself, so that a test may change it between two requests.
+    """
+    servers = Servers(
+        view.data,
+        version=lambda: view.served.version,
+        passing=lambda: Passing(
+            services,
+            view.settings,
+            answer=lambda cloud: view.served.answer(cloud, clock.now()),
+            expects_bundle=lambda: view.served.now.expects_bundle,
+        ),
+        id_token=demand,
+        access_token=scoped,
+        requests=Requests(),
+        clock=time.monotonic,
+    )
+    link = Link()
+    ours, its = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    await loop.create_unix_connection(servers.protocol, sock=ours)
+    await loop.create_unix_connection(link.protocol, sock=its)
+    await link.first()
+    return link, servers
+
+
 class RunningEndpoint:
     """A running workers' endpoint: ``port``, and ``run`` to do something in its loop's thread."""
 
@@ -219,14 +253,17 @@ def running_endpoint(
         stop = asyncio.Event()
         accesses: list[Any] = []
         failures: list[Exception] = []
+        told = clock or RealClock()
+        services = {cloud: make() for cloud, make in ((Cloud.AWS, ec2), (Cloud.GCP, gce)) if make}
+        link, servers = await linked(view, told, services, demand=demand, scoped=scoped)
         endpoint = WorkerEndpoint(
             view.served,
-            clock or RealClock(),
+            told,
             wall_ahead=wall_ahead,
-            demand=demand,
-            scoped=scoped,
-            ec2=ec2() if ec2 else None,
-            gce=gce() if gce else None,
+            demand=link.id_token,
+            scoped=link.scoped,
+            ec2=link.service(Cloud.AWS) if ec2 else None,
+            gce=link.service(Cloud.GCP) if gce else None,
             access=accesses.append,
             broken=lambda _request, error: failures.append(error),
             owners=owners() if owners else None,
@@ -241,6 +278,7 @@ def running_endpoint(
         await stop.wait()
         server.close()
         await endpoint.listener.close(0.5)
+        servers.close()
 
     def main() -> None:
         try:

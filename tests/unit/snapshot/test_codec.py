@@ -25,6 +25,7 @@ from agent.snapshot import (
     decode,
     encode,
 )
+from agent.snapshot.messages import ControllerSays
 from tests.fakes.clock import START
 from tests.fakes.view import KEY, aws_credential, google_token
 from tests.fuzz.snapshot import fuzz
@@ -157,9 +158,10 @@ def test_it_has_no_room_for_what_a_server_must_not_know() -> None:
             walk(kind.__origin__)
 
     walk(Snapshot)
+    walk(ControllerSays)
     assert {kind.__name__ for kind in seen} == {
         "Absent", "AwsCredential", "Ended", "Facts", "ForAudience", "ForScopes", "GoogleToken", "IdToken", "Limits",
-        "Live", "Pending", "ServeSettings", "Snapshot", "Stretch",
+        "Live", "Minted", "Passed", "Pending", "ServeSettings", "Snapshot", "Stretch", "Tell", "Time",
     }  # fmt: skip
     assert {AwsCredential, GoogleToken} <= seen
 

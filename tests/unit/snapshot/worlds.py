@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.core.model import AwsCredential, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin, Pending
-from agent.snapshot import ForAudience, ForScopes, Limits, ServeSettings, Snapshot, Stretch
+from agent.snapshot import ForAudience, ForScopes, Limits, ServeSettings, Snapshot, Stretch, Time
 
 #: What a string may hold that is text: no half of a pair.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -60,6 +60,7 @@ SNAPSHOTS = st.builds(
     Snapshot,
     version=st.integers(0, 1 << 62),
     settings=SETTINGS,
+    time=st.builds(Time, lost=st.floats(0, 1e9), offset=st.floats(-1e10, 1e10)),
     aws=stretches(),
     gcp=stretches(),
     aws_names=LISTS,

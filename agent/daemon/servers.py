@@ -1,0 +1,295 @@
+"""The processes that answer workers: what they are told, what they ask, and how long a withdrawal waits for them.
+
+Each connection is a stranger's: what parses workers' requests is at its other end, and may have been taken over by one.
+Every word is bounded and read strictly (:mod:`agent.snapshot.frames`); what may not be said ends the connection.
+
+Failure: a server that does not take what it is told within :data:`TAKEN_SECONDS` is cut off, and whoever started it
+ends it (:attr:`Server.end`): nobody who was told "withdrawn" finds it still served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, cast
+
+import msgspec
+import structlog
+
+from agent.core.bucket import Bucket
+from agent.core.errors import AgentError, Denied, SnapshotError
+from agent.core.model import GoogleToken, IdToken
+from agent.daemon.passing import Passing
+from agent.daemon.requests import Requests
+from agent.serve.handling import Access
+from agent.serve.mints import AT_ONCE, BURST, PER_SECOND
+from agent.snapshot.frames import frame_of, frame_of_snapshot, from_server
+from agent.snapshot.messages import (
+    ControllerSays,
+    Counts,
+    Crashed,
+    Left,
+    Mint,
+    Minted,
+    MintScoped,
+    Pass,
+    Passed,
+    Refused,
+    ServerSays,
+    Taken,
+    Tell,
+    shortened,
+)
+
+TAKEN_SECONDS: Final = 2.0
+TOLD_SECONDS: Final = 0.25
+"""How long numbers are waited for."""
+MOST_UNREAD_BYTES: Final = 64 << 20
+"""Of what a server was told and has not read: above, it is cut off."""
+MOST_UNDER_WAY: Final = 512
+"""Questions of one server at once: all passes, polls and mints that an honest one has, and more."""
+_LOGGED_PER_MINUTE: Final = 20
+
+
+class Servers:
+    """All that are connected.
+
+    Args:
+        latest: the bytes of the newest snapshot.
+        version: its version.
+        passing: makes what asks the real services, for one server.
+        id_token, access_token: mint.
+        requests: where requests are counted.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        latest: Callable[[], bytes],
+        *,
+        version: Callable[[], int],
+        passing: Callable[[], Passing],
+        id_token: Callable[[str], Awaitable[IdToken | None]],
+        access_token: Callable[[tuple[str, ...]], Awaitable[GoogleToken | None]],
+        requests: Requests,
+        clock: Callable[[], float],
+    ) -> None:
+        self.latest = latest
+        self.version = version
+        self.passing = passing
+        self.id_token = id_token
+        self.access_token = access_token
+        self.requests = requests
+        self.clock = clock
+        self.access = requests.of("worker")
+        self._connected: dict[Server, None] = {}
+        self._changed = asyncio.Event()
+
+    def protocol(self, end: Callable[[], None] = lambda: None) -> Server:
+        """The factory of connections.
+
+        Args:
+            end: ends the process at the other end, when it does not do what it is told.
+        """
+        return Server(self, end)
+
+    def publish(self, data: bytes) -> None:
+        """Tell all of them what is served now."""
+        for server in list(self._connected):
+            server.tell_snapshot(data)
+
+    async def taken(self, seconds: float = TAKEN_SECONDS) -> None:
+        """Wait until every server serves what was told last. One that does not within so many seconds is cut off."""
+        version = self.version()
+        try:
+            async with asyncio.timeout(seconds):
+                while any(server.taken < version for server in self._connected):
+                    await self._next_change()
+        except TimeoutError:
+            for server in [one for one in self._connected if one.taken < version]:
+                structlog.get_logger().error("server.cut_off", why="it does not take what it is told")
+                server.cut_off()
+
+    async def serving(self) -> None:
+        """Wait until there is one that serves what was told last."""
+        while not any(server.taken >= self.version() for server in self._connected):
+            await self._next_change()
+
+    async def counted(self) -> None:
+        """Have all of them say their numbers, for a moment at most."""
+        waited = []
+        for server in self._connected:
+            waited.append((server, server.counted))
+            server.say(Tell())
+        try:
+            async with asyncio.timeout(TOLD_SECONDS):
+                while any(one in self._connected and one.counted == before for one, before in waited):
+                    await self._next_change()
+        except TimeoutError:
+            pass
+
+    def states(self) -> list[dict[str, object]]:
+        """Each server, for the status: since when it is connected (boot-time seconds), and whether it is up to date."""
+        version = self.version()
+        return [{"since": one.since, "current": one.taken >= version} for one in self._connected]
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def changed(self) -> None:
+        """Something became so that somebody may wait for."""
+        self._changed.set()
+
+    def opened(self, server: Server) -> None:
+        """A server is there: it is told what is served."""
+        self._connected[server] = None
+        server.tell_snapshot(self.latest())
+        self.changed()
+
+    def ended(self, server: Server) -> None:
+        """It is gone."""
+        self._connected.pop(server, None)
+        self.changed()
+
+    def close(self) -> None:
+        """Say no more."""
+        for server in list(self._connected):
+            server.close()
+
+
+class Server(asyncio.Protocol):
+    """One connected server.
+
+    Attributes:
+        taken: the version that it said it serves; -1: none yet.
+        counted: how often it has said its numbers.
+        since: when it came.
+    """
+
+    def __init__(self, servers: Servers, end: Callable[[], None]) -> None:
+        self._servers = servers
+        self._end = end
+        self._frames = from_server()
+        self._transport: asyncio.Transport | None = None
+        self._passing = servers.passing()
+        self._mints = Bucket(PER_SECOND, BURST)
+        self._minting = 0
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._logged = Bucket(_LOGGED_PER_MINUTE / 60, _LOGGED_PER_MINUTE)
+        self.taken = -1
+        self.counted = 0
+        self.since = servers.clock()
+
+    # -- asyncio's calls ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._servers.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See :class:`asyncio.Protocol`."""
+        try:
+            for said in self._frames.feed(data):
+                assert not isinstance(said, bytes)
+                self._hear(said)
+        except SnapshotError as error:
+            structlog.get_logger().error("server.cut_off", why=error.message)
+            self.cut_off()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """See :class:`asyncio.Protocol`."""
+        self._transport = None
+        for task in self._tasks.values():
+            task.cancel()
+        self._servers.ended(self)
+
+    # -- what it is told ---------------------------------------------------------------------------------------------
+
+    def tell_snapshot(self, data: bytes) -> None:
+        """Tell it what is served now."""
+        self._write(frame_of_snapshot(data))
+
+    def say(self, message: ControllerSays) -> None:
+        """Say something else."""
+        self._write(frame_of(message))
+
+    def _write(self, frame: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(frame)
+        if transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
+            structlog.get_logger().error("server.cut_off", why="it does not read what it is told")
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        """End it: it may still serve what it was told before."""
+        self._end()
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._servers.ended(self)
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    def _hear(self, said: ServerSays) -> None:
+        servers = self._servers
+        match said:
+            case Taken():
+                # It cannot have taken what it was not told.
+                self.taken = min(said.version, servers.version())
+                servers.changed()
+            case Counts():
+                for status, count in said.requests:
+                    servers.requests.add("worker", status, count)
+                self.counted += 1
+                servers.changed()
+            case Refused() if not self._logged.take(servers.clock()):
+                servers.requests.complain("worker", Access(**msgspec.structs.asdict(said)))
+            case Crashed() if not self._logged.take(servers.clock()):
+                structlog.get_logger().error("request.crashed", path=said.path, error=said.error, where=said.where)
+            case Left():
+                task = self._tasks.get(said.number)
+                if task is not None:
+                    task.cancel()
+            case Pass():
+                self._begin(said.number, self._passing.ask(said), Passed(said.number, 0))
+            case Mint() | MintScoped():
+                self._begin(said.number, self._mint(said), Minted(said.number, why="it cannot be minted"))
+            case _:
+                pass  # more for the log than a log is for
+
+    def _begin(self, number: int, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
+        if number in self._tasks or len(self._tasks) >= MOST_UNDER_WAY:
+            work.close()
+            return  # no honest server does that
+        task = asyncio.get_running_loop().create_task(self._answer(work, failed), name="asked by a server")
+        self._tasks[number] = task
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    async def _answer(self, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
+        try:
+            self.say(await work)
+        except Exception as error:  # noqa: BLE001 - the border: nothing that a server asks may end the controller
+            structlog.get_logger().error("request.crashed", path="", error=type(error).__name__, exc_info=error)
+            self.say(failed)
+
+    async def _mint(self, wanted: Mint | MintScoped) -> Minted:
+        """The bounds are those of one server for all its workers; the fair shares among them are the server's."""
+        number = wanted.number
+        if self._minting >= AT_ONCE or self._mints.take(self._servers.clock()):
+            return Minted(number, why="tokens are asked for too often")
+        self._minting += 1
+        try:
+            if isinstance(wanted, Mint):
+                return Minted(number, id_token=await self._servers.id_token(wanted.audience))
+            return Minted(number, access_token=await self._servers.access_token(wanted.scopes))
+        except AgentError as error:
+            return Minted(number, denied=isinstance(error, Denied), why=shortened(error.message, 4096))
+        finally:
+            self._minting -= 1

@@ -1,0 +1,240 @@
+"""What a server that a stranger has taken over reads of the machine's metadata: no more than any worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from agent.core.errors import TargetError
+from agent.core.model import Cloud
+from agent.daemon.passing import Passing
+from agent.serve.gce_answers import decided
+from agent.serve.hiding import EC2_ROOT, GCE_ROOT
+from agent.serve.proxy import ASKED_AT_ONCE, MADE_AT_ONCE
+from agent.snapshot import ServeSettings
+from agent.snapshot.messages import Pass, Passed
+from agent.wire import names
+from agent.wire.http import path_of, segments_of
+from tests.fakes.clock import START
+from tests.fakes.upstreams import CANARY, Gullible, Scripted, answer
+from tests.fakes.view import KEY
+from tests.unit.serve.test_hiding import PLAIN, SEEN, Everything, view_of
+
+T = TypeVar("T")
+MACHINE = "/computeMetadata/v1/instance"
+
+
+class Taken:
+    """A server that says what it likes."""
+
+    def __init__(self, real: Scripted, state: str = "bundle", **settings: Any) -> None:
+        self.real = real
+        self.view = view_of(state)
+        self.passing = Passing(
+            {Cloud.AWS: real, Cloud.GCP: real},
+            ServeSettings(token_key=KEY, **settings),
+            answer=lambda cloud: self.view.served.answer(cloud, START),
+            expects_bundle=lambda: True,
+        )
+
+    async def ask(
+        self,
+        target: str,
+        cloud: Cloud | None = None,
+        *,
+        method: str = "GET",
+        headers: tuple[tuple[str, str], ...] = (),
+        body: bytes | None = None,
+    ) -> Passed:
+        if cloud is None:
+            cloud = Cloud.GCP if names.GCE_ROOT.casefold() in target.casefold() else Cloud.AWS
+        return await self.passing.ask(Pass(1, cloud, method, target, headers, body, 1.0))
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def refused(answered: Passed, real: Scripted) -> None:
+    assert answered == Passed(1, 0)
+    assert not real.asked
+
+
+@pytest.mark.parametrize("path", PLAIN)
+def test_what_is_hidden_is_not_asked(path: str) -> None:
+    """What no worker sees while a bundle decides, no server is told, of either cloud, in any case, in any listing."""
+    real = Everything()
+    taken = Taken(real)
+    try:
+        spellings = {path, path.swapcase(), path_of(segments_of(path), slash=True)}
+    except TargetError:
+        spellings = {path}
+    for target in spellings:
+        for cloud in Cloud:
+            refused(run(taken.ask(target, cloud)), real)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/latest/meta-data/iam/security-credentials/role",
+        "/latest/meta-data/iam/info",
+        "/latest/meta-data/IAM/info",
+        "/latest/api/token/../user-data",
+        "/latest/meta-data//hostname",
+        "/latest/meta-data/%75ser-data",
+        "http://169.254.169.254/latest/meta-data/hostname",
+        "http://10.0.0.1/latest/meta-data/hostname",
+        "/latest/meta-data/hostname?x=y",
+        "/other/meta-data/hostname",
+        "/latest/user-d\u0430ta",
+        "latest",
+        f"{MACHINE}/service-accounts/default/token",
+        f"{MACHINE}/service-accounts/default/identity?audience=x",
+        f"{MACHINE}/Service-Accounts/default/token",
+        f"{MACHINE}/hostname?audience={quote(names.ENROL_AUDIENCE_PREFIX)}x",
+        f"{MACHINE}/?recursive=true&alt=text",
+        f"{MACHINE}/?recursive=TRUE",
+        f"{MACHINE}/?Recursive=true",
+        f"{MACHINE}/?recursive=false&recursive=true",
+        f"{MACHINE}/?%72ecursive=true",
+        f"{MACHINE}/?recursive=true;alt=json",
+        f"{MACHINE}/hostname?other=1",
+        "/computeMetadata/v1beta1/instance/hostname",
+    ],
+)
+def test_another_spelling_or_another_question_is_not_asked(target: str) -> None:
+    """Only what an honest server would ask, written as it writes it, goes out."""
+    real = Everything()
+    refused(run(Taken(real).ask(target)), real)
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "headers", "body"),
+    [
+        ("/latest/meta-data/hostname", "PUT", (), None),
+        ("/latest/api/token", "PUT", ((names.EC2_TTL_HEADER, "21600"),), None),
+        ("/latest/meta-data/hostname", "GET", (("X-aws-ec2-metadata-token", "x"),), None),
+        ("/latest/meta-data/hostname", "GET", (), b"x"),
+        (f"{MACHINE}/hostname", "GET", (("Host", "elsewhere"),), None),
+        (f"{MACHINE}/hostname", "PUT", (), b"x"),
+        (f"{MACHINE}/guest-attributes/hostkeys/ssh-rsa", "PUT", (), b"x"),
+        (f"{MACHINE}/guest-attributes/agent/key", "PUT", (), b"x"),
+        (f"{MACHINE}/guest-attributes/mine/key", "PUT", (("Transfer-Encoding", "chunked"),), b"x"),
+    ],
+)
+def test_no_other_method_header_or_body(
+    target: str, method: str, headers: tuple[tuple[str, str], ...], body: bytes | None
+) -> None:
+    """It writes where workers may, and sends no header but a content type."""
+    real = Everything()
+    refused(run(Taken(real, own_namespaces=("agent",)).ask(target, method=method, headers=headers, body=body)), real)
+
+
+@pytest.mark.parametrize("target", [f"{MACHINE}/", "/computeMetadata/v1/", f"{MACHINE}/attributes/"])
+def test_a_tree_comes_without_what_is_hidden(target: str) -> None:
+    """Whoever asks for a whole tree gets what workers may see of it, and no account of the machine."""
+    real = Gullible()
+    found = run(Taken(real).ask(f"{target}?recursive=true&alt=json"))
+    assert found.status == 200
+    assert CANARY.encode() not in found.body
+    assert b"fine" in found.body
+
+
+def test_a_listing_comes_without_what_is_hidden() -> None:
+    """As text and as JSON; what cannot be read does not come."""
+    listing = ["fine", "kube-env", "ssh-keys"]
+    path = f"{MACHINE}/attributes/"
+    real = Scripted(
+        {
+            path: answer("\n".join(listing)),
+            f"{path}?alt=json": answer(json.dumps(listing), Content_Type="application/json"),
+            f"{path}?recursive=true": answer("kube-env x\nfine y"),
+        }
+    )
+    taken = Taken(real)
+    assert run(taken.ask(path)).body == b"fine"
+    assert json.loads(run(taken.ask(f"{path}?alt=json")).body) == ["fine"]
+    assert run(taken.ask(f"{path}?recursive=true")).body == b""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/latest/meta-data/hostname",
+        "/latest/meta-data/spot/instance-action",
+        "/2021-07-15/meta-data/",
+        f"{MACHINE}/hostname",
+        f"{MACHINE}/zone?wait_for_change=true&timeout_sec=10&last_etag=x%2Fy",
+        "/computeMetadata/v1/oslogin/users?" + urlencode({"username": "a b", "pagesize": "5"}),
+    ],
+)
+def test_what_workers_may_ask_is_asked(target: str) -> None:
+    """Everything else is the workers'."""
+    real = Everything()
+    found = run(Taken(real).ask(target))
+    assert (found.status, found.body) == (200, SEEN.encode())
+    assert [one.path_qs for one in real.asked] == [target]
+
+
+def test_what_was_decided_meanwhile_is_not_told() -> None:
+    """A bundle that takes Google over while the machine's own token is being asked for keeps it from the server."""
+
+    async def overtaken() -> Passed:
+        real = Everything()
+        real.gate = asyncio.Event()
+        taken = Taken(real, "fallback")
+        asked = asyncio.create_task(taken.ask(f"{MACHINE}/service-accounts/default/identity?audience=x"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert real.under_way
+        taken.view.live_gcp(START)
+        assert decided(taken.view.served.answer(Cloud.GCP, START))
+        real.gate.set()
+        return await asked
+
+    assert run(overtaken()).status == 0
+
+
+def test_all_its_questions_are_bounded() -> None:
+    """However much it asks, the link-local address is asked no more than workers together could have it asked."""
+
+    async def storm(target: str) -> tuple[int, int]:
+        real = Everything()
+        real.gate = asyncio.Event()
+        taken = Taken(real)
+        many = [asyncio.create_task(taken.ask(target)) for _ in range(3000)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        at_once = real.most_under_way
+        real.gate.set()
+        await asyncio.gather(*many)
+        for _ in range(3000):
+            await taken.ask(target)
+        return at_once, len(real.asked)
+
+    at_once, asked = run(storm("/latest/meta-data/hostname"))
+    assert at_once <= 64
+    assert asked <= ASKED_AT_ONCE * 1.5
+    polls, _ = run(storm(f"{MACHINE}/zone?wait_for_change=true&timeout_sec=10"))
+    assert polls <= 256
+
+    async def writes() -> int:
+        real = Everything()
+        taken = Taken(real)
+        for _ in range(1000):
+            await taken.ask(f"{MACHINE}/guest-attributes/mine/key", method="PUT", body=b"x")
+        return len(real.asked)
+
+    assert run(writes()) <= MADE_AT_ONCE * 1.5
+
+
+def test_the_roots_are_those_of_the_table() -> None:
+    """The two trees are looked at by their own tables."""
+    assert EC2_ROOT == ("latest",)
+    assert GCE_ROOT == ("computeMetadata", "v1")

@@ -1,0 +1,319 @@
+"""What servers are told and ask, over a real connection: whatever one of them says, the controller goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+
+from agent.core.errors import Denied, Transient, UpstreamError
+from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.secret import Secret
+from agent.core.view import Absent
+from agent.daemon import servers as servers_module
+from agent.daemon.passing import Passing
+from agent.daemon.requests import Requests
+from agent.daemon.servers import Server, Servers
+from agent.serve.handling import Access
+from agent.serve.link import Link
+from agent.serve.mints import AT_ONCE, BURST
+from agent.serve.tally import Tally
+from agent.snapshot import ServeSettings
+from agent.snapshot.frames import frame_of, frame_of_snapshot, from_controller
+from agent.snapshot.messages import Counts, Crashed, Left, Mint, Minted, Pass, Refused, Taken
+from agent.wire.http import Request
+from tests.fakes.clock import START
+from tests.fakes.upstreams import Scripted, answer
+from tests.fakes.view import KEY, FakeView, google_token
+from tests.unit.controller.support import looped
+
+
+class Controller:
+    """A controller with a real service, and the servers that a test connects."""
+
+    def __init__(self) -> None:
+        self.view = FakeView()
+        self.now = 1000.0
+        self.requests = Requests()
+        self.real = Scripted()
+        self.minted: list[str] = []
+        self.gate: asyncio.Event | None = None
+        self.refusal: Exception | None = None
+        self.ended = 0
+        self.servers = Servers(
+            self.view.data,
+            version=lambda: self.view.served.version,
+            passing=lambda: Passing(
+                {Cloud.AWS: self.real},
+                ServeSettings(token_key=KEY),
+                answer=lambda _: Absent("nothing"),
+                expects_bundle=lambda: True,
+            ),
+            id_token=self.id_token,
+            access_token=self.access_token,
+            requests=self.requests,
+            clock=lambda: self.now,
+        )
+
+    async def id_token(self, audience: str) -> IdToken | None:
+        self.minted.append(audience)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return IdToken(Secret("a.b.c"), audience, START, START)
+
+    async def access_token(self, scopes: tuple[str, ...]) -> GoogleToken | None:
+        return google_token(START) if scopes == ("a",) else None
+
+    def _end(self) -> None:
+        self.ended += 1
+
+    def change(self) -> None:
+        """Something else is served."""
+        self.view.touch()
+        self.servers.publish(self.view.data())
+
+    @contextlib.asynccontextmanager
+    async def raw(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A server that says what the test says."""
+        ours, its = socket.socketpair()
+        await asyncio.get_running_loop().create_unix_connection(lambda: Server(self.servers, self._end), sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=its)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            self.servers.close()
+
+    @contextlib.asynccontextmanager
+    async def honest(self) -> AsyncIterator[Link]:
+        """One as it is."""
+        link = Link()
+        ours, its = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: Server(self.servers, self._end), sock=ours)
+        await loop.create_unix_connection(link.protocol, sock=its)
+        await link.first()
+        try:
+            yield link
+        finally:
+            link.close()
+            self.servers.close()
+
+
+async def heard(reader: asyncio.StreamReader, count: int) -> list[Any]:
+    """So many messages, snapshots apart."""
+    frames = from_controller()
+    found: list[Any] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            data = await reader.read(65536)
+            assert data, "the connection ended"
+            found += [said for said in frames.feed(data) if not isinstance(said, bytes)]
+    return found
+
+
+@looped
+async def test_what_is_told_is_served_before_it_is_waited_for() -> None:
+    """Whoever waits until it is taken finds it served; a withdrawal is acknowledged no sooner."""
+    controller = Controller()
+    async with controller.honest() as link:
+        for _ in range(20):
+            controller.change()
+            await controller.servers.taken()
+            assert link.served is not None
+            assert link.served.version == controller.view.served.version
+
+
+@looped
+async def test_one_that_does_not_take_it_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may still serve what was withdrawn: it is not waited for without end, and not left alone either."""
+    monkeypatch.setattr(servers_module, "TAKEN_SECONDS", 0.05)
+    controller = Controller()
+    async with controller.raw() as (reader, writer):
+        writer.write(frame_of(Taken(controller.view.served.version)))
+        await controller.servers.serving()
+        controller.change()
+        with structlog.testing.capture_logs() as logs:
+            await controller.servers.taken(0.05)
+        assert controller.ended == 1
+        assert [line["event"] for line in logs] == ["server.cut_off"]
+        async with asyncio.timeout(10):
+            await reader.read()  # to its end
+        assert not controller.servers.states()
+
+
+@looped
+async def test_taking_what_was_never_told_changes_nothing() -> None:
+    """A version from the future is not one that is served: what comes after it is waited for."""
+    controller = Controller()
+    async with controller.raw() as (_, writer):
+        writer.write(frame_of(Taken(1 << 60)))
+        await controller.servers.serving()
+        controller.change()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await controller.servers.serving()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">IB", 1 << 30, 1),
+        frame_of_snapshot(b"x"),
+        frame_of(Minted(1)),
+        b"\x80\x04\x95." * 20,  # a pickle
+    ],
+)
+@looped
+async def test_what_may_not_be_said_ends_the_connection(said: bytes) -> None:
+    """Nothing after it is read, whatever was under way is given up, and others are served on."""
+    controller = Controller()
+    async with controller.honest() as link, controller.raw() as (reader, writer):
+        with structlog.testing.capture_logs() as logs:
+            writer.write(said)
+            async with asyncio.timeout(10):
+                await reader.read()
+        assert [line["event"] for line in logs] == ["server.cut_off"]
+        assert controller.ended == 1
+        assert (await link.id_token("x")) is not None
+
+
+@looped
+async def test_mints_are_bounded_for_a_whole_server() -> None:
+    """Naming workers costs a taken server nothing: so many at once, and so many a second, are made for all of them."""
+    controller = Controller()
+    controller.gate = asyncio.Event()
+    async with controller.raw() as (reader, writer):
+        for number in range(1, 401):
+            writer.write(frame_of(Mint(number, f"aud-{number}")))
+        refused = await heard(reader, 400 - AT_ONCE)
+        assert {one.why for one in refused} == {"tokens are asked for too often"}
+        assert len(controller.minted) == AT_ONCE
+        controller.gate.set()
+        await heard(reader, AT_ONCE)
+        for number in range(500, 700):
+            writer.write(frame_of(Mint(number, f"aud-{number}")))
+            await heard(reader, 1)
+        assert len(controller.minted) <= BURST + 1
+
+
+@looped
+async def test_a_question_whose_asker_has_left_is_given_up() -> None:
+    """A long poll of a worker that is gone holds nothing in the controller; nor does one whose server is gone."""
+    controller = Controller()
+    controller.real.silent = True
+    async with controller.raw() as (_, writer):
+        for number in (1, 2):
+            writer.write(frame_of(Pass(number, Cloud.AWS, "GET", "/latest/meta-data/hostname", (), None, 3600.0)))
+        async with asyncio.timeout(10):
+            while controller.real.under_way < 2:  # noqa: ASYNC110 - what is asked tells nobody
+                await asyncio.sleep(0.01)
+            writer.write(frame_of(Left(1)))
+            while controller.real.under_way > 1:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.01)
+            writer.close()
+            while controller.real.under_way:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.01)
+
+
+@looped
+async def test_what_is_asked_is_answered() -> None:
+    """Tokens, refusals of both kinds, and what the real service says, as they are."""
+    controller = Controller()
+    controller.real.answers["/latest/meta-data/hostname"] = answer("h", Server="EC2ws", Set_Cookie="x")
+    async with controller.honest() as link:
+        minted = await link.id_token("aud")
+        assert minted is not None
+        assert minted.audience == "aud"
+        assert await link.scoped(("a",)) == google_token(START)
+        assert await link.scoped(("b",)) is None
+        for kind in (Denied, Transient):
+            controller.refusal = kind("not for you")
+            with pytest.raises(kind, match="not for you"):
+                await link.id_token("other")
+        found = await link.service(Cloud.AWS).request("GET", "/latest/meta-data/hostname", timeout_seconds=1)
+        assert (found.status, found.body, found.headers.get("SERVER")) == (200, b"h", "EC2ws")
+        assert "Set-Cookie" not in found.headers
+        with pytest.raises(UpstreamError):
+            await link.service(Cloud.GCP).request("GET", "/computeMetadata/v1/instance/id", timeout_seconds=1)
+
+
+@looped
+async def test_without_a_controller_what_must_be_asked_fails_at_once() -> None:
+    """What was served is served on; a question that was under way ends, and the next does not wait."""
+    controller = Controller()
+    controller.gate = asyncio.Event()
+    controller.real.silent = True
+    async with controller.honest() as link:
+        service = link.service(Cloud.AWS)
+        asked = asyncio.create_task(service.request("GET", "/latest/meta-data/hostname", timeout_seconds=60))
+        mint = asyncio.create_task(link.id_token("x"))
+        await asyncio.sleep(0.01)
+        controller.servers.close()
+        with pytest.raises(UpstreamError):
+            await asked
+        with pytest.raises(Transient):
+            await mint
+        with pytest.raises(Transient):
+            await link.id_token("y")
+        assert link.served is not None
+        assert not link.connected
+
+
+@looped
+async def test_what_a_worker_asks_never_ends_the_connection() -> None:
+    """However long: it is refused on this side."""
+    controller = Controller()
+    async with controller.honest() as link:
+        with pytest.raises(UpstreamError):
+            await link.service(Cloud.AWS).request("G" * 99, "/" + "x" * 30000, timeout_seconds=1)
+        with pytest.raises(Transient):
+            await link.id_token("x" * 3000)
+        assert link.connected
+
+
+@looped
+async def test_numbers_are_told_when_they_are_asked_for() -> None:
+    """Status and metrics count every request that was answered before they were asked for; refusals reach the log."""
+    controller = Controller()
+    async with controller.honest() as link:
+        tally = Tally(link.say)
+        link.told = tally.told
+        one = Access("GET", "/x\udc80", 200, 0.1, 5, "u" * 9999)
+        with structlog.testing.capture_logs() as logs:
+            for status in (200, 200, 403, 403, 0):
+                tally.access(Access(one.method, one.path, status, one.seconds, one.size_bytes, one.user_agent))
+            tally.broken(Request("GET", "/x", "", (), False, {}), ValueError("secret"))
+            await controller.servers.counted()
+        assert controller.requests.counts == {("worker", 200): 2, ("worker", 403): 2, ("worker", 0): 1}
+        assert [(line["event"], line.get("status")) for line in logs] == [
+            ("request.refused", 403),
+            ("request.refused", 0),
+            ("request.crashed", None),
+        ]
+        assert "secret" not in str(logs)
+        tally.close()
+
+
+@looped
+async def test_a_server_cannot_fill_the_log() -> None:
+    """Of all that it says for the log, some a minute are written."""
+    controller = Controller()
+    async with controller.raw() as (reader, writer):
+        with structlog.testing.capture_logs() as logs:
+            for status in range(1000):
+                writer.write(frame_of(Refused("GET", "/", status, 0.0, 0, "", None)))
+                writer.write(frame_of(Crashed("/", "E", "")))
+            writer.write(frame_of(Counts(())))
+            writer.write(frame_of(Mint(1, "x")))
+            await heard(reader, 1)
+        assert len(logs) <= 20
