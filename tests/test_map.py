@@ -143,6 +143,7 @@ def test_fakes_share_no_codec_with_us() -> None:
     reasons = {
         "view.py": {
             "agent",
+            "agent.daemon",
             "agent.serve",
             "agent.snapshot",
         },  # it is no fake of a service: it stands behind the real listener

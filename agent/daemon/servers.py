@@ -128,11 +128,6 @@ class Servers:
         except TimeoutError:
             pass
 
-    def states(self) -> list[dict[str, object]]:
-        """Each server, for the status: since when it is connected (boot-time seconds), and whether it is up to date."""
-        version = self.version()
-        return [{"since": one.since, "current": one.taken >= version} for one in self._connected]
-
     async def _next_change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
@@ -164,7 +159,6 @@ class Server(asyncio.Protocol):
     Attributes:
         taken: the version that it said it serves; -1: none yet.
         counted: how often it has said its numbers.
-        since: when it came.
     """
 
     def __init__(self, servers: Servers, end: Callable[[], None]) -> None:
@@ -179,7 +173,6 @@ class Server(asyncio.Protocol):
         self._logged = Bucket(_LOGGED_PER_MINUTE / 60, _LOGGED_PER_MINUTE)
         self.taken = -1
         self.counted = 0
-        self.since = servers.clock()
 
     # -- asyncio's calls ---------------------------------------------------------------------------------------------
 

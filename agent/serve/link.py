@@ -67,11 +67,6 @@ class Link:
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Minted | Passed]] = {}
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a controller at the other end."""
-        return self._connection is not None
-
     def protocol(self) -> Connection:
         """The factory for ``loop.create_unix_connection``. One connection at a time: the newest is used."""
         return Connection(self)
