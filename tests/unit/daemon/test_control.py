@@ -20,7 +20,7 @@ async def applied() -> Reloaded:
 
 def reload_as(uid: int) -> tuple[int, Any]:
     none: Any = None
-    table = routes(status=none, metrics=none, keys=none, push=none, refresh=none, reload=applied)
+    table = routes(status=none, metrics=none, counted=none, keys=none, push=none, refresh=none, reload=applied)
     response = asyncio.run(call(table["POST", "/v1/reload"](ControlRequest(none, uid, uid, 1))))
     return response.status, msgspec.json.decode(response.body)
 
