@@ -14,6 +14,7 @@ from agent import config, log, report
 from agent.controller import Controller
 from agent.core.early import STEP as EARLY_STEP
 from agent.core.model import Cloud
+from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.daemon import compose
 from agent.daemon.announce import Announcer
@@ -28,7 +29,7 @@ from agent.daemon.publish import Publisher
 from agent.daemon.reload import Reloaded
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
-from agent.daemon.snapshots import Snapshots
+from agent.daemon.snapshots import Snapshots, told_of
 from agent.daemon.textfile import Textfile
 from agent.host import arrival
 from agent.host.clock import SystemClock
@@ -111,13 +112,26 @@ class Listeners:
             limits=Limits(connections=shares.connections, held=min(4096, max(1, shares.connections // 2))),
         )
 
-    def servers(self, snapshots: Snapshots, decided: ServeSettings) -> Servers:
+    def servers(
+        self, decided: ServeSettings, *, path_id: Secret, expects_bundle: Callable[[], bool]
+    ) -> tuple[Snapshots, Servers]:
         """What those are told and asked who answer workers.
 
         Args:
-            snapshots: what is served.
             decided: what stays the same.
+            path_id: the id in a path that stands for a container's token.
+            expects_bundle: whether the configuration has a key for one at present.
         """
+        snapshots = Snapshots(
+            self._controller,
+            self._clock,
+            decided,
+            time=lambda: told_of(self._clock),
+            first=int(self._clock.uptime() * 1000),
+            tokens=lambda: self._prepared.tokens.good,
+            path_id=path_id,
+            expects_bundle=expects_bundle,
+        )
         issuing = self._controller.issuing
         services = self._services()
         servers = Servers(
@@ -135,7 +149,7 @@ class Listeners:
             clock=self._clock.boottime,
         )
         snapshots.send_to(servers.publish)
-        return servers
+        return snapshots, servers
 
     def _services(self) -> dict[Cloud, Passthrough]:
         """The real services, for what workers ask of them."""

@@ -45,13 +45,12 @@ from agent.daemon.reload import Reloaded, Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
 from agent.daemon.servers import Servers
-from agent.daemon.snapshots import Snapshots
+from agent.daemon.snapshots import told_of
 from agent.daemon.succession import Succession
 from agent.daemon.who import Who
 from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
 from agent.providers.machine import Machine
-from agent.snapshot import Time
 
 CLOSE_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 5.0
@@ -334,17 +333,9 @@ class Daemon:
             token_key=self._restorer.token_key,
             phase=self._rng.random(),
         )
-        self._snapshots = Snapshots(
-            self.controller,
-            self.clock,
-            decided,
-            time=self._time,
-            first=int(self.clock.uptime() * 1000),
-            tokens=lambda: self._prepared.tokens.good,
-            path_id=self._path_id,
-            expects_bundle=lambda: bool(self._reloader.settings.keys),
+        self._snapshots, self._servers = self._listeners.servers(
+            decided, path_id=self._path_id, expects_bundle=lambda: bool(self._reloader.settings.keys)
         )
-        self._servers = self._listeners.servers(self._snapshots, decided)
         return self._servers
 
     async def _told(self) -> None:
@@ -385,14 +376,10 @@ class Daemon:
             way_out.reconnect()
         self.controller.time_moved()
 
-    def _time(self) -> Time:
-        timekeeper = self.clock.timekeeper
-        return Time(timekeeper.lost, timekeeper.offset)
-
     def _follow(self) -> bool:
         doubtful = self.clock.follow()
         timekeeper = self.clock.timekeeper
-        if self._servers is not None and self._snapshots.time != self._time():
+        if self._servers is not None and self._snapshots.time != told_of(self.clock):
             # Soon: what was counted from a moment of ours is moved in between.
             asyncio.get_running_loop().call_soon(self._snapshots.publish)
         if timekeeper.lost > self._lost_told:

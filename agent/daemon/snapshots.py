@@ -16,6 +16,7 @@ from agent.core.clock import Clock
 from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.view import Ended
+from agent.host.clock import SystemClock
 from agent.identity import ahead
 from agent.identity.standing import can_mint_id_tokens, facts
 from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch, Time
@@ -136,3 +137,8 @@ class Snapshots:
         if refusal is None or self._controller.store.bundle is not None:
             return None
         return f"{refusal.code}: {refusal.reason}"
+
+
+def told_of(clock: SystemClock) -> Time:
+    """What a clock knows beside CLOCK_BOOTTIME."""
+    return Time(clock.timekeeper.lost, clock.timekeeper.offset)
