@@ -21,7 +21,7 @@ from agent.cli.common import CONFIG_PATH
 from agent.cli.exits import EX_CONFIG, EX_UNAVAILABLE
 from agent.cli.redirect_plan import AGENT_USER, Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
-from agent.host import arrival, fronts, hold, nft, planning, ports, ranges, systemctl, unroutable
+from agent.host import aliases, arrival, hold, nft, planning, ports, ranges, systemctl, unroutable
 
 _CONFIG = click.option(
     "--config",
@@ -117,7 +117,7 @@ def remove() -> None:
     systemctl.stop_watch()
     unroutable.lift(arrival.STATE.parent / unroutable.MARK)
     nft.run(nft.removal())
-    fronts.set_fronts(present=False)
+    aliases.set_aliases(present=False)
     shutil.rmtree(arrival.STATE.parent, ignore_errors=True)
 
 
@@ -241,7 +241,7 @@ def _load(plan: Plan) -> None:
             click.echo(f"credential-agent: {plan.lacking[number]}", err=True)
         break
     # Rules first: the address must not be there before the rules that guard it.
-    fronts.set_fronts(present=True, ipv6=plan.ipv6)
+    aliases.set_aliases(present=True, ipv6=plan.ipv6)
 
 
 def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool, str]]:

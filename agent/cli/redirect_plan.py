@@ -31,7 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         lacking: what each of them does without.
         reserve: addresses that the process that holds the rules keeps from everybody but root.
         closed: the same workers, refused.
-        ipv6: whether the IPv6 front address is wanted.
+        ipv6: whether the IPv6 alias address is wanted.
         error: why ``scripts`` are closed; ``None``: they lead.
         notes: differences from the configuration that were tolerated.
         pending: users and units that were not there; to be looked up again.

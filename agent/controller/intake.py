@@ -221,7 +221,7 @@ class Intake:
 
     def reconsider(self) -> None:
         """Look again at what each source submitted last and was refused: the clock, the keys or the trust changed."""
-        self._retries.hasten()
+        self._retries.retry_now()
         self._wake()
 
     def review(self) -> None:

@@ -7,7 +7,7 @@ a credential is asked for once at a time and the listeners, which only look, nee
 
 Resources: one task for each source and each piece of work under way, one loop. All end with :meth:`Controller.run`.
 
-Errors: nothing a source, a bundle or an upstream does ends the loop. The three kinds of trouble are told apart (a
+Errors: nothing a source, a bundle or an upstream does ends the loop. The three kinds of failure are told apart (a
 source is broken, a bundle is refused, a credential is not issued), each logged once where it happens, counted, and
 never allowed to take away what is served.
 """
@@ -225,7 +225,11 @@ class Controller:
             self._changed()
 
     async def _watch(self, source: Source) -> NoReturn:
-        name, trouble, ok = source.name, partial(self._troubled, source), partial(self._well, source.name)
+        name, on_error, on_success = (
+            source.name,
+            partial(self._source_failed, source),
+            partial(self._source_worked, source.name),
+        )
 
         async def submit(sealed: SealedBundle) -> None:
             await self.intake.submit(sealed)
@@ -233,14 +237,14 @@ class Controller:
         attempt = 0
         while True:
             try:
-                await source.watch(submit, trouble=trouble, ok=ok)
+                await source.watch(submit, on_error=on_error, on_success=on_success)
             except Exception as error:  # noqa: BLE001 - the controller's border: one source must not end the others
                 attempt += 1
                 self._log.error("source.crashed", source=name, error=type(error).__name__, exc_info=True)
-                trouble(SourceError(f"crashed: {type(error).__name__}"))
+                on_error(SourceError(f"crashed: {type(error).__name__}"))
                 await self._clock.sleep(refresh.retry_seconds(attempt, None, denied=True, rng=self._rng))
 
-    def _troubled(self, source: Source, error: SourceError) -> None:
+    def _source_failed(self, source: Source, error: SourceError) -> None:
         name, before = source.name, self.source_state.get(source.name)
         bump(self.counters.source_troubles, name)
         self.source_state[name] = error.message
@@ -251,7 +255,7 @@ class Controller:
         elif (unsaid := self._seldom.unsaid("source.failed", name)) is not None:
             self._log.warning("source.failed", source=name, reason=error.message, unsaid=unsaid)
 
-    def _well(self, name: str) -> None:
+    def _source_worked(self, name: str) -> None:
         before, self.source_state[name] = self.source_state.get(name), "ok"
         if before in ("ok", "starting"):
             return

@@ -65,7 +65,7 @@ class Retries:
         self._kept.pop(origin, None)
 
     def keep(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
-        """Look at it again after ``seconds``, or (``None``) when :meth:`hasten` is called.
+        """Look at it again after ``seconds``, or (``None``) when :meth:`retry_now` is called.
 
         Args:
             sealed: replaces what was kept of its origin.
@@ -81,7 +81,7 @@ class Retries:
         seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
         self.keep(sealed, attempts, seconds + 1.0)
 
-    def hasten(self) -> None:
+    def retry_now(self) -> None:
         """Have all of it due now."""
         for retry in self._kept.values():
             retry.at = min(retry.at, self._clock.boottime())

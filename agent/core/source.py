@@ -20,10 +20,10 @@ COURIER: Final = "courier"
 Submit = Callable[[SealedBundle], Awaitable[None]]
 """Where a source hands its bytes. It returns when the bundle has been evaluated; it raises nothing."""
 
-Trouble = Callable[[SourceError], None]
+OnError = Callable[[SourceError], None]
 """Where a source says that it is here but broken: once per failed attempt; the receiver counts them, and logs few."""
 
-Ok = Callable[[], None]
+OnSuccess = Callable[[], None]
 """Where a source says that it was reached and works, whether or not it holds a bundle."""
 
 
@@ -90,13 +90,13 @@ class Source(Protocol):
     def name(self) -> str:
         """Its name in logs, metrics and acknowledgements; :attr:`SealedBundle.origin` of all it submits."""
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """Submit what is there now, then every change, until cancelled.
 
         Bytes equal to those last submitted are not submitted again. Absence is not a change: nothing is submitted then.
 
-        Errors: never raises for a broken source. It reports to ``trouble``, waits with full jitter and tries again;
-        the first success after that is reported to ``ok``.
+        Errors: never raises for a broken source. It reports to ``on_error``, waits with full jitter and tries again;
+        the first success after that is reported to ``on_success``.
 
         Resources: one connection or descriptor at a time, closed between looks; everything read is capped.
         """

@@ -60,7 +60,7 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
         """The present time by that process."""
         return self.now + timedelta(seconds=clock.uptime() - self.uptime)
 
-    def teach(self, clock: SystemClock) -> None:
+    def sync_clock(self, clock: SystemClock) -> None:
         """Set a clock that no witness has set yet. Call it before anything is measured by that clock.
 
         Bounded by the same rule as any other word of one witness (:mod:`agent.core.timekeeping`).

@@ -78,7 +78,7 @@ class Readiness:
         await settled()
         self.told = True
         told = self._notifier.ready(self.status_line())
-        memory.settle()
+        memory.compact()
         self._log.info("agent.ready", seconds=round((self._clock.now() - self._started).total_seconds(), 3))
         while self._notifier.active and not told:
             # Its queue is full (systemd reloads itself, say). A start that is never announced would be ended by it.

@@ -61,7 +61,7 @@ class Succession:
         found = [left for left in (kept.decode(one, self._clock) for one in data) if left is not None]
         self._credentials = max(found, key=lambda left: left.uptime, default=None)
         if self._credentials is not None:
-            self._credentials.teach(self._clock)
+            self._credentials.sync_clock(self._clock)
 
     @property
     def pending(self) -> bool:

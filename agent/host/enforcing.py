@@ -11,7 +11,7 @@ import os
 from typing import Final
 
 from agent.core.errors import HostError
-from agent.host import fronts, nft, ownership, systemctl, unroutable
+from agent.host import aliases, nft, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
@@ -78,7 +78,7 @@ class Rules:
         if not taken and (closed or plan is None or not in_force):
             self._refuse()
         if plan is not None:
-            self.set_fronts(ipv6=plan["ipv6"])
+            self.set_aliases(ipv6=plan["ipv6"])
         self._expected = self._listing() or ()
         if taken:
             unroutable.lift(self._reporter.directory / unroutable.MARK)
@@ -94,10 +94,10 @@ class Rules:
         found = self._listing()
         return found is None or not self._expected or found == self._expected
 
-    def set_fronts(self, *, ipv6: bool) -> None:
-        """Have the addresses that containers are sent to; see :func:`agent.host.fronts.set_fronts`."""
+    def set_aliases(self, *, ipv6: bool) -> None:
+        """Have the addresses that containers are sent to; see :func:`agent.host.aliases.set_aliases`."""
         try:
-            fronts.set_fronts(present=True, ipv6=ipv6)
+            aliases.set_aliases(present=True, ipv6=ipv6)
         except HostError as error:
             self._reporter.say("addresses", f"containers cannot be led: {error}")
         else:

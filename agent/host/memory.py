@@ -6,7 +6,7 @@ import ctypes
 import gc
 
 
-def settle() -> None:
+def compact() -> None:
     """Collect, freeze what lives to the end, and return free pages.
 
     Importing and compiling leaves holes in the heap; glibc keeps them (about 4 MB here) until its own

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent.core.errors import HostError
-from agent.host import fronts, ranges
+from agent.host import aliases, ranges
 from agent.host.bounds import ADDRESS_TYPE, Bounds, bounded
 from agent.host.nft_text import chain, elements, set_
 from agent.host.tools import call
@@ -53,7 +53,7 @@ _CABLES: Final = ("bond", "team", "vlan")
 
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:@-]{1,15}\*?\Z")
 _CGROUP: Final = re.compile(r"[A-Za-z0-9:_.\\@/-]{1,4000}\Z")
-_FRONT: Final = {"ip": fronts.FRONT4, "ip6": f"[{fronts.FRONT6}]"}
+_ALIAS: Final = {"ip": aliases.ALIAS4, "ip6": f"[{aliases.ALIAS6}]"}
 _PROTOCOL: Final = {"ip": "ipv4", "ip6": "ipv6"}
 
 # Deleting what is not there is an error; adding what is there is none.
@@ -92,7 +92,7 @@ def ruleset(
 
     Args:
         workers: who is led to the agent.
-        port: the agent's port on loopback and on the front addresses.
+        port: the agent's port on loopback and on its alias addresses.
         agent_uid: the agent's own user, which needs the real service; ``None``: it does not exist here.
         ipv6: also lead the IPv6 addresses of the metadata services. They are refused in any case.
         closed: reject what would be redirected.
@@ -209,8 +209,8 @@ def _to_metadata(prefix: str, verdict: str, families: Sequence[str] = ("ip", "ip
 def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> list[str]:
     """The chains that lead a worker's request to the agent."""
     exempt = [f'iifname "{name}" return' for name in workers.exempt_bridges]
-    to_front = [
-        f"meta nfproto {_PROTOCOL[family]} meta l4proto tcp counter dnat {family} to {_FRONT[family]}:{made.port}"
+    to_alias = [
+        f"meta nfproto {_PROTOCOL[family]} meta l4proto tcp counter dnat {family} to {_ALIAS[family]}:{made.port}"
         for family in families
     ]
     return [
@@ -229,19 +229,19 @@ def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> lis
                 f"meta l4proto tcp counter redirect to :{made.port}",
             ],
         ),
-        chain("to_front", None, to_front),
+        chain("to_alias", None, to_alias),
         chain(
             "forwarded",
             None,
             [
                 *exempt,
-                *(f"{bridge} jump to_front" for bridge in made.bridges),
+                *(f"{bridge} jump to_alias" for bridge in made.bridges),
                 # A packet that comes in where this machine itself goes out to the metadata service is a neighbour's.
                 "fib daddr . iif oif exists return",
                 f"meta iifkind {{ {', '.join(_CABLES)} }} return",
                 # A tunnel (WireGuard, tun, IP in IP, PPP): its other end is another machine, or a person's.
                 "meta iiftype != ether return",
-                'meta iifkind != "none" jump to_front',
+                'meta iifkind != "none" jump to_alias',
             ],
         ),
         chain(
@@ -261,8 +261,8 @@ def _guards(made: _Names) -> list[str]:
             "type filter hook output priority 0;",
             [
                 f"fib daddr type local tcp dport {made.port} jump listener",
-                f"ip saddr {{ 127.0.0.0/8, {fronts.FRONT4} }} tcp sport {made.port} jump speaker",
-                f"ip6 saddr {{ ::1, {fronts.FRONT6} }} tcp sport {made.port} jump speaker",
+                f"ip saddr {{ 127.0.0.0/8, {aliases.ALIAS4} }} tcp sport {made.port} jump speaker",
+                f"ip6 saddr {{ ::1, {aliases.ALIAS6} }} tcp sport {made.port} jump speaker",
                 *_to_metadata("", "jump real"),
             ],
         ),

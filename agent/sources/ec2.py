@@ -17,7 +17,7 @@ import msgspec
 from agent.core.clock import Clock
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Ok, Submit, Trouble
+from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.sources.watching import broken_here, keep_watching
 from agent.upstream import Ec2Metadata
 from agent.wire.names import EC2_USER_DATA_PATH
@@ -66,14 +66,14 @@ class Ec2UserDataSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """See :class:`agent.core.source.Source`."""
         await keep_watching(
             self.fetch,
             lambda: self._settings.reread_seconds * self._rng.uniform(0.75, 1.25),
             submit=submit,
-            trouble=trouble,
-            ok=ok,
+            on_error=on_error,
+            on_success=on_success,
             clock=self._clock,
             rng=self._rng,
         )

@@ -28,7 +28,7 @@ from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.looks import Look, look_of
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Ok, Submit, Trouble
+from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
 from agent.sources.watching import Changes
@@ -87,7 +87,7 @@ class FileSource:
         """The file, for a person who is told what is wrong with it."""
         return self._settings.path
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """See :class:`agent.core.source.Source`. No backoff: a mended file is seen as fast as a new one."""
         changes = Changes(submit)
         seen: Look | str | None = None
@@ -102,10 +102,10 @@ class FileSource:
                     found = await self.fetch()
                 except SourceError as error:
                     read_after = RETRY_LOOKS
-                    trouble(error)
+                    on_error(error)
                 else:
                     read_after = -1
-                    ok()
+                    on_success()
                     if found is not None:
                         await changes.submit(found)
             elif read_after > 0:

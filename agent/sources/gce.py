@@ -21,7 +21,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UpstreamError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Ok, Submit, Trouble
+from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.sources.watching import broken_here, keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
@@ -32,7 +32,7 @@ WAIT_SECONDS: Final = 60
 """How long a request may hang; what Google's own guest agent asks for."""
 
 GRACE_SECONDS: Final = 10.0
-"""How much longer we wait than we asked for before we call it trouble."""
+"""How much longer we wait than we asked for before it counts as an error."""
 
 MAX_LISTING_BYTES: Final = 1_048_576
 """All attributes of an instance hold 512 KB at most, and JSON writes some bytes as six."""
@@ -99,7 +99,7 @@ class GceAttributeSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """See :class:`agent.core.source.Source`. With two scopes there are two loops, and either may report."""
         async with asyncio.TaskGroup() as group:
             for attribute in self._attributes():
@@ -108,8 +108,8 @@ class GceAttributeSource:
                         attribute.look,
                         attribute.pause,
                         submit=submit,
-                        trouble=trouble,
-                        ok=ok,
+                        on_error=on_error,
+                        on_success=on_success,
                         clock=self._clock,
                         rng=self._rng,
                     )

@@ -24,7 +24,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, UpstreamError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Ok, Position, Submit, Trouble
+from agent.core.source import Ack, OnError, OnSuccess, Position, Submit
 from agent.sources.acknowledging import Acknowledger
 from agent.sources.location import Location
 from agent.sources.watching import RetryLater, broken_here, keep_watching
@@ -129,15 +129,15 @@ class HttpsSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """See :class:`agent.core.source.Source`. After 410 (Gone) nothing is asked any more; nothing is withdrawn."""
         self._forget()
         await keep_watching(
             self._look,
             lambda: self._pause_seconds,
             submit=submit,
-            trouble=trouble,
-            ok=ok,
+            on_error=on_error,
+            on_success=on_success,
             clock=self._clock,
             rng=self._rng,
         )

@@ -10,7 +10,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Ok, Submit, Trouble
+from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.wire.wrapped import find
 
 _FOREVER_SECONDS: Final = 86_400.0
@@ -33,10 +33,10 @@ class PushSource:
         self._pushing = asyncio.Lock()
         self._verdict: asyncio.Future[Ack] | None = None
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:  # noqa: ARG002 - it cannot be broken
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:  # noqa: ARG002 - it cannot be broken
         """See :class:`agent.core.source.Source`."""
         self._submit = submit
-        ok()
+        on_success()
         while True:
             await self._clock.sleep(_FOREVER_SECONDS)
 

@@ -13,7 +13,7 @@ from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UpstreamError, WireError
 from agent.core.model import SealedBundle
-from agent.core.source import Ok, Submit, Trouble
+from agent.core.source import OnError, OnSuccess, Submit
 
 _NO_HURRY: Final = timedelta(days=1)
 
@@ -71,8 +71,8 @@ async def keep_watching(
     pause: Callable[[], float],
     *,
     submit: Submit,
-    trouble: Trouble,
-    ok: Ok,
+    on_error: OnError,
+    on_success: OnSuccess,
     clock: Clock,
     rng: random.Random,
 ) -> NoReturn:
@@ -82,12 +82,12 @@ async def keep_watching(
         look: looks once (or hangs until there is something new to see); ``None`` is "not here".
         pause: the seconds to wait after a look that went well, asked after it.
         submit: where what changed goes.
-        trouble: told of each failed look.
-        ok: told of each look that went well.
+        on_error: told of each failed look.
+        on_success: told of each look that went well.
         clock: sleeps.
         rng: the source of the jitter.
 
-    Errors: ``SourceError`` from ``look`` goes to ``trouble`` and is retried with full jitter. Anything else is our own
+    Errors: ``SourceError`` from ``look`` goes to ``on_error`` and is retried with full jitter. Anything else is our own
     mistake and is raised.
     """
     changes = Changes(submit)
@@ -97,12 +97,12 @@ async def keep_watching(
             found = await look()
         except SourceError as error:
             failures += 1
-            trouble(error)
+            on_error(error)
             asked = error.seconds if isinstance(error, RetryLater) else 0.0
             await clock.sleep(asked + retry_seconds(failures, rng))
             continue
         failures = 0
-        ok()
+        on_success()
         if found is not None:
             await changes.submit(found)
         seconds = pause()

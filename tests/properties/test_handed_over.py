@@ -165,7 +165,7 @@ def test_spoilt_credentials_do_not_keep_it_from_starting(data: bytes) -> None:
     left = kept.decode(data, fresh)
     if left is None:
         return
-    left.teach(fresh)
+    left.sync_clock(fresh)
     assert abs(fresh.now() - START) < HOUR
     next_ = store(Memory("i-1"))
     for holding in left.holdings("i-1", fresh):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import fronts, nft, ranges
+from agent.host import aliases, nft, ranges
 from tests.system import lab
 from tests.system.harness import Agent, World, until
 from tests.system.lab import AGENT_PORT, AGENT_UID, Lab
@@ -56,15 +56,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Agen
     world = World(root)
     file = root / "run" / "container.env"
     with Lab("docker0") as net:
-        net.at(net.host, "ip", "address", "add", f"{fronts.FRONT4}/32", "dev", "lo", "scope", "host")
-        net.at(net.host, "ip", "address", "add", f"{fronts.FRONT6}/128", "dev", "lo", "nodad")
+        net.at(net.host, "ip", "address", "add", f"{aliases.ALIAS4}/32", "dev", "lo", "scope", "host")
+        net.at(net.host, "ip", "address", "add", f"{aliases.ALIAS6}/128", "dev", "lo", "nodad")
         changes = {
             "listen": {
                 "http": [
                     f"127.0.0.1:{AGENT_PORT}",
                     f"[::1]:{AGENT_PORT}",
-                    f"{fronts.FRONT4}:{AGENT_PORT}",
-                    f"[{fronts.FRONT6}]:{AGENT_PORT}",
+                    f"{aliases.ALIAS4}:{AGENT_PORT}",
+                    f"[{aliases.ALIAS6}]:{AGENT_PORT}",
                 ]
             },
             "environment": {"container_file": file},

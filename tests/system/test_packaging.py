@@ -89,14 +89,14 @@ def test_the_lock_asks_for_no_full_version_of_python() -> None:
 def test_units_and_code_agree_on_addresses() -> None:
     """The socket unit listens where the rules lead and the environment file points."""
     from agent import config
-    from agent.host import fronts
+    from agent.host import aliases
 
     listened = set(lines("credential-agent.socket", "ListenStream"))
     listened6 = set(lines("credential-agent-ipv6.socket", "ListenStream"))
     host, port = config.host_port(config.Listen().http[0])
-    assert listened == {f"{host}:{port}", f"{fronts.FRONT4}:{port}"}
+    assert listened == {f"{host}:{port}", f"{aliases.ALIAS4}:{port}"}
     # Apart: what a machine without IPv6 cannot bind would fail the rest of its unit.
-    assert listened6 == {f"[::1]:{port}", f"[{fronts.FRONT6}]:{port}"}
+    assert listened6 == {f"[::1]:{port}", f"[{aliases.ALIAS6}]:{port}"}
     control = (SYSTEMD / "credential-agent-control.socket").read_text()
     # Of root's directory; the name that everybody knows leads there.
     assert f"Symlinks={config.Listen().control}\n" in control

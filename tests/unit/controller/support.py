@@ -17,7 +17,7 @@ from agent.controller import Controller
 from agent.core import issued
 from agent.core.errors import BundleError, FormatError
 from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
-from agent.core.source import Ack, Ok, Source, Submit, Trouble
+from agent.core.source import Ack, OnError, OnSuccess, Source, Submit
 from agent.core.verdict import Memory, Policy
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.identity.driver import Store
@@ -151,19 +151,19 @@ class FakeSource:
         self.acks: list[Ack] = []
         self.watches = 0
         self.crash: Exception | None = None
-        self._queue: asyncio.Queue[Callable[[Submit, Trouble, Ok], Any]] = asyncio.Queue()
+        self._queue: asyncio.Queue[Callable[[Submit, OnError, OnSuccess], Any]] = asyncio.Queue()
 
-    async def watch(self, submit: Submit, *, trouble: Trouble, ok: Ok) -> NoReturn:
+    async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         self.watches += 1
         if self.crash is not None:
             raise self.crash
         while True:
             act = await self._queue.get()
-            result = act(submit, trouble, ok)
+            result = act(submit, on_error, on_success)
             if result is not None:
                 await result
 
-    def act(self, what: Callable[[Submit, Trouble, Ok], Any]) -> None:
+    def act(self, what: Callable[[Submit, OnError, OnSuccess], Any]) -> None:
         """Let the source do something with its three callbacks."""
         self._queue.put_nowait(what)
 

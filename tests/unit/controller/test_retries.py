@@ -68,7 +68,7 @@ def test_what_waits_for_a_word_is_due_with_it(retries: Retries, clock: FakeClock
     assert retries.due(clock.boottime() + 1e9) == []
 
     retries.forget("two")
-    retries.hasten()
+    retries.retry_now()
     assert retries.due(clock.boottime()) == [A]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from agent.controller.seldom import BURST, PER_SECOND, Seldom
 from agent.core.errors import FormatError, SourceError
-from agent.core.source import Ok, Submit, Trouble
+from agent.core.source import OnError, OnSuccess, Submit
 from tests.fakes.clock import settle
 from tests.unit.controller.support import World, events, looped
 
@@ -67,12 +67,12 @@ async def test_a_source_that_is_there_and_away_by_turns_does_not_fill_the_log(ev
     """A web server that is well every other time has a few lines, not two with each look; the state is always true."""
     world = World()
 
-    def flap(_submit: Submit, trouble: Trouble, ok: Ok) -> None:
+    def flap(_submit: Submit, on_error: OnError, on_success: OnSuccess) -> None:
         state = world.controller.source_state
         for _ in range(200):
-            trouble(SourceError("it answered 500"))
+            on_error(SourceError("it answered 500"))
             assert state["file"] == "it answered 500"
-            ok()
+            on_success()
             assert state["file"] == "ok"
 
     async with world.running() as logs:

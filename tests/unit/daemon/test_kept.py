@@ -64,7 +64,7 @@ def restart(machine: Machine, data: bytes, *, instance: str = "i-1") -> tuple[St
     clock = machine.clock()
     left = kept.decode(data, clock)
     assert left is not None
-    left.teach(clock)
+    left.sync_clock(clock)
     second = store(clock, instance=instance)
     return second, clock, sum(second.restore(h, clock.now()) for h in left.holdings(second.memory.instance_id, clock))
 
@@ -137,7 +137,7 @@ def test_a_witness_that_was_just_heard_is_believed() -> None:
     fresh.hear(Witness.LINK, START)
     left = kept.decode(data, fresh)
     assert left is not None
-    left.teach(fresh)
+    left.sync_clock(fresh)
 
     assert abs(fresh.now() - START) < timedelta(seconds=2)
 
@@ -155,7 +155,7 @@ def test_what_was_left_moves_us_no_further_than_a_witness_may(now: str, believed
     fresh = machine.clock()
     found = kept.decode(msgspec.json.encode(left), fresh)
     if found is not None:
-        found.teach(fresh)
+        found.sync_clock(fresh)
 
     assert fresh.now() == START
 
@@ -171,7 +171,7 @@ def test_what_a_version_without_provenance_left_is_bounded_too() -> None:
     fresh = machine.clock()
     found = kept.decode(msgspec.json.encode(left), fresh)
     assert found is not None
-    found.teach(fresh)
+    found.sync_clock(fresh)
 
     assert abs(fresh.now() - START) < timedelta(seconds=2)
 

@@ -106,7 +106,7 @@ def test_what_comes_by_a_cable_is_a_neighbours() -> None:
     text = nft.ruleset(nft.Workers(), port=1, agent_uid=None)
     chain = text[text.index("chain forwarded") :]
     assert chain.index("fib daddr . iif oif exists return") < chain.index("meta iifkind { bond, team, vlan } return")
-    assert chain.index("{ bond, team, vlan } return") < chain.index('meta iifkind != "none" jump to_front')
+    assert chain.index("{ bond, team, vlan } return") < chain.index('meta iifkind != "none" jump to_alias')
 
 
 def test_the_closed_table_stands_for_the_defaults() -> None:
@@ -154,18 +154,18 @@ def test_no_script_flushes_a_set_that_it_makes_with_elements(script: str) -> Non
 def test_the_kernel_takes_the_rules_and_gives_them_back(workers: str, agent_uid: str, *, ipv6: bool) -> None:
     """Open and closed, loaded twice, leave one table; removal, done twice too, leaves none."""
     code = f"""
-from agent.host import fronts, nft, ranges, systemctl
+from agent.host import aliases, nft, ranges, systemctl
 workers = nft.Workers({workers})
 assert nft.show() is None
 for closed in (False, False, True, True, False):
     nft.run(nft.ruleset(workers, port=16925, agent_uid={agent_uid}, ipv6={ipv6}, closed=closed))
-    fronts.set_fronts(present=True, ipv6={ipv6})
+    aliases.set_aliases(present=True, ipv6={ipv6})
     table = nft.show()
     assert table is not None
     assert ("redirect to :16925" in table) is not closed
 for _ in range(2):
     nft.run(nft.removal())
-    fronts.set_fronts(present=False)
+    aliases.set_aliases(present=False)
     assert nft.show() is None
 """
     done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -53,7 +53,7 @@ class Store(Shell):
     def rebase(self, by: timedelta, now: datetime) -> None:
         self.apply(events.ClockMoved(by), now)
 
-    def hasten(self, now: datetime) -> bool:
+    def retry_now(self, now: datetime) -> bool:
         return self.take(events.TimeDoubted(), now)
 
     def reconfigure(self, policy: Policy, now: datetime) -> None:

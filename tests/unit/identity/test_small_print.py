@@ -338,19 +338,19 @@ class TestIssuing:
         for seed in range(20):
             s = Store(Policy(), Memory("i-1"), START, random.Random(seed))
             s.put(due(s, OWN_AWS), aws_credential(START, minutes=600), START)
-            assert s.hasten(START)
+            assert s.retry_now(START)
             at = next(one.renew_at for one in s.slots() if one.cloud is Cloud.AWS)
             assert at is not None
             assert START <= at <= START + 30 * SECOND
-            assert not s.hasten(START)
+            assert not s.retry_now(START)
 
     def test_a_minute_of_doubt_moves_with_the_clock(self) -> None:
         """A clock that is set back hurries nobody again within the same minute."""
         s = store()
-        assert s.hasten(START)
+        assert s.retry_now(START)
         s.rebase(-HOUR, START - HOUR)
-        assert not s.hasten(START - HOUR + 30 * SECOND)
-        assert s.hasten(START - HOUR + MINUTE)
+        assert not s.retry_now(START - HOUR + 30 * SECOND)
+        assert s.retry_now(START - HOUR + MINUTE)
 
 
 def due_again(s: Store, key: Key, now: datetime) -> Work:

@@ -712,15 +712,15 @@ class TestClocks:
         take(s, bundle(role("r")))
         s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600), START)
         s.put(due(s, Key(Cloud.AWS, "r")), aws_credential(START), START)
-        assert s.hasten(START)
+        assert s.retry_now(START)
         now = START + timedelta(seconds=30)
         works = s.due(now)
         assert {work.key.grant_id for work in works} >= {"instance", "r"}
         for work in works:
             s.put(work, aws_credential(now, minutes=60, key="ASIA000000000000NEW1"), now)
-        assert not s.hasten(now)
+        assert not s.retry_now(now)
         assert s.due(now + timedelta(seconds=31)) == []
-        assert s.hasten(START + MINUTE)
+        assert s.retry_now(START + MINUTE)
         assert len(s.due(START + 2 * MINUTE)) == len(works)
 
     def test_doubt_disturbs_no_backoff(self) -> None:
@@ -732,7 +732,7 @@ class TestClocks:
         later = START + 25 * MINUTE
         s.failed(due(s, Key(Cloud.AWS, "r"), later), fail(later, denied=True), later)
         before = next(slot.renew_at for slot in s.slots() if slot.id == "r")
-        s.hasten(later)
+        s.retry_now(later)
 
         assert next(slot.renew_at for slot in s.slots() if slot.id == "r") == before
 

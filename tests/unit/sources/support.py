@@ -83,7 +83,7 @@ class Listener:
 @asynccontextmanager
 async def watching(source: Any, listener: Listener) -> Any:
     """Watch ``source`` while the block runs; an error in the watcher is an error of the test."""
-    task = asyncio.ensure_future(source.watch(listener.submit, trouble=listener.trouble, ok=listener.ok))
+    task = asyncio.ensure_future(source.watch(listener.submit, on_error=listener.trouble, on_success=listener.ok))
     try:
         yield task
         if task.done():

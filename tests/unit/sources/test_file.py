@@ -320,7 +320,7 @@ def test_watching_is_cheap(tmp_path: Path) -> None:
         heard = Listener()
         source = FileSource(FileSettings(path=path), clock=Racing())
         with pytest.raises(asyncio.CancelledError):
-            await source.watch(heard.submit, trouble=heard.trouble, ok=heard.ok)
+            await source.watch(heard.submit, on_error=heard.trouble, on_success=heard.ok)
         assert heard.bodies == [b"x"]
 
     began = resource.getrusage(resource.RUSAGE_SELF)

@@ -51,7 +51,13 @@ def test_failures_grow_the_wait_and_success_forgets_them() -> None:
 
         task = asyncio.ensure_future(
             keep_watching(
-                look, lambda: 7.0, submit=heard.submit, trouble=heard.trouble, ok=heard.ok, clock=clock, rng=Top()
+                look,
+                lambda: 7.0,
+                submit=heard.submit,
+                on_error=heard.trouble,
+                on_success=heard.ok,
+                clock=clock,
+                rng=Top(),
             )
         )
         waits = [await clock.step() for _ in range(9)]
@@ -79,8 +85,8 @@ def test_our_own_mistakes_are_not_the_sources_trouble() -> None:
                 look,
                 lambda: 0.0,
                 submit=heard.submit,
-                trouble=heard.trouble,
-                ok=heard.ok,
+                on_error=heard.trouble,
+                on_success=heard.ok,
                 clock=StepClock(),
                 rng=random.Random(1),
             )

@@ -13,19 +13,19 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.host.tools import call
 
-FRONT4: Final = "169.254.171.2"
-FRONT6: Final = "fd6c:9e1f:25b2::2"
+ALIAS4: Final = "169.254.171.2"
+ALIAS6: Final = "fd6c:9e1f:25b2::2"
 
 
-def set_fronts(*, present: bool, ipv6: bool = True) -> None:
-    """Put the front addresses on the loopback interface, or take them off. Either may be repeated.
+def set_aliases(*, present: bool, ipv6: bool = True) -> None:
+    """Put the alias addresses on the loopback interface, or take them off. Either may be repeated.
 
     Where IPv6 is switched off (``ipv6.disable=1``, ``disable_ipv6``) there is no such address, and that is no error.
 
     Raises:
         HostError: iproute2 is missing, or the kernel refused.
     """
-    for family, address, length in (("-4", FRONT4, 32), ("-6", FRONT6, 128)):
+    for family, address, length in (("-4", ALIAS4, 32), ("-6", ALIAS6, 128)):
         try:
             there = address in call("ip", ["-o", family, "address", "show", "dev", "lo"])
             if present and not there and (ipv6 or family == "-4"):
