@@ -6,8 +6,11 @@ at once, by four system calls and without an object for it. Any other is served 
 The kernel keeps finished connections in one queue in the order of arrival, whoever owns them. Behind four hundred of
 one worker another's waited for two seconds, which is twice the patience of botocore. So once that queue is long it is
 emptied as fast as the kernel gives: a remembered answer is given at once, since that costs less than finding the owner;
-any other is kept unread, with its owner, and a few of them are served in each round, by turns of their owners. As long
-as the queue is short nothing of this runs.
+any other is kept unread, with its owner, and in each round some of them are served, by turns of their owners: a few,
+and more for as long as the fetching took. (When it was always a few, 256 clients that asked again and again kept the
+fetching long, and who had to wait for a turn waited for half a second.) A connection that has sent nothing yet is
+looked at once more in the next round, before it is given a turn: its client connects and then sends. As long as the
+queue is short nothing of this runs.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import contextlib
 import errno
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Protocol
@@ -28,7 +32,9 @@ LONG: Final = 64
 ACCEPTED_AT_ONCE: Final = 256
 """The most that are fetched each round: each costs some 25 microseconds, and more come meanwhile."""
 SERVED_AT_ONCE: Final = 4
-"""So few are served in each round that rounds stay short: some requests cost a millisecond."""
+"""So few are served at least in each round: some requests cost a millisecond."""
+_SERVING_SECONDS: Final = 0.008
+"""No more of them are begun with after so long, so that rounds stay short: whoever comes now is seen in the next."""
 LEAST_ROOM: Final = 16
 _AGAIN_SECONDS: Final = 0.1
 """Until the next try, where the process has no file descriptor left."""
@@ -60,6 +66,7 @@ class Intake:
         recall: answers one from memory.
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
         room: how many more connections there may be.
+        now: seconds of a clock that does not jump.
     """
 
     def __init__(
@@ -70,16 +77,19 @@ class Intake:
         recall: Recall,
         owners: Owners | None,
         room: Callable[[], int],
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._sockets = tuple(sockets)
         self._serve = begin
         self._recall = recall
         self._owners = owners
         self._room = room
+        self._now = now
         # All mutable state. By owner, in the order of their turns.
         self._queues: dict[Hashable, deque[tuple[socket.socket, Any]]] = {}
         self._count = 0
         self._young: list[tuple[socket.socket, Any, Hashable]] = []  # accepted in this round; nothing has come yet
+        self._silent: list[tuple[socket.socket, Any]] = []  # the same, where many wait
         self._working = False
         self._open = False
         self._again: asyncio.TimerHandle | None = None
@@ -92,7 +102,7 @@ class Intake:
     @property
     def connections(self) -> int:
         """How many were fetched and are not served yet."""
-        return self._count + len(self._young)
+        return self._count + len(self._young) + len(self._silent)
 
     def begin(self) -> None:
         """Take what comes from now on. To be called in the event loop."""
@@ -112,6 +122,7 @@ class Intake:
     def finish(self) -> None:
         """Serve all that were fetched, since no round will come for them any more."""
         self._look_again()
+        self._hear_silent()
         self._begin(self._count)
 
     def _heed(self) -> None:
@@ -191,9 +202,12 @@ class Intake:
     def _go_round(self) -> None:
         more = True  # also after an error of ours: who waits must not wait for ever
         try:
+            began = self._now()
+            self._hear_silent()
             fetched = [self._fetch(one) for one in self._sockets] if self._open else []
-            self._begin(SERVED_AT_ONCE)
-            more = any(fetched) or self._count > 0
+            ended = self._now()
+            self._begin(SERVED_AT_ONCE, until=ended + min(ended - began, _SERVING_SECONDS))
+            more = any(fetched) or self._count > 0 or bool(self._silent)
         finally:
             self._working = more
             if more:
@@ -214,25 +228,44 @@ class Intake:
                     self._pause()
                     return False
                 continue  # that one was gone before we took it
-            try:
-                if self._is_recalled(connection, peer):
-                    continue
-                owner = self._owner(connection, peer)
-            except OSError:
-                connection.close()  # nobody is there any more to read an answer
-                continue
-            self._queues.setdefault(owner, deque()).append((connection, peer))
-            self._count += 1
-            if self.connections > max(LEAST_ROOM, self._room()):
-                self._put_out()
+            self._sort(connection, peer, silent=self._silent)
         return True
 
-    def _is_recalled(self, connection: socket.socket, peer: Any) -> bool:
-        """Answer it on the way, if that is remembered; else leave its request in the kernel, which has room for it."""
-        with contextlib.suppress(BlockingIOError):
+    def _hear_silent(self) -> None:
+        """Give a turn to those that had sent nothing a round ago, unless what they have sent now is remembered."""
+        silent, self._silent = self._silent, []
+        for connection, peer in silent:
+            self._sort(connection, peer, silent=None)
+
+    def _sort(self, connection: socket.socket, peer: Any, *, silent: list[tuple[socket.socket, Any]] | None) -> None:
+        """Answer it on the way, if that is remembered; else leave its request in the kernel, which has room for it.
+
+        Args:
+            connection: accepted.
+            peer: its other end.
+            silent: takes it, if it has sent nothing; ``None``: it waits for its owner's turn all the same.
+        """
+        try:
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-            return bool(data) and self._recall(connection, peer, None, data, peeked=True)
-        return False
+        except BlockingIOError:
+            if silent is not None:
+                silent.append((connection, peer))
+                return
+        except OSError:
+            connection.close()  # nobody is there any more to read an answer
+            return
+        else:
+            if data and self._recall(connection, peer, None, data, peeked=True):
+                return
+        try:
+            owner = self._owner(connection, peer)
+        except OSError:
+            connection.close()
+            return
+        self._queues.setdefault(owner, deque()).append((connection, peer))
+        self._count += 1
+        if self._count > max(LEAST_ROOM, self._room()):
+            self._put_out()
 
     def _owner(self, connection: socket.socket, peer: object) -> Hashable:
         if self._owners is not None and isinstance(peer, tuple):
@@ -254,10 +287,11 @@ class Intake:
             del self._queues[most]
         return True
 
-    def _begin(self, most: int) -> None:
-        for _ in range(most):
-            if not self._queues:
-                return
+    def _begin(self, least: int, *, until: float = float("-inf")) -> None:
+        """Serve ``least`` of them, and more until a time."""
+        begun = 0
+        while self._queues and (begun < least or self._now() < until):
+            begun += 1
             owner = next(iter(self._queues))
             queue = self._queues.pop(owner)
             connection, peer = queue.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -50,14 +51,21 @@ def greedy(port: int, count: int, then: str = "stay") -> Iterator[None]:
 
 
 class Begun:
-    """Notes the owners of connections in the order in which they are begun with, and keeps the connections."""
+    """Notes the owners of connections in the order in which they are begun with, and keeps the connections.
 
-    def __init__(self) -> None:
+    Args:
+        cost: seconds that each answer takes, on a clock that stands still else.
+    """
+
+    def __init__(self, cost: float = 0.0) -> None:
+        self.cost = cost
+        self.time = 0.0
         self.owners: list[Hashable] = []
         self.open: list[socket.socket] = []
         self.recalled: list[bytes] = []
 
     def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, _data: bytes | None) -> None:
+        self.time += self.cost
         self.owners.append(owner)
         self.open.append(sock)
 
@@ -67,6 +75,7 @@ class Begun:
         """What begins with ``known`` is remembered."""
         if not data.startswith(b"known"):
             return False
+        self.time += self.cost
         self.recalled.append(data if peeked is False else sock.recv(len(data)))
         sock.close()
         return True
@@ -80,15 +89,19 @@ class Begun:
 
 
 def taken(
-    server: socket.socket, *, until: Callable[[Intake, Begun], bool], room: int = 1000
+    server: socket.socket,
+    *,
+    until: Callable[[Intake, Begun], bool],
+    room: int = 1000,
+    cost: float = 0.0,
 ) -> tuple[int, list[Hashable]]:
     """How many an intake had in hand, and with whose it had begun, when something held."""
-    begun = Begun()
+    begun = Begun(cost)
 
     async def scenario() -> tuple[int, list[Hashable]]:
         diagnosis = SocketDiagnosis()
         owners = Owners(read_socket_table, diagnosis.owner)
-        intake = Intake([server], begin=begun, recall=begun.recall, owners=owners, room=lambda: room)
+        intake = Intake([server], begin=begun, recall=begun.recall, owners=owners, room=lambda: room, now=lambda: begun.time)
         intake.begin()
         async with asyncio.timeout(20):
             while not until(intake, begun):  # noqa: ASYNC110 - it counts rounds of the loop
@@ -163,6 +176,42 @@ def test_what_is_remembered_is_answered_on_the_way(server: socket.socket) -> Non
             sock.sendall(b"known" if number % 2 else b"other")
         _, owners = taken(server, until=lambda _, begun: len(begun.recalled) == 3 * LONG / 2)
     assert len(owners) < LONG
+
+
+def test_what_is_remembered_waits_for_no_turn_because_it_came_late(server: socket.socket) -> None:
+    """Who was fetched between connecting and sending is looked at again: it is answered among the first, not by turns."""
+    port = server.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3 * LONG)]
+        late = iter(clients)
+
+        def until(intake: Intake, begun: Begun) -> bool:
+            if intake.connections == 3 * LONG:  # all are fetched, and nobody has sent anything
+                for sock in late:
+                    sock.sendall(b"known")
+            return len(begun.recalled) + len(begun.owners) >= 3 * LONG
+
+        _, owners = taken(server, until=until)
+    assert len(owners) <= SERVED_AT_ONCE
+
+
+def test_turns_last_as_long_as_fetching(server: socket.socket) -> None:
+    """While fetching takes long, those who wait for a turn get more of them, up to a bound that keeps rounds short."""
+    port = server.getsockname()[1]
+    served = [0]
+
+    def until(_: Intake, begun: Begun) -> bool:
+        if len(begun.owners) > served[-1]:
+            served.append(len(begun.owners))
+        return len(begun.owners) == LONG
+
+    with contextlib.ExitStack() as stack:
+        for number in range(2 * LONG):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            sock.sendall(b"known" if number % 2 else b"other")
+        taken(server, until=until, cost=0.001)
+    # The first round fetched and answered for 64 ms, the others for none.
+    assert [after - before for before, after in itertools.pairwise(served)][:3] == [8, SERVED_AT_ONCE, SERVED_AT_ONCE]
 
 
 def test_no_descriptors_left(server: socket.socket) -> None:

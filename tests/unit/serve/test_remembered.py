@@ -394,7 +394,8 @@ def test_an_answer_on_the_way_ends_and_is_not_reset() -> None:
             theirs.sendall(CONTAINER)
             ours, peer = listening.accept()
             assert ours.recv(len(CONTAINER), socket.MSG_PEEK | socket.MSG_WAITALL) == CONTAINER
-            assert it.server.run(lambda: intake._is_recalled(ours, peer))
+            it.server.run(lambda: intake._sort(ours, peer, silent=None))
+            assert ours.fileno() == -1
         got = b""
         while piece := theirs.recv(4096):
             got += piece
