@@ -323,6 +323,8 @@ def test_what_is_durable_has_one_owner() -> None:
 INSIDE: dict[str, set[str]] = {
     # The server's own memory of answers: how much it holds, and what it finds, between two requests.
     "tests/unit/serve/test_remembered.py": {"_bytes", "_intake", "_recalled", "_sort"},
+    # How much is remembered of what anybody may invent.
+    "tests/unit/serve/test_plain.py": {"_known"},
     # One half of sealing at a time, so that another library does the other half.
     "tests/conformance/test_jose_peers.py": {"_encrypt", "_sign"},
     # Each reader by itself: what it must not do (recurse to the end) its callers hide.

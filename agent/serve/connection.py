@@ -16,10 +16,14 @@ from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
+from multidict import CIMultiDict
+
 from agent.core.errors import TargetError
 from agent.serve.fairness import Endpoint, Owners, Table, place_of
-from agent.serve.handling import DROP, Access, Outcome, Peer, address_of
+from agent.serve.handling import DROP, Access, Later, Outcome, Peer, address_of
+from agent.serve.plain import read_plain
 from agent.serve.reading import RequestReader
+from agent.serve.target import request_of
 from agent.wire.http import Request, Response
 
 if TYPE_CHECKING:
@@ -136,25 +140,34 @@ class Connection(asyncio.Protocol):
             elif self._state is State.ENDED:
                 self._pause()
             return
-        reader = self._reader
-        first = reader is None
-        if reader is None:
-            if not self._looked and self._recall(data):
-                return
-            limits = self._listener.limits
-            reader = self._reader = RequestReader(
-                line_bytes=limits.line_bytes,
-                head_bytes=limits.head_bytes,
-                headers=limits.headers,
-                body_bytes=limits.body_bytes,
-                bodies=self._listener.bodies,
-            )
+        if self._reader is not None:
+            self._read(self._reader, data, first=False)
+            return
+        if not self._looked and self._recall(data):
+            return
+        limits = self._listener.limits
+        plain = read_plain(data, limits)
+        if plain is not None:
+            self._dispatch(*plain, b"", data)
+            return
+        self._reader = RequestReader(
+            line_bytes=limits.line_bytes,
+            head_bytes=limits.head_bytes,
+            headers=limits.headers,
+            body_bytes=limits.body_bytes,
+            bodies=self._listener.bodies,
+        )
+        self._read(self._reader, data, first=True)
+
+    def _read(self, reader: RequestReader, data: bytes, *, first: bool) -> None:
+        """Have the parser read on."""
         head_was_known = reader.head
         reader.feed(data)
         if reader.fault is not None:
             self._refuse(_FAULTS[reader.fault.value])
         elif reader.complete:
-            self._dispatch(reader, data if first else None)
+            self._reader = None
+            self._dispatch(reader.method, reader.target, reader.headers, reader.body, data if first else None)
         elif reader.head and not head_was_known and reader.headers.get("Expect", "").lower() == "100-continue":
             assert self._transport is not None
             self._transport.write(_CONTINUE)
@@ -188,44 +201,24 @@ class Connection(asyncio.Protocol):
         if unread or self.kept_bytes:
             self._listener.charge(self, unread)
 
-    def _dispatch(self, reader: RequestReader, data: bytes | None) -> None:
-        """Have it answered.
-
-        Args:
-            reader: holds all of it.
-            data: all of it, if it came in one piece.
-        """
+    def _dispatch(self, method: str, raw: str, headers: CIMultiDict[str], body: bytes, data: bytes | None) -> None:
+        """Have a whole request answered. ``data``: all of it, if it came in one piece."""
         listener = self._listener
         self._started = time.perf_counter()
         self._state = State.ANSWERING
-        self._reader = None
-        self._method = reader.method
+        self._method = method
         listener.complete(self)
-        headers = reader.headers
         self._user_agent = headers.get("User-Agent", "")
         try:
-            target = listener.target(reader.target)
+            target = listener.target(raw)
         except TargetError:
             self._send(_BAD_REQUEST)
             return
         self._path = target.path
         assert self._transport is not None
         peer = Peer(self._transport, partial(listener.owner_of, self))
-        request = Request(
-            reader.method,
-            target.path,
-            target.query,
-            target.segments,
-            target.slash,
-            headers,
-            headers.get("Host", "") if target.authority is None else target.authority,
-            reader.body,
-            peer,
-        )
-        try:
-            outcome = listener.handler(request, peer)
-        except Exception as error:  # noqa: BLE001 - the listener's border: nothing a request does may end the daemon
-            outcome = listener.broken(request, error)
+        request = request_of(method, target, headers, body, peer)
+        outcome = listener.decide(request, peer)
         if isinstance(outcome, Response):
             access = self._send(outcome)
             if data is not None and access is not None and listener.memory is not None:
@@ -233,9 +226,31 @@ class Connection(asyncio.Protocol):
         elif outcome is DROP:
             self._drop()
         else:
-            listener.hold(self)
-            self._task = asyncio.get_running_loop().create_task(outcome())
-            self._task.add_done_callback(partial(self._settled, request))
+            self._wait(request, outcome)
+
+    def answer_later(self, request: Request, outcome: Later, *, size_bytes: int, started: float) -> None:
+        """Answer a request that was read before this connection was made.
+
+        Args:
+            request: the request.
+            outcome: what is to be waited for.
+            size_bytes: of the request.
+            started: when it was read, by ``time.perf_counter``.
+        """
+        if self._transport is None:
+            return  # there was no room
+        self._started = started
+        self._state = State.ANSWERING
+        self._method, self._path = request.method, request.path
+        self._user_agent = request.headers.get("User-Agent", "")
+        self.received_bytes = size_bytes
+        self._listener.complete(self)
+        self._wait(request, outcome)
+
+    def _wait(self, request: Request, outcome: Later) -> None:
+        self._listener.hold(self)
+        self._task = asyncio.get_running_loop().create_task(outcome())
+        self._task.add_done_callback(partial(self._settled, request))
 
     def _settled(self, request: Request, task: asyncio.Task[Outcome]) -> None:
         self._listener.release(self)

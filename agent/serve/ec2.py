@@ -46,6 +46,7 @@ _UNAUTHORIZED: Final = ec2.failure(401)
 _BAD_TTL: Final = ec2.failure(400)
 _GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
 _PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
+_ECHO: Final = f"{names.EC2_TTL_ECHO}: ".encode()
 _TTL_MEMO: Final = 64
 _TOKENS_KNOWN: Final = 4096
 """How many session tokens are remembered as ours, with their ends: each is checked once, not at each request."""
@@ -93,7 +94,7 @@ class Ec2Dialect:
             left = self.left(token)
             if left is None:
                 return _UNAUTHORIZED
-            echo = b"%s: %d\r\n" % (names.EC2_TTL_ECHO.encode(), left)
+            echo = b"%b%d\r\n" % (_ECHO, left)
         elif not self._settings.imdsv1:
             return _UNAUTHORIZED
         outcome = self._resource(request, below)

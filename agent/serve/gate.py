@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -62,6 +63,8 @@ _OF_OLD_BROWSERS: Final = ("Accept-Language", "Cookie", "DNT", "Upgrade-Insecure
 
 _PORT = re.compile(r"[0-9]{1,5}\Z")
 _MEMO_ENTRIES: Final = 256
+_MEMO_BYTES: Final = 1024
+"""Of the names of one request's fields."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -102,6 +105,27 @@ def _canonical(host: str) -> str:
         return host
 
 
+def _by_names(headers: Mapping[str, str]) -> Refusal | None:
+    """What the mere names of the fields say."""
+    if "X-Forwarded-For" in headers or "Forwarded" in headers:
+        return Refusal(403, "requests that passed a proxy are refused; set NO_PROXY for the metadata addresses")
+    if any(name in headers for name in _OF_PAGES):
+        return Refusal(403, "requests of web pages are refused")
+    return None
+
+
+def _by_agent(agent: str, headers: Mapping[str, str]) -> Refusal | None:
+    """What the name of the program says."""
+    if "mozilla" in agent.lower():
+        if any(name in headers for name in _OF_OLD_BROWSERS):
+            return Refusal(403, "requests of browsers are refused")
+        if "text/html" in headers.get("Accept", "").lower():
+            return Refusal(403, "requests of browsers are refused")
+    if agent.startswith(names.USER_AGENT_PREFIX):
+        return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect")
+    return None
+
+
 class Gate:
     """The checks, in order; the first that fails decides.
 
@@ -112,7 +136,9 @@ class Gate:
     def __init__(self, extra_hosts: tuple[str, ...] = ()) -> None:
         # As they are compared: an IPv6 address in its shortest form.
         self._hosts = METADATA_HOSTS | {_canonical(host.lower()) for host in extra_hosts}
-        self._seen: dict[str, bool] = {}  # authority -> ours; bounded, since a caller may invent any number
+        # Bounded, since a caller may invent any number.
+        self._seen: dict[str, bool] = {}  # authority -> ours
+        self._plain: set[tuple[str, ...]] = set()  # names of fields, as sent, none of which is refused
 
     def refusal(self, request: Request) -> Refusal | None:
         """``None`` when the dialects may see it."""
@@ -123,19 +149,17 @@ class Gate:
             return Refusal(
                 403, "the Host header does not name a metadata service; requests under other names are refused"
             )
-        if "X-Forwarded-For" in headers or "Forwarded" in headers:
-            return Refusal(403, "requests that passed a proxy are refused; set NO_PROXY for the metadata addresses")
-        if any(name in headers for name in _OF_PAGES):
-            return Refusal(403, "requests of web pages are refused")
+        sent = tuple(headers)
+        if sent not in self._plain:
+            refusal = _by_names(headers)
+            if refusal is not None:
+                return refusal
+            if len(self._plain) >= _MEMO_ENTRIES:
+                self._plain.clear()
+            if sum(map(len, sent)) <= _MEMO_BYTES:
+                self._plain.add(sent)
         agent = headers.get("User-Agent")
-        if agent is not None:
-            if "mozilla" in agent.lower() and any(name in headers for name in _OF_OLD_BROWSERS):
-                return Refusal(403, "requests of browsers are refused")
-            if "mozilla" in agent.lower() and "text/html" in headers.get("Accept", "").lower():
-                return Refusal(403, "requests of browsers are refused")
-            if agent.startswith(names.USER_AGENT_PREFIX):
-                return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect")
-        return None
+        return None if agent is None else _by_agent(agent, headers)
 
     def _is_ours(self, authority: str, header: str | None) -> bool:
         if not authority:

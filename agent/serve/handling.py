@@ -70,7 +70,11 @@ class Peer:
 
 def address_of(transport: asyncio.Transport) -> str:
     """``ADDRESS:PORT`` of the other end; empty where it has none."""
-    name = transport.get_extra_info("peername")
+    return name_of(transport.get_extra_info("peername"))
+
+
+def name_of(name: Any) -> str:
+    """``ADDRESS:PORT`` of a TCP socket's name; empty for any other."""
     if isinstance(name, tuple) and len(name) >= 2:
         return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
     return ""

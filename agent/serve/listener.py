@@ -33,13 +33,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Final
 
 from agent.core.clock import Clock
+from agent.serve.accepted import answer_at_once
 from agent.serve.connection import Connection
 from agent.serve.fairness import Owners, by_greed
-from agent.serve.handling import Access, Handler, Outcome
+from agent.serve.handling import Access, Handler, Later, Outcome, Peer
 from agent.serve.intake import Intake
 from agent.serve.remembered import Memory
 from agent.serve.stream import Stream
-from agent.serve.target import LONGEST_REMEMBERED, Target, read_target
+from agent.serve.target import LONGEST_REMEMBERED, Target, read_target, with_query
 from agent.snapshot import Limits
 from agent.wire.http import Request
 
@@ -113,7 +114,7 @@ class Listener:
         self._resolved_at = float("-inf")
         self._leaving: Iterator[Connection] = iter(())
         self._leaving_until = float("-inf")
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, Target] = {}  # by their paths, without a query
         self._date_second = -1
         self._date_line = b""
 
@@ -149,9 +150,18 @@ class Listener:
         answer = self.recall(data)
         if answer is None:
             return False
-        try:
-            if peeked:
+        if peeked:
+            try:
                 sock.recv(len(data), socket.MSG_DONTWAIT)  # to close with bytes unread would reset the connection
+            except OSError:
+                sock.close()  # the client has left
+                return True
+        self.send(sock, peer, owner, answer)
+        return True
+
+    def send(self, sock: socket.socket, peer: object, owner: Hashable, answer: bytes) -> None:
+        """Send an answer and end the connection, for which an object is made only if the answer does not fit."""
+        try:
             sent = sock.send(answer, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
@@ -164,10 +174,11 @@ class Listener:
             Stream(sock, peer, asyncio.get_running_loop(), connection).begin(None)
             self.complete(connection)
             connection.finish(answer[sent:])
-        return True
 
     def _begin(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None) -> None:
         """Serve an accepted connection that has sent ``data``, which is not remembered."""
+        if data and answer_at_once(self, sock, peer, owner, data):
+            return
         connection = Connection(self, owner, looked=data is not None)
         Stream(sock, peer, asyncio.get_running_loop(), connection).begin(data)
 
@@ -212,16 +223,29 @@ class Listener:
         if self._owners is not None:
             self._owners.close()
 
+    def decide(self, request: Request, peer: Peer) -> Outcome | Later:
+        """Have the handler answer. The listener's border: nothing that a request does may end the daemon."""
+        try:
+            return self.handler(request, peer)
+        except Exception as error:  # noqa: BLE001 - see above
+            return self.broken(request, error)
+
     def target(self, raw: str) -> Target:
-        """Read a target, or recall it: workers ask for the same dozen over and over."""
-        known = self._targets.get(raw)
+        """Read a target, or recall it: workers ask for the same dozen over and over.
+
+        Raises:
+            TargetError: it is none.
+        """
+        path, _, query = raw.partition("?")
+        known = self._targets.get(path)
         if known is None:
             known = read_target(raw)
-            if len(raw) <= LONGEST_REMEMBERED:
+            if known.authority is None and len(path) <= LONGEST_REMEMBERED:
                 if len(self._targets) >= _MEMO_ENTRIES:
                     self._targets.clear()
-                self._targets[raw] = known
-        return known
+                self._targets[path] = known if not known.query else read_target(path)
+            return known
+        return known if not query else with_query(known, query)
 
     def date_line(self) -> bytes:
         """The ``Date`` header (RFC 9110 section 6.6.1), made once a second."""

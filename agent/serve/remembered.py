@@ -103,6 +103,7 @@ class Memory:
         self._known: dict[Key, _Entry] = {}
         self._bytes = 0
         self._marks: set[int] = set()
+        self._asked: tuple[bytes, tuple[Key, bytes | None] | None] | None = None  # what was cut last, and how
         self._since = self._until = clock.now()
 
     def __len__(self) -> int:
@@ -112,6 +113,7 @@ class Memory:
         """Something else is served now, or may be."""
         self._known.clear()
         self._bytes = 0
+        self._asked = None
 
     def answer(self, data: bytes) -> tuple[bytes, Access] | None:
         """The answer to a request of those bytes; ``None``: it has to be read."""
@@ -123,6 +125,7 @@ class Memory:
         found = _cut(data)
         entry = None if found is None else self._known.get(found[0])
         if found is None or entry is None:
+            self._asked = (data, found)
             return None
         token = found[1]
         if token is not None:
@@ -142,7 +145,10 @@ class Memory:
             date_line: sent with it.
             access: what is reported of it.
         """
-        found = _cut(data) if _may_be_kept(data, response) else None
+        asked, self._asked = self._asked, None
+        if not _may_be_kept(data, response):
+            return
+        found = asked[1] if asked is not None and asked[0] is data else _cut(data)
         if found is None or self._is_first(found[0]):
             return
         entry = self._entry(data, request, response, date_line, access, shown=found[1] is not None)

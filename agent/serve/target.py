@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from multidict import CIMultiDict
 
 from agent.core.errors import TargetError
-from agent.wire.http import segments_of
+from agent.wire.http import Asker, Request, segments_of
 
 LONGEST_REMEMBERED: Final = 256
 
@@ -29,14 +30,28 @@ class Target(msgspec.Struct, frozen=True):
     authority: str | None
 
 
+def _check(text: str) -> None:
+    if not text.isascii() or not text.isprintable() or " " in text or "#" in text:
+        raise TargetError("expected a target in printable ascii without a fragment")
+
+
+def with_query(target: Target, query: str) -> Target:
+    """The same in origin-form with a query, as :func:`read_target` would read it.
+
+    Raises:
+        TargetError: the query has what no target has.
+    """
+    _check(query)
+    return Target(target.path, query, target.segments, target.slash, None)
+
+
 def read_target(target: str) -> Target:
     """Read origin-form and absolute-form (RFC 9112 section 3.2), strictly.
 
     Raises:
         TargetError: any other form, and every spelling that two readers might read differently.
     """
-    if not target.isascii() or not target.isprintable() or " " in target or "#" in target:
-        raise TargetError("expected a target in printable ascii without a fragment")
+    _check(target)
     authority = None
     if not target.startswith("/"):
         scheme, separator, rest = target.partition("://")
@@ -52,3 +67,18 @@ def read_target(target: str) -> Target:
         target = "/" + tail if slash else "/"
     path, _, query = target.partition("?")
     return Target(path, query, segments_of(path), path.endswith("/"), authority)
+
+
+def request_of(method: str, target: Target, headers: CIMultiDict[str], body: bytes, asker: Asker | None) -> Request:
+    """The request whose parts those are."""
+    return Request(
+        method,
+        target.path,
+        target.query,
+        target.segments,
+        target.slash,
+        headers,
+        headers.get("Host", "") if target.authority is None else target.authority,
+        body,
+        asker,
+    )

@@ -101,7 +101,9 @@ def taken(
     async def scenario() -> tuple[int, list[Hashable]]:
         diagnosis = SocketDiagnosis()
         owners = Owners(read_socket_table, diagnosis.owner)
-        intake = Intake([server], begin=begun, recall=begun.recall, owners=owners, room=lambda: room, now=lambda: begun.time)
+        intake = Intake(
+            [server], begin=begun, recall=begun.recall, owners=owners, room=lambda: room, now=lambda: begun.time
+        )
         intake.begin()
         async with asyncio.timeout(20):
             while not until(intake, begun):  # noqa: ASYNC110 - it counts rounds of the loop

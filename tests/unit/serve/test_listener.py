@@ -148,16 +148,36 @@ class TestConnections:
                     except ConnectionResetError:
                         gone += 1
                 sock.close()
-            assert 1 <= gone <= 20
+            assert gone <= 20
 
     def test_even_young_ones_make_room(self) -> None:
         """However young they are, the oldest that has said nothing makes room for the next; the others are spared."""
         with endpoint(limits=Limits(connections=20, spared_seconds=60.0)) as server:
             early = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
             until(lambda: server.endpoint.listener.connections == 20)
-            assert status_of(server.send(ROOT)) == 200
-            with early.pop(0) as oldest:
+            with socket.create_connection(("127.0.0.1", server.port)) as late, early.pop(0) as oldest:
                 assert read_all(oldest) == b""
+                late.sendall(ROOT)
+                assert status_of(read_all(late)) == 200
+            for sock in early:
+                sock.sendall(ROOT)
+                assert status_of(read_all(sock)) == 200
+                sock.close()
+
+    def test_who_is_answered_at_once_takes_nobody_s_place(self) -> None:
+        """A request that came whole needs no place, so none of those that wait has to go for it."""
+        with endpoint(limits=Limits(connections=20, spared_seconds=0.0, head_seconds=60.0)) as server:
+            early = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+            until(lambda: server.endpoint.listener.connections == 20)
+
+            def whole() -> socket.socket:
+                """In the loop's own thread: when it accepts, all has come."""
+                sock = socket.create_connection(("127.0.0.1", server.port))
+                sock.sendall(ROOT)
+                return sock
+
+            with server.run(whole) as sock:
+                assert status_of(read_all(sock)) == 200
             for sock in early:
                 sock.sendall(ROOT)
                 assert status_of(read_all(sock)) == 200
