@@ -21,11 +21,12 @@ from agent.core.verdict import Policy
 from agent.core.view import Facts
 from agent.daemon.beliefs import Away
 from agent.host import machine
+from agent.host.quiet import Quiet
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints, Mint, MintSettings
 from agent.providers.attest import Attestor
 from agent.providers.sts import Sts
-from agent.sources.file import FileSettings, FileSource
+from agent.sources.file import LOOK_SECONDS, FileSettings, FileSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
 from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
 
@@ -208,7 +209,7 @@ def _source(
     match entry:
         case config.FileSourceEntry():
             file = FileSettings(path=Path(entry.path), name=entry.name or _free("file", found))
-            return FileSource(file, clock=clock)
+            return FileSource(file, clock=clock, quiet=Quiet(LOOK_SECONDS))
         case config.Ec2UserDataEntry():
             if metadata.ec2 is None:
                 raise _needs(where, "ec2-user-data", "upstream.ec2")

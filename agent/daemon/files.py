@@ -157,7 +157,7 @@ def looks(files: Iterable[Named], ask: Ask = directly) -> Looks:
     for file in files:
         if not file.at_use:
             with contextlib.suppress(StalledError):
-                found[file.path] = ask(file.path, partial(_look, file.path))
+                found[file.path] = ask(file.path, partial(look_at, file.path))
     return found
 
 
@@ -190,7 +190,8 @@ async def looks_patiently(files: Iterable[Named], patience: Patience, before: Lo
     return found, silent
 
 
-def _look(path: Path) -> Look | None:
+def look_at(path: Path) -> Look | None:
+    """What stat(2) says of a file; ``None`` where it fails."""
     try:
         return look_of(os.stat(path))  # noqa: PTH116 - half the cost of Path.stat, and it runs for ever
     except OSError:
@@ -235,3 +236,22 @@ class WatchedFiles:
     def changed(self, seen: Looks) -> list[str]:
         """The keys of the files that look otherwise than when they were loaded."""
         return [file.key for file in self.named if seen.get(file.path) != self.seen.get(file.path)]
+
+
+def otherwise(watched: Callable[[], WatchedFiles], beside: Path) -> Callable[[], bool]:
+    """What tells, in a thread, whether one of the files looks otherwise than it did, or others are watched now.
+
+    Args:
+        watched: those that are watched.
+        beside: one more, which looked at the first call as it did.
+    """
+    files = watched()
+    first: list[Look | None] = []
+
+    def differs() -> bool:
+        look = look_at(beside)
+        first.append(look)
+        del first[1:]
+        return watched() is not files or looks(files.named) != files.seen or look != first[0]
+
+    return differs

@@ -22,7 +22,7 @@ from agent.controller import Controller
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
-from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently
+from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently, otherwise
 from agent.daemon.looking import look_now
 from agent.daemon.once import Once
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
@@ -32,6 +32,7 @@ from agent.daemon.tokens import written_token
 from agent.daemon.who import Who
 from agent.host.clock import SystemClock
 from agent.host.patience import Patience, StalledError
+from agent.host.quiet import Quiet
 from agent.sources.file import FileSource
 
 LOADED_ONCE: Final = (
@@ -187,8 +188,13 @@ class Reloader:
         """Apply the running configuration once more when a file that it names has changed and then stayed as it is."""
         before = self._prepared.files.seen
         told: object = None
+        quiet = Quiet(LOOK_SECONDS)
         while True:
-            await self._clock.sleep(LOOK_SECONDS)
+            if before == self._prepared.files.seen and not self._silent:
+                token = Path(self._publisher.settings.token_file)
+                await quiet.pause(otherwise(lambda: self._prepared.files, token))
+            else:
+                await self._clock.sleep(LOOK_SECONDS)
             await self._rotate_token()
             watched = self._prepared.files
             seen, silent = await looks_patiently(watched.named, self._patience, watched.seen)
