@@ -128,22 +128,30 @@ def folded(path: Path) -> Path:
     return tuple(segment.casefold() for segment in path)
 
 
+def _matcher(segment: str) -> Callable[[str], object]:
+    """What tells whether a folded segment is a pattern's. Few have a wildcard, and an expression takes long to make."""
+    pattern = segment.casefold()
+    if "*" not in pattern and "?" not in pattern:
+        return pattern.__eq__
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match
+
+
 class _Prefix:
-    """A compiled path pattern."""
+    """A path pattern, ready to be compared."""
 
     def __init__(self, path: Path) -> None:
-        self._parts = tuple(re.compile(fnmatch.translate(segment.casefold().replace("[", "[[]"))) for segment in path)
+        self._parts = tuple(map(_matcher, path))
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def covers(self, path: Path) -> bool:
         """Whether a folded path is the pattern's or below it."""
-        return len(path) >= len(self) and all(part.match(s) for part, s in zip(self._parts, path, strict=False))
+        return len(path) >= len(self) and all(part(s) for part, s in zip(self._parts, path, strict=False))
 
     def crosses(self, path: Path) -> bool:
         """Whether something below a folded path may be the pattern's."""
-        return all(part.match(s) for part, s in zip(self._parts, path, strict=False))
+        return all(part(s) for part, s in zip(self._parts, path, strict=False))
 
 
 def _below(root: Path, paths: tuple[str, ...]) -> tuple[_Prefix, ...]:
