@@ -113,7 +113,11 @@ def forward(**given: Any) -> None:
     begin: Callable[..., Any]
     with contextlib.ExitStack() as stack:
         if given["dask"]:
-            begin = functools.partial(face.dask, stack.enter_context(_client(given)))
+            first = stack.enter_context(_client(given))
+            # Dask gives up after half a minute without network; a program that does nothing else goes on.
+            begin = functools.partial(
+                face.dask, first, reconnect=lambda: stack.enter_context(_client(given, timeout="10s"))
+            )
         elif given["ray"]:
             begin = face.ray
             stack.callback(_connect(given["ray"]).shutdown)
@@ -181,7 +185,7 @@ def _wanted(given: dict[str, Any]) -> Any:
     }
 
 
-def _client(given: dict[str, Any]) -> Any:
+def _client(given: dict[str, Any], **more: Any) -> Any:
     try:
         import distributed as untyped
     except ImportError:
@@ -189,7 +193,6 @@ def _client(given: dict[str, Any]) -> Any:
             "--dask needs the package distributed beside this program: pip install 'credential-agent[dask]'"
         ) from None
     distributed: Any = untyped
-    more = {}
     if given["tls_ca"] is not None:
         more["security"] = distributed.Security(
             tls_ca_file=str(given["tls_ca"]),

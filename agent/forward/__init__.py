@@ -47,13 +47,15 @@ __all__ = [
 ]
 
 
-def dask(client: Any, **wanted: Unpack[Wanted]) -> Forward:
+def dask(client: Any, *, reconnect: Callable[[], Any] | None = None, **wanted: Unpack[Wanted]) -> Forward:
     """Forward to every present and future worker of a Dask cluster.
 
     A worker that joins is served before its first task. In a coroutine of an asynchronous client: ``async with``.
 
     Args:
         client: the ``distributed.Client``.
+        reconnect: makes another client when this one was closed, by the network or by somebody. By default that is the
+            end of what is renewed here; the status says so.
         wanted: see :class:`Wanted`.
 
     Returns:
@@ -69,7 +71,7 @@ def dask(client: Any, **wanted: Unpack[Wanted]) -> Forward:
     from agent.forward.on_dask import Dask  # noqa: PLC0415 - only when it is used
 
     def courier(session: str, issuer: str) -> Dask:
-        return Dask(client, session=session, issuer=issuer)
+        return Dask(client, session=session, issuer=issuer, reconnect=reconnect)
 
     return begin(courier, wanted, lazy=lambda made: made.in_its_loop)
 

@@ -46,7 +46,7 @@ async def carry(request, dask_worker=None):
     return reply
 
 
-def plugin(session, issuer, patience):
+def plugin(session, issuer, patience, owner):
     from distributed.diagnostics.plugin import WorkerPlugin
 
     class CredentialAgent(WorkerPlugin):
@@ -66,6 +66,9 @@ def plugin(session, issuer, patience):
             if reply["problem"] or not reply["answers"] or self._served(reply["answers"][0][1]):
                 await worker.scheduler.queue_put(name=session, data=word)
                 return
+            if await self._gone(worker):
+                await worker.scheduler.queue_put(name=session, data=word)
+                return
             box = session + "-" + os.urandom(8).hex()
             await worker.scheduler.queue_create(name=box, client=box)
             await worker.scheduler.queue_put(name=session, data={"joined": worker.address, "box": box})
@@ -75,6 +78,14 @@ def plugin(session, issuer, patience):
                 await worker.scheduler.queue_put(name=session, data={"box": box, "reply": said})
                 if json.loads(request).get("after"):
                     return
+
+        async def _gone(self, worker):
+            # The scheduler remembers this plugin longer than whoever forwarded; of the client it says when that left.
+            try:
+                told = [one[1].get("action") for one in await worker.scheduler.events(topic=owner)]
+            except Exception:
+                return False
+            return [one for one in told if one in ("add-client", "remove-client")][-1:] != ["add-client"]
 
         def _served(self, text):
             found = json.loads(text)
@@ -113,12 +124,21 @@ class Dask:
         session: this forwarding's, also the name of its plugin and topic.
         issuer: as whom we speak.
         patience: how long a newcomer waits for us.
+        reconnect: makes another client when this one was closed; ``None``: that is the end.
     """
 
     name = "dask"
     named = False
 
-    def __init__(self, client: Any, *, session: str, issuer: str, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        client: Any,
+        *,
+        session: str,
+        issuer: str,
+        patience: float = PATIENCE_SECONDS,
+        reconnect: Callable[[], Any] | None = None,
+    ) -> None:
         if not hasattr(client, "scheduler") or not hasattr(client, "register_plugin"):
             raise UsageError(
                 f"forward.dask() takes a distributed.Client, got {type(client).__name__}",
@@ -128,6 +148,7 @@ class Dask:
         self._session = f"credential-agent-{session}"
         self._issuer = issuer
         self._patience = patience
+        self._reconnect = reconnect
         self._boxes: dict[str, str] = {}  # of newcomers that wait, by address
         self._pending: dict[str, asyncio.Future[str]] = {}  # by box
         self._inbox: asyncio.Task[None] | None = None
@@ -146,6 +167,8 @@ class Dask:
 
     def workers(self) -> Sequence[str]:
         """Their addresses."""
+        if self._reconnect is not None and self._closed:
+            self._again(self._reconnect)
 
         async def ask() -> Any:
             found = await self._client.nthreads()
@@ -155,6 +178,16 @@ class Dask:
             return found
 
         return list(self._wait(self._begin(ask()), 30))
+
+    def _again(self, reconnect: Callable[[], Any]) -> None:
+        """Dask gives a client up after half a minute without a scheduler: no end for a program that does only this."""
+        try:
+            self._client = reconnect()
+        except Exception as error:  # noqa: BLE001 - distributed raises what it likes
+            raise CourierError(f"{type(error).__name__}: {error}"[:300]) from None
+        # Its loop has ended with the former one.
+        self._inbox = None
+        self._boxes.clear()
 
     def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
         """Run it on them, outside of tasks and beside them."""
@@ -205,11 +238,10 @@ class Dask:
         """Have every newcomer tell us, before it takes a task."""
         from distributed.diagnostics.plugin import WorkerPlugin  # noqa: PLC0415 - not a dependency of ours
 
-        expression = _expression("plugin", self._session, self._issuer, self._patience)
-        members = {"name": self._session, "__reduce__": lambda _: (eval, (expression,))}
-        plugin = type("CredentialAgent", (WorkerPlugin,), members)()
-
         async def register() -> None:
+            expression = _expression("plugin", self._session, self._issuer, self._patience, self._client.id)
+            members = {"name": self._session, "__reduce__": lambda _: (eval, (expression,))}
+            plugin = type("CredentialAgent", (WorkerPlugin,), members)()
             self._comm = self._client.scheduler_comm
             await self._client.scheduler.queue_create(name=self._session, client=self._session)
             if self._inbox is None or self._inbox.done():
@@ -250,8 +282,12 @@ class Dask:
             elif isinstance(box, str) and (answer := self._pending.get(box)) is not None and not answer.done():
                 answer.set_result(reply if isinstance(reply, str) else "")
 
+    @property
+    def _closed(self) -> bool:
+        return getattr(self._client, "status", "running") in {"closed", "closing"}
+
     def _begin(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        if getattr(self._client, "status", "running") in {"closed", "closing"}:
+        if self._closed:
             work.close()
             raise CourierError("the dask client is closed", hint="forward again with the client that is open now")
         return asyncio.run_coroutine_threadsafe(work, self._client.loop.asyncio_loop)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,10 @@ def cluster(world: World) -> Iterator[Cluster]:
         made.close()
 
 
-def forward(world: World, client: Any, **wanted: Any) -> Any:
+def forward(world: World, client: Any, reconnect: Any = None, **wanted: Any) -> Any:
     given = {"gcp": None, "signer": world.signer, "progress": False, **wanted}
     return begin(
-        lambda session, issuer: Dask(client, session=session, issuer=issuer),
+        lambda session, issuer: Dask(client, session=session, issuer=issuer, reconnect=reconnect),
         given,
         lazy=lambda made: made.in_its_loop,
         verify=verifier,
@@ -129,6 +130,16 @@ PROBE = (
     'c.request("GET", "/v1/status")\\n'
     "found = json.loads(c.getresponse().read())[\"bundle\"]\\n''', n), n['found'])[1])({})"
 )
+
+
+class Queues:
+    """On the scheduler: the names of its queues. Nothing of ours is there, so it goes as text."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, ("lambda dask_scheduler: list(dask_scheduler.extensions['queues'].queues)",)
+
+    def __call__(self) -> None:
+        raise AssertionError
 
 
 @pytest.mark.slow
@@ -169,6 +180,36 @@ def test_a_nanny_that_restarts_a_worker_and_a_client_that_is_opened_again(world:
             client.close()
         assert "closed" in str(f.status().trouble)
     assert world.agents["one"].bundle is not None
+
+
+@pytest.mark.slow
+def test_a_client_that_the_network_closed(world: World, cluster: Cluster) -> None:
+    """Nobody waits for a forwarding whose client is gone; one that may connect anew goes on, for newcomers too."""
+    cluster.worker("one")
+    with cluster.connect() as client:
+        client.wait_for_workers(1, timeout=60)
+        abandoned = forward(world, client, on_exit="keep")
+        client.close()
+    with cluster.connect() as watching, ExitStack() as opened:
+        cluster.worker("late")
+        watching.wait_for_workers(2, timeout=60)
+        assert not world.agents["late"].accepted
+        boxes = watching.run_on_scheduler(Queues())
+        assert len(boxes) == 1, boxes  # that of the forwarding; a newcomer that waits has one of its own
+        abandoned.close()
+
+        second = cluster.connect()
+        with forward(world, second, reconnect=lambda: opened.enter_context(cluster.connect())) as f:
+            assert f.status().served == 2
+            second.close()
+            f.refresh()
+            waiting = watching.submit(eval, PROBE, resources={"later": 1}, pure=False)
+            cluster.worker("later", "--no-nanny", "--resources", "later=1")
+            later = world.agents["later"]
+            with later.changed:
+                assert later.changed.wait_for(lambda: bool(later.accepted), 60)
+            assert waiting.result(timeout=60) is not None
+        assert {machine.bundle for machine in world.agents.values()} == {None}
 
 
 @pytest.mark.slow
