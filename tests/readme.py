@@ -59,12 +59,10 @@ def configuration() -> str:
     for title, struct in _SECTIONS:
         summary, meanings = _docstring(struct)
         rows.append(f"| **`{title}`** | | {summary} |")
-        rows += [
-            f"| `{field.name}` | {_default(field)} | {meanings.pop(field.name)} |"
-            for field in msgspec.structs.fields(struct)
-        ]
-        if meanings:
-            raise ValueError(f"{title}: no such keys: {', '.join(meanings)}")
+        fields = msgspec.structs.fields(struct)
+        if meanings.keys() != {field.name for field in fields}:
+            raise ValueError(f"{title}: its docstring must explain its keys, each of them and no other: {[*meanings]}")
+        rows += [f"| `{field.name}` | {_default(field)} | {meanings[field.name]} |" for field in fields]
     return "\n".join(rows)
 
 

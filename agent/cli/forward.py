@@ -101,7 +101,7 @@ def forward(**given: Any) -> None:
 
     Sends it to the agent on every worker, renews it until Ctrl-C, and takes it away then, except with --keep. Only
     machines of the identity's own AWS account or Google project get it; AWS or Google confirms where each machine runs.
-    Exits 1 if no worker was served.
+    Exits 69 if no worker was served.
     """
     from agent import forward as face
 

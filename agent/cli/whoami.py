@@ -72,7 +72,7 @@ def _asked(path: Path, now: datetime) -> dict[str, Any]:
             clouds = {name: read(cloud) for name, cloud in answer.json()["clouds"].items()}
             return {"endpoint": f"{what} {socket}", "clouds": clouds}
     try:
-        clouds = {"aws": _aws(found.http, now), "gcp": _gcp(found.http, now)}
+        clouds = {"aws": ask_aws(found.http, now), "gcp": ask_gcp(found.http, now)}
     except HostError as error:
         raise (refused if isinstance(refused, ask.NotListeningError) else error) from None
     host, port = found.http
@@ -106,7 +106,7 @@ def _of_courier(cloud: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
+def ask_aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     """As an SDK asks: a token, the role's name, and of the credential its end alone is kept."""
     token = ask.worker(http, names.EC2_TOKEN_PATH, {names.EC2_TTL_HEADER: "60"}, method="PUT")
     if token.status != 200:
@@ -129,7 +129,8 @@ def _aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     )
 
 
-def _gcp(http: tuple[str, int], now: datetime) -> dict[str, Any]:
+def ask_gcp(http: tuple[str, int], now: datetime) -> dict[str, Any]:
+    """As a Google client asks: a token, of which the end alone is kept, and the account."""
     headers = {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR}
     answer = ask.worker(http, names.GCE_TOKEN_PATH, headers)
     if answer.status != 200:

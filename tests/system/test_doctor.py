@@ -125,7 +125,7 @@ def test_every_worker_learns_who_it_is_and_no_secret(world: World) -> None:
         now = datetime.now(UTC)
         host, _, port = agent.wait_for("agent.started")["http"][0].partition(":")
         http = (host, int(port))
-        asked = {"aws": whoami._aws(http, now), "gcp": whoami._gcp(http, now)}
+        asked = {"aws": whoami.ask_aws(http, now), "gcp": whoami.ask_gcp(http, now)}
     assert (told["schema"], told["schema_version"]) == ("credential-agent/whoami", 1)
     assert told["endpoint"].startswith("control socket ")
     for name, identity in (("aws", None), ("gcp", "worker@project.iam.gserviceaccount.com")):
