@@ -169,6 +169,7 @@ def sources(
     settings: config.Config,
     *,
     metadata: Metadata,
+    make: Callable[..., Upstream],
     clock: Clock,
     rng: random.Random,
     away: Away | None = None,
@@ -178,6 +179,7 @@ def sources(
     Args:
         settings: the configuration.
         metadata: the machine's own services.
+        make: makes a client (:meth:`agent.daemon.ways.WaysOut.make`).
         clock: tells when to look again.
         rng: spreads the looks of a fleet.
         away: takes note of a source that cannot be, instead of an error: it is then left out.
@@ -189,7 +191,7 @@ def sources(
     for index, entry in enumerate(settings.sources):
         where = f"sources[{index}]"
         try:
-            found.append(_source(entry, where, found, settings, metadata=metadata, clock=clock, rng=rng))
+            found.append(_source(entry, where, found, metadata=metadata, make=make, clock=clock, rng=rng))
         except ConfigError as error:
             if away is None or not away.takes(where, error, passing=False):
                 raise
@@ -200,9 +202,9 @@ def _source(
     entry: config.SourceEntry,
     where: str,
     found: list[Source],
-    settings: config.Config,
     *,
     metadata: Metadata,
+    make: Callable[..., Upstream],
     clock: Clock,
     rng: random.Random,
 ) -> Source:
@@ -228,13 +230,13 @@ def _source(
             )
             return GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng)
         case config.HttpsEntry():
-            return _https(entry, _free("https", found), settings, clock=clock, rng=rng)
+            return _https(entry, _free("https", found), make, clock=clock, rng=rng)
 
 
 def _https(
     entry: config.HttpsEntry,
     name: str,
-    settings: config.Config,
+    make: Callable[..., Upstream],
     *,
     clock: Clock,
     rng: random.Random,
@@ -242,7 +244,6 @@ def _https(
     """An HTTPS source with a client of its own: its CA and proxy are for nobody else."""
     from agent.sources.https import HttpsSettings, HttpsSource  # noqa: PLC0415 - as above
 
-    out = upstream(settings, ca_file=entry.ca_file, proxy=entry.proxy)
     return HttpsSource(
         HttpsSettings(
             url=entry.url,
@@ -254,7 +255,7 @@ def _https(
             worker=socket.gethostname(),
             name=entry.name or name,
         ),
-        upstream=out,
+        upstream=make(ca_file=entry.ca_file, proxy=entry.proxy),
         clock=clock,
         rng=rng,
     )

@@ -23,6 +23,7 @@ from agent.daemon.files import WatchedFiles
 from agent.daemon.launched import Launched
 from agent.daemon.publish import absent_directories, group_id
 from agent.daemon.tokens import ContainerTokens
+from agent.daemon.ways import WaysOut
 from agent.host import descriptors
 from agent.host.clock import SystemClock
 from agent.host.patience import FirstLook
@@ -55,7 +56,7 @@ class Prepared:
 
     Attributes:
         away: what is not there just now.
-        out: the agent's own way out. ``workers_out``: the one that requests of workers may use.
+        ways: every way out; ``out``: the agent's own; ``workers_out``: the one that requests of workers may use.
         shares: of the file descriptors.
         late_files: those that did not answer; they are read once they do.
         holding: whether no worker may get the machine's identity until then.
@@ -78,17 +79,20 @@ class Prepared:
     ) -> None:
         self.credentials_directory = environ.get("CREDENTIALS_DIRECTORY")
         self.first_look = FirstLook(disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
-        self.out = compose.upstream(settings, hear=hear)
+        self.ways = WaysOut(settings)
+        self.out = self.ways.make(hear=hear)
         self.shares = descriptors.shares(
             descriptors.raised(), connections=settings.listen.max_connections, passed=PASSED_CONNECTIONS
         )
-        self.workers_out = compose.upstream(settings, connections=self.shares.passed)
+        self.workers_out = self.ways.make(connections=self.shares.passed)
         self.metadata = compose.Metadata(settings, self.out, clock, root=root)
         self.mint = compose.mint(settings, self.out, self.metadata, clock)
         self.away = faults or beliefs.Away(left.files if left is not None else None, self.first_look)
         self._clock = clock
         self._open_files(settings, left)
-        self.sources = compose.sources(settings, metadata=self.metadata, clock=clock, rng=rng, away=faults)
+        self.sources = compose.sources(
+            settings, metadata=self.metadata, make=self.ways.make, clock=clock, rng=rng, away=faults
+        )
         self.push = PushSource(clock=clock)
 
     def _open_files(self, settings: config.Config, left: handover.Handover | None) -> None:
@@ -172,8 +176,7 @@ class Prepared:
     async def close(self) -> None:
         """Close the ways out."""
         await self.mint.close()
-        await self.out.close()
-        await self.workers_out.close()
+        await self.ways.close()
 
 
 class Checked(NamedTuple):

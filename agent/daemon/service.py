@@ -312,7 +312,7 @@ class Daemon:
         )
         self._reloader = Reloader(
             settings,
-            read=self._file.read,
+            file=self._file,
             prepared=self._prepared,
             who=self._who,
             controller=self.controller,
@@ -372,8 +372,7 @@ class Daemon:
 
     def _woke_up(self) -> None:
         """React to a wake-up of the machine, or a step of its clock."""
-        for way_out in (self._prepared.out, self._prepared.workers_out):
-            way_out.reconnect()
+        self._prepared.ways.reconnect()
         self.controller.time_moved()
 
     def _follow(self) -> bool:

@@ -65,6 +65,15 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def uncounted() -> float:
+    """The seconds by which other clocks are ahead of the event loop's (CLOCK_MONOTONIC).
+
+    It grows with each suspend, each pause after which the wall clock is set right, and each step of that clock.
+    """
+    monotonic = time.clock_gettime(time.CLOCK_MONOTONIC)
+    return max(_boottime(), time.time()) - monotonic
+
+
 def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 

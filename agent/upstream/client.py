@@ -110,11 +110,12 @@ class UpstreamResponse:
 class UpstreamStream:
     """An answer whose head has arrived. Iterate it for the body; leaving the context closes it."""
 
-    def __init__(self, response: aiohttp.ClientResponse, origin: str, max_bytes: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, session: _Session, origin: str, max_bytes: int) -> None:
         self.status = response.status
         self.headers = response.headers
         self.date = date_of(response.headers)
         self._response = response
+        self._session = session
         self._origin = origin
         self._max_bytes = max_bytes
 
@@ -128,7 +129,8 @@ class UpstreamStream:
         chunks = self._response.content.iter_any()
         while True:
             try:
-                chunk = await anext(chunks, b"")
+                async with self._session.waiting():
+                    chunk = await anext(chunks, b"")
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise as_upstream_error(error, self._origin) from None
             if not chunk:
@@ -145,13 +147,24 @@ class UpstreamStream:
 
 
 class _Session:
-    """A session of the HTTP library, and how many requests use it at the moment."""
+    """A session of the HTTP library, how many requests use it at the moment, and what they wait for."""
 
-    __slots__ = ("client", "users")
+    __slots__ = ("client", "users", "waits")
 
     def __init__(self, client: aiohttp.ClientSession) -> None:
         self.client = client
         self.users = 0
+        self.waits: set[asyncio.Timeout] = set()
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """Wait for the server inside; :meth:`Upstream.reconnect` may end it with ``TimeoutError``."""
+        async with asyncio.timeout(None) as wait:
+            self.waits.add(wait)
+            try:
+                yield
+            finally:
+                self.waits.discard(wait)
 
 
 class Upstream:
@@ -260,16 +273,17 @@ class Upstream:
         session.users += 1
         asked_at = time.clock_gettime(time.CLOCK_BOOTTIME)  # a suspend on the way counts
         try:
-            response = await session.client.request(
-                method,
-                target,
-                headers=outgoing,
-                skip_auto_headers=_SKIP_AUTO_HEADERS,
-                data=body,
-                proxy=proxy,
-                timeout=timeout,
-                allow_redirects=False,
-            )
+            async with session.waiting():
+                response = await session.client.request(
+                    method,
+                    target,
+                    headers=outgoing,
+                    skip_auto_headers=_SKIP_AUTO_HEADERS,
+                    data=body,
+                    proxy=proxy,
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
             # RuntimeError: uvloop raises it from connect where the standard loop raises OSError.
             await self._left(session)
@@ -278,7 +292,9 @@ class Upstream:
             await self._left(session)
             raise
         try:
-            stream = UpstreamStream(response, origin, settings.max_body_bytes if max_bytes is None else max_bytes)
+            stream = UpstreamStream(
+                response, session, origin, settings.max_body_bytes if max_bytes is None else max_bytes
+            )
             witness = None
             if self._hear is not None and "Age" not in response.headers:  # a cache is no witness
                 witness = witness_of(origin.lower(), link=reach is Reach.LINK, chosen=reach is not Reach.PUBLIC)
@@ -297,9 +313,18 @@ class Upstream:
         for session in sessions:
             await session.client.close()
 
-    def reconnect(self) -> None:
-        """Let no further request use an existing connection: idle ones may be dead since a suspend or a pause."""
+    def reconnect(self, *, give_up: bool = False) -> None:
+        """Let no further request use an existing connection: idle ones may be dead since a suspend or a pause.
+
+        Args:
+            give_up: end what is under way too: whoever asked gets an :class:`UpstreamError` at once.
+        """
         self._retire()
+        if give_up:
+            now = asyncio.get_running_loop().time()
+            for session in self._former:
+                for wait in session.waits:
+                    wait.reschedule(now)
 
     def _retire(self) -> None:
         """Let no new request use the present sessions: they may trust authorities that were replaced."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import mmap
 import shutil
 import struct
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -176,3 +178,66 @@ def test_a_broker_teaches_no_time(tmp_path: Path, hours: float) -> None:
         clock = agent.status()["clock"]
         assert (clock["samples"], clock["moves"], abs(clock["wall_error_seconds"]) < 1) == (0, 0, True)
         assert agent.access_key() == broker.given[-1]
+
+
+class Hanging:
+    """A control plane behind a network that forgot every connection of before the machine slept.
+
+    Attributes:
+        bundle: what is answered; a request that may wait for something new hangs.
+        hanging: how many do.
+        connections: whether each lives; on one that is dead nothing comes, not even an end.
+    """
+
+    def __init__(self) -> None:
+        self.bundle = b""
+        self.hanging = 0
+        self.connections: list[bool] = []
+        self.url = ""
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/bundle"
+
+    async def stop(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(self.connections)
+        self.connections.append(True)
+        self._writers.append(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                size, etag = len(self.bundle), hashlib.md5(self.bundle).hexdigest()
+                if b"\r\nPrefer: wait" in head and etag.encode() in head:
+                    self.hanging += 1
+                elif self.connections[number]:
+                    writer.write(
+                        b'HTTP/1.1 200 OK\r\nETag: "%b"\r\nContent-Length: %d\r\n\r\n%b'
+                        % (etag.encode(), size, self.bundle)
+                    )
+        writer.close()
+
+    def forget(self) -> None:
+        self.connections = [False] * len(self.connections)
+
+
+def test_a_source_that_was_waiting_looks_again(tmp_path: Path) -> None:
+    """A long poll of before the sleep hangs for ever: the source's own client gives it up, and brings what is new."""
+    (tmp_path / "w").mkdir()
+    world, clocks, plane = World(tmp_path / "w"), Clocks(tmp_path), Hanging()
+    plane.bundle = world.seal(world.session("ASIA" + "A" * 16))
+
+    with background(plane):
+        with world.agent({"sources": [{"kind": "https", "url": plane.url}]}, environ=clocks.environ) as agent:
+            agent.wait_for("bundle.accepted", seq=1)
+            until(lambda: plane.hanging, what="a long poll")
+            plane.bundle = world.seal(world.session("ASIA" + "B" * 16))
+            plane.forget()
+            clocks.suspended(0.1)
+            agent.wait_for("bundle.accepted", seq=2)
