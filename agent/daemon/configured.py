@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -25,6 +25,13 @@ WAIT_SECONDS: Final = 2.0
 _HINT: Final = "look at the mount that it lies on"
 
 
+class Written(NamedTuple):
+    """What was read: the configuration, and the text that says it."""
+
+    settings: config.Config
+    text: str
+
+
 class Configured:
     """The file of the configuration.
 
@@ -32,25 +39,24 @@ class Configured:
         path: the file.
 
     Attributes:
-        text: its text when it was last valid; it may hold secrets.
+        text: what says the configuration that is in force: the next process uses it where the file does not answer. It
+            may hold secrets. Whoever applies another one sets it, with it: what was refused must not come back.
         late: the first reading of it, while the text of the previous process is in force.
     """
 
     def __init__(self, path: Path) -> None:
         self.text = ""
-        self.late: Future[config.Config] | None = None
+        self.late: Future[Written] | None = None
         self._path = path
 
-    def read(self) -> config.Config:
-        """Read it, however long that takes.
+    def read(self) -> Written:
+        """Read it, however long that takes. It is not in force by that.
 
         Raises:
             ConfigError: it cannot be read, or is not valid.
         """
         text = config.text(self._path)
-        found = config.parse(text, origin=str(self._path))
-        self.text = text
-        return found
+        return Written(config.parse(text, origin=str(self._path)), text)
 
     def first(self, environ: Mapping[str, str]) -> config.Config:
         """The configuration that a start uses: see the module.
@@ -62,10 +68,10 @@ class Configured:
             ConfigError: as :meth:`read`.
             HostError: what was passed contradicts itself.
         """
-        reading: Future[config.Config] = Threads(1).submit(self.read)
+        reading: Future[Written] = Threads(1).submit(self.read)
         wait((reading,), WAIT_SECONDS)
         if reading.done():
-            return reading.result()
+            return self._begin(reading.result())
         before = self._before(environ)
         structlog.get_logger().error(
             "config.stalled", path=str(self._path), instead="the one before" if before is not None else None, hint=_HINT
@@ -74,17 +80,19 @@ class Configured:
             systemd.Notifier(environ.get("NOTIFY_SOCKET")).status(
                 "nothing is served: the configuration does not answer"
             )
-            return reading.result()
+            return self._begin(reading.result())
         self.late = reading
-        return before
+        return self._begin(before)
 
-    def _before(self, environ: Mapping[str, str]) -> config.Config | None:
+    def _begin(self, written: Written) -> config.Config:
+        self.text = written.text
+        return written.settings
+
+    def _before(self, environ: Mapping[str, str]) -> Written | None:
         for data in systemd.peek(environ, NAME, pid=os.getpid(), max_bytes=config.MAX_FILE_BYTES):
             try:
                 text = data.decode()
-                found = config.parse(text, origin=str(self._path))
+                return Written(config.parse(text, origin=str(self._path)), text)
             except (AgentError, UnicodeDecodeError):
                 continue
-            self.text = text
-            return found
         return None

@@ -14,7 +14,7 @@ import structlog
 from agent import config
 from agent.core.errors import ConfigError, HostError
 from agent.daemon import grace, listening
-from agent.daemon.configured import Configured
+from agent.daemon.configured import Configured, Written
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher, group_id
 from agent.daemon.reload import Reloader
@@ -125,14 +125,17 @@ class Late:
         """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""
         while True:
             await self._clock.sleep(ASK_AGAIN_SECONDS)
-            settings = reloader.settings
+            name = reloader.settings.environment.group
             with contextlib.suppress(ConfigError):
-                gid = await asyncio.to_thread(group_id, settings.environment.group)
-                break
+                gid = await asyncio.to_thread(group_id, name)
+                if reloader.settings.environment.group == name:  # else a reload came between
+                    break
+        settings = reloader.settings
+        self._prepared.gid = gid
         self._prepared.away.reasons.pop("environment.group", None)
         publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
 
-    async def _hear_file(self, late: asyncio.Future[config.Config], reload: Callable[[], None]) -> None:
+    async def _hear_file(self, late: asyncio.Future[Written], reload: Callable[[], None]) -> None:
         """The configuration did not answer at the start: it is loaded as soon as it does."""
         await asyncio.wait({late})
         late.exception()  # marked as retrieved: the reload reports it

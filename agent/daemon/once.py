@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import structlog
+
 
 class Once:
     """Does a piece of work when asked; asked while it is under way, once more after that, however often.
@@ -12,7 +14,7 @@ class Once:
     So the work *begins* after the asking, at least once.
 
     Args:
-        work: what to do. An exception of it ends the round.
+        work: what to do. What it raises is a defect of ours: it is logged, ends that round, and no other.
         name: of the task.
 
     Attributes:
@@ -23,6 +25,7 @@ class Once:
         self.task: asyncio.Task[None] | None = None
         self._work = work
         self._name = name
+        self._log = structlog.get_logger()
         self._wanted = False
 
     @property
@@ -39,4 +42,7 @@ class Once:
     async def _do(self) -> None:
         while self._wanted:
             self._wanted = False
-            await self._work()
+            try:
+                await self._work()
+            except Exception as error:  # noqa: BLE001 - what was asked for meanwhile must be done all the same
+                self._log.error("work.crashed", work=self._name, error=type(error).__name__, exc_info=True)

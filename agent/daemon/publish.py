@@ -133,6 +133,12 @@ class Publisher:
         self._unswept = {*self._files, Path(settings.token_file)}
 
     @property
+    def token_written(self) -> bool:
+        """Whether the token file was last written by us, and with the present token."""
+        last = self._written.get(Path(self.settings.token_file))
+        return last is not None and last[0] == self.token.reveal().encode()
+
+    @property
     def troubles(self) -> Mapping[str, str]:
         """Why the files are out of date, if they are."""
         return {} if self.trouble is None else {"environment": self.trouble}

@@ -19,9 +19,11 @@ import structlog
 
 from agent import bundle, config, keys, log
 from agent.controller import Controller
+from agent.core.clock import Clock
 from agent.core.errors import AgentError, ConfigError, HostError
 from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
+from agent.daemon.configured import Configured
 from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently, otherwise
 from agent.daemon.looking import look_now
 from agent.daemon.once import Once
@@ -30,7 +32,6 @@ from agent.daemon.publish import Publisher, check_paths, group_id
 from agent.daemon.ready import Readiness
 from agent.daemon.tokens import written_token
 from agent.daemon.who import Who
-from agent.host.clock import SystemClock
 from agent.host.patience import Patience, StalledError
 from agent.host.quiet import Quiet
 from agent.sources.file import FileSource
@@ -95,7 +96,7 @@ class Reloader:
 
     Args:
         settings: what is in force.
-        read: reads the configuration anew. Raises ``ConfigError``.
+        file: the configuration, which is read anew.
         prepared: what was opened; its trust, keys and files are replaced.
         who: knows the audiences of the machine.
         controller: is told of the policy, and when to evaluate anew.
@@ -113,18 +114,18 @@ class Reloader:
         self,
         settings: config.Config,
         *,
-        read: Callable[[], config.Config],
+        file: Configured,
         prepared: Prepared,
         who: Who,
         controller: Controller,
         publisher: Publisher,
         readiness: Readiness,
-        clock: SystemClock,
+        clock: Clock,
         hand_over: Callable[[], None],
         keys_changed: Callable[[], None],
     ) -> None:
         self.settings = self._loaded = settings
-        self._read = read
+        self._file = file
         self._prepared = prepared
         self._who = who
         self._controller = controller
@@ -165,9 +166,9 @@ class Reloader:
         done = Reloaded("refused", reason="it was broken off: see the log")
         try:
             # The configuration file may be on a disk that stalls, like the others.
-            settings = await self._reader.ask(Path("the configuration"), self._read)
-            await self.apply(settings)
-            done = Reloaded("applied", needs_restart=needs_restart(settings, self._loaded))
+            written = await self._reader.ask(Path("the configuration"), self._file.read)
+            await self.apply(written.settings, text=written.text)
+            done = Reloaded("applied", needs_restart=needs_restart(written.settings, self._loaded))
         except AgentError as error:
             self._log.error("reload.refused", reason=error.message, hint=error.hint)
             done = Reloaded("refused", reason=error.message, hint=error.hint)
@@ -177,7 +178,7 @@ class Reloader:
             for told in asked:
                 if not told.done():  # whoever asked may have gone
                     told.set_result(done)
-        self._looks.ask()  # a source that does not answer must not delay the next reload
+            self._looks.ask()  # a source that does not answer must not delay the next reload
 
     async def _look_at_sources(self) -> None:
         # Files are left out: they are looked at twice a second anyway, and may be half written just now.
@@ -205,7 +206,7 @@ class Reloader:
                 continue
             changed = watched.changed(seen)
             try:
-                await self.apply(self.settings, changed)
+                await self.apply(changed=changed)
             except StalledError as error:
                 # Another file does not answer, so this change cannot be applied. It is tried again, and logged once.
                 if told != (told := (error.message, changed)):
@@ -213,6 +214,9 @@ class Reloader:
             except AgentError as error:
                 # The former files stay in force. This is logged once for each change, not at each look.
                 self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
+                self._prepared.files.seen = seen
+            except Exception as error:  # noqa: BLE001 - a file that we have no words for ends nobody's identity
+                self._log.error("work.crashed", work="files", error=type(error).__name__, exc_info=True)
                 self._prepared.files.seen = seen
 
     async def follow_launched(self) -> None:
@@ -249,7 +253,7 @@ class Reloader:
         while True:
             try:
                 # As at a start: what is away must not hold back the rest.
-                await self.apply(self.settings, [file.key for file in named], tolerant=True)
+                await self.apply(changed=[file.key for file in named], tolerant=True)
             except AgentError as error:
                 if told != error.message:
                     self._log.error("reload.refused", reason=error.message, hint=error.hint)
@@ -258,12 +262,20 @@ class Reloader:
             else:
                 return
 
-    async def apply(self, settings: config.Config, changed: Sequence[str] = (), *, tolerant: bool = False) -> None:
+    async def apply(
+        self,
+        settings: config.Config | None = None,
+        changed: Sequence[str] = (),
+        *,
+        text: str | None = None,
+        tolerant: bool = False,
+    ) -> None:
         """Put ``settings`` into force, with what their files hold now: all of it, or none.
 
         Args:
-            settings: the configuration.
+            settings: the configuration; ``None``: the one in force, whichever that is once it is our turn.
             changed: the keys of the files that have changed, for the log.
+            text: what says ``settings``.
             tolerant: whether a missing file is only noted, as at a start.
 
         Raises:
@@ -271,10 +283,14 @@ class Reloader:
             StalledError: a file does not answer.
         """
         async with self._applying:
+            if settings is None:
+                settings, text = self.settings, self._file.text
             away = beliefs.Away(self._prepared.away.files) if tolerant else beliefs.NothingAway()
             load = partial(self._load, settings, self._prepared.ephemeral, away)
             found = await self._reader.ask(Path("a file that the configuration names"), load)
             await self._rotate_token()  # before the files are written: it may be the operator's
+            if text is not None:
+                self._file.text = text
             self._take(settings, found, changed)
 
     def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away) -> _Found:
@@ -301,7 +317,7 @@ class Reloader:
         audiences = self._who.audiences.union(settings.identity.audience)
         narrower = not beliefs.trusts_at_least(found.trust, opening.pinned) or not audiences >= opening.audiences
         self.settings = settings
-        prepared.files, prepared.away = found.files, found.away
+        prepared.files, prepared.away, prepared.gid = found.files, found.away, found.gid
         opening.pinned, opening.keyring, opening.audiences = found.trust, found.keyring, audiences
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
@@ -344,7 +360,8 @@ class Reloader:
         with contextlib.suppress(StalledError):
             written = await self._patience.ask(path, partial(written_token, path))
         tokens = self._prepared.tokens
-        if tokens.rotate(written):
+        # The one before may be there because ours is not written yet. Where it is, somebody has put the other one back.
+        if tokens.rotate(written, back=self._publisher.token_written):
             self._publisher.token = tokens.present
             self._publisher.changed()
             self._hand_over()

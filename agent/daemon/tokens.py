@@ -43,11 +43,16 @@ class ContainerTokens:
         """The one that new programs get."""
         return self.good[0]
 
-    def rotate(self, written: Secret | None) -> bool:
-        """Take the token that an operator has put into the file; returns whether it is a new one."""
-        if written is None or written in self.good:
+    def rotate(self, written: Secret | None, *, back: bool) -> bool:
+        """Take the token that an operator has put into the file; returns whether it is another one than the present.
+
+        Args:
+            written: what is in the file.
+            back: whether the one before the present counts too.
+        """
+        if written is None or written == self.present or (written in self.good and not back):
             return False
-        self.good = (written, self.good[0])
+        self.good = (written, self.present)
         return True
 
 
