@@ -7,7 +7,6 @@ identity. The log names what a reload did, and what needs a restart.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -30,7 +29,7 @@ from agent.daemon.once import Once
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
 from agent.daemon.publish import Publisher, check_paths, group_id
 from agent.daemon.ready import Readiness
-from agent.daemon.tokens import written_token
+from agent.daemon.tokens import Rotation
 from agent.daemon.who import Who
 from agent.host.patience import Patience, StalledError
 from agent.host.quiet import Quiet
@@ -140,6 +139,7 @@ class Reloader:
         self._looks = Once(self._look_at_sources, name="look")
         self._patience = Patience(PATIENCE_SECONDS)
         self._reader = Patience(PATIENCE_SECONDS, again=True)
+        self._token = Rotation(prepared.tokens, publisher, self._patience, changed=hand_over)
         self._applying = asyncio.Lock()
         self._asked: list[asyncio.Future[Reloaded]] = []
         self._silent: set[str] = set()  # the keys of files that do not answer: they may have changed
@@ -196,7 +196,7 @@ class Reloader:
                 await quiet.pause(otherwise(lambda: self._prepared.files, token))
             else:
                 await self._clock.sleep(LOOK_SECONDS)
-            await self._rotate_token()
+            await self._token.look()
             watched = self._prepared.files
             seen, silent = await looks_patiently(watched.named, self._patience, watched.seen)
             self._tell_silent(silent)
@@ -288,7 +288,7 @@ class Reloader:
             away = beliefs.Away(self._prepared.away.files) if tolerant else beliefs.NothingAway()
             load = partial(self._load, settings, self._prepared.ephemeral, away)
             found = await self._reader.ask(Path("a file that the configuration names"), load)
-            await self._rotate_token()  # before the files are written: it may be the operator's
+            await self._token.look()  # before the files are written: it may be the operator's
             if text is not None:
                 self._file.text = text
             self._take(settings, found, changed)
@@ -352,20 +352,6 @@ class Reloader:
             await asyncio.to_thread(listening.announce, settings, self._publisher.address)
         except HostError as error:
             self._log.warning("doors.not_announced", reason=error.message)
-
-    async def _rotate_token(self) -> None:
-        """Take the token that an operator has put into the file. Programs may go on using the one before."""
-        path = Path(self._publisher.settings.token_file)
-        written = None
-        with contextlib.suppress(StalledError):
-            written = await self._patience.ask(path, partial(written_token, path))
-        tokens = self._prepared.tokens
-        # The one before may be there because ours is not written yet. Where it is, somebody has put the other one back.
-        if tokens.rotate(written, back=self._publisher.token_written):
-            self._publisher.token = tokens.present
-            self._publisher.changed()
-            self._hand_over()
-            self._log.info("token.rotated")
 
     def tell_absent_keys(self) -> None:
         """Say which keys this machine was not given."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,9 @@ import structlog
 from agent.core.errors import HostError
 from agent.core.secret import Secret
 from agent.daemon import handover
+from agent.daemon.publish import Publisher
 from agent.host.files import read_plain, write_atomic
+from agent.host.patience import Patience, StalledError
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}\Z")
 SESSION_KEY_BYTES: Final = 32
@@ -54,6 +57,39 @@ class ContainerTokens:
             return False
         self.good = (written, self.present)
         return True
+
+
+class Rotation:
+    """Takes the token that an operator has put into the file. Programs may go on using the one before.
+
+    Args:
+        tokens: those that are accepted.
+        publisher: writes the file.
+        patience: how long the file is waited for.
+        changed: tells that another one is the present one.
+    """
+
+    def __init__(
+        self, tokens: ContainerTokens, publisher: Publisher, patience: Patience, *, changed: Callable[[], None]
+    ) -> None:
+        self._tokens = tokens
+        self._publisher = publisher
+        self._patience = patience
+        self._changed = changed
+        self._log = structlog.get_logger()
+
+    async def look(self) -> None:
+        """Look at the file."""
+        path = Path(self._publisher.settings.token_file)
+        written = None
+        with contextlib.suppress(StalledError):
+            written = await self._patience.ask(path, partial(written_token, path))
+        # The one before may be there because ours is not written yet. Where it is, somebody has put the other one back.
+        if self._tokens.rotate(written, back=self._publisher.token_written):
+            self._publisher.token = self._tokens.present
+            self._publisher.changed()
+            self._changed()
+            self._log.info("token.rotated")
 
 
 def written_token(path: Path) -> Secret | None:

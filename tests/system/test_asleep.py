@@ -233,11 +233,11 @@ def test_a_source_that_was_waiting_looks_again(tmp_path: Path) -> None:
     world, clocks, plane = World(tmp_path / "w"), Clocks(tmp_path), Hanging()
     plane.bundle = world.seal(world.session("ASIA" + "A" * 16))
 
-    with background(plane):
-        with world.agent({"sources": [{"kind": "https", "url": plane.url}]}, environ=clocks.environ) as agent:
-            agent.wait_for("bundle.accepted", seq=1)
-            until(lambda: plane.hanging, what="a long poll")
-            plane.bundle = world.seal(world.session("ASIA" + "B" * 16))
-            plane.forget()
-            clocks.suspended(0.1)
-            agent.wait_for("bundle.accepted", seq=2)
+    sources = lambda: {"sources": [{"kind": "https", "url": plane.url}]}  # noqa: E731 - known once it is served
+    with background(plane), world.agent(sources(), environ=clocks.environ) as agent:
+        agent.wait_for("bundle.accepted", seq=1)
+        until(lambda: plane.hanging, what="a long poll")
+        plane.bundle = world.seal(world.session("ASIA" + "B" * 16))
+        plane.forget()
+        clocks.suspended(0.1)
+        agent.wait_for("bundle.accepted", seq=2)
