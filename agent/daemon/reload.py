@@ -11,23 +11,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import structlog
 
-from agent import bundle, config, keys, log
+from agent import config, log
 from agent.controller import Controller
 from agent.core.clock import Clock
-from agent.core.errors import AgentError, ConfigError, HostError
+from agent.core.errors import AgentError, HostError
 from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
 from agent.daemon.configured import Configured
-from agent.daemon.files import LOOK_SECONDS, WatchedFiles, looks_patiently, otherwise
+from agent.daemon.files import LOOK_SECONDS, looks_patiently, otherwise
+from agent.daemon.loading import Found, loaded
 from agent.daemon.looking import look_now
 from agent.daemon.once import Once
 from agent.daemon.prepare import ABSENT_KEY_HINT, Prepared
-from agent.daemon.publish import Publisher, check_paths, group_id
+from agent.daemon.publish import Publisher
 from agent.daemon.ready import Readiness
 from agent.daemon.tokens import Rotation
 from agent.daemon.who import Who
@@ -78,16 +79,6 @@ class Reloaded(msgspec.Struct, frozen=True):
     needs_restart: list[str] = []
     reason: str | None = None
     hint: str | None = None
-
-
-class _Found(NamedTuple):
-    """The content of the configuration's files, read as a whole."""
-
-    files: WatchedFiles
-    trust: bundle.Trust
-    keyring: keys.Keyring
-    gid: int | None
-    away: beliefs.Away
 
 
 class Reloader:
@@ -286,33 +277,14 @@ class Reloader:
             if settings is None:
                 settings, text = self.settings, self._file.text
             away = beliefs.Away(self._prepared.away.files) if tolerant else beliefs.NothingAway()
-            load = partial(self._load, settings, self._prepared.ephemeral, away)
+            load = partial(loaded, settings, self._prepared, self._prepared.ephemeral, away)
             found = await self._reader.ask(Path("a file that the configuration names"), load)
             await self._token.look()  # before the files are written: it may be the operator's
             if text is not None:
                 self._file.text = text
             self._take(settings, found, changed)
 
-    def _load(self, settings: config.Config, ephemeral: keys.LocalKey | None, away: beliefs.Away) -> _Found:
-        """Read everything that ``settings`` name, once. In a thread: no file may hold up the loop."""
-        directory = self._prepared.credentials_directory
-        files = WatchedFiles(settings, credentials_directory=directory, takes=away.takes)
-        pinned = beliefs.trust(settings, away)
-        keyring = self._prepared.keyring(settings, ephemeral, away)
-        gid = self._prepared.gid
-        try:
-            gid = group_id(settings.environment.group)
-        except ConfigError as error:
-            if not away.takes("environment.group", error):
-                raise
-        try:
-            check_paths(settings.environment)
-        except ConfigError as error:
-            if not away.takes("environment", error):
-                raise
-        return _Found(files, pinned, keyring, gid, away)
-
-    def _take(self, settings: config.Config, found: _Found, changed: Sequence[str]) -> None:
+    def _take(self, settings: config.Config, found: Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
         audiences = self._who.audiences.union(settings.identity.audience)
         narrower = not beliefs.trusts_at_least(found.trust, opening.pinned) or not audiences >= opening.audiences

@@ -190,7 +190,7 @@ def test_the_workers_group_of_a_reload_is_everybodys(tmp_path: Path) -> None:
 
 
 def test_a_defect_in_following_files_ends_nothing(tmp_path: Path) -> None:
-    """What nobody thought of is logged once for a change; what was loaded stays in force, and the next change is seen."""
+    """What nobody thought of is logged once for a change, and ends nothing: the next change is seen and applied."""
 
     async def scenario() -> None:
         clock = FakeClock()
@@ -206,27 +206,22 @@ def test_a_defect_in_following_files_ends_nothing(tmp_path: Path) -> None:
         async with ended(worker):
             worker.prepared.keyring = defective  # type: ignore[assignment, method-assign]
             following = asyncio.create_task(worker.reloader.follow_files())
-            rounds = 0
 
             async def look(until: Any) -> None:
-                nonlocal rounds
                 async with asyncio.timeout(10):
                     while not until():
                         await clock.advance(LOOK_SECONDS)
-                        await come_true(lambda: clock.sleeping or following.done())
                         assert not following.done()
-                        rounds += 1
+                        await asyncio.sleep(0.005)
 
             with structlog.testing.capture_logs() as logs:
                 said = lambda name: [line for line in logs if line["event"] == name]  # noqa: E731
                 worker.signer_file.write_text(worker.signer_file.read_text() + "\n")
                 await look(lambda: said("work.crashed"))
-                again = rounds + 3
-                await look(lambda: rounds >= again)
-                assert len(said("work.crashed")) == 1
                 broken = False
                 worker.signer_file.write_text(worker.signer_file.read_text() + "\n")
                 await look(lambda: worker.handed)
+                assert len(said("work.crashed")) == 1
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
