@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agent.cli.common import CONFIG_PATH
+from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ SERVICE_USER: Final = "credential-agent"
     is_flag=True,
     help="Check the file alone, on a machine that is not the worker, and list what could not be checked.",
 )
-def check(path: Path, build: bool) -> None:
+@json_option
+def check(path: Path, build: bool, as_json: bool) -> None:
     """Check the configuration and the files it names.
 
     Lists every mistake at once, and starts nothing. Run as root, it checks what the service's own user can read. Exits
@@ -47,11 +49,10 @@ def check(path: Path, build: bool) -> None:
     if not build:
         _become_the_service()
     settings, faults = config.survey(path)
+    wrong: list[AgentError] = [fault.error(str(path)) for fault in faults]
     if build:
-        for name in _elsewhere(settings):
-            click.echo(f"not looked at: {name}", err=True)
-        _end_if_wrong([fault.error(str(path)) for fault in faults])
-        click.echo(f"{path}: ok, as far as it can be said off the worker")
+        unseen = list(_elsewhere(settings))
+        _end(path, wrong, [f"not looked at: {name}" for name in unseen], as_json=as_json, build=True)
         return
     from agent import daemon
 
@@ -59,21 +60,28 @@ def check(path: Path, build: bool) -> None:
         return daemon.check(settings, environ=dict(os.environ))
 
     found = asyncio.run(look())
-    for warning in [*found.told, *_unknown_users(settings.redirect.users)]:
-        click.echo(f"warning: {warning}", err=True)
+    warnings = [f"warning: {warning}" for warning in (*found.told, *_unknown_users(settings.redirect.users))]
     # A faulty section has defaults in place of what was meant: faults that follow from these are not told.
-    opened = [error for key, error in found.faults if not config.follows(key, faults)]
-    _end_if_wrong([*(fault.error(str(path)) for fault in faults), *opened])
-    click.echo(f"{path}: ok")
+    wrong += [error for key, error in found.faults if not config.follows(key, faults)]
+    _end(path, wrong, warnings, as_json=as_json, build=False)
 
 
-def _end_if_wrong(errors: list[AgentError]) -> None:
+def _end(path: Path, wrong: list[AgentError], notes: list[str], *, as_json: bool, build: bool) -> None:
+    """Tell everything, and end with the status that says whether anything is wrong."""
     from agent.cli import report
 
-    for error in errors:
-        report(error)
-    if errors:
+    if as_json:
+        faults = [{"said": error.message, "hint": error.hint} for error in wrong]
+        tell("check", {"path": str(path), "ok": not wrong, "build": build, "faults": faults, "notes": notes})
+    else:
+        for note in notes:
+            click.echo(note, err=True)
+        for error in wrong:
+            report(error)
+    if wrong:
         raise click.exceptions.Exit(EX_CONFIG)
+    if not as_json:
+        click.echo(f"{path}: ok" + (", as far as it can be said off the worker" if build else ""))
 
 
 def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from agent.cli import ask
 from agent.cli.check import SERVICE_USER
 from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
+from agent.cli.terminal import colourful
 
 if TYPE_CHECKING:
     from agent import doctor as examination
@@ -82,11 +83,6 @@ def _read(file: Path) -> bytes:
             return opened.read(MAX_BUNDLE_BYTES + 1) or b""
     except OSError as error:
         raise HostError(f"{file}: cannot be read: {os_reason(error)}") from None
-
-
-def colourful() -> bool:
-    """Whether stdout is a terminal that may be coloured (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _service() -> examination.Identity | None:

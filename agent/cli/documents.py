@@ -13,7 +13,11 @@ SCHEMAS: Final = MappingProxyType(
     {
         "config": 1,
         "doctor": 1,
+        "check": 1,
         "pubkey": 1,
+        "push": 1,
+        "refresh": 1,
+        "status": 1,
         "whoami": 1,
     }
 )

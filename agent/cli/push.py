@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from agent.cli import ask
+from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_TEMPFAIL
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import BundleError, HostError
@@ -16,8 +17,9 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 
 @click.command()
 @config_option
+@json_option
 @click.argument("file", type=click.File("rb"))
-def push(path: Path, file: Any) -> int:
+def push(path: Path, as_json: bool, file: Any) -> int:
     """Give the agent a sealed bundle.
 
     FILE is the bundle; - reads standard input. Exits 65 if the agent refuses it. Exits 75 if the agent serves it but
@@ -32,9 +34,12 @@ def push(path: Path, file: Any) -> int:
     if answer.status not in {200, 422}:
         raise HostError(f"the agent did not evaluate it: {answer.why()}")
     verdict = answer.json()
+    if as_json:
+        tell("push", verdict)
     if verdict["outcome"] == "refused":
         raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")
-    click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
+    if not as_json:
+        click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
     if not verdict.get("durable", True):
         click.echo(
             "credential-agent: it is in force, but the state directory could not be written: a restart would forget "

@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 from agent.cli import ask
+from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import HostError
@@ -17,7 +18,8 @@ REFRESH_SECONDS: Final = 45.0
 
 @click.command()
 @config_option
-def refresh(path: Path) -> int:
+@json_option
+def refresh(path: Path, as_json: bool) -> int:
     """Make the agent look at every source now.
 
     Prints what each source holds. Without this command the agent reads EC2 user-data every ten minutes. Exits 65 if a
@@ -26,13 +28,15 @@ def refresh(path: Path) -> int:
     answer = ask.control(control_socket(path), "POST", "/v1/refresh", b"", timeout_seconds=REFRESH_SECONDS)
     if answer.status != 200:
         raise HostError(f"the agent did not look: {answer.why()}")
-    outcomes: set[str] = set()
-    for source in answer.json()["sources"]:
-        outcomes.add(source["outcome"])
+    sources = answer.json()["sources"]
+    outcomes = {source["outcome"] for source in sources}
+    if as_json:
+        tell("refresh", {"sources": sources})
+    for source in () if as_json else sources:
         seq = f": seq {source['seq']}" if source["seq"] is not None else ""
         reason = f" ({source['code']}): {source['reason']}" if source["reason"] else ""
         click.echo(f"{source['source']}: {source['outcome']}{seq}{reason}")
-    if not outcomes:
+    if not outcomes and not as_json:
         click.echo("no source is configured")
     if "refused" in outcomes:
         return EX_DATAERR

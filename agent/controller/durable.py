@@ -27,6 +27,7 @@ import structlog
 
 from agent.core.clock import Clock
 from agent.core.errors import HostError
+from agent.core.history import Entry, History
 from agent.core.model import Action, Bundle
 from agent.core.verdict import Accepted, Memory, Refused, Verdict
 from agent.identity.events import BundleAccepted, BundleRevoked, MemoryAdopted, MemoryDoubted, MemoryReset
@@ -52,6 +53,9 @@ class Recorder(Protocol):
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """Write the memory, and the sealed bytes of the bundle in force (``None``: drop them), each atomically."""
 
+    async def note(self, history: tuple[Entry, ...]) -> None:
+        """Write down what happened lately: of use to a person, and to nobody else."""
+
 
 class Outcome(NamedTuple):
     """The verdict on a bundle, and whether a restart will know of it."""
@@ -67,6 +71,7 @@ class Durable:
         store: the state machine, whose memory is written.
         recorder: the disk.
         clock: time.
+        history: what happened lately. It is written beside the memory, and before the end; nothing waits for it.
 
     Attributes:
         sealed: the bundle in force, as it came; ``None`` when there is none.
@@ -76,7 +81,9 @@ class Durable:
     Resources: one task while something is being written, which outlives the caller that asked for it.
     """
 
-    def __init__(self, store: Store, recorder: Recorder, clock: Clock) -> None:
+    def __init__(self, store: Store, recorder: Recorder, clock: Clock, history: History | None = None) -> None:
+        self._history = history or History()
+        self._noted = self._history.version
         self.sealed: bytes | None = None
         self.unwritten = False
         self.write_at = NEVER
@@ -165,6 +172,7 @@ class Durable:
     def reset(self, instance_id: str, boot_id: str, firmware: Mapping[str, str]) -> None:
         """The memory is another machine's: nothing of it is ours."""
         self.sealed = None
+        self._history.clear()
         self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
         self._ask(self._store.memory, None)
 
@@ -186,6 +194,9 @@ class Durable:
 
     async def last(self, seconds: float) -> None:
         """Before the process ends: have what was not written yet written after all, if the disk takes it in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds / 2):
+                await self._note()
         if not self.unwritten and self._writer is None:
             return
         number = self._ask(self._store.memory, self.sealed)
@@ -243,8 +254,17 @@ class Durable:
                 self._tried = number
                 progress, self._progress = self._progress, asyncio.Event()
                 progress.set()
+            await self._note()
         finally:
             self._writer = None
+
+    async def _note(self) -> None:
+        if self._noted == self._history.version:
+            return
+        self._noted = self._history.version
+        # A history that is lost costs nobody anything, and the memory's own trouble is told.
+        with contextlib.suppress(HostError):
+            await self._recorder.note(self._history.entries)
 
     def _failed(self, reason: str) -> None:
         self._cannot(reason)

@@ -28,6 +28,7 @@ from agent.controller.verdicts import Verdicts
 from agent.core.clock import Clock
 from agent.core.counters import Counters
 from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
+from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import Ack, Source
 from agent.core.verdict import Accepted, Refused, Same
@@ -60,6 +61,7 @@ class Intake:
         clock: time.
         rng: for retries.
         counters: of verdicts.
+        history: what happened lately.
         tasks: where what is under way is saved.
         wake: has the loop go round.
         changed: tells that an answer may have changed.
@@ -76,6 +78,7 @@ class Intake:
         clock: Clock,
         rng: random.Random,
         counters: Counters,
+        history: History,
         tasks: Tasks,
         wake: Callable[[], None],
         changed: Callable[[], None],
@@ -86,7 +89,7 @@ class Intake:
         self._opener = opener
         self._sources = sources
         self._clock = clock
-        self._verdicts = Verdicts(counters, store.tell, Seldom(clock.boottime))
+        self._verdicts = Verdicts(counters, history, store.tell, Seldom(clock.boottime))
         self._tasks = tasks
         self._wake = wake
         self._changed = changed

@@ -18,6 +18,7 @@ from agent.controller.tasks import Tasks
 from agent.core.clock import Clock
 from agent.core.counters import MAX_KEYS, Counters, bump
 from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.history import RENEWED, History
 from agent.core.issued import Issued
 from agent.core.model import Cloud, Credential, Grant, IdToken
 from agent.core.text import instant
@@ -62,6 +63,7 @@ class Issuing:
         *,
         clock: Clock,
         counters: Counters,
+        history: History,
         tasks: Tasks,
         wake: Callable[[], None],
     ) -> None:
@@ -69,6 +71,7 @@ class Issuing:
         self._issuer = issuer
         self._clock = clock
         self._counters = counters
+        self._history = history
         self._tasks = tasks
         self._wake = wake
         self._log = structlog.get_logger()
@@ -132,6 +135,8 @@ class Issuing:
             del self._counters.last_issued[next(iter(self._counters.last_issued))]  # the one longest ago
         if changed:
             expires = issued.credential.expires_at
+            about = f"{work.key.cloud} {work.key.grant_id}"
+            self._history.add(now, RENEWED, about, f"until {instant(expires)}")
             self._log.info(
                 "credential.issued", cloud=work.key.cloud, grant=work.key.grant_id, expires_at=instant(expires)
             )
@@ -140,6 +145,8 @@ class Issuing:
         bump(self._counters.failures, f"{label}:{failure.code}")
         bump(self._counters.renewals, f"{work.key.cloud}:{'denied' if failure.denied else 'failed'}")
         self._store.apply(IssuingFailed(work, failure), self._clock.now())
+        about = f"{work.key.cloud} {work.key.grant_id}"
+        self._history.add(self._clock.now(), "not-renewed", about, f"{failure.code}: {failure.message}")
         say = self._log.error if failure.denied else self._log.warning
         if work.attempt in (1, 2, 3, 5, 10) or work.attempt % 50 == 0:
             say(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, NoReturn
 
@@ -32,6 +32,7 @@ from agent.core import refresh
 from agent.core.clock import Clock
 from agent.core.counters import Counters, bump
 from agent.core.errors import SourceError, UnreadableError
+from agent.core.history import History
 from agent.core.model import SealedBundle
 from agent.core.source import Source
 from agent.core.text import instant
@@ -82,6 +83,8 @@ class Controller:
         durable: what outlives the process.
         counters: since the start.
         source_state: by source: ``starting``, ``ok``, or what is wrong with it.
+        source_read: by source: when it was last read, or failed to be.
+        history: what happened lately.
         last_step: when the loop last went round, in boot-time seconds: what a watchdog must look at.
     """
 
@@ -102,7 +105,9 @@ class Controller:
         self.store = store
         self.counters = Counters()
         self.source_state: dict[str, str] = {source.name: "starting" for source in sources}
-        self.durable = Durable(store, recorder, clock)
+        self.source_read: dict[str, datetime] = {}
+        self.history = History()
+        self.durable = Durable(store, recorder, clock, self.history)
         self._sources = {source.name: source for source in sources}
         self._clock = clock
         self._rng = rng
@@ -123,13 +128,20 @@ class Controller:
             clock=clock,
             rng=rng,
             counters=self.counters,
+            history=self.history,
             tasks=self._tasks,
             wake=self._woken.set,
             changed=self._notify,
             told=told,
         )
         self.issuing = Issuing(
-            store, issuer, clock=clock, counters=self.counters, tasks=self._tasks, wake=self._woken.set
+            store,
+            issuer,
+            clock=clock,
+            counters=self.counters,
+            history=self.history,
+            tasks=self._tasks,
+            wake=self._woken.set,
         )
         self.last_step = clock.boottime()
 
@@ -247,18 +259,22 @@ class Controller:
     def _source_failed(self, source: Source, error: SourceError) -> None:
         name, before = source.name, self.source_state.get(source.name)
         bump(self.counters.source_troubles, name)
-        self.source_state[name] = error.message
+        self.source_state[name], self.source_read[name] = error.message, self._clock.now()
         if before == error.message:
             return  # once a change, not at each attempt: a source that is down for a night fills no journal
         if isinstance(error, UnreadableError):
             self.intake.unreadable(source, error)
-        elif (unsaid := self._seldom.unsaid("source.failed", name)) is not None:
+            return
+        self.history.add(self._clock.now(), "source-failed", name, error.message)
+        if (unsaid := self._seldom.unsaid("source.failed", name)) is not None:
             self._log.warning("source.failed", source=name, reason=error.message, unsaid=unsaid)
 
     def _source_worked(self, name: str) -> None:
         before, self.source_state[name] = self.source_state.get(name), "ok"
+        self.source_read[name] = self._clock.now()
         if before in ("ok", "starting"):
             return
+        self.history.add(self._clock.now(), "source-recovered", name, "it can be read again")
         if (unsaid := self._seldom.unsaid("source.recovered", name)) is not None:
             self._log.info("source.recovered", source=name, unsaid=unsaid)
 
@@ -294,4 +310,6 @@ class Controller:
     def _tell(self, notice: Notice) -> None:
         say = {Event.IDENTITY: self._log.info, Event.ENDED: self._log.error, Event.HORIZON: self._log.warning}
         horizon = instant(notice.horizon) if notice.horizon is not None else None
+        kind = {Event.IDENTITY: "identity", Event.ENDED: "ended", Event.HORIZON: "ends-soon"}[notice.event]
+        self.history.add(self._clock.now(), kind, str(notice.cloud), notice.why or "")
         say[notice.event](notice.event, cloud=notice.cloud, origin=notice.origin, why=notice.why, horizon=horizon)

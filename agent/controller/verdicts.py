@@ -11,6 +11,7 @@ import structlog
 from agent.controller.seldom import Seldom
 from agent.core.counters import UNREADABLE, Counters, bump
 from agent.core.errors import UnreadableError
+from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import COURIER, Ack
 from agent.core.text import instant
@@ -22,14 +23,17 @@ class Verdicts:
 
     Args:
         counters: of verdicts.
+        history: what happened lately.
         tell: called when :attr:`last_refusal` has changed.
         seldom: limits what is said again and again.
 
     Attributes:
-        last_refusal: what was refused last, for a person.
+        last_refusal: what was refused last, for a person, while it matters: until the same source brings one that is
+            taken, or any but a courier does.
     """
 
-    def __init__(self, counters: Counters, tell: Callable[[], None], seldom: Seldom) -> None:
+    def __init__(self, counters: Counters, history: History, tell: Callable[[], None], seldom: Seldom) -> None:
+        self._history = history
         self.last_refusal: Ack | None = None
         self._counters = counters
         self._tell = tell
@@ -41,6 +45,10 @@ class Verdicts:
         self._counters.accepted += 1
         event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
         self._log.info(event, durable=durable, **_describe(bundle))
+        kind = "bundle" if bundle.action is Action.SET else "withdrawn"
+        self._history.add(now, kind, sealed.origin, f"seq {bundle.seq} of {bundle.issuer} for {bundle.subject}")
+        # What a courier brings mends nothing that an operator's source has refused.
+        self._mended(sealed.origin, anywhere=sealed.origin != COURIER)
         for aside in bundle.set_aside:
             self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
         return _ack(sealed, "accepted", now, bundle=bundle, durable=durable)
@@ -48,6 +56,7 @@ class Verdicts:
     def same(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         """It was in force already."""
         self._counters.same += 1
+        self._mended(sealed.origin, anywhere=False)
         if (unsaid := self._seldom.unsaid("bundle.same", sealed.origin)) is not None:
             self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq, unsaid=unsaid)
         return _ack(sealed, "same", now, bundle=bundle, durable=durable)
@@ -73,6 +82,7 @@ class Verdicts:
             self._log.info("bundle.refused", origin=COURIER, code=verdict.code, reason=verdict.reason)
             return ack
         bump(self._counters.refused, verdict.code)
+        self._history.add(now, "refused", sealed.origin, f"{verdict.code}: {verdict.reason}")
         self.last_refusal = ack
         self._tell()
         say = self._log.error if verdict.alarm else self._log.warning
@@ -103,6 +113,7 @@ class Verdicts:
         """It was in force, and ends."""
         self._log.error("bundle.revoked", code=verdict.code, reason=verdict.reason, **_describe(bundle))
         bump(self._counters.refused, verdict.code)
+        self._history.add(now, "revoked", sealed.origin, f"{verdict.code}: {verdict.reason}")
         self.last_refusal = _ack(sealed, "refused", now, bundle=bundle, code=verdict.code, reason=verdict.reason)
 
     def unreadable(self, origin: str, error: UnreadableError, now: datetime) -> Ack:
@@ -110,9 +121,16 @@ class Verdicts:
         if (unsaid := self._seldom.unsaid("bundle.unreadable", origin)) is not None:
             self._log.error("bundle.unreadable", source=origin, reason=error.message, hint=error.hint, unsaid=unsaid)
         bump(self._counters.refused, UNREADABLE)
+        self._history.add(now, "refused", origin, error.message)
         self.last_refusal = _ack(SealedBundle(b"", origin), "refused", now, code="unreadable", reason=error.message)
         self._tell()
         return self.last_refusal
+
+    def _mended(self, origin: str, *, anywhere: bool) -> None:
+        """Forget a refusal that no longer matters."""
+        if self.last_refusal is not None and (anywhere or self.last_refusal.origin == origin):
+            self.last_refusal = None
+            self._tell()
 
 
 def _ack(

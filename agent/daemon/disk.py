@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Final, NamedTuple
 
 from agent.core.errors import HostError
+from agent.core.history import Entry
 from agent.core.verdict import Memory
 from agent.host.state import StateDirectory
 
@@ -75,6 +76,11 @@ class Later:
         if not read.broken and is_later(read.memory, memory):
             raise HostError("the state directory has a later memory than the one that was handed over")
         await self._state.save(memory, sealed)
+
+    async def note(self, history: tuple[Entry, ...]) -> None:
+        """See :class:`agent.controller.durable.Recorder`."""
+        if self._reading.done():
+            await self._state.note(history)
 
 
 @contextlib.asynccontextmanager

@@ -33,6 +33,7 @@ import structlog
 
 from agent import bundle, keys
 from agent.core.errors import AgentError, HostError
+from agent.core.history import Entry
 from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.source import Position, Resumable, Source
@@ -81,6 +82,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         tokens: the bearer tokens of the container endpoint, the present one first.
         waiting: what could not be issued so far.
         remnants: what an earlier bundle left.
+        history: what happened lately.
     """
 
     version: int = VERSION
@@ -102,6 +104,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[Secret] = []
     waiting: list[Waiting] = []
     remnants: list[_Remnant] = []
+    history: list[Entry] = []
 
     def same_as(self, other: Handover | None) -> bool:
         """Whether it says the same, at another moment."""

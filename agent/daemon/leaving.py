@@ -38,4 +38,5 @@ def handover_of(
         tokens=list(prepared.tokens.good),
         waiting=leftovers.waiting(controller.store.state),
         remnants=handover.remnants(controller.store),
+        history=list(controller.history.entries),
     )

@@ -276,6 +276,8 @@ class Listeners:
             wall_error_seconds=self._clock.wall_error_seconds,
             clock=_clock_vitals(self._clock),
             sources=self._controller.source_state,
+            source_read=self._controller.source_read,
+            history=self._controller.history.entries,
             refusal=self._controller.intake.last_refusal,
             memory_unwritten=self._controller.durable.unwritten,
             refused_variables=publisher.refused(self._clock.now()),

@@ -19,6 +19,7 @@ from typing import Final
 
 import structlog
 
+import agent
 from agent import config
 from agent.controller import Controller
 from agent.core.verdict import Memory
@@ -183,7 +184,9 @@ class Restorer:
             told=told,
             follow=follow,
         )
+        await self._remember_history(late=late)
         if left is not None:
+            self.controller.history.restore(left.history)
             self._who.audiences = frozenset(left.audiences)
             self.controller.observe(left.facts)
             signed = handover.decoded(left.signed)
@@ -197,6 +200,14 @@ class Restorer:
             # Replace a broken memory at once: the next start must not find an empty one, which allows the fallback.
             # Where nothing can be written, this logs it, and tries again.
             self.controller.durable.write()
+
+    async def _remember_history(self, *, late: bool) -> None:
+        """Take back what happened before, if the disk says it at once: nothing waits for it."""
+        if not late:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
+                    self.controller.history.restore(await asyncio.to_thread(self._prepared.state.history))
+        self.controller.history.add(self._clock.now(), "started", "agent", f"version {agent.__version__}")
 
     async def _resume(self, name: str, found: list[Machine], *, write: bool) -> None:
         await self._identified(name, found, self._settings.identity.audience, write=write)

@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from agent.core.errors import HostError
+from agent.core.history import Entry
 from agent.core.instants import in_utc
 from agent.core.model import Cloud
 from agent.core.strictjson import NotThatShapeError, decode
@@ -34,6 +35,7 @@ from agent.core.verdict import Memory
 from agent.host.files import overwrite, read_plain, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
+HISTORY_FILE: Final = "history.json"
 MAX_BYTES: Final = 1 << 20
 MAX_MEMORY_BYTES: Final = 64 << 20
 SPARE_FILE: Final = "memory.spare"
@@ -120,6 +122,7 @@ class StateDirectory:
         path = self._directory / MEMORY_FILE
         sweep(path)
         sweep(self._directory / SPARE_FILE)
+        sweep(self._directory / HISTORY_FILE)
         sweep(self._directory / "bundle-*.jose")
         leaving = self._directory / _LEAVING
         with contextlib.suppress(OSError):
@@ -192,6 +195,23 @@ class StateDirectory:
             version = _VERSION_WITH_FLOORS if memory.floors else _VERSION
             self._write_memory(msgspec.json.encode(_Envelope(version=version, memory=memory)))
             self._remove_bundles(keep)
+
+    async def note(self, history: tuple[Entry, ...]) -> None:
+        """Write down what happened lately. Blocks in a thread.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        if not self._waiting:
+            data = msgspec.json.encode(history)
+            await asyncio.to_thread(write_atomic, self._directory / HISTORY_FILE, data, mode=0o600)
+
+    def history(self) -> tuple[Entry, ...]:
+        """What happened lately, as an earlier process wrote it down; nothing where that makes no sense. Blocks."""
+        try:
+            return decode(read_plain(self._directory / HISTORY_FILE, MAX_BYTES), tuple[Entry, ...])
+        except (OSError, NotThatShapeError):
+            return ()
 
     def _write_memory(self, data: bytes) -> None:
         path, spare = self._directory / MEMORY_FILE, self._directory / SPARE_FILE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,11 +20,16 @@ from agent.identity.store import Store
 from agent.report.summary import summary
 from agent.report.vitals import Vitals
 
+SCHEMA: Final = "credential-agent/status"
+SCHEMA_VERSION: Final = 1
+
 
 def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> dict[str, Any]:
     """The status document, ready for JSON."""
     bundle = store.bundle
     return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
         "version": agent.__version__,
         "now": _stamp(now),
         "started": _stamp(vitals.started),
@@ -34,6 +39,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "credentials": [_credential(slot) for slot in standing.statuses(store.state)],
         "sticky": sorted(str(cloud) for cloud in store.memory.decided),
         "sources": dict(vitals.sources),
+        "source_read": {name: _stamp(at) for name, at in vitals.source_read.items()},
         "last_refusal": None if vitals.refusal is None else _refusal(vitals.refusal),
         "bundles": {"accepted": counters.accepted, "same": counters.same, "refused": dict(counters.refused)},
         "clock": _clock(vitals),
@@ -48,6 +54,10 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "published": dict(vitals.published),
         "key_overwritten": vitals.overwritten,
         "without": dict(vitals.without),
+        "history": [
+            {"at": _stamp(one.at), "kind": one.kind, "about": one.about, "said": one.said, "times": one.times}
+            for one in vitals.history
+        ],
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agent.core.history import Entry
 from agent.core.source import Ack
 from agent.core.view import Absent, Ended, Live, Pending
 from agent.host.arrival import Arrival
@@ -56,6 +57,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         published: each place of our public key for senders, and its state: ``published`` or what is wrong.
         overwritten: how often something else was found in its place.
         log_dropped: lines of the log that nobody read.
+        source_read: when each source was last read, or failed to be.
+        history: what happened lately.
         without: why, by key, the machine lacks just now what the configuration names.
         processes: what each of our processes uses, by its name.
     """
@@ -78,4 +81,6 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     published: Mapping[str, str] = {}
     overwritten: int = 0
     without: Mapping[str, str] = {}
+    source_read: Mapping[str, datetime] = {}
+    history: Sequence[Entry] = ()
     processes: Mapping[str, Usage] = {}

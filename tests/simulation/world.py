@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from agent.controller import Controller
+from agent.core.history import Entry
 from agent.core.model import (
     Action,
     AwsAssumeRole,
@@ -636,6 +637,9 @@ class _Wire:
 
 class _Recorder:
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
+        pass
+
+    async def note(self, history: tuple[Entry, ...]) -> None:
         pass
 
 

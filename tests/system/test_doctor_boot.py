@@ -118,11 +118,14 @@ def examined(machine: Machine, *, uid: int = 0) -> list[dict[str, Any]]:
 
 
 def settled(machine: Machine) -> None:
-    """Wait until nothing is broken: what came before is mended."""
-    machine.until(
-        lambda: not [one for one in examined(machine) if one["level"] == "fail" and one["check"] in {"daemon", "identity", "redirect", "key"}],
-        what="a healthy worker",
-    )  # fmt: skip
+    """Wait until what was broken before is mended: workers are served, and led."""
+
+    def well() -> bool:
+        done = machine.result("credential-agent", "status", "--json")
+        document = json.loads(done.stdout) if done.returncode == 0 else {}
+        return bool(document) and document["redirect"]["arrives"] and document["clouds"]["aws"]["state"] == "live"
+
+    machine.until(well, seconds=60, what="a healthy worker")
 
 
 class TestBrokenWorker:

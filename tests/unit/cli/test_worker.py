@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from agent.cli.status import _when
+from agent.cli.status_text import at
 
 CREDENTIAL = {
     "AccessKeyId": "ASIAUSER000000000000",
@@ -339,4 +339,4 @@ def test_wait_refuses_a_timeout_that_is_no_number(endpoint: Endpoint) -> None:
 def test_less_than_two_minutes_are_told_in_seconds(seconds: int, words: str) -> None:
     """A person who has seconds left is not told of zero minutes."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert words in _when((now + timedelta(seconds=seconds)).isoformat(), now)
+    assert words in at((now + timedelta(seconds=seconds)).isoformat(), now)

@@ -16,6 +16,7 @@ import structlog
 from agent.controller import Controller
 from agent.core import issued
 from agent.core.errors import BundleError, FormatError
+from agent.core.history import Entry
 from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken, SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Source, Submit
 from agent.core.verdict import Memory, Policy
@@ -130,6 +131,7 @@ class FakeRecorder:
 
     def __init__(self) -> None:
         self.saved: list[tuple[Memory, bytes | None]] = []
+        self.noted: tuple[Entry, ...] = ()
         self.trouble: Exception | None = None
         self.before: Callable[[], None] = lambda: None
         self.gate = asyncio.Event()
@@ -141,6 +143,9 @@ class FakeRecorder:
         if self.trouble is not None:
             raise self.trouble
         self.saved.append((memory, sealed))
+
+    async def note(self, history: tuple[Entry, ...]) -> None:
+        self.noted = history
 
 
 class FakeSource:
