@@ -44,10 +44,10 @@ def config() -> None:
 @json_option
 @click.argument("section", required=False)
 def show(path: Path, as_json: bool, section: str | None) -> int:
-    """Print the configuration as it takes effect, and for each value its line in the file, or that it is the default.
+    """Print the configuration as it takes effect.
 
-    SECTION: only that one (signers, listen). Secrets in URLs and variables are not shown. Exits 78 when the file is
-    wrong, and shows the rest.
+    For each value, it says which line of the file gives it, or that it is the default. SECTION shows one section only,
+    such as listen. Secrets in URLs and variables are not shown. Exits 78 if the file has a mistake, and shows the rest.
     """
     from agent import config as configuration
     from agent.cli import report

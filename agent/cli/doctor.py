@@ -30,14 +30,14 @@ _FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True, reada
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="The findings as a document, for programs.")
-@click.option("--bundle", "file", type=_FILE, help="Also say why this worker would take the bundle in FILE, or not.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--bundle", "file", type=_FILE, help="Also check whether this worker would accept the bundle in FILE.")
 def doctor(path: Path, as_json: bool, file: Path | None) -> int:
-    """Look at everything that can be wrong, and say cause and next command for each.
+    """Find what is wrong here, and what to do about it.
 
-    With and without a running agent, in two seconds, whatever hangs. Root sees all of it, and looks at files with the
-    eyes of the service; others see what they may. Exits 69 when something is broken,
-    and 65 when the bundle of --bundle would be refused.
+    Names the cause and the next command for each finding. Works with and without a running agent, and takes two
+    seconds, whatever hangs. Root sees everything, and checks files as the service's own user; others see what they may.
+    Exits 69 if something is broken, and 65 if the bundle of --bundle would be refused.
     """
     import agent
     from agent import doctor as examination

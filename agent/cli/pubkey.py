@@ -18,11 +18,16 @@ from agent.core.errors import AgentError, HostError
 @click.command()
 @config_option
 @json_option
-@click.option("--thumbprint", is_flag=True, help="Only the thumbprint of each (RFC 7638): bundles are addressed by it.")
+@click.option(
+    "--thumbprint",
+    is_flag=True,
+    help="Print only the thumbprint of each key (RFC 7638). Bundles are addressed by it.",
+)
 def pubkey(path: Path, as_json: bool, thumbprint: bool) -> int:
-    """Print this worker's public keys, each a JWK on one line: what senders seal to.
+    """Print this worker's public keys.
 
-    From the running agent; without one, from the files that the configuration names, if this user may read them.
+    Senders seal bundles to them. Each is a JWK on one line. They come from the running agent; without one, from the
+    files that the configuration names, if this user may read them.
     """
     found = _keys(path)
     if not found:

@@ -106,7 +106,7 @@ def plan_(path: Path, user: str) -> None:
 
 @redirect.command()
 def remove() -> None:
-    """Remove the rules: workers get the machine's identity!
+    """Remove the rules: workers are refused no more.
 
     From then on workers reach the machine's real metadata service, until the next boot or "apply".
     """

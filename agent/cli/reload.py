@@ -18,10 +18,10 @@ RELOAD_SECONDS: Final = 45.0
 @click.command()
 @config_option
 def reload(path: Path) -> int:
-    """Have the agent read its configuration anew, and say what came of it.
+    """Make the agent read its configuration again.
 
-    What "systemctl reload credential-agent" does. Exits 78 when the configuration is refused: what was in force before
-    stays so. Names what was changed and needs a restart.
+    "systemctl reload credential-agent" runs this. Names the sections that need a restart. Exits 78 if the configuration
+    is refused: the former one then stays in force.
     """
     answer = ask.control(control_socket(path), "POST", "/v1/reload", b"", timeout_seconds=RELOAD_SECONDS)
     if answer.status not in (200, 422):

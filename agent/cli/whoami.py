@@ -25,10 +25,10 @@ _WHOSE: Final = {"bundle": "from the bundle", "fallback": "the machine's own"}
 @config_option
 @json_option
 def whoami(path: Path, as_json: bool) -> int:
-    """Say which identity this user's programs get here, and until when. For every worker; no secret is shown.
+    """Show which identity your programs get here.
 
-    Asks the control socket, else the couriers' socket, else the workers' endpoint as an SDK would. Exits 69 when
-    there is no identity, and 71 when nobody answers.
+    And until when. Every worker may ask; no secret is shown. Asks the control socket, else the couriers' socket, else
+    the workers' endpoint as an SDK would. Exits 69 if there is no identity, and 71 if nobody answers.
     """
     now = datetime.now(UTC)
     said = _asked(path, now)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from agent.cli import documents, exits
+from agent.cli import cli, documents, exits
 from agent.doctor import telling
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,3 +49,25 @@ def test_the_doctors_document_is_of_the_same_table() -> None:
     """It is made where nothing prints; its name and version are those of the table."""
     assert telling.SCHEMA == "credential-agent/doctor"
     assert documents.SCHEMAS["doctor"] == telling.SCHEMA_VERSION
+
+
+def commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """The commands of a group, and of the groups in it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if not command.hidden:
+            yield name, command
+        if isinstance(command, click.Group):
+            yield from commands(command)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), list(commands(cli)), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_command_and_its_options_are_explained(name: str, command: click.Command) -> None:
+    """The first sentence fits into the list of commands of a narrow terminal, and no option is without its words."""
+    assert not command.get_short_help_str(limit=80 - len("credential-process") - 6).endswith("..."), name
+    options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    assert [option.name for option in options if not option.help] == []
