@@ -181,6 +181,7 @@ def _refusal(said: Mapping[str, Any]) -> ProviderError:
         "ExpiredToken": "the local session has ended: sign in again, then seal again",
         "SignatureDoesNotMatch": "the secret does not belong to the key id, or this computer's clock is wrong",
         "InvalidClientTokenId": "the local keys are not valid (any more); `aws configure list` shows which are used",
+        "ForbiddenException": "is the profile's role assigned to you in that account (sso_account_id, sso_role_name)?",
         "AccessDenied": "may this identity make that call, and does the role's trust policy name it?",
         "ValidationError": "a role assumed with a role's session lasts an hour at most (--duration 1h)",
     }
