@@ -37,8 +37,8 @@ class Wanted(TypedDict, total=False):
         lease: workers stop serving this long after the last renewal. By default they serve as long as the credentials
             live.
         renew: who renews: ``"here"``, this program; ``"worker"``: the workers, with what is sent to them for it (the
-            base of a role, a refresh token: long-lived!); ``"instance"``: the workers, with their machine's own role;
-            ``"never"``.
+            base of a role, a refresh token: long-lived, so name ``roles`` too); ``"instance"``: the workers, with their
+            machine's own role; ``"never"``.
         accounts: AWS accounts whose machines may have it. By default the identity's own.
         roles: only EC2 machines with one of these roles may have it.
         projects: Google projects whose instances may have it. By default the identity's own.

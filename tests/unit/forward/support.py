@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import subprocess
@@ -36,11 +37,21 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def signed(*said: str) -> str:
+    """What a cloud's signature is in real evidence."""
+    return hmac.new(b"of the cloud", json.dumps(said).encode(), "sha256").hexdigest()
+
+
 def evidence_of(account: str) -> Callable[[str, str], list[dict[str, Any]]]:
     """Evidence that :func:`verify` understands: it says of which account the machine is."""
 
     def make(thumbprint: str, nonce: str) -> list[dict[str, Any]]:
-        return [{"kind": "gcp-identity", "token": json.dumps([account, thumbprint, nonce])}]
+        return [
+            {
+                "kind": "gcp-identity",
+                "token": json.dumps([account, thumbprint, nonce, signed(account, thumbprint, nonce)]),
+            }
+        ]
 
     return make
 
@@ -50,7 +61,9 @@ def verifier(policy: Policy, _now: Callable[[], datetime]) -> Verify:
 
     def verify(enrolment: Enrolment) -> Machine:
         (evidence,) = enrolment.evidence
-        account, thumbprint, asked = json.loads(evidence.token)  # type: ignore[union-attr]
+        account, thumbprint, asked, signature = json.loads(evidence.token)  # type: ignore[union-attr]
+        if signature != signed(account, thumbprint, asked):
+            raise EvidenceError("nobody signed that", code="signature")
         if (thumbprint, asked) != (enrolment.thumbprint, enrolment.nonce):
             raise EvidenceError("it vouches for another key or question", code="binding")
         machine = Machine(cloud=Cloud.AWS, account=account, principal="worker-role", source="aws-sts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from agent.core.model import AwsSession
 from agent.forward import State
 from agent.forward.on_dask import Dask
 from agent.forward.wanted import begin
 from tests.unit.forward.agents import CourierAgent
+from tests.unit.forward.relay import Relay
 from tests.unit.forward.support import World, verifier
 
 distributed = pytest.importorskip("distributed")
@@ -210,6 +213,64 @@ def test_a_client_that_the_network_closed(world: World, cluster: Cluster) -> Non
                 assert later.changed.wait_for(lambda: bool(later.accepted), 60)
             assert waiting.result(timeout=60) is not None
         assert {machine.bundle for machine in world.agents.values()} == {None}
+
+
+@pytest.mark.slow
+def test_who_is_in_the_middle_learns_nothing_and_alters_nothing(world: World, cluster: Cluster) -> None:
+    """On tcp:// somebody hears all and changes what he likes: no secret passes, and what he changed is not served."""
+    cluster.worker("one")
+    honest = cluster.connect()
+    honest.wait_for_workers(1, timeout=60)
+    host, port = honest.scheduler.address.removeprefix("tcp://").rsplit(":", 1)
+    honest.close()
+    one = world.agents["one"]
+    with Relay((host, int(port))) as relay:
+        with distributed.Client(relay.address, set_as_default=False) as client, forward(world, client) as f:
+            assert f.status().served == 1
+            assert one.bundle is not None
+            (grant,) = one.bundle.grants
+            assert isinstance(grant, AwsSession)
+            told = [grant.secret_access_key.reveal(), grant.session_token.reveal()]
+        # What Dask carries for us is text in base64, and Dask may have packed it.
+        heard = relay.heard
+        assert b"/v1/bundle" in heard
+        for secret in told:
+            for width in range(3):
+                piece = base64.b64encode(b"x" * width + secret.encode())[4:40]
+                assert piece not in heard
+            assert secret.encode() not in heard
+
+    key, other = one.key.recipient_key(), type(one.key).generate().recipient_key()
+
+    def another_key(piece: bytes) -> bytes:
+        # The key that the worker tells is replaced by his own, wherever it is told.
+        mine, his = key.public_jwk(), other.public_jwk()
+        for name in ("x", "y"):
+            piece = piece.replace(str(mine[name]).encode(), str(his[name]).encode())
+        return piece.replace(key.kid.encode(), other.kid.encode())
+
+    def another_byte(piece: bytes) -> bytes:
+        # Bundles are JSON in base64; a character in the middle of one becomes another.
+        at = piece.find(b"/v1/bundle")
+        if at < 0 or len(piece) < at + 900:
+            return piece
+        spot = at + 700
+        return piece[:spot] + (b"B" if piece[spot : spot + 1] != b"B" else b"C") + piece[spot + 1 :]
+
+    for change, states in (
+        (another_key, {State.EVIDENCE}),
+        (another_byte, {State.REFUSED, State.UNREACHABLE}),
+    ):
+        before = list(one.accepted)
+        with (
+            Relay((host, int(port)), change) as relay,
+            distributed.Client(relay.address, set_as_default=False) as client,
+        ):
+            with forward(world, client) as f:
+                (status,) = f.status().workers
+                assert status.state in states, status
+                assert status.reason
+            assert one.accepted == before
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from botocore.tokens import SSOTokenProvider
 from agent.core.errors import Denied
 from agent.core.model import AwsSession, Cloud, GcpToken
 from agent.forward.local import Local, Options
-from agent.sender import gcp
 from tests.fakes.net import Answer, Asked
 from tests.fakes.sts import FakeSts
 from tests.unit.forward.agents import CourierAgent
@@ -215,4 +214,4 @@ def test_a_google_sign_on_of_each_kind_is_forwarded(tmp_path: Path, monkeypatch:
         assert local.collect(ends - timedelta(minutes=5))
         google.adc_account()
         assert local.collect(now())
-        assert not isinstance(local.parts[Cloud.GCP].collected.grants[0], gcp.GcpServiceAccount)
+        assert isinstance(local.parts[Cloud.GCP].collected.grants[0], GcpToken)
