@@ -360,7 +360,7 @@ def _implied(cloud: Cloud, grants: list[Grant], set_aside: list[SetAside]) -> st
         return heads[0]
     if mine or unknown:
         raise PayloadError(
-            f"which grant is {cloud} to be served from? {len(heads)} could be meant"
+            f"claim routes must say which grant serves {cloud}: {len(heads)} grants could"
             + (", and one has a type this version does not know" if unknown else ""),
             hint=f'give claim routes, such as {{"{cloud}": "<grant id>"}}',
             code=Code.ROUTE,

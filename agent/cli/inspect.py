@@ -60,7 +60,7 @@ def inspect(file: Path, key_file: Path | None, signer_file: tuple[Path, ...], au
         keys = keys_in(key_file, bundle.OpeningKey.parse_all)
         kid, signed = checks.run("opens", lambda: _open(envelope, keys))
         if not signer_file:
-            raise click.UsageError("give --signer too: without it nothing inside could be believed")
+            raise click.UsageError("--key needs --signer too: without it the content cannot be verified")
         trust = _trust(signer_file)
         opened = checks.run(
             "signature, claims, times, grants",

@@ -190,7 +190,7 @@ def _post(url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str],
             code="unavailable",
         ) from None
     if len(answer[2]) > _LARGEST_ANSWER:
-        raise EvidenceError("aws-sts: the answer is too long for one of sts", code="unavailable")
+        raise EvidenceError("aws-sts: the answer is longer than any of sts", code="unavailable")
     return answer
 
 
@@ -241,7 +241,7 @@ def _parsed(status: int, headers: Mapping[str, str], body: bytes) -> Mapping[str
     except (ResponseParserError, LookupError, TypeError, AttributeError, ValueError):  # xml that is another document
         answer = None
     if not isinstance(answer, dict):
-        raise EvidenceError("aws-sts: what answered is not sts", code="unavailable")
+        raise EvidenceError("aws-sts: the answer is not from sts", code="unavailable")
     return answer
 
 
@@ -283,7 +283,7 @@ def _check_times(claims: Mapping[str, Any], now: datetime, kind: str) -> None:
     if type(issued) is not int or type(ends) is not int:
         raise EvidenceError(f"{kind}: the token has no times", code="token")
     if not issued - LEEWAY_SECONDS <= at < ends + LEEWAY_SECONDS:
-        raise EvidenceError(f"{kind}: the token is over, or of a time to come", code="date")
+        raise EvidenceError(f"{kind}: the token has ended, or is not valid yet", code="date")
 
 
 def _unverified(token: str) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def write(path: Path, data: bytes, *, mode: int, replace: bool) -> None:
     except HostError as error:
         raise HostError(error.message.replace(str(aside), str(path)), hint=error.hint) from None
     except FileExistsError:
-        raise HostError(
-            f"{path}: is there already", hint="--force replaces it; a key that is replaced is lost"
-        ) from None
+        raise HostError(f"{path}: exists already", hint="--force replaces it; a key that is replaced is lost") from None
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     finally:

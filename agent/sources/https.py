@@ -247,7 +247,7 @@ class HttpsSource:
         except (ValueError, UpstreamError):
             origin = None
         if not location or origin is None:
-            raise SourceError(f"{self._origin} redirected to nowhere we could go")
+            raise SourceError(f"{self._origin} redirected without a usable Location")
         if origin != self._origin:
             raise SourceError(
                 f"{self._origin} redirected to {origin}; other hosts are not followed",

@@ -154,7 +154,7 @@ def test_keygen_replaces_nothing_unless_forced(desk: Desk) -> None:
     before = desk.path("worker.jwk").read_bytes()
     done = desk.run("keygen", "--out", desk.path("worker.jwk"))
     assert done.code == 71
-    assert "is there already" in done.err
+    assert "exists already" in done.err
     assert "--force" in done.err
     assert desk.path("worker.jwk").read_bytes() == before
     desk.ok("keygen", "--out", desk.path("worker.jwk"), "--force")
