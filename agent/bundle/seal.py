@@ -1,7 +1,7 @@
 """Sealing: what a control plane or a laptop does. The worker never does this.
 
 Sealing is by joserfc, with the algorithm list closed to ours; opening is not. So every round trip of ours is read by
-another implementation than the one that wrote it. What is sealed is first read by the worker's own rules: a bundle that
+another implementation than the one that wrote it. A new bundle is first read by the worker's own rules: a bundle that
 a worker would refuse is refused here, where somebody can still mend it.
 """
 

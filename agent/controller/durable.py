@@ -10,7 +10,7 @@ The rules:
 3. **No update is lost.** What was evaluated before the disk was waited for is evaluated again afterwards; what happened
    meanwhile (a withdrawal, the machine's name) stays.
 4. **An acknowledgement is the truth**: ``durable`` is said of what is on the disk, and of nothing else. A write that
-failed is repeated until it succeeds.
+   failed is repeated until it succeeds.
 
 The disk sees one writer at a time, and always the newest state: a state that a newer one overtook is not written.
 """

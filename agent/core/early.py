@@ -1,7 +1,7 @@
 """How soon a client asks again: the end told with the machine's own credential while a bundle may still come.
 
-A client keeps a credential until shortly before the end that it was told. A program that asks a minute before a
-bundle comes would use the machine's identity until that end: five hours, for an instance profile. So what is served
+A client keeps a credential until shortly before the end that it was told. A program that asks a minute before a bundle
+comes would use the machine's identity until that end: five hours, for an instance profile. So an identity served
 without a bundle gets an end :data:`SHORTEST` to :data:`SHORTEST` + :data:`STEP` from now, never later than its true
 one.
 

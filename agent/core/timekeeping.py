@@ -1,6 +1,6 @@
 """Whose time the agent believes: the whole rule, on one page.
 
-What has ended must not be served, and what is live must not be refused, so our time is taken from nobody who could
+An ended credential must not be served, and a live one must not be refused. So our time is taken from nobody who could
 gain by it, and from nobody alone without a bound. ``now`` is CLOCK_BOOTTIME plus an offset; only what follows moves it.
 
 **Witnesses**, the strongest first:

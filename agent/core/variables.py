@@ -6,7 +6,7 @@ shape: a prefix of one's own and a last word that says that a value is meant: ``
 A name of a family of tools that takes code or addresses from its variables does not pass, whatever its last word,
 except the few credentials listed below. Everything else passes only where the operator's patterns say so.
 
-What no bundle may carry at all is refused before this (``agent.bundle.claims``).
+Variables that no bundle may carry at all are refused before this (``agent.bundle.claims``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whom do we trust, and with which keys do we open what they send? And which of these are only away just now?"""
+"""Whom do we trust, and with which keys do we open what they send? And which of their files are only away just now?"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ of three kinds, and a test checks that there is no fourth:
 * *watched* (:func:`named`): opened at the start, looked at every :data:`LOOK_SECONDS`, and when one has changed the
   running configuration is applied once more, whole or not at all;
 * *read at use*: the bundle itself, the file of its URL, bearer tokens, web identity tokens, and the certificate
-authorities too, which are also watched so that their mistakes are reported;
+  authorities too, which are also watched so that their mistakes are reported;
 * *written* by the agent; of these, the token of the container endpoint is taken over when somebody else writes one.
 
 Each reload logs the files that were loaded, and ``status`` shows them: a name and a digest or thumbprint for each file,

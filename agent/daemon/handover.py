@@ -3,8 +3,8 @@
 A restart asks for nothing again. So that workers are answered before a key, a key service, the metadata service, a name
 server or a disk is asked, the next process is given what each of them would say: the bundle in force with its content,
 the machine's names, the memory, the keys that exist nowhere else, how far retries and the boot grace have come, and how
-far each source has read what is in force, so that a fleet that is upgraded downloads no bundle again. What costs only
-one request to the machine's own metadata service is left out: its session token, and the tags of its attributes.
+far each source has read what is in force, so that a fleet that is upgraded downloads no bundle again. Values that cost
+only one request to the machine's own metadata service are left out: its session token, and the tags of its attributes.
 
 **Where it lies.** In sealed anonymous memory that systemd holds for this unit alone (``FileDescriptorStoreMax=``), over
 a crash and a restart, not over a stop or a boot. The design forbids an opened bundle on a disk, where it would outlive

@@ -3,7 +3,8 @@
 With them a process that was killed under load goes on where it stopped: the same credential, no call to any cloud.
 Without them (no systemd, or a stop rather than a restart) everything is minted anew.
 
-What the previous process knew of the time is kept too. No such memory outlives a boot of the kernel, so CLOCK_BOOTTIME
+The previous process's knowledge of the time is kept too. No such memory outlives a boot of the kernel, so
+CLOCK_BOOTTIME
 is the same for both, and a wall clock that is hours off decides nothing: no live credential is taken for an ended one,
 and no ended one for a live one.
 """

@@ -1,4 +1,4 @@
-"""Which files did the machine not have at the start? The start does not wait for it; it is used once it is there."""
+"""Which files did the machine not have at the start? Each is used once it is there."""
 
 from __future__ import annotations
 

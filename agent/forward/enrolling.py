@@ -1,4 +1,4 @@
-"""Which workers are there? Which agents the workers reach, which key each has, and what proves it."""
+"""Which workers are there? Which agent does each reach, which key has that, and what proves it?"""
 
 from __future__ import annotations
 

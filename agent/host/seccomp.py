@@ -1,7 +1,7 @@
 """Giving up execve(2) for the rest of a process's life.
 
-The unit's own filter cannot deny it: systemd itself executes us under that filter. What parses strangers' bytes and
-holds keys runs no other program, so nothing is lost; an attacker who controls it can run no shell, no
+The unit's own filter cannot deny it: systemd itself executes us under that filter. The process that parses strangers'
+bytes and holds keys runs no other program, so nothing is lost; an attacker who controls it can run no shell, no
 interpreter, no ``memfd`` and no file. No library: libseccomp's binding is a package of the distribution, not of an
 index, and the filter is ten instructions.
 """

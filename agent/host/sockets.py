@@ -1,4 +1,4 @@
-"""Whose socket is at the other end of a TCP connection on this machine.
+"""The owner of the socket at the other end of a TCP connection on this machine, from the kernel's table.
 
 Inside the sandbox there is only the kernel's table (proc_pid_net(5), ``/proc/self/net/tcp``): ``ProcSubset=pid``
 leaves a process's own directory, and it closes netlink, which could be asked for one socket.

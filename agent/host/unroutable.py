@@ -1,4 +1,4 @@
-"""No way to the metadata service: what refuses workers where nftables itself cannot be used.
+"""No way to the metadata service: workers are refused so where nftables itself cannot be used.
 
 A package half upgraded, a kernel without its modules, an ``nft`` that crashes: nothing can be loaded then, and workers
 would get the machine's identity. So ``credential-agent-closed.service``, when it cannot load the closed table, adds

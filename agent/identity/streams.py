@@ -2,9 +2,9 @@
 
 A stream (issuer, subject) costs a mark for ever: what a sender once sealed can be played again until its ``exp``, which
 the sender chooses and we need not have seen. A producer that names a subject for each job makes thousands. So marks are
-bounded, and what is forgotten leaves a *floor*: a bundle of a stream that is not remembered must have been issued after
-the last bundle of every forgotten stream of that issuer. A sender's numbers rise with its time, so whatever was older
-than the forgotten mark was issued before it, and stays refused. A new stream is issued later, and is not touched.
+bounded, and a forgotten stream leaves a *floor*: a bundle of a stream that is not remembered must have been issued
+after the last bundle of every forgotten stream of that issuer. A sender's numbers rise with its time, so whatever was
+older than the forgotten mark was issued before it, and stays refused. A new stream is issued later, and is not touched.
 
 The streams of the issuer that has the most go first, the one longest without an acceptance before others: an issuer
 that floods forgets its own. The bundle in force is never forgotten.

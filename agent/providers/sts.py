@@ -1,8 +1,8 @@
 """The AWS Security Token Service: questions and answers of its query protocol.
 
 botocore's own model, serializer, parser and signer do the protocol; the transport is our own HTTP client instead of
-botocore's client. So one set of limits holds for all traffic, lets time be a parameter, needs no worker threads
-that may hang, leaves the environment and ``~/.aws`` unread by construction, and costs 7 MB instead of 18.
+botocore's client. That keeps one set of limits for all traffic, lets time be a parameter, needs no worker threads that
+may hang, leaves the environment and ``~/.aws`` unread by construction, and costs 7 MB instead of 18.
 
 Not done here: retries, and the choice of what to ask.
 """

@@ -1,8 +1,7 @@
 """Limits how often requests may have something minted, and how many at once; a failure is not tried again at once.
 
 Naming an audience costs a worker nothing, and each new one costs a call of the user's quota: one worker made 229 a
-second.
-A token that is held already is served without any of this.
+second. A token that is held already is served without any of this.
 """
 
 from __future__ import annotations
