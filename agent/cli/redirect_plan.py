@@ -35,6 +35,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         error: why ``scripts`` are closed; ``None``: they lead.
         notes: differences from the configuration that were tolerated.
         pending: users and units that were not there; to be looked up again.
+        uids: ranges of users who are workers.
         uid: of a worker, to probe as; ``None``: no uid is a worker.
         groups: control groups that the rules name, with the number that each has now.
     """
@@ -45,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     notes: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
+    uids: tuple[tuple[int, int], ...] = ()
     uid: int | None = None
     groups: dict[str, int] = {}
     lacking: tuple[str, ...] = ()
@@ -122,6 +124,7 @@ def plan_of(section: configuration.Redirect, port: int, notes: tuple[str, ...], 
         ipv6=section.ipv6,
         notes=(*notes, *open_units),
         pending=(*pending, *said),
+        uids=workers.uids,
         uid=_asker(workers.uids),
         groups=groups,
     )

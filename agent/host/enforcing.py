@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import Final
 
 from agent.core.errors import HostError
@@ -18,6 +19,8 @@ from agent.host.reporting import Reporter
 
 #: It is there while the second copy is loaded, and when a process has not come out of that: then the next goes without.
 OWNING_FILE: Final = "owning"
+_HANDOVER: Final = "handover"
+HAND_OVER_SECONDS: Final = 3.0
 
 
 class Rules:
@@ -49,6 +52,19 @@ class Rules:
             self._owner = ownership.Connection()
         except HostError as error:
             self._unheld(error)
+
+    def hand_over(self) -> None:
+        """Wait, but not long, until the watching unit has a copy of its own, so that there is none for no moment."""
+        try:
+            if not systemctl.is_active(systemctl.WATCH):
+                return
+            nft.run(f"add chain {nft.CLOSED} {_HANDOVER}\n")  # what that unit listens for
+            until = time.monotonic() + HAND_OVER_SECONDS
+            while nft.show(nft.KEPT) is None and time.monotonic() < until:
+                time.sleep(0.02)
+            nft.run(f"delete chain {nft.CLOSED} {_HANDOVER}\n")
+        except HostError as error:
+            self._reporter.say("handover", f"{error}: a flush opens for a moment from now on")
 
     def end(self) -> None:
         """An orderly end: nothing crashed."""

@@ -28,6 +28,7 @@ from agent.host.enforcing import Rules
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.ports import Reserved
 from agent.host.reporting import WARNING, Reporter
+from agent.host.surroundings import LOOK_SECONDS, Surroundings
 
 VERIFY_SECONDS: Final = 10.0
 PROBE_EVERY_SECONDS: Final = 30.0
@@ -59,6 +60,7 @@ class Holder:
         self._reporter = Reporter(directory, notify)
         self._rules = Rules(self._reporter)
         self._ports = Reserved(self._reporter)
+        self._surroundings = Surroundings()
         self._planner = Planner(planner)
         self._probe = arrival.Probe()
         self._watches = (netlink.rules(_OURS), netlink.addresses())
@@ -72,7 +74,7 @@ class Holder:
         self._closed: str | None = None  # why workers are refused by command
         self._healed = self._plans = 0
         self._again = LOOK_AGAIN_SECONDS[0]
-        self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups"), 0.0)
+        self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups", "around"), 0.0)
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
         self._users = [_look(file) for file in USERS]
@@ -122,6 +124,7 @@ class Holder:
             "names": self._look_at_names,
             "verify": self._verify,
             "probe": self._start_probe,
+            "around": self._look_around,
             "beat": self._beat,
         }
         for name, do in work.items():
@@ -224,6 +227,12 @@ class Holder:
         else:
             self._start_plan(only_looking=True)
 
+    def _look_around(self) -> None:
+        self._due["around"] = time.monotonic() + LOOK_SECONDS
+        plan = self._plan or {}
+        self._surroundings.look(groups=plan.get("groups", ()), uids=plan.get("uids", ()), answer=self._answer)
+        self._reporter.say("around", "; ".join(self._surroundings.notes) or None)
+
     # -- does it arrive? ----------------------------------------------------------------------------------------------
 
     def _start_probe(self) -> None:
@@ -242,6 +251,7 @@ class Holder:
         if word == "agent":
             self._due["probe"] = time.monotonic() + PROBE_EVERY_SECONDS
         if changed:
+            self._look_around()
             self._beat()
 
     def _state(self) -> tuple[str, str | None]:
@@ -269,7 +279,13 @@ class Holder:
             "state": state,
             "why": why,
             "error": self._error,
-            "notes": [*self._pending, *self._notes, *self._rules.lacking, *self._ports.lacking],
+            "notes": [
+                *self._pending,
+                *self._notes,
+                *self._rules.lacking,
+                *self._ports.lacking,
+                *self._surroundings.notes,
+            ],
             "plans": self._plans,
             "held": self._rules.held,
             "healed": self._healed,
@@ -287,8 +303,9 @@ class Holder:
             return
         self._closed = self._error = "workers are refused: credential-agent-redirect was stopped"
         self._apply(self._plan)
-        self._rules.end()
         self._beat()
+        self._rules.hand_over()
+        self._rules.end()
         (self._directory / PLAN_FILE).unlink(missing_ok=True)
 
 

@@ -38,6 +38,8 @@ CLOSED: Final = "inet credential_agent_closed"
 HELD: Final = "_held"
 #: The name that an earlier release gave the set ``listener_ports``; see ``closed.nft``.
 _FORMER_PORTS: Final = "doors"
+#: The copy of the closed table that ``credential-agent-watch.service`` owns while no process holds the rules.
+KEPT: Final = f"{CLOSED}_kept"
 CLOSED_FILE: Final = Path(__file__).with_name("closed.nft")
 
 

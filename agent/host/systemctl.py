@@ -92,6 +92,17 @@ def stop(unit: str) -> None:
     call("systemctl", ["stop", unit])
 
 
+def is_active(unit: str) -> bool:
+    """Whether a unit runs; ``False`` where there is no systemd.
+
+    Raises:
+        HostError: systemd does not answer.
+    """
+    if not Path("/run/systemd/system").is_dir():
+        return False
+    return show(unit, "ActiveState").get("ActiveState") == "active"
+
+
 def stop_watch() -> None:
     """Stop the unit that closes again after a flush, where it runs: that unit cannot tell a removal from a flush.
 

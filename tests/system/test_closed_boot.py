@@ -352,6 +352,13 @@ def test_what_is_stopped_is_closed_and_says_so(world: World) -> None:
     machine.run("systemctl", "stop", "credential-agent-redirect")
     machine.run("systemctl", "start", "credential-agent.service")
     world.never_the_machine()
+    # Not for a moment: the unit that watches has a copy of its own, the slice's gate with it.
+    assert "credential_agent_closed_kept" in machine.run("nft", "list", "tables")
+    assert "slice_" in machine.run("sh", "-c", "nft list table inet credential_agent_closed_kept")
+    for _ in range(5):
+        machine.run("nft", "flush", "ruleset")
+        assert world.ask("1000") == "ConnectionRefusedError"
+        assert world.ask("slice") == "ConnectionRefusedError"
     for flush in (["flush", "ruleset"], ["delete", "table", "inet", "credential_agent_closed"]):
         machine.run("nft", *flush)
         machine.until(
