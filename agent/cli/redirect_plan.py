@@ -6,6 +6,7 @@ See :mod:`agent.host.planning`.
 from __future__ import annotations
 
 import pwd
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import msgspec
 
 from agent import config as configuration
 from agent.core.errors import AgentError, HostError
-from agent.host import nft, ranges, subuid, systemctl
+from agent.host import nft, planning, ranges, subuid, systemctl
 from agent.host.bounds import Bounds
 
 AGENT_USER: Final = "credential-agent"
@@ -36,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         notes: differences from the configuration that were tolerated.
         pending: users and units that were not there; to be looked up again.
         uids: ranges of users who are workers.
+        users: the numbers of those that are named.
         uid: of a worker, to probe as; ``None``: no uid is a worker.
         groups: control groups that the rules name, with the number that each has now.
     """
@@ -47,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     uids: tuple[tuple[int, int], ...] = ()
+    users: dict[str, int] = {}
     uid: int | None = None
     groups: dict[str, int] = {}
     lacking: tuple[str, ...] = ()
@@ -57,7 +60,7 @@ def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
     """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
     try:
         section, port, notes = configuration.load_redirect(path)
-        return plan_of(section, port, notes, user)
+        return plan_of(section, port, notes, user, planning.known_users())
     except AgentError as error:
         hint = f" ({error.hint})" if error.hint else ""
         section = configuration.Redirect()
@@ -65,7 +68,13 @@ def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
 
 
-def plan_of(section: configuration.Redirect, port: int, notes: tuple[str, ...], user: str) -> Plan:
+def plan_of(
+    section: configuration.Redirect,
+    port: int,
+    notes: tuple[str, ...],
+    user: str,
+    known: Mapping[str, int] | None = None,
+) -> Plan:
     """Look everything up that the section names.
 
     Args:
@@ -73,16 +82,23 @@ def plan_of(section: configuration.Redirect, port: int, notes: tuple[str, ...], 
         port: the agent's.
         notes: what the configuration says and was ignored, in words.
         user: the agent's own.
+        known: the numbers that names had when they were last found. A directory that does not answer, a name that is
+            changed or removed, must not make a worker the machine: its processes still run.
 
     Raises:
         HostError: a name or a number cannot be one.
     """
     uids, pending = list(ranges.parse_uids(section.uids)), []
+    users: dict[str, int] = {}
     for name in section.users:
         uid = uid_of(name)
-        if uid is None:
+        if uid is None and known is not None and name in known:
+            uid = known[name]
+            pending.append(f"redirect.users: no user {name!r} is found any more: uid {uid}, as it was, stays a worker")
+        elif uid is None:
             pending.append(f"redirect.users: no user {name!r} on this machine yet")
-        else:
+        if uid is not None:
+            users[name] = uid
             uids.extend(ranges.parse_uids([str(uid)]))
     groups, said = _groups(section.units)
     families = subuid.families(uid_of=uid_of)
@@ -125,6 +141,7 @@ def plan_of(section: configuration.Redirect, port: int, notes: tuple[str, ...], 
         notes=(*notes, *open_units),
         pending=(*pending, *said),
         uids=workers.uids,
+        users=users,
         uid=_asker(workers.uids),
         groups=groups,
     )

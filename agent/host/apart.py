@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agent.core.errors import AgentError, HostError
+from agent.core.text import os_reason
 
 SECONDS: Final = 10.0
 _RETURNED, _RAISED = b"=", b"!"
@@ -32,11 +33,19 @@ def apart(work: Callable[[], str], *, what: str, seconds: float = SECONDS) -> st
         seconds: how long it may take.
 
     Raises:
-        HostError: ``work`` raised it, or another error.
+        HostError: ``work`` raised it, or another error; or there is no process to be had.
         CrashedError: it did not come to an end.
     """
-    reader, writer = os.pipe()
-    pid = os.fork()
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:
+        raise HostError(f"{what}: {os_reason(error)}") from None
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(reader)
+        os.close(writer)
+        raise HostError(f"{what}: {os_reason(error)}") from None
     if pid == 0:
         said = _RAISED
         try:

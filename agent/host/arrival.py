@@ -146,7 +146,12 @@ class Probe:
     def start(self, uid: int, address: str, port: int) -> None:
         """Begin to ask. A process with threads must not do this."""
         reader, writer = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
         if pid == 0:
             word = "failed"
             try:

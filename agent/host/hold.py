@@ -164,6 +164,7 @@ class Holder:
             self._apply(plan)
             if error is None:
                 self._reporter.write(PLAN_FILE, plan, mode=0o600)
+                self._reporter.write(planning.USERS_FILE, plan.get("users", {}), mode=0o600)
         elif self._plan is None:
             self._apply(None)  # else what is in force stays
         for what, text in (("configuration", self._error), *((note, note) for note in (*self._pending, *self._notes))):

@@ -17,8 +17,12 @@ from types import MappingProxyType, UnionType
 from typing import Any, Final, NamedTuple
 
 from agent.core.text import os_reason
+from agent.host import arrival, ranges
 
 PLAN_SECONDS: Final = 60.0
+#: In the directory of the state file; root's.
+USERS_FILE: Final = "users.json"
+USERS_PATH: Final = arrival.STATE.with_name(USERS_FILE)
 
 Plan = dict[str, Any]
 
@@ -127,6 +131,17 @@ def saved(path: Path) -> Plan | None:
     except (OSError, ValueError, RecursionError):
         return None
     return plan if isinstance(plan, dict) and plan.keys() >= _SAVED else None
+
+
+def known_users(path: Path = USERS_PATH) -> dict[str, int]:
+    """The numbers that the users of the configuration had when they were last found, in this boot."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {name: uid for name, uid in known.items() if isinstance(uid, int) and 0 < uid <= ranges.MAX_UID}
 
 
 def _is_plan(plan: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.core.text import os_reason
 
 TIMEOUT_SECONDS: Final = 30.0
 _SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -37,6 +38,8 @@ def call(program: str, arguments: Sequence[str], text: str = "") -> str:
         )
     except subprocess.TimeoutExpired:
         raise HostError(f"{program} {arguments[0]}: no answer within {TIMEOUT_SECONDS:.0f} s") from None
+    except OSError as error:  # no process, descriptor or memory to be had just now
+        raise HostError(f"{program}: cannot be run: {os_reason(error)}") from None
     if done.returncode != 0:
         ended = f"exit status {done.returncode}" if done.returncode > 0 else f"crashed: {_signal(-done.returncode)}"
         first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), ended)

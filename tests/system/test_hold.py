@@ -298,6 +298,40 @@ def test_a_library_that_crashes_ends_no_holder(tmp_path: Path, where: str, left:
         assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
+NO_PROCESS = """
+import os, pathlib, subprocess
+def none(real):
+    def made(*args):
+        if pathlib.Path({!r}).exists():
+            raise BlockingIOError(11, "Resource temporarily unavailable")  # as when a worker has all numbers of processes
+        return real(*args)
+    return made
+os.fork, subprocess._fork_exec = none(os.fork), none(subprocess._fork_exec)
+"""
+
+
+def test_a_machine_without_processes_to_be_had_keeps_its_holder(tmp_path: Path) -> None:
+    """While no process can be made (a fork bomb) nothing can be loaded; what is held stays, and all is mended afterwards."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        mark = tmp_path / "none-left"
+        held.start(NO_PROCESS.format(str(mark)))
+        held.is_state("led")
+        mark.touch()
+        net.nft("flush ruleset")
+        net.at(net.host, "ip", "address", "del", "169.254.171.2/32", "dev", "lo")
+        held.signal(signal.SIGHUP)
+        held.is_state("unanswered")  # it cannot ask
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+        assert held.process is not None
+        assert held.process.poll() is None
+        mark.unlink()
+        held.is_state("led")
+        until(lambda: held.tables().count("credential_agent") == 4, "both copies")
+        assert net.ask(METADATA, space=net.job) == "agent"
+
+
 def test_a_holder_that_crashed_does_not_do_it_again(tmp_path: Path) -> None:
     """What a rehearsal does not show ends one process; the next goes without a second copy, and leads."""
     with Lab() as net:

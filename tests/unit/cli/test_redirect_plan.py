@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
+from agent.host import planning
 
 
 def plan(tmp_path: Path, section: str) -> dict[str, Any]:
@@ -47,3 +48,25 @@ def test_a_bound_that_is_not_wanted_is_not_missed(
 def test_whoever_asks_whether_requests_arrive_is_nobody(tmp_path: Path, uids: str, uid: int | None) -> None:
     """The first worker's uid is somebody's, who may have used up what one worker may: all would look lost."""
     assert plan(tmp_path, f"uids = [{uids}]")["uid"] == uid
+
+
+def test_a_name_that_is_found_no_more_stays_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that does not answer, a user who was renamed: the number it had is led on, and that is said."""
+    known = tmp_path / "users.json"
+    monkeypatch.setattr(planning.known_users, "__defaults__", (known,))
+    section = 'uids = []\nusers = ["root-of-nobody", "daemon"]'
+    assert plan(tmp_path, section)["uids"] == [[1, 1]]
+    known.write_text(json.dumps({"root-of-nobody": 777, "daemon": 9, "else": 5}))
+    made = plan(tmp_path, section)
+    assert made["uids"] == [[1, 1], [777, 777]]  # who is found has the number that was found
+    assert made["users"] == {"root-of-nobody": 777, "daemon": 1}
+    assert "uid 777, as it was" in made["pending"][0]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"root-of-nobody": "0"}', '{"root-of-nobody": 0}'])
+def test_what_was_remembered_is_read_with_care(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Whatever is in the file: at worst nothing was remembered, and root is no worker by it."""
+    known = tmp_path / "users.json"
+    known.write_text(text)
+    monkeypatch.setattr(planning.known_users, "__defaults__", (known,))
+    assert plan(tmp_path, 'uids = []\nusers = ["root-of-nobody"]')["uids"] == []
