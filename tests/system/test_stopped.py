@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import fronts, nft
+from agent.host import aliases, nft
 from tests.system import lab
 from tests.system.lab import AGENT_PORT, AGENT_UID, REPOSITORY, Lab
 from tests.system.test_hold import until
@@ -67,7 +67,7 @@ class Stopped:
             nft.ruleset(workers, port=AGENT_PORT, agent_uid=AGENT_UID, closed=c) for c in (True, False)
         )
         net.nft(self.closed)
-        net.at(net.host, "ip", "address", "add", f"{fronts.FRONT4}/32", "dev", "lo")
+        net.at(net.host, "ip", "address", "add", f"{aliases.ALIAS4}/32", "dev", "lo")
         self.watch = net.start(net.host, "setsid", "sh", "-c", watch_script(run))  # its signals are for its group
         until(lambda: nft.KEPT in self.tables(), "the copy of its own")
 
