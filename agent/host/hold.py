@@ -49,6 +49,8 @@ _OURS: Final = b"credential_agent"
 class Holder:
     """One process, one loop.
 
+    Long because it says of each thing when it is due; how each is done is in other files.
+
     Args:
         planner: the command that prints a plan (``credential-agent redirect plan``).
         directory: of the state file, ours alone to write.
