@@ -335,7 +335,6 @@ INSIDE: dict[str, set[str]] = {
     # A table of the page beside the table of the code.
     "tests/unit/bundle/test_format.py": {"_ALLOWED_AWS", "_REFUSED_NAMES", "_REFUSED_PREFIXES"},
     "tests/unit/cli/test_check.py": {"_become_the_service"},  # for good: in a child
-    "tests/unit/cli/test_worker.py": {"_when"},
     # The way out of google-auth, led to loopback.
     "tests/unit/cli/test_sender.py": {"_transport"},
     "tests/unit/sender/test_deliver.py": {"_transport"},

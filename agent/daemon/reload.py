@@ -84,8 +84,6 @@ class Reloaded(msgspec.Struct, frozen=True):
 class Reloader:
     """See the module.
 
-    Long because all that a reload replaces is put into force in one place, whole or not at all.
-
     Args:
         settings: what is in force.
         file: the configuration, which is read anew.
