@@ -18,6 +18,8 @@ from agent.cli.terminal import colourful
 from agent.core.errors import HostError
 
 ANSWER_SECONDS: Final = 2.0
+PATIENCE_SECONDS: Final = 6.0
+"""An agent that runs may be slow on a machine that is overloaded; one that hangs is not waited for."""
 _CLEAR: Final = "\033[H\033[2J"
 
 
@@ -78,7 +80,7 @@ def _lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _status_of(path: Path) -> ask.Answer:
-    """Ask for two seconds; longer only if systemd says that the agent runs.
+    """Ask for two seconds; somewhat longer only if systemd says that the agent runs.
 
     While it cannot start, its socket is there all the same, and systemd holds whoever asks.
     """
@@ -92,5 +94,9 @@ def _status_of(path: Path) -> ask.Answer:
         if found is None:
             raise
         if found.active:
-            return ask.control(control, "GET", "/v1/status")
+            try:
+                return ask.control(control, "GET", "/v1/status", timeout_seconds=PATIENCE_SECONDS)
+            except ask.NoAnswerError:
+                said = f"{control}: no answer within {ANSWER_SECONDS + PATIENCE_SECONDS:g} s: {found.said}: it hangs"
+                raise HostError(said, hint="credential-agent doctor") from None
         raise HostError(f"{error.message}: {found.said}", hint=found.hint) from None

@@ -40,6 +40,9 @@ answers."""
 WRITE_AGAIN_SECONDS: Final = 30.0
 """Between attempts to write a memory down that a full disk refused."""
 
+NOTE_AGAIN_SECONDS: Final = 5.0
+"""Between two writings of the history: what happens again and again wears out no disk."""
+
 _STALLED: Final = "the disk of the state directory does not answer"
 NEVER: Final = float("inf")
 
@@ -71,7 +74,7 @@ class Durable:
         store: the state machine, whose memory is written.
         recorder: the disk.
         clock: time.
-        history: what happened lately. It is written beside the memory, and before the end; nothing waits for it.
+        history: what happened lately. It is written now and then, and before the end; nothing waits for it.
 
     Attributes:
         sealed: the bundle in force, as it came; ``None`` when there is none.
@@ -84,6 +87,8 @@ class Durable:
     def __init__(self, store: Store, recorder: Recorder, clock: Clock, history: History | None = None) -> None:
         self._history = history or History()
         self._noted = self._history.version
+        self._note_at = 0.0
+        self._noter: asyncio.Task[None] | None = None
         self.sealed: bytes | None = None
         self.unwritten = False
         self.write_at = NEVER
@@ -196,7 +201,10 @@ class Durable:
         """Before the process ends: have what was not written yet written after all, if the disk takes it in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
-                await self._note()
+                if self._noter is not None:
+                    await asyncio.shield(self._noter)
+                if self._noted != self._history.version:
+                    await self._note()
         if not self.unwritten and self._writer is None:
             return
         number = self._ask(self._store.memory, self.sealed)
@@ -254,17 +262,26 @@ class Durable:
                 self._tried = number
                 progress, self._progress = self._progress, asyncio.Event()
                 progress.set()
-            await self._note()
         finally:
             self._writer = None
 
+    # -- the history ------------------------------------------------------------------------------------------------
+
+    def note(self) -> None:
+        """Have the history written down, if it has changed. Returns at once; no memory waits for it."""
+        now = self._clock.boottime()
+        if self._noter is None and self._noted != self._history.version and now >= self._note_at:
+            self._note_at = now + NOTE_AGAIN_SECONDS
+            self._noter = asyncio.create_task(self._note(), name="history")
+
     async def _note(self) -> None:
-        if self._noted == self._history.version:
-            return
         self._noted = self._history.version
-        # A history that is lost costs nobody anything, and the memory's own trouble is told.
-        with contextlib.suppress(HostError):
-            await self._recorder.note(self._history.entries)
+        try:
+            # One that is lost costs nobody anything, and the disk's own trouble is told.
+            with contextlib.suppress(HostError):
+                await self._recorder.note(self._history.entries)
+        finally:
+            self._noter = None
 
     def _failed(self, reason: str) -> None:
         self._cannot(reason)

@@ -217,6 +217,7 @@ class Controller:
         self.intake.step(self.last_step)
         if self.durable.write_at <= self.last_step:
             self.durable.retry()
+        self.durable.note()
         for work in self.store.due(now):
             self.issuing.begin(work)
         self._notify()

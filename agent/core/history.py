@@ -15,6 +15,8 @@ import msgspec
 KEPT: Final = 80
 KEPT_RENEWALS: Final = 24
 RENEWED: Final = "renewed"
+_FLAPPING: Final = frozenset({"refused", "not-renewed", "source-failed", "source-recovered"})
+"""What may happen again and again: the same in a row is one entry."""
 _LONGEST: Final = 300
 
 
@@ -59,10 +61,10 @@ class History:
         return tuple(self._entries)
 
     def add(self, at: datetime, kind: str, about: str, said: str) -> None:
-        """Take note. The same as the last of its kind and thing counts as that, once more."""
+        """Take note. A trouble that is the same as the last of its kind and thing counts as that, once more."""
         entry = Entry(at=at, kind=kind, about=about, said=said[:_LONGEST])
         last = next((one for one in reversed(self._entries) if (one.kind, one.about) == (kind, about)), None)
-        if last is not None and last._what == entry._what:  # noqa: SLF001 - of the same class
+        if kind in _FLAPPING and last is not None and last._what == entry._what:  # noqa: SLF001 - of the same class
             self._entries.remove(last)
             entry = msgspec.structs.replace(entry, times=last.times + 1)
         self._entries.append(entry)

@@ -28,7 +28,21 @@ BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def daemon(facts: Facts) -> Iterator[Finding]:
-    """Whether it runs and answers."""
+    """Whether it runs and answers, and whether what belongs to it does."""
+    yield from _itself(facts)
+    for unit in () if isinstance(facts.units, Unknown) else facts.units.units.values():
+        if unit.name == SERVICE:
+            continue
+        if unit.load == "masked":
+            command = f"systemctl unmask {unit.name} && systemctl start {unit.name}"
+            yield fail(CHECK, "it is masked: systemd starts it for nobody", command, about=unit.name)
+        elif unit.active == "failed":
+            said = f"it has failed: {unit.result}" + (f", status {unit.status}" if unit.status not in {"", "0"} else "")
+            command = f"journalctl --no-pager -n 20 -u {unit.name}"
+            yield fail(CHECK, said, command, about=unit.name)
+
+
+def _itself(facts: Facts) -> Iterator[Finding]:
     units, control = facts.units, facts.control
     unit = None if isinstance(units, Unknown) else units.units.get(SERVICE)
     if isinstance(control, Control) and control.state == "answered":

@@ -15,6 +15,10 @@ NAMES: Final = (
     "credential-agent-control.socket",
     "credential-agent-redirect.service",
     "credential-agent-closed.service",
+    "credential-agent-courier.socket",
+    "credential-agent-ipv6.socket",
+    "credential-agent-serve.service",
+    "credential-agent-hold.service",
     "credential-agent.target",
 )
 _PROPERTIES: Final = "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,UnitFileState,MainPID"

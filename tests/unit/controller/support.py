@@ -132,6 +132,8 @@ class FakeRecorder:
     def __init__(self) -> None:
         self.saved: list[tuple[Memory, bytes | None]] = []
         self.noted: tuple[Entry, ...] = ()
+        self.note_gate = asyncio.Event()
+        self.note_gate.set()
         self.trouble: Exception | None = None
         self.before: Callable[[], None] = lambda: None
         self.gate = asyncio.Event()
@@ -145,6 +147,7 @@ class FakeRecorder:
         self.saved.append((memory, sealed))
 
     async def note(self, history: tuple[Entry, ...]) -> None:
+        await self.note_gate.wait()
         self.noted = history
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent.controller.durable import NOTE_AGAIN_SECONDS
 from agent.core.errors import HostError
 from agent.core.model import Action, Cloud, SealedBundle
 from agent.core.verdict import Memory, Policy
@@ -275,3 +276,47 @@ class TestOver:
                 await world.clock.advance(1800)
 
             assert len(world.issuer.calls) == calls
+
+
+class TestHistory:
+    @looped
+    async def test_no_memory_waits_for_the_history(self) -> None:
+        """While the history hangs on its way to the disk, bundles and withdrawals are written and acknowledged."""
+        world = World()
+        world.recorder.note_gate.clear()
+        async with world.running():
+            assert (await world.submit(world.knows(b"one", bundle(session())))).durable
+            assert (await world.submit(world.knows(b"two", bundle(session(), seq=2)))).durable
+            assert (await world.submit(world.knows(b"end", bundle(seq=3, action=Action.WITHDRAW)))).durable
+            assert world.recorder.noted == ()
+
+    @looped
+    async def test_what_happens_is_written_now_and_then_and_at_the_end(self) -> None:
+        """However often something happens there is one writing in five seconds, and the end leaves nothing out."""
+        world = World()
+
+        def noted() -> list[str]:
+            return [one.kind for one in world.recorder.noted]
+
+        async with world.running():
+            await world.submit(world.knows(b"one", bundle(session())))
+            assert noted() == ["identity", "identity"]  # of the start
+            await world.clock.advance(NOTE_AGAIN_SECONDS)
+            world.controller.step()
+            await settle()
+            assert noted().count("bundle") == 1
+            await world.submit(world.knows(b"two", bundle(session(), seq=2)))
+            world.controller.step()
+            await settle()
+            assert noted().count("bundle") == 1
+            await world.controller.durable.last(1.0)
+            assert noted().count("bundle") == 2
+
+    @looped
+    async def test_the_history_of_another_machine_is_forgotten(self) -> None:
+        """A disk that was copied brings no history along: it would be told of a machine on which it never happened."""
+        world = World()
+        async with world.running():
+            await world.submit(world.knows(b"one", bundle(session())))
+            world.controller.durable.reset("i-2", "b:1:1", {})
+            assert world.controller.history.entries == ()

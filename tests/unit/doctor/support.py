@@ -135,6 +135,13 @@ def unit(**changes: Any) -> Units:
     return Units(present=True, units={SERVICE: msgspec.structs.replace(base, **changes)}, last_error=last_error)
 
 
+def beside(name: str, **changes: Any) -> Units:
+    """A service that runs, and another unit of ours."""
+    running = Unit(name=SERVICE, load="loaded", active="active", result="success", enabled="enabled")
+    base = {"load": "loaded", "active": "active", "result": "success"}
+    return Units(present=True, units={SERVICE: running, name: Unit(name=name, **{**base, **changes})})
+
+
 def silent() -> Control:
     return Control(state="silent", path="/run/credential-agent/control.sock", why="no answer within 2 s")
 

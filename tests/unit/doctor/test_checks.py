@@ -31,6 +31,7 @@ from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, war
 from tests.unit.doctor.support import (
     PATH,
     answered,
+    beside,
     cloud,
     endpoint,
     found,
@@ -93,6 +94,10 @@ CASES = [
     Case("its question hangs", with_(units=unit(active="active", result="success", pid=42, process="S"), control=HUNG),
          "daemon", Level.FAIL, "hangs", "systemctl restart"),
     Case("disabled", with_(units=unit(active="active", enabled="disabled")), "daemon", Level.WARN, "next boot", "systemctl enable"),
+    Case("its socket failed", with_(units=beside("credential-agent.socket", active="failed", result="resources")),
+         "daemon", Level.FAIL, "resources", "-u credential-agent.socket"),
+    Case("the redirect is masked", with_(units=beside("credential-agent-redirect.service", load="masked")),
+         "daemon", Level.FAIL, "masked", "systemctl unmask credential-agent-redirect.service"),
     Case("no systemd", with_(units=Unknown(why="x"), control=Control(state="absent", path="/x", why="nobody listens")),
          "daemon", Level.FAIL, "nobody listens", "credential-agent run"),
     # -- the configuration
