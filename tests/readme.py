@@ -49,6 +49,7 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
     ("[state]", config.State),
     ("[log]", config.Log),
     ("[metrics]", config.Metrics),
+    ("[audit]", config.Audit),
     ("[redirect]", config.Redirect),
 )
 

@@ -13,6 +13,7 @@ from agent.config.faults import Fault
 from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey, text
 from agent.config.schema import (
     MAX_SOCKET_PATH_BYTES,
+    Audit,
     Aws,
     AwsKmsKey,
     Config,
@@ -51,6 +52,7 @@ from agent.config.schema import (
 __all__ = [
     "MAX_FILE_BYTES",
     "MAX_SOCKET_PATH_BYTES",
+    "Audit",
     "Aws",
     "AwsKmsKey",
     "Config",

@@ -99,7 +99,7 @@ def _names(config: Config) -> Iterator[Fault]:
 def _twice_a_file(config: Config) -> Iterator[Fault]:
     """Each of the files that are written has its own path, or the last one written would be all of them."""
     taken: dict[str, str] = {}
-    for key in (*(f"environment.{name}" for name in _WRITTEN), "metrics.textfile"):
+    for key in (*(f"environment.{name}" for name in _WRITTEN), "metrics.textfile", "audit.file"):
         value = attrgetter(key)(config)
         if value is None:
             continue

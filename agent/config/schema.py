@@ -499,6 +499,28 @@ class Metrics(Section, frozen=True):
     seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 15.0
 
 
+class Audit(Section, frozen=True):
+    """A record of who was given which credential.
+
+    Attributes:
+        mode: ``summary`` writes one log line for each asker, identity and key within ``seconds``. ``full`` writes one
+            for each program of an asker too, and asks the kernel who it is at every request, also in a flood: each
+            then takes about 15 microseconds more. ``off`` writes nothing. A change needs a restart.
+        seconds: how long requests are gathered into one line, in seconds.
+        file: path of a file that gets the same lines as JSON, beside the log. Its directory must exist, and the agent
+            must be able to write there. Without a path there is no file.
+        group: the group that may read the file. Without a group only the agent and root can.
+        file_bytes: size at which the file is renamed to ``FILE.1`` and a new one begun, in bytes. Five old ones are
+            kept.
+    """
+
+    mode: Literal["off", "summary", "full"] = "summary"
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    file: Path_ | None = None
+    group: str | None = None
+    file_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 40)] = 10_485_760
+
+
 class Redirect(Section, frozen=True):
     """Who is a worker, for the nftables redirection. Read by its own unit, not by the agent.
 
@@ -553,4 +575,5 @@ class Config(Section, frozen=True):
     state: State = State()
     log: Log = Log()
     metrics: Metrics = Metrics()
+    audit: Audit = Audit()
     redirect: Redirect = Redirect()

@@ -18,6 +18,8 @@ from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.daemon import compose
 from agent.daemon.announce import Announcer
+from agent.daemon.asking import Asking
+from agent.daemon.audit import Audit
 from agent.daemon.control import routes
 from agent.daemon.courier import Couriers
 from agent.daemon.couriers import CourierSocket
@@ -49,6 +51,8 @@ from agent.snapshot import Limits, ServeSettings
 class Listeners:
     """Makes the three.
 
+    Long because each gets all that it needs here, once.
+
     Args:
         settings: what the process was started with.
         prepared: what was opened.
@@ -56,6 +60,10 @@ class Listeners:
         controller: the controller, and its store.
         clock: time.
         settled: waits until the environment files say what the store says.
+        audited: what the configuration says of the audit now.
+
+    Attributes:
+        audit: of what is given to whom.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Listeners:
         controller: Controller,
         clock: SystemClock,
         settled: Callable[[], Awaitable[None]],
+        audited: Callable[[], config.Audit],
     ) -> None:
         self.requests = Requests()
         self.owners = "by table"  # how the owner of a connection is found
@@ -78,6 +87,8 @@ class Listeners:
         self._clock = clock
         self._settled = settled
         self._textfile: Textfile | None = None
+        self._diagnosis = self._diagnose()
+        self.audit = Audit(audited, clock, each_agent=settings.audit.mode == "full")
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
         """The settings that do not change while workers are answered.
@@ -106,6 +117,7 @@ class Listeners:
             show=show,
             early_phase=EARLY_STEP * phase,
             own_namespaces=compose.own_namespaces(settings),
+            audit=settings.audit.mode,
             real_ec2=through and self._prepared.metadata.ec2 is not None,
             real_gce=through and self._prepared.metadata.gce is not None,
             passed_connections=shares.passed,
@@ -146,6 +158,7 @@ class Listeners:
             id_token=issuing.id_token,
             access_token=issuing.scoped.mint,
             requests=self.requests,
+            heard=self.audit.hear,
             clock=self._clock.boottime,
         )
         snapshots.send_to(servers.publish)
@@ -168,7 +181,14 @@ class Listeners:
         ours, its = socket.socketpair()
         await loop.create_unix_connection(servers.protocol, sock=ours)
         await loop.create_unix_connection(link.protocol, sock=its)
-        return WorkerServer(link, await link.first(), self._owners())
+        asking = None if self._diagnosis is None else Asking(self._diagnosis)
+        return WorkerServer(link, await link.first(), self._owners(), asking)
+
+    async def told_last(self, servers: Servers) -> None:
+        """Hear the last words of those who answered workers, which have ended, and write down what they gave."""
+        await servers.gone()
+        servers.close()
+        await self.audit.last()
 
     def _lowered(self) -> dict[str, str]:
         """The limits that are lower than configured, because there are too few descriptors."""
@@ -179,18 +199,26 @@ class Listeners:
         return {"listen.max_connections": why}
 
     def _unwritten(self) -> dict[str, str]:
-        """Why the metrics' file is not as it should be."""
-        trouble = None if self._textfile is None else self._textfile.trouble
-        return {} if trouble is None else {"metrics.textfile": trouble}
+        """Why a file for operators is not as it should be."""
+        troubles = {
+            "metrics.textfile": None if self._textfile is None else self._textfile.trouble,
+            "audit.file": self.audit.trouble,
+        }
+        return {key: trouble for key, trouble in troubles.items() if trouble is not None}
 
     def _owners(self) -> Owners:
-        try:
-            diagnosis = SocketDiagnosis(chain.from_iterable(self._passed.values()))
-        except OSError:
-            # A sandbox without netlink, and no socket was passed: the table says it too, more slowly.
+        diagnosis = self._diagnosis
+        if diagnosis is None:
             return Owners(read_socket_table, whose=Whose())
         self.owners = "by socket"
         return Owners(read_socket_table, diagnosis.owner, whose=Whose(), close=diagnosis.close)
+
+    def _diagnose(self) -> SocketDiagnosis | None:
+        try:
+            return SocketDiagnosis(chain.from_iterable(self._passed.values()))
+        except OSError:
+            # A sandbox without netlink, and no socket was passed: the table says it too, more slowly.
+            return None
 
     def control(
         self, vitals: Callable[[], report.Vitals], servers: Servers, *, reload: Callable[[], Awaitable[Reloaded]]
@@ -293,6 +321,9 @@ class Listeners:
             overwritten=announcer.overwritten,
             without={**prepared.away.reasons, **publisher.troubles, **self._lowered(), **self._unwritten()},
             processes={"agent": usage()},
+            served=self.audit.served,
+            refused=self.audit.refused,
+            audit_dropped=self.audit.dropped,
         )
 
 

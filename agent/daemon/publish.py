@@ -34,8 +34,8 @@ RETRY_SECONDS: Final = 5.0
 REFUSED_HINT: Final = "if programs are meant to have them, name them in environment.allow"
 
 
-def group_id(name: str | None) -> int | None:
-    """The id of the workers' group.
+def group_id(name: str | None, *, key: str = "environment.group") -> int | None:
+    """The id of the group that ``key`` of the configuration names.
 
     Raises:
         ConfigError: there is no such group.
@@ -45,7 +45,7 @@ def group_id(name: str | None) -> int | None:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise ConfigError(f"environment.group: expected a group of this machine, got {name!r}") from None
+        raise ConfigError(f"{key}: expected a group of this machine, got {name!r}") from None
 
 
 def check_paths(settings: config.Environment) -> None:

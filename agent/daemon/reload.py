@@ -50,6 +50,7 @@ LOADED_ONCE: Final = (
     "pass_through",
     "environment.token_file",
     "state",
+    "audit.mode",
 )
 """The sections that a reload does not apply, or only in part: a change of them needs a restart, which loses no
 request."""

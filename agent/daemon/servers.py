@@ -10,7 +10,8 @@ ends it (:attr:`Server.end`): nobody who was told "withdrawn" finds it still ser
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -19,6 +20,7 @@ import structlog
 from agent.core.bucket import Bucket
 from agent.core.errors import AgentError, Denied, SnapshotError
 from agent.core.model import GoogleToken, IdToken
+from agent.core.served import Reason, Serving
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.serve.handling import Access
@@ -35,6 +37,7 @@ from agent.snapshot.messages import (
     Pass,
     Passed,
     Refused,
+    Served,
     ServerSays,
     Taken,
     Tell,
@@ -60,6 +63,7 @@ class Servers:
         passing: makes what asks the real services, for one server.
         id_token, access_token: mint.
         requests: where requests are counted.
+        heard: told what was given to whom, and why others were refused.
         clock: seconds that never go back.
     """
 
@@ -73,6 +77,7 @@ class Servers:
         access_token: Callable[[tuple[str, ...]], Awaitable[GoogleToken | None]],
         requests: Requests,
         clock: Callable[[], float],
+        heard: Callable[[Sequence[Serving], Sequence[tuple[Reason, int]]], None] = lambda _rows, _refused: None,
     ) -> None:
         self.latest = latest
         self.version = version
@@ -80,6 +85,7 @@ class Servers:
         self.id_token = id_token
         self.access_token = access_token
         self.requests = requests
+        self.heard = heard
         self.clock = clock
         self.access = requests.of("worker")
         self._connected: dict[Server, None] = {}
@@ -109,6 +115,13 @@ class Servers:
             for server in [one for one in self._connected if one.taken < version]:
                 structlog.get_logger().error("server.cut_off", why="it does not take what it is told")
                 server.cut_off()
+
+    async def gone(self, seconds: float = TOLD_SECONDS) -> None:
+        """Wait until each has said its last words and ended, for a moment at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._connected:
+                    await self._next_change()
 
     async def serving(self) -> None:
         """Wait until there is one that serves what was told last."""
@@ -242,10 +255,10 @@ class Server(asyncio.Protocol):
                     servers.requests.add("worker", status, count)
                 self.counted += 1
                 servers.changed()
-            case Refused() if not self._logged.take(servers.clock()):
-                servers.requests.complain("worker", Access(**msgspec.structs.asdict(said)))
-            case Crashed() if not self._logged.take(servers.clock()):
-                structlog.get_logger().error("request.crashed", path=said.path, error=said.error, where=said.where)
+            case Served():
+                servers.heard(said.rows, said.refused)
+            case Refused() | Crashed():
+                self._complain(said)
             case Left():
                 task = self._tasks.get(said.number)
                 if task is not None:
@@ -254,8 +267,14 @@ class Server(asyncio.Protocol):
                 self._begin(said.number, self._passing.ask(said), Passed(said.number, 0))
             case Mint() | MintScoped():
                 self._begin(said.number, self._mint(said), Minted(said.number, why="it cannot be minted"))
-            case _:
-                pass  # more for the log than a log is for
+
+    def _complain(self, said: Refused | Crashed) -> None:
+        if self._logged.take(self._servers.clock()):
+            return  # more for the log than a log is for
+        if isinstance(said, Refused):
+            self._servers.requests.complain("worker", Access(**msgspec.structs.asdict(said)))
+        else:
+            structlog.get_logger().error("request.crashed", path=said.path, error=said.error, where=said.where)
 
     def _begin(self, number: int, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
         if number in self._tasks or len(self._tasks) >= MOST_UNDER_WAY:

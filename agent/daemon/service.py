@@ -213,7 +213,7 @@ class Daemon:
             for server in listening_on:
                 server.close()
             await workers.close(CLOSE_SECONDS)
-            servers.close()
+            await self._listeners.told_last(servers)
             await operators.listener.close(CLOSE_SECONDS / 4)
             await couriers.close(CLOSE_SECONDS / 4)
             await self._prepared.close()
@@ -256,6 +256,7 @@ class Daemon:
             asyncio.create_task(self._reloader.follow_launched(), name="launch signers"),
             asyncio.create_task(self._restorer.reconcile(), name="reconcile"),
             asyncio.create_task(textfile.run(), name="metrics file"),
+            asyncio.create_task(self._listeners.audit.run(), name="audit"),
         ]
         unsure = not found or self._who.silent or self.controller.store.doubted
         if unsure and self._who.may_tell:
@@ -309,6 +310,7 @@ class Daemon:
             controller=self.controller,
             clock=self.clock,
             settled=self._settled,
+            audited=lambda: self._reloader.settings.audit,
         )
         self._reloader = Reloader(
             settings,

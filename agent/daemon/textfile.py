@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,8 @@ import structlog
 
 from agent import config
 from agent.core.clock import Clock
-from agent.core.errors import HostError
+from agent.core.errors import ConfigError, HostError
+from agent.daemon.publish import group_id
 from agent.host.files import sweep, write_atomic
 
 MODE: Final = 0o640
@@ -72,8 +72,12 @@ class Textfile:
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, path, data, settings.group))
             await asyncio.shield(self._writing)
         except Exception as error:  # noqa: BLE001 - a defect of ours costs this file, and no more
-            known = isinstance(error, HostError)
-            reason = error.message if isinstance(error, HostError) else f"internal error: {type(error).__name__}"
+            known = isinstance(error, HostError | ConfigError)
+            reason = (
+                error.message
+                if isinstance(error, HostError | ConfigError)
+                else f"internal error: {type(error).__name__}"
+            )
             if self.trouble != reason:
                 # Once a change: a disk that is full for a night must not fill the journal.
                 self._log.error("metrics.not_written", reason=reason, exc_info=not known)
@@ -89,7 +93,7 @@ class Textfile:
             if path is not None:
                 sweep(path)  # a writer that was killed left it
         if path is not None:
-            write_atomic(path, data, mode=MODE, gid=_group_id(group))
+            write_atomic(path, data, mode=MODE, gid=group_id(group, key="metrics.group"))
             self._written = path
 
     def _remove(self) -> None:
@@ -97,12 +101,3 @@ class Textfile:
         if path is not None:
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _group_id(name: str | None) -> int | None:
-    if name is None:
-        return None
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise HostError(f"metrics.group: expected a group of this machine, got {name!r}") from None

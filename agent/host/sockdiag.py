@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.host.sockets import METADATA, METADATA_PORT, Endpoint
 
@@ -25,6 +26,8 @@ _LISTENING: Final = 10  # TCP_LISTEN
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _ASKED: Final = struct.Struct("=BBBBI2s2s16s16sIII")  # struct inet_diag_req_v2
 _TOLD: Final = struct.Struct("=BBBB2s2s16s16sIII IIIII")  # struct inet_diag_msg
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
+_CGROUP_ID: Final = 21  # INET_DIAG_CGROUP_ID, linux/inet_diag.h
 _ALL_STATES: Final = 0xFFF
 _NO_COOKIE: Final = 0xFFFFFFFF
 _MOST_BYTES: Final = 4096
@@ -32,6 +35,18 @@ _STALE: Final = 8
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 _Spelt = tuple[int, bytes, bytes]  # family, port, address
+
+
+class Holder(NamedTuple):
+    """Who has a socket.
+
+    Attributes:
+        user: its uid.
+        cgroup: the id of its control group (the inode of its directory); 0: a kernel before 5.9 does not say.
+    """
+
+    user: int
+    cgroup: int
 
 
 class Gone(ConnectionError):
@@ -64,14 +79,24 @@ class SocketDiagnosis:
             Gone: it is closed already.
             OSError: the kernel does not answer such questions.
         """
+        found = self.holder(peer, local)
+        return None if found is None else found.user
+
+    def holder(self, peer: Endpoint, local: Endpoint) -> Holder | None:
+        """The same, with the control group of that socket.
+
+        Raises:
+            Gone: it is closed already.
+            OSError: the kernel does not answer such questions.
+        """
         own, direct = _spelt(*peer), _spelt(*local)
         if own is None or direct is None:
             return None
         # Our socket has one other end. If that is not connected to our address, the rules led it here, and two users
         # may hold the same port towards two metadata addresses: then a request counts against neither.
-        user = self._ask(own, direct)
-        if user is None:
-            found, gone = set(), None
+        holder = self._ask(own, direct)
+        if holder is None:
+            found, gone = set[Holder | None](), None
             for there in _LED:
                 if there[0] == own[0]:
                     try:
@@ -81,10 +106,10 @@ class SocketDiagnosis:
             found.discard(None)
             if gone is not None and not found:
                 raise gone
-            user = found.pop() if len(found) == 1 else None
-        return user
+            holder = found.pop() if len(found) == 1 else None
+        return holder
 
-    def _ask(self, own: _Spelt, there: _Spelt) -> int | None:
+    def _ask(self, own: _Spelt, there: _Spelt) -> Holder | None:
         self._number = (self._number + 1) & 0xFFFFFFFF
         family, port, address = own
         body = _ASKED.pack(
@@ -98,7 +123,7 @@ class SocketDiagnosis:
                 return None
             _, kind, _, number, _ = _HEADER.unpack_from(answer)
             if number == self._number:
-                return _user(answer, own, there) if kind == _BY_FAMILY else None
+                return _holder(answer, own, there) if kind == _BY_FAMILY else None
         return None
 
     def close(self) -> None:
@@ -107,7 +132,7 @@ class SocketDiagnosis:
             self._socket.close()
 
 
-def _user(answer: bytes, own: _Spelt, there: _Spelt) -> int | None:
+def _holder(answer: bytes, own: _Spelt, there: _Spelt) -> Holder | None:
     if len(answer) < _HEADER.size + _TOLD.size:
         return None
     _, state, _, _, port, to_port, *rest = _TOLD.unpack_from(answer, _HEADER.size)
@@ -117,7 +142,17 @@ def _user(answer: bytes, own: _Spelt, there: _Spelt) -> int | None:
         return None
     if not inode:
         raise Gone
-    return int(user)
+    return Holder(int(user), _control_group(answer))
+
+
+def _control_group(answer: bytes) -> int:
+    at = _HEADER.size + _TOLD.size
+    while at + _ATTRIBUTE.size <= len(answer):
+        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+        if kind == _CGROUP_ID and length == _ATTRIBUTE.size + 8 and at + length <= len(answer):
+            return int.from_bytes(answer[at + _ATTRIBUTE.size : at + length], sys.byteorder)
+        at += max(length + 3 & ~3, _ATTRIBUTE.size)
+    return 0
 
 
 @lru_cache(maxsize=64)  # clients here have one of the machine's own addresses, of which there are few

@@ -11,6 +11,7 @@ import agent
 from agent.bundle.codes import Code
 from agent.core.counters import OUTCOMES, UNREADABLE, Counters
 from agent.core.model import Cloud
+from agent.core.served import CALLERS, REASONS
 from agent.core.view import Ended, Live, Origin
 from agent.host.arrival import STATES
 from agent.identity import standing, until
@@ -220,6 +221,23 @@ class _Collector:
             "Requests answered.",
             ("door", "status"),
             [((door, str(code)), number) for (door, code), number in vitals.requests.items()],
+        )
+        # Each from the start, so that the first is a rise.
+        kinds = [*(("aws", dialect) for dialect in ("ec2", "container")), ("gcp", "gce")]
+        yield _counter(
+            "credentials_served",
+            "Credentials and tokens given to programs, by class of the caller.",
+            ("cloud", "dialect", "caller"),
+            [((*kind, c), float(vitals.served.get((*kind, c), 0))) for kind in kinds for c in CALLERS],
+        )
+        yield _counter(
+            "requests_refused",
+            "Requests refused and connections ended, by reason.",
+            ("reason",),
+            [((reason,), float(vitals.refused.get(reason, 0))) for reason in REASONS],
+        )
+        yield _counter(
+            "audit_dropped", "Lines of the audit that its file has not taken.", (), [((), float(vitals.audit_dropped))]
         )
 
 

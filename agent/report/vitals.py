@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agent.core.history import Entry
+from agent.core.served import Caller, Reason
 from agent.core.source import Ack
 from agent.core.view import Absent, Ended, Live, Pending
 from agent.host.arrival import Arrival
@@ -61,6 +62,9 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         history: what happened lately.
         without: why, by key, the machine lacks just now what the configuration names.
         processes: what each of our processes uses, by its name.
+        served: what was given, by cloud, dialect and class of the caller.
+        refused: requests refused, by reason.
+        audit_dropped: lines of the audit that its file has not taken.
     """
 
     started: datetime
@@ -84,3 +88,6 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     source_read: Mapping[str, datetime] = {}
     history: Sequence[Entry] = ()
     processes: Mapping[str, Usage] = {}
+    served: Mapping[tuple[str, str, Caller], int] = {}
+    refused: Mapping[Reason, int] = {}
+    audit_dropped: int = 0

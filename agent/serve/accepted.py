@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from agent.core.errors import TargetError
 from agent.serve.connection import Connection
-from agent.serve.handling import Access, Peer, name_of
+from agent.serve.fairness import ends_of
+from agent.serve.handling import Access, Peer, name_of, noted
 from agent.serve.plain import read_plain
 from agent.serve.stream import Stream
 from agent.serve.target import request_of
@@ -82,6 +83,8 @@ def answer_at_once(listener: Listener, sock: socket.socket, name: Any, owner: Ha
         connection.answer_later(request, outcome, size_bytes=len(data), started=started)
         return True
     status, size = (outcome.status, len(outcome.body)) if isinstance(outcome, Response) else (0, 0)
+    note = noted(method, outcome)
+    listener.take_note(note, lambda: ends_of(sock, name), lambda: headers.get("User-Agent", ""))
     access = Access(
         method,
         target.path,
@@ -90,6 +93,7 @@ def answer_at_once(listener: Listener, sock: socket.socket, name: Any, owner: Ha
         size,
         headers.get("User-Agent", ""),
         None if 0 < status < 400 else peer.address(),
+        note,
     )
     if listener.access is not None:
         listener.access(access)

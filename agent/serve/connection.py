@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final, cast
 from multidict import CIMultiDict
 
 from agent.core.errors import TargetError
+from agent.core.served import Given, Reason
 from agent.serve.fairness import Endpoint, Owners, Table, place_of
-from agent.serve.handling import DROP, Access, Later, Outcome, Peer, address_of
+from agent.serve.handling import DROP, Access, Later, Outcome, Peer, address_of, noted
 from agent.serve.plain import read_plain
 from agent.serve.reading import RequestReader
 from agent.serve.target import request_of
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from agent.serve.listener import Listener
 
 
-_BAD_REQUEST: Final = Response(400)
-_FAULTS: Final = {status: Response(status) for status in (400, 413, 414, 431)}
-_TIMEOUT: Final = Response(408)
+_BAD_REQUEST: Final = Response(400, note="malformed")
+_FAULTS: Final = {400: _BAD_REQUEST, **{status: Response(status, note="too-large") for status in (413, 414, 431)}}
+_TIMEOUT: Final = Response(408, note="too-slow")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SURPLUS_BYTES: Final = 1 << 20
 """How much of a body that was refused is read and thrown away, so that the refusal is not lost in a reset."""
@@ -178,7 +179,7 @@ class Connection(asyncio.Protocol):
 
     def _recall(self, data: bytes) -> bool:
         """Answer from memory, if these bytes were answered a moment ago."""
-        found = self._listener.recall(data)
+        found = self._listener.recall(data, self._ends)
         if found is None:
             return False
         self._listener.complete(self)
@@ -273,7 +274,9 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return None
-        access = self._report(response.status, len(response.body))
+        note = noted(self._method, response)
+        self._listener.take_note(note, self._ends, lambda: self._user_agent)
+        access = self._report(response.status, len(response.body), note)
         # One piece, one write: headers and body in two cost 40 ms (Nagle against delayed acknowledgement).
         if self._method == "HEAD":
             transport.write(response.head + self._listener.date_line() + b"\r\n")
@@ -294,7 +297,8 @@ class Connection(asyncio.Protocol):
             self._reader = None
         if self.kept_bytes:
             self._listener.charge(self, 0)
-        self._report(response.status, 0)
+        self._listener.take_note(response.note, self._ends, lambda: self._user_agent)
+        self._report(response.status, 0, response.note)
         transport.write(response.head + self._listener.date_line() + b"\r\n")
         self._listener.ending(self)
         self._state = State.ENDED
@@ -309,10 +313,10 @@ class Connection(asyncio.Protocol):
         self._report(0, 0)
         self.abort()
 
-    def _report(self, status: int, size_bytes: int) -> Access:
+    def _report(self, status: int, size_bytes: int, note: Given | Reason | None = None) -> Access:
         peer = address_of(self._transport) if self._transport is not None and not 0 < status < 400 else None
         seconds = time.perf_counter() - self._started
-        access = Access(self._method, self._path, status, seconds, size_bytes, self._user_agent, peer)
+        access = Access(self._method, self._path, status, seconds, size_bytes, self._user_agent, peer, note)
         if self._listener.access is not None:
             self._listener.access(access)
         return access

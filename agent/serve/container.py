@@ -14,7 +14,7 @@ from __future__ import annotations
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Answer, Ended, Live, Pending
 from agent.serve.early import Early
-from agent.serve.handling import Later, Outcome
+from agent.serve.handling import Later, Outcome, aws_given
 from agent.serve.waiting import Watch
 from agent.wire import container
 from agent.wire.http import Request, Response
@@ -52,7 +52,7 @@ class ContainerDialect:
                 401,
                 "Unauthorized",
                 "expected the content of AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE in the Authorization header",
-            )
+            ).noted("token")
         answer = self._watch.look(Cloud.AWS)
         if isinstance(answer, Pending):
             return self._settle
@@ -69,7 +69,8 @@ class ContainerDialect:
         if isinstance(answer, Live) and isinstance(answer.credential, AwsCredential):
             credential = self._early.aws(answer, answer.credential, self._watch.clock.now(), extends=True)
             if credential is not self._credential:
-                self._document = container.document(container.render_credential(credential))
+                given = aws_given("container", answer, credential)
+                self._document = container.document(container.render_credential(credential)).noted(given)
                 self._credential = credential
             return self._document
         if isinstance(answer, Pending):

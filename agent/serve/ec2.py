@@ -30,7 +30,7 @@ from typing import Final
 from agent.core.model import AwsCredential, Cloud
 from agent.core.view import Absent, Answer, Facts, Live, Origin, Pending
 from agent.serve.early import Early
-from agent.serve.handling import DROP, Drop, Later, Outcome
+from agent.serve.handling import DROP, Drop, Later, Outcome, aws_given
 from agent.serve.hiding import EC2_ROOT, Hiding, folded
 from agent.serve.proxy import EC2_STATIC, Proxy, relisted, target
 from agent.serve.waiting import Watch
@@ -42,7 +42,7 @@ TOKEN_GRACE_SECONDS: Final = 120
 
 _NOT_FOUND: Final = ec2.failure(404)
 _UNAVAILABLE: Final = ec2.failure(503, ("Retry-After", "1"))
-_UNAUTHORIZED: Final = ec2.failure(401)
+_UNAUTHORIZED: Final = ec2.failure(401).noted("token")
 _BAD_TTL: Final = ec2.failure(400)
 _GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
 _PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
@@ -197,11 +197,12 @@ class Ec2Dialect:
         credential = self._early.aws(live, live.credential, self._watch.clock.now())
         if self._live is None or self._live[0] is not credential or self._live[1] != live.name:
             self._list = ec2.text(live.name.encode("ascii", "replace"))
-            self._document = ec2.text(ec2.render_credential(credential))
+            given = aws_given("ec2", live, credential)
+            self._document = ec2.text(ec2.render_credential(credential)).noted(given)
             self._extended = (
                 _NOT_FOUND
                 if credential.account_id is None
-                else ec2.text(ec2.render_credential(credential, account_id=credential.account_id))
+                else ec2.text(ec2.render_credential(credential, account_id=credential.account_id)).noted(given)
             )
             self._live = (credential, live.name)
         return True

@@ -13,6 +13,7 @@ from agent.core.clock import Clock
 from agent.core.errors import TargetError
 from agent.core.model import Cloud
 from agent.core.view import Live
+from agent.serve.audit import Ledger
 from agent.serve.container import ContainerDialect
 from agent.serve.early import Early
 from agent.serve.ec2 import Ec2Dialect
@@ -48,6 +49,7 @@ class WorkerEndpoint:
         access: told of every request.
         broken: told of an exception in our own code; the request ends without an answer or with 500.
         owners: names the owner of a connection, when that matters.
+        ledger: counts what is given to whom.
 
     *Resources*: none until :meth:`listen`. ``listener.close`` ends what is under way, after the listening sockets were
     closed.
@@ -66,6 +68,7 @@ class WorkerEndpoint:
         access: Callable[[Access], None] | None = None,
         broken: Callable[[Request, Exception], None] | None = None,
         owners: Owners | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         watch = self._watch = Watch(served, clock)
         settings = served.settings
@@ -96,6 +99,7 @@ class WorkerEndpoint:
             bodies=self._means_body,
             owners=owners,
             memory=memory,
+            ledger=ledger,
         )
         served.forgotten_by(memory.forget, early.forget, self._ec2.forget, self._container.forget, self._gce.forget)
 
@@ -160,6 +164,9 @@ class WorkerEndpoint:
 
     def _refused(self, request: Request, refusal: Refusal) -> Response:
         """A refusal in the dialect that was spoken."""
+        return self._refusal_as_spoken(request, refusal).noted(refusal.reason)
+
+    def _refusal_as_spoken(self, request: Request, refusal: Refusal) -> Response:
         first = request.segments[0] if request.segments else ""
         allow = () if refusal.allow is None else (("Allow", refusal.allow),)
         if first == names.GCE_ROOT or not first:

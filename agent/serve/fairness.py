@@ -144,6 +144,17 @@ def place_of(name: Any) -> Hashable:
         return host
 
 
+def ends_of(sock: socket.socket, peer: object) -> tuple[Endpoint, Endpoint] | None:
+    """The other end of an accepted TCP connection, and ours."""
+    if not isinstance(peer, tuple):
+        return None
+    try:
+        local = sock.getsockname()
+    except OSError:
+        return None
+    return (peer[0], peer[1]), (local[0], local[1])
+
+
 def by_greed(totals: Mapping[Hashable, int], queues: Mapping[Hashable, deque[tuple[int, M]]]) -> Iterator[M]:
     """The order in which members go: at each step the owner with most gives one up.
 

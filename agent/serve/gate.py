@@ -24,6 +24,7 @@ from typing import Final
 
 import msgspec
 
+from agent.core.served import Reason
 from agent.wire import names
 from agent.wire.http import Request
 
@@ -72,11 +73,13 @@ class Refusal(msgspec.Struct, frozen=True):
 
     Attributes:
         why: for a person, and safe to send: it repeats nothing that was sent.
+        reason: for a metric.
         allow: the methods that would do, on a 405.
     """
 
     status: int
     why: str
+    reason: Reason
     allow: str | None = None
 
 
@@ -108,9 +111,11 @@ def _canonical(host: str) -> str:
 def _by_names(headers: Mapping[str, str]) -> Refusal | None:
     """What the mere names of the fields say."""
     if "X-Forwarded-For" in headers or "Forwarded" in headers:
-        return Refusal(403, "requests that passed a proxy are refused; set NO_PROXY for the metadata addresses")
+        return Refusal(
+            403, "requests that passed a proxy are refused; set NO_PROXY for the metadata addresses", "proxy"
+        )
     if any(name in headers for name in _OF_PAGES):
-        return Refusal(403, "requests of web pages are refused")
+        return Refusal(403, "requests of web pages are refused", "browser")
     return None
 
 
@@ -118,11 +123,11 @@ def _by_agent(agent: str, headers: Mapping[str, str]) -> Refusal | None:
     """What the name of the program says."""
     if "mozilla" in agent.lower():
         if any(name in headers for name in _OF_OLD_BROWSERS):
-            return Refusal(403, "requests of browsers are refused")
+            return Refusal(403, "requests of browsers are refused", "browser")
         if "text/html" in headers.get("Accept", "").lower():
-            return Refusal(403, "requests of browsers are refused")
+            return Refusal(403, "requests of browsers are refused", "browser")
     if agent.startswith(names.USER_AGENT_PREFIX):
-        return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect")
+        return Refusal(508, "the agent's own request came back to it; exempt its user from the redirect", "loop")
     return None
 
 
@@ -144,10 +149,12 @@ class Gate:
         """``None`` when the dialects may see it."""
         headers = request.headers
         if request.method not in _METHODS:
-            return Refusal(405, "only GET, HEAD and PUT are answered here", allow="GET, HEAD, PUT")
+            return Refusal(405, "only GET, HEAD and PUT are answered here", "method", allow="GET, HEAD, PUT")
         if not self._is_ours(request.host, headers.get("Host")):
             return Refusal(
-                403, "the Host header does not name a metadata service; requests under other names are refused"
+                403,
+                "the Host header does not name a metadata service; requests under other names are refused",
+                "host",
             )
         sent = tuple(headers)
         if sent not in self._plain:

@@ -45,7 +45,9 @@ _ACCOUNTS: Final = ("instance", "service-accounts")
 _ROOT: Final = gce.content(f"{names.GCE_ROOT}/\n".encode(), json=False)
 _VERSIONS: Final = gce.content(f"{names.GCE_VERSION}/\n".encode(), json=False)
 _FLAVOR: Final = names.GCE_FLAVOR.lower()
-_FLAVOR_MISSING: Final = gce.failure(403, f'Missing required header "{names.GCE_FLAVOR_HEADER}": "{names.GCE_FLAVOR}"')
+_FLAVOR_MISSING: Final = gce.failure(
+    403, f'Missing required header "{names.GCE_FLAVOR_HEADER}": "{names.GCE_FLAVOR}"'
+).noted("flavor")
 _GET_ONLY: Final = gce.failure(405, "expected GET", ("Allow", "GET, HEAD"))
 _NOT_VOUCHED: Final = gce.failure(403, "tokens for this audience are for the agent of this machine alone")
 

@@ -17,6 +17,7 @@ import msgspec
 from agent.core.errors import AgentError, Denied
 from agent.core.model import AwsCredential, Cloud, GoogleToken, IdToken
 from agent.core.scopes import narrower
+from agent.core.served import Given, Kind
 from agent.core.view import Answer, Ended, Live, Origin, Pending
 from agent.serve.early import Early
 from agent.serve.gce_answers import of_node
@@ -116,7 +117,7 @@ class Accounts:
         tag = gce.etag(credential.access_token.reveal().encode())
         if told != credential.expires_at:
             credential = msgspec.structs.replace(credential, expires_at=told)
-        response = gce.content(gce.render_token(credential, now), json=True, tag=tag)
+        response = gce.content(gce.render_token(credential, now), json=True, tag=tag).noted(_given(live))
         self._token = (live.credential, left, response)
         return response
 
@@ -128,7 +129,7 @@ class Accounts:
             return self._token_answer(live)
         held = self._watch.served.scoped(wanted, now)
         if held is not None:
-            return gce.content(gce.render_token(held, now), json=True)
+            return gce.content(gce.render_token(held, now), json=True).noted(_given(live))
         return partial(self._await_scoped, request, wanted)
 
     async def _await_scoped(self, request: Request, wanted: tuple[str, ...]) -> Outcome:
@@ -136,9 +137,10 @@ class Accounts:
         with contextlib.suppress(TimeoutError, TooOften, AgentError):
             async with asyncio.timeout(min(_SCOPED_SECONDS, self._hold_seconds)):
                 token = await self._scoped_mints.mint(" ".join(wanted), request.asker)
-        if token is not None:
-            return gce.content(gce.render_token(token, self._watch.clock.now()), json=True)
         now = self._watch.look(Cloud.GCP)
+        if token is not None:
+            rendered = gce.content(gce.render_token(token, self._watch.clock.now()), json=True)
+            return rendered.noted(_given(now))
         return self._token_answer(now) if isinstance(now, Live) else self._refusal(now)
 
     @staticmethod
@@ -159,7 +161,7 @@ class Accounts:
         if not served.now.mints_id_tokens:
             return _NO_ID_TOKENS
         token = served.id_token(query.audience, self._watch.clock.now())
-        return partial(self._mint, query.audience, request) if token is None else _identity_answer(token)
+        return partial(self._mint, query.audience, request) if token is None else self._identity_answer(token)
 
     async def _mint(self, audience: str, request: Request) -> Outcome:
         try:
@@ -176,10 +178,14 @@ class Accounts:
         except AgentError as error:
             failed = gce.failure(503, f"no identity token could be minted: {error.message}", ("Retry-After", "1"))
         else:
-            return _NO_ID_TOKENS if token is None else _identity_answer(token)
+            return _NO_ID_TOKENS if token is None else self._identity_answer(token)
         # gcloud asks on its way to an access token; any failure but 404 would keep it from one.
         return gce.failure(404, failed.body.decode().rstrip("\n")) if audience == _GCLOUD_AUDIENCE else failed
 
+    def _identity_answer(self, token: IdToken) -> Response:
+        given = _given(self._watch.look(Cloud.GCP), kind="id-token")
+        return gce.content(token.token.reveal().encode("ascii"), json=False).noted(given)
 
-def _identity_answer(token: IdToken) -> Response:
-    return gce.content(token.token.reveal().encode("ascii"), json=False)
+
+def _given(answer: Answer, *, kind: Kind = "access-token") -> Given:
+    return Given("gce", Cloud.GCP, kind, answer.name[:256] if isinstance(answer, Live) else "")

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
+from agent.core.model import AwsCredential, Cloud
+from agent.core.served import Dialect, Given, Reason
+from agent.core.view import Live
 from agent.wire.http import Request, Response
 
 
@@ -35,6 +38,7 @@ class Access(msgspec.Struct, frozen=True):
         seconds: from the whole request to the answer.
         size_bytes: of the answer's body.
         peer: ``ADDRESS:PORT`` or ``uid=UID pid=PID``; only for refusals, to find who sends them.
+        note: of the answer, if there is one.
     """
 
     method: str
@@ -44,6 +48,19 @@ class Access(msgspec.Struct, frozen=True):
     size_bytes: int
     user_agent: str
     peer: str | None = None
+    note: Given | Reason | None = None
+
+
+def aws_given(dialect: Dialect, live: Live, credential: AwsCredential) -> Given:
+    """What a document with that credential gives."""
+    identity = credential.role_arn or live.name
+    return Given(dialect, Cloud.AWS, "credential", identity[:256], credential.access_key_id[-4:])
+
+
+def noted(method: str, outcome: Outcome) -> Given | Reason | None:
+    """The note of an answer as it is sent: with HEAD nothing is given."""
+    note = outcome.note if isinstance(outcome, Response) else None
+    return None if method == "HEAD" and isinstance(note, Given) else note
 
 
 class Peer:

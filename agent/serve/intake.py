@@ -67,6 +67,7 @@ class Intake:
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
         room: how many more connections there may be.
         now: seconds of a clock that does not jump.
+        evicted: told of each that was closed because there is none.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Intake:
         owners: Owners | None,
         room: Callable[[], int],
         now: Callable[[], float] = time.perf_counter,
+        evicted: Callable[[], None] = lambda: None,
     ) -> None:
         self._sockets = tuple(sockets)
         self._serve = begin
@@ -85,6 +87,7 @@ class Intake:
         self._owners = owners
         self._room = room
         self._now = now
+        self._evicted = evicted
         # All mutable state. By owner, in the order of their turns.
         self._queues: dict[Hashable, deque[tuple[socket.socket, Any]]] = {}
         self._count = 0
@@ -282,6 +285,7 @@ class Intake:
         most = max(self._queues, key=lambda owner: len(self._queues[owner]))
         queue = self._queues[most]
         queue.pop()[0].close()
+        self._evicted()
         self._count -= 1
         if not queue:
             del self._queues[most]

@@ -33,9 +33,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Final
 
 from agent.core.clock import Clock
+from agent.core.served import Given, Reason
 from agent.serve.accepted import answer_at_once
+from agent.serve.audit import Ends, Ledger, agent_in
 from agent.serve.connection import Connection
-from agent.serve.fairness import Owners, by_greed
+from agent.serve.fairness import Owners, by_greed, ends_of
 from agent.serve.handling import Access, Handler, Later, Outcome, Peer
 from agent.serve.intake import Intake
 from agent.serve.remembered import Memory
@@ -75,6 +77,7 @@ class Listener:
         bodies: whether a request with this method and raw target means a body; without it every one does.
         owners: names the owner of a connection when places become scarce; without it the address does.
         memory: what was answered a moment ago; without it every request is read.
+        ledger: counts what is given to whom, and why others are refused; without it nothing of that is counted.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Listener:
         bodies: Callable[[str, str], bool] | None = None,
         owners: Owners | None = None,
         memory: Memory | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.handler = handler
         self.broken = broken
@@ -95,6 +99,7 @@ class Listener:
         self.limits = limits or Limits()
         self.bodies = bodies
         self.memory = memory
+        self.ledger = ledger
         self._clock = clock
         self._owners = owners
         self._intake: Intake | None = None
@@ -130,24 +135,46 @@ class Listener:
             recall=self._recalled,
             owners=self._owners,
             room=lambda: self.limits.connections - len(self._open),
+            evicted=self.count_evicted,
         )
         self._intake.begin()
         return self._intake
 
-    def recall(self, data: bytes) -> bytes | None:
-        """The answer to bytes that were answered a moment ago, which counts as one more request."""
+    def recall(self, data: bytes, ends: Ends) -> bytes | None:
+        """The answer to bytes that were answered a moment ago, which counts as one more request.
+
+        Args:
+            data: all that has come.
+            ends: of the connection.
+        """
         found = None if self.memory is None else self.memory.answer(data)
         if found is None:
             return None
+        self.take_note(found[1].note, ends, lambda: agent_in(data))
         if self.access is not None:
             self.access(found[1])
         return found[0]
+
+    def take_note(self, note: Given | Reason | None, ends: Ends, agent: Callable[[], str]) -> None:
+        """Count what is about to be sent.
+
+        Args:
+            note: of the answer.
+            ends: of the connection.
+            agent: what the client calls itself.
+        """
+        if note is None or self.ledger is None:
+            return
+        if isinstance(note, Given):
+            self.ledger.serve(note, ends, agent)
+        else:
+            self.ledger.refuse(note)
 
     def _recalled(
         self, sock: socket.socket, peer: object, owner: Hashable, data: bytes, *, peeked: bool = False
     ) -> bool:
         """Answer and end an accepted connection whose request is remembered; no object is made for it."""
-        answer = self.recall(data)
+        answer = self.recall(data, lambda: ends_of(sock, peer))
         if answer is None:
             return False
         if peeked:
@@ -269,6 +296,7 @@ class Listener:
                 connection.ask(self._owners)
             self._press(now)
             if count >= self.limits.connections and not self._make_room(now):
+                self.count_evicted()
                 return False
         connection.turn = self._turn
         self._open[connection] = now
@@ -334,8 +362,7 @@ class Listener:
             if now < self._leaving_until:
                 for victim in self._leaving:
                     if victim in self._open and not victim.is_fresh(self._turn):
-                        victim.abort()
-                        self.lost(victim)
+                        self._evict(victim)
                         return True
             self._leaving = self._in_order_of_going(now)
             self._leaving_until = now + _LEAVING_SECONDS
@@ -377,8 +404,17 @@ class Listener:
         for victim in by_greed(totals, queues):
             if self._buffered <= down_to:
                 break
-            victim.abort()
-            self.lost(victim)
+            self._evict(victim)
+
+    def _evict(self, victim: Connection) -> None:
+        victim.abort()
+        self.lost(victim)
+        self.count_evicted()
+
+    def count_evicted(self) -> None:
+        """A connection ended because there was no room for it."""
+        if self.ledger is not None:
+            self.ledger.refuse("room")
 
     def complete(self, connection: Connection) -> None:
         """Its request is whole."""
@@ -391,6 +427,7 @@ class Listener:
             self._press(now)
             if len(self._held) >= self.limits.held:
                 self._greediest_of_held().give_up()
+                self.count_evicted()
         self._held[connection] = now
         self.charge(connection, connection.received_bytes)
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from agent.core.model import Cloud
+from agent.serve.audit import AskWho, Ledger
 from agent.serve.clock import ServedClock
 from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.fairness import Owners
@@ -22,14 +23,16 @@ class WorkerServer:
         link: the way to the controller.
         served: what came by it first.
         owners: tells whose connections are whose.
+        ask: tells who asked, for the audit; ``None``: that cannot be known here.
 
     *Resources*: what :meth:`listen` was given and what ``link`` holds, until :meth:`close`.
     """
 
-    def __init__(self, link: Link, served: Served, owners: Owners | None) -> None:
+    def __init__(self, link: Link, served: Served, owners: Owners | None, ask: AskWho | None = None) -> None:
         settings, clock = served.settings, ServedClock(served)
         self._link = link
-        self._tally = Tally(link.say)
+        ledger = Ledger(settings.audit, ask)
+        self._tally = Tally(link.say, ledger)
         self._intake: Intake | None = None
         link.told = self._tally.told
         self.endpoint = WorkerEndpoint(
@@ -43,6 +46,7 @@ class WorkerServer:
             access=self._tally.access,
             broken=self._tally.broken,
             owners=owners,
+            ledger=ledger,
         )
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:

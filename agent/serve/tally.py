@@ -10,8 +10,18 @@ from typing import Final
 
 import msgspec
 
+from agent.serve.audit import Ledger
 from agent.serve.handling import Access
-from agent.snapshot.messages import MOST_COUNTED, Counts, Crashed, Refused, ServerSays, shortened
+from agent.snapshot.messages import (
+    MOST_COUNTED,
+    MOST_SERVED,
+    Counts,
+    Crashed,
+    Refused,
+    Served,
+    ServerSays,
+    shortened,
+)
 from agent.wire.http import Request
 from agent.wire.names import PROBE_USER_AGENT
 
@@ -25,10 +35,12 @@ class Tally:
 
     Args:
         say: to the controller; false when nobody hears it just now.
+        ledger: counts what is given to whom.
     """
 
-    def __init__(self, say: Callable[[ServerSays], bool]) -> None:
+    def __init__(self, say: Callable[[ServerSays], bool], ledger: Ledger) -> None:
         self._say = say
+        self._ledger = ledger
         self._counts: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._complained: dict[int, float] = {}
@@ -46,7 +58,7 @@ class Tally:
         now = time.monotonic()
         if now - self._complained.get(one.status, float("-inf")) < COMPLAIN_AGAIN_SECONDS:
             return
-        said = msgspec.structs.asdict(one)
+        said = msgspec.structs.asdict(one) | {"note": one.note if isinstance(one.note, str) else None}
         for name, most in (("method", 256), ("path", 1024), ("user_agent", 512)):
             said[name] = shortened(said[name], most)
         if self._say(Refused(**said)):
@@ -69,6 +81,11 @@ class Tally:
             return False
         for status, _ in counts:
             del self._counts[status]
+        rows, refused = self._ledger.take()
+        if refused:
+            self._say(Served(refused=refused))
+        for first in range(0, len(rows), MOST_SERVED):
+            self._say(Served(rows[first : first + MOST_SERVED]))
         return True
 
     def told(self) -> None:

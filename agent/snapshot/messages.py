@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 
 from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.served import Reason, Serving
 
 MOST_BODY_BYTES: Final = 1 << 20
 """Of an answer of the real service."""
@@ -18,6 +19,8 @@ MOST_SENT_BYTES: Final = 65536
 """Of a body that a worker has written."""
 MOST_COUNTED: Final = 128
 """Kinds of counts in one message."""
+MOST_SERVED: Final = 32
+"""Rows of what was given, in one message."""
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Status = Annotated[int, msgspec.Meta(ge=0, le=999)]
@@ -85,6 +88,15 @@ class Counts(msgspec.Struct, frozen=True, tag="counts"):
     ]
 
 
+class Served(msgspec.Struct, frozen=True, tag="served"):
+    """What was given to whom since the last such message, and how many requests were refused, by reason."""
+
+    rows: Annotated[tuple[Serving, ...], msgspec.Meta(max_length=MOST_SERVED)] = ()
+    refused: Annotated[
+        tuple[tuple[Reason, Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]], ...], msgspec.Meta(max_length=32)
+    ] = ()
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """A request that was refused, for the log: one of each kind a minute. The members are those of an ``Access``."""
 
@@ -95,6 +107,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     size_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
     user_agent: Annotated[str, msgspec.Meta(max_length=512)]
     peer: Annotated[str, msgspec.Meta(max_length=128)] | None
+    note: Reason | None = None
 
 
 class Crashed(msgspec.Struct, frozen=True, tag="crashed"):
@@ -137,7 +150,7 @@ class Passed(msgspec.Struct, frozen=True, tag="passed"):
         return f"Passed({self.number}, {self.status})"
 
 
-ServerSays = Taken | Mint | MintScoped | Pass | Left | Counts | Refused | Crashed
+ServerSays = Taken | Mint | MintScoped | Pass | Left | Counts | Served | Refused | Crashed
 ControllerSays = Minted | Passed | Tell
 
 

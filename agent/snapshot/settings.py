@@ -7,6 +7,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+from agent.core.served import AuditMode
+
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Line = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -59,6 +61,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
         show: what they do see of it though the table hides it.
         early_phase: where the grid of early ends stands (:mod:`agent.core.early`); drawn once by each worker.
         own_namespaces: of guest attributes, those in which the agent publishes: workers do not write there.
+        audit: how much is asked about those who are given something (:mod:`agent.serve.audit`).
         extra_hosts: names beside the usual that ``Host`` may say.
         ec2_hold_seconds: how long the role list waits for a first credential. Go gives up after 0.5 s.
         container_hold_seconds: the same for the container endpoint; C++ gives up after 1 s.
@@ -72,6 +75,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     token_key: Annotated[bytes, msgspec.Meta(max_length=64)]
     imdsv1: bool = False
+    audit: AuditMode = "summary"
     hide: Lines = ()
     show: Lines = ()
     early_phase: timedelta = timedelta()

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from agent.core.errors import TargetError
+from agent.core.served import Given, Reason
 
 TEXT: Final = ("Content-Type", "text/plain")
 JSON: Final = ("Content-Type", "application/json")
@@ -94,7 +95,8 @@ class Response:
     """One response; its head is rendered when it is made.
 
     ``head`` is the status line and the fields, each with its CRLF, without the empty line that ends them: what sends it
-    adds what is known only then (``Date``) and the body, in one piece.
+    adds what is known only then (``Date``) and the body, in one piece. ``note`` is for audit and metrics: what is given
+    with it, or why the request was refused.
 
     ``Content-Length`` (where a body may be) and ``Connection: close`` are on every answer: CRT clients fail on a body
     that ends with the connection, and botocore, JS and two Rust clients fail on a kept-alive connection that a restart
@@ -104,6 +106,7 @@ class Response:
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = field(default=b"", repr=False)
+    note: Given | Reason | None = field(default=None, repr=False, compare=False)
     head: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class Response:
         object.__setattr__(twin, "status", self.status)
         object.__setattr__(twin, "headers", self.headers)
         object.__setattr__(twin, "body", self.body)
+        object.__setattr__(twin, "note", self.note)
         object.__setattr__(twin, "head", self.head + line)
         return twin
 
@@ -139,7 +143,14 @@ class Response:
         object.__setattr__(twin, "status", self.status)
         object.__setattr__(twin, "headers", self.headers)
         object.__setattr__(twin, "body", body)
+        object.__setattr__(twin, "note", self.note)
         object.__setattr__(twin, "head", self.head)
+        return twin
+
+    def noted(self, note: Given | Reason) -> Response:
+        """The same answer with a note."""
+        twin = self.plus(b"")
+        object.__setattr__(twin, "note", note)
         return twin
 
     def header(self, name: str) -> str | None:

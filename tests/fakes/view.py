@@ -18,6 +18,7 @@ from agent.core.view import Absent, Answer, Ended, Facts, Live, Origin
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
+from agent.serve.audit import Ledger
 from agent.serve.endpoint import WorkerEndpoint
 from agent.serve.link import Link
 from agent.serve.waiting import Served
@@ -242,6 +243,7 @@ def running_endpoint(
     owners: Any = None,
     scoped: Any = no_scoped,
     wall_ahead: Callable[[], timedelta] = timedelta,
+    ledger: Ledger | None = None,
 ) -> Iterator[RunningEndpoint]:
     """Run a workers' endpoint over a real socket until the block ends. Upstreams are factories, called in the loop."""
     view.settings = settings or view.settings
@@ -267,6 +269,7 @@ def running_endpoint(
             access=accesses.append,
             broken=lambda _request, error: failures.append(error),
             owners=owners() if owners else None,
+            ledger=ledger,
         )
         listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
         server = endpoint.listen([listening])

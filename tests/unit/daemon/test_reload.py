@@ -38,6 +38,10 @@ APPLIED = {
     "environment.static",
     "log.level",
     "log.format",
+    "audit.seconds",
+    "audit.file",
+    "audit.group",
+    "audit.file_bytes",
     "metrics.textfile",
     "metrics.group",
     "metrics.seconds",
@@ -113,6 +117,7 @@ WRITTEN = {
     "Environment.shell_file",
     "Environment.container_file",
     "Environment.token_file",
+    "Audit.file",
     "Metrics.textfile",
     "State.directory",
 }

@@ -20,6 +20,7 @@ from agent.daemon import servers as servers_module
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Server, Servers
+from agent.serve.audit import Ledger
 from agent.serve.handling import Access
 from agent.serve.link import Link
 from agent.serve.mints import AT_ONCE, BURST
@@ -286,7 +287,7 @@ async def test_numbers_are_told_when_they_are_asked_for() -> None:
     """Status and metrics count every request that was answered before they were asked for; refusals reach the log."""
     controller = Controller()
     async with controller.honest() as link:
-        tally = Tally(link.say)
+        tally = Tally(link.say, Ledger("summary", None))
         link.told = tally.told
         one = Access("GET", "/x\udc80", 200, 0.1, 5, "u" * 9999)
         with structlog.testing.capture_logs() as logs:

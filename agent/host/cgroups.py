@@ -1,0 +1,56 @@
+"""The names of control groups by their ids, as the kernel tells them of a socket (cgroups(7), version 2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path("/sys/fs/cgroup")
+MOST: Final = 20_000
+"""So many are looked at: a worker may make groups below its own."""
+MOST_CHARACTERS: Final = 256
+
+
+def names(wanted: Iterable[int], root: Path = ROOT) -> Mapping[int, str]:
+    """The paths below the root of those that are still there. Reads directories: for a thread.
+
+    Args:
+        wanted: their ids: the inodes of their directories.
+        root: where the hierarchy is mounted; where version 1 is beside it, in ``unified``.
+    """
+    left = set(wanted)
+    found = {}
+    if not (root / "cgroup.controllers").exists():
+        root = root / "unified"
+    for number, (inode, path) in enumerate(_walk(root)):
+        if not left or number >= MOST:
+            break
+        if inode in left:
+            left.discard(inode)
+            found[inode] = ("/" + os.fsdecode(path).lstrip("/"))[:MOST_CHARACTERS]
+    return found
+
+
+def _walk(root: Path) -> Iterator[tuple[int, bytes]]:
+    """The inode and the path of each, those near the root first."""
+    base = os.fsencode(root)
+    waiting = [b""]
+    try:
+        yield os.stat(base).st_ino, b""  # noqa: PTH116 - bytes: names need be no text
+    except OSError:
+        return
+    while waiting:
+        below = []
+        for path in waiting:
+            try:
+                with os.scandir(base + path) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            inner = path + b"/" + entry.name
+                            yield entry.inode(), inner
+                            below.append(inner)
+            except OSError:
+                continue  # gone meanwhile
+        waiting = below

@@ -1,0 +1,69 @@
+"""A file that lines are added to: bounded, whole lines, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agent.core.errors import HostError
+from agent.host.rotated import KEPT, append
+
+LINE = b"x" * 99 + b"\n"
+
+
+def write(path: Path, data: bytes = LINE, **how: int) -> None:
+    append(path, data, **{"most_bytes": 1000, "mode": 0o600, **how})
+
+
+def test_it_never_grows_beyond_its_bound_and_keeps_a_few_old_ones(tmp_path: Path) -> None:
+    """The newest lines are in it, those before in NAME.1 and so on; what is older than those goes; no line is cut."""
+    path = tmp_path / "audit"
+    for number in range(200):
+        write(path, f"{number:099}\n".encode())
+    names = sorted(one.name for one in tmp_path.iterdir())
+    assert names == sorted(["audit", *(f"audit.{number}" for number in range(1, KEPT + 1))])
+    assert all(one.stat().st_size <= 1000 for one in tmp_path.iterdir())
+    ordered = [tmp_path / name for name in (*(f"audit.{n}" for n in range(KEPT, 0, -1)), "audit")]
+    numbers = [int(line) for one in ordered for line in one.read_text().splitlines()]
+    assert numbers == list(range(200 - len(numbers), 200))
+
+
+def test_what_is_larger_than_the_bound_is_written_whole(tmp_path: Path) -> None:
+    """A single piece above the bound is no reason to lose it."""
+    path = tmp_path / "audit"
+    write(path)
+    write(path, LINE * 20)
+    assert path.read_bytes() == LINE * 20
+    assert (tmp_path / "audit.1").read_bytes() == LINE
+
+
+def test_its_mode_is_what_is_asked_whatever_there_was(tmp_path: Path) -> None:
+    """A file that was readable to all is not, from the next line on."""
+    path = tmp_path / "audit"
+    path.touch(mode=0o644)
+    write(path, mode=0o640)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("trap", ["link", "hard link", "fifo", "directory"])
+def test_nobody_leads_it_to_another_file(tmp_path: Path, trap: str) -> None:
+    """A link, a second name or a pipe at its place takes no line, and is not changed."""
+    path, other = tmp_path / "audit", tmp_path / "other"
+    other.write_bytes(b"mine")
+    other.chmod(0o644)
+    match trap:
+        case "link":
+            path.symlink_to(other)
+        case "hard link":
+            os.link(other, path)
+        case "fifo":
+            os.mkfifo(path)
+        case _:
+            path.mkdir()
+    with pytest.raises(HostError, match=r"audit: (cannot be written|expected a plain file)"):
+        write(path)
+    assert other.read_bytes() == b"mine"
+    assert stat.S_IMODE(other.stat().st_mode) == 0o644
