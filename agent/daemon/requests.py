@@ -25,27 +25,27 @@ class Requests:
         self._complained: dict[tuple[str, int], float] = {}
         self._log = structlog.get_logger()
 
-    def of(self, door: str) -> Callable[[Access], None]:
+    def of(self, listener: str) -> Callable[[Access], None]:
         """The function that one endpoint calls with each request."""
 
         def access(one: Access) -> None:
-            self.add(door, one.status, 1)
+            self.add(listener, one.status, 1)
             if one.status in (0, 403, 429) or one.status >= 500:
-                self.complain(door, one)
+                self.complain(listener, one)
 
         return access
 
-    def add(self, door: str, status: int, count: int) -> None:
+    def add(self, listener: str, status: int, count: int) -> None:
         """Count ``count`` requests that an endpoint answered with ``status``."""
-        key = (door, status)
+        key = (listener, status)
         self.counts[key] = self.counts.get(key, 0) + count
 
-    def complain(self, door: str, one: Access) -> None:
+    def complain(self, listener: str, one: Access) -> None:
         """Log a request that was refused, once a minute for each status."""
-        now, key = time.monotonic(), (door, one.status)
+        now, key = time.monotonic(), (listener, one.status)
         if now - self._complained.get(key, float("-inf")) >= COMPLAIN_AGAIN_SECONDS:
             self._complained[key] = now
-            self._log.info("request.refused", door=door, **msgspec.structs.asdict(one))
+            self._log.info("request.refused", door=listener, **msgspec.structs.asdict(one))
 
     def broken(self, request: Any, error: Exception) -> None:
         """Log that a handler crashed: a defect of ours, which costs one request."""

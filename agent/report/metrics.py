@@ -220,7 +220,7 @@ class _Collector:
             "http_requests",
             "Requests answered.",
             ("door", "status"),
-            [((door, str(code)), number) for (door, code), number in vitals.requests.items()],
+            [((listener, str(code)), number) for (listener, code), number in vitals.requests.items()],
         )
         # Each from the start, so that the first is a rise.
         kinds = [*(("aws", dialect) for dialect in ("ec2", "container")), ("gcp", "gce")]

@@ -220,7 +220,7 @@ class TestEc2Worker:
         first_of_subuid = 100_000
         assert machine.run(*ask, uid=first_of_subuid).strip() == "agent"
 
-    def test_nobody_outside_reaches_the_door(self, machine: Machine) -> None:
+    def test_nobody_outside_reaches_the_listener(self, machine: Machine) -> None:
         """The listener's addresses are for this machine: a neighbour on the network is dropped, even with a route."""
         cloud = machine.cloud.here
         m.call("ip", "-n", cloud, "route", "add", "169.254.171.2/32", "via", "10.77.0.2")

@@ -225,7 +225,7 @@ class TestReload:
             agent.push(world.seal(world.session(USER)))
             manager.wait_for("READY=1")
 
-    def test_before_the_doors_are_open_it_waits(self, world: World, manager: NotifySocket) -> None:
+    def test_before_the_listeners_are_open_it_waits(self, world: World, manager: NotifySocket) -> None:
         """A SIGHUP while the machine is still being asked who it is costs nothing and is obeyed after the start."""
         with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and says nothing
             mute.settimeout(DEADLINE_SECONDS)

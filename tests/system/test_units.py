@@ -78,7 +78,7 @@ def test_the_running_daemon_can_run_nothing(machine: Machine) -> None:
     assert int(other) >= 0
 
 
-def test_each_group_opens_its_own_door_alone(machine: Machine) -> None:
+def test_each_group_opens_its_own_socket_alone(machine: Machine) -> None:
     """A worker reads the environment and asks no status; an operator the reverse; neither sees the configuration or keys."""
     machine.run(
         "sh",

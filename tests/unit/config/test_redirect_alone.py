@@ -67,7 +67,7 @@ def test_no_file_makes_it_fall(tmp_path: Path, data: bytes | None) -> None:
         config.load_redirect(path)
 
 
-def test_the_port_is_the_doors(tmp_path: Path) -> None:
+def test_the_port_is_the_listeners(tmp_path: Path) -> None:
     """Its own, else that of listen.http."""
     assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]'))[1] == 81
     assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]\n[redirect]\nport = 82'))[1] == 82

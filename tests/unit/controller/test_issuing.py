@@ -290,7 +290,7 @@ class TestRenewal:
             assert held.access_key_id != "ASIAUSER000000000000"
 
     @looped
-    async def test_the_doors_are_rung_when_answers_change(self) -> None:
+    async def test_watchers_are_told_when_answers_change(self) -> None:
         """Whoever waits for a first answer is woken by it, and not by the mere passing of time."""
         world = World()
         world.issuer.answer = machine
