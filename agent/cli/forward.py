@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -45,6 +46,7 @@ What to add to the workers' user-data, so that they believe this computer:
 @click.option("--role-arn", help="AWS: assume this role, and send its session.")
 @click.option("--policy", type=FILE, help="AWS: file with a session policy (JSON) that restricts the role.")
 @click.option("--duration", type=LENGTH, help="AWS: how long a session lasts, such as 1h.")
+@click.option("--assume-expiry", type=LENGTH, help="AWS: how long your session still lasts, if boto3 does not know.")
 @click.option("--impersonate", metavar="EMAIL", help="Google: impersonate this service account, and send its tokens.")
 @click.option(
     "--env",
@@ -172,6 +174,7 @@ def _wanted(given: dict[str, Any]) -> Any:
         "role_arn": given["role_arn"],
         "policy": None if policy is None else read(policy).decode(),
         "duration": given["duration"],
+        "assume_expiry": given["assume_expiry"],
         "impersonate": given["impersonate"],
         "lease": given["lease"],
         "renew": given["renew"],
@@ -193,6 +196,9 @@ def _client(given: dict[str, Any], **more: Any) -> Any:
             "--dask needs the package distributed beside this program: pip install 'credential-agent[dask]'"
         ) from None
     distributed: Any = untyped
+    # distributed neither ends nor says so for some that it does not understand.
+    if re.fullmatch(r"((tcp|tls|ws|wss|ucx)://)?.+:[0-9]{1,5}/?", given["dask"]) is None:
+        raise click.UsageError(f"--dask: expected tcp://HOST:PORT or tls://HOST:PORT, got {given['dask']!r}")
     if given["tls_ca"] is not None:
         more["security"] = distributed.Security(
             tls_ca_file=str(given["tls_ca"]),

@@ -18,7 +18,7 @@ from agent.core.secret import Secret, reveal
 from agent.enrol import Policy
 from agent.identity.forecast import Forecast, forecasts
 from agent.sender import Collected, aws, gcp
-from agent.sender.aws_identity import local_session
+from agent.sender.aws_identity import asked, local_session
 from agent.sender.claims import content_of
 
 Renew = Literal["here", "worker", "instance", "never"]
@@ -59,6 +59,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     policy: str | None = None
     impersonate: str | None = None
     duration: timedelta | None = None
+    assume_expiry: timedelta | None = None
     renew: Renew = "here"
 
     def __repr__(self) -> str:
@@ -89,6 +90,7 @@ class Local:
         self._transport = transport
         self._session: Any = None
         self._begun = False
+        self._seen: dict[str, datetime] = {}  # when each session was seen first, by its key id
         self._absent: dict[Cloud, str] = {}  # by what was seen of this computer when it had no such identity
         self.parts: dict[Cloud, Part] = {}
 
@@ -212,10 +214,26 @@ class Local:
                 role_arn=options.role_arn,
                 policy=options.policy,
                 duration=options.duration,
+                assume_expiry=self._assumed(session, now),
                 renew=renewal if options.role_arn else aws.Renewal.NONE,
             ),
             now=now,
         )
+
+    def _assumed(self, session: Any, now: datetime) -> timedelta | None:
+        """What is left of the length that was said: it began when the session was seen first, not at each look."""
+        length = self._options.assume_expiry
+        if length is None:
+            return None
+        found = asked(session.get_credentials)
+        left = self._seen.setdefault(found.access_key if found else "", now) + length - now
+        if left <= timedelta(0):
+            raise Denied(
+                "the local AWS session has ended, by what assume_expiry= said of it",
+                hint="sign in again, however this session was made",
+                code="ExpiredToken",
+            )
+        return left
 
     def _from_adc(self, now: datetime) -> Collected:
         lasting = self._options.renew == "worker"

@@ -12,7 +12,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as Late
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ PATIENCE_SECONDS: Final = 10.0
 SLICE: Final = 128
 """Workers of one call: one that hangs holds up only so many others."""
 ALONE_SECONDS: Final = 10.0
+GOODBYE_SECONDS: Final = 5.0
 
 _ON_WORKER: Final = (
     PROGRAM
@@ -153,6 +154,7 @@ class Dask:
         self._pending: dict[str, asyncio.Future[str]] = {}  # by box
         self._inbox: asyncio.Task[None] | None = None
         self._register: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._registering: Future[Any] | None = None
         self._comm: Any = None
         address = str(getattr(client.scheduler, "address", ""))
         self.private = re.match(r"(tls|wss)://", address) is not None
@@ -174,7 +176,7 @@ class Dask:
             found = await self._client.nthreads()
             # A scheduler that was started anew knows neither queue nor plugin of ours.
             if self._register is not None and self._client.scheduler_comm is not self._comm:
-                self._begin(self._register())
+                self._registering = self._begin(self._register())
             return found
 
         return list(self._wait(self._begin(ask()), 30))
@@ -244,36 +246,48 @@ class Dask:
             plugin = type("CredentialAgent", (WorkerPlugin,), members)()
             self._comm = self._client.scheduler_comm
             await self._client.scheduler.queue_create(name=self._session, client=self._session)
+            # Who asked before the network was lost is still asked for by the scheduler, and takes what comes next.
+            await self._client.scheduler.queue_put(name=self._session, data={})
             if self._inbox is None or self._inbox.done():
                 self._inbox = asyncio.get_running_loop().create_task(self._hear(joined))
             # No caller waits for this. It returns when the last worker has been served.
             await self._client.register_plugin(plugin, name=self._session)
 
         self._register = register
-        self._begin(register())
+        self._registering = self._begin(register())
 
         async def leave() -> None:
             self._register = None
             if self._inbox is not None:
+                # Not cancelled: the scheduler would go on asking for it, or complain in its log.
+                await self._client.scheduler.queue_put(name=self._session, data={"end": True})
+                await asyncio.wait([self._inbox], timeout=GOODBYE_SECONDS)
                 self._inbox.cancel()
             await self._client.unregister_worker_plugin(self._session)
             self._client._send_to_scheduler(  # noqa: SLF001 - as distributed.Queue.close() does
                 {"op": "queue_release", "name": self._session, "client": self._session}
             )
 
-        return lambda: self._wait(self._begin(leave()), 30)
+        def unwatch() -> None:
+            # What was not registered yet cannot be taken back.
+            if self._registering is not None and not self._closed:
+                wait([self._registering], self._patience)
+            self._wait(self._begin(leave()), 30)
+
+        return unwatch
 
     async def _hear(self, joined: Callable[[Sequence[str]], None]) -> None:
         while True:
             try:
-                word = (await self._client.scheduler.queue_get(name=self._session, timeout=PATIENCE_SECONDS))["value"]
-            except TimeoutError:
-                continue
+                # Without a timeout: the scheduler would write each one that passes into its log, with a traceback.
+                word = (await self._client.scheduler.queue_get(name=self._session, timeout=None))["value"]
             except Exception:  # noqa: BLE001 - no network, no queue: workers() makes another when it is back
                 await asyncio.sleep(1)
                 continue
             if not isinstance(word, dict):
                 continue
+            if word.get("end"):
+                return
             box, reply, name = word.get("box"), word.get("reply"), word.get("joined")
             if isinstance(name, str):
                 if isinstance(box, str):

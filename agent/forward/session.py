@@ -73,7 +73,12 @@ class Forward:
         return self._status
 
     def refresh(self) -> Status:
-        """Look at this computer and at every worker now, and deliver what is new."""
+        """Look at this computer and at every worker now, and deliver what is new.
+
+        Raises:
+            UsageError: it would stop the loop of an asynchronous client.
+        """
+        self._not_in_a_loop("refresh")
         with self._working:
             self._renew()
             self._look(self._engine.present())
@@ -83,6 +88,8 @@ class Forward:
         """End it: withdraw unless ``on_exit="keep"``, and say until when workers are served. Idempotent."""
         if self._closed:
             return
+        if self._thread is not None:
+            self._not_in_a_loop("close")
         self._closed = True
         with self._wake:
             self._stopping = True
@@ -101,6 +108,13 @@ class Forward:
                 self._engine.lost(error)
             self._status = status = self._engine.status()
         self._teller.left(status, taken, datetime.now(UTC))
+
+    def _not_in_a_loop(self, name: str) -> None:
+        if self._lazy and asyncio._get_running_loop() is not None:  # noqa: SLF001 - asks without raising
+            raise UsageError(
+                f"the client is asynchronous: {name}() would stop its loop",
+                hint=f"await asyncio.to_thread(f.{name}), within async with forward.dask(client) as f",
+            )
 
     def __enter__(self) -> Self:
         if self._lazy:

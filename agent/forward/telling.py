@@ -73,6 +73,9 @@ class Teller:
 
     def left(self, status: Status, taken: int | None, now: datetime) -> None:
         """Say at the end until when the workers are served without us."""
+        if taken == 0 and not status.served:
+            self._line("nobody was served, so nothing was withdrawn")
+            return
         if taken is not None:
             self._line(f"withdrawn from {taken} machine{'' if taken == 1 else 's'}: the workers have it no longer")
             if status.served:

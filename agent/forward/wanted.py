@@ -34,6 +34,7 @@ class Wanted(TypedDict, total=False):
         policy: AWS: a session policy that restricts the role: JSON text or a mapping.
         impersonate: Google: impersonate this service account, and send its tokens.
         duration: AWS: how long a session lasts.
+        assume_expiry: AWS: how long a session that does not say so is sure to live, from when it is seen first.
         lease: workers stop serving this long after the last renewal. By default they serve as long as the credentials
             live.
         renew: who renews: ``"here"``, this program; ``"worker"``: the workers, with what is sent to them for it (the
@@ -61,6 +62,7 @@ class Wanted(TypedDict, total=False):
     policy: str | Mapping[str, Any] | None
     impersonate: str | None
     duration: timedelta | None
+    assume_expiry: timedelta | None
     lease: timedelta | None
     renew: Renew
     accounts: Sequence[str]
@@ -165,5 +167,6 @@ def _options(wanted: Mapping[str, Any]) -> Options:
         policy=policy if policy is None or isinstance(policy, str) else json.dumps(policy, separators=(",", ":")),
         impersonate=wanted.get("impersonate"),
         duration=wanted.get("duration"),
+        assume_expiry=wanted.get("assume_expiry"),
         renew=wanted.get("renew", "here"),
     )

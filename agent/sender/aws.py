@@ -185,7 +185,7 @@ def _raw(local: LocalAws, options: AwsOptions, now: datetime, grant_id: str) -> 
             raise Denied(
                 f"nothing tells when the local AWS session (from {local.method}) ends, and a wrong guess breaks jobs",
                 hint="set AWS_CREDENTIAL_EXPIRATION (`aws configure export-credentials --format env` prints it), "
-                "or say how long it is sure to live: --assume-expiry 45m",
+                "or say how long it is sure to live: --assume-expiry 45m (assume_expiry=)",
                 code="no-expiry",
             )
         ends = now + options.assume_expiry

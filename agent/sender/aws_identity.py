@@ -79,7 +79,7 @@ class LocalAws:
         if self.ends is not None and self.ends <= now:
             raise Denied(
                 f"the local AWS session has ended, {instant(self.ends)}",
-                hint="sign in again (`aws sso login`, or however this session was made), then seal again",
+                hint="sign in again (`aws sso login`, or however this session was made), then do this again",
                 code="ExpiredToken",
             )
 
@@ -140,7 +140,7 @@ def _frozen(found: Any) -> Any:
         # botocore raises it when a refresh brings nothing fresher: from the environment it never does.
         raise Denied(
             f"the local AWS session (from {found.method}) has ended",
-            hint="sign in again (`aws sso login`, or however this session was made), then seal again",
+            hint="sign in again (`aws sso login`, or however this session was made), then do this again",
             code="ExpiredToken",
         ) from None
 
@@ -178,7 +178,7 @@ def _refusal(said: Mapping[str, Any]) -> ProviderError:
     if code in _PASSING_CODES:
         return Transient(message, code=code)
     hints = {
-        "ExpiredToken": "the local session has ended: sign in again, then seal again",
+        "ExpiredToken": "the local session has ended: sign in again, then do this again",
         "SignatureDoesNotMatch": "the secret does not belong to the key id, or this computer's clock is wrong",
         "InvalidClientTokenId": "the local keys are not valid (any more); `aws configure list` shows which are used",
         "ForbiddenException": "is the profile's role assigned to you in that account (sso_account_id, sso_role_name)?",

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agent.core.errors import UsageError
 from agent.core.model import AwsSession
 from agent.forward import State
 from agent.forward.on_dask import Dask
@@ -163,6 +164,10 @@ def test_present_and_future_workers_are_served_before_their_first_task(world: Wo
             with late.changed:
                 assert late.changed.wait_for(lambda: bool(late.accepted), 30)
         assert all(machine.bundle is None for machine in world.agents.values())
+        forward(world, client).close()  # before the scheduler knows of it
+        assert client.run_on_scheduler(Queues()) == []
+    # The scheduler is somebody's who did not ask for any of this.
+    assert "Traceback" not in (world.home / "0.log").read_text()
 
 
 @pytest.mark.slow
@@ -283,6 +288,10 @@ def test_an_asynchronous_client(world: World, cluster: Cluster) -> None:
             await client.wait_for_workers(1, timeout=60)
             async with forward(world, client) as f:
                 assert f.status().served == 1
+                for stops in (f.refresh, f.close):
+                    with pytest.raises(UsageError, match="would stop its loop"):
+                        stops()
+                assert (await asyncio.to_thread(f.refresh)).served == 1
                 assert await client.submit(eval, PROBE, pure=False) is not None
             assert f.status().workers[0].state is State.WAITING
 

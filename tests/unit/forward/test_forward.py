@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -245,6 +246,28 @@ def test_a_session_is_replaced_before_its_end(world: World) -> None:
         f.refresh()
         assert world.sts.operations() == ["AssumeRole", "AssumeRole"]
         assert len(machine.accepted) == 2
+
+
+def test_a_session_of_unknown_end_lives_as_long_as_was_said_of_it(world: World) -> None:
+    """assume_expiry= counts from when the session was seen first: looking again makes it no longer. A new one has its own."""
+    world.monkeypatch.delenv("AWS_CREDENTIAL_EXPIRATION")
+    with pytest.raises(Denied) as caught:
+        world.forward()
+    assert "assume_expiry=" in str(caught.value.hint)
+    world.machine("m")
+    began = world.now()
+    with world.forward(assume_expiry=timedelta(minutes=45)) as f:
+        until = f.status().until
+        assert until is not None
+        assert abs(until - began - timedelta(minutes=45)) < timedelta(minutes=1)
+        world.time_gone = timedelta(minutes=40)
+        assert f.refresh().until == until
+        world.time_gone = timedelta(minutes=44)
+        world.sign_on()
+        del os.environ["AWS_CREDENTIAL_EXPIRATION"]
+        later = f.refresh().until
+        assert later is not None
+        assert later > until + timedelta(minutes=40)
 
 
 def test_a_lease_is_renewed_and_no_longer_than_a_worker_lets_us(world: World) -> None:
