@@ -16,8 +16,11 @@ SCHEMAS: Final = MappingProxyType(
         "check": 1,
         "pubkey": 1,
         "push": 1,
+        "redirect-check": 1,
         "refresh": 1,
+        "reload": 1,
         "status": 1,
+        "wait": 1,
         "whoami": 1,
     }
 )

@@ -18,7 +18,8 @@ import msgspec
 
 from agent import config as configuration
 from agent.cli.common import CONFIG_PATH
-from agent.cli.exits import EX_CONFIG, EX_UNAVAILABLE
+from agent.cli.documents import json_option, tell
+from agent.cli.exits import EX_CONFIG, EX_OK, EX_UNAVAILABLE
 from agent.cli.redirect_plan import AGENT_USER, Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
 from agent.host import aliases, arrival, hold, nft, planning, ports, ranges, systemctl, unroutable
@@ -132,7 +133,8 @@ def show() -> None:
 
 @redirect.command()
 @_CONFIG
-def check(path: Path) -> int:
+@json_option
+def check(path: Path, as_json: bool) -> int:
     """Test the rules: ask as a worker and as others.
 
     Prints who answered each. Needs root; changes nothing. Exits 69 if a request goes the wrong way.
@@ -140,21 +142,20 @@ def check(path: Path) -> int:
     section, port, notes = configuration.load_redirect(path)
     if nft.show() is None:
         raise HostError(f"table {nft.TABLE} is not loaded: workers are refused", hint=arrival.HINT)
-    failed = False
     known = _settled()
+    found: list[tuple[bool, str, str | None]] = []
     if known is not None and not known.arrives:
-        failed = True
-        click.echo(f"FAIL  {known.state}: {known.why}\n      hint: {arrival.hint(known.state)}")
+        found.append((False, f"{known.state}: {known.why}", arrival.hint(known.state)))
     plan = plan_of(section, port, notes, AGENT_USER)
     # What follows from the section was just looked up anew; the rest only the process that holds the rules knows.
     held = () if known is None else (note for note in known.notes if not note.startswith("redirect."))
-    for note in (*plan.notes, *plan.pending, *held):
-        failed = True
-        click.echo(f"FAIL  {note}")
-    for fine, line in _findings(section, port):
-        failed |= not fine
-        click.echo(f"{'ok  ' if fine else 'FAIL'}  {line}")
-    return EX_UNAVAILABLE if failed else 0
+    found += [(False, note, None) for note in (*plan.notes, *plan.pending, *held)]
+    found += [(fine, line, None) for fine, line in _findings(section, port)]
+    if as_json:
+        tell("redirect-check", {"findings": [{"ok": fine, "said": said, "hint": hint} for fine, said, hint in found]})
+    for fine, said, hint in () if as_json else found:
+        click.echo(f"{'ok  ' if fine else 'FAIL'}  {said}" + (f"\n      hint: {hint}" if hint else ""))
+    return EX_OK if all(fine for fine, _, _ in found) else EX_UNAVAILABLE
 
 
 @redirect.command(hidden=True)

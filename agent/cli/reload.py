@@ -7,8 +7,9 @@ from typing import Final
 
 import click
 
-from agent.cli import ask
-from agent.cli.exits import EX_CONFIG
+from agent.cli import ask, documents
+from agent.cli.documents import json_option
+from agent.cli.exits import EX_CONFIG, EX_OK
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import HostError
 
@@ -17,7 +18,8 @@ RELOAD_SECONDS: Final = 45.0
 
 @click.command()
 @config_option
-def reload(path: Path) -> int:
+@json_option
+def reload(path: Path, as_json: bool) -> int:
     """Make the agent read its configuration again.
 
     "systemctl reload credential-agent" runs this. Names the sections that need a restart. Exits 78 if the configuration
@@ -27,6 +29,9 @@ def reload(path: Path) -> int:
     if answer.status not in (200, 422):
         raise HostError(f"the agent did not reload: {answer.why()}")
     done = answer.json()
+    if as_json:
+        documents.tell("reload", done)
+        return EX_CONFIG if done["outcome"] == "refused" else EX_OK
     if done["outcome"] == "refused":
         click.echo(f"credential-agent: refused, and what was in force stays so: {done['reason']}", err=True)
         if done["hint"]:

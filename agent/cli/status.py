@@ -35,10 +35,10 @@ _CLEAR: Final = "\033[H\033[2J"
     help="Seconds between looks of --watch.",
 )
 def status(path: Path, as_json: bool, watch: bool, interval: float) -> int:
-    """Show which identity this worker has, until when, what is renewed next, and what happened lately.
+    """Show which identity this worker has, and until when.
 
-    Exits 69 if it has none in any cloud. Exits 71 if the agent does not answer, and then shows what systemd knows of
-    it.
+    Also shows what is renewed next, what is wrong, and what happened lately. Exits 69 if it has none in any
+    cloud. Exits 71 if the agent does not answer, and then shows what systemd knows of it.
     """
     while watch:
         _show_again(path, as_json=as_json)

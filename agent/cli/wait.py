@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 
 import click
 
-from agent.cli import ask
+from agent.cli import ask, documents
+from agent.cli.documents import json_option
 from agent.cli.exits import EX_TEMPFAIL
 from agent.cli.options import CLOUDS, bundle_option, config_option, for_option, timeout_option, unreadable
 from agent.core.errors import HostError
@@ -27,13 +28,14 @@ _WHOSE: Final = {"bundle": "an identity from the bundle", "fallback": "the machi
 @for_option
 @timeout_option(120.0)
 @bundle_option
+@json_option
 @click.option(
     "--workers",
     "watching",
     is_flag=True,
     help="Wait until workers have an identity. For root and operators, who are usually no workers themselves.",
 )
-def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, watching: bool) -> int:
+def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, watching: bool, as_json: bool) -> int:
     """Wait until this worker has an identity.
 
     Asks the agent as a program on this worker would. Where metadata requests are redirected, it also checks that they
@@ -43,7 +45,7 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, bundle: bool, watc
     Root is no worker, except in a worker's slice: as root, use --workers.
     """
     asked = Watched(path) if watching else Workers(path)
-    return await_identity(asked, clouds, timeout, bundle=bundle, tell=True)
+    return await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
 
 
 class Endpoint(Protocol):
@@ -187,9 +189,22 @@ class _Round:
 
 
 def await_identity(
-    endpoint: Endpoint, clouds: tuple[str, ...], timeout: float, *, bundle: bool = False, tell: bool = False
+    endpoint: Endpoint,
+    clouds: tuple[str, ...],
+    timeout: float,
+    *,
+    bundle: bool = False,
+    tell: Callable[[_Round, str | None], None] | None = None,
 ) -> int:
-    """Poll until the wanted clouds answer, with the wanted identity; the status to exit with."""
+    """Poll until the wanted clouds answer, with the wanted identity; the status to exit with.
+
+    Args:
+        endpoint: who is asked.
+        clouds: those that are wanted.
+        timeout: in seconds.
+        bundle: whether it must be a bundle's.
+        tell: tells what the last round found, and why it is not enough. ``None``: only the latter is told, to people.
+    """
     wanted = CLOUDS if "any" in clouds else clouds
     enough = any if "any" in clouds else all
     end = time.monotonic() + timeout
@@ -198,18 +213,33 @@ def await_identity(
         if enough(cloud not in found.reasons for cloud in wanted):
             astray = endpoint.astray()
             if astray is None:
-                for cloud, origin in found.whose.items():
-                    if tell and origin in _WHOSE:
-                        click.echo(f"{cloud}: {_WHOSE[origin]}")
+                if tell is not None:
+                    tell(found, None)
                 return 0
             found.reasons = {"redirect": astray}
         if time.monotonic() >= end:
-            for reason in dict.fromkeys(found.reasons.values()):
-                whose = ", ".join(cloud for cloud, its in found.reasons.items() if its == reason)
-                click.echo(f"credential-agent: {whose}: {reason}", err=True)
-            if found.refused is not None:
-                click.echo(f"credential-agent: the last bundle was refused: {found.refused}", err=True)
             kind = "identity from a bundle" if bundle else "identity"
-            click.echo(f"credential-agent: no {kind} within {timeout:g} s", err=True)
+            (tell or _say)(found, f"no {kind} within {timeout:g} s")
             return EX_TEMPFAIL
         time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0)))
+
+
+def _say(found: _Round, lacking: str | None) -> None:
+    """For people: whose identity it is, or why there is none."""
+    if lacking is None:
+        for cloud, origin in found.whose.items():
+            if origin in _WHOSE:
+                click.echo(f"{cloud}: {_WHOSE[origin]}")
+        return
+    for reason in dict.fromkeys(found.reasons.values()):
+        whose = ", ".join(cloud for cloud, its in found.reasons.items() if its == reason)
+        click.echo(f"credential-agent: {whose}: {reason}", err=True)
+    if found.refused is not None:
+        click.echo(f"credential-agent: the last bundle was refused: {found.refused}", err=True)
+    click.echo(f"credential-agent: {lacking}", err=True)
+
+
+def _document(found: _Round, lacking: str | None) -> None:
+    """For programs."""
+    members = {"ok": lacking is None, "clouds": found.whose, "reasons": found.reasons, "refused": found.refused}
+    documents.tell("wait", members)

@@ -71,6 +71,7 @@ class Broken(NamedTuple):
 SERVICE = "credential-agent"
 RESTART = f"systemctl restart {SERVICE}"
 CONFIG = f"{ETC}/config.toml"
+SOCKETS = " ".join(f"{SERVICE}{name}.socket" for name in ("", "-ipv6", "-control", "-courier"))
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 STATE = "/var/lib/credential-agent"
 
@@ -104,8 +105,8 @@ BROKEN = [
            "redirect", "not in the kernel", "systemctl restart credential-agent-redirect"),
     Broken("an unknown worker", f"{edited('s/alice/bob/')}", WITH_GOOD, "redirect", "bob", "getent passwd bob"),
     Broken("another has the port",
-           f"systemctl stop {SERVICE} {SERVICE}.socket; systemd-run --quiet --unit=thief /usr/bin/python3 -m http.server --bind 127.0.0.1 16925",
-           f"systemctl stop thief; systemctl start {SERVICE}.socket {SERVICE}", "port", "another program has it", "ps -o"),
+           f"systemctl stop {SERVICE} {SOCKETS}; systemd-run --quiet --unit=thief /usr/bin/python3 -m http.server --bind 127.0.0.1 16925",
+           f"systemctl stop thief; systemctl start {SOCKETS} {SERVICE}", "port", "another program has it", "ps -o"),
     Broken("no signer", f"mv {ETC}/signers/control.pub.jwk {ETC}/signers/away", f"mv {ETC}/signers/away {ETC}/signers/control.pub.jwk",
            "configuration", "signers[0].key", "credential-agent check"),
 ]  # fmt: skip
@@ -152,6 +153,17 @@ class TestBrokenWorker:
         finally:
             machine.run("sh", "-c", way.mend)
         assert [one for one in found if way.cause in one["said"] and way.next in one["next"]], found
+
+    def test_to_look_starts_nothing(self, machine: Machine) -> None:
+        """An agent that somebody has stopped stays so, however often it is looked at."""
+        settled(machine)
+        machine.run("systemctl", "stop", SERVICE)
+        try:
+            for _ in range(2):
+                assert any(one["said"].endswith("is stopped") for one in examined(machine) if one["check"] == "daemon")
+            assert machine.run("systemctl", "is-active", SERVICE, check=False).strip() == "inactive"
+        finally:
+            machine.run("systemctl", "start", SERVICE)
 
     def test_a_worker_sees_its_identity_and_no_secret(self, machine: Machine, sender: Sender) -> None:
         """An ordinary worker gets the redacted look: no key, no bundle, no configuration, and who sees more."""

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from agent.doctor import facts, isolation
+from agent.doctor.checks.unit import SERVICE
 from agent.doctor.isolation import Identity, Probe
 from agent.doctor.probes.bundles import look_at_bundles
 from agent.doctor.probes.configuration import look_at_configuration
@@ -18,6 +19,9 @@ from agent.doctor.probes.machine import look_at_clock, look_at_memory, look_at_p
 from agent.doctor.probes.outside import look_at_clouds, look_at_metadata
 from agent.doctor.probes.redirect import look_at_arrival
 from agent.doctor.probes.units import look_at_units
+
+UNITS_SECONDS: Final = 1.0
+"""What systemd has to answer before the rest is looked at."""
 
 
 class Machine(NamedTuple):
@@ -45,10 +49,12 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
     # Imported once, before there are processes that would each import it in their two seconds.
     importlib.import_module("aiohttp")
     path, service = machine.path, machine.service
+    # First: whoever connects to a socket that systemd holds for a service that is stopped starts it.
+    first = isolation.look({"units": Probe(facts.Units, look_at_units)}, seconds=min(UNITS_SECONDS, seconds))
+    ask = not _rests(first["units"])
     served = partial(look_at_configuration, path, machine.environ, as_service=service is not None)
     probes = {
-        "units": Probe(facts.Units, look_at_units),
-        "control": Probe(facts.Control, machine.ask),
+        "control": Probe(facts.Control, machine.ask if ask else _not_asked),
         "configuration": Probe(facts.Configuration, served, service),
         "keys": Probe(facts.KeyFiles, partial(look_at_keys, path, machine.environ), service),
         "bundles": Probe(facts.Bundles, partial(look_at_bundles, path, machine.environ, machine.file), service),
@@ -56,10 +62,20 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "clouds": Probe(facts.Clouds, partial(look_at_clouds, path), service),
         "clock": Probe(facts.Clock, look_at_clock),
         "listeners": Probe(facts.Listeners, partial(look_at_listeners, path)),
-        "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root)),
+        "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=ask)),
         "places": Probe(facts.Places, partial(look_at_places, path), service),
         "memory": Probe(facts.Memory, look_at_memory),
         "releases": Probe(facts.Releases, look_at_releases),
     }
-    found = isolation.look(probes, seconds=seconds)
+    found = first | isolation.look(probes, seconds=seconds)
     return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), **found)
+
+
+def _rests(units: facts.Units | facts.Unknown) -> bool:
+    """Whether the service is stopped, or has been given up."""
+    unit = None if isinstance(units, facts.Unknown) else units.units.get(SERVICE)
+    return unit is not None and unit.load == "loaded" and unit.active in {"inactive", "failed"}
+
+
+def _not_asked() -> facts.Control:
+    return facts.Control(state="absent", path="", why="it is stopped, and to ask it would start it")

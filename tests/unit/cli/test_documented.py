@@ -71,3 +71,44 @@ def test_a_command_and_its_options_are_explained(name: str, command: click.Comma
     assert not command.get_short_help_str(limit=80 - len("credential-process") - 6).endswith("..."), name
     options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
     assert [option.name for option in options if not option.help] == []
+
+
+OTHERS = {
+    "run": "prints nothing",
+    "env": "prints what --format says, json too",
+    "exec": "the command prints",
+    "credential-process": "prints the document of AWS",
+    "keygen": "prints a JWK",
+    "seal": "prints a bundle",
+    "inspect": "is for a person at a desk, about a file",
+    "forward": "tells a person of what goes on",
+    "redirect apply": "prints rules, or nothing",
+    "redirect close": "prints rules, or nothing",
+    "redirect remove": "prints nothing",
+    "redirect show": "prints what nft says",
+    "redirect plan": "prints JSON, for one of our own processes",
+    "redirect probe": "prints a word, for one of our own processes",
+}
+"""Commands without ``--json``, and why."""
+
+
+def all_commands() -> dict[str, click.Command]:
+    found = {}
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        if isinstance(command, click.Group):
+            found.update({f"{name} {inside}": one for inside, one in command.commands.items()})
+        elif command is not None:
+            found[name] = command
+    return found
+
+
+def test_every_command_that_says_something_says_it_to_programs_too() -> None:
+    """Each has ``--json``, and its schema on the page, or a reason to have none."""
+    with_json = {
+        name for name, command in all_commands().items() if any("--json" in one.opts for one in command.params)
+    }
+    assert set(all_commands()) - with_json == set(OTHERS)
+    schemas = {"config show": "config", "redirect check": "redirect-check"}
+    assert {schemas.get(name, name) for name in with_json} == set(documents.SCHEMAS)

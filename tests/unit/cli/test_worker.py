@@ -130,6 +130,17 @@ def test_wait_ends_when_an_identity_comes(endpoint: Endpoint) -> None:
     assert endpoint.not_yet == 0
 
 
+@pytest.mark.parametrize(("clouds", "status"), [("aws", 0), ("aws,gcp", 75)])
+def test_wait_tells_programs_whose_identity_it_is(endpoint: Endpoint, clouds: str, status: int) -> None:
+    """With --json one document on stdout, whatever comes of it; nothing on stderr."""
+    done = endpoint.run("wait", "--json", "--for", clouds, "--timeout", "0")
+    told = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert (told["schema"], told["schema_version"], told["ok"]) == ("credential-agent/wait", 1, status == 0)
+    assert set(told["clouds"]) == {"aws"}
+    assert told["reasons"] == ({} if status == 0 else {"gcp": "no google here"})
+
+
 def test_wait_gives_the_agents_reason_at_the_timeout(endpoint: Endpoint) -> None:
     """Exit status 75 (try again), and why."""
     done = endpoint.run("wait", "--for", "aws,gcp", "--timeout", "0")
