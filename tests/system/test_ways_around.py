@@ -28,7 +28,7 @@ LEAD = nft.ruleset(DEFAULT, port=AGENT_PORT, agent_uid=AGENT_UID)
 
 # A socket of a kind of its own; what it hears at ADDRESS:PORT.
 ASK = """
-import socket, sys
+import socket, struct, sys
 address, port, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 262 if how == "mptcp" else 0)
 s.settimeout(2)
@@ -38,8 +38,11 @@ try:
     elif how.startswith("from:"):
         s.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
         s.bind((how[5:], 0))
-    elif how == "source route":
-        s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([131, 7, 4]) + socket.inet_aton("10.70.0.1") + b"\\0")
+    elif how.startswith("source route"):
+        hop = socket.inet_aton(how.partition(":")[2] or "10.70.0.1")
+        s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, bytes([131, 7, 4]) + hop + b"\\0")
+    elif how.startswith("out by:"):
+        s.setsockopt(socket.IPPROTO_IP, 50, struct.pack(">I", socket.if_nametoindex(how[7:])))  # IP_UNICAST_IF
     if how == "fast open":
         try:
             s.sendto(b"GET / HTTP/1.0\\r\\n\\r\\n", socket.MSG_FASTOPEN, (address, port))
@@ -100,7 +103,7 @@ def ask(net: Lab, how: str, address: str = METADATA, port: int = 80, *, uid: int
     return net.at(net.host, sys.executable, "-I", "-S", "-c", ASK, address, str(port), how, uid=uid).strip()
 
 
-HOW = ["plain", "dev:eth0", "dev:lo", "from:10.70.0.2", "from:169.254.171.2", "from:127.0.0.1", "source route", "fast open", "mptcp"]  # fmt: skip
+HOW = ["plain", "dev:eth0", "dev:lo", "from:10.70.0.2", "from:169.254.171.2", "from:127.0.0.1", "source route", "fast open", "mptcp", "out by:eth0"]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -115,6 +118,26 @@ def test_no_socket_of_a_worker_gets_there(net: Lab, how: str) -> None:
         finally:
             net.nft(LEAD)
     assert ask(net, "plain", uid=0) == "machine"
+
+
+def test_no_packet_of_a_worker_gets_there_by_itself(net: Lab) -> None:
+    """Where this machine accepts source routes, one that leads a packet back to itself first is no way either."""
+    hops = ("127.0.0.1", "10.70.0.2", "169.254.171.2", "172.17.0.1")
+    switches = [
+        f"net.ipv4.conf.{name}.{what}=1"
+        for name in ("all", "lo", "eth0")
+        for what in ("accept_source_route", "route_localnet")
+    ]
+    net.at(net.host, "sysctl", "-qw", *switches)
+    try:
+        for script in (LEAD, nft.removal() + nft.refusal()):
+            net.nft(script)
+            for hop in hops:
+                for port in (80, 443):
+                    assert ask(net, f"source route:{hop}", port=port) != "machine"
+    finally:
+        net.at(net.host, "sysctl", "-qw", *(switch.replace("=1", "=0") for switch in switches))
+        net.nft(LEAD)
 
 
 def test_the_kernel_is_asked_for_nothing_that_it_lacks(net: Lab) -> None:
