@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -104,19 +104,32 @@ class Durable:
 
     # -- giving -----------------------------------------------------------------------------------------------------
 
-    async def submit(self, bundle: Bundle, sealed: bytes) -> Outcome:
+    async def submit(self, bundle: Bundle, sealed: bytes, still: Callable[[], bool] = lambda: True) -> Outcome | None:
         """Evaluate an opened bundle and, if it is accepted, put it in force.
 
         A caller that is cancelled must not leave half of it: shield it.
+
+        Args:
+            bundle: what was opened and verified.
+            sealed: as it came.
+            still: whether what it was verified by is still so.
+
+        Returns:
+            ``None``: it is not any more, and nothing was put in force: verify it again.
         """
         if bundle.action is Action.WITHDRAW:
             return await self._withdraw(bundle)
         async with self._giving:
+            if not still():
+                return None
             verdict = self._store.evaluate(bundle, self._clock.now())
             if not isinstance(verdict, Accepted):
                 return Outcome(verdict, durable=not self.unwritten)
             while True:
                 asked, durable = await self._write(verdict.memory, sealed)
+                if not still():
+                    await self._write(self._store.memory, self.sealed)
+                    return None
                 again = self._store.evaluate(bundle, self._clock.now())
                 if not isinstance(again, Accepted):
                     # A withdrawal came first, or the lease ended: the disk holds a state that is not in force.

@@ -43,6 +43,9 @@ DOUBTFUL_SECONDS: Final = 300.0
 """Between looks at a bundle that a key service alone has refused: it may have erred, and is not to be stormed."""
 
 
+_OVERTAKEN: Final = Refused("rollback", "while it was opened, it was withdrawn or replaced")
+
+
 class Opener(Protocol):
     """Opens and verifies sealed bytes (:class:`agent.keys.Keyring` with the trust it was given)."""
 
@@ -99,6 +102,7 @@ class Intake:
         self._review = Review(
             store, durable, opener, self._verdicts, self._retries, clock=clock, wake=wake, changed=changed
         )
+        self._believed = 0  # counts the times at which whom we believe, or who we are, has changed
         self._resumed = False  # whether the bundle in force is one of an earlier process
 
     # -- what the loop asks -----------------------------------------------------------------------------------------
@@ -135,20 +139,32 @@ class Intake:
             return
         now = self._clock.now()
         bundle_in = SealedBundle(sealed, STATE)
+        self._retries.take(bundle_in)
+
+        def overtaken() -> bool:
+            """Whether it was withdrawn, replaced, or found to be another machine's while it was opened."""
+            return self._store.memory.active != active or self._store.bundle is not None
+
         self._resuming(f"bundle {active.seq}, which was in force, is being opened")
         try:
             bundle = await self._opener(bundle_in, now, active.digest)
         except KeyUnavailableError as error:
-            self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
+            if overtaken():
+                return
             self._retries.keep_soon(bundle_in, 0)
+            self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
             return
         except BundleError as error:
+            if overtaken():
+                return
             # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
             self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
             self._resuming(None)
             self._retries.keep(bundle_in, 0, _look_again(error))  # a key, a signer or our name may be away, and return
             return
-        verdict = self._durable.resume(bundle, sealed, now)
+        if overtaken():
+            return
+        verdict = self._durable.resume(bundle, sealed, self._clock.now())
         if isinstance(verdict, Accepted):
             self._resumed = True
             self._verdicts.resumed(bundle)
@@ -182,37 +198,36 @@ class Intake:
         if self._opener is None:
             no_key = Refused("recipient", "no key is configured: no bundle can be opened")
             return self._verdicts.refused(sealed, None, no_key, now)
-        try:
-            bundle = await self._open(sealed, now)
-        except KeyUnavailableError as error:
-            self._retries.keep_soon(sealed, attempts)
-            return self._verdicts.held(sealed, Refused(error.code, error.message), now, repeated=attempts > 0)
-        except BundleError as error:
-            if sealed.origin == STATE:
-                self._resuming(None)
-            # A change here may make it right: see `reconsider`. What time or a service may mend is looked at by itself.
-            self._retries.keep(sealed, attempts, _look_again(error))
-            return self._verdicts.refused(sealed, None, Refused(error.code, error.message), now, repeated=attempts > 0)
-        verdict, durable = await self._durable.submit(bundle, sealed.data)
+        outcome = None
+        while outcome is None:
+            believed = self._believed
+            try:
+                bundle = await _opened(self._opener, self._store, sealed, now)
+            except KeyUnavailableError as error:
+                self._retries.keep_soon(sealed, attempts)
+                return self._verdicts.held(sealed, Refused(error.code, error.message), now, repeated=attempts > 0)
+            except BundleError as error:
+                if sealed.origin == STATE:
+                    self._resuming(None)
+                # A change here may make it right: see `reconsider`. What time or a service may mend is looked at by
+                # itself.
+                self._retries.keep(sealed, attempts, _look_again(error))
+                why = Refused(error.code, error.message)
+                return self._verdicts.refused(sealed, None, why, now, repeated=attempts > 0)
+            if sealed.origin == STATE and not self._retries.newest(sealed):
+                # While it was opened it was withdrawn, replaced, or found to be another machine's.
+                return self._verdicts.refused(sealed, bundle, _OVERTAKEN, now, repeated=True)
+
+            def still(believed: int = believed) -> bool:
+                return believed == self._believed and (sealed.origin != STATE or self._retries.newest(sealed))
+
+            outcome = await self._durable.submit(bundle, sealed.data, still)
+        verdict, durable = outcome
         if isinstance(verdict, Refused):
             return self._verdicts.refused(sealed, bundle, verdict, now)
         if isinstance(verdict, Same):
             return self._verdicts.same(sealed, bundle, now, durable=durable)
         return self._accepted(sealed, bundle, now, durable=durable)
-
-    async def _open(self, sealed: SealedBundle, now: datetime) -> Bundle:
-        """Open ``sealed``; what this instance accepted before and has lost since may be past its last acceptance."""
-        if self._opener is None:
-            raise AssertionError("internal error: no opener")
-        active = self._store.memory.active
-        if active is not None and self._store.bundle is None:
-            try:
-                return await self._opener(sealed, now, active.digest)
-            except KeyUnavailableError:
-                raise
-            except BundleError:
-                pass  # another bundle: evaluate it like any
-        return await self._opener(sealed, now, None)
 
     def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         if bundle.action is Action.SET or self._store.memory.active is None:
@@ -231,8 +246,10 @@ class Intake:
         """Evaluate the bundle in force again, soon and as a restart would: whom we believe, or who we are, has changed.
 
         It is evaluated before anything that :meth:`reconsider` brings back: what a signer said who is not believed any
-        more must not be held over until its successor has a credential.
+        more must not be held over until its successor has a credential. What is being opened or written down just now
+        was verified before the change, and is verified once more.
         """
+        self._believed += 1
         self._review.ask_for()
 
     def unreadable(self, source: Source, error: UnreadableError) -> None:
@@ -264,12 +281,14 @@ class Intake:
             write: write down what was learned; not over the file of a later version.
         """
         if whose is Whose.UNKNOWN:
+            self._believed += 1
             self._durable.doubt("it is not known yet whether this machine is the one that accepted the last bundle")
         elif whose is Whose.OURS:
             self._durable.adopt(instance_id, boot_id, firmware, write=write)
             if self._store.bundle is None:
                 await self.resume(sealed)
         else:
+            self._believed += 1
             self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
             # This machine knows its name now: bundles that came before are evaluated anew, and nothing else.
             bundle, mine = self._store.bundle, self._durable.sealed
@@ -278,6 +297,7 @@ class Intake:
             self._resumed = False
             self._durable.reset(instance_id, boot_id, firmware)
             if held is not None:
+                self._retries.take(held)
                 self._retries.keep(held, 0, 0.0)
         self._wake()  # the loop tells what changed
 
@@ -290,3 +310,16 @@ def _look_again(error: BundleError) -> float | None:
     if error.code == "not-yet-valid":
         return TOO_EARLY_SECONDS
     return DOUBTFUL_SECONDS if error.doubtful else None
+
+
+async def _opened(opener: Opener, store: Store, sealed: SealedBundle, now: datetime) -> Bundle:
+    """Open ``sealed``; what this instance accepted before and has lost since may be past its last acceptance."""
+    active = store.memory.active
+    if active is not None and store.bundle is None:
+        try:
+            return await opener(sealed, now, active.digest)
+        except KeyUnavailableError:
+            raise
+        except BundleError:
+            pass  # another bundle: evaluate it like any
+    return await opener(sealed, now, None)

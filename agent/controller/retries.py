@@ -37,6 +37,7 @@ class Retries:
         self._clock = clock
         self._rng = rng
         self._kept: dict[str, _Retry] = {}  # by origin
+        self._newest: dict[str, SealedBundle | None] = {}  # by origin: the one evaluated last; `None`: forgotten since
 
     @property
     def origins(self) -> frozenset[str]:
@@ -58,21 +59,31 @@ class Retries:
     def take(self, sealed: SealedBundle) -> int:
         """Keep nothing of its origin any more, as ``sealed`` is evaluated; returns how often the same bytes were."""
         retry = self._kept.pop(sealed.origin, None)
+        if self._keeps(sealed.origin):
+            self._newest[sealed.origin] = sealed
         return retry.attempts if retry is not None and retry.sealed is sealed else 0
 
     def forget(self, origin: str) -> None:
-        """Keep nothing of ``origin``."""
+        """Keep nothing of ``origin``, and nothing either of what is being evaluated just now."""
         self._kept.pop(origin, None)
+        self._newest[origin] = None
+
+    def newest(self, sealed: SealedBundle) -> bool:
+        """Whether nothing of its origin was evaluated or forgotten since its evaluation began."""
+        return self._newest.get(sealed.origin, sealed) is sealed
 
     def keep(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
         """Look at it again after ``seconds``, or (``None``) when :meth:`retry_now` is called.
+
+        Opening takes as long as a key service does. What came from the same origin meanwhile is what counts, and what
+        was forgotten meanwhile does not come back.
 
         Args:
             sealed: replaces what was kept of its origin.
             attempts: how often it was evaluated before this time.
             seconds: from now.
         """
-        if self._keeps(sealed.origin):
+        if self._keeps(sealed.origin) and self.newest(sealed):
             at = NEVER if seconds is None else self._clock.boottime() + seconds
             self._kept[sealed.origin] = _Retry(sealed, attempts + 1, at)
 

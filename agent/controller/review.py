@@ -80,14 +80,19 @@ class Review:
         except BundleError as error:
             if error.doubtful:
                 self._not_reviewed(bundle, error)
-            elif self._store.bundle is bundle:  # nothing took its place while it was opened
+            elif self._in_force(bundle):  # nothing took its place while it was opened
                 self._revoke(bundle, sealed, error, now)
             return
         # The signer may give shorter leases, or longer ones, than it might then.
-        anew = self._store.bundle is bundle and again.lease_until != bundle.lease_until
+        anew = self._in_force(bundle) and again.lease_until != bundle.lease_until
         if anew and self._durable.lease_anew(again, now):
             self._verdicts.leased_anew(again)
             self._changed()
+
+    def _in_force(self, bundle: Bundle) -> bool:
+        """Whether it still is, with whatever lease another review gave it meanwhile."""
+        present = self._store.bundle
+        return present is not None and present.digest == bundle.digest
 
     def _not_reviewed(self, bundle: Bundle, error: BundleError) -> None:
         """No verdict. A key service that is down for a night, or errs for once, takes nobody's identity away."""
@@ -99,5 +104,6 @@ class Review:
         mine = SealedBundle(sealed, STATE)
         self._verdicts.revoked(mine, bundle, Refused(error.code, error.message), now)
         self._durable.revoke(now)
+        self._retries.take(mine)
         self._retries.keep(mine, 0, None)  # a reload that was a mistake is made good by the next
         self._changed()

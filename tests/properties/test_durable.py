@@ -112,7 +112,9 @@ async def play(directory: Path, steps: list[tuple[str, str, int]]) -> None:
         data = b"bundle %d" % seq
         sealed[data] = made
         with disk(kind, countdown):
-            verdict, remembered = await durable.submit(made, data)
+            outcome = await durable.submit(made, data)
+        assert outcome is not None
+        verdict, remembered = outcome
         assert isinstance(verdict, Accepted)
         assert isinstance(store.answer(Cloud.AWS, START), Live) is (act == "set"), "the disk stood in the way"
         if remembered:
