@@ -201,6 +201,14 @@ TRIED = {
         {'redirect_state{state="led"}': "0x20"}, 1, 3, ("1x20",), {"state": "led"},
         "workers' requests do not arrive at the agent",
     ),
+    "CredentialAgentSuspiciousRequests": Tried(
+        {'requests_refused_total{reason="host"}': "0x20 1x20"}, 21, 23, ("4x40",), {"reason": "host"},
+        "requests are refused as no program of a worker sends them (host)",
+    ),
+    "CredentialAgentCrowded": Tried(
+        {'requests_refused_total{reason="room"}': "0x20 9+9x20"}, 22, 27, ("4x40",), {"reason": "room"},
+        "connections are ended because there is no room",
+    ),
     "CredentialAgentBundlesRefused": Tried(
         {'bundles_refused_total{code="signer"}': "0x20 1x20"}, 21, 23, ("1x40",), {"code": "signer"},
         "bundles are refused (signer)",
@@ -223,6 +231,9 @@ TRIED = {
     ),
     "CredentialAgentClockWrong": Tried(
         {"clock_wall_error_seconds": "-90x20"}, 9, 11, ("2x20",), {}, "the clock is off by 1m 30s",
+    ),
+    "CredentialAgentAuditIncomplete": Tried(
+        {"audit_dropped_total": "0x20 5x20"}, 21, 23, ("5x40",), {}, "the audit's file lacks lines",
     ),
     "CredentialAgentMemoryHigh": Tried(
         {'resident_memory_bytes{process="agent"}': "450000000x20"}, 9, 11, ("70000000x20",), {"process": "agent"},

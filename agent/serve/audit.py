@@ -45,7 +45,10 @@ class Ledger:
         self._bucket = Bucket(PER_SECOND, BURST) if mode == "summary" else None
         self._clock = clock
         # All mutable state:
+        self._not_before = float("-inf")  # until then nothing is asked
         self._rows: dict[tuple[Given, Who, str], int] = {}
+        # Counts without an asker, by the identity of what was given, which is held with them: no hash of its words.
+        self._unasked: dict[int, tuple[Given, list[int]]] = {}
         self._refused: dict[Reason, int] = {}
 
     def serve(self, given: Given, ends: Ends, agent: Callable[[], str]) -> None:
@@ -56,16 +59,29 @@ class Ledger:
             ends: of its connection.
             agent: what the client calls itself; asked only if that is written down.
         """
-        row = (given, NOT_ASKED, "")
-        if self._ask is not None and (self._bucket is None or not self._bucket.take(self._clock())):
+        if self._ask is not None and self._may_ask():
             between = ends()
             if between is not None:
                 row = (given, self._ask(*between), plain(agent()))
-        if row not in self._rows and len(self._rows) >= MOST_ROWS:
-            row = (given, NOT_ASKED, "")
-            if row not in self._rows and len(self._rows) >= 2 * MOST_ROWS:
-                row = next(iter(self._rows))  # nobody has so many credentials in a second
-        self._rows[row] = self._rows.get(row, 0) + 1
+                if row in self._rows or len(self._rows) < MOST_ROWS:
+                    self._rows[row] = self._rows.get(row, 0) + 1
+                    return
+        counted = self._unasked.get(id(given))
+        if counted is None:
+            if len(self._unasked) >= MOST_ROWS:
+                given = next(iter(self._unasked.values()))[0]  # nobody has so many credentials in a second
+            counted = self._unasked.setdefault(id(given), (given, [0]))
+        counted[1][0] += 1
+
+    def _may_ask(self) -> bool:
+        if self._bucket is None:
+            return True
+        now = self._clock()
+        if now < self._not_before:
+            return False
+        wait = self._bucket.take(now)
+        self._not_before = now + wait
+        return not wait
 
     def refuse(self, reason: Reason) -> None:
         """Count a request that was refused, or a connection that was ended."""
@@ -74,7 +90,11 @@ class Ledger:
     def take(self) -> tuple[tuple[Serving, ...], tuple[tuple[Reason, int], ...]]:
         """What was counted since the last time; it is counted no more."""
         rows, self._rows = self._rows, {}
+        unasked, self._unasked = self._unasked, {}
         refused, self._refused = self._refused, {}
+        for given, (count,) in unasked.values():
+            row = (given, NOT_ASKED, "")
+            rows[row] = rows.get(row, 0) + count
         return tuple(Serving(*key, count) for key, count in rows.items()), tuple(refused.items())
 
 
