@@ -18,7 +18,7 @@ import click
 from agent import bundle
 from agent.cli.inputs import keys_in, read, variables_of
 from agent.cli.seal_options import DOCUMENTS, EXAMPLES, HOW, WHAT, WHERE
-from agent.core.errors import Denied, Transient
+from agent.core.errors import AgentError
 from agent.core.model import Action, Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.text import instant
@@ -44,6 +44,10 @@ def seal(**given: Any) -> None:
     """
     if given["watch"] and (given["out"] is None or str(given["out"]) == "-") and given["to"] is None:
         raise click.UsageError("--watch needs a place to deliver to: --out FILE or --to")
+    if given["watch"] and (
+        given["seq"] is not None or (given["claims_file"] is not None and str(given["claims_file"]) == "-")
+    ):
+        raise click.UsageError("--watch seals more than once: leave out --seq, and give --claims a file")
     until = _sealed(given, datetime.now(UTC))
     if given["watch"]:
         _watch(given, until)
@@ -60,9 +64,11 @@ def _watch(given: dict[str, Any], until: datetime | None) -> None:
         seen = marks
         try:
             due = local.successor_due(_sealed(given, now), now)
-        except (Denied, Transient) as error:
-            # What was delivered stays; an identity that has ended can be sealed again after the next sign-on.
-            click.echo(f"not sealed: {error.message}" + (f"; {error.hint}" if error.hint else ""), err=True)
+        except (AgentError, click.ClickException) as error:
+            # What was delivered stays; an identity that has ended can be sealed again after the next sign-on. Files of
+            # it may be half written just now, and a full disk may be emptied.
+            hint = error.hint if isinstance(error, AgentError) else None
+            click.echo(f"not sealed: {error.message}" + (f"; {hint}" if hint else ""), err=True)
             due = now + local.RETRY
 
 

@@ -390,6 +390,8 @@ def test_claims_come_from_stdin_too(desk: Desk) -> None:
         (["--withdraw", "--form", "flattened", "--recipient", "{me}"], 65, "recipient"),
         (["--withdraw", "--audience", "two words"], 65, "aud"),
         (["--withdraw", "--seq", "-1"], 64, "--seq"),
+        (["--withdraw", "--watch"], 64, "--out"),
+        (["--withdraw", "--watch", "--seq", "7", "--out", "/nonexistent/b"], 64, "more than once"),
     ],
 )
 def test_mistakes_are_one_line_and_a_status(desk: Desk, argv: list[str], code: int, said: str) -> None:
@@ -471,6 +473,68 @@ def test_from_boto_seals_what_boto3_finds(desk: Desk, tmp_path: Path) -> None:
             desk.path("worker.pub"),
         )
         assert (refused.code, "nope" in refused.err) == (64, True)
+
+
+def test_watch_seals_at_every_new_sign_on_and_outlives_what_may_pass(desk: Desk, tmp_path: Path) -> None:
+    """A new sign-on is sealed; an ended one, a broken file and a directory that went away are told; Ctrl-C ends it."""
+    sts = FakeSts(lambda: datetime.now(UTC))
+    profile, out, seen = tmp_path / "credentials", tmp_path / "out/b", []
+    out.parent.mkdir()
+
+    def sign_on(seconds: int = 3600) -> None:
+        made = sts.session("arn:aws:sts::111122223333:assumed-role/sso/ada", "role-session", 3600)
+        ends = datetime.now(UTC) + timedelta(seconds=seconds)
+        profile.write_text(
+            f"[default]\naws_access_key_id={made['AccessKeyId']}\naws_secret_access_key={made['SecretAccessKey']}\n"
+            f"aws_session_token={made['SessionToken']}\naws_expiration={ends.isoformat()}\n"
+        )
+        seen.append(made["AccessKeyId"])
+
+    def sealed() -> str:
+        (grant, env) = desk.open(out.read_bytes()).grants
+        assert isinstance(grant, AwsSession)
+        assert isinstance(env, Env)
+        assert {name: value.reveal() for name, value in env.variables.items()} == {"PLACE": "here"}
+        return grant.access_key_id
+
+    def nothing_new() -> None:
+        before.append(out.read_bytes())
+
+    def ended() -> None:
+        assert [out.read_bytes()] == before
+        sign_on(seconds=-60)
+
+    def broken() -> None:
+        assert [out.read_bytes()] == before
+        profile.write_text("[default\n")
+
+    def away() -> None:
+        assert [out.read_bytes()] == before
+        out.parent.rename(tmp_path / "away")
+        sign_on()
+
+    def back() -> None:
+        (tmp_path / "away").rename(out.parent)
+        sign_on()
+
+    def interrupted() -> None:
+        assert sealed() == seen[-1]
+        raise KeyboardInterrupt
+
+    before: list[bytes] = []
+    story = iter([nothing_new, ended, broken, away, back, interrupted])
+    desk.patch.setattr("agent.cli.seal.time.sleep", lambda _: next(story)())
+    with serving(sts) as url, laptop(desk.patch, tmp_path, AWS_ENDPOINT_URL_STS=url):
+        sign_on()
+        done = desk.run(
+            *("seal", "--signer", desk.path("me.jwk"), "--recipient", desk.path("worker.pub"), "--from-boto"),
+            *("--env", "PLACE=here", "--watch", "--out", out),
+        )
+    assert done.code == 130
+    told = [line for line in done.err.splitlines() if line.startswith("not sealed")]
+    assert len(told) == 3, done.err
+    assert "has ended" in told[0]
+    assert "Traceback" not in done.err
 
 
 def test_delivery_to_an_instance_leaves_stdout_empty(desk: Desk, tmp_path: Path) -> None:
