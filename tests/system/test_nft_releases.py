@@ -78,11 +78,38 @@ def test_the_nft_of_every_release_takes_our_rules(suite: str) -> None:
                 m.call(*inside, 'printf %s "$1" | nft -f -; printf %s "$2" | nft -f -; printf %s "$2" | nft -f -',
                        "sh", first, script)  # fmt: skip
     unit = (m.REPOSITORY / "systemd/credential-agent-watch.service").read_text()
-    (watch,) = re.findall(r"(nft monitor [a-z ]+?) \|", unit)
-    changing = f"{watch} & watch=$!; while kill -0 $watch; do nft add table inet x; nft delete table inet x; done"
+    (watch,) = re.findall(r"(nft monitor [a-z ]+?) 2>", unit)
+    changing = f"{watch} & watch=$!; while kill -0 $watch; do nft 'add table inet x; add chain inet x y'; nft delete table inet x; done"
     with subprocess.Popen([*inside, changing], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
-            assert any(line.startswith("delete table inet x") for line in process.stdout)
+            assert any(line.startswith("delete chain inet x y") for line in process.stdout)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+#: What credential-agent-watch.service does to have a copy of the closed table, in the same words.
+KEEPS = """
+printf %s "$1" | nft -f -
+{ echo "table inet credential_agent_closed_kept {"; echo "flags owner;"; nft -s list table inet credential_agent_closed | tail -n +2; } > /kept.nft
+rm -f /kept; mkfifo /kept; exec 3<>/kept
+nft -i </kept >/dev/null 2>&1 3>&- &
+echo 'include "/kept.nft"' >&3
+tried=0
+until nft list table inet credential_agent_closed_kept >/dev/null 2>&1; do tried=$((tried + 1)); test $tried -lt 1000; done
+nft flush ruleset; nft list ruleset
+exec 3>&-; wait
+echo then:; nft list tables
+"""
+
+
+@pytest.mark.parametrize("suite", RELEASES)
+def test_the_nft_of_every_release_keeps_a_copy_that_it_is_told_of(suite: str) -> None:
+    """It takes commands from a pipe, reads its own listing, and its copy outlives a flush, and not itself."""
+    root = root_with_nft(suite) / "root"
+    said = m.call("unshare", "--net", "chroot", root, "sh", "-ec", KEEPS, "sh", RULES["refused"])
+    kept, _, after = said.partition("then:")
+    assert "table inet credential_agent_closed_kept" in kept
+    assert "60514-60577" in kept  # what the configuration exempts
+    assert "reject with tcp reset" in kept
+    assert "kept" not in after
