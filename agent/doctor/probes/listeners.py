@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,6 @@ from agent.core.errors import ConfigError
 from agent.doctor.facts import Listener, Listeners
 
 _LISTEN: Final = "0A"
-_OURS: Final = ("systemd", "credential-agent", "agent")
 
 
 def look_at_listeners(path: Path) -> Listeners:
@@ -36,10 +36,16 @@ def _look(address: str, host: str, port: int) -> Listener:
         return Listener(address=address, taken=False)
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            for descriptor in os.scandir(directory / "fd"):
-                if os.readlink(descriptor.path).removeprefix("socket:[").removesuffix("]") in inodes:  # noqa: PTH115
-                    return _of(address, directory)
+            if not inodes.isdisjoint(_sockets(directory / "fd")):
+                return _of(address, directory)
     return Listener(address=address, taken=True)
+
+
+def _sockets(descriptors: Path) -> Iterator[str]:
+    """The numbers of the sockets that a process has open. Raises OSError where it is not ours to ask."""
+    for name in os.listdir(descriptors):  # noqa: PTH208 - thousands of them, and only their names
+        with contextlib.suppress(OSError):  # closed since
+            yield os.readlink(f"{descriptors}/{name}").removeprefix("socket:[").removesuffix("]")  # noqa: PTH115
 
 
 def _of(address: str, directory: Path) -> Listener:

@@ -1,0 +1,151 @@
+"""What the probes find out from services that speak the real protocols, and from files as they may lie about."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.doctor.probes import bundles, listeners, machine, outside
+from agent.doctor.probes.keys import look_at_keys
+from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.gce_metadata import GceMetadataServer
+from tests.fakes.served import Fault
+from tests.system.harness import World, background
+
+KEY = Key("ASIAMACHINE000000000", "s" * 40, "t" * 80)
+HERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def ec2_says(world: World, service: Ec2MetadataService) -> tuple[str, str, float | None]:
+    config = world.write_config({"upstream": {"ec2": service.url, "gce": "off"}})
+    (found,) = outside.look_at_metadata(config).services
+    return found.state, found.why, found.ahead_seconds
+
+
+class TestMetadata:
+    @pytest.fixture
+    def ec2(self) -> Iterator[Ec2MetadataService]:
+        service = Ec2MetadataService()
+        service.attach("worker-role", KEY)
+        with background(service):
+            yield service
+
+    def test_each_way_in_which_ec2_fails_has_its_name(self, world: World, ec2: Ec2MetadataService) -> None:
+        """A role is named; no role, switched off, tokens that do not arrive and silence are told apart."""
+        assert ec2_says(world, ec2)[:2] == ("ok", "role worker-role")
+        ec2.detach()
+        assert ec2_says(world, ec2)[0] == "no-identity"
+        ec2.endpoint_enabled = False
+        assert ec2_says(world, ec2)[0] == "disabled"
+        ec2.endpoint_enabled = True
+        ec2.faults.append(Fault(prefix="/latest/api/token", drop=True, times=None))
+        assert ec2_says(world, ec2)[0] == "hop-limit"
+        ec2.faults.append(Fault(drop=True, times=None))
+        ec2.faults.popleft()
+        assert ec2_says(world, ec2)[0] == "silent"
+
+    def test_it_is_a_witness_of_the_time(self, world: World, ec2: Ec2MetadataService) -> None:
+        """By how much the service is ahead is told, whatever its answer."""
+        ec2.now = lambda: datetime.now(UTC) + timedelta(hours=1)
+        ahead = ec2_says(world, ec2)[2]
+        assert ahead is not None
+        assert 3500 < ahead < 3700
+
+    def test_gce_is_told_apart_from_what_only_answers_there(self, world: World) -> None:
+        """A service account; none; and something at that address that is no metadata server of Google's."""
+        gce, other = GceMetadataServer(), Ec2MetadataService()
+        with background(gce, other):
+            found = []
+            for url, accounts in ((gce.url, gce.accounts), (gce.url, []), (other.url, [])):
+                gce.accounts = accounts
+                config = world.write_config({"upstream": {"ec2": "off", "gce": url}})
+                found.append(outside.look_at_metadata(config).services[0].state)
+        assert found == ["ok", "no-identity", "absent"]
+
+
+def test_a_cloud_that_cannot_be_reached_is_told_with_the_kind(world: World) -> None:
+    """A name that nobody knows, a port where nobody listens, a proxy that is not there; and one that answers."""
+    service = Ec2MetadataService()
+    with background(service):
+        mint = {
+            "sts_endpoint": service.url, "google_token_url": "http://no-such-host.invalid/token",
+            "google_sts_url": f"{HERE}/v1/token", "google_iamcredentials_url": f"{HERE}/x",
+        }  # fmt: skip
+        found = outside.look_at_clouds(world.write_config({"mint": mint, "upstream": {"ec2": "off", "gce": "off"}}))
+        assert [(one.cloud, one.kind) for one in found.endpoints] == [("aws", ""), ("gcp", "name"), ("gcp", "network")]
+        config = world.write_config({"mint": mint, "upstream": {"ec2": "off", "gce": "off", "proxy": HERE}})
+        proxied = outside.look_at_clouds(config)
+    assert {one.kind for one in proxied.endpoints} == {"proxy"}
+
+
+def test_what_a_source_holds_is_judged_as_the_agent_would(world: World) -> None:
+    """Nothing; a bundle that is taken; one of a stranger; one for others; garbage; and what looks like a bundle."""
+    from agent import bundle
+
+    config = world.write_config()
+    good = world.seal(world.session())
+    stranger = world.seal(world.session(), signer=bundle.SigningKey.generate("Ed25519"))
+    other = world.seal(world.session(), audiences=["urn:credbundle:cluster:other"])
+    found = []
+    for data in (None, good, stranger, other, b"not a bundle", good[: len(good) // 2]):
+        if data is not None:
+            world.drop(data)
+        (held,) = bundles.look_at_bundles(config, {}, None).held
+        found.append((held.state, held.code))
+    assert found[:4] == [("none", ""), ("bundle", ""), ("bundle", "signer"), ("bundle", "audience")]
+    assert found[4][1] in {"encoding", "json"}
+    assert found[5][0] == "broken" or found[5][1] in {"encoding", "json"}
+    asked = bundles.look_at_bundles(config, {}, good)
+    assert (asked.held[-1].name, asked.held[-1].code, asked.kids) == ("", "", (world.key.kid,))
+    assert not world.state.exists() or not list(world.state.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "state"),
+    [(None, 0o600, "absent"), ("{}", 0o600, "not-a-key"), ("KEY", 0o644, "shared"), ("KEY", 0o600, "usable")],
+)
+def test_each_way_in_which_a_key_fails_has_its_name(world: World, text: str | None, mode: int, state: str) -> None:
+    """Not there, no key, everybody's; and usable, with its thumbprint."""
+    key = world.key_file.read_text()
+    world.key_file.unlink()
+    if text is not None:
+        world.key_file.write_text(key if text == "KEY" else text)
+        world.key_file.chmod(mode)
+    (found,) = look_at_keys(world.write_config(), {}).keys
+    assert found.state == state
+    assert found.kids == ((world.key.kid,) if state == "usable" else ())
+
+
+def test_who_has_the_port_is_told(world: World) -> None:
+    """The process that listens, and whether it is ours; nobody, where nobody does."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (found,) = listeners.look_at_listeners(world.write_config({"listen": {"http": [address]}})).listeners
+        assert (found.address, found.taken, found.pid) == (address, True, os.getpid())
+    (found,) = listeners.look_at_listeners(world.write_config({"listen": {"http": [address]}})).listeners
+    assert found.taken is False
+
+
+def test_the_state_of_memory_is_read_from_the_kernel(tmp_path: Path) -> None:
+    """What proc(5) and the control group say, and nothing where they say nothing."""
+    group = tmp_path / "sys/fs/cgroup/system.slice/credential-agent.service"
+    group.mkdir(parents=True)
+    (tmp_path / "proc/pressure").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  1000 kB\nMemAvailable:   10 kB\n")
+    (tmp_path / "proc/pressure/memory").write_text("some avg10=50.00 avg60=0.00\nfull avg10=12.50 avg60=0.00 total=1\n")
+    for name, text in (("memory.current", "500\n"), ("memory.max", "max\n"), ("memory.events", "oom 1\noom_kill 3\n")):
+        (group / name).write_text(text)
+    found = machine.look_at_memory(tmp_path)
+    assert (found.total, found.available, found.pressure) == (1_024_000, 10_240, 12.5)
+    assert (found.used, found.limit, found.killed) == (500, 0, 3)
+    assert machine.look_at_memory(tmp_path / "nowhere").total == 0
