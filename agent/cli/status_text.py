@@ -79,6 +79,8 @@ def _sources(document: Mapping[str, Any], now: datetime) -> Iterator[Line]:
     for name, state in document["sources"].items():
         stamp = read.get(name)
         last = f", read {at(stamp, now)}" if stamp is not None else ""
+        following = document.get("source_next", {}).get(name)
+        last += f", next {at(following, now)}" if following is not None else ""
         if state != "ok":
             yield Line(f"source {name}: {state}{last}", DOUBTFUL)
         elif stamp is not None:

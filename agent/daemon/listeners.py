@@ -305,6 +305,11 @@ class Listeners:
             clock=_clock_vitals(self._clock),
             sources=self._controller.source_state,
             source_read=self._controller.source_read,
+            source_every={
+                source.name: every
+                for source in prepared.sources
+                if (every := getattr(source, "every_seconds", None)) is not None
+            },
             history=self._controller.history.entries,
             refusal=self._controller.intake.last_refusal,
             memory_unwritten=self._controller.durable.unwritten,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +40,11 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "sticky": sorted(str(cloud) for cloud in store.memory.decided),
         "sources": dict(vitals.sources),
         "source_read": {name: _stamp(at) for name, at in vitals.source_read.items()},
+        "source_next": {
+            name: _stamp(at + timedelta(seconds=vitals.source_every[name]))
+            for name, at in vitals.source_read.items()
+            if name in vitals.source_every and vitals.sources.get(name) == "ok"
+        },
         "last_refusal": None if vitals.refusal is None else _refusal(vitals.refusal),
         "bundles": {"accepted": counters.accepted, "same": counters.same, "refused": dict(counters.refused)},
         "clock": _clock(vitals),

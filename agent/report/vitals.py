@@ -59,6 +59,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         overwritten: how often something else was found in its place.
         log_dropped: lines of the log that nobody read.
         source_read: when each source was last read, or failed to be.
+        source_every: the seconds between two looks, of those sources that are looked at seldom.
         history: what happened lately.
         without: why, by key, the machine lacks just now what the configuration names.
         processes: what each of our processes uses, by its name.
@@ -86,6 +87,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     overwritten: int = 0
     without: Mapping[str, str] = {}
     source_read: Mapping[str, datetime] = {}
+    source_every: Mapping[str, float] = {}
     history: Sequence[Entry] = ()
     processes: Mapping[str, Usage] = {}
     served: Mapping[tuple[str, str, Caller], int] = {}

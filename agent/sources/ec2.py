@@ -66,6 +66,11 @@ class Ec2UserDataSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
+    @property
+    def every_seconds(self) -> float:
+        """Between two looks, for a person who waits for the next."""
+        return self._settings.reread_seconds
+
     async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """See :class:`agent.core.source.Source`."""
         await keep_watching(

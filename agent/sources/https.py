@@ -129,6 +129,11 @@ class HttpsSource:
         """See :class:`agent.core.source.Source`."""
         return self._settings.name
 
+    @property
+    def every_seconds(self) -> float | None:
+        """Between two looks, for a person who waits for the next; ``None``: the server is asked all the time."""
+        return None if self._settings.wait_seconds else self._settings.poll_seconds
+
     async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
         """See :class:`agent.core.source.Source`. After 410 (Gone) nothing is asked any more; nothing is withdrawn."""
         self._forget()

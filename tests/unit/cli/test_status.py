@@ -39,9 +39,11 @@ def test_the_next_renewal_and_the_last_look_are_told() -> None:
             {"cloud": "aws", "grant": "g", "type": "aws-assume-role", "next_attempt_at": "2030-01-01T00:40:00Z", "last_failure": None}
         ],
         source_read={"file": "2029-12-31T23:50:00Z"},
+        source_next={"file": "2030-01-01T00:05:00Z"},
     )  # fmt: skip
     assert "renewal of aws g; next 2030-01-01T00:40:00Z (in 40 min)" in told
-    assert "source file: ok, read 2029-12-31T23:50:00Z (10 min ago)" in told
+    read = "source file: ok, read 2029-12-31T23:50:00Z (10 min ago), next 2030-01-01T00:05:00Z (in 5 min)"
+    assert read in told
 
 
 def test_the_history_is_short_and_the_latest_first() -> None:
