@@ -9,10 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from agent.core.errors import UsageError
 from agent.core.model import AwsSession
@@ -21,7 +26,7 @@ from agent.forward.on_dask import Dask
 from agent.forward.wanted import begin
 from tests.unit.forward.agents import CourierAgent
 from tests.unit.forward.relay import Relay
-from tests.unit.forward.support import World, verifier
+from tests.unit.forward.support import World, now, verifier
 
 distributed = pytest.importorskip("distributed")
 
@@ -146,6 +151,23 @@ class Queues:
         raise AssertionError
 
 
+def self_signed(directory: Path) -> tuple[str, str]:
+    """The files of a key and of a certificate of it, which is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cluster")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now() - timedelta(days=1))
+        .not_valid_after(now() + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (directory / "tls.key").write_bytes(pem)
+    (directory / "tls.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return str(directory / "tls.key"), str(directory / "tls.crt")
+
+
 @pytest.mark.slow
 def test_present_and_future_workers_are_served_before_their_first_task(world: World, cluster: Cluster) -> None:
     """A task that waits for a newcomer finds the identity there; several workers of a machine are one."""
@@ -218,6 +240,42 @@ def test_a_client_that_the_network_closed(world: World, cluster: Cluster) -> Non
                 assert later.changed.wait_for(lambda: bool(later.accepted), 60)
             assert waiting.result(timeout=60) is not None
         assert {machine.bundle for machine in world.agents.values()} == {None}
+
+
+@pytest.mark.slow
+def test_a_cluster_with_tls_and_adaptive_workers_and_two_clients(world: World, tmp_path: Path) -> None:
+    """TLS needs no evidence if so asked; an autoscaler's workers are served in time; two clients leave each other be."""
+    key, certificate = self_signed(tmp_path)
+    security = distributed.Security(
+        tls_ca_file=certificate,
+        require_encryption=True,
+        **{
+            f"tls_{role}_{part}": path
+            for role in ("client", "scheduler", "worker")
+            for part, path in (("cert", certificate), ("key", key))
+        },
+    )
+    one = world.machine("one")
+    one.evidence = lambda *_: []
+    world.monkeypatch.setenv("CREDENTIAL_AGENT_COURIER", str(world.courier.sockets["one-0"]))
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=None, protocol="tls://", security=security
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as first,
+        forward(world, first, without_evidence=True) as f,
+        distributed.Client(cluster, set_as_default=False) as second,
+    ):
+        assert f.status().workers == ()
+        cluster.adapt(minimum=1, maximum=2)
+        found = first.gather(first.map(eval, [PROBE] * 8, pure=False))
+        assert None not in found
+        with forward(world, second, without_evidence=True) as other:
+            assert other.status().served
+        with one.changed:
+            assert one.changed.wait_for(lambda: one.bundle is not None, 30)
+        assert second.submit(eval, PROBE, pure=False).result(timeout=60) is not None
+    assert one.bundle is None
 
 
 @pytest.mark.slow
