@@ -298,6 +298,33 @@ def test_a_library_that_crashes_ends_no_holder(tmp_path: Path, where: str, left:
         assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
+BINDS_ALL = """
+import socket, sys, time
+kept = []
+for port in range(50000, 50100):
+    kept.append(socket.socket())
+    kept[-1].bind(("0.0.0.0", port))
+print("up", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_it_is_said_that_one_user_has_every_port(held: Held) -> None:
+    """Nobody begins a connection then, whatever the rules are: who looks at the status is told, also when it is over."""
+    net = held.net
+    net.at(net.host, "sysctl", "-qw", "net.ipv4.ip_local_port_range=50000 50099")
+    become = ["setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups"]
+    taker = net.start(net.host, *become, sys.executable, "-I", "-S", "-c", BINDS_ALL)
+    assert taker.stdout is not None
+    assert taker.stdout.readline() == "up\n"
+    held.signal(signal.SIGHUP)
+    held.is_state("unanswered")
+    until(lambda: any("every port" in note for note in held.state()["notes"]), "the word")
+    net.kill(taker)
+    held.is_state("led")
+    until(lambda: held.state()["notes"] == [], "the end of it")
+
+
 NO_PROCESS = """
 import os, pathlib, subprocess
 def none(real):
