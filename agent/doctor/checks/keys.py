@@ -36,9 +36,12 @@ def _one(one: KeyFile, running: Mapping[str, object]) -> Finding:
     match one.state:
         case "usable":
             return ok(CHECK, f"{one.key}: thumbprint {', '.join(one.kids)}", about=about)
+        case "elsewhere" if one.name and one.name in _names(running.get("absent_keys")):
+            said = f"{one.key}: systemd was not given the credential {one.name}: no bundle can be opened with it"
+            return fail(CHECK, said, "ls -l /etc/credstore /etc/credstore.encrypted", about=about)
         case "elsewhere":
             loaded = running.get("keys")
-            kids = ", ".join(map(str, loaded)) if isinstance(loaded, list | tuple) else ""
+            kids = ", ".join(_names(loaded))
             return ok(CHECK, f"{one.key}: {one.why}" + (f"; the agent has {kids}" if kids else ""), about=about)
         case "absent":
             said = (
@@ -59,3 +62,7 @@ def _one(one: KeyFile, running: Mapping[str, object]) -> Finding:
             return fail(CHECK, said, f"ls -ld {path} {shlex.quote(posixpath.dirname(one.path))}", about=about)
         case "not-a-key":
             return fail(CHECK, f"{one.key}: {one.why}: not a key that opens bundles", make, about=about)
+
+
+def _names(value: object) -> list[str]:
+    return list(map(str, value)) if isinstance(value, list | tuple) else []

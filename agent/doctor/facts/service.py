@@ -104,6 +104,7 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         key: of the configuration, as ``keys[0]``.
         path: of its file; empty: it is in no file.
+        name: of the systemd credential that it is.
         kids: its thumbprints or key ids, when it can be used.
         state: ``usable``; ``absent``; ``denied``; ``shared``: others may read it; ``not-a-key``; ``not-a-file``;
             ``elsewhere``: it is no file of ours to read (a KMS, memory, a credential that was not given).
@@ -113,6 +114,7 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     path: str = ""
+    name: str = ""
     kids: tuple[str, ...] = ()
     state: Literal["usable", "absent", "denied", "shared", "not-a-key", "not-a-file", "elsewhere"] = "usable"
     why: str = ""

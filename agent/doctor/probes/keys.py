@@ -33,7 +33,9 @@ def _look(key: str, entry: config.KeyEntry, directory: str | None) -> KeyFile:
             try:
                 found = keys.load_credential(where, entry.name)
             except HostError as error:
-                return KeyFile(key=key, state="elsewhere", why=f"systemd credential {entry.name}: {error.message}")
+                return KeyFile(
+                    key=key, name=entry.name, state="elsewhere", why=f"systemd credential {entry.name}: {error.message}"
+                )
             except BundleError as error:
                 return KeyFile(key=key, path=str(where), state="not-a-key", why=error.message)
             if not found:

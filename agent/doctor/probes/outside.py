@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from agent.host import machine
 from agent.host.clock import SystemClock
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints
-from agent.providers.regions import main_region, sts_url
+from agent.providers.regions import sts_url
 from agent.upstream import NotHere, Reach, Upstream, UpstreamResponse, origin_of
 from agent.wire.names import (
     EC2_REGION_PATH,
@@ -33,6 +34,8 @@ T = TypeVar("T")
 SECONDS: Final = 0.8
 """For one request to a metadata service: two or three follow each other."""
 CLOUD_SECONDS: Final = 1.5
+MAIN_REGION: Final = "us-east-1"
+_COMMERCIAL: Final = re.compile(r"(?:us|eu|ap|sa|ca|me|af|il|mx)-(?!iso)[a-z]+-\d+\Z")
 
 
 def look_at_metadata(path: Path) -> Metadata:
@@ -130,7 +133,7 @@ async def _gce(known: compose.Metadata, clock: SystemClock) -> Service:
 async def _clouds(settings: config.Config) -> Clouds:
     clock, out, mint, google = SystemClock(), compose.upstream(settings), settings.mint, GoogleEndpoints()
     urls = [
-        ("aws", mint.sts_endpoint or sts_url(settings.aws.region or main_region(None))),
+        ("aws", mint.sts_endpoint or _sts(settings.aws.region or MAIN_REGION)),
         ("gcp", mint.google_token_url or google.token_url),
         ("gcp", mint.google_sts_url or google.sts_url),
         ("gcp", mint.google_iamcredentials_url or google.iamcredentials_url),
@@ -141,6 +144,11 @@ async def _clouds(settings: config.Config) -> Clouds:
     finally:
         await out.close()
     return Clouds(endpoints=tuple(endpoints), proxy=settings.upstream.proxy is not None)
+
+
+def _sts(region: str) -> str:
+    """STS of a region; the data of all partitions is large, and hardly a machine is in another than the first."""
+    return f"https://sts.{region}.amazonaws.com" if _COMMERCIAL.match(region) else sts_url(region)
 
 
 async def _endpoint(out: Upstream, cloud: str, origin: str, clock: SystemClock) -> Endpoint:

@@ -113,6 +113,8 @@ CASES = [
     Case("everybody's", with_(keys=key_file(state="shared", why="its mode is 0644")), "key", Level.FAIL, "others may read", "chmod 0640"),
     Case("a directory", with_(keys=key_file(state="not-a-file", why="a directory")), "key", Level.FAIL, "a directory", "ls -ld"),
     Case("no key", with_(keys=key_file(state="not-a-key", why="a JWK is expected")), "key", Level.FAIL, "JWK", "keygen"),
+    Case("not given", with_(keys=key_file(state="elsewhere", name="credential-agent.key", why="x"), control=answered(absent_keys=["credential-agent.key"])),
+         "key", Level.FAIL, "not given", "ls -l /etc/credstore"),
     Case("its mount hangs", with_(keys=HUNG), "key", Level.FAIL, "mount", "cat /proc/mounts"),
     # -- the identity
     Case("ended", with_(control=answered(clouds={"aws": cloud(state="ended", why="the lease has ended")})),
@@ -265,6 +267,15 @@ def test_what_nobody_needs_is_no_failure() -> None:
     assert [one.level for one in diagnose(unneeded) if one.check == "clouds"] == [Level.SKIPPED]
     ephemeral = with_(bundles=found(code="recipient", why="none of ours"))
     assert [one.level for one in diagnose(ephemeral) if one.check == "bundle"] == [Level.SKIPPED]
+
+
+def test_a_credential_of_systemds_is_the_services_to_see() -> None:
+    """That root's look finds none is no warning: the directory is the service's, and only there while it runs."""
+    facts = with_(
+        configuration=Configuration(path=PATH, told=("key x: not given to this machine",)),
+        keys=key_file(state="elsewhere", name="x", why="systemd credential x, for the service alone"),
+    )
+    assert not [one for one in diagnose(facts) if one.level in {Level.FAIL, Level.WARN}]
 
 
 def test_a_worker_learns_what_it_may() -> None:
