@@ -134,7 +134,27 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) requirements/dask.in --constraint requirements/test.txt --output-file requirements/dask.txt
 	$(LOCK) requirements/ray.in --constraint requirements/test.txt --output-file requirements/ray.txt
 	$(LOCK) requirements/mutants.in --constraint requirements/test.txt --output-file requirements/mutants.txt
+	$(LOCK) requirements/build.in --constraint requirements/test.txt --output-file requirements/build.txt
 	$(LOCK) requirements/lint.in --constraint requirements/test.txt --output-file requirements/lint.txt
+
+# What makes packages: an environment of its own, and nfpm, which is a Go program.
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.48.0
+
+$(VENV)-build/.locked: requirements/build.txt
+	@$(PYTHON) -m venv --clear $(VENV)-build
+	@$(VENV)-build/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/build.txt
+	@touch $@
+
+$(VENV)-build/nfpm: $(VENV)-build/.locked
+	@command -v go >/dev/null || { echo "error: nfpm is a Go program: install Go, or put nfpm at $@" >&2; exit 1; }
+	@GOBIN=$(abspath $(VENV)-build) go install $(NFPM)
+
+.PHONY: build-tools
+build-tools: $(VENV)-build/nfpm
+
+.PHONY: packages
+packages: $(VENV)-build/nfpm ## the .deb and the .rpm, what is in them, checksums: build/packages (ARGS="--python 3.13"; needs Go)
+	@BUILD=$(abspath $(VENV)-build) NFPM=$(abspath $(VENV)-build/nfpm) packer/package.sh build/packages $(ARGS)
 
 .PHONY: image
 image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; a quarter of an hour, needs no KVM)
@@ -143,4 +163,5 @@ image: $(VENV)/.package ## build an image with packer and qemu, boot it, check i
 .PHONY: clean
 clean: ## remove everything that was made here
 	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-build build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

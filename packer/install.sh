@@ -6,6 +6,7 @@
 #   install.sh uninstall [--purge]    take it off; --purge: its configuration, state and users too
 #
 #   --wheel FILE         the agent (default: the wheel beside this script, else built from the source tree around it)
+#   --release DIR        install this environment as it is, in place of making one: what a package carries
 #   --wheelhouse DIR     install without a network, from the wheels in DIR (default: wheelhouse/ beside this script)
 #   --config FILE        install this as the configuration, in place of the present one
 #   --signer FILE        pin this signer's public key: goes to /etc/credential-agent/signers/ (may be repeated)
@@ -96,6 +97,28 @@ install_release() {
       --no-index "$wheel"
     chown -R root:root "$release"
     chmod -R go-w "$release"
+    touch "$release/.complete"
+  fi
+  "$release/bin/credential-agent" --version >/dev/null || die "the new release does not start; the old one is untouched"
+  candidate=$release
+}
+
+# What a package carries: made elsewhere, from the same lock. A hard link takes no room; elsewhere than on its own disk a copy.
+install_carried() {
+  local name
+  name=$(cat "$carried/.release") || die "$carried: not a release that packer/package.sh made"
+  release=$PREFIX/releases/$name
+  if [ -e "$release/.complete" ]; then
+    say "release $name is installed already"
+  else
+    say "installing $name"
+    rm -rf "$release"
+    fresh=yes
+    mkdir -p "$PREFIX/releases"
+    cp -al "$carried" "$release" 2>/dev/null || { rm -rf "$release" && cp -a "$carried" "$release"; }
+    # The service may not write there, and would read every source anew at each start.
+    "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
+      die "$release: cannot be compiled by $("$release/bin/python" --version 2>&1)"
     touch "$release/.complete"
   fi
   "$release/bin/credential-agent" --version >/dev/null || die "the new release does not start; the old one is untouched"
@@ -384,19 +407,11 @@ start_units() {
   systemctl start credential-agent.target
 }
 
-do_install() {
-  local interpreter wheels
-  units=$here/systemd requirements=$here/requirements.txt
-  if [ ! -d "$units" ]; then # in the source tree
-    units=$here/../systemd requirements=$here/../requirements/runtime.txt
-  fi
-  [ -f "$requirements" ] || die "$requirements: not found"
-  if [ -z "$wheelhouse" ] && [ -d "$here/wheelhouse" ]; then wheelhouse=$here/wheelhouse; fi
-  if [ "$packages" = yes ]; then install_packages; fi
+# The wheel, and the interpreter that its environment will have.
+find_release() {
+  local wheels
   interpreter=$(find_python) || die "Python 3.11 or later with the venv module is needed (--python PROGRAM)"
   interpreter=$(readlink -f "$interpreter")
-  command -v systemctl >/dev/null || die "systemd is needed"
-  [ "$with_redirect" = no ] || command -v nft >/dev/null || die "nftables is needed (or --no-redirect)"
   if [ -z "$wheel" ]; then
     wheels=("$here"/credential_agent-*.whl)
     if [ -f "${wheels[0]}" ]; then
@@ -414,6 +429,24 @@ do_install() {
       die "no wheel beside this script: use --wheel FILE"
     fi
   fi
+}
+
+do_install() {
+  local interpreter
+  units=$here/systemd requirements=$here/requirements.txt
+  if [ ! -d "$units" ]; then # in the source tree
+    units=$here/../systemd requirements=$here/../requirements/runtime.txt
+  fi
+  if [ -z "$carried" ]; then
+    [ -f "$requirements" ] || die "$requirements: not found"
+    [ ! -e /usr/lib/credential-agent/install.sh ] ||
+      die "a package has installed it here, and would undo this at its next upgrade: take that off first, or upgrade it"
+  fi
+  if [ -z "$wheelhouse" ] && [ -d "$here/wheelhouse" ]; then wheelhouse=$here/wheelhouse; fi
+  if [ "$packages" = yes ]; then install_packages; fi
+  command -v systemctl >/dev/null || die "systemd is needed"
+  [ "$with_redirect" = no ] || command -v nft >/dev/null || die "nftables is needed (or --no-redirect)"
+  if [ -z "$carried" ]; then find_release; fi
   if [ "$platform" = auto ]; then
     case "$(cat /sys/class/dmi/id/sys_vendor 2>/dev/null || true)" in
       "Amazon EC2") platform=ec2 ;;
@@ -422,7 +455,7 @@ do_install() {
     esac
   fi
   changed=()
-  install_release "$interpreter"
+  if [ -n "$carried" ]; then install_carried; else install_release "$interpreter"; fi
   remember
   install_configuration
   # As the service: what it cannot read is not there for it.
@@ -479,7 +512,7 @@ do_uninstall() {
 
 # -- the command line ---------------------------------------------------------------------------------------------------
 
-wheel='' wheelhouse='' config='' platform=auto python='' packages=yes start=yes with_redirect=yes purge=no
+wheel='' carried='' wheelhouse='' config='' platform=auto python='' packages=yes start=yes with_redirect=yes purge=no
 signers=() workers=() scratch='' candidate='' saved='' fresh=no started=no action=install
 trap 'undo; [ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM HUP
@@ -487,10 +520,11 @@ trap 'exit 1' INT TERM HUP
 if [ "${1:-}" = uninstall ]; then action=uninstall && shift; elif [ "${1:-}" = install ]; then shift; fi
 while [ $# -gt 0 ]; do
   case $1 in
-    --wheel | --wheelhouse | --config | --signer | --worker | --platform | --python)
+    --wheel | --release | --wheelhouse | --config | --signer | --worker | --platform | --python)
       [ $# -ge 2 ] || die "$1 needs a value"
       case $1 in
         --wheel) wheel=$(readlink -f "$2") ;;
+        --release) carried=$(readlink -f "$2") ;;
         --wheelhouse) wheelhouse=$(readlink -f "$2") ;;
         --config) config=$(readlink -f "$2") ;;
         --signer) signers+=("$(readlink -f "$2")") ;;

@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -301,7 +300,7 @@ class Holder:
     def _end(self) -> None:
         """Refuse workers, unless systemd only restarts us: then the rules stay, and our copy of them is made anew."""
         self._planner.stop()
-        if _restarting():
+        if systemctl.is_restarting(UNIT):
             self._rules.end()
             return
         self._closed = self._error = "workers are refused: credential-agent-redirect was stopped"
@@ -318,18 +317,6 @@ def _look(path: Path) -> Look | None:
         return look_of(path.stat())
     except OSError:
         return None
-
-
-def _restarting() -> bool:
-    """Whether systemd ends us only to start us again. In doubt, no: a stop refuses workers."""
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed arguments
-            ["systemctl", "list-jobs", "--no-legend", "--plain", UNIT],  # noqa: S607 - systemd's own search path
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return any(line.split()[1:3] == [UNIT, "restart"] for line in done.stdout.splitlines())
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.errors import HostError
-from agent.host.tools import call
+from agent.host.tools import KilledError, call
 
 WATCH: Final = "credential-agent-watch.service"
+_ASKED_TIMES: Final = 20
 UNIFIED: Final = Path("/sys/fs/cgroup")
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.(?:slice|service|scope)\Z")
 
@@ -101,6 +102,23 @@ def is_active(unit: str) -> bool:
     if not Path("/run/systemd/system").is_dir():
         return False
     return show(unit, "ActiveState").get("ActiveState") == "active"
+
+
+def is_restarting(unit: str) -> bool:
+    """Whether systemd ends a unit only to start it again; ``False`` in doubt.
+
+    For a process of that unit, when it was told to end. What ends a unit may end every process in its control group,
+    and this question's own among them: then it is asked again.
+    """
+    for _ in range(_ASKED_TIMES):
+        try:
+            jobs = call("systemctl", ["list-jobs", "--no-legend", "--plain", unit], seconds=5)
+        except KilledError:
+            continue
+        except HostError:
+            return False
+        return any(line.split()[1:3] == [unit, "restart"] for line in jobs.splitlines())
+    return False
 
 
 def stop_watch() -> None:

@@ -16,11 +16,16 @@ _SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PACKAGES: Final = {"nft": "nftables", "ip": "iproute2 (iproute on Amazon Linux)", "systemctl": "systemd"}
 
 
-def call(program: str, arguments: Sequence[str], text: str = "") -> str:
+class KilledError(HostError):
+    """A signal ended the program."""
+
+
+def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: float = TIMEOUT_SECONDS) -> str:
     """Run a program, with ``text`` as its input; returns what it prints.
 
     Raises:
-        HostError: it is not there, refuses, or takes longer than :data:`TIMEOUT_SECONDS`.
+        HostError: it is not there, refuses, or takes longer than ``seconds``.
+        KilledError: a signal ended it.
     """
     # Neither shutil nor dataclasses here: their imports would make the process that holds the rules a sixth larger.
     places = (f"{directory}/{program}" for directory in _SEARCH.split(":"))
@@ -32,19 +37,20 @@ def call(program: str, arguments: Sequence[str], text: str = "") -> str:
             [path, *arguments],
             input=text.encode(),
             capture_output=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=seconds,
             check=False,
             env={"PATH": _SEARCH, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
-        raise HostError(f"{program} {arguments[0]}: no answer within {TIMEOUT_SECONDS:.0f} s") from None
+        raise HostError(f"{program} {arguments[0]}: no answer within {seconds:.0f} s") from None
     except OSError as error:  # no process, descriptor or memory to be had just now
         raise HostError(f"{program}: cannot be run: {os_reason(error)}") from None
     if done.returncode != 0:
         ended = f"exit status {done.returncode}" if done.returncode > 0 else f"crashed: {_signal(-done.returncode)}"
         first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), ended)
         hint = "this needs CAP_NET_ADMIN; run it as root" if "not permitted" in first.lower() else None
-        raise HostError(f"{program}: {first}", hint=hint)
+        kind = HostError if done.returncode > 0 else KilledError
+        raise kind(f"{program}: {first}", hint=hint)
     return done.stdout.decode(errors="replace")
 
 

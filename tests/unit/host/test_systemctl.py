@@ -1,0 +1,47 @@
+"""What is asked of systemd, by a program in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.host import systemctl, tools
+
+UNIT = "credential-agent-redirect.service"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "restarting"),
+    [
+        ("", False),
+        (f"12 {UNIT} restart running", True),
+        (f"12 {UNIT} stop running", False),
+        (f"12 {UNIT} reload running\n13 {UNIT} restart waiting", True),
+        ("12 other.service restart running", False),
+    ],
+)
+@pytest.mark.parametrize("killed", [0, 1, 3])
+def test_what_ends_a_unit_may_end_its_question_and_the_answer_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, restarting: bool, killed: int
+) -> None:
+    """Whether a stop is a restart is told by systemd's jobs, asked again where a signal ended the asking."""
+    program, asked = tmp_path / "systemctl", tmp_path / "asked"
+    program.write_text(
+        f"#!/bin/sh\necho >> {asked}\n[ $(wc -l < {asked}) -gt {killed} ] || kill -TERM $$\ncat <<'JOBS'\n{jobs}\nJOBS\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(tools, "_SEARCH", f"{tmp_path}:/usr/bin:/bin")
+    assert systemctl.is_restarting(UNIT) is restarting
+    assert len(asked.read_text().splitlines()) == killed + 1
+
+
+def test_in_doubt_it_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd gives no answer, or every question is killed, workers are refused."""
+    program = tmp_path / "systemctl"
+    monkeypatch.setattr(tools, "_SEARCH", str(tmp_path))
+    assert not systemctl.is_restarting(UNIT)
+    for text in ("exit 1", "kill -KILL $$"):
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+        assert not systemctl.is_restarting(UNIT)
