@@ -162,6 +162,12 @@ COVERED = (
         '"packer/README.md"',
     ),
     Row("packer/README.md", "packer/seed.sh", "tests/system/virtual.py::build", '"seed.sh"'),
+    Row(
+        "packer/README.md",
+        "make packages",
+        "tests/system/test_packages.py::test_one_source_makes_the_same_bytes",
+        "package.sh",
+    ),
     Row("packer/README.md", "make image", "tests/system/virtual.py::main", "build("),
     Row("packer/README.md", "[[launch_signers]]", f"{HERE}test_every_configuration_is_accepted", "config.parse"),
     Row(
