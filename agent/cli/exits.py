@@ -24,10 +24,10 @@ EX_INTERRUPTED: Final = 130
 
 TABLE: Final = MappingProxyType(
     {
-        EX_OK: "it is so: done, or there is an identity, or nothing is broken",
-        EX_USAGE: "what was asked for makes no sense: options, arguments; nobody was asked",
+        EX_OK: "success: done, or there is an identity, or nothing is broken",
+        EX_USAGE: "wrong usage: the options or arguments make no sense, and nothing was done",
         EX_DATAERR: "a bundle was refused, or would be",
-        EX_UNAVAILABLE: "there is no identity, or something that was asked does not answer or is broken",
+        EX_UNAVAILABLE: "there is no identity, or a service does not answer or is broken",
         EX_SOFTWARE: "an internal error: report it",
         EX_OSERR: "the machine refused something, or the agent does not answer",
         EX_IOERR: "stdout cannot be written",
