@@ -108,7 +108,7 @@ class Rules:
             except HostError:  # neither library nor program: no rules, and the reason was reported
                 return False
         found = self._listing()
-        return found is None or not self._expected or found == self._expected
+        return found is None or found == self._expected
 
     def set_aliases(self, *, ipv6: bool) -> None:
         """Have the addresses that containers are sent to; see :func:`agent.host.aliases.set_aliases`."""

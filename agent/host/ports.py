@@ -28,6 +28,8 @@ from agent.host.reporting import WARNING, Reporter
 
 SOCKETS: Final = ("credential-agent.socket", "credential-agent-ipv6.socket")
 AGAIN_SECONDS: Final = (1.0, 30.0)
+#: How soon at the latest an address that is free again is seen to be.
+TAKEN_SECONDS: Final = 5.0
 _IP_FREEBIND: Final = 15  # ip(7); Python has no name for it
 _IPV6_FREEBIND: Final = 78
 _LISTENS: Final = "0A"
@@ -160,9 +162,9 @@ def make_again(unit: str, *, sleep: Callable[[float], None] = time.sleep) -> Non
                 Reporter.log(WARNING, f"{unit} was made again")
                 return
             sleep(pause)
-            pause = min(pause * 2, AGAIN_SECONDS[1])
         else:
-            sleep(AGAIN_SECONDS[0])
+            sleep(min(pause, TAKEN_SECONDS))
+        pause = min(pause * 2, AGAIN_SECONDS[1])
         if why and why != said:
             Reporter.log(WARNING, f"{unit} cannot be made: {why}; tried again and again")
             said = why
