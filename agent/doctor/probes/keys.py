@@ -40,7 +40,7 @@ def _look(key: str, entry: config.KeyEntry, directory: str | None) -> KeyFile:
                 return KeyFile(key=key, path=str(where), state="not-a-key", why=error.message)
             if not found:
                 return KeyFile(
-                    key=key, state="elsewhere", why=f"systemd credential {entry.name}, for the service alone"
+                    key=key, name=entry.name, state="elsewhere", why=f"systemd credential {entry.name}, the service's"
                 )
             return KeyFile(key=key, kids=tuple(one.kid for one in found))
         case config.AwsKmsKey() | config.GcpKmsKey():

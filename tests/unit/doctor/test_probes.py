@@ -126,6 +126,13 @@ def test_each_way_in_which_a_key_fails_has_its_name(world: World, text: str | No
     assert found.kids == ((world.key.kid,) if state == "usable" else ())
 
 
+def test_a_credential_that_root_cannot_see_is_told_by_its_name(world: World) -> None:
+    """By that name the agent's own word on it is found."""
+    config = world.write_config({"keys": [{"kind": "credential", "name": "credential-agent.key"}]})
+    (found,) = look_at_keys(config, {"CREDENTIALS_DIRECTORY": str(world.root / "nowhere")}).keys
+    assert (found.state, found.name) == ("elsewhere", "credential-agent.key")
+
+
 def test_who_has_the_port_is_told(world: World) -> None:
     """The process that listens, and whether it is ours; nobody, where nobody does."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
