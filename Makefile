@@ -88,7 +88,7 @@ readme: $(VENV)/.package ## put the made parts of the README in place
 	@$(BIN)/python -m tests.readme
 
 .PHONY: bench
-bench: $(VENV)/.package $(VENV)/.charts ## how fast and how large the daemon is, beside a plain Go server (ARGS=--quick)
+bench: $(VENV)/.package $(VENV)/.charts ## how fast and how large the daemon is, beside nginx, AWS's helper and Go (ARGS=--quick)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
 # The clients are large (1.4 GB), so they have a venv of their own, and only `make matrix` needs it.
