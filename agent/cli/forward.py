@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import click
 
 from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.inputs import FILE, LENGTH, read, variables_of
+
+REACH_SECONDS: Final = 10.0
 
 _EXAMPLES: Final = """\b
 Every worker of a Dask cluster, present and future:
@@ -139,9 +142,14 @@ def _connect(address: str) -> Any:
     from agent.forward.on_ray import imported
 
     ray = imported()
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:([0-9]{1,5})/?", address)
+    if found is None:
+        raise click.UsageError(f"--ray: expected ray://HOST:PORT or HOST:PORT, got {address!r}")
     try:
+        # Where nobody listens ray itself tries for minutes, and takes no signal meanwhile.
+        socket.create_connection((found[1], int(found[2])), REACH_SECONDS).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, AssertionError) as error:
         said = str(error).strip().splitlines()
         raise click.UsageError(
             f"--ray {address}: cannot connect: {said[0] if said else type(error).__name__}"
