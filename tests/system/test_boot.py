@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -288,6 +289,40 @@ class TestEc2Worker:
         machine.run("systemctl", "reload", "credential-agent")
         gone = partial(machine.result, "test", "!", "-e", "/run/credential-agent/metrics.prom")
         machine.until(lambda: gone().returncode == 0, what="its end")
+
+    def test_the_audit_names_the_job_that_asked(self, machine: Machine) -> None:
+        """In the sandbox too: uid and control group of whoever got a credential, the last four of its key, and no more."""
+        config = machine.root / "etc/credential-agent/config.toml"
+        before = config.read_text()
+        written = "/var/lib/credential-agent/audit.jsonl"
+        config.write_text(before + f'[audit]\nseconds = 1.0\nfile = "{written}"\n')
+        machine.run("systemctl", "reload", "credential-agent")
+        unit = "audited.service"
+        machine.run(
+            "systemd-run",
+            "--quiet",
+            "--wait",
+            f"--unit={unit}",
+            "--slice=credential-agent-workers.slice",
+            *python(m.AWS),
+        )
+        assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
+        def told() -> list[dict[str, Any]]:
+            done = machine.result("cat", written)
+            lines = [json.loads(line) for line in done.stdout.splitlines()]
+            return lines if {0, m.WORKER_UID} <= {line["uid"] for line in lines} else []
+
+        lines = machine.until(told, what="the lines")
+        (job,) = [line for line in lines if line["uid"] == 0]
+        assert job["cgroup"].endswith(f"credential-agent-workers.slice/{unit}") or job["cgroup"].startswith("id ")
+        assert {line["access_key_id"] for line in lines} == {f"...{m.USER_KEY[-4:]}"}
+        assert machine.run("stat", "-c", "%a %U", written).split() == ["600", "credential-agent"]
+        refused = machine.result("cat", written, uid=m.WORKER_UID)
+        assert "Permission denied" in refused.stderr
+        config.write_text(before)
+        machine.run("systemctl", "reload", "credential-agent")
+        machine.run("rm", written)
 
     def test_who_waits_asks_as_its_own_programs_would(self, machine: Machine) -> None:
         """Whom the rules alone lead finds an identity; who is no worker is told so, and what to do, and not only "no"."""
