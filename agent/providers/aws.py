@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.errors import Denied, Transient
 from agent.core.issued import Issued
 from agent.core.limits import CHAINED_ROLE
 from agent.core.model import (
@@ -25,7 +25,7 @@ from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import capped, sendable
 from agent.providers.decoding import parsed
-from agent.providers.refusals import from_upstream, good_for, over, passing_status, said, word
+from agent.providers.refusals import from_upstream, good_for, over, refusal, said, word
 from agent.providers.regions import main_region
 from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
@@ -158,8 +158,7 @@ class AwsMint:
         # Over plain http anybody on the way could move our clock with a Date: only TLS is believed.
         server_time = answer.date if grant.url.startswith("https:") else None
         if answer.status != 200:
-            kind: type[ProviderError] = Transient if passing_status(answer.status) else Denied
-            raise kind(
+            raise refusal(answer)(
                 f"{doing}: expected 200, got {answer.status}",
                 hint="the bundle's authorization for the broker is not accepted" if answer.status == 401 else None,
                 code=_broker_code(answer.body, answer.status),

@@ -50,7 +50,11 @@ class Instance:
         """
         try:
             found = await (self._read_ec2(now) if cloud is Cloud.AWS else self._read_gce(now))
-        except NotHere:
+        except NotHere as error:
+            if cloud is Cloud.GCP and cloud in self._answered:
+                # Something else answers in its place just now: that is no word of this machine's about its identity.
+                # (EC2 says by its 403 that it was switched off, and it is taken at its word.)
+                raise from_upstream(error, f"the machine's own {cloud} identity") from None
             return None
         except UpstreamError as error:
             if cloud in self._answered or error.code not in {"network", "timeout"}:

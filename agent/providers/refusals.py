@@ -16,7 +16,7 @@ from urllib.parse import quote, quote_plus
 
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.secret import Secret
-from agent.upstream import UpstreamError, UpstreamRefused
+from agent.upstream import UpstreamError, UpstreamRefused, UpstreamResponse
 
 #: AWS accepts signatures up to five minutes away, Google assertions about as much. Half of it is suspicious enough to
 #: blame a refused signature on the clock.
@@ -25,7 +25,7 @@ CLOCK_SUSPECT: Final = timedelta(seconds=150)
 #: An end this near to the requested one counts as the requested one: the answer took the rest.
 AS_ASKED: Final = timedelta(seconds=60)
 
-_PASSING_STATUSES: Final = frozenset({408, 425, 429})
+_PASSING_STATUSES: Final = frozenset({407, 408, 421, 425, 429})
 #: A run that could be a token; but an ARN is long too, and the very thing an operator needs to see.
 _OPAQUE_RUN: Final = re.compile(r"(\barn:aws[a-z-]*:\S+)|[A-Za-z0-9+/=_.~%-]{48,}")
 _MAX_TEXT_LENGTH: Final = 300
@@ -34,9 +34,20 @@ _MAX_TEXT_LENGTH: Final = 300
 def passing_status(status: int) -> bool:
     """Whether a status by itself says "later": throttled, timed out, broken, or somebody else's answer.
 
-    A redirect counts: the endpoints we ask never send one, captive portals and misconfigured proxies do.
+    A redirect counts: the endpoints we ask never send one, captive portals and misconfigured proxies do. So do the
+    words of a proxy (407, 421) and an interim answer that is the last (101).
     """
-    return status >= 500 or status in _PASSING_STATUSES or 200 <= status < 400
+    return status >= 500 or status in _PASSING_STATUSES or status < 400
+
+
+def refusal(answer: UpstreamResponse) -> type[Denied | Transient]:
+    """Whether an answer that is no success refuses or only fails, where no error code of the server's says it.
+
+    A web page is a proxy's, which blocks today and may be told better tomorrow: what we ask speaks to programs.
+    """
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    page = kind in {"text/html", "application/xhtml+xml"} or answer.body.lstrip()[:1] == b"<"
+    return Transient if page or passing_status(answer.status) else Denied
 
 
 def from_upstream(error: UpstreamError, doing: str) -> ProviderError:

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from agent.core.errors import Denied, ProviderError, Transient
+from agent.core.errors import Denied, Transient
 from agent.core.model import WebToken, WebTokenFile, WebTokenGce, WebTokenInline, WebTokenUrl
 from agent.core.secret import Secret
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
-from agent.providers.refusals import from_upstream, passing_status
+from agent.providers.refusals import from_upstream, refusal
 from agent.providers.remote import AllowList
 from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
 from agent.wire.names import ENROL_AUDIENCE_PREFIX, GCE_IDENTITY_PATH
@@ -92,8 +92,7 @@ class WebTokens:
         except UpstreamError as error:
             raise from_upstream(error, doing) from None
         if answer.status != 200:
-            kind: type[ProviderError] = Transient if passing_status(answer.status) else Denied
-            raise kind(f"{doing}: expected 200, got {answer.status}", code=f"http-{answer.status}")
+            raise refusal(answer)(f"{doing}: expected 200, got {answer.status}", code=f"http-{answer.status}")
         if source.field is None:
             return _token(answer.body)
         try:
@@ -136,8 +135,9 @@ async def ask_gce_identity(gce: GceMetadata, audience: str) -> tuple[Secret, dat
         return _token(answer.body), answer.date
     if answer.status == 404:
         raise Denied(f"{doing}: this instance has no service account", code="unsupported", server_time=answer.date)
-    kind: type[ProviderError] = Transient if passing_status(answer.status) else Denied
-    raise kind(f"{doing}: expected 200, got {answer.status}", code=f"http-{answer.status}", server_time=answer.date)
+    raise refusal(answer)(
+        f"{doing}: expected 200, got {answer.status}", code=f"http-{answer.status}", server_time=answer.date
+    )
 
 
 def _token(data: bytes) -> Secret:
