@@ -31,10 +31,13 @@ def run(path: Path) -> None:
     import asyncio
 
     from agent import log
-    from agent.daemon import Configured, Daemon
+    from agent.daemon import Configured, Daemon, ServerChild
     from agent.host import seccomp, systemd
     from agent.host.threads import Threads
 
+    # What answers workers is another process. A service manager gives us one place to be in: there it is this one.
+    managed = os.environ.keys() & {"NOTIFY_SOCKET", "LISTEN_FDS"}
+    child = None if managed else ServerChild.begin(os.environ)
     # Before there is a second thread, which would keep the right to execute.
     seccomp.give_up_execution()
     # Then logging: a journal that hangs, or a closed standard error, must not stop the start.
@@ -47,7 +50,7 @@ def run(path: Path) -> None:
 
     async def serve() -> None:
         asyncio.get_running_loop().set_default_executor(Threads())
-        await Daemon(settings, environ=dict(os.environ), file=file).run()
+        await Daemon(settings, environ=dict(os.environ), file=file, child=child).run()
 
     try:
         import uvloop

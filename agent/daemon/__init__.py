@@ -11,6 +11,7 @@ Each file answers one question:
 * :mod:`~agent.daemon.listeners`: what do the endpoints get?
 * :mod:`~agent.daemon.snapshots`, :mod:`~agent.daemon.servers`, :mod:`~agent.daemon.passing`: what is told to those who
   answer workers, and what may they ask for?
+* :mod:`~agent.daemon.workers`, :mod:`~agent.daemon.child`: where are workers answered?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?
 * :mod:`~agent.daemon.who`: who is this machine?
 * :mod:`~agent.daemon.remembered`, :mod:`~agent.daemon.disk`: what was accepted here before?
@@ -29,9 +30,10 @@ Each file answers one question:
 * :mod:`~agent.daemon.control`: what do the paths of the control socket do?
 """
 
+from agent.daemon.child import ServerChild
 from agent.daemon.configured import Configured
 from agent.daemon.prepare import Checked, check
 from agent.daemon.reload import LOADED_ONCE, needs_restart
 from agent.daemon.service import Daemon
 
-__all__ = ["LOADED_ONCE", "Checked", "Configured", "Daemon", "check", "needs_restart"]
+__all__ = ["LOADED_ONCE", "Checked", "Configured", "Daemon", "ServerChild", "check", "needs_restart"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
@@ -18,8 +17,8 @@ from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.daemon import compose
 from agent.daemon.announce import Announcer
-from agent.daemon.asking import Asking
 from agent.daemon.audit import Audit
+from agent.daemon.child import ServerChild
 from agent.daemon.control import routes
 from agent.daemon.courier import Couriers
 from agent.daemon.couriers import CourierSocket
@@ -33,25 +32,19 @@ from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
 from agent.daemon.snapshots import Snapshots, told_of
 from agent.daemon.textfile import Textfile
+from agent.daemon.workers import Workers
 from agent.host import arrival
 from agent.host.clock import SystemClock
 from agent.host.process import usage
-from agent.host.sockdiag import SocketDiagnosis
-from agent.host.sockets import read_socket_table
 from agent.host.subuid import Whose
 from agent.serve.control import ControlEndpoint
 from agent.serve.courier import CourierEndpoint
-from agent.serve.fairness import Owners
-from agent.serve.link import Link
 from agent.serve.proxy import Passthrough
-from agent.serve.server import WorkerServer
 from agent.snapshot import Limits, ServeSettings
 
 
 class Listeners:
     """Makes the three.
-
-    Long because each gets all that it needs here, once.
 
     Args:
         settings: what the process was started with.
@@ -78,7 +71,6 @@ class Listeners:
         audited: Callable[[], config.Audit],
     ) -> None:
         self.requests = Requests()
-        self.owners = "by table"  # how the owner of a connection is found
         self._settings = settings
         self._prepared = prepared
         self._passed = passed
@@ -87,7 +79,6 @@ class Listeners:
         self._clock = clock
         self._settled = settled
         self._textfile: Textfile | None = None
-        self._diagnosis = self._diagnose()
         self.audit = Audit(audited, clock, each_agent=settings.audit.mode == "full")
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
@@ -139,6 +130,7 @@ class Listeners:
             self._clock,
             decided,
             time=lambda: told_of(self._clock),
+            subordinate=Whose().rows,
             first=int(self._clock.uptime() * 1000),
             tokens=lambda: self._prepared.tokens.good,
             path_id=path_id,
@@ -174,15 +166,9 @@ class Listeners:
             found[Cloud.GCP] = gce
         return found if self._settings.pass_through.enabled else {}
 
-    async def workers(self, servers: Servers) -> WorkerServer:
-        """What workers ask, in this process. It knows what a snapshot says, and asks for what that lacks."""
-        link = Link()
-        loop = asyncio.get_running_loop()
-        ours, its = socket.socketpair()
-        await loop.create_unix_connection(servers.protocol, sock=ours)
-        await loop.create_unix_connection(link.protocol, sock=its)
-        asking = None if self._diagnosis is None else Asking(self._diagnosis)
-        return WorkerServer(link, await link.first(), self._owners(), asking)
+    def workers(self, servers: Servers, sockets: Sequence[socket.socket], child: ServerChild | None) -> Workers:
+        """What workers ask on these sockets."""
+        return Workers(servers, sockets, passed=chain.from_iterable(self._passed.values()), child=child)
 
     async def told_last(self, servers: Servers) -> None:
         """Hear the last words of those who answered workers, which have ended, and write down what they gave."""
@@ -205,20 +191,6 @@ class Listeners:
             "audit.file": self.audit.trouble,
         }
         return {key: trouble for key, trouble in troubles.items() if trouble is not None}
-
-    def _owners(self) -> Owners:
-        diagnosis = self._diagnosis
-        if diagnosis is None:
-            return Owners(read_socket_table, whose=Whose())
-        self.owners = "by socket"
-        return Owners(read_socket_table, diagnosis.owner, whose=Whose(), close=diagnosis.close)
-
-    def _diagnose(self) -> SocketDiagnosis | None:
-        try:
-            return SocketDiagnosis(chain.from_iterable(self._passed.values()))
-        except OSError:
-            # A sandbox without netlink, and no socket was passed: the table says it too, more slowly.
-            return None
 
     def control(
         self, vitals: Callable[[], report.Vitals], servers: Servers, *, reload: Callable[[], Awaitable[Reloaded]]

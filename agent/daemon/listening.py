@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,14 @@ ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 class AbsentAddressError(HostError):
     """The machine does not have the address."""
+
+
+class _TakenError(HostError):
+    """Somebody else listens there."""
+
+
+_TRIES: Final = 10
+_AGAIN_SECONDS: Final = 0.05
 
 
 def worker_sockets(
@@ -179,6 +188,18 @@ def _is_wildcard(host: str) -> bool:
 
 
 def _tcp(host: str, port: int) -> socket.socket:
+    """A listening socket. What answered workers for an agent that was killed ends with it, not in the same instant."""
+    for _ in range(_TRIES):
+        try:
+            return _bound(host, port)
+        except HostError as error:
+            if not isinstance(error, _TakenError):
+                raise
+            time.sleep(_AGAIN_SECONDS)
+    return _bound(host, port)
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = None
     try:
@@ -196,7 +217,9 @@ def _tcp(host: str, port: int) -> socket.socket:
         if error.errno in ABSENT:
             hint = "does this machine have the address? IPv6 may be switched off; restart the agent when it is there"
             raise AbsentAddressError(said, hint=hint) from None
-        raise HostError(said, hint="is another agent running?" if error.errno == errno.EADDRINUSE else None) from None
+        if error.errno == errno.EADDRINUSE:
+            raise _TakenError(said, hint="is another agent running?") from None
+        raise HostError(said) from None
     sock.setblocking(False)
     return sock
 

@@ -171,7 +171,7 @@ class Server(asyncio.Protocol):
 
     Attributes:
         taken: the version that it said it serves; -1: none yet.
-        counted: how often it has said its numbers.
+        counted: how often it has said all its numbers.
     """
 
     def __init__(self, servers: Servers, end: Callable[[], None]) -> None:
@@ -251,10 +251,7 @@ class Server(asyncio.Protocol):
                 self.taken = min(said.version, servers.version())
                 servers.changed()
             case Counts():
-                for status, count in said.requests:
-                    servers.requests.add("worker", status, count)
-                self.counted += 1
-                servers.changed()
+                self._count(said)
             case Served():
                 servers.heard(said.rows, said.refused)
             case Refused() | Crashed():
@@ -267,6 +264,13 @@ class Server(asyncio.Protocol):
                 self._begin(said.number, self._passing.ask(said), Passed(said.number, 0))
             case Mint() | MintScoped():
                 self._begin(said.number, self._mint(said), Minted(said.number, why="it cannot be minted"))
+
+    def _count(self, said: Counts) -> None:
+        for status, count in said.requests:
+            self._servers.requests.add("worker", status, count)
+        if not said.requests:
+            self.counted += 1
+            self._servers.changed()
 
     def _complain(self, said: Refused | Crashed) -> None:
         if self._logged.take(self._servers.clock()):

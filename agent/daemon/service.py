@@ -34,6 +34,7 @@ from agent import config, report
 from agent.core.timekeeping import Witness
 from agent.daemon import listening
 from agent.daemon.announce import Announcer
+from agent.daemon.child import ServerChild
 from agent.daemon.configured import Configured
 from agent.daemon.late import Late, Server
 from agent.daemon.leaving import handover_of
@@ -45,7 +46,6 @@ from agent.daemon.reload import Reloaded, Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
 from agent.daemon.servers import Servers
-from agent.daemon.snapshots import told_of
 from agent.daemon.succession import Succession
 from agent.daemon.who import Who
 from agent.host import containerenv, machine, systemd
@@ -66,6 +66,7 @@ class Daemon:
         settings: the configuration.
         environ: what the service manager passed.
         file: the configuration file, which SIGHUP has read anew.
+        child: the process that answers workers; ``None``: this one does.
         root: where ``/sys`` and ``/etc`` are; another place in tests.
 
     Raises:
@@ -78,10 +79,12 @@ class Daemon:
         *,
         environ: Mapping[str, str],
         file: Configured,
+        child: ServerChild | None = None,
         root: Path = Path("/"),
     ) -> None:
         self._settings = settings
         self._file = file
+        self._child = child
         self._root = root
         self._log = structlog.get_logger()
         self._stop = asyncio.Event()
@@ -172,10 +175,10 @@ class Daemon:
         addresses = listening.names(worker_sockets)
         self._wire(addresses)
         servers = self._tell_servers(addresses)
-        workers = await self._listeners.workers(servers)
+        workers = self._listeners.workers(servers, worker_sockets, self._child)
         operators = self._listeners.control(self._vitals, servers, reload=self._reload)
         couriers = self._listeners.couriers()
-        workers.listen(worker_sockets)
+        await workers.begin()
         listening_on: list[Server] = []
         if control is not None:
             listening_on.append(await self._late.listen(operators, control))
@@ -183,9 +186,9 @@ class Daemon:
         self._log.info(
             "agent.started",
             version=agent.__version__,
-            http=listening.names(worker_sockets),
+            http=addresses,
             control=settings.listen.control,
-            owners=self._listeners.owners,
+            owners=workers.owners,
             instance_id=self.store.memory.instance_id or None,
             keys=list(self._prepared.opening.keyring.kids),
         )
@@ -380,7 +383,7 @@ class Daemon:
     def _follow(self) -> bool:
         doubtful = self.clock.follow()
         timekeeper = self.clock.timekeeper
-        if self._servers is not None and self._snapshots.time != told_of(self.clock):
+        if self._servers is not None and self._snapshots.outdated:
             # Soon: what was counted from a moment of ours is moved in between.
             asyncio.get_running_loop().call_soon(self._snapshots.publish)
         if timekeeper.lost > self._lost_told:

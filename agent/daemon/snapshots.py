@@ -20,6 +20,7 @@ from agent.host.clock import SystemClock
 from agent.identity import ahead
 from agent.identity.standing import can_mint_id_tokens, facts
 from agent.snapshot import ForAudience, ForScopes, ServeSettings, Snapshot, Stretch, Time
+from agent.snapshot.model import MOST_RANGES
 
 
 class Snapshots:
@@ -33,6 +34,7 @@ class Snapshots:
         path_id: the id in a path that stands for a token.
         expects_bundle: whether the configuration has a key for one at present.
         time: what time it is.
+        subordinate: ranges of uids that are one user's (:meth:`agent.host.subuid.Whose.rows`).
         first: the version of the first: above that of every process before this one, whose snapshots a server may hold.
 
     Attributes:
@@ -49,6 +51,7 @@ class Snapshots:
         path_id: Secret,
         expects_bundle: Callable[[], bool],
         time: Callable[[], Time] = Time,
+        subordinate: Callable[[], tuple[tuple[int, int, int], ...]] = tuple,
         first: int = 0,
     ) -> None:
         self._controller = controller
@@ -58,6 +61,7 @@ class Snapshots:
         self._path_id = path_id
         self._expects_bundle = expects_bundle
         self._time = time
+        self._subordinate = subordinate
         self._log = structlog.get_logger()
         self._hear: list[Callable[[bytes], None]] = []
         self._last = self._made(first)
@@ -70,9 +74,9 @@ class Snapshots:
         return self._last.version
 
     @property
-    def time(self) -> Time:
-        """What time it was said to be."""
-        return self._last.time
+    def outdated(self) -> bool:
+        """Whether the time, or whose a uid is, is not as it was said; nobody tells of either."""
+        return self._last.time != self._time() or self._last.subordinate != self._subordinate()[:MOST_RANGES]
 
     @property
     def expects_bundle(self) -> bool:
@@ -112,6 +116,7 @@ class Snapshots:
             version=version,
             settings=self._settings,
             time=self._time(),
+            subordinate=self._subordinate()[:MOST_RANGES],
             aws=answers[Cloud.AWS],
             gcp=answers[Cloud.GCP],
             aws_names=names[Cloud.AWS],

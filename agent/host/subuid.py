@@ -85,6 +85,12 @@ class Whose:
         last, owner = self._ends[at]
         return owner if uid <= last else uid
 
+    def rows(self) -> tuple[tuple[int, int, int], ...]:
+        """The first and last uid of each range, and the uid that stands for its user; ascending."""
+        if self._clock() - self._looked > LOOK_AGAIN_SECONDS:
+            self._look()
+        return tuple((first, last, owner) for first, (last, owner) in zip(self._firsts, self._ends, strict=True))
+
     def _look(self) -> None:
         self._looked = self._clock()
         try:

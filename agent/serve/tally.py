@@ -77,7 +77,7 @@ class Tally:
     def tell(self) -> bool:
         """Say the numbers now; they are kept when nobody hears them."""
         counts = tuple(self._counts.items())[:MOST_COUNTED]
-        if not self._say(Counts(counts)):
+        if counts and not self._say(Counts(counts)):
             return False
         for status, _ in counts:
             del self._counts[status]
@@ -89,8 +89,9 @@ class Tally:
         return True
 
     def told(self) -> None:
-        """The controller asked."""
+        """The controller asked: after all that there is comes a message without any, by which it knows the end."""
         self.tell()
+        self._say(Counts(()))
 
     def close(self) -> None:
         """Say the last numbers."""

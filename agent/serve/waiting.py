@@ -7,6 +7,7 @@ bundle and no key is within reach of what parses strangers' requests.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Callable
 from datetime import datetime
 
@@ -14,6 +15,10 @@ from agent import snapshot
 from agent.core.clock import Clock
 from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.view import Answer, Pending
+
+
+def _first_of(row: tuple[int, int, int]) -> int:
+    return row[0]
 
 
 class Served:
@@ -69,6 +74,12 @@ class Served:
             if self._event is None:
                 self._event = asyncio.Event()
             await self._event.wait()
+
+    def whose(self, uid: int) -> int:
+        """The uid that stands for the user of ``uid``, who may have others (subuid(5))."""
+        rows = self.now.subordinate
+        at = bisect_right(rows, uid, key=_first_of) - 1
+        return rows[at][2] if at >= 0 and uid <= rows[at][1] else uid
 
     # -- what is looked up -------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ FORMAT: Final = 1
 
 MOST_STRETCHES: Final = 256
 MOST_NAMES: Final = 64
+MOST_RANGES: Final = 4096
 MOST_TOKENS: Final = 1024
 """As many as are kept of identity tokens: one more than a snapshot takes would close everything for everybody."""
 
@@ -67,6 +68,8 @@ class Time(msgspec.Struct, frozen=True):
 
 Stretches = Annotated[tuple[Stretch, ...], msgspec.Meta(min_length=1, max_length=MOST_STRETCHES)]
 Names = Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_NAMES)]
+Uid = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Ranges = Annotated[tuple[tuple[Uid, Uid, Uid], ...], msgspec.Meta(max_length=MOST_RANGES)]
 Secrets = Annotated[tuple[Secret, ...], msgspec.Meta(max_length=8)]
 
 
@@ -86,6 +89,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         scoped: access tokens for fewer scopes that were minted.
         container_tokens: the bearer tokens that are good now, several while they rotate.
         container_ids: what stands for a token in ``/v2/credentials/ID``.
+        subordinate: ranges of uids that are one user's (subuid(5)): first, last, and the uid that stands for the user.
         expects_bundle: whether bundles are taken here.
         refused: why the last bundle was refused, for a person; ``None`` when the last one was not.
     """
@@ -104,6 +108,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     scoped: Annotated[tuple[ForScopes, ...], msgspec.Meta(max_length=MOST_TOKENS)] = ()
     container_tokens: Secrets = ()
     container_ids: Secrets = ()
+    subordinate: Ranges = ()
     expects_bundle: bool = True
     refused: str | None = None
 

@@ -36,3 +36,21 @@ def test_the_names_are_right() -> None:
     code = f"import importlib.util as u; print(*[n for n in {LATER!r} if u.find_spec(n) is None])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+SERVER_NEVER = (
+    *LATER,
+    "cryptography",
+    "structlog",
+    "click",
+    "agent.config",
+    "agent.identity",
+    "agent.upstream",
+)
+
+
+def test_what_answers_workers_loads_nothing_else() -> None:
+    """The server's program has no key, no TLS client, no log and no configuration within reach."""
+    code = f"import sys; import agent.server.master; print(*sorted(set({SERVER_NEVER!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []

@@ -1,6 +1,6 @@
 /* A machine that sleeps, or that its hypervisor stops: for the daemon (LD_PRELOAD).
  *
- * The file named by ASLEEP holds two doubles: by how many seconds CLOCK_BOOTTIME and the wall clock are ahead of this
+ * The file named by LD_ASLEEP holds two doubles: by how many seconds CLOCK_BOOTTIME and the wall clock are ahead of this
  * machine's own. When they change, timers of timerfd_create(2) behave as the kernel's do: those on CLOCK_BOOTTIME are
  * over if their time has passed, and those that are cancelled by a step of the clock become readable. CLOCK_MONOTONIC
  * and with it every timer of an event loop stands still meanwhile, as it does. The kernel's clock is not synchronised.
@@ -25,7 +25,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static volatile double *shared(void) {
     if (ahead == NULL) {
-        int fd = open(getenv("ASLEEP"), O_RDONLY | O_CLOEXEC);
+        int fd = open(getenv("LD_ASLEEP"), O_RDONLY | O_CLOEXEC);
         ahead = mmap(NULL, 16, PROT_READ, MAP_SHARED, fd, 0);
         close(fd);
     }

@@ -304,6 +304,14 @@ class Agent:
         self.signal(signal.SIGTERM)
         return self.wait()
 
+    @property
+    def processes(self) -> list[int]:
+        """The process ids of the agent, and of those that it began: the last is the one that answers workers."""
+        found = [self.process.pid]
+        for pid in found:
+            found += [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return found
+
     def kill(self) -> None:
         """End it as the out-of-memory killer does."""
         self.process.kill()

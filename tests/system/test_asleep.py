@@ -46,7 +46,7 @@ class Clocks:
 
     @property
     def environ(self) -> dict[str, str]:
-        return {"LD_PRELOAD": str(self.library), "ASLEEP": str(self._file)}
+        return {"LD_PRELOAD": str(self.library), "LD_ASLEEP": str(self._file)}
 
     def suspended(self, hours: float) -> None:
         """Boot time and the wall clock count on through suspend."""

@@ -32,6 +32,5 @@ def test_a_limit_below_the_caps_is_told_and_stops_no_renewal(tmp_path: Path) -> 
         before = sum("/token" in path for path in gce.paths())
         until(lambda: sum("/token" in path for path in gce.paths()) > before + 1, what="a renewal")
         assert agent.google_token().status == 200
-        fds = len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
-        assert fds < LIMIT
+        assert all(len(list(Path(f"/proc/{pid}/fd").iterdir())) < LIMIT for pid in agent.processes)
         assert not agent.events("raw")

@@ -122,7 +122,7 @@ class Stage:
 
     def begin(self) -> None:
         """Forget what was."""
-        Path(f"/proc/{self.agent.process.pid}/clear_refs").write_text("5")  # the most that it had in memory: proc(5)
+        Path(f"/proc/{self.agent.processes[-1]}/clear_refs").write_text("5")  # the most that it had in memory: proc(5)
         self.gce.asked.clear()
 
     def renewals(self) -> list[float]:
@@ -131,7 +131,7 @@ class Stage:
 
     def resident_kb(self) -> int:
         """The most that it had in memory since."""
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.agent.process.pid}/status").read_text())
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.agent.processes[-1]}/status").read_text())
         assert found is not None
         return int(found.group(1))
 

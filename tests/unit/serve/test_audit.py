@@ -21,9 +21,9 @@ import pytest
 from agent.core.model import Cloud, IdToken
 from agent.core.secret import Secret
 from agent.core.served import MOST_AGENT_CHARACTERS, NOT_ASKED, Given, Serving, Who, plain
-from agent.daemon.asking import Asking
 from agent.host.sockdiag import SocketDiagnosis
 from agent.serve.audit import MOST_ROWS, PER_SECOND, Ledger, agent_in
+from agent.server.asking import Asking
 from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
 from tests.fakes.view import CONTAINER_TOKEN, KEY, FakeView, RunningEndpoint, running_endpoint

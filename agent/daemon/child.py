@@ -1,0 +1,117 @@
+"""The process that answers workers, as a child: where no service manager starts one (a container, a demo).
+
+It is begun before this process gives up to execute anything, so before the configuration is read, and waits for the
+sockets; they stay open here, so that connections wait in the kernel's queue whenever a server ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from agent.daemon.servers import Server, Servers
+from agent.server.master import END, LINK, LISTEN, STOP
+
+ENDS_SECONDS: Final = 1.0
+"""How much longer than its grace it may take to end."""
+
+
+class ServerChild:
+    """The master of :mod:`agent.server`.
+
+    *Resources*: the process and the control socket, until :meth:`close`.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._servers: Servers | None = None
+        self._gone: Callable[[], None] = lambda: None
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    @classmethod
+    def begin(cls, environ: Mapping[str, str]) -> ServerChild:
+        """Start it. To be called before anything else may execute.
+
+        Args:
+            environ: of this process. It gets what the dynamic loader reads, and nothing else: the rest may hold what it
+                must not know.
+
+        Returns:
+            The process; where none can be started, one that has ended: that is heard, and dealt with, as any other end.
+        """
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            try:
+                process: subprocess.Popen[bytes] | None = subprocess.Popen(  # noqa: S603 - our own program
+                    [sys.executable, "-I", "-m", "agent.server", str(its.fileno()), str(os.getpid())],
+                    pass_fds=(its.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env={name: value for name, value in environ.items() if name.startswith("LD_")},
+                )
+            except OSError:
+                process = None  # who may not execute the interpreter by its path, say
+        ours.setblocking(False)
+        return cls(process, ours)
+
+    def answer(self, sockets: Sequence[socket.socket], servers: Servers, gone: Callable[[], None]) -> None:
+        """Have it answer on these sockets. To be called in the event loop.
+
+        Args:
+            sockets: on which workers ask.
+            servers: what it is told and asks.
+            gone: called when it has ended, which it does not by itself.
+        """
+        self._servers, self._gone = servers, gone
+        asyncio.get_running_loop().add_reader(self._control.fileno(), self._hear)
+        with contextlib.suppress(OSError):  # it is gone, which is heard
+            socket.send_fds(self._control, [LISTEN], [one.fileno() for one in sockets])
+
+    def _hear(self) -> None:
+        try:
+            said, fds, _, _ = socket.recv_fds(self._control, 64, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            said, fds = b"", []
+        if said == LINK and fds and self._servers is not None:
+            protocol = partial(Server, self._servers, self._end)
+            linking = asyncio.get_running_loop().create_unix_connection(protocol, sock=socket.socket(fileno=fds[0]))
+            task = asyncio.get_running_loop().create_task(linking, name="a server begins")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif not said:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._ended.set()
+            self._gone()
+
+    def _end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(END)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Let it give what is under way so many seconds, and end it."""
+        self._gone = lambda: None
+        if not self._ended.is_set():
+            with contextlib.suppress(OSError, TimeoutError):
+                self._control.send(STOP)
+                async with asyncio.timeout(grace_seconds + ENDS_SECONDS):
+                    await self._ended.wait()
+            with contextlib.suppress(OSError, ValueError):
+                asyncio.get_running_loop().remove_reader(self._control.fileno())
+        self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        self._control.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()

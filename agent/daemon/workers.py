@@ -1,0 +1,107 @@
+"""Where are workers answered? In a process of its own where there is one to begin it; else here, by the same words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import structlog
+
+from agent.daemon.child import ServerChild
+from agent.daemon.servers import Servers
+from agent.host.sockdiag import SocketDiagnosis
+from agent.host.sockets import read_socket_table
+from agent.serve.fairness import Owners
+from agent.serve.link import Link
+from agent.serve.server import WorkerServer
+from agent.serve.waiting import Served
+from agent.server.asking import Asking
+
+BEGINS_SECONDS: Final = 5.0
+"""How long a server is waited for. Connections wait in the kernel's queue."""
+
+
+class Workers:
+    """See the module.
+
+    Args:
+        servers: what whoever answers is told and asks.
+        sockets: on which workers ask.
+        passed: the sockets that the service manager passed; a netlink socket may be among them.
+        child: the process; ``None``: this one answers.
+
+    Attributes:
+        owners: how the owner of a connection is found.
+
+    *Resources*: the sockets and the child, until :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        sockets: Sequence[socket.socket],
+        *,
+        passed: Iterable[socket.socket],
+        child: ServerChild | None,
+    ) -> None:
+        self.owners = "by socket"
+        self._servers = servers
+        self._sockets = sockets
+        self._passed = tuple(passed)
+        self._child = child
+        self._here: WorkerServer | None = None
+        self._beginning: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Answer from now on."""
+        if self._child is None:
+            await self._begin_here()
+            return
+        self._child.answer(self._sockets, self._servers, self._gone)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BEGINS_SECONDS):
+                await self._servers.serving()
+
+    def _gone(self) -> None:
+        # It cannot be begun anew: this process executes nothing any more. Better a thinner wall than no identity.
+        structlog.get_logger().error("server.gone", hint="workers are answered by the agent itself; restart it")
+        self._beginning = asyncio.get_running_loop().create_task(self._begin_here(), name="answer here")
+
+    async def _begin_here(self) -> None:
+        link = Link()
+        loop = asyncio.get_running_loop()
+        ours, its = socket.socketpair()
+        await loop.create_unix_connection(self._servers.protocol, sock=ours)
+        await loop.create_unix_connection(link.protocol, sock=its)
+        served = await link.first()
+        self._here = self._server(link, served)
+        self._here.listen(self._sockets)
+
+    def _server(self, link: Link, served: Served) -> WorkerServer:
+        try:
+            diagnosis = SocketDiagnosis(self._passed)
+        except OSError:
+            # A sandbox without netlink, and no socket was passed: the table says it too, more slowly.
+            self.owners = "by table"
+            return WorkerServer(link, served, Owners(read_socket_table, whose=served.whose))
+        owners = Owners(read_socket_table, diagnosis.owner, whose=served.whose, close=diagnosis.close)
+        return WorkerServer(link, served, owners, Asking(diagnosis))
+
+    async def close(self, grace_seconds: float) -> None:
+        """Accept nothing more, and give what is under way so many seconds.
+
+        Args:
+            grace_seconds: see there.
+        """
+        if self._beginning is not None:
+            await self._beginning
+        if self._here is None:
+            for one in self._sockets:
+                one.close()
+        if self._child is not None:
+            await self._child.close(grace_seconds)
+        if self._here is not None:
+            await self._here.close(grace_seconds)

@@ -1,0 +1,107 @@
+"""What a process that answers strangers gives up, once it has all that it needs.
+
+A list of what stays, because what a kernel will have next year is on no list of what goes: read, write and accept on
+what is open, time, memory that cannot be executed, and to end. No file is opened, no socket made, connected or bound,
+no process or thread begun, looked into or signalled. Everything else fails with EPERM. Where the numbers are not known
+the process can still execute nothing (:mod:`agent.host.seccomp`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+from typing import Final
+
+from agent.core.errors import HostError
+from agent.host.seccomp import ALLOW, KILL, MACHINES, REFUSE, install, instruction
+
+PR_SET_PDEATHSIG: Final = 1
+PROT_EXEC: Final = 4
+FIONBIO: Final = 0x5421
+FIOCLEX: Final = 0x5451
+
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
+_X32_BIT: Final = 0x40000000
+
+KEPT: Final = {
+    "x86_64": (
+        *(0, 1, 19, 20, 45, 44, 47, 46, 288, 43, 3, 48),  # read write readv writev recvfrom sendto recvmsg sendmsg
+        # accept4 accept close shutdown
+        *(232, 281, 441, 233, 291, 7, 271, 23, 270, 290, 293),  # epoll_* poll ppoll select pselect6 eventfd2 pipe2
+        *(202, 11, 25, 12, 28, 228, 230, 35, 96),  # futex munmap mremap brk madvise clock_gettime clock_nanosleep
+        # nanosleep gettimeofday
+        *(55, 54, 51, 52, 72, 318, 32, 5, 8),  # getsockopt setsockopt getsockname getpeername fcntl getrandom dup
+        # fstat lseek
+        *(13, 14, 15, 131, 219, 60, 231),  # rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
+        # exit exit_group
+        *(39, 186, 110, 102, 107, 24, 204, 334, 273, 324, 98, 283, 286),  # getpid gettid getppid getuid geteuid
+        # sched_yield sched_getaffinity rseq set_robust_list membarrier getrusage timerfd_create timerfd_settime
+    ),
+    "aarch64": (
+        *(63, 64, 65, 66, 207, 206, 212, 211, 242, 202, 57, 210),
+        *(22, 441, 21, 20, 73, 72, 19, 59),
+        *(98, 215, 216, 214, 233, 113, 115, 101, 169),
+        *(209, 208, 204, 205, 25, 278, 23, 80, 62),
+        *(134, 135, 139, 132, 128, 93, 94),
+        *(172, 178, 173, 174, 175, 124, 123, 293, 99, 283, 165, 85, 86),
+    ),
+}
+_MEMORY: Final = {"x86_64": (9, 10), "aarch64": (222, 226)}  # mmap, mprotect: not executable
+_IOCTL: Final = {"x86_64": 16, "aarch64": 29}  # of sockets alone: not to block, not to be inherited
+
+
+def _program(machine: str) -> bytes:
+    allow, refuse = instruction(_RETURN, ALLOW), instruction(_RETURN, REFUSE)
+    lines = [
+        instruction(_LOAD, _ARCHITECTURE_AT),
+        instruction(_JUMP_EQUAL, MACHINES[machine][0], yes=1),
+        instruction(_RETURN, KILL),
+        instruction(_LOAD, _NUMBER_AT),
+        instruction(_JUMP_AT_LEAST, _X32_BIT, no=1),
+        refuse,
+    ]
+    for number in KEPT[machine]:
+        lines += [instruction(_JUMP_EQUAL, number, no=1), allow]
+    for number in _MEMORY[machine]:
+        check = (instruction(_LOAD, _ARGUMENTS_AT + 16), instruction(_JUMP_SET, PROT_EXEC, no=1), refuse, allow)
+        lines += [instruction(_JUMP_EQUAL, number, no=len(check)), *check]
+    known = [one for what in (FIONBIO, FIOCLEX) for one in (instruction(_JUMP_EQUAL, what, no=1), allow)]
+    asked = (instruction(_LOAD, _ARGUMENTS_AT + 8), *known, refuse)
+    lines += [instruction(_JUMP_EQUAL, _IOCTL[machine], no=len(asked)), *asked]
+    return b"".join([*lines, refuse])
+
+
+def give_up_all_but_answering() -> bool:
+    """Keep what is named in the module, for good. Call it while there is one thread.
+
+    Returns:
+        Whether it is in force; ``False`` on a machine whose numbers are not known here.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    machine = platform.machine()
+    if machine not in KEPT:
+        return False
+    install(_program(machine))
+    return True
+
+
+def end_with_parent(parent: int) -> None:
+    """Be killed when the parent ends, however that ends.
+
+    Args:
+        parent: its process id; if it has ended already, this process ends now.
+
+    Raises:
+        HostError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    if libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), zero, zero, zero) != 0:
+        raise HostError(f"the process cannot be made to end with its parent: {os.strerror(ctypes.get_errno()).lower()}")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

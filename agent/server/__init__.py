@@ -1,0 +1,11 @@
+"""The program that answers workers, and nothing else: it holds what a snapshot says, and a link to the controller.
+
+``python -m agent.server`` is started by the daemon, before that gives up to execute anything, and given everything by
+descriptors: the workers' sockets and a link for each life of the server. Two processes:
+
+* the *master* (:mod:`~agent.server.master`) has the listening sockets, hears nobody but the controller, and begins a
+  server anew the moment one ends: connections wait in the kernel's queue meanwhile;
+* the *server* (:mod:`~agent.server.work`) has given up all but to answer on what it has (:mod:`agent.host.confine`).
+
+Neither imports a key, a bundle, an SDK, a TLS client or the log.
+"""
