@@ -95,6 +95,14 @@ WORDS
   printf '%s\n' "$name" >"$tree/.release"
 }
 
+# By the program itself, with what it needs for the Python here.
+say "manual pages and completions"
+"$build/bin/uv" pip install --quiet --no-config --target "$work/here" --python "$build/bin/python" \
+  --only-binary :all: --no-deps --require-hashes -r "$root/requirements/runtime.txt"
+"$build/bin/uv" pip install --quiet --no-config --target "$work/here" --python "$build/bin/python" --no-deps --no-index "$wheel"
+PYTHONPATH=$work/here "$build/bin/python" "$here/package/pages.py" "$work/pages" || die "the manual pages could not be made" 70
+gzip --no-name --best "$work"/pages/man/*.1
+
 # -- the packages ------------------------------------------------------------------------------------------------------
 
 rm -f "$target"/credential-agent[_-]"$version"*.{deb,rpm} "$target"/*.cdx.json "$target/SHA256SUMS"
@@ -104,6 +112,7 @@ for python in "${pythons[@]}"; do
   release "$python" "$tree/release"
   mkdir -p "$tree/systemd"
   cp -R "$root"/systemd/. "$tree/systemd/"
+  cp -R "$work/pages" "$tree/pages"
   install -m 0755 "$here/install.sh" "$tree/install.sh"
   find "$tree" -exec touch --no-dereference --date="@$epoch" {} +
   find "$tree" -type d -exec chmod 0755 {} + -o -type f -perm /0111 -exec chmod 0755 {} + -o -type f -exec chmod 0644 {} +

@@ -5,17 +5,20 @@ They need what makes them (``make build-tools``), and are skipped without it.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Self
 
+import click
 import pytest
 
 from tests.system import machine as m
@@ -25,6 +28,7 @@ from tests.system.test_boot import EC2, Sender, aws_key
 REPOSITORY = m.REPOSITORY
 BUILD = REPOSITORY / ".venv-build"
 NAME = "credential-agent"
+BIN = Path(sys.executable).with_name(NAME)
 UNITS = ("credential-agent.service", "credential-agent-redirect.service", "credential-agent-watch.service")
 
 pytestmark = [
@@ -257,6 +261,29 @@ def test_taken_off_it_keeps_what_is_not_its_own_and_purged_it_leaves_nothing(mac
     # The key is the operator's: it came there on another way than the package.
     kept = ("/var/log/", "/tmp/", "/etc/credstore/")
     assert [line for line in left.splitlines() if not line.startswith(kept)] == []
+
+
+def test_each_command_has_its_page_and_each_shell_completes(package: Path, tmp_path: Path) -> None:
+    """Manual pages that groff reads without a warning, none for a command that is not there; completions that ask for more."""
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
+    from agent.cli import cli
+
+    there = {path.name.removesuffix(".1.gz") for path in (tmp_path / "usr/share/man/man1").iterdir()}
+    assert {f"{NAME}-{name}" for name in cli.list_commands(click.Context(cli))} | {NAME} <= there
+    for path in sorted((tmp_path / "usr/share/man/man1").iterdir()):
+        text = gzip.decompress(path.read_bytes())
+        assert b"..." not in text.split(b".SH SYNOPSIS")[0], path
+        if shutil.which("groff"):
+            read = subprocess.run(["groff", "-man", "-Tutf8", "-ww"], input=text, capture_output=True, check=True)
+            assert read.stderr == b"", path
+    bash = (tmp_path / "usr/share/bash-completion/completions/credential-agent").read_text()
+    asked = (
+        f"{bash}\nCOMP_WORDS=(credential-agent st) COMP_CWORD=1\n_credential_agent_completion {BIN}\necho $COMPREPLY"
+    )
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["status"], done.stderr
+    assert (tmp_path / "usr/share/zsh/vendor-completions/_credential-agent").read_text().startswith("#compdef")
+    assert "complete" in (tmp_path / "usr/share/fish/vendor_completions.d/credential-agent.fish").read_text()
 
 
 def test_one_source_makes_the_same_bytes(interpreter: str, packages: Path, tmp_path: Path) -> None:
