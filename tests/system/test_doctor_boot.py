@@ -105,9 +105,6 @@ BROKEN = [
     Broken("flushed", "systemctl kill -s STOP credential-agent-redirect; nft flush ruleset", "systemctl kill -s CONT credential-agent-redirect",
            "redirect", "not in the kernel", "systemctl restart credential-agent-redirect"),
     Broken("an unknown worker", f"{edited('s/alice/bob/')}", WITH_GOOD, "redirect", "bob", "getent passwd bob"),
-    Broken("another has the port",
-           f"systemctl stop {SERVICE} {SOCKETS}; systemd-run --quiet --unit=thief /usr/bin/python3 -m http.server --bind 127.0.0.1 16925",
-           f"systemctl stop thief; systemctl start {SOCKETS} {SERVICE}", "port", "another program has it", "ps -o"),
     Broken("no signer", f"mv {ETC}/signers/control.pub.jwk {ETC}/signers/away", f"mv {ETC}/signers/away {ETC}/signers/control.pub.jwk",
            "configuration", "signers[0].key", "credential-agent check"),
 ]  # fmt: skip
