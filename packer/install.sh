@@ -116,6 +116,9 @@ install_carried() {
     fresh=yes
     mkdir -p "$PREFIX/releases"
     cp -al "$carried" "$release" 2>/dev/null || { rm -rf "$release" && cp -a "$carried" "$release"; }
+    # rpm runs this while the files of the version before are still there: what is not on the list is of that one.
+    (cd "$release" && find . ! -type d -print | { grep -vxFf .files || true; } | tr '\n' '\0' | xargs -0r rm -f -- &&
+      find . -mindepth 1 -type d -empty -delete) || die "$release: cannot be made as it was packed"
     # The service may not write there, and would read every source anew at each start.
     "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
       die "$release: cannot be compiled by $("$release/bin/python" --version 2>&1)"

@@ -93,6 +93,10 @@ sys.exit(main())
 WORDS
   chmod 0755 "$tree/bin/credential-agent"
   printf '%s\n' "$name" >"$tree/.release"
+  # What the release is, for a machine on which files of another one lie among these.
+  touch "$tree/.files"
+  (cd "$tree" && find . ! -type d -print | sort) >"$work/files"
+  mv "$work/files" "$tree/.files"
 }
 
 # By the program itself, with what it needs for the Python here.

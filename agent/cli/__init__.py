@@ -25,6 +25,7 @@ from agent.cli.exits import (
     EX_UNAVAILABLE,
     EX_USAGE,
 )
+from agent.cli.terminal import plain
 from agent.core.errors import (
     AgentError,
     BundleError,
@@ -105,9 +106,9 @@ def exit_code(error: AgentError) -> int:
 
 def report(error: AgentError) -> None:
     """Tell a person what went wrong, on stderr: the message, and the hint on a line of its own."""
-    _say(f"credential-agent: {error.message}")
+    _say(plain(f"credential-agent: {error.message}", keep="\n"))
     if error.hint:
-        _say(f"  hint: {error.hint}")
+        _say(plain(f"  hint: {error.hint}", keep="\n"))
 
 
 def main(argv: list[str] | None = None) -> None:

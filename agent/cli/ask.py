@@ -61,14 +61,14 @@ class Answer:
         """
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise HostError(f"expected JSON from the agent, got {len(self.body)} other bytes") from None
 
     def why(self) -> str:
         """The agent's own words on a refusal."""
         try:
             document = json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.body.decode(errors="replace").strip()[:500] or f"status {self.status}"
         if isinstance(document, dict):
             for name in ("message", "Message", "error_description", "reason", "error"):

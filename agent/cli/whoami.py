@@ -13,11 +13,13 @@ from agent.cli import ask
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.options import config_option
+from agent.cli.terminal import plain
 from agent.core.errors import HostError
 from agent.core.text import instant, when
 from agent.wire import names
 
 ANSWER_SECONDS: Final = 2.0
+_YEAR: Final = 366 * 86_400
 _WHOSE: Final = {"bundle": "from the bundle", "fallback": "the machine's own"}
 
 
@@ -36,7 +38,7 @@ def whoami(path: Path, as_json: bool) -> int:
         tell("whoami", said)
     else:
         for line in _lines(said, now):
-            click.echo(line)
+            click.echo(plain(line))
     return 0 if any(cloud["state"] == "live" for cloud in said["clouds"].values()) else EX_UNAVAILABLE
 
 
@@ -119,7 +121,7 @@ def ask_aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     answer = ask.worker(http, f"{names.EC2_ROLES_PATH}{name}", headers)
     if answer.status != 200:
         return _cloud("pending", why=answer.why())
-    document = answer.json()
+    document = _object(answer)
     return _cloud(
         "live",
         origin=answer.origin or role.origin,
@@ -136,10 +138,22 @@ def ask_gcp(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     if answer.status != 200:
         return _cloud("absent" if answer.status == 404 else "pending", why=answer.why(), origin=answer.origin or "none")
     email = ask.worker(http, f"{names.GCE_ACCOUNT}email", headers)
-    seconds = answer.json().get("expires_in")
-    until = instant(now + timedelta(seconds=seconds)) if isinstance(seconds, int) else None
+    seconds = _object(answer).get("expires_in")
+    until = instant(now + timedelta(seconds=seconds)) if isinstance(seconds, int) and 0 <= seconds < _YEAR else None
     identity = email.body.decode("ascii", errors="replace").strip() if email.status == 200 else None
     return _cloud("live", origin=answer.origin, identity=identity, until=until)
+
+
+def _object(answer: ask.Answer) -> Mapping[str, Any]:
+    """The body as a JSON object.
+
+    Raises:
+        HostError: it is none.
+    """
+    document = answer.json()
+    if not isinstance(document, dict):
+        raise HostError("expected a JSON object from the workers' endpoint, got something else")
+    return document
 
 
 def _not_before(stamp: Any, now: datetime) -> str | None:

@@ -70,14 +70,15 @@ class Identity(Section, frozen=True):
 
     Attributes:
         audience: further names of this worker, such as ``urn:credbundle:cluster:ID``. A bundle is accepted only if it
-            is addressed (``aud``) to a name of the worker; the names of its instance and of its account or project it
-            has anyway.
+            is addressed (``aud``) to a name of the worker. It answers to the names of its keys and of its instance
+            without being told so here.
         instance_id: the name of this machine, to which the saved state belongs. ``auto`` asks the metadata service, and
             reads ``/etc/machine-id`` where there is none. State saved under another name (a clone of an image) is
             deleted. Where the firmware or the boot contradict the name, the agent serves nothing and deletes nothing.
-        grace_seconds: how long after boot, in seconds, the agent waits for a first bundle before it serves the
-            machine's own identity. User-data and attributes are there within one second. Raise it if a control plane
-            creates the machine first and sends the bundle later.
+        grace_seconds: how long, in seconds, the agent waits for a first bundle before it serves the machine's own
+            identity. It counts from the agent's first start after a boot, and only where a key is configured. User-data
+            and attributes are there within one second. Raise it if a control plane creates the machine first and sends
+            the bundle later.
         fallback: the clouds for which the agent may serve the machine's own identity (EC2 role, GCE service account)
             while no bundle has decided otherwise. ``[]``: never.
         on_expiry: what is served after the end of a bundle that does not say so itself: ``deny`` serves nothing,
@@ -522,7 +523,7 @@ class Audit(Section, frozen=True):
 
 
 class Redirect(Section, frozen=True):
-    """Who is a worker, for the nftables redirection. Read by its own unit, not by the agent.
+    """Who is a worker, for the nftables redirection. A unit of its own reads it, and has its own reload.
 
     Attributes:
         uids: users that are workers: single uids and ranges (``1000-60000``). The default is every uid that is no

@@ -290,9 +290,11 @@ class Durable:
     async def _note(self) -> None:
         self._noted = self._history.version
         try:
-            # One that is lost costs nobody anything, and the disk's own trouble is told.
-            with contextlib.suppress(HostError):
-                await self._recorder.note(self._history.entries)
+            await self._recorder.note(self._history.entries)
+        except HostError:
+            pass  # one that is lost costs nobody anything, and the disk's own trouble is told
+        except Exception as error:  # noqa: BLE001 - the controller's border: nor does a defect, at the end neither
+            self._log.error("work.crashed", work="history", error=type(error).__name__, exc_info=True)
         finally:
             self._noter = None
 

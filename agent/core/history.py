@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -32,7 +32,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         times: how often in a row.
     """
 
-    at: datetime
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     kind: str
     about: str
     said: str
@@ -62,7 +62,7 @@ class History:
 
     def add(self, at: datetime, kind: str, about: str, said: str) -> None:
         """Take note. A trouble that is the same as the last of its kind and thing counts as that, once more."""
-        entry = Entry(at=at, kind=kind, about=about, said=said[:_LONGEST])
+        entry = Entry(at=at, kind=kind, about=_writable(about), said=_writable(said[:_LONGEST]))
         last = next((one for one in reversed(self._entries) if (one.kind, one.about) == (kind, about)), None)
         if kind in _FLAPPING and last is not None and last._what == entry._what:  # noqa: SLF001 - of the same class
             self._entries.remove(last)
@@ -88,3 +88,8 @@ class History:
         others = [one for one in self._entries if one.kind != RENEWED]
         gone = {id(one) for one in (*renewals[:-KEPT_RENEWALS], *others[:-KEPT])}
         self._entries = [one for one in self._entries if id(one) not in gone]
+
+
+def _writable(text: str) -> str:
+    """A text that can be written as UTF-8: one that quotes a header of a server may hold what no text may."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

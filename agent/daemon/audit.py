@@ -27,7 +27,8 @@ from agent.host import cgroups
 from agent.host.rotated import append
 
 MOST_ROWS: Final = 512
-"""So many askers and things at once; what comes above is told without its asker."""
+"""So many askers and things at once; what comes above is told without its asker. With programs twice as many: what an
+asker calls itself is the first to go."""
 MOST_AGENTS: Final = 4
 """So many programs of one asker are named in one line."""
 MOST_NAME_CHARACTERS: Final = 256
@@ -89,7 +90,9 @@ class Audit:
     def _add(self, one: Serving, now: datetime) -> None:
         agent = plain(one.agent)
         key = (one.given, one.who, agent if self._each_agent else "")
-        if key not in self._rows and len(self._rows) >= MOST_ROWS:
+        if self._each_agent and key not in self._rows and len(self._rows) >= MOST_ROWS:
+            key = (one.given, one.who, "")
+        if key not in self._rows and len(self._rows) >= MOST_ROWS * (2 if self._each_agent else 1):
             key = (Given(one.given.dialect, one.given.cloud, one.given.kind, "others"), Who(asked=False), "")
         row = self._rows.get(key)
         if row is None:
@@ -114,14 +117,12 @@ class Audit:
 
     async def written(self) -> None:
         """Wait until the file has been tried, for a moment."""
-        if self._writing is not None:
+        if self._writing is not None and not self._writing.done():
             await asyncio.wait({self._writing}, timeout=END_SECONDS)
 
     async def tell(self) -> None:
         """Write down what there is."""
         rows, self._rows = self._rows, {}
-        if not rows:
-            return
         groups = await self._groups({who.cgroup for _, who, _ in rows if who.cgroup})
         settings = self._settings()
         for (given, who, _), row in rows.items():
@@ -133,13 +134,17 @@ class Audit:
         if surplus > 0:
             del self._waiting[:surplus]
             self.dropped += surplus
+        # Also where nothing is new: what a file did not take is tried again, and not only when somebody asks again.
+        if settings.file is None:
+            self._waiting, self.trouble = [], None
         if self._waiting and (self._writing is None or self._writing.done()):
             self._writing = asyncio.create_task(self._write(settings), name="audit file")
 
     @staticmethod
     async def _groups(ids: set[int]) -> Mapping[int, str]:
         if ids:
-            with contextlib.suppress(TimeoutError):
+            # RuntimeError: no thread is to be had. Whatever it is, it costs names and not the agent.
+            with contextlib.suppress(TimeoutError, OSError, RuntimeError):
                 return await asyncio.wait_for(asyncio.to_thread(cgroups.names, ids), LOOK_SECONDS)
         return {}
 
@@ -147,11 +152,14 @@ class Audit:
         lines, self._waiting = self._waiting, []
         try:
             await asyncio.to_thread(_append, settings, b"".join(lines))
-        except HostError as error:
+        except Exception as error:  # noqa: BLE001 - no thread to be had, or a defect of ours: it costs this file, and no line
             self._waiting = lines + self._waiting
-            if self.trouble != error.message:
-                self._log.error("audit.not_written", reason=error.message, hint=error.hint)
-            self.trouble = error.message
+            known = isinstance(error, HostError)
+            reason = error.message if isinstance(error, HostError) else f"internal error: {type(error).__name__}"
+            if self.trouble != reason:
+                hint = error.hint if isinstance(error, HostError) else None
+                self._log.error("audit.not_written", reason=reason, hint=hint, exc_info=not known)
+            self.trouble = reason
         else:
             if self.trouble is not None:
                 self._log.info("audit.written")

@@ -12,15 +12,20 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
+
+import structlog
 
 from agent.daemon.servers import Server, Servers
 from agent.server.master import END, LINK, LISTEN, STOP
 
 ENDS_SECONDS: Final = 1.0
 """How much longer than its grace it may take to end."""
+TOLD_AGAIN_SECONDS: Final = 60.0
+"""A server that ends again and again is told of so often."""
 
 
 class ServerChild:
@@ -35,6 +40,8 @@ class ServerChild:
         self._servers: Servers | None = None
         self._gone: Callable[[], None] = lambda: None
         self._ended = asyncio.Event()
+        self._begun = 0
+        self._told_again = float("-inf")
         self._tasks: set[asyncio.Task[object]] = set()
 
     @classmethod
@@ -83,6 +90,7 @@ class ServerChild:
         except OSError:
             said, fds = b"", []
         if said == LINK and fds and self._servers is not None:
+            self._tell_again()
             protocol = partial(Server, self._servers, self._end)
             linking = asyncio.get_running_loop().create_unix_connection(protocol, sock=socket.socket(fileno=fds[0]))
             task = asyncio.get_running_loop().create_task(linking, name="a server begins")
@@ -92,6 +100,14 @@ class ServerChild:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             self._ended.set()
             self._gone()
+
+    def _tell_again(self) -> None:
+        """Say that a server has ended before its time, and has a successor: nothing else shows it."""
+        self._begun += 1
+        now = time.monotonic()
+        if self._begun > 1 and now - self._told_again >= TOLD_AGAIN_SECONDS:
+            self._told_again = now
+            structlog.get_logger().warning("server.again", times=self._begun - 1)
 
     def _end(self) -> None:
         with contextlib.suppress(OSError):

@@ -47,6 +47,9 @@ from agent.snapshot.messages import (
 TAKEN_SECONDS: Final = 2.0
 TOLD_SECONDS: Final = 0.25
 """How long numbers are waited for."""
+ASKED_EVERY_SECONDS: Final = 10.0
+SILENT_TIMES: Final = 2
+"""A server that is asked so often, one time after the other, and does not answer is stuck."""
 MOST_UNREAD_BYTES: Final = 64 << 20
 """Of what a server was told and has not read: above, it is cut off."""
 MOST_UNDER_WAY: Final = 512
@@ -60,7 +63,7 @@ class Servers:
     Args:
         latest: the bytes of the newest snapshot.
         version: its version.
-        passing: makes what asks the real services, for one server.
+        passing: makes what asks the real services, for all of them.
         id_token, access_token: mint.
         requests: where requests are counted.
         heard: told what was given to whom, and why others were refused.
@@ -81,7 +84,11 @@ class Servers:
     ) -> None:
         self.latest = latest
         self.version = version
-        self.passing = passing
+        # Of all together: a server that is taken over would else have everything anew by ending itself.
+        self.passing = passing()
+        self.mints = Bucket(PER_SECOND, BURST)
+        self.minting = 0
+        self.logged = Bucket(_LOGGED_PER_MINUTE / 60, _LOGGED_PER_MINUTE)
         self.id_token = id_token
         self.access_token = access_token
         self.requests = requests
@@ -112,9 +119,15 @@ class Servers:
                 while any(server.taken < version for server in self._connected):
                     await self._next_change()
         except TimeoutError:
-            for server in [one for one in self._connected if one.taken < version]:
+            behind = [one for one in self._connected if one.taken < version]
+            for server in behind:
                 structlog.get_logger().error("server.cut_off", why="it does not take what it is told")
                 server.cut_off()
+            # Ending it is another process's work: until that is done it may go on, and serve what it was told before.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while any(server in self._connected for server in behind):
+                        await self._next_change()
 
     async def gone(self, seconds: float = TOLD_SECONDS) -> None:
         """Wait until each has said its last words and ended, for a moment at most."""
@@ -131,7 +144,7 @@ class Servers:
     async def counted(self) -> None:
         """Have all of them say their numbers, for a moment at most."""
         waited = []
-        for server in self._connected:
+        for server in list(self._connected):  # one that is told too much is cut off here
             waited.append((server, server.counted))
             server.say(Tell())
         try:
@@ -140,6 +153,21 @@ class Servers:
                     await self._next_change()
         except TimeoutError:
             pass
+
+    async def watch(self) -> None:
+        """End whichever answers no more: without a change nobody waits for it, and whoever started it sees it run."""
+        silent: dict[Server, int] = {}
+        while True:
+            asked = {server: server.counted for server in self._connected}
+            for server in asked:
+                server.say(Tell())
+            await asyncio.sleep(ASKED_EVERY_SECONDS)
+            silent = {
+                server: silent.get(server, 0) + 1 for server in self._connected if server.counted == asked.get(server)
+            }
+            for server in [one for one, times in silent.items() if times == SILENT_TIMES]:
+                structlog.get_logger().error("server.cut_off", why="it does not answer")
+                server.cut_off()
 
     async def _next_change(self) -> None:
         self._changed.clear()
@@ -174,16 +202,14 @@ class Server(asyncio.Protocol):
         counted: how often it has said all its numbers.
     """
 
+    _is_cut_off = False
+
     def __init__(self, servers: Servers, end: Callable[[], None]) -> None:
         self._servers = servers
         self._end = end
         self._frames = from_server()
         self._transport: asyncio.Transport | None = None
-        self._passing = servers.passing()
-        self._mints = Bucket(PER_SECOND, BURST)
-        self._minting = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._logged = Bucket(_LOGGED_PER_MINUTE / 60, _LOGGED_PER_MINUTE)
         self.taken = -1
         self.counted = 0
 
@@ -196,6 +222,8 @@ class Server(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See :class:`asyncio.Protocol`."""
+        if self._is_cut_off:
+            return
         try:
             for said in self._frames.feed(data):
                 assert not isinstance(said, bytes)
@@ -223,7 +251,7 @@ class Server(asyncio.Protocol):
 
     def _write(self, frame: bytes) -> None:
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._is_cut_off:
             return
         transport.write(frame)
         if transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
@@ -231,9 +259,16 @@ class Server(asyncio.Protocol):
             self.cut_off()
 
     def cut_off(self) -> None:
-        """End it: it may still serve what it was told before."""
+        """End it: it may still serve what it was told before. Its end of the connection tells when it has ended."""
+        if self._is_cut_off:
+            return
+        self._is_cut_off = True
         self._end()
-        self.close()
+        for task in self._tasks.values():
+            task.cancel()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(TAKEN_SECONDS, self.close)
 
     def close(self) -> None:
         """End the connection."""
@@ -261,7 +296,7 @@ class Server(asyncio.Protocol):
                 if task is not None:
                     task.cancel()
             case Pass():
-                self._begin(said.number, self._passing.ask(said), Passed(said.number, 0))
+                self._begin(said.number, servers.passing.ask(said), Passed(said.number, 0))
             case Mint() | MintScoped():
                 self._begin(said.number, self._mint(said), Minted(said.number, why="it cannot be minted"))
 
@@ -273,7 +308,7 @@ class Server(asyncio.Protocol):
             self._servers.changed()
 
     def _complain(self, said: Refused | Crashed) -> None:
-        if self._logged.take(self._servers.clock()):
+        if self._servers.logged.take(self._servers.clock()):
             return  # more for the log than a log is for
         if isinstance(said, Refused):
             self._servers.requests.complain("worker", Access(**msgspec.structs.asdict(said)))
@@ -296,16 +331,16 @@ class Server(asyncio.Protocol):
             self.say(failed)
 
     async def _mint(self, wanted: Mint | MintScoped) -> Minted:
-        """The bounds are those of one server for all its workers; the fair shares among them are the server's."""
-        number = wanted.number
-        if self._minting >= AT_ONCE or self._mints.take(self._servers.clock()):
+        """The bounds are those of all workers together; the fair shares among them are the server's."""
+        number, servers = wanted.number, self._servers
+        if servers.minting >= AT_ONCE or servers.mints.take(servers.clock()):
             return Minted(number, why="tokens are asked for too often")
-        self._minting += 1
+        servers.minting += 1
         try:
             if isinstance(wanted, Mint):
-                return Minted(number, id_token=await self._servers.id_token(wanted.audience))
-            return Minted(number, access_token=await self._servers.access_token(wanted.scopes))
+                return Minted(number, id_token=await servers.id_token(wanted.audience))
+            return Minted(number, access_token=await servers.access_token(wanted.scopes))
         except AgentError as error:
             return Minted(number, denied=isinstance(error, Denied), why=shortened(error.message, 4096))
         finally:
-            self._minting -= 1
+            servers.minting -= 1

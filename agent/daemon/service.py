@@ -203,8 +203,8 @@ class Daemon:
             publisher=self._publisher,
             reload=self._on_hangup,
         )
-        later.append(self._restorer.resuming)
-        later.append(asyncio.create_task(couriers.run(), name="couriers"))
+        later += (self._restorer.resuming, asyncio.create_task(couriers.run(), name="couriers"))
+        later += [asyncio.create_task(servers.watch(), name="servers")] if self._child is not None else []
         try:
             await self._serve(found, at_once=handed)
         finally:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -54,6 +55,7 @@ class Workers:
         self._child = child
         self._here: WorkerServer | None = None
         self._beginning: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def begin(self) -> None:
         """Answer from now on."""
@@ -71,14 +73,28 @@ class Workers:
         self._beginning = asyncio.get_running_loop().create_task(self._begin_here(), name="answer here")
 
     async def _begin_here(self) -> None:
-        link = Link()
-        loop = asyncio.get_running_loop()
-        ours, its = socket.socketpair()
-        await loop.create_unix_connection(self._servers.protocol, sock=ours)
-        await loop.create_unix_connection(link.protocol, sock=its)
+        link = Link(lost=lambda: self._lost(link))
+        await self._connect(link)
         served = await link.first()
         self._here = self._server(link, served)
         self._here.listen(self._sockets)
+
+    async def _connect(self, link: Link) -> None:
+        loop = asyncio.get_running_loop()
+        ours, its = socket.socketpair()
+        await loop.create_unix_connection(partial(self._servers.protocol, partial(self._catch_up, link)), sock=ours)
+        await loop.create_unix_connection(link.protocol, sock=its)
+
+    def _catch_up(self, link: Link) -> None:
+        # A process that is cut off is ended, so that it serves nothing old. This one cannot be: what it was told and
+        # has not read (the event loop stood still, say) is overtaken by what is served now, and it is told again.
+        link.break_off()
+        if link.served is not None:
+            link.served.take(self._servers.latest())
+
+    def _lost(self, link: Link) -> None:
+        if not self._closing:
+            self._beginning = asyncio.get_running_loop().create_task(self._connect(link), name="connect again")
 
     def _server(self, link: Link, served: Served) -> WorkerServer:
         try:
@@ -96,6 +112,7 @@ class Workers:
         Args:
             grace_seconds: see there.
         """
+        self._closing = True
         if self._beginning is not None:
             await self._beginning
         if self._here is None:

@@ -147,12 +147,16 @@ class Engine:
 
     def _bring(self, agents: Sequence[Agent]) -> set[str]:
         """Enrol and deliver; returns the workers that were told."""
-        unknown = [agent for agent in agents if agent.enrolment is None and agent.workers]
+        if not agents:
+            return set()
+        admission = self._admission(self._local)
+        # Who may have the identity of another account is asked anew: somebody may have signed on as another meanwhile.
+        unknown = [one for one in agents if one.workers and (one.enrolment is None or one.admission != admission)]
         if unknown:
-            self._roster.enrol(unknown, self._admission(self._local))
+            self._roster.enrol(unknown, admission)
         again, told = self._deliver([agent for agent in agents if agent.enrolment is not None and agent.workers])
         if again:
-            self._roster.enrol(again, self._admission(self._local))
+            self._roster.enrol(again, admission)
             _, more = self._deliver([agent for agent in again if agent.enrolment is not None])
             told |= more
         return told
@@ -238,7 +242,7 @@ class Engine:
         """Take the identity away from every agent that has it from us; returns from how many."""
         having = [agent for agent in self._roster.agents.values() if agent.version > 0 and agent.workers]
         taken = 0
-        for group in _slices([agent for agent in having if agent.enrolment is not None], GROUP):
+        for group in _slices([agent for agent in having if agent.enrolment or agent.former], GROUP):
             sealed = self._assembled(group, self._now(), withdraw=True)
             job = Job(steps=(("PUT", "/v1/bundle", sealed),), after="withdrawn", session=self._subject)
             replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])
@@ -280,8 +284,8 @@ class Engine:
 
 def _keys(group: Sequence[Agent]) -> list[bundle.RecipientKey]:
     # Two agents with one key (of an image, or handed out by a person) are one recipient.
-    keys = {one.enrolment.recipient.kid: one.enrolment.recipient for one in group if one.enrolment is not None}
-    return list(keys.values())
+    known = [found.recipient for one in group if (found := one.enrolment or one.former) is not None]
+    return list({recipient.kid: recipient for recipient in known}.values())
 
 
 def _slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -50,6 +50,8 @@ class Agent:
     Attributes:
         workers: those that reach it, as far as is known.
         enrolment: its key and what was said with it; ``None`` until it was asked.
+        former: the same, before it was asked anew: what it has from us is sealed to that key.
+        admission: by which that was admitted: it holds for the identity of then.
         machine: who it was proved to be; ``None``: nothing was proved, and nothing needed to be.
         version: of the content it has; 0: none.
         seq: of the bundle it took from us.
@@ -59,6 +61,8 @@ class Agent:
     id: str
     workers: dict[str, None] = field(default_factory=dict)
     enrolment: Enrolment | None = None
+    former: Enrolment | None = None
+    admission: Admission | None = None
     machine: Machine | None = None
     version: int = 0
     seq: int | None = None
@@ -208,6 +212,7 @@ class Roster:
         replies = self.ask(job, [self.speaker(agent) for agent in agents])
         asked: list[tuple[Agent, Enrolment]] = []
         for agent in agents:
+            agent.former = agent.enrolment or agent.former
             agent.enrolment = agent.machine = None
             try:
                 asked.append((agent, enrol.read_enrolment(_body(replies[self.speaker(agent)]), nonce=nonce)))
@@ -229,7 +234,7 @@ class Roster:
         except Exception as error:  # noqa: BLE001 - a stranger's bytes are no trouble of the others
             agent.say(State.EVIDENCE, f"its evidence cannot be read: {type(error).__name__}")
             return
-        agent.enrolment = enrolment
+        agent.enrolment, agent.admission = enrolment, admission
         agent.say(State.WAITING)
 
 

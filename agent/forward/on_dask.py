@@ -9,6 +9,7 @@ one of its own, until it has been served. The scheduler passes all of it on unre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -156,8 +157,7 @@ class Dask:
         self._register: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._registering: Future[Any] | None = None
         self._comm: Any = None
-        address = str(getattr(client.scheduler, "address", ""))
-        self.private = re.match(r"(tls|wss)://", address) is not None
+        self.private = _is_encrypted(client)
 
     @property
     def in_its_loop(self) -> bool:
@@ -184,9 +184,15 @@ class Dask:
     def _again(self, reconnect: Callable[[], Any]) -> None:
         """Dask gives a client up after half a minute without a scheduler: no end for a program that does only this."""
         try:
-            self._client = reconnect()
+            made = reconnect()
         except Exception as error:  # noqa: BLE001 - distributed raises what it likes
             raise CourierError(f"{type(error).__name__}: {error}"[:300]) from None
+        if self.private and not _is_encrypted(made):
+            # Perhaps nobody need prove here who he is, since that channel did.
+            with contextlib.suppress(Exception):
+                made.close()
+            raise CourierError("the dask client that was made anew is not encrypted, and the one before was")
+        self._client = made
         # Its loop has ended with the former one.
         self._inbox = None
         self._boxes.clear()
@@ -315,6 +321,10 @@ class Dask:
             raise CourierError("no answer in time") from None
         except Exception as error:  # noqa: BLE001 - distributed raises what it likes
             raise CourierError(f"{type(error).__name__}: {error}"[:300]) from None
+
+
+def _is_encrypted(client: Any) -> bool:
+    return re.match(r"(tls|wss)://", str(getattr(client.scheduler, "address", ""))) is not None
 
 
 def _slices(items: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -120,7 +120,9 @@ class Ray:
         self.private = os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}
 
     def _connection(self) -> str:
-        return str(self._ray.get_runtime_context().get_job_id())
+        context = self._ray.get_runtime_context()
+        # Every cluster counts its jobs from one, so the next cluster may have the same job. Ids of nodes are random.
+        return f"{context.get_job_id()} on {context.get_node_id()}"
 
     def _check(self) -> None:
         # Else Ray would start a cluster of its own here, or it would go to one that nobody named.

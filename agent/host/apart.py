@@ -24,6 +24,22 @@ class CrashedError(HostError):
     """The child ended in the middle of it, or did not end."""
 
 
+def _child(work: Callable[[], str], reader: int, writer: int) -> None:
+    said = _RAISED
+    try:
+        os.close(reader)
+        said = _RETURNED + work().encode()
+    except AgentError as error:
+        said = _RAISED + error.message.encode()
+    except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
+        said = _RAISED + type(error).__name__.encode()
+    finally:
+        try:
+            _write(writer, said)
+        finally:  # also when nobody reads it any more: the child must not go on as its parent
+            os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
+
+
 def apart(work: Callable[[], str], *, what: str, seconds: float = SECONDS) -> str:
     """Call ``work`` in a child; returns what it returns. A process with threads must not do this. Blocks.
 
@@ -47,17 +63,7 @@ def apart(work: Callable[[], str], *, what: str, seconds: float = SECONDS) -> st
         os.close(writer)
         raise HostError(f"{what}: {os_reason(error)}") from None
     if pid == 0:
-        said = _RAISED
-        try:
-            os.close(reader)
-            said = _RETURNED + work().encode()
-        except AgentError as error:
-            said = _RAISED + error.message.encode()
-        except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
-            said = _RAISED + type(error).__name__.encode()
-        finally:
-            _write(writer, said)
-            os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
+        _child(work, reader, writer)
     os.close(writer)
     data, until = b"", time.monotonic() + seconds
     try:

@@ -164,8 +164,10 @@ class Probe:
             except BaseException as error:  # noqa: BLE001 - the child ends here, whatever it was
                 word = f"failed: {type(error).__name__}"
             finally:
-                os.write(writer, word.encode()[:200])
-                os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
+                try:
+                    os.write(writer, word.encode()[:200])
+                finally:  # also when nobody reads it any more: the child must not go on as its parent
+                    os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
         os.close(writer)
         self._pid, self._pipe = pid, reader
         self._until = time.monotonic() + PROBE_SECONDS * 3

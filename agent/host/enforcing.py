@@ -151,7 +151,8 @@ class Rules:
             self._unheld(error)
             # What it owns are the rules before these: two copies that differ would be worse than one.
             self._owner.close()
-            self._owner = ownership.Connection()
+            self._owner = None  # one that is closed must not be used: the library would crash
+            self.connect()
         else:
             self._reporter.say("owner", None)
         ownership.give_back()

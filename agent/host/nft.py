@@ -275,8 +275,10 @@ def _guards(made: _Names) -> list[str]:
             None,
             [
                 *made.agent("return"),
-                "meta skuid 0 return",
                 "ct direction original return",
+                # Root's job in a slice is a worker too, and could listen beside systemd's socket (``ReusePort=``).
+                *(f"{match} counter reject with tcp reset" for match in made.cgroups),
+                "meta skuid 0 return",
                 f"meta skuid {anybody} counter reject with tcp reset",
             ],
         ),

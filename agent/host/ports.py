@@ -13,6 +13,7 @@ is free and then makes the socket unit again (``credential-agent-again@.service`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -87,8 +88,9 @@ class Reserved:
         for address in missing:
             try:
                 self._bound[address] = bound(address)
-            except OSError:
-                user = owner(address)
+            except OSError as error:
+                # Where there is no IPv6 nobody has it, and the kernel's table may be long: this is done each second.
+                user = owner(address) if error.errno == errno.EADDRINUSE else None
                 if user:  # root's: a socket unit of an earlier version
                     self.lacking.append(
                         f"{_named(address)} is bound by uid {user}: the agent cannot listen there until that is ended"

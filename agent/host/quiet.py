@@ -56,7 +56,8 @@ class Quiet:
             ends = time.monotonic() + self._most
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 try:
-                    while not left.wait(self._every) and time.monotonic() < ends and not changed():
+                    # First at once: what changes before the first look, and is compared with it, would not be seen.
+                    while not changed() and not left.wait(self._every) and time.monotonic() < ends:
                         self._beat = time.monotonic()
                 finally:
                     loop.call_soon_threadsafe(end)

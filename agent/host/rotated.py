@@ -44,14 +44,24 @@ def append(path: Path, data: bytes, *, most_bytes: int, mode: int, gid: int | No
                 os.fchown(descriptor, -1, gid)
             if stat.S_IMODE(there.st_mode) != mode:
                 os.fchmod(descriptor, mode)
-            done = 0
-            while done < len(data):
-                done += os.write(descriptor, data[done:])
+            _write(descriptor, data, there.st_size)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
+
+
+def _write(descriptor: int, data: bytes, length: int) -> None:
+    """All of it or nothing: half a line would stay in front of the next, and what is tried again be there twice."""
+    done = 0
+    try:
+        while done < len(data):
+            done += os.write(descriptor, data[done:])
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, length)
+        raise
 
 
 def _opened(path: Path) -> int:

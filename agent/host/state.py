@@ -209,9 +209,10 @@ class StateDirectory:
     def history(self) -> tuple[Entry, ...]:
         """What happened lately, as an earlier process wrote it down; nothing where that makes no sense. Blocks."""
         try:
-            return decode(read_plain(self._directory / HISTORY_FILE, MAX_BYTES), tuple[Entry, ...])
+            found = decode(read_plain(self._directory / HISTORY_FILE, MAX_BYTES), tuple[Entry, ...])
         except (OSError, NotThatShapeError):
             return ()
+        return found if in_utc(found) else ()  # others cannot be put in an order with ours
 
     def _write_memory(self, data: bytes) -> None:
         path, spare = self._directory / MEMORY_FILE, self._directory / SPARE_FILE

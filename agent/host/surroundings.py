@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,9 @@ from agent.host import systemctl
 
 LOOK_SECONDS: Final = 30.0
 MOST_PROCESSES: Final = 2000
+MOST_GROUPS: Final = 2000
+#: So many users are named. A worker may be any number of them (subuid(5)), and who reads the state reads 64 kB of it.
+MOST_NAMED: Final = 8
 _PROC: Final = Path("/proc")
 _FULL: Final = 0.95
 _NO_PORT: Final = "failed: cannot assign requested address"
@@ -39,16 +44,19 @@ class Surroundings:
             uids: ranges of users who are, wherever they run.
             answer: to the last probe, see :func:`agent.host.arrival.ask`.
         """
+        alone = [
+            f"uid {user} is a worker in {group} alone: what it leaves to cron, at or a user manager is the "
+            "machine; name it in redirect.users"
+            for group in groups
+            for user in sorted(self._users(group))
+            if not any(low <= user <= high for low, high in uids)
+        ]
+        more = len(alone) - MOST_NAMED
         self.notes = [
             *([_NO_PORT_SAID] if answer == _NO_PORT else []),
             *self._full_table(),
-            *(
-                f"uid {user} is a worker in {group} alone: what it leaves to cron, at or a user manager is the "
-                "machine; name it in redirect.users"
-                for group in groups
-                for user in sorted(self._users(group))
-                if not any(low <= user <= high for low, high in uids)
-            ),
+            *alone[:MOST_NAMED],
+            *([f"so are {more} more users, in a control group of workers alone"] if more > 0 else []),
         ]
 
     def _full_table(self) -> Iterable[str]:
@@ -67,14 +75,29 @@ class Surroundings:
         """Users of processes in a control group and those below it, root left out: root may leave as it likes."""
         found: set[int] = set()
         left = MOST_PROCESSES
-        for file in (self._cgroups / group).rglob("cgroup.procs"):
+        for directory in _with_those_below(self._cgroups / group):
             with contextlib.suppress(OSError):
-                for pid in file.read_text().split()[:left]:
+                for pid in (directory / "cgroup.procs").read_text().split()[:left]:
                     left -= 1
                     with contextlib.suppress(OSError, ValueError, StopIteration):
-                        lines = (self._proc / pid / "status").read_text().splitlines()
+                        # A process may have any bytes in its name but a line feed: nothing else ends a line here.
+                        lines = (self._proc / pid / "status").read_text(errors="replace").split("\n")
                         found.add(int(next(line for line in lines if line.startswith("Uid:")).split()[2]))
         return found - {0}
+
+
+def _with_those_below(root: Path) -> Iterator[Path]:
+    """A control group and those in it, the nearest first; ``Path.rglob`` raises where one goes away meanwhile."""
+    waiting = deque([root])
+    for _ in range(MOST_GROUPS):
+        if not waiting:
+            return
+        directory = waiting.popleft()
+        yield directory
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                if len(waiting) < MOST_GROUPS and entry.is_dir(follow_symlinks=False):
+                    waiting.append(directory / entry.name)
 
 
 _NO_PORT_SAID: Final = (

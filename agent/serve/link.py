@@ -194,6 +194,11 @@ class Link:
             if not waiting.done():
                 waiting.set_exception(ConnectionError())
 
+    def break_off(self) -> None:
+        """Hear nothing more by the present connection, also of what has come and was not read."""
+        if self._connection is not None:
+            self._connection.close()
+
     def close(self) -> None:
         """Say nothing more; what was said is sent yet."""
         if self._connection is not None:

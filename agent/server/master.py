@@ -9,6 +9,7 @@ It ends with the controller, however that ends (``PR_SET_PDEATHSIG``), and its s
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -27,8 +28,11 @@ END: Final = b"end"
 STOP: Final = b"stop"
 MOST_SOCKETS: Final = 64
 _PAUSE_SECONDS: Final = 0.2
+_MOST_PAUSE_SECONDS: Final = 5.0
 _LONG_ENOUGH_SECONDS: Final = 2.0
 """A server that ends sooner than this is not begun again at once: it would end again."""
+_MANY: Final = 20
+"""After so many that ended too soon, one after the other, the pauses become longer."""
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -40,6 +44,8 @@ def main(descriptor: int, parent: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us; the controller decides
+    # Not here, but in a server that was begun a moment ago and does not heed it yet: there it must wait, or is lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     confine.end_with_parent(parent)
     descriptors.raised()
     seccomp.give_up_execution(io_uring=False)
@@ -58,6 +64,8 @@ class Master:
         self._child = 0
         self._watched = -1
         self._began = 0.0
+        self._short = 0  # so many ended too soon, the last ones
+        self._due: float | None = None  # when the next is begun
         self._stopping = False
 
     def run(self) -> None:
@@ -65,57 +73,83 @@ class Master:
         self._control.setblocking(True)
         while not (self._stopping and not self._child):
             waiting = [self._control.fileno()] + ([self._watched] if self._child else [])
-            ready, _, _ = select.select(waiting, [], [])
+            pause = None if self._due is None else max(0.0, self._due - time.monotonic())
+            ready, _, _ = select.select(waiting, [], [], pause)
             if self._child and self._watched in ready:
                 self._reap()
-                if not self._stopping:
-                    self._begin_again()
+                self._plan()
+            elif not ready:
+                self._begin()
             elif not self._hear():
                 break
         if self._child:
             os.kill(self._child, signal.SIGKILL)
 
     def _hear(self) -> bool:
-        said, fds, _, _ = socket.recv_fds(self._control, 64, MOST_SOCKETS)
+        try:
+            said, fds, _, _ = socket.recv_fds(self._control, 64, MOST_SOCKETS)
+        except ConnectionError:  # it has ended without hearing all that was said
+            return False
         if said == LISTEN:
             self._sockets = [socket.socket(fileno=fd) for fd in fds]
             self._begin()
         elif said == END and self._child:
             os.kill(self._child, signal.SIGKILL)
         elif said == STOP:
-            self._stopping = True
+            self._stopping, self._due = True, None
             for one in self._sockets:
                 one.close()
             if self._child:
                 os.kill(self._child, signal.SIGTERM)
         return bool(said)
 
-    def _begin_again(self) -> None:
-        if time.monotonic() - self._began < _LONG_ENOUGH_SECONDS:
-            time.sleep(_PAUSE_SECONDS)
-        self._begin()
+    def _plan(self) -> None:
+        """Have another begun, if there is still to be one."""
+        if self._stopping:
+            return
+        now = time.monotonic()
+        self._short = self._short + 1 if now - self._began < _LONG_ENOUGH_SECONDS else 0
+        pause = min(_PAUSE_SECONDS * 2 ** min(10, max(0, self._short - _MANY)), _MOST_PAUSE_SECONDS)
+        self._due = now + (pause if self._short else 0.0)
 
     def _begin(self) -> None:
-        theirs, its = socket.socketpair()
-        self._began = time.monotonic()
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                self._control.close()
-                theirs.close()
-                work.run(its, self._sockets, parent=os.getppid())
-                code = 0
-            except BaseException:  # noqa: BLE001 - a fork's border: what the master would go on with is not its business
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        its.close()
-        self._child, self._watched = child, os.pidfd_open(child)
-        with theirs:
+        self._due, self._began = None, time.monotonic()
+        try:
+            theirs, its = socket.socketpair()
+            with theirs, its:
+                self._fork(theirs, its)
+        except OSError:
+            self._plan()  # no process or descriptor is to be had just now, because workers have them all, say
+
+    def _fork(self, theirs: socket.socket, its: socket.socket) -> None:
+        # Its end is the end of a pipe: not every kernel and sandbox has pidfd_open(2).
+        watched, alive = os.pipe()
+        parent = os.getpid()  # asked here: in the child the answer may be whoever takes in orphans
+        try:
+            child = os.fork()
+            if not child:
+                code = 1
+                try:
+                    self._control.close()
+                    theirs.close()
+                    os.close(watched)
+                    work.run(its, self._sockets, parent=parent)
+                    code = 0
+                except BaseException:  # noqa: BLE001 - a fork's border: the master's work is not its business
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+        except OSError:
+            os.close(watched)
+            raise
+        finally:
+            os.close(alive)
+        self._child, self._watched = child, watched
+        with contextlib.suppress(OSError):  # the controller has ended, which is heard; so does a server without a link
             socket.send_fds(self._control, [LINK], [theirs.fileno()])
 
     def _reap(self) -> None:
+        os.kill(self._child, signal.SIGKILL)  # if it has only closed what we watch: it is not waited for
         os.waitpid(self._child, 0)
         os.close(self._watched)
         self._child = 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from agent.host import confine
 from agent.host.sockdiag import SocketDiagnosis
@@ -14,6 +15,7 @@ from agent.host.sockets import SocketTable
 from agent.serve.fairness import Owners
 from agent.serve.link import Link
 from agent.serve.server import WorkerServer
+from agent.serve.waiting import Served
 from agent.server.asking import Asking
 
 try:
@@ -24,6 +26,8 @@ else:
     _LOOP = uvloop.new_event_loop
 
 CLOSE_SECONDS: Final = 2.0
+LAST_SECONDS: Final = 0.25
+"""How long the controller may take to read what is said last."""
 
 
 def run(link: socket.socket, sockets: Sequence[socket.socket], *, parent: int) -> None:
@@ -43,19 +47,36 @@ def run(link: socket.socket, sockets: Sequence[socket.socket], *, parent: int) -
     asyncio.set_event_loop(loop)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came meanwhile is heeded now
     # The loop is not closed: that would take what is given up in between, and the process ends with it.
-    loop.run_until_complete(_serve(link, sockets, diagnosis, stop))
+    loop.run_until_complete(serve(link, sockets, diagnosis, stop))
 
 
-async def _serve(
+async def serve(
     given: socket.socket, sockets: Sequence[socket.socket], diagnosis: SocketDiagnosis | None, stop: asyncio.Event
 ) -> None:
-    link = Link(lost=stop.set)
+    """Answer on ``sockets`` what the controller tells over ``given``, until ``stop`` or until nobody tells it.
+
+    Args:
+        given: the way to the controller.
+        sockets: workers ask there.
+        diagnosis: finds the owner of a connection; ``None``: the kernel's table does.
+        stop: ends it; set by whoever ends the process, and when the way to the controller ends.
+    """
+    ended = asyncio.Event()
+
+    def lost() -> None:
+        ended.set()
+        stop.set()
+
+    link = Link(lost=lost)
     await asyncio.get_running_loop().create_unix_connection(link.protocol, sock=given)
     # The loop runs and has what it needs, and nothing of a stranger was read. From here on it answers on what it has,
     # and can do nothing else.
     confine.give_up_all_but_answering()
-    served = await link.first()
+    served = await _first(link, stop)
+    if served is None:
+        return
     owners = ask = None
     if diagnosis is not None:
         owners = Owners(SocketTable, diagnosis.owner, whose=served.whose, close=diagnosis.close)
@@ -64,4 +85,15 @@ async def _serve(
     server.listen(sockets)
     await stop.wait()
     await server.close(CLOSE_SECONDS)
-    await asyncio.sleep(0)  # what was said last is sent
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_SECONDS):  # what was said last is sent
+            await ended.wait()
+
+
+async def _first(link: Link, stop: asyncio.Event) -> Served | None:
+    """What is served first; ``None``: it ends before that, since it would keep the sockets and answer nobody."""
+    waited: list[asyncio.Future[Any]] = [asyncio.ensure_future(link.first()), asyncio.ensure_future(stop.wait())]
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    for one in waited:
+        one.cancel()
+    return link.served

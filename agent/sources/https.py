@@ -24,6 +24,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, UpstreamError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
+from agent.core.served import plain
 from agent.core.source import Ack, OnError, OnSuccess, Position, Submit
 from agent.sources.acknowledging import Acknowledger
 from agent.sources.location import Location
@@ -43,6 +44,7 @@ PAUSE_HELD_SECONDS: Final = 1.0
 """After a held request the next is made within this: all workers were answered in the same instant."""
 
 MAX_REDIRECTS: Final = 3
+MOST_TYPE_CHARACTERS: Final = 100
 GONE_SLEEP_SECONDS: Final = 86_400.0
 
 
@@ -283,7 +285,8 @@ class HttpsSource:
         body = answer.body
         # A captive portal, a sign-in page, an error page with the wrong status.
         if kind in {"text/html", "application/xhtml+xml"} or body.lstrip()[:1] == b"<":
-            raise SourceError(f"expected a bundle from {self._origin}, got a web page ({kind or 'no content type'})")
+            shown = plain(kind, MOST_TYPE_CHARACTERS) or "no content type"
+            raise SourceError(f"expected a bundle from {self._origin}, got a web page ({shown})")
         if not body.strip():
             raise SourceError(f"expected a bundle from {self._origin}, got an empty answer")
         return SealedBundle(data=body, origin=self.name)

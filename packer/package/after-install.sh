@@ -5,6 +5,8 @@ set -e
 
 case ${1:-} in
   configure | triggered | [0-9]*) ;;
+  # To take it off was begun and did not work: units are stopped, or gone.
+  abort-remove) ;;
   *) exit 0 ;;
 esac
 

@@ -4,9 +4,14 @@ set -e
 
 case ${1:-} in
   purge)
+    if [ -e /opt/credential-agent/current ]; then
+      # Installed by install.sh since the package was removed: all this is at work there.
+      echo "credential-agent: it is installed here by install.sh: its configuration, state and users are kept" >&2
+      exit 0
+    fi
     rm -rf /etc/credential-agent /var/lib/credential-agent
     if getent passwd credential-agent >/dev/null; then userdel credential-agent || true; fi
-    for name in credential-agent credential-workers credential-operators; do
+    for name in credential-agent credential-workers credential-operators credential-metrics; do
       if getent group "$name" >/dev/null; then groupdel "$name" || true; fi
     done
     ;;

@@ -20,8 +20,9 @@ SHIM = Path(__file__).with_name("warp.c")
 
 _PRELUDE = """
 import asyncio, time
-import agent.daemon.service
+import agent.daemon, agent.daemon.service, agent.serve.server
 from agent.host.clock import SystemClock
+from agent.serve.clock import ServedClock
 SPEED, FROM, BOOT = {speed!r}, {origin!r}, time.clock_gettime(time.CLOCK_BOOTTIME)
 def wall():
     return FROM + (time.time() - FROM) * SPEED
@@ -34,6 +35,13 @@ class Fast(SystemClock):
         await asyncio.sleep(seconds / SPEED)
 assert agent.daemon.service.SystemClock is SystemClock, "the composition root takes its clock elsewhere"
 agent.daemon.service.SystemClock = Fast
+class FastServed(ServedClock):
+    def __init__(self, served):
+        super().__init__(served, boottime=boottime, wall=wall)
+assert agent.serve.server.ServedClock is ServedClock, "whoever answers takes its clock elsewhere"
+agent.serve.server.ServedClock = FastServed
+# A process of its own would count on by the machine's clock: here the agent answers itself.
+agent.daemon.ServerChild.begin = classmethod(lambda *_: None)
 """
 
 

@@ -105,6 +105,12 @@ BROKEN = [
     Broken("flushed", "systemctl kill -s STOP credential-agent-redirect; nft flush ruleset", "systemctl kill -s CONT credential-agent-redirect",
            "redirect", "not in the kernel", "systemctl restart credential-agent-redirect"),
     Broken("an unknown worker", f"{edited('s/alice/bob/')}", WITH_GOOD, "redirect", "bob", "getent passwd bob"),
+    # The process that holds the rules has the addresses reserved (agent/host/ports.py): another can only have taken them before it.
+    Broken("another has the port",
+           f"systemctl stop {SERVICE} {SOCKETS} {SERVICE}-redirect; systemd-run --quiet --unit=thief /usr/bin/python3 -m http.server --bind 127.0.0.1 16925;"
+           f" sleep 2; systemctl start {SERVICE}.socket",
+           f"systemctl stop thief; systemctl reset-failed; systemctl start {SOCKETS} {SERVICE} {SERVICE}-redirect",
+           "port", "another program has it", "ps -o"),
     Broken("no signer", f"mv {ETC}/signers/control.pub.jwk {ETC}/signers/away", f"mv {ETC}/signers/away {ETC}/signers/control.pub.jwk",
            "configuration", "signers[0].key", "credential-agent check"),
 ]  # fmt: skip

@@ -207,6 +207,19 @@ def test_nobody_notices_an_upgrade_or_a_downgrade(machine: Machine) -> None:
         assert (number or "py3") in left
 
 
+def test_a_file_of_the_version_before_is_not_in_the_next_release(machine: Machine) -> None:
+    """An rpm is installed while the former version's files still lie among the new ones: none of them is taken for new."""
+    stray = "lib/python3.99/site-packages/agent/gone.py"
+    machine.run("install", "-D", "/dev/null", f"/usr/lib/credential-agent/release/{stray}")
+    try:
+        for file in ("next.deb", "now.deb"):
+            machine.run("dpkg", "--force-downgrade", "--install", f"/root/debs/{file}", seconds=170)
+            assert machine.result("test", "-e", "/opt/credential-agent/current/lib/python3.99").returncode == 1
+    finally:
+        machine.run("rm", "-r", "/usr/lib/credential-agent/release/lib/python3.99")
+    working(machine)
+
+
 def test_a_release_that_does_not_start_leaves_the_one_before_at_work(machine: Machine) -> None:
     """The package manager fails and says why, workers notice nothing, and a good package afterwards puts everything right."""
     with Asking(machine) as asking:
@@ -244,15 +257,35 @@ def test_one_way_of_installing_does_not_undo_the_other(machine: Machine) -> None
     working(machine)
 
 
+def test_what_cannot_be_taken_off_is_at_work_again(machine: Machine) -> None:
+    """The removal fails in the middle: the package manager says so, and workers have their agent again."""
+    machine.run("sh", "-c", "mount --bind /etc/hosts /etc/hosts && mount -o remount,bind,ro /etc/hosts")
+    try:
+        assert machine.result("dpkg", "--remove", NAME, seconds=170).returncode != 0
+        working(machine)
+        assert version(machine)[0][1] == "i"
+    finally:
+        machine.run("umount", "/etc/hosts")
+        machine.run("sh", "-c", f"echo {NAME} install | dpkg --set-selections")
+
+
 def test_taken_off_it_keeps_what_is_not_its_own_and_purged_it_leaves_nothing(machine: Machine) -> None:
     """Removed: no unit, rule, process or program, but the configuration. Installed again: at work. Purged: nothing."""
     machine.run("dpkg", "--remove", NAME, seconds=170)
     assert machine.run("python3", "-c", f"{LOOK}\nprint(look())", uid=m.WORKER_UID).strip() == m.MACHINE_KEY
     assert machine.run("cat", "/etc/credential-agent/config.toml")
     assert machine.result("pgrep", "-f", "credential.agent").stdout == ""
+    # Removed, and installed by hand since: to purge what is left of the package takes nothing from what runs.
+    shutil.copytree(m.payload(), machine.root / "root/payload", symlinks=False, dirs_exist_ok=True)
+    machine.run("/root/payload/install.sh", "--no-packages", seconds=170)
+    machine.run("dpkg", "--purge", NAME, seconds=170)
+    assert machine.run("cat", "/etc/credential-agent/config.toml")
+    working(machine)
+    machine.run("/root/payload/install.sh", "uninstall", seconds=170)
     machine.run("dpkg", "--install", "/root/debs/now.deb", seconds=170)
     working(machine)
     machine.run("dpkg", "--purge", NAME, seconds=170)
+    assert machine.run("sh", "-c", "getent group | grep '^credential-' || true").strip() == ""
     for where in ("nft list ruleset", "ip address", "getent group", "getent passwd", "systemctl list-unit-files"):
         said = machine.run("sh", "-c", where)
         assert "credential-agent" not in said, (where, said)

@@ -69,6 +69,7 @@ def test_a_server_that_is_killed_costs_nobody_anything(tmp_path: Path) -> None:
             assert agent.credential()["AccessKeyId"] == "ASIAUSER000000000001"
             seen.add(server_of(agent, other_than=before))
         assert len(seen) == 6
+        assert [line["times"] for line in agent.events("server.again")] == [1]  # and once a minute
         assert not agent.events("server.gone")
 
 

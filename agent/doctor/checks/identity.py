@@ -13,7 +13,7 @@ from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "identity"
 SOON: Final = timedelta(hours=2)
-"""As the alert on ``credential_agent_horizon_seconds``: nothing on the worker can carry it further."""
+"""Earlier than the alert on ``credential_agent_horizon_seconds``: whoever looks now can still send a bundle in time."""
 
 
 def identity(facts: Facts) -> Iterator[Finding]:

@@ -12,6 +12,8 @@ from agent.doctor.finding import Finding, fail, ok, skipped
 
 CHECK: Final = "key"
 OURS: Final = "chown root:credential-agent {0} && chmod 0640 {0}"
+SHOW: Final = "credential-agent config show keys"
+STORES: Final = "ls -l /etc/credstore /etc/credstore.encrypted"
 
 
 def key(facts: Facts) -> Iterator[Finding]:
@@ -31,23 +33,19 @@ def key(facts: Facts) -> Iterator[Finding]:
 
 def _one(one: KeyFile, running: Mapping[str, object]) -> Finding:
     path = shlex.quote(one.path)
-    make = f"credential-agent keygen --out {path} --force && {OURS.format(path)}"
     about = one.path or one.key
     match one.state:
         case "usable":
             return ok(CHECK, f"{one.key}: thumbprint {', '.join(one.kids)}", about=about)
         case "elsewhere" if one.name and one.name in _names(running.get("absent_keys")):
             said = f"{one.key}: systemd was not given the credential {one.name}: no bundle can be opened with it"
-            return fail(CHECK, said, "ls -l /etc/credstore /etc/credstore.encrypted", about=about)
+            return fail(CHECK, said, STORES, about=about)
         case "elsewhere":
             loaded = running.get("keys")
             kids = ", ".join(_names(loaded))
             return ok(CHECK, f"{one.key}: {one.why}" + (f"; the agent has {kids}" if kids else ""), about=about)
-        case "absent":
-            said = (
-                f"{one.key}: it is not there: no bundle can be opened (a new key is another one: senders must learn it)"
-            )
-            return fail(CHECK, said, make, about=about)
+        case "absent" | "not-a-key":
+            return _useless(one)
         case "denied" if one.blocked:
             said = f"{one.key}: the service may not enter {one.blocked}"
             return fail(CHECK, said, f"chmod o+x {shlex.quote(one.blocked)}", about=about)
@@ -60,8 +58,22 @@ def _one(one: KeyFile, running: Mapping[str, object]) -> Finding:
         case "not-a-file":
             said = f"{one.key}: expected a file, got {one.why}"
             return fail(CHECK, said, f"ls -ld {path} {shlex.quote(posixpath.dirname(one.path))}", about=about)
-        case "not-a-key":
-            return fail(CHECK, f"{one.key}: {one.why}: not a key that opens bundles", make, about=about)
+
+
+def _useless(one: KeyFile) -> Finding:
+    path, about = shlex.quote(one.path), one.path or one.key
+    if one.public:
+        # The private half is in the key service: to make another key would write a private one there, for nothing.
+        said = f"{one.key}: the public key of the key service is not there" + (f": {one.why}" if one.why else "")
+        return fail(CHECK, said, SHOW, about=about)
+    if one.state == "absent":
+        said = f"{one.key}: it is not there: no bundle can be opened (a new key is another one: senders must learn it)"
+        return fail(CHECK, said, f"credential-agent keygen --out {path} && {OURS.format(path)}", about=about)
+    if one.name:
+        said = f"{one.key}: systemd credential {one.name}: {one.why}: not a key that opens bundles"
+        return fail(CHECK, said, STORES, about=about)
+    # Not --force: it may be a key that was only damaged or is of another format, and exists nowhere else.
+    return fail(CHECK, f"{one.key}: {one.why}: not a key that opens bundles", f"ls -l {path}", about=about)
 
 
 def _names(value: object) -> list[str]:

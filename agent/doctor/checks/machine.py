@@ -32,8 +32,13 @@ def port(facts: Facts) -> Iterator[Finding]:
         if not one.taken:
             yield fail(PORT, "nobody listens there", "systemctl restart credential-agent.socket", about=one.address)
         elif one.ours is False:
-            said = f"another program has it: {one.program}, process {one.pid}"
-            yield fail(PORT, said, f"ps -o pid,user,args -p {one.pid}", about=one.address)
+            which = f", process {one.pid}" if one.pid else ""
+            command = (
+                f"ps -o pid,user,args -p {one.pid}"
+                if one.pid
+                else f"sudo ss -ltnp sport = :{one.address.rpartition(':')[2]}"
+            )
+            yield fail(PORT, f"another program has it: {one.program}{which}", command, about=one.address)
         else:
             yield ok(PORT, "listened at" + (f" by {one.program}" if one.program else ""), about=one.address)
 

@@ -13,6 +13,9 @@ SERVICE: Final = "credential-agent.service"
 JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
 START: Final = "systemctl restart credential-agent"
 
+NEEDED: Final = ("credential-agent.socket", "credential-agent-control.socket")
+"""What the service requires."""
+
 #: The exit codes of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): cause, next.
 BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
     "203": ("the program is not there or cannot be executed", "ls -l /opt/credential-agent/bin/credential-agent"),
@@ -36,8 +39,11 @@ def daemon(facts: Facts) -> Iterator[Finding]:
         if unit.load == "masked":
             command = f"systemctl unmask {unit.name} && systemctl start {unit.name}"
             yield fail(CHECK, "it is masked: systemd starts it for nobody", command, about=unit.name)
-        elif unit.active == "failed":
-            said = f"it has failed: {unit.result}" + (f", status {unit.status}" if unit.status not in {"", "0"} else "")
+        elif unit.active == "failed" or unit.sub == "auto-restart":
+            again = ", and is started again and again" if unit.sub == "auto-restart" else ""
+            said = f"it has failed{again}: {unit.result}" + (
+                f", status {unit.status}" if unit.status not in {"", "0"} else ""
+            )
             command = f"journalctl --no-pager -n 20 -u {unit.name}"
             yield fail(CHECK, said, command, about=unit.name)
 
@@ -67,7 +73,8 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         yield from _runs(facts, unit, control)
         return
     if unit is not None:
-        yield _does_not_run(unit, units.last_error if isinstance(units, Units) else "")
+        cause = _socket(units) if isinstance(units, Units) else None
+        yield cause or _does_not_run(unit, units.last_error if isinstance(units, Units) else "")
         return
     yield from _without_systemd(facts, control)
 
@@ -88,6 +95,16 @@ def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Find
         yield fail(CHECK, f"{said}: the kernel holds it, in a call to a disk or a mount", f"cat /proc/{unit.pid}/stack")
     else:
         yield fail(CHECK, f"{said}: it hangs, or this machine is overloaded", START)
+
+
+def _socket(units: Units) -> Finding | None:
+    """A socket without which systemd does not start the service: to start that again would fail in the same way."""
+    for name in NEEDED:
+        unit = units.units.get(name)
+        if unit is not None and (unit.active == "failed" or unit.load == "masked"):
+            state = "masked" if unit.load == "masked" else f"failed ({unit.result})"
+            return fail(CHECK, f"{SERVICE} does not start: {name} is {state}", f"systemctl status --no-pager {name}")
+    return None
 
 
 def _does_not_run(unit: Unit, last_error: str) -> Finding:

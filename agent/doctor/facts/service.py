@@ -110,6 +110,7 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
             ``elsewhere``: it is no file of ours to read (a KMS, memory, a credential that was not given).
         why: in words.
         blocked: the first directory on the way that the service may not enter.
+        public: it is the public half of a key in a key service.
     """
 
     key: str
@@ -119,6 +120,7 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["usable", "absent", "denied", "shared", "not-a-key", "not-a-file", "elsewhere"] = "usable"
     why: str = ""
     blocked: str = ""
+    public: bool = False
 
 
 class KeyFiles(msgspec.Struct, frozen=True, kw_only=True):

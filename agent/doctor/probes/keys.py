@@ -7,6 +7,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from agent import bundle, config, keys
 from agent.core.errors import AgentError, BundleError, HostError
 from agent.core.text import os_reason
@@ -37,14 +39,14 @@ def _look(key: str, entry: config.KeyEntry, directory: str | None) -> KeyFile:
                     key=key, name=entry.name, state="elsewhere", why=f"systemd credential {entry.name}: {error.message}"
                 )
             except BundleError as error:
-                return KeyFile(key=key, path=str(where), state="not-a-key", why=error.message)
+                return KeyFile(key=key, name=entry.name, state="not-a-key", why=error.message)
             if not found:
                 return KeyFile(
                     key=key, name=entry.name, state="elsewhere", why=f"systemd credential {entry.name}, the service's"
                 )
             return KeyFile(key=key, kids=tuple(one.kid for one in found))
         case config.AwsKmsKey() | config.GcpKmsKey():
-            return _public(key, Path(entry.public_key))
+            return msgspec.structs.replace(_public(key, Path(entry.public_key)), public=True)
         case config.EphemeralKey():
             return KeyFile(key=key, state="elsewhere", why="in the agent's memory only")
 
@@ -68,7 +70,7 @@ def _public(key: str, path: Path) -> KeyFile:
         return lost
     try:
         kid = bundle.RecipientKey.parse(path.read_text()).kid
-    except (AgentError, UnicodeDecodeError):
+    except (AgentError, OSError, UnicodeDecodeError):
         return KeyFile(key=key, path=str(path), state="not-a-key", why="no public key is in it")
     return KeyFile(key=key, path=str(path), kids=(kid,))
 

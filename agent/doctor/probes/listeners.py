@@ -4,41 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from agent import config
-from agent.core.errors import ConfigError
+from agent.core.errors import ConfigError, HostError
 from agent.doctor.facts import Listener, Listeners
+from agent.host import ports, systemctl
 
+INSTALLED: Final = Path("/etc/credential-agent/config.toml")
+USER: Final = "credential-agent"
 _LISTEN: Final = "0A"
 
 
 def look_at_listeners(path: Path) -> Listeners:
-    """Look for the addresses of the configuration at ``path``; the default ones if it cannot be read."""
+    """Look for the addresses of the socket units, else of the configuration at ``path``, else the default ones."""
     try:
         settings, _ = config.survey(path)
     except ConfigError:
         settings = config.Config()
     found = []
-    for address in settings.listen.http:
+    for address in (list(_of_units()) if path == INSTALLED else []) or settings.listen.http:
         with contextlib.suppress(ConfigError):
             host, port = config.host_port(address)
             found.append(_look(address, host, port))
     return Listeners(listeners=tuple(found))
 
 
+def _of_units() -> Iterator[str]:
+    """Where systemd listens for us, whatever the configuration says; nothing where there are no such units."""
+    for unit in ports.SOCKETS:
+        with contextlib.suppress(HostError):
+            # The second is not started on a machine without IPv6.
+            if unit != ports.SOCKETS[0] and systemctl.show(unit, "ActiveState").get("ActiveState") == "inactive":
+                continue
+            for host, port in ports.listening(unit)[0]:
+                yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _look(address: str, host: str, port: int) -> Listener:
     inodes = _inodes(host, port)
     if not inodes:
         return Listener(address=address, taken=False)
+    stranger = next((uid for uid in inodes.values() if not _may_be_ours(uid)), None)
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if not inodes.isdisjoint(_sockets(directory / "fd")):
-                return _of(address, directory)
+            if not inodes.keys().isdisjoint(_sockets(directory / "fd")):
+                return _of(address, directory, stranger is None)
+    if stranger is not None:
+        return Listener(address=address, taken=True, program=f"one of uid {stranger}", ours=False)
     return Listener(address=address, taken=True)
+
+
+def _may_be_ours(uid: int) -> bool:
+    """Whether the agent's socket may be that user's. (A program may call itself anything; a socket has an owner.)."""
+    try:
+        return uid in {0, os.geteuid(), pwd.getpwnam(USER).pw_uid}
+    except KeyError:
+        return True  # not installed here: it is run by hand, by anybody
 
 
 def _sockets(descriptors: Path) -> Iterator[str]:
@@ -48,25 +74,25 @@ def _sockets(descriptors: Path) -> Iterator[str]:
             yield os.readlink(f"{descriptors}/{name}").removeprefix("socket:[").removesuffix("]")  # noqa: PTH115
 
 
-def _of(address: str, directory: Path) -> Listener:
+def _of(address: str, directory: Path, may_be_ours: bool) -> Listener:
     program = (directory / "comm").read_text().strip()
     words = (directory / "cmdline").read_bytes().split(b"\0")
     line = b" ".join(words).decode(errors="replace")
     ours = directory.name == "1" or "credential-agent" in line or " agent " in line or "agent.host" in line
-    return Listener(address=address, taken=True, pid=int(directory.name), program=program, ours=ours)
+    return Listener(address=address, taken=True, pid=int(directory.name), program=program, ours=ours and may_be_ours)
 
 
-def _inodes(host: str, port: int) -> set[str]:
-    """The sockets that listen there, by the number of each (proc_net_tcp(5))."""
+def _inodes(host: str, port: int) -> Mapping[str, int]:
+    """The sockets that listen there, by the number of each, and whose they are (proc_net_tcp(5))."""
     wanted = {_spelt(host), "00000000", "0" * 32}
-    found = set()
+    found = {}
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
                 fields = line.split()
                 there, _, number = fields[1].partition(":")
                 if fields[3] == _LISTEN and int(number, 16) == port and there in wanted:
-                    found.add(fields[9])
+                    found[fields[9]] = int(fields[7])
     return found
 
 

@@ -15,6 +15,7 @@ NAMES: Final = (
     "credential-agent-control.socket",
     "credential-agent-redirect.service",
     "credential-agent-closed.service",
+    "credential-agent-watch.service",
     "credential-agent-courier.socket",
     "credential-agent-ipv6.socket",
     "credential-agent-serve.service",

@@ -320,3 +320,18 @@ class TestHistory:
             await world.submit(world.knows(b"one", bundle(session())))
             world.controller.durable.reset("i-2", "b:1:1", {})
             assert world.controller.history.entries == ()
+
+    @looped
+    async def test_a_history_that_cannot_be_written_ends_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A defect of ours there costs the history; the memory is written all the same, at the end too."""
+
+        async def broken(_: object) -> None:
+            raise UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")
+
+        world = World()
+        monkeypatch.setattr(world.recorder, "note", broken)
+        async with world.running() as logs:
+            assert (await world.submit(world.knows(b"one", bundle(session())))).durable
+            await world.controller.durable.last(1.0)
+            assert events(logs, "work.crashed")
+            assert world.recorder.saved[-1][1] == b"one"

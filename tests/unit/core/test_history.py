@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+import pytest
+
 from agent.core.history import KEPT, KEPT_RENEWALS, Entry, History
+from agent.core.strictjson import NotThatShapeError, decode
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -51,3 +55,20 @@ def test_no_sentence_is_long() -> None:
     history = History()
     history.add(at(0), "refused", "push", "x" * 10_000)
     assert len(history.entries[0].said) == 300
+
+
+def test_an_instant_without_a_zone_is_no_entry() -> None:
+    """It could not be put in order beside the others, and would end the agent at its start."""
+    text = b'[{"at": "2030-01-01T00:00:00", "kind": "started", "about": "agent", "said": "x"}]'
+    with pytest.raises(NotThatShapeError):
+        decode(text, tuple[Entry, ...])
+    assert decode(text.replace(b'00"', b'00Z"'), tuple[Entry, ...])
+
+
+def test_whatever_is_said_can_be_written_down() -> None:
+    """Bytes of a header that are no text come as half a character, which JSON does not take: the handover would fail."""
+    history = History()
+    history.add(at(0), "source-failed", "https\udcff", "got a web page (\udcff, Größe)")
+    (one,) = history.entries
+    assert one.said == "got a web page (\\udcff, Größe)"
+    assert msgspec.json.decode(msgspec.json.encode(history.entries), type=tuple[Entry, ...]) == history.entries

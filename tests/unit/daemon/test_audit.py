@@ -109,6 +109,17 @@ def test_there_are_never_more_lines_than_a_bound(lines: list[MutableMapping[str,
     assert found[-1]["uid"] is None
 
 
+def test_whoever_invents_names_hides_nobody(lines: list[MutableMapping[str, Any]]) -> None:
+    """A thousand programs of one asker: what comes above the bound has no name, and others their line with their uid."""
+    world = World(each_agent=True)
+    for number in range(3 * MOST_ROWS):
+        world.ask(agent=f"x/{number}")
+    world.ask(who=Who(uid=1001))
+    asyncio.run(told(world))
+    assert {line["uid"] for line in served(lines)} == {1000, 1001}
+    assert len(served(lines)) == MOST_ROWS + 2
+
+
 def test_off_writes_nothing_and_counts(lines: list[MutableMapping[str, Any]], tmp_path: Path) -> None:
     """Without an audit the metrics go on."""
     world = World(mode="off", file=str(tmp_path / "audit"))
@@ -146,6 +157,29 @@ def test_the_control_group_is_named(
     world.ask(who=Who(uid=1000, cgroup=1 << 60))
     asyncio.run(told(world))
     assert [line["cgroup"] for line in served(lines)] == ["/user.slice/evil\\x0a{name}", f"id {1 << 60}, gone"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), PermissionError(13, "x")])
+def test_what_goes_wrong_with_a_name_or_a_file_ends_nothing(
+    lines: list[MutableMapping[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Without a thread there are no names and no file; the lines are told all the same, and kept for the file."""
+    path = tmp_path / "audit"
+    world = World(file=str(path))
+    world.ask(who=Who(uid=1000, cgroup=7))
+
+    async def to_thread(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "to_thread", to_thread)
+        asyncio.run(told(world))
+    assert len(served(lines)) == 1
+    assert world.audit.trouble is not None
+    world.ask()
+    asyncio.run(told(world))
+    assert len(read(path)) == 2
+    assert world.audit.trouble is None
 
 
 def test_a_strangers_words_stay_on_their_line(lines: list[MutableMapping[str, Any]]) -> None:
@@ -202,6 +236,25 @@ def test_lines_wait_for_a_file_that_does_not_take_them(lines: list[MutableMappin
     assert [line["count"] for line in read(path)] == [1, 2, 3, 4]
     assert world.audit.trouble is None
     assert world.audit.dropped == 0
+
+
+def test_lines_are_tried_again_though_nobody_asks(lines: list[MutableMapping[str, Any]], tmp_path: Path) -> None:
+    """A quiet worker's file gets what it lacks as soon as it takes it; one that is wanted no more is no trouble."""
+    path = tmp_path / "away" / "audit"
+    world = World(file=str(path))
+    world.ask(1)
+    asyncio.run(told(world))
+    path.parent.mkdir()
+    asyncio.run(told(world))
+    assert [line["count"] for line in read(path)] == [1]
+    assert world.audit.trouble is None
+    world.settings = Settings(file=str(tmp_path / "nowhere" / "audit"))
+    world.ask(2)
+    asyncio.run(told(world))
+    assert world.audit.trouble is not None
+    world.settings = Settings()
+    asyncio.run(told(world))
+    assert world.audit.trouble is None
 
 
 def test_lines_that_a_file_never_takes_are_bounded_and_counted(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -17,9 +17,11 @@ from agent.core.model import Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
 from agent.core.view import Absent
 from agent.daemon import servers as servers_module
+from agent.daemon import workers as workers_module
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Server, Servers
+from agent.daemon.workers import Workers
 from agent.serve.audit import Ledger
 from agent.serve.handling import Access
 from agent.serve.link import Link
@@ -152,6 +154,36 @@ async def test_one_that_does_not_take_it_is_ended(monkeypatch: pytest.MonkeyPatc
 
 
 @looped
+async def test_one_within_this_process_is_never_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that stood still for too long costs no withdrawal: what is served now is served, and it is told on."""
+    links: list[Link] = []
+
+    def made(lost: Callable[[], None]) -> Link:
+        links.append(Link(lost))
+        return links[-1]
+
+    monkeypatch.setattr(workers_module, "Link", made)
+    controller = Controller()
+    workers = Workers(controller.servers, [socket.create_server(("127.0.0.1", 0))], passed=(), child=None)
+    await workers.begin()
+    await controller.servers.serving()
+    (link,) = links
+    for _ in range(3):
+        controller.change()
+        await controller.servers.taken(0)
+        assert link.served is not None
+        assert link.served.version == controller.view.served.version
+        async with asyncio.timeout(10):
+            await controller.servers.serving()
+    controller.change()
+    with structlog.testing.capture_logs() as logs:
+        await controller.servers.taken()
+    assert not logs
+    await workers.close(0.1)
+    controller.servers.close()
+
+
+@looped
 async def test_taking_what_was_never_told_changes_nothing() -> None:
     """A version from the future is not one that is served: what comes after it is waited for."""
     controller = Controller()
@@ -162,6 +194,23 @@ async def test_taking_what_was_never_told_changes_nothing() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await controller.servers.serving()
+
+
+@looped
+async def test_nobody_is_told_before_it_has_ended() -> None:
+    """To have it ended is not its end: a process that is being ended may still answer."""
+    controller = Controller()
+    async with controller.raw() as (_, writer):
+        writer.write(frame_of(Taken(controller.view.served.version)))
+        await controller.servers.serving()
+        controller.change()
+        told = asyncio.create_task(controller.servers.taken(0.5))
+        await asyncio.sleep(0.7)
+        assert controller.ended == 1
+        assert not told.done()
+        writer.transport.abort()  # the kernel does that for a process that was killed
+        async with asyncio.timeout(0.2):
+            await told
 
 
 @pytest.mark.parametrize(
@@ -205,6 +254,18 @@ async def test_mints_are_bounded_for_a_whole_server() -> None:
             writer.write(frame_of(Mint(number, f"aud-{number}")))
             await heard(reader, 1)
         assert len(controller.minted) <= BURST + 1
+
+
+@looped
+async def test_a_server_that_ends_itself_has_nothing_anew() -> None:
+    """Whoever takes it over could end it as often as it likes: what was used up stays so for its successors."""
+    controller = Controller()
+    for _ in range(3):
+        async with controller.raw() as (reader, writer):
+            for number in range(1, 401):
+                writer.write(frame_of(Mint(number, f"aud-{number}")))
+                await heard(reader, 1)
+    assert len(controller.minted) <= BURST + 1
 
 
 @looped
@@ -318,3 +379,21 @@ async def test_a_server_cannot_fill_the_log() -> None:
             writer.write(frame_of(Mint(1, "x")))
             await heard(reader, 1)
         assert len(logs) <= 20
+
+
+@looped
+async def test_one_that_is_stuck_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes, so nothing is waited for, and its process runs: all the same it answers nobody any more."""
+    monkeypatch.setattr(servers_module, "ASKED_EVERY_SECONDS", 0.1)
+    controller = Controller()
+    async with controller.honest() as link, controller.raw() as (reader, _):
+        link.told = Tally(link.say, Ledger("summary", None)).told
+        watching = asyncio.create_task(controller.servers.watch())
+        with structlog.testing.capture_logs() as logs:
+            async with asyncio.timeout(10):
+                await reader.read()  # to its end
+            await asyncio.sleep(0.5)
+        assert [line["why"] for line in logs] == ["it does not answer"]
+        assert controller.ended == 1
+        assert link.say(Left(1))  # the other goes on
+        watching.cancel()

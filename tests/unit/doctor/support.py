@@ -142,6 +142,12 @@ def beside(name: str, **changes: Any) -> Units:
     return Units(present=True, units={SERVICE: running, name: Unit(name=name, **{**base, **changes})})
 
 
+def without(name: str, **changes: Any) -> Units:
+    """A service that systemd does not start, because another unit of ours is not well."""
+    stopped = Unit(name=SERVICE, load="loaded", active="inactive", sub="dead", result="success", enabled="enabled")
+    return Units(present=True, units={SERVICE: stopped, name: Unit(name=name, **{"load": "loaded", **changes})})
+
+
 def silent() -> Control:
     return Control(state="silent", path="/run/credential-agent/control.sock", why="no answer within 2 s")
 

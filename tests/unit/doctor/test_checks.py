@@ -20,6 +20,8 @@ from agent.doctor.facts import (
     Control,
     Facts,
     Fault,
+    KeyFile,
+    KeyFiles,
     Listener,
     Listeners,
     Memory,
@@ -29,6 +31,7 @@ from agent.doctor.facts import (
 )
 from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, warn
 from tests.unit.doctor.support import (
+    KEY,
     PATH,
     answered,
     beside,
@@ -43,6 +46,7 @@ from tests.unit.doctor.support import (
     status,
     unit,
     with_,
+    without,
 )
 
 
@@ -96,6 +100,10 @@ CASES = [
     Case("disabled", with_(units=unit(active="active", enabled="disabled")), "daemon", Level.WARN, "next boot", "systemctl enable"),
     Case("its socket failed", with_(units=beside("credential-agent.socket", active="failed", result="resources")),
          "daemon", Level.FAIL, "resources", "-u credential-agent.socket"),
+    Case("the socket that it needs failed", with_(units=without("credential-agent.socket", active="failed", result="resources"), control=silent()),
+         "daemon", Level.FAIL, "does not start: credential-agent.socket is failed", "systemctl status --no-pager credential-agent.socket"),
+    Case("the watch crashes", with_(units=beside("credential-agent-watch.service", active="activating", sub="auto-restart", result="exit-code", status="1")),
+         "daemon", Level.FAIL, "again and again", "-u credential-agent-watch.service"),
     Case("the redirect is masked", with_(units=beside("credential-agent-redirect.service", load="masked")),
          "daemon", Level.FAIL, "masked", "systemctl unmask credential-agent-redirect.service"),
     Case("no systemd", with_(units=Unknown(why="x"), control=Control(state="absent", path="/x", why="nobody listens")),
@@ -112,7 +120,10 @@ CASES = [
     Case("its directory", with_(keys=key_file(state="denied", blocked="/secret")), "key", Level.FAIL, "/secret", "chmod o+x /secret"),
     Case("everybody's", with_(keys=key_file(state="shared", why="its mode is 0644")), "key", Level.FAIL, "others may read", "chmod 0640"),
     Case("a directory", with_(keys=key_file(state="not-a-file", why="a directory")), "key", Level.FAIL, "a directory", "ls -ld"),
-    Case("no key", with_(keys=key_file(state="not-a-key", why="a JWK is expected")), "key", Level.FAIL, "JWK", "keygen"),
+    Case("no key", with_(keys=key_file(state="not-a-key", why="a JWK is expected")), "key", Level.FAIL, "JWK", f"ls -l {KEY}"),
+    Case("no public key of a KMS", with_(keys=key_file(state="absent", public=True)), "key", Level.FAIL, "key service", "credential-agent config show keys"),
+    Case("a credential that is no key", with_(keys=KeyFiles(keys=(KeyFile(key="keys[0]", name="credential-agent.key", state="not-a-key", why="a JWK is expected"),))),
+         "key", Level.FAIL, "JWK", "ls -l /etc/credstore"),
     Case("not given", with_(keys=key_file(state="elsewhere", name="credential-agent.key", why="x"), control=answered(absent_keys=["credential-agent.key"])),
          "key", Level.FAIL, "not given", "ls -l /etc/credstore"),
     Case("its mount hangs", with_(keys=HUNG), "key", Level.FAIL, "mount", "cat /proc/mounts"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from agent.doctor.probes import bundles, listeners, machine, outside
 from agent.doctor.probes.keys import look_at_keys
+from agent.host import ports, systemctl
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
@@ -141,6 +144,35 @@ def test_who_has_the_port_is_told(world: World) -> None:
         assert (found.address, found.taken, found.pid) == (address, True, os.getpid())
     (found,) = listeners.look_at_listeners(world.write_config({"listen": {"http": [address]}})).listeners
     assert found.taken is False
+
+
+def test_a_program_that_only_calls_itself_so_is_not_ours(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose socket it is counts, not the words of its command line."""
+    code = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    thief = subprocess.Popen(
+        [sys.executable, "-c", code, "credential-agent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert thief.stdout is not None
+        config = world.write_config({"listen": {"http": [f"127.0.0.1:{thief.stdout.readline().strip()}"]}})
+        found = []
+        for answer in (True, False):
+            monkeypatch.setattr(listeners, "_may_be_ours", lambda _uid, answer=answer: answer)
+            found += [one.ours for one in listeners.look_at_listeners(config).listeners]
+    finally:
+        thief.communicate()
+    assert found == [True, False]
+
+
+def test_the_addresses_are_those_of_the_units(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd listens: containers' address and IPv6 too, whatever the configuration says."""
+    config = world.write_config({"listen": {"http": ["127.0.0.1:1"]}})
+    monkeypatch.setattr(listeners, "INSTALLED", config)
+    monkeypatch.setattr(systemctl, "show", lambda _unit, *_: {"ActiveState": "failed"})
+    told = {ports.SOCKETS[0]: [("127.0.0.1", 2)], ports.SOCKETS[1]: [("::1", 2)]}
+    monkeypatch.setattr(ports, "listening", lambda unit: (told[unit], True))
+    found = listeners.look_at_listeners(config).listeners
+    assert [one.address for one in found] == ["127.0.0.1:2", "[::1]:2"]
 
 
 def test_the_state_of_memory_is_read_from_the_kernel(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from agent.forward import State, Status, WorkerStatus, signing
 from agent.forward.engine import GROUP
 from agent.forward.on_ray import Ray
 from agent.forward.telling import Teller
+from tests.unit.forward.agents import CourierAgent
 from tests.unit.forward.support import ISSUER, World
 
 
@@ -230,6 +231,27 @@ def test_a_new_sign_on_is_delivered(world: World) -> None:
         assert grant.access_key_id == second
         assert [path for _, path in machine.asked].count("/v1/enrol") == 1
         assert f.status().renewals == 1
+
+
+def test_a_sign_on_to_another_account_is_for_the_machines_of_that_account(world: World) -> None:
+    """Who was admitted for one identity has not been for another; the first one is withdrawn at the end all the same."""
+
+    def keys(machine: CourierAgent) -> list[str]:
+        return [
+            grant.access_key_id for one in machine.accepted for grant in one.grants if isinstance(grant, AwsSession)
+        ]
+
+    first, second = world.machine("first"), world.machine("second", account="444455556666")
+    with world.forward() as f:
+        assert f.status().served == 1
+        before = keys(first)
+        other = world.sign_on(account="444455556666")
+        f.refresh()
+        assert keys(first) == before
+        assert keys(second) == [other]
+        states = {one.name: one.state for one in f.status().workers}
+        assert states == {"first-0": State.EVIDENCE, "second-0": State.SERVED}
+    assert (first.bundle, second.bundle) == (None, None)
 
 
 def test_a_session_is_replaced_before_its_end(world: World) -> None:

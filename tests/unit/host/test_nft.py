@@ -101,6 +101,17 @@ def test_closed_rules_lead_nowhere() -> None:
     assert "meta skuid @workers goto refuse" in closed
 
 
+def test_roots_job_in_a_slice_of_workers_does_not_speak_for_the_agent() -> None:
+    """It has systemd's uid, so the kernel lets it listen beside systemd's socket, which shares its port."""
+    workers = nft.Workers(uids=((1000, 2000),), cgroups=("a.slice/a-b.slice",))
+    text = nft.ruleset(workers, port=16925, agent_uid=998)
+    own = text[text.index(f"delete table {nft.TABLE}\n") :]
+    chain = own[own.index("chain speaker") :]
+    refused = chain.index('socket cgroupv2 level 2 "a.slice/a-b.slice" counter reject with tcp reset')
+    assert chain.index("meta skuid 998 return") < chain.index("ct direction original return") < refused
+    assert refused < chain.index("meta skuid 0 return")
+
+
 def test_what_comes_by_a_cable_is_a_neighbours() -> None:
     """Bonds, teams, VLANs, what has no kind, and the machine's own way out are not led: they are no containers."""
     text = nft.ruleset(nft.Workers(), port=1, agent_uid=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_what_is_taken_is_had_as_soon_as_it_is_free(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="in use"), socket.create_server(tuple(address)):
         pass
     reserved.want([])
+
+
+def test_what_nobody_can_bind_costs_no_look_at_all_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each second: on a machine without IPv6, beside a table of connections that may have 100,000 rows."""
+
+    def unsupported(_: ports.Address) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "address family not supported")
+
+    monkeypatch.setattr(ports, "bound", unsupported)
+    monkeypatch.setattr(ports, "owner", lambda _: pytest.fail("the table was read"))
+    reserved = ports.Reserved(Reporter(tmp_path, None))
+    reserved.want([("::1", 16925)])
+    assert not reserved.lacking
 
 
 def test_who_listens_is_found(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ def test_a_pause_ends_with_the_first_change() -> None:
     assert next(looks, None) is None
 
 
+def test_the_first_look_is_at_once() -> None:
+    """Who compares with his own first look (the token's file is) misses only what changes before that."""
+    asyncio.run(asyncio.wait_for(Quiet(60.0).pause(lambda: True), 30.0))
+
+
 def test_it_ends_though_nothing_changes() -> None:
     """What a look cannot see must be seen some time."""
     asyncio.run(Quiet(0.001, most=0.01).pause(lambda: False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -67,3 +68,24 @@ def test_nobody_leads_it_to_another_file(tmp_path: Path, trap: str) -> None:
         write(path)
     assert other.read_bytes() == b"mine"
     assert stat.S_IMODE(other.stat().st_mode) == 0o644
+
+
+def test_a_disk_that_fills_up_cuts_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written in part is taken back: the next try neither follows half a line nor repeats whole ones."""
+    path, real, left = tmp_path / "audit", os.write, [150]
+    write(path)
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(len(data), left[0])
+        left[0] -= taken
+        return real(descriptor, data[:taken])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(HostError, match="no space"):
+            write(path, LINE * 3)
+    assert path.read_bytes() == LINE
+    write(path, LINE * 3)
+    assert path.read_bytes() == LINE * 4

@@ -323,3 +323,12 @@ def test_an_instant_without_a_zone(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'Z"', b'"'))
     with pytest.raises(HostError, match="UTC"):
         state.load()
+
+
+def test_a_history_of_no_zone_is_none(tmp_path: Path) -> None:
+    """Its instants could not be compared with ours: the start would fail."""
+    entry = '{{"at": "2030-01-01T00:00:00{}", "kind": "bundle", "about": "file", "said": "seq 1"}}'
+    (tmp_path / "history.json").write_text(f"[{entry.format('Z')}]")
+    assert [one.kind for one in StateDirectory(tmp_path).history()] == ["bundle"]
+    (tmp_path / "history.json").write_text(f"[{entry.format('Z')}, {entry.format('')}]")
+    assert StateDirectory(tmp_path).history() == ()

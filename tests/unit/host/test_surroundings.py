@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent.host.surroundings import Surroundings
+from agent.host.surroundings import MOST_GROUPS, MOST_NAMED, Surroundings
 
 SLICE = "credential.slice/workers.slice"
 
@@ -22,9 +24,10 @@ class World:
         for name, value in (("count", count), ("max", most)):
             (self.proc / f"sys/net/netfilter/nf_conntrack_{name}").write_text(f"{value}\n")
 
-    def process(self, pid: int, uid: int, group: str) -> None:
+    def process(self, pid: int, uid: int, group: str, *, name: bytes = b"x") -> None:
         (self.proc / str(pid)).mkdir()
-        (self.proc / str(pid) / "status").write_text(f"Name:\tx\nUid:\t0\t{uid}\t{uid}\t{uid}\n")
+        status = b"Name:\t%b\nUid:\t0\t%d\t%d\t%d\n" % (name, uid, uid, uid)
+        (self.proc / str(pid) / "status").write_bytes(status)
         directory = self.cgroups / group
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "cgroup.procs").open("a") as file:
@@ -55,6 +58,49 @@ def test_a_process_that_ends_meanwhile_is_nobody(world: World) -> None:
     world.process(100, 7, f"{SLICE}/job.service")
     (world.proc / "100/status").unlink()
     assert world.notes() == []
+
+
+def test_a_group_that_goes_away_meanwhile_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs end while they are looked at, and a worker may make and remove groups below its own all the time."""
+    world.process(100, 7, f"{SLICE}/job.service")
+    gone = world.cgroups / SLICE / "gone.scope"
+    gone.mkdir()
+    scandir = os.scandir
+
+    def looked(path: Any = ".") -> Any:
+        if os.fspath(path) == str(gone):
+            raise FileNotFoundError(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", looked)
+    (note,) = world.notes()
+    assert "uid 7 " in note
+
+
+def test_a_worker_with_many_groups_is_not_looked_at_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more of them are opened than is allowed."""
+    monkeypatch.setattr("agent.host.surroundings.MOST_GROUPS", 5)
+    assert MOST_GROUPS > 5
+    for number in range(10):
+        world.process(100 + number, 1 + number, f"{SLICE}/job-{number}.service")
+    assert len(world.notes()) == 4
+
+
+def test_a_worker_that_is_many_users_is_told_in_few_words(world: World) -> None:
+    """The state must stay readable for `status` and `wait`, which read 64 kB of it."""
+    for uid in range(1, 400):
+        world.process(1000 + uid, uid, f"{SLICE}/job.service")
+    notes = world.notes()
+    assert len(notes) == MOST_NAMED + 1
+    assert f"{399 - MOST_NAMED} more" in notes[-1]
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\x0bUid:\t0\t0\t0", b"a\x1cUid:\t0\t0\t0"])
+def test_a_process_hides_nobody_by_its_name(world: World, name: bytes) -> None:
+    """It may call itself anything: bytes that are no text, or what looks like a line of its own."""
+    world.process(100, 7, f"{SLICE}/job.service", name=name)
+    (note,) = world.notes()
+    assert "uid 7 " in note
 
 
 def test_a_full_table_of_connections_is_said(world: World) -> None:

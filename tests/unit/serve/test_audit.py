@@ -155,6 +155,7 @@ def test_a_worker_that_invents_names_fills_no_memory() -> None:
     rows, _ = ledger.take()
     assert len(rows) == MOST_ROWS + 1
     assert sum(one.count for one in rows) == 3 * MOST_ROWS
+    assert {one.who.uid for one in rows} == {1000}, "whoever invents names hides nobody, not even himself"
     for number in range(3 * MOST_ROWS):
         other = msgspec.structs.replace(given, identity=f"role/{number}")
         ledger.serve(other, lambda: None, lambda: "")
@@ -270,3 +271,15 @@ def test_another_users_credential_is_that_users() -> None:
 def test_the_class_of_a_caller(who: Who, caller: str) -> None:
     """A metric has few classes and no uids: systemd's borders between users of the system, people and containers."""
     assert who.caller == caller
+
+
+def test_a_flood_is_counted_as_what_it_is_and_not_as_another_s() -> None:
+    """Each identity token has a note of its own: they are counted together, and not for the credential before."""
+    ledger = Ledger("off", None)
+    role = Given("ec2", Cloud.AWS, "credential", ROLE, "ABCD")
+    ledger.serve(role, lambda: None, str)
+    for _ in range(3 * MOST_ROWS):
+        ledger.serve(Given("gce", Cloud.GCP, "id-token", EMAIL), lambda: None, str)
+    counts = {(row.given.dialect, row.given.kind): row.count for row in ledger.take()[0]}
+    assert counts == {("ec2", "credential"): 1, ("gce", "id-token"): 3 * MOST_ROWS}
+    assert ledger.take() == ((), ())

@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from agent.core.errors import SourceError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.source import Ack, Position
 from agent.sources.https import HttpsSettings, HttpsSource
-from agent.upstream import Upstream, UpstreamSettings
+from agent.upstream import Upstream, UpstreamResponse, UpstreamSettings
 from tests.fakes.https_store import HttpsStore, private_ca
 from tests.fakes.served import Fault
 from tests.unit.sources.support import START, Listener, StepClock, oks, run, troubles, watching
@@ -551,3 +552,13 @@ def test_a_position_of_another_place_or_in_no_shape_is_none(change: dict[str, st
         assert heard.bodies == [b"one"]
 
     run(test())
+
+
+def test_a_content_type_that_is_no_text_is_told_as_one() -> None:
+    """A portal on the way says what it likes; what we say of it goes into the log, the status and the handover."""
+    source = HttpsSource(HttpsSettings(url="https://x/"), upstream=Upstream(), clock=StepClock(), rng=random.Random(1))
+    headers = CIMultiDictProxy(CIMultiDict({"Content-Type": "\udcff" * 5000}))
+    with pytest.raises(SourceError, match="web page") as raised:
+        source._read(UpstreamResponse(200, headers, b"<html>"))
+    assert raised.value.message.isascii()
+    assert len(raised.value.message) < 300

@@ -104,6 +104,8 @@ WORDS = sorted({v for k, v in vars(names).items() if k.isupper() and isinstance(
 RETYPED = re.compile(
     "|".join([*map(re.escape, WORDS), r"^/latest(?:/|\Z)", f"^{names.USER_AGENT_PREFIX}"]), re.IGNORECASE
 )
+SCHEMA = re.compile(r"credential-agent/(?:\Z|doctor|status)")
+"""The names of documents that commands print; no user agent."""
 A_GRAMMAR = ("config",)
 """What an operator may write is checked there by patterns, in which the words cannot be told apart."""
 
@@ -124,7 +126,7 @@ def retyped(source: str) -> Iterator[str]:
         if not isinstance(node, ast.Constant) or id(node) in said:
             continue
         text = node.value.decode("latin-1") if isinstance(node.value, bytes) else node.value
-        if not isinstance(text, str):
+        if not isinstance(text, str) or SCHEMA.match(text):
             continue
         prose = " " in text.strip() and "\r\n" not in text
         if RETYPED.search(text) and not prose:

@@ -1,0 +1,52 @@
+"""Who answers at the workers' endpoint may be anybody who was there first: what he writes is shown, and nothing more."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from agent.cli import ask, report, whoami
+from agent.core.errors import HostError
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+HTTP = ("127.0.0.1", 16925)
+
+
+def test_what_others_wrote_commands_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names and reasons, and the errors that quote them, hold neither an escape nor a line of their own."""
+    cloud = {
+        "state": "live",
+        "origin": "bundle",
+        "identity": "a\x1b]0;x\x07\naws: b",
+        "account_id": "\x9b2J",
+        "until": None,
+    }
+    said = {"endpoint": "x", "clouds": {"aws": cloud, "gcp": {"state": "absent", "why": "\x1b[2J"}}}
+    monkeypatch.setattr(whoami, "_asked", lambda _path, _now: said)
+    shown = CliRunner().invoke(whoami.whoami, [], standalone_mode=False).output
+    assert len(shown.splitlines()) == 3
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    report(HostError("a\x1b[2J", hint="b\x9b"))
+    assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("body", ["[]", '"x"', json.dumps({"expires_in": 10**30}), "[" * 100_000])
+def test_an_answer_that_makes_no_sense_is_no_crash(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Another document than an SDK expects is told, or its end is not known."""
+
+    def worker(*_: Any, **__: Any) -> ask.Answer:
+        return ask.Answer(200, body.encode())
+
+    monkeypatch.setattr(ask, "worker", worker)
+    for ask_cloud in (whoami.ask_gcp, whoami.ask_aws):
+        try:
+            until = ask_cloud(HTTP, NOW)["until"]
+        except HostError as error:
+            until = None if "JSON" in error.message else error.message
+        assert until is None

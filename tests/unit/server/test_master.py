@@ -1,0 +1,78 @@
+"""The master begins servers, whatever the kernel has and whatever there is too little of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_MASTER = """
+import errno, os, signal, socket, threading, time
+from agent.server import master, work
+
+def run(link, sockets, *, parent):
+    ours.close()
+    link.sendall(b"here")
+    if link.recv(1) == b"-":
+        os.closerange(3, 99)  # what the master watches, too
+        signal.pause()
+
+work.run = run
+ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+ours.settimeout(10)
+listening = socket.create_server(("127.0.0.1", 0))
+thread = threading.Thread(target=master.Master(its).run)
+
+def server():
+    said, fds, _, _ = socket.recv_fds(ours, 64, 1)
+    assert said == master.LINK, said
+    link = socket.socket(fileno=fds[0])
+    link.settimeout(10)
+    assert link.recv(9) == b"here"
+    return link
+
+def begin():
+    thread.start()
+    socket.send_fds(ours, [master.LISTEN], [listening.fileno()])
+    return server()
+
+def end():
+    ours.send(master.STOP)
+    thread.join(10)
+    print("ended" if not thread.is_alive() else "goes on", flush=True)
+    os._exit(0)
+"""
+
+_CASES = {
+    "a successor": "begin().close(); server(); end()",
+    "a kernel without pidfd_open": "os.pidfd_open = None; begin().close(); server(); end()",
+    "no process to be had": """
+fork, missing = os.fork, [OSError(errno.EAGAIN, "none"), OSError(errno.ENOMEM, "none")]
+def scarce():
+    if missing:
+        raise missing.pop()
+    return fork()
+os.fork = scarce
+begin()
+assert not missing
+end()
+""",
+    "one that only seems to have ended": "begin().send(b'-'); server(); end()",
+    "a controller that ended unheard": """
+begin().close()  # its successor's link is never read
+time.sleep(0.5)
+ours.close()
+thread.join(10)
+print("ended" if not thread.is_alive() else "goes on", flush=True)
+os._exit(0)
+""",
+}
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_a_server_is_begun_and_followed(case: str) -> None:
+    """Each has a successor, and the end is heard."""
+    command = [sys.executable, "-c", _MASTER + _CASES[case]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("ended\n", "")
