@@ -162,6 +162,6 @@ image: $(VENV)/.package ## build an image with packer and qemu, boot it, check i
 
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-build build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray $(VENV)-build build dist .mypy_cache .ruff_cache .pytest_cache \
+	  .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
