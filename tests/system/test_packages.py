@@ -322,7 +322,7 @@ def test_each_command_has_its_page_and_each_shell_completes(package: Path, tmp_p
 def test_one_source_makes_the_same_bytes(interpreter: str, packages: Path, tmp_path: Path) -> None:
     """A copy of the tree elsewhere, at another time, makes the same .deb and .rpm, and the list names what is locked."""
     copy = tmp_path / "elsewhere"
-    keep = shutil.ignore_patterns(".venv*", "build", ".*cache", ".git", "__pycache__", ".hypothesis")
+    keep = shutil.ignore_patterns(".venv*", "build", ".*cache", ".git", "__pycache__", ".hypothesis", "tests")
     shutil.copytree(REPOSITORY, copy, ignore=keep)
     asked = ["git", "-C", str(REPOSITORY), "log", "-1", "--format=%ct"]
     epoch = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
