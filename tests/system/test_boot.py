@@ -313,7 +313,8 @@ class TestEc2Worker:
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             return lines if {0, m.WORKER_UID} <= {line["uid"] for line in lines} else []
 
-        lines = machine.until(told, what="the lines")
+        # The time of before the reload is slept to its end first.
+        lines = machine.until(told, seconds=90, what="the lines")
         (job,) = [line for line in lines if line["uid"] == 0]
         assert job["cgroup"].endswith(f"credential-agent-workers.slice/{unit}") or job["cgroup"].startswith("id ")
         assert {line["access_key_id"] for line in lines} == {f"...{m.USER_KEY[-4:]}"}
