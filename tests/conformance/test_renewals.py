@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from agent.core.refresh import RETRY_CAP_URGENT_SECONDS
 from tests.conformance.clouds import Clouds, EndingStore
 from tests.conformance.warp import Warp
 from tests.fakes.sts import CLEAR, Weather
@@ -326,11 +327,11 @@ def test_an_outage_to_the_end_of_a_life(world: World) -> None:
         assert len(agent.events("identity.ended")) == 1
         assert len(agent.events("horizon.near")) == 1
 
-        # Back within fifteen seconds of STS.
-        mark, back = agent.mark, clouds.warp.now()
+        # Back at the next attempt, which is at most half a minute away (`RETRY_CAP_URGENT_SECONDS`) however long the
+        # outage was. How many attempts this one cost, and so how far apart they are by now, the machine's load decides.
+        mark = agent.mark
         clouds.sts_outage.end()
-        agent.wait_for("identity.changed", after=mark, cloud="aws", origin="bundle", seconds=60)
-        assert clouds.warp.now() - back < timedelta(seconds=15)
+        agent.wait_for("identity.changed", after=mark, cloud="aws", origin="bundle", seconds=2 * RETRY_CAP_URGENT_SECONDS)
         status, body = ask(agent, world)
         assert status == 200
         assert body["AccessKeyId"] != held["AccessKeyId"]
