@@ -91,12 +91,17 @@ readme: $(VENV)/.package ## put the made parts of the README in place
 bench: $(VENV)/.package $(VENV)/.charts ## how fast and how large the daemon is, beside nginx, AWS's helper and Go (ARGS=--quick)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
+# An environment of its own, beside its stamp, from the lock that the stamp names first.
+define SEPARATE_VENV
+@$(PYTHON) -m venv --clear $(@D)
+@$(@D)/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r $<
+@touch $@
+endef
+
 # The clients are large (1.4 GB), so they have a venv of their own, and only `make matrix` needs it.
 $(VENV)-clients/.locked: requirements/clients.txt $(VENV)/.locked
 	@echo "setting up $(VENV)-clients (a few minutes, once)"
-	@$(PYTHON) -m venv --clear $(VENV)-clients
-	@$(VENV)-clients/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/clients.txt
-	@touch $@
+	$(SEPARATE_VENV)
 
 .PHONY: clients
 clients: $(VENV)/.package $(VENV)-clients/.locked ## the SDKs of the matrix, in each language whose toolchain is here (1.4 GB)
@@ -109,9 +114,7 @@ matrix: clients ## every SDK in every state, as a table: build/matrix/table.md (
 # So has a Ray cluster (290 MB): its nodes have nothing of ours to import.
 $(VENV)-ray/.locked: requirements/ray.txt $(VENV)/.locked
 	@echo "setting up $(VENV)-ray (half a minute, once)"
-	@$(PYTHON) -m venv --clear $(VENV)-ray
-	@$(VENV)-ray/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/ray.txt
-	@touch $@
+	$(SEPARATE_VENV)
 
 .PHONY: ray
 ray: $(VENV)/.package $(VENV)-ray/.locked ## forward to a real Ray cluster (290 MB)
@@ -141,9 +144,7 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.48.0
 
 $(VENV)-build/.locked: requirements/build.txt
-	@$(PYTHON) -m venv --clear $(VENV)-build
-	@$(VENV)-build/bin/python -m pip --quiet --no-input install --require-hashes --only-binary :all: -r requirements/build.txt
-	@touch $@
+	$(SEPARATE_VENV)
 
 $(VENV)-build/nfpm: $(VENV)-build/.locked
 	@command -v go >/dev/null || { echo "error: nfpm is a Go program: install Go, or put nfpm at $@" >&2; exit 1; }

@@ -79,53 +79,43 @@ install_packages() {
 }
 
 # A release is a virtual environment of its own, made beside the running one and switched to by one rename.
-install_release() {
-  local interpreter=$1 pip_options=() release
-  [ -n "$wheelhouse" ] && pip_options=(--no-index --find-links "$wheelhouse")
-  release="$PREFIX/releases/$(basename "$wheel" .whl)-$({ cat "$wheel" "$requirements" && echo "$interpreter"; } | sha256sum | cut -c1-12)"
+provide_release() { # NAME MAKER
+  local release=$PREFIX/releases/$1
   if [ -e "$release/.complete" ]; then
-    say "release $(basename "$release") is installed already"
+    say "release $1 is installed already"
   else
-    say "installing $(basename "$release")"
+    say "installing $1"
     rm -rf "$release"
     fresh=yes
     mkdir -p "$PREFIX/releases"
-    "$interpreter" -m venv --clear "$release"
-    "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir \
-      --only-binary :all: --require-hashes "${pip_options[@]}" -r "$requirements"
-    "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-deps \
-      --no-index "$wheel"
-    chown -R root:root "$release"
-    chmod -R go-w "$release"
+    "$2"
     touch "$release/.complete"
   fi
   "$release/bin/credential-agent" --version >/dev/null || die "the new release does not start; the old one is untouched"
   candidate=$release
 }
 
+make_environment() {
+  local pip_options=()
+  [ -n "$wheelhouse" ] && pip_options=(--no-index --find-links "$wheelhouse")
+  "$interpreter" -m venv --clear "$release"
+  "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir \
+    --only-binary :all: --require-hashes "${pip_options[@]}" -r "$requirements"
+  "$release/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir --no-deps \
+    --no-index "$wheel"
+  chown -R root:root "$release"
+  chmod -R go-w "$release"
+}
+
 # What a package carries: made elsewhere, from the same lock. A hard link takes no room; elsewhere than on its own disk a copy.
-install_carried() {
-  local name
-  name=$(cat "$carried/.release") || die "$carried: not a release that packer/package.sh made"
-  release=$PREFIX/releases/$name
-  if [ -e "$release/.complete" ]; then
-    say "release $name is installed already"
-  else
-    say "installing $name"
-    rm -rf "$release"
-    fresh=yes
-    mkdir -p "$PREFIX/releases"
-    cp -al "$carried" "$release" 2>/dev/null || { rm -rf "$release" && cp -a "$carried" "$release"; }
-    # rpm runs this while the files of the version before are still there: what is not on the list is of that one.
-    (cd "$release" && find . ! -type d -print | { grep -vxFf .files || true; } | tr '\n' '\0' | xargs -0r rm -f -- &&
-      find . -mindepth 1 -type d -empty -delete) || die "$release: cannot be made as it was packed"
-    # The service may not write there, and would read every source anew at each start.
-    "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
-      die "$release: cannot be compiled by $("$release/bin/python" --version 2>&1)"
-    touch "$release/.complete"
-  fi
-  "$release/bin/credential-agent" --version >/dev/null || die "the new release does not start; the old one is untouched"
-  candidate=$release
+take_carried() {
+  cp -al "$carried" "$release" 2>/dev/null || { rm -rf "$release" && cp -a "$carried" "$release"; }
+  # rpm runs this while the files of the version before are still there: what is not on the list is of that one.
+  (cd "$release" && find . ! -type d -print | { grep -vxFf .files || true; } | tr '\n' '\0' | xargs -0r rm -f -- &&
+    find . -mindepth 1 -type d -empty -delete) || die "$release: cannot be made as it was packed"
+  # The service may not write there, and would read every source anew at each start.
+  "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
+    die "$release: cannot be compiled by $("$release/bin/python" --version 2>&1)"
 }
 
 switch_release() {
@@ -458,7 +448,13 @@ do_install() {
     esac
   fi
   changed=()
-  if [ -n "$carried" ]; then install_carried; else install_release "$interpreter"; fi
+  if [ -n "$carried" ]; then
+    [ -f "$carried/.release" ] || die "$carried: not a release that packer/package.sh made"
+    provide_release "$(cat "$carried/.release")" take_carried
+  else
+    provide_release "$(basename "$wheel" .whl)-$({ cat "$wheel" "$requirements" && echo "$interpreter"; } | sha256sum | cut -c1-12)" \
+      make_environment
+  fi
   remember
   install_configuration
   # As the service: what it cannot read is not there for it.

@@ -64,17 +64,19 @@ say "building the wheel of $version"
   { cat "$work/log" >&2; die "the wheel could not be built" 70; }
 wheel=$(echo "$work"/wheel/credential_agent-*.whl)
 
+install_into() { # DIRECTORY OPTION...
+  local into=("$build/bin/uv" pip install --quiet --no-config --no-deps --target "$@")
+  "${into[@]}" --only-binary :all: --require-hashes -r "$root/requirements/runtime.txt"
+  "${into[@]}" --no-index "$wheel"
+}
+
 # As `venv` lays one out, for an interpreter that this machine may not have: packages, three links, one file of words.
 release() { # PYTHON DIRECTORY
   local python=$1 tree=$2 site name
   name="credential_agent-$version-py${python/./}-$(cat "$wheel" "$root/requirements/runtime.txt" | sha256sum | cut -c1-12)"
   site=$tree/lib/python$python/site-packages
   mkdir -p "$tree/bin" "$site"
-  "$build/bin/uv" pip install --quiet --no-config --target "$site" --link-mode copy \
-    --python-version "$python" --python-platform "$machine-manylinux_2_34" \
-    --only-binary :all: --no-deps --require-hashes -r "$root/requirements/runtime.txt"
-  "$build/bin/uv" pip install --quiet --no-config --target "$site" --link-mode copy \
-    --python-version "$python" --python-platform "$machine-manylinux_2_34" --no-deps --no-index "$wheel"
+  install_into "$site" --link-mode copy --python-version "$python" --python-platform "$machine-manylinux_2_34"
   # Programs of others, and where the wheel lay on this machine.
   rm -rf "${site:?}/bin" "$site/.lock"
   find "$site" -name direct_url.json -delete -o -name uv_cache.json -delete
@@ -101,9 +103,7 @@ WORDS
 
 # By the program itself, with what it needs for the Python here.
 say "manual pages and completions"
-"$build/bin/uv" pip install --quiet --no-config --target "$work/here" --python "$build/bin/python" \
-  --only-binary :all: --no-deps --require-hashes -r "$root/requirements/runtime.txt"
-"$build/bin/uv" pip install --quiet --no-config --target "$work/here" --python "$build/bin/python" --no-deps --no-index "$wheel"
+install_into "$work/here" --python "$build/bin/python"
 PYTHONPATH=$work/here "$build/bin/python" "$here/package/pages.py" "$work/pages" || die "the manual pages could not be made" 70
 gzip --no-name --best "$work"/pages/man/*.1
 

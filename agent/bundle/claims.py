@@ -35,6 +35,7 @@ from agent.core.model import (
     cloud_of,
 )
 from agent.core.secret import Secret
+from agent.core.text import printable
 
 VERSION: Final = 1
 MAX_GRANTS: Final = 32
@@ -387,7 +388,7 @@ def _convert(raw: Any, kind: Any, where: str, code: Code) -> Any:
 
 def shown_sentence(text: str) -> str:
     """``text``, printable and bounded, but longer than a name may be."""
-    return "".join(c if c.isprintable() else "?" for c in text[:300])
+    return printable(text[:300])
 
 
 def _secret(kind: type, value: object) -> object:

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from agent.bundle.codes import Code
 from agent.core.errors import FormatError
+from agent.core.text import printable
 
 _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]*\Z")
 _ESCAPE: Final = re.compile(r"\\.", re.DOTALL)
@@ -29,7 +30,7 @@ class _Refusal(Exception):
 def shown(text: str) -> str:
     """``text``, fit for an error message: bounded, printable, one line."""
     clipped = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-    return "".join(c if c.isprintable() else "?" for c in clipped)
+    return printable(clipped)
 
 
 def base64url(text: str | bytes, what: str) -> bytes:

@@ -25,7 +25,6 @@ from agent.cli.exits import (
     EX_UNAVAILABLE,
     EX_USAGE,
 )
-from agent.cli.terminal import plain
 from agent.core.errors import (
     AgentError,
     BundleError,
@@ -37,7 +36,7 @@ from agent.core.errors import (
     UpstreamError,
     UsageError,
 )
-from agent.core.text import os_reason
+from agent.core.text import os_reason, printable
 
 # name -> module : attribute
 _COMMANDS: Final = {
@@ -106,9 +105,9 @@ def exit_code(error: AgentError) -> int:
 
 def report(error: AgentError) -> None:
     """Tell a person what went wrong, on stderr: the message, and the hint on a line of its own."""
-    _say(plain(f"credential-agent: {error.message}", keep="\n"))
+    _say(printable(f"credential-agent: {error.message}", keep="\n"))
     if error.hint:
-        _say(plain(f"  hint: {error.hint}", keep="\n"))
+        _say(printable(f"  hint: {error.hint}", keep="\n"))
 
 
 def main(argv: list[str] | None = None) -> None:

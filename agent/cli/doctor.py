@@ -134,9 +134,10 @@ def _ask(path: Path) -> examination.Control:
 def _ask_as_courier(control: Path, why: str) -> examination.Control:
     """The redacted status that every worker may have."""
     from agent import doctor as examination
+    from agent.cli import where
     from agent.core.errors import HostError
 
-    courier = control.with_name("courier.sock")
+    courier = where.courier(control)
     try:
         answer = ask.control(courier, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
         if answer.status == 200:

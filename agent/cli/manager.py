@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import dataclass
 from typing import Final
 
+from agent.core.text import printable
+from agent.host import journal
+
 UNIT: Final = "credential-agent.service"
 SECONDS: Final = 2.0
-MAX_LINE: Final = 400
 
 
 #: The exit codes of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): what to do.
@@ -41,7 +41,8 @@ class Found:
 
 def look() -> Found | None:
     """Ask systemd and the journal; ``None`` where there is no systemd, or it knows no such unit."""
-    shown = _run("systemctl", "show", UNIT, "--property=LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts")
+    properties = "--property=LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts"
+    shown = journal.ask("systemctl", "show", UNIT, properties, seconds=SECONDS)
     if shown is None:
         return None
     values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
@@ -54,7 +55,7 @@ def look() -> Found | None:
     restarts = values.get("NRestarts", "0")
     if restarts != "0":
         said += f", started again {restarts} times"
-    last = _last_error()
+    last = printable(journal.last_error(UNIT, seconds=SECONDS))
     if last:
         said += f'; it said: "{last}"'
     failing = result != "success" or restarts != "0"
@@ -65,39 +66,3 @@ def look() -> Found | None:
     )
     hint = _BEFORE_IT.get(values.get("ExecMainStatus", ""), hint) if result != "success" else hint
     return Found(active=state in {"active", "reloading"}, said=said, hint=hint)
-
-
-def _last_error() -> str:
-    """The last line that says what went wrong; empty if we may not read the journal."""
-    text = _run("journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20", f"_SYSTEMD_UNIT={UNIT}") or ""
-    for line in reversed(text.splitlines()):
-        told = line.strip()
-        if told.startswith("{"):
-            try:
-                event = json.loads(told)
-            except ValueError:
-                continue
-            if not isinstance(event, dict) or event.get("level") not in {"error", "critical"}:
-                continue
-            told = " ".join(str(event[key]) for key in ("event", "reason") if key in event)
-        elif told.startswith("hint:"):
-            continue
-        if told:
-            return "".join(c if c.isprintable() else "?" for c in told.removeprefix("credential-agent: "))[:MAX_LINE]
-    return ""
-
-
-def _run(*command: str) -> str | None:
-    try:
-        done = subprocess.run(  # noqa: S603 - no argument is a user's input
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

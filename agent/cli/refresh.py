@@ -11,8 +11,8 @@ from agent.cli import ask
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option, control_socket
-from agent.cli.terminal import plain
 from agent.core.errors import HostError
+from agent.core.text import printable
 
 REFRESH_SECONDS: Final = 45.0
 
@@ -36,7 +36,7 @@ def refresh(path: Path, as_json: bool) -> int:
     for source in () if as_json else sources:
         seq = f": seq {source['seq']}" if source["seq"] is not None else ""
         reason = f" ({source['code']}): {source['reason']}" if source["reason"] else ""
-        click.echo(plain(f"{source['source']}: {source['outcome']}{seq}{reason}"))
+        click.echo(printable(f"{source['source']}: {source['outcome']}{seq}{reason}"))
     if not outcomes and not as_json:
         click.echo("no source is configured")
     if "refused" in outcomes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from agent.core.text import when
+from agent.core.text import printable, when
 
 GOOD: Final = "32"
 BAD: Final = "31;1"
@@ -30,7 +30,7 @@ class Line(NamedTuple):
 def rendered(lines: Iterable[Line], *, colour: bool) -> Iterator[str]:
     """The lines as they are printed; what a terminal would obey is replaced: others wrote names and reasons."""
     for line in lines:
-        text = "".join(c if c.isprintable() else "?" for c in line.text)
+        text = printable(line.text)
         yield f"\033[{line.colour}m{text}\033[0m" if colour and line.colour else text
 
 

@@ -35,6 +35,11 @@ class Where:
     token_file: Path
 
 
+def courier(control: Path) -> Path:
+    """The couriers' socket beside a control socket, where ``listen.courier`` puts it by itself."""
+    return control.with_name("courier.sock")
+
+
 def find(path: Path, *, announced: Path | None = None) -> Where:
     """Look it up, in the configuration at ``path`` if we may read that.
 

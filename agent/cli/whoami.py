@@ -13,9 +13,8 @@ from agent.cli import ask
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.options import config_option
-from agent.cli.terminal import plain
 from agent.core.errors import HostError
-from agent.core.text import instant, when
+from agent.core.text import instant, printable, when
 from agent.wire import names
 
 ANSWER_SECONDS: Final = 2.0
@@ -38,7 +37,7 @@ def whoami(path: Path, as_json: bool) -> int:
         tell("whoami", said)
     else:
         for line in _lines(said, now):
-            click.echo(plain(line))
+            click.echo(printable(line))
     return 0 if any(cloud["state"] == "live" for cloud in said["clouds"].values()) else EX_UNAVAILABLE
 
 
@@ -63,7 +62,7 @@ def _asked(path: Path, now: datetime) -> dict[str, Any]:
     refused: HostError | None = None
     for socket, what, read in (
         (found.control, "control socket", _of_status),
-        (found.control.with_name("courier.sock"), "couriers' socket", _of_courier),
+        (where.courier(found.control), "couriers' socket", _of_courier),
     ):
         try:
             answer = ask.control(socket, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
@@ -127,7 +126,7 @@ def ask_aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
         origin=answer.origin or role.origin,
         identity=name,
         account_id=document.get("AccountId"),
-        until=_not_before(document.get("Expiration"), now),
+        until=_end(document.get("Expiration"), now),
     )
 
 
@@ -156,7 +155,7 @@ def _object(answer: ask.Answer) -> Mapping[str, Any]:
     return document
 
 
-def _not_before(stamp: Any, now: datetime) -> str | None:
+def _end(stamp: Any, now: datetime) -> str | None:
     """The end that a document tells, if it is one."""
     try:
         end = datetime.fromisoformat(str(stamp))

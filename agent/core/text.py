@@ -1,8 +1,10 @@
-"""Instants, durations and the system's refusals, as text for people: each has one form everywhere."""
+"""Instants, durations, endpoints, others' words and the system's refusals, as text for people: one form everywhere."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+
+from agent.core.errors import AgentError
 
 
 def instant(at: datetime) -> str:
@@ -38,6 +40,21 @@ def when(moment: datetime, now: datetime) -> str:
     if abs(seconds) < 120:
         span = f"{abs(seconds)} s"
     return f"in {span}" if seconds >= 0 else f"{span} ago"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """``text`` without what a terminal obeys or a line of a log ends with, but for ``keep``: others wrote it."""
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
+def socket_address(host: str, port: int) -> str:
+    """A TCP endpoint as people write it: ``HOST:PORT``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed: in the words of an error of ours, else its kind alone: others' words may hold anything."""
+    return error.message if isinstance(error, AgentError) else f"internal error: {type(error).__name__}"
 
 
 def os_reason(error: OSError, otherwise: str = "unknown error") -> str:

@@ -19,9 +19,9 @@ import structlog
 
 from agent import config
 from agent.core.clock import Clock
-from agent.core.errors import ConfigError, HostError
+from agent.core.errors import AgentError
 from agent.core.served import Caller, Given, Reason, Serving, Who, plain
-from agent.core.text import instant
+from agent.core.text import instant, reason_of
 from agent.daemon.publish import group_id
 from agent.host import cgroups
 from agent.host.rotated import append
@@ -154,10 +154,10 @@ class Audit:
             await asyncio.to_thread(_append, settings, b"".join(lines))
         except Exception as error:  # noqa: BLE001 - no thread to be had, or a defect of ours: it costs this file, and no line
             self._waiting = lines + self._waiting
-            known = isinstance(error, HostError)
-            reason = error.message if isinstance(error, HostError) else f"internal error: {type(error).__name__}"
+            reason = reason_of(error)
             if self.trouble != reason:
-                hint = error.hint if isinstance(error, HostError) else None
+                known = isinstance(error, AgentError)
+                hint = error.hint if isinstance(error, AgentError) else None
                 self._log.error("audit.not_written", reason=reason, hint=hint, exc_info=not known)
             self.trouble = reason
         else:
@@ -168,10 +168,7 @@ class Audit:
 
 def _append(settings: config.Audit, data: bytes) -> None:
     assert settings.file is not None
-    try:
-        gid = group_id(settings.group, key="audit.group")
-    except ConfigError as error:
-        raise HostError(error.message) from None
+    gid = group_id(settings.group, key="audit.group")
     mode = 0o600 if gid is None else 0o640
     append(Path(settings.file), data, most_bytes=settings.file_bytes, mode=mode, gid=gid)
 

@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from agent.daemon.servers import Server, Servers
+from agent.daemon.servers import Servers
 from agent.server.master import END, LINK, LISTEN, STOP
 
 ENDS_SECONDS: Final = 1.0
@@ -91,7 +91,7 @@ class ServerChild:
             said, fds = b"", []
         if said == LINK and fds and self._servers is not None:
             self._tell_again()
-            protocol = partial(Server, self._servers, self._end)
+            protocol = partial(self._servers.protocol, self._end)
             linking = asyncio.get_running_loop().create_unix_connection(protocol, sock=socket.socket(fileno=fds[0]))
             task = asyncio.get_running_loop().create_task(linking, name="a server begins")
             self._tasks.add(task)

@@ -18,7 +18,7 @@ import msgspec
 from agent import config
 from agent.core.announced import FILE, FORMER_FILE, Announced
 from agent.core.errors import HostError
-from agent.core.text import os_reason
+from agent.core.text import os_reason, socket_address
 from agent.host.files import write_atomic
 from agent.wire.names import ECS_IPV4, EKS_IPV4, EKS_IPV6
 
@@ -153,13 +153,7 @@ def names(sockets: Iterable[socket.socket]) -> list[str]:
     found = []
     for sock in sockets:
         name = sock.getsockname()
-        found.append(
-            str(name)
-            if isinstance(name, str)
-            else f"[{name[0]}]:{name[1]}"
-            if ":" in name[0]
-            else f"{name[0]}:{name[1]}"
-        )
+        found.append(name if isinstance(name, str) else socket_address(name[0], name[1]))
     return found
 
 
@@ -212,8 +206,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        said = f"listen.http: {shown}: cannot be bound: {os_reason(error)}"
+        said = f"listen.http: {socket_address(host, port)}: cannot be bound: {os_reason(error)}"
         if error.errno in ABSENT:
             hint = "does this machine have the address? IPv6 may be switched off; restart the agent when it is there"
             raise AbsentAddressError(said, hint=hint) from None

@@ -19,7 +19,8 @@ import structlog
 
 from agent import config
 from agent.core.clock import Clock
-from agent.core.errors import ConfigError, HostError
+from agent.core.errors import AgentError
+from agent.core.text import reason_of
 from agent.daemon.publish import group_id
 from agent.host.files import sweep, write_atomic
 
@@ -72,15 +73,10 @@ class Textfile:
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, path, data, settings.group))
             await asyncio.shield(self._writing)
         except Exception as error:  # noqa: BLE001 - a defect of ours costs this file, and no more
-            known = isinstance(error, HostError | ConfigError)
-            reason = (
-                error.message
-                if isinstance(error, HostError | ConfigError)
-                else f"internal error: {type(error).__name__}"
-            )
+            reason = reason_of(error)
             if self.trouble != reason:
                 # Once a change: a disk that is full for a night must not fill the journal.
-                self._log.error("metrics.not_written", reason=reason, exc_info=not known)
+                self._log.error("metrics.not_written", reason=reason, exc_info=not isinstance(error, AgentError))
             self.trouble = reason
         else:
             if self.trouble is not None:

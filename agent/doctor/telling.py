@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.core.text import instant
+from agent.core.text import instant, printable
 from agent.doctor.finding import Finding, Level
 
 SCHEMA: Final = "credential-agent/doctor"
@@ -44,10 +44,10 @@ def lines(findings: Sequence[Finding], *, colour: bool = False) -> Iterator[str]
     for finding in _together(findings):
         mark = _MARKS[finding.level]
         mark = f"\033[{_COLOURS[finding.level]}m{mark}\033[0m" if colour else mark
-        about = f" {printable(finding.about)}" if finding.about else ""
-        yield f"{mark}  {finding.check}{about}: {printable(finding.said)}"
+        about = f" {_line(finding.about)}" if finding.about else ""
+        yield f"{mark}  {finding.check}{about}: {_line(finding.said)}"
         if finding.next is not None:
-            yield f"      next: {printable(finding.next)}"
+            yield f"      next: {_line(finding.next)}"
     counts = Counter(finding.level for finding in findings)
     yield ", ".join(
         f"{counts[level]} {word}"
@@ -73,6 +73,6 @@ def _together(findings: Sequence[Finding]) -> Iterator[Finding]:
             yield msgspec.structs.replace(finding, check=", ".join(alike))
 
 
-def printable(text: str) -> str:
+def _line(text: str) -> str:
     """On one line, and nothing in it that a terminal obeys: causes quote servers, files and other people's names."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))

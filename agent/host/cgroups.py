@@ -24,7 +24,7 @@ def names(wanted: Iterable[int], root: Path = ROOT) -> Mapping[int, str]:
     found = {}
     if not (root / "cgroup.controllers").exists():
         root = root / "unified"
-    for number, (inode, path) in enumerate(_walk(root)):
+    for number, (inode, path) in enumerate(walk(root)):
         if not left or number >= MOST:
             break
         if inode in left:
@@ -33,8 +33,12 @@ def names(wanted: Iterable[int], root: Path = ROOT) -> Mapping[int, str]:
     return found
 
 
-def _walk(root: Path) -> Iterator[tuple[int, bytes]]:
-    """The inode and the path of each, those near the root first."""
+def walk(root: Path) -> Iterator[tuple[int, bytes]]:
+    """The inode of each group from ``root`` on, and its path below that, the nearest first.
+
+    For who takes only so many: anybody may make groups below its own. One that goes away meanwhile is left out, where
+    :meth:`pathlib.Path.rglob` raises.
+    """
     base = os.fsencode(root)
     waiting = [b""]
     try:

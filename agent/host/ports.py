@@ -18,12 +18,12 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.core.errors import HostError
-from agent.core.text import os_reason
+from agent.core.text import os_reason, socket_address
 from agent.host import systemctl
 from agent.host.reporting import WARNING, Reporter
 
@@ -92,8 +92,9 @@ class Reserved:
                 # Where there is no IPv6 nobody has it, and the kernel's table may be long: this is done each second.
                 user = owner(address) if error.errno == errno.EADDRINUSE else None
                 if user:  # root's: a socket unit of an earlier version
+                    where = socket_address(*address)
                     self.lacking.append(
-                        f"{_named(address)} is bound by uid {user}: the agent cannot listen there until that is ended"
+                        f"{where} is bound by uid {user}: the agent cannot listen there until that is ended"
                     )
         self._reporter.say("ports", "; ".join(self.lacking) or None)
 
@@ -121,23 +122,36 @@ def bound(address: Address) -> socket.socket:
     return made
 
 
-def owner(address: Address, directory: Path = Path("/proc/net")) -> int | None:
-    """The user who listens on a port, whatever the address; ``None``: nobody does (who is only bound is not shown)."""
-    found = None
+class Listening(NamedTuple):
+    """A socket that listens (proc_net_tcp(5)).
+
+    Attributes:
+        host: in the kernel's spelling: hexadecimal, words in the machine's order.
+        inode: its number.
+        uid: whose it is.
+    """
+
+    host: str
+    inode: str
+    uid: int
+
+
+def who_listens(port: int, directory: Path = Path("/proc/net")) -> Iterator[Listening]:
+    """The sockets that listen on a port, whatever the address; one that is only bound is not among them."""
     for name in ("tcp", "tcp6"):
         try:
             rows = (directory / name).read_text().splitlines()[1:]
         except OSError:
             continue
         for row in map(str.split, rows):
-            if row[3] == _LISTENS and int(row[1].rpartition(":")[2], 16) == address[1]:
-                found = max(int(row[7]), found or 0)
-    return found
+            host, _, number = row[1].rpartition(":")
+            if row[3] == _LISTENS and int(number, 16) == port:
+                yield Listening(host, row[9], int(row[7]))
 
 
-def _named(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def owner(address: Address, directory: Path = Path("/proc/net")) -> int | None:
+    """The user who listens on a port, whatever the address; ``None``: nobody does (who is only bound is not shown)."""
+    return max((one.uid for one in who_listens(address[1], directory)), default=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,7 +193,7 @@ def _taken(address: Address) -> str:
     except OSError as error:
         user = owner(address)
         who = "" if user is None else f" (uid {user} listens there)"
-        return f"{_named(address)}: {os_reason(error)}{who}"
+        return f"{socket_address(*address)}: {os_reason(error)}{who}"
     return ""
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from agent.host import systemctl
+from agent.host import cgroups, systemctl
 
 LOOK_SECONDS: Final = 30.0
 MOST_PROCESSES: Final = 2000
@@ -75,29 +75,16 @@ class Surroundings:
         """Users of processes in a control group and those below it, root left out: root may leave as it likes."""
         found: set[int] = set()
         left = MOST_PROCESSES
-        for directory in _with_those_below(self._cgroups / group):
+        root = self._cgroups / group
+        for _, path in islice(cgroups.walk(root), MOST_GROUPS):
             with contextlib.suppress(OSError):
-                for pid in (directory / "cgroup.procs").read_text().split()[:left]:
+                for pid in Path(f"{root}{os.fsdecode(path)}/cgroup.procs").read_text().split()[:left]:
                     left -= 1
                     with contextlib.suppress(OSError, ValueError, StopIteration):
                         # A process may have any bytes in its name but a line feed: nothing else ends a line here.
                         lines = (self._proc / pid / "status").read_text(errors="replace").split("\n")
                         found.add(int(next(line for line in lines if line.startswith("Uid:")).split()[2]))
         return found - {0}
-
-
-def _with_those_below(root: Path) -> Iterator[Path]:
-    """A control group and those in it, the nearest first; ``Path.rglob`` raises where one goes away meanwhile."""
-    waiting = deque([root])
-    for _ in range(MOST_GROUPS):
-        if not waiting:
-            return
-        directory = waiting.popleft()
-        yield directory
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
-            for entry in entries:
-                if len(waiting) < MOST_GROUPS and entry.is_dir(follow_symlinks=False):
-                    waiting.append(directory / entry.name)
 
 
 _NO_PORT_SAID: Final = (

@@ -11,6 +11,7 @@ import msgspec
 
 from agent.core.model import AwsCredential, Cloud
 from agent.core.served import Dialect, Given, Reason
+from agent.core.text import socket_address
 from agent.core.view import Live
 from agent.wire.http import Request, Response
 
@@ -93,5 +94,5 @@ def address_of(transport: asyncio.Transport) -> str:
 def name_of(name: Any) -> str:
     """``ADDRESS:PORT`` of a TCP socket's name; empty for any other."""
     if isinstance(name, tuple) and len(name) >= 2:
-        return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
+        return socket_address(str(name[0]), name[1])
     return ""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 import struct
 import time
@@ -16,6 +15,7 @@ import msgspec
 from agent.core.errors import AgentError
 from agent.core.model import Cloud, IdToken
 from agent.core.secret import Secret
+from agent.core.served import Given, Serving, Who
 from agent.snapshot import SnapshotError
 from agent.snapshot.frames import Frames, frame_of, from_controller, from_server
 from agent.snapshot.messages import (
@@ -28,13 +28,14 @@ from agent.snapshot.messages import (
     Pass,
     Passed,
     Refused,
+    Served,
     Taken,
     Tell,
 )
 from tests.fakes.clock import START
 from tests.fakes.view import google_token
 from tests.fuzz.fuzz_bundle import mutate
-from tests.fuzz.snapshot import Report, bend
+from tests.fuzz.snapshot import Report, bend, main
 
 SERVER: Final[tuple[Any, ...]] = (
     Taken(7),
@@ -43,6 +44,7 @@ SERVER: Final[tuple[Any, ...]] = (
     Pass(3, Cloud.GCP, "PUT", "/computeMetadata/v1/x", (("Content-Type", "text/plain"),), b"\x00", 2.5),
     Left(3),
     Counts(((200, 5), (0, 1))),
+    Served((Serving(Given("ec2", Cloud.AWS, "credential", "role", "ABCD"), Who(uid=1000), "curl", 3),), (("host", 2),)),
     Refused("GET", "/x", 403, 0.5, 10, "curl", "127.0.0.1:1"),
     Crashed("/x", "ValueError", "File ..."),
 )
@@ -89,19 +91,5 @@ def _look(frames: Frames[Any], data: bytes, report: Report) -> None:
         report.findings.append(f"{type(error).__name__}: {data!r}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.messages")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=None)
-    given = parser.parse_args()
-    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    report = fuzz(given.seconds, random.Random(seed))
-    print(f"{report.taken} taken, {report.refused} refused")
-    for finding in report.findings:
-        print(finding)
-    return bool(report.findings)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main("tests.fuzz.messages", fuzz))

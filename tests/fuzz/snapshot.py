@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,14 +87,15 @@ def fuzz(seconds: float, rng: random.Random) -> Report:
     return report
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.snapshot")
+def main(name: str, run: Callable[[float, random.Random], Report]) -> int:
+    """The command line of a fuzzer of this kind."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None)
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    report = fuzz(given.seconds, random.Random(seed))
+    report = run(given.seconds, random.Random(seed))
     print(f"{report.taken} taken, {report.refused} refused")
     for finding in report.findings:
         print(finding)
@@ -101,4 +103,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main("tests.fuzz.snapshot", fuzz))

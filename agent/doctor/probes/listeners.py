@@ -12,12 +12,12 @@ from typing import Final
 
 from agent import config
 from agent.core.errors import ConfigError, HostError
+from agent.core.text import socket_address
 from agent.doctor.facts import Listener, Listeners
 from agent.host import ports, systemctl
 
 INSTALLED: Final = Path("/etc/credential-agent/config.toml")
 USER: Final = "credential-agent"
-_LISTEN: Final = "0A"
 
 
 def look_at_listeners(path: Path) -> Listeners:
@@ -42,7 +42,7 @@ def _of_units() -> Iterator[str]:
             if unit != ports.SOCKETS[0] and systemctl.show(unit, "ActiveState").get("ActiveState") == "inactive":
                 continue
             for host, port in ports.listening(unit)[0]:
-                yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                yield socket_address(host, port)
 
 
 def _look(address: str, host: str, port: int) -> Listener:
@@ -83,17 +83,9 @@ def _of(address: str, directory: Path, may_be_ours: bool) -> Listener:
 
 
 def _inodes(host: str, port: int) -> Mapping[str, int]:
-    """The sockets that listen there, by the number of each, and whose they are (proc_net_tcp(5))."""
+    """The sockets that listen there, by the number of each, and whose they are."""
     wanted = {_spelt(host), "00000000", "0" * 32}
-    found = {}
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
-                fields = line.split()
-                there, _, number = fields[1].partition(":")
-                if fields[3] == _LISTEN and int(number, 16) == port and there in wanted:
-                    found[fields[9]] = int(fields[7])
-    return found
+    return {one.inode: one.uid for one in ports.who_listens(port) if one.host in wanted}
 
 
 def _spelt(host: str) -> str:
