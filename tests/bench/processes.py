@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 
 class Memory(NamedTuple):
-    """In MB. ``uss``: what would be free if the processes ended; ``rss`` counts shared pages once for each."""
+    """In MB. ``uss``: private to the processes; ``pss``: shared pages too, each once; ``rss``: once for each process."""
 
     uss: float
+    pss: float
     rss: float
     processes: int
 
@@ -33,14 +34,15 @@ def family(pid: int) -> list[int]:
 
 def memory(pid: int) -> Memory:
     """Of a server now."""
-    private = resident = 0
+    private = proportional = resident = 0
     pids = family(pid)
     for one in pids:
         text = Path(f"/proc/{one}/smaps_rollup").read_text()
         sizes = {name: int(size) for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
         private += sizes["Private_Clean"] + sizes["Private_Dirty"]
+        proportional += sizes["Pss"]
         resident += sizes["Rss"]
-    return Memory(private / 1024, resident / 1024, len(pids))
+    return Memory(private / 1024, proportional / 1024, resident / 1024, len(pids))
 
 
 def cpu_seconds(pid: int) -> float:

@@ -64,8 +64,10 @@ def _sizes(results: Results) -> list[tuple[str, ...]]:
             "(least to most)",
             "idle CPU %",
             "USS MB",
+            "PSS",
             "RSS",
             "after the loads",
+            "PSS",
             "RSS",
             "kinds",
         )
@@ -75,12 +77,12 @@ def _sizes(results: Results) -> list[tuple[str, ...]]:
         rows.append(
             (
                 name,
-                str(one["memory_after"][2]),
+                str(one["memory_after"][3]),
                 f"{statistics.median(starts):.2f}",
                 f"({starts[0]:.2f} to {starts[-1]:.2f})",
                 f"{one['idle_percent']:.3f}",
-                *(f"{size:.1f}" for size in one["memory"][:2]),
-                *(f"{size:.1f}" for size in one["memory_after"][:2]),
+                *(f"{size:.1f}" for size in one["memory"][:3]),
+                *(f"{size:.1f}" for size in one["memory_after"][:3]),
                 " ".join(one["kinds"]),
             )
         )

@@ -64,8 +64,8 @@ def test_what_cannot_be_compared_is_called_so() -> None:
                 "kinds": ("ec2",),
                 "start_seconds": [0.5, 0.3, 0.6],
                 "idle_percent": 0.01,
-                "memory": (20.0, 40.0, 1),
-                "memory_after": (21.0, 61.0, 2),
+                "memory": (20.0, 30.0, 40.0, 1),
+                "memory_after": (21.0, 61.0, 90.0, 2),
             }
         },
     }
