@@ -331,7 +331,9 @@ def test_an_outage_to_the_end_of_a_life(world: World) -> None:
         # outage was. How many attempts this one cost, and so how far apart they are by now, the machine's load decides.
         mark = agent.mark
         clouds.sts_outage.end()
-        agent.wait_for("identity.changed", after=mark, cloud="aws", origin="bundle", seconds=2 * RETRY_CAP_URGENT_SECONDS)
+        agent.wait_for(
+            "identity.changed", after=mark, cloud="aws", origin="bundle", seconds=2 * RETRY_CAP_URGENT_SECONDS
+        )
         status, body = ask(agent, world)
         assert status == 200
         assert body["AccessKeyId"] != held["AccessKeyId"]
