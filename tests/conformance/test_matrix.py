@@ -85,7 +85,8 @@ BY_NAME = {
 }
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+# Those that `make clients` builds come with the slow tests, when it has.
+@pytest.mark.parametrize("name", ["boto3", *(pytest.param(n, marks=pytest.mark.slow) for n in BY_NAME if n != "boto3")])
 def test_an_address_in_brackets_is_reached(name: str, tmp_path: Path) -> None:
     """A client that is told of the listener by its IPv6 address, in brackets, gets the user's credential."""
     argv = BY_NAME[name]

@@ -225,7 +225,7 @@ directory = {text(f"{worker}/state")}
         found: dict[str, str] = self.stage.until(
             lambda: (names := self._environment()) and "GCE_METADATA_HOST" in names and names,
             "the environment file to follow",
-            seconds=5,
+            seconds=15,
         )
         self._expect(found.get("DATASET") == S3_URL, "DATASET from David's own environment", found.get("DATASET"))
         keys = sorted(name for name in found if re.match(r"AWS_(ACCESS_KEY|SECRET|SESSION|SECURITY)", name))

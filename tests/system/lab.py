@@ -67,6 +67,8 @@ for _ in range(many):
         kept.append(s)
     except OSError as error:
         said.append("refused" if not isinstance(error, TimeoutError) else "timeout")
+        if said[-1] in sys.argv[4:]:
+            break
 words = [f"{said.count(word)} {word}" for word in sorted(set(said))] if many > 1 else said
 print(", ".join(words))
 """
@@ -211,9 +213,11 @@ class Lab:
         """Load rules into the host."""
         self.at(self.host, "nft", "-f", "-", text=script)
 
-    def ask(self, address: str, port: int = 80, *, uid: int = 0, space: str | None = None, many: int = 1) -> str:
-        """Who answers: ``agent``, ``machine``, ``refused`` or ``timeout``. With ``many``, how often which."""
-        command = [sys.executable, "-I", "-S", "-c", ASK, address, str(port), str(many)]
+    def ask(
+        self, address: str, port: int = 80, *, uid: int = 0, space: str | None = None, many: int = 1, last: str = ""
+    ) -> str:
+        """Who answers: ``agent``, ``machine``, ``refused`` or ``timeout``. With ``many``, how often which; none after ``last``."""
+        command = [sys.executable, "-I", "-S", "-c", ASK, address, str(port), str(many), last]
         return self.at(space or self.host, *command, uid=uid).strip()
 
     def start(self, space: str, *command: str) -> subprocess.Popen[str]:

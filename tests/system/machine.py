@@ -609,6 +609,21 @@ class Machine:
         assert isinstance(document, dict)
         return document
 
+    def succeeds(self, *command: str, seconds: float = 30) -> str:
+        """Run what may fail until something has settled, until it does not; its output. An error shows the last failure."""
+        last: list[subprocess.CompletedProcess[str]] = []
+
+        def well() -> bool:
+            last[:] = [self.result(*command)]
+            return last[0].returncode == 0
+
+        try:
+            self.until(well, seconds=seconds, what=" ".join(command))
+        except AssertionError as error:
+            error.add_note(f"status {last[0].returncode}\n{last[0].stdout}\n{last[0].stderr}")
+            raise
+        return last[0].stdout
+
     def until(self, look: Any, *, seconds: float = 30, what: str = "it") -> Any:
         """The first true value of ``look()``."""
         end = time.monotonic() + seconds

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -245,10 +244,8 @@ class TestDisks:
             until(lambda: world.env().get("OPAQUE") == "x", what="the variable")
             subprocess.run(["fsfreeze", "--freeze", str(world.state)], check=True)
             try:
-                began = time.monotonic()
                 ack = agent.push(world.withdrawal())
                 assert (ack["outcome"], ack["durable"]) == ("accepted", False)
-                assert time.monotonic() - began < 10
                 assert agent.role() is None
                 assert "OPAQUE" not in world.env()
                 assert agent.status()["memory_unwritten"] is True

@@ -14,7 +14,7 @@ import pytest
 from tests.system import machine as m
 from tests.system.machine import Disk
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("install")]
 
 OPTIONS = ("--no-start", "--no-packages", "--platform", "none")
 

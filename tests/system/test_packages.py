@@ -34,7 +34,7 @@ UNITS = ("credential-agent.service", "credential-agent-redirect.service", "crede
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.xdist_group("boot"),
+    pytest.mark.xdist_group("install"),
     pytest.mark.skipif(m.missing() is not None, reason=str(m.missing())),
     pytest.mark.skipif(not (BUILD / "nfpm").exists(), reason="needs nfpm (make build-tools)"),
     pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb"),

@@ -14,7 +14,7 @@ from tests.system import machine as m
 from tests.system.machine import Disk, Machine
 from tests.system.test_boot import EC2, Sender, aws_key
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("install")]
 
 image = m.image
 
@@ -77,7 +77,7 @@ def working(machine: Machine) -> None:
         what="all units at work",
     )
     assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*").strip() == ""
-    machine.until(lambda: machine.result("credential-agent", "status").returncode == 0, what="a good status")
+    machine.succeeds("credential-agent", "status")
     maps = machine.run("sh", "-c", "cat /proc/[0-9]*/maps 2>/dev/null; true")
     assert not [line for line in maps.splitlines() if "/opt/credential-agent" in line and "(deleted)" in line]
 

