@@ -6,7 +6,7 @@ See :mod:`agent.host.planning`.
 from __future__ import annotations
 
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -63,8 +63,9 @@ def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
         return plan_of(section, port, notes, user, planning.known_users())
     except AgentError as error:
         hint = f" ({error.hint})" if error.hint else ""
-        section = configuration.Redirect()
-        closed = plan_of(section, configuration.host_port(configuration.Listen().http[0])[1], (), user)
+        # Whoever is named is refused too: a mistake must not make a worker the machine.
+        port = configuration.host_port(configuration.Listen().http[0])[1]
+        closed = plan_of(_possible(configuration.named_workers(path)), port, (), user, planning.known_users())
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
 
 
@@ -144,6 +145,23 @@ def plan_of(
         users=users,
         uid=_asker(workers.uids),
         groups=groups,
+    )
+
+
+def _possible(section: configuration.Redirect) -> configuration.Redirect:
+    """What can be in a rule of a section that was read in spite of a mistake."""
+
+    def can_be(check: Callable[[str], object], name: str) -> bool:
+        try:
+            check(name)
+        except HostError:
+            return False
+        return True
+
+    return configuration.Redirect(
+        uids=tuple(uids for uids in section.uids if can_be(lambda text: ranges.parse_uids([text]), uids)),
+        users=tuple(name for name in section.users if name.isprintable() and uid_of(name) != 0),
+        units=tuple(unit for unit in section.units if can_be(systemctl.check_unit, unit)),
     )
 
 

@@ -11,6 +11,7 @@ What this package does *not* do: open the files it names. A missing key file is 
 from agent.config.checks import host_port
 from agent.config.faults import Fault
 from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey, text
+from agent.config.salvage import named_workers
 from agent.config.schema import (
     MAX_SOCKET_PATH_BYTES,
     Audit,
@@ -91,6 +92,7 @@ __all__ = [
     "host_port",
     "load",
     "load_redirect",
+    "named_workers",
     "parse",
     "survey",
     "text",

@@ -201,18 +201,27 @@ def text(path: Path) -> str:
         ConfigError: it cannot be read, is no plain file, is too long, or is no text.
     """
     try:
+        return data(path).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8 text") from None
+
+
+def data(path: Path) -> bytes:
+    """Read the bytes of a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, is no plain file, or is too long.
+    """
+    try:
         # Non-blocking: opening a pipe that was put there would wait for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: expected a plain file")
-            data = file.read(MAX_FILE_BYTES + 1)
+            read = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         hint = "it is for root and the service: root:credential-agent, mode 0640"
         denied = isinstance(error, PermissionError)
         raise ConfigError(f"{path}: cannot be read: {os_reason(error)}", hint=hint if denied else None) from None
-    if len(data) > MAX_FILE_BYTES:
+    if len(read) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: expected UTF-8 text") from None
+    return read

@@ -70,3 +70,17 @@ def test_what_was_remembered_is_read_with_care(tmp_path: Path, monkeypatch: pyte
     known.write_text(text)
     monkeypatch.setattr(planning.known_users, "__defaults__", (known,))
     assert plan(tmp_path, 'uids = []\nusers = ["root-of-nobody"]')["uids"] == []
+
+
+def test_a_mistake_refuses_those_too_who_are_named(tmp_path: Path) -> None:
+    """A system user that is a worker by its name alone is refused like the others, and not the machine."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[redirect]\nunits = ["no unit"]\nusers = ["daemon", "root", "nobody-of-that-name"]\nuids = ["0", "7-9", "x"]\nport = -1\n'
+    )
+    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert "redirect.port" in made["error"]
+    assert made["uids"] == [[1, 1], [7, 9], [1000, 60513], [60578, 4294967293]]
+    (script,) = made["scripts"]
+    assert script == made["closed"]
+    assert "set workers { type uid; flags interval; elements = { 1, 7-9, " in script

@@ -71,3 +71,42 @@ def test_the_port_is_the_listeners(tmp_path: Path) -> None:
     """Its own, else that of listen.http."""
     assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]'))[1] == 81
     assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]\n[redirect]\nport = 82'))[1] == 82
+
+
+BROKEN = [
+    '[redirect]\nusers = ["bob"]\nport = "none"',
+    '[redirect\nusers = ["bob"]',
+    '[[redirect]]\nusers = ["bob"]',
+    '[redirect]\nusers = "bob"',
+    '[redirect]\nusers = ["bob"\nipv6 = true\n',
+    '[redirect]\nusers = [\n  # the batch system\n  "bob",\n',
+    '[redirect]\nusers = ["bob"]\nusers = ["bob"]',
+    "redirect = { users = ['bob'], port = }",
+    '[identity]\nx = "\n[redirect]\nusers = ["bob"]',
+    '# f\xfcr\n[redirect]\n"users" = ["bob"]',
+]
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_who_is_named_is_known_in_spite_of_a_mistake(tmp_path: Path, words: str) -> None:
+    """Else a mistake would make a worker the machine: the user of a batch system is a system's user."""
+    path = tmp_path / "config.toml"
+    path.write_bytes(words.encode("latin-1"))
+    with pytest.raises(ConfigError):
+        config.load_redirect(path)
+    assert "bob" in config.named_workers(path).users
+    for key in ("uids", "units"):
+        path.write_bytes(words.replace("users", key).replace("bob", "7-9").encode("latin-1"))
+        assert "7-9" in getattr(config.named_workers(path), key)
+        assert set(getattr(config.Redirect(), key)) < set(getattr(config.named_workers(path), key))
+
+
+@pytest.mark.parametrize(
+    "data", [None, b"#" * (config.MAX_FILE_BYTES + 1), b"\n" * config.MAX_FILE_BYTES, b'# users = ["bob"]']
+)
+def test_a_file_that_names_nobody_names_nobody(tmp_path: Path, data: bytes | None) -> None:
+    """Whatever it is, in no time: who is usually a worker is one."""
+    path = tmp_path / "config.toml"
+    if data is not None:
+        path.write_bytes(data)
+    assert config.named_workers(path) == config.Redirect()
