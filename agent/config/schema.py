@@ -541,9 +541,10 @@ class Redirect(Section, frozen=True):
         port: the agent's port. ``0``: the port of ``listen.http``.
         max_connections_per_worker: the most connections to the agent that one uid, or one address of a container, may
             have open at once. ``0``: any number. An SDK needs one for some milliseconds per credential.
-        new_connections_per_worker: the most connections that it may open per second, lastingly; three seconds' worth
+        new_connections_per_worker: the most connections that it may open per second, lastingly; twelve seconds' worth
             may come at once. ``0``: any number. An SDK opens three to six per process, so the default lets five hundred
-            processes start together.
+            processes start together. More than twice as many, lastingly, and one uid can take every port that the
+            machine has for connections to the metadata service: a port rests for a minute after each.
     """
 
     uids: tuple[str, ...] = ("1000-60513", "60578-4294967293")
@@ -554,7 +555,7 @@ class Redirect(Section, frozen=True):
     ipv6: bool = True
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     max_connections_per_worker: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 1024
-    new_connections_per_worker: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 1000
+    new_connections_per_worker: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 250
 
 
 class Config(Section, frozen=True):

@@ -9,7 +9,7 @@ from agent.host.nft_text import chain, elements, set_
 
 ADDRESS_TYPE: Final = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 #: Five hundred programs that start at once ask some three thousand times before the first has what it wants.
-BURST_SECONDS: Final = 3
+BURST_SECONDS: Final = 12
 #: All containers behind one bridge together may have so many times what one of them may have.
 CONTAINERS_FOLD: Final = 4
 #: A worker that has not asked for so long may have a whole burst again.
@@ -32,38 +32,51 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
     """How much of the agent one worker may have: a uid, a user with all subordinate uids, an address, a bridge.
 
     Connections beyond the number at once are refused: it stays too high for a while. New ones that come too fast are
-    dropped: the kernel tries again after a second, and then a crowd that started at once has been served.
+    dropped: the kernel tries again after a second, and then a crowd that started at once has been served. But who waits
+    so keeps one of the machine's some 28,000 ports (ip_local_port_range), for two minutes, and from one address to one
+    other there are no more: so when as many wait as may come at once, the rest is refused. What one uid can have then,
+    closed connections included (a port rests for a minute), leaves ports to the others: see
+    ``tests/unit/host/test_bounds.py``. A container has ports of its own.
     """
     sets, chains = [], []
+    fast = _faster(bounds.per_second)
+    reset = "counter reject with tcp reset"
+    # Elements time out: a set that nothing leaves is full some day, and then bounds no newcomer.
+    timed = f"size 65535; flags dynamic,timeout; timeout {FORGOTTEN_SECONDS}s;"
 
-    def both(name: str, kind: str, key: str, verdict: str, times: int = 1) -> list[str]:
+    def both(name: str, kind: str, key: str, *, too_fast: str, too_many: str, times: int = 1) -> list[str]:
         rules = []
         if bounds.per_second:
-            # Elements time out: a set that nothing leaves is full some day, and then bounds no newcomer.
-            extra = f"size 65535; flags dynamic,timeout; timeout {FORGOTTEN_SECONDS}s;"
-            sets.append(set_(f"busy_new_{name}", kind, (), extra))
-            rules.append(f"update @busy_new_{name} {{ {key} {_faster(bounds.per_second * times)} }} counter drop")
+            sets.append(set_(f"busy_new_{name}", kind, (), timed))
+            rules.append(f"update @busy_new_{name} {{ {key} {_faster(bounds.per_second * times)} }} {too_fast}")
         if bounds.connections:
             sets.append(set_(f"busy_{name}", kind, (), "size 65535; flags dynamic;"))
-            rules.append(f"add @busy_{name} {{ {key} ct count over {bounds.connections * times} }} counter {verdict}")
+            rules.append(f"add @busy_{name} {{ {key} ct count over {bounds.connections * times} }} {too_many}")
         return rules
 
-    inner = both("uids", "uid", "meta skuid", "reject with tcp reset")
+    inner = both("uids", "uid", "meta skuid", too_fast="jump late", too_many=reset)
+    if bounds.per_second:
+        sets.append(set_("late_uids", "uid", (), timed))
+        chains.append(chain("late", None, [f"update @late_uids {{ meta skuid {fast} }} {reset}", "counter drop"]))
     if inner:
         members = []
         for number, ranges in enumerate(families):
-            rules = [f"{_faster(bounds.per_second)} counter drop"] if bounds.per_second else []
+            rules = []
+            if bounds.per_second:
+                chains.append(chain(f"late_{number}", None, [f"{fast} {reset}", "counter drop"]))
+                rules.append(f"{fast} jump late_{number}")
             if bounds.connections:
-                rules.append(f"ct count over {bounds.connections} counter reject with tcp reset")
+                rules.append(f"ct count over {bounds.connections} {reset}")
             chains.append(chain(f"family_{number}", None, rules))
             members += [f"{each} : goto family_{number}" for each in elements(ranges)]
         if members:
             inner.insert(0, f"meta skuid vmap {{ {', '.join(members)} }}")
+    drop = "counter drop"
     outer = [
         # A container can make up any number of addresses of its bridge, but not another bridge.
-        *both("links", "iface_index", "iif", "drop", times=CONTAINERS_FOLD),
-        *both("ip", ADDRESS_TYPE["ip"], "ip saddr", "drop"),
-        *both("ip6", ADDRESS_TYPE["ip6"], "ip6 saddr", "drop"),
+        *both("links", "iface_index", "iif", too_fast=drop, too_many=drop, times=CONTAINERS_FOLD),
+        *both("ip", ADDRESS_TYPE["ip"], "ip saddr", too_fast=drop, too_many=drop),
+        *both("ip6", ADDRESS_TYPE["ip6"], "ip6 saddr", too_fast=drop, too_many=drop),
     ]
     new = ["ct state != new return"]
     return [*sets, *chains, chain("bounds", None, new + inner), chain("outer_bounds", None, new + outer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -190,10 +191,10 @@ def test_one_uid_cannot_ask_without_end(net: Lab) -> None:
     """New connections are counted over time, by every way to the agent; what is too fast waits for TCP's second try."""
     net.nft(lead(rate=1))
     for uid, address, port in ((ALICE, METADATA, 80), (1001, "fd00:ec2::254", 80), (1002, "127.0.0.1", AGENT_PORT)):
-        assert "timeout" in net.ask(address, port, uid=uid, many=8, last="timeout")
+        assert "timeout" in net.ask(address, port, uid=uid, many=BURST_SECONDS + 5, last="timeout")
         assert net.ask(address, port, uid=1003) == "agent"
     for address in (METADATA, "fd00:ec2::254"):
-        assert "timeout" in net.ask(address, space=net.job, many=8, last="timeout")
+        assert "timeout" in net.ask(address, space=net.job, many=BURST_SECONDS + 5, last="timeout")
         assert net.ask(address, uid=1004) == "agent"
 
 
@@ -204,6 +205,58 @@ def test_a_crowd_that_starts_at_once_is_not_too_fast(net: Lab) -> None:
     net.nft(lead(limit=limit, rate=rate))
     assert net.ask(METADATA, uid=ALICE, many=900) == "900 agent"
     assert rate * BURST_SECONDS >= 500 * 6  # processes, requests of each
+
+
+MANY = """
+import select, socket, sys
+address, number, close = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "close"
+poll, under_way, said = select.poll(), {}, {}
+for left in range(number, 0, -1):
+    s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    s.setblocking(False)
+    error = s.connect_ex((address, 80))
+    if error != 115:
+        said[error] = said.get(error, 0) + 1
+        continue
+    under_way[s.fileno()] = s
+    poll.register(s, select.POLLIN)
+    for number, _ in poll.poll(0 if left > 1 else 200):
+        error = under_way[number].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        said[error] = said.get(error, 0) + 1
+        poll.unregister(number)
+        if error == 0 and close:
+            under_way[number].recv(100)  # else it is reset, and no port rests
+        if error or close:
+            under_way.pop(number).close()
+print(said, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["hold", "close"])
+@pytest.mark.parametrize("uid", [ALICE, 100_000])
+def test_one_uid_leaves_ports_to_the_others(net: Lab, how: str, uid: int) -> None:
+    """Connections that are not answered yet, and closed ones, have a port each: another uid's next one finds one too.
+
+    With a thirtieth of the ports that a machine has, and of the bounds.
+    """
+    families = (((1001, 1001), (100_000, 165_535)),)
+    section = configuration.Redirect()
+    limit, rate = section.max_connections_per_worker // 30, section.new_connections_per_worker // 30
+    net.nft(lead(nft.Workers(uids=DEFAULT.uids, families=families), limit=limit, rate=rate))
+    ports = net.at(net.host, "sysctl", "-n", "net.ipv4.ip_local_port_range")
+    net.at(net.host, "sysctl", "-qw", "net.ipv4.ip_local_port_range=50000 50940")
+    become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    greedy = net.start(net.host, *become, sys.executable, "-I", "-S", "-c", MANY, METADATA, "2000", how)
+    try:
+        assert greedy.stdout is not None
+        said = ast.literal_eval(greedy.stdout.readline())
+        assert said[0] >= limit  # it has what it may have
+        assert 99 not in said  # EADDRNOTAVAIL
+        assert net.ask(METADATA, uid=1002) == "agent"
+    finally:
+        net.kill(greedy)
+        net.at(net.host, "sysctl", "-qw", f"net.ipv4.ip_local_port_range={ports.strip()}")
 
 
 AS_SEVERAL = """

@@ -1,0 +1,22 @@
+"""How much one worker may have of what the machine has only once."""
+
+from __future__ import annotations
+
+from agent import config
+from agent.host.bounds import BURST_SECONDS
+
+PORTS = 60_999 - 32_768 + 1
+"""net.ipv4.ip_local_port_range: so many connections begin from one address to another one."""
+REST_SECONDS = 60
+"""How long the port of a connection that was closed rests (TIME_WAIT); the kernel lets it be used again sooner on loopback alone."""
+TRIES, TRIED_SECONDS = 7, 127
+"""A connection that is not answered is tried again so often, for so long (net.ipv4.tcp_syn_retries)."""
+
+
+def test_one_worker_leaves_ports_to_the_others() -> None:
+    """However long it does its worst: connections open, closed, and not answered yet are fewer than there are ports."""
+    section = config.Redirect()
+    a_second, burst = section.new_connections_per_worker, section.new_connections_per_worker * BURST_SECONDS
+    closed = a_second * REST_SECONDS + burst
+    waiting = burst + a_second * TRIED_SECONDS / TRIES  # each try counts
+    assert section.max_connections_per_worker + closed + waiting < PORTS * 0.95
