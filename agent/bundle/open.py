@@ -69,6 +69,7 @@ def verify(
     now: datetime,
     accepted_digest: str | None = None,
     origin: str = "",
+    names: Collection[str] = (),
 ) -> Bundle:
     """Verify what was inside and read it. The order is that of FORMAT.md; the first failure ends it.
 
@@ -85,6 +86,7 @@ def verify(
             The content must be that one; its instants were checked when it was accepted, and are not checked again, or
             a restart after ``exp`` would lose a live credential. What has ended since is the store's to say.
         origin: the source it came from, kept in the result.
+        names: those of the audiences that are the machine's name, as its metadata services say.
 
     Returns:
         The bundle. It is genuine, for us and timely; it is not yet accepted.
@@ -123,7 +125,7 @@ def verify(
         raise PayloadError(f"signer {signer.name} may not speak as issuer {shown(claims.iss)}", code=Code.ISSUER)
 
     # 11. It is addressed to us, in a way that this signer may address us.
-    _check_audience(claims, signer, audiences)
+    named = _by_name_alone(claims, signer, audiences, names)
 
     # 12. Now is the time. 13. The lease is one that this signer may give.
     if accepted_digest is None:
@@ -143,7 +145,7 @@ def verify(
     if accepted_digest is None:
         _check_credentials(content, now)
     bundle = _bundle(claims, content, signer)
-    return msgspec.structs.replace(bundle, digest=digest, recipient=recipient_kid, origin=origin)
+    return msgspec.structs.replace(bundle, digest=digest, recipient=recipient_kid, origin=origin, named=named)
 
 
 def _parse_jws(signed: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
@@ -170,7 +172,12 @@ def _parse_jws(signed: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     return parts[0] + b"." + parts[1], header, payload, base64url(parts[2], "the signature")
 
 
-def _check_audience(claims: Claims, signer: Signer, audiences: Collection[str]) -> None:
+def _by_name_alone(claims: Claims, signer: Signer, audiences: Collection[str], names: Collection[str]) -> bool:
+    """Whether it is addressed to us by one of ``names`` only.
+
+    Raises:
+        PayloadError: it is not addressed to us, or not by whom it may be.
+    """
     mine = [a for a in claims.audiences if a in audiences]
     if not mine:
         raise PayloadError(
@@ -180,8 +187,10 @@ def _check_audience(claims: Claims, signer: Signer, audiences: Collection[str]) 
             hint="this worker answers to: " + (", ".join(sorted(audiences)) or "nothing"),
             code=Code.AUDIENCE,
         )
-    if not any(signer.may_address(a) for a in mine):
+    rightly = [a for a in mine if signer.may_address(a)]
+    if not rightly:
         raise PayloadError(f"signer {signer.name} may not address {shown(mine[0])}", code=Code.AUDIENCE)
+    return all(a in names for a in rightly)
 
 
 def _check_times(claims: Claims, now: datetime) -> None:

@@ -6,19 +6,18 @@ import os
 import pwd
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from agent.cli.common import CONFIG_PATH
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG
+from agent.core.installed import SERVICE_USER
 
 if TYPE_CHECKING:
     from agent.config import Config
     from agent.core.errors import AgentError
-
-SERVICE_USER: Final = "credential-agent"
 
 
 @click.command()

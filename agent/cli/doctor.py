@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agent.cli import ask
-from agent.cli.check import SERVICE_USER
 from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
 from agent.cli.terminal import colourful
+from agent.core.installed import SERVICE_USER
 
 if TYPE_CHECKING:
     from agent import doctor as examination
@@ -48,7 +48,7 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
         root=root,
         service=_service(),
         environ=_environ(),
-        ask=lambda: _ask(path),
+        ask=lambda: what_it_says(path),
         file=None if file is None else _read(file),
     )
     findings = examination.diagnose(examination.examine(machine))
@@ -103,7 +103,7 @@ def _environ() -> Mapping[str, str]:
     return {"CREDENTIALS_DIRECTORY": str(CREDENTIALS)} if CREDENTIALS.is_dir() else {}
 
 
-def _ask(path: Path) -> examination.Control:
+def what_it_says(path: Path) -> examination.Control:
     """The status: from the control socket, or redacted from the couriers'."""
     from agent import config
     from agent import doctor as examination
@@ -112,17 +112,18 @@ def _ask(path: Path) -> examination.Control:
     from agent.host.threads import aside
 
     try:
-        control = aside(lambda: where.find(path), CONFIGURATION_SECONDS).control
+        found = aside(lambda: where.find(path), CONFIGURATION_SECONDS)
+        control, courier = found.control, found.courier
     except (TimeoutError, HostError):
         # A mount that does not answer, or a mistake: another check tells it. The daemon may run all the same.
-        control = Path(config.Listen().control)
+        control, courier = Path(config.Listen().control), config.courier_path(config.Listen())
     try:
         answer = ask.control(control, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
         if answer.status != 200:
             return examination.Control(state="broken", path=str(control), why=answer.why())
         return examination.Control(state="answered", path=str(control), document=answer.json())
     except ask.NotAllowedError as error:
-        return _ask_as_courier(control, error.message)
+        return _ask_as_courier(control, courier, error.message)
     except ask.NoAnswerError as error:
         return examination.Control(state="silent", path=str(control), why=error.message)
     except ask.NotListeningError as error:
@@ -131,17 +132,18 @@ def _ask(path: Path) -> examination.Control:
         return examination.Control(state="broken", path=str(control), why=error.message)
 
 
-def _ask_as_courier(control: Path, why: str) -> examination.Control:
+def _ask_as_courier(control: Path, courier: Path | None, why: str) -> examination.Control:
     """The redacted status that every worker may have."""
     from agent import doctor as examination
-    from agent.cli import where
     from agent.core.errors import HostError
 
-    courier = where.courier(control)
+    denied = examination.Control(state="denied", path=str(control), why=why)
+    if courier is None:
+        return denied
     try:
         answer = ask.control(courier, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
         if answer.status == 200:
             return examination.Control(state="answered", path=str(courier), document=answer.json(), courier=True)
     except HostError:
         pass
-    return examination.Control(state="denied", path=str(control), why=why)
+    return denied

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from agent.core.installed import BEFORE_IT
 from agent.core.text import printable
 from agent.host import journal
 
@@ -13,15 +14,6 @@ SECONDS: Final = 2.0
 
 
 #: The exit codes of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): what to do.
-_BEFORE_IT: Final = {
-    "203": "the program is not there or cannot be executed: install it again",
-    "217": "the service's user is not there: systemd-sysusers, then systemctl restart credential-agent",
-    "226": "systemd cannot make the sandbox: journalctl -u credential-agent",
-    "233": "systemd cannot prepare /run/credential-agent: is /run full or read-only?",
-    "238": "/var/lib/credential-agent is another user's and read-only: make it writable (mount -o remount,rw),"
-    " or chown -R credential-agent:credential-agent /var/lib/credential-agent",
-    "243": "systemd cannot pass a credential: look at LoadCredential= and /etc/credstore",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +56,6 @@ def look() -> Found | None:
         if failing
         else "journalctl -u credential-agent"
     )
-    hint = _BEFORE_IT.get(values.get("ExecMainStatus", ""), hint) if result != "success" else hint
+    before = BEFORE_IT.get(values.get("ExecMainStatus", "")) if result == "exit-code" else None
+    hint = f"{before[0]}: {before[1]}" if before is not None else hint
     return Found(active=state in {"active", "reloading"}, said=said, hint=hint)

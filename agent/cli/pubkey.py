@@ -43,13 +43,14 @@ def pubkey(path: Path, as_json: bool, thumbprint: bool) -> int:
 def _keys(path: Path) -> list[Mapping[str, Any]]:
     """The public keys, each with its thumbprint as ``kid``."""
     from agent.cli import where
-    from agent.cli.options import control_socket
 
-    control = control_socket(path)
+    found = where.find(path)
     try:
-        answer = ask.control(control, "GET", "/v1/keys", timeout_seconds=2.0)
+        answer = ask.control(found.control, "GET", "/v1/keys", timeout_seconds=2.0)
     except ask.NotAllowedError:
-        return [_enrolled(where.courier(control))]
+        if found.courier is None:
+            raise
+        return [_enrolled(found.courier)]
     except (ask.NotListeningError, ask.NoAnswerError) as error:
         return _from_files(path, error)
     if answer.status != 200:

@@ -20,8 +20,9 @@ from agent import config as configuration
 from agent.cli.common import CONFIG_PATH
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG, EX_OK, EX_UNAVAILABLE
-from agent.cli.redirect_plan import AGENT_USER, Plan, make_plan, plan_of, uid_of
+from agent.cli.redirect_plan import Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
+from agent.core.installed import SERVICE_USER
 from agent.host import aliases, arrival, hold, nft, planning, ports, ranges, systemctl, unroutable
 
 _CONFIG = click.option(
@@ -34,7 +35,7 @@ _CONFIG = click.option(
 )
 _USER = click.option(
     "--user",
-    default=AGENT_USER,
+    default=SERVICE_USER,
     show_default=True,
     help="The user that the agent runs as. It keeps the real metadata service.",
 )
@@ -146,7 +147,7 @@ def check(path: Path, as_json: bool) -> int:
     found: list[tuple[bool, str, str | None]] = []
     if known is not None and not known.arrives:
         found.append((False, f"{known.state}: {known.why}", arrival.hint(known.state)))
-    plan = plan_of(section, port, notes, AGENT_USER)
+    plan = plan_of(section, port, notes, SERVICE_USER)
     # What follows from the section was just looked up anew; the rest only the process that holds the rules knows.
     held = () if known is None else (note for note in known.notes if not note.startswith("redirect."))
     found += [(False, note, None) for note in (*plan.notes, *plan.pending, *held)]

@@ -14,10 +14,10 @@ import msgspec
 
 from agent import config as configuration
 from agent.core.errors import AgentError, HostError
+from agent.core.installed import SERVICE_USER
 from agent.host import nft, planning, ranges, subuid, systemctl
 from agent.host.bounds import Bounds
 
-AGENT_USER: Final = "credential-agent"
 MOST_FAMILIES: Final = 256
 """The most users whose subordinate uids are bounded with them: each costs a chain of rules."""
 UNUSED_UID: Final = 60578
@@ -56,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     reserve: tuple[tuple[str, int], ...] = ()
 
 
-def make_plan(path: Path, user: str = AGENT_USER) -> Plan:
+def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
     """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
     try:
         section, port, notes = configuration.load_redirect(path)

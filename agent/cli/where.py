@@ -27,17 +27,13 @@ MAX_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The workers' endpoint as host and port, and three paths."""
+    """The workers' endpoint as host and port, and four paths; ``courier`` is ``None`` where there is no such socket."""
 
     http: tuple[str, int]
     control: Path
+    courier: Path | None
     file: Path
     token_file: Path
-
-
-def courier(control: Path) -> Path:
-    """The couriers' socket beside a control socket, where ``listen.courier`` puts it by itself."""
-    return control.with_name("courier.sock")
 
 
 def find(path: Path, *, announced: Path | None = None) -> Where:
@@ -77,7 +73,8 @@ def _told(directory: Path) -> Where:
             address = config.host_port(told.http, origin=str(path))
         except (OSError, NotThatShapeError, ConfigError):
             continue
-        return Where(address, Path(told.control), Path(told.file), Path(told.token_file))
+        courier = None if told.courier is None else Path(told.courier)
+        return Where(address, Path(told.control), courier, Path(told.file), Path(told.token_file))
     return _of(config.Config())  # the agent has not started yet: the defaults
 
 
@@ -85,6 +82,7 @@ def _of(settings: config.Config) -> Where:
     return Where(
         config.host_port(settings.listen.http[0]),
         Path(settings.listen.control),
+        config.courier_path(settings.listen),
         Path(settings.environment.file),
         Path(settings.environment.token_file),
     )

@@ -62,8 +62,10 @@ def _asked(path: Path, now: datetime) -> dict[str, Any]:
     refused: HostError | None = None
     for socket, what, read in (
         (found.control, "control socket", _of_status),
-        (where.courier(found.control), "couriers' socket", _of_courier),
+        (found.courier, "couriers' socket", _of_courier),
     ):
+        if socket is None:
+            continue
         try:
             answer = ask.control(socket, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
         except (ask.NotAllowedError, ask.NotListeningError) as error:

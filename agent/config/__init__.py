@@ -8,7 +8,7 @@ composition root's business.
 What this package does *not* do: open the files it names. A missing key file is the daemon's error, with its own text.
 """
 
-from agent.config.checks import host_port
+from agent.config.checks import courier_path, host_port
 from agent.config.faults import Fault
 from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey, text
 from agent.config.salvage import named_workers
@@ -88,6 +88,7 @@ __all__ = [
     "SourceEntry",
     "State",
     "Upstream",
+    "courier_path",
     "follows",
     "host_port",
     "load",

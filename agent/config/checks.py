@@ -7,18 +7,27 @@ import posixpath
 import re
 from collections.abc import Iterator
 from operator import attrgetter
+from pathlib import Path
 
 from agent.config.faults import Fault
 from agent.config.schema import (
     MAX_SOCKET_PATH_BYTES,
     Config,
     HttpsEntry,
+    Listen,
     SourceEntry,
 )
 from agent.core.errors import ConfigError
 from agent.core.source import COURIER
 
 _WRITTEN = ("file", "shell_file", "container_file", "token_file")
+
+
+def courier_path(settings: Listen) -> Path | None:
+    """The path of the couriers' socket, unless systemd passes it; ``None``: there is none."""
+    if settings.courier == "auto":
+        return Path(settings.control).with_name("courier.sock")
+    return None if settings.courier == "off" else Path(settings.courier)
 
 
 def host_port(value: str, *, origin: str = "listen.http") -> tuple[str, int]:

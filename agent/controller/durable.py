@@ -11,6 +11,9 @@ The rules:
    meanwhile (a withdrawal, the machine's name) stays.
 4. **An acknowledgement is the truth**: ``durable`` is said of what is on the disk, and of nothing else. A write that
    failed is repeated until it succeeds.
+5. **What was brought stays.** A memory that turns out to be another machine's is forgotten, except what was brought to
+   this machine in this boot: a withdrawal that was acknowledged here holds, whatever the machine is called afterwards,
+   unless it was addressed to the other machine by its name alone (:func:`agent.identity.admission.brought`).
 
 The disk sees one writer at a time, and always the newest state: a state that a newer one overtook is not written.
 """
@@ -25,12 +28,20 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
+from agent.controller.noting import Notebook, Noting
 from agent.core.clock import Clock
 from agent.core.errors import HostError
-from agent.core.history import Entry, History
+from agent.core.history import History
 from agent.core.model import Action, Bundle
-from agent.core.verdict import Accepted, Memory, Refused, Verdict
-from agent.identity.events import BundleAccepted, BundleRevoked, MemoryAdopted, MemoryDoubted, MemoryReset
+from agent.core.verdict import Accepted, Memory, Refused, Same, Verdict
+from agent.identity.events import (
+    BundleAccepted,
+    BundleBrought,
+    BundleRevoked,
+    MemoryAdopted,
+    MemoryDoubted,
+    MemoryReset,
+)
 from agent.identity.store import Store
 
 PATIENCE_SECONDS: Final = 2.0
@@ -40,9 +51,6 @@ answers."""
 WRITE_AGAIN_SECONDS: Final = 30.0
 """Between attempts to write a memory down that a full disk refused."""
 
-NOTE_AGAIN_SECONDS: Final = 5.0
-"""Between two writings of the history: what happens again and again wears out no disk."""
-
 _STALLED: Final = "the disk of the state directory does not answer"
 NEVER: Final = float("inf")
 
@@ -50,14 +58,11 @@ STATE: Final = "state"
 """The origin of our own copy of the bundle in force, read back at the start."""
 
 
-class Recorder(Protocol):
+class Recorder(Notebook, Protocol):
     """Writes down what must outlive the process. Raises :class:`HostError`."""
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """Write the memory, and the sealed bytes of the bundle in force (``None``: drop them), each atomically."""
-
-    async def note(self, history: tuple[Entry, ...]) -> None:
-        """Write down what happened lately: of use to a person, and to nobody else."""
 
 
 class Outcome(NamedTuple):
@@ -80,15 +85,13 @@ class Durable:
         sealed: the bundle in force, as it came; ``None`` when there is none.
         unwritten: the disk does not hold what the memory says: a restart would forget.
         write_at: boot-time seconds: when to call :meth:`retry`.
+        noting: the history.
 
     Resources: one task while something is being written, which outlives the caller that asked for it.
     """
 
     def __init__(self, store: Store, recorder: Recorder, clock: Clock, history: History | None = None) -> None:
-        self._history = history or History()
-        self._noted = self._history.version
-        self._note_at = 0.0
-        self._noter: asyncio.Task[None] | None = None
+        self.noting = Noting(history or History(), recorder, clock)
         self.sealed: bytes | None = None
         self.unwritten = False
         self.write_at = NEVER
@@ -104,7 +107,9 @@ class Durable:
 
     # -- giving -----------------------------------------------------------------------------------------------------
 
-    async def submit(self, bundle: Bundle, sealed: bytes, still: Callable[[], bool] = lambda: True) -> Outcome | None:
+    async def submit(
+        self, bundle: Bundle, sealed: bytes, still: Callable[[], bool] = lambda: True, *, copy: bool = False
+    ) -> Outcome | None:
         """Evaluate an opened bundle and, if it is accepted, put it in force.
 
         A caller that is cancelled must not leave half of it: shield it.
@@ -113,18 +118,19 @@ class Durable:
             bundle: what was opened and verified.
             sealed: as it came.
             still: whether what it was verified by is still so.
+            copy: it is our own copy of what was accepted before: nobody brought it.
 
         Returns:
             ``None``: it is not any more, and nothing was put in force: verify it again.
         """
         if bundle.action is Action.WITHDRAW:
-            return await self._withdraw(bundle)
+            return await self._withdraw(bundle, copy=copy)
         async with self._giving:
             if not still():
                 return None
             verdict = self._store.evaluate(bundle, self._clock.now())
             if not isinstance(verdict, Accepted):
-                return Outcome(verdict, durable=not self.unwritten)
+                return await self._nothing_new(verdict, bundle, copy=copy)
             while True:
                 asked, durable = await self._write(verdict.memory, sealed)
                 if not still():
@@ -138,18 +144,37 @@ class Durable:
                 if again.memory == verdict.memory:
                     break
                 verdict = again
-            self._store.apply(BundleAccepted(again), self._clock.now())
+            self._store.apply(BundleAccepted(again, again=copy), self._clock.now())
             self.sealed = sealed
             if self._asked != asked:
                 # Somebody had the state of before this bundle written down meanwhile, and later than it.
                 _, durable = await self._write(self._store.memory, self.sealed)
+                mark = self._store.memory.mark(bundle.issuer, bundle.subject)
+                if mark is None or mark.seq < bundle.seq:
+                    # The memory was found to be another machine's while this was written: it is not what was verified.
+                    return None
         return Outcome(again, durable)
+
+    @property
+    def _on_disk(self) -> bool:
+        """Whether the disk holds the present state: it took the last one, and none is being written."""
+        return not self.unwritten and self._writer is None
+
+    async def _nothing_new(self, verdict: Same | Refused, bundle: Bundle, *, copy: bool) -> Outcome:
+        if isinstance(verdict, Refused):
+            return Outcome(verdict, durable=not self.unwritten)
+        if not copy:
+            self._store.apply(BundleBrought(bundle), self._clock.now())
+        if self._on_disk:
+            return Outcome(verdict, durable=True)
+        _, durable = await self._write(self._store.memory, self.sealed)
+        return Outcome(verdict, durable)
 
     def resume(self, bundle: Bundle, sealed: bytes, now: datetime) -> Verdict:
         """Put back in force what an earlier process of this instance had accepted and written down."""
         verdict = self._store.evaluate(bundle, now, resume=True)
         if isinstance(verdict, Accepted):
-            self._store.apply(BundleAccepted(verdict), now)
+            self._store.apply(BundleAccepted(verdict, again=True), now)
             self.sealed = sealed
         return verdict
 
@@ -157,22 +182,19 @@ class Durable:
         """Take the bundle in force as it reads now: its signer may give a shorter lease now, or a longer one."""
         verdict = self._store.evaluate(bundle, now, resume=True)
         if isinstance(verdict, Accepted):
-            self._store.apply(BundleAccepted(verdict), now)
+            self._store.apply(BundleAccepted(verdict, again=True), now)
         return isinstance(verdict, Accepted)
 
     # -- taking away ------------------------------------------------------------------------------------------------
 
-    async def _withdraw(self, bundle: Bundle) -> Outcome:
+    async def _withdraw(self, bundle: Bundle, *, copy: bool) -> Outcome:
         now = self._clock.now()
         verdict = self._store.evaluate(bundle, now)
-        if isinstance(verdict, Refused):
-            return Outcome(verdict, durable=not self.unwritten)
-        if isinstance(verdict, Accepted):
-            self._store.apply(BundleAccepted(verdict), now)
-            if self._store.memory.active is None:
-                self.sealed = None
-        elif not self.unwritten:
-            return Outcome(verdict, durable=True)
+        if not isinstance(verdict, Accepted):
+            return await self._nothing_new(verdict, bundle, copy=copy)
+        self._store.apply(BundleAccepted(verdict, again=copy), now)
+        if self._store.memory.active is None:
+            self.sealed = None
         _, durable = await self._write(self._store.memory, self.sealed)
         return Outcome(verdict, durable)
 
@@ -188,11 +210,12 @@ class Durable:
             self._ask(self._store.memory, self.sealed)
 
     def reset(self, instance_id: str, boot_id: str, firmware: Mapping[str, str]) -> None:
-        """The memory is another machine's: nothing of it is ours."""
-        self.sealed = None
-        self._history.clear()
+        """The memory is another machine's: nothing of it is ours but what was brought to this one."""
+        self.noting.clear()
         self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
-        self._ask(self._store.memory, None)
+        if self._store.memory.active is None:
+            self.sealed = None
+        self._ask(self._store.memory, self.sealed)
 
     def doubt(self, why: str) -> None:
         """The owner of the memory is not known yet: its decisions wait for ``adopt`` or ``reset``."""
@@ -214,10 +237,7 @@ class Durable:
         """Before the process ends: have what was not written yet written after all, if the disk takes it in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
-                if self._noter is not None:
-                    await asyncio.shield(self._noter)
-                if self._noted != self._history.version:
-                    await self._note()
+                await self.noting.last()
         if not self.unwritten and self._writer is None:
             return
         number = self._ask(self._store.memory, self.sealed)
@@ -277,26 +297,6 @@ class Durable:
                 progress.set()
         finally:
             self._writer = None
-
-    # -- the history ------------------------------------------------------------------------------------------------
-
-    def note(self) -> None:
-        """Have the history written down, if it has changed. Returns at once; no memory waits for it."""
-        now = self._clock.boottime()
-        if self._noter is None and self._noted != self._history.version and now >= self._note_at:
-            self._note_at = now + NOTE_AGAIN_SECONDS
-            self._noter = asyncio.create_task(self._note(), name="history")
-
-    async def _note(self) -> None:
-        self._noted = self._history.version
-        try:
-            await self._recorder.note(self._history.entries)
-        except HostError:
-            pass  # one that is lost costs nobody anything, and the disk's own trouble is told
-        except Exception as error:  # noqa: BLE001 - the controller's border: nor does a defect, at the end neither
-            self._log.error("work.crashed", work="history", error=type(error).__name__, exc_info=True)
-        finally:
-            self._noter = None
 
     def _failed(self, reason: str) -> None:
         self._cannot(reason)

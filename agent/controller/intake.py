@@ -43,6 +43,9 @@ DOUBTFUL_SECONDS: Final = 300.0
 """Between looks at a bundle that a key service alone has refused: it may have erred, and is not to be stormed."""
 
 
+FRESH_SECONDS: Final = 30.0
+"""Bytes that took longer to open and to write down, since the machine slept, say, are verified by the present time."""
+
 _OVERTAKEN: Final = Refused("rollback", "while it was opened, it was withdrawn or replaced")
 
 
@@ -102,8 +105,7 @@ class Intake:
         self._review = Review(
             store, durable, opener, self._verdicts, self._retries, clock=clock, wake=wake, changed=changed
         )
-        self._believed = 0  # counts the times at which whom we believe, or who we are, has changed
-        self._resumed = False  # whether the bundle in force is one of an earlier process
+        self._believed = 0  # counts the times at which what bundles are verified by has changed
 
     # -- what the loop asks -----------------------------------------------------------------------------------------
 
@@ -166,7 +168,6 @@ class Intake:
             return
         verdict = self._durable.resume(bundle, sealed, self._clock.now())
         if isinstance(verdict, Accepted):
-            self._resumed = True
             self._verdicts.resumed(bundle)
         elif isinstance(verdict, Refused):
             self._resuming(None)
@@ -193,14 +194,13 @@ class Intake:
         return ack
 
     async def _evaluate(self, sealed: SealedBundle) -> Ack:
-        now = self._clock.now()
         attempts = self._retries.take(sealed)
         if self._opener is None:
             no_key = Refused("recipient", "no key is configured: no bundle can be opened")
-            return self._verdicts.refused(sealed, None, no_key, now)
+            return self._verdicts.refused(sealed, None, no_key, self._clock.now())
         outcome = None
         while outcome is None:
-            believed = self._believed
+            believed, now = self._believed, self._clock.now()
             try:
                 bundle = await _opened(self._opener, self._store, sealed, now)
             except KeyUnavailableError as error:
@@ -218,10 +218,11 @@ class Intake:
                 # While it was opened it was withdrawn, replaced, or found to be another machine's.
                 return self._verdicts.refused(sealed, bundle, _OVERTAKEN, now, repeated=True)
 
-            def still(believed: int = believed) -> bool:
-                return believed == self._believed and (sealed.origin != STATE or self._retries.newest(sealed))
+            def still(believed: int = believed, now: datetime = now) -> bool:
+                fresh = (self._clock.now() - now).total_seconds() < FRESH_SECONDS
+                return fresh and believed == self._believed and (sealed.origin != STATE or self._retries.newest(sealed))
 
-            outcome = await self._durable.submit(bundle, sealed.data, still)
+            outcome = await self._durable.submit(bundle, sealed.data, still, copy=sealed.origin == STATE)
         verdict, durable = outcome
         if isinstance(verdict, Refused):
             return self._verdicts.refused(sealed, bundle, verdict, now)
@@ -232,7 +233,6 @@ class Intake:
     def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         if bundle.action is Action.SET or self._store.memory.active is None:
             self._retries.forget(STATE)  # our copy of an earlier one
-            self._resumed = False
         ack = self._verdicts.accepted(sealed, bundle, now, durable=durable)
         self._changed()
         return ack
@@ -246,11 +246,18 @@ class Intake:
         """Evaluate the bundle in force again, soon and as a restart would: whom we believe, or who we are, has changed.
 
         It is evaluated before anything that :meth:`reconsider` brings back: what a signer said who is not believed any
-        more must not be held over until its successor has a credential. What is being opened or written down just now
-        was verified before the change, and is verified once more.
+        more must not be held over until its successor has a credential.
+        """
+        self.verify_anew()
+        self._review.ask_for()
+
+    def verify_anew(self) -> None:
+        """Verify once more what is being opened or written down just now: what it is verified by has changed.
+
+        Whatever was dropped before a bundle comes into force opens nothing: a key, a signer, an audience, an hour that
+        our clock showed by mistake. What is in force is left as it is.
         """
         self._believed += 1
-        self._review.ask_for()
 
     def unreadable(self, source: Source, error: UnreadableError) -> None:
         """Take note that a source has what looks like a bundle and is none.
@@ -291,10 +298,9 @@ class Intake:
             self._believed += 1
             self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
             # This machine knows its name now: bundles that came before are evaluated anew, and nothing else.
-            bundle, mine = self._store.bundle, self._durable.sealed
-            held = None if self._resumed or bundle is None or mine is None else SealedBundle(mine, bundle.origin)
+            bundle, mine = self._store.bundle if self._store.was_brought else None, self._durable.sealed
+            held = None if bundle is None or mine is None else SealedBundle(mine, bundle.origin)
             self._retries.forget(STATE)
-            self._resumed = False
             self._durable.reset(instance_id, boot_id, firmware)
             if held is not None:
                 self._retries.take(held)

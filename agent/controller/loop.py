@@ -217,7 +217,7 @@ class Controller:
         self.intake.step(self.last_step)
         if self.durable.write_at <= self.last_step:
             self.durable.retry()
-        self.durable.note()
+        self.durable.noting.note()
         for work in self.store.due(now):
             self.issuing.begin(work)
         self._notify()
@@ -303,6 +303,7 @@ class Controller:
         self._offset = offset
         self.store.apply(ClockMoved(timedelta(seconds=by)), self._clock.now())
         self._log.warning("clock.corrected", seconds=round(by, 1))
+        self.intake.verify_anew()
         self.intake.reconsider()
 
     def _our_offset(self) -> float:

@@ -125,7 +125,8 @@ class UpstreamError(AgentError):
     issued (:class:`Transient`), a request cannot be passed through.
 
     Attributes:
-        code: ``timeout``, ``network``, ``tls``, ``too-large``, ``protocol``, ``status``, ``refused``, ``not-here``.
+        code: ``timeout``, ``network``, ``tls``, ``too-large``, ``protocol``, ``status``, ``refused``, ``not-here``,
+            ``stranger``.
         server_time: the ``Date`` of the answer that was unusable, when there was one.
     """
 

@@ -372,6 +372,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         lease_until: serve no longer than this, whatever the credentials say; ``None`` for no such bound.
         routes: the grant that each cloud is served from.
         on_expiry: what the sender asks for; ``None`` leaves it to the worker's configuration.
+        named: it is addressed to the machine by the name that a metadata service gave it, and in no other way: should
+            that turn out to be another machine's name, the bundle was never ours.
     """
 
     issuer: str
@@ -391,6 +393,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     signer: str = ""
     recipient: str = ""
     origin: str = ""
+    named: bool = False
 
     def grant(self, grant_id: str) -> Grant | None:
         """The grant of that id, if the bundle has it."""

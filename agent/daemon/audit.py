@@ -22,6 +22,7 @@ from agent.core.clock import Clock
 from agent.core.errors import AgentError
 from agent.core.served import Caller, Given, Reason, Serving, Who, plain
 from agent.core.text import instant, reason_of
+from agent.daemon.every import Every
 from agent.daemon.publish import group_id
 from agent.host import cgroups
 from agent.host.rotated import append
@@ -61,12 +62,14 @@ class Audit:
         served: how often something was given, by cloud, dialect and class of the caller.
         refused: how often something was refused, by reason.
         dropped: lines that a file has not taken.
+        every: its interval, to be told of a reload.
     """
 
     def __init__(self, settings: Callable[[], config.Audit], clock: Clock, *, each_agent: bool = False) -> None:
         self._settings = settings
         self._clock = clock
         self._each_agent = each_agent
+        self.every = Every(clock, lambda: settings().seconds)
         self.served: dict[tuple[str, str, Caller], int] = {}
         self.refused: dict[Reason, int] = {}
         self.dropped = 0
@@ -105,7 +108,7 @@ class Audit:
     async def run(self) -> None:
         """Write lines every ``audit.seconds``, until cancelled."""
         while True:
-            await self._clock.sleep(self._settings().seconds)
+            await self.every.pause()
             await self.tell()
 
     async def last(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -255,9 +255,19 @@ class Opening:
         self.keyring = keyring
         self.pinned = pinned
         self.launched: Callable[[], bundle.Trust] = lambda: bundle.Trust(())
-        self.audiences = audiences
+        self.names: frozenset[str] = frozenset()
+        self.configured = audiences
         self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
         self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
+
+    @property
+    def audiences(self) -> frozenset[str]:
+        """What this worker answers to, beside its keys: as configured, and by the names that services give it."""
+        return self.configured | self.names
+
+    def answer_to(self, configured: Iterable[str], names: Iterable[str]) -> None:
+        """Answer to these from now on."""
+        self.configured, self.names = frozenset(configured), frozenset(names)
 
     @property
     def trust(self) -> bundle.Trust:
@@ -291,9 +301,11 @@ class Opening:
     async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
         """See :class:`agent.controller.Opener`."""
         opened = self.opened(sealed.data)
-        if opened is None or not (opened.recipient in self.keyring.kids or self.keyring.absent):
+        while opened is None or not self._opens(opened.recipient):
             opened = Opened(*await self.keyring.unseal(sealed.data, now=now, max_bytes=bundle.LARGEST_BYTES))
-            self.remember(sealed.data, opened)
+            # A key service takes its time: a reload may have dropped the key meanwhile.
+            if self._opens(opened.recipient):
+                self.remember(sealed.data, opened)
         return bundle.verify(
             opened.signed,
             trust=self.trust,
@@ -302,7 +314,12 @@ class Opening:
             now=now,
             accepted_digest=accepted_digest,
             origin=sealed.origin,
+            names=self.names - self.configured,
         )
+
+    def _opens(self, kid: str) -> bool:
+        """Whether that key is one of ours, or may be: one that is only away just now."""
+        return kid in self.keyring.kids or bool(self.keyring.absent)
 
 
 async def _own(mint_: Mint, kind: type[C], cloud: Cloud, now: datetime) -> C:

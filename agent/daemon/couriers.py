@@ -83,7 +83,7 @@ class CourierSocket:
             return None  # whatever systemd passes
         for sock in self._passed.get("courier", ()):
             return sock
-        path = listening.courier_path(self._settings)
+        path = config.courier_path(self._settings)
         if path is None:
             return None
         sock = listening.unix_socket(path, 0o660, key=KEY)

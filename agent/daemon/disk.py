@@ -64,11 +64,16 @@ class Later:
     Args:
         state: the directory.
         reading: reads it.
+
+    Attributes:
+        history_read: whether the history that an earlier process wrote was taken back, or never will be. Before that
+            none is written: it would be written over.
     """
 
     def __init__(self, state: StateDirectory, reading: asyncio.Task[Read]) -> None:
         self._state = state
         self._reading = reading
+        self.history_read = False
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """See :class:`agent.controller.durable.Recorder`."""
@@ -79,8 +84,9 @@ class Later:
 
     async def note(self, history: tuple[Entry, ...]) -> None:
         """See :class:`agent.controller.durable.Recorder`."""
-        if self._reading.done():
-            await self._state.note(history)
+        if not self.history_read:
+            raise HostError("the history of before was not read yet")
+        await self._state.note(history)
 
 
 @contextlib.asynccontextmanager

@@ -69,6 +69,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         positions: how far each source has read what is in force, by its name.
         began: CLOCK_BOOTTIME when the boot grace of this boot and instance began.
         memory: what that process remembered, whether or not the state directory can be read.
+        brought: what of it was brought to this machine in this boot (:attr:`agent.identity.state.State.brought`).
         sealed: the bundle in force, as it came, in base64.
         signed: its content, in base64.
         recipient: the key that it was sealed to.
@@ -90,6 +91,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     began: float
     memory: Memory = Memory()
+    brought: Memory = Memory()
     sealed: Secret | None = None
     signed: Secret | None = None
     recipient: str = ""

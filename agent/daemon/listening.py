@@ -85,13 +85,6 @@ def control_socket(settings: config.Listen, passed: Mapping[str, Sequence[socket
     return unix_socket(Path(settings.control), int(settings.control_mode, 8), key="listen.control")
 
 
-def courier_path(settings: config.Listen) -> Path | None:
-    """The path of the couriers' socket, unless systemd passes it; ``None``: there is none."""
-    if settings.courier == "auto":
-        return Path(settings.control).with_name("courier.sock")
-    return None if settings.courier == "off" else Path(settings.courier)
-
-
 def unix_socket(path: Path, mode: int, *, key: str) -> socket.socket:
     """A listening unix socket at ``path``.
 
@@ -134,7 +127,7 @@ def announce(settings: config.Config, address: str) -> None:
     told = Announced(
         http=address,
         control=settings.listen.control,
-        courier=None if (courier := courier_path(settings.listen)) is None else str(courier),
+        courier=None if (courier := config.courier_path(settings.listen)) is None else str(courier),
         file=settings.environment.file,
         token_file=settings.environment.token_file,
     )

@@ -99,6 +99,7 @@ class Reloader:
 
     Attributes:
         settings: what is in force now.
+        applied: each is called after a configuration was applied; it returns at once.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Reloader:
         self._clock = clock
         self._hand_over = hand_over
         self._keys_changed = keys_changed
+        self.applied: list[Callable[[], None]] = []
         self._log = structlog.get_logger()
         self._announcing: asyncio.Task[None] | None = None
         self._reloads = Once(self._reload_all, name="reload")
@@ -287,11 +289,12 @@ class Reloader:
 
     def _take(self, settings: config.Config, found: Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
-        audiences = self._who.audiences.union(settings.identity.audience)
-        narrower = not beliefs.trusts_at_least(found.trust, opening.pinned) or not audiences >= opening.audiences
+        before, fewer = opening.audiences, not set(found.keyring.kids) >= set(opening.keyring.kids)
+        opening.answer_to(settings.identity.audience, self._who.audiences)
+        narrower = not beliefs.trusts_at_least(found.trust, opening.pinned) or not opening.audiences >= before
         self.settings = settings
         prepared.files, prepared.away, prepared.gid = found.files, found.away, found.gid
-        opening.pinned, opening.keyring, opening.audiences = found.trust, found.keyring, audiences
+        opening.pinned, opening.keyring = found.trust, found.keyring
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
         # The listeners and the token stay where they were, so what is announced of them stays too.
@@ -300,6 +303,8 @@ class Reloader:
         log.set_up(level=settings.log.level, style=settings.log.format)
         if narrower:
             self._controller.intake.review()
+        elif fewer:
+            self._controller.intake.verify_anew()  # what is in force stays: keys are changed while it is
         self._controller.intake.reconsider()
         self._log.info(
             "reload.applied",
@@ -313,6 +318,8 @@ class Reloader:
             self._log.warning("reload.elsewhere", section="redirect", hint=REDIRECT_HINT)
         self.tell_absent_keys()
         self._hand_over()
+        for tell in self.applied:
+            tell()
         if settings.keys != old.keys:
             self._keys_changed()
 

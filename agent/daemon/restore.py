@@ -22,6 +22,7 @@ import structlog
 import agent
 from agent import config
 from agent.controller import Controller
+from agent.core.model import Cloud
 from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.daemon import beliefs, compose, disk, grace, handover
@@ -65,6 +66,7 @@ class Restorer:
         token_key: of the EC2 session tokens.
         controller: the controller, once it is made.
         resuming: the task that opens what was in force.
+        recalling: the task that takes back what happened before.
         serving: whether the sources have begun to watch.
     """
 
@@ -85,6 +87,7 @@ class Restorer:
         self.serving = False
         self.controller: Controller
         self.resuming: asyncio.Task[None]
+        self.recalling: asyncio.Task[None]
         self._settings = settings
         self._prepared = prepared
         self._who = who
@@ -93,6 +96,7 @@ class Restorer:
         self._clock = clock
         self._rng = rng
         self._contradicted = False  # firmware or boot id contradict the metadata service about the name
+        self._anothers = False  # whether the memory was another machine's
         self._copy: bytes | None = None  # the sealed bundle that the memory names, while it is unknown whose that is
         self._log = structlog.get_logger()
 
@@ -164,6 +168,7 @@ class Restorer:
         answer = unknown if late else self._remembered.reading.result()
         read, sealed, write, broken, self._who.boot_id = answer
         name = self._who.name(found, (read if left is None else left.memory).instance_id)
+        brought = Memory() if left is None else left.brought
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
             left = succession.left = None  # it is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
@@ -171,12 +176,13 @@ class Restorer:
             remembered = read
         waited = await self._waited(name or remembered.instance_id)
         now = self._clock.now()
-        store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited)
+        self._recorder = disk.Later(self._prepared.state, self._remembered.reading)
+        store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited, brought=brought)
         self.controller = Controller(
             store=store,
             issuer=self._prepared.mint,
             opener=opening,
-            recorder=disk.Later(self._prepared.state, self._remembered.reading),
+            recorder=self._recorder,
             sources=[*self._prepared.sources, self._prepared.push],
             clock=self._clock,
             rng=self._rng,
@@ -184,7 +190,9 @@ class Restorer:
             told=told,
             follow=follow,
         )
-        await self._remember_history(late=late)
+        self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")
+        await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
+        self.controller.history.add(self._clock.now(), "started", "agent", f"version {agent.__version__}")
         if left is not None:
             self.controller.history.restore(left.history)
             self._who.audiences = frozenset(left.audiences)
@@ -201,13 +209,12 @@ class Restorer:
             # Where nothing can be written, this logs it, and tries again.
             self.controller.durable.write()
 
-    async def _remember_history(self, *, late: bool) -> None:
-        """Take back what happened before, if the disk says it at once: nothing waits for it."""
-        if not late:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
-                    self.controller.history.restore(await asyncio.to_thread(self._prepared.state.history))
-        self.controller.history.add(self._clock.now(), "started", "agent", f"version {agent.__version__}")
+    async def _take_back_history(self) -> None:
+        """Take back what happened before, once the disk says it. Nothing waits for it but the first writing of ours."""
+        await asyncio.wait({self._remembered.reading})
+        found = await asyncio.to_thread(self._prepared.state.history)
+        self.controller.history.restore(() if self._anothers else found)
+        self._recorder.history_read = True
 
     async def _resume(self, name: str, found: list[Machine], *, write: bool) -> None:
         await self._identified(name, found, self._settings.identity.audience, write=write)
@@ -227,6 +234,7 @@ class Restorer:
         if verdict is not Whose.OURS and self._succession.left is not None and not name:
             verdict = Whose.OURS  # it was handed over, in this very boot
         if verdict is Whose.ANOTHERS:
+            self._anothers = True
             who.audiences = frozenset()
             self._succession.drop()
             self._prepared.opening.forget(but=None)
@@ -239,12 +247,16 @@ class Restorer:
         self._contradicted = verdict is Whose.UNKNOWN and bool(name)
         if self._contradicted:
             who.audiences = frozenset()  # a bundle for that other name is not for this machine, so far
-            self._prepared.opening.audiences = frozenset(audience)
+            self._prepared.opening.answer_to(audience, ())
         await self.controller.intake.identified(
             verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
         )
         if verdict is not Whose.UNKNOWN:
             self._copy = None
+        with contextlib.suppress(ValueError):
+            # Its name is one that a metadata service gave it, so there is one, whatever answers in its place just now.
+            if verdict is Whose.OURS:
+                self._prepared.mint.expect(Cloud(self.controller.store.memory.instance_id.partition(":")[0]))
 
     def _evaluate(self, memory: Memory, name: str) -> Whose:
         return whose(memory, name, boot_id=self._who.boot_id, firmware=self._who.firmware)
@@ -269,7 +281,7 @@ class Restorer:
     def learn(self, found: list[Machine], audience: Iterable[str]) -> None:
         """Take note of what the metadata services said, beside the ``audience`` of the configuration."""
         facts = self._who.learn(found, self.controller.store.facts())
-        self._prepared.opening.audiences = self._who.audiences.union(audience)
+        self._prepared.opening.answer_to(audience, self._who.audiences)
         self.controller.observe(facts)
 
     async def _waited(self, name: str) -> timedelta:

@@ -203,7 +203,11 @@ class Daemon:
             publisher=self._publisher,
             reload=self._on_hangup,
         )
-        later += (self._restorer.resuming, asyncio.create_task(couriers.run(), name="couriers"))
+        later += (
+            self._restorer.resuming,
+            self._restorer.recalling,
+            asyncio.create_task(couriers.run(), name="couriers"),
+        )
         later += [asyncio.create_task(servers.watch(), name="servers")] if self._child is not None else []
         try:
             await self._serve(found, at_once=handed)
@@ -249,6 +253,7 @@ class Daemon:
             self._on_hangup()
         self.clock.watch(self._woke_up)
         textfile = self._listeners.textfile(lambda: self._reloader.settings.metrics, self._vitals)
+        self._reloader.applied += [textfile.every.changed, self._listeners.audit.every.changed]
         pending_seconds = self._settings.identity.grace_seconds + READY_AFTER_SECONDS
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.controller.run(), name="controller"),

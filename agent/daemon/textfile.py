@@ -21,6 +21,7 @@ from agent import config
 from agent.core.clock import Clock
 from agent.core.errors import AgentError
 from agent.core.text import reason_of
+from agent.daemon.every import Every
 from agent.daemon.publish import group_id
 from agent.host.files import sweep, write_atomic
 
@@ -38,12 +39,13 @@ class Textfile:
 
     Attributes:
         trouble: why the file is not as it should be, if it is not.
+        every: its interval, to be told of a reload.
     """
 
     def __init__(self, settings: Callable[[], config.Metrics], render: Callable[[], bytes], clock: Clock) -> None:
         self._settings = settings
         self._render = render
-        self._clock = clock
+        self.every = Every(clock, lambda: settings().seconds)
         self._written: Path | None = None
         self._writing: asyncio.Future[None] | None = None
         self._log = structlog.get_logger()
@@ -55,7 +57,7 @@ class Textfile:
             while True:
                 settings = self._settings()
                 await self._bring(settings)
-                await self._clock.sleep(settings.seconds)
+                await self.every.pause(lambda settings=settings: self._settings() != settings)  # type: ignore[misc]
         finally:
             # A write that is under way would put it back; a disk that stalls is not waited for.
             if self._writing is not None:

@@ -56,6 +56,22 @@ def evaluate(state: State, bundle: Bundle, now: datetime, *, resume: bool = Fals
     return Accepted(bundle, _remembering(state.memory, bundle, now, decided=decided))
 
 
+def brought(state: State, bundle: Bundle, now: datetime) -> Memory:
+    """:attr:`State.brought` after ``bundle`` was taken.
+
+    As if this machine had begun with an empty memory. A bundle that means it only by a name of a metadata service does
+    not count: the name is what turns out wrong, where the memory is another machine's.
+    """
+    before = state.brought
+    if bundle.named:
+        return replace(before, active=None) if bundle.action is Action.SET else before
+    if bundle.action is Action.WITHDRAW:
+        decided = _after_withdrawal(replace(state, memory=before), bundle)
+    else:
+        decided = {**before.decided, **dict.fromkeys(bundle.routes, bundle.on_expiry)}
+    return _remembering(before, bundle, now, decided=decided)
+
+
 def _replayed(state: State, bundle: Bundle, mark: Mark | None, *, same: bool) -> Refused | None:
     if mark is None:
         if bundle.issued_at <= streams.floor(state.memory, bundle.issuer):

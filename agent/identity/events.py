@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.core.model import Cloud, Credential, Grant, IdToken
+from agent.core.model import Bundle, Cloud, Credential, Grant, IdToken
 from agent.core.verdict import Accepted, Failure, Key, Notice, Policy, Work
 from agent.core.view import Facts
 
@@ -20,9 +20,20 @@ from agent.core.view import Facts
 
 
 class BundleAccepted(msgspec.Struct, frozen=True):
-    """A bundle was accepted, and what must be remembered of it is written down."""
+    """A bundle was accepted, and what must be remembered of it is written down.
+
+    Attributes:
+        again: it is our own copy of what was accepted before, by an earlier process or by this one: nobody brought it.
+    """
 
     verdict: Accepted
+    again: bool = False
+
+
+class BundleBrought(msgspec.Struct, frozen=True):
+    """A bundle that was accepted before was brought to this process as well."""
+
+    bundle: Bundle
 
 
 class BundleRevoked(msgspec.Struct, frozen=True):
@@ -110,7 +121,7 @@ class MemoryAdopted(msgspec.Struct, frozen=True):
 
 
 class MemoryReset(msgspec.Struct, frozen=True):
-    """The memory is another machine's: this one was made from an image of it."""
+    """The memory is another machine's: this one was made from an image of it. What was brought to this one stays."""
 
     instance_id: str
     boot_id: str = ""
@@ -187,6 +198,7 @@ class Remnant(NamedTuple):
 
 Event = (
     BundleAccepted
+    | BundleBrought
     | BundleRevoked
     | CredentialIssued
     | IssuingFailed

@@ -105,6 +105,8 @@ class State(msgspec.Struct, frozen=True):
     Attributes:
         policy: what the operator decided.
         memory: what must outlive the process.
+        brought: what the memory would be had this machine begun with none: of the bundles that were brought to it,
+            and not of what it found. Should the memory turn out to be another machine's, this is ours.
         grace_until: how long a first bundle is waited for.
         identity: what is in force; ``None``: no bundle.
         machine: the machine's own slots, where its identity is served, may be, or is a source.
@@ -123,6 +125,7 @@ class State(msgspec.Struct, frozen=True):
     policy: Policy
     memory: Memory
     grace_until: datetime
+    brought: Memory = Memory()
     identity: InForce | None = None
     machine: Mapping[Cloud, Slot] = {}
     resuming: str | None = None
@@ -145,6 +148,13 @@ class State(msgspec.Struct, frozen=True):
     def being_opened(self) -> str | None:
         """Why the bundle that was in force before the restart is not yet."""
         return self.resuming if self.identity is None else None
+
+
+def was_brought(state: State) -> bool:
+    """Whether the bundle in force was brought to this machine, and not only found on it."""
+    bundle = state.bundle
+    mark = state.brought.mark(bundle.issuer, bundle.subject) if bundle is not None else None
+    return bundle is not None and mark is not None and (mark.seq, mark.digest) == (bundle.seq, bundle.digest)
 
 
 def changed(state: State) -> State:

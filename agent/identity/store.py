@@ -20,7 +20,7 @@ from agent.core.verdict import Memory, Notice, Policy, Verdict, Work
 from agent.core.view import Answer, Facts
 from agent.identity import admission, standing
 from agent.identity.events import Applied, Effect, Event, Ticked, TimePassed
-from agent.identity.state import State
+from agent.identity.state import State, was_brought
 from agent.identity.transitions import first, transition
 
 
@@ -33,15 +33,24 @@ class Store:
         now: the start, from which the boot grace counts.
         rng: the source of every spread and jitter.
         waited: how much of the boot grace an earlier process of this boot and instance has had already.
+        brought: see :attr:`State.brought`: of an earlier process of this boot.
 
     Attributes:
         state: what is so now. Only :meth:`apply` replaces it.
     """
 
     def __init__(
-        self, policy: Policy, memory: Memory, now: datetime, rng: random.Random, *, waited: timedelta = timedelta()
+        self,
+        policy: Policy,
+        memory: Memory,
+        now: datetime,
+        rng: random.Random,
+        *,
+        waited: timedelta = timedelta(),
+        brought: Memory | None = None,
     ) -> None:
-        self.state: State = first(policy, memory, now + max(policy.grace - waited, timedelta()), now)
+        grace_until = now + max(policy.grace - waited, timedelta())
+        self.state: State = first(policy, memory, brought or Memory(), grace_until, now)
         self._rng = rng
         self._watchers: list[Callable[[], None]] = []
 
@@ -104,6 +113,11 @@ class Store:
     def bundle(self) -> Bundle | None:
         """The bundle in force."""
         return self.state.bundle
+
+    @property
+    def was_brought(self) -> bool:
+        """Whether the bundle in force was brought to this machine, and not only found on it."""
+        return was_brought(self.state)
 
     # -- what is served --------------------------------------------------------------------------------------------
 

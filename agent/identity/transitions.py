@@ -5,6 +5,7 @@ event                  what it does
 =====================  ==============================================================================================
 ``BundleAccepted``     a set: the bundle is in force; what it shares with the one before is carried over, and what that
                        one serves is served until the new one has a credential. A withdrawal of what is in force: purged
+``BundleBrought``      it counts as brought to this machine, and not only as found on it
 ``BundleRevoked``      purged; the memory stays
 ``CredentialIssued``   the slot holds it (or knows that there is none), and what stands on it is due
 ``IssuingFailed``      the slot fails; what it holds stays
@@ -17,7 +18,7 @@ event                  what it does
 ``GraceMoved``         the boot grace ends at another instant
 ``MachineObserved``    region, zone and the like are known
 ``MemoryAdopted``      the memory bears this machine's name; no doubt is left
-``MemoryReset``        nothing is left of what was the other machine's
+``MemoryReset``        nothing is left of what was the other machine's; what was brought to this one stays remembered
 ``MemoryDoubted``      what the memory decided is pending
 ``BundleResuming``     what was in force is pending, or no longer
 ``Holding``            (at a start) the slot holds what an earlier process held
@@ -53,10 +54,11 @@ from msgspec.structs import replace
 from agent.core.model import INSTANCE, Action, Bundle, Cloud, base_cloud_of, base_of
 from agent.core.verdict import Failure, Key, Memory, Policy, Work
 from agent.core.view import Live, Origin
-from agent.identity import slots
+from agent.identity import admission, slots
 from agent.identity.events import (
     Applied,
     BundleAccepted,
+    BundleBrought,
     BundleResuming,
     BundleRevoked,
     ClockMoved,
@@ -96,6 +98,7 @@ from agent.identity.state import (
     slot_at,
     slots_of,
     source_of,
+    was_brought,
     with_slot,
 )
 
@@ -116,12 +119,18 @@ APPLIED: Final[tuple[Effect, ...]] = (Applied(),)
 def bundle_accepted(state: State, event: BundleAccepted, now: datetime, rng: random.Random) -> Step:
     """Put an accepted bundle in force, or purge what it withdraws."""
     bundle, active = event.verdict.bundle, state.memory.active
-    state = replace(state, memory=event.verdict.memory)
+    brought = state.brought if event.again else admission.brought(state, bundle, now)
+    state = replace(state, memory=event.verdict.memory, brought=brought)
     if bundle.action is Action.SET:
         return _in_force(state, bundle, now, rng), APPLIED
     if active is not None and active.stream == (bundle.issuer, bundle.subject):
         return _purged(state, now), APPLIED
     return state, APPLIED
+
+
+def bundle_brought(state: State, event: BundleBrought, now: datetime, _rng: random.Random) -> Step:
+    """A source has what this machine had accepted before."""
+    return replace(state, brought=admission.brought(state, event.bundle, now)), NOTHING
 
 
 def bundle_revoked(state: State, _event: BundleRevoked, now: datetime, _rng: random.Random) -> Step:
@@ -382,8 +391,19 @@ def memory_adopted(state: State, event: MemoryAdopted, _now: datetime, _rng: ran
 
 
 def memory_reset(state: State, event: MemoryReset, now: datetime, _rng: random.Random) -> Step:
-    """Forget everything that belongs to another machine, its own credentials too."""
-    memory = Memory(instance_id=event.instance_id, boot_id=event.boot_id, firmware=dict(event.firmware))
+    """Forget everything that belongs to another machine, its own credentials too.
+
+    What was brought to this machine meanwhile, and acknowledged, stays in force where it takes away: no older bundle
+    comes after a withdrawal, and a cloud that was decided here is not the machine's. What gives is evaluated anew.
+    """
+    active = state.brought.active if was_brought(state) else None
+    memory = replace(
+        state.brought,
+        instance_id=event.instance_id,
+        boot_id=event.boot_id,
+        firmware=dict(event.firmware),
+        active=active,
+    )
     return _purged(replace(_settled(state), memory=memory, machine={}), now), APPLIED
 
 
@@ -452,6 +472,7 @@ def _left_for(state: State, key: Key, digest: str) -> Slot | None:
 
 TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Random], Step]]] = {
     BundleAccepted: bundle_accepted,
+    BundleBrought: bundle_brought,
     BundleRevoked: bundle_revoked,
     BundleResuming: bundle_resuming,
     CredentialIssued: credential_issued,
@@ -473,9 +494,9 @@ TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Rand
 }
 
 
-def first(policy: Policy, memory: Memory, grace_until: datetime, now: datetime) -> State:
+def first(policy: Policy, memory: Memory, brought: Memory, grace_until: datetime, now: datetime) -> State:
     """The state of a worker that starts: nothing but its memory."""
-    return _machines_kept(State(policy, memory, grace_until), now)
+    return _machines_kept(State(policy, memory, grace_until, brought), now)
 
 
 def transition(state: State, event: Event, now: datetime, rng: random.Random) -> Step:

@@ -19,10 +19,10 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import LONGEST_AWS, capped, sendable
 from agent.providers.decoding import parsed
 from agent.providers.refusals import from_upstream, good_for, over, word
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, UpstreamResponse
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, UpstreamError, UpstreamResponse
 from agent.wire import ec2 as ec2_wire
 from agent.wire import gce as gce_wire
-from agent.wire.names import EC2_IDENTITY_PATH, EC2_ROLES_PATH, GCE_ACCOUNT_PATH, GCE_TOKEN_PATH
+from agent.wire.names import EC2_IDENTITY_PATH, EC2_ROLES_PATH, GCE_ACCOUNT_PATH, GCE_FLAVOR_HEADER, GCE_TOKEN_PATH
 
 CONFIRMED: Final = timedelta(minutes=10)
 """How long an ended credential that EC2 handed out is passed on: two polls, one of which may fail."""
@@ -42,6 +42,10 @@ class Instance:
         self._answered: set[Cloud] = {machine} if machine is not None else set()
         self._account_id: str | None = None
 
+    def expect(self, cloud: Cloud) -> None:
+        """This machine is known to be in ``cloud``: silence there, or a stranger's answer, is an outage."""
+        self._answered.add(cloud)
+
     async def read(self, cloud: Cloud, now: datetime) -> Issued[Credential] | None:
         """The machine's own credential for ``cloud``; ``None`` when it has none.
 
@@ -50,16 +54,17 @@ class Instance:
         """
         try:
             found = await (self._read_ec2(now) if cloud is Cloud.AWS else self._read_gce(now))
+        except SwitchedOff:
+            return None  # its own word, at which it is taken
         except NotHere as error:
-            if cloud is Cloud.GCP and cloud in self._answered:
+            if cloud in self._answered:
                 # Something else answers in its place just now: that is no word of this machine's about its identity.
-                # (EC2 says by its 403 that it was switched off, and it is taken at its word.)
                 raise from_upstream(error, f"the machine's own {cloud} identity") from None
             return None
         except UpstreamError as error:
-            if cloud in self._answered or error.code not in {"network", "timeout"}:
+            if cloud in self._answered or error.code not in {"network", "timeout", "stranger"}:
                 raise from_upstream(error, f"the machine's own {cloud} identity") from None
-            return None  # nobody is there, and nothing says that somebody should be
+            return None  # nobody of this cloud is there, and nothing says that somebody should be
         if found is not None:
             self._answered.add(cloud)
         return found
@@ -121,16 +126,14 @@ class Instance:
     async def _read_gce(self, now: datetime) -> Issued[GoogleToken] | None:
         if self._gce is None:
             return None
-        listed = await self._gce.get(GCE_ACCOUNT_PATH)
-        if listed is None:
-            return None  # no service account
-        answer = await self._gce.request("GET", GCE_TOKEN_PATH)
-        if answer.status == 404:
-            return None
+        listed = await self._gce.request("GET", GCE_ACCOUNT_PATH)
+        answer = listed if listed.status != 200 else await self._gce.request("GET", GCE_TOKEN_PATH)
+        if answer.status == 404 and (Cloud.GCP not in self._answered or GCE_FLAVOR_HEADER in answer.headers):
+            return None  # no service account. (Some hosts leave the flavor out of errors, and so does a stranger.)
         if answer.status != 200:
             raise _status("gcp", answer)
         try:
-            account = parsed(lambda: gce_wire.parse_account(listed))
+            account = parsed(lambda: gce_wire.parse_account(listed.body))
             credential = parsed(
                 lambda: gce_wire.parse_token(answer.body, now, email=account.email, scopes=account.scopes)
             )

@@ -68,6 +68,10 @@ class Mint:
         self._google = GoogleMint(google, tokens, token_url=settings.google.token_url, aws=self._aws, gce=gce)
         self._instance = Instance(ec2, gce, settings.machine)
 
+    def expect(self, cloud: Cloud) -> None:
+        """This machine is known to be in ``cloud``: silence there, or a stranger's answer, is an outage."""
+        self._instance.expect(cloud)
+
     async def issue(self, grant: Grant, base: AwsCredential | GoogleToken | None, now: datetime) -> Issued[Credential]:
         """Get the credential of ``grant``.
 

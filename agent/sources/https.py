@@ -40,6 +40,10 @@ GRACE_SECONDS: Final = 10.0
 HELD_FRACTION: Final = 0.5
 """A server that took at least this much of the wait held the request; one that did not is polled."""
 
+HASTY_SECONDS: Final = 1.0
+HASTY_ANSWERS: Final = 4
+"""So many new answers in a row, none of which waited that long, are no news but the server's way to answer."""
+
 PAUSE_HELD_SECONDS: Final = 1.0
 """After a held request the next is made within this: all workers were answered in the same instant."""
 
@@ -124,6 +128,7 @@ class HttpsSource:
         self._asked = False  # whether a first answer has come
         self._holds: bool | None = None  # whether the server holds requests; None while nobody knows
         self._gone = False  # whether it has said that there will never be anything more
+        self._hasty = 0  # answers in a row that were new and did not wait
         self._pause_seconds = 0.0
 
     @property
@@ -215,10 +220,12 @@ class HttpsSource:
         if self._settings.wait_seconds <= 0:
             return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
         if wait > 0:
+            self._hasty = self._hasty + 1 if changed and elapsed < HASTY_SECONDS else 0
             if elapsed >= wait * HELD_FRACTION:
                 self._holds = True
-            elif not changed:
-                # It answered at once that there is nothing new: it does not know how to wait.
+            elif not changed or self._hasty >= HASTY_ANSWERS:
+                # It answered at once that there is nothing new: it does not know how to wait. Or with something else
+                # each time: whoever seals at each answer would have us open one a second, by a key service too.
                 self._holds = False
         if self._holds is False:
             return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)

@@ -10,13 +10,14 @@ from agent.upstream.authorities import AuthoritiesError, believed, read_authorit
 from agent.upstream.client import (
     NotHere,
     Reach,
+    SwitchedOff,
     Upstream,
     UpstreamResponse,
     UpstreamSettings,
     UpstreamStream,
 )
 from agent.upstream.guard import UpstreamRefused, origin_of
-from agent.upstream.metadata import Ec2Metadata, GceMetadata
+from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2
 from agent.upstream.pause import LONGEST_PAUSE_SECONDS, asked_pause
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "GceMetadata",
     "NotHere",
     "Reach",
+    "SwitchedOff",
     "Upstream",
     "UpstreamError",
     "UpstreamRefused",
@@ -34,6 +36,7 @@ __all__ = [
     "UpstreamStream",
     "asked_pause",
     "believed",
+    "by_ec2",
     "origin_of",
     "read_authorities",
 ]

@@ -52,6 +52,10 @@ class NotHere(UpstreamError):
         super().__init__(message, code="not-here", server_time=server_time)
 
 
+class SwitchedOff(NotHere):
+    """The metadata service itself said that it is switched off for this machine."""
+
+
 class Reach(enum.Enum):
     """The origin of a URL, and hence the addresses it may lead to."""
 

@@ -15,10 +15,11 @@ from multidict import CIMultiDict
 
 from agent.core.clock import Clock
 from agent.core.errors import UpstreamError, WireError
-from agent.upstream.client import NotHere, Reach, Upstream, UpstreamResponse
+from agent.upstream.client import NotHere, Reach, SwitchedOff, Upstream, UpstreamResponse
 from agent.upstream.guard import UpstreamRefused
-from agent.wire.ec2 import MAX_TTL_SECONDS, parse_token
+from agent.wire.ec2 import MAX_TTL_SECONDS, SERVER, parse_token
 from agent.wire.names import (
+    EC2_REGION_PATH,
     EC2_TOKEN_HEADER,
     EC2_TOKEN_PATH,
     EC2_TTL_HEADER,
@@ -65,8 +66,14 @@ class Ec2Metadata:
         base_url: scheme, host and port, no path.
         timeout_seconds: for one request; the token handshake has its own.
 
-    Error handling: :class:`NotHere` when what answers is not this service or it is switched off (403 on the token,
-    "HttpEndpoint=disabled"); :class:`UpstreamError` otherwise.
+    Error handling: :class:`SwitchedOff` when it says that it is ("HttpEndpoint=disabled"); :class:`NotHere` when what
+    answers is not this service; :class:`UpstreamError` otherwise.
+
+    **Whose 403 is it?** EC2 answers 403 to everything while it is switched off; to a token alone where the request came
+    through a proxy (``X-Forwarded-For``); and so does any captive or filtering proxy that stands at this address. The
+    first must be told from the others: it takes the machine's identity away. EC2's own answers bear ``Server: EC2ws``
+    (seen in its 403 too: ansible/ansible#68098), a proxy's ``Via`` (RFC 9110 section 7.6.3) or another ``Server``; and
+    a service that is on has an answer other than 403 to a request without a token.
     """
 
     def __init__(
@@ -111,11 +118,11 @@ class Ec2Metadata:
                 max_bytes=max_bytes,
                 reach=Reach.LINK,
             )
-            if answer.status != 401 or attempt == 2:
+            if answer.status not in {401, 403} or attempt == 2:
                 break
             if self._token == token:
-                # The service forgot it (it restarted, or the instance was moved). Somebody else may have renewed it
-                # meanwhile: forget only the one that was refused.
+                # The service forgot it (it restarted, or the instance was moved), or was switched off since. Somebody
+                # else may have renewed it meanwhile: forget only the one that was refused.
                 self._token = None
         return answer
 
@@ -140,7 +147,9 @@ class Ec2Metadata:
                 max_bytes=_TOKEN_MAX_BYTES,
                 reach=Reach.LINK,
             )
-            if answer.status in {403, 404, 405, 501}:
+            if answer.status == 403:
+                raise await self._refusal(answer)
+            if answer.status in {404, 405, 501}:
                 raise NotHere(
                     f"no ec2 metadata service: status {answer.status} for a session token", server_time=answer.date
                 )
@@ -159,6 +168,29 @@ class Ec2Metadata:
             self._token = token
             self._token_ends = asked_at + max(1, min(life, MAX_TTL_SECONDS) - _TOKEN_MARGIN_SECONDS)
             return token
+
+    async def _refusal(self, answer: UpstreamResponse) -> UpstreamError:
+        """What a 403 for a token means: see the class."""
+        if answer.headers.get(GCE_FLAVOR_HEADER) == GCE_FLAVOR:
+            return NotHere("no ec2 metadata service: google's answers there", server_time=answer.date)
+        if by_ec2(answer):
+            without = await self._upstream.request(
+                "GET",
+                self._base_url + EC2_REGION_PATH,
+                headers={},
+                timeout_seconds=self._timeout_seconds,
+                reach=Reach.LINK,
+            )
+            if without.status == 403 and by_ec2(without):
+                return SwitchedOff(
+                    "the ec2 metadata service is switched off for this instance", server_time=answer.date
+                )
+        return UpstreamError(
+            "status 403 for an ec2 metadata token, and not because the service is switched off",
+            code="stranger",
+            server_time=answer.date,
+            hint="a proxy stands between: nothing may take requests to the metadata service's address to itself",
+        )
 
 
 class GceMetadata:
@@ -217,6 +249,11 @@ class GceMetadata:
             UpstreamError: any other status, or no answer.
         """
         return _body_or_none(await self.request("GET", path_qs), path_qs)
+
+
+def by_ec2(answer: UpstreamResponse) -> bool:
+    """Whether an answer, also one that refuses, is EC2's own, as it came from there."""
+    return ("Server", answer.headers.get("Server")) == SERVER and "Via" not in answer.headers
 
 
 def _check_path(path_qs: str) -> None:

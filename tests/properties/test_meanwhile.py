@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import structlog
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -61,15 +62,15 @@ class Held:
 class Made:
     """What a signer sealed: who may open it, whom it makes of the worker."""
 
-    def __init__(self, number: int, signer: str, process: int, now: str, *, withdraw: bool, machine: str) -> None:
+    def __init__(self, number: int, signer: str, process: int, *, withdraw: bool, machine: str) -> None:
         self.signer = signer
-        self.process = process  # of the agent that it was brought to
-        self.brought_to = now  # by that name the machine was known then
+        self.process = process  # of the agent that it was brought to last
         self.machine = machine  # to whom alone it is addressed
         self.identity = f"{signer}-{number}"
         grants = [] if withdraw else [role(self.identity)]
         action = Action.WITHDRAW if withdraw else Action.SET
-        self.bundle = bundle(*grants, seq=number, issuer=signer, action=action)
+        plain = bundle(*grants, seq=number, issuer=signer, action=action)
+        self.bundle = msgspec.structs.replace(plain, named=bool(machine))
         self.bytes = f"bundle {number} {signer} {withdraw} {machine}".encode()
 
 
@@ -77,7 +78,9 @@ class Meanwhile:
     """A controller whose every wait is the test's, and a model of what may be served.
 
     Attributes:
-        gone: identities that were taken away: withdrawn, revoked, or another machine's.
+        others: identities of another machine, which nobody has brought to this one.
+        withdrawn: the withdrawals that this process has acknowledged, each with whether a restart knows of it.
+        lasting: identities that earlier processes of this machine have withdrawn, for good.
         disk: what was written last.
     """
 
@@ -88,9 +91,10 @@ class Meanwhile:
         self.trusted = {"a", "b"}
         self.machine = "i-1"
         self.number = 0
-        self.gone: set[str] = set()
+        self.others: set[str] = set()
+        self.withdrawn: list[tuple[Made, bool]] = []
+        self.lasting: set[str] = set()
         self.disk: tuple[Memory, bytes | None] = (Memory("i-1"), None)
-        self.lasting: set[str] = set()  # those that a restart must not bring back
         self.tasks: list[asyncio.Task[Any]] = []
         self.acks: list[tuple[Made, asyncio.Task[Ack]]] = []
         self.process = 0
@@ -164,8 +168,19 @@ class Meanwhile:
 
     def bring(self, signer: str, origin: str, *, withdraw: bool = False, machine: str = "") -> None:
         self.number += 1
-        one = Made(self.number, signer, self.process, self.machine, withdraw=withdraw, machine=machine)
+        one = Made(self.number, signer, self.process, withdraw=withdraw, machine=machine)
         self.made[one.bytes] = one
+        self._submit(one, origin)
+
+    def bring_again(self, number: int, origin: str) -> None:
+        """A source shows what it, or another, has shown before."""
+        if self.made:
+            one = list(self.made.values())[number % len(self.made)]
+            one.process = self.process
+            self.others.discard(one.identity)
+            self._submit(one, origin)
+
+    def _submit(self, one: Made, origin: str) -> None:
         work = self.controller.intake.submit(SealedBundle(one.bytes, origin))
         self.acks.append((one, asyncio.create_task(work)))
 
@@ -179,18 +194,34 @@ class Meanwhile:
         self.controller.intake.reconsider()
 
     def clone(self) -> None:
-        """It is another machine than the one whose memory this is: nothing of that one is served any more."""
+        """It is another machine than the one whose memory this is: nothing of that one is served any more.
+
+        What was brought to this process was brought to this machine, unless it named the other one.
+        """
         self.machine = f"i-{int(self.machine[2:]) + 1}"
-        self.gone = {made.identity for made in self.made.values() if made.process < self.process}
-        self.lasting = set(self.gone)
+        self.others = {made.identity for made in self.made.values() if made.process < self.process}
+        self.withdrawn = [(one, durable) for one, durable in self.withdrawn if not one.machine]
+        self.lasting = set()
         self.tasks.append(asyncio.create_task(self._identify(Whose.ANOTHERS)))
 
     async def restart(self) -> None:
         """The process is killed: what was not acknowledged as durable may be forgotten."""
         await self.end()
         self.process += 1
-        self.gone = set(self.lasting)
+        if self.disk[0].instance_id == self.machine:  # else the next one finds another machine's memory
+            self.lasting |= {name for one, durable in self.withdrawn if durable for name in self._before(one)}
+        self.withdrawn = []
         self.start()
+
+    def _before(self, one: Made) -> set[str]:
+        """The identities that a withdrawal takes away."""
+        return {m.identity for m in self.made.values() if m.signer == one.signer and m.bundle.seq < one.bundle.seq}
+
+    @property
+    def gone(self) -> set[str]:
+        """Identities that nobody may be served: taken away, or another machine's."""
+        taken = (self._before(one) for one, _ in self.withdrawn)
+        return self.others.union(self.lasting, *taken)
 
     async def end(self) -> None:
         tasks = [*self.tasks, *(task for _, task in self.acks)]
@@ -224,14 +255,10 @@ class Meanwhile:
         for one, task in [pair for pair in self.acks if pair[1].done()]:
             self.acks.remove((one, task))
             ack = task.result()
-            if ack.outcome != "accepted" or one.brought_to != self.machine:
+            if ack.outcome == "refused" or (one.machine and one.machine != self.machine):
                 continue
             if one.bundle.action is Action.WITHDRAW:
-                before = {
-                    m.identity for m in self.made.values() if m.signer == one.signer and m.bundle.seq < one.bundle.seq
-                }
-                self.gone |= before
-                self.lasting |= before if ack.durable else set()
+                self.withdrawn.append((one, ack.durable))
             if ack.durable:
                 written = self.disk[0].mark(one.signer, "team")
                 assert written is not None, "acknowledged as durable, and not on the disk"
@@ -250,6 +277,10 @@ class Meanwhile:
         if present is not None:
             assert present.issuer in self.trusted, "in force by a signer whom nobody trusts"
         assert self.disk[0] == self.store.memory, "the disk is behind"
+        for one, _ in self.withdrawn:
+            mark = self.store.memory.mark(one.signer, "team")
+            assert mark is not None, "a withdrawal was forgotten"
+            assert mark.seq >= one.bundle.seq, "a withdrawal was forgotten"
         if present is not None:
             assert self.disk[1] is not None
             assert self.made[self.disk[1]].bundle.digest == present.digest
@@ -260,6 +291,8 @@ STEPS: dict[str, Callable[[Meanwhile, int], Any]] = {
     "a bundle": lambda it, n: it.bring("ab"[n % 2], SOURCES[n // 2 % 2]),
     "one for this machine": lambda it, n: it.bring("ab"[n % 2], "push", machine=it.machine),
     "a withdrawal": lambda it, n: it.bring("ab"[n % 2], SOURCES[n // 2 % 2], withdraw=True),
+    "a withdrawal for this machine": lambda it, n: it.bring("ab"[n % 2], "push", withdraw=True, machine=it.machine),
+    "an old one again": lambda it, n: it.bring_again(n, SOURCES[n % 2]),
     "distrust": lambda it, n: it.distrust("ab"[n % 2]),
     "trust": lambda it, n: it.trust("ab"[n % 2]),
     "opened": lambda it, n: it.opening.let_go(n, well=True),
@@ -293,6 +326,14 @@ async def play(steps: list[tuple[str, int]]) -> None:
 
 @example([("a bundle", 4), ("opened", 0), ("distrust", 0), ("opened", 0)])
 @example([("one for this machine", 2), ("opened", 0), ("another machine", 0)])
+@example([("a bundle", 0), ("a withdrawal", 0), ("opened", 1), ("another machine", 0), ("written", 0), ("opened", 0)])
+@example(
+    [
+        *(("a bundle", 0), ("opened", 0), ("written", 0), ("restart", 0), ("key silent", 0)),
+        *(("time", 1), ("opened", 0), ("written", 0), ("another machine", 0), ("opened", 0)),
+    ]
+)
+@example([("a withdrawal", 0), ("an old one again", 0), ("opened", 0), ("opened", 0)])
 @given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 5)), max_size=25))
 @settings(max_examples=60, deadline=None)
 def test_the_rules_hold_whatever_happens_meanwhile(steps: list[tuple[str, int]]) -> None:

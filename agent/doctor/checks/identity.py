@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from agent.core.installed import JOURNAL
 from agent.core.text import when
-from agent.doctor.checks.unit import JOURNAL
 from agent.doctor.facts import Facts, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 

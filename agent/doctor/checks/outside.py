@@ -31,6 +31,7 @@ _SERVICE: Final[Mapping[str, tuple[str, str]]] = {
         "it answers, and its tokens do not come this far: the hop limit is 1, and this is a container",
         f"{_OPTIONS}--http-put-response-hop-limit 2",
     ),
+    "between": ("something else answers in its place, a proxy say: nothing may take these requests to itself", ROUTE),
     "absent": ("what answers there is no such service", ROUTE),
     "silent": ("it does not answer", ROUTE),
 }

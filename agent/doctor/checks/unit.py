@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
+from agent.core.installed import BEFORE_IT, JOURNAL, START
 from agent.doctor.facts import Control, Facts, Unit, Units, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "daemon"
 SERVICE: Final = "credential-agent.service"
-JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
-START: Final = "systemctl restart credential-agent"
-
 NEEDED: Final = ("credential-agent.socket", "credential-agent-control.socket")
 """What the service requires."""
-
-#: The exit codes of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): cause, next.
-BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
-    "203": ("the program is not there or cannot be executed", "ls -l /opt/credential-agent/bin/credential-agent"),
-    "217": ("the service's user is not there", f"systemd-sysusers && {START}"),
-    "226": ("systemd cannot make the sandbox", JOURNAL),
-    "233": ("systemd cannot prepare /run/credential-agent", "df /run"),
-    "238": (
-        "/var/lib/credential-agent is another user's, or on a read-only file system",
-        "chown -R credential-agent:credential-agent /var/lib/credential-agent",
-    ),
-    "243": ("systemd cannot pass a credential of LoadCredential=", JOURNAL),
-}
 
 
 def daemon(facts: Facts) -> Iterator[Finding]:

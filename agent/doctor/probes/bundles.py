@@ -70,7 +70,7 @@ async def _look(settings: config.Config, environ: Mapping[str, str], file: bytes
     )
     who.learn(machines, Facts())
     opening = prepared.opening
-    opening.audiences = who.audiences.union(settings.identity.audience)
+    opening.answer_to(settings.identity.audience, who.audiences)
     if file is not None:
         found.append((Held(name="", state="bundle"), await unwrapped(file)))
     held = [await _judged(one, data, opening, clock.now()) for one, data in found]

@@ -12,12 +12,12 @@ from typing import Final
 
 from agent import config
 from agent.core.errors import ConfigError, HostError
+from agent.core.installed import SERVICE_USER
 from agent.core.text import socket_address
 from agent.doctor.facts import Listener, Listeners
 from agent.host import ports, systemctl
 
 INSTALLED: Final = Path("/etc/credential-agent/config.toml")
-USER: Final = "credential-agent"
 
 
 def look_at_listeners(path: Path) -> Listeners:
@@ -62,7 +62,7 @@ def _look(address: str, host: str, port: int) -> Listener:
 def _may_be_ours(uid: int) -> bool:
     """Whether the agent's socket may be that user's. (A program may call itself anything; a socket has an owner.)."""
     try:
-        return uid in {0, os.geteuid(), pwd.getpwnam(USER).pw_uid}
+        return uid in {0, os.geteuid(), pwd.getpwnam(SERVICE_USER).pw_uid}
     except KeyError:
         return True  # not installed here: it is run by hand, by anybody
 

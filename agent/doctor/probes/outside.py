@@ -18,7 +18,7 @@ from agent.host.clock import SystemClock
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints
 from agent.providers.regions import sts_url
-from agent.upstream import NotHere, Reach, Upstream, UpstreamResponse, origin_of
+from agent.upstream import NotHere, Reach, Upstream, UpstreamResponse, by_ec2, origin_of
 from agent.wire.names import (
     EC2_REGION_PATH,
     EC2_ROLES_PATH,
@@ -98,7 +98,15 @@ async def _ec2(out: Upstream, url: str, clock: SystemClock) -> Service:
         )
     ahead = _ahead(token.date, clock)
     if token.status == 403:
-        return Service(name="ec2", state="disabled", why="status 403 for a session token", ahead_seconds=ahead)
+        try:
+            without = await ask("GET", EC2_REGION_PATH, {})
+        except UpstreamError:
+            without = token
+        off = without.status == 403 and by_ec2(token) and by_ec2(without)
+        why = "status 403 for a session token"
+        return Service(
+            name="ec2", state="disabled" if off else "between", why=why, ahead_seconds=ahead if off else None
+        )
     if token.status != 200:
         return Service(name="ec2", state="absent", why=f"status {token.status} for a session token")
     try:

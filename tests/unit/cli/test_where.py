@@ -27,8 +27,19 @@ def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_worker_reads_what_the_daemon_told(sealed: Path, tmp_path: Path) -> None:
     """Who may not read the configuration takes listeners.json."""
     told = tmp_path / FILE
-    told.write_text('{"http":"127.0.0.1:7","control":"/c","file":"/e","token_file":"/t"}')
-    assert where.find(sealed, announced=tmp_path) == where.Where(("127.0.0.1", 7), Path("/c"), Path("/e"), Path("/t"))
+    told.write_text('{"http":"127.0.0.1:7","control":"/c","courier":"/o","file":"/e","token_file":"/t"}')
+    found = where.Where(("127.0.0.1", 7), Path("/c"), Path("/o"), Path("/e"), Path("/t"))
+    assert where.find(sealed, announced=tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "found"), [("auto", "/run/x/courier.sock"), ("/elsewhere", "/elsewhere"), ("off", None)]
+)
+def test_the_couriers_socket_is_where_the_configuration_says(tmp_path: Path, said: str, found: str | None) -> None:
+    """Beside the control socket by itself, or at another path, or nowhere."""
+    path = tmp_path / "config.toml"
+    path.write_text(f'[listen]\ncontrol = "/run/x/control.sock"\ncourier = "{said}"\n')
+    assert where.find(path).courier == (None if found is None else Path(found))
 
 
 def test_the_file_of_the_release_before_is_understood(sealed: Path, tmp_path: Path) -> None:

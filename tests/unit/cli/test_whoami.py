@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from agent.cli import ask, report, whoami
+from agent.cli import ask, doctor, pubkey, report, whoami
 from agent.core.errors import HostError
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -50,3 +51,32 @@ def test_an_answer_that_makes_no_sense_is_no_crash(monkeypatch: pytest.MonkeyPat
         except HostError as error:
             until = None if "JSON" in error.message else error.message
         assert until is None
+
+
+@pytest.mark.parametrize("command", ["whoami", "pubkey", "doctor"])
+@pytest.mark.parametrize("courier", ["configured", "off"])
+def test_the_couriers_socket_is_asked_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, courier: str
+) -> None:
+    """Who may not ask the control socket asks the couriers' own, at the path that the configuration gives it, if any."""
+    path, elsewhere = tmp_path / "config.toml", tmp_path / "elsewhere.sock"
+    said = elsewhere if courier == "configured" else courier
+    path.write_text(f'[listen]\ncontrol = "{tmp_path}/control.sock"\ncourier = "{said}"\n')
+    asked: list[str] = []
+
+    def control(socket: Path, *_: Any, **__: Any) -> ask.Answer:
+        asked.append(socket.name)
+        raise ask.NotAllowedError("not for you")
+
+    def worker(*_: Any, **__: Any) -> ask.Answer:
+        raise HostError("nobody there")
+
+    monkeypatch.setattr(ask, "control", control)
+    monkeypatch.setattr(ask, "worker", worker)
+    if command == "doctor":
+        assert doctor.what_it_says(path).state == "denied"
+    else:
+        invoked = {"whoami": whoami.whoami, "pubkey": pubkey.pubkey}[command]
+        result = CliRunner().invoke(invoked, ["--config", str(path)], standalone_mode=False)
+        assert isinstance(result.exception, HostError)
+    assert asked == ["control.sock", *(["elsewhere.sock"] if courier == "configured" else [])]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.controller.durable import NOTE_AGAIN_SECONDS
+from agent.controller.noting import NOTE_AGAIN_SECONDS
 from agent.core.errors import HostError
 from agent.core.model import Action, Cloud, SealedBundle
 from agent.core.verdict import Memory, Policy

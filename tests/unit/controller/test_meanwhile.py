@@ -6,11 +6,15 @@ All of them in every order: ``tests/properties/test_meanwhile.py``.
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 
-from agent.core.errors import KeyUnavailableError, SealError
-from agent.core.model import Cloud, SealedBundle
+import msgspec
+import pytest
+
+from agent.core.errors import KeyUnavailableError, PayloadError, SealError
+from agent.core.model import Action, Bundle, Cloud, SealedBundle
 from agent.core.verdict import Mark, Memory
-from agent.core.view import Live
+from agent.core.view import Ended, Live
 from agent.identity.whose import Whose
 from tests.fakes.clock import START, settle
 from tests.unit.controller.support import World, looped
@@ -157,3 +161,139 @@ async def test_a_lease_that_was_given_anew_does_not_hide_that_a_signer_is_gone()
         world.opener.gate.set()
         await settle()
         assert world.store.bundle is None
+
+
+WITHDRAWAL, LATER = (bundle(seq=seq, action=Action.WITHDRAW) for seq in (4, 5))
+
+
+@looped
+async def test_a_withdrawal_that_came_before_the_clone_was_known_holds_after_it() -> None:
+    """It was acknowledged on this machine: an older bundle that a source still shows stays refused."""
+    world = World(memory=REMEMBERED)
+    withdrawn, old = world.knows(b"withdrawal", WITHDRAWAL), world.knows(b"ours", OURS)
+    async with world.running():
+        assert (await world.submit(withdrawn)).outcome == "accepted"
+        await world.controller.intake.identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        assert (await world.submit(old)).code == "rollback"
+        assert not served(world)
+        assert world.recorder.saved[-1] == (world.store.memory, None)
+        assert world.store.memory.instance_id == "i-2"
+
+
+@looped
+async def test_a_cloud_that_was_decided_here_is_not_the_machines_after_it_turns_out_a_clone() -> None:
+    """Given and withdrawn while the memory passed for ours: without the memory it is as closed as on any machine."""
+    world = World(memory=REMEMBERED)
+    given, withdrawn = world.knows(b"given", bundle(session("given"), seq=4)), world.knows(b"withdrawal", LATER)
+    async with world.running():
+        await world.submit(given)
+        await world.submit(withdrawn)
+        await world.controller.intake.identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        await world.clock.advance(60)
+        assert isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Ended)
+
+
+@looped
+async def test_a_withdrawal_for_the_other_machine_by_name_does_not_bind_this_one() -> None:
+    """It meant the name that turned out to be another machine's: this one's own bundles may have lower numbers."""
+    world = World(memory=REMEMBERED)
+    withdrawn = world.knows(b"withdrawal", msgspec.structs.replace(WITHDRAWAL, named=True))
+    old = world.knows(b"ours", OURS)
+    async with world.running():
+        await world.submit(withdrawn)
+        await world.controller.intake.identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        assert (await world.submit(old)).outcome == "accepted"
+
+
+@looped
+async def test_our_copy_that_was_opened_late_is_still_another_machines() -> None:
+    """A key service was silent at the start, so the copy took another way into force: nobody brought it here."""
+    world = World(memory=REMEMBERED)
+    world.knows(b"ours", KeyUnavailableError("silent"))
+    identified = world.controller.intake.identified
+    await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+    world.knows(b"ours", OURS)
+    async with world.running():
+        await world.clock.advance(30)
+        assert served(world)
+        await identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        await world.clock.advance(600)
+        assert not served(world)
+        assert world.store.memory.marks == ()
+
+
+@looped
+async def test_what_a_source_brings_as_well_is_not_only_found_here() -> None:
+    """A source shows the very bundle that was resumed, and will not show it again: a clone takes it from there."""
+    world = World(memory=REMEMBERED)
+    identified = world.controller.intake.identified
+    world.knows(b"ours", OURS)
+    await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+    async with world.running():
+        assert (await world.submit(b"ours")).outcome == "same"
+        await identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        await world.clock.advance(2)
+        assert served(world)
+        assert world.recorder.saved[-1] == (world.store.memory, b"ours")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_clone_that_is_found_during_the_second_write(named: bool) -> None:
+    """What is accepted just then is evaluated by the new name: kept if it is for this machine, refused if it is not."""
+
+    @looped
+    async def check() -> None:
+        world = World(memory=REMEMBERED)
+        identified = world.controller.intake.identified
+        world.knows(b"ours", OURS)
+        await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+        new = world.knows(b"new", msgspec.structs.replace(bundle(session("new"), seq=4), named=named))
+        async with world.running():
+            world.recorder.gate.clear()
+            submitted = asyncio.create_task(world.controller.intake.submit(SealedBundle(new, "file")))
+            await settle()
+            world.controller.durable.write()  # the state of before the bundle, to be written after it
+            first, world.recorder.gate = world.recorder.gate, asyncio.Event()
+            first.set()
+            await settle()
+            assert not submitted.done()
+            if named:
+                world.knows(new, PayloadError("another machine's", code="audience"))
+            await identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+            world.recorder.gate.set()
+            ack = await submitted
+            await world.clock.advance(2)
+            assert (ack.outcome, served(world)) == (("refused", False) if named else ("accepted", True))
+            assert world.recorder.saved[-1] == (world.store.memory, None if named else new)
+
+    check()
+
+
+@pytest.mark.parametrize("what", ["a step", "a sleep"])
+def test_what_is_opened_meanwhile_is_verified_by_the_present_time(what: str) -> None:
+    """The clock is stepped, or the machine sleeps, while a key service is asked: the hour of the question counts no more."""
+
+    @looped
+    async def check() -> None:
+        world = World()
+        asked: list[datetime] = []
+
+        def verify(now: datetime, _digest: str | None) -> Bundle:
+            asked.append(now)
+            return bundle(session())
+
+        data = world.knows(b"one", verify)
+        async with world.running():
+            world.opener.gate.clear()
+            submitted = asyncio.create_task(world.controller.intake.submit(SealedBundle(data, "file")))
+            await settle()
+            if what == "a step":
+                world.clock.set_utc(START - timedelta(hours=1))
+                world.controller.time_moved()
+            else:
+                await world.clock.advance(3600)
+            world.opener.gate.set()
+            assert (await submitted).outcome == "accepted"
+            assert asked[-1] == world.clock.now()
+
+    check()

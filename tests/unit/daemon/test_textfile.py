@@ -94,6 +94,20 @@ async def moved(world: World) -> None:
         assert found(world) == []
 
 
+async def moved_at_once(world: World) -> None:
+    async with world.running():
+        world.settings = msgspec.structs.replace(world.settings, textfile=str(world.path.with_name("other.prom")))
+        world.file.every.changed()
+        async with asyncio.timeout(10):
+            while found(world) != ["other.prom"]:  # noqa: ASYNC110 - a thread writes meanwhile
+                await asyncio.sleep(0.001)
+
+
+def test_a_reload_is_heeded_at_once(world: World) -> None:
+    """Nobody waits for the interval of before, which may have been a day."""
+    asyncio.run(moved_at_once(world))
+
+
 def test_a_reload_leaves_nothing_where_it_was(world: World) -> None:
     """A file that moves, or is wanted no longer, does not stay behind to be scraped for ever."""
     asyncio.run(moved(world))

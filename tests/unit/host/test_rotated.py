@@ -49,6 +49,18 @@ def test_its_mode_is_what_is_asked_whatever_there_was(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_the_older_files_have_the_mode_that_is_asked_now(tmp_path: Path) -> None:
+    """A reload takes the group's right away: what it could read of the last days goes with it. Links are let be."""
+    path, other = tmp_path / "audit", tmp_path / "other"
+    other.touch(mode=0o644)
+    for _ in range(25):
+        write(path, mode=0o640)
+    (tmp_path / f"audit.{KEPT}").symlink_to(other)
+    write(path, mode=0o600)
+    modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir() if not one.is_symlink()}
+    assert modes == {"audit": 0o600, "audit.1": 0o600, "audit.2": 0o600, "other": 0o644}
+
+
 @pytest.mark.parametrize("trap", ["link", "hard link", "fifo", "directory"])
 def test_nobody_leads_it_to_another_file(tmp_path: Path, trap: str) -> None:
     """A link, a second name or a pipe at its place takes no line, and is not changed."""

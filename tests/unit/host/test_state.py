@@ -12,12 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.core.errors import HostError
+from agent.core.history import Entry
 from agent.core.model import Cloud, OnExpiry
 from agent.core.verdict import Mark, Memory
-from agent.host.state import MEMORY_FILE, SPARE_FILE, StateDirectory, closed_memory
+from agent.host.files import write_atomic
+from agent.host.state import HISTORY_FILE, MEMORY_FILE, SPARE_FILE, StateDirectory, closed_memory
+from tests.fakes.clock import START
 
 
 def memory(seq: int) -> Memory:
@@ -62,6 +66,88 @@ class Syscalls:
                     raise Crash
 
         return call
+
+
+class Failing:
+    """Lets the n-th system call that changes the disk fail, and each after it if the trouble lasts."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, number: int, *, lasting: bool) -> None:
+        self.count = 0
+        self._at, self._number, self._lasting = at, number, lasting
+        for name in ("open", "fchmod", "fsync", "pwrite"):
+            patch.setattr(os, name, self._failing(getattr(os, name)))
+        for name in ("replace", "unlink", "hardlink_to"):
+            patch.setattr(Path, name, self._failing(getattr(Path, name)))
+
+    def _failing(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            if self.count == self._at or (self._lasting and self.count > self._at):
+                raise OSError(self._number, os.strerror(self._number))
+            return real(*args, **kwargs)
+
+        return call
+
+
+def troubled(patch: pytest.MonkeyPatch, act: Callable[[], Any], at: int, number: int, *, lasting: bool) -> bool | None:
+    """Do it on a disk that fails at that step; whether it went well, or ``None`` if it has not so many steps."""
+    with patch.context() as inner:
+        failing = Failing(inner, at, number, lasting=lasting)
+        try:
+            act()
+        except HostError:
+            return False
+    return True if failing.count >= at else None
+
+
+TROUBLES = [
+    pytest.param(number, lasting, id=f"{errno.errorcode[number]}{', lasting' if lasting else ''}")
+    for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
+    for lasting in (False, True)
+]
+
+
+@pytest.mark.parametrize(("number", "lasting"), TROUBLES)
+@pytest.mark.parametrize("what", ["acceptance", "withdrawal", "history"])
+def test_a_disk_that_fails_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, number: int, lasting: bool
+) -> None:
+    """Whatever call fails, and how: it is told or it did no harm; what can be read is the old or the new; it heals."""
+    old, new = memory(1), memory(2)
+    if what == "withdrawal":
+        new = Memory("i-1", new.marks, old.decided, None)
+    before, after = (Entry(at=START, kind="started", about="agent", said=said) for said in ("before", "after"))
+    for step in range(1, 60):
+        directory = tmp_path / f"{step}"
+        directory.mkdir()
+        save(directory, old, b"one")
+        asyncio.run(StateDirectory(directory).note((before,)))
+        state = StateDirectory(directory)
+        state.load()
+        act = {
+            "acceptance": lambda state=state: asyncio.run(state.save(new, b"two")),
+            "withdrawal": lambda state=state: asyncio.run(state.save(new, None)),
+            "history": lambda directory=directory: write_history(directory, after),
+        }[what]
+        well = troubled(monkeypatch, act, step, number, lasting=lasting)
+        found = StateDirectory(directory).load()
+        if what == "history":
+            assert found == (old, b"one")
+            assert StateDirectory(directory).history() in [(before,), (after,)]
+        elif what == "acceptance":
+            assert found in ([(new, b"two")] if well is not False else [(old, b"one"), (new, b"two")]), step
+        else:
+            assert found in ([(new, None)] if well is not False else [(old, b"one"), (old, None), (new, None)]), step
+        save(directory, memory(3), b"three")
+        assert StateDirectory(directory).load() == (memory(3), b"three")
+        if well is None:
+            assert step > 3
+            return
+    pytest.fail("the steps did not end")
+
+
+def write_history(directory: Path, entry: Entry) -> None:
+    write_atomic(directory / HISTORY_FILE, msgspec.json.encode((entry,)), mode=0o600)
 
 
 def steps_of_a_save(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:

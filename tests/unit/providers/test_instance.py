@@ -11,7 +11,7 @@ from agent.core.errors import Transient
 from agent.core.issued import Issued
 from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.providers.instance import CONFIRMED
-from tests.fakes.net import Fault
+from tests.fakes.net import Answer, Fault
 from tests.unit.providers.support import ACCOUNT, World, run
 
 
@@ -84,6 +84,56 @@ def test_another_clouds_service_means_no_identity() -> None:
 
     assert instance(world, Cloud.AWS) is None
     assert instance(world, Cloud.GCP) is None
+
+
+STRANGERS = {
+    "a captive portal": Answer(403, b"<html>sign in", {"Server": "nginx"}),
+    "its page": Answer(200, b"<html>sign in", {"Server": "nginx"}),
+    "its redirection": Answer(302, b"", {"Location": "http://portal.example/"}),
+    "a proxy's denial": Answer(403, b"", {"Server": "squid", "Via": "1.1 squid"}),
+    "a wrong address": Answer(404, b"", {"Server": "Apache"}),
+    "no such method": Answer(405, b"", {"Server": "Apache"}),
+    "a gateway's trouble": Answer(502, b"", {"Server": "haproxy"}),
+    "a password": Answer(407, b"", {"Proxy-Authenticate": "Basic"}),
+}
+
+
+@pytest.mark.parametrize("cloud", list(Cloud))
+@pytest.mark.parametrize("known", ["it answered", "it was told", "by its firmware"])
+@pytest.mark.parametrize("stranger", sorted(STRANGERS))
+def test_a_strangers_answer_takes_no_identity_away(cloud: Cloud, known: str, stranger: str) -> None:
+    """On a machine that is known to be of that cloud, what stands in the service's place is an outage of it."""
+    world = World(on_ec2=True, on_gce=True, **({"machine": cloud} if known == "by its firmware" else {}))
+    if known == "it answered":
+        assert instance(world, cloud) is not None
+        world.clock.move(22_000)  # the session token is over
+    elif known == "it was told":
+        world.mint.expect(cloud)
+    for place in ("http://ec2.metadata", "http://gce.metadata"):
+        world.net.routes[place] = lambda _: STRANGERS[stranger]
+
+    with pytest.raises(Transient):
+        instance(world, cloud)
+
+
+@pytest.mark.parametrize("stranger", ["a captive portal", "a proxy's denial", "a wrong address"])
+def test_a_stranger_on_an_unknown_machine_means_no_identity(stranger: str) -> None:
+    """Where nothing says that this is a cloud's machine, whoever refuses there is nobody's metadata service."""
+    world = World(on_ec2=True, on_gce=True)
+    for place in ("http://ec2.metadata", "http://gce.metadata"):
+        world.net.routes[place] = lambda _: STRANGERS[stranger]
+
+    assert instance(world, Cloud.AWS) is None
+    assert instance(world, Cloud.GCP) is None
+
+
+def test_a_service_that_is_switched_off_is_taken_at_its_word() -> None:
+    """EC2 says that the instance's metadata are switched off: the operator wants no identity, though there was one."""
+    world = World(on_ec2=True, machine=Cloud.AWS)
+    assert instance(world, Cloud.AWS) is not None
+    world.ec2.enabled = False
+
+    assert instance(world, Cloud.AWS) is None
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.DOWN])

@@ -102,7 +102,6 @@ CALLS: dict[str, Callable[[Oddity, str], Awaitable[Any]]] = {
 
 UNDERSTOOD = {
     ("https source", "compressed unasked"),  # tools compress what they put into a bucket
-    ("imds", "a page of a proxy"),  # 403 for a token is EC2's own word that it is switched off
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,49 @@ def test_a_broken_file_is_trouble_and_a_mended_one_is_offered(tmp_path: Path) ->
     run(test())
 
 
+@pytest.mark.parametrize("kind", ["directory", "fifo", "device", "loop", "sparse", "socket"])
+def test_what_takes_the_place_of_a_file_is_trouble_until_a_file_is_back(tmp_path: Path, kind: str) -> None:
+    """While it is watched: whatever stands there hangs nothing and fills nothing, and the next bundle is offered."""
+    path, other = tmp_path / "b", tmp_path / "other"
+
+    async def test() -> None:
+        source, clock, heard = make(path, max_bytes=10)
+        put(path, b"one")
+        async with watching(source, heard):
+            while not heard.submitted:
+                await clock.step()
+                await clock.asleep()
+            match kind:
+                case "directory":
+                    other.mkdir()
+                    path.unlink()
+                case "fifo":
+                    os.mkfifo(other)
+                case "device":
+                    other.symlink_to("/dev/zero")
+                case "loop":
+                    other.symlink_to(path)
+                case "sparse":
+                    other.touch()
+                    os.truncate(other, 1 << 40)
+                case "socket":
+                    with socket.socket(socket.AF_UNIX) as bound:
+                        bound.bind(str(other))
+            other.rename(path)
+            while not heard.troubles:
+                await clock.step()
+                await clock.asleep()
+            if kind == "directory":
+                path.rmdir()
+            put(path, b"two")
+            while len(heard.submitted) < 2:
+                await clock.step()
+                await clock.asleep()
+            assert heard.bodies == [b"one", b"two"]
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -222,6 +266,8 @@ def test_a_broken_file_is_trouble_and_a_mended_one_is_offered(tmp_path: Path) ->
         ("empty", "got an empty file"),
         ("long", "expected at most 10 bytes"),
         ("loop", "cannot be read: too many levels of symbolic links"),
+        ("sparse", "expected at most 10 bytes"),
+        ("socket", "b: "),
     ],
 )
 def test_what_is_no_file_of_ours_is_refused_without_hanging(tmp_path: Path, kind: str, said: str) -> None:
@@ -240,6 +286,12 @@ def test_what_is_no_file_of_ours_is_refused_without_hanging(tmp_path: Path, kind
             path.write_bytes(b"x" * 11)
         case "loop":
             path.symlink_to(path)
+        case "sparse":
+            path.touch()
+            os.truncate(path, 1 << 40)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(str(path))
     source = FileSource(FileSettings(path=path, max_bytes=10), clock=StepClock())
     with pytest.raises(SourceError) as caught:
         asyncio.run(source.fetch())

@@ -138,6 +138,26 @@ def test_a_server_without_entity_tags_is_not_offered_twice() -> None:
     run(test())
 
 
+def test_a_server_that_answers_otherwise_each_time_is_polled() -> None:
+    """Another tag and other bytes at every answer, at once: it is soon asked no oftener than one that does not hold."""
+
+    async def test() -> None:
+        store, heard = HttpsStore(holds=True), Listener()
+        async with made(store) as (source, clock):
+            store.put(PATH, b"0")
+            async with watching(source, heard):
+                for number in range(1, 8):
+                    await heard.until(oks(number))
+                    store.put(PATH, f"{number}".encode())
+                    seconds = await clock.step()
+                assert len(heard.submitted) == 7
+                assert seconds > 20
+                await heard.until(oks(8))
+                assert len(heard.submitted) == 8, "what is new is taken all the same"
+
+    run(test())
+
+
 def test_what_is_unchanged_after_a_failure_is_not_offered_again() -> None:
     """A server that flaps costs troubles, not submissions, and the entity tag survives the failure."""
 

@@ -329,6 +329,63 @@ def test_silence_times_out() -> None:
     assert caught.value.code == "timeout"
 
 
+HELLO_PIECES = {
+    "nothing": [],
+    "a byte now and then": [b"\x16"] * 1000,
+    "half a record": [b"\x16\x03\x03\x00\x7a\x02\x00"],
+    "records without an end": [b"\x16\x03\x03\x00\x01\x00"] * 1000,
+}
+
+
+@pytest.mark.parametrize("hello", sorted(HELLO_PIECES))
+def test_a_handshake_that_never_ends_is_given_up(hello: str) -> None:
+    """A server, or whoever took its place, that begins TLS and does not go on costs the time limit and no more."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in HELLO_PIECES[hello]:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        await reader.read()
+
+    async def scenario() -> str:
+        upstream = Upstream(UpstreamSettings(total_timeout_seconds=0.3))
+        async with raw_peer(talk) as port:
+            with pytest.raises(UpstreamError) as caught:
+                await upstream.request("GET", f"https://127.0.0.1:{port}/")
+            await upstream.close()
+        return caught.value.code
+
+    assert run(scenario()) in ({"timeout", "tls"} if hello.startswith("records") else {"timeout"})
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
+@pytest.mark.parametrize("field", ["Location", "Refresh", "Alt-Svc"])
+def test_nothing_is_taken_to_another_host(status: int, field: str) -> None:
+    """Whatever a server says about where else to ask: what was meant for it (a signature, a token) goes nowhere else."""
+    visited = []
+
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visited.append(await reader.read(1))
+
+    async def scenario() -> int:
+        upstream = Upstream()
+        async with raw_peer(elsewhere) as port:
+            value = {
+                "Location": f"http://127.0.0.1:{port}/",
+                "Refresh": f"0; url=http://127.0.0.1:{port}/",
+                "Alt-Svc": f'http/1.1="127.0.0.1:{port}"; persist=1',
+            }[field]
+            async with serve(lambda _: Answer(status, b"", {field: value})) as url:
+                for _ in range(2):
+                    answer = await upstream.request("POST", url, headers={"Authorization": "secret"}, body=b"secret")
+                await upstream.close()
+        return answer.status
+
+    assert run(scenario()) == status
+    assert visited == []
+
+
 def test_dripping_times_out() -> None:
     """A server that sends a byte now and then cannot hold a request beyond the total limit."""
     dripped = 0

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, Upstream, UpstreamError, UpstreamRefused
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, Upstream, UpstreamError, UpstreamRefused
 from tests.fakes.clock import FakeClock
 from tests.fakes.machine_metadata import FakeEc2Metadata, FakeGceMetadata
-from tests.fakes.net import Fault, InProcess, serve
+from tests.fakes.net import Answer, Asked, Fault, InProcess, serve
 
 ECHO = "/latest/meta-data/echo"
 
@@ -43,6 +43,34 @@ def gce(scenario: Callable[[GceMetadata, FakeGceMetadata], Awaitable[Any]]) -> F
     upstream: Any = InProcess({"http://169.254.169.254": fake})
     asyncio.run(asyncio.wait_for(scenario(GceMetadata(upstream), fake), 30))
     return fake
+
+
+def _captive(**headers: str) -> Callable[[Asked, FakeEc2Metadata], Answer]:
+    return lambda _asked, _fake: Answer(403, b"<html>sign in", {"Content-Type": "text/html", **headers})
+
+
+def _through(asked: Asked, fake: FakeEc2Metadata) -> Answer:
+    """A proxy that tells for whom it asks, and hides itself: EC2 then gives no token, and everything else."""
+    if asked.method == "PUT":
+        return Answer(403, b"", {"Server": "EC2ws", "Content-Type": "text/plain"})
+    said = fake(asked)
+    assert isinstance(said, Answer)
+    return said
+
+
+STRANGERS: dict[str, Callable[[Asked, FakeEc2Metadata], Answer]] = {
+    "a captive portal": _captive(),
+    "nginx": _captive(Server="nginx/1.24.0"),
+    "squid": _captive(Server="squid/5.7", Via="1.1 gw (squid/5.7)", X_Squid_Error="ERR_ACCESS_DENIED 0"),
+    "a gateway that shows the server behind it": _captive(Server="EC2ws", Via="1.1 gateway"),
+    "one that says almost its name": _captive(Server="EC2ws/1.0"),
+    "one that forwards, and says for whom": _through,
+    "another service: google's": _captive(**{"Metadata-Flavor": "Google", "Server": "Metadata Server for VM"}),
+    "another service: not found": lambda _asked, _fake: Answer(404, b""),
+    "another service: no such method": lambda _asked, _fake: Answer(405, b""),
+    "another service: not implemented": lambda _asked, _fake: Answer(501, b""),
+}
+"""What stands at the address and is not EC2's metadata service, or not it alone."""
 
 
 def puts(fake: FakeEc2Metadata) -> int:
@@ -149,15 +177,39 @@ def test_ec2_get_distinguishes_absence_from_failure() -> None:
     ec2(scenario)
 
 
-def test_ec2_switched_off_is_not_here() -> None:
-    """A service that gives no tokens (switched off, or another cloud's) is not this service."""
+@pytest.mark.parametrize("held", [False, True])
+def test_ec2_switched_off_is_its_own_word(held: bool) -> None:
+    """A service that is switched off says so at the first question, though we hold a token of before."""
 
     async def scenario(metadata: Ec2Metadata, fake: FakeEc2Metadata, clock: FakeClock) -> None:
+        if held:
+            await metadata.get(ECHO)
         fake.enabled = False
-        with pytest.raises(NotHere):
+        with pytest.raises(SwitchedOff):
             await metadata.get(ECHO)
 
     ec2(scenario)
+
+
+@pytest.mark.parametrize("stranger", sorted(STRANGERS))
+def test_ec2_a_strangers_answer_is_no_word_of_the_service(stranger: str) -> None:
+    """Whoever else answers for a token in its place, it was not EC2 that said it is switched off; and it may pass."""
+    clock = FakeClock()
+    fake = FakeEc2Metadata(clock.now, dict)
+    between = STRANGERS[stranger]
+
+    async def main() -> None:
+        net = InProcess({"http://169.254.169.254": lambda asked: between(asked, fake)})
+        upstream: Any = net
+        metadata = Ec2Metadata(upstream, clock)
+        with pytest.raises(UpstreamError) as caught:
+            await metadata.get(ECHO)
+        assert not isinstance(caught.value, SwitchedOff)
+        assert isinstance(caught.value, NotHere) == stranger.startswith("another service")
+        net.routes["http://169.254.169.254"] = fake
+        assert await metadata.get(ECHO) is not None
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def test_ec2_silence_is_an_upstream_error() -> None:

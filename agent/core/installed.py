@@ -1,0 +1,23 @@
+"""The service as it is installed: its user, and what systemd's own exit statuses mean for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+SERVICE_USER: Final = "credential-agent"
+JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
+START: Final = "systemctl restart credential-agent"
+
+#: The exit statuses of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): cause, next.
+BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
+    "203": ("the program is not there or cannot be executed", "ls -l /opt/credential-agent/bin/credential-agent"),
+    "217": ("the service's user is not there", f"systemd-sysusers && {START}"),
+    "226": ("systemd cannot make the sandbox", JOURNAL),
+    "233": ("systemd cannot prepare /run/credential-agent", "df /run"),
+    "238": (
+        "/var/lib/credential-agent is another user's, or on a read-only file system",
+        f"chown -R {SERVICE_USER}:{SERVICE_USER} /var/lib/credential-agent",
+    ),
+    "243": ("systemd cannot pass a credential of LoadCredential=", JOURNAL),
+}

@@ -1,0 +1,94 @@
+"""What opens a bundle: the keys, the trust and the names of the moment at which it comes into force."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+import pytest
+
+from agent import bundle, keys
+from agent.core.errors import BundleError
+from agent.core.model import SealedBundle
+from agent.daemon.beliefs import Opening
+from tests.fakes import jose
+from tests.unit.bundle.kit import NOW, OPENING, TRUST, WORLD
+from tests.vectors.bundle import generate
+
+SEALED = SealedBundle(jose.compact_json(generate.sealed(generate.claims())), "file")
+OTHER = bundle.OpeningKey.generate("P-256")
+
+
+class Service:
+    """A key behind a service that answers when the test lets it."""
+
+    kind = "aws-kms"
+
+    def __init__(self) -> None:
+        self._key = keys.LocalKey(OPENING[0], kind="file")
+        self.kid = self._key.kid
+        self.asked = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    def public_jwk(self) -> dict[str, str] | None:
+        return self._key.public_jwk()
+
+    async def content_key(self, recipient: bundle.Recipient, now: datetime) -> bytes:
+        self.asked.set()
+        await self.answers.wait()
+        return await self._key.content_key(recipient, now)
+
+
+def opening(key: keys.WorkerKey) -> Opening:
+    return Opening(keys.Keyring([key]), TRUST, frozenset(WORLD["audiences"]))
+
+
+@pytest.mark.parametrize("what", ["key", "signer", "audience", "nothing", "key that is only away"])
+def test_what_is_dropped_while_a_key_service_is_asked_opens_nothing(what: str) -> None:
+    """A reload comes before the answer: of what it dropped the answer makes no use, nor does it remember any."""
+
+    async def scenario() -> None:
+        service = Service()
+        it = opening(service)
+        opened = asyncio.ensure_future(it(SEALED, NOW, None))
+        await service.asked.wait()
+        if what == "key":
+            it.keyring = keys.Keyring([keys.LocalKey(OTHER, kind="file")])
+        elif what == "signer":
+            it.pinned = bundle.Trust(())
+        elif what == "audience":
+            it.answer_to(["urn:credbundle:cluster:another"], ())
+        elif what == "key that is only away":
+            it.keyring = keys.Keyring([keys.LocalKey(OTHER, kind="file")], absent=["keys[0]"])
+        service.answers.set()
+        if what in {"nothing", "key that is only away"}:
+            assert (await opened).recipient == service.kid
+            return
+        with pytest.raises(BundleError) as caught:
+            await opened
+        assert caught.value.code == {"key": "recipient", "signer": "signer", "audience": "audience"}[what]
+        assert (it.opened(SEALED.data) is None) == (what == "key")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("configured", "names", "named"),
+    [
+        (WORLD["audiences"], [], False),
+        ([], WORLD["audiences"], True),
+        (WORLD["audiences"], WORLD["audiences"], False),
+    ],
+)
+def test_a_bundle_says_whether_only_the_machines_name_makes_it_ours(
+    configured: list[str], names: list[str], named: bool
+) -> None:
+    """Where a metadata service's name alone makes it ours, it is marked so: that name may turn out another machine's."""
+
+    async def scenario() -> None:
+        key = keys.LocalKey(OPENING[0], kind="file")
+        it = opening(key)
+        it.answer_to(configured, names)
+        assert (await it(SEALED, NOW, None)).named is named
+
+    asyncio.run(scenario())
