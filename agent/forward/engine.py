@@ -21,8 +21,9 @@ from agent.forward.status import CloudStatus, State, Status
 from agent.sender import assemble
 
 GROUP: Final = 16
-"""Recipients of one bundle: as many as it may be addressed to by their keys (claim ``aud`` of FORMAT.md). A bundle is
-sent to all its recipients, each entry to each: in larger groups the bytes grow with the square."""
+"""Recipients of one bundle. It may have 256 (FORMAT.md), but each recipient gets the entries of all: what a scheduler
+sends out grows with the group, and what a smaller group saves there it costs in seals and in bytes to the scheduler.
+``tests/simulation/forwarding.py`` measures it."""
 
 CHUNK: Final = 512
 """So many workers are dealt with before we look whether somebody new waits."""
@@ -45,6 +46,7 @@ class Engine:
         subject: the stream of our bundles.
         lease: how long a worker serves at most without hearing from us; ``None``: as long as the credentials live.
         now: time, aware.
+        group: recipients of one bundle, 256 at most.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Engine:
         subject: str,
         lease: timedelta | None,
         now: Callable[[], datetime],
+        group: int = GROUP,
     ) -> None:
         self._courier = courier
         self._local = local
@@ -67,6 +70,7 @@ class Engine:
         self._subject = subject
         self._lease = lease
         self._now = now
+        self._group = group
         self._roster = Roster(courier, session=subject, kid=signer.kid)
         self._version = 0
         self._seq = 0
@@ -168,7 +172,7 @@ class Engine:
         for agent in agents:
             by_lease[agent.longest].append(agent)
         for longest, some in by_lease.items():
-            for group in _slices(some, GROUP):
+            for group in _slices(some, self._group):
                 sealed, seq = self._seal(group, longest)
                 if sealed is None:
                     continue
@@ -242,7 +246,7 @@ class Engine:
         """Take the identity away from every agent that has it from us; returns from how many."""
         having = [agent for agent in self._roster.agents.values() if agent.version > 0 and agent.workers]
         taken = 0
-        for group in _slices([agent for agent in having if agent.enrolment or agent.former], GROUP):
+        for group in _slices([agent for agent in having if agent.enrolment or agent.former], self._group):
             sealed = self._assembled(group, self._now(), withdraw=True)
             job = Job(steps=(("PUT", "/v1/bundle", sealed),), after="withdrawn", session=self._subject)
             replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, Self
 
 from agent.core.errors import AgentError, UsageError
@@ -28,6 +28,8 @@ PER_WORKER_SECONDS: Final = 0.1
 """In a large cluster the pause is this much for each worker: 10,000 are asked once in a quarter of an hour."""
 GATHER_SECONDS: Final = 0.02
 """Workers that come in one moment are served in one go."""
+ASLEEP: Final = timedelta(seconds=30)
+"""The clock on the wall is so far ahead of the one that stands still while a computer sleeps: it has slept."""
 
 _words = logging.getLogger("agent.forward")  # of a program on a laptop: no event of the agent's log
 
@@ -47,6 +49,7 @@ class Forward:
         *,
         on_exit: OnExit,
         lazy: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._engine = engine
         self._courier = courier
@@ -61,6 +64,7 @@ class Forward:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._lazy = lazy
+        self._sleep = _Sleep(now)
         if not lazy:
             self._start()
 
@@ -174,6 +178,10 @@ class Forward:
                     return
                 if self._joined:
                     self._wake.wait_for(lambda: self._stopping, GATHER_SECONDS)
+            if (slept := self._sleep.slept()) is not None:
+                # Nobody knows what became of the workers meanwhile, nor whether their connections lead anywhere.
+                self._teller.woke(slept)
+                present = again = time.monotonic()
             try:
                 with self._working:
                     self._welcome()
@@ -192,7 +200,9 @@ class Forward:
                 self._engine.lost(error)
                 _words.info("%s", self._engine.status().trouble)
                 self._tell()
-                present = time.monotonic() + PRESENT_SECONDS
+                # A renewal that was under way has reached some and not the others: all are looked at when it is back.
+                again = time.monotonic()
+                present = again + PRESENT_SECONDS
 
     @staticmethod
     def _pause(count: int) -> float:
@@ -229,3 +239,21 @@ class Forward:
     def _tell(self) -> None:
         self._status = self._engine.status()
         self._teller.now(self._status, datetime.now(UTC))
+
+
+class _Sleep:
+    """Has this computer slept since the last question?
+
+    Linux's and macOS's monotonic clocks stand still meanwhile, and the wall's does not. A clock that is set looks the
+    same, and to look at everything anew is right then too.
+    """
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._last = now(), time.monotonic()
+
+    def slept(self) -> timedelta | None:
+        """For how long; ``None``: it has not."""
+        (wall, own), self._last = self._last, (self._now(), time.monotonic())
+        ahead = (self._last[0] - wall) - timedelta(seconds=self._last[1] - own)
+        return ahead if ahead >= ASLEEP else None

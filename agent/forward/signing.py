@@ -90,8 +90,11 @@ def check_issuer(issuer: str) -> str:
 
 
 def launch_line(key: bundle.SigningKey) -> str:
-    """The line by which whoever launches a machine names this key (``launch_signers`` of its configuration)."""
-    return f"credential-agent-signer: {signer_word(key.verify_key())}"
+    """The line by which whoever launches a machine names this key (``launch_signers`` of its configuration).
+
+    A comment, in a script and in a cloud-config, so that it can be added to either.
+    """
+    return f"# credential-agent-signer: {signer_word(key.verify_key())}"
 
 
 def at_launch(key: bundle.SigningKey, issuer: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TextIO
 
 from agent.core.text import instant, spell
@@ -42,6 +42,11 @@ class Teller:
                 f"forwarding variables: {', '.join(status.variables)}; programs that start on the workers from now on "
                 "get them, those that run already (the workers themselves among them) do not"
             )
+
+    def woke(self, slept: timedelta) -> None:
+        """Say that this computer was asleep; what follows from that is said next."""
+        self._line(f"this computer slept for {spell(slept)}: what is due is renewed, and every worker is asked anew")
+        self._said = None
 
     def now(self, status: Status, now: datetime) -> None:
         """Say how it stands, if that has changed."""

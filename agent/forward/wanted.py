@@ -151,7 +151,7 @@ def begin(
         now=now,
     )
     teller = Teller.of(wanted.get("progress"))
-    return Forward(engine, courier, teller, on_exit=on_exit, lazy=lazy(courier))
+    return Forward(engine, courier, teller, on_exit=on_exit, lazy=lazy(courier), now=now)
 
 
 def _options(wanted: Mapping[str, Any]) -> Options:

@@ -261,7 +261,10 @@ def _aws_token_machine(claims: Mapping[str, Any], issuer: str) -> Machine:
     role = _ROLE.match(claims["sub"]) if isinstance(claims.get("sub"), str) else None
     more = claims.get(_AWS_CLAIMS)
     said = more if isinstance(more, Mapping) else {}
-    if role is None or said.get("aws_account") != role[1] or claims.get("iss") != issuer:
+    # Who asks with SubjectMode=OriginIdentity is named in ``sub`` as some identity provider names them, perhaps like a
+    # role of this account. ``principal_id`` is the role that asked, in either mode.
+    asked = said.get("principal_id")
+    if role is None or asked != claims["sub"] or said.get("aws_account") != role[1] or claims.get("iss") != issuer:
         raise EvidenceError("aws-web-identity: expected the token of a role, as a machine has", code="principal")
     arn = said.get("ec2_source_instance_arn")
     instance = _INSTANCE_ARN.match(arn) if isinstance(arn, str) else None

@@ -37,6 +37,26 @@ from agent.sender.files import read
 USERINFO: Final = "https://openidconnect.googleapis.com/v1/userinfo"
 TIMEOUT_SECONDS: Final = 15
 
+# These escape google-auth when a file lacks a member, or when a proxy answers in the place of Google.
+_ODD: Final = (ValueError, LookupError, TypeError, AttributeError)
+
+_TRY: Final = "does `gcloud auth application-default print-access-token` work here?"
+_EXCHANGED: Final = "is the provider's token still good, and does the pool accept it? sign in with the provider again"
+
+_OAUTH_CODES: Final = frozenset(
+    {
+        "access_denied",
+        "invalid_client",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "invalid_target",
+        "unauthorized_client",
+        "unsupported_grant_type",
+    }
+)
+"""Of RFC 6749 and RFC 8693: all others, and answers without one, may pass."""
+
 # (method, url, body, headers, timeout=) -> an object with .status, .headers, .data: google-auth's transport interface.
 Transport = Callable[..., Any]
 
@@ -106,7 +126,7 @@ def from_adc(options: GcpOptions, *, now: datetime, transport: Transport | None 
     )
     said = () if email else ("whose Google token it is could not be found out; programs that ask will not be told",)
     return Collected(
-        cloud=Cloud.GCP, grants=(grant,), route=grant.id, who=email or type(credentials).__name__, warnings=said
+        cloud=Cloud.GCP, grants=(grant,), route=grant.id, who=email or _federated(credentials), warnings=said
     )
 
 
@@ -125,7 +145,13 @@ def _load(options: GcpOptions, request: Transport) -> tuple[Any, str | None]:
     import google.auth  # noqa: PLC0415 - only when it is needed
 
     default: Any = google.auth.default
-    found: tuple[Any, str | None] = _call(lambda: default(scopes=list(options.scopes), request=request))
+    try:
+        found: tuple[Any, str | None] = _call(lambda: default(scopes=list(options.scopes), request=request))
+    except Denied as error:
+        if error.code == "no-credentials" and options.adc_file is not None and options.adc_file.exists():
+            # Somebody meant to have one: what is wrong with it is worth more than that there is none.
+            raise Denied(error.message, hint=_TRY, code="unusable") from None
+        raise
     return found
 
 
@@ -256,6 +282,16 @@ def _email(credentials: Any, request: Transport) -> str | None:
         return None
 
 
+def _federated(credentials: Any) -> str:
+    """What an identity without an address is called: one of a pool (AIP-4117), by the provider that vouches for it."""
+    # //iam.googleapis.com/[projects/NUMBER/]locations/global/(workloadIdentityPools|workforcePools)/POOL/providers/NAME
+    parts = str(getattr(credentials, "_audience", None) or "").split("/")
+    pool = next((at for at, part in enumerate(parts) if part in {"workloadIdentityPools", "workforcePools"}), None)
+    if pool is None or len(parts) <= pool + 3:
+        return type(credentials).__name__
+    return f"an identity of {parts[pool + 3]} in the pool {parts[pool + 1]}"[:200]
+
+
 class _UserInfo(msgspec.Struct):
     email: str | None = None
 
@@ -292,11 +328,37 @@ def _call(function: Callable[[], Any]) -> Any:
             hint="sign in again with `gcloud auth application-default login`",
             code="invalid_grant",
         ) from None
+    except exceptions.OAuthError as error:
+        # Of an exchange, whatever its status. Only the code: the description repeats the token that was exchanged.
+        if (code := _oauth_code(error)) is None:
+            raise Transient("Google could not exchange the local identity", code="network") from None
+        raise Denied(f"Google refused the local identity: {code}", hint=_EXCHANGED, code=code) from None
     except exceptions.GoogleAuthError as error:
-        raise Denied(f"the local Google identity cannot be used: {_first_sentence(error)}") from None
+        raise Denied(f"the local Google identity cannot be used: {_first_sentence(error)}", hint=_TRY) from None
+    except _ODD as error:
+        raise Denied(
+            "the local Google identity cannot be used: an answer or a file is not as google-auth expects it "
+            f"({type(error).__name__})",
+            hint=_TRY,
+        ) from None
+
+
+def _oauth_code(error: Exception) -> str | None:
+    try:
+        code = decode(str(error.args[1]).encode(), _OAuthRefusal).error
+    except (NotThatShapeError, IndexError, UnicodeEncodeError):
+        return None
+    return code if code in _OAUTH_CODES else None
+
+
+class _OAuthRefusal(msgspec.Struct):
+    error: str = ""
 
 
 def _first_sentence(error: Exception) -> str:
     """The first words of google-auth's error. The rest may be a whole answer, in which a token could stand."""
     said = str(error.args[0]) if error.args else type(error).__name__
-    return " ".join(said.split("\n")[0].split(". ")[0].split())[:200].rstrip(".")
+    words = said.split("\n")[0].split(". ")[0].split()
+    # A word as long as that is a path, or an address, or nothing that anybody should read.
+    plain = (one if len(one) <= 40 or one.lstrip("'\"(").startswith(("/", "~", "http")) else "..." for one in words)
+    return " ".join(plain)[:200].rstrip(".")

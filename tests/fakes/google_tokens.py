@@ -1,7 +1,7 @@
 """Google's token endpoints: OAuth 2.0 ``/token``, the token exchange ``/v1/token``, and the IAM credentials API.
 
-Written from RFC 6749, 7523 and 8693 and Google's pages on OAuth 2.0 for servers, workload identity federation and
-``projects.serviceAccounts``. Assertions and AWS subject tokens are really verified, the latter by sending the signed
+Written from RFC 6749, 7523 and 8693, AIP-4117 and Google's pages on OAuth 2.0 for servers, workload and workforce identity
+federation, ``projects.serviceAccounts`` and Resource Manager's ``projects.get``. Assertions and AWS subject tokens are really verified, the latter by sending the signed
 request to a fake STS as Google does to the real one.
 """
 
@@ -25,6 +25,7 @@ from tests.fakes.net import Answer, Asked, Fault
 from tests.fakes.sts import CLEAR, FakeSts, Weather
 
 TOKEN_URL = "https://oauth2.googleapis.com/token"
+PROJECTS = "/v1/projects/"
 SERVICE_ACCOUNTS = "/v1/projects/-/serviceAccounts/"
 
 
@@ -79,6 +80,8 @@ class FakeGoogle:
         self.users: dict[str, dict[str, str]] = {}  # by refresh token
         self.accounts: dict[str, ServiceAccount] = {}
         self.pools: dict[str, str] = {}  # audience: the issuer of its tokens, or "aws"
+        self.workforce: dict[str, tuple[str, str, str]] = {}  # by refresh token: client's id and secret, principal
+        self.projects: dict[str, str] = {}  # ids by number, of those that may be looked at
         self.tokens: dict[str, Token] = {}
         self.calls: list[Call] = []
         self.expires_in: Callable[[int], object] = lambda seconds: seconds
@@ -113,6 +116,8 @@ class FakeGoogle:
 
     def __call__(self, asked: Asked) -> Answer | Fault:
         form = dict(parse_qsl(asked.body.decode(), keep_blank_values=True))
+        if asked.path.startswith(PROJECTS) and not asked.path.startswith(SERVICE_ACCOUNTS):
+            return self._project(asked)
         if asked.path.startswith(SERVICE_ACCOUNTS):
             operation = asked.path.rpartition(":")[2]
         else:
@@ -130,6 +135,8 @@ class FakeGoogle:
         match operation:
             case "refresh_token" if asked.path == "/token":
                 return self._refresh(form, weather)
+            case "refresh_token" if asked.path == "/v1/oauthtoken":
+                return self._signed_on(asked, form, weather)
             case "jwt-bearer" if asked.path == "/token":
                 return self._assertion(form, weather)
             case "token-exchange" if asked.path == "/v1/token":
@@ -147,6 +154,26 @@ class FakeGoogle:
         scopes = tuple(form.get("scope", "openid https://www.googleapis.com/auth/cloud-platform").split())
         claims = {"aud": user["client_id"], "email": user["email"], "email_verified": True}
         return self._token(user["email"], scopes, weather, id_token=self._jwt(claims))
+
+    def _signed_on(self, asked: Asked, form: dict[str, str], weather: Weather) -> Answer:
+        """The session of a workforce pool's user (``gcloud auth application-default login`` with a login config)."""
+        client, secret, principal = self.workforce.get(form["refresh_token"], ("", "", ""))
+        basic = base64.b64encode(f"{client}:{secret}".encode()).decode()
+        if not principal:
+            return self._oauth_error(400, "invalid_grant", "The refresh token is invalid or has ended.", weather)
+        if asked.headers.get("authorization") != f"Basic {basic}":
+            return self._oauth_error(401, "invalid_client", "The OAuth client is not known.", weather)
+        return self._token(principal, (), weather)
+
+    def _project(self, asked: Asked) -> Answer:
+        """``projects.get``: whoever may not look, or there is none: the same answer."""
+        bearer = self.tokens.get(asked.headers.get("authorization", "").removeprefix("Bearer "))
+        number = asked.path.removeprefix(PROJECTS)
+        self.calls.append(Call(self.now(), "projects.get", {"projectNumber": number}))
+        if bearer is None or number not in self.projects:
+            return self._rpc_error(403, "PERMISSION_DENIED", "The caller does not have permission", CLEAR)
+        project = {"projectNumber": number, "projectId": self.projects[number], "lifecycleState": "ACTIVE"}
+        return self._answer(200, project, CLEAR)
 
     def _assertion(self, form: dict[str, str], weather: Weather) -> Answer:
         claims = self._verified(form["assertion"])

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, quote
 from xml.sax.saxutils import escape
 
 from tests.fakes.net import Answer, Asked, Fault
+from tests.fakes.web_identity import Issuer, RefusedError
 
 XMLNS = "https://sts.amazonaws.com/doc/2011-06-15/"
 ALLOWED_SKEW = timedelta(minutes=5)
@@ -98,6 +99,7 @@ class FakeSts:
         self.weather = weather
         self.principals: dict[str, Principal] = {}
         self.roles: dict[str, Role] = {}
+        self.issuers: dict[str, Issuer] = {}  # of accounts with outbound identity federation
         self.calls: list[Call] = []
 
     # -- the world
@@ -157,6 +159,8 @@ class FakeSts:
                 return self._session_token(caller, parameters, weather)
             case "AssumeRole":
                 return self._assume_role(caller, parameters, weather)
+            case "GetWebIdentityToken" if asked.host != "sts.amazonaws.com":
+                return self._identity_token(caller, parameters, weather)
         return self._error(400, "InvalidAction", f"Could not find operation {operation}", weather)
 
     def _authenticate(self, asked: Asked, weather: Weather) -> Principal | Answer:
@@ -199,6 +203,18 @@ class FakeSts:
     def _caller_identity(self, caller: Principal, weather: Weather) -> Answer:
         fields = {"Arn": caller.arn, "UserId": "AIDA" + self._letters(17), "Account": caller.account}
         return self._result("GetCallerIdentity", _xml(fields), weather)
+
+    def _identity_token(self, caller: Principal, parameters: dict[str, str], weather: Weather) -> Answer:
+        issuer = self.issuers.get(caller.account)
+        if issuer is None:
+            code = "OutboundWebIdentityFederationDisabledException"
+            return self._error(403, code, "The outbound web identity federation feature is not enabled.", weather)
+        try:
+            token, ends = issuer.token(parameters, caller.arn, caller.ends, self.now())
+        except RefusedError as refused:
+            return self._error(refused.status, refused.code, refused.message, weather)
+        fields = {"WebIdentityToken": token, "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        return self._result("GetWebIdentityToken", _xml(fields), weather)
 
     def _session_token(self, caller: Principal, parameters: dict[str, str], weather: Weather) -> Answer:
         if caller.kind != "user":

@@ -330,9 +330,16 @@ AWS_CLAIMS: dict[str, Any] = {
     "email_verified": None,
     "https://sts.amazonaws.com/": {
         "aws_account": ACCOUNT,
+        "principal_id": f"arn:aws:iam::{ACCOUNT}:role/team/worker",
         "ec2_source_instance_arn": f"arn:aws:ec2:eu-central-1:{ACCOUNT}:instance/i-0123456789abcdef0",
     },
 }
+
+
+def nested(**changes: str | None) -> dict[str, Any]:
+    """The claims with others under AWS's own name; ``None``: left out."""
+    said = {**AWS_CLAIMS["https://sts.amazonaws.com/"], **changes}
+    return {"https://sts.amazonaws.com/": {name: value for name, value in said.items() if value is not None}}
 
 
 def aws(evidence: str, policy: Policy | None = None) -> Machine:
@@ -364,15 +371,10 @@ def test_a_token_of_aws_proves_the_instance() -> None:
         ({"sub": f"arn:aws:iam::{ACCOUNT}:user/david"}, "principal"),
         ({"sub": "arn:aws:iam::999999999999:role/worker"}, "principal"),
         ({"https://sts.amazonaws.com/": None}, "principal"),
-        (
-            {
-                "https://sts.amazonaws.com/": {
-                    "aws_account": ACCOUNT,
-                    "ec2_source_instance_arn": "arn:aws:ec2:x:999999999999:instance/i-0123456789abcdef0",
-                }
-            },
-            "principal",
-        ),
+        (nested(ec2_source_instance_arn="arn:aws:ec2:x:999999999999:instance/i-0123456789abcdef0"), "principal"),
+        # Asked for with SubjectMode=OriginIdentity: the subject is what an identity provider wrote.
+        (nested(principal_id=f"arn:aws:iam::{ACCOUNT}:role/a-job"), "principal"),
+        (nested(principal_id=None), "principal"),
     ],
 )
 def test_a_forged_token_of_aws_gets_nothing(changes: dict[str, Any], code: str) -> None:
