@@ -110,6 +110,41 @@ def test_what_is_public_says_what_it_is(path: Path) -> None:
     assert list(missing(tree, "")) == []
 
 
+OUR_OWN_MISTAKES = {"AssertionError", "RuntimeError", "SystemExit", "TimeoutError"}
+"""What no caller is to catch, or what does not get out."""
+
+
+def _raised(node: ast.AST) -> Iterator[str]:
+    """The names of the errors that a function raises itself."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.Raise) and child.exc is not None:
+            error = child.exc.func if isinstance(child.exc, ast.Call) else child.exc
+            name = dotted(error).rpartition(".")[2]
+            if name[:1].isupper():
+                yield name
+        yield from _raised(child)
+
+
+def test_what_raises_says_so() -> None:
+    """A public function names, by type, each error that it raises; or its class does, for all of its methods."""
+
+    def untold(node: ast.AST, inside: str, above: str) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+                yield from untold(child, f"{inside}{child.name}.", ast.get_docstring(child) or "")
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or child.name.startswith("_"):
+                continue
+            told = f"{above}\n{ast.get_docstring(child) or ''}"
+            if "See :" in told or any("command" in ast.unparse(one) for one in child.decorator_list):
+                continue  # the interface says it; a command ends with an exit status
+            silent = {name for name in _raised(child) if name not in told} - OUR_OWN_MISTAKES
+            yield from (f"{inside}{child.name}:{child.lineno} {name}" for name in sorted(silent))
+
+    assert [f"{name_of(path)} {one}" for path in AGENT for one in untold(parsed(path), "", "")] == []
+
+
 @pytest.mark.parametrize("path", TESTS, ids=name_of)
 def test_every_test_states_its_rule(path: Path) -> None:
     """Each test's docstring says the rule that it pins."""
@@ -216,6 +251,19 @@ def test_instants_and_limits_are_written_in_one_place() -> None:
     """The text of an instant and the size of a bundle are each spelled once."""
     assert [use for path in outside("core/text.py") for use in constants(path, "%Y-%m-%dT")] == []
     assert [use for path in outside("core/limits.py") for use in constants(path, 262_144)] == []
+
+
+def test_addresses_and_shapes_are_written_in_one_place() -> None:
+    """The URL of a service, and the pattern of a value, stands in one module: two would drift apart."""
+    one_place = re.compile(r"https?://[a-z0-9-]+\.[a-z]|.*\\Z\Z", re.DOTALL)
+    found: dict[str, set[str]] = {}
+    for path in AGENT:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and one_place.match(node.value):
+                found.setdefault(node.value, set()).add(name_of(path))
+    assert {text: sorted(where) for text, where in found.items() if len(where) > 1} == {}
+    assert [use for path in outside("core/partition.py", "enrol/sts.py") for use in constants(path, "aws-us-gov")] == []
+    assert [use for path in outside("core/installed.py") for use in constants(path, "/etc/credential-agent/conf")] == []
 
 
 def families() -> set[str]:

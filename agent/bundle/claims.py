@@ -18,6 +18,7 @@ from agent.bundle.strict import json_object, shown
 from agent.core.errors import PayloadError
 from agent.core.model import (
     INSTANCE,
+    WORD,
     Action,
     AwsAssumeRole,
     AwsSession,
@@ -48,7 +49,7 @@ MAX_SECRET_BYTES: Final = 16_384
 MAX_LIST: Final = 64
 _CLAIMS_DEPTH: Final = 8
 
-Principal = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}\Z")]
+Principal = Annotated[str, msgspec.Meta(pattern=WORD)]
 KeyId = Annotated[str, msgspec.Meta(pattern=rf"^{KEY_ID.pattern}")]
 
 

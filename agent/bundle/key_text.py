@@ -127,6 +127,14 @@ def private_members(key: Any) -> dict[str, str]:
 def from_pem(raw: bytes, *, private: bool, what: str) -> Any:
     """Read a PEM.
 
+    Args:
+        raw: the text, as bytes.
+        private: which half is expected.
+        what: what to call it in an error.
+
+    Returns:
+        The key, as the ``cryptography`` package has it; of a kind that :func:`kind_of` may refuse.
+
     Raises:
         FormatError: it is no such key, or the wrong half of one. ``what`` names it.
     """

@@ -94,8 +94,10 @@ def control(
     """Ask the control socket.
 
     Raises:
+        NotAllowedError: this user may not connect.
+        NotListeningError: nothing listens there.
         NoAnswerError: somebody took the connection, or systemd's queue did, and there was no answer in time.
-        HostError: nothing listens there, we may not connect, or the answer breaks off.
+        HostError: their family; and the answer breaks off.
     """
     try:
         return _exchange(_UnixConnection(path, timeout_seconds), method, target, {}, body)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.common import CONFIG_PATH
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG
-from agent.core.installed import SERVICE_USER
+from agent.core.installed import CONFIG_PATH, SERVICE_USER
 
 if TYPE_CHECKING:
     from agent.config import Config

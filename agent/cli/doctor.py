@@ -18,6 +18,7 @@ from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
 from agent.cli.terminal import colourful
 from agent.core.installed import SERVICE_USER
+from agent.wire import names
 
 if TYPE_CHECKING:
     from agent import doctor as examination
@@ -118,7 +119,7 @@ def what_it_says(path: Path) -> examination.Control:
         # A mount that does not answer, or a mistake: another check tells it. The daemon may run all the same.
         control, courier = Path(config.Listen().control), config.courier_path(config.Listen())
     try:
-        answer = ask.control(control, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+        answer = ask.control(control, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         if answer.status != 200:
             return examination.Control(state="broken", path=str(control), why=answer.why())
         return examination.Control(state="answered", path=str(control), document=answer.json())
@@ -141,7 +142,7 @@ def _ask_as_courier(control: Path, courier: Path | None, why: str) -> examinatio
     if courier is None:
         return denied
     try:
-        answer = ask.control(courier, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+        answer = ask.control(courier, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         if answer.status == 200:
             return examination.Control(state="answered", path=str(courier), document=answer.json(), courier=True)
     except HostError:

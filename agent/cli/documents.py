@@ -33,7 +33,7 @@ def documented(name: str, members: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tell(name: str, members: Mapping[str, Any]) -> None:
-    """Print it."""
+    """Print the document of the command ``name`` on standard output."""
     click.echo(json.dumps(documented(name, members), indent=2))
 
 

@@ -44,7 +44,7 @@ class _Length(click.ParamType[timedelta]):
     _PARTS: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?\Z")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Read one."""
+        """Read a length of time; click says what is wrong with it."""
         if isinstance(value, timedelta):
             return value
         match = self._PARTS.match(str(value))
@@ -68,7 +68,15 @@ def read(path: Path) -> bytes:
 
 
 def variables_of(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables to send: each a name of ``environment``, or ``NAME=VALUE``."""
+    """Variables to send, with their values.
+
+    Args:
+        given: each a name of ``environment``, or ``NAME=VALUE``.
+        environment: the caller's.
+
+    Raises:
+        UsageError: of click: a variable is not there, or its value is no UTF-8.
+    """
     values: dict[str, str] = {}
     for one in given:
         name, has_value, value = one.partition("=")
@@ -93,7 +101,12 @@ def variables_of(given: Sequence[str], environment: Mapping[str, str]) -> dict[s
 
 
 def keys_in(path: Path, parse: Callable[[bytes], Sequence[Key]]) -> Sequence[Key]:
-    """Read keys, saying which file is at fault."""
+    """Read keys, saying which file is at fault.
+
+    Raises:
+        FormatError: the file holds no such key.
+        HostError: it cannot be read.
+    """
     try:
         return parse(read(path))
     except BundleError as error:

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from agent.cli.common import CONFIG_PATH
 from agent.core.errors import HostError
+from agent.core.installed import CONFIG_PATH
 from agent.core.text import os_reason
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,7 +66,7 @@ class Seconds(click.FloatRange):
     """A length of time in seconds. ``nan`` passes every bound, and the wait would never end."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read one."""
+        """Read a finite number of seconds; click says what is wrong with it."""
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
             self.fail(f"expected a number of seconds, got {value!r}", param, ctx)

@@ -13,6 +13,7 @@ from agent.cli import ask
 from agent.cli.documents import json_option, tell
 from agent.cli.options import config_option
 from agent.core.errors import AgentError, HostError
+from agent.wire import names
 
 
 @click.command()
@@ -46,7 +47,7 @@ def _keys(path: Path) -> list[Mapping[str, Any]]:
 
     found = where.find(path)
     try:
-        answer = ask.control(found.control, "GET", "/v1/keys", timeout_seconds=2.0)
+        answer = ask.control(found.control, "GET", names.KEYS_PATH, timeout_seconds=2.0)
     except ask.NotAllowedError:
         if found.courier is None:
             raise
@@ -71,7 +72,7 @@ def _enrolled(courier: Path) -> Mapping[str, Any]:
     from agent import enrol
 
     nonce = enrol.new_nonce(secrets.token_bytes(32))
-    answer = ask.control(courier, "POST", "/v1/enrol", enrol.write_question(nonce))
+    answer = ask.control(courier, "POST", names.ENROL_PATH, enrol.write_question(nonce))
     if answer.status != 200:
         raise HostError(f"the agent does not say: {answer.why()}")
     return _named(enrol.read_enrolment(answer.body, nonce=nonce).key)

@@ -13,6 +13,7 @@ from agent.cli.exits import EX_TEMPFAIL
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import BundleError, HostError
 from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.wire import names
 
 
 @click.command()
@@ -30,7 +31,7 @@ def push(path: Path, as_json: bool, file: Any) -> int:
         raise BundleError("expected a bundle, got nothing: the file is empty")
     if len(data) > MAX_BUNDLE_BYTES:
         raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes")
-    answer = ask.control(control_socket(path), "PUT", "/v1/bundle", data)
+    answer = ask.control(control_socket(path), "PUT", names.BUNDLE_PATH, data)
     if answer.status not in {200, 422}:
         raise HostError(f"the agent did not evaluate it: {answer.why()}")
     verdict = answer.json()

@@ -17,12 +17,11 @@ import click
 import msgspec
 
 from agent import config as configuration
-from agent.cli.common import CONFIG_PATH
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG, EX_OK, EX_UNAVAILABLE
 from agent.cli.redirect_plan import Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
-from agent.core.installed import SERVICE_USER
+from agent.core.installed import CONFIG_PATH, SERVICE_USER
 from agent.host import aliases, arrival, hold, nft, planning, ports, ranges, systemctl, unroutable
 
 _CONFIG = click.option(

@@ -13,6 +13,7 @@ from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import HostError
 from agent.core.text import printable
+from agent.wire import names
 
 REFRESH_SECONDS: Final = 45.0
 
@@ -26,7 +27,7 @@ def refresh(path: Path, as_json: bool) -> int:
     Prints what each source holds. Without this command the agent reads EC2 user-data every ten minutes. Exits 65 if a
     source holds a bundle that is refused, and 69 if a source exists but cannot be read.
     """
-    answer = ask.control(control_socket(path), "POST", "/v1/refresh", b"", timeout_seconds=REFRESH_SECONDS)
+    answer = ask.control(control_socket(path), "POST", names.REFRESH_PATH, b"", timeout_seconds=REFRESH_SECONDS)
     if answer.status != 200:
         raise HostError(f"the agent did not look: {answer.why()}")
     sources = answer.json()["sources"]

@@ -12,6 +12,7 @@ from agent.cli.documents import json_option
 from agent.cli.exits import EX_CONFIG, EX_OK
 from agent.cli.options import config_option, control_socket
 from agent.core.errors import HostError
+from agent.wire import names
 
 RELOAD_SECONDS: Final = 45.0
 
@@ -25,7 +26,7 @@ def reload(path: Path, as_json: bool) -> int:
     "systemctl reload credential-agent" runs this. Names the sections that need a restart. Exits 78 if the configuration
     is refused: the former one then stays in force.
     """
-    answer = ask.control(control_socket(path), "POST", "/v1/reload", b"", timeout_seconds=RELOAD_SECONDS)
+    answer = ask.control(control_socket(path), "POST", names.RELOAD_PATH, b"", timeout_seconds=RELOAD_SECONDS)
     if answer.status not in (200, 422):
         raise HostError(f"the agent did not reload: {answer.why()}")
     done = answer.json()

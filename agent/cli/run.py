@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-DEFAULT_CONFIG = "/etc/credential-agent/config.toml"
+from agent.core.installed import CONFIG_PATH
 
 _config = click.option(
     "--config",
     "path",
     type=Path,  # not click.Path, which looks at the file: on a mount that hangs for ever
-    default=DEFAULT_CONFIG,
+    default=CONFIG_PATH,
     show_default=True,
     help="The agent's configuration file (TOML).",
 )

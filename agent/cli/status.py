@@ -16,6 +16,7 @@ from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.options import Seconds, config_option, control_socket
 from agent.cli.terminal import colourful
 from agent.core.errors import HostError
+from agent.wire import names
 
 ANSWER_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 6.0
@@ -86,7 +87,7 @@ def _status_of(path: Path) -> ask.Answer:
     """
     control = control_socket(path)
     try:
-        return ask.control(control, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+        return ask.control(control, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
     except ask.NoAnswerError as error:
         from agent.cli import manager
 
@@ -95,7 +96,7 @@ def _status_of(path: Path) -> ask.Answer:
             raise
         if found.active:
             try:
-                return ask.control(control, "GET", "/v1/status", timeout_seconds=PATIENCE_SECONDS)
+                return ask.control(control, "GET", names.STATUS_PATH, timeout_seconds=PATIENCE_SECONDS)
             except ask.NoAnswerError:
                 said = f"{control}: no answer within {ANSWER_SECONDS + PATIENCE_SECONDS:g} s: {found.said}: it hangs"
                 raise HostError(said, hint="credential-agent doctor") from None

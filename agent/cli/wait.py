@@ -132,7 +132,7 @@ class Watched:
 
     def answer(self, cloud: str) -> ask.Answer:
         """Look at it. Raises HostError where the agent does not say."""
-        answer = ask.control(self._control, "GET", "/v1/status")
+        answer = ask.control(self._control, "GET", names.STATUS_PATH)
         self._document = answer.json() if answer.status == 200 else {}
         if answer.status != 200:
             return answer

@@ -16,9 +16,9 @@ from typing import Final
 import click
 
 from agent import config
-from agent.cli.common import CONFIG_PATH
 from agent.core.announced import FILE, FORMER_FILE, Announced
 from agent.core.errors import ConfigError
+from agent.core.installed import CONFIG_PATH
 from agent.core.strictjson import NotThatShapeError, decode
 
 DIRECTORY: Final = Path("/run/credential-agent")

@@ -67,7 +67,7 @@ def _asked(path: Path, now: datetime) -> dict[str, Any]:
         if socket is None:
             continue
         try:
-            answer = ask.control(socket, "GET", "/v1/status", timeout_seconds=ANSWER_SECONDS)
+            answer = ask.control(socket, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         except (ask.NotAllowedError, ask.NotListeningError) as error:
             refused = refused or error
             continue

@@ -29,6 +29,7 @@ from agent.config.shapes import (
     VariablePattern,
     VariableValue,
 )
+from agent.wire.names import BUNDLE_ATTRIBUTE
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """``sun_path`` of unix(7) holds 108, the NUL at its end included."""
@@ -288,7 +289,7 @@ class GceAttributeEntry(Section, frozen=True, tag_field="kind", tag="gce-attribu
         name: name of this source in logs, metrics and acknowledgements. Default: its kind.
     """
 
-    key: AttributeKey = "credential-bundle"
+    key: AttributeKey = BUNDLE_ATTRIBUTE
     scope: Literal["instance", "project", "both"] = "both"
     name: Name | None = None
 

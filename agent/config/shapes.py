@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from agent.core.model import ACCOUNT_ID, ROLE_NAME, VARIABLE_NAME
+
 
 def _text(pattern: str, words: str) -> msgspec.Meta:
     r"""A text that matches ``pattern``, which ends in ``\Z``: ``$`` would let a newline follow."""
@@ -39,10 +41,8 @@ MetadataPath = Annotated[
     ),
 ]
 
-RoleName = Annotated[
-    str, _text(r"^[A-Za-z0-9_+=,.@-]{1,64}\Z", "the name of a role: 1 to 64 letters, digits or _+=,.@-")
-]
-AccountId = Annotated[str, _text(r"^[0-9]{12}\Z", "a twelve-digit account id")]
+RoleName = Annotated[str, _text(ROLE_NAME, "the name of a role: 1 to 64 letters, digits or _+=,.@-")]
+AccountId = Annotated[str, _text(ACCOUNT_ID, "a twelve-digit account id")]
 ProjectNumber = Annotated[str, _text(r"^[0-9]{1,20}\Z", "a project number: 1 to 20 digits")]
 KmsKeyVersion = Annotated[
     str,
@@ -57,9 +57,7 @@ VariablePattern = Annotated[
 ]
 VariableName = Annotated[
     str,
-    _text(
-        r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z", "the name of a variable: letters, digits and underscores, no digit first"
-    ),
+    _text(VARIABLE_NAME, "the name of a variable: letters, digits and underscores, no digit first"),
 ]
 # What an environment file can hold. agent.host.envfile refuses the same characters, but too late to tell the operator.
 VariableValue = Annotated[

@@ -1,10 +1,12 @@
-"""The service as it is installed: its user, and what systemd's own exit statuses mean for it."""
+"""The service as it is installed: its configuration, its user, and what systemd's own exit statuses mean for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
+CONFIG_PATH: Final = Path("/etc/credential-agent/config.toml")
 SERVICE_USER: Final = "credential-agent"
 JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
 START: Final = "systemctl restart credential-agent"

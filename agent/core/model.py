@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
+from agent.core.google import STS_URL, TOKEN_URL
 from agent.core.secret import Secret
 
 
@@ -94,19 +95,28 @@ Credential = AwsCredential | GoogleToken
 # ---------------------------------------------------------------------------------------------------------------------
 # Grants: what a bundle carries. Every struct refuses unknown fields; unknown *types* are set aside by the decoder.
 
+ACCESS_KEY_ID: Final = r"^[A-Z0-9]{16,128}\Z"
+ACCOUNT_ID: Final = r"^[0-9]{12}\Z"
+REGION: Final = r"^[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}\Z"
+ROLE_NAME: Final = r"^[A-Za-z0-9_+=,.@-]{1,64}\Z"
+WORD: Final = r"^[\x21-\x7e]{1,256}\Z"
+VARIABLE_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z"
+LAST_SECOND: Final = 253_402_300_799
+"""Of the year 9999, in seconds since 1970: the last that a date can name."""
+
 GrantId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
-AccessKeyId = Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9]{16,128}\Z")]
-AccountId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12}\Z")]
-Region = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}\Z")]
+AccessKeyId = Annotated[str, msgspec.Meta(pattern=ACCESS_KEY_ID)]
+AccountId = Annotated[str, msgspec.Meta(pattern=ACCOUNT_ID)]
+Region = Annotated[str, msgspec.Meta(pattern=REGION)]
 RoleArn = Annotated[str, msgspec.Meta(pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\x21-\x7e]{1,512}\Z")]
-RoleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_+=,.@-]{1,64}\Z")]
+RoleName = Annotated[str, msgspec.Meta(pattern=ROLE_NAME)]
 SessionName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_+=,.@-]{2,64}\Z")]
-NumericDate = Annotated[int, msgspec.Meta(ge=0, le=253402300799)]
+NumericDate = Annotated[int, msgspec.Meta(ge=0, le=LAST_SECOND)]
 DurationSeconds = Annotated[int, msgspec.Meta(ge=900, le=43200)]
 LongDurationSeconds = Annotated[int, msgspec.Meta(ge=900, le=129600)]
 HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,2000}\Z")]
 Email = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,254}\Z")]
-Scope = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}\Z")]
+Scope = Annotated[str, msgspec.Meta(pattern=WORD)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[\x20-\x7e]{1,1023}\Z")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
@@ -248,7 +258,7 @@ class GcpServiceAccount(_Grant, frozen=True, tag="gcp-service-account"):
     private_key: Secret
     scopes: tuple[Scope, ...] = (CLOUD_PLATFORM,)
     project_id: Text | None = None
-    token_uri: HttpUrl = "https://oauth2.googleapis.com/token"  # noqa: S105 - a URL
+    token_uri: HttpUrl = TOKEN_URL
 
 
 class GcpImpersonation(_Grant, frozen=True, tag="gcp-impersonation"):
@@ -275,12 +285,12 @@ class GcpExternalAccount(_Grant, frozen=True, tag="gcp-external-account"):
     service_account: Email | None = None
     scopes: tuple[Scope, ...] = (CLOUD_PLATFORM,)
     lifetime_seconds: Annotated[int, msgspec.Meta(ge=600, le=43200)] = 3600
-    token_url: HttpUrl = "https://sts.googleapis.com/v1/token"  # noqa: S105 - a URL
+    token_url: HttpUrl = STS_URL
     region: Region | None = None
     project_id: Text | None = None
 
 
-VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
+VariableName = Annotated[str, msgspec.Meta(pattern=VARIABLE_NAME)]
 
 
 class Env(_Grant, frozen=True, tag="env"):

@@ -35,11 +35,11 @@ class Answer(Protocol):
 
     @property
     def status(self) -> int:
-        """The status."""
+        """The HTTP status."""
 
     @property
     def body(self) -> bytes:
-        """All of it."""
+        """The whole body."""
 
 
 class MetadataServer(Protocol):

@@ -11,6 +11,7 @@ import msgspec
 from agent.core.source import Ack
 from agent.daemon.reload import Reloaded
 from agent.serve.control import ControlRequest, Route, problem
+from agent.wire import names
 from agent.wire.http import JSON, Response
 
 
@@ -60,11 +61,11 @@ def routes(
         return Response(422 if done.outcome == "refused" else 200, (JSON,), msgspec.json.encode(done) + b"\n")
 
     return {
-        ("POST", "/v1/refresh"): post_refresh,
-        ("POST", "/v1/reload"): post_reload,
-        ("GET", "/v1/status"): get_status,
-        ("GET", "/v1/keys"): get_keys,
-        ("PUT", "/v1/bundle"): put_bundle,
+        ("POST", names.REFRESH_PATH): post_refresh,
+        ("POST", names.RELOAD_PATH): post_reload,
+        ("GET", names.STATUS_PATH): get_status,
+        ("GET", names.KEYS_PATH): get_keys,
+        ("PUT", names.BUNDLE_PATH): put_bundle,
         ("GET", "/metrics"): get_metrics,
     }
 

@@ -24,6 +24,7 @@ from agent.providers.attest import Attestor
 from agent.report.summary import summary
 from agent.serve.control import ControlRequest, Route, problem
 from agent.sources.push import unwrapped
+from agent.wire import names
 from agent.wire.http import JSON, Response
 
 REFUSALS_KEPT: Final = 256
@@ -61,11 +62,11 @@ class Couriers:
         self._refused: dict[int, Ack] = {}  # by user id, the latest last
 
     def routes(self) -> Mapping[tuple[str, str], Route]:
-        """By method and path."""
+        """The routes of the couriers' socket, by method and path."""
         return {
-            ("POST", "/v1/enrol"): self._enrol,
-            ("PUT", "/v1/bundle"): self._bundle,
-            ("GET", "/v1/status"): self._status,
+            ("POST", names.ENROL_PATH): self._enrol,
+            ("PUT", names.BUNDLE_PATH): self._bundle,
+            ("GET", names.STATUS_PATH): self._status,
         }
 
     async def _enrol(self, request: ControlRequest) -> Response:

@@ -173,7 +173,7 @@ def remnants(store: Store) -> list[_Remnant]:
 
 
 def remnant(left: Remnant) -> _Remnant:
-    """One of them."""
+    """A credential of an earlier bundle, as it is handed over."""
     return _Remnant(
         cloud=left.cloud,
         digest=left.digest,

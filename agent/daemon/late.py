@@ -112,7 +112,7 @@ class Late:
 
     @staticmethod
     async def listen(operators: ControlEndpoint, control: socket.socket) -> Server:
-        """Answer operators there."""
+        """Answer operators on the control socket, from now on."""
         return await asyncio.get_running_loop().create_unix_server(operators.listener.protocol, sock=control)
 
     async def _open_control_late(self, operators: ControlEndpoint, servers: list[Server]) -> None:

@@ -175,7 +175,6 @@ class Prepared:
 
     async def close(self) -> None:
         """Close the ways out."""
-        await self.mint.close()
         await self.ways.close()
 
 

@@ -184,12 +184,12 @@ class Servers:
         self.changed()
 
     def ended(self, server: Server) -> None:
-        """It is gone."""
+        """The connection to a server has ended."""
         self._connected.pop(server, None)
         self.changed()
 
     def close(self) -> None:
-        """Say no more."""
+        """End the connections to all servers."""
         for server in list(self._connected):
             server.close()
 
@@ -246,7 +246,7 @@ class Server(asyncio.Protocol):
         self._write(frame_of_snapshot(data))
 
     def say(self, message: ControllerSays) -> None:
-        """Say something else."""
+        """Send any other message."""
         self._write(frame_of(message))
 
     def _write(self, frame: bytes) -> None:

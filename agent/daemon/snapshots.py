@@ -70,7 +70,7 @@ class Snapshots:
 
     @property
     def version(self) -> int:
-        """Of the newest."""
+        """The version of the newest snapshot."""
         return self._last.version
 
     @property

@@ -116,7 +116,7 @@ class _Child:
             os.waitpid(self._pid, os.WNOHANG)
 
     def result(self) -> msgspec.Struct:
-        """Its answer."""
+        """What the probe found; :class:`Unknown` if it did not say."""
         kind = self._kind if self._data[:1] == _VALUE else Unknown
         try:
             return decode(self._data[1:], kind)

@@ -130,7 +130,7 @@ def read_question(data: bytes) -> str:
 
 
 def write_enrolment(enrolment: Enrolment) -> bytes:
-    """The answer's body."""
+    """The bytes of an enrolment, as the couriers' socket answers them (PROTOCOL.md)."""
     return msgspec.json.encode({"ver": VERSION, **msgspec.to_builtins(enrolment)}) + b"\n"
 
 

@@ -19,6 +19,7 @@ from agent.forward.enrolling import Admission, Agent, Roster, answered
 from agent.forward.local import Local
 from agent.forward.status import CloudStatus, State, Status
 from agent.sender import assemble
+from agent.wire import names
 
 GROUP: Final = 16
 """Recipients of one bundle. It may have 256 (FORMAT.md), but each recipient gets the entries of all: what a scheduler
@@ -176,7 +177,7 @@ class Engine:
                 sealed, seq = self._seal(group, longest)
                 if sealed is None:
                     continue
-                job = Job(steps=(("PUT", "/v1/bundle", sealed),), after="served", session=self._subject)
+                job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="served", session=self._subject)
                 replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])
                 for agent in group:
                     speaker = self._roster.speaker(agent)
@@ -248,7 +249,7 @@ class Engine:
         taken = 0
         for group in _slices([agent for agent in having if agent.enrolment or agent.former], self._group):
             sealed = self._assembled(group, self._now(), withdraw=True)
-            job = Job(steps=(("PUT", "/v1/bundle", sealed),), after="withdrawn", session=self._subject)
+            job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="withdrawn", session=self._subject)
             replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])
             for agent in group:
                 reply = replies[self._roster.speaker(agent)]
@@ -261,7 +262,7 @@ class Engine:
     # -- what is said of it
 
     def status(self) -> Status:
-        """How it stands."""
+        """How the forwarding stands: its clouds and its workers."""
         leased = None if self._ends is None else self._ends[1]
         clouds = []
         for cloud, part in self._local.parts.items():

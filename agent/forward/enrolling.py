@@ -14,8 +14,9 @@ from agent.core.errors import CourierError, EvidenceError, UsageError
 from agent.enrol import Enrolment, Machine
 from agent.forward.courier import Answer, Courier, Job, Reply, read_reply
 from agent.forward.status import State, WorkerStatus
+from agent.wire import names
 
-STATUS: Final = ("GET", "/v1/status", None)
+STATUS: Final = ("GET", names.STATUS_PATH, None)
 LEASES: Final = (60, 365 * 86_400)
 """Between these a worker's word counts for how long we may lease to it, in seconds (its ``max_lease_seconds``)."""
 VERIFIERS: Final = 16
@@ -208,7 +209,7 @@ class Roster:
     def enrol(self, agents: Sequence[Agent], admission: Admission) -> None:
         """Ask agents for their keys and have what they say verified. One whose evidence does not hold is marked so."""
         nonce = enrol.new_nonce(secrets.token_bytes(32))
-        job = Job(steps=(("POST", "/v1/enrol", enrol.write_question(nonce)),), session=self._session)
+        job = Job(steps=(("POST", names.ENROL_PATH, enrol.write_question(nonce)),), session=self._session)
         replies = self.ask(job, [self.speaker(agent) for agent in agents])
         asked: list[tuple[Agent, Enrolment]] = []
         for agent in agents:

@@ -168,7 +168,7 @@ class Dask:
             return False
 
     def workers(self) -> Sequence[str]:
-        """Their addresses."""
+        """The addresses of the cluster's workers."""
         if self._reconnect is not None and self._closed:
             self._again(self._reconnect)
 

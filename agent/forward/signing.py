@@ -15,6 +15,7 @@ from agent.bundle.short_key import signer_word
 from agent.core.errors import HostError, UsageError
 from agent.core.text import os_reason
 from agent.sender import files
+from agent.wire import signers
 
 
 def default_path() -> Path:
@@ -94,7 +95,7 @@ def launch_line(key: bundle.SigningKey) -> str:
 
     A comment, in a script and in a cloud-config, so that it can be added to either.
     """
-    return f"# credential-agent-signer: {signer_word(key.verify_key())}"
+    return f"# {signers.line(signer_word(key.verify_key()))}"
 
 
 def at_launch(key: bundle.SigningKey, issuer: str) -> str:

@@ -99,7 +99,8 @@ def begin(
         now: time.
 
     Raises:
-        AgentError: see :func:`agent.forward.dask`.
+        UsageError: an argument is unknown, or of another kind than it takes.
+        AgentError: any other, as :func:`agent.forward.dask` says.
     """
     odd = wanted.keys() - Wanted.__annotations__.keys()
     if odd:

@@ -14,26 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from typing import Final
 
-from agent.core.errors import HostError
 from agent.core.secret import Secret
-from agent.host.envfile import merge_no_proxy
+from agent.host.envfile import HEADER, aws_defaults, checked, google_defaults, merge_no_proxy
 from agent.wire import names
-
-NO_PROXY_HOSTS: Final = (
-    names.METADATA_IPV4,
-    names.ECS_IPV4,
-    names.EKS_IPV4,
-    names.EC2_IPV6,
-    names.EKS_IPV6,
-    names.GCE_IPV6,
-)
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def path_id(key: bytes, machine: str) -> Secret:
@@ -63,19 +49,11 @@ def pointers(*, aws: bool, gcp: bool, path: Secret, region: str | None = None, n
     variables: dict[str, str] = {}
     if aws:
         variables["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = names.ECS_PREFIX + path.reveal()
-        # botocore asks IMDS once, for one second, and remembers a miss for the life of the client.
-        variables["AWS_METADATA_SERVICE_TIMEOUT"] = "5"
-        variables["AWS_METADATA_SERVICE_NUM_ATTEMPTS"] = "5"
-        if region is not None:
-            variables["AWS_REGION"] = region
-            variables["AWS_DEFAULT_REGION"] = region
+        variables.update(aws_defaults(region))
     if gcp:
-        for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
-            variables[name] = names.METADATA_IPV4
-        variables["GCE_METADATA_MTLS_MODE"] = "none"
-        variables["METADATA_SERVER_DETECTION"] = "assume-present"
+        variables.update(google_defaults(names.METADATA_IPV4))
     if variables:
-        variables.update(dict.fromkeys(("NO_PROXY", "no_proxy"), merge_no_proxy(no_proxy, NO_PROXY_HOSTS)))
+        variables.update(dict.fromkeys(("NO_PROXY", "no_proxy"), merge_no_proxy(no_proxy, names.METADATA_ADDRESSES)))
     return variables
 
 
@@ -85,11 +63,5 @@ def render(variables: Mapping[str, str]) -> bytes:
     Raises:
         HostError: a name or a value cannot stand in such a file.
     """
-    lines = []
-    for name, value in variables.items():
-        if not _NAME.match(name):
-            raise HostError(f"container environment file: expected the name of a variable, got {name!r}")
-        if _UNSAFE.search(value):
-            raise HostError(f"container environment file: {name}: expected no control character in the value")
-        lines.append(f"{name}={value}\n")
-    return ("# Written by credential-agent; changes are lost.\n" + "".join(lines)).encode()
+    lines = [f"{name}={value}\n" for name, value in checked(variables, "container environment file")]
+    return (HEADER + "".join(lines)).encode()

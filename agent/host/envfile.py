@@ -23,22 +23,9 @@ from agent.core.secret import Secret
 from agent.core.text import instant
 from agent.wire import names
 
-#: The metadata services' addresses and our own endpoint. A proxy that caught these would see credentials, and adds the
-#: ``X-Forwarded-For`` that metadata services refuse. ``fd00:ec2::254`` and ``fd00:ec2::23`` are EC2's and EKS's IPv6
-#: ones, ``fd20:ce::254`` is Google's.
-NO_PROXY_HOSTS: Final = (
-    "127.0.0.1",
-    "localhost",
-    "::1",
-    names.METADATA_IPV4,
-    names.ECS_IPV4,
-    names.EKS_IPV4,
-    names.EC2_IPV6,
-    names.EKS_IPV6,
-    names.GCE_IPV6,
-    "metadata",
-    names.GCE_HOST,
-)
+#: The metadata services and our own endpoint. A proxy that caught these would see credentials, and adds the
+#: ``X-Forwarded-For`` that metadata services refuse.
+NO_PROXY_HOSTS: Final = ("127.0.0.1", "localhost", "::1", *names.METADATA_ADDRESSES, "metadata", names.GCE_HOST)
 
 #: Variables that make an AWS SDK or a Google client look elsewhere than at the agent.
 MASKING: Final = frozenset(
@@ -68,7 +55,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # systemd drops a variable whose value has a control character beside tab and line feed; a line feed is legal in quotes,
 # but one slip of a reader and it begins another variable.
 _UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_HEADER: Final = "# Written by credential-agent; changes are lost.\n"
+HEADER: Final = "# Written by credential-agent; changes are lost.\n"
 _PROXY_NAMES: Final = ("NO_PROXY", "no_proxy")  # curl and Python read one, Go and Ruby both, Java neither
 
 
@@ -113,24 +100,33 @@ def pointers(
             # No trailing slash: one client makes //latest of it.
             variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = f"http://{address}"
             variables["AWS_METADATA_ENDPOINT"] = f"http://{address}"  # object_store's name for the same thing
-        # botocore asks IMDS once, for one second, and remembers a miss for the life of the client.
-        variables["AWS_METADATA_SERVICE_TIMEOUT"] = "5"
-        variables["AWS_METADATA_SERVICE_NUM_ATTEMPTS"] = "5"
-        if region is not None:
-            variables["AWS_REGION"] = region
-            variables["AWS_DEFAULT_REGION"] = region
+        variables.update(aws_defaults(region))
     if gcp:
-        for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
-            variables[name] = (
-                address  # Go, Java and Rust read the first; C++ and gcloud the second; Python's probe the third
-            )
-        # On a Shielded VM some releases of google-auth would otherwise speak TLS to us.
-        variables["GCE_METADATA_MTLS_MODE"] = "none"
-        variables["METADATA_SERVER_DETECTION"] = "assume-present"
+        variables.update(google_defaults(address))
     if variables:
         merged = merge_no_proxy(no_proxy)
         variables.update(dict.fromkeys(_PROXY_NAMES, merged))
     return variables
+
+
+def aws_defaults(region: str | None) -> dict[str, str]:
+    """What every AWS SDK is told beside where we are, on the machine and in a container."""
+    # botocore asks IMDS once, for one second, and remembers a miss for the life of the client.
+    variables = {"AWS_METADATA_SERVICE_TIMEOUT": "5", "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "5"}
+    if region is not None:
+        variables.update(dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), region))
+    return variables
+
+
+def google_defaults(address: str) -> dict[str, str]:
+    """What every Google client is told, on the machine and in a container: the metadata server is at ``address``."""
+    return {
+        # Go, Java and Rust read the first; C++ and gcloud the second; Python's probe the third.
+        **dict.fromkeys(("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"), address),
+        # On a Shielded VM some releases of google-auth would otherwise speak TLS to us.
+        "GCE_METADATA_MTLS_MODE": "none",
+        "METADATA_SERVER_DETECTION": "assume-present",
+    }
 
 
 def static_keys(credential: AwsCredential) -> dict[str, str]:
@@ -186,8 +182,8 @@ def render_systemd(variables: Mapping[str, str]) -> bytes:
     Raises:
         HostError: a name or a value cannot stand in such a file.
     """
-    lines = [f'{name}="{_DOUBLE_QUOTED.sub(_BACKSLASH, value)}"\n' for name, value in _checked(variables)]
-    return (_HEADER + "".join(lines)).encode()
+    lines = [f'{name}="{_DOUBLE_QUOTED.sub(_BACKSLASH, value)}"\n' for name, value in checked(variables)]
+    return (HEADER + "".join(lines)).encode()
 
 
 def parse_systemd(data: bytes) -> dict[str, str]:
@@ -223,7 +219,7 @@ def render_shell(variables: Mapping[str, str]) -> bytes:
     if "GCE_METADATA_HOST" not in variables:
         masking = [name for name in masking if name in _AWS_MASKING]
     lines = [f"unset {' '.join(masking)}\n"] if masking else []
-    for name, value in _checked(variables):
+    for name, value in checked(variables):
         quoted = _single_quoted(value)
         if name in _PROXY_NAMES:
             # In a shell that has a list already, ours is added to it, once.
@@ -235,7 +231,7 @@ def render_shell(variables: Mapping[str, str]) -> bytes:
             lines.append(f'[ -n "${{{name}-}}" ] || export {name}={quoted}\n')
         else:
             lines.append(f"export {name}={quoted}\n")
-    return (_HEADER + "".join(lines)).encode()
+    return (HEADER + "".join(lines)).encode()
 
 
 _DOUBLE_QUOTED: Final = re.compile(r'(["\\$`])')
@@ -250,10 +246,15 @@ def _single_quoted(value: str) -> str:
     return "'" + value.replace("'", "'\\''") + "'"
 
 
-def _checked(variables: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+def checked(variables: Mapping[str, str], what: str = "environment file") -> Iterable[tuple[str, str]]:
+    """Names and values, each of which can stand in such a file.
+
+    Raises:
+        HostError: one cannot; its words begin with ``what``.
+    """
     for name, value in variables.items():
         if not _NAME.match(name):
-            raise HostError(f"environment file: expected the name of a variable, got {name!r}")
+            raise HostError(f"{what}: expected the name of a variable, got {name!r}")
         if _UNSAFE.search(value):
-            raise HostError(f"environment file: {name}: expected no control character in the value")
+            raise HostError(f"{what}: {name}: expected no control character in the value")
         yield name, value

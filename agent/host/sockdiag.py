@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from agent.host.sockets import METADATA, METADATA_PORT, Endpoint
+from agent.host.sockets import METADATA_PORT, Endpoint
+from agent.wire.names import METADATA_ADDRESSES
 
 NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY, linux/sock_diag.h
@@ -173,4 +174,4 @@ def _spelt(host: str, port: int) -> _Spelt | None:
     return None if found is None else (found[0], port.to_bytes(2, "big"), found[1])
 
 
-_LED: Final = tuple(one for host in METADATA if (one := _spelt(host, METADATA_PORT)) is not None)
+_LED: Final = tuple(one for host in METADATA_ADDRESSES if (one := _spelt(host, METADATA_PORT)) is not None)

@@ -24,14 +24,6 @@ Endpoint = tuple[str, int]
 
 METADATA_PORT: Final = 80
 _PIECE_BYTES: Final = 32768
-METADATA: Final = (
-    names.METADATA_IPV4,
-    names.ECS_IPV4,
-    names.EKS_IPV4,
-    names.EC2_IPV6,
-    names.EKS_IPV6,
-    names.GCE_IPV6,
-)
 _ROW: Final = re.compile(
     rb"^ *\d+: ([0-9A-F]{8,32}:[0-9A-F]{4}) ([0-9A-F]{8,32}:[0-9A-F]{4}) 0[1-9AB] \S+ \S+ \S+ +(\d+) +\d+ (\d+)",
     re.MULTILINE,
@@ -108,4 +100,4 @@ def _words(packed: bytes, port: int) -> bytes:
     return ("".join(f"{word:08X}" for word in words) + f":{port:04X}").encode()
 
 
-_LED: Final = tuple(spelling for host in METADATA for spelling in _spelt(host, METADATA_PORT))
+_LED: Final = tuple(spelling for host in names.METADATA_ADDRESSES for spelling in _spelt(host, METADATA_PORT))

@@ -146,7 +146,11 @@ def check_unit(unit: str) -> None:
 
 
 def slice_path(unit: str) -> str:
-    """The path of a slice: ``a-b.slice`` lies in ``a.slice`` (systemd.slice(5))."""
+    """The path of a slice: ``a-b.slice`` lies in ``a.slice`` (systemd.slice(5)).
+
+    Raises:
+        HostError: it is the root slice, or not the name of one: the operator mends ``redirect.units``.
+    """
     if unit == "-.slice":
         raise HostError("redirect.units: the root slice holds every process of the machine")
     names = unit.removesuffix(".slice").split("-")

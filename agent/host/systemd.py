@@ -186,6 +186,9 @@ class Notifier:
 
         Returns:
             Whether the datagram was taken.
+
+        Raises:
+            ValueError: a line has a line break: our own mistake.
         """
         if not self._address:
             return False

@@ -121,7 +121,7 @@ def hold_again(credential: Credential, ends: datetime | None, now: datetime) -> 
 
 
 class New(msgspec.Struct, frozen=True):
-    """Nothing yet."""
+    """Nothing was asked for yet."""
 
     due_at: datetime
     held: ClassVar[None] = None

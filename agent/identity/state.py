@@ -85,7 +85,7 @@ class Names(NamedTuple):
     known: frozenset[str] = frozenset()
 
     def and_(self, name: str) -> Names:
-        """With one more."""
+        """These names and ``name``, the newest last; the oldest goes when there are too many."""
         if name in self.known:
             return self
         listed = (*self.listed, name)[-NAMES_KEPT:]

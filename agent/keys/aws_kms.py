@@ -23,7 +23,8 @@ import msgspec
 
 from agent import bundle
 from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, SealError
-from agent.core.model import AwsCredential
+from agent.core.model import REGION, AwsCredential
+from agent.core.partition import domain_of
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.upstream import Upstream, UpstreamError
 from agent.upstream.sigv4 import SigningKeys, signed_headers
@@ -31,7 +32,7 @@ from agent.upstream.sigv4 import SigningKeys, signed_headers
 _ARN: Final = re.compile(
     r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]{1,64}):[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]{1,256}\Z"
 )
-_REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}\Z")
+_REGION: Final = re.compile(REGION)
 _MAX_ANSWER_BYTES: Final = 65_536
 _TIMEOUT_SECONDS: Final = 5.0
 _SHARED_SECRET_BYTES: Final = 32  # of P-256: one coordinate
@@ -194,8 +195,7 @@ class AwsKmsKey:
 
 
 def _endpoint(region: str) -> str:
-    suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"https://kms.{region}.{suffix}"
+    return f"https://kms.{region}.{domain_of(region)}"
 
 
 def _word(kind: str) -> str:

@@ -203,7 +203,7 @@ class Stream(io.TextIOBase):
         self._begun = threading.local()
 
     def writable(self) -> bool:
-        """It is."""
+        """Whether it can be written to: always (:class:`io.RawIOBase`)."""
         return True
 
     def fileno(self) -> int:

@@ -13,6 +13,8 @@ from agent.core.errors import Denied, Transient
 from agent.core.issued import Issued
 from agent.core.limits import CHAINED_ROLE
 from agent.core.model import (
+    ACCESS_KEY_ID,
+    REGION,
     AwsAssumeRole,
     AwsCredential,
     AwsKeys,
@@ -37,8 +39,8 @@ from agent.wire.container import parse_credential
 from agent.wire.names import EC2_REGION_PATH
 
 _CHAINED_SECONDS: Final = int(CHAINED_ROLE.total_seconds())
-_REGION: Final = re.compile(r"[a-z]{2,4}(-[a-z]{1,12}){1,3}-[0-9]{1,2}")
-_ACCESS_KEY_ID: Final = re.compile(r"[A-Z0-9]{16,128}")
+_REGION: Final = re.compile(REGION)
+_ACCESS_KEY_ID: Final = re.compile(ACCESS_KEY_ID)
 _MAX_BROKER_BYTES: Final = 65536
 
 
@@ -48,6 +50,9 @@ class AwsMint:
     Args:
         ec2: the machine's own metadata service: asked for the region when nothing else says it.
         boottime: ages what a server said of its own time.
+
+    *Errors*: each method that issues raises :class:`Denied` where AWS, or the grant itself, refuses, and
+    :class:`Transient` where asking again later may help.
     """
 
     def __init__(

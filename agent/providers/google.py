@@ -72,6 +72,9 @@ class GoogleMint:
         tokens: fetches the OpenID Connect tokens that grants name.
         aws: knows the region for federation from AWS.
         gce: the machine's own metadata server, if it is a GCE machine.
+
+    *Errors*: each method raises :class:`Denied` where Google, or the grant itself, refuses, and :class:`Transient`
+    where asking again later may help.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from agent.core import jwt
 from agent.core.errors import Denied, ProviderError, Transient
 from agent.core.limits import USUAL_GOOGLE_TOKEN
 from agent.core.model import (
+    LAST_SECOND,
     IdToken,
 )
 from agent.core.secret import Secret
@@ -66,13 +67,13 @@ class IdTokenAnswer(msgspec.Struct, frozen=True):
 
 
 class GeneratedIdToken(msgspec.Struct, frozen=True):
-    """``generateIdToken``'s."""
+    """The answer of ``generateIdToken`` (IAM Service Account Credentials API)."""
 
     token: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class AccessTokenAnswer(msgspec.Struct, frozen=True, rename="camel"):
-    """``generateAccessToken``'s."""
+    """The answer of ``generateAccessToken`` (the same API)."""
 
     access_token: Annotated[str, msgspec.Meta(min_length=1)]
     expire_time: str
@@ -89,8 +90,8 @@ class _ErrorAnswer(msgspec.Struct, frozen=True):
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    exp: Annotated[int, msgspec.Meta(ge=1, le=253402300799)] | None = None
-    iat: Annotated[int, msgspec.Meta(ge=0, le=253402300799)] | None = None
+    exp: Annotated[int, msgspec.Meta(ge=1, le=LAST_SECOND)] | None = None
+    iat: Annotated[int, msgspec.Meta(ge=0, le=LAST_SECOND)] | None = None
     email: str | None = None
 
 

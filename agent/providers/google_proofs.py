@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from agent.core.errors import Denied
+from agent.core.google import TOKEN_URL
 from agent.core.model import AwsCredential, GcpServiceAccount
 from agent.providers.regions import sts_url
 from agent.upstream.sigv4 import SigningKeys, signed_headers
@@ -21,7 +22,7 @@ from agent.upstream.sigv4 import SigningKeys, signed_headers
 #: Google takes no assertion that claims more.
 _ASSERTION_LIFE_SECONDS: Final = 3600
 #: The same wherever the request is routed: Google's page says so.
-_ASSERTION_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
+_ASSERTION_AUDIENCE: Final = TOKEN_URL
 
 
 def aws_subject_token(base: AwsCredential, audience: str, region: str, now: datetime) -> str:

@@ -163,9 +163,6 @@ class Mint:
                     code="unsupported",
                 )
 
-    async def close(self) -> None:
-        """Nothing of its own to close; here so that its maker need not know that."""
-
 
 def _aws(base: AwsCredential | GoogleToken | None) -> AwsCredential:
     if not isinstance(base, AwsCredential):

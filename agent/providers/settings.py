@@ -6,16 +6,11 @@ from typing import Final
 
 import msgspec
 
+from agent.core import google
 from agent.core.model import Cloud
 
 #: Where Google itself answers; grants may name these without any configuration.
-GOOGLE_ORIGINS: Final = (
-    "https://oauth2.googleapis.com",
-    "https://sts.googleapis.com",
-    "https://iamcredentials.googleapis.com",
-    "https://accounts.google.com",
-    "https://www.googleapis.com",
-)
+GOOGLE_ORIGINS: Final = (*google.TOKEN_ORIGINS, "https://www.googleapis.com")
 
 
 class GoogleEndpoints(msgspec.Struct, frozen=True):
@@ -27,15 +22,15 @@ class GoogleEndpoints(msgspec.Struct, frozen=True):
         iamcredentials_url: scheme, host and port of the IAM credentials API, no path.
     """
 
-    token_url: str = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address
-    sts_url: str = "https://sts.googleapis.com/v1/token"
-    iamcredentials_url: str = "https://iamcredentials.googleapis.com"
+    token_url: str = google.TOKEN_URL
+    sts_url: str = google.STS_URL
+    iamcredentials_url: str = google.IAM_CREDENTIALS_ORIGIN
 
     @classmethod
     def at(cls, base_url: str) -> GoogleEndpoints:
         """All three behind one base URL (a private endpoint, a fake), at the paths they have at Google."""
         base = base_url.rstrip("/")
-        return cls(token_url=f"{base}/token", sts_url=f"{base}/v1/token", iamcredentials_url=base)
+        return cls(token_url=f"{base}{google.TOKEN_PATH}", sts_url=f"{base}{google.STS_PATH}", iamcredentials_url=base)
 
 
 class MintSettings(msgspec.Struct, frozen=True):

@@ -146,7 +146,16 @@ def _frozen(found: Any) -> Any:
 
 
 def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
-    """Call the SDK; every way it fails becomes an error of ours, with the code AWS gave and no secret."""
+    """Call the SDK; every way it fails becomes an error of ours, with the code AWS gave and no secret.
+
+    Args:
+        function: makes the call.
+        odd: further exceptions that it may raise.
+
+    Raises:
+        Denied: AWS refuses, or this computer's identity cannot be used: the person mends it.
+        Transient: AWS cannot be reached.
+    """
     from botocore.exceptions import (  # noqa: PLC0415 - only when a call is made
         BotoCoreError,
         ClientError,

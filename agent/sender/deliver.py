@@ -16,8 +16,8 @@ import msgspec
 
 from agent.core.errors import Denied, Transient
 from agent.core.limits import MAX_BUNDLE_BYTES
+from agent.wire.names import BUNDLE_ATTRIBUTE
 
-DEFAULT_KEY: Final = "credential-bundle"
 COMPUTE: Final = "https://compute.googleapis.com/compute/v1"
 COMPUTE_SCOPE: Final = "https://www.googleapis.com/auth/compute"
 ATTEMPTS: Final = 5
@@ -40,7 +40,7 @@ class GceTarget(msgspec.Struct, frozen=True):
     project: str
     zone: str | None
     instance: str | None
-    key: str = DEFAULT_KEY
+    key: str = BUNDLE_ATTRIBUTE
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -49,7 +49,7 @@ class GceTarget(msgspec.Struct, frozen=True):
         if match is None:
             return None
         project, zone, instance, key = match.groups()
-        return cls(project, zone, instance, key or DEFAULT_KEY)
+        return cls(project, zone, instance, key or BUNDLE_ATTRIBUTE)
 
     def __str__(self) -> str:
         place = f"instance {self.instance}" if self.instance else f"project {self.project}"

@@ -21,11 +21,12 @@ from typing import Any, Final
 from agent import enrol
 from agent.core import jwt
 from agent.core.errors import EvidenceError
+from agent.core.google import ACCOUNTS_HOST, ACCOUNTS_ORIGIN
 from agent.core.model import Cloud
 from agent.enrol import AwsSts, AwsWebIdentity, Enrolment, GcpIdentity, Machine, Policy
 
 GOOGLE_CERTS_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
-GOOGLE_ISSUERS: Final = frozenset({"https://accounts.google.com", "accounts.google.com"})
+GOOGLE_ISSUERS: Final = frozenset({ACCOUNTS_ORIGIN, ACCOUNTS_HOST})
 TIMEOUT_SECONDS: Final = 10.0
 LEEWAY_SECONDS: Final = 60
 """How far the sender's clock may be off where a token's times are compared with it."""

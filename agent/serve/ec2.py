@@ -28,6 +28,7 @@ from functools import partial
 from typing import Final
 
 from agent.core.model import AwsCredential, Cloud
+from agent.core.partition import domain_of, partition_of
 from agent.core.view import Absent, Answer, Facts, Live, Origin, Pending
 from agent.serve.early import Early
 from agent.serve.handling import DROP, Drop, Later, Outcome, aws_given
@@ -234,7 +235,7 @@ class Ec2Dialect:
         credential = live.credential
         if not isinstance(credential, AwsCredential) or credential.account_id is None:
             return _NOT_FOUND
-        partition = _partition(self._watch.served.now.facts.region)
+        partition = partition_of(self._watch.served.now.facts.region)
         arn = f"arn:{partition}:iam::{credential.account_id}:instance-profile/{live.name}"
         return ec2.text(ec2.render_instance_profile(arn=arn, updated=credential.issued_at))
 
@@ -311,14 +312,6 @@ async def _echoed(later: Later, echo: bytes) -> Outcome:
     return outcome.plus(echo) if isinstance(outcome, Response) else outcome
 
 
-def _partition(region: str | None) -> str:
-    if region is not None and region.startswith("cn-"):
-        return "aws-cn"
-    if region is not None and region.startswith("us-gov-"):
-        return "aws-us-gov"
-    return "aws"
-
-
 _REGION_OF: Final = re.compile(r"[a-z]{2,}(?:-[a-z]+)+-[0-9]+")
 
 
@@ -349,9 +342,7 @@ def _tree_of(facts: Facts) -> _Tree:
         meta["instance-id"] = facts.instance_id
     if region is not None:
         placement["region"] = region
-        partition = _partition(region)
-        domain = "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
-        meta["services"] = {"domain": domain, "partition": partition}
+        meta["services"] = {"domain": domain_of(region), "partition": partition_of(region)}
         identity = ec2.InstanceIdentity(
             region=region,
             account_id=facts.account_id,

@@ -32,12 +32,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 METADATA_HOSTS: Final = frozenset(
     {
-        names.METADATA_IPV4,
-        names.EC2_IPV6,
-        names.GCE_IPV6,
-        names.ECS_IPV4,
-        names.EKS_IPV4,
-        names.EKS_IPV6,
+        *names.METADATA_ADDRESSES,
         "localhost",
         "instance-data",
         "instance-data.ec2.internal",

@@ -70,7 +70,7 @@ EC2_TABLE: Final = (
 )
 
 _CUSTOM: Final = (
-    ("credential-bundle", "it carries the bundle"),
+    (names.BUNDLE_ATTRIBUTE, "it carries the bundle"),
     ("*user-data*", "it may carry the bundle, and often carries secrets"),
     ("*script*", "what the machine is set up with: startup-script, shutdown-script, windows-startup-script-ps1..."),
     ("kube*", "what joins a cluster: kube-env, kubeconfig, kubelet-config..."),

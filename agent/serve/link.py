@@ -155,14 +155,14 @@ class Link:
     # -- what is heard -----------------------------------------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
-        """There is a controller."""
+        """A connection to a controller is there; an earlier one ends."""
         before, self._connection = self._connection, connection
         if before is not None:
             before.close()
             self._fail()
 
     def ended(self, connection: Connection) -> None:
-        """It is gone."""
+        """The connection to the controller has ended: whatever waits for an answer gets none."""
         if self._connection is connection:
             self._connection = None
             self._fail()
@@ -243,12 +243,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def finish(self) -> None:
-        """End it when what was said is sent."""
+        """End the connection when what was said is sent."""
         if self._transport is not None:
             self._transport.close()
 
     def close(self) -> None:
-        """End it."""
+        """End the connection."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -288,7 +288,7 @@ class Listener:
     # -- the life of a connection ------------------------------------------------------------------------------------
 
     def opened(self, connection: Connection) -> bool:
-        """Take it in; ``False`` when there is no room and nobody to make any."""
+        """Take ``connection`` in; ``False`` when there is no room and nobody to make any."""
         now = time.monotonic()
         count = len(self._open)
         if 2 * count >= self.limits.connections:
@@ -383,7 +383,7 @@ class Listener:
         return iter([victim for victim, _ in zip(order, range(_LEAVING_AT_ONCE), strict=False)])
 
     def charge(self, connection: Connection, size_bytes: int) -> None:
-        """It keeps ``size_bytes`` now."""
+        """Take note that ``connection`` keeps ``size_bytes`` now, and no more what it kept before."""
         self._buffered += size_bytes - connection.kept_bytes
         connection.kept_bytes = size_bytes
         limit = self.limits.buffered_bytes
@@ -417,11 +417,11 @@ class Listener:
             self.ledger.refuse("room")
 
     def complete(self, connection: Connection) -> None:
-        """Its request is whole."""
+        """Take note that the request of ``connection`` is whole."""
         self._reading.pop(connection, None)
 
     def hold(self, connection: Connection) -> None:
-        """Its request waits for something."""
+        """Take note that the request of ``connection`` waits for something."""
         now = time.monotonic()
         if 2 * len(self._held) >= self.limits.held:
             self._press(now)
@@ -440,16 +440,16 @@ class Listener:
         return next(held for held in self._held if held.share() == most)
 
     def release(self, connection: Connection) -> None:
-        """It waits no longer."""
+        """Take note that the request of ``connection`` waits no longer."""
         self._held.pop(connection, None)
 
     def ending(self, connection: Connection) -> None:
-        """Its answer is written; what remains is that the client takes it."""
+        """Take note that the answer is written; what remains is that the client takes it."""
         self._reading.pop(connection, None)
         self._closing[connection] = time.monotonic()
 
     def lost(self, connection: Connection) -> None:
-        """It is gone."""
+        """Take note that ``connection`` is gone."""
         self._open.pop(connection, None)
         self._reading.pop(connection, None)
         self._held.pop(connection, None)

@@ -94,7 +94,7 @@ class UpstreamAnswer(Protocol):
 
     @property
     def status(self) -> int:
-        """The status."""
+        """The HTTP status."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -318,6 +318,6 @@ def relisted(answer: Response, gone: Callable[[str], bool], *, add: tuple[str, .
 
 
 def target(segments: tuple[str, ...], *, slash: bool, query: str = "") -> str:
-    """The canonical target."""
+    """The path of those segments and the query, as the real service is asked for it."""
     path = path_of(segments, slash=slash)
     return f"{path}?{query}" if query else path

@@ -118,7 +118,7 @@ class RequestReader:
 
     @property
     def body(self) -> bytes:
-        """The request so far."""
+        """As much of the body as has come."""
         return bytes(self._body) if self._body else b""
 
     def release(self) -> None:

@@ -25,7 +25,7 @@ from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.sources.watching import broken_here, keep_watching
 from agent.upstream import GceMetadata, UpstreamResponse
-from agent.wire.names import GCE_GUEST_ATTRIBUTES, gce_attributes
+from agent.wire.names import BUNDLE_ATTRIBUTE, GCE_GUEST_ATTRIBUTES, gce_attributes
 from agent.wire.wrapped import find
 
 WAIT_SECONDS: Final = 60
@@ -65,7 +65,7 @@ class GceAttributeSettings(msgspec.Struct, frozen=True, kw_only=True):
             ``instances.getGuestAttributes``; it does nothing unless the instance has ``enable-guest-attributes``.
     """
 
-    key: str = "credential-bundle"
+    key: str = BUNDLE_ATTRIBUTE
     scope: Literal["instance", "project", "both"] = "both"
     name: str = "gce-attribute"
     acknowledge: bool = True

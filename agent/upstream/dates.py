@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from agent.core.google import TOKEN_ORIGINS
 from agent.core.timekeeping import EARLIEST, LATEST, Witness
 from agent.wire.names import EC2_IPV6, GCE_IPV6
 
@@ -22,14 +23,7 @@ _AWS: Final = re.compile(
     r"https://sts(-fips)?(\.[a-z]{2}(-[a-z]+)+-[0-9]+)?\.(amazonaws\.com(\.cn)?|amazonaws\.eu|api\.aws|sc2s\.sgov\.gov|c2s\.ic\.gov)\Z"
 )
 """STS under its own name, regional or global, in any partition; by default port, since its origin names none."""
-_GOOGLE: Final = frozenset(
-    {
-        "https://oauth2.googleapis.com",
-        "https://sts.googleapis.com",
-        "https://iamcredentials.googleapis.com",
-        "https://accounts.google.com",
-    }
-)
+_GOOGLE: Final = frozenset(TOKEN_ORIGINS)
 _LONGEST_AGE: Final = 1 << 31
 """RFC 9111 section 1.2.2: what a cache sends when it cannot count that far."""
 

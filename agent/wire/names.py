@@ -21,6 +21,9 @@ ECS_IPV4: Final = "169.254.170.2"
 EKS_IPV4: Final = "169.254.170.23"
 EKS_IPV6: Final = "fd00:ec2::23"
 
+METADATA_ADDRESSES: Final = (METADATA_IPV4, ECS_IPV4, EKS_IPV4, EC2_IPV6, EKS_IPV6, GCE_IPV6)
+"""All of them: no router passes them on, and every SDK asks at one."""
+
 METADATA_URL: Final = f"http://{METADATA_IPV4}"
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,6 +84,9 @@ BUNDLE_MEDIA_TYPE: Final = "application/credbundle+jose"
 BUNDLE_TYPE: Final = "credbundle+jwe"
 """Its protected header's ``typ``: how a bundle is told from any other JWE."""
 
+BUNDLE_ATTRIBUTE: Final = "credential-bundle"
+"""The custom attribute of a GCE instance or project that carries a bundle, unless the operator names another."""
+
 USER_AGENT_PREFIX: Final = "credential-agent/"
 """How our own requests to a metadata service begin their ``User-Agent``. One that comes to us is a loop."""
 PROBE_USER_AGENT: Final = f"{USER_AGENT_PREFIX}redirect-check"
@@ -91,3 +97,14 @@ REFUSED_HEADER: Final = "X-Credential-Agent-Refused"
 """Beside it in the answer: why the last bundle that came was refused, if it was."""
 ENROL_AUDIENCE_PREFIX: Final = "urn:credential-agent:enrol:"
 """How the audience of a token begins that vouches for a worker's key (agent/enrol/PROTOCOL.md). Workers get none."""
+
+STATUS_PATH: Final = "/v1/status"
+"""On the control socket (agent/daemon/control.py) and, with less in it, on the couriers' (agent/enrol/PROTOCOL.md)."""
+BUNDLE_PATH: Final = "/v1/bundle"
+"""On both: the same."""
+ENROL_PATH: Final = "/v1/enrol"
+"""On the couriers' socket alone."""
+KEYS_PATH: Final = "/v1/keys"
+"""On the control socket alone, as the next two."""
+REFRESH_PATH: Final = "/v1/refresh"
+RELOAD_PATH: Final = "/v1/reload"

@@ -54,7 +54,7 @@ _MARK: Final = re.compile(
 # The first header of a MIME document; cloud-init looks for the same two.
 _MIME_START: Final = re.compile(rb"^(?:Content-Type:|MIME-Version:)", re.IGNORECASE)
 _BOUNDARY: Final = re.compile(rb"\bboundary\*?\d*\*?[ \t]*=", re.IGNORECASE)
-_LIKE_A_BUNDLE: Final = re.compile(rb'"(?:ciphertext|protected|encrypted_key)"')
+LIKE_A_BUNDLE: Final = re.compile(rb'"(?:ciphertext|protected|encrypted_key)"')
 _COMPACT: Final = re.compile(rb"^[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}\s*$")
 
 
@@ -181,7 +181,7 @@ def _from_json(text: bytes) -> bytes | None:
     if not isinstance(document, dict):
         # It may be a bundle that was cut off: then the decoder says what is wrong with it. Other people's JSON
         # (Ignition's, say) carries none.
-        return text if _LIKE_A_BUNDLE.search(text) else None
+        return text if LIKE_A_BUNDLE.search(text) else None
     if "systemd.credentials" not in document:
         return text if document.keys() & {"ciphertext", "protected", "encrypted_key"} else None
     entries = document["systemd.credentials"]

@@ -26,7 +26,7 @@ from urllib.parse import unquote_to_bytes
 
 from agent.core.errors import UnreadableError, WireError
 from agent.wire.names import BUNDLE_TYPE
-from agent.wire.userdata import BEGIN, MAX_DOCUMENT_BYTES, extract, parts
+from agent.wire.userdata import BEGIN, LIKE_A_BUNDLE, MAX_DOCUMENT_BYTES, extract, parts
 
 MAX_LAYERS: Final = 6
 """Each tool adds one wrapping, some add two; more than four together were never seen."""
@@ -56,7 +56,6 @@ _SIGNS: Final = re.compile(
     b"|".join(re.escape(one) for one in sorted({BEGIN.encode(), TYPE, *_ONCE, *_TWICE, *_THRICE}))
 )
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}\Z")
-_MEMBERS: Final = re.compile(rb'"(?:ciphertext|protected|encrypted_key)"')
 _COMPACT_ANYWHERE: Final = re.compile(rb"eyJ[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]*){4}")
 _MARKS: Final = ((b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"), (b"\xff\xfe", "utf-16-le"),
                  (b"\xfe\xff", "utf-16-be"), (b"\xef\xbb\xbf", "utf-8"))  # fmt: skip
@@ -264,7 +263,7 @@ def _of_other_text(data: bytes) -> Iterator[bytes]:
     """A bundle standing in any text, such as a YAML block, a shell's here-document or a line ``bundle=...``."""
     for match in list(_COMPACT_ANYWHERE.finditer(data))[:4]:
         yield match[0]
-    member = _MEMBERS.search(data)
+    member = LIKE_A_BUNDLE.search(data)
     if member is not None:
         decoder, text = json.JSONDecoder(), data.decode("latin-1")
         for brace in [match.start() for match in re.finditer(r"\{", text[: member.start()])][-8:]:

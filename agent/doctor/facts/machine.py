@@ -26,7 +26,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Places(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them."""
+    """Every directory that the service writes to."""
 
     places: tuple[Place, ...] = ()
 

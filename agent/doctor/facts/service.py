@@ -124,7 +124,7 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """All keys."""
+    """Every key that the configuration names."""
 
     keys: tuple[KeyFile, ...] = ()
 
@@ -169,6 +169,6 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listeners(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them."""
+    """Every address at which the agent listens, or should."""
 
     listeners: tuple[Listener, ...] = ()

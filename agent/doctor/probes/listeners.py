@@ -8,16 +8,13 @@ import pwd
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
 
 from agent import config
 from agent.core.errors import ConfigError, HostError
-from agent.core.installed import SERVICE_USER
+from agent.core.installed import CONFIG_PATH, SERVICE_USER
 from agent.core.text import socket_address
 from agent.doctor.facts import Listener, Listeners
 from agent.host import ports, systemctl
-
-INSTALLED: Final = Path("/etc/credential-agent/config.toml")
 
 
 def look_at_listeners(path: Path) -> Listeners:
@@ -27,7 +24,7 @@ def look_at_listeners(path: Path) -> Listeners:
     except ConfigError:
         settings = config.Config()
     found = []
-    for address in (list(_of_units()) if path == INSTALLED else []) or settings.listen.http:
+    for address in (list(_of_units()) if path == CONFIG_PATH else []) or settings.listen.http:
         with contextlib.suppress(ConfigError):
             host, port = config.host_port(address)
             found.append(_look(address, host, port))

@@ -26,7 +26,7 @@ SECONDS: Final = 1.8
 
 
 def look_at_units() -> Units:
-    """Ask both."""
+    """Ask systemd for the state of each unit, and the journal for the last error of the service."""
     shown = journal.ask("systemctl", "show", f"--property={_PROPERTIES}", *NAMES, seconds=SECONDS)
     if shown is None:
         return Units(present=False)

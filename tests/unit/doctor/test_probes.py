@@ -167,7 +167,7 @@ def test_a_program_that_only_calls_itself_so_is_not_ours(world: World, monkeypat
 def test_the_addresses_are_those_of_the_units(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd listens: containers' address and IPv6 too, whatever the configuration says."""
     config = world.write_config({"listen": {"http": ["127.0.0.1:1"]}})
-    monkeypatch.setattr(listeners, "INSTALLED", config)
+    monkeypatch.setattr(listeners, "CONFIG_PATH", config)
     monkeypatch.setattr(systemctl, "show", lambda _unit, *_: {"ActiveState": "failed"})
     told = {ports.SOCKETS[0]: [("127.0.0.1", 2)], ports.SOCKETS[1]: [("::1", 2)]}
     monkeypatch.setattr(ports, "listening", lambda unit: (told[unit], True))

@@ -25,12 +25,11 @@ from agent.core.model import (
     WebTokenUrl,
 )
 from agent.core.secret import Secret
-from agent.providers import Mint, MintSettings
 from agent.providers.aws import account_of, same_identity
 from agent.providers.regions import main_region, sts_url
 from tests.fakes.net import Answer, Fault
 from tests.fakes.sts import Weather
-from tests.unit.providers.support import ACCOUNT, BROKER, MACHINE, READER, REGION, World, run, told
+from tests.unit.providers.support import ACCOUNT, BROKER, MACHINE, READER, World, run, told
 
 
 def reader(**more: Any) -> AwsAssumeRole:
@@ -886,13 +885,3 @@ def test_construction_loads_no_sdk() -> None:
 def test_the_account_is_read_from_an_arn_that_has_one(arn: str | None, account: str | None) -> None:
     """The account is read from an ARN that has one."""
     assert account_of(arn) == account
-
-
-def test_close_is_harmless() -> None:
-    """Closing a mint closes nothing that is not its own."""
-    world = World()
-    run(world.mint.close())
-
-    assert isinstance(world.mint, Mint)
-    assert MintSettings().probe
-    assert world.aws(world.keys(region=REGION)).access_key_id

@@ -166,3 +166,4 @@ def test_the_rules_close_what_the_names_say() -> None:
 
     listed = {address for found in sets for address in found.split(", ")}
     assert listed == {value for name, value in vars(names).items() if name.endswith(("_IPV4", "_IPV6"))}
+    assert listed == set(names.METADATA_ADDRESSES)
