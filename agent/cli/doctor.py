@@ -66,7 +66,7 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
 
 
 def _read(file: Path) -> bytes:
-    """The bundle to judge; ``-`` is standard input.
+    """The bundle to evaluate; ``-`` is standard input.
 
     Raises:
         HostError: it cannot be read, or does not answer.

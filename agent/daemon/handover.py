@@ -252,8 +252,8 @@ def decoded(text: Secret | None) -> bytes | None:
         return None
 
 
-def jwk(ring_keys: tuple[keys.WorkerKey, ...]) -> Secret | None:
+def jwk(worker_keys: tuple[keys.WorkerKey, ...]) -> Secret | None:
     """The key that lives in memory only, if there is one."""
-    found = (k for k in ring_keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral")
+    found = (k for k in worker_keys if isinstance(k, keys.LocalKey) and k.kind == "ephemeral")
     private: Mapping[str, Any] | None = next((k.private_jwk() for k in found), None)
     return None if private is None else Secret(msgspec.json.encode(private).decode())

@@ -120,7 +120,7 @@ def run(*, seed: int, seconds: float | None = None, rounds: int | None = None) -
         json.loads(generate.claims()),
         json.loads(generate.claims(grants=every, routes={"aws": "role", "gcp": "google"})),
     ]
-    ring = Keyring(local_keys())
+    keyring = Keyring(local_keys())
     counts: dict[str, int] = {}
 
     async def loop() -> None:
@@ -130,7 +130,7 @@ def run(*, seed: int, seconds: float | None = None, rounds: int | None = None) -
             number += 1
             data = candidate(seeds, frames, rng)
             try:
-                bundle = await ring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
+                bundle = await keyring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
                 assert bundle.issuer == "https://control.example" or bundle.issuer.startswith("laptop:")
                 outcome = "accepted"
             except BundleError as error:

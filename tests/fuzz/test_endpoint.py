@@ -30,7 +30,7 @@ def test_nothing_is_found(kind: str) -> None:
         b"nonsense",
     ],
 )
-def test_the_judge_is_not_blind(answer: bytes) -> None:
+def test_the_check_is_not_blind(answer: bytes) -> None:
     """Each kind of wrong answer is a finding."""
     report = Report()
     evaluate(report, CANARY_REQUEST, answer, may_have_ours=False)

@@ -73,7 +73,7 @@ class Endpoint:
         )
         served = Served(snapshots.latest)
         snapshots.send_to(served.take)
-        self._door = WorkerEndpoint(
+        self._endpoint = WorkerEndpoint(
             served,
             world.clock,
             wall_ahead=timedelta,
@@ -92,7 +92,7 @@ class Endpoint:
         lines = [f"{method} {path} HTTP/1.1", "Host: 169.254.169.254"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         wire = _Wire()
-        connection = self._door.protocol()
+        connection = self._endpoint.protocol()
         connection.connection_made(wire)
         connection.data_received("\r\n".join([*lines, "", ""]).encode())
         async with asyncio.timeout(5):

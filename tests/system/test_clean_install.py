@@ -151,8 +151,8 @@ def test_the_place_does_not_matter(programs: Path, tmp_path: Path, place: str) -
     typed("credential-agent keygen --kind ed25519 --out s > s.pub; credential-agent keygen --out w > w.pub")
     typed("credential-agent seal --env MYAPP_TOKEN --signer s --recipient w.pub --out b")
     assert "MYAPP_TOKEN" in typed("credential-agent inspect b --key w --signer s.pub")
-    ring = Keyring(load_key_file(tmp_path / "w"))
-    signed, _ = asyncio.run(ring.unseal((tmp_path / "b").read_bytes(), now=now(), max_bytes=1 << 18))
+    keyring = Keyring(load_key_file(tmp_path / "w"))
+    signed, _ = asyncio.run(keyring.unseal((tmp_path / "b").read_bytes(), now=now(), max_bytes=1 << 18))
     middle = signed.split(b".")[1]
     claims = json.loads(base64.urlsafe_b64decode(middle + b"=" * (-len(middle) % 4)))
     assert [g["variables"]["MYAPP_TOKEN"] for g in claims["grants"]] == [wanted]

@@ -95,7 +95,7 @@ def test_the_public_key_is_told_with_and_without_the_agent(world: World) -> None
     assert "d" not in key["jwk"]
 
 
-def test_a_bundle_in_a_file_is_judged(world: World) -> None:
+def test_a_bundle_in_a_file_is_evaluated(world: World) -> None:
     """`--bundle`: taken, or refused with what this worker has in its place; exit status 65."""
     config = world.write_config()
     good, bad = config.with_name("good"), config.with_name("bad")

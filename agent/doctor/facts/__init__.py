@@ -1,4 +1,4 @@
-"""What the probes found: everything that a check may judge by, as frozen values.
+"""What the probes found: everything that a check may go by, as frozen values.
 
 A fact that could not be had is an :class:`Unknown`, which says why; no check fails for the want of one.
 """

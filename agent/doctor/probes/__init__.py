@@ -33,7 +33,7 @@ class Machine(NamedTuple):
         service: whom the service runs as, if we can become that.
         environ: what the service would be passed.
         ask: asks the daemon for its status.
-        file: a bundle to judge.
+        file: a bundle to evaluate.
     """
 
     path: Path

@@ -41,7 +41,7 @@ def look_at_bundles(path: Path, environ: Mapping[str, str], file: bytes | None) 
     Args:
         path: the configuration.
         environ: what the service would be passed.
-        file: a bundle to judge beside those.
+        file: a bundle to evaluate beside those.
 
     Raises:
         ConfigError: the configuration cannot be read.
@@ -73,7 +73,7 @@ async def _look(settings: config.Config, environ: Mapping[str, str], file: bytes
     opening.answer_to(settings.identity.audience, who.audiences)
     if file is not None:
         found.append((Held(name="", state="bundle"), await unwrapped(file)))
-    held = [await _judged(one, data, opening, clock.now()) for one, data in found]
+    held = [await _evaluated(one, data, opening, clock.now()) for one, data in found]
     made_here = any(isinstance(key, config.EphemeralKey) for key in settings.keys)  # for this look: nobody else's
     return Bundles(
         held=tuple(held),
@@ -110,7 +110,7 @@ async def _fetch(source: Source) -> tuple[Held, bytes | None]:
     return (held, None) if found is None else (msgspec.structs.replace(held, state="bundle"), found.data)
 
 
-async def _judged(held: Held, data: bytes | None, opening: beliefs.Opening, now: datetime) -> Held:
+async def _evaluated(held: Held, data: bytes | None, opening: beliefs.Opening, now: datetime) -> Held:
     """The verdict on what was found, but for what only the running agent remembers."""
     if data is None:
         return held

@@ -140,8 +140,8 @@ def taken_as_the_page_says(data: bytes) -> None:
         ]
     )
     now = int(re.search(r"`now` = (\d+)", TEXT)[1])  # type: ignore[index] # a failure here is a failure of the test
-    ring = Keyring([LocalKey(bundle.OpeningKey.parse(example("worker-key")), kind="file")])
-    result = asyncio.run(ring.open(data, trust=trust, audiences=["urn:credbundle:cluster:blue"], now=utc(now)))
+    keyring = Keyring([LocalKey(bundle.OpeningKey.parse(example("worker-key")), kind="file")])
+    result = asyncio.run(keyring.open(data, trust=trust, audiences=["urn:credbundle:cluster:blue"], now=utc(now)))
     assert (result.issuer, result.subject, result.seq) == (expected["iss"], expected["sub"], expected["seq"])
     assert [grant.id for grant in result.grants] == [grant["id"] for grant in expected["grants"]]
     assert {str(cloud): grant for cloud, grant in result.routes.items()} == expected["routes"]

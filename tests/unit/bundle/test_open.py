@@ -214,10 +214,10 @@ def test_a_stranger_cannot_make_us_try_more_than_so_often() -> None:
         {**jwe["recipients"][0], "header": {**jwe["recipients"][0]["header"], "kid": key.kid}} for key in [extra, *keys]
     ]
     jwe["recipients"][1]["encrypted_key"] = jose.b64(bytes(40))
-    ring = [extra, keys[2], keys[3], keys[4], keys[0], keys[1]]
+    several = [extra, keys[2], keys[3], keys[4], keys[0], keys[1]]
     with pytest.raises(SealError):
-        opened(jose.compact_json(jwe), list(ring))
-    assert sum(key.asked for key in ring) == MAX_TRIES
+        opened(jose.compact_json(jwe), list(several))
+    assert sum(key.asked for key in several) == MAX_TRIES
 
 
 def test_the_limit_of_the_channel_holds_before_anything_is_read() -> None:
@@ -252,7 +252,7 @@ def test_resuming_still_checks_who_and_to_whom() -> None:
 
 
 def test_a_worker_without_keys_says_so() -> None:
-    """An empty key ring refuses with a hint rather than an index error."""
+    """An empty keyring refuses with a hint rather than an index error."""
     with pytest.raises(SealError) as caught:
         opened(sealed(), [])
     assert caught.value.code == "recipient"
@@ -297,13 +297,13 @@ def test_trust_is_read_by_key_id_only() -> None:
 
 
 def test_opening_is_safe_to_run_many_times_at_once() -> None:
-    """The ring holds no state: fifty openings at once end like one."""
-    ring = Keyring(counting_keys())
+    """The keyring holds no state: fifty openings at once end like one."""
+    keyring = Keyring(counting_keys())
 
     async def all_at_once() -> set[str]:
         data = sealed()
         results = await asyncio.gather(
-            *(ring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=NOW) for _ in range(50))
+            *(keyring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=NOW) for _ in range(50))
         )
         return {r.digest for r in results}
 

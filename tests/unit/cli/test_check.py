@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_before_a_build_the_file_alone_is_judged(path: Path, tmp_path: Path) -> None:
+def test_before_a_build_the_file_alone_is_checked(path: Path, tmp_path: Path) -> None:
     """With --build a configuration passes whose keys, signers and group are on the worker only, and each is named."""
     done = CliRunner().invoke(room.check, ["--build", "--config", str(path)])
     assert done.exit_code == 0, done.output

@@ -86,9 +86,9 @@ class Desk:
     def open(self, sealed: bytes, audience: str | None = None) -> Bundle:
         """Open it as the worker does."""
         trust = bundle.Trust.parse([{"key": self.path("me.pub").read_text(), "issuers": ["*"], "audiences": ["*"]}])
-        ring = Keyring(load_key_file(self.path("worker.jwk")))
+        keyring = Keyring(load_key_file(self.path("worker.jwk")))
         audiences = [audience] if audience else []
-        return asyncio.run(ring.open(sealed, trust=trust, audiences=audiences, now=datetime.now(UTC)))
+        return asyncio.run(keyring.open(sealed, trust=trust, audiences=audiences, now=datetime.now(UTC)))
 
 
 @pytest.fixture
@@ -602,7 +602,7 @@ def test_inspect_says_which_check_refuses(desk: Desk, change: Callable[[bytes], 
     assert f"refused, {code}" in done.text
 
 
-def test_inspect_judges_key_signer_and_audience(desk: Desk) -> None:
+def test_inspect_checks_key_signer_and_audience(desk: Desk) -> None:
     """Another key, another signer, another audience: each is refused with its own code."""
     desk.seal("--claims", desk.claims(), "--out", desk.path("b"))
     desk.ok("keygen", "--out", desk.path("other.jwk"))

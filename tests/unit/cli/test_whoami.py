@@ -21,15 +21,17 @@ def test_what_others_wrote_commands_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names and reasons, and the errors that quote them, hold neither an escape nor a line of their own."""
-    cloud = {
+    ends = {"horizon": None, "expires_at": None}
+    aws = {
         "state": "live",
         "origin": "bundle",
         "identity": "a\x1b]0;x\x07\naws: b",
         "account_id": "\x9b2J",
-        "until": None,
+        "why": None,
     }
-    said = {"endpoint": "x", "clouds": {"aws": cloud, "gcp": {"state": "absent", "why": "\x1b[2J"}}}
-    monkeypatch.setattr(whoami, "_asked", lambda _path, _now: said)
+    gcp = {"state": "absent", "origin": "none", "identity": None, "why": "\x1b[2J"}
+    document = json.dumps({"clouds": {"aws": {**aws, **ends}, "gcp": {**gcp, **ends}}})
+    monkeypatch.setattr(ask, "control", lambda *_, **__: ask.Answer(200, document.encode()))
     shown = CliRunner().invoke(whoami.whoami, [], standalone_mode=False).output
     assert len(shown.splitlines()) == 3
     assert all(c.isprintable() or c == "\n" for c in shown)

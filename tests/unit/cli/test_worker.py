@@ -254,7 +254,7 @@ def test_exec_of_what_cannot_run_says_so(endpoint: Endpoint, program: str, code:
 
 
 def test_env_prints_every_form(endpoint: Endpoint) -> None:
-    """For a shell, for systemd, for programs."""
+    """``env`` prints the variables for a shell, for systemd and for programs, each with its own quotes."""
     assert json.loads(endpoint.run("env", "--format", "json").stdout)["VALUE"] == 'a "b" $c'
     assert 'VALUE=a "b" $c\0' in endpoint.run("env", "--format", "null").stdout
     assert "export VALUE='a \"b\" $c'" in endpoint.run("env").stdout

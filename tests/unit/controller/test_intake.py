@@ -88,7 +88,7 @@ class TestVerdicts:
             assert world.controller.counters.same == 1
 
     @looped
-    async def test_without_a_key_every_offer_is_refused(self) -> None:
+    async def test_without_a_key_every_submission_is_refused(self) -> None:
         """An agent without a key says so, rather than that the bundle is bad."""
         world = World(keys=False)
         async with world.running():
@@ -98,7 +98,7 @@ class TestVerdicts:
             assert "no key" in str(ack.reason)
 
     @looped
-    async def test_offers_are_judged_one_at_a_time(self) -> None:
+    async def test_submissions_are_evaluated_one_at_a_time(self) -> None:
         """Two acceptances at once never overlap: the memory is written between a verdict and the act."""
         world = World()
         for number in range(1, 21):
@@ -112,7 +112,7 @@ class TestVerdicts:
             assert [memory.marks[0].seq for memory, _ in world.recorder.saved] == list(range(1, 21))
 
     @looped
-    async def test_concurrent_offers_in_any_order_end_at_the_highest(self) -> None:
+    async def test_concurrent_submissions_in_any_order_end_at_the_highest(self) -> None:
         """Whatever the order in which channels deliver, the highest number is in force at the end."""
         world = World()
         for number in (5, 3, 9, 1):
@@ -244,7 +244,7 @@ class TestMemory:
             assert sealed == b"one"
 
     @looped
-    async def test_an_offer_whose_asker_leaves_is_finished(self) -> None:
+    async def test_a_submission_whose_asker_leaves_is_finished(self) -> None:
         """A push whose client hangs up in the middle is evaluated to its end: never written and yet not in force."""
         world = World()
         world.recorder.gate.clear()

@@ -73,7 +73,7 @@ def test_what_waits_for_a_word_is_due_with_it(retries: Retries, clock: FakeClock
 
 
 def test_who_is_silent_is_asked_less_and_less(retries: Retries, clock: FakeClock) -> None:
-    """The key service of a fleet that is down must not find the fleet at its door each second when it comes back."""
+    """The key service of a fleet that is down must not be asked by all of the fleet in each second when it comes back."""
     waits = []
     for attempts in range(20):
         retries.keep_soon(A, attempts)

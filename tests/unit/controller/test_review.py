@@ -164,7 +164,7 @@ async def test_a_shorter_lease_counts_from_now_on() -> None:
 
 @pytest.mark.parametrize("found", [NOT_BELIEVED, KeyUnavailableError("it does not answer", code="key-unavailable")])
 @looped
-async def test_without_a_bundle_there_is_nothing_to_judge(found: BundleError) -> None:
+async def test_without_a_bundle_there_is_nothing_to_evaluate(found: BundleError) -> None:
     """Where no bundle is in force a review opens nothing."""
     world = World(memory=Memory("i-1"))
     async with world.running():

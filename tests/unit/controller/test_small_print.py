@@ -69,7 +69,7 @@ class TestAnothersMemory:
             assert world.store.memory.marks == ()
 
     @looped
-    async def test_what_came_to_this_one_is_judged_anew_at_once(self) -> None:
+    async def test_what_came_to_this_one_is_evaluated_anew_at_once(self) -> None:
         """A bundle that a source brought while nobody knew whose the memory is, is in force without another submission."""
         memory, _ = accepted()
         world = World(memory=memory)

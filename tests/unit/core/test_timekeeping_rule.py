@@ -32,13 +32,13 @@ class Machine:
 
     def __init__(self, wall: float = 0.0, *, synchronised: bool = False) -> None:
         self.boot, self.wall, self.synchronised = 1000.0, wall, synchronised
-        self.keeper = Timekeeper(self.read())
+        self.timekeeper = Timekeeper(self.read())
 
     def read(self) -> Reading:
         return Reading(self.boot, self.boot + self.EPOCH + self.wall, self.synchronised)
 
     def look(self) -> bool:
-        return self.keeper.look(self.read())
+        return self.timekeeper.look(self.read())
 
     def step(self, by: float) -> bool:
         """Set the wall clock, and look. Whether there is a reason to ask."""
@@ -50,7 +50,7 @@ class Machine:
         self.boot += after
         asked = False
         for witness in witnesses:
-            asked = self.keeper.hear(witness, self.boot + self.EPOCH + says, self.read(), took=took)
+            asked = self.timekeeper.hear(witness, self.boot + self.EPOCH + says, self.read(), took=took)
         return asked
 
     def settle(self, witness: Witness, says: float, *, after: float = MOVE_EVERY_SECONDS) -> None:
@@ -60,15 +60,20 @@ class Machine:
 
     @property
     def off(self) -> float:
-        return self.keeper.ours - self.EPOCH
+        return self.timekeeper.ours - self.EPOCH
 
 
 class TestStart:
     @pytest.mark.parametrize(("synchronised", "believed"), [(True, KERNEL), (False, WALL)])
     def test_a_clock_that_the_kernel_vouches_for_is_vouched_for(self, synchronised: bool, believed: Witness) -> None:
         """Only a synchronised kernel vouches for the time at the start."""
-        keeper = Machine(synchronised=synchronised).keeper
-        assert (keeper.believed, keeper.vouched, keeper.heard, keeper.moves) == (believed, synchronised, 0, 0)
+        timekeeper = Machine(synchronised=synchronised).timekeeper
+        assert (timekeeper.believed, timekeeper.vouched, timekeeper.heard, timekeeper.moves) == (
+            believed,
+            synchronised,
+            0,
+            0,
+        )
 
     def test_what_the_kernel_vouched_for_at_the_start_is_not_taken_back_alone(self) -> None:
         """Synchronised when it began, and never again: hours back are a lie from then on."""
@@ -76,14 +81,14 @@ class TestStart:
         machine.synchronised = False
         machine.settle(LINK, -HOUR)
         assert machine.off == 0.0
-        assert machine.keeper.believed is WALL
+        assert machine.timekeeper.believed is WALL
 
     def test_the_first_word_needs_no_second(self) -> None:
         """The link's first word after the start moves us at once, out of a clock in local time."""
         machine = Machine(-7 * HOUR)
         machine.hear(LINK, says=0.0)
-        assert (machine.off, machine.keeper.believed, machine.keeper.vouched) == (0.0, LINK, True)
-        assert (machine.keeper.heard, machine.keeper.moves) == (1, 1)
+        assert (machine.off, machine.timekeeper.believed, machine.timekeeper.vouched) == (0.0, LINK, True)
+        assert (machine.timekeeper.heard, machine.timekeeper.moves) == (1, 1)
 
     def test_a_second_word_is_not_the_first(self) -> None:
         """Once anybody was heard, a witness alone must have said the same for a while."""
@@ -115,7 +120,7 @@ class TestWallClock:
         machine = Machine()
         machine.hear(AWS, says=100.0)
         assert machine.step(-STEP_SECONDS) is False
-        assert (machine.off, machine.keeper.moves) == (0.0, 0)
+        assert (machine.off, machine.timekeeper.moves) == (0.0, 0)
         machine.hear(GOOGLE, says=100.0)
         assert machine.off == 100.0
 
@@ -144,7 +149,7 @@ class TestWallClock:
         machine.step(19 * HOUR)
         machine.synchronised = False
         assert machine.look() is False
-        assert (machine.keeper.believed, machine.keeper.vouched) == (WALL, True)
+        assert (machine.timekeeper.believed, machine.timekeeper.vouched) == (WALL, True)
         machine.hear(GOOGLE, says=0.0)  # what was ours before the step: nobody remembers that
         machine.settle(LINK, 10 * HOUR)
         assert machine.off == 20 * HOUR, "nobody alone takes back what the kernel vouched for"
@@ -160,8 +165,8 @@ class TestWallClock:
             if vouched:
                 machine.hear(AWS, says=0.0)
             assert machine.step(HOUR) is True
-            assert (machine.off, machine.keeper.lost) == (HOUR, HOUR)
-            assert (machine.keeper.believed, machine.keeper.vouched) == (WALL, False)
+            assert (machine.off, machine.timekeeper.lost) == (HOUR, HOUR)
+            assert (machine.timekeeper.believed, machine.timekeeper.vouched) == (WALL, False)
 
     @pytest.mark.parametrize("step", [100.0, 100.0 + STEP_SECONDS])
     def test_forward_to_where_we_are_moves_nothing(self, step: float) -> None:
@@ -169,7 +174,7 @@ class TestWallClock:
         machine = Machine(-100.0)
         machine.hear(LINK, says=0.0)
         assert machine.step(step) is False
-        assert (machine.off, machine.keeper.vouched, machine.keeper.believed) == (0.0, True, LINK)
+        assert (machine.off, machine.timekeeper.vouched, machine.timekeeper.believed) == (0.0, True, LINK)
 
     @pytest.mark.parametrize("step", [0.0, 1.0, -50.0])
     def test_a_wall_clock_that_is_ahead_is_not_followed_for_that(self, step: float) -> None:
@@ -177,13 +182,13 @@ class TestWallClock:
         machine = Machine(100.0)
         machine.hear(LINK, says=0.0)
         machine.step(step)
-        assert (machine.off, machine.keeper.lost) == (0.0, 0.0)
+        assert (machine.off, machine.timekeeper.lost) == (0.0, 0.0)
 
     def test_back_is_followed_while_nobody_vouched(self) -> None:
         """It is all we have; nothing was lost, and nobody need be asked."""
         machine = Machine()
         assert machine.step(-HOUR) is False
-        assert (machine.off, machine.keeper.lost) == (-HOUR, 0.0)
+        assert (machine.off, machine.timekeeper.lost) == (-HOUR, 0.0)
 
     @pytest.mark.parametrize(
         ("by", "asks"), [(-4.0, False), (-TOLERANCE_SECONDS, False), (-TOLERANCE_SECONDS - 1.0, True)]
@@ -203,7 +208,7 @@ class TestWallClock:
         machine.step(HOUR)
         machine.step(HOUR)
         machine.hear(GOOGLE, says=0.0)
-        assert (machine.off, machine.keeper.believed) == (0.0, GOOGLE)
+        assert (machine.off, machine.timekeeper.believed) == (0.0, GOOGLE)
         machine = Machine(-50.0)
         machine.hear(LINK, says=0.0)
         machine.hear(AWS, says=1.0, after=1.0)
@@ -271,8 +276,8 @@ class TestWords:
     def test_only_times_in_which_this_program_may_run_are_heard(self, said: float, heard: int) -> None:
         """2020 to 2100."""
         machine = Machine()
-        machine.keeper.hear(AWS, said, machine.read())
-        assert machine.keeper.heard == heard
+        machine.timekeeper.hear(AWS, said, machine.read())
+        assert machine.timekeeper.heard == heard
 
     @pytest.mark.parametrize(("took", "heard"), [(LONGEST_WAY_SECONDS, 2), (LONGEST_WAY_SECONDS + 1, 1)])
     def test_an_answer_that_was_long_under_way_says_nothing(self, took: float, heard: int) -> None:
@@ -280,7 +285,7 @@ class TestWords:
         machine = Machine()
         machine.hear(AWS, says=0.0)
         machine.hear(AWS, says=0.0, after=100.0, took=took)
-        assert machine.keeper.heard == heard
+        assert machine.timekeeper.heard == heard
 
     @pytest.mark.parametrize(("took", "heard"), [(20.0, 1), (21.0, 0)])
     def test_what_was_asked_before_a_step_says_nothing(self, took: float, heard: int) -> None:
@@ -288,7 +293,7 @@ class TestWords:
         machine = Machine()
         machine.step(-HOUR)
         machine.hear(AWS, says=0.0, after=20.0, took=took)
-        assert machine.keeper.heard == heard
+        assert machine.timekeeper.heard == heard
 
     def test_a_word_counts_for_two_hours(self) -> None:
         """Two that agree are two while the older is fresh."""
@@ -302,7 +307,7 @@ class TestWords:
         """A date is cut to the second and arrives late."""
         machine = Machine(-TOLERANCE_SECONDS)
         machine.hear(LINK, says=0.0)
-        assert (machine.off, machine.keeper.vouched) == (-TOLERANCE_SECONDS, True)
+        assert (machine.off, machine.timekeeper.vouched) == (-TOLERANCE_SECONDS, True)
         machine = Machine(-TOLERANCE_SECONDS - 1)
         machine.hear(LINK, says=0.0)
         assert machine.off == 0.0
@@ -311,9 +316,9 @@ class TestWords:
         """The first of them: the next changes nothing."""
         machine = Machine()
         machine.hear(AWS, says=0.0)
-        assert machine.keeper.believed is AWS
+        assert machine.timekeeper.believed is AWS
         machine.hear(GOOGLE, says=0.0)
-        assert machine.keeper.believed is AWS
+        assert machine.timekeeper.believed is AWS
 
 
 class TestAlone:
@@ -407,7 +412,7 @@ class TestTogether:
         """Two that agree against the wall clock move us at their first words."""
         machine = Machine()
         machine.hear(AWS, GOOGLE, says=HOUR)
-        assert (machine.off, machine.keeper.moves) == (HOUR, 1)
+        assert (machine.off, machine.timekeeper.moves) == (HOUR, 1)
 
     def test_a_tie_goes_to_the_side_of_the_wall_clock(self) -> None:
         """The link against a token endpoint and the wall clock; and a token endpoint against the wall clock."""
@@ -462,7 +467,7 @@ class TestAsking:
         machine = Machine()
         machine.hear(AWS, says=100.0)
         machine.hear(LINK, says=-3.0)
-        assert machine.keeper.differences == {AWS: 100.0, LINK: -3.0}
+        assert machine.timekeeper.differences == {AWS: 100.0, LINK: -3.0}
 
 
 class TestLost:
@@ -472,15 +477,15 @@ class TestLost:
         machine.hear(AWS, GOOGLE, says=0.0)
         machine.hear(AWS, GOOGLE, says=-HOUR, after=MOVE_EVERY_SECONDS)
         machine.hear(AWS, GOOGLE, says=-HOUR / 2, after=MOVE_EVERY_SECONDS)
-        assert machine.keeper.lost == HOUR / 2
+        assert machine.timekeeper.lost == HOUR / 2
         machine.hear(AWS, GOOGLE, says=0.0, after=MOVE_EVERY_SECONDS)
-        assert (machine.off, machine.keeper.lost, machine.keeper.moves) == (0.0, HOUR, 3)
+        assert (machine.off, machine.timekeeper.lost, machine.timekeeper.moves) == (0.0, HOUR, 3)
 
     def test_forward_before_anybody_vouched_is_an_error(self) -> None:
         """A clock that was wrong from the start has lost nothing."""
         machine = Machine(-HOUR)
         machine.hear(LINK, says=0.0)
-        assert (machine.off, machine.keeper.lost) == (0.0, 0.0)
+        assert (machine.off, machine.timekeeper.lost) == (0.0, 0.0)
 
 
 class TestAdopting:
@@ -488,15 +493,15 @@ class TestAdopting:
 
     @staticmethod
     def adopt(machine: Machine, witness: Witness, says: float, wall_error: float | None = None) -> None:
-        machine.keeper.adopt(witness, machine.boot + machine.EPOCH + says, machine.read(), wall_error=wall_error)
+        machine.timekeeper.adopt(witness, machine.boot + machine.EPOCH + says, machine.read(), wall_error=wall_error)
 
     @pytest.mark.parametrize(("witness", "believed"), [(LINK, LINK), (AWS, AWS), (KERNEL, WALL)])
     def test_it_is_taken_over_as_an_error_put_right(self, witness: Witness, believed: Witness) -> None:
         """Nothing is lost; what a kernel vouched for once is not the kernel's word now."""
         machine = Machine(-7 * HOUR)
         self.adopt(machine, witness, 0.0)
-        keeper = machine.keeper
-        assert (machine.off, keeper.lost, keeper.believed, keeper.vouched) == (0.0, 0.0, believed, True)
+        timekeeper = machine.timekeeper
+        assert (machine.off, timekeeper.lost, timekeeper.believed, timekeeper.vouched) == (0.0, 0.0, believed, True)
 
     def test_it_is_vouched_for_from_then_on(self) -> None:
         """Nobody alone takes hours back from it, and a contradiction moves nothing at once."""
@@ -509,7 +514,7 @@ class TestAdopting:
         """A wall clock that nobody keeps is no better for having been believed before."""
         machine = Machine()
         self.adopt(machine, WALL, HOUR)
-        assert (machine.off, machine.keeper.vouched) == (0.0, False)
+        assert (machine.off, machine.timekeeper.vouched) == (0.0, False)
 
     def test_what_is_vouched_for_already_stays(self) -> None:
         """By a server, or by the kernel that came into step meanwhile."""
@@ -520,26 +525,26 @@ class TestAdopting:
         machine = Machine()
         machine.synchronised = True
         self.adopt(machine, LINK, HOUR)
-        assert (machine.off, machine.keeper.believed) == (0.0, KERNEL)
+        assert (machine.off, machine.timekeeper.believed) == (0.0, KERNEL)
 
     @pytest.mark.parametrize(("far", "off"), [(ALONE_SECONDS, ALONE_SECONDS), (-ALONE_SECONDS - 1, 0.0)])
     def test_it_is_bounded_like_one_witness(self, far: float, off: float) -> None:
         """Fifteen hours from the wall clock of the start."""
         machine = Machine()
         self.adopt(machine, LINK, far)
-        assert (machine.off, machine.keeper.vouched) == (off, off != 0.0)
+        assert (machine.off, machine.timekeeper.vouched) == (off, off != 0.0)
 
     @pytest.mark.parametrize("said", [EARLIEST - 1, LATEST + 1])
     def test_no_time_of_this_program_is_none(self, said: float) -> None:
         """Like any word of a server, even beside a wall clock that says the same."""
         machine = Machine(said - Machine.EPOCH - 1000.0)
-        machine.keeper.adopt(LINK, said, machine.read())
-        assert machine.keeper.vouched is False
+        machine.timekeeper.adopt(LINK, said, machine.read())
+        assert machine.timekeeper.vouched is False
 
     @pytest.mark.parametrize(("stepped", "taken"), [(STEP_SECONDS, True), (STEP_SECONDS + 1, False), (-HOUR, True)])
     def test_a_wall_clock_that_was_stepped_forward_meanwhile_is_believed(self, stepped: float, taken: bool) -> None:
         """It may be a pause that boot time did not count; a step back is none."""
         machine = Machine(-60.0 + stepped)
         self.adopt(machine, LINK, 0.0, wall_error=-60.0)
-        assert machine.keeper.vouched is taken
+        assert machine.timekeeper.vouched is taken
         assert machine.off == (0.0 if taken else -60.0 + stepped)

@@ -23,7 +23,7 @@ PATH = f"/computeMetadata/v1/instance/guest-attributes/{NAME}"
 
 async def until(look: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not look():  # noqa: ASYNC110 - a file and a fake server ring no bell
+        while not look():  # noqa: ASYNC110 - a file and a fake server notify nobody
             await asyncio.sleep(0)
 
 

@@ -37,7 +37,7 @@ def test_what_is_bound_is_ours_and_a_wildcard_is_nobodys() -> None:
     assert listening.hosts(bound) == ("172.17.0.1", "fd00::1")
 
 
-def test_an_address_that_the_machine_lacks_closes_no_other_door() -> None:
+def test_an_address_that_the_machine_lacks_closes_no_other_listener() -> None:
     """With an address or family that is not there the others serve and it is told; with nothing else it is an error."""
     found, absent = listening.worker_sockets(config.Listen(http=("127.0.0.1:0", "192.0.2.1:0", "[2001:db8::1]:0")), {})
     try:

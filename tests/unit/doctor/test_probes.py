@@ -91,7 +91,7 @@ def test_a_cloud_that_cannot_be_reached_is_told_with_the_kind(world: World) -> N
     assert {one.kind for one in proxied.endpoints} == {"proxy"}
 
 
-def test_what_a_source_holds_is_judged_as_the_agent_would(world: World) -> None:
+def test_what_a_source_holds_is_evaluated_as_by_the_agent(world: World) -> None:
     """Nothing; a bundle that is taken; one of a stranger; one for others; garbage; and what looks like a bundle."""
     from agent import bundle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent import enrol
@@ -73,6 +73,7 @@ def test_who_is_not_named_is_refused(machine: Machine, policy: Policy) -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=14), st.text(min_size=1, max_size=14))
+@example("123456789012", "123456789012")
 def test_the_default_admits_its_own_account_only(account: str, other: str) -> None:
     """By default an identity goes to machines of its own account, and to no other whatever it is called."""
     machine = Machine(cloud=Cloud.AWS, account=other, principal="worker", source="aws-sts")

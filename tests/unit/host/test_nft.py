@@ -35,7 +35,7 @@ def test_every_uid_is_a_worker_or_is_not(pairs: list[tuple[int, int]], uid: int)
 
 @given(RANGES)
 def test_merged_ranges_rise_and_lie_apart(pairs: list[tuple[int, int]]) -> None:
-    """As an interval set of nftables must have them."""
+    """Merged ranges rise and do not touch, as the elements of an interval set must (nft(8))."""
     merged = ranges.merge(pairs)
     for (_, high), (low, _) in itertools.pairwise(merged):
         assert high + 1 < low
@@ -86,7 +86,7 @@ def test_an_interface_cannot_smuggle_a_rule(name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/a", "a/../b", 'a" accept', ""])
 def test_a_control_group_cannot_smuggle_a_rule(path: str) -> None:
-    """The same for paths."""
+    """The path of a control group that could end its quotes, or leave its directory, is refused."""
     with pytest.raises(HostError):
         nft.ruleset(nft.Workers(cgroups=(path,)), port=1, agent_uid=None)
 

@@ -143,7 +143,7 @@ def rules(
 
 
 class TestRules:
-    def test_the_agent_itself_reaches_the_real_service_and_its_own_door(self) -> None:
+    def test_the_agent_itself_reaches_the_real_service_and_its_own_listener(self) -> None:
         """By its user, where there is one; and where there is none nobody stands for it."""
         assert rules().count("meta skuid 998 return") == 3  # neither led nor refused, and it answers from its port
         assert rules().count("meta skuid 998 accept") == 1
@@ -173,9 +173,9 @@ class TestRules:
 
     def test_what_is_remembered_of_a_rate_is_forgotten(self) -> None:
         """A set that only fills is full some day, and bounds nobody who comes after."""
-        for line in rules(rate=5).splitlines():
-            if "set busy_new_" in line:
-                assert "flags dynamic,timeout; timeout 60s;" in line
+        sets = [line for line in rules(rate=5).splitlines() if "set busy_new_" in line]
+        assert len(sets) == 4
+        assert [line for line in sets if "flags dynamic,timeout; timeout 60s;" not in line] == []
 
     def test_a_user_with_subordinate_uids_counts_once(self) -> None:
         """Its uids go to a chain of its own; where nothing is bounded there is none."""

@@ -72,8 +72,8 @@ def opened(
         upstream = Upstream(settings)
         try:
             async with serve(handler) as url:
-                ring = Keyring([make(upstream, url)])
-                return await ring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=now)
+                keyring = Keyring([make(upstream, url)])
+                return await keyring.open(data, trust=TRUST, audiences=WORLD["audiences"], now=now)
         finally:
             await upstream.close()
 
@@ -242,14 +242,14 @@ def test_a_refusal_on_the_word_of_a_service_is_a_doubtful_one(
 
 def test_a_refusal_by_a_key_of_our_own_is_no_doubtful_one() -> None:
     """What a key in memory does not open, it will not open on another day."""
-    ring = Keyring([LocalKey(OPENING[0], kind="file")])
+    keyring = Keyring([LocalKey(OPENING[0], kind="file")])
     noise = generate.bent(
         recipients=[
             {"header": {"alg": "RSA-OAEP-256", "kid": generate.P256["kid"]}, "encrypted_key": jose.b64(b"1" * 384)}
         ]
     )
     with pytest.raises(SealError) as caught:
-        asyncio.run(ring.open(jose.compact_json(noise), trust=TRUST, audiences=WORLD["audiences"], now=NOW))
+        asyncio.run(keyring.open(jose.compact_json(noise), trust=TRUST, audiences=WORLD["audiences"], now=NOW))
     assert not caught.value.doubtful
 
 
@@ -347,8 +347,8 @@ def test_a_kms_key_that_is_away_does_not_keep_a_local_one_from_opening() -> None
         upstream = Upstream()
         try:
             async with serve(fake) as url:
-                ring = Keyring([p256_key(upstream, url), LocalKey(OPENING[1], kind="file")])
-                return await ring.open(both, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
+                keyring = Keyring([p256_key(upstream, url), LocalKey(OPENING[1], kind="file")])
+                return await keyring.open(both, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
         finally:
             await upstream.close()
 

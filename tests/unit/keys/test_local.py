@@ -53,10 +53,12 @@ def test_a_jwk_file_is_a_key(tmp_path: Path) -> None:
 def test_a_jwk_set_is_the_present_and_the_previous_key(tmp_path: Path) -> None:
     """Two keys in one file both open."""
     path = put(tmp_path / "k", json.dumps({"keys": [WORKER, KEYS["worker-previous"]]}))
-    ring = Keyring(load_key_file(path))
+    keyring = Keyring(load_key_file(path))
     for recipient in (generate.P256, generate.PREVIOUS):
         opened = asyncio.run(
-            ring.open(jose.compact_json(generate.many(recipient)), trust=TRUST, audiences=WORLD["audiences"], now=NOW)
+            keyring.open(
+                jose.compact_json(generate.many(recipient)), trust=TRUST, audiences=WORLD["audiences"], now=NOW
+            )
         )
         assert opened.recipient == recipient["kid"]
 

@@ -57,18 +57,18 @@ async def impersonate(world: World) -> Any:
 
 async def aws_kms(oddity: Oddity, host: str) -> Any:
     wire: Any = Wire({"*": aws()}, oddity, host=host)
-    ring = Keyring([p256_key(wire, "https://kms.example")])
+    keyring = Keyring([p256_key(wire, "https://kms.example")])
     try:
-        return await ring.open(DIRECT, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
+        return await keyring.open(DIRECT, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
     finally:
         await wire.close()
 
 
 async def gcp_kms(oddity: Oddity, host: str) -> Any:
     wire: Any = Wire({"*": gcp()}, oddity, host=host)
-    ring = Keyring([gcp_key(wire, "https://kms.example")])
+    keyring = Keyring([gcp_key(wire, "https://kms.example")])
     try:
-        return await ring.open(FOR_RSA, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
+        return await keyring.open(FOR_RSA, trust=TRUST, audiences=WORLD["audiences"], now=NOW)
     finally:
         await wire.close()
 

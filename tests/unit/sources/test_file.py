@@ -44,7 +44,7 @@ def test_it_has_the_shape_of_a_source(tmp_path: Path) -> None:
     asyncio.run(source.acknowledge(Ack(origin="drop", outcome="accepted", at=START, seq=1)))
 
 
-def test_a_rename_into_place_is_offered_within_a_second(tmp_path: Path) -> None:
+def test_a_rename_into_place_is_submitted_within_a_second(tmp_path: Path) -> None:
     """A bundle renamed into place is submitted after less than a second of the clock."""
 
     async def test() -> None:
@@ -63,7 +63,7 @@ def test_a_rename_into_place_is_offered_within_a_second(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_bundle_already_there_is_offered_at_once(tmp_path: Path) -> None:
+def test_a_bundle_already_there_is_submitted_at_once(tmp_path: Path) -> None:
     """At the start of the watch the file that is there is submitted without waiting for a change."""
     (tmp_path / "b").write_bytes(b"there")
 
@@ -77,7 +77,7 @@ def test_a_bundle_already_there_is_offered_at_once(tmp_path: Path) -> None:
     run(test())
 
 
-def test_only_changed_bytes_are_offered(tmp_path: Path) -> None:
+def test_only_changed_bytes_are_submitted(tmp_path: Path) -> None:
     """Touching the file, or writing the same bytes again, submits nothing; other bytes do, and the old ones once more."""
     path = tmp_path / "b"
 
@@ -190,7 +190,7 @@ def test_a_file_that_never_settles_does_not_hold_the_watch(tmp_path: Path) -> No
     run(test())
 
 
-def test_a_broken_file_is_trouble_and_a_mended_one_is_offered(tmp_path: Path) -> None:
+def test_a_broken_file_is_an_error_and_a_mended_one_is_submitted(tmp_path: Path) -> None:
     """Too long, empty, or not a file: reported, read again now and then, and forgotten once it is a bundle."""
     path = tmp_path / "b"
 
@@ -323,7 +323,7 @@ def test_unreadable_says_who_should_be_let_in(tmp_path: Path) -> None:
     assert f"uid {reader}" in (caught.value.hint or "")
 
 
-def test_a_file_anyone_may_write_is_still_offered(tmp_path: Path) -> None:
+def test_a_file_anyone_may_write_is_still_submitted(tmp_path: Path) -> None:
     """Permissions are not checked: the seal holds wherever the file lies."""
     path = tmp_path / "b"
     path.write_bytes(b"x")

@@ -59,7 +59,7 @@ def test_the_attribute_is_fetched_and_absence_is_none() -> None:
     run(test())
 
 
-def test_a_change_is_offered_without_polling() -> None:
+def test_a_change_is_submitted_without_polling() -> None:
     """Each change is submitted by the request that hung, and in between nothing is asked."""
 
     async def test() -> None:
@@ -230,7 +230,7 @@ def test_a_list_of_attributes_that_is_none_is_trouble(body: bytes) -> None:
     run(test())
 
 
-def test_a_value_that_is_no_bundle_is_offered_for_the_decoder_to_refuse() -> None:
+def test_a_value_that_is_no_bundle_is_submitted_for_the_decoder_to_refuse() -> None:
     """Somebody put it there under our name: they hear from the verdict what is wrong with it."""
 
     async def test() -> None:

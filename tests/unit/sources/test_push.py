@@ -40,7 +40,7 @@ def test_a_push_returns_its_own_verdict() -> None:
     run(test())
 
 
-def test_what_cannot_be_a_bundle_is_not_offered() -> None:
+def test_what_cannot_be_a_bundle_is_not_submitted() -> None:
     """Too long, empty, or before the agent is ready: an error to the pusher, and nothing is submitted."""
 
     async def test() -> None:

@@ -559,7 +559,7 @@ def test_every_ipv4_verdict_is_the_same_when_mapped() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"])
-def test_the_connected_address_is_judged(host: str) -> None:
+def test_the_connected_address_is_checked(host: str) -> None:
     """A name that resolves to a loopback address is refused where the connection is made: nothing arrives."""
     seen: list[Asked] = []
 
