@@ -12,7 +12,7 @@ from agent.core.errors import HostError
 from agent.core.text import os_reason
 
 TIMEOUT_SECONDS: Final = 30.0
-_SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
+SEARCH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PACKAGES: Final = {"nft": "nftables", "ip": "iproute2 (iproute on Amazon Linux)", "systemctl": "systemd"}
 
 
@@ -28,10 +28,10 @@ def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: flo
         KilledError: a signal ended it.
     """
     # Neither shutil nor dataclasses here: their imports would make the process that holds the rules a sixth larger.
-    places = (f"{directory}/{program}" for directory in _SEARCH.split(":"))
+    places = (f"{directory}/{program}" for directory in SEARCH.split(":"))
     path = next((place for place in places if os.access(place, os.X_OK)), None)
     if path is None:
-        raise HostError(f"{program}: not found in {_SEARCH}", hint=f"install the package {_PACKAGES[program]}")
+        raise HostError(f"{program}: not found in {SEARCH}", hint=f"install the package {_PACKAGES[program]}")
     try:
         done = subprocess.run(  # noqa: S603 - fixed program, checked arguments
             [path, *arguments],
@@ -39,7 +39,7 @@ def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: flo
             capture_output=True,
             timeout=seconds,
             check=False,
-            env={"PATH": _SEARCH, "LC_ALL": "C"},
+            env={"PATH": SEARCH, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
         raise HostError(f"{program} {arguments[0]}: no answer within {seconds:.0f} s") from None

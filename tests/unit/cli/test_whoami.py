@@ -18,7 +18,7 @@ HTTP = ("127.0.0.1", 16925)
 
 
 def test_what_others_wrote_commands_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Names and reasons, and the errors that quote them, hold neither an escape nor a line of their own."""
     ends = {"horizon": None, "expires_at": None}
@@ -32,7 +32,9 @@ def test_what_others_wrote_commands_no_terminal(
     gcp = {"state": "absent", "origin": "none", "identity": None, "why": "\x1b[2J"}
     document = json.dumps({"clouds": {"aws": {**aws, **ends}, "gcp": {**gcp, **ends}}})
     monkeypatch.setattr(ask, "control", lambda *_, **__: ask.Answer(200, document.encode()))
-    shown = CliRunner().invoke(whoami.whoami, [], standalone_mode=False).output
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    shown = CliRunner().invoke(whoami.whoami, ["--config", str(config)], standalone_mode=False).output
     assert len(shown.splitlines()) == 3
     assert all(c.isprintable() or c == "\n" for c in shown)
     report(HostError("a\x1b[2J", hint="b\x9b"))

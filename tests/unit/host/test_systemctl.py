@@ -31,7 +31,7 @@ def test_what_ends_a_unit_may_end_its_question_and_the_answer_is_the_same(
         f"#!/bin/sh\necho >> {asked}\n[ $(wc -l < {asked}) -gt {killed} ] || kill -TERM $$\ncat <<'JOBS'\n{jobs}\nJOBS\n"
     )
     program.chmod(0o755)
-    monkeypatch.setattr(tools, "_SEARCH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(tools, "SEARCH", f"{tmp_path}:/usr/bin:/bin")
     assert systemctl.is_restarting(UNIT) is restarting
     assert len(asked.read_text().splitlines()) == killed + 1
 
@@ -39,7 +39,7 @@ def test_what_ends_a_unit_may_end_its_question_and_the_answer_is_the_same(
 def test_in_doubt_it_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd gives no answer, or every question is killed, workers are refused."""
     program = tmp_path / "systemctl"
-    monkeypatch.setattr(tools, "_SEARCH", str(tmp_path))
+    monkeypatch.setattr(tools, "SEARCH", str(tmp_path))
     assert not systemctl.is_restarting(UNIT)
     for text in ("exit 1", "kill -KILL $$"):
         program.write_text(f"#!/bin/sh\n{text}\n")
