@@ -70,7 +70,7 @@ $(VENV)/.lint: requirements/lint.txt $(VENV)/.locked
 	@touch $@
 
 .PHONY: lint
-lint: $(VENV)/.package $(VENV)/.lint ## format, lint, types, the walls between the rooms; what is unused, what is undeclared
+lint: $(VENV)/.package $(VENV)/.lint ## format, lint, types, which package imports which; what is unused, what is undeclared
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

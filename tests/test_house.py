@@ -47,15 +47,15 @@ def uses(path: Path, *names: str) -> list[str]:
     ]
 
 
-def outside(*rooms: str) -> Iterator[Path]:
-    """The agent's files outside ``rooms``, given as paths below ``agent/``."""
+def outside(*places: str) -> Iterator[Path]:
+    """The agent's files outside ``places``, given as paths below ``agent/``."""
     for path in AGENT:
-        if not str(path.relative_to(ROOT / "agent")).startswith(rooms):
+        if not str(path.relative_to(ROOT / "agent")).startswith(places):
             yield path
 
 
-def test_the_walls_stand() -> None:
-    """Every contract of import-linter is kept."""
+def test_the_contracts_are_kept() -> None:
+    """Every contract of import-linter is kept: which package imports which."""
     tool = Path(sys.executable).with_name("lint-imports")
     if not tool.exists():
         pytest.skip("import-linter is not installed beside this Python")
@@ -65,7 +65,7 @@ def test_the_walls_stand() -> None:
 
 
 def test_only_the_command_line_prints_or_exits() -> None:
-    """No room but ``cli``, and the program that answers workers, prints or ends the process."""
+    """No package but ``cli``, and the program that answers workers, prints or ends the process."""
     found = [
         u
         for path in outside("cli/", "server/", "__main__.py")
@@ -76,7 +76,7 @@ def test_only_the_command_line_prints_or_exits() -> None:
 
 
 def test_only_the_command_line_reads_the_environment() -> None:
-    """No room but those of a person's programs reads the environment: it is passed as an argument."""
+    """No package but those of a person's programs reads the environment: it is passed as an argument."""
     allowed = ("cli/", "forward/", "__main__.py")
     assert [u for path in outside(*allowed) for u in uses(path, "os.environ", "os.getenv")] == []
 
@@ -160,7 +160,7 @@ def test_every_test_states_its_rule(path: Path) -> None:
     assert silent == []
 
 
-# -- a room is entered in a minute ------------------------------------------------------------------------------------
+# -- nothing is long --------------------------------------------------------------------------------------------------
 
 LONGEST_FILE_LINES = 420
 LONGEST_CLASS_LINES = 260
@@ -340,7 +340,7 @@ DURABLE = {"BundleAccepted", "BundleRevoked", "MemoryAdopted", "MemoryReset", "M
 """The events that change what outlives the process: of agent/controller/durable.py alone."""
 
 CHANGING = {"apply", "take", "due", "tick"}
-"""The methods of the store that let events happen: of the controller's room alone."""
+"""The methods of the store that let events happen: of the controller's package alone."""
 
 
 def test_the_shell_is_changed_by_events_alone() -> None:
@@ -381,7 +381,7 @@ def _names(path: Path, names: set[str]) -> list[str]:
 
 
 def test_only_the_controller_changes_the_store() -> None:
-    """No room but the controller's lets an event happen in the store: nobody else could lose an update."""
+    """No package but the controller's lets an event happen in the store: nobody else could lose an update."""
     assert [call for path in outside("controller/", "identity/") for call in _calls(path, CHANGING)] == []
 
 
