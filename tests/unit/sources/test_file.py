@@ -216,7 +216,7 @@ def test_a_broken_file_is_an_error_and_a_mended_one_is_submitted(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "device", "loop", "sparse", "socket"])
 def test_what_takes_the_place_of_a_file_is_trouble_until_a_file_is_back(tmp_path: Path, kind: str) -> None:
-    """While it is watched: whatever stands there hangs nothing and fills nothing, and the next bundle is offered."""
+    """While it is watched: whatever stands there hangs nothing and fills nothing, and the next bundle is submitted."""
     path, other = tmp_path / "b", tmp_path / "other"
 
     async def test() -> None:
