@@ -46,6 +46,7 @@ class Kind(enum.StrEnum):
     PAUSE = "the hypervisor stops the machine, then its wall clock is set right"
 
 
+CLOCKS = frozenset({Kind.STEP, Kind.SUSPEND, Kind.PAUSE, Kind.LIE})
 OUTAGES = frozenset({Kind.DOWN, Kind.HANG, Kind.ERRORS, Kind.THROTTLE, Kind.REFUSE})
 
 
@@ -85,6 +86,11 @@ class Plan:
     synchronised: bool = False
     faults: tuple[Fault, ...] = ()
     hours: float = HOURS
+
+    @property
+    def clocks_go_wrong(self) -> bool:
+        """Whether the machine, or a server, is ever wrong about the time."""
+        return bool(self.wall_error_hours) or any(fault.kind in CLOCKS for fault in self.faults)
 
     def windows(self) -> list[tuple[float, float, Fault]]:
         """Start and end of each fault, in seconds of true time from the boot.

@@ -36,7 +36,7 @@ def test_a_crowd_that_is_throttled_is_served_soon() -> None:
 
 def test_a_fleet_at_the_end_of_what_it_holds_does_not_keep_sts_down() -> None:
     """Ten thousand workers that outlive their credentials in an outage ask less than STS takes, and recover together."""
-    agents, back = 2_000, 4800
+    agents, back = 1_000, 4800
     traffic = fleet(agents, hours=1.5, spread=300, outage=(1200, back))
     scale = 10_000 / agents
 
