@@ -142,6 +142,12 @@ COVERED = (
     ),
     Row(
         "systemd/README.md",
+        "ufw allow out to",
+        "tests/system/test_interception.py::test_a_firewall_that_filters_what_goes_out_needs_the_pages_rule",
+        "ufw allow out to",
+    ),
+    Row(
+        "systemd/README.md",
         "[Unit]",
         f"{HERE}test_the_lines_of_a_worker_unit_are_those_of_the_example",
         "dask-worker.service",

@@ -120,7 +120,7 @@ def said(answer: str) -> str:
     return {
         "agent": "the agent answers",
         "refused": "refused",
-        "timeout": f"no answer within {PROBE_SECONDS:.0f} s (is the agent running?)",
+        "timeout": f"no answer within {PROBE_SECONDS:.0f} s (is the agent running? a firewall of what goes out?)",
         "unreachable": "no route: a machine without a default route needs one to any interface, even a dummy",
     }.get(answer, "another service answers" if answer.startswith("http ") else answer)
 

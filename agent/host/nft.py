@@ -144,13 +144,14 @@ def removal() -> str:
 
 
 def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) -> str:
-    """The lines that the configuration adds to the closed table: who is exempt from it, and the agent's port."""
+    """The lines that the configuration adds to the closed table: whom it does not refuse, whom it does, the port."""
     lines = []
     for ports in ("listener_ports", _FORMER_PORTS):
         lines += [f"flush set {CLOSED} {ports}", f"add element {CLOSED} {ports} {{ {port} }}"]
-    lines.append(f"flush set {CLOSED} exempt_uids")
-    if others:
-        lines.append(f"add element {CLOSED} exempt_uids {{ {', '.join(elements(others))} }}")
+    for name, uids in (("exempt_uids", others), ("worker_uids", workers.uids)):
+        lines.append(f"flush set {CLOSED} {name}")
+        if uids:
+            lines.append(f"add element {CLOSED} {name} {{ {', '.join(elements(uids))} }}")
     lines.append(f"flush chain {CLOSED} exempt_interfaces")
     # One rule each: a wildcard inside a set is understood by newer releases of nft only.
     lines += [f'add rule {CLOSED} exempt_interfaces iifname "{name}" accept' for name in workers.exempt_bridges]

@@ -272,6 +272,8 @@ def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World) -> None:
     library.rename(library.with_suffix(".gone"))
     try:
         world.machine = machine = Machine(world.disk, world.cloud).boot(healthy=False)
+        # By networkd.conf(5) systemd-networkd takes away what it did not make, but for the kernel's own.
+        assert "proto kernel" in machine.run("ip", "-d", "rule", "show", "pref", "170")
         for address in (METADATA, "fd00:ec2::254"):
             assert world.ask("1000", address) == world.ask("65534", address) == "OSError"
             assert world.ask("0", address) == world.ask("1", address) == "other"

@@ -169,11 +169,17 @@ def test_an_agent_with_a_persons_uid_keeps_the_real_service() -> None:
 
 
 def test_a_user_of_the_system_that_is_named_is_a_worker(net: Lab) -> None:
-    """The configuration may take in what the closed table lets through; stopped, it is refused as well."""
+    """The configuration may take in what the closed table lets through; stopped, it is refused as well, after a flush too."""
     net.nft(lead(nft.Workers(uids=((SYSTEM, SYSTEM), (1000, 60000)))))
     assert net.ask(METADATA, uid=SYSTEM) == "agent"
     net.nft(lead(nft.Workers(uids=((SYSTEM, SYSTEM), (1000, 60000))), closed=True))
     assert net.ask(METADATA, uid=SYSTEM) == "refused"
+    net.nft(f"delete table {nft.TABLE}")  # the closed table alone is left, and put back
+    assert net.ask(METADATA, uid=SYSTEM) == "refused"
+    net.nft(nft.refusal())
+    assert net.ask(METADATA, uid=SYSTEM) == "refused"
+    net.nft(lead())
+    assert net.ask(METADATA, uid=SYSTEM) == "machine"
 
 
 def test_one_uid_cannot_take_all_connections(net: Lab) -> None:
@@ -382,6 +388,24 @@ def test_nobody_else_answers_from_the_agents_port() -> None:
         net.kill(hurried)
         net.serve_agent()
         assert net.ask(METADATA, uid=1001) == net.ask(METADATA, space=net.job) == "agent"
+
+
+def test_a_firewall_that_filters_what_goes_out_needs_the_pages_rule(net: Lab) -> None:
+    """It sees what is led to loopback leave by the uplink: the usual rule for loopback does not match."""
+    net.nft(lead())
+    rules = "table inet strict {\n chain o {\n type filter hook output priority 0; policy drop\n oifname lo accept\n"
+    net.nft(rules + "ct state established accept\n ip daddr 169.254.0.0/16 accept\n }\n}\n")
+    try:
+        assert net.ask(METADATA, uid=ALICE) == "timeout"
+        assert net.ask(METADATA, uid=0) == "machine"
+        assert (
+            f"ufw allow out to 127.0.0.1 port {AGENT_PORT} proto tcp" in (REPOSITORY / "systemd/README.md").read_text()
+        )
+        net.nft(f"add rule inet strict o ip daddr 127.0.0.1 tcp dport {AGENT_PORT} accept")
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+        assert net.ask("127.0.0.1", AGENT_PORT, uid=SYSTEM) == "refused"
+    finally:
+        net.nft("delete table inet strict")
 
 
 def test_what_is_not_tracked_is_no_way_around(net: Lab) -> None:

@@ -140,6 +140,38 @@ def test_no_packet_of_a_worker_gets_there_by_itself(net: Lab) -> None:
         net.nft(LEAD)
 
 
+# By a segment (RFC 8754): what it hears at ADDRESS:PORT when the packet goes to SEGMENT first.
+SEGMENT = """
+import socket, struct, sys
+address, port, segment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+s = socket.socket(socket.AF_INET6)
+s.settimeout(2)
+header = struct.pack("!BBBBBBH", 0, 4, 4, 1, 1, 0, 0)  # two segments, one of them left
+header += socket.inet_pton(socket.AF_INET6, address) + socket.inet_pton(socket.AF_INET6, segment)
+s.setsockopt(socket.IPPROTO_IPV6, 57, header)  # IPV6_RTHDR
+try:
+    s.connect((address, port))
+    print(s.recv(100).decode())
+except ConnectionRefusedError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("segment", ["fd70::2", "fd17::1"])
+def test_no_segment_of_a_route_is_a_way(net: Lab, segment: str) -> None:
+    """Where this machine routes by segments, a worker's packet that comes back to it first is forwarded: refused."""
+    net.at(net.host, "sysctl", "-qw", "net.ipv6.conf.all.seg6_enabled=1", "net.ipv6.conf.lo.seg6_enabled=1")
+    try:
+        for script in (LEAD, nft.removal() + nft.refusal()):
+            net.nft(script)
+            for port in ("80", "443"):
+                asked = [sys.executable, "-I", "-S", "-c", SEGMENT, "fd00:ec2::254", port, segment]
+                assert net.at(net.host, *asked, uid=ALICE).strip() == "refused"
+    finally:
+        net.at(net.host, "sysctl", "-qw", "net.ipv6.conf.all.seg6_enabled=0", "net.ipv6.conf.lo.seg6_enabled=0")
+        net.nft(LEAD)
+
+
 def test_the_kernel_is_asked_for_nothing_that_it_lacks(net: Lab) -> None:
     """At least these ways are open to a worker, so that the test above has tried them."""
     assert ask(net, "plain") == ask(net, "from:10.70.0.2") == "agent"
