@@ -117,5 +117,7 @@ def _remembering(memory: Memory, bundle: Bundle, now: datetime, *, decided: dict
         active = mark
     elif active is not None and active.stream == mark.stream:
         active = None
-    others = tuple(m for m in memory.marks if m.stream != mark.stream)
-    return streams.bounded(replace(memory, marks=(*others, mark), decided=decided, active=active), now)
+    marks = memory.marks
+    if mark not in marks:  # else it is our own copy, or brought again: no later acceptance than it was
+        marks = (*(m for m in marks if m.stream != mark.stream), mark)
+    return streams.bounded(replace(memory, marks=marks, decided=decided, active=active), now)

@@ -334,6 +334,12 @@ async def play(steps: list[tuple[str, int]]) -> None:
     ]
 )
 @example([("a withdrawal", 0), ("an old one again", 0), ("opened", 0), ("opened", 0)])
+@example(
+    [
+        *(("a bundle", 5), ("opened", 0), ("a withdrawal", 2), ("disk full", 4), ("written", 4)),
+        *(("opened", 3), ("written", 1), ("restart", 4), ("opened", 1)),
+    ]
+)
 @given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 5)), max_size=25))
 @settings(max_examples=60, deadline=None)
 def test_the_rules_hold_whatever_happens_meanwhile(steps: list[tuple[str, int]]) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from pathlib import Path
 
 from tests.fakes.gce_metadata import GceMetadataServer
-from tests.system.harness import World, background, until
+from tests.fakes.served import Fault
+from tests.system.harness import Agent, World, background, until
 
 LIMIT = 300
 
 
 def test_a_limit_below_the_caps_is_told_and_stops_no_renewal(tmp_path: Path) -> None:
-    """Many more connections than descriptors: others are answered, the machine's token is renewed, and status says why."""
+    """Many more connections than descriptors: others are answered, the machine's token is renewed, and status says why.
+
+    Then no process of it can open anything, in the middle of its renewals: nothing ends, little is said, and it heals.
+    """
     gce = GceMetadataServer(token_seconds=20)  # asked for anew every two seconds
     (tmp_path / "w").mkdir()
     world = World(tmp_path / "w")
@@ -33,4 +38,21 @@ def test_a_limit_below_the_caps_is_told_and_stops_no_renewal(tmp_path: Path) -> 
         until(lambda: sum("/token" in path for path in gce.paths()) > before + 1, what="a renewal")
         assert agent.google_token().status == 200
         assert all(len(list(Path(f"/proc/{pid}/fd").iterdir())) < LIMIT for pid in agent.processes)
-        assert not agent.events("raw")
+        _takes_them_all(agent, gce)
+
+
+def _takes_them_all(agent: Agent, gce: GceMetadataServer) -> None:
+    for pid in agent.processes:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, LIMIT))
+    gce.faults.append(Fault(drop=True))  # a connection that is open would do
+    with socket.create_connection(agent.address) as waiting:
+        assert agent.wait_for("credential.failed")["code"] == "network"
+        waiting.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        asked = len(gce.paths())
+        for pid in agent.processes:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    until(lambda: len(gce.paths()) > asked, what="a renewal")
+    until(lambda: agent.google_token().status == 200, what="an answer")
+    assert not agent.events("work.crashed")
+    assert not agent.events("raw")
+    assert len(agent.lines) < LIMIT

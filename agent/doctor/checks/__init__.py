@@ -15,6 +15,7 @@ from agent.doctor.checks.keys import key
 from agent.doctor.checks.machine import disk, memory, port, version
 from agent.doctor.checks.outside import clock, clouds, metadata
 from agent.doctor.checks.redirect import redirect
+from agent.doctor.checks.typed import typed
 from agent.doctor.checks.unit import daemon
 from agent.doctor.facts import Facts
 from agent.doctor.finding import Finding, ordered
@@ -43,4 +44,4 @@ CHECKS: Final = MappingProxyType(
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
     """Everything that there is to say, the worst first."""
-    return ordered(finding for check in CHECKS.values() for finding in check(facts))
+    return ordered(typed(finding, facts) for check in CHECKS.values() for finding in check(facts))

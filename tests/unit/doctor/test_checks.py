@@ -7,6 +7,7 @@ import shlex
 from typing import Any, NamedTuple
 
 import click
+import msgspec
 import pytest
 
 from agent.cli import cli
@@ -27,6 +28,7 @@ from agent.doctor.facts import (
     Memory,
     Metadata,
     Releases,
+    Units,
     Unknown,
 )
 from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, warn
@@ -176,6 +178,7 @@ CASES = [
     Case("unreadable for the service", with_(bundles=found(state="broken", why="/run/bundle: cannot be read: permission denied")),
          "source", Level.FAIL, "permission denied", "ls -l /run/bundle"),
     # -- metadata, clouds, time
+    Case("a proxy", with_(metadata=service(state="between")), "metadata", Level.FAIL, "a proxy say", "ip route get"),
     Case("switched off", with_(metadata=service(state="disabled")), "metadata", Level.FAIL, "switched off", "--http-endpoint enabled"),
     Case("hop limit", with_(metadata=service(state="hop-limit")), "metadata", Level.FAIL, "hop limit", "--http-put-response-hop-limit 2"),
     Case("no role", with_(metadata=service(state="no-identity", why="no role is attached")), "metadata", Level.WARN, "no role", "credential-agent status"),
@@ -240,6 +243,15 @@ def test_every_next_command_can_be_typed(case: Case) -> None:
             assert not re.search(r"\.\.\.|<|\bUSER\b|\bFILE\b", command), command
             if words[0] == "credential-agent":
                 typed(words[1:])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.check}: {case.name}")
+@pytest.mark.parametrize("units", [Units(present=False), Units(present=True)], ids=["no systemd", "no unit"])
+def test_nobody_is_sent_to_a_systemd_that_does_not_keep_the_agent(case: Case, units: Units) -> None:
+    """In a container, or where somebody else starts it: every finding has a command, and none asks systemd."""
+    for one in diagnose(msgspec.structs.replace(case.facts, units=units)):
+        assert one.next or one.level in {Level.OK, Level.SKIPPED}
+        assert not re.search(r"\b(systemctl|journalctl|systemd-)", one.next or ""), one
 
 
 def typed(words: list[str]) -> None:

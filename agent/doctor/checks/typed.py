@@ -1,0 +1,34 @@
+"""Where systemd does not keep the agent (a container, another supervisor), no finding tells to ask systemd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from agent.doctor.checks.unit import SERVICE
+from agent.doctor.facts import Facts, Units
+from agent.doctor.finding import Finding
+
+_SYSTEMD: Final = ("systemctl ", "journalctl ", "systemd-")
+_INSTEAD: Final[Mapping[str, str]] = {
+    "journalctl --no-pager -k -n 40": "dmesg",
+    "systemctl show -p MemoryMax credential-agent": "cat /sys/fs/cgroup/memory.max",
+}
+_LOOK: Final = ("look at what it writes to its standard error", "credential-agent status")
+_RESTART: Final = ("start it again with what started it", "ps -eo pid,ppid,user,args")
+
+
+def typed(finding: Finding, facts: Facts) -> Finding:
+    """``finding``, with a command that can be typed on this machine."""
+    units, command = facts.units, finding.next
+    kept = not isinstance(units, Units) or (
+        units.present and (unit := units.units.get(SERVICE)) is not None and unit.load != "not-found"
+    )
+    if kept or command is None or not command.startswith(_SYSTEMD):
+        return finding
+    if command in _INSTEAD:
+        return replace(finding, next=_INSTEAD[command])
+    how, instead = _LOOK if command.startswith("journalctl ") else _RESTART
+    return replace(finding, said=f"{finding.said}; {how}", next=instead)
