@@ -69,6 +69,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         positions: how far each source has read what is in force, by its name.
         began: CLOCK_BOOTTIME when the boot grace of this boot and instance began.
         memory: what that process remembered, whether or not the state directory can be read.
+        doubted: it was not known whether that memory is this machine's: a restart makes it no more so.
         brought: what of it was brought to this machine in this boot (:attr:`agent.identity.state.State.brought`).
         sealed: the bundle in force, as it came, in base64.
         signed: its content, in base64.
@@ -91,6 +92,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     began: float
     memory: Memory = Memory()
+    doubted: bool = False
     brought: Memory = Memory()
     sealed: Secret | None = None
     signed: Secret | None = None

@@ -24,6 +24,7 @@ def handover_of(
         now=clock.now(),
         began=restorer.began,
         memory=controller.store.memory,
+        doubted=controller.store.doubted,
         brought=controller.store.state.brought,
         sealed=handover.encoded(sealed),
         signed=handover.encoded(opened.signed if opened is not None else None),

@@ -231,8 +231,9 @@ class Restorer:
         """Decide whose the memory is, and resume its bundle if it is ours."""
         who = self._who
         verdict = self._evaluate(self.controller.store.memory, name)
-        if verdict is not Whose.OURS and self._succession.left is not None and not name:
-            verdict = Whose.OURS  # it was handed over, in this very boot
+        left = self._succession.left
+        if verdict is not Whose.OURS and left is not None and not left.doubted and not name:
+            verdict = Whose.OURS  # it was handed over, in this very boot, by a process that knew
         if verdict is Whose.ANOTHERS:
             self._anothers = True
             who.audiences = frozenset()

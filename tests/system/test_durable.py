@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from agent.core.model import OnExpiry
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer
+from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.served import Fault
 from tests.system.harness import Agent, World, background, until
 
@@ -127,6 +129,52 @@ class TestClone:
                     assert agent.status()["clouds"]["aws"]["state"] == "pending"
                     service.faults.clear()
                     until(partial(_serves, agent, served), what=f"{served}")
+                    agent.kill()
+
+    def test_what_was_acknowledged_in_a_doubt_holds_after_it(self, world: World, tmp_path: Path) -> None:
+        """A withdrawal reaches a clone that does not know its name yet, and a restart: what it withdrew stays refused."""
+        first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")
+        with background(first, second), NotifySocket(tmp_path / "n") as manager:
+            with world.agent(late(first)) as agent:
+                agent.ready()
+                given = world.seal(world.session(KEYS[1]))
+                agent.push(given)
+                agent.kill()
+            clone(world)
+            silence(second)
+            environ = REBOOTED | {"NOTIFY_SOCKET": str(manager.path)}
+            with world.agent(late(second), prelude=HASTY, environ=environ, passed=manager.stored()) as agent:
+                agent.started()
+                agent.wait_for("memory.doubtful")
+                assert agent.push(world.withdrawal())["outcome"] == "accepted"
+                manager.wait_content("handover", lambda data: bool(json.loads(data)["brought"]["marks"]))
+                agent.kill()
+            with world.agent(late(second), prelude=HASTY, environ=environ, passed=manager.stored()) as agent:
+                agent.started()
+                agent.wait_for("memory.doubtful")
+                second.faults.clear()
+                agent.wait_for("memory.reset")
+                assert agent.push(given)["code"] == "rollback"
+                assert agent.access_key() == MACHINE
+
+    def test_a_doubt_outlives_a_restart(self, world: World, tmp_path: Path) -> None:
+        """A clone that does not know its name is restarted: what was handed over in a doubt is as doubtful as before."""
+        first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")
+        with background(first, second), NotifySocket(tmp_path / "n") as manager:
+            with world.agent(late(first)) as agent:
+                agent.ready()
+                agent.push(world.seal(world.session(KEYS[1])))
+                agent.kill()
+            clone(world)
+            silence(second)
+            environ = REBOOTED | {"NOTIFY_SOCKET": str(manager.path)}
+            for _ in range(2):
+                with world.agent(late(second), environ=environ, passed=manager.stored()) as agent:
+                    agent.started()
+                    agent.wait_for("memory.doubtful")
+                    assert agent.role() is None
+                    assert agent.events("bundle.resumed") == []
+                    manager.wait_content("handover", lambda data: json.loads(data)["doubted"])
                     agent.kill()
 
     def test_a_restart_with_silent_metadata_serves_on(self, world: World) -> None:
