@@ -22,6 +22,7 @@ umask 022
 readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
+readonly SHARE=/usr/local/share
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   credential-agent-courier.socket credential-agent.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service credential-agent-again@.service
@@ -139,8 +140,15 @@ owned() {
   printf '%s\n' "$ETC" "$PREFIX/current" "$PREFIX/bin" /usr/local/bin/credential-agent /etc/hosts \
     /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh \
     "$UNITS"/*.wants/credential-agent* "$UNITS"/nftables.service.d
+  pages
   local name
   for name in "${SERVICES[@]}"; do printf '%s\n' "$UNITS/$name" "$UNITS/$name.d"; done
+}
+
+# The manual pages and completions that are there. (A package has them among its own files, below /usr/share.)
+pages() {
+  printf '%s\n' "$SHARE"/man/man1/credential-agent*.1.gz "$SHARE/bash-completion/completions/credential-agent" \
+    "$SHARE/zsh/site-functions/_credential-agent" "$SHARE/fish/vendor_completions.d/credential-agent.fish"
 }
 
 # Every one of these as it stands: what is in a directory by its own name.
@@ -319,6 +327,37 @@ install_files() {
   done
 }
 
+# Made by the release itself, with a generator that came by its hash: the bytes that a package has. Nobody's identity
+# depends on them, so an installation that cannot have them goes on.
+install_pages() {
+  local from=$here/pages made wheel epoch name
+  pages | tr '\n' '\0' | xargs -0r rm -f --
+  [ -z "$carried" ] || return 0
+  [ -n "$scratch" ] || scratch=$(mktemp -d)
+  made=$scratch/pages
+  if [ ! -d "$from" ]; then # in the source tree
+    from=$scratch/generator
+    mkdir "$from"
+    cp "$here/package/pages.py" "$from/"
+    git -C "$here" log -1 --format=%ct >"$from/epoch" 2>/dev/null || rm -f "$from/epoch"
+    sed -n '/^click-man==/,/[^\\]$/p' "$here/../requirements/build.txt" >"$from/lock.txt"
+    "$candidate/bin/python" -m pip download --quiet --no-input --disable-pip-version-check --no-deps --require-hashes \
+      --only-binary :all: ${wheelhouse:+--no-index --find-links "$wheelhouse"} --dest "$from" -r "$from/lock.txt" 2>/dev/null || true
+  fi
+  wheel=$(echo "$from"/click_man-*.whl)
+  epoch=$(cat "$from/epoch" 2>/dev/null || echo 1767225600)
+  if ! [ -f "$wheel" ] ||
+    ! PYTHONPATH=$wheel SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$epoch} "$candidate/bin/python" "$from/pages.py" "$made"; then
+    say "without manual pages and completions: click-man, which makes them, is not here"
+    return 0
+  fi
+  gzip --no-name --best "$made"/man/*.1
+  for name in "$made"/man/*; do install -D -m 0644 "$name" "$SHARE/man/man1/$(basename "$name")"; done
+  install -D -m 0644 "$made/completions/bash/credential-agent" "$SHARE/bash-completion/completions/credential-agent"
+  install -D -m 0644 "$made/completions/zsh/_credential-agent" "$SHARE/zsh/site-functions/_credential-agent"
+  install -D -m 0644 "$made/completions/fish/credential-agent.fish" "$SHARE/fish/vendor_completions.d/credential-agent.fish"
+}
+
 # Before there were operators, the way to let a scraper in was the service's own group, which may read the worker's key.
 separate_groups() {
   local member members
@@ -462,6 +501,7 @@ do_install() {
     "$candidate/bin/credential-agent" check --config "$ETC/config.toml" >/dev/null ||
     die "the configuration is not acceptable to the new release (see above); everything is as it was"
   install_files
+  install_pages
   switch_release
   reload_systemd
   enable_units
@@ -496,6 +536,7 @@ do_uninstall() {
     printf '%s\n' "$hosts" >/etc/hosts
   fi
   rm -f /usr/local/bin/credential-agent
+  pages | tr '\n' '\0' | xargs -0r rm -f --
   rm -rf "$PREFIX" /run/credential-agent /run/credential-agent-control.sock /run/credential-agent-courier.sock
   reload_systemd
   if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
+import re
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from agent import bundle
 from tests.system import machine as m
 from tests.system.machine import Disk
+from tests.test_docs import commands
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("install")]
 
@@ -93,6 +100,29 @@ def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     assert validated.returncode == 0, validated.stdout
 
 
+def test_manual_pages_and_completions_are_those_of_the_packages(chroot: Chroot, tmp_path: Path) -> None:
+    """Each command has its page, each shell its completions, and every byte is what the packages' generator makes."""
+    (generator,) = (m.payload() / "pages").glob("click_man-*.whl")
+    epoch = (m.payload() / "pages/epoch").read_text().strip()
+    subprocess.run(
+        [sys.executable, m.REPOSITORY / "packer/package/pages.py", tmp_path],
+        env={"PYTHONPATH": f"{generator}:{m.REPOSITORY}", "SOURCE_DATE_EPOCH": epoch},
+        check=True,
+    )
+    share = chroot.root / "usr/local/share"
+    made = {path.name: path.read_bytes() for path in (tmp_path / "man").iterdir()}
+    installed = {path.stem: gzip.decompress(path.read_bytes()) for path in (share / "man/man1").glob("*.gz")}
+    assert "credential-agent-doctor.1" in installed
+    assert installed == made
+    for shell, place in (
+        ("bash/credential-agent", "bash-completion/completions/credential-agent"),
+        ("zsh/_credential-agent", "zsh/site-functions/_credential-agent"),
+        ("fish/credential-agent.fish", "fish/vendor_completions.d/credential-agent.fish"),
+    ):
+        assert (share / place).read_bytes() == (tmp_path / "completions" / shell).read_bytes()
+    assert stat.S_IMODE((share / "man/man1/credential-agent.1.gz").stat().st_mode) == 0o644
+
+
 def test_a_machine_whose_ntp_client_tells_the_kernel_alone_lets_the_agent_ask_the_kernel(chroot: Chroot) -> None:
     """With chrony there the drop-in is, and with chrony gone it is not."""
     drop_in = chroot.root / "etc/systemd/system/credential-agent.service.d/50-kernel-clock.conf"
@@ -140,6 +170,33 @@ def test_who_was_in_the_services_group_becomes_an_operator(chroot: Chroot) -> No
     assert "credential-operators" in groups
     assert "credential-agent" not in groups
     assert chroot.run("stat", "-c", "%a", "/etc/credential-agent/config.toml").stdout == "640\n"
+
+
+def test_an_image_is_made_as_the_page_says(chroot: Chroot, tmp_path: Path) -> None:
+    """The page's own lines, in order, install into a tree with a configuration and a signer, and the checks pass."""
+    page = (m.REPOSITORY / "packer/README.md").read_text().partition("\n## Without Packer\n")[2]
+    block = re.search(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert block
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build/payload").symlink_to(m.payload())
+    key = bundle.SigningKey.generate()
+    (tmp_path / "control-plane.pub.jwk").write_text(json.dumps(key.public_jwk()))
+    (tmp_path / "site.toml").write_text(
+        '[[keys]]\nkind = "ephemeral"\n[[signers]]\nissuers = ["laptop:*"]\n'
+        'key = "/etc/credential-agent/signers/control-plane.pub.jwk"\n'
+    )
+    made, *lines = commands(block[1])
+    assert made.startswith("packer/payload.sh ")  # that is `m.payload()`
+    for line in lines:
+        done = subprocess.run(
+            ["sh", "-ec", line.replace("/mnt/image", str(chroot.root))],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    config = (chroot.root / "etc/credential-agent/config.toml").read_text()
+    assert "ephemeral" in config
+    assert (chroot.root / "etc/systemd/system/credential-agent.service.d/50-ec2.conf").exists()
+    assert not (chroot.root / "tmp/payload").exists()
 
 
 def test_purge_leaves_no_group_and_no_file(chroot: Chroot) -> None:
