@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
+from joserfc import jwe, jws
+from joserfc.jwk import ECKey, OctKey, OKPKey
 
 from agent import bundle
 from agent.bundle import claims, envelope, strict
 from agent.bundle import open as opening
 from agent.core import model
 from agent.core.clock import utc
+from agent.core.errors import BundleError
 from agent.keys import MAX_TRIES, Keyring, LocalKey
 from tests.unit.bundle.kit import VECTORS
 
@@ -127,9 +131,8 @@ def test_the_names_of_the_container_are_documented() -> None:
         assert word in section("Container") + section("Signature")
 
 
-def taken_as_the_page_says(data: bytes) -> None:
-    """The worker of the page, at its time, accepts this as the bundle of the page's claims."""
-    expected: dict[str, Any] = json.loads(example("claims"))
+def opened_as_the_page_says(data: bytes) -> model.Bundle:
+    """What the worker of the page makes of it, at its time."""
     trust = bundle.Trust.parse(
         [
             {
@@ -141,7 +144,13 @@ def taken_as_the_page_says(data: bytes) -> None:
     )
     now = int(re.search(r"`now` = (\d+)", TEXT)[1])  # type: ignore[index] # a failure here is a failure of the test
     keyring = Keyring([LocalKey(bundle.OpeningKey.parse(example("worker-key")), kind="file")])
-    result = asyncio.run(keyring.open(data, trust=trust, audiences=["urn:credbundle:cluster:blue"], now=utc(now)))
+    return asyncio.run(keyring.open(data, trust=trust, audiences=["urn:credbundle:cluster:blue"], now=utc(now)))
+
+
+def taken_as_the_page_says(data: bytes) -> None:
+    """The worker of the page, at its time, accepts this as the bundle of the page's claims."""
+    expected: dict[str, Any] = json.loads(example("claims"))
+    result = opened_as_the_page_says(data)
     assert (result.issuer, result.subject, result.seq) == (expected["iss"], expected["sub"], expected["seq"])
     assert [grant.id for grant in result.grants] == [grant["id"] for grant in expected["grants"]]
     assert {str(cloud): grant for cloud, grant in result.routes.items()} == expected["routes"]
@@ -187,3 +196,97 @@ def test_what_a_producer_is_told_to_write_is_accepted(
     names: dict[str, Any] = {"claims": json.loads(example("claims"))}
     exec(compile(code, "FORMAT.md", "exec"), names)
     taken_as_the_page_says(names["sealed"].encode())
+
+
+def made_by_hand(
+    content: object,
+    *,
+    signature: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
+    recipient: str = "worker-key",
+    key: Any = None,
+) -> bytes:
+    """What a producer of another house makes of claims with another library; headers may differ from the page's."""
+    private = json.loads(example("signer-private"))
+    header = {"alg": "Ed25519", "typ": "credbundle+jwt", "kid": private["kid"], **(signature or {})}
+    signing = key or OKPKey.import_key(private)
+    signed = jws.serialize_compact(header, json.dumps(content), signing, algorithms=["Ed25519", "HS256"])
+    worker = ECKey.import_key(json.loads(example(recipient))) if recipient else ECKey.generate_key("P-256")
+    protected = {"typ": "credbundle+jwe", "cty": "credbundle+jwt", "enc": "A256GCM", **(container or {})}
+    sealing = jwe.GeneralJSONEncryption(protected, signed.encode())
+    sealing.add_recipient({"alg": "ECDH-ES+A256KW", "kid": worker.kid or worker.thumbprint()}, worker)
+    algorithms = ["ECDH-ES+A256KW", "A256GCM", "A128GCM", "DEF"]
+    return json.dumps(jwe.encrypt_json(sealing, None, algorithms=algorithms)).encode()
+
+
+LEAST: dict[str, Any] = json.loads(example("least"))
+
+
+def test_the_least_that_is_accepted_is_accepted() -> None:
+    """The claims that the page calls the least make a bundle that the page's worker takes, routed to its one grant."""
+    result = opened_as_the_page_says(made_by_hand(LEAST))
+    assert {str(cloud): grant for cloud, grant in result.routes.items()} == {"aws": "alice"}
+
+
+@pytest.mark.parametrize("claim", LEAST)
+def test_less_is_refused(claim: str) -> None:
+    """Without any one of them it is refused, as the page says."""
+    less = {name: value for name, value in LEAST.items() if name != claim}
+    with pytest.raises(BundleError) as refused:
+        opened_as_the_page_says(made_by_hand(less))
+    assert refused.value.code == ("version" if claim == "ver" else "claims")
+
+
+def inside_out() -> bytes:
+    """Encrypted first and signed afterwards."""
+    private = json.loads(example("signer-private"))
+    header = {"alg": "Ed25519", "typ": "credbundle+jwt", "kid": private["kid"]}
+    return jws.serialize_compact(
+        header, made_by_hand(LEAST), OKPKey.import_key(private), algorithms=["Ed25519"]
+    ).encode()
+
+
+def with_grants(*grants: dict[str, Any]) -> bytes:
+    return made_by_hand({**LEAST, "grants": list(grants)})
+
+
+GRANT: dict[str, Any] = LEAST["grants"][0]
+MISTAKES: dict[str, Callable[[], bytes]] = {
+    "milliseconds": lambda: made_by_hand({**LEAST, "iat": LEAST["iat"] * 1000, "exp": LEAST["exp"] * 1000}),
+    "for ever": lambda: made_by_hand({**LEAST, "lease_until": 253402300799}),
+    "fraction": lambda: made_by_hand({**LEAST, "iat": LEAST["iat"] + 0.25}),
+    "as text": lambda: made_by_hand({**LEAST, "exp": str(LEAST["exp"])}),
+    "so short": lambda: made_by_hand({**LEAST, "iat": LEAST["iat"] - 900, "exp": LEAST["iat"] - 600}),
+    "a member of your own": lambda: made_by_hand({**LEAST, "note": "for the night's run"}),
+    "not in `recip`": lambda: made_by_hand({**LEAST, "recip": ["worker-1"]}),
+    "machine before": lambda: made_by_hand(LEAST, recipient=""),
+    "with a star": lambda: made_by_hand({**LEAST, "aud": "urn:credbundle:cluster:*"}),
+    "an issuer for which": lambda: made_by_hand({**LEAST, "iss": "https://control.example/"}),
+    "`typ` of `JWT`": lambda: made_by_hand(LEAST, signature={"typ": "JWT"}),
+    "content encryption": lambda: made_by_hand(LEAST, container={"enc": "A128GCM"}),
+    "in a header": lambda: made_by_hand(LEAST, container={"zip": "DEF"}),
+    "`HS256`": lambda: made_by_hand(LEAST, signature={"alg": "HS256"}, key=OctKey.generate_key(256)),
+    "signed afterwards": inside_out,
+    "two grants": lambda: with_grants(GRANT, {**GRANT, "id": "bob"}),
+    "ended already": lambda: with_grants({**GRANT, "expires_at": LEAST["iat"] - 1}),
+    "keys as variables": lambda: with_grants(
+        GRANT, {"type": "env", "id": "env", "variables": {"AWS_ACCESS_KEY_ID": "ASIA"}}
+    ),
+}
+#: What the store says, which remembers: tests/unit/identity/test_store.py.
+REMEMBERED = ("a counter for `seq`", "the same `seq`")
+
+
+def test_each_common_mistake_is_refused_as_the_page_says() -> None:
+    """Every row of the table, made as it says, is refused with its code, and there is no row that is not tried."""
+    rows = re.findall(r"^\| (.*?) \| `([a-z-]+)` \| .* \|$", section("Common mistakes"), re.MULTILINE)
+    tried = {}
+    for mistake, code in rows:
+        if mistake.startswith(REMEMBERED):
+            continue
+        (make,) = [make for words, make in MISTAKES.items() if words in mistake]
+        with pytest.raises(BundleError) as refused:
+            opened_as_the_page_says(make())
+        tried[mistake] = (code, refused.value.code)
+    assert {mistake: pair for mistake, pair in tried.items() if pair[0] != pair[1]} == {}
+    assert len(tried) == len(MISTAKES)
