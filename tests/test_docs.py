@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import click
 import pytest
+import yaml
 
 from agent import config
 from agent.cli import cli
+from agent.doctor.checks import CHECKS
 from tests.fakes.sts import FakeSts
 from tests.system.harness import Agent
 from tests.unit.sender.support import serving
@@ -57,6 +59,7 @@ HERE = "tests/test_docs.py::"
 BOOT = "tests/system/test_boot.py::TestEc2Worker::"
 FIREWALL = "tests/system/test_hardened.py::"
 PACKER = "tests/system/test_packer.py::"
+CONTAINER = "tests/system/test_container_recipe.py::"
 
 
 class Row(NamedTuple):
@@ -183,6 +186,25 @@ COVERED = (
         "find_signers",
     ),
     Row("packer/README.md", "[[sources]]", f"{HERE}test_every_configuration_is_accepted", "config.parse"),
+    Row(
+        "packer/README.md",
+        "/mnt/image",
+        "tests/system/test_install.py::test_an_image_is_made_as_the_page_says",
+        '"/mnt/image"',
+    ),
+    *(
+        Row("packer/README.md", words, f"{HERE}test_what_other_tools_are_told_to_run_is_there", "install.sh")
+        for words in ("ansible.builtin", "#cloud-config")
+    ),
+    Row("packer/container/README.md", "payload.sh", f"{CONTAINER}image", "m.payload()"),
+    Row(
+        "packer/container/README.md",
+        "docker ",
+        "no engine is here; `tests/system/engine.py` carries out the files that the commands name",
+    ),
+    Row("packer/container/README.md", "install ", f"{CONTAINER}site", 'page("install")'),
+    Row("packer/container/README.md", "mv site", f"{CONTAINER}deliver", 'page("mv")'),
+    Row("agent/SECURITY.md", "--withdraw", f"{HERE}test_the_readme_word_by_word", '"agent/SECURITY.md"'),
     Row(
         "agent/sources/README.md",
         "#cloud-config",
@@ -311,6 +333,49 @@ def test_a_row_of_which_no_test_runs_anything_is_found() -> None:
 def test_no_row_is_left_over(row: Row) -> None:
     """A row whose example is gone goes too."""
     assert any(page.startswith(row.page) and row.words in example for page, example in examples())
+
+
+def test_each_proof_of_the_security_page_is_a_test() -> None:
+    """What holds against somebody is held by a test that is there: a file with tests, or one of them by its name."""
+    page = (ROOT / "agent/SECURITY.md").read_text().partition("## Who attacks, what holds")[2].partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    wrong = [row for row in rows if not re.search(r"`tests/[\w/]+\.py", row)]
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::([\w:]+))?`", page):
+        if not (ROOT / path).exists() or (name and name not in module(ROOT / path)):
+            wrong.append(f"{path}::{name}")
+    assert len(rows) > 20
+    assert wrong == []
+
+
+def test_each_check_of_doctor_has_its_paragraph() -> None:
+    """Whoever reads a word of doctor's finds it on the operator's page, and each symptom leads to words that are there."""
+    page = (ROOT / "systemd/OPERATIONS.md").read_text()
+    told = page.partition("\n## What each check finds\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", told, re.MULTILINE) == list(CHECKS)
+    linked = re.findall(r"\[`(\w+)`\]\(#(\w+)\)", page)
+    assert {word for word, _ in linked} <= CHECKS.keys()
+    assert [word for word, anchor in linked if word != anchor] == []
+
+
+def test_what_other_tools_are_told_to_run_is_there() -> None:
+    """Examples for other tools are YAML, and give the install script no option that it does not know."""
+    script = (ROOT / "packer/install.sh").read_text()
+    given = []
+    for block in blocks():
+        if block.language == "yaml":
+            told = yaml.safe_load(block.text)
+            tasks = told if isinstance(told, list) else [{"argv": line} for line in told["runcmd"]]
+            argvs = [
+                one["argv"]
+                for task in tasks
+                for one in (task, *task.values())
+                if isinstance(one, dict) and "argv" in one
+            ]
+            given += [
+                word for argv in argvs if argv[0].endswith("install.sh") for word in argv if word.startswith("--")
+            ]
+    assert given
+    assert [option for option in given if f"#   {option} " not in script] == []
 
 
 # Commands ---------------------------------------------------------------------------------------------------------------
@@ -497,3 +562,7 @@ def test_the_readme_word_by_word(tmp_path: Path) -> None:
         push = re.search(r"`(credential-agent push [^`]+)`", page)
         assert push, "README.md does not say how one hands a bundle in"
         assert reader.does(push[1]).startswith("same: seq ")
+        for line in commands(section("agent/SECURITY.md", "Something was stolen", "console")):
+            reader.does(line)
+        assert reader.does("credential-agent push withdrawal.jose").startswith("accepted: ")
+        assert agent.status()["clouds"]["aws"]["state"] != "live"

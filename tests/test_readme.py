@@ -24,6 +24,8 @@ PAGES = (
     "agent/EVENTS.md",
     "systemd/README.md",
     "packer/README.md",
+    "packer/container/README.md",
+    "agent/SECURITY.md",
 )
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 TEXT = "\n".join(TEXTS.values())
