@@ -145,6 +145,34 @@ def test_what_raises_says_so() -> None:
     assert [f"{name_of(path)} {one}" for path in AGENT for one in untold(parsed(path), "", "")] == []
 
 
+def _untold(node: ast.AST) -> Iterator[str]:
+    """What differs between the arguments of a function or a class and the list of them in its docstring."""
+    if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+        return
+    function: ast.AST = node
+    if isinstance(node, ast.ClassDef):
+        function = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), node)
+    listed = re.search(r"^Args:\n((?:    .*\n?|\n)*)", ast.get_docstring(node) or "", re.MULTILINE)
+    if listed is None or not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    told = {
+        one.strip(" *")
+        for names in re.findall(r"^    (\*?\w[\w, *]*):", listed[1], re.MULTILINE)
+        for one in names.split(",")
+    }
+    arguments = function.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    there = {one.arg for one in every if one is not None and one.arg not in {"self", "cls"}}
+    yield from (f"{node.name}:{node.lineno} {one}" for one in told ^ {one for one in there if not one.startswith("_")})
+
+
+def test_who_lists_arguments_lists_all() -> None:
+    """A docstring that has a list of arguments names each, and none that is not there."""
+    assert [
+        f"{name_of(path)} {one}" for path in AGENT for node in ast.walk(parsed(path)) for one in _untold(node)
+    ] == []
+
+
 @pytest.mark.parametrize("path", TESTS, ids=name_of)
 def test_every_test_states_its_rule(path: Path) -> None:
     """Each test's docstring says the rule that it pins."""

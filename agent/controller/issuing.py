@@ -49,6 +49,7 @@ class Issuing:
         issuer: where credentials come from.
         clock: time.
         counters: of results.
+        history: what happened lately.
         tasks: where what is under way is kept.
         wake: has the loop go round.
 

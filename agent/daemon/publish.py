@@ -89,6 +89,8 @@ class Publisher:
 
     Args:
         settings: where they are and who may read them.
+        store: what is served.
+        clock: time.
         address: the workers' endpoint, as ``HOST:PORT``.
         container_uri: whether SDKs take that address for a container endpoint.
         token: the bearer token.

@@ -25,7 +25,8 @@ class Remembered:
     """See the module.
 
     Args:
-        state: the directory. ``directory``: its path.
+        state: the state directory.
+        directory: its path.
         clock: time.
         environ: what the service manager passed.
         root: where ``/proc`` and ``/sys`` are.

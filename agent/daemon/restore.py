@@ -262,6 +262,10 @@ class Restorer:
     def _evaluate(self, memory: Memory, name: str) -> Whose:
         return whose(memory, name, boot_id=self._who.boot_id, firmware=self._who.firmware)
 
+    def must_ask_again(self, found: list[Machine]) -> bool:
+        """Whether :meth:`identify_late` has something to find out; ``found`` is what the services said at the start."""
+        return self._who.may_tell and (not found or self._who.silent or self.controller.store.doubted)
+
     async def identify_late(self, *, at_once: bool, audience: Callable[[], Iterable[str]]) -> None:
         """The metadata service did not answer at the start: act on what it says then.
 

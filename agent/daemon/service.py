@@ -47,6 +47,7 @@ from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
 from agent.daemon.servers import Servers
 from agent.daemon.succession import Succession
+from agent.daemon.time_log import TimeLog
 from agent.daemon.who import Who
 from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
@@ -91,7 +92,7 @@ class Daemon:
         self._serving = self._reload_wanted = False
         self._servers: Servers | None = None
         self.clock = SystemClock()
-        self._lost_told = 0.0
+        self._time_log = TimeLog(self.clock)
         self._time_moved: Callable[[], None] = lambda: None  # the controller's, once there is one
         self._started = self.clock.now()
         self._rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter, not a secret
@@ -266,8 +267,7 @@ class Daemon:
             asyncio.create_task(textfile.run(), name="metrics file"),
             asyncio.create_task(self._listeners.audit.run(), name="audit"),
         ]
-        unsure = not found or self._who.silent or self.controller.store.doubted
-        if unsure and self._who.may_tell:
+        if self._restorer.must_ask_again(found):
             late = self._restorer.identify_late(
                 at_once=at_once, audience=lambda: self._reloader.settings.identity.audience
             )
@@ -386,21 +386,10 @@ class Daemon:
         self.controller.time_moved()
 
     def _follow(self) -> bool:
-        doubtful = self.clock.follow()
-        timekeeper = self.clock.timekeeper
+        doubtful = self._time_log.follow()
         if self._servers is not None and self._snapshots.outdated:
             # Soon: what was counted from a moment of ours is moved in between.
             asyncio.get_running_loop().call_soon(self._snapshots.publish)
-        if timekeeper.lost > self._lost_told:
-            self._log.warning(
-                "clock.time_lost",
-                seconds=round(timekeeper.lost - self._lost_told, 1),
-                believed=str(timekeeper.believed),
-            )
-            self._lost_told = timekeeper.lost
-        if doubtful:
-            ahead = {str(witness): round(seconds, 1) for witness, seconds in timekeeper.differences.items()}
-            self._log.info("clock.doubtful", believed=str(timekeeper.believed), ahead_seconds=ahead)
         return doubtful
 
     def _publish_keys(self) -> None:

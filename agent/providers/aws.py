@@ -48,6 +48,10 @@ class AwsMint:
     """Issues AWS credentials.
 
     Args:
+        upstream: the way out.
+        settings: the operator's, for minting.
+        allowed: what a grant may name beside the clouds' own endpoints.
+        tokens: fetches the OpenID Connect tokens that grants name.
         ec2: the machine's own metadata service: asked for the region when nothing else says it.
         boottime: ages what a server said of its own time.
 

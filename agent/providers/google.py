@@ -38,6 +38,7 @@ from agent.providers.google_answers import (
     AccessTokenAnswer,
     GeneratedIdToken,
     IdTokenAnswer,
+    TokenAnswer,
     accounts_of,
     broken,
     claims_of,
@@ -113,18 +114,9 @@ class GoogleMint:
             secrets=(grant.client_secret, grant.refresh_token),
         )
         found = token_answer(answer, "google refresh token")
-        return Issued(
-            GoogleToken(
-                access_token=Secret(found.access_token),
-                issued_at=now,
-                expires_at=now + timedelta(seconds=found.seconds()),
-                # gcloud's own logins ask for the e-mail scope, and then the identity token beside it says whose it is.
-                email=grant.email or claims_of(found.id_token).email,
-                scopes=tuple(found.scope.split()) if found.scope else grant.scopes,
-            ),
-            answer.date,
-            timedelta(seconds=found.seconds()),
-        )
+        # gcloud's own logins ask for the e-mail scope, and then the identity token beside it says whose it is.
+        email = grant.email or claims_of(found.id_token).email
+        return _issued(found, answer, now, email, tuple(found.scope.split()) if found.scope else grant.scopes)
 
     async def service_account(self, grant: GcpServiceAccount, now: datetime) -> Issued[GoogleToken]:
         """Exchange an assertion signed with a service account's key."""
@@ -132,17 +124,7 @@ class GoogleMint:
         claims = {"scope": " ".join(grant.scopes)}
         answer = await self._assert(grant, claims, doing, now)
         found = token_answer(answer, doing)
-        return Issued(
-            GoogleToken(
-                access_token=Secret(found.access_token),
-                issued_at=now,
-                expires_at=now + timedelta(seconds=found.seconds()),
-                email=grant.client_email,
-                scopes=grant.scopes,
-            ),
-            answer.date,
-            timedelta(seconds=found.seconds()),
-        )
+        return _issued(found, answer, now, grant.client_email, grant.scopes)
 
     async def impersonation(self, grant: GcpImpersonation, base: GoogleToken, now: datetime) -> Issued[GoogleToken]:
         """Impersonate a service account with the token of another grant or of the machine."""
@@ -241,17 +223,7 @@ class GoogleMint:
         ]
         answer = await self._requests.post_form(url, reach, form, doing=doing, now=now, secrets=secrets, timed=True)
         found = token_answer(answer, doing)
-        return Issued(
-            GoogleToken(
-                access_token=Secret(found.access_token),
-                issued_at=now,
-                expires_at=now + timedelta(seconds=found.seconds()),
-                email=None,
-                scopes=scopes,
-            ),
-            answer.date,
-            timedelta(seconds=found.seconds()),
-        )
+        return _issued(found, answer, now, None, scopes)
 
     async def _generate_access_token(
         self,
@@ -307,3 +279,14 @@ class GoogleMint:
         body = {"delegates": accounts_of(delegates), "audience": audience, "includeEmail": True}
         answer = await self._requests.post_iam(principal, "generateIdToken", body, bearer=bearer, doing=doing, now=now)
         return id_token_of(Secret(decoded(answer, GeneratedIdToken, doing).token), audience, doing, now)
+
+
+def _issued(
+    found: TokenAnswer, answer: UpstreamResponse, now: datetime, email: str | None, scopes: tuple[str, ...]
+) -> Issued[GoogleToken]:
+    """The access token in the answer of a token endpoint."""
+    life = timedelta(seconds=found.seconds())
+    token = GoogleToken(
+        access_token=Secret(found.access_token), issued_at=now, expires_at=now + life, email=email, scopes=scopes
+    )
+    return Issued(token, answer.date, life)

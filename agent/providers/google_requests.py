@@ -28,6 +28,8 @@ class GoogleRequests:
     """Asks Google's token endpoints.
 
     Args:
+        upstream: the way out.
+        settings: the operator's, for minting.
         allowed: what a grant may name beside Google's own endpoints.
         boottime: ages what a server said of its own time.
 

@@ -32,6 +32,8 @@ class Instance:
     """Reads the machine's own identity from the real metadata services.
 
     Args:
+        ec2: the machine's EC2 metadata service; ``None``: it has none.
+        gce: the same of GCE.
         machine: the cloud the hypervisor names, if known.
     """
 

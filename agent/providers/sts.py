@@ -79,6 +79,7 @@ class Sts:
     """Asks STS one question at a time.
 
     Args:
+        upstream: the way out.
         endpoint: one URL for all regions, or ``None`` for the regional endpoints.
         timeout_seconds: for one request, start to end.
         boottime: see :class:`~agent.providers.signing_time.SigningTime`.

@@ -31,6 +31,9 @@ class WebTokens:
     """Gets the token that a grant names, and looks anew each time: somebody else keeps it fresh.
 
     Args:
+        upstream: the way out.
+        allowed: which URLs a grant may name.
+        timeout_seconds: for one request, start to end.
         directories: where ``file`` tokens may lie.
         gce: the worker's own metadata server, if it is a GCE machine.
     """

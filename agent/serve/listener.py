@@ -73,6 +73,7 @@ class Listener:
         handler: decides; synchronous wherever nothing must be waited for.
         broken: what to answer when the handler itself failed; the one border where any exception is caught.
         clock: for the ``Date`` header.
+        limits: how long, how many, how much; without them the usual ones.
         access: told of every request.
         bodies: whether a request with this method and raw target means a body; without it every one does.
         owners: names the owner of a connection when places become scarce; without it the address does.

@@ -175,6 +175,7 @@ class Upstream:
     """The client. Made without I/O; connections belong to the event loop that first uses it.
 
     Args:
+        settings: limits, authorities and proxy; ``None``: the usual ones.
         hear: called with the ``Date`` of servers that count as witnesses of the time, and of no others: see
             :func:`agent.upstream.dates.witness_of`. Called as soon as the head of the answer is here, with the seconds
             since it was asked for.

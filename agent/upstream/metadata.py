@@ -62,6 +62,7 @@ class Ec2Metadata:
     """The EC2 instance metadata service, version 2 only.
 
     Args:
+        upstream: the way out.
         clock: its boot time ages the session token; steps of the wall clock do not.
         base_url: scheme, host and port, no path.
         timeout_seconds: for one request; the token handshake has its own.
