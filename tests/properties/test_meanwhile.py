@@ -147,8 +147,9 @@ class Meanwhile:
 
     # -- what happens
 
-    def start(self) -> None:
+    def start(self, *, doubt: bool = False) -> None:
         memory, self.left = self.disk
+        self.found = memory.instance_id
         self.store = Store(Policy(fallback=frozenset()), memory, self.clock.now(), random.Random(1))
         self.controller = Controller(
             store=self.store,
@@ -160,11 +161,23 @@ class Meanwhile:
             rng=random.Random(2),
         )
         self.tasks = [asyncio.create_task(self.controller.run())]
-        whose = Whose.OURS if memory.instance_id == self.machine else Whose.ANOTHERS
-        self.tasks.append(asyncio.create_task(self._identify(whose)))
+        if doubt:
+            self.tasks.append(asyncio.create_task(self._identify(Whose.UNKNOWN)))
+        else:
+            self.settle()
 
     async def _identify(self, whose: Whose) -> None:
-        await self.controller.intake.identified(whose, self.machine, boot_id="b", firmware={}, sealed=self.left)
+        name = "" if whose is Whose.UNKNOWN else self.machine
+        await self.controller.intake.identified(whose, name, boot_id="b", firmware={}, sealed=self.left)
+
+    def settle(self) -> None:
+        """A metadata service tells who we are."""
+        whose = Whose.OURS if self.found == self.machine else Whose.ANOTHERS
+        self.tasks.append(asyncio.create_task(self._identify(whose)))
+
+    def settle_a_doubt(self) -> None:
+        if self.store.doubted:
+            self.settle()
 
     def bring(self, signer: str, origin: str, *, withdraw: bool = False, machine: str = "") -> None:
         self.number += 1
@@ -199,19 +212,20 @@ class Meanwhile:
         What was brought to this process was brought to this machine, unless it named the other one.
         """
         self.machine = f"i-{int(self.machine[2:]) + 1}"
+        self.found = ""
         self.others = {made.identity for made in self.made.values() if made.process < self.process}
         self.withdrawn = [(one, durable) for one, durable in self.withdrawn if not one.machine]
         self.lasting = set()
         self.tasks.append(asyncio.create_task(self._identify(Whose.ANOTHERS)))
 
-    async def restart(self) -> None:
+    async def restart(self, *, doubt: bool = False) -> None:
         """The process is killed: what was not acknowledged as durable may be forgotten."""
         await self.end()
         self.process += 1
         if self.disk[0].instance_id == self.machine:  # else the next one finds another machine's memory
             self.lasting |= {name for one, durable in self.withdrawn if durable for name in self._before(one)}
         self.withdrawn = []
-        self.start()
+        self.start(doubt=doubt)
 
     def _before(self, one: Made) -> set[str]:
         """The identities that a withdrawal takes away."""
@@ -250,6 +264,7 @@ class Meanwhile:
         assert present is not None
         one = next(made for made in self.made.values() if made.bundle.digest == present.digest)
         assert not one.machine or one.machine == self.machine, "addressed to another machine"
+        assert not self.store.doubted or one.process == self.process, "nobody knows whose it was"
 
     def _acknowledged(self) -> None:
         for one, task in [pair for pair in self.acks if pair[1].done()]:
@@ -305,6 +320,8 @@ STEPS: dict[str, Callable[[Meanwhile, int], Any]] = {
     "a step of the clock": lambda it, n: it.clock.set_utc(it.clock.now() + timedelta(minutes=(-20, 20)[n % 2])),
     "another machine": lambda it, n: it.clone(),
     "restart": lambda it, n: it.restart(),
+    "restart in a doubt": lambda it, n: it.restart(doubt=True),
+    "the doubt is settled": lambda it, n: it.settle_a_doubt(),
 }
 
 
@@ -334,6 +351,12 @@ async def play(steps: list[tuple[str, int]]) -> None:
     ]
 )
 @example([("a withdrawal", 0), ("an old one again", 0), ("opened", 0), ("opened", 0)])
+@example(
+    [
+        *(("a bundle", 0), ("opened", 0), ("written", 0), ("restart in a doubt", 0), ("a withdrawal", 0)),
+        *(("opened", 0), ("another machine", 0), ("an old one again", 0), ("opened", 0), ("written", 0)),
+    ]
+)
 @example(
     [
         *(("a bundle", 5), ("opened", 0), ("a withdrawal", 2), ("disk full", 4), ("written", 4)),

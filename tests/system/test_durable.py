@@ -514,3 +514,19 @@ class TestAnotherName:
                 ec2.faults.clear()
                 until(partial(_serves, agent, KEYS[1]), what="the bundle")
                 assert agent.events("memory.reset") == []
+
+
+def test_a_captive_portal_at_a_restart_takes_no_identity_away(world: World) -> None:
+    """The machine is remembered as EC2's: a page in IMDS's place is an outage of it, and over when the page is gone."""
+    ec2 = cloud("i-0aaaaaaaaaaaaaaaa")
+    with background(ec2):
+        with world.agent(late(ec2)) as agent:
+            assert agent.ready().access_key() == MACHINE
+            until(lambda: b"i-0aaaaaaaaaaaaaaaa" in (world.state / "memory.json").read_bytes(), what="the name")
+            agent.kill()
+        ec2.inject(Fault("/", status=403, body=b"<html>sign in", times=None))
+        with world.agent(late(ec2), prelude=HASTY) as agent:
+            agent.wait_for("credential.failed", cloud="aws")
+            assert agent.ask("/latest/meta-data/iam/security-credentials/").status != 404
+            ec2.faults.clear()
+            until(lambda: agent.access_key() == MACHINE, what="the machine's identity")
