@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 # What the caller's shell says about other Pythons must not leak into this one.
-unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip --quiet --no-input
 
@@ -47,6 +47,8 @@ demo: $(VENV)/.package $(VENV)/.dask ## a cluster and the main job on an embedde
 
 .PHONY: test
 test: $(VENV)/.package $(VENV)/.dask ## all tests; what is skipped is listed with the reason (ARGS="-k name" for some)
+	@# Hundreds of daemons are started: none compiles a module of its own.
+	@$(BIN)/python -m compileall -q agent
 	@exec $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 $(VENV)/.charts: requirements/charts.txt $(VENV)/.locked
