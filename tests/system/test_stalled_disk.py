@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import AUDIENCE, REPOSITORY, Agent, World, background, until
 
 USER = "ASIAUSER000000000000"
+MORE_THAN_THREADS = min(32, (os.cpu_count() or 1) + 4) + 1
+"""More than the pool has that asyncio gives what blocks to."""
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def test_the_environment_files(world: World, shim: Path) -> None:
     with world.agent(environ=stall.environ) as agent:
         agent.ready()
         stall.begin()
-        for number in range(12):  # more than a usual pool has threads
+        for number in range(MORE_THAN_THREADS):
             key = f"ASIAUSER0000000000{number:02}"
             sealed = world.seal(world.session(key), world.variables(WHO=key))
             assert agent.push(sealed)["outcome"] == "accepted"
@@ -304,7 +307,7 @@ def test_the_files_of_the_configuration_while_it_runs(world: World, shim: Path, 
         agent.wait_for("file.stalled", key="signers[0].key")
         mark, told = agent.mark, manager.mark
         agent.signal(signal.SIGHUP)
-        for number in range(12):
+        for number in range(MORE_THAN_THREADS):
             key = f"ASIAUSER0000000000{number:02}"
             assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
             assert agent.access_key() == key
