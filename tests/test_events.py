@@ -311,6 +311,7 @@ def scrape() -> str:
         redirect=Arrival(STATES[0]),
         without={"keys[0]": "gone"},
         processes={"agent": Usage(resident_bytes=1, cpu_seconds=1.0, descriptors=1)},
+        servers=(report.ServerVitals(pid=1, since=NOW, version=1, newest=True, apart=True),),
     )
     return report.metrics(store, counters, vitals, NOW).decode()
 

@@ -35,9 +35,8 @@ def run(path: Path) -> None:
     from agent.host import seccomp, systemd
     from agent.host.threads import Threads
 
-    # What answers workers is another process. A service manager gives us one place to be in: there it is this one.
-    managed = os.environ.keys() & {"NOTIFY_SOCKET", "LISTEN_FDS"}
-    child = None if managed else ServerChild.begin(os.environ)
+    # What answers workers is another process, and that is begun by yet another, as long as anything can be.
+    child = ServerChild.begin(os.environ)
     # Before there is a second thread, which would keep the right to execute.
     seccomp.give_up_execution()
     # Then logging: a journal that hangs, or a closed standard error, must not stop the start.

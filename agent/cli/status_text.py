@@ -53,6 +53,7 @@ def told(document: Mapping[str, Any], now: datetime) -> Iterator[Line]:
     yield from _refusal(document)
     yield from (Line(f"without {key}: {why}", BAD) for key, why in document.get("without", {}).items())
     yield from _files(document.get("files", ()))
+    yield from _servers(document.get("servers"))
     yield from _redirect(document.get("redirect"))
     yield from _published(document)
     if document["memory_unwritten"]:
@@ -120,6 +121,17 @@ def _files(files: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
         count = f", {file['count']} certificates" if file["count"] is not None else ""
         digest = f", sha256 {file['sha256'][:16]}" if file["sha256"] is not None else ""
         yield Line(f"loaded {file['key']}: {file['path']} ({file['what']}{count}{digest})", QUIET)
+
+
+def _servers(servers: Iterable[Mapping[str, Any]] | None) -> Iterator[Line]:
+    """Who answers workers, where that is not as it should be; ``None``: of an agent that is older than this command."""
+    if servers is None:
+        return
+    found = list(servers)
+    if not any(one["newest"] for one in found):
+        yield Line("workers: no process answers them just now; they wait", BAD)
+    elif not all(one["apart"] for one in found):
+        yield Line("workers: answered by the agent's own process, not by one apart: restart the agent", DOUBTFUL)
 
 
 def _redirect(redirect: Mapping[str, Any] | None) -> Iterator[Line]:

@@ -1,13 +1,15 @@
-"""The process that answers workers, as a child: where no service manager starts one (a container, a demo).
+"""The process that answers workers, as a child: in the unit of the service manager, in a container, in a demo.
 
 It is begun before this process gives up to execute anything, so before the configuration is read, and waits for the
-sockets; they stay open here, so that connections wait in the kernel's queue whenever a server ends.
+sockets; they stay open here, so that connections wait in the kernel's queue whenever a server ends, and can be answered
+here if none can be begun any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -20,7 +22,8 @@ from typing import Final
 import structlog
 
 from agent.daemon.servers import Servers
-from agent.server.master import END, LINK, LISTEN, STOP
+from agent.host.process import Usage, Watched
+from agent.server.master import END, GIVEN, LINK, LISTEN, MOST_SOCKETS, STOP
 
 ENDS_SECONDS: Final = 1.0
 """How much longer than its grace it may take to end."""
@@ -43,6 +46,10 @@ class ServerChild:
         self._begun = 0
         self._told_again = float("-inf")
         self._tasks: set[asyncio.Task[object]] = set()
+        self._watched: Watched | None = None
+        if process is not None:
+            with contextlib.suppress(OSError):
+                self._watched = Watched(process.pid)  # now: once it is undumpable, a sandbox shows it to nobody
 
     @classmethod
     def begin(cls, environ: Mapping[str, str]) -> ServerChild:
@@ -55,7 +62,7 @@ class ServerChild:
         Returns:
             The process; where none can be started, one that has ended: that is heard, and dealt with, as any other end.
         """
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, its = map(_not_standard, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         with its:
             try:
                 process: subprocess.Popen[bytes] | None = subprocess.Popen(  # noqa: S603 - our own program
@@ -73,14 +80,17 @@ class ServerChild:
         """Have it answer on these sockets. To be called in the event loop.
 
         Args:
-            sockets: on which workers ask.
+            sockets: on which workers ask; one that asks the kernel who does may be among them.
             servers: what it is told and asks.
             gone: called when it has ended, which it does not by itself.
         """
         self._servers, self._gone = servers, gone
         asyncio.get_running_loop().add_reader(self._control.fileno(), self._hear)
         with contextlib.suppress(OSError):  # it is gone, which is heard
-            socket.send_fds(self._control, [LISTEN], [one.fileno() for one in sockets])
+            numbers = [one.fileno() for one in sockets]
+            for first in range(0, len(numbers), MOST_SOCKETS):
+                socket.send_fds(self._control, [GIVEN], numbers[first : first + MOST_SOCKETS])
+            self._control.send(LISTEN)
 
     def _hear(self) -> None:
         try:
@@ -89,9 +99,10 @@ class ServerChild:
             return
         except OSError:
             said, fds = b"", []
-        if said == LINK and fds and self._servers is not None:
+        word, _, pid = said.partition(b" ")
+        if word == LINK and fds and self._servers is not None:
             self._tell_again()
-            protocol = partial(self._servers.protocol, self._end)
+            protocol = partial(self._servers.protocol, self._end, int(pid or 0))
             linking = asyncio.get_running_loop().create_unix_connection(protocol, sock=socket.socket(fileno=fds[0]))
             task = asyncio.get_running_loop().create_task(linking, name="a server begins")
             self._tasks.add(task)
@@ -99,7 +110,23 @@ class ServerChild:
         elif not said:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             self._ended.set()
+            self._reap()
             self._gone()
+
+    def _reap(self) -> None:
+        """Leave no zombie of it. It may be about to end yet: that is waited for elsewhere."""
+        if self._process is not None:
+            self._process.kill()
+            asyncio.get_running_loop().run_in_executor(None, self._process.wait)
+
+    @property
+    def replaced(self) -> int:
+        """How often a server has ended before its time and has had a successor."""
+        return max(0, self._begun - 1)
+
+    def usage(self) -> Usage | None:
+        """What the master uses, as the kernel says; ``None``: it does not."""
+        return None if self._watched is None or self._ended.is_set() else self._watched.usage()
 
     def _tell_again(self) -> None:
         """Say that a server has ended before its time, and has a successor: nothing else shows it."""
@@ -107,7 +134,7 @@ class ServerChild:
         now = time.monotonic()
         if self._begun > 1 and now - self._told_again >= TOLD_AGAIN_SECONDS:
             self._told_again = now
-            structlog.get_logger().warning("server.again", times=self._begun - 1)
+            structlog.get_logger().warning("server.again", times=self.replaced)
 
     def _end(self) -> None:
         with contextlib.suppress(OSError):
@@ -128,6 +155,16 @@ class ServerChild:
     def kill(self) -> None:
         """End it now."""
         self._control.close()
+        if self._watched is not None:
+            self._watched.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def _not_standard(one: socket.socket) -> socket.socket:
+    """The same under a number above 2: started without a standard error, the first socket would be that."""
+    if one.fileno() > 2:
+        return one
+    with one:
+        return socket.socket(fileno=fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))

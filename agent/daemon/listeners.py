@@ -15,7 +15,7 @@ from agent.core.early import STEP as EARLY_STEP
 from agent.core.model import Cloud
 from agent.core.secret import Secret
 from agent.core.source import Ack
-from agent.daemon import compose
+from agent.daemon import compose, processes
 from agent.daemon.announce import Announcer
 from agent.daemon.audit import Audit
 from agent.daemon.child import ServerChild
@@ -35,7 +35,6 @@ from agent.daemon.textfile import Textfile
 from agent.daemon.workers import Workers
 from agent.host import arrival
 from agent.host.clock import SystemClock
-from agent.host.process import usage
 from agent.host.subuid import Whose
 from agent.serve.control import ControlEndpoint
 from agent.serve.courier import CourierEndpoint
@@ -79,6 +78,8 @@ class Listeners:
         self._clock = clock
         self._settled = settled
         self._textfile: Textfile | None = None
+        self._servers: Servers  # from when workers can be answered, so before anything is reported
+        self._child: ServerChild | None = None
         self.audit = Audit(audited, clock, each_agent=settings.audit.mode == "full")
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
@@ -154,6 +155,7 @@ class Listeners:
             clock=self._clock.boottime,
         )
         snapshots.send_to(servers.publish)
+        self._servers = servers
         return snapshots, servers
 
     def _services(self) -> dict[Cloud, Passthrough]:
@@ -168,6 +170,7 @@ class Listeners:
 
     def workers(self, servers: Servers, sockets: Sequence[socket.socket], child: ServerChild | None) -> Workers:
         """What workers ask on these sockets."""
+        self._child = child
         return Workers(servers, sockets, passed=chain.from_iterable(self._passed.values()), child=child)
 
     async def told_last(self, servers: Servers) -> None:
@@ -297,7 +300,9 @@ class Listeners:
             published=announcer.state,
             overwritten=announcer.overwritten,
             without={**prepared.away.reasons, **publisher.troubles, **self._lowered(), **self._unwritten()},
-            processes={"agent": usage()},
+            processes=processes.used(self._servers, self._child),
+            servers=processes.answering(self._servers, self._clock),
+            replaced=0 if self._child is None else self._child.replaced,
             served=self.audit.served,
             refused=self.audit.refused,
             audit_dropped=self.audit.dropped,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
@@ -41,6 +42,7 @@ from agent.snapshot.messages import (
     ServerSays,
     Taken,
     Tell,
+    Uses,
     shortened,
 )
 
@@ -98,13 +100,19 @@ class Servers:
         self._connected: dict[Server, None] = {}
         self._changed = asyncio.Event()
 
-    def protocol(self, end: Callable[[], None] = lambda: None) -> Server:
+    def protocol(self, end: Callable[[], None] = lambda: None, pid: int = 0) -> Server:
         """The factory of connections.
 
         Args:
             end: ends the process at the other end, when it does not do what it is told.
+            pid: of that process, as whoever began it says; 0: this one.
         """
-        return Server(self, end)
+        return Server(self, end, pid)
+
+    @property
+    def connected(self) -> Sequence[Server]:
+        """All of them, the oldest first."""
+        return tuple(self._connected)
 
     def publish(self, data: bytes) -> None:
         """Tell all of them what is served now."""
@@ -198,20 +206,26 @@ class Server(asyncio.Protocol):
     """One connected server.
 
     Attributes:
+        pid: of the process at the other end.
+        began: when it was connected, by the clock of all.
         taken: the version that it said it serves; -1: none yet.
         counted: how often it has said all its numbers.
+        uses: what it said last that it uses; ``None``: nothing.
     """
 
     _is_cut_off = False
 
-    def __init__(self, servers: Servers, end: Callable[[], None]) -> None:
+    def __init__(self, servers: Servers, end: Callable[[], None], pid: int = 0) -> None:
         self._servers = servers
         self._end = end
+        self.pid = pid or os.getpid()
+        self.began = servers.clock()
         self._frames = from_server()
         self._transport: asyncio.Transport | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.taken = -1
         self.counted = 0
+        self.uses: Uses | None = None
 
     # -- asyncio's calls ---------------------------------------------------------------------------------------------
 
@@ -287,6 +301,8 @@ class Server(asyncio.Protocol):
                 servers.changed()
             case Counts():
                 self._count(said)
+            case Uses():
+                self.uses = said
             case Served():
                 servers.heard(said.rows, said.refused)
             case Refused() | Crashed():

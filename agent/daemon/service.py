@@ -67,7 +67,7 @@ class Daemon:
         settings: the configuration.
         environ: what the service manager passed.
         file: the configuration file, which SIGHUP has read anew.
-        child: the process that answers workers; ``None``: this one does.
+        child: what begins the process that answers workers; ``None``: this one does.
         root: where ``/sys`` and ``/etc`` are; another place in tests.
 
     Raises:
@@ -176,7 +176,7 @@ class Daemon:
         addresses = listening.names(worker_sockets)
         self._wire(addresses)
         servers = self._tell_servers(addresses)
-        workers = self._listeners.workers(servers, worker_sockets, self._child)
+        self._workers = workers = self._listeners.workers(servers, worker_sockets, self._child)
         operators = self._listeners.control(self._vitals, servers, reload=self._reload)
         couriers = self._listeners.couriers()
         await workers.begin()
@@ -259,7 +259,7 @@ class Daemon:
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.controller.run(), name="controller"),
             asyncio.create_task(
-                self._readiness.tell(pending_seconds, self._settled, lambda: self._restorer.may_settle), name="ready"
+                self._readiness.tell(pending_seconds, self._begun, lambda: self._restorer.may_settle), name="ready"
             ),
             asyncio.create_task(self._reloader.follow_files(), name="files"),
             asyncio.create_task(self._reloader.follow_launched(), name="launch signers"),
@@ -351,6 +351,11 @@ class Daemon:
     async def _told(self) -> None:
         if self._servers is not None:
             await self._servers.taken()
+
+    async def _begun(self) -> None:
+        """Workers are answered by what was told last, and the files are there."""
+        await self._workers.answered(READY_AFTER_SECONDS)
+        await self._settled()
 
     async def _settled(self) -> None:
         await self._told()

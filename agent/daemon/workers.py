@@ -13,16 +13,15 @@ import structlog
 
 from agent.daemon.child import ServerChild
 from agent.daemon.servers import Servers
-from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
-from agent.serve.fairness import Owners
 from agent.serve.link import Link
 from agent.serve.server import WorkerServer
 from agent.serve.waiting import Served
-from agent.server.asking import Asking
+from agent.server.answering import answering, diagnosis_of
 
 BEGINS_SECONDS: Final = 5.0
 """How long a server is waited for. Connections wait in the kernel's queue."""
+_LATE_HINT: Final = "workers wait until it is there; has this machine no process or memory left?"
 
 
 class Workers:
@@ -62,10 +61,21 @@ class Workers:
         if self._child is None:
             await self._begin_here()
             return
-        self._child.answer(self._sockets, self._servers, self._gone)
+        # A socket that asks the kernel who is connected is made by the service manager, where we may make none.
+        asking = [one for one in self._passed if one.family == socket.AF_NETLINK]
+        if not asking and not _may_ask():
+            self.owners = "by address"
+        self._child.answer([*self._sockets, *asking], self._servers, self._gone)
+        if not await self.answered(BEGINS_SECONDS):
+            structlog.get_logger().error("server.late", seconds=BEGINS_SECONDS, hint=_LATE_HINT)
+
+    async def answered(self, seconds: float) -> bool:
+        """Wait until workers are answered by what was told last, for so many seconds; whether they are."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BEGINS_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._servers.serving()
+            return True
+        return False
 
     def _gone(self) -> None:
         # It cannot be begun anew: this process executes nothing any more. Better a thinner wall than no identity.
@@ -97,14 +107,10 @@ class Workers:
             self._beginning = asyncio.get_running_loop().create_task(self._connect(link), name="connect again")
 
     def _server(self, link: Link, served: Served) -> WorkerServer:
-        try:
-            diagnosis = SocketDiagnosis(self._passed)
-        except OSError:
-            # A sandbox without netlink, and no socket was passed: the table says it too, more slowly.
+        diagnosis = diagnosis_of(self._passed)
+        if diagnosis is None:  # a sandbox without netlink: the table says it too, more slowly
             self.owners = "by table"
-            return WorkerServer(link, served, Owners(read_socket_table, whose=served.whose))
-        owners = Owners(read_socket_table, diagnosis.owner, whose=served.whose, close=diagnosis.close)
-        return WorkerServer(link, served, owners, Asking(diagnosis))
+        return answering(link, served, diagnosis, table=read_socket_table)
 
     async def close(self, grace_seconds: float) -> None:
         """Accept nothing more, and give what is under way so many seconds.
@@ -122,3 +128,11 @@ class Workers:
             await self._child.close(grace_seconds)
         if self._here is not None:
             await self._here.close(grace_seconds)
+
+
+def _may_ask() -> bool:
+    """Whether a process of ours may make a socket that asks the kernel who is connected."""
+    made = diagnosis_of(())
+    if made is not None:
+        made.close()
+    return made is not None

@@ -72,6 +72,9 @@ class SocketDiagnosis:
         )
         self._socket.setblocking(False)
         self._number = 0
+        with contextlib.suppress(OSError):
+            for _ in range(_STALE if given is not None else 0):
+                self._socket.recv(_MOST_BYTES)  # an answer to whoever had it before us, and ended before reading it
 
     def owner(self, peer: Endpoint, local: Endpoint) -> int | None:
         """The user whose socket is at ``peer`` in a connection that we have at ``local``; ``None``: not known.

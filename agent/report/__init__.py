@@ -6,6 +6,6 @@ its last four characters only.
 
 from agent.report.metrics import metrics
 from agent.report.status import status
-from agent.report.vitals import ClockVitals, Vitals
+from agent.report.vitals import ClockVitals, ServerVitals, Vitals
 
-__all__ = ["ClockVitals", "Vitals", "metrics", "status"]
+__all__ = ["ClockVitals", "ServerVitals", "Vitals", "metrics", "status"]

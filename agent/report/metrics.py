@@ -209,9 +209,25 @@ class _Collector:
             "resident_memory_bytes", "Memory in RAM.", ("process",), [((n,), float(u.resident_bytes)) for n, u in used]
         )
         yield _gauge(
-            "open_descriptors", "Open files and sockets.", ("process",), [((n,), float(u.descriptors)) for n, u in used]
+            "open_descriptors",
+            "Open files and sockets.",
+            ("process",),
+            [((n,), float(u.descriptors)) for n, u in used if u.descriptors],
         )
         yield _counter("cpu_seconds", "Time on a processor.", ("process",), [((n,), u.cpu_seconds) for n, u in used])
+        current = [one.apart for one in self._vitals.servers if one.newest]
+        yield _gauge(
+            "servers",
+            "Processes that answer workers by what is served now.",
+            ("process",),
+            [(("server",), float(current.count(True))), (("agent",), float(current.count(False)))],
+        )
+        yield _counter(
+            "server_replacements",
+            "Times that a process that answers workers has ended before its time and has had a successor.",
+            (),
+            [((), float(self._vitals.replaced))],
+        )
 
     def _requests(self) -> Iterator[Metric]:
         """What was answered?"""

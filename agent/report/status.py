@@ -56,6 +56,17 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "redirect": None if vitals.redirect is None else _redirect(vitals.redirect),
         "files": [msgspec.to_builtins(file) for file in vitals.files],
         "log_dropped": vitals.log_dropped,
+        "servers": [
+            {
+                "pid": one.pid,
+                "since": _stamp(one.since),
+                "version": one.version,
+                "newest": one.newest,
+                "apart": one.apart,
+            }
+            for one in vitals.servers
+        ],
+        "servers_replaced": vitals.replaced,
         "published": dict(vitals.published),
         "key_overwritten": vitals.overwritten,
         "without": dict(vitals.without),

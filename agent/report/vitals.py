@@ -40,6 +40,24 @@ class ClockVitals(msgspec.Struct, frozen=True, kw_only=True):
     differences: Mapping[str, float] = {}
 
 
+class ServerVitals(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that answers workers.
+
+    Attributes:
+        pid: its process id.
+        since: when it came.
+        version: of what it has said it serves; 0: nothing yet.
+        newest: whether that is what is served now.
+        apart: whether it is a process of its own, and not the agent itself.
+    """
+
+    pid: int
+    since: datetime
+    version: int
+    newest: bool
+    apart: bool
+
+
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that a report needs beside the store.
 
@@ -63,6 +81,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         history: what happened lately.
         without: why, by key, the machine lacks just now what the configuration names.
         processes: what each of our processes uses, by its name.
+        servers: those that answer workers.
+        replaced: how often one of those has ended before its time and has had a successor.
         served: what was given, by cloud, dialect and class of the caller.
         refused: requests refused, by reason.
         audit_dropped: lines of the audit that its file has not taken.
@@ -90,6 +110,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     source_every: Mapping[str, float] = {}
     history: Sequence[Entry] = ()
     processes: Mapping[str, Usage] = {}
+    servers: Sequence[ServerVitals] = ()
+    replaced: int = 0
     served: Mapping[tuple[str, str, Caller], int] = {}
     refused: Mapping[Reason, int] = {}
     audit_dropped: int = 0

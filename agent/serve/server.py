@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.core.model import Cloud
 from agent.serve.audit import AskWho, Ledger
@@ -14,6 +14,10 @@ from agent.serve.intake import Intake
 from agent.serve.link import Link
 from agent.serve.tally import Tally
 from agent.serve.waiting import Served
+from agent.snapshot.messages import Uses
+
+Use = Callable[[int], Uses]
+"""What this process uses, having so many connections."""
 
 
 class WorkerServer:
@@ -24,17 +28,27 @@ class WorkerServer:
         served: what came by it first.
         owners: tells whose connections are whose.
         ask: tells who asked, for the audit; ``None``: that cannot be known here.
+        use: what the process uses, for the controller; ``None``: it is the controller's own.
 
     *Resources*: what :meth:`listen` was given and what ``link`` holds, until :meth:`close`.
     """
 
-    def __init__(self, link: Link, served: Served, owners: Owners | None, ask: AskWho | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        served: Served,
+        owners: Owners | None,
+        ask: AskWho | None = None,
+        *,
+        use: Use | None = None,
+    ) -> None:
         settings, clock = served.settings, ServedClock(served)
         self._link = link
+        self._use = use
         ledger = Ledger(settings.audit, ask)
         self._tally = Tally(link.say, ledger)
         self._intake: Intake | None = None
-        link.told = self._tally.told
+        link.told = self._told
         self.endpoint = WorkerEndpoint(
             served,
             clock,
@@ -48,6 +62,12 @@ class WorkerServer:
             owners=owners,
             ledger=ledger,
         )
+
+    def _told(self) -> None:
+        """The controller asked for numbers."""
+        if self._use is not None:
+            self._link.say(self._use(self.endpoint.listener.connections))
+        self._tally.told()
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Answer on these listening sockets, which are closed with this."""

@@ -1,8 +1,9 @@
 """Keeps one server alive, and the sockets on which it answers. Hears the controller alone, and parses nothing.
 
-What the controller says on the control socket (``SOCK_SEQPACKET``, so that one message is one read): :data:`LISTEN`
-with the listening sockets, :data:`END` to kill the server that does not do what it is told, :data:`STOP` to let it
-finish. What the master says: :data:`LINK`, with the controller's end of the link to the server that it begins.
+What the controller says on the control socket (``SOCK_SEQPACKET``, so that one message is one read): :data:`GIVEN` with
+sockets (workers ask on them, or one asks the kernel who does), :data:`LISTEN` when those are all, :data:`END` to kill
+the server that does not do what it is told, :data:`STOP` to let it finish. What the master says: :data:`LINK` and the
+process id of the server that it begins, with the controller's end of the link to it.
 
 It ends with the controller, however that ends (``PR_SET_PDEATHSIG``), and its server with it.
 """
@@ -15,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 import traceback
 from typing import Final
@@ -22,11 +24,15 @@ from typing import Final
 from agent.host import confine, descriptors, seccomp, systemd
 from agent.server import work
 
+GIVEN: Final = b"given"
 LISTEN: Final = b"listen"
 LINK: Final = b"link"
 END: Final = b"end"
 STOP: Final = b"stop"
 MOST_SOCKETS: Final = 64
+"""In one message: the kernel takes 253 (SCM_MAX_FD)."""
+MOST_COMPLAINT_BYTES: Final = 4000
+"""So much fits into a pipe or a socket that takes anything at all (PIPE_BUF, pipe(7))."""
 _PAUSE_SECONDS: Final = 0.2
 _MOST_PAUSE_SECONDS: Final = 5.0
 _LONG_ENOUGH_SECONDS: Final = 2.0
@@ -90,8 +96,9 @@ class Master:
             said, fds, _, _ = socket.recv_fds(self._control, 64, MOST_SOCKETS)
         except ConnectionError:  # it has ended without hearing all that was said
             return False
-        if said == LISTEN:
-            self._sockets = [socket.socket(fileno=fd) for fd in fds]
+        if said == GIVEN:
+            self._sockets += [socket.socket(fileno=fd) for fd in fds]
+        elif said == LISTEN:
             self._begin()
         elif said == END and self._child:
             os.kill(self._child, signal.SIGKILL)
@@ -136,7 +143,7 @@ class Master:
                     work.run(its, self._sockets, parent=parent)
                     code = 0
                 except BaseException:  # noqa: BLE001 - a fork's border: the master's work is not its business
-                    traceback.print_exc()
+                    _complain()
                 finally:
                     os._exit(code)
         except OSError:
@@ -146,10 +153,17 @@ class Master:
             os.close(alive)
         self._child, self._watched = child, watched
         with contextlib.suppress(OSError):  # the controller has ended, which is heard; so does a server without a link
-            socket.send_fds(self._control, [LINK], [theirs.fileno()])
+            socket.send_fds(self._control, [b"%s %d" % (LINK, child)], [theirs.fileno()])
 
     def _reap(self) -> None:
         os.kill(self._child, signal.SIGKILL)  # if it has only closed what we watch: it is not waited for
         os.waitpid(self._child, 0)
         os.close(self._watched)
         self._child = 0
+
+
+def _complain() -> None:
+    """Say what was raised, if it can be said at once: a log that hangs must not hold up a successor."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None and select.select([], [sys.stderr], [], 0)[1]:
+            os.write(sys.stderr.fileno(), traceback.format_exc().encode(errors="replace")[-MOST_COMPLAINT_BYTES:])

@@ -9,14 +9,13 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
-from agent.host import confine
+from agent.host import confine, process
 from agent.host.sockdiag import SocketDiagnosis
-from agent.host.sockets import SocketTable
-from agent.serve.fairness import Owners
 from agent.serve.link import Link
-from agent.serve.server import WorkerServer
+from agent.serve.server import Use
 from agent.serve.waiting import Served
-from agent.server.asking import Asking
+from agent.server.answering import answering, diagnosis_of
+from agent.snapshot.messages import Uses
 
 try:
     import uvloop
@@ -35,33 +34,51 @@ def run(link: socket.socket, sockets: Sequence[socket.socket], *, parent: int) -
 
     Args:
         link: to the controller.
-        sockets: on which workers ask.
+        sockets: on which workers ask; a netlink socket of the service manager's may be among them.
         parent: the process id of the master.
     """
     confine.end_with_parent(parent)
-    try:
-        diagnosis = SocketDiagnosis()
-    except OSError:
-        diagnosis = None  # connections then count by their addresses
+    process.give_up_precedence()
+    diagnosis = diagnosis_of(sockets)
+    listening = [one for one in sockets if one.family != socket.AF_NETLINK]
     loop = _LOOP()
     asyncio.set_event_loop(loop)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came meanwhile is heeded now
     # The loop is not closed: that would take what is given up in between, and the process ends with it.
-    loop.run_until_complete(serve(link, sockets, diagnosis, stop))
+    loop.run_until_complete(serve(link, listening, diagnosis, stop, _use()))
+
+
+def _use() -> Use | None:
+    """What tells how much this process uses: opened now, since it can open nothing later."""
+    try:
+        watched, others = process.Watched(), process.open_descriptors()
+    except OSError:
+        return None
+
+    def use(connections: int) -> Uses:
+        found = watched.usage()
+        return Uses(found.resident_bytes, found.cpu_seconds, others + connections)
+
+    return use
 
 
 async def serve(
-    given: socket.socket, sockets: Sequence[socket.socket], diagnosis: SocketDiagnosis | None, stop: asyncio.Event
+    given: socket.socket,
+    sockets: Sequence[socket.socket],
+    diagnosis: SocketDiagnosis | None,
+    stop: asyncio.Event,
+    use: Use | None = None,
 ) -> None:
     """Answer on ``sockets`` what the controller tells over ``given``, until ``stop`` or until nobody tells it.
 
     Args:
         given: the way to the controller.
         sockets: workers ask there.
-        diagnosis: finds the owner of a connection; ``None``: the kernel's table does.
+        diagnosis: finds the owner of a connection; ``None``: they count by their addresses.
         stop: ends it; set by whoever ends the process, and when the way to the controller ends.
+        use: what this process uses.
     """
     ended = asyncio.Event()
 
@@ -77,11 +94,7 @@ async def serve(
     served = await _first(link, stop)
     if served is None:
         return
-    owners = ask = None
-    if diagnosis is not None:
-        owners = Owners(SocketTable, diagnosis.owner, whose=served.whose, close=diagnosis.close)
-        ask = Asking(diagnosis)
-    server = WorkerServer(link, served, owners, ask)
+    server = answering(link, served, diagnosis, use=use)
     server.listen(sockets)
     await stop.wait()
     await server.close(CLOSE_SECONDS)

@@ -88,6 +88,14 @@ class Counts(msgspec.Struct, frozen=True, tag="counts"):
     ]
 
 
+class Uses(msgspec.Struct, frozen=True, tag="uses"):
+    """What the server's process uses, for the metrics: memory in RAM, time on a processor, open files and sockets."""
+
+    resident_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+    cpu_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    descriptors: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]
+
+
 class Served(msgspec.Struct, frozen=True, tag="served"):
     """What was given to whom since the last such message, and how many requests were refused, by reason."""
 
@@ -150,7 +158,7 @@ class Passed(msgspec.Struct, frozen=True, tag="passed"):
         return f"Passed({self.number}, {self.status})"
 
 
-ServerSays = Taken | Mint | MintScoped | Pass | Left | Counts | Served | Refused | Crashed
+ServerSays = Taken | Mint | MintScoped | Pass | Left | Counts | Uses | Served | Refused | Crashed
 ControllerSays = Minted | Passed | Tell
 
 

@@ -31,6 +31,7 @@ from agent.snapshot.messages import (
     Served,
     Taken,
     Tell,
+    Uses,
 )
 from tests.fakes.clock import START
 from tests.fakes.view import google_token
@@ -44,6 +45,7 @@ SERVER: Final[tuple[Any, ...]] = (
     Pass(3, Cloud.GCP, "PUT", "/computeMetadata/v1/x", (("Content-Type", "text/plain"),), b"\x00", 2.5),
     Left(3),
     Counts(((200, 5), (0, 1))),
+    Uses(25 << 20, 1.5, 12),
     Served((Serving(Given("ec2", Cloud.AWS, "credential", "role", "ABCD"), Who(uid=1000), "curl", 3),), (("host", 2),)),
     Refused("GET", "/x", 403, 0.5, 10, "curl", "127.0.0.1:1"),
     Crashed("/x", "ValueError", "File ..."),

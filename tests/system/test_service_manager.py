@@ -81,6 +81,23 @@ class TestReadiness:
             assert "bundle" in (told.value("STATUS") or "")
             assert agent.access_key() == USER
 
+    def test_not_before_workers_are_answered(self, world: World, manager: NotifySocket) -> None:
+        """While what answers them is not there yet it is said, and who is started after us is not started."""
+        late = (
+            "import asyncio, signal, agent.daemon.child, agent.daemon.workers\n"
+            "agent.daemon.workers.BEGINS_SECONDS = 0.1\n"
+            "begin = agent.daemon.child.ServerChild.answer\n"
+            "def later(*given):\n"
+            "    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, begin, *given)\n"
+            "agent.daemon.child.ServerChild.answer = later\n"
+        )
+        with start(world, manager, prelude=late) as agent:
+            agent.wait_for("server.late")
+            agent.started()
+            assert manager.silent("READY=1", 0.7)
+            agent.signal(signal.SIGUSR1)
+            manager.wait_for("READY=1")
+
     def test_when_the_grace_is_over(self, world: World, manager: NotifySocket) -> None:
         """A worker that no bundle comes to is ready when the grace has passed, and not much later."""
         began = time.monotonic()

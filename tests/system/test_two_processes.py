@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import tempfile
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from agent.host.sockdiag import NETLINK_SOCK_DIAG
+from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import NOBODY, Agent, World, until
 
 
@@ -128,7 +132,7 @@ def test_the_server_holds_only_what_workers_may_have(tmp_path: Path) -> None:
 
 
 def test_neither_can_do_more_than_it_must(tmp_path: Path) -> None:
-    """Both are filtered, the server twice; it has no file open, and no socket but those to answer on and to the agent."""
+    """Both are filtered, the server twice; it has no file open but its own figures, and no socket but to answer and to us."""
     world = World(tmp_path)
     with world.agent() as agent:
         agent.ready()
@@ -139,7 +143,63 @@ def test_neither_can_do_more_than_it_must(tmp_path: Path) -> None:
             assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
             assert Path(f"/proc/{pid}/environ").read_bytes() == b""
         kinds = [str(one.readlink()) for one in Path(f"/proc/{server}/fd").iterdir() if int(one.name) > 2]
-        assert all(re.match(r"socket:|pipe:|anon_inode:|/dev/null", kind) for kind in kinds), sorted(kinds)
+        own = rf"socket:|pipe:|anon_inode:|/dev/null|/proc/{server}/stat$"
+        assert all(re.match(own, kind) for kind in kinds), sorted(kinds)
+
+
+def test_under_a_service_manager_they_are_the_same(tmp_path: Path) -> None:
+    """The sockets that it passes are the server's, the one among them that asks the kernel who asks, too."""
+    world = World(tmp_path)
+    with (
+        NotifySocket(tmp_path / "n") as manager,
+        socket.create_server(("127.0.0.1", 0)) as http,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asking,
+        world.agent(
+            environ={"NOTIFY_SOCKET": str(manager.path)},
+            passed=[("http", http.fileno()), ("control", asking.fileno())],
+        ) as agent,
+    ):
+        manager.wait_for("READY=1")
+        passed = {os.fstat(one.fileno()).st_ino for one in (http, asking)}
+        world.drop(world.seal(world.session("ASIAUSER000000000005")))
+        agent.wait_for("bundle.accepted", seq=1)
+        before = 0
+        for _ in range(3):
+            server = server_of(agent, other_than=before)
+            held = [
+                one.stat().st_ino for one in Path(f"/proc/{server}/fd").iterdir() if "socket:" in str(one.readlink())
+            ]
+            assert passed <= set(held)
+            os.kill(server, signal.SIGKILL)
+            before = server
+            assert agent.credential()["AccessKeyId"] == "ASIAUSER000000000005"
+        assert agent.stop() == 0
+
+
+def test_status_and_metrics_know_who_answers(tmp_path: Path) -> None:
+    """Which process, since when, what it serves, how often it was replaced, and what each of the three uses."""
+    world = World(tmp_path)
+    with world.agent() as agent:
+        agent.ready()
+        first = server_of(agent)
+        (told,) = agent.status()["servers"]
+        assert (told["pid"], told["newest"], told["apart"]) == (first, True, True)
+        assert agent.status()["servers_replaced"] == 0
+        os.kill(first, signal.SIGKILL)
+        second = server_of(agent, other_than=first)
+        after = until(
+            lambda: [one for one in agent.status()["servers"] if one["pid"] == second and one["newest"]], what="it"
+        )
+        assert datetime.fromisoformat(after[0]["since"]) > datetime.fromisoformat(told["since"])
+        assert agent.status()["servers_replaced"] == 1
+        scraped = agent.operate("/metrics").body.decode()
+        for process in ("agent", "server", "master"):
+            found = re.search(
+                rf'^credential_agent_resident_memory_bytes{{process="{process}"}} (\S+)$', scraped, re.MULTILINE
+            )
+            assert found is not None, process
+            assert float(found[1]) > 1e6
+        assert 'credential_agent_servers{process="server"} 1.0' in scraped
 
 
 def test_they_end_with_the_agent(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.system import machine as m
 from tests.system.machine import Disk, Machine, python
 from tests.system.test_boot import EC2, Sender, aws_key
+from tests.unit.host.test_confine import CONFINED
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
 
@@ -40,20 +41,25 @@ def machine(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> 
         sender.configure(disk.root, source="ec2-user-data", upstream=EC2)
         cloud.set_user_data(sender.seal())
         shutil.copy(ROOM / "probe.py", disk.root / "opt/probe.py")
+        (disk.root / "opt/confined.py").write_text(f"{CONFINED}\nprint('nothing but to answer', flush=True)\n")
         (disk.root / "var/probe.py").write_text(m.AWS)
         with Machine(disk, cloud) as machine:
             yield machine
 
 
 def test_nothing_gets_out_of_the_sandbox(machine: Machine) -> None:
-    """From inside the daemon's own unit no shell, tool, written file or memory can be run, and no other way out is open."""
+    """From inside the daemon's own unit no shell, tool, written file or memory can be run, and no other way out is open.
+
+    Of what answers workers there, nothing at all is done but to answer.
+    """
     unit = machine.run("sh", "-c", "cat /etc/systemd/system/credential-agent.service")
     kept = [line for line in unit.splitlines() if not line.startswith(("Exec", "Sockets=", "Requires=", "Type=", "Restart", "Watchdog", "LoadCredential"))
             or line.startswith("ExecPaths")]  # fmt: skip
     kept = [line for line in kept if not line.startswith(("FileDescriptor", "After=", "Wants="))]
     text = "\n".join(kept).replace(
         "[Service]",
-        f"[Service]\nType=oneshot\nExecStart={m.PYTHON} -I -W ignore /opt/probe.py\nStandardOutput=append:/root/said\n",
+        f"[Service]\nType=oneshot\nExecStart={m.PYTHON} -I -W ignore /opt/probe.py\n"
+        f"ExecStart={m.PYTHON} -I -W ignore /opt/confined.py\nStandardOutput=append:/root/said\n",
     )
     machine.run("sh", "-c", "cat > /run/systemd/system/probe.service", text=text)
     machine.run(
@@ -61,7 +67,7 @@ def test_nothing_gets_out_of_the_sandbox(machine: Machine) -> None:
         "-c",
         "mkdir -p /run/systemd/system/probe.service.d; cp /etc/systemd/system/credential-agent.service.d/40* /run/systemd/system/probe.service.d/; systemctl daemon-reload; systemctl start probe; journalctl -u probe -o cat --no-pager | tail -20 >&2",
     )
-    assert machine.run("cat", "/root/said").splitlines() == ["nothing got through"]
+    assert machine.run("cat", "/root/said").splitlines() == ["nothing got through", "nothing but to answer"]
 
 
 def test_the_running_daemon_can_run_nothing(machine: Machine) -> None:

@@ -40,6 +40,7 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         version = control.document.get("version", "")
         since = control.document.get("started")
         yield ok(CHECK, f"version {version} answers" + (f", since {since}" if since else ""))
+        yield from _answering(control.document.get("servers"))
         yield from _next_boot(units)
         return
     if unit is not None and (unit.load == "masked" or unit.enabled == "masked"):
@@ -62,6 +63,18 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         yield cause or _does_not_run(unit, units.last_error if isinstance(units, Units) else "")
         return
     yield from _without_systemd(facts, control)
+
+
+def _answering(servers: object) -> Iterator[Finding]:
+    """Whether workers are answered, and by a process apart. An older agent, and the couriers' socket, do not say."""
+    if not isinstance(servers, list):
+        return
+    found = [one for one in servers if isinstance(one, dict)]
+    if not any(one.get("newest") for one in found):
+        yield fail(CHECK, "no process answers workers just now: they wait, and then give up", JOURNAL)
+    elif not all(one.get("apart") for one in found):
+        said = "workers are answered by the agent's own process: none apart could be begun any more"
+        yield warn(CHECK, said, START)
 
 
 def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import pytest
 
 from agent.cli import status_text
 from tests.unit.cli.test_worker import Endpoint
-from tests.unit.doctor.support import cloud, status
+from tests.unit.doctor.support import cloud, server, status
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HISTORY = [
@@ -58,8 +58,19 @@ def test_the_history_is_short_and_the_latest_first() -> None:
 def test_an_older_agent_is_understood() -> None:
     """A document without what came later is told as far as it goes."""
     document = status()
-    del document["without"], document["files"]
+    del document["without"], document["files"], document["servers"]
     assert list(status_text.told(document, NOW))
+
+
+def test_who_answers_workers_is_told_where_it_is_not_as_it_should_be() -> None:
+    """Nobody, one that serves what was served before, or the agent itself; where all is well it is no line."""
+    said = "workers: no process answers them just now; they wait"
+    assert said in lines(servers=[])
+    assert said in lines(servers=[server(newest=False)])
+    assert [
+        line for line in lines(servers=[server(apart=False)]) if line.startswith("workers: answered by the agent's own")
+    ]
+    assert not [line for line in lines() if line.startswith("workers:")]
 
 
 def test_what_others_wrote_commands_no_terminal() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import structlog
 
 from agent.daemon.child import ServerChild
 from agent.server.master import LINK
+from tests.system.harness import until
 from tests.unit.controller.support import looped
 from tests.unit.daemon.test_servers import Controller
 
@@ -25,10 +29,50 @@ async def test_a_server_that_ends_again_and_again_is_told_of() -> None:
         for _ in range(5):
             theirs, _unused = socket.socketpair()
             with theirs, _unused:
-                socket.send_fds(its, [LINK], [theirs.fileno()])
+                socket.send_fds(its, [b"%s 4711" % LINK], [theirs.fileno()])
             await asyncio.sleep(0.01)
         its.close()
         async with asyncio.timeout(10):
             await gone.wait()
     assert [(line["event"], line["times"]) for line in logs] == [("server.again", 1)]
+    assert child.replaced == 4
     child.kill()
+
+
+def _begun(its: socket.socket) -> subprocess.Popen[bytes]:
+    """A master that ends at once."""
+    with its:
+        return subprocess.Popen([sys.executable, "-c", ""], pass_fds=(its.fileno(),))
+
+
+@looped
+async def test_a_master_that_has_ended_leaves_no_zombie() -> None:
+    """It is taken in by whoever began it, not only when that ends itself: its place among the processes is free."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    process = _begun(its)
+    gone = asyncio.Event()
+    child = ServerChild(process, ours)
+    child.answer([], Controller().servers, gone.set)
+    async with asyncio.timeout(20):
+        await gone.wait()
+    await asyncio.to_thread(until, lambda: not Path(f"/proc/{process.pid}").exists(), what="its place to be free")
+    assert child.usage() is None
+    child.kill()
+
+
+def test_the_first_descriptors_are_not_ours_to_take() -> None:
+    """An agent that was started with its standard streams closed begins the same process: nothing of it is lost."""
+    code = (
+        "import os, socket, sys; from agent.daemon.child import ServerChild; said = os.dup(1); os.closerange(0, 3);"
+        "child = ServerChild.begin({}); listening = socket.create_server(('127.0.0.1', 0));"
+        "import asyncio; from tests.unit.daemon.test_servers import Controller\n"
+        "async def run():\n"
+        "    servers = Controller().servers\n"
+        "    child.answer([listening], servers, lambda: os._exit(7))\n"
+        "    await servers.serving()\n"
+        "    os.write(said, b'serves'); child.kill(); os._exit(0)\n"
+        "asyncio.run(run())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "serves")

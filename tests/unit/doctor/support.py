@@ -46,6 +46,11 @@ def cloud(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
+def server(**changes: Any) -> dict[str, Any]:
+    """A process that answers workers, in the status document."""
+    return {"pid": 43, "since": "2029-12-31T00:00:00Z", "version": 5, "newest": True, "apart": True} | changes
+
+
 def status(**changes: Any) -> dict[str, Any]:
     """The status document of a daemon that serves AWS from a bundle."""
     return {
@@ -57,7 +62,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "absent_keys": [], "audiences": ["urn:credbundle:key:THUMB"], "memory_unwritten": False, "redirect": None,
         "clock": {"believed": "kernel", "trusted": True, "ahead_seconds": {}, "wall_error_seconds": 0.0, "moves": 0,
                   "lost_seconds": 0.0, "samples": 0},
-        "without": {}, "files": [], "log_dropped": 0,
+        "without": {}, "files": [], "log_dropped": 0, "servers": [server()], "servers_replaced": 0,
     } | changes  # fmt: skip
 
 

@@ -163,3 +163,14 @@ def test_an_old_answer_is_none_to_a_new_question() -> None:
         assert asked.owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
         assert asked.owner(*ends) == os.geteuid()
     asked.close()
+
+
+def test_what_another_left_unread_is_no_answer_to_us() -> None:
+    """A process that was killed between question and answer leaves one on the socket that its successor has."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    with made, socket.create_server(("127.0.0.1", 0)) as server:
+        made.send(struct.pack("=IHHII", 16, 20, 1, 1, 0))  # the first of whoever has it: refused, by the same number
+        passed = SocketDiagnosis([made])
+        with socket.create_connection(server.getsockname()) as client:
+            assert passed.owner(client.getsockname(), client.getpeername()) == os.geteuid()
+        passed.close()

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.core.counters import Counters
 from agent.core.verdict import Accepted, Memory, Policy
 from agent.host.arrival import STATES, Arrival
-from agent.report import ClockVitals, Vitals, metrics, status
+from agent.host.process import Usage
+from agent.report import ClockVitals, ServerVitals, Vitals, metrics, status
 from tests.fakes.clock import START
 from tests.unit.identity.driver import Store
 from tests.unit.identity.worlds import HOUR, aws_credential, bundle, session
@@ -87,6 +88,28 @@ def test_an_ended_cloud_is_in_that_state() -> None:
 def test_a_pending_cloud_alarms_nobody() -> None:
     """While nothing is decided yet there is no clock to be at 0: a boot is no outage."""
     assert values(store(grace=HOUR), START, cloud="aws") == {}
+
+
+def test_who_answers_workers_is_in_both() -> None:
+    """Its process, since when, what it serves and how often it was replaced; one that is behind counts for nothing."""
+    one = ServerVitals(pid=7, since=START, version=3, newest=True, apart=True)
+    old = ServerVitals(pid=6, since=START, version=2, newest=False, apart=True)
+    vitals = msgspec.structs.replace(
+        VITALS,
+        servers=(old, one),
+        replaced=2,
+        processes={"server": Usage(resident_bytes=5, cpu_seconds=1.5, descriptors=0)},
+    )
+    text = metrics(store(), Counters(), vitals, START).decode()
+    for line in ('servers{process="server"} 1.0', 'servers{process="agent"} 0.0', "server_replacements_total 2.0",
+                 'resident_memory_bytes{process="server"} 5.0'):  # fmt: skip
+        assert f"credential_agent_{line}" in text
+    assert "open_descriptors{" not in text  # what is not known is not said to be none
+    document = status(store(), Counters(), vitals, START)
+    assert [(told["pid"], told["version"], told["newest"], told["apart"]) for told in document["servers"]] == [
+        (6, 2, False, True), (7, 3, True, True),
+    ]  # fmt: skip
+    assert document["servers_replaced"] == 2
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -26,7 +26,7 @@ thread = threading.Thread(target=master.Master(its).run)
 
 def server():
     said, fds, _, _ = socket.recv_fds(ours, 64, 1)
-    assert said == master.LINK, said
+    assert said.split()[:1] == [master.LINK] and int(said.split()[1]), said
     link = socket.socket(fileno=fds[0])
     link.settimeout(10)
     assert link.recv(9) == b"here"
@@ -34,7 +34,8 @@ def server():
 
 def begin():
     thread.start()
-    socket.send_fds(ours, [master.LISTEN], [listening.fileno()])
+    socket.send_fds(ours, [master.GIVEN], [listening.fileno()])
+    ours.send(master.LISTEN)
     return server()
 
 def end():
@@ -56,6 +57,41 @@ def scarce():
 os.fork = scarce
 begin()
 assert not missing
+end()
+""",
+    "more sockets than one message takes": """
+def run(link, sockets, *, parent):
+    link.sendall(b"here" if len({one.fileno() for one in sockets}) == 131 else b"few")
+    signal.pause()
+work.run = run
+for _ in range(2):
+    socket.send_fds(ours, [master.GIVEN], [listening.fileno()] * master.MOST_SOCKETS)
+socket.send_fds(ours, [master.GIVEN], [listening.fileno()] * 2)
+begin()
+end()
+""",
+    "a log that hangs": """
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+try:
+    while True:
+        os.write(writer, bytes(65536))
+except BlockingIOError:
+    pass
+os.set_blocking(writer, True)
+kept = os.dup(2)
+os.dup2(writer, 2)
+left = [True]
+run = work.run
+def fails(link, sockets, *, parent):
+    link.sendall(b"here")
+    raise ValueError("of the first")
+work.run = fails
+thread.start()
+socket.send_fds(ours, [master.GIVEN], [listening.fileno()])
+ours.send(master.LISTEN)
+server(), server(), server()
+os.dup2(kept, 2)
 end()
 """,
     "one that only seems to have ended": "begin().send(b'-'); server(); end()",

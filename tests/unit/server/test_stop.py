@@ -21,7 +21,7 @@ class Master:
             os._exit(7)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-async def serve(link, sockets, diagnosis, stop):
+async def serve(link, sockets, diagnosis, stop, use):
     await stop.wait()
 
 its, ours = socket.socketpair()

@@ -36,6 +36,7 @@ from agent.snapshot.messages import (
     Refused,
     Taken,
     Tell,
+    Uses,
     shortened,
 )
 from tests.fuzz.messages import fuzz
@@ -61,6 +62,12 @@ SERVER: st.SearchStrategy[Any] = st.one_of(
     st.builds(Left, number=NUMBERS),
     st.builds(
         Counts, requests=st.lists(st.tuples(st.integers(0, 999), st.integers(1, 1 << 40)), max_size=4).map(tuple)
+    ),
+    st.builds(
+        Uses,
+        resident_bytes=st.integers(0, 1 << 50),
+        cpu_seconds=st.floats(0, 1e9),
+        descriptors=st.integers(0, 1 << 30),
     ),
     st.builds(
         Refused,
