@@ -179,14 +179,6 @@ class Listeners:
         servers.close()
         await self.audit.last()
 
-    def _lowered(self) -> dict[str, str]:
-        """The limits that are lower than configured, because there are too few descriptors."""
-        shares = self._prepared.shares
-        if shares.connections >= self._settings.listen.max_connections:
-            return {}
-        why = f"{shares.connections}: more do not fit under the limit of {shares.limit} file descriptors (LimitNOFILE)"
-        return {"listen.max_connections": why}
-
     def _unwritten(self) -> dict[str, str]:
         """Why a file for operators is not as it should be."""
         troubles = {
@@ -299,7 +291,12 @@ class Listeners:
             redirect=arrival.read(),
             published=announcer.state,
             overwritten=announcer.overwritten,
-            without={**prepared.away.reasons, **publisher.troubles, **self._lowered(), **self._unwritten()},
+            without={
+                **prepared.away.reasons,
+                **publisher.troubles,
+                **_lowered(self._settings, prepared),
+                **self._unwritten(),
+            },
             processes=processes.used(self._servers, self._child),
             servers=processes.answering(self._servers, self._clock),
             replaced=0 if self._child is None else self._child.replaced,
@@ -307,6 +304,15 @@ class Listeners:
             refused=self.audit.refused,
             audit_dropped=self.audit.dropped,
         )
+
+
+def _lowered(settings: config.Config, prepared: Prepared) -> dict[str, str]:
+    """The limits that are lower than configured, because there are too few descriptors."""
+    shares = prepared.shares
+    if shares.connections >= settings.listen.max_connections:
+        return {}
+    why = f"{shares.connections}: more do not fit under the limit of {shares.limit} file descriptors (LimitNOFILE)"
+    return {"listen.max_connections": why}
 
 
 def _clock_vitals(clock: SystemClock) -> report.ClockVitals:

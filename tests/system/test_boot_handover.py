@@ -73,14 +73,14 @@ while done < {KILLS}:
     done += 1
     for _ in range(3):
         try:
-            urllib.request.urlopen("http://127.0.0.1:{m.PORT}/", timeout=20)
+            urllib.request.urlopen("http://127.0.0.1:{m.PORT}/v1/credentials", timeout=20)
         except urllib.error.HTTPError:
-            break  # an answer
+            break  # an answer: it has no token
         except OSError:
             continue  # accepted in the instant of the kill: asked again, as SDKs do
         break
     else:
-        sys.exit("no answer")
+        sys.exit(f"no answer to kill {{done}}")
 print(done, "answered")
 """
 
