@@ -138,7 +138,7 @@ class Listeners:
             expects_bundle=expects_bundle,
         )
         issuing = self._controller.issuing
-        services = self._services()
+        services = _services(self._settings, self._prepared)
         servers = Servers(
             lambda: snapshots.latest,
             version=lambda: snapshots.version,
@@ -157,16 +157,6 @@ class Listeners:
         snapshots.send_to(servers.publish)
         self._servers = servers
         return snapshots, servers
-
-    def _services(self) -> dict[Cloud, Passthrough]:
-        """The real services, for what workers ask of them."""
-        ec2, gce = self._prepared.metadata.passed(self._prepared.workers_out)
-        found: dict[Cloud, Passthrough] = {}
-        if ec2 is not None:
-            found[Cloud.AWS] = ec2
-        if gce is not None:
-            found[Cloud.GCP] = gce
-        return found if self._settings.pass_through.enabled else {}
 
     def workers(self, servers: Servers, sockets: Sequence[socket.socket], child: ServerChild | None) -> Workers:
         """What workers ask on these sockets."""
@@ -304,6 +294,17 @@ class Listeners:
             refused=self.audit.refused,
             audit_dropped=self.audit.dropped,
         )
+
+
+def _services(settings: config.Config, prepared: Prepared) -> dict[Cloud, Passthrough]:
+    """The real services, for what workers ask of them."""
+    ec2, gce = prepared.metadata.passed(prepared.workers_out)
+    found: dict[Cloud, Passthrough] = {}
+    if ec2 is not None:
+        found[Cloud.AWS] = ec2
+    if gce is not None:
+        found[Cloud.GCP] = gce
+    return found if settings.pass_through.enabled else {}
 
 
 def _lowered(settings: config.Config, prepared: Prepared) -> dict[str, str]:
