@@ -56,35 +56,6 @@ print(connection.getresponse().read().decode())
 """
 
 
-KILLS = 20
-KILL = f"""
-import os, signal, sys, time, urllib.error, urllib.request
-def children(pid):
-    with open(f"/proc/{{pid}}/task/{{pid}}/children") as file:
-        return file.read().split()
-last, done = "", 0
-while done < {KILLS}:
-    found = [one for master in children(sys.argv[1]) for one in children(master)]
-    if found in ([], [last]):
-        time.sleep(0.005)
-        continue
-    (last,) = found
-    os.kill(int(last), signal.SIGKILL)
-    done += 1
-    for _ in range(3):
-        try:
-            urllib.request.urlopen("http://127.0.0.1:{m.PORT}/v1/credentials", timeout=20)
-        except urllib.error.HTTPError:
-            break  # an answer: it has no token
-        except OSError:
-            continue  # accepted in the instant of the kill: asked again, as SDKs do
-        break
-    else:
-        sys.exit(f"no answer to kill {{done}}")
-print(done, "answered")
-"""
-
-
 @pytest.fixture(scope="module")
 def sender() -> Sender:
     return Sender()
@@ -233,15 +204,6 @@ def test_no_client_sees_it(worker: Machine, trouble: str, blow: str) -> None:
         aws = worker.until(lambda: told(worker), what="an answer")
         assert aws["origin"] == "bundle"
     assert main_pid(worker) != before
-
-
-def test_no_client_sees_what_answers_it_killed(worker: Machine) -> None:
-    """Twenty times: nobody is refused or has another identity, the agent's own process stays, and the number is told."""
-    before, told = main_pid(worker), worker.status()["servers_replaced"]
-    with clients(worker, m.USER_KEY):
-        assert worker.run(*python(KILL), before).split() == [str(KILLS), "answered"]
-    assert main_pid(worker) == before
-    assert worker.status()["servers_replaced"] == told + KILLS
 
 
 def test_a_key_that_is_nowhere_else(worker: Machine, sender: Sender) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.system import machine as m
 from tests.system.machine import Disk, Machine, python
 from tests.system.test_boot import EC2, Sender, aws_key
+from tests.system.test_boot_handover import clients
 from tests.unit.host.test_confine import CONFINED
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
@@ -31,6 +32,35 @@ LAST_WORDS = """[Unit]
 Slice=credential-agent-workers.slice
 ExecStart=/bin/sleep infinity
 ExecStop=/bin/sh -c 'sleep 4; {python} -I -W ignore /var/probe.py > /var/last-words-%N; sync'
+"""
+
+
+KILLS = 20
+KILL = f"""
+import os, signal, sys, time, urllib.error, urllib.request
+def children(pid):
+    with open(f"/proc/{{pid}}/task/{{pid}}/children") as file:
+        return file.read().split()
+last, done = "", 0
+while done < {KILLS}:
+    found = [one for master in children(sys.argv[1]) for one in children(master)]
+    if found in ([], [last]):
+        time.sleep(0.005)
+        continue
+    (last,) = found
+    os.kill(int(last), signal.SIGKILL)
+    done += 1
+    for _ in range(3):
+        try:
+            urllib.request.urlopen("http://127.0.0.1:{m.PORT}/v1/credentials", timeout=20)
+        except urllib.error.HTTPError:
+            break  # an answer: it has no token
+        except OSError:
+            continue  # accepted in the instant of the kill: asked again, as SDKs do
+        break
+    else:
+        sys.exit(f"no answer to kill {{done}}")
+print(done, "answered")
 """
 
 
@@ -82,6 +112,48 @@ def test_the_running_daemon_can_run_nothing(machine: Machine) -> None:
     ).split()[1]
     assert int(filters) > 0
     assert int(other) >= 0
+
+
+def pid_of(machine: Machine) -> str:
+    return machine.run("systemctl", "show", "-P", "MainPID", AGENT).strip()
+
+
+def test_each_of_the_three_is_alone_with_its_memory(machine: Machine) -> None:
+    """No capability, no new privileges, not dumpable, no core file; filtered, what answers workers most.
+
+    That one, and it alone, goes as soon as any other program when memory runs out.
+    """
+    (server,) = machine.status()["servers"]
+    assert server["apart"]
+    statuses: list[dict[str, str]] = []
+    scores: list[int] = []
+    master = machine.run("sh", "-c", f"sed -n 's/^PPid:.//p' /proc/{server['pid']}/status").strip()
+    for pid in (pid_of(machine), master, server["pid"]):
+        lines = machine.run("cat", f"/proc/{pid}/status").splitlines()
+        statuses.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+        scores.append(int(machine.run("cat", f"/proc/{pid}/oom_score_adj")))
+        assert "Max core file size        0                    0" in machine.run("cat", f"/proc/{pid}/limits")
+        assert machine.run("stat", "-c", "%U", f"/proc/{pid}/mem").strip() == "root"  # of an undumpable process
+    for status in statuses:
+        assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == 0
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    filters = [int(status["Seccomp_filters"]) for status in statuses]
+    assert filters[2] > filters[1] >= filters[0]
+    assert scores == [
+        scores[0],
+        scores[0],
+        max(0, scores[0]),
+    ]  # in a container systemd may have been unable to spare us
+    assert statuses[1]["PPid"] == pid_of(machine)
+
+
+def test_no_client_sees_what_answers_it_killed(machine: Machine) -> None:
+    """Twenty times: nobody is refused or has another identity, the agent's own process stays, and the number is told."""
+    before, told = pid_of(machine), machine.status()["servers_replaced"]
+    with clients(machine, m.USER_KEY):
+        assert machine.run(*python(KILL), before).split() == [str(KILLS), "answered"]
+    assert pid_of(machine) == before
+    assert machine.status()["servers_replaced"] == told + KILLS
 
 
 def test_each_group_opens_its_own_socket_alone(machine: Machine) -> None:
