@@ -16,6 +16,9 @@ from agent.core.text import socket_address
 from agent.doctor.facts import Listener, Listeners
 from agent.host import ports, systemctl
 
+_OURS: Final = ("credential-agent", " agent ", "agent.host", "agent.server")
+"""One of these is in the command line of each of our programs."""
+
 
 def look_at_listeners(path: Path) -> Listeners:
     """Look for the addresses of the socket units, else of the configuration at ``path``, else the default ones."""
@@ -75,7 +78,7 @@ def _of(address: str, directory: Path, may_be_ours: bool) -> Listener:
     program = (directory / "comm").read_text().strip()
     words = (directory / "cmdline").read_bytes().split(b"\0")
     line = b" ".join(words).decode(errors="replace")
-    ours = directory.name == "1" or "credential-agent" in line or " agent " in line or "agent.host" in line
+    ours = directory.name == "1" or any(one in line for one in _OURS)
     return Listener(address=address, taken=True, pid=int(directory.name), program=program, ours=ours and may_be_ours)
 
 
