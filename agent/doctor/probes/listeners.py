@@ -8,6 +8,7 @@ import pwd
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from agent import config
 from agent.core.errors import ConfigError, HostError
