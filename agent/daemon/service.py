@@ -23,6 +23,7 @@ import secrets
 import signal
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -256,10 +257,11 @@ class Daemon:
         textfile = self._listeners.textfile(lambda: self._reloader.settings.metrics, self._vitals)
         self._reloader.applied += [textfile.every.changed, self._listeners.audit.every.changed]
         pending_seconds = self._settings.identity.grace_seconds + READY_AFTER_SECONDS
+        begun = partial(self._workers.begun, self._settled)
         background: list[asyncio.Task[Any]] = [
             asyncio.create_task(self.controller.run(), name="controller"),
             asyncio.create_task(
-                self._readiness.tell(pending_seconds, self._begun, lambda: self._restorer.may_settle), name="ready"
+                self._readiness.tell(pending_seconds, begun, lambda: self._restorer.may_settle), name="ready"
             ),
             asyncio.create_task(self._reloader.follow_files(), name="files"),
             asyncio.create_task(self._reloader.follow_launched(), name="launch signers"),
@@ -351,11 +353,6 @@ class Daemon:
     async def _told(self) -> None:
         if self._servers is not None:
             await self._servers.taken()
-
-    async def _begun(self) -> None:
-        """Workers are answered by what was told last, and the files are there."""
-        await self._workers.answered(READY_AFTER_SECONDS)
-        await self._settled()
 
     async def _settled(self) -> None:
         await self._told()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
 import structlog
 
 from agent.daemon.child import ServerChild
+from agent.daemon.ready import READY_AFTER_SECONDS
 from agent.daemon.servers import Servers
 from agent.host.sockets import read_socket_table
 from agent.serve.link import Link
@@ -76,6 +77,15 @@ class Workers:
                 await self._servers.serving()
             return True
         return False
+
+    async def begun(self, settled: Callable[[], Awaitable[None]]) -> None:
+        """Wait for what readiness tells of, workers' answers first; for those no longer than is of use.
+
+        Args:
+            settled: waits for the rest.
+        """
+        await self.answered(READY_AFTER_SECONDS)
+        await settled()
 
     def _gone(self) -> None:
         # It cannot be begun anew: this process executes nothing any more. Better a thinner wall than no identity.
