@@ -175,14 +175,14 @@ def test_who_lists_arguments_lists_all() -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=name_of)
 def test_every_test_states_its_rule(path: Path) -> None:
-    """Each test's docstring says the rule that it pins."""
+    """Each test's docstring says the rule that it pins, in a sentence that needs no other before it."""
     tree = parsed(path)
     silent = [
         f"{node.name}:{node.lineno}"
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.name.startswith("test_")
-        and not ast.get_docstring(node)
+        and re.match(r"\Z|(?:And|But|Nor|Or|So) ", ast.get_docstring(node) or "")
     ]
 
     assert silent == []

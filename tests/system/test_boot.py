@@ -151,7 +151,7 @@ class TestEc2Worker:
         assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
 
     def test_an_unprivileged_users_google_auth_gets_the_users_identity(self, machine: Machine) -> None:
-        """The same for google-auth, on a machine that is not Google's."""
+        """An unprivileged user's google-auth gets the user's identity, on a machine that is not Google's."""
         assert machine.run(*python(m.GOOGLE), uid=m.WORKER_UID).strip() == m.USER_TOKEN
 
     def test_system_services_keep_the_machines_identity(self, machine: Machine) -> None:

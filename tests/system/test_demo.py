@@ -134,7 +134,7 @@ def test_it_fails_when_the_agent_dies(demo: Demo) -> None:
 
 @LATER
 def test_it_fails_when_a_cloud_dies(demo: Demo) -> None:
-    """So is a cloud that goes away: what is told comes from it."""
+    """The demo fails when its cloud goes away: what is told comes from it."""
     demo.until("a  no bundle")
     (aws,) = [pid for pid, command in demo.children().items() if "tests.demo.aws_cloud" in command]
     os.kill(aws, signal.SIGKILL)

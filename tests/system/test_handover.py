@@ -348,7 +348,7 @@ class TestGrace:
             assert not self.pending(agent)
 
     def test_once_over_a_stop_and_a_start(self, world: World, manager: NotifySocket) -> None:
-        """Nor after a stop, which empties the descriptor store; another machine has its own."""
+        """No grace is waited for again after a stop, which empties the descriptor store; another machine has its own."""
         with start(world, manager, self.GRACE) as agent:
             agent.ready()
             assert agent.stop() == 0

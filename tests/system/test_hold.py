@@ -395,7 +395,7 @@ def test_who_was_not_there_is_looked_up_again(tmp_path: Path) -> None:
 
 
 def test_a_user_that_comes_again_with_another_number_is_a_worker(held: Held) -> None:
-    """And what led before is not loaded anew for a change that is none of ours: what is counted stays counted."""
+    """Its new number is a worker's at once, and rules that have not changed are not loaded anew: counts stay."""
     net = held.net
     users = held.directory / "passwd"
     handle = net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split())

@@ -215,7 +215,7 @@ def test_a_mistake_in_the_configuration_keeps_its_status(world: World, redirect:
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])
 def test_a_slip_on_the_command_line_keeps_its_status(world: World, redirect: str) -> None:
-    """So does a wrong option: 64."""
+    """A wrong option ends with 64, whoever reads standard error."""
     with Agent(world.root, command="no-such-command", through=["sh", "-c", f'exec "$@" {redirect}', "sh"]) as agent:
         assert agent.wait() == 64
 

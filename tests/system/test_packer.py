@@ -111,7 +111,7 @@ class TestPacker:
             assert done.returncode == 0, done.stdout + done.stderr
 
     def test_all_sources_are_valid_with_a_configuration_and_signers(self, place: Path) -> None:
-        """The same with everything set that a site sets."""
+        """Every source is valid with all that a site may set: a configuration and signers among it."""
         done = validate(
             place,
             f"config={place / 'worker.toml'}",

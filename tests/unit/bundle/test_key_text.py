@@ -176,7 +176,7 @@ HOSTILE: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_such_key_is_refused_with_the_reason(name: str) -> None:
-    """And the reason holds no member of the key."""
+    """What is no such key is refused, with a reason that holds no member of the key."""
     cls, text, why = HOSTILE[name]
     said = refused(cls.parse, text)
     assert why in said

@@ -156,6 +156,6 @@ def _named(now: Any, **more: Any) -> str:
 
 
 def test_audiences_of_instances() -> None:
-    """As FORMAT.md spells them."""
+    """The audiences of instances are spelt as FORMAT.md spells them."""
     assert bundle.audience_aws_instance("1", "eu-west-1", "i-1") == "urn:credbundle:instance:aws:1:eu-west-1:i-1"
     assert bundle.audience_gcp_instance("p", "7") == "urn:credbundle:instance:gcp:p:7"

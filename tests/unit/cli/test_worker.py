@@ -217,7 +217,7 @@ def test_exec_gives_variables_and_takes_what_masks(endpoint: Endpoint) -> None:
 
 
 def test_exec_reports_the_signal_that_ended_its_child(endpoint: Endpoint) -> None:
-    """As a shell does: 128 and its number."""
+    """A child that a signal ended is reported as a shell does it: 128 and the number of the signal."""
     assert endpoint.run("exec", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
 
 

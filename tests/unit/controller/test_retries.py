@@ -39,7 +39,7 @@ def test_what_is_kept_is_due_once(retries: Retries, clock: FakeClock) -> None:
 
 
 def test_there_is_one_place_an_origin(retries: Retries) -> None:
-    """And none for others: what anybody can push must not pile up."""
+    """Each source has one place, and what anybody can push has none: it must not pile up."""
     newer = SealedBundle(b"newer", "one")
     retries.keep(A, 0, 0.0)
     retries.keep(newer, 0, 0.0)
@@ -61,7 +61,7 @@ def test_attempts_are_those_of_the_same_bytes(retries: Retries) -> None:
 
 
 def test_what_waits_for_a_word_is_due_with_it(retries: Retries, clock: FakeClock) -> None:
-    """And never by itself; what was forgotten not even then."""
+    """What waits for a word is due with it and never by itself; what was forgotten is not due even then."""
     retries.keep(A, 0, None)
     retries.keep(B, 0, None)
     assert retries.due_at == NEVER

@@ -53,7 +53,7 @@ class TestAnothersMemory:
 
     @looped
     async def test_what_waited_to_be_resumed_does_not_come_back(self) -> None:
-        """Neither does a copy whose key was away, however often everything is looked at again."""
+        """A copy whose key was away does not come back, however often everything is looked at again."""
         memory, one = accepted()
         world = World(memory=memory)
         world.knows(b"one", KeyUnavailableError("away"))

@@ -240,7 +240,7 @@ class TestWallClock:
         assert machine.off == 50.0
 
     def test_one_that_was_confirmed_holds_again(self) -> None:
-        """By a word that agrees with it; that word need not be fresh for ever."""
+        """A step that a witness's word agreed with holds again; that word need not be fresh for ever."""
         machine = Machine()
         machine.hear(AWS, says=0.0)
         machine.step(100.0)
@@ -436,7 +436,7 @@ class TestTogether:
 
 class TestAsking:
     def test_a_contradiction_is_a_reason_to_ask_once_in_five_minutes(self) -> None:
-        """And never twice for the same word."""
+        """A contradiction is a reason to ask once in five minutes, and never twice for the same word."""
         machine = Machine()
         assert machine.hear(AWS, says=100.0) is True
         assert machine.hear(AWS, says=100.0, after=ASK_EVERY_SECONDS) is False

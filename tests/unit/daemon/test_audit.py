@@ -199,7 +199,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_file_has_the_same_lines(lines: list[MutableMapping[str, Any]], tmp_path: Path) -> None:
-    """As JSON, for nobody but the agent and root."""
+    """The file has the same lines as the log, as JSON, for nobody but the agent and root."""
     path = tmp_path / "audit.jsonl"
     world = World(file=str(path))
     world.ask(3)

@@ -87,7 +87,7 @@ class TestWhichMemory:
         assert handover.reconcile(ours, memory(("team", 3)), b"disk") == (ours.memory, b"disk")
 
     def test_without_a_handover_the_disk_is_all(self) -> None:
-        """As at the start of a machine."""
+        """Without a handover the start knows what the disk knows, as at the start of a machine."""
         assert handover.reconcile(None, memory(("team", 3)), b"disk") == (memory(("team", 3)), b"disk")
 
 
@@ -200,7 +200,7 @@ class TestContent:
         assert handover.jwk((elsewhere, made)) == handover.jwk((made,))
 
     def test_bytes_come_back(self) -> None:
-        """As they were; what is no base64 is none."""
+        """Bytes come back as they were; what is no base64 is none."""
         assert handover.decoded(handover.encoded(b"\x00\xff")) == b"\x00\xff"
         assert handover.encoded(None) is None
         assert handover.decoded(None) is None

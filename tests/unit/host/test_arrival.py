@@ -25,7 +25,7 @@ def test_where_nothing_redirects_there_is_nothing_to_say(tmp_path: Path) -> None
 
 
 def test_a_word_that_is_fresh_is_believed(tmp_path: Path) -> None:
-    """And only one state of all means that it arrives."""
+    """A fresh word is believed, and only one of all states means that requests arrive."""
     path = tmp_path / "state.json"
     for state in arrival.STATES:
         path.write_text(json.dumps({**WELL, "state": state, "notes": ["n"]}))
@@ -36,7 +36,7 @@ def test_a_word_that_is_fresh_is_believed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beat", [NOW - arrival.STALE_SECONDS - 1, NOW + 1, -1e9, 1e300, float("nan"), float("inf")])
 def test_a_heart_that_has_stopped_is_not_believed(tmp_path: Path, beat: float) -> None:
-    """Nor one that beats in the future, which is another boot's."""
+    """A word that is old, or from the future (another boot's), is not believed."""
     path = tmp_path / "state.json"
     path.write_text(json.dumps({**WELL, "beat": beat}))
     said = arrival.read(path, now=NOW)

@@ -63,7 +63,7 @@ def test_a_document_is_replaced_whole(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_a_document_that_cannot_be_written_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """And raises nothing: who holds the rules goes on."""
+    """A document that cannot be written is said once and raises nothing: who holds the rules goes on."""
     absent = tmp_path / "absent"
     reporter = Reporter(absent, None)
     reporter.write("state.json", {}, mode=0o644)

@@ -186,14 +186,14 @@ class TestRules:
         assert "family_" not in rules(workers)
 
     def test_ipv6_is_led_only_where_it_is_on(self) -> None:
-        """And refused in any case."""
+        """IPv6 is led only where it is on, and refused in any case."""
         assert "dnat ip6" in rules()
         assert "dnat ip6" not in rules(ipv6=False)
         assert "dnat ip " in rules(ipv6=False)
         assert "ip6 daddr @metadata_ip6 jump real" in rules(ipv6=False)
 
     def test_a_range_of_one_is_one(self) -> None:
-        """As nft writes it; and what is no worker is everybody else, to the last number."""
+        """A range of one number is written as nft writes it; and what is no worker is everybody else, to the last number."""
         text = rules(nft.Workers(uids=((1000, 1000), (2000, 3000))), agent_uid=None)
         assert "1000, 2000-3000" in text
         assert f"0-999, 1001-1999, 3001-{ranges.MAX_UID}" in text

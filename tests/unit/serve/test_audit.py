@@ -182,7 +182,7 @@ def test_what_a_client_calls_itself_is_plain_and_short(hostile: str) -> None:
 
 @pytest.mark.parametrize("repeated", [1, 3])
 def test_a_hostile_name_over_a_socket(repeated: int) -> None:
-    """The same whether the request is read or remembered."""
+    """A hostile name is told in the same plain words, whether the request is read or remembered."""
     name = "evil\t\x1b[2J\xff" + "y" * 400
     with world() as it:
         for _ in range(repeated):

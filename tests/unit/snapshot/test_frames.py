@@ -109,7 +109,7 @@ def test_what_a_server_says_is_read_the_same(said: list[Any], size: int) -> None
 @how(deadline=None, max_examples=60)
 @given(st.lists(CONTROLLER | st.binary(max_size=30), max_size=5), st.integers(1, 50))
 def test_what_the_controller_says_is_read_the_same(said: list[Any], size: int) -> None:
-    """The same the other way, where snapshots go by as they are."""
+    """What the controller says is read as it was said; snapshots go by as they are."""
     data = b"".join(frame_of_snapshot(one) if isinstance(one, bytes) else frame_of(one) for one in said)
     assert in_pieces(from_controller(), data, size) == said
 

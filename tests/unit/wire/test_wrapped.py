@@ -80,7 +80,7 @@ def test_one_wrapping_is_taken_off(wrapping: str, form: str) -> None:
 @pytest.mark.parametrize("document", ["armour", "cloud_config", "mime", "systemd"])
 @pytest.mark.parametrize("wrapping", ["base64", "gzip", "UTF-16", "a JSON string", "HTML", "percent encoding"])
 def test_documents_of_ours_may_be_wrapped_too(document: str, wrapping: str) -> None:
-    """So do the documents in which bundles travel."""
+    """The documents in which bundles travel lose their wrappings too."""
     assert find(WRAPPINGS[wrapping](getattr(userdata, document)(GENERAL).encode())) == GENERAL
 
 
