@@ -1,7 +1,7 @@
 """Unmodified clients that hold one object for longer than any credential lives, while upstream comes and goes.
 
 Two worlds. In the first, sessions live for half a minute of the machine's own time: clients that ask again when little
-is left are then asked for at every turn. In the second, sessions live their true hour and time passes 240 times as fast
+is left are then asked for at every turn. In the second, sessions live their true hour and time passes 120 times as fast
 (:mod:`tests.conformance.warp`): there each client's own windows decide when it comes back, and it relies on what it
 cached for most of an hour. Between them every client is at its weakest once.
 
@@ -252,7 +252,7 @@ def test_sessions_of_seconds(world: World, subtests: pytest.Subtests) -> None:
 def test_sessions_of_an_hour(world: World, subtests: pytest.Subtests) -> None:
     """With sessions of an hour no call of a client fails through three hours and an outage of twenty minutes."""
     try:
-        clouds = Clouds(Warp(240.0), outage=timedelta(minutes=20))
+        clouds = Clouds(Warp(120.0), outage=timedelta(minutes=20))
         clouds.warp.environ(world.root)
     except LookupError as missing:
         pytest.skip(f"needs {missing}")
