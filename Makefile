@@ -140,17 +140,17 @@ lock: ## resolve pyproject.toml and requirements/*.in anew (ARGS=--upgrade for n
 	$(LOCK) requirements/ray.in --constraint requirements/test.txt --output-file requirements/ray.txt
 	$(LOCK) requirements/mutants.in --constraint requirements/test.txt --output-file requirements/mutants.txt
 	$(LOCK) requirements/build.in --constraint requirements/test.txt --output-file requirements/build.txt
+	$(LOCK) requirements/wheel.in --constraint requirements/test.txt --output-file requirements/wheel.txt
+	$(LOCK) requirements/audit.in --constraint requirements/test.txt --constraint requirements/build.txt --output-file requirements/audit.txt
 	$(LOCK) requirements/lint.in --constraint requirements/test.txt --output-file requirements/lint.txt
 
-# What makes packages: an environment of its own, and nfpm, which is a Go program.
-NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.48.0
-
+# What makes packages: an environment of its own, and nfpm, which is a Go program (requirements/nfpm locks it and its modules).
 $(VENV)-build/.locked: requirements/build.txt
 	$(SEPARATE_VENV)
 
-$(VENV)-build/nfpm: $(VENV)-build/.locked
+$(VENV)-build/nfpm: requirements/nfpm/go.mod requirements/nfpm/go.sum $(VENV)-build/.locked
 	@command -v go >/dev/null || { echo "error: nfpm is a Go program: install Go, or put nfpm at $@" >&2; exit 1; }
-	@GOBIN=$(abspath $(VENV)-build) go install $(NFPM)
+	@go build -C requirements/nfpm -mod=readonly -trimpath -o $(abspath $@) github.com/goreleaser/nfpm/v2/cmd/nfpm
 
 .PHONY: build-tools
 build-tools: $(VENV)-build/nfpm
@@ -159,12 +159,21 @@ build-tools: $(VENV)-build/nfpm
 packages: $(VENV)-build/nfpm ## the .deb and the .rpm, what is in them, checksums: build/packages (ARGS="--python 3.13"; needs Go)
 	@BUILD=$(abspath $(VENV)-build) NFPM=$(abspath $(VENV)-build/nfpm) packer/package.sh build/packages $(ARGS)
 
+$(VENV)-audit/.locked: requirements/audit.txt
+	$(SEPARATE_VENV)
+
+# Strict: a package of which nobody could be asked is an error, not a package without weaknesses.
+.PHONY: audit
+audit: $(VENV)-audit/.locked ## is a weakness known of what is installed on workers, or of what builds it? (asks PyPI's advisories)
+	@$(VENV)-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off --desc off \
+	  $(foreach lock,runtime build wheel audit,-r requirements/$(lock).txt) $(ARGS)
+
 .PHONY: image
 image: $(VENV)/.package ## build an image with packer and qemu, boot it, check it (root; a quarter of an hour, needs no KVM)
 	@exec $(BIN)/python -u -m tests.system.virtual $(or $(ARGS),build/image)
 
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray $(VENV)-build build dist .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray $(VENV)-build $(VENV)-audit build dist .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -453,8 +453,11 @@ find_release() {
       say "building the wheel from the source tree"
       scratch=$(mktemp -d)
       "$interpreter" -m venv "$scratch/venv"
-      "$scratch/venv/bin/python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps \
-        --wheel-dir "$scratch" "$here/.." || die "the wheel could not be built (building needs hatchling, from a package index). For a machine without" \
+      # What builds is locked as what runs is: root runs both.
+      { "$scratch/venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-cache-dir \
+        --only-binary :all: --require-hashes -r "$here/../requirements/wheel.txt" &&
+        "$scratch/venv/bin/python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps \
+          --no-build-isolation --wheel-dir "$scratch" "$here/.."; } || die "the wheel could not be built (building needs hatchling, from a package index). For a machine without" \
         "a network: packer/payload.sh DIR --wheelhouse VERSION elsewhere, and DIR/install.sh here"
       wheel=$(ls "$scratch"/credential_agent-*.whl)
     else

@@ -10,16 +10,16 @@ python=${PYTHON:-python3}
 machine=${MACHINE:-$(uname -m)}
 [ $# -ge 1 ] || { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
 target=$1 && shift
-# Debian's and Ubuntu's python3 has no pip; an environment made by its venv module has one.
-if ! "$python" -c 'import pip' 2>/dev/null; then
-  scratch=$(mktemp -d)
-  trap 'rm -rf "$scratch"' EXIT
-  "$python" -m venv "$scratch" >&2 || { echo "payload: $python has neither pip nor venv: apt-get install python3-venv" >&2 && exit 69; }
-  python=$scratch/bin/python
-fi
+# What builds the wheel is locked, and in an environment of its own (Debian's and Ubuntu's python3 has no pip either).
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$python" -m venv "$scratch" >&2 || { echo "payload: $python has no venv module: apt-get install python3-venv" >&2 && exit 69; }
+python=$scratch/bin/python
+"$python" -m pip install --quiet --no-input --disable-pip-version-check --only-binary :all: --require-hashes \
+  -r "$here/../requirements/wheel.txt"
 mkdir -p "$target"
 rm -rf "$target"/credential_agent-*.whl "$target/systemd" "$target/pages"
-"$python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps --wheel-dir "$target" "$here/.."
+"$python" -m pip wheel --quiet --no-input --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir "$target" "$here/.."
 cp "$here/../requirements/runtime.txt" "$target/requirements.txt"
 cp -R "$here/../systemd" "$target/systemd"
 install -m 0755 "$here/install.sh" "$here/validate.sh" "$target/"
