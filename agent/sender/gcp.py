@@ -12,6 +12,7 @@ Spec: AIP-4110 (application default credentials), AIP-4111 to 4117 for each kind
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -90,7 +91,7 @@ def from_adc(options: GcpOptions, *, now: datetime, transport: Transport | None 
     Args:
         options: what to make of them.
         now: aware UTC.
-        transport: how google-auth reaches the network; ``None`` for its own, over urllib3.
+        transport: how google-auth reaches the network; ``None`` for its own.
 
     Raises:
         Denied: there are none, they were revoked, or they may not do what was asked.
@@ -297,6 +298,22 @@ class _UserInfo(msgspec.Struct):
 
 
 def _transport() -> Transport:
+    """google-auth's usual one: this computer's proxies and certificate authorities count, as for its user's programs.
+
+    That needs the package ``requests``, which is beside every Google client; without it neither is known.
+    """
+    try:
+        from google.auth.transport.requests import Request  # noqa: PLC0415 - only when it is needed
+    except ImportError:
+        return _plain_transport()
+    make: Any = Request  # google-auth types none of it
+    request = make()
+    # A callable is an identity of its own: ~/.netrc is not looked into for one that would take the token's place.
+    request.session.auth = lambda asked: asked
+    return functools.partial(request, timeout=TIMEOUT_SECONDS)
+
+
+def _plain_transport() -> Transport:
     import google.auth.transport.urllib3  # noqa: PLC0415 - only when it is needed
     import urllib3  # noqa: PLC0415
 
