@@ -196,6 +196,10 @@ class HttpsSource:
         started = self._clock.boottime()
         answer = await self._ask(url, headers, wait + GRACE_SECONDS if wait > 0 else None)
         elapsed = self._clock.boottime() - started
+        if await self._location.url() != url:
+            # The operator named another place while this one was asked: its answer counts no more.
+            self._pause_seconds = self._rng.uniform(0.0, PAUSE_HELD_SECONDS)
+            return None
         if answer.status == 410:
             self._gone = True
             raise SourceError(f"{self._origin} answered 410: there will be no more; it is not asked again")

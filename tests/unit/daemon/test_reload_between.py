@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,12 +13,18 @@ from typing import Any
 import pytest
 import structlog
 
+from agent import bundle
 from agent.core.errors import ConfigError
+from agent.core.model import Cloud, SealedBundle
+from agent.core.verdict import Memory
 from agent.daemon.configured import Configured
 from agent.daemon.files import LOOK_SECONDS
+from agent.host.state import StateDirectory
 from agent.host.threads import Threads
 from tests.fakes.clock import FakeClock
+from tests.system.harness import ISSUER
 from tests.unit.daemon.worker import Worker
+from tests.unit.identity.worlds import session
 
 LATER = {"identity": {"role_name": "later"}}
 WRONG = {"signers": [{"key": "/nowhere/signer.jwk", "issuers": ["*"]}]}
@@ -224,5 +231,59 @@ def test_a_defect_in_following_files_ends_nothing(tmp_path: Path) -> None:
                 assert len(said("work.crashed")) == 1
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("dropped", ["key", "signer", "nothing"])
+def test_what_a_reload_drops_while_a_bundle_is_written_down_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropped: str
+) -> None:
+    """It was opened and verified before the reload, and comes into force after it: by what is configured then."""
+
+    async def scenario() -> None:
+        worker, disk, asked = Worker(tmp_path), asyncio.Event(), asyncio.Event()
+        real = StateDirectory.save
+
+        async def save(state: StateDirectory, memory: Memory, sealed: bytes | None) -> None:
+            asked.set()
+            await disk.wait()
+            await real(state, memory, sealed)
+
+        monkeypatch.setattr(StateDirectory, "save", save)
+        other = bundle.OpeningKey.generate("P-256")
+        path = tmp_path / "etc" / "other.jwk"
+        path.write_text(json.dumps({**other.private_jwk(), "kid": other.kid}))
+        path.chmod(0o600)
+        stranger = bundle.SigningKey.generate("Ed25519")
+        another = tmp_path / "etc" / "another.jwk"
+        another.write_text(json.dumps({**stranger.public_jwk(), "kid": stranger.kid}))
+        keys = [{"kind": "file", "path": path}, *(worker.base["keys"] if dropped != "key" else [])]
+        sealed = bundle.seal(
+            signer=worker.signer,
+            recipients=[worker.key.recipient_key()],
+            issuer=ISSUER,
+            subject="team",
+            audiences=[bundle.audience_key(worker.key.kid)],
+            now=worker.clock.now(),
+            grants=(session(now=worker.clock.now()),),
+            routes={Cloud.AWS: "user"},
+            seq=1,
+        )
+        async with ended(worker):
+            submitted = asyncio.create_task(worker.controller.intake.submit(SealedBundle(sealed, "push")))
+            await asked.wait()
+            signers = [{"key": another, "issuers": [ISSUER]}] if dropped == "signer" else worker.base["signers"]
+            worker.configure({"keys": keys, "signers": signers})
+            await hung_up(worker)
+            assert len(worker.reloader.settings.keys) == len(keys)
+            disk.set()
+            ack = await submitted
+            assert (ack.outcome, ack.code) == {
+                "key": ("refused", "recipient"),
+                "signer": ("refused", "signer"),
+                "nothing": ("accepted", None),
+            }[dropped]
+            assert (worker.store.bundle is None) == (dropped != "nothing")
 
     asyncio.run(scenario())

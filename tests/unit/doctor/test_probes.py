@@ -51,7 +51,9 @@ class TestMetadata:
         ec2.endpoint_enabled = False
         assert ec2_says(world, ec2)[0] == "disabled"
         ec2.endpoint_enabled = True
-        ec2.faults.append(Fault(prefix="/latest/api/token", drop=True, times=None))
+        ec2.faults.append(Fault(status=403, body=b"<html>sign in", times=None))
+        assert ec2_says(world, ec2)[0] == "between"
+        ec2.faults[0] = Fault(prefix="/latest/api/token", drop=True, times=None)
         assert ec2_says(world, ec2)[0] == "hop-limit"
         ec2.faults.append(Fault(drop=True, times=None))
         ec2.faults.popleft()

@@ -379,6 +379,34 @@ def test_the_url_of_a_file_is_read_again_for_every_request(tmp_path: Path) -> No
     run(test())
 
 
+def test_an_answer_of_a_url_that_was_replaced_meanwhile_counts_no_more(tmp_path: Path) -> None:
+    """The former place is still being asked when the file names another: what it answers then is not submitted."""
+
+    async def test() -> None:
+        store, heard, file = HttpsStore(holds=True), Listener(), tmp_path / "url"
+        store.put(PATH, b"former")
+        store.put("/other", b"present")
+        async with store:
+            file.write_text(f"{store.url}{PATH}\n")
+            out = Upstream(UpstreamSettings(connect_timeout_seconds=2, total_timeout_seconds=5))
+            clock = StepClock()
+            settings = HttpsSettings(url_file=file)
+            source = HttpsSource(settings, upstream=out, clock=clock, rng=random.Random(1))
+            async with watching(source, heard):
+                await heard.until(lambda h: h.submitted)
+                await clock.step()
+                await store.someone_waits()
+                file.write_text(f"{store.url}/other\n")
+                store.put(PATH, b"latest of the former")
+                await heard.until(oks(2))
+                await clock.step()
+                await heard.until(lambda h: len(h.submitted) == 2)
+                assert heard.bodies == [b"former", b"present"]
+            await out.close()
+
+    run(test())
+
+
 def test_what_is_gone_is_gone_at_its_url_only(tmp_path: Path) -> None:
     """After 410 the next URL in the file is asked, without the tag of the one before."""
 
