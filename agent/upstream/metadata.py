@@ -184,7 +184,7 @@ class Ec2Metadata:
             )
             if without.status == 403 and by_ec2(without):
                 return SwitchedOff(
-                    "the ec2 metadata service is switched off for this instance", server_time=answer.date
+                    "no ec2 metadata service: it is switched off for this instance", server_time=answer.date
                 )
         return UpstreamError(
             "status 403 for an ec2 metadata token, and not because the service is switched off",
