@@ -153,8 +153,6 @@ class Service:
                  "network_mode"}  # fmt: skip
         assert self.told.keys() <= known, self.told.keys() - known
         found = [f"--network-namespace-path=/run/netns/{self._project.network_of(self.name)}"]
-        for name, value in self.told.get("environment", {}).items():
-            found.append(f"--setenv={name}={value}")
         for source, target, *options in self._project.mounts(self.told):
             inside = self._disk.root / target.lstrip("/")
             if source.is_dir():
@@ -190,6 +188,9 @@ class Service:
         else:
             become.append(f"--groups={','.join(more)}" if more else "--clear-groups")
         become += [f"--reuid={user}", f"--regid={user}", "--"]
+        # As engines do; nspawn adds variables of its own, by which the agent would take it for a service manager.
+        become += ["env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin"]
+        become += [f"{name}={value}" for name, value in self.told.get("environment", {}).items()]
         options = [
             "--console=pipe",
             "--resolv-conf=off",
@@ -260,8 +261,11 @@ class Service:
 
     def tasks(self) -> list[str]:
         """The command line of each process and thread: not all machines of tests have the controller that bounds them."""
-        lists = Path(self._group.name).rglob("cgroup.threads")
-        return [Path(f"/proc/{number}/cmdline").read_text() for one in lists for number in one.read_text().split()]
+        found = [self._leader()]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+        return [Path(f"/proc/{pid}/cmdline").read_text() for pid in found for _ in Path(f"/proc/{pid}/task").iterdir()]
 
     def healthy(self) -> bool:
         """What its health check says now."""
