@@ -19,15 +19,23 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _DETOUR = """
 import os
 if (base := os.environ.get("DETOUR")):
+    import requests.adapters
     import urllib3
     from urllib.parse import urlsplit
+    def led(url):
+        parts = urlsplit(url)
+        if not parts.hostname.endswith(("googleapis.com", "accounts.google.com")):
+            return url
+        return base + parts.path + ("?" + parts.query if parts.query else "")
     plain = urllib3.PoolManager.urlopen
     def urlopen(self, method, url, *args, **more):
-        parts = urlsplit(url)
-        if parts.hostname.endswith(("googleapis.com", "accounts.google.com")):
-            url = base + parts.path + ("?" + parts.query if parts.query else "")
-        return plain(self, method, url, *args, **more)
+        return plain(self, method, led(url), *args, **more)
     urllib3.PoolManager.urlopen = urlopen
+    send = requests.adapters.HTTPAdapter.send
+    def send_led(self, request, **more):
+        request.url = led(request.url)
+        return send(self, request, **more)
+    requests.adapters.HTTPAdapter.send = send_led
 """
 """Leads Google's hosts, which no setting of google-auth can move, to a loopback server. Everything else is as it is."""
 
