@@ -19,7 +19,7 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import LONGEST_AWS, capped, sendable
 from agent.providers.decoding import parsed
 from agent.providers.refusals import from_upstream, good_for, over, word
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, UpstreamError, UpstreamResponse
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, UpstreamError, UpstreamResponse, by_ec2
 from agent.wire import ec2 as ec2_wire
 from agent.wire import gce as gce_wire
 from agent.wire.names import EC2_IDENTITY_PATH, EC2_ROLES_PATH, GCE_ACCOUNT_PATH, GCE_FLAVOR_HEADER, GCE_TOKEN_PATH
@@ -74,14 +74,19 @@ class Instance:
     async def _read_ec2(self, now: datetime) -> Issued[AwsCredential] | None:
         if self._ec2 is None:
             return None
-        listed = await self._ec2.get(EC2_ROLES_PATH)
+        listed = await self._ec2.request("GET", EC2_ROLES_PATH)
+        if listed.status not in {200, 404}:
+            raise _status("aws", listed)
         try:
-            name = parsed(lambda: ec2_wire.parse_role_list(listed or b""))
+            name = parsed(lambda: ec2_wire.parse_role_list(listed.body if listed.status == 200 else b""))
         except NotThatShapeError:
             raise Transient(
                 "the machine's own aws identity: the role list is not a role's name", code="protocol"
             ) from None
         if name is None:
+            if Cloud.AWS in self._answered and not by_ec2(listed):
+                # While our session token is good nobody is asked for another: a stranger may be heard here first.
+                raise _broken("aws", listed)
             return None  # no instance profile
         answer = await self._ec2.request("GET", EC2_ROLES_PATH + name)
         if answer.status != 200:

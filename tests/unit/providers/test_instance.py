@@ -89,6 +89,7 @@ def test_another_clouds_service_means_no_identity() -> None:
 STRANGERS = {
     "a captive portal": Answer(403, b"<html>sign in", {"Server": "nginx"}),
     "its page": Answer(200, b"<html>sign in", {"Server": "nginx"}),
+    "its page, after an empty line": Answer(200, b"\r\n<html>sign in", {"Server": "nginx"}),
     "its redirection": Answer(302, b"", {"Location": "http://portal.example/"}),
     "a proxy's denial": Answer(403, b"", {"Server": "squid", "Via": "1.1 squid"}),
     "a wrong address": Answer(404, b"", {"Server": "Apache"}),
@@ -114,6 +115,28 @@ def test_a_strangers_answer_takes_no_identity_away(cloud: Cloud, known: str, str
 
     with pytest.raises(Transient):
         instance(world, cloud)
+
+
+@pytest.mark.parametrize("cloud", list(Cloud))
+@pytest.mark.parametrize("stranger", sorted(STRANGERS))
+def test_a_stranger_who_comes_within_a_session_takes_no_identity_away(cloud: Cloud, stranger: str) -> None:
+    """While EC2's session token is good, nobody is asked for another: the first thing asked for is the identity itself."""
+    world = World(on_ec2=True, on_gce=True)
+    assert instance(world, cloud) is not None
+    for place in ("http://ec2.metadata", "http://gce.metadata"):
+        world.net.routes[place] = lambda _: STRANGERS[stranger]
+
+    with pytest.raises(Transient):
+        instance(world, cloud)
+
+
+def test_a_role_that_is_taken_away_is_gone() -> None:
+    """EC2's own word that there is no role counts, though there was one a moment ago."""
+    world = World(on_ec2=True)
+    assert instance(world, Cloud.AWS) is not None
+    world.ec2.role = None
+
+    assert instance(world, Cloud.AWS) is None
 
 
 @pytest.mark.parametrize("stranger", ["a captive portal", "a proxy's denial", "a wrong address"])
