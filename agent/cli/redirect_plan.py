@@ -65,7 +65,8 @@ def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
         hint = f" ({error.hint})" if error.hint else ""
         # Whoever is named is refused too: a mistake must not make a worker the machine.
         port = configuration.host_port(configuration.Listen().http[0])[1]
-        closed = plan_of(_possible(configuration.named_workers(path)), port, (), user, planning.known_users())
+        known = planning.known_users()
+        closed = plan_of(_possible(configuration.named_workers(path), known), port, (), user, known)
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
 
 
@@ -148,8 +149,8 @@ def plan_of(
     )
 
 
-def _possible(section: configuration.Redirect) -> configuration.Redirect:
-    """What can be in a rule of a section that was read in spite of a mistake."""
+def _possible(section: configuration.Redirect, known: Mapping[str, int]) -> configuration.Redirect:
+    """What can be in a rule of a section that was read in spite of a mistake, and whoever was a worker before it."""
 
     def can_be(check: Callable[[str], object], name: str) -> bool:
         try:
@@ -158,9 +159,13 @@ def _possible(section: configuration.Redirect) -> configuration.Redirect:
             return False
         return True
 
+    def is_user(name: str) -> bool:
+        uid = uid_of(name)
+        return uid != 0 and (uid is not None or name in known)
+
     return configuration.Redirect(
         uids=tuple(uids for uids in section.uids if can_be(lambda text: ranges.parse_uids([text]), uids)),
-        users=tuple(name for name in section.users if name.isprintable() and uid_of(name) != 0),
+        users=tuple(filter(is_user, dict.fromkeys((*section.users, *known)))),
         units=tuple(unit for unit in section.units if can_be(systemctl.check_unit, unit)),
     )
 
@@ -194,5 +199,5 @@ def uid_of(user: str) -> int | None:
     """The uid of a user; ``None``: this machine does not know one of that name."""
     try:
         return pwd.getpwnam(user).pw_uid
-    except KeyError:
+    except (KeyError, ValueError):  # a name with a NUL in it is nobody's
         return None

@@ -84,3 +84,24 @@ def test_a_mistake_refuses_those_too_who_are_named(tmp_path: Path) -> None:
     (script,) = made["scripts"]
     assert script == made["closed"]
     assert "set workers { type uid; flags interval; elements = { 1, 7-9, " in script
+
+
+def test_a_mistake_refuses_those_too_who_were_workers_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was named in this boot is refused although the file names nobody any more, and root is by no name."""
+    known = tmp_path / "users.json"
+    known.write_text(json.dumps({"root-of-nobody": 777, "daemon": 9, "root": 5, "a\0b": 778}))
+    monkeypatch.setattr(planning.known_users, "__defaults__", (known,))
+    path = tmp_path / "config.toml"
+    path.write_text("[redirect")
+    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert made["error"]
+    assert made["users"] == {"root-of-nobody": 777, "daemon": 1, "a\0b": 778}
+    assert [1, 1] in made["uids"]
+    assert [777, 778] in made["uids"]
+
+
+def test_a_name_that_nobody_can_have_is_nobodys(tmp_path: Path) -> None:
+    """A NUL can stand in a text of TOML, and in no name: the others are led."""
+    assert plan(tmp_path, 'uids = []\nusers = ["a\\u0000b", "daemon"]')["uids"] == [[1, 1]]

@@ -84,6 +84,16 @@ BROKEN = [
     "redirect = { users = ['bob'], port = }",
     '[identity]\nx = "\n[redirect]\nusers = ["bob"]',
     '# f\xfcr\n[redirect]\n"users" = ["bob"]',
+    "[redirect]\nusers = [bob]",
+    "[redirect]\nusers = bob\nipv6 = true",
+    "[redirect]\nusers = [\n  bob,\n]\nipv6 = true",
+    '[redirect]\nusers = ["bob]',
+    '[redirect]\nusers = [bob"]\nipv6 = true',
+    '[redirect]\nusers = ["a, "bob"]',
+    '[redirect]\nusers = [  # was = "a"\n  "bob", x',
+    '[redirect]\nusers: ["bob"]',
+    "redirect:\n  users:\n    - bob\n",
+    '[redirect]\nusers = """\nbob\n"""\nipv6 = true',
 ]
 
 
@@ -99,6 +109,21 @@ def test_who_is_named_is_known_in_spite_of_a_mistake(tmp_path: Path, words: str)
         path.write_bytes(words.replace("users", key).replace("bob", "7-9").encode("latin-1"))
         assert "7-9" in getattr(config.named_workers(path), key)
         assert set(getattr(config.Redirect(), key)) < set(getattr(config.named_workers(path), key))
+
+
+def test_a_name_in_a_file_of_another_encoding_is_known(tmp_path: Path) -> None:
+    """An editor may have stored the file as UTF-16."""
+    path = tmp_path / "config.toml"
+    path.write_text('[redirect]\nusers = ["bob"]\n', encoding="utf-16")
+    with pytest.raises(ConfigError):
+        config.load_redirect(path)
+    assert config.named_workers(path).users == ("bob",)
+
+
+def test_what_is_no_name_of_a_list_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Not the next key, not what is said behind a value: both may be the name of a user of the system."""
+    path = written(tmp_path, "[redirect]\nusers = [bob] # not backup\nproxy = 1\nuids = [5]\nipv6 = true")
+    assert config.named_workers(path) == config.Redirect(uids=(*config.Redirect().uids, "5"), users=("bob",))
 
 
 @pytest.mark.parametrize(
