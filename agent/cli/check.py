@@ -87,7 +87,7 @@ def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
         try:
             pwd.getpwnam(name)
-        except KeyError:
+        except (KeyError, ValueError):  # a name with a NUL in it is nobody's
             yield f"redirect.users: no user {name!r} on this machine yet; no worker until there is"
 
 
