@@ -559,3 +559,10 @@ def test_tests_that_are_chosen_by_name_are_there() -> None:
             gone = [name for name in names.split("::")[1:] if not re.search(rf"\b(?:def|class) {name}\b", found)]
             missing += [f"{name_of(path)}: {file}{names}"] if gone or not found else []
     assert missing == []
+
+
+def test_what_ci_begins_beside_itself_ends() -> None:
+    """A registry that does not answer holds up nothing for ever, and what CI leaves behind at its end is ended with it."""
+    begun = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.endswith(" &")]
+    assert len(begun) == 3
+    assert all(line.startswith("timeout ") for line in begun)
