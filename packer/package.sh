@@ -109,7 +109,7 @@ gzip --no-name --best "$work"/pages/man/*.1
 
 # -- the packages ------------------------------------------------------------------------------------------------------
 
-rm -f "$target"/credential-agent[_-]"$version"[+_-]*.{deb,rpm} "$target"/*.cdx.json "$target/SHA256SUMS"
+rm -f "$target"/credential-agent[_-]"$version"[+_-]*.{deb,rpm,cdx.json} "$target/SHA256SUMS"
 for python in "${pythons[@]}"; do
   tree=$work/py${python/./}
   say "the environment for Python $python"

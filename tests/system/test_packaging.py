@@ -236,3 +236,20 @@ def test_the_payload_needs_no_pip(tmp_path: Path) -> None:
     assert "No module named pip" not in done.stderr
     assert "hatchling" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
+
+
+def test_what_was_made_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """Packages and lists of contents lie in one directory, of many versions; each build replaces its own."""
+    names = (
+        "credential-agent_{}+py311_amd64.deb",
+        "credential-agent-{}+py311-1.x86_64.rpm",
+        "credential-agent-{}-py311.cdx.json",
+    )
+    versions = {version: {name.format(version) for name in names} for version in ("1.2.1", "1.2.10", "1.2")}
+    for made in versions.values():
+        for name in made:
+            (tmp_path / name).touch()
+    script = (REPOSITORY / "packer/package.sh").read_text()
+    (line,) = (line for line in script.splitlines() if line.startswith('rm -f "$target"'))
+    subprocess.run(["bash", "-c", line], env={**os.environ, "target": str(tmp_path), "version": "1.2.1"}, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == versions["1.2.10"] | versions["1.2"]
