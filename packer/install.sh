@@ -335,7 +335,7 @@ install_pages() {
   [ -z "$carried" ] || return 0
   [ -n "$scratch" ] || scratch=$(mktemp -d)
   made=$scratch/pages
-  if [ ! -d "$from" ]; then # in the source tree
+  if [ ! -d "$from" ] && [ -f "$here/package/pages.py" ]; then # in the source tree
     from=$scratch/generator
     mkdir "$from"
     cp "$here/package/pages.py" "$from/"

@@ -123,6 +123,19 @@ def test_manual_pages_and_completions_are_those_of_the_packages(chroot: Chroot, 
     assert stat.S_IMODE((share / "man/man1/credential-agent.1.gz").stat().st_mode) == 0o644
 
 
+def test_without_what_makes_the_pages_it_installs_all_the_same(chroot: Chroot) -> None:
+    """A payload that has lost it, or was put together by hand: no identity depends on a page."""
+    pages, aside = chroot.root / "payload/pages", chroot.root / "payload/aside"
+    pages.rename(aside)
+    done = chroot.install()
+    assert done.returncode == 0, done.stderr
+    assert "without manual pages" in done.stderr
+    assert not list((chroot.root / "usr/local/share/man/man1").glob("credential-agent*"))
+    aside.rename(pages)
+    assert chroot.install().returncode == 0
+    assert list((chroot.root / "usr/local/share/man/man1").glob("credential-agent*"))
+
+
 def test_a_machine_whose_ntp_client_tells_the_kernel_alone_lets_the_agent_ask_the_kernel(chroot: Chroot) -> None:
     """With chrony there the drop-in is, and with chrony gone it is not."""
     drop_in = chroot.root / "etc/systemd/system/credential-agent.service.d/50-kernel-clock.conf"
