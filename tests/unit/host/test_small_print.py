@@ -13,7 +13,7 @@ from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.host import envfile, nft, ranges, systemctl
-from agent.host.bounds import Bounds
+from agent.host.bounds import BURST_SECONDS, Bounds
 from agent.host.state import MEMORY_FILE, StateDirectory
 from tests.fakes.clock import START
 
@@ -163,8 +163,9 @@ class TestRules:
         for name, key, fold in keys:
             both = rules(limit=7, rate=5)
             assert f"@busy_{name} {{ {key} ct count over {7 * fold} }}" in both
-            rate = f"limit rate over {5 * fold}/second burst {15 * fold} packets"
-            assert f"update @busy_new_{name} {{ {key} {rate} }} counter drop" in both
+            rate = f"limit rate over {5 * fold}/second burst {5 * fold * BURST_SECONDS} packets"
+            then = "jump late" if name == "uids" else "counter drop"
+            assert f"update @busy_new_{name} {{ {key} {rate} }} {then}\n" in both
             assert f"set busy_{name} " in rules(limit=7)
             assert f"set busy_new_{name} " in rules(rate=5)
         assert "limit rate" not in rules(limit=7)
