@@ -56,8 +56,8 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
 
     inner = both("uids", "uid", "meta skuid", too_fast="jump late", too_many=reset)
     if bounds.per_second:
-        sets.append(set_("late_uids", "uid", (), timed))
-        chains.append(chain("late", None, [f"update @late_uids {{ meta skuid {fast} }} {reset}", "counter drop"]))
+        sets.append(set_("busy_late_uids", "uid", (), timed))
+        chains.append(chain("late", None, [f"update @busy_late_uids {{ meta skuid {fast} }} {reset}", "counter drop"]))
     if inner:
         members = []
         for number, ranges in enumerate(families):

@@ -25,7 +25,8 @@ LIBRARY: Final = "libnftables"
 _STATELESS: Final = 1 << 2  # NFT_CTX_OUTPUT_STATELESS: no counters
 _TABLES: Final = tuple(f"{name}{end}" for name in (nft.TABLE, nft.CLOSED) for end in ("", nft.HELD))
 
-# The parts that change by themselves: a control group that is gone is shown by its number, sets fill, gates are added.
+# The parts that change by themselves: a control group that is gone is shown by its number, sets fill (those that do are
+# called busy: agent/host/bounds.py), gates are added.
 _CGROUP: Final = re.compile(r"socket cgroupv2 level (\d+) (?:\"[^\"]*\"|\S+)")
 _BUSY: Final = re.compile(r"^\tset busy_\w+ \{.*?^\t\}\n", re.MULTILINE | re.DOTALL)
 _GATE: Final = re.compile(r"^\tchain slice_\d+ \{.*?^\t\}\n", re.MULTILINE | re.DOTALL)

@@ -204,6 +204,16 @@ def test_one_uid_cannot_ask_without_end(net: Lab) -> None:
         assert net.ask(address, uid=1004) == "agent"
 
 
+def test_one_uid_that_asks_without_end_changes_no_rule(net: Lab) -> None:
+    """Else whoever holds the rules would put them back each time it looks, and the uid have all that it had at first."""
+    net.nft(lead(rate=1))
+    look = [sys.executable, "-I", "-c", "from agent.host import ownership; print(ownership.listing())"]
+    before = net.at(net.host, *look)
+    assert "limit rate over 1/second" in before
+    assert "timeout" in net.ask(METADATA, uid=ALICE, many=BURST_SECONDS + 5, last="timeout")
+    assert net.at(net.host, *look) == before
+
+
 def test_a_crowd_that_starts_at_once_is_not_too_fast(net: Lab) -> None:
     """With the limits of the default configuration: three requests each of three hundred programs of one user, at once."""
     section = configuration.Redirect()

@@ -174,9 +174,17 @@ class TestRules:
 
     def test_what_is_remembered_of_a_rate_is_forgotten(self) -> None:
         """A set that only fills is full some day, and bounds nobody who comes after."""
-        sets = [line for line in rules(rate=5).splitlines() if "set busy_new_" in line]
-        assert len(sets) == 4
+        sets = [line for line in rules(rate=5).splitlines() if "flags dynamic" in line]
+        assert len(sets) == 5
         assert [line for line in sets if "flags dynamic,timeout; timeout 60s;" not in line] == []
+
+    def test_a_set_that_fills_by_itself_is_no_change_of_the_rules(self) -> None:
+        """By their name the comparison of the rules in force leaves them out: else a greedy worker has them loaded anew."""
+        text = rules(limit=7, rate=5)
+        made = re.findall(r"^\tset (\w+) \{.*flags dynamic", text, re.MULTILINE)
+        assert len(made) == 9
+        assert [name for name in made if not name.startswith("busy_")] == []
+        assert set(re.findall(r"(?:add|update) @(\w+)", text)) == set(made)
 
     def test_a_user_with_subordinate_uids_counts_once(self) -> None:
         """Its uids go to a chain of its own; where nothing is bounded there is none."""
