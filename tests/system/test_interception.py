@@ -374,7 +374,10 @@ def test_nobody_else_answers_from_the_agents_port() -> None:
             assert "thief" not in net.ask(METADATA, space=net.job)
             if uid == ALICE:
                 net.nft(nft.removal() + nft.refusal())
-                assert "thief" not in net.ask("127.0.0.1", AGENT_PORT, uid=1001)
+            else:  # who is a worker by name is nobody to be believed either
+                net.nft(lead(nft.Workers(uids=((SYSTEM, SYSTEM), (1000, 60000)))))
+                net.nft(f"delete table {nft.TABLE}")
+            assert "thief" not in net.ask("127.0.0.1", AGENT_PORT, uid=1001)
             net.nft(nft.removal())
             net.kill(thief)
         # The answer to a SYN has no owner here, and what is accepted has.
