@@ -376,6 +376,11 @@ def _first_sentence(error: Exception) -> str:
     """The first words of google-auth's error. The rest may be a whole answer, in which a token could stand."""
     said = str(error.args[0]) if error.args else type(error).__name__
     words = said.split("\n")[0].split(". ")[0].split()
-    # A word as long as that is a path, or an address, or nothing that anybody should read.
-    plain = (one if len(one) <= 40 or one.lstrip("'\"(").startswith(("/", "~", "http")) else "..." for one in words)
-    return " ".join(plain)[:200].rstrip(".")
+    return " ".join(map(_plain, words))[:200].rstrip(".")
+
+
+def _plain(word: str) -> str:
+    """A word that may be read. What an address asks for may be a secret; a long word is a path, an address, or one."""
+    if word.lstrip("'\"(").startswith(("/", "~", "http")):
+        return word.partition("?")[0]
+    return word if len(word) <= 40 else "..."

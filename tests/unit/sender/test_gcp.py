@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth.exceptions import TransportError
 
 from agent.core.errors import Denied, Transient, UsageError
 from agent.core.model import (
@@ -258,6 +259,19 @@ def test_an_outage_may_pass(world: World) -> None:
     world.adc_user()
     with laptop(world.monkeypatch, world.home), pytest.raises(Transient):
         from_adc(GcpOptions(), now=now(), transport=Detour("http://127.0.0.1:9"))
+
+
+def test_what_an_address_asks_for_is_not_repeated(world: World) -> None:
+    """An identity provider's address may carry a secret in its query; the address itself helps whoever reads it."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise TransportError("Max retries exceeded with url: https://idp.example/token?key=sssecret now")
+
+    world.adc_user()
+    with laptop(world.monkeypatch, world.home), pytest.raises(Transient) as caught:
+        from_adc(GcpOptions(), now=now(), transport=unreachable)
+    assert "https://idp.example/token now" in str(caught.value)
+    assert "sssecret" not in str(caught.value)
 
 
 def test_a_server_error_may_pass(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
