@@ -453,6 +453,7 @@ INSIDE: dict[str, set[str]] = {
     "tests/unit/cli/test_sender.py": {"_transport"},
     "tests/unit/sender/test_deliver.py": {"_transport"},
     "tests/unit/sender/test_gcp.py": {"_transport"},
+    "tests/unit/sender/test_gcp_transport.py": {"_transport"},
     "tests/unit/doctor/test_probes.py": {"_may_be_ours"},  # a socket of another user's: root alone could make one
     "tests/unit/keys/test_kms.py": {"_endpoint"},  # the true hosts, which nothing may reach from here
     "tests/unit/serve/test_fair_shares.py": {"_open"},  # what is known of connections, which no answer tells
