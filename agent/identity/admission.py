@@ -72,6 +72,23 @@ def brought(state: State, bundle: Bundle, now: datetime) -> Memory:
     return _remembering(before, bundle, now, decided=decided)
 
 
+def brought_again(state: State, bundle: Bundle, now: datetime) -> Memory:
+    """:attr:`State.brought` after ``bundle`` came, which was accepted before: from here, or as it was found.
+
+    It is nothing new if it came from here. Else it counts from now on; but what has replaced it since stays what it is:
+    an older bundle that a source shows once more is not in force, nor does it decide what follows the present one.
+    """
+    before = state.brought
+    mark = before.mark(bundle.issuer, bundle.subject)
+    if bundle.named or (mark is not None and mark.seq >= bundle.seq):
+        return before
+    after = brought(state, bundle, now)
+    present = state.bundle
+    if bundle.action is Action.WITHDRAW or (present is not None and present.digest == bundle.digest):
+        return after
+    return replace(after, active=before.active, decided={**after.decided, **before.decided})
+
+
 def _replayed(state: State, bundle: Bundle, mark: Mark | None, *, same: bool) -> Refused | None:
     if mark is None:
         if bundle.issued_at <= streams.floor(state.memory, bundle.issuer):

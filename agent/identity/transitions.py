@@ -130,7 +130,7 @@ def bundle_accepted(state: State, event: BundleAccepted, now: datetime, rng: ran
 
 def bundle_brought(state: State, event: BundleBrought, now: datetime, _rng: random.Random) -> Step:
     """A source has what this machine had accepted before."""
-    return replace(state, brought=admission.brought(state, event.bundle, now)), NOTHING
+    return replace(state, brought=admission.brought_again(state, event.bundle, now)), NOTHING
 
 
 def bundle_revoked(state: State, _event: BundleRevoked, now: datetime, _rng: random.Random) -> Step:

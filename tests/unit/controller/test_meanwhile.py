@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from agent.core.errors import KeyUnavailableError, PayloadError, SealError
-from agent.core.model import Action, Bundle, Cloud, SealedBundle
+from agent.core.model import Action, Bundle, Cloud, OnExpiry, SealedBundle
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Ended, Live
 from agent.identity.whose import Whose
@@ -235,6 +235,59 @@ async def test_what_a_source_brings_as_well_is_not_only_found_here() -> None:
         await world.clock.advance(2)
         assert served(world)
         assert world.recorder.saved[-1] == (world.store.memory, b"ours")
+
+
+@looped
+async def test_what_is_shown_once_more_takes_nothing_from_what_replaced_it() -> None:
+    """Another signer's older bundle comes again: when the memory turns out another machine's, the newer one goes on."""
+    world = World(memory=REMEMBERED)
+    older = world.knows(b"older", bundle(session("older"), issuer="another"))
+    newer = world.knows(b"newer", bundle(session("newer"), seq=4))
+    async with world.running():
+        for data, outcome in ((older, "accepted"), (newer, "accepted"), (older, "same")):
+            assert (await world.submit(data)).outcome == outcome
+        await world.controller.intake.identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        await world.clock.advance(2)
+        assert world.recorder.saved[-1] == (world.store.memory, newer)
+        assert (await world.submit(older)).outcome == "same"
+        assert world.store.bundle is not None
+        assert world.store.bundle.issuer == OURS.issuer
+
+
+@looped
+async def test_what_is_shown_once_more_opens_no_cloud_that_a_withdrawal_closed() -> None:
+    """The withdrawal is of the newer one, and says nothing of the machine: it is not served, as before it was a clone."""
+    world = World(memory=REMEMBERED)
+    may_fall_back = OnExpiry.FALLBACK
+    older = world.knows(b"older", bundle(session("older"), issuer="another", on_expiry=may_fall_back))
+    newer = world.knows(b"newer", bundle(session("newer"), seq=4, on_expiry=may_fall_back))
+    withdrawn = world.knows(b"withdrawal", LATER)
+    async with world.running():
+        for data in (older, newer, older, withdrawn):
+            await world.submit(data)
+        await world.controller.intake.identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        await world.clock.advance(60)
+        assert world.store.memory.decided == {Cloud.AWS: OnExpiry.DENY}
+        assert isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Ended)
+
+
+@looped
+async def test_what_was_replaced_before_it_is_shown_here_is_not_in_force_after_it() -> None:
+    """Both were found; the one in force is shown first, then the one that it had replaced: that changes nothing."""
+    replaced = bundle(session("replaced"), issuer="another")
+    mark = Mark(replaced.issuer, replaced.subject, replaced.seq, replaced.digest, START)
+    world = World(memory=Memory("i-1", marks=(mark, MARK), decided={Cloud.AWS: None}, active=MARK))
+    identified = world.controller.intake.identified
+    world.knows(b"ours", OURS)
+    world.knows(b"replaced", replaced)
+    await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+    async with world.running():
+        for data in (b"ours", b"replaced"):
+            assert (await world.submit(data)).outcome == "same"
+        await identified(Whose.ANOTHERS, "i-2", boot_id="b", firmware={})
+        await world.clock.advance(2)
+        assert world.store.memory.active == MARK
+        assert served(world)
 
 
 @pytest.mark.parametrize("named", [False, True])
