@@ -10,6 +10,7 @@ socket's unit). It answers questions about sockets, and allows nothing else with
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import sys
@@ -33,6 +34,8 @@ _ALL_STATES: Final = 0xFFF
 _NO_COOKIE: Final = 0xFFFFFFFF
 _MOST_BYTES: Final = 4096
 _STALE: Final = 8
+_MOST_LEFT: Final = 100_000
+"""More answers than any receive buffer holds: some hundred bytes each, of a megabyte at most."""
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 _Spelt = tuple[int, bytes, bytes]  # family, port, address
@@ -71,10 +74,20 @@ class SocketDiagnosis:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG
         )
         self._socket.setblocking(False)
-        self._number = 0
-        with contextlib.suppress(OSError):
-            for _ in range(_STALE if given is not None else 0):
-                self._socket.recv(_MOST_BYTES)  # an answer to whoever had it before us, and ended before reading it
+        # No number that whoever had it before us, and may have been taken over, could have asked by.
+        self._number = int.from_bytes(os.urandom(4))
+        if given is not None:
+            self._throw_away()
+
+    def _throw_away(self) -> None:
+        """Read what was answered to whoever had the socket before us: all of it, also after an overrun (ENOBUFS)."""
+        for _ in range(_MOST_LEFT):
+            try:
+                self._socket.recv(_MOST_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue
 
     def owner(self, peer: Endpoint, local: Endpoint) -> int | None:
         """The user whose socket is at ``peer`` in a connection that we have at ``local``; ``None``: not known.

@@ -141,6 +141,30 @@ def test_the_socket_that_was_passed_is_asked() -> None:
         assert made.fileno() == -1
 
 
+def _question(number: int) -> bytes:
+    """About a connection that there is not: the kernel answers that, too."""
+    body = struct.pack(
+        "=BBBBI2s2s16s16sIII", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFF, *[b""] * 4, 0, *[2**32 - 1] * 2
+    )
+    return struct.pack("=IHHII", 16 + len(body), 20, 1, number, 0) + body
+
+
+@pytest.mark.parametrize("left", [1, 100, 5000], ids=["one", "many", "more than it holds"])
+def test_what_was_left_on_a_socket_that_was_passed_is_thrown_away(left: int) -> None:
+    """Whoever had it before, and was taken over, may have asked ahead: none of those answers is taken for one of ours."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    made.setblocking(False)
+    with made, socket.create_server(("127.0.0.1", 0)) as server:
+        for number in range(left):
+            with contextlib.suppress(OSError):  # its buffer is full: ENOBUFS is what the next read says
+                made.send(_question(number))
+        passed = SocketDiagnosis([made])
+        with pytest.raises(BlockingIOError):
+            made.recv(4096)
+        with socket.create_connection(server.getsockname()) as client:
+            assert passed.owner(client.getsockname(), client.getpeername()) == os.geteuid()
+
+
 @as_root
 def test_one_port_to_two_metadata_addresses() -> None:
     """Two users who use one port towards two metadata addresses cannot be told apart, and neither is blamed."""
