@@ -86,11 +86,15 @@ class ServerChild:
         """
         self._servers, self._gone = servers, gone
         asyncio.get_running_loop().add_reader(self._control.fileno(), self._hear)
-        with contextlib.suppress(OSError):  # it is gone, which is heard
+        try:
             numbers = [one.fileno() for one in sockets]
             for first in range(0, len(numbers), MOST_SOCKETS):
                 socket.send_fds(self._control, [GIVEN], numbers[first : first + MOST_SOCKETS])
             self._control.send(LISTEN)
+        except OSError:
+            # It is gone, which is heard; or it cannot be told (no memory, say): it and workers would wait for ever.
+            if self._process is not None:
+                self._process.kill()
 
     def _hear(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -39,10 +40,10 @@ async def test_a_server_that_ends_again_and_again_is_told_of() -> None:
     child.kill()
 
 
-def _begun(its: socket.socket) -> subprocess.Popen[bytes]:
-    """A master that ends at once."""
+def _begun(its: socket.socket, code: str = "") -> subprocess.Popen[bytes]:
+    """A master that hears nothing: it ends at once, unless ``code`` does something else."""
     with its:
-        return subprocess.Popen([sys.executable, "-c", ""], pass_fds=(its.fileno(),))
+        return subprocess.Popen([sys.executable, "-c", code], pass_fds=(its.fileno(),))
 
 
 @looped
@@ -58,6 +59,23 @@ async def test_a_master_that_has_ended_leaves_no_zombie() -> None:
         await gone.wait()
     await asyncio.to_thread(until, lambda: not Path(f"/proc/{process.pid}").exists(), what="its place to be free")
     assert child.usage() is None
+    child.kill()
+
+
+@looped
+async def test_a_master_that_cannot_be_told_is_ended() -> None:
+    """It has not been given all sockets, and would answer nobody: its end is heard, and workers are answered here."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    process = _begun(its, "import signal; signal.pause()")
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(b"unread")
+    gone = asyncio.Event()
+    child = ServerChild(process, ours)
+    child.answer([], Controller().servers, gone.set)
+    async with asyncio.timeout(20):
+        await gone.wait()
     child.kill()
 
 
