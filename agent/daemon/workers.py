@@ -22,6 +22,8 @@ from agent.server.answering import answering, diagnosis_of
 
 BEGINS_SECONDS: Final = 5.0
 """How long a server is waited for. Connections wait in the kernel's queue."""
+AGAIN_SECONDS: Final = 0.2
+"""Until the next try, where the process has no file descriptor left."""
 _LATE_HINT: Final = "workers wait until it is there; has this machine no process or memory left?"
 
 
@@ -101,7 +103,7 @@ class Workers:
 
     async def _connect(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
-        ours, its = socket.socketpair()
+        ours, its = await _pair()
         await loop.create_unix_connection(partial(self._servers.protocol, partial(self._catch_up, link)), sock=ours)
         await loop.create_unix_connection(link.protocol, sock=its)
 
@@ -130,7 +132,8 @@ class Workers:
         """
         self._closing = True
         if self._beginning is not None:
-            await self._beginning
+            await asyncio.wait({self._beginning}, timeout=grace_seconds)
+            self._beginning.cancel()  # whatever it waits for: the rest of the end must come
         if self._here is None:
             for one in self._sockets:
                 one.close()
@@ -138,6 +141,14 @@ class Workers:
             await self._child.close(grace_seconds)
         if self._here is not None:
             await self._here.close(grace_seconds)
+
+
+async def _pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a connection, as soon as there are descriptors for them: without it nobody is answered."""
+    while True:
+        with contextlib.suppress(OSError):
+            return socket.socketpair()
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _may_ask() -> bool:

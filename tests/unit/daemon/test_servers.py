@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -181,6 +182,32 @@ async def test_one_within_this_process_is_never_left_behind(monkeypatch: pytest.
     assert not logs
     await workers.close(0.1)
     controller.servers.close()
+
+
+@looped
+async def test_a_want_of_descriptors_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers within this process has nobody to begin it anew: it begins as soon as it can, and ends when it is to."""
+    monkeypatch.setattr(workers_module, "AGAIN_SECONDS", 0.01)
+    pair, missing, missed = socket.socketpair, [1, 2], asyncio.Event()
+
+    def scarce() -> tuple[socket.socket, socket.socket]:
+        if missing:
+            missing.pop()
+            missed.set()
+            raise OSError(errno.EMFILE, "none")
+        return pair()
+
+    monkeypatch.setattr(socket, "socketpair", scarce)
+    controller = Controller()
+    workers = Workers(controller.servers, [socket.create_server(("127.0.0.1", 0))], passed=(), child=None)
+    async with asyncio.timeout(10):
+        await workers.begin()
+        await controller.servers.serving()
+        missing += range(1_000_000)
+        missed.clear()
+        controller.servers.close()  # it would be connected again
+        await missed.wait()
+        await workers.close(0.1)
 
 
 @looped
