@@ -5,6 +5,10 @@ sockets (workers ask on them, or one asks the kernel who does), :data:`LISTEN` w
 the server that does not do what it is told, :data:`STOP` to let it finish. What the master says: :data:`LINK` and the
 process id of the server that it begins, with the controller's end of the link to it.
 
+What a server writes to its standard streams goes to a pipe of its own, and its last lines to our standard error once it
+has ended, marked as its own. It has not got ours: the service manager's is a socket that we all share, and one that was
+taken over could write there as the agent, or shut it down, which would silence the agent.
+
 It ends with the controller, however that ends (``PR_SET_PDEATHSIG``), and its server with it.
 """
 
@@ -33,6 +37,9 @@ MOST_SOCKETS: Final = 64
 """In one message: the kernel takes 253 (SCM_MAX_FD)."""
 MOST_COMPLAINT_BYTES: Final = 4000
 """So much fits into a pipe or a socket that takes anything at all (PIPE_BUF, pipe(7))."""
+_MOST_LINES: Final = 30
+_MOST_LINE_BYTES: Final = 120
+_MOST_HEARD_BYTES: Final = 1 << 16
 _PAUSE_SECONDS: Final = 0.2
 _MOST_PAUSE_SECONDS: Final = 5.0
 _LONG_ENOUGH_SECONDS: Final = 2.0
@@ -57,6 +64,9 @@ def main(descriptor: int, parent: int) -> None:
     seccomp.give_up_execution(io_uring=False)
     systemd.harden()
     gc.freeze()  # what is here now is never looked at again, so that its pages stay shared
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a standard stream was closed: nothing else may be opened by its number
+    os.close(spare)
     with socket.socket(fileno=descriptor) as control:
         Master(control).run()
 
@@ -69,6 +79,7 @@ class Master:
         self._sockets: list[socket.socket] = []
         self._child = 0
         self._watched = -1
+        self._heard = -1  # what it writes to its standard streams
         self._began = 0.0
         self._short = 0  # so many ended too soon, the last ones
         self._due: float | None = None  # when the next is begun
@@ -131,15 +142,24 @@ class Master:
     def _fork(self, theirs: socket.socket, its: socket.socket) -> None:
         # Its end is the end of a pipe: not every kernel and sandbox has pidfd_open(2).
         watched, alive = os.pipe()
+        try:
+            heard, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            os.close(watched)
+            os.close(alive)
+            raise
         parent = os.getpid()  # asked here: in the child the answer may be whoever takes in orphans
         try:
             child = os.fork()
             if not child:
                 code = 1
                 try:
+                    for standard in (1, 2):
+                        os.dup2(said, standard)
                     self._control.close()
                     theirs.close()
-                    os.close(watched)
+                    for one in (watched, heard, said):
+                        os.close(one)
                     work.run(its, self._sockets, parent=parent)
                     code = 0
                 except BaseException:  # noqa: BLE001 - a fork's border: the master's work is not its business
@@ -148,10 +168,12 @@ class Master:
                     os._exit(code)
         except OSError:
             os.close(watched)
+            os.close(heard)
             raise
         finally:
             os.close(alive)
-        self._child, self._watched = child, watched
+            os.close(said)
+        self._child, self._watched, self._heard = child, watched, heard
         with contextlib.suppress(OSError):  # the controller has ended, which is heard; so does a server without a link
             socket.send_fds(self._control, [b"%s %d" % (LINK, child)], [theirs.fileno()])
 
@@ -160,10 +182,19 @@ class Master:
         os.waitpid(self._child, 0)
         os.close(self._watched)
         self._child = 0
+        with contextlib.suppress(BlockingIOError):  # it has written nothing, and what it wrote to is open yet
+            lines = os.read(self._heard, _MOST_HEARD_BYTES).splitlines()[-_MOST_LINES:]
+            _write(b"".join(b"server: %s\n" % line[:_MOST_LINE_BYTES] for line in lines))
+        os.close(self._heard)
 
 
 def _complain() -> None:
-    """Say what was raised, if it can be said at once: a log that hangs must not hold up a successor."""
+    """Say what was raised."""
+    _write(traceback.format_exc().encode(errors="replace"))
+
+
+def _write(data: bytes) -> None:
+    """Write it to standard error, if that can be done at once: a log that hangs must not hold up a successor."""
     with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None and select.select([], [sys.stderr], [], 0)[1]:
-            os.write(sys.stderr.fileno(), traceback.format_exc().encode(errors="replace")[-MOST_COMPLAINT_BYTES:])
+        if data and sys.stderr is not None and select.select([], [sys.stderr], [], 0)[1]:
+            os.write(sys.stderr.fileno(), data[-MOST_COMPLAINT_BYTES:])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 _MASTER = """
-import errno, os, signal, socket, threading, time
+import contextlib, errno, os, signal, socket, threading, time
 from agent.server import master, work
 
 def run(link, sockets, *, parent):
@@ -79,7 +79,6 @@ try:
 except BlockingIOError:
     pass
 os.set_blocking(writer, True)
-kept = os.dup(2)
 os.dup2(writer, 2)
 left = [True]
 run = work.run
@@ -91,7 +90,24 @@ thread.start()
 socket.send_fds(ours, [master.GIVEN], [listening.fileno()])
 ours.send(master.LISTEN)
 server(), server(), server()
-os.dup2(kept, 2)
+end()
+""",
+    "one that would write to the agent's log, or end it": """
+log, journal = socket.socketpair()
+journal.settimeout(10)
+os.dup2(log.fileno(), 2)  # as the service manager gives it: who shuts it down does so for all who have it
+honest = run
+def run(link, sockets, *, parent):
+    with contextlib.suppress(OSError):
+        socket.socket(fileno=os.dup(2)).shutdown(socket.SHUT_WR)
+    os.write(2, b'{"event": "of the agent"}')
+    honest(link, sockets, parent=parent)
+work.run = run
+begin().close()
+assert journal.recv(99) == b'server: {"event": "of the agent"}' + bytes([10])
+os.write(2, b"ours")
+assert journal.recv(99) == b"ours"
+server()
 end()
 """,
     "one that only seems to have ended": "begin().send(b'-'); server(); end()",
