@@ -100,6 +100,8 @@ class Daemon:
 
         self._passed = systemd.passed(environ, pid=os.getpid())
         self._notifier = systemd.Notifier(environ.get("NOTIFY_SOCKET"), stored=self._passed.stored)
+        # The unit gives as long as the usual grace takes.
+        self._notifier.starts_within(3 * (settings.identity.grace_seconds + READY_AFTER_SECONDS))
         self._watchdog = systemd.watchdog_seconds(environ, pid=os.getpid())
         self._succession = Succession(self._passed, self._notifier, self.clock)
         left = self._succession.left

@@ -215,6 +215,10 @@ class Notifier:
         """Feed the watchdog."""
         return self.tell("WATCHDOG=1")
 
+    def starts_within(self, seconds: float) -> bool:
+        """Ask for so long a start, if the unit (``TimeoutStartSec=``) gives less: counted from now."""
+        return self.tell(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
     def reloading(self, *, monotonic_seconds: float) -> bool:
         """A reload begins; ``ready`` ends it. ``monotonic_seconds`` is CLOCK_MONOTONIC, which systemd 253 asks for."""
         return self.tell("RELOADING=1", f"MONOTONIC_USEC={int(monotonic_seconds * 1e6)}")

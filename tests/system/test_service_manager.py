@@ -105,6 +105,13 @@ class TestReadiness:
             told = manager.wait_for("READY=1")
             assert 1.5 <= told.at - began < 1.5 + 5.0
 
+    def test_a_longer_grace_is_no_start_that_takes_too_long(self, world: World, manager: NotifySocket) -> None:
+        """The unit's limit is for the usual grace: it would end a start that waits for a bundle as it was told to."""
+        with start(world, manager, {"identity": {"grace_seconds": 600.0}}) as agent:
+            told = manager.wait_until(lambda told: told.value("EXTEND_TIMEOUT_USEC") is not None)
+            assert int(told.value("EXTEND_TIMEOUT_USEC") or 0) > 600e6
+            agent.started()
+
     def test_the_files_are_there_before_it_is_told(self, world: World, manager: NotifySocket) -> None:
         """Who is started after us finds the environment file: it is written before readiness is told."""
         with start(world, manager):

@@ -132,6 +132,8 @@ def test_notifications_are_systemds_own_words(manager: socket.socket) -> None:
     notifier = Notifier(manager.getsockname())
     notifier.ready("aws: role")
     assert heard(manager)[0] == ["READY=1", "STATUS=aws: role"]
+    notifier.starts_within(930.5)
+    assert heard(manager)[0] == ["EXTEND_TIMEOUT_USEC=930500000"]
     notifier.alive()
     assert heard(manager)[0] == ["WATCHDOG=1"]
     notifier.reloading(monotonic_seconds=12.5)
