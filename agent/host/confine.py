@@ -2,8 +2,8 @@
 
 A list of what stays, because what a kernel will have next year is on no list of what goes: read, write and accept on
 what is open, time, memory that cannot be executed, and to end. No file is opened, no socket made, connected or bound,
-no process or thread begun, looked into or signalled. Everything else fails with EPERM. Where the numbers are not known
-the process can still execute nothing (:mod:`agent.host.seccomp`).
+no process or thread begun, looked into or signalled. Everything else fails with EPERM. Where the numbers of the system
+calls are not known there is no such filter (:data:`KEPT`), and the unit's sandbox alone protects.
 
 Three of what stays could do more than they seem to, and are looked at by their arguments: fcntl(2) has the kernel send
 any signal to any process of the same user (``F_SETOWN``, ``F_SETSIG``), shutdown(2) makes of a listening socket, which
