@@ -6,6 +6,9 @@ What a test measures by the wall clock is the load of that minute too, and a dea
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -103,3 +106,25 @@ def test_no_test_waits_for_a_moment_only() -> None:
 def test_a_bound_is_found(source: str, lines: list[int]) -> None:
     """Upper bounds on what went by are found however they are written; lower ones and deadlines of loops are none."""
     assert list(bounds(ast.parse(source))) == lines
+
+
+def test_a_group_stays_together(tmp_path: Path) -> None:
+    """Tests of one xdist group run on one worker, in the order of their file."""
+    (tmp_path / "test_it.py").write_text(
+        "import os, pytest\n"
+        "@pytest.mark.xdist_group('one')\n"
+        "@pytest.mark.parametrize('number', range(12))\n"
+        "def test_it(number):\n"
+        "    with open(os.environ['WHERE'], 'a') as said:\n"
+        "        said.write(os.environ['PYTEST_XDIST_WORKER'] + f' {number}\\n')\n"
+    )
+    where = tmp_path / "where"
+    ours = ["-p", "tests.conftest", "-n", "2", "--dist", "loadgroup", "-q", "--rootdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", os.devnull, *ours],
+        cwd=ROOT, env={**os.environ, "WHERE": str(where), "PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    workers, numbers = zip(*(line.split() for line in where.read_text().splitlines()), strict=True)
+    assert len(set(workers)) == 1
+    assert [int(number) for number in numbers] == list(range(12))
