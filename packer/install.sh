@@ -337,12 +337,8 @@ install_pages() {
   made=$scratch/pages
   if [ ! -d "$from" ] && [ -f "$here/package/pages.py" ]; then # in the source tree
     from=$scratch/generator
-    mkdir "$from"
-    cp "$here/package/pages.py" "$from/"
-    git -C "$here" log -1 --format=%ct >"$from/epoch" 2>/dev/null || rm -f "$from/epoch"
-    sed -n '/^click-man==/,/[^\\]$/p' "$here/../requirements/build.txt" >"$from/lock.txt"
-    "$candidate/bin/python" -m pip download --quiet --no-input --disable-pip-version-check --no-deps --require-hashes \
-      --only-binary :all: ${wheelhouse:+--no-index --find-links "$wheelhouse"} --dest "$from" -r "$from/lock.txt" 2>/dev/null || true
+    "$here/package/generator.sh" "$from" "$candidate/bin/python" \
+      ${wheelhouse:+--no-index --find-links "$wheelhouse"} 2>/dev/null || true
   fi
   wheel=$(echo "$from"/click_man-*.whl)
   epoch=$(cat "$from/epoch" 2>/dev/null || echo 1767225600)

@@ -23,13 +23,7 @@ rm -rf "$target"/credential_agent-*.whl "$target/systemd" "$target/pages"
 cp "$here/../requirements/runtime.txt" "$target/requirements.txt"
 cp -R "$here/../systemd" "$target/systemd"
 install -m 0755 "$here/install.sh" "$here/validate.sh" "$target/"
-# Their date is that of the source, as in packages.
-mkdir "$target/pages"
-cp "$here/package/pages.py" "$target/pages/"
-git -C "$here" log -1 --format=%ct >"$target/pages/epoch" 2>/dev/null || rm -f "$target/pages/epoch"
-sed -n '/^click-man==/,/[^\\]$/p' "$here/../requirements/build.txt" >"$target/pages/lock.txt"
-"$python" -m pip download --quiet --no-input --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
-  --dest "$target/pages" -r "$target/pages/lock.txt"
+"$here/package/generator.sh" "$target/pages" "$python"
 while [ $# -gt 0 ]; do
   if [ "$1" != --wheelhouse ] || [ $# -lt 2 ]; then echo "payload: unknown option $1" >&2 && exit 64; fi
   # What the target can use: wheels for its Python, glibc 2.17 to 2.34 (every system that install.sh knows).

@@ -238,7 +238,7 @@ class Durable:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
                 await self.noting.last()
-        if not self.unwritten and self._writer is None:
+        if self._on_disk:
             return
         number = self._ask(self._store.memory, self.sealed)
         with contextlib.suppress(TimeoutError):

@@ -288,14 +288,14 @@ class Intake:
             write: write down what was learned; not over the file of a later version.
         """
         if whose is Whose.UNKNOWN:
-            self._believed += 1
+            self.verify_anew()
             self._durable.doubt("it is not known yet whether this machine is the one that accepted the last bundle")
         elif whose is Whose.OURS:
             self._durable.adopt(instance_id, boot_id, firmware, write=write)
             if self._store.bundle is None:
                 await self.resume(sealed)
         else:
-            self._believed += 1
+            self.verify_anew()
             self._log.warning("memory.reset", was=self._store.memory.instance_id, now=instance_id)
             # This machine knows its name now: bundles that came before are evaluated anew, and nothing else.
             bundle, mine = self._store.bundle if self._store.was_brought else None, self._durable.sealed

@@ -1,4 +1,4 @@
-"""The service as it is installed: its configuration, its user, and what systemd's own exit statuses mean for it."""
+"""The service as it is installed: its configuration, its user, what is typed about it, systemd's exit statuses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Final
 
 CONFIG_PATH: Final = Path("/etc/credential-agent/config.toml")
 SERVICE_USER: Final = "credential-agent"
+OWNER: Final = f"{SERVICE_USER}:{SERVICE_USER}"
 JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
 START: Final = "systemctl restart credential-agent"
+KERNEL_JOURNAL: Final = "journalctl --no-pager -k -n 40"
+MEMORY_LIMIT: Final = "systemctl show -p MemoryMax credential-agent"
 
 #: The exit statuses of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): cause, next.
 BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
@@ -19,7 +22,7 @@ BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
     "233": ("systemd cannot prepare /run/credential-agent", "df /run"),
     "238": (
         "/var/lib/credential-agent is another user's, or on a read-only file system",
-        f"chown -R {SERVICE_USER}:{SERVICE_USER} /var/lib/credential-agent",
+        f"chown -R {OWNER} /var/lib/credential-agent",
     ),
     "243": ("systemd cannot pass a credential of LoadCredential=", JOURNAL),
 }

@@ -17,7 +17,7 @@ from agent.upstream.client import (
     UpstreamStream,
 )
 from agent.upstream.guard import UpstreamRefused, origin_of
-from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2
+from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2, switched_off
 from agent.upstream.pause import LONGEST_PAUSE_SECONDS, asked_pause
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "by_ec2",
     "origin_of",
     "read_authorities",
+    "switched_off",
 ]

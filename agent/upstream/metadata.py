@@ -182,7 +182,7 @@ class Ec2Metadata:
                 timeout_seconds=self._timeout_seconds,
                 reach=Reach.LINK,
             )
-            if without.status == 403 and by_ec2(without):
+            if switched_off(answer, without):
                 return SwitchedOff(
                     "no ec2 metadata service: it is switched off for this instance", server_time=answer.date
                 )
@@ -255,6 +255,16 @@ class GceMetadata:
 def by_ec2(answer: UpstreamResponse) -> bool:
     """Whether an answer, also one that refuses, is EC2's own, as it came from there."""
     return ("Server", answer.headers.get("Server")) == SERVER and "Via" not in answer.headers
+
+
+def switched_off(token: UpstreamResponse, without: UpstreamResponse) -> bool:
+    """Whether EC2 itself says that its metadata service is switched off: see :class:`Ec2Metadata`.
+
+    Args:
+        token: its answer to the question for a session token.
+        without: its answer to a question that carries none.
+    """
+    return all(answer.status == 403 and by_ec2(answer) for answer in (token, without))
 
 
 def _check_path(path_qs: str) -> None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
+from agent.core.installed import KERNEL_JOURNAL, MEMORY_LIMIT, OWNER, START
 from agent.doctor.facts import Control, Facts, Place, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -13,8 +14,6 @@ PORT: Final = "port"
 DISK: Final = "disk"
 MEMORY: Final = "memory"
 VERSION: Final = "version"
-OWNER: Final = "credential-agent:credential-agent"
-RESTART: Final = "systemctl restart credential-agent"
 
 LEAST_BYTES: Final = 1 << 20
 """What a memory, its spare and a bundle take, twice over."""
@@ -71,7 +70,7 @@ def _place(place: Place, facts: Facts) -> Iterator[Finding]:
     about = place.path
     if not place.there:
         state = place.key == "state.directory"
-        command = f"install -d -o credential-agent -g credential-agent -m 0700 {path}" if state else RESTART
+        command = f"install -d -o credential-agent -g credential-agent -m 0700 {path}" if state else START
         yield fail(DISK, f"{place.key}: the directory is not there", command, about=about)
     elif place.read_only:
         yield fail(DISK, f"{place.key}: its file system is read-only", f"findmnt -T {path}", about=about)
@@ -100,12 +99,12 @@ def memory(facts: Facts) -> Iterator[Finding]:
         yield warn(
             MEMORY,
             f"the kernel has ended the agent {found.killed} times for want of memory",
-            "journalctl --no-pager -k -n 40",
+            KERNEL_JOURNAL,
         )
     if found.limit and found.used > found.limit * 0.9:
         bad = True
         share = f"{found.used // MIB} of {found.limit // MIB} MiB"
-        yield warn(MEMORY, f"the agent is near its limit: {share}", "systemctl show -p MemoryMax credential-agent")
+        yield warn(MEMORY, f"the agent is near its limit: {share}", MEMORY_LIMIT)
     if found.total and found.available < max(LEAST_AVAILABLE, found.total // 50):
         bad = True
         yield warn(MEMORY, f"the machine is nearly out of it: {said}", biggest)
@@ -125,8 +124,8 @@ def version(facts: Facts) -> Iterator[Finding]:
     document = facts.control.document if isinstance(facts.control, Control) else {}
     running = str(document.get("version", ""))
     if found.installed and found.running and found.installed != found.running:
-        yield warn(VERSION, f"{found.running} runs, {found.installed} is installed", RESTART)
+        yield warn(VERSION, f"{found.running} runs, {found.installed} is installed", START)
     elif running and running != found.ours:
-        yield warn(VERSION, f"version {running} runs, this command is {found.ours}", RESTART)
+        yield warn(VERSION, f"version {running} runs, this command is {found.ours}", START)
     else:
         yield ok(VERSION, f"{found.ours}" + (f" ({found.installed})" if found.installed else ""))

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from agent.core.installed import START
 from agent.doctor.facts import Arrival, Facts, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -13,7 +14,7 @@ CHECK: Final = "redirect"
 RESTART: Final = "systemctl restart credential-agent-redirect"
 _ASKED: Final[Mapping[str, tuple[str, str]]] = {
     "refused": ("is refused", RESTART),
-    "timeout": ("is led, and nobody answers", "systemctl restart credential-agent"),
+    "timeout": ("is led, and nobody answers", START),
     "unreachable": ("has no route: the machine needs a default route, even to a dummy", "ip route show"),
 }
 
@@ -58,6 +59,6 @@ def _broken(found: Arrival) -> tuple[str, str] | None:
         case "closed":
             return f"workers are refused: {said}", "credential-agent redirect apply"
         case "unanswered":
-            return f"workers are led, and nobody answers: {said}", "systemctl restart credential-agent"
+            return f"workers are led, and nobody answers: {said}", START
         case _:
             return f"{found.state}: {said}", RESTART

@@ -7,14 +7,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from agent.core.installed import KERNEL_JOURNAL, MEMORY_LIMIT
 from agent.doctor.checks.unit import SERVICE
 from agent.doctor.facts import Facts, Units
 from agent.doctor.finding import Finding
 
 _SYSTEMD: Final = ("systemctl ", "journalctl ", "systemd-")
 _INSTEAD: Final[Mapping[str, str]] = {
-    "journalctl --no-pager -k -n 40": "dmesg",
-    "systemctl show -p MemoryMax credential-agent": "cat /sys/fs/cgroup/memory.max",
+    KERNEL_JOURNAL: "dmesg",
+    MEMORY_LIMIT: "cat /sys/fs/cgroup/memory.max",
 }
 _LOOK: Final = ("look at what it writes to its standard error", "credential-agent status")
 _RESTART: Final = ("start it again with what started it", "ps -eo pid,ppid,user,args")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from agent.core.installed import BEFORE_IT, JOURNAL, START
+from agent.core.installed import BEFORE_IT, JOURNAL, KERNEL_JOURNAL, START
 from agent.doctor.facts import Control, Facts, Unit, Units, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -117,7 +117,7 @@ def _does_not_run(unit: Unit, last_error: str) -> Finding:
     if last_error:
         said += f': "{last_error}"'
     if unit.result == "oom-kill":
-        return fail(CHECK, f"{said}: the kernel ended it for want of memory", "journalctl --no-pager -k -n 40")
+        return fail(CHECK, f"{said}: the kernel ended it for want of memory", KERNEL_JOURNAL)
     if unit.status == "78":
         return fail(CHECK, said, "credential-agent check")
     if unit.active == "activating" and unit.result == "success":

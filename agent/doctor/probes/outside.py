@@ -18,7 +18,7 @@ from agent.host.clock import SystemClock
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints
 from agent.providers.regions import sts_url
-from agent.upstream import NotHere, Reach, Upstream, UpstreamResponse, by_ec2, origin_of
+from agent.upstream import NotHere, Reach, Upstream, UpstreamResponse, origin_of, switched_off
 from agent.wire.names import (
     EC2_REGION_PATH,
     EC2_ROLES_PATH,
@@ -102,7 +102,7 @@ async def _ec2(out: Upstream, url: str, clock: SystemClock) -> Service:
             without = await ask("GET", EC2_REGION_PATH, {})
         except UpstreamError:
             without = token
-        off = without.status == 403 and by_ec2(token) and by_ec2(without)
+        off = switched_off(token, without)
         why = "status 403 for a session token"
         return Service(
             name="ec2", state="disabled" if off else "between", why=why, ahead_seconds=ahead if off else None
