@@ -238,6 +238,16 @@ def test_the_payload_needs_no_pip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("CI" not in os.environ or shutil.which("go") is None, reason="needs CI=true and Go")
+def test_ci_has_what_makes_the_packages() -> None:
+    """A run of CI in which nfpm could not be built fails: it does not pass with the packages' tests skipped."""
+    made = REPOSITORY / ".venv-build/nfpm"
+    assert made.exists(), "`make build-tools` failed before: build/tools.log says why"
+    said = evaluated(made, "--version")
+    assert said.returncode == 0, said.stderr
+
+
 def test_what_was_made_of_another_version_is_left_alone(tmp_path: Path) -> None:
     """Packages and lists of contents lie in one directory, of many versions; each build replaces its own."""
     names = (
