@@ -541,8 +541,10 @@ do_uninstall() {
   if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi
   if [ "$purge" = yes ]; then
     rm -rf "$ETC" /var/lib/credential-agent || say "not all of $ETC and /var/lib/credential-agent could be removed"
-    userdel credential-agent 2>/dev/null || true
-    for name in credential-agent credential-workers credential-operators credential-metrics; do groupdel "$name" 2>/dev/null || true; done
+    for name in credential-agent credential-agent-serve; do userdel "$name" 2>/dev/null || true; done
+    for name in credential-agent credential-agent-serve credential-workers credential-operators credential-metrics; do
+      groupdel "$name" 2>/dev/null || true
+    done
     say "removed, with its configuration and state"
   else
     say "removed; $ETC and /var/lib/credential-agent are kept (--purge takes them too)"

@@ -14,7 +14,7 @@ import msgspec
 
 from agent import config as configuration
 from agent.core.errors import AgentError, HostError
-from agent.core.installed import SERVICE_USER
+from agent.core.installed import SERVER_USER, SERVICE_USER
 from agent.host import nft, planning, ranges, subuid, systemctl
 from agent.host.bounds import Bounds
 
@@ -123,8 +123,15 @@ def plan_of(
         )
 
     def script(bounds: Bounds = Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
-        agent_uid = uid_of(user)
-        return nft.ruleset(workers, port=port, agent_uid=agent_uid, ipv6=section.ipv6, closed=closed, bounds=bounds)
+        return nft.ruleset(
+            workers,
+            port=port,
+            agent_uid=uid_of(user),
+            server_uid=uid_of(SERVER_USER),
+            ipv6=section.ipv6,
+            closed=closed,
+            bounds=bounds,
+        )
 
     # A kernel may be built without counting connections (nft_connlimit) or without rates (nft_limit).
     connections, per_second = section.max_connections_per_worker, section.new_connections_per_worker

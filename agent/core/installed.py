@@ -8,6 +8,8 @@ from typing import Final
 
 CONFIG_PATH: Final = Path("/etc/credential-agent/config.toml")
 SERVICE_USER: Final = "credential-agent"
+SERVER_USER: Final = "credential-agent-serve"
+"""Of the process that answers workers, in a unit of its own."""
 OWNER: Final = f"{SERVICE_USER}:{SERVICE_USER}"
 JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
 START: Final = "systemctl restart credential-agent"

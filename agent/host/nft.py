@@ -86,6 +86,7 @@ def ruleset(
     *,
     port: int,
     agent_uid: int | None,
+    server_uid: int | None = None,
     ipv6: bool = True,
     closed: bool = False,
     bounds: Bounds = Bounds(),  # noqa: B008 - frozen
@@ -96,6 +97,8 @@ def ruleset(
         workers: who is led to the agent.
         port: the agent's port on loopback and on its alias addresses.
         agent_uid: the agent's own user, which needs the real service; ``None``: it does not exist here.
+        server_uid: the user of what answers workers. It may speak from the agent's port, and counts as a worker in all
+            else, since it parses strangers' bytes and needs no service; ``None``: it does not exist here.
         ipv6: also lead the IPv6 addresses of the metadata services. They are refused in any case.
         closed: reject what would be redirected.
         bounds: of each worker.
@@ -104,15 +107,25 @@ def ruleset(
         HostError: a name in ``workers`` cannot stand in a rule.
     """
     _check(workers)
+    if server_uid is not None:
+        workers = workers._replace(uids=ranges.merge((*workers.uids, (server_uid, server_uid))))
     others = ranges.complement(workers.uids)
     if agent_uid is not None:
         others = ranges.merge((*others, (agent_uid, agent_uid)))
+    speakers = tuple(uid for uid in (agent_uid, server_uid) if uid is not None)
+    made = _Names(
+        port,
+        agent_uid,
+        speakers,
+        [f'socket cgroupv2 level {path.count("/") + 1} "{path}"' for path in workers.cgroups],
+        [f'iifname "{name}"' for name in workers.bridges],
+    )
     return (
         CLOSED_FILE.read_text()
-        + _exceptions(workers, others, port)
+        + _exceptions(workers, others, made)
         + _REPLACE
         + f"table {TABLE} {{\n"
-        + "".join(_lead(workers, others, port=port, agent_uid=agent_uid, ipv6=ipv6, closed=closed, bounds=bounds))
+        + "".join(_lead(workers, others, made, ipv6=ipv6, closed=closed, bounds=bounds))
         + "}\n"
     )
 
@@ -143,11 +156,14 @@ def removal() -> str:
     return _REPLACE + _REPLACE.replace(TABLE, CLOSED)
 
 
-def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], port: int) -> str:
+def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], made: _Names) -> str:
     """The lines that the configuration adds to the closed table: whom it does not refuse, whom it does, the port."""
     lines = []
     for ports in ("listener_ports", _FORMER_PORTS):
-        lines += [f"flush set {CLOSED} {ports}", f"add element {CLOSED} {ports} {{ {port} }}"]
+        lines += [f"flush set {CLOSED} {ports}", f"add element {CLOSED} {ports} {{ {made.port} }}"]
+    lines.append(f"flush set {CLOSED} speaker_uids")
+    if made.speakers:
+        lines.append(f"add element {CLOSED} speaker_uids {{ {', '.join(map(str, made.speakers))} }}")
     for name, uids in (("exempt_uids", others), ("worker_uids", workers.uids)):
         lines.append(f"flush set {CLOSED} {name}")
         if uids:
@@ -164,12 +180,14 @@ class _Names(NamedTuple):
     Attributes:
         port: the agent's.
         agent_uid: the agent's own user; ``None``: it does not exist here.
+        speakers: the users who may answer from the port: the agent's, and that of what answers for it.
         cgroups: matches of what a control group of workers sends.
         bridges: matches of what comes in from containers.
     """
 
     port: int
     agent_uid: int | None
+    speakers: tuple[int, ...]
     cgroups: list[str]
     bridges: list[str]
 
@@ -181,19 +199,12 @@ class _Names(NamedTuple):
 def _lead(
     workers: Workers,
     others: Sequence[tuple[int, int]],
+    made: _Names,
     *,
-    port: int,
-    agent_uid: int | None,
     ipv6: bool,
     closed: bool,
     bounds: Bounds,
 ) -> list[str]:
-    made = _Names(
-        port,
-        agent_uid,
-        [f'socket cgroupv2 level {path.count("/") + 1} "{path}"' for path in workers.cgroups],
-        [f'iifname "{name}"' for name in workers.bridges],
-    )
     return [
         *(set_(f"metadata_{family}", ADDRESS_TYPE[family], METADATA[family]) for family in ("ip", "ip6")),
         set_("workers", "uid", elements(workers.uids), "flags interval;"),
@@ -269,13 +280,14 @@ def _guards(made: _Names) -> list[str]:
                 *_to_metadata("", "jump real"),
             ],
         ),
-        # Workers trust what answers from the agent's port, so only the agent and systemd's socket (root's) may answer:
-        # while neither is there, any user may listen. (Where the agent's user is unknown: no worker may answer.)
+        # Workers trust what answers from the agent's port, so only the agent, what answers for it (a connection is the
+        # user's who accepts it) and systemd's socket (root's) may answer: while none is there, any user may listen.
+        # (Where the agent's user is unknown: no worker may answer.)
         chain(
             "speaker",
             None,
             [
-                *made.agent("return"),
+                *(f"meta skuid {uid} return" for uid in made.speakers),
                 "ct direction original return",
                 # Root's job in a slice is a worker too, and could listen beside systemd's socket (``ReusePort=``).
                 *(f"{match} counter reject with tcp reset" for match in made.cgroups),

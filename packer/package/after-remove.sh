@@ -10,8 +10,10 @@ case ${1:-} in
       exit 0
     fi
     rm -rf /etc/credential-agent /var/lib/credential-agent
-    if getent passwd credential-agent >/dev/null; then userdel credential-agent || true; fi
-    for name in credential-agent credential-workers credential-operators credential-metrics; do
+    for name in credential-agent credential-agent-serve; do
+      if getent passwd "$name" >/dev/null; then userdel "$name" || true; fi
+    done
+    for name in credential-agent credential-agent-serve credential-workers credential-operators credential-metrics; do
       if getent group "$name" >/dev/null; then groupdel "$name" || true; fi
     done
     ;;

@@ -31,9 +31,22 @@ BRIDGES = ("docker0", "lxdbr0", "incusbr0", "virbr0", "nerdctl0", "cni0", "flann
 
 
 def lead(
-    workers: nft.Workers = DEFAULT, *, limit: int = 0, rate: int = 0, closed: bool = False, agent_uid: int = AGENT_UID
+    workers: nft.Workers = DEFAULT,
+    *,
+    limit: int = 0,
+    rate: int = 0,
+    closed: bool = False,
+    agent_uid: int = AGENT_UID,
+    server_uid: int | None = None,
 ) -> str:
-    return nft.ruleset(workers, port=AGENT_PORT, agent_uid=agent_uid, closed=closed, bounds=Bounds(limit, rate))
+    return nft.ruleset(
+        workers,
+        port=AGENT_PORT,
+        agent_uid=agent_uid,
+        server_uid=server_uid,
+        closed=closed,
+        bounds=Bounds(limit, rate),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +179,26 @@ def test_an_agent_with_a_persons_uid_keeps_the_real_service() -> None:
         net.nft(lead(agent_uid=1500))
         assert net.ask(METADATA, uid=1500) == "machine"
         assert net.ask(METADATA, uid=1501) == "agent"
+
+
+@pytest.mark.parametrize("server", [997, 1500])
+def test_what_answers_for_the_agent_is_believed_and_is_a_worker(server: int) -> None:
+    """Its user speaks from the agent's port in each table, and reaches no real service; nobody else beside it speaks."""
+    with Lab() as net:
+        agent = net.serve(net.host, "agent", f"127.0.0.1,{AGENT_PORT}", uid=server)
+        net.nft(lead(server_uid=server))
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+        assert net.ask(METADATA, uid=server) == "agent"  # led, as a worker is
+        assert net.ask(METADATA, 443, uid=server) == "refused"
+        assert net.ask(METADATA, uid=SYSTEM) == "machine"
+        net.nft(f"delete table {nft.TABLE}")  # the closed table alone is left
+        assert net.ask("127.0.0.1", AGENT_PORT, uid=ALICE) == "agent"
+        assert net.ask(METADATA, uid=server) == "refused"
+        net.nft(nft.refusal())  # and is put back
+        assert net.ask("127.0.0.1", AGENT_PORT, uid=ALICE) == "agent"
+        net.nft(lead())  # of a release that knows no such user
+        assert net.ask(METADATA, uid=ALICE) != "agent"
+        net.kill(agent)
 
 
 def test_a_user_of_the_system_that_is_named_is_a_worker(net: Lab) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from agent import config
 from agent.core.errors import ConfigError, HostError
-from agent.core.installed import CONFIG_PATH, SERVICE_USER
+from agent.core.installed import CONFIG_PATH, SERVER_USER, SERVICE_USER
 from agent.core.text import socket_address
 from agent.doctor.facts import Listener, Listeners
 from agent.host import ports, systemctl
@@ -62,10 +62,15 @@ def _look(address: str, host: str, port: int) -> Listener:
 
 def _may_be_ours(uid: int) -> bool:
     """Whether the agent's socket may be that user's. (A program may call itself anything; a socket has an owner.)."""
+    if uid in {0, os.geteuid()}:
+        return True
     try:
-        return uid in {0, os.geteuid(), pwd.getpwnam(SERVICE_USER).pw_uid}
+        ours = {pwd.getpwnam(SERVICE_USER).pw_uid}
     except KeyError:
         return True  # not installed here: it is run by hand, by anybody
+    with contextlib.suppress(KeyError):  # a release without that user
+        ours.add(pwd.getpwnam(SERVER_USER).pw_uid)
+    return uid in ours
 
 
 def _sockets(descriptors: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from agent.host import ports, systemctl
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
-from tests.system.harness import World, background
+from tests.system.harness import World, as_user, background
 
 KEY = Key("ASIAMACHINE000000000", "s" * 40, "t" * 80)
 HERE = "http://127.0.0.1:1"
@@ -164,6 +165,30 @@ def test_a_program_that_only_calls_itself_so_is_not_ours(world: World, monkeypat
     finally:
         thief.communicate()
     assert found == [True, False]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("user", "ours"), [("daemon", True), ("games", True), ("nobody", False)], ids=["agent", "server", "stranger"]
+)
+def test_the_port_may_be_the_agents_or_the_servers(
+    world: World, monkeypatch: pytest.MonkeyPatch, user: str, ours: bool
+) -> None:
+    """Each of the two has a user of its own; nobody else's socket is ours, whatever its program is called."""
+    monkeypatch.setattr(listeners, "SERVICE_USER", "daemon")
+    monkeypatch.setattr(listeners, "SERVER_USER", "games")
+    code = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    listens = subprocess.Popen(
+        as_user([sys.executable, "-I", "-c", code, "agent.server"], pwd.getpwnam(user).pw_uid),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert listens.stdout is not None
+        config = world.write_config({"listen": {"http": [f"127.0.0.1:{listens.stdout.readline().strip()}"]}})
+        (found,) = listeners.look_at_listeners(config).listeners
+    finally:
+        listens.communicate()
+    assert found.ours is ours
 
 
 def test_the_addresses_are_those_of_the_units(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,22 @@ def test_roots_job_in_a_slice_of_workers_does_not_speak_for_the_agent() -> None:
     assert refused < chain.index("meta skuid 0 return")
 
 
+def test_what_answers_workers_is_a_worker_that_may_speak() -> None:
+    """Its user answers from the agent's port in both tables, and is led and refused like any worker's: it needs no service."""
+    workers = nft.Workers(uids=((1000, 2000),))
+    text = nft.ruleset(workers, port=16925, agent_uid=998, server_uid=997)
+    assert f"add element {nft.CLOSED} speaker_uids {{ 998, 997 }}" in text
+    own = text[text.index(f"delete table {nft.TABLE}\n") :]
+    chain = own[own.index("chain speaker") :]
+    assert chain.index("meta skuid 997 return") < chain.index("counter reject with tcp reset")
+    assert own.count("meta skuid 997") == 1
+    for name, uids in (("workers", "997-997, 1000-2000"), ("others", "0-996, 998-999")):
+        assert f"elements = {{ {uids}" in own[own.index(f"set {name} ") :][:200].replace("997, ", "997-997, ")
+    assert f"add element {nft.CLOSED} worker_uids {{ 997" in text
+    without = nft.ruleset(workers, port=16925, agent_uid=998)
+    assert f"add element {nft.CLOSED} speaker_uids {{ 998 }}" in without
+
+
 def test_what_comes_by_a_cable_is_a_neighbours() -> None:
     """Bonds, teams, VLANs, what has no kind, and the machine's own way out are not led: they are no containers."""
     text = nft.ruleset(nft.Workers(), port=1, agent_uid=None)
