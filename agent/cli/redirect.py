@@ -139,18 +139,18 @@ def check(path: Path, as_json: bool) -> int:
 
     Prints who answered each. Needs root; changes nothing. Exits 69 if a request goes the wrong way.
     """
-    section, port, notes = configuration.load_redirect(path)
+    read = configuration.load_redirect(path)
     if nft.show() is None:
         raise HostError(f"table {nft.TABLE} is not loaded: workers are refused", hint=arrival.HINT)
     known = _settled()
     found: list[tuple[bool, str, str | None]] = []
     if known is not None and not known.arrives:
         found.append((False, f"{known.state}: {known.why}", arrival.hint(known.state)))
-    plan = plan_of(section, port, notes, SERVICE_USER)
+    plan = plan_of(read, SERVICE_USER)
     # What follows from the section was just looked up anew; the rest only the process that holds the rules knows.
     held = () if known is None else (note for note in known.notes if not note.startswith("redirect."))
     found += [(False, note, None) for note in (*plan.notes, *plan.pending, *held)]
-    found += [(fine, line, None) for fine, line in _findings(section, port)]
+    found += [(fine, line, None) for fine, line in _findings(read.section, read.port)]
     if as_json:
         tell("redirect-check", {"findings": [{"ok": fine, "said": said, "hint": hint} for fine, said, hint in found]})
     for fine, said, hint in () if as_json else found:

@@ -5,10 +5,13 @@ See :mod:`agent.host.planning`.
 
 from __future__ import annotations
 
+import contextlib
 import pwd
-from collections.abc import Callable, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +25,9 @@ MOST_FAMILIES: Final = 256
 """The most users whose subordinate uids are bounded with them: each costs a chain of rules."""
 UNUSED_UID: Final = 60578
 """The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
+_NUMBER: Final = re.compile(r"[0-9]{1,10}\Z")
+#: ``batch@EXAMPLE.ORG``, ``EXAMPLE\\batch``, ``EXAMPLE+batch`` (winbind)
+_REALM: Final = re.compile(r"^.*[\\+]|[@/].*$", re.DOTALL)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +43,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         notes: differences from the configuration that were tolerated.
         pending: users and units that were not there; to be looked up again.
         uids: ranges of users who are workers.
-        users: the numbers of those that are named.
+        users: the numbers of those that are named, refused ones included.
+        refused: ranges of uids that may be meant as workers by what is not understood: neither led nor let through.
         uid: of a worker, to probe as; ``None``: no uid is a worker.
         groups: control groups that the rules name, with the number that each has now.
     """
@@ -50,6 +57,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[str, ...] = ()
     uids: tuple[tuple[int, int], ...] = ()
     users: dict[str, int] = {}
+    refused: tuple[tuple[int, int], ...] = ()
     uid: int | None = None
     groups: dict[str, int] = {}
     lacking: tuple[str, ...] = ()
@@ -59,30 +67,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
     """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
     try:
-        section, port, notes = configuration.load_redirect(path)
-        return plan_of(section, port, notes, user, planning.known_users())
+        return plan_of(configuration.load_redirect(path), user, planning.known_users())
     except AgentError as error:
         hint = f" ({error.hint})" if error.hint else ""
         # Whoever is named is refused too: a mistake must not make a worker the machine.
         port = configuration.host_port(configuration.Listen().http[0])[1]
         known = planning.known_users()
-        closed = plan_of(_possible(configuration.named_workers(path), known), port, (), user, known)
+        named = _possible(configuration.named_workers(path), known)
+        closed = plan_of(configuration.RedirectRead(named, port), user, known)
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
 
 
-def plan_of(
-    section: configuration.Redirect,
-    port: int,
-    notes: tuple[str, ...],
-    user: str,
-    known: Mapping[str, int] | None = None,
-) -> Plan:
+def plan_of(read: configuration.RedirectRead, user: str, known: Mapping[str, int] | None = None) -> Plan:
     """Look everything up that the section names.
 
     Args:
-        section: who is a worker.
-        port: the agent's.
-        notes: what the configuration says and was ignored, in words.
+        read: who is a worker, and who may be meant as one.
         user: the agent's own.
         known: the numbers that names had when they were last found. A directory that does not answer, a name that is
             changed or removed, must not make a worker the machine: its processes still run.
@@ -90,19 +90,14 @@ def plan_of(
     Raises:
         HostError: a name or a number cannot be one.
     """
-    uids, pending = list(ranges.parse_uids(section.uids)), []
-    users: dict[str, int] = {}
-    for name in section.users:
-        uid = uid_of(name)
-        if uid is None and known is not None and name in known:
-            uid = known[name]
-            pending.append(f"redirect.users: no user {name!r} is found any more: uid {uid}, as it was, stays a worker")
-        elif uid is None:
-            pending.append(f"redirect.users: no user {name!r} on this machine yet")
-        if uid is not None:
-            users[name] = uid
-            uids.extend(ranges.parse_uids([str(uid)]))
+    section, port, notes, _ = read
+    named = _users(section, known or {})
+    meant = named.doubtful | _meant(read.meant, known or {})
     groups, said = _groups(section.units)
+    held_back, later = _groups(tuple(unit for unit in read.meant.units if _can_be(systemctl.check_unit, unit)))
+    uids = subuid.with_subordinates(named.uids, uid_of=uid_of)
+    numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers(read.meant.uids)))
+    refused = ranges.without(numbers, uids)
     families = subuid.families(uid_of=uid_of)
     open_units = tuple(
         f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
@@ -110,11 +105,13 @@ def plan_of(
         if systemctl.without_gate(unit)
     )
     workers = nft.Workers(
-        uids=ranges.merge(uids),
+        uids=uids,
         cgroups=tuple(groups),
         bridges=section.bridges,
         exempt_bridges=section.exempt_bridges,
         families=families[:MOST_FAMILIES],
+        refused=refused,
+        refused_cgroups=tuple(path for path in held_back if path not in groups),
     )
     if len(families) > MOST_FAMILIES:
         notes = (
@@ -148,33 +145,98 @@ def plan_of(
         closed=script(closed=True),
         ipv6=section.ipv6,
         notes=(*notes, *open_units),
-        pending=(*pending, *said),
+        pending=(*named.pending, *said, *later),
         uids=workers.uids,
-        users=users,
+        users=meant | named.users,
+        refused=refused,
         uid=_asker(workers.uids),
-        groups=groups,
+        groups=held_back | groups,
     )
+
+
+class _Named(NamedTuple):
+    """Whom the section names.
+
+    Attributes:
+        uids: ranges of all.
+        users: the numbers of names.
+        doubtful: the numbers of those who may be meant by a name that is not found.
+        pending: what to say of the latter.
+    """
+
+    uids: list[tuple[int, int]]
+    users: dict[str, int]
+    doubtful: dict[str, int]
+    pending: list[str]
+
+
+def _users(section: configuration.Redirect, known: Mapping[str, int]) -> _Named:
+    named = _Named(list(ranges.parse_uids(section.uids)), {}, {}, [])
+    for name in section.users:
+        uid = uid_of(name)
+        if uid is None and name in known:
+            uid = known[name]
+            said = f"redirect.users: no user {name!r} is found any more: uid {uid}, as it was, stays a worker"
+            named.pending.append(said)
+        elif uid is None:
+            alike = _alike(name)
+            named.doubtful.update(alike)
+            said = "".join(
+                f"; {other!r} (uid {number}) may be meant, and is refused" for other, number in alike.items()
+            )
+            named.pending.append(f"redirect.users: no user {name!r} on this machine yet{said}")
+        if uid is not None:
+            named.users[name] = uid
+            named.uids.extend(ranges.parse_uids([str(uid)]))
+    return named
+
+
+def _alike(name: str) -> dict[str, int]:
+    """Users who may be meant by a name that nobody has: another spelling, a realm, a number in place of the name."""
+    plain = unicodedata.normalize("NFKC", name).strip(" \t\r\n#%@:'\"")
+    short = _REALM.sub("", plain)
+    found = {}
+    for other in dict.fromkeys((plain, plain.casefold(), short, short.casefold())):
+        uid = int(other) if _NUMBER.match(other) else uid_of(other)
+        if uid is not None and 0 < uid <= ranges.MAX_UID:
+            found[other] = uid
+    return found
+
+
+def _meant(meant: configuration.Meant, known: Mapping[str, int]) -> dict[str, int]:
+    """The users who may be meant by what is not understood. Never root: the machine's own services run as root."""
+    found = {name: uid_of(name) or known.get(name, 0) for name in meant.users}
+    return {name: uid for name, uid in found.items() if uid}
+
+
+def _numbers(texts: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """The ranges among what may be meant, without root."""
+    for text in texts:
+        low, _, high = text.partition("-")
+        with contextlib.suppress(HostError):
+            yield from ranges.parse_uids([f"{max(int(low), 1)}-{high or low}"])
 
 
 def _possible(section: configuration.Redirect, known: Mapping[str, int]) -> configuration.Redirect:
     """What can be in a rule of a section that was read in spite of a mistake, and whoever was a worker before it."""
-
-    def can_be(check: Callable[[str], object], name: str) -> bool:
-        try:
-            check(name)
-        except HostError:
-            return False
-        return True
 
     def is_user(name: str) -> bool:
         uid = uid_of(name)
         return uid != 0 and (uid is not None or name in known)
 
     return configuration.Redirect(
-        uids=tuple(uids for uids in section.uids if can_be(lambda text: ranges.parse_uids([text]), uids)),
+        uids=tuple(uids for uids in section.uids if _can_be(lambda text: ranges.parse_uids([text]), uids)),
         users=tuple(filter(is_user, dict.fromkeys((*section.users, *known)))),
-        units=tuple(unit for unit in section.units if can_be(systemctl.check_unit, unit)),
+        units=tuple(unit for unit in section.units if _can_be(systemctl.check_unit, unit)),
     )
+
+
+def _can_be(check: Callable[[str], object], name: str) -> bool:
+    try:
+        check(name)
+    except HostError:
+        return False
+    return True
 
 
 def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:

@@ -45,7 +45,11 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, w
     Root is no worker, except in a worker's slice: as root, use --workers.
     """
     asked = Watched(path) if watching else Workers(path)
-    return await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
+    status = await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
+    if isinstance(asked, Watched):
+        for note in asked.notes:
+            click.echo(f"credential-agent: {note}", err=True)
+    return status
 
 
 class Endpoint(Protocol):
@@ -144,6 +148,12 @@ class Watched:
             said["origin"] if said["state"] == "live" else "none",
             None if refusal is None else f"{refusal['code']}: {refusal['reason']}",
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """How the rules differ from what the configuration names: some of those named may have no identity."""
+        redirect = self._document.get("redirect") or {}
+        return [note for note in redirect.get("notes", ()) if note.startswith("redirect.")]
 
     def astray(self) -> str | None:
         """The result of the process that holds the rules, which asks as a worker."""

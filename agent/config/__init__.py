@@ -10,7 +10,8 @@ What this package does *not* do: open the files it names. A missing key file is 
 
 from agent.config.checks import courier_path, host_port
 from agent.config.faults import Fault
-from agent.config.read import MAX_FILE_BYTES, follows, load, load_redirect, parse, survey, text
+from agent.config.meant import Meant
+from agent.config.read import MAX_FILE_BYTES, RedirectRead, follows, load, load_redirect, parse, survey, text
 from agent.config.salvage import named_workers
 from agent.config.schema import (
     MAX_SOCKET_PATH_BYTES,
@@ -80,10 +81,12 @@ __all__ = [
     "LaunchSignersEntry",
     "Listen",
     "Log",
+    "Meant",
     "Metrics",
     "Mint",
     "PassThrough",
     "Redirect",
+    "RedirectRead",
     "SignerEntry",
     "SourceEntry",
     "State",

@@ -8,12 +8,13 @@ import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar, get_args
+from typing import Final, NamedTuple, TypeVar, get_args
 
 import msgspec
 
 from agent.config.checks import contradictions, host_port
 from agent.config.faults import Fault
+from agent.config.meant import Meant, by_unknown_keys, sorted_out
 from agent.config.schema import (
     Config,
     Listen,
@@ -138,15 +139,29 @@ def load(path: Path) -> Config:
     return parse(text(path), origin=str(path))
 
 
-def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
+class RedirectRead(NamedTuple):
+    """The section ``[redirect]``, as far as it is clear.
+
+    Attributes:
+        section: its known keys.
+        port: the agent's.
+        notes: what was ignored, in words.
+        meant: whoever may be meant by what is not known: to be refused.
+    """
+
+    section: Redirect
+    port: int
+    notes: tuple[str, ...] = ()
+    meant: Meant = Meant()
+
+
+def load_redirect(path: Path) -> RedirectRead:
     """Read the section ``[redirect]`` alone, and ignore every mistake elsewhere.
 
     A misspelt key of another section must not decide whether workers are redirected. An unknown key of this section is
-    reported and left out (a newer release wrote it); a *value* of this section that cannot be right is an error: its
-    meaning is not known, and the caller refuses workers.
-
-    Returns:
-        The section, the agent's port, and what was ignored, in words.
+    reported and left out (a newer release wrote it, or it is misspelt), and who is named there is
+    :attr:`RedirectRead.meant`; a *value* of this section that cannot be right is an error: its meaning is not known,
+    and the caller refuses workers.
 
     Raises:
         ConfigError: it cannot be read, is no TOML, or a value of this section or the port is wrong.
@@ -155,9 +170,12 @@ def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
     notes = []
     section = document.get("redirect", {})
     if isinstance(section, dict):
-        unknown = sorted(section.keys() - set(Redirect.__struct_fields__))
-        notes += [f"redirect.{key}: unknown key, left out" for key in unknown]
-        section = {key: value for key, value in section.items() if key not in unknown}
+        section = {key: value for key, value in section.items() if key in Redirect.__struct_fields__}
+    unknown = by_unknown_keys(document)
+    notes += [
+        f"{key}: unknown key, {'left out: who is named there is refused' if unknown[key] else 'left out'}"
+        for key in sorted(unknown)
+    ]
     redirect = _section(section, Redirect, f"{path}: redirect")
     port = redirect.port
     if not port:
@@ -169,7 +187,8 @@ def load_redirect(path: Path) -> tuple[Redirect, int, tuple[str, ...]]:
             # The sockets are systemd's, and their unit has the default.
             port = host_port(Listen().http[0])[1]
             notes.append(f"listen.http: cannot be read, taken for port {port}")
-    return redirect, port, tuple(notes)
+    words = dict.fromkeys(word for words in unknown.values() for word in words)
+    return RedirectRead(redirect, port, tuple(notes), sorted_out(words))
 
 
 def _tree(text: str, origin: str) -> dict[str, object]:

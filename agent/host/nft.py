@@ -72,6 +72,9 @@ class Workers(NamedTuple):
             agent's own port; a final ``*`` stands for any rest.
         exempt_bridges: interfaces whose packets are the machine's own: they reach the real service.
         families: for each user with subordinate uids (subuid(5)) all ranges: together they count as one worker.
+        refused: uids, of ``uids`` none, of which it is not clear whether they are workers'. They are not led, so that
+            they get nobody else's identity, and not let through, so that they are not the machine. Ranges as above.
+        refused_cgroups: likewise; a worker inside is led.
     """
 
     uids: tuple[tuple[int, int], ...] = ()
@@ -79,6 +82,8 @@ class Workers(NamedTuple):
     bridges: tuple[str, ...] = ()
     exempt_bridges: tuple[str, ...] = ()
     families: tuple[tuple[tuple[int, int], ...], ...] = ()
+    refused: tuple[tuple[int, int], ...] = ()
+    refused_cgroups: tuple[str, ...] = ()
 
 
 def ruleset(
@@ -109,7 +114,7 @@ def ruleset(
     _check(workers)
     if server_uid is not None:
         workers = workers._replace(uids=ranges.merge((*workers.uids, (server_uid, server_uid))))
-    others = ranges.complement(workers.uids)
+    others = ranges.complement(ranges.merge((*workers.uids, *workers.refused)))
     if agent_uid is not None:
         others = ranges.merge((*others, (agent_uid, agent_uid)))
     speakers = tuple(uid for uid in (agent_uid, server_uid) if uid is not None)
@@ -117,7 +122,8 @@ def ruleset(
         port,
         agent_uid,
         speakers,
-        [f'socket cgroupv2 level {path.count("/") + 1} "{path}"' for path in workers.cgroups],
+        [_sent_from(path) for path in workers.cgroups],
+        [*(["meta skuid @refused"] if workers.refused else []), *map(_sent_from, workers.refused_cgroups)],
         [f'iifname "{name}"' for name in workers.bridges],
     )
     return (
@@ -164,7 +170,7 @@ def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], made: _Name
     lines.append(f"flush set {CLOSED} speaker_uids")
     if made.speakers:
         lines.append(f"add element {CLOSED} speaker_uids {{ {', '.join(map(str, made.speakers))} }}")
-    for name, uids in (("exempt_uids", others), ("worker_uids", workers.uids)):
+    for name, uids in (("exempt_uids", others), ("worker_uids", ranges.merge((*workers.uids, *workers.refused)))):
         lines.append(f"flush set {CLOSED} {name}")
         if uids:
             lines.append(f"add element {CLOSED} {name} {{ {', '.join(elements(uids))} }}")
@@ -182,6 +188,7 @@ class _Names(NamedTuple):
         agent_uid: the agent's own user; ``None``: it does not exist here.
         speakers: the users who may answer from the port: the agent's, and that of what answers for it.
         cgroups: matches of what a control group of workers sends.
+        doubtful: matches of what somebody sends who is neither led nor let through.
         bridges: matches of what comes in from containers.
     """
 
@@ -189,6 +196,7 @@ class _Names(NamedTuple):
     agent_uid: int | None
     speakers: tuple[int, ...]
     cgroups: list[str]
+    doubtful: list[str]
     bridges: list[str]
 
     def agent(self, verdict: str) -> list[str]:
@@ -209,11 +217,16 @@ def _lead(
         *(set_(f"metadata_{family}", ADDRESS_TYPE[family], METADATA[family]) for family in ("ip", "ip6")),
         set_("workers", "uid", elements(workers.uids), "flags interval;"),
         set_("others", "uid", elements(others), "flags interval;"),
+        *([set_("refused", "uid", elements(workers.refused), "flags interval;")] if workers.refused else []),
         *bounded(workers.families, bounds),
         *([] if closed else _redirection(workers, made, ("ip", "ip6") if ipv6 else ("ip",))),
         *_guards(made),
         *_listener(made),
     ]
+
+
+def _sent_from(path: str) -> str:
+    return f'socket cgroupv2 level {path.count("/") + 1} "{path}"'
 
 
 def _to_metadata(prefix: str, verdict: str, families: Sequence[str] = ("ip", "ip6")) -> list[str]:
@@ -239,6 +252,7 @@ def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> lis
             [
                 *made.agent("return"),
                 *(f"{match} meta l4proto tcp counter redirect to :{made.port}" for match in made.cgroups),
+                *(["meta skuid @refused return"] if workers.refused else []),
                 "meta skuid @others return",
                 f"meta l4proto tcp counter redirect to :{made.port}",
             ],
@@ -303,6 +317,7 @@ def _guards(made: _Names) -> list[str]:
                 "meta l4proto { tcp, udp } th dport { 53, 123 } return",
                 *(f"{match} goto refuse" for match in made.cgroups),
                 "meta skuid @workers goto refuse",
+                *(f"{match} goto refuse" for match in made.doubtful),
                 "meta skuid @others return",
                 # The last packets of a closed connection have no owner any more; all else without one is doubtful. (Not
                 # `ct state new`: where somebody's `notrack` keeps connections untracked, no packet is new.)
@@ -382,6 +397,6 @@ def _check(workers: Workers) -> None:
                 raise HostError(
                     f"redirect.{key}: expected the name of an interface, perhaps with a final *, got {name!r}"
                 )
-    for path in workers.cgroups:
+    for path in (*workers.cgroups, *workers.refused_cgroups):
         if not _CGROUP.match(path) or path.startswith("/") or ".." in path.split("/"):
             raise HostError(f"expected the path of a control group, got {path!r}")

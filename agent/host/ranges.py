@@ -56,3 +56,10 @@ def complement(ranges: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]
     if start <= MAX_UID:
         rest.append((start, MAX_UID))
     return tuple(rest)
+
+
+def without(ranges: Sequence[tuple[int, int]], taken: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The parts of ``ranges`` that are in none of ``taken`` (ascending and apart)."""
+    free = complement(taken)
+    parts = ((max(low, first), min(high, last)) for low, high in ranges for first, last in free)
+    return merge((low, high) for low, high in parts if low <= high)

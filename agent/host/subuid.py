@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,22 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
         path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. If it cannot be read, nobody has any.
         uid_of: gives the uid of a name; by default from ``/etc/passwd``: a directory (LDAP) may take minutes.
     """
-    uid_of = uid_of or _Local()
+    by_user = _by_user(path, uid_of or _Local())
+    taken = sorted((uid, uid) for uid in by_user if isinstance(uid, int))
+    result = []
+    for user, wanted in by_user.items():
+        ranges = [(user, user)] if isinstance(user, int) else []
+        for each in wanted:
+            free = _without(each, taken)
+            ranges += free
+            taken = sorted([*taken, *free])
+        if ranges:
+            result.append(merge(ranges))
+    return tuple(result)
+
+
+def _by_user(path: Path, uid_of: Callable[[str], int | None]) -> dict[int | str, list[Range]]:
+    """The ranges of each user but root: by uid, and where that is not known by name."""
     found: dict[str, list[Range]] = {}
     for line in _lines(path):
         name, _, rest = line.partition(":")
@@ -45,17 +60,30 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
         uid = own[name]
         if uid != 0 and name != "root":
             by_user.setdefault(name if uid is None else uid, []).extend(wanted)
-    taken = sorted((uid, uid) for uid in by_user if isinstance(uid, int))
-    result = []
-    for user, wanted in by_user.items():
-        ranges = [(user, user)] if isinstance(user, int) else []
-        for each in wanted:
-            free = _without(each, taken)
-            ranges += free
-            taken = sorted([*taken, *free])
-        if ranges:
-            result.append(merge(ranges))
-    return tuple(result)
+    return by_user
+
+
+def with_subordinates(
+    uids: Iterable[Range], path: Path = FILE, uid_of: Callable[[str], int | None] | None = None
+) -> tuple[Range, ...]:
+    """The uids, and those that a user who is one of them may become.
+
+    A worker may become any of its subordinate uids (newuidmap(1); a rootless container on the host's network). Where a
+    configuration names its own alone, the others would be the machine. Root is nobody's.
+
+    Args:
+        uids: ranges.
+        path: see :func:`families`.
+        uid_of: likewise.
+    """
+    found = merge(uids)
+    owned = [(user, wanted) for user, wanted in _by_user(path, uid_of or _Local()).items() if isinstance(user, int)]
+    while True:
+        more = [one for user, wanted in owned if any(low <= user <= high for low, high in found) for one in wanted]
+        grown = merge((*found, *((max(low, 1), high) for low, high in more if high)))
+        if grown == found:
+            return found
+        found = grown
 
 
 class Whose:

@@ -41,7 +41,7 @@ def redirect(facts: Facts) -> Iterator[Finding]:
         said = f"redirect.users: no user {name!r} on this machine: it is no worker until there is"
         yield warn(CHECK, said, f"getent passwd {shlex.quote(name)}")
     for note in found.notes:
-        if not any(repr(name) in note for name in found.strangers):
+        if "refused" in note or not any(repr(name) in note for name in found.strangers):
             yield warn(CHECK, note, "credential-agent redirect apply")
     if not broken and not strays and not found.why:
         who = f" ({', '.join(found.asked)} asked just now)" if found.asked else ""

@@ -64,7 +64,7 @@ def _table() -> bool | None:
 def _workers(path: Path) -> tuple[list[int], list[str]]:
     """Uids that are workers', real users first; and users that are named and not there."""
     try:
-        section, _, _ = config.load_redirect(path)
+        section = config.load_redirect(path).section
         spans = [low for low, _ in ranges.parse_uids(section.uids)]
     except (ConfigError, HostError):
         return [], []
@@ -72,7 +72,7 @@ def _workers(path: Path) -> tuple[list[int], list[str]]:
     for name in section.users:
         try:
             uids.append(pwd.getpwnam(name).pw_uid)
-        except KeyError:
+        except (KeyError, ValueError):  # a name with a NUL in it is nobody's
             strangers.append(name)
     return [*uids, *(_known(spans)), *spans], strangers
 

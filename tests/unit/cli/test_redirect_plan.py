@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
-from agent.host import planning
+from agent.host import planning, subuid
 
 
 def plan(tmp_path: Path, section: str) -> dict[str, Any]:
@@ -105,3 +106,41 @@ def test_a_mistake_refuses_those_too_who_were_workers_before_it(
 def test_a_name_that_nobody_can_have_is_nobodys(tmp_path: Path) -> None:
     """A NUL can stand in a text of TOML, and in no name: the others are led."""
     assert plan(tmp_path, 'uids = []\nusers = ["a\\u0000b", "daemon"]')["uids"] == [[1, 1]]
+
+
+def test_who_may_be_meant_is_neither_led_nor_the_machine(tmp_path: Path) -> None:
+    """A misspelt key: the users, numbers and units named there are refused; who is a worker anyway is led; root stays."""
+    made = plan(
+        tmp_path, 'uids = ["2000-2999"]\nuser = ["daemon", "root", "nobody-of-that-name"]\nuid = ["7-9", 2500, 0]'
+    )
+    assert made["uids"] == [[2000, 2999]]
+    assert made["refused"] == [[1, 1], [7, 9]]
+    assert {"redirect.user", "redirect.uid"} <= {note.partition(":")[0] for note in made["notes"]}
+    for script in (*made["scripts"], made["closed"]):
+        assert "set refused { type uid; flags interval; elements = { 1, 7-9 }" in script
+        assert "set others { type uid; flags interval; elements = { 0, 2-6, 10-1999, " in script
+        assert "worker_uids { 1, 7-9, 2000-2999 }" in script
+    (chain,) = re.findall(
+        r"chain worker \{.*?\}", made["scripts"][0].partition("table inet credential_agent {")[2], re.DOTALL
+    )
+    assert chain.index("@refused return") < chain.index("@others return") < chain.index("redirect to")
+
+
+@pytest.mark.parametrize(
+    "name", [" daemon", "Daemon", "daemon@EXAMPLE.ORG", "EXAMPLE\\\\daemon", "1", "#1", "ｄａｅｍｏｎ", "daemon "]
+)
+def test_who_may_be_meant_by_a_name_that_nobody_has_is_refused(tmp_path: Path, name: str) -> None:
+    """Another spelling, a realm, a number in place of the name: until the name is found, and that is said."""
+    made = plan(tmp_path, f'uids = []\nusers = ["{name}"]')
+    assert made["uids"] == []
+    assert made["refused"] == [[1, 1]]
+    assert "(uid 1) may be meant, and is refused" in made["pending"][0]
+
+
+def test_a_worker_is_one_by_each_uid_that_it_may_become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rootless container on the host's network, or newuidmap(1): else a worker would be the machine by another uid."""
+    file = tmp_path / "subuid"
+    file.write_text("2500:100000:65536\n100005:200000:10\n3500:300000:65536\nroot:400000:10\n2501:0:3\n")
+    monkeypatch.setattr(subuid.with_subordinates, "__defaults__", (file, None))
+    made = plan(tmp_path, 'uids = ["2000-2999"]')
+    assert made["uids"] == [[1, 2], [2000, 2999], [100000, 165535], [200000, 200009]]

@@ -162,6 +162,11 @@ def _said(live: str, origin: str = "bundle", **redirect: Any) -> dict[str, Any]:
         (_said("pending", "none"), 75, "aws, gcp: a bundle is awaited"),
         (_said("live", arrives=False, state="closed", why="x"), 75, "does not arrive: closed (x)"),
         (_said("live", arrives=True, state="led", why=None), 0, "aws: an identity from the bundle"),
+        (
+            _said("live", arrives=True, state="led", why=None, notes=["redirect.user: so and so"]),
+            0,
+            "redirect.user: so",
+        ),
     ],
 )
 def test_an_operator_waits_for_the_workers(endpoint: Endpoint, said: dict[str, Any], status: int, words: str) -> None:

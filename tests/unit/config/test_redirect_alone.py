@@ -35,16 +35,59 @@ def test_a_mistake_elsewhere_changes_nothing(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError):
         config.load(path)
-    section, port, _ = config.load_redirect(path)
-    assert section.uids == ("7-9",)
-    assert port == 16925
+    read = config.load_redirect(path)
+    assert read.section.uids == ("7-9",)
+    assert read.port == 16925
+    assert read.meant == config.Meant()
 
 
 def test_a_key_that_a_later_release_wrote_is_told_and_left_out(tmp_path: Path) -> None:
     """A downgrade leads whom it can."""
-    section, _, notes = config.load_redirect(written(tmp_path, '[redirect]\nuids = ["7-9"]\ntwins = true\n'))
-    assert section.uids == ("7-9",)
-    assert notes == ("redirect.twins: unknown key, left out",)
+    read = config.load_redirect(written(tmp_path, '[redirect]\nuids = ["7-9"]\ntwins = true\n'))
+    assert read.section.uids == ("7-9",)
+    assert read.notes == ("redirect.twins: unknown key, left out",)
+
+
+MISSPELT = [
+    '[redirect]\nuser = ["bob"]',
+    '[redirect]\nUsers = "bob"',
+    '[redirect]\nworkers = "alice, bob"',
+    '[redirect]\njobs = { batch = ["bob"] }',
+    "[redirect.user]\nbob = true",
+    "[[redirect.user]]\nname = 'bob'",
+    '[Redirect]\nusers = ["bob"]',
+    '[redirects]\nusers = ["bob"]',
+    '[[redirection]]\nwho = ["bob"]',
+    'users = ["bob"]\n[redirect]',
+    '[redirect]\n[identity]\nusers = ["bob"]',
+    '[environment]\nx.user = "bob"',
+    '[from_a_later_release]\nx = [{ worker_users = ["bob"] }]',
+    "[[sources]]\nkind = 'file'\npath = '/x'\nuser = 'bob'",
+]
+
+
+@pytest.mark.parametrize("text", MISSPELT)
+def test_who_is_named_by_a_key_that_is_not_known_may_be_meant(tmp_path: Path, text: str) -> None:
+    """A misspelt key leaves nobody open: who is named there is known, and the key is told."""
+    read = config.load_redirect(written(tmp_path, text))
+    assert "bob" in read.meant.users
+    assert any("who is named there is refused" in note for note in read.notes)
+    assert "bob" in config.named_workers(written(tmp_path, f"{text}\n[redirect\n")).users
+
+
+def test_a_number_and_a_unit_may_be_meant_too(tmp_path: Path) -> None:
+    """By their shape, whatever the key: what is left is a name."""
+    text = '[redirect]\nuid = 33\nmore = ["7-9", 5, "a.slice", "b@c.service", "d"]\nburst = 100\nstrict = true\n'
+    read = config.load_redirect(written(tmp_path, text))
+    assert set(read.meant.uids) == {"33", "7-9", "5"}
+    assert set(read.meant.units) == {"a.slice", "b@c.service"}
+    assert read.meant.users == ("d",)
+
+
+def test_no_depth_makes_it_fall(tmp_path: Path) -> None:
+    """Dotted keys nest without end: what lies deeper than anybody writes is not looked at."""
+    read = config.load_redirect(written(tmp_path, f"[redirect]\n{'a.' * 3000}a = 'bob'\n"))
+    assert read.section == config.Redirect()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +112,7 @@ def test_no_file_makes_it_fall(tmp_path: Path, data: bytes | None) -> None:
 
 def test_the_port_is_the_listeners(tmp_path: Path) -> None:
     """Its own, else that of listen.http."""
-    assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]'))[1] == 81
+    assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]')).port == 81
     assert config.load_redirect(written(tmp_path, '[listen]\nhttp = ["127.0.0.1:81"]\n[redirect]\nport = 82'))[1] == 82
 
 
@@ -94,6 +137,8 @@ BROKEN = [
     '[redirect]\nusers: ["bob"]',
     "redirect:\n  users:\n    - bob\n",
     '[redirect]\nusers = """\nbob\n"""\nipv6 = true',
+    '[redirect]\nport = "none"\nusers.bob = true',
+    '[redirect]\nport = "none"\n[redirect.users.bob]',
 ]
 
 
@@ -109,6 +154,15 @@ def test_who_is_named_is_known_in_spite_of_a_mistake(tmp_path: Path, words: str)
         path.write_bytes(words.replace("users", key).replace("bob", "7-9").encode("latin-1"))
         assert "7-9" in getattr(config.named_workers(path), key)
         assert set(getattr(config.Redirect(), key)) < set(getattr(config.named_workers(path), key))
+
+
+def test_a_name_in_the_wrong_list_is_known(tmp_path: Path) -> None:
+    """Who wrote a name among the uids, or a number among the users, meant somebody."""
+    path = written(tmp_path, '[redirect]\nport = "x"\nuids = ["bob", "c.slice"]\nusers = ["7-9"]\nunits = ["alice"]\n')
+    named = config.named_workers(path)
+    assert {"bob", "alice"} <= set(named.users)
+    assert "7-9" in named.uids
+    assert "c.slice" in named.units
 
 
 def test_a_name_in_a_file_of_another_encoding_is_known(tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_no_script_flushes_a_set_that_it_makes_with_elements(script: str) -> Non
         "bridges=('docker0', 'br-*'), exempt_bridges=('lxdbr0', 'v*')",
         "",
         "uids=((1, 4294967294),)",
+        "uids=((1000, 2000),), refused=((1, 1), (7, 9))",
     ],
 )
 def test_the_kernel_takes_the_rules_and_gives_them_back(workers: str, agent_uid: str, *, ipv6: bool) -> None:
@@ -197,6 +198,58 @@ for _ in range(2):
 """
     done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+WHO = """
+import os, socket, subprocess
+from agent.host import nft
+
+for command in ("link set lo up", "address add 169.254.169.254 dev lo"):
+    subprocess.run(["ip", *command.split()], check=True)
+agent, real = socket.create_server(("127.0.0.1", 5555)), socket.create_server(("169.254.169.254", 80))
+
+def asked(uid: int, address: str, port: int) -> str:
+    child = os.fork()
+    if child == 0:
+        os.setuid(uid)
+        try:
+            with socket.socket() as asking:  # imports nothing: this user may not read our Python
+                asking.settimeout(5)
+                asking.connect((address, port))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        return "refused"
+    for name, listener in (("agent", agent), ("real", real)):
+        listener.settimeout(0)
+        try:
+            listener.accept()
+            return name
+        except OSError:
+            continue
+    return "nobody"
+
+workers = nft.Workers(uids=((1000, 2000),), refused=((5, 5), (7, 9), (3000, 3000)))
+for closed in (False, True):
+    nft.run(nft.ruleset(workers, port=5555, agent_uid=998, closed=closed))
+    print([asked(uid, "169.254.169.254", 80) for uid in (1500, 5, 8, 3000, 6, 0, 998)])
+print([asked(uid, "127.0.0.1", 5555) for uid in (1500, 5)])
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads rules in a network namespace of its own")
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft (apt-get install nftables)")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
+def test_who_may_be_a_worker_gets_no_identity_at_all() -> None:
+    """Neither the agent's, to which others are led, nor the machine's, whether the rules lead or refuse."""
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", WHO], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "['agent', 'refused', 'refused', 'refused', 'real', 'real', 'real']",
+        "['refused', 'refused', 'refused', 'refused', 'real', 'real', 'real']",
+        "['agent', 'refused']",
+    ], done.stderr
 
 
 UPGRADE = """

@@ -1,0 +1,147 @@
+"""Who may be meant as a worker by a key that is not known? For refusing them: else they are the machine.
+
+``user = ["batch"]`` was to be ``users``, ``[redirects]`` was to be ``[redirect]``; or a later release wrote the key.
+The rest of the section is clear, and leads. Who is named there is not left to the machine: **what cannot be understood
+leaves nobody open who is named in it**. In doubt too many are named; a word that is nobody's does no harm.
+
+Looked at are the unknown keys of ``[redirect]``, of a section whose name is like it, and, anywhere else, the unknown
+keys that are like ``users``, ``uids`` and ``units`` (a key that stands before its section's head, or behind the next).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from agent.config.schema import Config, Redirect
+from agent.config.words import derived
+
+MOST: Final = 64
+"""So many of each are heeded."""
+_KEYS: Final = ("uids", "users", "units")
+_PARTS: Final = re.compile(r"user|uid|unit|worker|slice")
+_SECTIONS: Final = ("redirect", "redirection", "workers")
+_ALIKE: Final = 0.75
+_DEEPEST: Final = 16
+_BETWEEN: Final = re.compile(r"[\s,;:]+")
+_NUMBER: Final = re.compile(r"[0-9]+(?:-[0-9]+)?\Z")
+_UNIT: Final = re.compile(r".*\.(?:slice|service|scope)\Z")
+
+
+class Meant(NamedTuple):
+    """Whoever may be meant; what is here may be no name or number that can be.
+
+    Attributes:
+        uids: uids and ranges.
+        users: names of users.
+        units: names of units.
+    """
+
+    uids: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=4096)
+def is_like_a_list(key: str) -> bool:
+    """Whether a key is likely to be one of the lists of workers, misspelt."""
+    plain = _plain(key)
+    return bool(_PARTS.search(plain)) or _is_like(plain, _KEYS)
+
+
+def is_like_the_section(name: str) -> bool:
+    """Whether the name of a section is likely to be ``redirect``, misspelt."""
+    return _is_like(_plain(name), _SECTIONS)
+
+
+def sorted_out(words: Iterable[str]) -> Meant:
+    """What each word can be by its shape."""
+    found: dict[str, dict[str, None]] = {"uids": {}, "users": {}, "units": {}}
+    for word in filter(None, words):
+        kind = "uids" if _NUMBER.match(word) else "units" if _UNIT.match(word) else "users"
+        found[kind][word] = None
+    return Meant(**{kind: tuple(names)[:MOST] for kind, names in found.items()})
+
+
+def by_unknown_keys(document: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    """The words that each unknown key may name workers with.
+
+    Args:
+        document: the whole configuration, as TOML says it.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for key, value in _unknown(document):
+        found.setdefault(key, {}).update(dict.fromkeys(words_in(value, key)))
+    return {key: tuple(words) for key, words in found.items()}
+
+
+def words_in(value: object, key: str, deep: int = _DEEPEST) -> Iterator[str]:
+    """Every word of a value: its texts whole and in parts, its numbers, and the keys of tables inside.
+
+    A number that stands alone is one only of a key that is like a list of workers: else it is a size or a time.
+    """
+    if not deep:
+        return
+    match value:
+        case str():
+            yield value
+            yield from _BETWEEN.split(value)
+        case int() if not isinstance(value, bool) and is_like_a_list(key.rpartition(".")[2]):
+            yield str(value)
+        case list():
+            for one in value:
+                yield from (str(one),) if type(one) is int else words_in(one, key, deep - 1)
+        case dict():
+            for name, inner in value.items():
+                yield name
+                yield from words_in(inner, f"{key}.{name}", deep - 1)
+        case _:
+            return
+
+
+def _unknown(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for name, value in document.items():
+        if name == "redirect":
+            if isinstance(value, dict):
+                known = Redirect.__struct_fields__
+                yield from ((f"redirect.{key}", inner) for key, inner in value.items() if key not in known)
+        elif name in Config.__struct_fields__:
+            known = tuple(derived().keys.get(name, "").split(", "))
+            yield from _like_lists(value, name, known)
+        elif is_like_the_section(name) or is_like_a_list(name):
+            yield name, value
+        else:
+            yield from _like_lists(value, name, ())
+
+
+def _like_lists(
+    value: object, under: str, known: tuple[str, ...], deep: int = _DEEPEST
+) -> Iterator[tuple[str, object]]:
+    if not deep:
+        return
+    if isinstance(value, list):
+        for one in value:
+            yield from _like_lists(one, under, known, deep - 1)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in known:
+                continue
+            if is_like_a_list(key):
+                yield f"{under}.{key}", inner
+            else:
+                yield from _like_lists(inner, f"{under}.{key}", known, deep - 1)
+
+
+def _plain(key: str) -> str:
+    return key.casefold().replace("-", "_").strip()
+
+
+def _is_like(name: str, others: Iterable[str]) -> bool:
+    for other in others:
+        matcher = SequenceMatcher(None, name, other)
+        if matcher.real_quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE:
+            return True
+    return False
