@@ -31,12 +31,12 @@ def run(path: Path) -> None:
     import asyncio
 
     from agent import log
-    from agent.daemon import Configured, Daemon, ServerChild
+    from agent.daemon import Configured, Daemon, ServerChild, ServerUnit
     from agent.host import seccomp, systemd
     from agent.host.threads import Threads
 
     # What answers workers is another process, and that is begun by yet another, as long as anything can be.
-    child = ServerChild.begin(os.environ)
+    child = ServerUnit.named(os.environ) or ServerChild.begin(os.environ)
     # Before there is a second thread, which would keep the right to execute.
     seccomp.give_up_execution()
     # Then logging: a journal that hangs, or a closed standard error, must not stop the start.

@@ -11,7 +11,8 @@ Each file answers one question:
 * :mod:`~agent.daemon.listeners`: what do the endpoints get?
 * :mod:`~agent.daemon.snapshots`, :mod:`~agent.daemon.servers`, :mod:`~agent.daemon.passing`: what is told to those who
   answer workers, and what may they ask for?
-* :mod:`~agent.daemon.workers`, :mod:`~agent.daemon.child`: where are workers answered?
+* :mod:`~agent.daemon.workers`, :mod:`~agent.daemon.child`, :mod:`~agent.daemon.unit`,
+  :mod:`~agent.daemon.master_connection`: where are workers answered?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?
 * :mod:`~agent.daemon.who`: who is this machine?
 * :mod:`~agent.daemon.remembered`, :mod:`~agent.daemon.disk`: what was accepted here before?
@@ -35,5 +36,6 @@ from agent.daemon.configured import Configured
 from agent.daemon.prepare import Checked, check
 from agent.daemon.reload import LOADED_ONCE, needs_restart
 from agent.daemon.service import Daemon
+from agent.daemon.unit import ServerUnit
 
-__all__ = ["LOADED_ONCE", "Checked", "Configured", "Daemon", "ServerChild", "check", "needs_restart"]
+__all__ = ["LOADED_ONCE", "Checked", "Configured", "Daemon", "ServerChild", "ServerUnit", "check", "needs_restart"]

@@ -16,19 +16,43 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Final
 
 import structlog
 
+from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
 from agent.host.process import Usage, Watched
-from agent.server.master import END, GIVEN, LINK, LISTEN, MOST_SOCKETS, STOP
 
 ENDS_SECONDS: Final = 1.0
 """How much longer than its grace it may take to end."""
 TOLD_AGAIN_SECONDS: Final = 60.0
 """A server that ends again and again is told of so often."""
+
+
+FAILING_HINT: Final = "see the lines that begin with 'server:'; the wall between them may refuse what libc needs"
+
+
+class Again:
+    """Counts the servers that have ended before their time and have a successor, and says so: nothing else shows it."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self._begun = 0
+        self._told = float("-inf")
+
+    def anew(self) -> None:
+        """The next one is no successor."""
+        self._begun = 0
+
+    def told(self) -> None:
+        """Another one was begun."""
+        self._begun += 1
+        self.times += self._begun > 1
+        now = time.monotonic()
+        if self._begun > 1 and now - self._told >= TOLD_AGAIN_SECONDS:
+            self._told = now
+            structlog.get_logger().warning("server.again", times=self.times)
 
 
 class ServerChild:
@@ -40,12 +64,10 @@ class ServerChild:
     def __init__(self, process: subprocess.Popen[bytes] | None, control: socket.socket) -> None:
         self._process = process
         self._control = control
-        self._servers: Servers | None = None
+        self._master: MasterConnection | None = None
+        self._again = Again()
         self._gone: Callable[[], None] = lambda: None
         self._ended = asyncio.Event()
-        self._begun = 0
-        self._told_again = float("-inf")
-        self._tasks: set[asyncio.Task[object]] = set()
         self._watched: Watched | None = None
         if process is not None:
             with contextlib.suppress(OSError):
@@ -84,76 +106,51 @@ class ServerChild:
             servers: what it is told and asks.
             gone: called when it has ended, which it does not by itself.
         """
-        self._servers, self._gone = servers, gone
-        asyncio.get_running_loop().add_reader(self._control.fileno(), self._hear)
+        self._gone = gone
+        self._master = MasterConnection(self._control, ended=self._has_ended, failing=self._is_failing)
         try:
-            numbers = [one.fileno() for one in sockets]
-            for first in range(0, len(numbers), MOST_SOCKETS):
-                socket.send_fds(self._control, [GIVEN], numbers[first : first + MOST_SOCKETS])
-            self._control.send(LISTEN)
+            self._master.begin(sockets, servers, self._again.told)
         except OSError:
             # It is gone, which is heard; or it cannot be told (no memory, say): it and workers would wait for ever.
-            if self._process is not None:
-                self._process.kill()
+            self._kill()
 
-    def _hear(self) -> None:
-        try:
-            said, fds, _, _ = socket.recv_fds(self._control, 64, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            said, fds = b"", []
-        word, _, pid = said.partition(b" ")
-        if word == LINK and fds and self._servers is not None:
-            self._tell_again()
-            protocol = partial(self._servers.protocol, self._end, int(pid or 0))
-            linking = asyncio.get_running_loop().create_unix_connection(protocol, sock=socket.socket(fileno=fds[0]))
-            task = asyncio.get_running_loop().create_task(linking, name="a server begins")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        elif not said:
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
-            self._ended.set()
-            self._reap()
-            self._gone()
+    def _is_failing(self, count: int) -> None:
+        # A libc that needs what is on no list of ours, say. Workers wait: better a thinner wall than no identity.
+        structlog.get_logger().error("server.failing", times=count, hint=FAILING_HINT)
+        self._kill()
 
-    def _reap(self) -> None:
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def _has_ended(self) -> None:
         """Leave no zombie of it. It may be about to end yet: that is waited for elsewhere."""
+        self._ended.set()
         if self._process is not None:
             self._process.kill()
             asyncio.get_running_loop().run_in_executor(None, self._process.wait)
+        self._gone()
 
     @property
     def replaced(self) -> int:
         """How often a server has ended before its time and has had a successor."""
-        return max(0, self._begun - 1)
+        return self._again.times
 
     def usage(self) -> Usage | None:
         """What the master uses, as the kernel says; ``None``: it does not."""
         return None if self._watched is None or self._ended.is_set() else self._watched.usage()
-
-    def _tell_again(self) -> None:
-        """Say that a server has ended before its time, and has a successor: nothing else shows it."""
-        self._begun += 1
-        now = time.monotonic()
-        if self._begun > 1 and now - self._told_again >= TOLD_AGAIN_SECONDS:
-            self._told_again = now
-            structlog.get_logger().warning("server.again", times=self.replaced)
-
-    def _end(self) -> None:
-        with contextlib.suppress(OSError):
-            self._control.send(END)
 
     async def close(self, grace_seconds: float) -> None:
         """Let it give what is under way so many seconds, and end it."""
         self._gone = lambda: None
         if not self._ended.is_set():
             with contextlib.suppress(OSError, TimeoutError):
-                self._control.send(STOP)
+                if self._master is not None:
+                    self._master.stop()
                 async with asyncio.timeout(grace_seconds + ENDS_SECONDS):
                     await self._ended.wait()
-            with contextlib.suppress(OSError, ValueError):
-                asyncio.get_running_loop().remove_reader(self._control.fileno())
+        if self._master is not None:
+            self._master.close()
         self.kill()
 
     def kill(self) -> None:

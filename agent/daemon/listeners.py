@@ -18,7 +18,6 @@ from agent.core.source import Ack
 from agent.daemon import compose, processes
 from agent.daemon.announce import Announcer
 from agent.daemon.audit import Audit
-from agent.daemon.child import ServerChild
 from agent.daemon.control import routes
 from agent.daemon.courier import Couriers
 from agent.daemon.couriers import CourierSocket
@@ -32,6 +31,7 @@ from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
 from agent.daemon.snapshots import Snapshots, told_of
 from agent.daemon.textfile import Textfile
+from agent.daemon.unit import ServerProcess
 from agent.daemon.workers import Workers
 from agent.host import arrival
 from agent.host.clock import SystemClock
@@ -79,7 +79,7 @@ class Listeners:
         self._settled = settled
         self._textfile: Textfile | None = None
         self._servers: Servers  # from when workers can be answered, so before anything is reported
-        self._child: ServerChild | None = None
+        self._child: ServerProcess | None = None
         self.audit = Audit(audited, clock, each_agent=settings.audit.mode == "full")
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
@@ -158,7 +158,7 @@ class Listeners:
         self._servers = servers
         return snapshots, servers
 
-    def workers(self, servers: Servers, sockets: Sequence[socket.socket], child: ServerChild | None) -> Workers:
+    def workers(self, servers: Servers, sockets: Sequence[socket.socket], child: ServerProcess | None) -> Workers:
         """What workers ask on these sockets."""
         self._child = child
         return Workers(servers, sockets, passed=chain.from_iterable(self._passed.values()), child=child)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from agent import report
-from agent.daemon.child import ServerChild
 from agent.daemon.servers import Servers
+from agent.daemon.unit import ServerProcess
 from agent.host.clock import SystemClock
 from agent.host.process import Usage, usage
 
@@ -28,7 +28,7 @@ def answering(servers: Servers, clock: SystemClock) -> tuple[report.ServerVitals
     )
 
 
-def used(servers: Servers, child: ServerChild | None) -> Mapping[str, Usage]:
+def used(servers: Servers, child: ServerProcess | None) -> Mapping[str, Usage]:
     """What each process uses, by its name: this one, what answers workers by its own word, and what begins it."""
     found = {"agent": usage()}
     said = [one.uses for one in servers.connected if one.uses is not None]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -98,6 +98,9 @@ class Servers:
         self.clock = clock
         self.access = requests.of("worker")
         self._connected: dict[Server, None] = {}
+        self._alive: Callable[[], Collection[int] | None] = tuple
+        self._end: Callable[[int], None] = lambda _pid: None
+        self._give: Callable[[bytes], None] = lambda _data: None
         self._changed = asyncio.Event()
 
     def protocol(self, end: Callable[[], None] = lambda: None, pid: int = 0) -> Server:
@@ -109,6 +112,25 @@ class Servers:
         """
         return Server(self, end, pid)
 
+    def begun_by(self, alive: Callable[[], Collection[int] | None], end: Callable[[int], None]) -> None:
+        """Say who begins them.
+
+        Args:
+            alive: the process ids of all that were begun and have not ended; ``None``: that is not known just now.
+            end: kills one of them.
+        """
+        self._alive, self._end = alive, end
+        self.changed()
+
+    def given_to(self, give: Callable[[bytes], None]) -> None:
+        """Have ``give`` called with each new snapshot, before any server is told."""
+        self._give = give
+
+    @property
+    def _unheard(self) -> set[int]:
+        """Those that are there and do not hear us: of a controller before us, or taken over."""
+        return set(self._alive() or ()) - {server.pid for server in self._connected}
+
     @property
     def connected(self) -> Sequence[Server]:
         """All of them, the oldest first."""
@@ -116,25 +138,31 @@ class Servers:
 
     def publish(self, data: bytes) -> None:
         """Tell all of them what is served now."""
+        self._give(data)
         for server in list(self._connected):
             server.tell_snapshot(data)
 
     async def taken(self, seconds: float = TAKEN_SECONDS) -> None:
-        """Wait until every server serves what was told last. One that does not within so many seconds is cut off."""
+        """Wait until every server serves what was told last, or has ended. One that does not in time is ended."""
         version = self.version()
+
+        def is_behind() -> bool:
+            return any(server.taken < version for server in self._connected) or bool(self._unheard)
+
         try:
             async with asyncio.timeout(seconds):
-                while any(server.taken < version for server in self._connected):
+                while is_behind() or self._alive() is None:
                     await self._next_change()
         except TimeoutError:
-            behind = [one for one in self._connected if one.taken < version]
-            for server in behind:
+            for server in [one for one in self._connected if one.taken < version]:
                 structlog.get_logger().error("server.cut_off", why="it does not take what it is told")
                 server.cut_off()
+            for pid in self._unheard:
+                self._end(pid)
             # Ending it is another process's work: until that is done it may go on, and serve what it was told before.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while any(server in self._connected for server in behind):
+                    while is_behind():
                         await self._next_change()
 
     async def gone(self, seconds: float = TOLD_SECONDS) -> None:
@@ -192,8 +220,10 @@ class Servers:
         self.changed()
 
     def ended(self, server: Server) -> None:
-        """The connection to a server has ended."""
+        """The connection to a server has ended. It cannot be told anything any more: it must not live on."""
         self._connected.pop(server, None)
+        if server.pid in (self._alive() or ()):
+            self._end(server.pid)
         self.changed()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -35,7 +36,6 @@ from agent import config, report
 from agent.core.timekeeping import Witness
 from agent.daemon import listening
 from agent.daemon.announce import Announcer
-from agent.daemon.child import ServerChild
 from agent.daemon.configured import Configured
 from agent.daemon.late import Late, Server
 from agent.daemon.leaving import handover_of
@@ -49,6 +49,7 @@ from agent.daemon.restore import Restorer
 from agent.daemon.servers import Servers
 from agent.daemon.succession import Succession
 from agent.daemon.time_log import TimeLog
+from agent.daemon.unit import ServerProcess, ServerUnit
 from agent.daemon.who import Who
 from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
@@ -81,7 +82,7 @@ class Daemon:
         *,
         environ: Mapping[str, str],
         file: Configured,
-        child: ServerChild | None = None,
+        child: ServerProcess | None = None,
         root: Path = Path("/"),
     ) -> None:
         self._settings = settings
@@ -154,9 +155,7 @@ class Daemon:
         for key, reason in self._prepared.away.reasons.items():
             self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
         # 2.
-        worker_sockets, absent = listening.worker_sockets(settings.listen, self._passed.sockets)
-        for error in absent:
-            self._log.error("listen.absent", reason=error.message, hint=error.hint)
+        worker_sockets, addresses = await self._worker_sockets()
         control = self._late.control_socket()
         self._heed_signals()
 
@@ -176,7 +175,6 @@ class Daemon:
         self._prepared.opening.in_force = lambda: self.controller.durable.sealed
 
         # 5.
-        addresses = listening.names(worker_sockets)
         self._wire(addresses)
         servers = self._tell_servers(addresses)
         self._workers = workers = self._listeners.workers(servers, worker_sockets, self._child)
@@ -231,6 +229,15 @@ class Daemon:
             if "control" not in self._passed.sockets:
                 listening.remove(settings.listen)
         self._log.info("agent.stopped")
+
+    async def _worker_sockets(self) -> tuple[list[socket.socket], list[str]]:
+        """The sockets on which workers ask, if they are ours, and where they ask."""
+        if isinstance(self._child, ServerUnit):
+            return [], await self._child.addresses(self._settings.listen.http)
+        sockets, absent = listening.worker_sockets(self._settings.listen, self._passed.sockets)
+        for error in absent:
+            self._log.error("listen.absent", reason=error.message, hint=error.hint)
+        return sockets, listening.names(sockets)
 
     def _heed_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -11,9 +11,9 @@ from typing import Final
 
 import structlog
 
-from agent.daemon.child import ServerChild
 from agent.daemon.ready import READY_AFTER_SECONDS
 from agent.daemon.servers import Servers
+from agent.daemon.unit import ServerProcess
 from agent.host.sockets import read_socket_table
 from agent.serve.link import Link
 from agent.serve.server import WorkerServer
@@ -48,7 +48,7 @@ class Workers:
         sockets: Sequence[socket.socket],
         *,
         passed: Iterable[socket.socket],
-        child: ServerChild | None,
+        child: ServerProcess | None,
     ) -> None:
         self.owners = "by socket"
         self._servers = servers

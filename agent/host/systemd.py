@@ -260,7 +260,7 @@ class Notifier:
     def _store(self, name: str, data: bytes) -> bool:
         # A new descriptor for each name: systemd takes none that it has already.
         try:
-            descriptor = _memory(f"credential-agent-{name}")
+            descriptor = anonymous_memory(f"credential-agent-{name}")
         except OSError:
             return False  # no memory, or the kernel gives none: after a restart everything is asked for again
         try:
@@ -280,7 +280,12 @@ class Notifier:
         return self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
-def _memory(name: str) -> int:
+def anonymous_memory(name: str) -> int:
+    """A file in memory that has no name and can be sealed (memfd_create(2)), as a descriptor.
+
+    Raises:
+        OSError: no memory or descriptor is to be had.
+    """
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL)
     except OSError as error:

@@ -71,6 +71,12 @@ class Link:
         """The factory for ``loop.create_unix_connection``. One connection at a time: the newest is used."""
         return Connection(self)
 
+    def begin_with(self, served: Served | None) -> None:
+        """Serve this until the controller says what is served, if it has not: it was found where that keeps it."""
+        if served is not None and self.served is None:
+            self.served = served
+            self._first.set()
+
     async def first(self) -> Served:
         """Wait for the first snapshot."""
         await self._first.wait()

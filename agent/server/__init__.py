@@ -1,7 +1,7 @@
 """The program that answers workers, and nothing else: it holds what a snapshot says, and a link to the controller.
 
-``python -m agent.server`` is started by the daemon, before that gives up to execute anything, and given everything by
-descriptors: the workers' sockets and a link for each life of the server. Two processes:
+``python -m agent.server`` is started by its unit; or by the daemon, before that gives up to execute anything. It is
+given everything by descriptors: the workers' sockets and a link for each life of the server. Two processes:
 
 * the *master* (:mod:`~agent.server.master`) has the listening sockets, hears nobody but the controller, and begins a
   server anew the moment one ends: connections wait in the kernel's queue meanwhile;

@@ -1,8 +1,18 @@
-"""``python -m agent.server DESCRIPTOR PARENT``: for the daemon alone."""
+"""``python -m agent.server [DESCRIPTOR PARENT]``: for the daemon, which gives both; without them for its unit."""
 
+import os
 import sys
 
-from agent.server.master import main
+from agent.core.errors import HostError
+from agent.server.forked import write
+from agent.server.starting import main, serve
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1:]:
+        main(int(sys.argv[1]), int(sys.argv[2]))
+    else:
+        try:
+            serve(os.environ)
+        except HostError as error:
+            write(f"{error.message}\n{error.hint or ''}\n".encode())
+            sys.exit(1)

@@ -1,200 +1,290 @@
-"""Keeps one server alive, and the sockets on which it answers. Hears the controller alone, and parses nothing.
+"""Keeps a server alive, and the sockets on which it answers. Hears the controller alone, and parses nothing.
 
-What the controller says on the control socket (``SOCK_SEQPACKET``, so that one message is one read): :data:`GIVEN` with
-sockets (workers ask on them, or one asks the kernel who does), :data:`LISTEN` when those are all, :data:`END` to kill
-the server that does not do what it is told, :data:`STOP` to let it finish. What the master says: :data:`LINK` and the
-process id of the server that it begins, with the controller's end of the link to it.
+It is one program, begun in one of two ways (:mod:`agent.server.starting`):
 
-What a server writes to its standard streams goes to a pipe of its own, and its last lines to our standard error once it
-has ended, marked as its own. It has not got ours: the service manager's is a socket that we all share, and one that was
-taken over could write there as the agent, or shut it down, which would silence the agent.
+* *by the controller*, which gives it the sockets over the control socket that it inherits. It ends with the controller,
+  however that ends (``PR_SET_PDEATHSIG``), and its servers with it.
+* *by the service manager*, which gives it the sockets, and one on which controllers connect: one at a time, the newest.
+  When a controller ends, the servers go on with what they were told last. Each that connects gets a server that is
+  linked to it; as soon as that serves, those before it are ended. One that dies while there is no controller has a
+  successor all the same, which begins with the newest snapshot (:mod:`agent.server.kept`).
 
-It ends with the controller, however that ends (``PR_SET_PDEATHSIG``), and its server with it.
+What is said is in :mod:`agent.server.words`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import select
 import signal
 import socket
-import sys
 import time
-import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
-from agent.host import confine, descriptors, seccomp, systemd
-from agent.server import work
+from agent.core.text import socket_address
+from agent.host import systemd
+from agent.server import words, work
+from agent.server.controllers import ControllerSocket
+from agent.server.forked import Forked, fork, write
+from agent.server.kept import Kept
 
-GIVEN: Final = b"given"
-LISTEN: Final = b"listen"
-LINK: Final = b"link"
-END: Final = b"end"
-STOP: Final = b"stop"
-MOST_SOCKETS: Final = 64
-"""In one message: the kernel takes 253 (SCM_MAX_FD)."""
-MOST_COMPLAINT_BYTES: Final = 4000
-"""So much fits into a pipe or a socket that takes anything at all (PIPE_BUF, pipe(7))."""
-_MOST_LINES: Final = 30
-_MOST_LINE_BYTES: Final = 120
-_MOST_HEARD_BYTES: Final = 1 << 16
+GRACE_SECONDS: Final = work.CLOSE_SECONDS + 1.0
+"""For a server that was told to end: its own, and what it says last."""
 _PAUSE_SECONDS: Final = 0.2
 _MOST_PAUSE_SECONDS: Final = 5.0
 _LONG_ENOUGH_SECONDS: Final = 2.0
 """A server that ends sooner than this is not begun again at once: it would end again."""
 _MANY: Final = 20
 """After so many that ended too soon, one after the other, the pauses become longer."""
+_AGAIN_SECONDS: Final = 0.5
+"""Until the service manager is told again."""
+_MOST_OLD: Final = 3
+"""Servers of former controllers; more of them would be kept by a controller that ends again and again."""
 
 
-def main(descriptor: int, parent: int) -> None:
-    """Be the master until the controller ends.
-
-    Args:
-        descriptor: of the control socket.
-        parent: the process id of the controller.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us; the controller decides
-    # Not here, but in a server that was begun a moment ago and does not heed it yet: there it must wait, or is lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    confine.end_with_parent(parent)
-    descriptors.raised()
-    seccomp.give_up_execution(io_uring=False)
-    systemd.harden()
-    gc.freeze()  # what is here now is never looked at again, so that its pages stay shared
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # a standard stream was closed: nothing else may be opened by its number
-    os.close(spare)
-    with socket.socket(fileno=descriptor) as control:
-        Master(control).run()
+def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
+    """Where workers ask, of those that are for workers."""
+    names = [one.getsockname() for one in sockets if one.family != socket.AF_NETLINK]
+    return [socket_address(name[0], name[1]) for name in names]
 
 
 class Master:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, control: socket.socket) -> None:
+    Args:
+        control: the controller that began this; ``None``: controllers connect.
+        connecting: where they do.
+        sockets: what the service manager passed: on which workers ask, and one that asks the kernel who does.
+        notifier: the service manager.
+        stored: what it held for us.
+        woken: the ends of a pipe that becomes readable when this is to end, by a signal that a server must not lose.
+        beat_seconds: how often the service manager wants a sign of life; ``None``: it does not.
+    """
+
+    def __init__(
+        self,
+        control: socket.socket | None = None,
+        *,
+        connecting: ControllerSocket | None = None,
+        sockets: Sequence[socket.socket] = (),
+        notifier: systemd.Notifier | None = None,
+        stored: Mapping[str, int] | None = None,
+        woken: tuple[int, int] | None = None,
+        beat_seconds: float | None = None,
+    ) -> None:
         self._control = control
-        self._sockets: list[socket.socket] = []
-        self._child = 0
-        self._watched = -1
-        self._heard = -1  # what it writes to its standard streams
-        self._began = 0.0
+        self._connecting = connecting
+        self._sockets = list(sockets)
+        self._notifier = systemd.Notifier(None) if notifier is None else notifier
+        self._kept = Kept(self._notifier, stored or {})
+        self._woken = woken
+        self._beat_seconds = beat_seconds
+        self._beat_at = time.monotonic()
+        self._servers: dict[int, Forked] = {}  # the oldest first
+        self._newest = 0
+        self._asked = False  # whether the controller has asked for a server
         self._short = 0  # so many ended too soon, the last ones
         self._due: float | None = None  # when the next is begun
         self._stopping = False
 
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
     def run(self) -> None:
-        """Until the controller is gone, or its last server after a stop."""
-        self._control.setblocking(True)
-        while not (self._stopping and not self._child):
-            waiting = [self._control.fileno()] + ([self._watched] if self._child else [])
-            pause = None if self._due is None else max(0.0, self._due - time.monotonic())
-            ready, _, _ = select.select(waiting, [], [], pause)
-            if self._child and self._watched in ready:
-                self._reap()
-                self._plan()
-            elif not ready:
-                self._begin()
-            elif not self._hear():
+        """Until the controller that began it is gone, or the last server after a stop."""
+        if self._control is not None:
+            self._control.setblocking(False)
+        if self._may_begin():
+            self._due = time.monotonic()  # the service manager held what it serves
+        self._notifier.ready("ready for the controller")
+        while not (self._stopping and not self._servers):
+            ready = self._wait()
+            if self._woken is not None and self._woken[0] in ready:
+                os.read(self._woken[0], 64)
+                self._stop()
+            if self._connecting is not None and self._connecting.listening.fileno() in ready:
+                self._accept(self._connecting)
+            if not self._hear() and self._connecting is None:
                 break
-        if self._child:
-            os.kill(self._child, signal.SIGKILL)
+            for server in [one for one in self._servers.values() if one.watched in ready]:
+                self._look_at(server)
+            self._do_what_is_due()
+        for server in self._servers.values():
+            server.kill()
+
+    def _wait(self) -> list[int]:
+        waiting = [one.watched for one in self._servers.values()]
+        waiting += [] if self._control is None else [self._control.fileno()]
+        waiting += [] if self._woken is None else [self._woken[0]]
+        waiting += [self._connecting.listening.fileno()] if self._connecting is not None and not self._stopping else []
+        times = [one.killed_at for one in self._servers.values() if one.killed_at is not None]
+        times += [] if self._due is None else [self._due]
+        now = time.monotonic()
+        times += [] if self._kept.tell() else [now + _AGAIN_SECONDS]
+        times += [] if self._beat_seconds is None else [self._beat_at]
+        ready, _, _ = select.select(waiting, [], [], max(0.0, min(times) - now) if times else None)
+        return list(ready)
+
+    def _do_what_is_due(self) -> None:
+        now = time.monotonic()
+        for server in self._servers.values():
+            if server.killed_at is not None and server.killed_at <= now:
+                server.kill()
+        if self._due is not None and self._due <= now:
+            self._begin()
+        if self._beat_seconds is not None and self._beat_at <= now:
+            self._notifier.alive()
+            self._beat_at = now + self._beat_seconds
+
+    # -- the controller ----------------------------------------------------------------------------------------------
+
+    def _accept(self, connecting: ControllerSocket) -> None:
+        control = connecting.accept()
+        if control is None:
+            return
+        self._leave()
+        self._control = control
+        for file in self._kept.files:
+            self._say(words.SNAPSHOT, file)
+        for pid in self._servers:
+            self._say(words.number(words.ALIVE, pid))
+        self._say(words.at(addresses_of(self._sockets)))
+
+    def _leave(self) -> None:
+        """Hear no more of the present controller."""
+        if self._control is not None and self._connecting is not None:
+            self._control.close()
+            self._control = None
+        self._asked = self._kept.ours = False
+
+    def _say(self, said: bytes, *files: int) -> None:
+        if self._control is None:
+            return
+        try:
+            socket.send_fds(self._control, [said], files)
+        except OSError:
+            # It has ended, which is heard; or it reads nothing, and would not learn what is: it connects anew.
+            if self._connecting is not None:
+                self._leave()
 
     def _hear(self) -> bool:
-        try:
-            said, fds, _, _ = socket.recv_fds(self._control, 64, MOST_SOCKETS)
-        except ConnectionError:  # it has ended without hearing all that was said
-            return False
-        if said == GIVEN:
-            self._sockets += [socket.socket(fileno=fd) for fd in fds]
-        elif said == LISTEN:
-            self._begin()
-        elif said == END and self._child:
-            os.kill(self._child, signal.SIGKILL)
-        elif said == STOP:
-            self._stopping, self._due = True, None
-            for one in self._sockets:
-                one.close()
-            if self._child:
-                os.kill(self._child, signal.SIGTERM)
-        return bool(said)
+        """Do all that the controller has said; false: it has ended."""
+        while self._control is not None:
+            try:
+                said, fds, _, _ = socket.recv_fds(self._control, 64, words.MOST_SOCKETS)
+            except BlockingIOError:
+                return True
+            except OSError:  # it has ended without hearing all that was said
+                said, fds = b"", []
+            if not said:
+                self._leave()
+                return False
+            self._heed(said, fds)
+        return True
 
-    def _plan(self) -> None:
-        """Have another begun, if there is still to be one."""
+    def _heed(self, said: bytes, fds: list[int]) -> None:
+        word = said.partition(b" ")[0]
+        if word == words.GIVEN and self._connecting is None:
+            self._sockets += [socket.socket(fileno=fd) for fd in fds]
+            return
+        if word == words.SNAPSHOT and len(fds) == 1:
+            self._kept.take(fds[0])
+            return
+        for fd in fds:
+            os.close(fd)
+        if word == words.LISTEN:
+            self._asked, self._due = True, time.monotonic()
+        elif word == words.END and (server := self._servers.get(words.pid_of(said))) is not None:
+            server.kill()
+        elif word == words.STOP and self._connecting is None:
+            self._stop()
+
+    # -- the servers -------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
         if self._stopping:
             return
+        self._stopping, self._due = True, None
+        self._notifier.stopping()
+        for one in self._sockets:
+            one.close()
+        for server in self._servers.values():
+            server.end(GRACE_SECONDS)
+
+    def _may_begin(self) -> bool:
+        """Whether a server that is begun now has, or will have, what it serves."""
+        return not self._stopping and (self._asked or bool(self._kept.files))
+
+    def _look_at(self, server: Forked) -> None:
+        """It serves, or has ended."""
+        if not server.has_ended():
+            if server.pid == self._newest:
+                for one in self._servers.values():
+                    if one is not server:
+                        one.end(GRACE_SECONDS)
+            return
+        server.reap()
+        del self._servers[server.pid]
+        self._say(words.number(words.ENDED, server.pid))
+        if server.pid != self._newest:
+            return
+        self._newest = next(reversed(self._servers), 0)  # if none is begun: one of a controller before
+        self._hear()
+        if self._may_begin():
+            self._plan(server)
+
+    def _plan(self, ended: Forked | None = None) -> None:
+        """Have another begun."""
         now = time.monotonic()
-        self._short = self._short + 1 if now - self._began < _LONG_ENOUGH_SECONDS else 0
+        too_soon = ended is None or now - ended.began < _LONG_ENOUGH_SECONDS
+        self._short = self._short + 1 if too_soon else 0
+        if self._short and self._short % _MANY == 0:
+            self._say(words.number(words.FAILING, self._short))
+            write(b"%d servers, one after the other, have ended as soon as they were begun\n" % self._short)
         pause = min(_PAUSE_SECONDS * 2 ** min(10, max(0, self._short - _MANY)), _MOST_PAUSE_SECONDS)
         self._due = now + (pause if self._short else 0.0)
 
     def _begin(self) -> None:
-        self._due, self._began = None, time.monotonic()
+        self._due = None
+        self._hear()  # first: what it is to begin with may have come, or the controller may have ended
+        self._due = None
+        if not self._may_begin():
+            return
+        for old in list(self._servers.values())[: -_MOST_OLD or None]:
+            old.end(GRACE_SECONDS)
         try:
-            theirs, its = socket.socketpair()
-            with theirs, its:
-                self._fork(theirs, its)
+            if self._asked:
+                theirs, its = socket.socketpair()
+                with theirs, its:
+                    self._fork(its, theirs)
+                    self._say(words.number(words.LINK, self._newest), theirs.fileno())
+            else:
+                self._fork(None)
         except OSError:
             self._plan()  # no process or descriptor is to be had just now, because workers have them all, say
 
-    def _fork(self, theirs: socket.socket, its: socket.socket) -> None:
-        # Its end is the end of a pipe: not every kernel and sandbox has pidfd_open(2).
-        watched, alive = os.pipe()
+    def _fork(self, link: socket.socket | None, *others: socket.socket) -> None:
+        but = [one.fileno() for one in (self._control, *others) if one is not None]
+        but += [] if self._woken is None else self._woken
+        but += [] if self._connecting is None else [self._connecting.listening.fileno()]
+        but += [one for server in self._servers.values() for one in server.descriptors]
+        if self._woken is not None:  # until it heeds it: it must not be lost meanwhile
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            heard, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            os.close(watched)
-            os.close(alive)
-            raise
-        parent = os.getpid()  # asked here: in the child the answer may be whoever takes in orphans
-        try:
-            child = os.fork()
-            if not child:
-                code = 1
-                try:
-                    for standard in (1, 2):
-                        os.dup2(said, standard)
-                    self._control.close()
-                    theirs.close()
-                    for one in (watched, heard, said):
-                        os.close(one)
-                    work.run(its, self._sockets, parent=parent)
-                    code = 0
-                except BaseException:  # noqa: BLE001 - a fork's border: the master's work is not its business
-                    _complain()
-                finally:
-                    os._exit(code)
-        except OSError:
-            os.close(watched)
-            os.close(heard)
-            raise
+            server = fork(partial(self._work, link), but=but)
         finally:
-            os.close(alive)
-            os.close(said)
-        self._child, self._watched, self._heard = child, watched, heard
-        with contextlib.suppress(OSError):  # the controller has ended, which is heard; so does a server without a link
-            socket.send_fds(self._control, [b"%s %d" % (LINK, child)], [theirs.fileno()])
+            if self._woken is not None:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        self._servers[server.pid] = server
+        self._newest = server.pid
 
-    def _reap(self) -> None:
-        os.kill(self._child, signal.SIGKILL)  # if it has only closed what we watch: it is not waited for
-        os.waitpid(self._child, 0)
-        os.close(self._watched)
-        self._child = 0
-        with contextlib.suppress(BlockingIOError):  # it has written nothing, and what it wrote to is open yet
-            lines = os.read(self._heard, _MOST_HEARD_BYTES).splitlines()[-_MOST_LINES:]
-            _write(b"".join(b"server: %s\n" % line[:_MOST_LINE_BYTES] for line in lines))
-        os.close(self._heard)
-
-
-def _complain() -> None:
-    """Say what was raised."""
-    _write(traceback.format_exc().encode(errors="replace"))
-
-
-def _write(data: bytes) -> None:
-    """Write it to standard error, if that can be done at once: a log that hangs must not hold up a successor."""
-    with contextlib.suppress(OSError, ValueError):
-        if data and sys.stderr is not None and select.select([], [sys.stderr], [], 0)[1]:
-            os.write(sys.stderr.fileno(), data[-MOST_COMPLAINT_BYTES:])
+    def _work(self, link: socket.socket | None, serves: Callable[[], None], parent: int) -> None:
+        """Be the server: in its process."""
+        if self._woken is not None:
+            signal.set_wakeup_fd(-1)
+        found = self._kept.read()
+        # What a former controller gave is not for a server of this one, which may have other settings.
+        work.run(
+            link, self._sockets, parent=parent, kept=found if self._kept.ours or link is None else (), serves=serves
+        )

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from agent.core.errors import SnapshotError
 from agent.host import confine, process
 from agent.host.sockdiag import SocketDiagnosis
 from agent.serve.link import Link
@@ -29,13 +30,22 @@ LAST_SECONDS: Final = 0.25
 """How long the controller may take to read what is said last."""
 
 
-def run(link: socket.socket, sockets: Sequence[socket.socket], *, parent: int) -> None:
-    """Answer workers until the controller is gone or says that it is enough.
+def run(
+    link: socket.socket | None,
+    sockets: Sequence[socket.socket],
+    *,
+    parent: int,
+    kept: Sequence[bytes] = (),
+    serves: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer workers until the master says that it is enough, or is gone.
 
     Args:
-        link: to the controller.
+        link: to the controller; ``None``: there is none.
         sockets: on which workers ask; a netlink socket of the service manager's may be among them.
         parent: the process id of the master.
+        kept: what may be a snapshot to begin with; of several, the newest.
+        serves: to be called when workers are answered.
     """
     confine.end_with_parent(parent)
     process.give_up_precedence()
@@ -47,7 +57,7 @@ def run(link: socket.socket, sockets: Sequence[socket.socket], *, parent: int) -
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came meanwhile is heeded now
     # The loop is not closed: that would take what is given up in between, and the process ends with it.
-    loop.run_until_complete(serve(link, listening, diagnosis, stop, _use()))
+    loop.run_until_complete(serve(link, listening, diagnosis, stop, _use(), kept=kept, serves=serves))
 
 
 def _use() -> Use | None:
@@ -65,42 +75,66 @@ def _use() -> Use | None:
 
 
 async def serve(
-    given: socket.socket,
+    given: socket.socket | None,
     sockets: Sequence[socket.socket],
     diagnosis: SocketDiagnosis | None,
     stop: asyncio.Event,
     use: Use | None = None,
+    *,
+    kept: Sequence[bytes] = (),
+    serves: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer on ``sockets`` what the controller tells over ``given``, until ``stop`` or until nobody tells it.
+    """Answer on ``sockets`` what the controller tells over ``given``, until ``stop``.
+
+    When the controller has ended, what it told last is served on, until that ends.
 
     Args:
         given: the way to the controller.
         sockets: workers ask there.
         diagnosis: finds the owner of a connection; ``None``: they count by their addresses.
-        stop: ends it; set by whoever ends the process, and when the way to the controller ends.
+        stop: ends it; set by whoever ends the process, and where nobody tells what to serve.
         use: what this process uses.
+        kept: what may be a snapshot to begin with.
+        serves: called when workers are answered.
     """
     ended = asyncio.Event()
 
     def lost() -> None:
         ended.set()
-        stop.set()
+        if link.served is None:
+            stop.set()
 
     link = Link(lost=lost)
-    await asyncio.get_running_loop().create_unix_connection(link.protocol, sock=given)
+    if given is None:
+        ended.set()
+    else:
+        await asyncio.get_running_loop().create_unix_connection(link.protocol, sock=given)
     # The loop runs and has what it needs, and nothing of a stranger was read. From here on it answers on what it has,
     # and can do nothing else.
     confine.give_up_all_but_answering()
+    link.begin_with(_newest(kept))
+    if given is None and link.served is None:
+        return  # it was emptied just now, or is none: there is nothing to serve
     served = await _first(link, stop)
     if served is None:
         return
     server = answering(link, served, diagnosis, use=use)
     server.listen(sockets)
+    serves()
     await stop.wait()
     await server.close(CLOSE_SECONDS)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAST_SECONDS):  # what was said last is sent
             await ended.wait()
+
+
+def _newest(kept: Sequence[bytes]) -> Served | None:
+    """The newest of those that are snapshots."""
+    found: list[Served] = []
+    for data in kept:
+        with contextlib.suppress(SnapshotError):
+            found.append(Served(data))
+    return max(found, key=lambda one: one.version, default=None)
 
 
 async def _first(link: Link, stop: asyncio.Event) -> Served | None:

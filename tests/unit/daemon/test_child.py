@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from agent.daemon.child import ServerChild
-from agent.server.master import LINK
+from agent.server.words import LINK
 from tests.system.harness import until
 from tests.unit.controller.support import looped
 from tests.unit.daemon.test_servers import Controller
@@ -27,10 +27,10 @@ async def test_a_server_that_ends_again_and_again_is_told_of() -> None:
     child = ServerChild(None, ours)
     with structlog.testing.capture_logs() as logs:
         child.answer([], controller.servers, gone.set)
-        for _ in range(5):
+        for number in range(5):
             theirs, _unused = socket.socketpair()
             with theirs, _unused:
-                socket.send_fds(its, [b"%s 4711" % LINK], [theirs.fileno()])
+                socket.send_fds(its, [b"%s %d" % (LINK, 4711 + number)], [theirs.fileno()])
             await asyncio.sleep(0.01)
         its.close()
         async with asyncio.timeout(10):

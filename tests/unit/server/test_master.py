@@ -9,9 +9,9 @@ import pytest
 
 _MASTER = """
 import contextlib, errno, os, signal, socket, threading, time
-from agent.server import master, work
+from agent.server import master, words, work
 
-def run(link, sockets, *, parent):
+def run(link, sockets, **_):
     ours.close()
     link.sendall(b"here")
     if link.recv(1) == b"-":
@@ -25,8 +25,11 @@ listening = socket.create_server(("127.0.0.1", 0))
 thread = threading.Thread(target=master.Master(its).run)
 
 def server():
-    said, fds, _, _ = socket.recv_fds(ours, 64, 1)
-    assert said.split()[:1] == [master.LINK] and int(said.split()[1]), said
+    while True:
+        said, fds, _, _ = socket.recv_fds(ours, 64, 1)
+        if not said.startswith(words.ENDED):
+            break
+    assert said.split()[:1] == [words.LINK] and int(said.split()[1]), said
     link = socket.socket(fileno=fds[0])
     link.settimeout(10)
     assert link.recv(9) == b"here"
@@ -34,12 +37,12 @@ def server():
 
 def begin():
     thread.start()
-    socket.send_fds(ours, [master.GIVEN], [listening.fileno()])
-    ours.send(master.LISTEN)
+    socket.send_fds(ours, [words.GIVEN], [listening.fileno()])
+    ours.send(words.LISTEN)
     return server()
 
 def end():
-    ours.send(master.STOP)
+    ours.send(words.STOP)
     thread.join(10)
     print("ended" if not thread.is_alive() else "goes on", flush=True)
     os._exit(0)
@@ -60,13 +63,13 @@ assert not missing
 end()
 """,
     "more sockets than one message takes": """
-def run(link, sockets, *, parent):
+def run(link, sockets, **_):
     link.sendall(b"here" if len({one.fileno() for one in sockets}) == 131 else b"few")
     signal.pause()
 work.run = run
 for _ in range(2):
-    socket.send_fds(ours, [master.GIVEN], [listening.fileno()] * master.MOST_SOCKETS)
-socket.send_fds(ours, [master.GIVEN], [listening.fileno()] * 2)
+    socket.send_fds(ours, [words.GIVEN], [listening.fileno()] * words.MOST_SOCKETS)
+socket.send_fds(ours, [words.GIVEN], [listening.fileno()] * 2)
 begin()
 end()
 """,
@@ -82,13 +85,13 @@ os.set_blocking(writer, True)
 os.dup2(writer, 2)
 left = [True]
 run = work.run
-def fails(link, sockets, *, parent):
+def fails(link, sockets, **_):
     link.sendall(b"here")
     raise ValueError("of the first")
 work.run = fails
 thread.start()
-socket.send_fds(ours, [master.GIVEN], [listening.fileno()])
-ours.send(master.LISTEN)
+socket.send_fds(ours, [words.GIVEN], [listening.fileno()])
+ours.send(words.LISTEN)
 server(), server(), server()
 end()
 """,
@@ -97,11 +100,11 @@ log, journal = socket.socketpair()
 journal.settimeout(10)
 os.dup2(log.fileno(), 2)  # as the service manager gives it: who shuts it down does so for all who have it
 honest = run
-def run(link, sockets, *, parent):
+def run(link, sockets, **_):
     with contextlib.suppress(OSError):
         socket.socket(fileno=os.dup(2)).shutdown(socket.SHUT_WR)
     os.write(2, b'{"event": "of the agent"}')
-    honest(link, sockets, parent=parent)
+    honest(link, sockets)
 work.run = run
 begin().close()
 assert journal.recv(99) == b'server: {"event": "of the agent"}' + bytes([10])

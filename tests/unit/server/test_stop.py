@@ -7,7 +7,7 @@ import sys
 
 _STOPPED = """
 import os, signal, socket
-from agent.server import master, work
+from agent.server import starting, work
 
 class Master:
     def __init__(self, control):
@@ -21,12 +21,12 @@ class Master:
             os._exit(7)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-async def serve(link, sockets, diagnosis, stop, use):
+async def serve(link, sockets, diagnosis, stop, use, **_):
     await stop.wait()
 
 its, ours = socket.socketpair()
-master.Master, work.serve = Master, serve
-master.main(its.fileno(), os.getppid())
+starting.Master, work.serve = Master, serve
+starting.main(its.fileno(), os.getppid())
 """
 
 

@@ -1,0 +1,184 @@
+"""The connection to the master (:mod:`agent.server.master`), however that was begun.
+
+The master has the user of what parses strangers' bytes: each of its words is bounded and read strictly
+(:mod:`agent.server.words`), and what no honest one says ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+
+from agent.core.bucket import Bucket
+from agent.core.errors import HostError, SnapshotError
+from agent.daemon.servers import Servers
+from agent.host.emptiable import Emptiable
+from agent.server import words
+
+MOST_LINKS_PER_SECOND: Final = 20.0
+"""An honest master begins five servers a second at most."""
+_MOST_KEPT: Final = 4
+_CUT: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
+
+
+class MasterConnection:
+    """See the module. To be made in the event loop.
+
+    Args:
+        control: our end; it is closed with this.
+        ended: called once, when the master has ended or is not heard any more.
+        failing: called when its servers end as soon as they are begun, with how many have.
+
+    Attributes:
+        addresses: of the workers' sockets, once it has said them; a child says none.
+        alive: the process ids of the servers that it has begun and that have not ended.
+
+    *Resources*: the socket, until :meth:`close` or ``ended``.
+    """
+
+    def __init__(
+        self, control: socket.socket, *, ended: Callable[[], None], failing: Callable[[int], None] = lambda _count: None
+    ) -> None:
+        self.addresses: tuple[str, ...] | None = None
+        self.alive: set[int] = set()
+        self.introduced = asyncio.Event()
+        self._control = control
+        self._ended = ended
+        self._failing = failing
+        self._servers: Servers | None = None
+        self._rate = Bucket(MOST_LINKS_PER_SECOND, 2 * words.MOST_SERVERS)
+        self._given: list[Emptiable] = []  # the last is the newest
+        self._linked: Callable[[], None] = lambda: None
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(control.fileno(), self._hear)
+
+    # -- what it is told ---------------------------------------------------------------------------------------------
+
+    def begin(self, sockets: Sequence[socket.socket], servers: Servers, linked: Callable[[], None]) -> None:
+        """Have it begin a server that answers by what ``servers`` says.
+
+        Args:
+            sockets: for those; none where it has its own.
+            servers: what whoever answers is told and asks.
+            linked: called with each server that it begins.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        self._servers, self._linked = servers, linked
+        servers.begun_by(lambda: self.alive, self.end)
+        numbers = [one.fileno() for one in sockets]
+        for first in range(0, len(numbers), words.MOST_SOCKETS):
+            socket.send_fds(self._control, [words.GIVEN], numbers[first : first + words.MOST_SOCKETS])
+        servers.given_to(self.give)
+        self.give(servers.latest())
+        self._control.send(words.LISTEN)
+
+    def give(self, data: bytes) -> None:
+        """Give it the newest snapshot, and have every former one hold nothing, whoever has it.
+
+        Without memory or a descriptor for it there is none: a server then waits until it is told by us.
+        """
+        former, self._given = self._given, []
+        with contextlib.suppress(OSError):
+            new = Emptiable.holding(data)
+            self._given.append(new)
+            reader = new.reader()
+            try:
+                socket.send_fds(self._control, [words.SNAPSHOT], [reader])
+            finally:
+                os.close(reader)
+        for one in former:
+            one.empty()
+
+    def end(self, pid: int) -> None:
+        """Have a server killed: it does not do what it is told, or hears us no more."""
+        if pid in self.alive:
+            with contextlib.suppress(OSError):
+                self._control.send(words.number(words.END, pid))
+
+    def stop(self) -> None:
+        """Let all servers finish, and end.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        self._control.send(words.STOP)
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        files: list[int] = []
+        try:
+            said, files, flags, _ = socket.recv_fds(self._control, words.MOST_BYTES, 1)
+            if said:
+                self._heed(words.read(b"" if flags & _CUT else said), files)
+                return
+        except BlockingIOError:
+            return
+        except SnapshotError as error:
+            structlog.get_logger().error("server.cut_off", why=error.message)
+        except OSError:
+            pass
+        finally:
+            for one in files:
+                os.close(one)
+        self._end_of_it()
+
+    def _heed(self, said: words.Said, files: list[int]) -> None:
+        match said.word:
+            case words.SNAPSHOT if files and len(self._given) < _MOST_KEPT:
+                # If it is no agent's it cannot be emptied; the master drops it for ours.
+                with contextlib.suppress(HostError):
+                    self._given.insert(0, Emptiable.taken_back(files[0]))
+                return
+            case words.AT if self.addresses is None:
+                self.addresses = said.addresses
+                self.introduced.set()
+                return
+            case words.LINK if files and said.number not in self.alive and self._servers is not None:
+                if len(self.alive) < words.MOST_SERVERS and not self._rate.take(time.monotonic()):
+                    self._link(said.number, socket.socket(fileno=files.pop()), self._servers)
+                    return
+            case words.ALIVE if self.addresses is None and len(self.alive) < words.MOST_SERVERS:
+                self.alive.add(said.number)
+                return
+            case words.ENDED:
+                self.alive.discard(said.number)
+                if self._servers is not None:
+                    self._servers.changed()
+                return
+            case words.FAILING:
+                self._failing(said.number)
+                return
+            case _:
+                pass
+        raise SnapshotError(f"expected a word that the master may say now, got {said.word.decode()!r}")
+
+    def _link(self, pid: int, sock: socket.socket, servers: Servers) -> None:
+        self.alive.add(pid)
+        self._linked()
+        protocol = partial(servers.protocol, partial(self.end, pid), pid)
+        linking = self._loop.create_unix_connection(protocol, sock=sock)
+        task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _end_of_it(self) -> None:
+        self.close()
+        self._ended()
+
+    def close(self) -> None:
+        """Hear and say nothing more. What the servers were given stays as it is."""
+        with contextlib.suppress(OSError, ValueError):
+            self._loop.remove_reader(self._control.fileno())
+        self._control.close()

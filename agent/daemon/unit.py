@@ -1,0 +1,157 @@
+"""The process that answers workers, as a unit of its own: it has the sockets, and goes on when this process ends.
+
+Its master listens on a socket of the service manager's, which starts it when somebody connects. We connect at the
+start, and again whenever the connection ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from agent.daemon.child import FAILING_HINT, Again, ServerChild
+from agent.daemon.master_connection import MasterConnection
+from agent.daemon.servers import Servers
+from agent.host.process import Usage
+
+VARIABLE: Final = "CREDENTIAL_AGENT_SERVE_SOCKET"
+FIRST_SECONDS: Final = 5.0
+"""How long a start waits for it. Workers are not refused meanwhile: it has their sockets, or systemd has."""
+PAUSE_SECONDS: Final = 0.1
+MOST_PAUSE_SECONDS: Final = 5.0
+INTRODUCED_SECONDS: Final = 10.0
+"""A master that says nothing for so long after we connected is stuck, or not begun: we connect anew."""
+_HINT: Final = "systemctl status credential-agent-serve"
+
+
+class ServerUnit:
+    """See the module.
+
+    Args:
+        path: of its socket.
+
+    *Resources*: the connection, until :meth:`close`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._again = Again()
+        self._master: MasterConnection | None = None
+        self._servers: Servers | None = None
+        self._begins: Callable[[MasterConnection], None] = lambda _master: None
+        self._first = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._connecting: asyncio.Task[None] | None = None
+        self._addresses: tuple[str, ...] = ()
+
+    @classmethod
+    def named(cls, environ: Mapping[str, str]) -> ServerUnit | None:
+        """The one that the environment names; ``None``: it names none, or we were given workers' sockets ourselves."""
+        path = environ.get(VARIABLE)
+        return None if not path or "http" in environ.get("LISTEN_FDNAMES", "").split(":") else cls(path)
+
+    async def addresses(self, otherwise: Sequence[str]) -> list[str]:
+        """Connect, and learn where it answers.
+
+        Args:
+            otherwise: what is taken for that, when it does not say so soon.
+        """
+        self._connecting = asyncio.get_running_loop().create_task(self._stay_connected(), name="the server's unit")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SECONDS):
+                await self._first.wait()
+        if not self._addresses:
+            structlog.get_logger().error("server.late", seconds=FIRST_SECONDS, hint=_HINT)
+        return list(self._addresses or otherwise)
+
+    def answer(self, sockets: Sequence[socket.socket], servers: Servers, gone: Callable[[], None]) -> None:  # noqa: ARG002 - a child's shape
+        """Have it answer, now and whenever it is begun anew. It has its sockets, and we have none."""
+
+        def begins(master: MasterConnection) -> None:
+            self._again.anew()
+            with contextlib.suppress(OSError):  # it has ended, which is heard
+                master.begin((), servers, self._again.told)
+
+        self._servers, self._begins = servers, begins
+        if self._master is None:
+            _unknown(servers)
+        else:
+            begins(self._master)
+
+    async def _stay_connected(self) -> None:
+        failed = 0
+        while True:
+            master = await self._connect()
+            if master is None:
+                await asyncio.sleep(min(PAUSE_SECONDS * 2 ** min(failed, 10), MOST_PAUSE_SECONDS))
+                failed += 1
+                continue
+            failed, self._master, self._addresses = 0, master, master.addresses or ()
+            structlog.get_logger().info("server.connected", http=list(self._addresses))
+            self._first.set()
+            self._begins(master)
+            await self._lost.wait()
+            self._master = None
+            if self._servers is not None:
+                _unknown(self._servers)
+            structlog.get_logger().warning("server.disconnected", hint=_HINT)
+
+    async def _connect(self) -> MasterConnection | None:
+        """A connection to a master that has said who it has; ``None``: there is none just now."""
+        self._lost.clear()
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
+        try:
+            control.connect(self._path)
+        except OSError:
+            control.close()
+            return None
+        master = MasterConnection(control, ended=self._lost.set, failing=self._is_failing)
+        waited = [asyncio.ensure_future(one.wait()) for one in (master.introduced, self._lost)]
+        is_there = False
+        try:
+            await asyncio.wait(waited, timeout=INTRODUCED_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            is_there = master.introduced.is_set() and not self._lost.is_set()
+        finally:
+            for one in waited:
+                one.cancel()
+            if not is_there:
+                master.close()
+        return master if is_there else None
+
+    def _is_failing(self, count: int) -> None:
+        structlog.get_logger().error("server.failing", times=count, hint=FAILING_HINT)
+
+    @property
+    def replaced(self) -> int:
+        """How often a server has ended before its time and has had a successor."""
+        return self._again.times
+
+    def usage(self) -> Usage | None:
+        """What the master uses: a process of another user's is shown to nobody."""
+        return None
+
+    async def close(self, grace_seconds: float) -> None:  # noqa: ARG002 - a child's shape
+        """Hear no more of it. Its servers go on with what they were told last."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        if self._servers is not None:
+            await self._servers.counted()
+            self._servers.begun_by(tuple, lambda _pid: None)
+            self._servers.close()
+        if self._master is not None:
+            self._master.close()
+
+
+ServerProcess = ServerChild | ServerUnit
+"""Whichever there is."""
+
+
+def _unknown(servers: Servers) -> None:
+    servers.begun_by(lambda: None, lambda _pid: None)

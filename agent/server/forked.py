@@ -1,0 +1,141 @@
+"""One server as its master sees it: a process, what tells of its end, and what it writes.
+
+What tells is the end of a pipe: not every kernel and sandbox has pidfd_open(2). By the same pipe the server says that
+it answers workers.
+
+What a server writes to its standard streams goes to a pipe of its own, and its last lines to our standard error once it
+has ended, marked as its own. It has not got ours: the service manager's is a socket that we all share, and one that was
+taken over could write there as the agent, or shut it down, which would silence the agent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Final
+
+MOST_COMPLAINT_BYTES: Final = 4000
+"""So much fits into a pipe or a socket that takes anything at all (PIPE_BUF, pipe(7))."""
+_MOST_LINES: Final = 30
+_MOST_LINE_BYTES: Final = 120
+_MOST_HEARD_BYTES: Final = 1 << 16
+_SERVES: Final = b"+"
+
+Work = Callable[[Callable[[], None], int], None]
+"""What a server does until its end, given what says that it answers workers, and the master's process id."""
+
+
+class Forked:
+    """A server that was begun.
+
+    Attributes:
+        pid: its process id.
+        watched: becomes readable when it serves, or has ended.
+        began: when, by the monotonic clock.
+        serves: whether it has said so.
+        killed_at: when it is to be killed, since it was told to end; ``None``: it was not, or is killed.
+
+    *Resources*: the process and two pipes, until :meth:`reap`.
+    """
+
+    def __init__(self, pid: int, watched: int, heard: int) -> None:
+        self.pid = pid
+        self.watched = watched
+        self.began = time.monotonic()
+        self.serves = False
+        self.killed_at: float | None = None
+        self._ends = False
+        self._heard = heard  # what it writes to its standard streams
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What another server must not have."""
+        return self.watched, self._heard
+
+    def has_ended(self) -> bool:
+        """Look, when :attr:`watched` is readable, whether that is because it has ended."""
+        if os.read(self.watched, 2) != _SERVES or self.serves:
+            return True  # also of one that says more than there is to say: it is killed with that
+        self.serves = True
+        return False
+
+    def end(self, grace_seconds: float) -> None:
+        """Tell it to accept nothing more, and to end when what is under way is answered; kill it after the grace."""
+        if not self._ends:
+            self._ends, self.killed_at = True, time.monotonic() + grace_seconds
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it now."""
+        self._ends, self.killed_at = True, None
+        os.kill(self.pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Wait for its end, and pass on what it wrote last."""
+        self.kill()  # if it has only closed what we watch: it is not waited for
+        os.waitpid(self.pid, 0)
+        os.close(self.watched)
+        with contextlib.suppress(BlockingIOError):  # it has written nothing, and what it wrote to is open yet
+            lines = os.read(self._heard, _MOST_HEARD_BYTES).splitlines()[-_MOST_LINES:]
+            write(b"".join(b"server: %s\n" % line[:_MOST_LINE_BYTES] for line in lines))
+        os.close(self._heard)
+
+
+def fork(work: Work, *, but: Iterable[int]) -> Forked:
+    """Begin a server.
+
+    Args:
+        work: what it does.
+        but: descriptors that it must not have.
+
+    Raises:
+        OSError: no process or descriptor is to be had just now.
+    """
+    watched, alive = os.pipe()
+    try:
+        heard, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        os.close(watched)
+        os.close(alive)
+        raise
+    parent = os.getpid()  # asked here: in the child the answer may be whoever takes in orphans
+    try:
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                for standard in (1, 2):
+                    os.dup2(said, standard)
+                for one in (watched, heard, said, *but):
+                    os.close(one)
+                work(lambda: _say(alive), parent)
+                code = 0
+            except BaseException:  # noqa: BLE001 - a fork's border: the master's work is not its business
+                write(traceback.format_exc().encode(errors="replace"))
+            finally:
+                os._exit(code)
+    except OSError:
+        os.close(watched)
+        os.close(heard)
+        raise
+    finally:
+        os.close(alive)
+        os.close(said)
+    return Forked(pid, watched, heard)
+
+
+def _say(alive: int) -> None:
+    os.write(alive, _SERVES)
+
+
+def write(data: bytes) -> None:
+    """Write it to standard error, if that can be done at once: a log that hangs must not hold up a successor."""
+    with contextlib.suppress(OSError, ValueError):
+        if data and sys.stderr is not None and select.select([], [sys.stderr], [], 0)[1]:
+            os.write(sys.stderr.fileno(), data[-MOST_COMPLAINT_BYTES:])
