@@ -26,6 +26,11 @@ from agent.core.errors import CourierError
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.enrol import LARGEST_ENROLMENT
 
+PROMPT_SECONDS: Final = 4.0
+"""How long a worker may take while others wait for it."""
+PATIENT_SECONDS: Final = 20.0
+"""How long one may take that nobody waits for."""
+
 PROGRAM: Final = resources.files("agent.forward").joinpath("onworker.py").read_text("utf-8")
 """The text that runs on workers. Text and no code object: the workers' Python may be another than ours."""
 
@@ -44,7 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     steps: tuple[Step, ...]
-    seconds: float = 20.0
+    seconds: float = PATIENT_SECONDS
     after: str = ""
     session: str = ""
 
@@ -96,6 +101,10 @@ class _Wire(msgspec.Struct):
     answers: list[tuple[int, str]] = []
 
 
+class LateError(CourierError):
+    """No answer came in time. There may be one later: the worker is asked again, apart from the others."""
+
+
 LARGEST_REPLY: Final = 4 * LARGEST_ENROLMENT
 
 
@@ -137,8 +146,9 @@ class Courier(Protocol):
         """Evaluate ``job.expression`` (or run ``job.script``) on each of ``workers``.
 
         Returns:
-            For each worker the text that came back, or why there is none; who has left may be missing. It may raise if
-            nobody could be reached, and must return within a minute or so of ``job.seconds``.
+            For each worker the text that came back, or why there is none: :class:`LateError` for one that has not
+            answered in time. Who has left may be missing. It may raise if nobody could be reached, and returns within
+            some seconds of ``job.seconds``. It is called from several threads at once.
         """
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:

@@ -1,24 +1,25 @@
 """One round of a forwarding: look who is there, enrol new workers, seal and deliver what is due.
 
-No thread and no clock of its own: :mod:`agent.forward.session` drives it.
+No clock of its own: :mod:`agent.forward.session` drives it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from agent import bundle
 from agent.core.errors import AgentError, CourierError
 from agent.forward import signing
-from agent.forward.courier import Courier, Job, Reply
+from agent.forward.courier import PROMPT_SECONDS, Courier, Job, Reply
 from agent.forward.enrolling import Admission, Agent, Roster, answered
 from agent.forward.local import Local
+from agent.forward.sealing import Sealer
 from agent.forward.status import CloudStatus, State, Status
-from agent.sender import assemble
 from agent.wire import names
 
 GROUP: Final = 16
@@ -32,6 +33,10 @@ CHUNK: Final = 512
 _ENROL_AGAIN: Final = frozenset({"recipient", "unwrap", "forwarded", "audience"})
 """Refusals that say that the agent has another key than the one it enrolled with."""
 
+AT_ONCE: Final = 32
+"""So many bundles are under way at once."""
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -69,14 +74,11 @@ class Engine:
         self._signer = signer
         self._issuer = issuer
         self._subject = subject
-        self._lease = lease
         self._now = now
         self._group = group
         self._roster = Roster(courier, session=subject, kid=signer.kid)
+        self._sealer = Sealer(local, signer=signer, issuer=issuer, subject=subject, lease=lease, now=now)
         self._version = 0
-        self._seq = 0
-        self._leased: datetime | None = None
-        self._ends: tuple[int, datetime] | None = None  # of which version, and when the first of its leases ends
         self._trouble: str | None = None
         self.renewals = 0
 
@@ -88,18 +90,17 @@ class Engine:
         Raises:
             AgentError: the first time: there is nothing to send.
         """
-        now = self._now()
-        if self._local.collect(now) or self._version == 0 or (self._leased is not None and now >= self._leased):
+        now, leased = self._now(), self._sealer.renewal_due
+        if self._local.collect(now) or self._version == 0 or (leased is not None and now >= leased):
+            self._sealer.begin()
             self._version += 1
             self.renewals = self._version - 1
-            # A lease is renewed when a third of it is gone: who misses one renewal has another.
-            self._leased = None if self._lease is None else now + self._lease / 3
             return True
         return False
 
     def due(self) -> datetime | None:
         """When :meth:`collect` is due."""
-        return min((at for at in (self._local.due(), self._leased) if at is not None), default=None)
+        return min((at for at in (self._local.due(), self._sealer.renewal_due) if at is not None), default=None)
 
     # -- the workers
 
@@ -115,24 +116,37 @@ class Engine:
         message = error.message if isinstance(error, AgentError) else f"{type(error).__name__}: {error}"
         self._trouble = f"the cluster cannot be reached: {message}"[:400]
 
-    def serve(self, names: Sequence[str]) -> None:
-        """Give the identity to workers that do not have it; at most :data:`CHUNK` of them."""
-        documents = self._roster.look(names)
+    @property
+    def late(self) -> frozenset[str]:
+        """The workers of whom an answer is outstanding: they are served apart from the others."""
+        return frozenset(self._roster.late)
+
+    def serve(self, names: Sequence[str], seconds: float = PROMPT_SECONDS) -> None:
+        """Give the identity to workers that do not have it; at most :data:`CHUNK` of them.
+
+        Safe to call from several threads at once, for other workers each.
+
+        Args:
+            names: of the workers.
+            seconds: how long each may take for each of a few questions; who takes longer is among the late then.
+        """
+        documents = self._roster.look(names, seconds)
         roster = self._roster
         reached = [roster.agents[at] for at in documents]
         for agent in reached:
             self._compare(agent, documents[agent.id])
         wanting = [agent for agent in reached if agent.version < self._version]
-        told = self._bring(wanting)
-        waiting = [name for name in names if name not in told]
+        told = self._bring(wanting, seconds)
+        # Who owes an answer may yet be served before its first task.
+        waiting = [name for name in names if name not in told and name not in roster.late]
         if waiting:
-            roster.ask(Job(steps=(), after="refused", session=self._subject), waiting)
+            roster.ask(Job(steps=(), after="refused", session=self._subject, seconds=seconds), waiting)
 
     def renew(self) -> Iterator[None]:
         """Deliver what is new to the agents that we know; yields between chunks."""
-        known = [agent for agent in self._roster.agents.values() if agent.workers and agent.version < self._version]
-        for some in _slices(known, CHUNK):
-            self._bring(some)
+        known = [agent for agent in list(self._roster.agents.values()) if agent.version < self._version]
+        for some in _slices(list(self._roster.speaking(known, late=False).values()), CHUNK):
+            self._bring(some, PROMPT_SECONDS)
             yield
 
     def _compare(self, agent: Agent, document: dict[str, Any]) -> None:
@@ -150,76 +164,52 @@ class Engine:
         elif agent.state is State.ANOTHER:
             agent.version = 0
 
-    def _bring(self, agents: Sequence[Agent]) -> set[str]:
+    def _bring(self, agents: Sequence[Agent], seconds: float) -> set[str]:
         """Enrol and deliver; returns the workers that were told."""
         if not agents:
             return set()
         admission = self._admission(self._local)
         # Who may have the identity of another account is asked anew: somebody may have signed on as another meanwhile.
-        unknown = [one for one in agents if one.workers and (one.enrolment is None or one.admission != admission)]
+        unknown = [one for one in agents if one.enrolment is None or one.admission != admission]
         if unknown:
-            self._roster.enrol(unknown, admission)
-        again, told = self._deliver([agent for agent in agents if agent.enrolment is not None and agent.workers])
+            self._roster.enrol(unknown, admission, seconds)
+        again, told = self._deliver([agent for agent in agents if agent.enrolment is not None], seconds)
         if again:
-            self._roster.enrol(again, admission)
-            _, more = self._deliver([agent for agent in again if agent.enrolment is not None])
+            self._roster.enrol(again, admission, seconds)
+            _, more = self._deliver([agent for agent in again if agent.enrolment is not None], seconds)
             told |= more
         return told
 
-    def _deliver(self, agents: Sequence[Agent]) -> tuple[list[Agent], set[str]]:
-        again: list[Agent] = []
-        told: set[str] = set()
+    def _deliver(self, agents: Sequence[Agent], seconds: float) -> tuple[list[Agent], set[str]]:
         by_lease: dict[int | None, list[Agent]] = defaultdict(list)
         for agent in agents:
             by_lease[agent.longest].append(agent)
-        for longest, some in by_lease.items():
-            for group in _slices(some, self._group):
-                sealed, seq = self._seal(group, longest)
-                if sealed is None:
-                    continue
-                job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="served", session=self._subject)
-                replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])
-                for agent in group:
-                    speaker = self._roster.speaker(agent)
-                    told.add(speaker)
-                    if not self._hear(agent, replies[speaker], seq):
-                        again.append(agent)
+        groups = [(group, longest) for longest, some in by_lease.items() for group in _slices(some, self._group)]
+        again: list[Agent] = []
+        told: set[str] = set()
+        # Side by side: a group in which one does not answer holds up no other.
+        for unheard, heard in _side_by_side(lambda one: self._deliver_to(*one, seconds), groups):
+            again += unheard
+            told |= heard
         return again, told
 
-    def _seal(self, group: Sequence[Agent], longest: int | None) -> tuple[bytes | None, int]:
-        now = self._now()
-        collected, more = self._local.collected(now), self._local.more()
-        if not collected and not more:
+    def _deliver_to(self, group: Sequence[Agent], longest: int | None, seconds: float) -> tuple[list[Agent], set[str]]:
+        version = self._version  # before it is sealed: what is collected meanwhile is another
+        speaking = self._roster.speaking(group)
+        sealed, seq = self._sealer.seal(group, longest, version)
+        if sealed is None:
             for agent in group:
                 agent.say(State.WAITING, "the identity that was forwarded has ended", "sign in again on this computer")
-            return None, 0
-        lease = self._lease
-        if longest is not None and (lease is None or lease.total_seconds() > longest):
-            lease = timedelta(seconds=longest)
-            soon = now + lease / 3
-            self._leased = soon if self._leased is None else min(soon, self._leased)
-        if lease is not None:
-            ends = now + lease
-            if self._ends is not None and self._ends[0] == self._version:
-                ends = min(ends, self._ends[1])
-            self._ends = self._version, ends
-        until = None if lease is None else now + lease
-        return self._assembled(group, now, collected=collected, more=more, lease_until=until), self._seq
+            return [], set()
+        for agent in group:
+            agent.in_doubt = True
+        job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="served", session=self._subject, seconds=seconds)
+        replies = self._roster.ask(job, list(speaking))
+        return [one for name, one in speaking.items() if not self._hear(one, replies[name], seq, version)], set(
+            speaking
+        )
 
-    def _assembled(self, group: Sequence[Agent], now: datetime, **content: Any) -> bytes:
-        """The next bundle of our stream, to the keys of these agents."""
-        self._seq = max(int(now.timestamp() * 1000), self._seq + 1)
-        return assemble.assemble(
-            signer=self._signer,
-            recipients=_keys(group),
-            now=now,
-            issuer=self._issuer,
-            subject=self._subject,
-            seq=self._seq,
-            **content,
-        ).sealed
-
-    def _hear(self, agent: Agent, reply: Reply | CourierError, seq: int) -> bool:
+    def _hear(self, agent: Agent, reply: Reply | CourierError, seq: int, version: int) -> bool:
         """Take note of a verdict; false: enrol anew and try again."""
         try:
             answer = answered(reply)
@@ -229,8 +219,9 @@ class Engine:
         except (CourierError, ValueError, RecursionError) as error:
             agent.say(State.UNREACHABLE, str(error)[:300])
             return True
+        agent.in_doubt = False
         if answer.status == 200:
-            agent.version, agent.seq = self._version, seq
+            agent.version, agent.seq = version, seq
             agent.say(State.SERVED)
             return True
         code, reason = str(verdict.get("code")), str(verdict.get("reason") or verdict.get("error"))[:400]
@@ -244,26 +235,37 @@ class Engine:
         return True
 
     def withdraw(self) -> int:
-        """Take the identity away from every agent that has it from us; returns from how many."""
-        having = [agent for agent in self._roster.agents.values() if agent.version > 0 and agent.workers]
+        """Take the identity away from every agent that has it from us, or may have; returns from how many.
+
+        Nothing is given to anybody after that.
+        """
+        self._sealer.end()
+        having = [agent for agent in list(self._roster.agents.values()) if agent.version > 0 or agent.in_doubt]
+        return sum(_side_by_side(self._take_from, _slices([a for a in having if a.enrolment or a.former], self._group)))
+
+    def _take_from(self, group: Sequence[Agent]) -> int:
+        job = Job(
+            steps=(("PUT", names.BUNDLE_PATH, self._sealer.withdrawal(group)),),
+            after="withdrawn",
+            session=self._subject,
+            seconds=PROMPT_SECONDS,
+        )
+        speaking = self._roster.speaking(group)
+        replies = self._roster.ask(job, list(speaking))
         taken = 0
-        for group in _slices([agent for agent in having if agent.enrolment or agent.former], self._group):
-            sealed = self._assembled(group, self._now(), withdraw=True)
-            job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="withdrawn", session=self._subject)
-            replies = self._roster.ask(job, [self._roster.speaker(agent) for agent in group])
-            for agent in group:
-                reply = replies[self._roster.speaker(agent)]
-                if isinstance(reply, Reply) and reply.answers and reply.answers[0].status == 200:
-                    taken += 1
-                    agent.version = 0
-                    agent.say(State.WAITING, "withdrawn")
+        for name, agent in speaking.items():
+            reply = replies[name]
+            if isinstance(reply, Reply) and reply.answers and reply.answers[0].status == 200:
+                taken += 1
+                agent.version = 0
+                agent.say(State.WAITING, "withdrawn")
         return taken
 
     # -- what is said of it
 
     def status(self) -> Status:
         """How the forwarding stands: its clouds and its workers."""
-        leased = None if self._ends is None else self._ends[1]
+        leased = self._sealer.first_end
         clouds = []
         for cloud, part in self._local.parts.items():
             ends = [at for at in (part.forecast.until, leased) if at is not None]
@@ -287,12 +289,14 @@ class Engine:
         )
 
 
-def _keys(group: Sequence[Agent]) -> list[bundle.RecipientKey]:
-    # Two agents with one key (of an image, or handed out by a person) are one recipient.
-    known = [found.recipient for one in group if (found := one.enrolment or one.former) is not None]
-    return list({recipient.kid: recipient for recipient in known}.values())
-
-
 def _slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
+
+
+def _side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    some = list(items)
+    if len(some) < 2:
+        return [function(one) for one in some]
+    with ThreadPoolExecutor(min(AT_ONCE, len(some)), "deliver") as pool:
+        return list(pool.map(function, some))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Final
 from agent import enrol
 from agent.core.errors import CourierError, EvidenceError, UsageError
 from agent.enrol import Enrolment, Machine
-from agent.forward.courier import Answer, Courier, Job, Reply, read_reply
+from agent.forward.courier import PROMPT_SECONDS, Answer, Courier, Job, LateError, Reply, read_reply
 from agent.forward.status import State, WorkerStatus
 from agent.wire import names
 
@@ -55,6 +56,7 @@ class Agent:
         admission: by which that was admitted: it holds for the identity of then.
         machine: who it was proved to be; ``None``: nothing was proved, and nothing needed to be.
         version: of the content it has; 0: none.
+        in_doubt: something was sent to it, and nobody knows whether it arrived.
         seq: of the bundle it took from us.
         longest: the longest lease that it lets us give, in seconds; ``None``: any.
     """
@@ -66,6 +68,7 @@ class Agent:
     admission: Admission | None = None
     machine: Machine | None = None
     version: int = 0
+    in_doubt: bool = False
     seq: int | None = None
     longest: int | None = None
     state: State = State.WAITING
@@ -110,7 +113,7 @@ class Admission:
 
 
 class Roster:
-    """The workers and their agents.
+    """The workers and their agents. Safe to call from several threads at once, for other workers each.
 
     Args:
         courier: reaches them.
@@ -122,32 +125,37 @@ class Roster:
         self._courier = courier
         self._session = session
         self._kid = kid
+        self._lock = threading.RLock()  # held for no question
         self.agents: dict[str, Agent] = {}
         self.of: dict[str, str] = {}  # the agent of each worker
+        self.late: set[str] = set()  # workers of whom an answer is outstanding
         self._alone: dict[str, WorkerStatus] = {}  # workers that reach no agent
         self._hosts: dict[str, str] = {}
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         """How each worker stands."""
-        found = list(self._alone.values())
-        for name, at in self.of.items():
-            agent = self.agents[at]
-            found.append(
-                WorkerStatus(
-                    name=name,
-                    host=self._hosts.get(name, ""),
-                    state=agent.state,
-                    machine=None if agent.machine is None else str(agent.machine),
-                    reason=agent.reason,
-                    hint=agent.hint,
+        with self._lock:
+            found = list(self._alone.values())
+            for name, at in self.of.items():
+                agent = self.agents[at]
+                found.append(
+                    WorkerStatus(
+                        name=name,
+                        host=self._hosts.get(name, ""),
+                        state=agent.state,
+                        machine=None if agent.machine is None else str(agent.machine),
+                        reason=agent.reason,
+                        hint=agent.hint,
+                    )
                 )
-            )
         return tuple(sorted(found, key=lambda one: one.name))
 
     def keep(self, names: Collection[str]) -> None:
         """Forget the workers that are gone. Their agents are remembered: a worker that starts again finds its own."""
-        for name in [one for one in (*self.of, *self._alone) if one not in names]:
-            self._forget(name)
+        with self._lock:
+            for name in [one for one in (*self.of, *self._alone) if one not in names]:
+                self._forget(name)
+            self.late.intersection_update(names)
 
     def _forget(self, name: str) -> None:
         at = self.of.pop(name, None)
@@ -157,13 +165,18 @@ class Roster:
         self._hosts.pop(name, None)
 
     def ask(self, job: Job, names: Sequence[str]) -> dict[str, Reply | CourierError]:
-        """Carry a job to workers; returns for each what came back."""
+        """Carry a job to workers; returns for each what came back. Who has not answered is among the late then."""
         if not names:
             return {}
         said = self._courier.call(job, names)
         replies: dict[str, Reply | CourierError] = {}
         for name in names:
             text = said.get(name, CourierError("the worker has left"))
+            with self._lock:
+                (self.late.add if isinstance(text, LateError) else self.late.discard)(name)
+            if isinstance(text, LateError):
+                replies[name] = text
+                continue
             if isinstance(text, Exception):
                 replies[name] = CourierError(f"the worker could not be reached: {type(text).__name__}: {text}"[:300])
                 continue
@@ -173,24 +186,40 @@ class Roster:
                 replies[name] = error
         return replies
 
-    def look(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Find out which agent each worker reaches, and what it says of itself; returns the status of each agent."""
+    def look(self, names: Sequence[str], seconds: float = PROMPT_SECONDS) -> dict[str, dict[str, Any]]:
+        """Find out which agent each worker reaches, and what it says of itself; returns the status of each agent.
+
+        Args:
+            names: of workers.
+            seconds: how long they may take. Who was served and does not answer within the shortest time counts as
+                served all the same, since that says nothing of its agent.
+        """
         documents: dict[str, dict[str, Any]] = {}
-        for name, reply in self.ask(Job(steps=(STATUS,), session=self._session), names).items():
-            self._forget(name)
-            if isinstance(reply, CourierError):
-                self._alone[name] = WorkerStatus(name=name, state=State.UNREACHABLE, reason=reply.message)
-                continue
-            self._hosts[name] = reply.host
-            document = _document(reply)
-            if reply.agent is None or document is None:
-                self._alone[name] = _lonely(name, reply)
-                continue
-            agent = self.agents.setdefault(reply.agent, Agent(reply.agent))
-            agent.workers[name] = None
-            self.of[name] = agent.id
-            agent.longest = self._longest(document)
-            documents[agent.id] = document
+        replies = self.ask(Job(steps=(STATUS,), session=self._session, seconds=seconds), names)
+        with self._lock:
+            for name, reply in replies.items():
+                if isinstance(reply, LateError) and seconds <= PROMPT_SECONDS:
+                    if name not in self.of and name not in self._alone:
+                        self._alone[name] = WorkerStatus(
+                            name=name, state=State.WAITING, reason="it has not answered yet"
+                        )
+                    continue
+                self._forget(name)
+                if isinstance(reply, CourierError):
+                    self._alone[name] = WorkerStatus(
+                        name=name, state=State.UNREACHABLE, reason=reply.message, hint=reply.hint
+                    )
+                    continue
+                self._hosts[name] = reply.host
+                document = _document(reply)
+                if reply.agent is None or document is None:
+                    self._alone[name] = _lonely(name, reply)
+                    continue
+                agent = self.agents.setdefault(reply.agent, Agent(reply.agent))
+                agent.workers[name] = None
+                self.of[name] = agent.id
+                agent.longest = self._longest(document)
+                documents[agent.id] = document
         return documents
 
     def _longest(self, document: dict[str, Any]) -> int | None:
@@ -202,21 +231,35 @@ class Roster:
                 return min(max(most, LEASES[0]), LEASES[1]) if type(most) is int and most > 0 else None
         return None
 
-    def speaker(self, agent: Agent) -> str:
-        """A worker through which an agent is reached."""
-        return next(iter(agent.workers))
+    def speaking(self, agents: Sequence[Agent], *, late: bool = True) -> dict[str, Agent]:
+        """The agents by the worker through which each is reached; without those that none reaches any more.
 
-    def enrol(self, agents: Sequence[Agent], admission: Admission) -> None:
+        Args:
+            agents: which.
+            late: also those that are reached only by a worker that owes an answer.
+        """
+        found: dict[str, Agent] = {}
+        with self._lock:
+            for agent in agents:
+                name = min(agent.workers, key=self.late.__contains__, default=None)
+                if name is not None and (late or name not in self.late):
+                    found[name] = agent
+        return found
+
+    def enrol(self, agents: Sequence[Agent], admission: Admission, seconds: float = PROMPT_SECONDS) -> None:
         """Ask agents for their keys and have what they say verified. One whose evidence does not hold is marked so."""
         nonce = enrol.new_nonce(secrets.token_bytes(32))
-        job = Job(steps=(("POST", names.ENROL_PATH, enrol.write_question(nonce)),), session=self._session)
-        replies = self.ask(job, [self.speaker(agent) for agent in agents])
+        job = Job(
+            steps=(("POST", names.ENROL_PATH, enrol.write_question(nonce)),), session=self._session, seconds=seconds
+        )
+        speaking = self.speaking(agents)
+        replies = self.ask(job, list(speaking))
         asked: list[tuple[Agent, Enrolment]] = []
-        for agent in agents:
+        for name, agent in speaking.items():
             agent.former = agent.enrolment or agent.former
             agent.enrolment = agent.machine = None
             try:
-                asked.append((agent, enrol.read_enrolment(_body(replies[self.speaker(agent)]), nonce=nonce)))
+                asked.append((agent, enrol.read_enrolment(_body(replies[name]), nonce=nonce)))
             except EvidenceError as error:
                 agent.say(State.EVIDENCE, error.message, error.hint)
             except CourierError as error:

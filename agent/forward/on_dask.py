@@ -12,20 +12,24 @@ import asyncio
 import contextlib
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as Late
 from typing import Any, Final
 
 from agent.core.errors import CourierError, UsageError
-from agent.forward.courier import PROGRAM, Job
+from agent.forward.courier import PROGRAM, Job, LateError
 
 PATIENCE_SECONDS: Final = 10.0
 """How long a newcomer waits to be served before it takes tasks all the same: we may be gone."""
 SLICE: Final = 128
 """Workers of one call: one that hangs holds up only so many others."""
-ALONE_SECONDS: Final = 10.0
-GOODBYE_SECONDS: Final = 5.0
+STILL_SECONDS: Final = 2.0
+"""When no call has returned for so long, each worker that is left is called by itself: one that hangs is among them."""
+BEYOND_SECONDS: Final = 1.0
+"""How long a reply may be on its way."""
+GOODBYE_SECONDS: Final = 2.0
 
 _ON_WORKER: Final = (
     PROGRAM
@@ -118,6 +122,25 @@ class _Carry:
         raise AssertionError("internal error: it runs on workers only")
 
 
+class _Box:
+    """The queue of a newcomer that waits.
+
+    Args:
+        name: of the queue.
+        patience: how long the newcomer waits.
+    """
+
+    def __init__(self, name: str, patience: float) -> None:
+        self.name = name
+        self.ends = time.monotonic() + patience
+        self.answers: deque[asyncio.Future[str]] = deque()  # it answers in the order in which it is asked
+
+    @property
+    def over(self) -> bool:
+        """Whether it takes tasks by now, and can be called as any other."""
+        return time.monotonic() >= self.ends
+
+
 class Dask:
     """The courier of a Dask cluster.
 
@@ -151,8 +174,8 @@ class Dask:
         self._issuer = issuer
         self._patience = patience
         self._reconnect = reconnect
-        self._boxes: dict[str, str] = {}  # of newcomers that wait, by address
-        self._pending: dict[str, asyncio.Future[str]] = {}  # by box
+        self._boxes: dict[str, _Box] = {}  # of newcomers that wait, by address
+        self._late: set[str] = set()  # who did not answer in time, the last time
         self._inbox: asyncio.Task[None] | None = None
         self._register: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._registering: Future[Any] | None = None
@@ -199,48 +222,63 @@ class Dask:
 
     def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
         """Run it on them, outside of tasks and beside them."""
-        begun = [(some, self._begin(self._run(job, some))) for some in _slices(workers, SLICE)]
         said: dict[str, str | Exception] = {}
-        for some, future in begun:
-            try:
-                said.update(self._wait(future, job.seconds + 10))
-            except CourierError:
-                # One that hangs holds up the others of its slice: each for itself then.
-                ends = time.monotonic() + ALONE_SECONDS  # for all of them: they were begun at the same moment
-                alone = [(one, self._begin(self._run(job, [one]))) for one in some] if len(some) > 1 else []
-                for one, own in alone:
-                    try:
-                        said.update(self._wait(own, max(0.0, ends - time.monotonic())))
-                    except CourierError as error:
-                        said[one] = error
+        # Who hung the last time, or has a queue of its own, holds up only itself.
+        apart = [one for one in workers if one in self._boxes or one in self._late]
+        slices = [[one] for one in apart] + _slices([one for one in workers if one not in apart], SLICE)
+        begun = {self._begin(self._run(job, some)): some for some in slices}
+        while (shared := [one for one, some in begun.items() if len(some) > 1]) and self._take(
+            begun, min(STILL_SECONDS, job.seconds), said
+        ):
+            pass
+        for future in shared:
+            # One that hangs holds up the others of its slice: each for itself then.
+            future.cancel()
+            begun.update({self._begin(self._run(job, [one])): [one] for one in begun.pop(future)})
+        while self._take(begun, max(job.seconds - STILL_SECONDS, BEYOND_SECONDS) + BEYOND_SECONDS, said):
+            pass
+        self._late.difference_update(said)
+        self._late.update(one for some in begun.values() for one in some)
+        for future, names in begun.items():
+            future.cancel()
+            said.update(dict.fromkeys(names, LateError(f"no answer in {job.seconds:.0f} s")))
         return said
+
+    def _take(self, begun: dict[Future[Any], Sequence[str]], seconds: float, said: dict[str, str | Exception]) -> bool:
+        """Take what comes next; false: nothing has come for so long, or nothing is outstanding."""
+        done, _ = wait(begun, seconds, FIRST_COMPLETED)
+        for future in done:
+            names = begun.pop(future)
+            try:
+                said.update(self._wait(future, 0))
+            except CourierError as error:
+                said.update(dict.fromkeys(names, error))
+        return bool(done)
 
     async def _run(self, job: Job, workers: Sequence[str]) -> dict[str, str | Exception]:
-        waiting = [one for one in workers if one in self._boxes]
-        others = [one for one in workers if one not in self._boxes]
-        by_box = asyncio.gather(*(self._post(job, one) for one in waiting))
-        said: dict[str, str | Exception] = {}
-        if others:
-            said.update(await self._client.run(_Carry(), job.request, workers=others, on_error="return"))
-        said.update(zip(waiting, await by_box, strict=True))
-        return said
+        if len(workers) == 1 and (box := self._boxes.get(workers[0])) is not None and not box.over:
+            return {workers[0]: await self._post(job, workers[0], box)}
+        found = await self._client.run(_Carry(), job.request, workers=list(workers), on_error="return")
+        return dict(found)
 
-    async def _post(self, job: Job, worker: str) -> str | Exception:
+    async def _post(self, job: Job, worker: str, box: _Box) -> str | Exception:
         """A newcomer answers nobody until it is served: its messages go through its queue."""
-        box = self._boxes[worker]
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._pending[box] = answer
+        box.answers.append(answer)
         try:
-            await self._client.scheduler.queue_put(name=box, data=job.request)
-            return await asyncio.wait_for(answer, self._patience)
+            await self._client.scheduler.queue_put(name=box.name, data=job.request)
+            return await asyncio.wait_for(answer, min(job.seconds, box.ends - time.monotonic()))
+        except TimeoutError:
+            return LateError(f"no answer in {job.seconds:.0f} s")
         except Exception as error:  # noqa: BLE001 - distributed raises what it likes
-            self._boxes.pop(worker, None)
+            box.ends = 0.0
             return CourierError(f"{type(error).__name__}: {error}"[:300])
         finally:
-            self._pending.pop(box, None)
-            if job.after or worker not in self._boxes:
+            if job.after or box.over:
                 self._boxes.pop(worker, None)
-                self._client._send_to_scheduler({"op": "queue_release", "name": box, "client": box})  # noqa: SLF001
+                self._client._send_to_scheduler(  # noqa: SLF001 - as distributed.Queue.close() does
+                    {"op": "queue_release", "name": box.name, "client": box.name}
+                )
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
         """Have every newcomer tell us, before it takes a task."""
@@ -269,16 +307,18 @@ class Dask:
                 await self._client.scheduler.queue_put(name=self._session, data={"end": True})
                 await asyncio.wait([self._inbox], timeout=GOODBYE_SECONDS)
                 self._inbox.cancel()
-            await self._client.unregister_worker_plugin(self._session)
+            # First of all the scheduler forgets it; then it waits for every worker, also for one that hangs.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._client.unregister_worker_plugin(self._session), GOODBYE_SECONDS)
             self._client._send_to_scheduler(  # noqa: SLF001 - as distributed.Queue.close() does
                 {"op": "queue_release", "name": self._session, "client": self._session}
             )
 
         def unwatch() -> None:
-            # What was not registered yet cannot be taken back.
+            # What was not registered yet cannot be taken back. It never returns if a worker hangs.
             if self._registering is not None and not self._closed:
-                wait([self._registering], self._patience)
-            self._wait(self._begin(leave()), 30)
+                wait([self._registering], GOODBYE_SECONDS)
+            self._wait(self._begin(leave()), 3 * GOODBYE_SECONDS)
 
         return unwatch
 
@@ -297,9 +337,11 @@ class Dask:
             box, reply, name = word.get("box"), word.get("reply"), word.get("joined")
             if isinstance(name, str):
                 if isinstance(box, str):
-                    self._boxes[name] = box
+                    self._boxes[name] = _Box(box, self._patience)
                 joined([name])
-            elif isinstance(box, str) and (answer := self._pending.get(box)) is not None and not answer.done():
+                continue
+            answers = next((one.answers for one in self._boxes.values() if one.name == box), None)
+            if answers and not (answer := answers.popleft()).done():
                 answer.set_result(reply if isinstance(reply, str) else "")
 
     @property
@@ -318,7 +360,7 @@ class Dask:
             return future.result(seconds)
         except Late:
             future.cancel()
-            raise CourierError("no answer in time") from None
+            raise LateError("no answer in time") from None
         except Exception as error:  # noqa: BLE001 - distributed raises what it likes
             raise CourierError(f"{type(error).__name__}: {error}"[:300]) from None
 

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from agent.core.errors import CourierError, UsageError
-from agent.forward.courier import PROGRAM, Job
+from agent.forward.courier import PROGRAM, Job, LateError
 
 START_SECONDS: Final = 20.0
-"""How long a node may take to start a process for us, beside what the request itself may take."""
+"""How long a node may take to start its first process for us, beside what the request itself may take."""
+AGAIN_SECONDS: Final = 5.0
+"""The same, for a node that has answered before."""
 GLANCE_SECONDS: Final = 0.5
 """How often we look who is there."""
 SHARE: Final = 20
@@ -113,6 +115,7 @@ class Ray:
         context = self._ray.get_runtime_context()
         self._job = self._connection()
         self._carry = self._ray.remote(num_cpus=0, max_retries=0)(_function("carry"))
+        self._answered: set[str] = set()
         self._options: dict[str, Any] = {}
         if (context.runtime_env or {}).get("worker_process_setup_hook"):
             self._options["runtime_env"] = {"env_vars": {_ASKING: "1"}}
@@ -153,17 +156,19 @@ class Ray:
                 said[node] = _said(error)
         if not begun:
             return said
+        start = AGAIN_SECONDS if self._answered.issuperset(workers) else START_SECONDS
         try:
-            ready, late = self._ray.wait(list(begun), num_returns=len(begun), timeout=job.seconds + START_SECONDS)
+            ready, late = self._ray.wait(list(begun), num_returns=len(begun), timeout=job.seconds + start)
         except Exception as error:  # noqa: BLE001 - ray raises what it likes
             raise _said(error) from None
         for one in ready:
             try:
                 said[begun[one]] = self._ray.get(one)
+                self._answered.add(begun[one])
             except Exception as error:  # noqa: BLE001 - a node may have left meanwhile
                 said[begun[one]] = _said(error)
         for one in late:
-            said[begun[one]] = CourierError("no answer in time")
+            said[begun[one]] = LateError(f"no answer in {job.seconds:.0f} s")
             with contextlib.suppress(Exception):
                 self._ray.cancel(one, force=True)
         return said

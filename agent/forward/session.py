@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, Self
 
 from agent.core.errors import AgentError, UsageError
-from agent.forward.courier import Courier
+from agent.forward.courier import PATIENT_SECONDS, PROMPT_SECONDS, Courier
 from agent.forward.engine import CHUNK, Engine
+from agent.forward.late import Stragglers
 from agent.forward.status import Status
 from agent.forward.telling import Teller
 
@@ -59,6 +60,8 @@ class Forward:
         self._joined: list[str] = []
         self._stopping = False
         self._working = threading.Lock()
+        self._telling = threading.Lock()
+        self._stragglers = Stragglers(self._wait_for, self._tell)
         self._status: Status | None = None
         self._unwatch: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
@@ -85,7 +88,9 @@ class Forward:
         self._not_in_a_loop("refresh")
         with self._working:
             self._renew()
-            self._look(self._engine.present())
+            self._look([name for name in self._engine.present() if name not in self._engine.late])
+        self._stragglers.attend(self._engine.late)
+        self._stragglers.wait()
         return self.status()
 
     def close(self) -> None:
@@ -98,20 +103,22 @@ class Forward:
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-        if self._unwatch is not None:
-            with contextlib.suppress(Exception):  # the cluster may be gone
-                self._unwatch()
-        status = self.status()
         taken = None
-        if self._on_exit == "withdraw":
-            try:
-                taken = self._engine.withdraw()
-            except Exception as error:  # noqa: BLE001 - a courier's errors are its own
-                self._engine.lost(error)
-            self._status = status = self._engine.status()
-        self._teller.left(status, taken, datetime.now(UTC))
+        try:
+            if self._thread is not None:
+                self._thread.join()
+            if self._unwatch is not None:
+                with contextlib.suppress(Exception):  # the cluster may be gone
+                    self._unwatch()
+            if self._on_exit == "withdraw":
+                try:
+                    taken = self._engine.withdraw()
+                except Exception as error:  # noqa: BLE001 - a courier's errors are its own
+                    self._engine.lost(error)
+        finally:
+            # Also for who presses Ctrl-C a second time: what was not taken back is said.
+            self._status = self._engine.status()
+            self._teller.left(self._status, taken, datetime.now(UTC))
 
     def _not_in_a_loop(self, name: str) -> None:
         if self._lazy and asyncio._get_running_loop() is not None:  # noqa: SLF001 - asks without raising
@@ -157,7 +164,8 @@ class Forward:
         self._engine.collect()
         self._teller.began(self._engine.status())
         names = self._engine.present()
-        self._look(names)
+        # Nobody waits behind these but who called us.
+        self._look(names, PATIENT_SECONDS)
         self._unwatch = self._courier.watch(self._join)
         self._thread = threading.Thread(target=self._run, name="credential-agent-forward", daemon=True)
         self._thread.start()
@@ -192,7 +200,7 @@ class Forward:
                         count = len(names)
                         whole = time.monotonic() >= again
                         some = set(names) if whole else set(names) - known
-                        self._look([name for name in names if name in some])
+                        self._look([name for name in names if name in some - self._engine.late])
                         present = time.monotonic() + PRESENT_SECONDS
                         if whole:
                             again = time.monotonic() + self._pause(count)
@@ -203,6 +211,12 @@ class Forward:
                 # A renewal that was under way has reached some and not the others: all are looked at when it is back.
                 again = time.monotonic()
                 present = again + PRESENT_SECONDS
+            else:
+                self._stragglers.attend(self._engine.late)
+
+    def _wait_for(self, name: str) -> None:
+        if not self._stopping:
+            self._engine.serve([name], PATIENT_SECONDS)
 
     @staticmethod
     def _pause(count: int) -> float:
@@ -217,11 +231,11 @@ class Forward:
         if names:
             self._tell()
 
-    def _look(self, names: Sequence[str]) -> None:
+    def _look(self, names: Sequence[str], seconds: float = PROMPT_SECONDS) -> None:
         for first in range(0, len(names), CHUNK):
             if self._stopping:
                 return
-            self._engine.serve(names[first : first + CHUNK])
+            self._engine.serve(names[first : first + CHUNK], seconds)
             self._welcome()
         self._tell()
 
@@ -237,8 +251,10 @@ class Forward:
             self._tell()
 
     def _tell(self) -> None:
-        self._status = self._engine.status()
-        self._teller.now(self._status, datetime.now(UTC))
+        with self._telling:
+            if not self._closed:
+                self._status = self._engine.status()
+                self._teller.now(self._status, datetime.now(UTC))
 
 
 class _Sleep:

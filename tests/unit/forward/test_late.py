@@ -1,0 +1,113 @@
+"""Workers that hang: neither another's renewal nor a newcomer's first task waits for them, and they are not forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import Action
+from agent.forward import State, session
+from agent.forward.courier import PROMPT_SECONDS, Job, LateError
+from tests.system.harness import until
+from tests.unit.forward.support import Processes, World
+
+
+@dataclass
+class Hanging(Processes):
+    """A courier to some workers that hang: who asks them promptly is told so; who is patient waits until they go on.
+
+    Attributes:
+        hanging: their names.
+        kept: what was sent to them and not answered; they do it when they go on.
+    """
+
+    hanging: set[str] = field(default_factory=set)
+    kept: list[tuple[Job, str]] = field(default_factory=list)
+    moved: threading.Condition = field(default_factory=threading.Condition)
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        with self.moved:
+            late = [one for one in workers if one in self.hanging]
+            self.kept += [(job, one) for one in late]
+            if late and job.seconds > PROMPT_SECONDS:
+                self.moved.wait_for(lambda: not self.hanging & set(late))
+                late = []
+        said = super().call(job, [one for one in workers if one not in late])
+        return {**said, **dict.fromkeys(late, LateError("no answer in time"))}
+
+    def go_on(self) -> None:
+        """They do what they were asked meanwhile, in any order, and answer from now on."""
+        with self.moved:
+            for job, one in reversed(self.kept):
+                super().call(job, [one])
+            self.kept.clear()
+            self.hanging.clear()
+            self.moved.notify_all()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(session, "GLANCE_SECONDS", 0.02)
+    monkeypatch.setattr(session, "PRESENT_SECONDS", 0.02)
+    with World(tmp_path, monkeypatch) as made:
+        made.courier = Hanging({})
+        yield made
+
+
+def courier_of(world: World) -> Hanging:
+    assert isinstance(world.courier, Hanging)
+    return world.courier
+
+
+def test_nobody_waits_for_workers_that_hang(world: World) -> None:
+    """Five of a hundred hang: the others are renewed and a newcomer is served meanwhile; then the five are renewed too."""
+    machines = [world.machine(f"m{index:02}") for index in range(100)]
+    hanging = machines[::20]
+    with world.forward(lease=timedelta(hours=2)) as f:
+        assert f.status().served == 100
+        courier = courier_of(world)
+        courier.hanging |= {f"m{index:02}-0" for index in range(0, 100, 20)}
+        world.sign_on()
+        until(lambda: all(len(one.accepted) == 2 for one in machines if one not in hanging))
+        late = world.machine("late")
+        assert courier.joined is not None
+        courier.joined(["late-0"])
+        with late.changed:
+            assert late.changed.wait_for(lambda: bool(late.accepted), 30)
+        assert {len(one.accepted) for one in hanging} == {1}
+        courier.go_on()
+        until(lambda: f.status().served == 101)
+        assert min(len(one.accepted) for one in hanging) >= 2
+
+
+def test_who_hangs_at_the_end_has_nothing_afterwards(world: World) -> None:
+    """What a worker was sent while it hung is taken back with the rest, in whatever order it hears of it."""
+    machine = world.machine("m")
+    courier = courier_of(world)
+    with world.forward() as f:
+        world.sign_on()
+        courier.hanging.add("m-0")
+        until(lambda: f.status().workers[0].state is State.UNREACHABLE)
+        assert len(machine.accepted) == 1
+    courier.go_on()
+    assert machine.bundle is None
+    assert machine.accepted[-1].action is Action.WITHDRAW
+
+
+def test_a_newcomer_that_hangs_is_waited_for(world: World) -> None:
+    """Who joins and does not answer at once is served as soon as it does."""
+    with world.forward() as f:
+        courier = courier_of(world)
+        machine = world.machine("m")
+        courier.hanging.add("m-0")
+        until(lambda: [one.state for one in f.status().workers] == [State.WAITING])
+        assert f.status().not_served()[0].reason == "it has not answered yet"
+        courier.go_on()
+        with machine.changed:
+            assert machine.changed.wait_for(lambda: machine.bundle is not None, 30)
+        until(lambda: f.status().served == 1)
