@@ -49,6 +49,18 @@ def test_systemd_finds_nothing_wrong(units: Path) -> None:
     assert not ours
 
 
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="needs systemd-sysusers")
+def test_systemd_makes_the_users(tmp_path: Path) -> None:
+    """It takes every line, and makes a user for the agent and one for what answers workers."""
+    (tmp_path / "etc").mkdir()
+    said = evaluated(
+        "systemd-sysusers", f"--root={tmp_path}", "--dry-run", SYSTEMD / "sysusers.d/credential-agent.conf"
+    )
+    assert said.returncode == 0, said.stderr
+    for user in ("credential-agent", "credential-agent-serve"):
+        assert re.search(rf"Creating user '?{user}'? ", said.stderr), said.stderr
+
+
 @needs_systemd
 def test_the_daemon_is_hardly_exposed(units: Path) -> None:
     """The exposure that systemd computes stays at 1.5 or below."""
