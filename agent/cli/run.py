@@ -33,12 +33,13 @@ def run(path: Path) -> None:
     from agent import log
     from agent.daemon import Configured, Daemon, ServerChild, ServerUnit
     from agent.host import seccomp, systemd
-    from agent.host.threads import Threads
+    from agent.host.threads import KEPT_THREADS, Threads
 
     # What answers workers is another process, and that is begun by yet another, as long as anything can be.
     child = ServerUnit.named(os.environ) or ServerChild.begin(os.environ)
     # Before there is a second thread, which would keep the right to execute.
     seccomp.give_up_execution()
+    KEPT_THREADS.begin()
     # Then logging: a journal that hangs, or a closed standard error, must not stop the start.
     log.take_over()
     log.set_up()
@@ -52,9 +53,13 @@ def run(path: Path) -> None:
         await Daemon(settings, environ=dict(os.environ), file=file, child=child).run()
 
     try:
-        import uvloop
+        from uvloop import Loop as Base
     except ImportError:  # not packaged for this platform: the standard loop does the same, slower
-        asyncio.run(serve())
-    else:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve())
+        from asyncio import SelectorEventLoop as Base  # type: ignore[assignment]
+
+    class Loop(Base):
+        async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+            """Wait for nothing. The loop's own begins a thread to wait for ours, and there may be none to begin."""
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(serve())

@@ -26,6 +26,7 @@ from agent.daemon.tokens import ContainerTokens
 from agent.daemon.ways import WaysOut
 from agent.host import descriptors
 from agent.host.clock import SystemClock
+from agent.host.files import is_directory
 from agent.host.patience import FirstLook
 from agent.host.state import MEMORY_FILE, StateDirectory
 from agent.snapshot import PASSED_CONNECTIONS
@@ -219,7 +220,7 @@ def _directory(
     path = Path(name)
 
     def look() -> None:
-        if not path.is_dir():
+        if not is_directory(path):
             raise ConfigError(f"{key}: expected an existing directory, got {name!r}")
         if not os.access(path, os.W_OK | os.X_OK):
             raise ConfigError(f"{key}: {name!r} is not writable by the agent")

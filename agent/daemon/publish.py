@@ -26,7 +26,7 @@ from agent.core.text import os_reason
 from agent.core.variables import passes
 from agent.core.view import Absent, Live
 from agent.host import containerenv, envfile
-from agent.host.files import sweep, take_away, write_atomic
+from agent.host.files import is_directory, sweep, take_away, write_atomic
 from agent.identity import standing
 from agent.identity.store import Store
 
@@ -62,7 +62,7 @@ def absent_directories(settings: config.Environment) -> Iterator[tuple[str, Conf
     """Each key whose directory is missing, with the error."""
     for name in ("file", "shell_file", "container_file", "token_file"):
         path = getattr(settings, name)
-        if path is not None and not Path(path).parent.is_dir():
+        if path is not None and not is_directory(Path(path).parent):
             key = f"environment.{name}"
             yield key, ConfigError(f"{key}: expected an existing directory, got {str(Path(path).parent)!r}")
 

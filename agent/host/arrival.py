@@ -61,16 +61,16 @@ def read(path: Path = STATE, *, now: float | None = None) -> Arrival | None:
         path: the state file.
         now: of the boot-time clock, in seconds.
     """
-    if not path.parent.is_dir():
-        return None
     now = time.clock_gettime(time.CLOCK_BOOTTIME) if now is None else now
     try:
+        if not path.parent.is_dir():
+            return None
         with path.open("rb") as file:
             document = json.loads(file.read(MAX_BYTES))
         age = now - float(document["beat"])
         arrival = Arrival(str(document["state"]), document["why"], tuple(map(str, document["notes"])))
     except FileNotFoundError:
-        if (path.parent / unroutable.MARK).exists():
+        if os.path.lexists(path.parent / unroutable.MARK):  # which raises nothing
             return Arrival("closed", unroutable.WHY)
         return Arrival("unknown", "the rules were never made: credential-agent-redirect is not running")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -133,6 +133,14 @@ def read_plain(path: Path, max_bytes: int) -> bytes:
         os.close(descriptor)
 
 
+def is_directory(path: Path) -> bool:
+    """Whether it is one, as far as we can know: where the disk fails or a parent is closed to us, it is none."""
+    try:
+        return path.is_dir()
+    except OSError:  # Path says False of what is not there, and raises all else
+        return False
+
+
 def sweep(path: Path) -> None:
     """Remove what a process that was killed in the middle of :func:`write_atomic` left beside ``path``.
 

@@ -32,6 +32,7 @@ from agent.core.model import Cloud
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
 from agent.core.verdict import Memory
+from agent.host import threads
 from agent.host.files import overwrite, read_plain, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
@@ -179,7 +180,10 @@ class StateDirectory:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(tell, failed)
 
-        threading.Thread(target=work, name="state", daemon=True).start()
+        try:
+            threads.begin(work, "state")
+        except OSError as error:
+            raise HostError(f"{self._directory}: cannot be written: {os_reason(error)}") from None
         await done
 
     def _save(self, memory: Memory, sealed: bytes | None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 _AT_ONCE: Final = 65536
@@ -79,8 +80,7 @@ class Stream(asyncio.Transport):
         """See :class:`asyncio.ReadTransport`."""
         self._paused = False
         if not self._reading and not self._closing and self._sock is not None:
-            self._reading = True
-            self._loop.add_reader(self._sock.fileno(), self._readable)
+            self._reading = self._watched(self._loop.add_reader, self._readable)
 
     def _readable(self) -> None:
         sock = self._sock
@@ -116,8 +116,7 @@ class Stream(asyncio.Transport):
         rest = self._send(data)
         if rest and self._sock is not None:
             self._unsent = rest
-            self._writing = True
-            self._loop.add_writer(self._sock.fileno(), self._writable)
+            self._writing = self._watched(self._loop.add_writer, self._writable)
 
     def _send(self, data: bytes) -> bytes:
         """Send what fits; what does not is left."""
@@ -179,6 +178,16 @@ class Stream(asyncio.Transport):
         self._closing = True
         if not self._unsent:
             self._lose()
+
+    def _watched(self, begin: Callable[[int, Callable[[], None]], object], call: Callable[[], None]) -> bool:
+        """Have the event loop tell us; where the kernel cannot (epoll_ctl(2): ENOMEM, ENOSPC) this connection ends."""
+        assert self._sock is not None
+        try:
+            begin(self._sock.fileno(), call)
+        except OSError:
+            self._fail()
+            return False
+        return True
 
     def _fail(self) -> None:
         """The other side has left. The protocol is in the middle of a call, so it is told afterwards."""

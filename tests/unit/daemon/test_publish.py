@@ -294,3 +294,15 @@ def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
     assert [key for key, _ in publish.absent_directories(bad)] == ["environment.file", "environment.container_file"]
     with pytest.raises(ConfigError, match=r"environment\.file"):
         publish.check_paths(bad)
+
+
+def test_a_directory_that_may_not_be_looked_at_counts_as_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails, or a parent that was closed to us, is an error that can be told; it is no defect of ours."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert "environment.file" in [key for key, _ in publish.absent_directories(settings(tmp_path))]

@@ -1,0 +1,170 @@
+"""Whatever call the kernel refuses: answers and renewals go on, it is said once, and all is well when it takes them again."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+from aiohttp import web
+
+from tests.fakes.gce_metadata import GceMetadataServer
+from tests.system.harness import REPOSITORY, Agent, World, background, exchange, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("refusing kernel")]
+
+RULES_BYTES: Final = 4096
+DISK: Final = (
+    ("open", "EIO"), ("open", "EMFILE"), ("write", "ENOSPC"), ("fsync", "EIO"), ("rename", "EROFS"), ("chmod", "EPERM"),
+    ("stat", "EIO"), ("stat", "EACCES"),
+)  # fmt: skip
+"""What a disk says that fails, is full, was remounted read-only, or is closed to us."""
+NEEDLESS: Final = (
+    ("memfd_create", "ENFILE"), ("sendmsg", "ENOBUFS"), ("socketpair", "EMFILE"), ("pipe", "EMFILE"), ("fork", "EAGAIN"),
+    ("getpeername", "ENOTCONN"), ("shutdown", "ENOTCONN"), ("inotify_add_watch", "ENOSPC"), ("link", "EMLINK"),
+    ("unlink", "EROFS"), ("fallocate", "ENOSPC"),
+)  # fmt: skip
+"""What no answer and no renewal needs: a process, a descriptor, a word with the service manager."""
+WAY_OUT: Final = (
+    ("socket", "EMFILE"), ("socket", "EAFNOSUPPORT"), ("connect", "EADDRNOTAVAIL"), ("connect", "EPERM"),
+    ("getsockopt", "ENOBUFS"), ("epoll_ctl", "ENOSPC"),
+)  # fmt: skip
+WAY_IN: Final = ("EMFILE", "EPROTO")
+
+
+@dataclass
+class Closing(GceMetadataServer):
+    """A server that ends each connection: each request needs all the calls."""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        answer = await super().answer(request)
+        answer.force_close()
+        return answer
+
+
+class Stage:
+    """An agent on a kernel that refuses what it is told to."""
+
+    def __init__(self, world: World, agent: Agent, gce: GceMetadataServer, rules: Path) -> None:
+        self.world, self.agent, self.gce = world, agent, gce
+        self._rules = rules
+        self._number = 0
+
+    @contextmanager
+    def refusing(self, *rules: tuple[str, str, str]) -> Iterator[int]:
+        """Refuse calls: each with an error, below a path. Afterwards all is well; gives where the log stands."""
+        mark, processes = self.agent.mark, self.agent.processes
+        self._write("".join(f"{call} {getattr(errno, error)} {below}\n" for call, error, below in rules))
+        try:
+            yield mark
+        finally:
+            self._write("")
+        until(lambda: self.asked() == 200, what="an answer")
+        self.renewed()
+        self.pushed(durable=True)
+        assert self.agent.processes == processes
+        said = Counter(line["event"] for line in self.agent.lines[mark:] if line["level"] in ("error", "warning"))
+        del said["credential.failed"]  # the log of each attempt has its own test
+        assert not [event for event, times in said.items() if times > 1 or event.endswith(".crashed")], said
+
+    def _write(self, rules: str) -> None:
+        with self._rules.open("r+b") as file:
+            file.write(rules.encode().ljust(RULES_BYTES, b"\0"))
+
+    def asked(self) -> int | None:
+        """The status that a worker gets, ``None``: no answer."""
+        try:
+            connection = http.client.HTTPConnection(*self.agent.address, timeout=5)
+            return exchange(
+                connection, "GET", "/computeMetadata/v1/instance/service-accounts/default/token",
+                {"Metadata-Flavor": "Google"},
+            ).status  # fmt: skip
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def renewed(self, *, answered: bool = True) -> None:
+        """Wait until the machine's token is asked for twice more; workers have theirs all the while."""
+        before = len(self.gce.asked)
+        while len(self.gce.asked) < before + 2:
+            until(lambda: self.asked() == 200 or not answered, what="an answer")
+
+    def pushed(self, *, durable: bool | None = None) -> None:
+        """A bundle is taken and served."""
+        self._number += 1
+        key = f"ASIAUSER{self._number:012}"
+        sealed = self.world.seal(self.world.session(key), self.world.variables(WHO=key))
+        ack = self.agent.push(sealed)
+        assert ack["outcome"] == "accepted"
+        assert durable in (None, ack["durable"])
+        assert self.agent.access_key() == key
+        if durable:
+            file = self.world.root / "run" / "env"
+            until(lambda: file.exists() and self.world.env().get("WHO") == key, what="the environment file")
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    root = tmp_path_factory.mktemp("k")
+    shim, rules = root / "fail.so", root / "rules"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, REPOSITORY / "tests/fakes/fail.c", "-ldl"], check=True)
+    rules.write_bytes(bytes(RULES_BYTES))
+    (root / "w").mkdir()
+    world = World(root / "w")
+    gce = Closing(token_seconds=20)  # asked for anew every two seconds
+    with background(gce):
+        changes = {"upstream": {"gce": gce.url}, "identity": {"fallback": ["aws", "gcp"]}}
+        # What begins with LD_ is handed on to the process that answers workers.
+        with world.agent(changes, environ={"LD_PRELOAD": str(shim), "LD_FAIL_BY": str(rules)}) as agent:
+            agent.ready()
+            made = Stage(world, agent, gce, rules)
+            until(lambda: made.asked() == 200, what="the machine's token")
+            yield made
+            assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(("call", "error"), DISK)
+def test_a_disk_that_fails(stage: Stage, call: str, error: str) -> None:
+    """Every file of ours fails: a bundle is taken and served, and the machine's token is renewed."""
+    root = stage.world.root
+    with stage.refusing((call, error, f"{root}/state"), (call, error, f"{root}/run")):
+        stage.pushed()
+        stage.renewed()
+
+
+@pytest.mark.parametrize("refused", [(("pthread_create", "EAGAIN"),), NEEDLESS], ids=["threads", "the rest"])
+def test_what_no_answer_needs(stage: Stage, refused: tuple[tuple[str, str], ...]) -> None:
+    """There is no further thread, as beside a worker that forks without end: a bundle is taken, and the token renewed."""
+    with stage.refusing(*((call, error, "") for call, error in refused)):
+        stage.pushed(durable=True)
+        stage.renewed()
+
+
+@pytest.mark.parametrize(("call", "error"), WAY_OUT)
+def test_a_way_out_that_is_shut(stage: Stage, call: str, error: str) -> None:
+    """No connection can be made: workers are answered with what there is, and it is renewed once there can."""
+    with stage.refusing((call, error, "")) as mark:
+        stage.agent.wait_for("credential.failed", after=mark)
+        until(lambda: stage.asked() == 200, what="an answer")
+
+
+@pytest.mark.parametrize("error", WAY_IN)
+def test_a_way_in_that_is_shut(stage: Stage, error: str) -> None:
+    """No connection can be taken: renewal goes on, and whoever waited is answered once one can."""
+    with stage.refusing(("accept", error, "")):
+        stage.renewed(answered=False)
+
+
+def test_the_words_of_the_kernel_are_no_defect_of_ours(stage: Stage) -> None:
+    """After all of it: no traceback was written."""
+    assert not [line for line in stage.agent.lines if line["event"] == "raw"]

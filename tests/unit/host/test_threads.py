@@ -1,0 +1,76 @@
+"""A job that needs a thread is done also where the machine has none any more, or whoever asked for it is told."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from agent.host import threads
+from agent.host.threads import Kept, Threads
+
+
+@pytest.fixture
+def none_left(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No thread can be begun until the event is set; with it the kept ones, of which there are none yet."""
+    again = threading.Event()
+    really = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if not again.is_set():
+            raise RuntimeError("can't start new thread")
+        really(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(threads, "KEPT_THREADS", Kept())
+    return again
+
+
+def test_where_none_is_kept_whoever_asks_is_told_so(none_left: threading.Event) -> None:
+    """The error is the kernel's own, as of any call that fails."""
+    del none_left
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        Threads().submit(lambda: 1).result(5)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        threads.begin(lambda: None, "work")
+
+
+def test_kept_threads_do_what_there_is_no_thread_for(none_left: threading.Event) -> None:
+    """More jobs than there are kept threads, each after the other."""
+    none_left.set()
+    threads.KEPT_THREADS.begin(2)
+    none_left.clear()
+    pool = Threads()
+    names = {pool.submit(lambda: threading.current_thread().name).result(5) for _ in range(5)}
+    assert names == {"kept"}
+
+
+def test_a_thread_of_a_later_job_does_what_waits_for_a_stalled_one(none_left: threading.Event) -> None:
+    """The only kept thread hangs on a disk: what waits for it is done as soon as there is another thread."""
+    none_left.set()
+    threads.KEPT_THREADS.begin(1)
+    none_left.clear()
+    stalled, pool = threading.Event(), Threads()
+    first: Any = pool.submit(stalled.wait)
+    waits: Any = pool.submit(lambda: "done")
+    assert not waits.done()
+    none_left.set()
+    assert pool.submit(lambda: "at once").result(5) == "at once"
+    assert waits.result(5) == "done"
+    assert not first.done()
+    stalled.set()
+    assert first.result(5)
+
+
+def test_no_more_are_kept_than_are_wanted(none_left: threading.Event) -> None:
+    """Where none can be begun at the start either, that is no error: what needs one is refused later."""
+    kept = Kept()
+    kept.begin(2)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        kept.put(lambda: None)
+    none_left.set()
+    kept.begin(1)
+    ran = threading.Event()
+    kept.put(ran.set)
+    assert ran.wait(5)
