@@ -11,7 +11,7 @@ Each file answers one question:
 * :mod:`~agent.daemon.listeners`: what do the endpoints get?
 * :mod:`~agent.daemon.snapshots`, :mod:`~agent.daemon.servers`, :mod:`~agent.daemon.passing`: what is told to those who
   answer workers, and what may they ask for?
-* :mod:`~agent.daemon.workers`, :mod:`~agent.daemon.child`, :mod:`~agent.daemon.unit`,
+* :mod:`~agent.daemon.workers`, :mod:`~agent.daemon.begins`, :mod:`~agent.daemon.child`, :mod:`~agent.daemon.unit`,
   :mod:`~agent.daemon.master_connection`: where are workers answered?
 * :mod:`~agent.daemon.restore`: how does what was accepted here before come back into force?
 * :mod:`~agent.daemon.who`: who is this machine?

@@ -39,7 +39,8 @@ class MasterConnection:
 
     Attributes:
         addresses: of the workers' sockets, once it has said them; a child says none.
-        alive: the process ids of the servers that it has begun and that have not ended.
+        alive: the process ids of the servers that it has begun and that have not ended
+            (:class:`agent.daemon.begins.Begins`).
 
     *Resources*: the socket, until :meth:`close` or ``ended``.
     """
@@ -56,6 +57,8 @@ class MasterConnection:
         self._servers: Servers | None = None
         self._rate = Bucket(MOST_LINKS_PER_SECOND, 2 * words.MOST_SERVERS)
         self._given: list[Emptiable] = []  # the last is the newest
+        self._gave = self._had = 0
+        self._open = True
         self._linked: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
@@ -75,30 +78,39 @@ class MasterConnection:
             OSError: it cannot be told.
         """
         self._servers, self._linked = servers, linked
-        servers.begun_by(lambda: self.alive, self.end)
+        servers.begun_by(self)
         numbers = [one.fileno() for one in sockets]
         for first in range(0, len(numbers), words.MOST_SOCKETS):
             socket.send_fds(self._control, [words.GIVEN], numbers[first : first + words.MOST_SOCKETS])
-        servers.given_to(self.give)
         self.give(servers.latest())
         self._control.send(words.LISTEN)
 
     def give(self, data: bytes) -> None:
         """Give it the newest snapshot, and have every former one hold nothing, whoever has it.
 
-        Without memory or a descriptor for it there is none: a server then waits until it is told by us.
+        Without memory or a descriptor for it there is none: a server then waits until it is told by us. A master that
+        cannot be told is left: it reads nothing, or has ended.
         """
         former, self._given = self._given, []
+        readers: list[int] = []
         with contextlib.suppress(OSError):
             new = Emptiable.holding(data)
             self._given.append(new)
-            reader = new.reader()
-            try:
-                socket.send_fds(self._control, [words.SNAPSHOT], [reader])
-            finally:
-                os.close(reader)
+            readers.append(new.reader())
+        try:
+            socket.send_fds(self._control, [words.SNAPSHOT], readers)
+            self._gave += 1
+        except OSError:
+            self._loop.call_soon(self._end_of_it)
+        for reader in readers:
+            os.close(reader)
         for one in former:
             one.empty()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that may know an older snapshot than the newest are in :attr:`alive`."""
+        return self._had == self._gave
 
     def end(self, pid: int) -> None:
         """Have a server killed: it does not do what it is told, or hears us no more."""
@@ -154,8 +166,11 @@ class MasterConnection:
                 return
             case words.ENDED:
                 self.alive.discard(said.number)
-                if self._servers is not None:
-                    self._servers.changed()
+                self._changed()
+                return
+            case words.HAD if self._had < said.number <= self._gave:
+                self._had = said.number
+                self._changed()
                 return
             case words.FAILING:
                 self._failing(said.number)
@@ -173,12 +188,18 @@ class MasterConnection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _changed(self) -> None:
+        if self._servers is not None:
+            self._servers.changed()
+
     def _end_of_it(self) -> None:
-        self.close()
-        self._ended()
+        if self._open:
+            self.close()
+            self._ended()
 
     def close(self) -> None:
         """Hear and say nothing more. What the servers were given stays as it is."""
+        self._open = False
         with contextlib.suppress(OSError, ValueError):
             self._loop.remove_reader(self._control.fileno())
         self._control.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -22,6 +22,7 @@ from agent.core.bucket import Bucket
 from agent.core.errors import AgentError, Denied, SnapshotError
 from agent.core.model import GoogleToken, IdToken
 from agent.core.served import Reason, Serving
+from agent.daemon.begins import Begins, Nobody
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.serve.handling import Access
@@ -57,6 +58,9 @@ MOST_UNREAD_BYTES: Final = 64 << 20
 MOST_UNDER_WAY: Final = 512
 """Questions of one server at once: all passes, polls and mints that an honest one has, and more."""
 _LOGGED_PER_MINUTE: Final = 20
+
+
+UNCONFIRMED_HINT: Final = "restart what answers workers: it may serve what was withdrawn"
 
 
 class Servers:
@@ -98,9 +102,7 @@ class Servers:
         self.clock = clock
         self.access = requests.of("worker")
         self._connected: dict[Server, None] = {}
-        self._alive: Callable[[], Collection[int] | None] = tuple
-        self._end: Callable[[int], None] = lambda _pid: None
-        self._give: Callable[[bytes], None] = lambda _data: None
+        self._begins: Begins = Nobody()
         self._changed = asyncio.Event()
 
     def protocol(self, end: Callable[[], None] = lambda: None, pid: int = 0) -> Server:
@@ -112,24 +114,15 @@ class Servers:
         """
         return Server(self, end, pid)
 
-    def begun_by(self, alive: Callable[[], Collection[int] | None], end: Callable[[int], None]) -> None:
-        """Say who begins them.
-
-        Args:
-            alive: the process ids of all that were begun and have not ended; ``None``: that is not known just now.
-            end: kills one of them.
-        """
-        self._alive, self._end = alive, end
+    def begun_by(self, begins: Begins) -> None:
+        """Say what begins them."""
+        self._begins = begins
         self.changed()
-
-    def given_to(self, give: Callable[[bytes], None]) -> None:
-        """Have ``give`` called with each new snapshot, before any server is told."""
-        self._give = give
 
     @property
     def _unheard(self) -> set[int]:
         """Those that are there and do not hear us: of a controller before us, or taken over."""
-        return set(self._alive() or ()) - {server.pid for server in self._connected}
+        return set(self._begins.alive) - {server.pid for server in self._connected}
 
     @property
     def connected(self) -> Sequence[Server]:
@@ -138,7 +131,7 @@ class Servers:
 
     def publish(self, data: bytes) -> None:
         """Tell all of them what is served now."""
-        self._give(data)
+        self._begins.give(data)
         for server in list(self._connected):
             server.tell_snapshot(data)
 
@@ -147,23 +140,26 @@ class Servers:
         version = self.version()
 
         def is_behind() -> bool:
-            return any(server.taken < version for server in self._connected) or bool(self._unheard)
+            behind = any(server.taken < version for server in self._connected)
+            return behind or bool(self._unheard) or not self._begins.settled
 
         try:
             async with asyncio.timeout(seconds):
-                while is_behind() or self._alive() is None:
+                while is_behind():
                     await self._next_change()
         except TimeoutError:
             for server in [one for one in self._connected if one.taken < version]:
                 structlog.get_logger().error("server.cut_off", why="it does not take what it is told")
                 server.cut_off()
             for pid in self._unheard:
-                self._end(pid)
+                self._begins.end(pid)
             # Ending it is another process's work: until that is done it may go on, and serve what it was told before.
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(seconds):
                     while is_behind():
                         await self._next_change()
+            except TimeoutError:
+                structlog.get_logger().error("server.unconfirmed", hint=UNCONFIRMED_HINT)
 
     async def gone(self, seconds: float = TOLD_SECONDS) -> None:
         """Wait until each has said its last words and ended, for a moment at most."""
@@ -222,8 +218,8 @@ class Servers:
     def ended(self, server: Server) -> None:
         """The connection to a server has ended. It cannot be told anything any more: it must not live on."""
         self._connected.pop(server, None)
-        if server.pid in (self._alive() or ()):
-            self._end(server.pid)
+        if server.pid in self._begins.alive:
+            self._begins.end(server.pid)
         self.changed()
 
     def close(self) -> None:

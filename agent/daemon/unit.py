@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from agent.daemon.begins import Nobody
 from agent.daemon.child import FAILING_HINT, Again, ServerChild
 from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
@@ -79,7 +80,7 @@ class ServerUnit:
 
         self._servers, self._begins = servers, begins
         if self._master is None:
-            _unknown(servers)
+            servers.begun_by(Nobody(settled=False))
         else:
             begins(self._master)
 
@@ -98,7 +99,7 @@ class ServerUnit:
             await self._lost.wait()
             self._master = None
             if self._servers is not None:
-                _unknown(self._servers)
+                self._servers.begun_by(Nobody(settled=False))
             structlog.get_logger().warning("server.disconnected", hint=_HINT)
 
     async def _connect(self) -> MasterConnection | None:
@@ -143,7 +144,7 @@ class ServerUnit:
             await asyncio.wait({self._connecting})
         if self._servers is not None:
             await self._servers.counted()
-            self._servers.begun_by(tuple, lambda _pid: None)
+            self._servers.begun_by(Nobody())
             self._servers.close()
         if self._master is not None:
             self._master.close()
@@ -151,7 +152,3 @@ class ServerUnit:
 
 ServerProcess = ServerChild | ServerUnit
 """Whichever there is."""
-
-
-def _unknown(servers: Servers) -> None:
-    servers.begun_by(lambda: None, lambda _pid: None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agent.host.systemd import NEXT, Notifier
@@ -46,11 +46,11 @@ class Kept:
         """Those that hold anything."""
         return tuple(one for one in self._files if os.fstat(one).st_size)
 
-    def take(self, descriptor: int) -> None:
-        """Keep this, and no former one."""
+    def take(self, descriptors: Sequence[int]) -> None:
+        """Keep this one, or none, and no former one."""
         for one in self._files:
             os.close(one)
-        self._files, self.ours = [descriptor], True
+        self._files, self.ours = list(descriptors), True
         self._untold = True
         self.tell()
 
@@ -60,11 +60,10 @@ class Kept:
             return True
         name, other = NAMES[self._name], NAMES[1 - self._name]
         # The other is dropped last: there is one at each instant, though we may be killed between any two.
-        if not (
-            self._notifier.forget(name)
-            and self._notifier.tell("FDSTORE=1", f"FDNAME={name}", fds=self._files)
-            and self._notifier.forget(other)
-        ):
+        told = self._notifier.forget(name)
+        for one in self._files:
+            told = told and self._notifier.tell("FDSTORE=1", f"FDNAME={name}", fds=[one])
+        if not (told and self._notifier.forget(other)):
             return False
         self._untold, self._name = False, 1 - self._name
         return True

@@ -47,7 +47,7 @@ _MOST_OLD: Final = 3
 def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
     """Where workers ask, of those that are for workers."""
     names = [one.getsockname() for one in sockets if one.family != socket.AF_NETLINK]
-    return [socket_address(name[0], name[1]) for name in names]
+    return [socket_address(name[0], name[1]) for name in names if "%" not in name[0]]
 
 
 class Master:
@@ -85,6 +85,7 @@ class Master:
         self._servers: dict[int, Forked] = {}  # the oldest first
         self._newest = 0
         self._asked = False  # whether the controller has asked for a server
+        self._had = 0  # so many snapshots of the present controller's
         self._short = 0  # so many ended too soon, the last ones
         self._due: float | None = None  # when the next is begun
         self._stopping = False
@@ -103,10 +104,10 @@ class Master:
             if self._woken is not None and self._woken[0] in ready:
                 os.read(self._woken[0], 64)
                 self._stop()
-            if self._connecting is not None and self._connecting.listening.fileno() in ready:
-                self._accept(self._connecting)
             if not self._hear() and self._connecting is None:
                 break
+            if self._connecting is not None and self._connecting.listening.fileno() in ready:
+                self._accept(self._connecting)
             for server in [one for one in self._servers.values() if one.watched in ready]:
                 self._look_at(server)
             self._do_what_is_due()
@@ -157,6 +158,7 @@ class Master:
             self._control.close()
             self._control = None
         self._asked = self._kept.ours = False
+        self._had = 0
 
     def _say(self, said: bytes, *files: int) -> None:
         if self._control is None:
@@ -188,8 +190,10 @@ class Master:
         if word == words.GIVEN and self._connecting is None:
             self._sockets += [socket.socket(fileno=fd) for fd in fds]
             return
-        if word == words.SNAPSHOT and len(fds) == 1:
-            self._kept.take(fds[0])
+        if word == words.SNAPSHOT and len(fds) <= 1:
+            self._had += 1
+            self._kept.take(fds)
+            self._say(words.number(words.HAD, self._had))
             return
         for fd in fds:
             os.close(fd)

@@ -2,8 +2,9 @@
 
 Both ends of a ``SOCK_SEQPACKET`` connection, so that one message is one read. The *controller* says :data:`GIVEN` with
 sockets (workers ask on them, or one asks the kernel who does; not to a master that has its own), :data:`LISTEN` to have
-a server begun that is linked to it, :data:`SNAPSHOT` with a file that holds the newest snapshot, :data:`END` and a
-process id to kill the server that does not do what it is told, :data:`STOP` to let all of them finish.
+a server begun that is linked to it, :data:`SNAPSHOT` with a file that holds the newest snapshot (without one where none
+could be made), :data:`END` and a process id to kill the server that does not do what it is told, :data:`STOP` to let
+all of them finish.
 
 The *master* says what :func:`read` reads. It parses nothing of a stranger's, but its servers do, and it has their user:
 the controller takes each of its words for a stranger's.
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from agent.core.errors import SnapshotError
+from agent.core.text import socket_address
 
 GIVEN: Final = b"given"
 LISTEN: Final = b"listen"
@@ -32,6 +34,8 @@ ALIVE: Final = b"alive"
 """With a process id: of a server that was begun for a controller before this one."""
 ENDED: Final = b"ended"
 """With a process id: that server has ended."""
+HAD: Final = b"had"
+"""With a number: so many snapshots have come. Each server that may know an older one was said before."""
 FAILING: Final = b"failing"
 """With a number: so many servers, one after the other, have ended as soon as they were begun."""
 AT: Final = b"at"
@@ -76,7 +80,7 @@ def read(said: bytes) -> Said:
     word, *values = said.split(b" ")
     if said == SNAPSHOT:
         return Said(SNAPSHOT)
-    if word in (LINK, ALIVE, ENDED, FAILING) and len(values) == 1 and _NUMBER.fullmatch(values[0]):
+    if word in (LINK, ALIVE, ENDED, HAD, FAILING) and len(values) == 1 and _NUMBER.fullmatch(values[0]):
         return Said(word, int(values[0]))
     if word == AT and len(values) <= MOST_SOCKETS:
         return Said(AT, addresses=tuple(map(_address, values)))
@@ -90,12 +94,14 @@ def pid_of(said: bytes) -> int:
 
 
 def _address(value: bytes) -> str:
-    host, _, port = value.decode("ascii", "replace").rpartition(":")
+    """An address in the one spelling that there is of it, which names no network interface."""
+    text = value.decode("ascii", "replace")
+    host, _, port = text.rpartition(":")
     try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
+        address = ipaddress.ip_address(host.strip("[]"))
         number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     except ValueError:
         number = 0
-    if not 0 < number < 65536:
+    if not 0 < number < 65536 or "%" in host or socket_address(str(address), number) != text:
         raise SnapshotError("expected the address of a socket, got something else")
-    return f"[{address}]:{number}" if address.version == 6 else f"{address}:{number}"
+    return text

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from agent.daemon.unit import VARIABLE
 from agent.host.sockdiag import NETLINK_SOCK_DIAG
+from agent.server.kept import NAMES
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import DEADLINE_SECONDS, REPOSITORY, Agent, World, as_user, until
 
@@ -94,6 +95,11 @@ class ServeUnit:
             return found[0] if len(found) == 1 and found[0] != other_than else 0
 
         return until(look, what="a server")
+
+    @property
+    def stored(self) -> list[bytes]:
+        """What the service manager holds for it."""
+        return [one for name in NAMES for one in self.manager.content(name)]
 
     def start(self, *, stored: bool = False) -> Self:
         """Begin the master as the service manager does.

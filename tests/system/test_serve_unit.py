@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
-from tests.system.harness import World, until
-from tests.system.serve_unit import ServeUnit, credential
+import pytest
+
+from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, until
+from tests.system.serve_unit import ServeUnit, ask, credential
 
 KEY = "ASIAUSER000000000001"
-
-
-def serving(unit: ServeUnit, agent_pid: int) -> None:
-    """Wait until one server is there."""
-    until(lambda: len(unit.servers) == 1, what=f"one server beside {agent_pid}")
 
 
 def test_it_answers_on_the_units_sockets(tmp_path: Path) -> None:
@@ -114,3 +115,170 @@ def test_a_server_that_dies_without_a_controller_has_a_successor(tmp_path: Path)
             os.kill(before, signal.SIGKILL)
             assert credential(unit.address) == KEY
             before = unit.server(other_than=before)
+
+
+def test_both_may_die(tmp_path: Path) -> None:
+    """The service manager holds the newest snapshot for the master: workers are answered before there is a controller."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world) as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEY)))
+            agent.wait_for("bundle.accepted", seq=1)
+            until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
+            agent.kill()
+        unit.kill()
+        unit.start(stored=True)
+        assert credential(unit.address) == KEY
+
+
+def test_what_was_withdrawn_is_nowhere(tmp_path: Path) -> None:
+    """Whoever has the file of before, the service manager too, has an empty one when the withdrawal is acknowledged."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world) as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEY)))
+            agent.wait_for("bundle.accepted", seq=1)
+            until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
+            held = [os.dup(fd) for _, fd in unit.manager.stored()]
+            assert agent.push(world.withdrawal())["outcome"] == "accepted"
+            assert not any(KEY.encode() in os.pread(one, 1 << 20, 0) for one in held)
+            for one in held:
+                os.close(one)
+            agent.kill()
+        os.kill(unit.server(), signal.SIGKILL)
+        assert ask(unit.address, "GET", "/latest/meta-data/iam/security-credentials/", {})[0] != 200
+        unit.kill()
+        unit.start(stored=True)
+        assert ask(unit.address, "GET", "/latest/meta-data/iam/security-credentials/", {})[0] != 200
+
+
+def test_the_next_controller_empties_what_the_one_before_gave(tmp_path: Path) -> None:
+    """It is given back what is kept: by its first word of its own, nobody has what was served before."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world) as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEY)))
+            agent.wait_for("bundle.accepted", seq=1)
+            until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
+            held = [os.dup(fd) for _, fd in unit.manager.stored()]
+            agent.kill()
+        assert any(KEY.encode() in os.pread(one, 1 << 20, 0) for one in held)
+        with unit.agent(world) as agent:
+            agent.ready()
+            assert not any(os.pread(one, 1, 0) for one in held)
+        for one in held:
+            os.close(one)
+
+
+def test_an_acknowledgement_waits_for_a_server_that_hangs(tmp_path: Path) -> None:
+    """Stopped, it can be told nothing: it is ended, and only then a withdrawal is acknowledged."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        agent.ready()
+        world.drop(world.seal(world.session(KEY)))
+        agent.wait_for("bundle.accepted", seq=1)
+        stopped = unit.server()
+        os.kill(stopped, signal.SIGSTOP)
+        assert agent.push(world.withdrawal())["outcome"] == "accepted"
+        assert stopped not in unit.servers
+        assert agent.role() is None
+
+
+def test_an_acknowledgement_waits_for_a_former_controllers_server(tmp_path: Path) -> None:
+    """It hears nobody, and hangs: it is ended before a withdrawal is acknowledged that it never heard of."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world) as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEY)))
+            agent.wait_for("bundle.accepted", seq=1)
+            stopped = unit.server()
+            os.kill(stopped, signal.SIGSTOP)
+            agent.kill()
+        with unit.agent(world) as agent:
+            agent.started()
+            assert agent.push(world.withdrawal())["outcome"] == "accepted"
+            assert stopped not in unit.servers
+            assert agent.role() is None
+
+
+def test_one_controller_at_a_time(tmp_path: Path) -> None:
+    """The newest that connects is heard; the one before says that it is not, and connects anew: nobody waits for long."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        agent.ready()
+        world.drop(world.seal(world.session(KEY)))
+        agent.wait_for("bundle.accepted", seq=1)
+        mark = agent.mark
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+            other.settimeout(DEADLINE_SECONDS)
+            other.connect(str(unit.path))
+            agent.wait_for("server.disconnected", after=mark)
+            agent.wait_for("server.connected", after=mark)
+            while other.recv(4096):
+                pass  # it is told who is there, and left
+        assert credential(unit.address) == KEY
+        assert agent.push(world.withdrawal())["outcome"] == "accepted"
+        assert agent.role() is None
+
+
+def test_a_worker_is_no_controller(tmp_path: Path) -> None:
+    """Also where the socket's mode would let it in: only root, and whose file it is, may be one."""
+    if os.geteuid():
+        pytest.skip("only root becomes another user")
+    with tempfile.TemporaryDirectory(prefix="s") as directory, ServeUnit(Path(directory)) as unit:
+        Path(directory).chmod(0o755)
+        unit.path.chmod(0o666)
+        code = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1]);"
+            "s.settimeout(10); print(s.recv(99))"
+        )
+        command = as_user([sys.executable, "-c", code, str(unit.path)], NOBODY)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        assert done.stdout == "b''\n" or "ConnectionReset" in done.stderr, done.stderr
+        until(lambda: f"got user {NOBODY}" in unit.stderr, what="a word of it")
+
+
+def test_a_master_that_dies_is_followed(tmp_path: Path) -> None:
+    """The controller says so, connects to the next one, and that has a server which serves the same."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        agent.ready()
+        world.drop(world.seal(world.session(KEY)))
+        agent.wait_for("bundle.accepted", seq=1)
+        for _ in range(2):
+            mark = agent.mark
+            unit.kill()
+            agent.wait_for("server.disconnected", after=mark)
+            until(lambda: agent.status()["servers"] == [], what="that nobody answers")
+            unit.start()
+            agent.wait_for("server.connected", after=mark)
+            assert credential(unit.address) == KEY
+        assert agent.push(world.withdrawal())["outcome"] == "accepted"
+        assert agent.role() is None
+
+
+def test_a_server_that_leaves_its_controller_is_ended(tmp_path: Path) -> None:
+    """One that closes its link and answers on, by what it was told before, would never hear of a withdrawal."""
+    world = World(tmp_path)
+    prelude = (
+        "import asyncio, os, signal\nfrom agent.serve import link\n"
+        "begun = link.Connection.connection_made\n"
+        "def leaves(self, transport):\n"
+        "    begun(self, transport)\n"
+        f"    if not os.path.exists({str(tmp_path / 'left')!r}):\n"
+        f"        open({str(tmp_path / 'left')!r}, 'w').close()\n"
+        "        asyncio.get_running_loop().call_later(0.5, transport.abort)\n"
+        "link.Connection.connection_made = leaves\n"
+    )
+    with ServeUnit(tmp_path, prelude=prelude) as unit, unit.agent(world) as agent:
+        agent.started()
+        first = unit.server()
+        assert unit.server(other_than=first) != first
+        agent.wait_for("server.again")
+        world.drop(world.seal(world.session(KEY)))
+        agent.wait_for("bundle.accepted", seq=1)
+        assert credential(unit.address) == KEY

@@ -148,7 +148,7 @@ async def test_one_that_does_not_take_it_is_ended(monkeypatch: pytest.MonkeyPatc
         with structlog.testing.capture_logs() as logs:
             await controller.servers.taken(0.05)
         assert controller.ended == 1
-        assert [line["event"] for line in logs] == ["server.cut_off"]
+        assert logs[0]["event"] == "server.cut_off"
         async with asyncio.timeout(10):
             await reader.read()  # to its end
         await controller.servers.taken()  # nobody is left to wait for

@@ -1,0 +1,244 @@
+"""Whatever a master says, the controller goes on: what no honest one says ends the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from agent.daemon.master_connection import MasterConnection
+from agent.host.emptiable import Emptiable
+from agent.host.process import open_descriptors
+from agent.server import words
+from tests.unit.controller.support import looped
+from tests.unit.daemon.test_servers import Controller
+
+
+class Joined:
+    """A connection, and the master's end of it."""
+
+    def __init__(self) -> None:
+        ours, self.its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self.its.settimeout(10)
+        self.ended = asyncio.Event()
+        self.controller = Controller()
+        self.began = 0
+        self.connection = MasterConnection(ours, ended=self.ended.set)
+
+    def begin(self) -> None:
+        self.connection.begin((), self.controller.servers, self._linked)
+
+    def _linked(self) -> None:
+        self.began += 1
+
+    def say(self, said: bytes, *fds: int) -> None:
+        socket.send_fds(self.its, [said], fds)
+
+    def link(self, pid: int) -> socket.socket:
+        """Have a server begun; its end."""
+        theirs, its = socket.socketpair()
+        with theirs:
+            self.say(words.number(words.LINK, pid), theirs.fileno())
+        return its
+
+    def heard(self) -> tuple[bytes, list[int]]:
+        said, fds, _, _ = socket.recv_fds(self.its, 64, 1)
+        return said, fds
+
+    async def until(self, look: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not look():  # noqa: ASYNC110 - what is looked at tells nobody
+                await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        self.connection.close()
+        self.controller.servers.close()
+        self.its.close()
+
+
+_AT = b"at 127.0.0.1:80"
+
+
+def _junk(joined: Joined) -> None:
+    joined.say(b"junk")
+
+
+def _too_long(joined: Joined) -> None:
+    joined.say(b"ended 1" + bytes(2 * words.MOST_BYTES))
+
+
+def _two_files(joined: Joined) -> None:
+    joined.say(words.number(words.LINK, 5), 0, 0)
+
+
+def _no_file(joined: Joined) -> None:
+    joined.say(words.number(words.LINK, 5))
+
+
+def _twice_introduced(joined: Joined) -> None:
+    joined.say(_AT)
+    joined.say(_AT)
+
+
+def _alive_later(joined: Joined) -> None:
+    joined.say(_AT)
+    joined.say(words.number(words.ALIVE, 5))
+
+
+def _had_too_many(joined: Joined) -> None:
+    joined.say(words.number(words.HAD, 2))
+
+
+def _the_same_twice(joined: Joined) -> None:
+    joined.link(5).close()
+    joined.link(5).close()
+
+
+def _many(joined: Joined) -> None:
+    for number in range(words.MOST_SERVERS + 1):
+        joined.say(words.number(words.ALIVE, number + 1))
+
+
+def _again_and_again(joined: Joined) -> None:
+    for number in range(3 * words.MOST_SERVERS):
+        try:
+            joined.link(number + 1).close()
+            joined.say(words.number(words.ENDED, number + 1))
+        except OSError:
+            return  # it has had enough
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        _junk,
+        _too_long,
+        _two_files,
+        _no_file,
+        _twice_introduced,
+        _alive_later,
+        _had_too_many,
+        _the_same_twice,
+        _many,
+        _again_and_again,
+    ],
+)
+@looped
+async def test_what_no_honest_master_says_ends_the_connection(hostile: Callable[[Joined], None]) -> None:
+    """It is not heard any more, and whoever has it is told once."""
+    joined = Joined()
+    joined.begin()
+    before = open_descriptors()
+    await asyncio.to_thread(hostile, joined)
+    async with asyncio.timeout(10):
+        await joined.ended.wait()
+    await joined.until(lambda: open_descriptors() < before)  # nothing that came along stays open
+    joined.close()
+
+
+@looped
+async def test_a_link_before_it_was_asked_for_is_refused() -> None:
+    """Nobody could be told anything by it."""
+    joined = Joined()
+    joined.link(5).close()
+    async with asyncio.timeout(10):
+        await joined.ended.wait()
+    joined.close()
+
+
+@looped
+async def test_what_it_says_it_kept_is_emptied_by_the_first_word_of_ours() -> None:
+    """Something else that it passes off as that is left as it is."""
+    joined = Joined()
+    kept, other = Emptiable.holding(b"of before"), os.memfd_create("other")
+    os.write(other, b"of somebody")
+    reader = kept.reader()
+    joined.say(words.SNAPSHOT, reader)
+    joined.say(words.SNAPSHOT, other)
+    joined.say(_AT)
+    await asyncio.wait_for(joined.connection.introduced.wait(), 10)
+    assert os.pread(reader, 99, 0) == b"of before"
+    joined.begin()
+    assert os.pread(reader, 99, 0) == b""
+    assert os.pread(other, 99, 0) == b"of somebody"
+    assert joined.connection.addresses == ("127.0.0.1:80",)
+    joined.close()
+
+
+@looped
+async def test_each_snapshot_empties_the_one_before() -> None:
+    """Whoever begins a server by it, or holds it, has the newest or nothing."""
+    joined = Joined()
+    joined.begin()
+    said, (first,) = joined.heard()
+    assert said == words.SNAPSHOT
+    assert os.pread(first, 1 << 20, 0) == joined.controller.servers.latest()
+    joined.controller.servers.publish(b"second")
+    assert os.pread(first, 1, 0) == b""
+    assert joined.heard()[0] == words.LISTEN
+    assert os.pread(joined.heard()[1][0], 99, 0) == b"second"
+    joined.close()
+
+
+@looped
+async def test_an_acknowledgement_waits_until_the_master_has_what_was_given() -> None:
+    """Until then it may begin a server by what was served before, of which nobody has heard here."""
+    joined = Joined()
+    joined.begin()
+    waiting = asyncio.create_task(joined.controller.servers.taken(5))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    joined.say(words.number(words.HAD, 1))
+    await asyncio.wait_for(waiting, 5)
+    joined.close()
+
+
+@looped
+async def test_an_acknowledgement_waits_for_each_server_that_is_there() -> None:
+    """One of a controller before hears nobody here: it is killed, and its end is waited for."""
+    joined = Joined()
+    joined.say(words.number(words.ALIVE, 5))
+    joined.say(_AT)
+    await asyncio.wait_for(joined.connection.introduced.wait(), 10)
+    joined.begin()
+    joined.say(words.number(words.HAD, 1))
+    waiting = asyncio.create_task(joined.controller.servers.taken(0.2))
+    said = [b""]
+    while words.END not in said[-1]:
+        said.append((await asyncio.to_thread(joined.heard))[0])
+    assert said[-1] == words.number(words.END, 5)
+    assert not waiting.done()
+    joined.say(words.number(words.ENDED, 5))
+    await asyncio.wait_for(waiting, 5)
+    joined.close()
+
+
+@looped
+async def test_a_server_that_closes_its_link_is_ended() -> None:
+    """It would go on by what it was told last, and hear of nothing."""
+    joined = Joined()
+    joined.begin()
+    its = joined.link(7)
+    await joined.until(lambda: joined.controller.servers.connected)
+    its.close()
+    while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
+        pass
+    joined.close()
+
+
+@looped
+async def test_a_master_that_reads_nothing_is_left() -> None:
+    """It cannot be told what is not served any more; what it has is emptied all the same."""
+    joined = Joined()
+    joined.begin()
+    _, (first,) = joined.heard()
+    async with asyncio.timeout(30):
+        while not joined.ended.is_set():
+            joined.controller.servers.publish(b"another")
+            await asyncio.sleep(0)
+    assert os.pread(first, 1, 0) == b""
+    joined.close()

@@ -1,0 +1,44 @@
+"""A file that was given away can be made to hold nothing, by whoever made it and by nobody else."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from agent.core.errors import HostError
+from agent.host.emptiable import Emptiable
+
+
+def test_whoever_has_it_has_nothing_any_more() -> None:
+    """A reader from before reads nothing; nobody can write into it, or make it shorter by what he was given."""
+    made = Emptiable.holding(b"secret")
+    reader = made.reader()
+    assert os.pread(reader, 99, 0) == b"secret"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(reader, b"x")
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.ftruncate(reader, 0)
+    made.empty()
+    made.empty()  # there is no more to do
+    assert os.pread(reader, 99, 0) == b""
+    os.close(reader)
+
+
+def test_the_next_process_of_the_same_user_empties_it() -> None:
+    """It opens it anew, given back what can only read."""
+    made = Emptiable.holding(b"secret")
+    reader = made.reader()
+    Emptiable.taken_back(reader).empty()
+    assert os.pread(reader, 99, 0) == b""
+    os.close(reader)
+    made.empty()
+
+
+def test_something_else_is_not_emptied() -> None:
+    """A socket, a pipe, a file, memory that nobody sealed: a master may hand in anything."""
+    memory, (reader, writer) = os.memfd_create("x"), os.pipe()
+    for descriptor in (memory, reader, writer, os.open(__file__, os.O_RDONLY)):
+        with pytest.raises(HostError, match="expected a file that an agent made"):
+            Emptiable.taken_back(descriptor)
+        os.close(descriptor)
