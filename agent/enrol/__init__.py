@@ -24,7 +24,15 @@ from agent.enrol.message import (
     write_question,
 )
 from agent.enrol.policy import Machine, Policy
-from agent.enrol.sts import STS_BODY, STS_CONTENT_TYPE, StsRequest, aws_machine, checked_request, is_sts_host
+from agent.enrol.sts import (
+    STS_BODY,
+    STS_CONTENT_TYPE,
+    StsRequest,
+    aws_machine,
+    checked_request,
+    is_sts_host,
+    is_vpc_endpoint,
+)
 
 __all__ = [
     "KEY_HEADER",
@@ -48,6 +56,7 @@ __all__ = [
     "checked_request",
     "google_machine",
     "is_sts_host",
+    "is_vpc_endpoint",
     "new_nonce",
     "read_enrolment",
     "read_question",

@@ -57,6 +57,7 @@ _PARTITIONS: Final = (
     ("aws-iso-f", re.compile(r"us-isof-[a-z]+-[0-9]{1,2}\Z"), ("csp.hci.ic.gov", "api.aws.hci.ic.gov")),
 )
 _HOST: Final = re.compile(r"sts(?:-fips)?\.([a-z]+(?:-[a-z0-9]+){1,4})\.([a-z0-9.-]+)\Z")
+_VPC_ENDPOINT: Final = re.compile(r"vpce-[a-z0-9-]{1,64}\.sts\.([a-z0-9-]{1,32})\.vpce\.([a-z0-9.-]+)\Z")
 _AUTHORIZATION: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=([A-Z0-9]{16,128})/([0-9]{8})/([a-z0-9-]{1,32})/sts/aws4_request, "
     r"SignedHeaders=([a-z0-9;-]{1,256}), Signature=([0-9a-f]{64})\Z"
@@ -89,6 +90,14 @@ class StsRequest(msgspec.Struct, frozen=True):
 def is_sts_host(host: str) -> bool:
     """Whether ``host`` is one at which AWS serves STS, in its one spelling."""
     return _place(host) is not None
+
+
+def is_vpc_endpoint(host: str) -> bool:
+    """Whether ``host`` is a VPC endpoint of STS: AWS gives such names out, and they lead to nothing but its STS."""
+    match = _VPC_ENDPOINT.match(host)
+    return match is not None and any(
+        regions.match(match[1]) and match[2] in suffixes for _, regions, suffixes in _PARTITIONS
+    )
 
 
 def _place(host: str) -> tuple[str, str] | None:

@@ -12,12 +12,13 @@ from typing import Any, Final, TypedDict
 
 from agent.core.errors import UsageError
 from agent.enrol import Policy
-from agent.forward import signing, vouching
+from agent.forward import signing
 from agent.forward.engine import Engine
 from agent.forward.enrolling import Admission, Verify, check_channel
 from agent.forward.local import Local, Options, Renew
 from agent.forward.session import Forward, OnExit
 from agent.forward.telling import Teller
+from agent.forward.vouching import Vouching
 
 
 class Wanted(TypedDict, total=False):
@@ -86,7 +87,7 @@ def begin(
     wanted: Mapping[str, Any],
     *,
     lazy: Callable[[Any], bool] = lambda _: False,
-    verify: Callable[[Policy, Callable[[], datetime]], Verify] = vouching.verifier,
+    verify: Callable[[Policy, Callable[[], datetime]], Verify] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Forward:
     """Begin to forward.
@@ -95,7 +96,7 @@ def begin(
         make: makes the courier, given the name of this forwarding and the issuer.
         wanted: the members of :class:`Wanted`.
         lazy: whether nothing may be waited for here, since ``async with`` begins.
-        verify: makes what asks those who vouch, for a policy.
+        verify: makes what asks those who vouch, for a policy; ``None``: STS and Google.
         now: time.
 
     Raises:
@@ -109,6 +110,7 @@ def begin(
         if isinstance(wanted.get(name), str):
             raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{wanted[name]!r}]")
     local = Local(_options(wanted))
+    verifying = verify or Vouching(wanted.get("aws")).verifier
     on_exit = wanted.get("on_exit", "withdraw")
     if on_exit not in {"withdraw", "keep"}:
         raise UsageError(f'on_exit: expected "withdraw" or "keep", got {on_exit!r}')
@@ -138,7 +140,7 @@ def begin(
     @functools.cache
     def admitting(policy: Policy) -> Admission:
         return Admission(
-            thumbprints=frozenset(wanted.get("thumbprints", ())), trust_channel=trusted, verify=verify(policy, now)
+            thumbprints=frozenset(wanted.get("thumbprints", ())), trust_channel=trusted, verify=verifying(policy, now)
         )
 
     engine = Engine(

@@ -24,14 +24,13 @@ from agent.core.errors import EvidenceError
 from agent.core.google import ACCOUNTS_HOST, ACCOUNTS_ORIGIN
 from agent.core.model import Cloud
 from agent.enrol import AwsSts, AwsWebIdentity, Enrolment, GcpIdentity, Machine, Policy
+from agent.sender.https import LARGEST_ANSWER, Answer, Https
 
 GOOGLE_CERTS_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
 GOOGLE_ISSUERS: Final = frozenset({ACCOUNTS_ORIGIN, ACCOUNTS_HOST})
-TIMEOUT_SECONDS: Final = 10.0
 LEEWAY_SECONDS: Final = 60
 """How far the sender's clock may be off where a token's times are compared with it."""
 
-_LARGEST_ANSWER: Final = 65_536
 _LONGEST_TOKEN: Final = 20_000
 _KEYS_KEPT: Final = timedelta(minutes=5)
 _ISSUER: Final = re.compile(r"https://[0-9a-f-]{36}\.tokens\.sts\.global\.api\.aws\Z")
@@ -54,6 +53,7 @@ class Verifier:
         google_certs_url: where Google's certificates are, likewise.
         web_identity: whether tokens of ``sts:GetWebIdentityToken`` are taken.
         get: fetches the public keys of whoever signed a token.
+        https: how those who vouch are reached.
         now: the sender's time, aware.
     """
 
@@ -65,14 +65,16 @@ class Verifier:
         google_certs_url: str = GOOGLE_CERTS_URL,
         web_identity: bool = True,
         get: Get | None = None,
+        https: Https | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.policy = policy
         self._sts_url = sts_url
         self._google_certs_url = google_certs_url
         self._web_identity = web_identity
+        self._https = https or Https()
         self._now = now
-        self._documents = _Documents(get or _get, now)
+        self._documents = _Documents(get or self._get, now)
 
     def verify(self, enrolment: Enrolment) -> Machine:
         """The machine that holds ``enrolment.key``, if it is proved and the policy admits it.
@@ -117,7 +119,7 @@ class Verifier:
         request = enrol.checked_request(
             evidence, thumbprint=enrolment.thumbprint, nonce=enrolment.nonce, now=self._now()
         )
-        status, headers, body = _post(self._sts_url or f"https://{request.host}/", request.headers)
+        status, headers, body = self._post(self._sts_url or f"https://{request.host}/", request.headers)
         answer = _parsed(status, headers, body)
         if status != 200:
             code = str(answer.get("Error", {}).get("Code", f"status {status}"))[:60]
@@ -127,6 +129,30 @@ class Verifier:
                 code="unavailable" if passing else "rejected",
             )
         return enrol.aws_machine(answer.get("Arn"), answer.get("Account"), partition=request.partition)
+
+    def _post(self, url: str, headers: Mapping[str, str]) -> Answer:
+        try:
+            answer = self._https.exchange("POST", url, headers, enrol.STS_BODY.encode())
+        except OSError as error:
+            raise EvidenceError(
+                f"aws-sts: sts cannot be reached: {error}",
+                hint="this computer asks sts itself: see its network, HTTPS_PROXY and AWS_CA_BUNDLE",
+                code="unavailable",
+            ) from None
+        if len(answer[2]) > LARGEST_ANSWER:
+            raise EvidenceError("aws-sts: the answer is longer than any of sts", code="unavailable")
+        return answer
+
+    def _get(self, url: str) -> bytes:
+        host = url.split("/")[2]
+        unreachable = EvidenceError(f"{host} does not give the keys that it signs with", code="unavailable")
+        try:
+            status, _, body = self._https.exchange("GET", url, {}, None)
+        except OSError:
+            raise unreachable from None
+        if status != 200 or len(body) > LARGEST_ANSWER:
+            raise unreachable
+        return body
 
     def _aws_token(self, evidence: AwsWebIdentity, enrolment: Enrolment) -> Machine:
         if not self._web_identity:
@@ -179,57 +205,6 @@ _TELLING: Final = ("policy", "unavailable", "rejected", "binding", "principal", 
 def _strength(evidence: enrol.Evidence) -> int:
     """Evidence that names the instance itself is tried first."""
     return (GcpIdentity, AwsWebIdentity, AwsSts).index(type(evidence))
-
-
-def _post(url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
-    try:
-        answer = _exchange("POST", url, headers, enrol.STS_BODY.encode())
-    except OSError as error:
-        raise EvidenceError(
-            f"aws-sts: sts cannot be reached: {error}",
-            hint="the sender asks sts itself; see its network and proxy",
-            code="unavailable",
-        ) from None
-    if len(answer[2]) > _LARGEST_ANSWER:
-        raise EvidenceError("aws-sts: the answer is longer than any of sts", code="unavailable")
-    return answer
-
-
-def _exchange(
-    method: str, url: str, headers: Mapping[str, str], body: bytes | None
-) -> tuple[int, Mapping[str, str], bytes]:
-    """One request by botocore's transport; of the answer no more than one byte beyond the largest.
-
-    Raises:
-        OSError: nothing came: no name, nobody there, an answer that breaks off. Its text is the kind of error alone.
-    """
-    from botocore.awsrequest import AWSPreparedRequest, HeadersDict  # noqa: PLC0415 - Google's senders do without
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as above
-
-    try:
-        answer = _session().send(AWSPreparedRequest(method, url, HeadersDict(headers), body, stream_output=True))
-        data: bytes = answer.raw.read(_LARGEST_ANSWER + 1)
-        answer.raw.close()
-    except (BotoCoreError, HTTPError, OSError) as error:
-        raise OSError(type(error).__name__) from None
-    return answer.status_code, answer.headers, data
-
-
-@functools.cache
-def _session() -> Any:
-    """The transport of botocore: the machine's proxies and certificates, no redirects, no ``.netrc``."""
-    from botocore.httpsession import URLLib3Session  # noqa: PLC0415 - as above
-    from botocore.session import Session  # noqa: PLC0415 - as above
-    from botocore.utils import get_environ_proxies  # noqa: PLC0415 - as above
-
-    return URLLib3Session(
-        timeout=TIMEOUT_SECONDS,
-        max_pool_connections=32,
-        # As botocore's clients have it; behind a proxy that opens TLS nothing else would be reached.
-        verify=Session().get_config_variable("ca_bundle") or True,
-        proxies=get_environ_proxies("https://sts.amazonaws.com/"),
-    )
 
 
 def _parsed(status: int, headers: Mapping[str, str], body: bytes) -> Mapping[str, Any]:
@@ -330,14 +305,3 @@ class _Fetched:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-
-
-def _get(url: str) -> bytes:
-    unreachable = EvidenceError(f"{url.split('/')[2]} does not give the keys that it signs with", code="unavailable")
-    try:
-        status, _, body = _exchange("GET", url, {}, None)
-    except OSError:
-        raise unreachable from None
-    if status != 200 or len(body) > _LARGEST_ANSWER:
-        raise unreachable
-    return body
