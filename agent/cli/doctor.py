@@ -49,6 +49,8 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
         root=root,
         service=_service(),
         environ=_environ(),
+        shell=os.environ,
+        home=Path(os.environ.get("HOME") or "/"),
         ask=lambda: what_it_says(path),
         file=None if file is None else _read(file),
     )

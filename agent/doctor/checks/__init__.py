@@ -15,6 +15,7 @@ from agent.doctor.checks.keys import key
 from agent.doctor.checks.machine import disk, memory, port, version
 from agent.doctor.checks.outside import clock, clouds, metadata
 from agent.doctor.checks.redirect import redirect
+from agent.doctor.checks.shell import shell
 from agent.doctor.checks.typed import typed
 from agent.doctor.checks.unit import daemon
 from agent.doctor.facts import Facts
@@ -37,6 +38,7 @@ CHECKS: Final = MappingProxyType(
         "clouds": clouds,
         "identity": identity,
         "redirect": redirect,
+        "shell": shell,
     }
 )
 """By the word that its findings carry."""

@@ -21,6 +21,7 @@ from agent.doctor.facts.service import (
     Unit,
     Units,
 )
+from agent.doctor.facts.shell import Shell
 from agent.doctor.facts.unknown import Unknown
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Places",
     "Releases",
     "Service",
+    "Shell",
     "Unit",
     "Units",
     "Unknown",
@@ -74,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     places: Places | Unknown
     memory: Memory | Unknown
     releases: Releases | Unknown
+    shell: Shell | Unknown
 
     @property
     def more(self) -> str | None:

@@ -18,6 +18,7 @@ from agent.doctor.probes.listeners import look_at_listeners
 from agent.doctor.probes.machine import look_at_clock, look_at_memory, look_at_places, look_at_releases
 from agent.doctor.probes.outside import look_at_clouds, look_at_metadata
 from agent.doctor.probes.redirect import look_at_arrival
+from agent.doctor.probes.shell import look_at_shell
 from agent.doctor.probes.units import look_at_units
 
 UNITS_SECONDS: Final = 1.0
@@ -32,6 +33,7 @@ class Machine(NamedTuple):
         root: whether we are root.
         service: whom the service runs as, if we can become that.
         environ: what the service would be passed.
+        shell, home: the environment of whoever calls, and their home.
         ask: asks the daemon for its status.
         file: a bundle to evaluate.
     """
@@ -40,6 +42,8 @@ class Machine(NamedTuple):
     root: bool
     service: Identity | None
     environ: Mapping[str, str]
+    shell: Mapping[str, str]
+    home: Path
     ask: Callable[[], facts.Control]
     file: bytes | None = None
 
@@ -66,6 +70,7 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "places": Probe(facts.Places, partial(look_at_places, path), service),
         "memory": Probe(facts.Memory, look_at_memory),
         "releases": Probe(facts.Releases, look_at_releases),
+        "shell": Probe(facts.Shell, partial(look_at_shell, machine.shell, machine.home)),
     }
     found = first | isolation.look(probes, seconds=seconds)
     return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), **found)

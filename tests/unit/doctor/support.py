@@ -26,6 +26,7 @@ from agent.doctor.facts import (
     Places,
     Releases,
     Service,
+    Shell,
     Unit,
     Units,
 )
@@ -124,6 +125,7 @@ def healthy() -> Facts:
         places=Places(places=(Place(key="state.directory", path=STATE),)),
         memory=Memory(total=8 << 30, available=4 << 30),
         releases=Releases(ours="0.1.0", installed="r1", running="r1"),
+        shell=Shell(),
         arrival=Arrival(expected=True, state="led", table=True, asked={"uid 1000": "agent"}),
     )
 

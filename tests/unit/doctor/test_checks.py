@@ -28,6 +28,7 @@ from agent.doctor.facts import (
     Memory,
     Metadata,
     Releases,
+    Shell,
     Units,
     Unknown,
 )
@@ -133,6 +134,11 @@ CASES = [
     Case("not given", with_(keys=key_file(state="elsewhere", name="credential-agent.key", why="x"), control=answered(absent_keys=["credential-agent.key"])),
          "key", Level.FAIL, "not given", "ls -l /etc/credstore"),
     Case("its mount hangs", with_(keys=HUNG), "key", Level.FAIL, "mount", "cat /proc/mounts"),
+    # -- the shell
+    Case("a profile", with_(root=False, shell=Shell(variables=("AWS_PROFILE",))), "shell", Level.WARN, "before they ask the agent", "unset AWS_PROFILE"),
+    Case("keys of one's own", with_(root=False, shell=Shell(files=("/home/a b/.aws/credentials",))),
+         "shell", Level.WARN, "/home/a b/.aws/credentials", "mv '/home/a b/.aws/credentials' '/home/a b/.aws/credentials.away'"),
+    Case("a proxy", with_(root=False, shell=Shell(proxies=("http_proxy",))), "shell", Level.WARN, "ask a proxy for 169.254.169.254", "export NO_PROXY="),
     # -- the identity
     Case("ended", with_(control=answered(clouds={"aws": cloud(state="ended", why="the lease has ended")})),
          "identity", Level.FAIL, "lease has ended", "credential-agent status"),
@@ -238,6 +244,7 @@ def test_every_next_command_can_be_typed(case: Case) -> None:
     programs = {
         "systemctl", "systemd-sysusers", "systemd-analyze", "journalctl", "chown", "chmod", "ls", "cat", "df", "kill",
         "ip", "sudo", "credential-agent", "timedatectl", "getent", "findmnt", "ps", "install", "aws",
+        "unset", "export", "mv",
     }  # fmt: skip
     for one in diagnose(case.facts):
         for command in (one.next or "true").split(" && "):
