@@ -156,7 +156,7 @@ $(VENV)-build/nfpm: requirements/nfpm/go.mod requirements/nfpm/go.sum $(VENV)-bu
 build-tools: $(VENV)-build/nfpm
 
 .PHONY: packages
-packages: $(VENV)-build/nfpm ## the .deb and the .rpm, what is in them, checksums: build/packages (ARGS="--python 3.13"; needs Go)
+packages: $(VENV)-build/nfpm ## the .deb and the .rpm, what is in them, checksums: build/packages (needs Go)
 	@BUILD=$(abspath $(VENV)-build) NFPM=$(abspath $(VENV)-build/nfpm) packer/package.sh build/packages $(ARGS)
 
 $(VENV)-audit/.locked: requirements/audit.txt

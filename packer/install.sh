@@ -110,13 +110,40 @@ make_environment() {
 
 # What a package carries: made elsewhere, from the same lock. A hard link takes no room; elsewhere than on its own disk a copy.
 take_carried() {
+  local packages=$release/lib/${interpreter##*/}/site-packages name
   cp -al "$carried" "$release" 2>/dev/null || { rm -rf "$release" && cp -a "$carried" "$release"; }
   # rpm runs this while the files of the version before are still there: what is not on the list is of that one.
   (cd "$release" && find . ! -type d -print | { grep -vxFf .files || true; } | tr '\n' '\0' | xargs -0r rm -f -- &&
     find . -mindepth 1 -type d -empty -delete) || die "$release: cannot be made as it was packed"
+  # As `venv` lays one out: packages, three links, one file of words.
+  mkdir -p "$release/bin" "${packages%/*}"
+  mv "$release/site-packages" "$packages"
+  ln -s "$interpreter" "$release/bin/${interpreter##*/}"
+  for name in python python3; do ln -s "${interpreter##*/}" "$release/bin/$name"; done
+  ln -s lib "$release/lib64"
+  printf 'home = %s\ninclude-system-site-packages = false\nversion = %s\n' "${interpreter%/*}" "${interpreter##*/python}" \
+    >"$release/pyvenv.cfg"
+  # Its own name, not `current`: what runs goes on from its own files while the next one is put beside it.
+  printf '#!%s\nimport sys\nfrom agent.cli import main\nsys.exit(main())\n' "$release/bin/python" \
+    >"$release/bin/credential-agent"
+  chmod 0755 "$release/bin/credential-agent"
   # The service may not write there, and would read every source anew at each start.
   "$release/bin/python" -I -m compileall -q --invalidation-mode unchecked-hash "$release/lib" >/dev/null ||
     die "$release: cannot be compiled by $("$release/bin/python" --version 2>&1)"
+}
+
+# The Python of a package's environment: one that it has modules for. The system's own, if it can be, which stays; else the
+# newest that is there.
+find_carried_python() {
+  local name known
+  for name in ${python:+"$python"} /usr/bin/python3 $(sort -rV "$carried/.pythons" | sed 's#^#/usr/bin/python#'); do
+    known=$("$name" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    grep -qxF "$known" "$carried/.pythons" || continue
+    # By the name of its version: what is behind the other one may be another version tomorrow.
+    name=$(dirname "$(command -v "$name")")/python$known
+    if [ -x "$name" ]; then echo "$name" && return 0; fi
+  done
+  return 1
 }
 
 switch_release() {
@@ -487,8 +514,10 @@ do_install() {
   fi
   changed=()
   if [ -n "$carried" ]; then
-    [ -f "$carried/.release" ] || die "$carried: not a release that packer/package.sh made"
-    provide_release "$(cat "$carried/.release")" take_carried
+    { [ -f "$carried/.release" ] && [ -f "$carried/.pythons" ]; } || die "$carried: not a release that packer/package.sh made"
+    interpreter=$(find_carried_python) ||
+      die "this package has what Python $(paste -sd ' ' "$carried/.pythons") needs, and none of these is in /usr/bin"
+    provide_release "$(cat "$carried/.release")-${interpreter##*/}" take_carried
   else
     provide_release "$(basename "$wheel" .whl)-$({ cat "$wheel" "$requirements" && echo "$interpreter"; } | sha256sum | cut -c1-12)" \
       make_environment

@@ -59,6 +59,7 @@ HERE = "tests/test_docs.py::"
 BOOT = "tests/system/test_boot.py::TestEc2Worker::"
 FIREWALL = "tests/system/test_hardened.py::"
 PACKER = "tests/system/test_packer.py::"
+SIGNING = "tests/system/test_signing.py::"
 CONTAINER = "tests/system/test_container_recipe.py::"
 
 
@@ -171,6 +172,12 @@ COVERED = (
         '"packer/README.md"',
     ),
     Row("packer/README.md", "packer/seed.sh", "tests/system/virtual.py::build", '"seed.sh"'),
+    Row("packer/README.md", "SIGNING_KEY=", f"{SIGNING}signed", "SIGNING_KEY="),
+    *(
+        Row("packer/README.md", words, f"{SIGNING}test_a_repository_is_its_makers", "### Signed")
+        for words in ("apt-ftparchive", "gpg ", "createrepo_c", "signed-by=")
+    ),
+    Row("packer/README.md", "apt-get update", f"{SIGNING}test_a_repository_is_its_makers", '"download"'),
     Row(
         "packer/README.md",
         "make packages",

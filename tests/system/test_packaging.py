@@ -263,9 +263,9 @@ def test_ci_has_what_makes_the_packages() -> None:
 def test_what_was_made_of_another_version_is_left_alone(tmp_path: Path) -> None:
     """Packages and lists of contents lie in one directory, of many versions; each build replaces its own."""
     names = (
-        "credential-agent_{}+py311_amd64.deb",
-        "credential-agent-{}+py311-1.x86_64.rpm",
-        "credential-agent-{}-py311.cdx.json",
+        "credential-agent_{}_amd64.deb",
+        "credential-agent-{}-1.x86_64.rpm",
+        "credential-agent-{}.cdx.json",
     )
     versions = {version: {name.format(version) for name in names} for version in ("1.2.1", "1.2.10", "1.2")}
     for made in versions.values():
