@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from agent.cli.members import members_only
 from agent.core.errors import HostError
 from agent.wire import names
 from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
@@ -20,7 +21,6 @@ from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
 USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
-_NOT_ALLOWED: Final = "it is for root and the operators: usermod -aG credential-operators USER, and log in again"
 
 
 class NoAnswerError(HostError):
@@ -102,7 +102,7 @@ def control(
     try:
         return _exchange(_UnixConnection(path, timeout_seconds), method, target, {}, body)
     except PermissionError:
-        raise NotAllowedError(f"{path}: not allowed", hint=_NOT_ALLOWED) from None
+        raise NotAllowedError(f"{path}: not allowed", hint=members_only(path)) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise NotListeningError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
     except TimeoutError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=CONFIG_PATH,
     show_default=True,
     help="The agent's configuration file (TOML).",

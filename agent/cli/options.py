@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from agent.cli.members import members_only
 from agent.core.errors import HostError
 from agent.core.installed import CONFIG_PATH
 from agent.core.text import os_reason
@@ -95,5 +96,5 @@ def unreadable(file: Path, error: OSError) -> HostError:
     """The error of a file that a worker cannot read, with what to do."""
     hint = "systemctl status credential-agent"
     if isinstance(error, PermissionError):
-        hint = "it is for the workers' group: environment.group in the configuration; usermod -aG GROUP USER"
+        hint = members_only(file)
     return HostError(f"{file}: cannot be read: {os_reason(error)}", hint=hint)

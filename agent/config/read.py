@@ -44,14 +44,23 @@ def parse(text: str, *, origin: str) -> Config:
     Raises:
         ConfigError: it is not TOML, or a key is unknown, missing or of the wrong type; the message names the key.
     """
+    tree = _tree(text, origin)
     try:
-        config = msgspec.convert(_tree(text, origin), Config)
+        config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         key, expected = explain(error)
-        raise ConfigError(f"{origin}: {key}: {expected}", hint=hint_for(key)) from None
+        raise ConfigError(f"{origin}: {key}: {expected}", hint=hint_for(key, _kind(tree, key))) from None
     for fault in contradictions(config):
         raise fault.error(origin)
     return config
+
+
+def _kind(tree: dict[str, object], key: str) -> object:
+    """The ``kind`` of the entry that ``key`` stands in (``sources[0].path``); ``None``: it has none, or it is wrong."""
+    found = re.match(r"(\w+)\[([0-9]+)\]", key)
+    entries = tree.get(found[1]) if found else None
+    entry = entries[int(found[2])] if found and isinstance(entries, list) else None
+    return entry.get("kind") if isinstance(entry, dict) else None
 
 
 def survey(path: Path) -> tuple[Config, tuple[Fault, ...]]:
@@ -106,7 +115,7 @@ def _mended(value: object, kind: object, origin: str) -> tuple[object | None, li
             key, said = explain(error, origin)
             if isinstance(value, dict) and key == origin and said.startswith("object missing required field"):
                 return None, [*faults, *_missing(value, kind, origin, faults)]
-            faults.append(Fault(key, said, hint_for(key)))
+            faults.append(Fault(key, said, hint_for(key, value.get("kind") if isinstance(value, dict) else None)))
             name = re.split(r"[.\[]", key.removeprefix(origin).removeprefix("."))[0]
             if not isinstance(value, dict) or name not in value or name == "kind":
                 return None, faults

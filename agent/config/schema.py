@@ -12,15 +12,20 @@ import msgspec
 from agent.config.shapes import (
     AccountId,
     AttributeKey,
+    GroupName,
     GuestAttribute,
     HostName,
     KmsKeyVersion,
+    MachineName,
     MetadataPath,
     MetricsPath,
     Mode,
     Name,
     Path_,
+    PlainText,
+    ProjectId,
     ProjectNumber,
+    Region,
     RoleName,
     Seconds,
     SocketPath,
@@ -28,6 +33,7 @@ from agent.config.shapes import (
     VariableName,
     VariablePattern,
     VariableValue,
+    Zone,
 )
 from agent.wire.names import BUNDLE_ATTRIBUTE
 
@@ -90,8 +96,8 @@ class Identity(Section, frozen=True):
             logged.
     """
 
-    audience: tuple[str, ...] = ()
-    instance_id: str = "auto"
+    audience: tuple[PlainText, ...] = ()
+    instance_id: MachineName = "auto"
     grace_seconds: Seconds = 30.0
     fallback: tuple[Literal["aws", "gcp"], ...] = ("aws", "gcp")
     on_expiry: Literal["deny", "fallback"] = "deny"
@@ -131,7 +137,7 @@ class AwsKmsKey(Section, frozen=True, tag_field="kind", tag="aws-kms"):
 
     key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
     public_key: Path_
-    region: str | None = None
+    region: Region | None = None
     endpoint: Url | None = None
 
 
@@ -177,8 +183,8 @@ class SignerEntry(Section, frozen=True):
     """
 
     key: Path_
-    issuers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    audiences: tuple[str, ...] = ("*",)
+    issuers: Annotated[tuple[PlainText, ...], msgspec.Meta(min_length=1)]
+    audiences: tuple[PlainText, ...] = ("*",)
     max_lease_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
@@ -192,8 +198,8 @@ class LaunchSigners(Section, frozen=True):
             one. The default is 12 hours.
     """
 
-    issuers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    audiences: tuple[str, ...] = ("*",)
+    issuers: Annotated[tuple[PlainText, ...], msgspec.Meta(min_length=1)]
+    audiences: tuple[PlainText, ...] = ("*",)
     max_lease_seconds: Annotated[int, msgspec.Meta(ge=60, le=366 * 86_400)] = 43_200
 
 
@@ -392,8 +398,8 @@ class Aws(Section, frozen=True):
             forgery needs it.
     """
 
-    region: str | None = None
-    availability_zone: str | None = None
+    region: Region | None = None
+    availability_zone: Zone | None = None
     account_id: AccountId | None = None
     imdsv1: bool = False
 
@@ -407,9 +413,9 @@ class Gcp(Section, frozen=True):
         zone: such as ``europe-west1-b``.
     """
 
-    project_id: str | None = None
+    project_id: ProjectId | None = None
     numeric_project_id: ProjectNumber | None = None
-    zone: str | None = None
+    zone: Zone | None = None
 
 
 class PassThrough(Section, frozen=True):
@@ -454,7 +460,7 @@ class Environment(Section, frozen=True):
     shell_file: Path_ = "/run/credential-agent/env.sh"
     container_file: Path_ | None = None
     token_file: Path_ = "/run/credential-agent/token"  # noqa: S105 - a path
-    group: str | None = None
+    group: GroupName | None = None
     mode: Mode = "0640"
     variables: dict[VariableName, VariableValue] = {}
     allow: tuple[VariablePattern, ...] = ()
@@ -497,7 +503,7 @@ class Metrics(Section, frozen=True):
     """
 
     textfile: MetricsPath | None = None
-    group: str | None = None
+    group: GroupName | None = None
     seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 15.0
 
 
@@ -519,7 +525,7 @@ class Audit(Section, frozen=True):
     mode: Literal["off", "summary", "full"] = "summary"
     seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     file: Path_ | None = None
-    group: str | None = None
+    group: GroupName | None = None
     file_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 40)] = 10_485_760
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from agent.core.model import ACCOUNT_ID, ROLE_NAME, VARIABLE_NAME
+from agent.core.model import ACCOUNT_ID, REGION, ROLE_NAME, VARIABLE_NAME, WORD
 
 
 def _text(pattern: str, words: str) -> msgspec.Meta:
@@ -28,6 +28,8 @@ HostName = Annotated[
 ]
 
 Name = Annotated[str, _text(r"^[A-Za-z0-9_.-]{1,64}\Z", "1 to 64 letters, digits, dots, dashes or underscores")]
+# As they stand in bundles: what has a space in it names nothing that could ever come.
+PlainText = Annotated[str, _text(WORD, "1 to 256 characters from ! to ~, without spaces")]
 AttributeKey = Annotated[str, _text(r"^[A-Za-z0-9_-]{1,128}\Z", "1 to 128 letters, digits, dashes or underscores")]
 GuestAttribute = Annotated[
     str,
@@ -43,6 +45,17 @@ MetadataPath = Annotated[
 
 RoleName = Annotated[str, _text(ROLE_NAME, "the name of a role: 1 to 64 letters, digits or _+=,.@-")]
 AccountId = Annotated[str, _text(ACCOUNT_ID, "a twelve-digit account id")]
+# What a person types here workers read in answers and in the environment file: no line of it may end early.
+Region = Annotated[str, _text(REGION, "the name of a region such as eu-west-1")]
+Zone = Annotated[str, _text(r"^[a-z0-9-]{1,64}\Z", "the name of a zone such as eu-west-1a or europe-west1-b")]
+ProjectId = Annotated[
+    str, _text(r"^[a-z0-9][a-z0-9.:-]{0,127}\Z", "the id of a project: lower-case letters, digits, dashes")
+]
+MachineName = Annotated[str, _text(r"^[!-~]{1,256}\Z", '"auto", or a name of 1 to 256 characters without spaces')]
+# A directory may call a group "domain users".
+GroupName = Annotated[
+    str, _text(r"^[^\x00-\x20\x7f:/][^\x00-\x1f\x7f:/]{0,255}\Z", "the name of a group, without colons and slashes")
+]
 ProjectNumber = Annotated[str, _text(r"^[0-9]{1,20}\Z", "a project number: 1 to 20 digits")]
 KmsKeyVersion = Annotated[
     str,

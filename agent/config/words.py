@@ -29,7 +29,7 @@ class Words(NamedTuple):
         shapes: for each pattern, as msgspec's message quotes it: what it expects.
         choices: for each key whose value is one of some: which.
         kinds: for each list of entries of several kinds: which.
-        keys: for each section: the keys that it knows.
+        keys: for each section, and for each kind of its entries (``keys file``): the keys that it knows.
     """
 
     shapes: dict[str, str]
@@ -74,16 +74,25 @@ def explain(error: msgspec.ValidationError, under: str = "") -> tuple[str, str]:
     return key, f"{what[0].lower()}{what[1:]}".replace("`", "")
 
 
-def hint_for(key: str) -> str | None:
-    """A hint on how to mend a mistake in ``key``."""
+def hint_for(key: str, kind: object = None) -> str | None:
+    """A hint on how to mend a mistake in ``key``.
+
+    Args:
+        key: as an operator writes it.
+        kind: of the entry that it stands in, where there are several.
+    """
     section = re.split(r"[.\[]", key, maxsplit=1)[0]
     words = derived()
+    if (known := words.keys.get(f"{section} {kind}")) is not None:
+        return f'[[{section}]] of kind "{kind}" knows {known}'
     if section in words.kinds:
         return f"each [[{section}]] has a kind: {words.kinds[section]}"
     if key == "the file":
         return None
     known = words.keys.get(section)
-    return f"the sections are {', '.join(words.keys)}" if known is None else f"[{section}] knows {known}"
+    if known is None:
+        return f"the sections are {', '.join(name for name in words.keys if ' ' not in name)}"
+    return f"[[{section}]] knows {known}" if section in ENTRIES else f"[{section}] knows {known}"
 
 
 @cache
@@ -98,6 +107,8 @@ def derived() -> Words:
         if len(structs) > 1:
             words.kinds[section.name] = ", ".join(str(struct.tag) for struct in structs)
         words.keys[section.name] = ", ".join(dict.fromkeys(key.name for struct in structs for key in struct.fields))
+        for struct in structs if len(structs) > 1 else ():
+            words.keys[f"{section.name} {struct.tag}"] = ", ".join(key.name for key in struct.fields)
         for key in (key for struct in structs for key in struct.fields):
             for kind in _parts(key.type):
                 if isinstance(kind, inspect.LiteralType):

@@ -203,6 +203,8 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
         root=root,
         faults=faults,
     )
+    for key, error in _never_written(settings, faults.ask):
+        faults.takes(key, error)
     told = [f"key {name}: not given to this machine; {ABSENT_KEY_HINT}" for name in prepared.absent_keys]
     told += [
         f"{file.key}: {file.path}: cannot be read; the source brings nothing until it can"
@@ -212,6 +214,28 @@ def check(settings: config.Config, *, environ: Mapping[str, str], root: Path = P
     if listening.pointer(settings.listen.http) is None:
         told.append(f"listen.http: {NO_POINTER_HINT}")
     return Checked(faults.errors, told)
+
+
+def _never_written(settings: config.Config, ask: beliefs.Ask) -> Iterator[tuple[str, AgentError]]:
+    """What the agent starts without, and then tries in vain for ever: no such group, a directory in a file's place."""
+    groups = {"metrics.group": settings.metrics.group, "audit.group": settings.audit.group}
+    for key, group in groups.items():
+        try:
+            ask(Path("the group of the files"), partial(group_id, group, key=key))
+        except AgentError as error:
+            yield key, error
+    named = settings.environment
+    files = {
+        "environment.file": named.file,
+        "environment.shell_file": named.shell_file,
+        "environment.container_file": named.container_file,
+        "environment.token_file": named.token_file,
+        "metrics.textfile": settings.metrics.textfile,
+        "audit.file": settings.audit.file,
+    }
+    for key, path in files.items():
+        if path is not None and ask(Path(path), partial(os.path.isdir, path)):
+            yield key, ConfigError(f"{key}: expected a file, or nothing there yet, got the directory {path!r}")
 
 
 def _directory(

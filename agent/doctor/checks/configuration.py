@@ -11,6 +11,7 @@ from agent.doctor.finding import Finding, fail, ok, skipped, warn
 CHECK: Final = "configuration"
 ELSEWHERE: Final = ("keys",)
 """Sections whose files other checks look at: one cause is told once."""
+_DENIED: Final = "permission denied"
 
 
 def configuration(facts: Facts) -> Iterator[Finding]:
@@ -21,6 +22,10 @@ def configuration(facts: Facts) -> Iterator[Finding]:
             yield fail(CHECK, f"{path}: {found.why}: a mount that it names does not answer", "cat /proc/mounts")
         else:
             yield skipped(CHECK, found.why, next=facts.more)
+        return
+    if not facts.root and any(not fault.key and _DENIED in fault.said for fault in found.faults):
+        # Others than root and the service are not to read it: that is no mistake of the machine.
+        yield skipped(CHECK, f"{path}: for root and the service alone", next=facts.more)
         return
     told = [fault for fault in found.faults if fault.text or fault.key.split("[")[0].split(".")[0] not in ELSEWHERE]
     for fault in told:
@@ -35,7 +40,7 @@ def configuration(facts: Facts) -> Iterator[Finding]:
 
 
 def _next(path: str, key: str, said: str) -> str:
-    if not key and "permission denied" in said:
+    if not key and _DENIED in said:
         return f"chown root:credential-agent {path} && chmod 0640 {path}"
     if not key and "no such file" in said:
         return f"ls -l {path}"

@@ -127,6 +127,24 @@ def test_every_mistake_in_the_text_is_said_in_one_go(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_what_would_never_be_written_is_said(tmp_path: Path) -> None:
+    """The groups of the metrics' and the audit's files are looked up too, and no directory passes for a file."""
+    (tmp_path / "metrics.prom").mkdir()
+    (tmp_path / "container").mkdir()
+    lines = said(
+        f"""{SOUND.format(tmp_path)}
+        container_file = "{tmp_path}/container"
+        [metrics]
+        textfile = "{tmp_path}/metrics.prom"
+        group = "no-such-group"
+        [audit]
+        group = "none-either"
+        """,
+        tmp_path,
+    )
+    assert keys(lines) == ["metrics.group", "audit.group", "environment.container_file", "metrics.textfile"]
+
+
 def test_everything_that_is_missing_is_said_in_one_go(tmp_path: Path) -> None:
     """Keys, signers, authorities, a metadata service, a group and directories are all looked at, and all told."""
     lines = said(

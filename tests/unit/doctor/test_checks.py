@@ -331,6 +331,15 @@ def test_a_worker_learns_what_it_may() -> None:
     assert not failed(told)
 
 
+def test_what_is_not_for_this_user_is_no_mistake_of_the_machine() -> None:
+    """Only root and the service may read the configuration; on a sound machine nobody else is told to change its mode."""
+    denied = Configuration(
+        path=PATH, faults=(Fault(key="", said=f"{PATH}: cannot be read: permission denied", text=True),)
+    )
+    told = [one for one in diagnose(with_(root=False, configuration=denied)) if one.check == "configuration"]
+    assert [(one.level, one.next) for one in told] == [(Level.SKIPPED, "sudo credential-agent doctor")]
+
+
 def test_every_finding_of_trouble_has_a_command() -> None:
     """No failure and no warning is told without what to type next."""
     for case in CASES:
