@@ -66,8 +66,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def script(self) -> str:
-        """A program that prints the reply: for an interpreter that reads it from its standard input."""
-        return f"{PROGRAM}\nprint(main({self.request!r}))\n"
+        """A program for an interpreter that reads it from its standard input; the last line it prints is the reply."""
+        # On a line of its own, whatever a login shell has said before.
+        return f"{PROGRAM}\nprint('\\n' + main({self.request!r}))\n"
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -178,7 +178,10 @@ class Roster:
                 replies[name] = text
                 continue
             if isinstance(text, Exception):
-                replies[name] = CourierError(f"the worker could not be reached: {type(text).__name__}: {text}"[:300])
+                why, hint = f"{type(text).__name__}: {text}", None
+                if isinstance(text, CourierError):
+                    why, hint = text.message, text.hint
+                replies[name] = CourierError(f"the worker could not be reached: {why}"[:300], hint=hint)
                 continue
             try:
                 replies[name] = read_reply(text)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from agent.core.errors import CourierError, UsageError
-from agent.forward.courier import LARGEST_REPLY, Job
+from agent.forward.courier import LARGEST_REPLY, Job, LateError
 
 AT_ONCE: Final = 32
 CONNECT_SECONDS: Final = 20.0
+CHATTER: Final = 65_536
+"""So many bytes may a login shell say of its own."""
 
-_REMOTE: Final = 'p=$(command -v python3 || echo /opt/credential-agent/bin/python3); exec "$p" -I -'
-"""Any Python 3 will do; where an agent is there is one. The program that it runs comes through its standard input."""
+_OF_SSH: Final = 255
+"""The status of ``ssh`` when it is its own, and not that of what ran there."""
+_NO_PYTHON: Final = 127
+_REMOTE: Final = (
+    "exec sh -c 'p=$(command -v python3 || command -v /opt/credential-agent/bin/python3) || "
+    f'exit {_NO_PYTHON}; exec "$p" -I -\''
+)
+"""Any Python 3 will do; where an agent is there is one. The program that it runs comes through its standard input. Only
+``sh`` is made to understand it: the login shell of that user may be another, such as fish."""
 
 
 class Ssh:
@@ -40,6 +51,7 @@ class Ssh:
                 raise UsageError(f"expected the name of a host, got {host!r}")
         self._hosts = tuple(dict.fromkeys(hosts))
         self._command = tuple(command)
+        self._turn = threading.BoundedSemaphore(AT_ONCE)  # of all that this forwarding asks at the same time
 
     def workers(self) -> Sequence[str]:
         """The hosts."""
@@ -47,32 +59,59 @@ class Ssh:
 
     def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
         """Run it on each, so many at once."""
+        begun: list[subprocess.Popen[bytes]] = []
         with ThreadPoolExecutor(min(AT_ONCE, len(workers) or 1), "ssh") as pool:
-            return dict(zip(workers, pool.map(lambda host: self._one(host, job), workers), strict=True))
+            try:
+                return dict(zip(workers, pool.map(lambda host: self._one(host, job, begun), workers), strict=True))
+            except BaseException:
+                # Ctrl-C: they have no terminal from which they would hear of it.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in begun:
+                    process.kill()
+                raise
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
         """No host joins later: the hosts are those that were named."""
         del joined
         return lambda: None
 
-    def _one(self, host: str, job: Job) -> str | Exception:
-        # BatchMode: a question of ssh's would wait for somebody who is not there.
+    def _one(self, host: str, job: Job, begun: list[subprocess.Popen[bytes]]) -> str | Exception:
+        # BatchMode: a question of ssh's would wait for somebody who is not there. A jump host's ssh does not know of
+        # that; it finds no terminal to ask on, and no window.
         command = [*self._command, "-T", "-o", "BatchMode=yes", "--", host, _REMOTE]
-        try:
-            ran = subprocess.run(  # noqa: S603 - the user's own ssh, a list and no shell here
-                command,
-                input=job.script.encode(),
-                capture_output=True,
-                timeout=job.seconds + CONNECT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return CourierError(f"ssh to {host} did not end in time")
-        except OSError as error:
-            return CourierError(f"{self._command[0]} cannot be run: {type(error).__name__}")
-        lines = ran.stdout[: LARGEST_REPLY + 4096].decode("utf-8", "replace").strip().splitlines()
-        if ran.returncode != 0 or not lines:
-            said = ran.stderr.decode("utf-8", "replace").strip().splitlines()
-            return CourierError(f"ssh to {host}: {said[-1][:200] if said else f'status {ran.returncode}'}")
-        # A login shell may have said something of its own before.
+        with self._turn:
+            try:
+                process = subprocess.Popen(  # noqa: S603 - the user's own ssh, a list and no shell here
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return CourierError(f"{self._command[0]} cannot be run: {type(error).__name__}")
+            begun.append(process)
+            with process:
+                try:
+                    said, complaint = process.communicate(job.script.encode(), job.seconds + CONNECT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    return LateError(f"ssh to {host} did not end in {job.seconds + CONNECT_SECONDS:.0f} s")
+        return _reply(host, process.returncode, said, complaint)
+
+
+def _reply(host: str, status: int, said: bytes, complaint: bytes) -> str | Exception:
+    # A login shell may have said something of its own before.
+    lines = said[-LARGEST_REPLY - CHATTER :].decode("utf-8", "replace").strip().splitlines()
+    if status == 0 and lines:
         return lines[-1]
+    if status == _NO_PYTHON:
+        return CourierError(f"there is no python3 on {host}", hint="install it there; no package of it is needed")
+    # A jump host's own words come before those about it; what ran there in place of a shell speaks on either stream.
+    words = complaint.decode("utf-8", "replace").strip().splitlines()[-2 if status == _OF_SSH else -1 :]
+    if status != _OF_SSH and lines:
+        words = lines[-1:]
+    message = f"ssh to {host}: {'; '.join(words)[:250] if words else f'status {status}, and no word'}"
+    hint = f"does this work here? ssh -o BatchMode=yes {host} true" if status == _OF_SSH else None
+    return CourierError(message, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,12 @@ SSH = """#!/bin/sh
 [ "$1 $2 $3 $4" = "-T -o BatchMode=yes --" ] || exit 64
 case "$5" in
   down) echo "ssh: connect to host down port 22: Connection refused" >&2; exit 255;;
+  jump) echo "me@gate: Permission denied (publickey)." >&2; echo "Connection closed by UNKNOWN port 65535" >&2; exit 255;;
+  closed) echo "Authorised use only" >&2; echo "This account is currently not available."; exit 1;;
+  snake) echo "Authorised use only" >&2; PATH=@HOME@/no exec /bin/sh -c "$6";;
 esac
 echo "Welcome to $5"
+printf "no end of the line"
 exec env CREDENTIAL_AGENT_COURIER="@HOME@/$5.sock" sh -c "$6"
 """
 
@@ -50,6 +55,32 @@ def test_hosts_are_served_by_ssh(world: World) -> None:
         assert f.status().served == 0
     with world.forward(accounts=["111122223333"], without_evidence=None) as f:  # as the command line says it
         assert f.status().served == 0
+
+
+def test_why_a_host_is_not_reached_is_told_in_the_words_of_who_knows(world: World) -> None:
+    """The gate that refuses, the account that is closed, the host without a Python: not the banner, and what to try."""
+    world.courier = Ssh(["jump", "closed", "snake"], command=[str(world.home / "ssh")])  # type: ignore[assignment]
+    with world.forward() as f:
+        by_name = {one.name: (str(one.reason), str(one.hint)) for one in f.status().workers}
+    assert "me@gate: Permission denied" in by_name["jump"][0]
+    assert "ssh -o BatchMode=yes jump true" in by_name["jump"][1]
+    assert "This account is currently not available" in by_name["closed"][0]
+    assert "no python3 on snake" in by_name["snake"][0]
+    assert not any("Authorised" in reason or "Error" in reason for reason, _ in by_name.values())
+
+
+def test_whatever_the_login_shell_is_it_runs(world: World) -> None:
+    """The user's shell is given the command, and may be none of sh's kind: each that is on this machine understands it."""
+    shells = [one for one in ("sh", "bash", "dash", "ksh", "zsh", "fish", "tcsh") if shutil.which(one)]
+    for shell in shells:
+        world.machine(shell)
+    for shell in shells:
+        program = world.home / f"ssh-{shell}"
+        program.write_text((world.home / "ssh").read_text().replace(' sh -c "$6"', f' {shell} -c "$6"'))
+        program.chmod(0o755)
+        world.courier = Ssh([shell], command=[str(program)])  # type: ignore[assignment]
+        with world.forward() as f:
+            assert f.status().served == 1, shell
 
 
 def test_a_host_is_never_an_option() -> None:
