@@ -22,6 +22,7 @@ import json
 import logging
 import re
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -183,15 +184,24 @@ def main(argv: list[str] | None = None) -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     parser = argparse.ArgumentParser(description="moto with sessions that end")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--certificate", help="file of a certificate and its key: port 443 speaks TLS besides")
     arguments = parser.parse_args(argv)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     app = EndingSessions(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", arguments.port, app, threaded=True, request_handler=WSGIRequestHandler)
+    server = make_server(arguments.host, arguments.port, app, threaded=True, request_handler=WSGIRequestHandler)
+    if arguments.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(arguments.certificate)
+        encrypted = make_server(
+            arguments.host, 443, app, threaded=True, request_handler=WSGIRequestHandler, ssl_context=tls
+        )
+        threading.Thread(target=encrypted.serve_forever, daemon=True).start()
     # Not from the handler itself: shutdown waits for the loop that the handler interrupts.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
-    sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{server.server_port}"}) + "\n")
+    sys.stdout.write(json.dumps({"url": f"http://{arguments.host}:{server.server_port}"}) + "\n")
     sys.stdout.flush()
     server.serve_forever()
 

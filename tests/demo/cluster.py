@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.demo import cloud
+from tests.demo import accounts, cloud
 from tests.demo.stage import PATH, Agent, Failed, Program, Stage, call
 from tests.demo.teller import Teller
 
@@ -47,8 +47,10 @@ class Cluster:
         self._expect("AccessDenied" in without.complained(), "AccessDenied", without.last_words())
         self.teller.done("a program of 15 lines reads a private object on three workers: AccessDenied")
         with_it = self._program("with-the-line", PROGRAM.read_text())
-        self._expect(with_it.said().count(cloud.NUMBERS) == 6, "six reads", with_it.last_words())
-        self.teller.done(f"the same with one line more, {LINE!r}: {self.teller.paint('36', cloud.NUMBERS)}, six times")
+        self._expect(with_it.said().count(accounts.NUMBERS) == 6, "six reads", with_it.last_words())
+        self.teller.done(
+            f"the same with one line more, {LINE!r}: {self.teller.paint('36', accounts.NUMBERS)}, six times"
+        )
         forwarding = self._forward()
         job = self._run("job", [sys.executable, str(JOB), self.scheduler, "--every", "0.3"], HOME=str(self.laptop.home))
         self._until_read(job, 3)
@@ -151,7 +153,7 @@ directory = {text(f"{home}/state")}
             HOME=str(home / "home"),
             AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{port}",
             AWS_ENDPOINT_URL_S3=self.clouds.aws,
-            AWS_DEFAULT_REGION=cloud.REGION,
+            AWS_DEFAULT_REGION=accounts.REGION,
             CREDENTIAL_AGENT_COURIER=f"{home}/run/courier.sock",
         )
 
@@ -181,9 +183,9 @@ directory = {text(f"{home}/state")}
     def _imposter(self) -> None:
         forwarding = next(one for one in self.programs if one.name == "forward")
         self.stage.until(
-            lambda: cloud.IMPOSTER_ACCOUNT in forwarding.complained(), "the imposter to be refused", seconds=90
+            lambda: accounts.IMPOSTER_ACCOUNT in forwarding.complained(), "the imposter to be refused", seconds=90
         )
-        said = next(text for text in forwarding.complained().splitlines() if cloud.IMPOSTER_ACCOUNT in text)
+        said = next(text for text in forwarding.complained().splitlines() if accounts.IMPOSTER_ACCOUNT in text)
         self.teller.done("an imposter's machine proves that it is of another account, and gets nothing")
         self.teller.note(re.sub(r"^credential-agent:\s*", "", said)[:150])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.demo import cloud
+from tests.demo import accounts, cloud
 from tests.demo.cluster import Cluster
 from tests.demo.stage import PATH, ROOT, Agent, Failed, Program, Stage, call
 from tests.demo.teller import Teller
@@ -27,8 +27,8 @@ STEPS = (
     ("f", "the source disappears"),
     ("g", "no secret anywhere"),
 )
-S3_URL = f"s3://{cloud.BUCKET}/{cloud.KEY}"
-GCS_URL = f"gs://{cloud.GCS_BUCKET}/{cloud.GCS_OBJECT}"
+S3_URL = f"s3://{accounts.BUCKET}/{accounts.KEY}"
+GCS_URL = f"gs://{accounts.GCS_BUCKET}/{accounts.GCS_OBJECT}"
 ISSUER = "laptop:david"
 AUDIENCE = "urn:credbundle:cluster:demo"
 USER_PROGRAM = Path(__file__).with_name("user_program.py")
@@ -166,15 +166,15 @@ directory = {text(f"{worker}/state")}
             self.teller.done("credential-agent run --config config.toml is ready (Type=notify, socket-activated)")
             self._until_identity("aws", origin="fallback")
             self._expect(self._aws()["identity"] == "worker-role", "the machine's role", self._aws()["identity"])
-            own = self._run_user("reads-own-logs", f"s3://{cloud.LOGS}/boot.log")
+            own = self._run_user("reads-own-logs", f"s3://{accounts.LOGS}/boot.log")
             self._expect(own.process.returncode == 0, "the machine's role to read its own bucket", own.last_words())
             self.teller.done(
-                f'boto3.client("s3"), no arguments: it is worker-role, and reads s3://{cloud.LOGS}/boot.log'
+                f'boto3.client("s3"), no arguments: it is worker-role, and reads s3://{accounts.LOGS}/boot.log'
             )
             refused = self._run_user("reads-too-early", S3_URL)
             said = refused.last_words()
             self._expect(refused.process.returncode != 0 and "AccessDenied" in said, "AccessDenied", said)
-            machine = {session["access_key_id"] for session in self.clouds.sessions(cloud.MACHINE_ROLE)}
+            machine = {session["access_key_id"] for session in self.clouds.sessions(accounts.MACHINE_ROLE)}
             reads = self.clouds.s3_reads()
             self._expect(
                 [read["status"] for read in reads] == [403] and reads[0]["access_key_id"] in machine,
@@ -205,18 +205,18 @@ directory = {text(f"{worker}/state")}
                 "the role david-reader",
                 aws["role_arn"],
             )
-            self._expect(gcp["identity"] == cloud.DAVID, cloud.DAVID, gcp["identity"])
+            self._expect(gcp["identity"] == accounts.DAVID, accounts.DAVID, gcp["identity"])
             self.teller.done(
                 f"renamed into place: opened, verified and served {took:.2f} s later ({aws['identity']}, {gcp['identity']})"
             )
             self._environment_follows()
             read = self._run_user("reads-s3", S3_URL)
-            self._expect(read.said().strip() == cloud.TEXT, f"the text {cloud.TEXT!r}", read.last_words())
+            self._expect(read.said().strip() == accounts.TEXT, f"the text {accounts.TEXT!r}", read.last_words())
             self.teller.done(
                 f'boto3.client("s3"), no arguments, {S3_URL}: {self.teller.paint("36", read.said().strip())}'
             )
             read = self._run_user("reads-gcs", GCS_URL)
-            self._expect(read.said().strip() == cloud.GCS_TEXT, f"the text {cloud.GCS_TEXT!r}", read.last_words())
+            self._expect(read.said().strip() == accounts.GCS_TEXT, f"the text {accounts.GCS_TEXT!r}", read.last_words())
             self.teller.done(f"google.auth.default(), {GCS_URL}: {self.teller.paint('36', read.said().strip())}")
             step.result = f"David's identity in {took:.2f} s; both objects read"
 
@@ -284,7 +284,7 @@ directory = {text(f"{worker}/state")}
         """The session that the job began with; ``before`` reads there were before it."""
         self.stage.until(program.said, f"{program.name} to read", seconds=15)
         key = self.clouds.s3_reads()[before]["access_key_id"]
-        first = next((s for s in self.clouds.sessions(cloud.READER_ROLE) if s["access_key_id"] == key), None)
+        first = next((s for s in self.clouds.sessions(accounts.READER_ROLE) if s["access_key_id"] == key), None)
         if first is None:
             raise Failed("the job did not begin with a session of david-reader")
         return first
@@ -292,13 +292,13 @@ directory = {text(f"{worker}/state")}
     def _watch_sessions(self, first: dict[str, Any]) -> None:
         """Tell of each new session as it is used, until the first has been over for a moment."""
         seen = [first["access_key_id"]]
-        ends = {s["access_key_id"]: s["expires_at"] for s in self.clouds.sessions(cloud.READER_ROLE)}
+        ends = {s["access_key_id"]: s["expires_at"] for s in self.clouds.sessions(accounts.READER_ROLE)}
 
         def over() -> bool:
             read = self.clouds.s3_reads()[-1]
             key = read["access_key_id"]
             if key not in seen:
-                ends.update({s["access_key_id"]: s["expires_at"] for s in self.clouds.sessions(cloud.READER_ROLE)})
+                ends.update({s["access_key_id"]: s["expires_at"] for s in self.clouds.sessions(accounts.READER_ROLE)})
                 left = ends[seen[-1]] - read["at"]
                 self._expect(left > 0, "a new session before the old one's end", f"{-left:.1f} s after it")
                 seen.append(key)
@@ -340,14 +340,14 @@ directory = {text(f"{worker}/state")}
         s3 = boto3.client(
             "s3",
             endpoint_url=self.clouds.aws,
-            region_name=cloud.REGION,
+            region_name=accounts.REGION,
             aws_access_key_id=session["access_key_id"],
             aws_secret_access_key=session["secret_access_key"],
             aws_session_token=session["session_token"],
             config=Config(proxies={}, retries={"total_max_attempts": 1}),
         )
         try:
-            s3.get_object(Bucket=cloud.BUCKET, Key=cloud.KEY)
+            s3.get_object(Bucket=accounts.BUCKET, Key=accounts.KEY)
         except ClientError as error:
             code = error.response["Error"]["Code"]
             self._expect(code == "ExpiredToken", "ExpiredToken", code)
@@ -357,7 +357,7 @@ directory = {text(f"{worker}/state")}
     def _expect_token_ended(self, token: str) -> None:
         import requests
 
-        url = f"{self.clouds.google}/storage/v1/b/{cloud.GCS_BUCKET}/o/{cloud.GCS_OBJECT.replace('/', '%2F')}?alt=media"
+        url = f"{self.clouds.google}/storage/v1/b/{accounts.GCS_BUCKET}/o/{accounts.GCS_OBJECT.replace('/', '%2F')}?alt=media"
         with requests.Session() as session:
             session.trust_env = False
             status = session.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=10).status_code
@@ -553,8 +553,8 @@ directory = {text(f"{worker}/state")}
         """What David types."""
         home = self.laptop.home
         return self._cli(
-            "seal", "--from-boto", "--role-arn", cloud.READER_ROLE, "--renew-role", "local", "--from-adc", "--send-refresh-token",
-            "--env", "DATASET", "--google-project", cloud.PROJECT, "--signer", f"{home}/{signer}", "--recipient", f"{home}/worker.pub.jwk",
+            "seal", "--from-boto", "--role-arn", accounts.READER_ROLE, "--renew-role", "local", "--from-adc", "--send-refresh-token",
+            "--env", "DATASET", "--google-project", accounts.PROJECT, "--signer", f"{home}/{signer}", "--recipient", f"{home}/worker.pub.jwk",
             "--issuer", ISSUER, "--audience", AUDIENCE, "--out", f"{home}/{name}",
             env={"DATASET": S3_URL},
         )  # fmt: skip

@@ -99,6 +99,7 @@ class GceMetadataServer(Served):
             "attribute": self._admin_attribute,
             "account": self._admin_account,
             "guest-attributes": lambda _: self.guest_attributes,
+            "certificates": lambda _: self.certificates(),
         }
 
     # What a control plane can do to a machine
@@ -133,6 +134,22 @@ class GceMetadataServer(Served):
         from joserfc.jwk import KeySet
 
         return KeySet([self._key()])
+
+    def certificates(self) -> dict[str, str]:
+        """The same as ``/oauth2/v1/certs`` has it: a certificate (PEM) by the id of the key, signed by that key itself."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+
+        key = self._key()
+        private: Any = key.private_key
+        name = x509.Name.from_rfc4514_string("CN=federated-signon.system.gserviceaccount.com")
+        made = (
+            x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+            .not_valid_before(self.now() - timedelta(days=1))
+            .not_valid_after(self.now() + timedelta(days=16))
+            .sign(private, hashes.SHA256())
+        )
+        return {key.kid: made.public_bytes(serialization.Encoding.PEM).decode()}
 
     def _admin_attribute(self, said: dict[str, Any]) -> None:
         self.set_attribute(said["key"], said.get("value"), project=bool(said.get("project")))

@@ -1,4 +1,4 @@
-"""Two of Google's services: the OAuth 2.0 token endpoint, and Cloud Storage's object downloads.
+"""Some of Google's services: the OAuth 2.0 token endpoint, its certificates, and Cloud Storage's object downloads.
 
 The storage server gives an object only to a bearer token that the token endpoint minted, whose time is not over, and
 whose owner may read the bucket; everything else is 401 or 403 as Google words it. So a program that reads an object here
@@ -70,6 +70,7 @@ class GoogleCloud(Served):
         service_accounts: public key (PEM) by e-mail.
         objects: content by ``(bucket, name)``.
         readers: who may read a bucket, by e-mail.
+        certificates: of the keys that sign identity tokens, by their ids.
         minted: every access token so far.
         reads: every attempt to read an object.
     """
@@ -80,6 +81,7 @@ class GoogleCloud(Served):
     service_accounts: dict[str, str] = field(default_factory=dict)
     objects: dict[tuple[str, str], bytes] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
+    certificates: dict[str, str] = field(default_factory=dict)
     minted: dict[str, Minted] = field(default_factory=dict, repr=False)
     reads: list[Read] = field(default_factory=list)
 
@@ -89,6 +91,7 @@ class GoogleCloud(Served):
             "service-account": lambda said: self.service_accounts.update({said["email"]: said["public_key"]}),
             "object": lambda said: self.objects.update({(said["bucket"], said["name"]): said["text"].encode()}),
             "allow": lambda said: self.readers.setdefault(said["bucket"], set()).add(said["email"]),
+            "certificates": self.certificates.update,
             "lifetime": self._admin_lifetime,
             # For whoever has to prove that none of these shows up where it should not.
             "minted": lambda _: {token: asdict(minted) for token, minted in self.minted.items()},
@@ -104,6 +107,8 @@ class GoogleCloud(Served):
     async def answer(self, request: web.Request) -> web.Response:
         if request.path == "/token":
             return await self._token(request)
+        if request.path == "/oauth2/v1/certs":
+            return web.json_response(self.certificates)
         parts = [unquote(part) for part in request.raw_path.partition("?")[0].split("/")]
         # JSON API: /storage/v1/b/BUCKET/o/OBJECT; downloads also under /download; XML API: /BUCKET/OBJECT.
         if parts[1] == "download":

@@ -129,8 +129,12 @@ class HttpsStore(Served):
             self.waiting -= 1
 
 
-def private_ca(directory: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate authority of one's own: its certificate as a file, and a server context for 127.0.0.1."""
+def private_ca(directory: Path, *hosts: str) -> tuple[Path, ssl.SSLContext]:
+    """A certificate authority of one's own: its certificate as a file, and a server context for 127.0.0.1 and ``hosts``.
+
+    ``server.pem`` beside it is the server's certificate and key.
+    """
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *(x509.DNSName(host) for host in hosts)]
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a private authority")])
     now = dt.datetime.now(dt.UTC)
@@ -142,7 +146,7 @@ def private_ca(directory: Path) -> tuple[Path, ssl.SSLContext]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import signal
+import ssl
 import sys
 import time
 from collections import deque
@@ -66,12 +67,17 @@ Admin = Callable[[dict[str, Any]], Awaitable[Any] | Any]
 
 @dataclass
 class Served:
-    """A fake service on a loopback port. Use it as an asynchronous context manager, or :func:`run` it as a process."""
+    """A fake service on a loopback port. Use it as an asynchronous context manager, or :func:`run` it as a process.
+
+    Attributes:
+        certificate: file of a certificate and its key; with it, port 443 speaks TLS besides.
+    """
 
     asked: list[Asked] = field(default_factory=list, kw_only=True)
     faults: deque[Fault] = field(default_factory=deque, kw_only=True)
     admin: dict[str, Admin] = field(default_factory=dict, kw_only=True, repr=False)
     url: str = field(default="", kw_only=True)
+    certificate: str | None = field(default=None, kw_only=True)
     _runner: web.AppRunner | None = field(default=None, kw_only=True, repr=False)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -87,6 +93,10 @@ class Served:
         await web.TCPSite(self._runner, host, port, backlog=1024).start()
         bound = self._runner.addresses[0]
         self.url = f"http://[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"http://{bound[0]}:{bound[1]}"
+        if self.certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(self.certificate)
+            await web.TCPSite(self._runner, host, 443, ssl_context=tls).start()
         return self.url
 
     async def stop(self) -> None:
@@ -158,7 +168,9 @@ def run(fake: Served, argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(type(fake).__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one, printed as JSON on the first line")
+    parser.add_argument("--certificate", help="file of a certificate and its key: port 443 speaks TLS besides")
     arguments = parser.parse_args(argv)
+    fake.certificate = arguments.certificate
 
     async def serve() -> None:
         stop = asyncio.Event()

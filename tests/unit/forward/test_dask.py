@@ -24,8 +24,8 @@ from agent.core.model import AwsSession
 from agent.forward import State
 from agent.forward.on_dask import Dask
 from agent.forward.wanted import begin
+from tests.fakes.relay import Relay
 from tests.unit.forward.agents import CourierAgent
-from tests.unit.forward.relay import Relay
 from tests.unit.forward.support import World, now, verifier
 
 distributed = pytest.importorskip("distributed")
