@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from agent.core.model import Action, AwsSession
-from agent.forward import session
+from agent.forward import Forward, Status, session
 from tests.fakes.net import Fault
 from tests.fakes.sts import CLEAR, Weather
 from tests.system.harness import until
@@ -36,6 +36,18 @@ def keys(machine: CourierAgent) -> list[str]:
     return [grant.access_key_id for one in machine.accepted for grant in one.grants if isinstance(grant, AwsSession)]
 
 
+def more_than(machine: CourierAgent, count: int) -> Callable[[], bool]:
+    return lambda: len(machine.accepted) > count
+
+
+def another_than(forwarding: Forward, status: Status) -> Callable[[], bool]:
+    return lambda: forwarding.status() is not status
+
+
+def has_another(machine: CourierAgent, key: str) -> Callable[[], bool]:
+    return lambda: bool(keys(machine)) and keys(machine)[-1] != key
+
+
 @pytest.mark.slow
 def test_what_fell_due_without_network_is_done_when_it_is_back(world: World) -> None:
     """A lease, a session's successor, a newcomer and a memory that was lost: all wait for the network, and none is lost."""
@@ -43,10 +55,10 @@ def test_what_fell_due_without_network_is_done_when_it_is_back(world: World) -> 
     with world.forward(role_arn=ROLE, lease=timedelta(minutes=15)) as f:
         until(lambda: f.status().served == 2)
         while world.now() < stays.accepted[0].issued_at + timedelta(minutes=38):  # its successor is due at 40
-            before = len(stays.accepted)
+            renewed = more_than(stays, len(stays.accepted))
             world.time_gone += timedelta(minutes=2)
             if world.now() >= stays.accepted[-1].issued_at + timedelta(minutes=5):
-                until(lambda before=before: len(stays.accepted) > before)
+                until(renewed)
         assert len(set(keys(stays))) == 1
         world.sts.weather = lambda _: Weather(fault=Fault.DOWN)
         world.courier.broken = True
@@ -55,8 +67,7 @@ def test_what_fell_due_without_network_is_done_when_it_is_back(world: World) -> 
         forgets.bundle = None
         for _ in range(int(timedelta(minutes=10) / STEP)):
             world.time_gone += STEP
-            status = f.status()
-            until(lambda status=status: f.status() is not status)
+            until(another_than(f, f.status()))
             assert "cannot be reached" in str(f.status().trouble)
         until(lambda: any(cloud.trouble for cloud in f.status().clouds))
         assert len(stays.accepted) == had
@@ -70,6 +81,6 @@ def test_what_fell_due_without_network_is_done_when_it_is_back(world: World) -> 
         until(lambda: f.status().served == 3 and f.status().trouble is None)
         until(lambda: not any(cloud.trouble for cloud in f.status().clouds))
         for machine in (stays, forgets, late):
-            until(lambda machine=machine: len(set(keys(machine)[-1:]) - {keys(stays)[0]}) == 1)
+            until(has_another(machine, keys(stays)[0]))
             assert {one.action for one in machine.accepted} == {Action.SET}
     assert {machine.bundle for machine in (stays, forgets, late)} == {None}
