@@ -54,6 +54,7 @@ if [ -n "${SIGNING_KEY:-}" ]; then
 fi
 command -v "$nfpm" >/dev/null || die "$nfpm: not found; make packages builds it, or see https://nfpm.goreleaser.com"
 [ -x "$build/bin/uv" ] || die "$build: not an environment of requirements/build.txt; make packages makes it"
+build=$(cd "$build" && pwd)
 
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$root/agent/__init__.py")
 [ -n "$version" ] || die "agent/__init__.py: no __version__"
@@ -63,7 +64,8 @@ trap 'rm -rf "$work"' EXIT
 # -- the environment ---------------------------------------------------------------------------------------------------
 
 say "building the wheel of $version"
-"$build/bin/python" -m hatchling build --target wheel --directory "$work/wheel" >/dev/null 2>"$work/log" ||
+# Of the tree around this script, wherever it is called.
+(cd "$root" && exec "$build/bin/python" -m hatchling build --target wheel --directory "$work/wheel") >/dev/null 2>"$work/log" ||
   { cat "$work/log" >&2; die "the wheel could not be built" 70; }
 wheel=$(echo "$work"/wheel/credential_agent-*.whl)
 

@@ -45,9 +45,11 @@ pytestmark = [
 
 def build(target: Path, *arguments: str, source: Path = REPOSITORY, **environ: str) -> list[Path]:
     """What ``packer/package.sh`` makes of a source tree."""
+    target.mkdir(exist_ok=True)
     subprocess.run(
         [source / "packer/package.sh", target, *arguments],
         env={**os.environ, "BUILD": str(BUILD), "NFPM": str(BUILD / "nfpm"), **environ},
+        cwd=target,  # not the tree: what is around the script is what it makes
         check=True,
         stdout=subprocess.DEVNULL,
     )
