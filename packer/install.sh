@@ -556,6 +556,7 @@ do_uninstall() {
   fi
   for name in "${SERVICES[@]}"; do rm -rf "${UNITS:?}/$name" "${UNITS:?}/$name.d"; done
   rm -f "$UNITS/nftables.service.d/50-credential-agent.conf" "$ETC/closed.nft"
+  rm -rf "$ETC/closed.d"
   rmdir "$UNITS/nftables.service.d" 2>/dev/null || true
   rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh
   if grep -qs '# credential-agent$' /etc/hosts; then

@@ -9,7 +9,7 @@ import contextlib
 import pwd
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,7 +18,7 @@ import msgspec
 from agent import config as configuration
 from agent.core.errors import AgentError, HostError
 from agent.core.installed import SERVER_USER, SERVICE_USER
-from agent.host import nft, planning, ranges, subuid, systemctl
+from agent.host import lasting, nft, nft_text, planning, ranges, subuid, systemctl
 from agent.host.bounds import Bounds
 
 MOST_FAMILIES: Final = 256
@@ -67,18 +67,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
     """Read the section and look everything up. Raises nothing: on an error the plan refuses workers."""
     try:
-        return plan_of(configuration.load_redirect(path), user, planning.known_users())
+        return plan_of(configuration.load_redirect(path), user, planning.known_users(), lasting.read())
     except AgentError as error:
         hint = f" ({error.hint})" if error.hint else ""
         # Whoever is named is refused too: a mistake must not make a worker the machine.
         port = configuration.host_port(configuration.Listen().http[0])[1]
         known = planning.known_users()
         named = _possible(configuration.named_workers(path), known)
+        named = msgspec.structs.replace(named, uids=(*named.uids, *nft_text.elements(lasting.read())))
         closed = plan_of(configuration.RedirectRead(named, port), user, known)
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
 
 
-def plan_of(read: configuration.RedirectRead, user: str, known: Mapping[str, int] | None = None) -> Plan:
+def plan_of(
+    read: configuration.RedirectRead,
+    user: str,
+    known: Mapping[str, int] | None = None,
+    before: Sequence[tuple[int, int]] = (),
+) -> Plan:
     """Look everything up that the section names.
 
     Args:
@@ -86,6 +92,8 @@ def plan_of(read: configuration.RedirectRead, user: str, known: Mapping[str, int
         user: the agent's own.
         known: the numbers that names had when they were last found. A directory that does not answer, a name that is
             changed or removed, must not make a worker the machine: its processes still run.
+        before: system users who were workers in an earlier boot. While a name is not found they are refused: it may be
+            one of theirs.
 
     Raises:
         HostError: a name or a number cannot be one.
@@ -97,7 +105,11 @@ def plan_of(read: configuration.RedirectRead, user: str, known: Mapping[str, int
     held_back, later = _groups(tuple(unit for unit in read.meant.units if _can_be(systemctl.check_unit, unit)))
     uids = subuid.with_subordinates(named.uids, uid_of=uid_of)
     numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers(read.meant.uids)))
-    refused = ranges.without(numbers, uids)
+    former = ranges.without(before, ranges.merge((*uids, *numbers))) if named.pending else ()
+    if former:
+        uids_before = ", ".join(nft_text.elements(former))
+        said.append(f"redirect.users: workers before are refused until each name is found: uids {uids_before}")
+    refused = ranges.without(ranges.merge((*numbers, *former)), uids)
     families = subuid.families(uid_of=uid_of)
     open_units = tuple(
         f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
@@ -114,10 +126,8 @@ def plan_of(read: configuration.RedirectRead, user: str, known: Mapping[str, int
         refused_cgroups=tuple(path for path in held_back if path not in groups),
     )
     if len(families) > MOST_FAMILIES:
-        notes = (
-            *notes,
-            f"{subuid.FILE}: of {len(families)} users {MOST_FAMILIES} are bounded with their subordinate uids",
-        )
+        told = f"{subuid.FILE}: of {len(families)} users {MOST_FAMILIES} are bounded with their subordinate uids"
+        notes = (*notes, told)
 
     def script(bounds: Bounds = Bounds(), *, closed: bool = False) -> str:  # noqa: B008 - frozen
         return nft.ruleset(

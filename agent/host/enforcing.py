@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from agent.core.errors import HostError
-from agent.host import aliases, nft, ownership, systemctl, unroutable
+from agent.host import aliases, lasting, nft, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
 from agent.host.planning import Plan
 from agent.host.reporting import Reporter
@@ -88,7 +88,7 @@ class Rules:
         """
         if self._owner is None:
             self.connect()  # libnftables may have been installed since
-        scripts = [nft.refusal()] if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
+        scripts = _refusals() if plan is None else [plan["closed"]] if closed else list(plan["scripts"])
         lacking = [] if plan is None or closed else list(plan.get("lacking", ()))
         taken = self._load_one_of(scripts, lacking)
         if not taken and (closed or plan is None or not in_force):
@@ -172,16 +172,17 @@ class Rules:
 
     def _refuse(self) -> None:
         """Have at least the closed table; where even that cannot be loaded, and is not there, no way at all."""
+        for script in _refusals():
+            with contextlib.suppress(HostError):
+                self._load(script)
+                return
         try:
-            self._load(nft.refusal())
+            there = "reject" in (nft.show(nft.CLOSED) or "")
         except HostError:
-            try:
-                there = "reject" in (nft.show(nft.CLOSED) or "")
-            except HostError:
-                there = False
-            if not there and not (self._reporter.directory / unroutable.MARK).exists():
-                with contextlib.suppress(HostError):
-                    systemctl.restart("credential-agent-closed.service")
+            there = False
+        if not there and not (self._reporter.directory / unroutable.MARK).exists():
+            with contextlib.suppress(HostError):
+                systemctl.restart("credential-agent-closed.service")
 
     def _listing(self) -> tuple[str, ...] | None:
         """The tables as they are; ``None``: it cannot be told."""
@@ -195,3 +196,9 @@ class Rules:
 
     def _unheld(self, error: HostError) -> None:
         self._reporter.say("owner", f"{error}: rules can be watched, and not held")
+
+
+def _refusals() -> list[str]:
+    """The closed table, with the system users who were workers before; without, where the kernel has them already."""
+    before = lasting.read()
+    return [nft.refusal(before), nft.refusal()] if before else [nft.refusal()]

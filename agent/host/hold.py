@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from agent.core.looks import Look, look_of
 from agent.core.text import os_reason
-from agent.host import arrival, netlink, nft, planning, systemctl
+from agent.host import arrival, lasting, netlink, nft, planning, systemctl
 from agent.host.enforcing import Rules
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.ports import Reserved
@@ -62,6 +62,7 @@ class Holder:
         self._rules = Rules(self._reporter)
         self._ports = Reserved(self._reporter)
         self._surroundings = Surroundings()
+        self._lasting = lasting.Kept()
         self._planner = Planner(planner)
         self._probe = arrival.Probe()
         self._watches = (netlink.rules(_OURS), netlink.addresses())
@@ -166,6 +167,7 @@ class Holder:
             if error is None:
                 self._reporter.write(PLAN_FILE, plan, mode=0o600)
                 self._reporter.write(planning.USERS_FILE, plan.get("users", {}), mode=0o600)
+                self._lasting.keep((*plan.get("uids", ()), *plan.get("refused", ())))
         elif self._plan is None:
             self._apply(None)  # else what is in force stays
         for what, text in (("configuration", self._error), *((note, note) for note in (*self._pending, *self._notes))):
@@ -210,6 +212,7 @@ class Holder:
         """A control group that was made anew has another number, and the rules name the old one."""
         self._due["groups"] = time.monotonic() + GROUPS_EVERY_SECONDS
         self._ports.take()
+        self._lasting.look()
         if self._plan is None or self._planner.running:
             return
         for path, number in self._plan["groups"].items():
@@ -286,6 +289,7 @@ class Holder:
                 *self._notes,
                 *self._rules.lacking,
                 *self._ports.lacking,
+                *self._lasting.lacking,
                 *self._surroundings.notes,
             ],
             "plans": self._plans,

@@ -136,9 +136,14 @@ def ruleset(
     )
 
 
-def refusal() -> str:
-    """The text of the closed table alone, as a boot begins with it. Loading it keeps what was excepted before."""
-    return CLOSED_FILE.read_text()
+def refusal(uids: Sequence[tuple[int, int]] = ()) -> str:
+    """The text of the closed table alone, as a boot begins with it. Loading it keeps what was excepted before.
+
+    Args:
+        uids: system users to refuse too. The kernel takes none that overlap those that it has.
+    """
+    refused = f"add element {CLOSED} worker_uids {{ {', '.join(elements(uids))} }}\n" if uids else ""
+    return CLOSED_FILE.read_text() + refused
 
 
 def held(script: str, ending: str = HELD) -> str:

@@ -3,8 +3,9 @@
 A package half upgraded, a kernel without its modules, an ``nft`` that crashes: nothing can be loaded then, and workers
 would get the machine's identity. So ``credential-agent-closed.service``, when it cannot load the closed table, adds
 rules to the routing policy (ip-rule(8)): the system's processes, DNS and NTP go on as before; for everybody else, and
-for all that is forwarded, the metadata addresses have no route. Coarser than the closed table, and removed
-once that is in force: :func:`lift`.
+for all that is forwarded, the metadata addresses have no route; nor for the system users who were workers when the
+machine last ran (:mod:`agent.host.lasting`). Coarser than the closed table, and removed once that is in force:
+:func:`lift`.
 """
 
 from __future__ import annotations

@@ -292,6 +292,42 @@ def test_where_nftables_cannot_be_used_nobody_has_a_way(world: World) -> None:
     assert "unreachable" not in machine.run("sh", "-c", "ip -4 rule; ip -6 rule")
 
 
+def test_a_system_user_who_was_a_worker_is_none_of_the_machines_at_the_next_boot(world: World) -> None:
+    """Only the configuration makes it a worker: where that does nothing at a boot, the number is known from the last one."""
+    world.config.write_text(f'{world.good}\n[redirect]\nusers = ["batch"]\n')
+    kept = world.disk.root / "etc/credential-agent/closed.d/workers"
+    library = next((world.disk.root / "usr/lib").glob("*/libnftables.so.1"))
+    mask = world.disk.root / "etc/systemd/system/credential-agent-redirect.service"
+    machine = world.boot()
+    machine.run("useradd", "--system", "--uid", "700", "batch")
+    try:
+        machine.until(lambda: world.ask("700") == "agent", seconds=60, what="batch to be led")
+        machine.until(lambda: kept.exists() and kept.read_text() == "700\n", what="the number to be kept")
+        mask.unlink()
+        mask.symlink_to("/dev/null")
+        machine = world.boot()
+        assert world.ask("700") == "ConnectionRefusedError"
+        assert world.never_the_machine()["1000"] == "ConnectionRefusedError"
+        machine.run("systemctl", "stop", "credential-agent-watch")
+        machine.run("nft", "flush", "ruleset")
+        assert world.ask("700") == "other"  # nobody is left to mend it
+        machine.run("systemctl", "start", "credential-agent-watch")
+        machine.until(lambda: world.ask("700") != "other", what="batch to be refused again")
+        world.off()
+        library.rename(library.with_suffix(".gone"))
+        world.machine = Machine(world.disk, world.cloud).boot(healthy=False)
+        for address in (METADATA, "fd00:ec2::254"):
+            assert world.ask("700", address) == "OSError"
+            assert world.ask("0", address) == world.ask("1", address) == "other"
+    finally:
+        if library.with_suffix(".gone").exists():
+            library.with_suffix(".gone").rename(library)
+        kept.unlink(missing_ok=True)
+    world.mended()
+    machine = world.boot()
+    machine.run("userdel", "batch")
+
+
 def test_an_empty_file_of_rules_is_closed(world: World) -> None:
     """The release has a copy; without the release too there is no route."""
     file, release = (

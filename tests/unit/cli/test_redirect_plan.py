@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
-from agent.host import planning, subuid
+from agent.host import lasting, planning, subuid
 
 
 def plan(tmp_path: Path, section: str) -> dict[str, Any]:
@@ -144,3 +144,24 @@ def test_a_worker_is_one_by_each_uid_that_it_may_become(tmp_path: Path, monkeypa
     monkeypatch.setattr(subuid.with_subordinates, "__defaults__", (file, None))
     made = plan(tmp_path, 'uids = ["2000-2999"]')
     assert made["uids"] == [[1, 2], [2000, 2999], [100000, 165535], [200000, 200009]]
+
+
+def test_who_was_a_worker_before_the_boot_is_refused_while_a_name_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that does not answer yet, a mistake: its user's number is known from the last boot, and not let through."""
+    before = tmp_path / "workers"
+    before.write_text("777\n800-805\n")
+    monkeypatch.setattr(lasting.read, "__defaults__", (before,))
+    section = 'uids = ["803"]\nusers = ["root-of-nobody", "daemon"]'
+    made = plan(tmp_path, section)
+    assert made["uids"] == [[1, 1], [803, 803]]
+    assert made["refused"] == [[777, 777], [800, 802], [804, 805]]
+    assert "777, 800-802, 804-805" in made["pending"][-1]
+    assert plan(tmp_path, 'uids = ["803"]\nusers = ["daemon"]')["refused"] == []
+    path = tmp_path / "config.toml"
+    path.write_text("[redirect")
+    closed = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert closed["error"]
+    assert [777, 777] in closed["uids"]
+    assert [800, 805] in closed["uids"]

@@ -1,0 +1,78 @@
+"""Which system users were workers outlives the boot: what is written, and what is read back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import config
+from agent.host import lasting, nft, ranges
+
+
+def settled(kept: lasting.Kept) -> None:
+    end = time.monotonic() + 60
+    while kept.is_writing and time.monotonic() < end:
+        time.sleep(0.01)
+        kept.look()
+
+
+def test_the_usual_workers_are_the_defaults() -> None:
+    """Whom the closed table refuses by itself is not written down."""
+    assert ranges.parse_uids(config.Redirect().uids) == lasting.USUAL
+
+
+def test_only_whom_the_closed_table_does_not_know_is_written(tmp_path: Path) -> None:
+    """System users, one range a line; an earlier content is replaced; nothing is written where there is nothing to say."""
+    file = tmp_path / "workers"
+    kept = lasting.Kept(file)
+    kept.keep(lasting.USUAL)
+    settled(kept)
+    assert not file.exists()
+    kept.keep([*lasting.USUAL, [105, 105], [500, 999]])
+    settled(kept)
+    assert file.read_text() == "105\n500-999\n"
+    assert lasting.read(file) == ((105, 105), (500, 999))
+    kept.keep([(33, 33)])
+    kept.keep([(34, 34)])  # while the first is being written
+    settled(kept)
+    assert lasting.read(file) == ((34, 34),)
+    kept.keep(lasting.USUAL)
+    settled(kept)
+    assert lasting.read(file) == ()
+
+
+def test_what_is_there_stays_until_a_plan_is_known(tmp_path: Path) -> None:
+    """A planner that crashes at the boot for which it was kept must not have it forgotten."""
+    file = tmp_path / "workers"
+    file.write_text("105\n")
+    kept = lasting.Kept(file)
+    kept.look()
+    assert not kept.is_writing
+    assert lasting.read(file) == ((105, 105),)
+
+
+def test_a_place_that_cannot_be_written_is_told_and_stops_nobody(tmp_path: Path) -> None:
+    """Only where there is somebody to keep."""
+    kept = lasting.Kept(tmp_path / "gone" / "workers")
+    kept.keep(lasting.USUAL)
+    settled(kept)
+    assert not kept.lacking
+    kept.keep([(105, 105)])
+    settled(kept)
+    assert any("cannot be written" in said for said in kept.lacking)
+
+
+@pytest.mark.parametrize("data", [b"0\n0-5\n105\n", b"105\n\xff\xfe\n9-3\nx; reboot\n", b"105", b"105\n\n4294967295\n"])
+def test_a_line_that_makes_no_sense_is_nobodys(tmp_path: Path, data: bytes) -> None:
+    """Root least of all; the other lines count."""
+    file = tmp_path / "workers"
+    file.write_bytes(data)
+    assert lasting.read(file) == ((105, 105),)
+
+
+def test_the_closed_table_takes_them() -> None:
+    """Beside its own text, which it is without them."""
+    assert nft.refusal(()) == nft.refusal() == nft.CLOSED_FILE.read_text()
+    assert nft.refusal(((105, 105), (7, 9))).endswith("worker_uids { 105, 7-9 }\n")
