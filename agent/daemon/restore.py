@@ -50,7 +50,7 @@ HELD: Final = timedelta(days=3650)
 
 
 class Restorer:
-    """See the module.
+    """See the module. Long because every answer to "whose is it" has to go the same way.
 
     Args:
         settings: what the process was started with.
@@ -68,6 +68,7 @@ class Restorer:
         resuming: the task that opens what was in force.
         recalling: the task that takes back what happened before.
         serving: whether the sources have begun to watch.
+        audience: gives the audiences of the configuration in force.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Restorer:
         self.began = left.began if left is not None else clock.uptime()
         self.token_key = b""
         self.serving = False
+        self.audience: Callable[[], Iterable[str]] = lambda: settings.identity.audience
         self.controller: Controller
         self.resuming: asyncio.Task[None]
         self.recalling: asyncio.Task[None]
@@ -225,12 +227,33 @@ class Restorer:
         sources = self._prepared.sources if not self.serving else []
         self._succession.give_back(self.controller, self._prepared.opening.trust, sources=sources)
 
+    async def identify_anew(self, found: list[Machine], name: str) -> None:
+        """Act on what the services say of a machine that runs; an empty ``name``: none says that it is still this one.
+
+        Returns when it is known again.
+        """
+        if not self.controller.store.doubted:
+            self._copy = self.controller.durable.sealed
+        self._who.audiences = frozenset()  # those of the name before
+        await self._identified(name, found, self.audience(), verdict=None if name else Whose.UNKNOWN)
+        if self.controller.store.doubted:
+            await self.identify_late(at_once=False)
+        else:
+            self.learn(found, self.audience())
+            self.controller.intake.reconsider()
+
     async def _identified(
-        self, name: str, found: list[Machine], audience: Iterable[str], *, write: bool = True
+        self,
+        name: str,
+        found: list[Machine],
+        audience: Iterable[str],
+        *,
+        write: bool = True,
+        verdict: Whose | None = None,
     ) -> None:
         """Decide whose the memory is, and resume its bundle if it is ours."""
         who = self._who
-        verdict = self._evaluate(self.controller.store.memory, name)
+        verdict = verdict or self._evaluate(self.controller.store.memory, name)
         left = self._succession.left
         if verdict is not Whose.OURS and left is not None and not left.doubted and not name:
             verdict = Whose.OURS  # it was handed over, in this very boot, by a process that knew
@@ -262,25 +285,30 @@ class Restorer:
     def _evaluate(self, memory: Memory, name: str) -> Whose:
         return whose(memory, name, boot_id=self._who.boot_id, firmware=self._who.firmware)
 
-    def must_ask_again(self, found: list[Machine]) -> bool:
-        """Whether :meth:`identify_late` has something to find out; ``found`` is what the services said at the start."""
-        return self._who.may_tell and (not found or self._who.silent or self.controller.store.doubted)
+    async def identify_first(self, found: list[Machine], *, at_once: bool) -> None:
+        """Find out who this machine is, where the services have not said so yet.
 
-    async def identify_late(self, *, at_once: bool, audience: Callable[[], Iterable[str]]) -> None:
+        Args:
+            found: what they said at the start.
+            at_once: see :meth:`identify_late`.
+        """
+        if self._who.may_tell and (not found or self._who.silent or self.controller.store.doubted):
+            await self.identify_late(at_once=at_once)
+
+    async def identify_late(self, *, at_once: bool) -> None:
         """The metadata service did not answer at the start: act on what it says then.
 
         Args:
             at_once: ask without a pause first: it was not asked yet.
-            audience: gives the audiences of the configuration at that time.
         """
         while True:
             found = await self._who.ask_until_known(self.controller.store.memory.instance_id, at_once=at_once)
             name = self._who.name(found, self.controller.store.memory.instance_id)
-            await self._identified(name, found, audience())
+            await self._identified(name, found, self.audience())
             if not self.controller.store.doubted:
                 break
             at_once = False
-        self.learn(found, audience())
+        self.learn(found, self.audience())
         self.controller.intake.reconsider()
 
     def learn(self, found: list[Machine], audience: Iterable[str]) -> None:

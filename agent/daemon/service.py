@@ -47,6 +47,7 @@ from agent.daemon.reload import Reloaded, Reloader
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
 from agent.daemon.servers import Servers
+from agent.daemon.still import Still
 from agent.daemon.succession import Succession
 from agent.daemon.time_log import TimeLog
 from agent.daemon.unit import ServerProcess, ServerUnit
@@ -262,6 +263,8 @@ class Daemon:
         self._serving = self._restorer.serving = True
         if self._reload_wanted:
             self._on_hangup()
+        self._restorer.audience = lambda: self._reloader.settings.identity.audience
+        self._still = Still(self._who, self.clock, store=self.store, act=self._restorer.identify_anew)
         self.clock.watch(self._woke_up)
         textfile = self._listeners.textfile(lambda: self._reloader.settings.metrics, self._vitals)
         self._reloader.applied += [textfile.every.changed, self._listeners.audit.every.changed]
@@ -278,11 +281,8 @@ class Daemon:
             asyncio.create_task(textfile.run(), name="metrics file"),
             asyncio.create_task(self._listeners.audit.run(), name="audit"),
         ]
-        if self._restorer.must_ask_again(found):
-            late = self._restorer.identify_late(
-                at_once=at_once, audience=lambda: self._reloader.settings.identity.audience
-            )
-            background.append(asyncio.create_task(late, name="identify"))
+        identified = self._restorer.identify_first(found, at_once=at_once)
+        background.append(asyncio.create_task(self._still.watch(identified), name="identify"))
         if self._watchdog is not None:
             fed = self._readiness.feed_watchdog(self._watchdog, lambda: self.controller.last_step)
             background.append(asyncio.create_task(fed, name="watchdog"))
@@ -392,9 +392,10 @@ class Daemon:
             self._time_moved()
 
     def _woke_up(self) -> None:
-        """React to a wake-up of the machine, or a step of its clock."""
+        """The machine woke, or its clock was stepped."""
         self._prepared.ways.reconnect()
         self.controller.time_moved()
+        self._still.gap()
 
     def _follow(self) -> bool:
         doubtful = self._time_log.follow()

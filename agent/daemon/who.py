@@ -54,6 +54,11 @@ class Who:
         """Whether there is any service that could say."""
         return self._metadata.ec2 is not None or self._metadata.gce is not None
 
+    @property
+    def may_change(self) -> bool:
+        """Whether a service's word may become another: not where the configuration names the machine."""
+        return self.may_tell and self._configured == "auto"
+
     async def ask(self) -> list[Machine]:
         """Ask the metadata services; a service that does not answer in time is ``silent``."""
         asked: list[Coroutine[Any, Any, Machine | None]] = []

@@ -375,7 +375,7 @@ def machine_observed(state: State, event: MachineObserved, _now: datetime, _rng:
     return changed(replace(state, observed=event.facts)), APPLIED
 
 
-def memory_adopted(state: State, event: MemoryAdopted, _now: datetime, _rng: random.Random) -> Step:
+def memory_adopted(state: State, event: MemoryAdopted, now: datetime, _rng: random.Random) -> Step:
     """Take the memory as this machine's. Applied: it changed, and is to be written down."""
     before = state.memory
     memory = replace(
@@ -387,6 +387,9 @@ def memory_adopted(state: State, event: MemoryAdopted, _now: datetime, _rng: ran
     settled = _settled(state)
     if memory == before:
         return settled, NOTHING
+    if before.instance_id and memory.instance_id != before.instance_id:
+        # A copy of a machine that runs: the credential that it brings is that one's.
+        settled = _machines_kept(replace(settled, machine={}, id_tokens={}), now)
     return changed(replace(settled, memory=memory)), APPLIED  # what is left to the next process names the machine
 
 
@@ -407,11 +410,19 @@ def memory_reset(state: State, event: MemoryReset, now: datetime, _rng: random.R
     return _purged(replace(_settled(state), memory=memory, machine={}), now), APPLIED
 
 
-def memory_doubted(state: State, event: MemoryDoubted, _now: datetime, _rng: random.Random) -> Step:
+def memory_doubted(state: State, event: MemoryDoubted, now: datetime, _rng: random.Random) -> Step:
     """The clouds that the memory decided are pending until it is adopted or reset.
 
-    The clouds that a bundle in force decides are not touched: it came to this machine.
+    A bundle that comes during the doubt came to this machine, and is in force. One that was in force before it came to
+    the machine that this one was taken for (a copy of a machine that runs has its bundle, its keys and its boot): it is
+    not served either, and counts as found; nor is the machine's own credential. What was taken away stays so.
     """
+    if state.doubt is None:
+        present, brought = state.bundle, state.brought
+        if present is not None:
+            marks = tuple(mark for mark in brought.marks if mark.digest != present.digest)
+            state = _purged(replace(state, brought=replace(brought, active=None, marks=marks)), now)
+        state = _machines_kept(replace(state, machine={}, id_tokens={}), now)
     return changed(replace(state, doubt=event.why)), APPLIED
 
 

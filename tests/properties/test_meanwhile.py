@@ -179,6 +179,16 @@ class Meanwhile:
         if self.store.doubted:
             self.settle()
 
+    def doubt(self) -> None:
+        """The metadata service of a machine that runs says another name: it may be a copy, and all that it has another's."""
+        if self.store.doubted:
+            return
+        self.left, present = self.controller.durable.sealed, self.store.bundle
+        for one in self.made.values():
+            if present is not None and one.bundle.digest == present.digest:
+                one.process = min(one.process, self.process - 1)
+        self.tasks.append(asyncio.create_task(self._identify(Whose.UNKNOWN)))
+
     def bring(self, signer: str, origin: str, *, withdraw: bool = False, machine: str = "") -> None:
         self.number += 1
         one = Made(self.number, signer, self.process, withdraw=withdraw, machine=machine)
@@ -321,6 +331,7 @@ STEPS: dict[str, Callable[[Meanwhile, int], Any]] = {
     "another machine": lambda it, n: it.clone(),
     "restart": lambda it, n: it.restart(),
     "restart in a doubt": lambda it, n: it.restart(doubt=True),
+    "a doubt while it runs": lambda it, n: it.doubt(),
     "the doubt is settled": lambda it, n: it.settle_a_doubt(),
 }
 

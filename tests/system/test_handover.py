@@ -209,6 +209,27 @@ class TestTheMachinesOwn:
             agent.started()
             assert agent.access_key() == USER
 
+    def test_a_copy_of_a_machine_that_runs_is_not_that_machine(self, world: World, manager: NotifySocket) -> None:
+        """All that it holds is the original's, memory and boot too; only its metadata service says who it is.
+
+        Nothing of the original is served, and nothing forgotten: the original itself goes on.
+        """
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto"}}
+            serve(world, manager, changes)
+            ec2.instance_id = "i-2"
+            with start(world, manager, changes) as agent:
+                agent.wait_for("memory.contradicted")
+                assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                manager.wait_content("credentials", lambda data: USER.encode() not in data)
+                agent.kill()
+            ec2.instance_id = "i-1"
+            with start(world, manager, changes) as agent:
+                agent.started()
+                agent.wait_for("bundle.resumed")
+                assert agent.access_key() == USER
+
 
 class TestAKeyService:
     def changes(self, world: World, url: str) -> dict[str, Any]:

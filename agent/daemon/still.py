@@ -1,0 +1,96 @@
+"""Is this still the machine that it was? Asked again and again, since a machine that runs can be copied whole.
+
+A copy of a running machine has everything: the boot's id, what the firmware said at its boot, the keys in memory, the
+credentials. Inside nothing tells it from the original. Outside its metadata service does, by another name; so the
+services are asked each :data:`ASK_SECONDS`, and at once when the wall clock was stepped or the machine stood still
+(a copy resumes later than it was made). Another name in the same boot is a doubt (:mod:`agent.identity.whose`): nothing
+of the former identity is served, nothing forgotten.
+
+**Silence.** A service that does not answer confirms nothing. While no clock shows a gap the last answer counts, since
+an outage of the service must take nobody's identity. After a gap the machine may be a copy, and so the former identity
+is served for :data:`UNCONFIRMED_SECONDS` at most; then nothing of it is, until the service says the name again.
+
+Not told: a copy whose clocks show no gap while its metadata service is silent or repeats the original's name, and a
+copy of a machine that has no metadata service, or whose name is the configuration's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from agent.daemon.who import Who
+from agent.host.clock import SystemClock
+from agent.identity.store import Store
+from agent.providers.machine import Machine
+
+ASK_SECONDS: Final = 60.0
+UNCONFIRMED_SECONDS: Final = 900.0
+
+
+class Still:
+    """See the module.
+
+    Args:
+        who: asks.
+        clock: time.
+        store: has the name that the machine has had so far; empty while it has none.
+        act: acts on another name, and on an empty one: none says that it is still this machine.
+    """
+
+    def __init__(
+        self,
+        who: Who,
+        clock: SystemClock,
+        *,
+        store: Store,
+        act: Callable[[list[Machine], str], Awaitable[None]],
+    ) -> None:
+        self._who = who
+        self._clock = clock
+        self._store = store
+        self._act = act
+        self._gap = asyncio.Event()
+        self._lost = clock.timekeeper.lost
+        self._since: float | None = None  # a gap that no answer came after
+
+    def gap(self) -> None:
+        """The wall clock was stepped, or the machine woke: ask at once."""
+        self._gap.set()
+
+    async def watch(self, first: Awaitable[None]) -> None:
+        """Ask again and again; returns only where no answer can be another.
+
+        Args:
+            first: finds out who the machine is, as long as that is not known.
+        """
+        await first
+        while self._who.may_change:
+            await self._pause()
+            await self.look()
+
+    async def look(self) -> None:
+        """Ask once, and act on it."""
+        gap, lost = self._gap.is_set(), self._clock.timekeeper.lost
+        self._gap.clear()
+        if (gap or lost > self._lost) and self._since is None:
+            self._since = self._clock.uptime()
+        self._lost = lost
+        former = self._store.memory.instance_id
+        found = await self._who.ask()
+        name = self._who.name(found, former)
+        if name and name == former:
+            self._since = None
+        elif name or (self._since is not None and self._clock.uptime() - self._since >= UNCONFIRMED_SECONDS):
+            self._since = None
+            await self._act(found, name)
+
+    async def _pause(self) -> None:
+        waits = {asyncio.create_task(self._clock.sleep(ASK_SECONDS)), asyncio.create_task(self._gap.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)

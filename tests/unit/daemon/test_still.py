@@ -1,0 +1,167 @@
+"""Is this still the machine that it was? The services are asked for real; the machine's clocks are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from agent import config
+from agent.core.verdict import Memory, Policy
+from agent.daemon.compose import Metadata
+from agent.daemon.still import ASK_SECONDS, UNCONFIRMED_SECONDS, Still
+from agent.daemon.who import Who
+from agent.host.clock import SystemClock
+from agent.identity.store import Store
+from agent.providers.machine import Machine
+from agent.upstream import Upstream
+from tests.fakes.clock import settle
+from tests.fakes.ec2_metadata import Ec2MetadataService
+
+
+class World:
+    """A machine whose clocks and whose metadata service are the test's.
+
+    Attributes:
+        told: the names that were acted on.
+    """
+
+    def __init__(self, ec2: Ec2MetadataService, upstream: Upstream) -> None:
+        self.ec2, self.out = ec2, upstream
+        self.boot, self.wall = 1000.0, 1_790_000_000.0
+        self.clock = SystemClock(boottime=lambda: self.boot, wall=lambda: self.wall, synchronised=lambda: False)
+        settings = config.Config(upstream=config.Upstream(ec2=ec2.url, gce="off"))
+        self.metadata = Metadata(settings, upstream, self.clock, root=Path("/nonexistent"))
+        self.who = Who(self.metadata, self.clock, configured="auto", root=Path("/nonexistent"))
+        now = self.clock.now()
+        self.store = Store(Policy(fallback=frozenset()), Memory("aws:i-1"), now, random.Random(1))
+        self.told: list[str] = []
+        self.acted = asyncio.Event()
+        self.still = Still(self.who, self.clock, store=self.store, act=self.act)
+
+    async def act(self, found: list[Machine], name: str) -> None:
+        assert [one.instance_id for one in found] == [name] * bool(name)
+        self.told.append(name)
+        self.acted.set()
+
+    async def after(self, seconds: float) -> list[str]:
+        self.boot += seconds
+        self.wall += seconds
+        await self.still.look()
+        return self.told
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        out = Upstream()
+        try:
+            async with Ec2MetadataService(instance_id="i-1") as ec2:
+                await scenario(World(ec2, out))
+        finally:
+            await out.close()
+
+    asyncio.run(main())
+
+
+def test_another_name_is_acted_on() -> None:
+    """A copy of a machine that runs: its metadata service is all that tells."""
+
+    async def scenario(world: World) -> None:
+        assert await world.after(ASK_SECONDS) == []
+        world.ec2.instance_id = "i-2"
+        assert await world.after(ASK_SECONDS) == ["aws:i-2"]
+
+    play(scenario)
+
+
+def test_silence_is_no_doubt_while_no_clock_shows_a_gap() -> None:
+    """An outage of the metadata service takes nobody's identity, however long."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.endpoint_enabled = False
+        for _ in range(30):
+            assert await world.after(ASK_SECONDS) == []
+
+    play(scenario)
+
+
+def test_silence_after_a_gap_is_a_doubt_within_a_bound() -> None:
+    """A copy resumes later than it was made: who cannot be asked is not believed for longer."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.endpoint_enabled = False
+        world.still.gap()
+        assert await world.after(1) == []
+        assert await world.after(UNCONFIRMED_SECONDS - 1) == []
+        assert await world.after(1) == [""]
+
+    play(scenario)
+
+
+def test_a_name_that_is_said_again_ends_the_bound() -> None:
+    """Only the silence since the last answer counts."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.endpoint_enabled = False
+        world.still.gap()
+        await world.after(1)
+        world.ec2.endpoint_enabled = True
+        assert await world.after(ASK_SECONDS) == []
+        world.ec2.endpoint_enabled = False
+        assert await world.after(2 * UNCONFIRMED_SECONDS) == []
+
+    play(scenario)
+
+
+def test_time_that_no_clock_of_the_machine_has_counted_is_a_gap() -> None:
+    """A snapshot that resumes: a server's Date tells, and nobody steps the clock."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.endpoint_enabled = False
+        world.clock.timekeeper.lost += 3600.0
+        assert await world.after(1) == []
+        assert await world.after(UNCONFIRMED_SECONDS) == [""]
+
+    play(scenario)
+
+
+def test_a_gap_is_asked_about_at_once_and_else_it_is_waited() -> None:
+    """The wall clock's step wakes whoever waits for the next look."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.instance_id = "i-2"
+
+        async def first() -> None:
+            pass
+
+        watching = asyncio.create_task(world.still.watch(first()))
+        await settle()
+        assert world.told == []
+        world.still.gap()
+        await world.acted.wait()
+        assert world.told == ["aws:i-2"]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    play(scenario)
+
+
+def test_a_machine_whose_name_is_the_configurations_is_not_asked_about() -> None:
+    """Where the configuration names the machine, or it has no metadata service, no answer could be another."""
+
+    async def scenario(world: World) -> None:
+        async def first() -> None:
+            pass
+
+        who = Who(
+            Metadata(config.Config(upstream=config.Upstream(ec2="off", gce="off")), world.out, world.clock),
+            world.clock,
+            configured="auto",
+            root=Path("/nonexistent"),
+        )
+        await Still(who, world.clock, store=world.store, act=world.act).watch(first())
+        named = Who(world.metadata, world.clock, configured="x", root=Path("/"))
+        await Still(named, world.clock, store=world.store, act=world.act).watch(first())
+
+    play(scenario)
