@@ -156,6 +156,11 @@ class Durable:
         return Outcome(again, durable)
 
     @property
+    def is_giving(self) -> bool:
+        """Whether a bundle that was opened is about to come into force."""
+        return self._giving.locked()
+
+    @property
     def _on_disk(self) -> bool:
         """Whether the disk holds the present state: it took the last one, and none is being written."""
         return not self.unwritten and self._writer is None

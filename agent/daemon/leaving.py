@@ -17,7 +17,9 @@ def handover_of(
     """Gather what the next process must know, beside the credentials."""
     opening, sealed = prepared.opening, controller.durable.sealed
     opened = opening.opened(sealed) if sealed is not None else None
-    if sealed is None or opened is not None:
+    if (sealed is None or opened is not None) and not controller.durable.is_giving:
+        # Else the content of a bundle that is being written down would be gone when it comes into force: the next
+        # process would have to ask for its key.
         opening.forget(but=sealed)
     return handover.Handover(
         uptime=clock.uptime(),

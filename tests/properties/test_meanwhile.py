@@ -82,6 +82,7 @@ class Meanwhile:
         withdrawn: the withdrawals that this process has acknowledged, each with whether a restart knows of it.
         lasting: identities that earlier processes of this machine have withdrawn, for good.
         disk: what was written last.
+        known: sealed bundles whose content is remembered, to be handed to the next process.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,14 @@ class Meanwhile:
             raise SealError("nobody we know", code="signer")
         if one.machine and one.machine != self.machine:
             raise PayloadError("another machine's", code="audience")
+        self.known.add(sealed.data)
         return one.bundle
+
+    def hand_over(self) -> None:
+        """As the daemon does at each change: what is not in force, and will not be, is no more known by its content."""
+        sealed = self.controller.durable.sealed
+        if (sealed is None or sealed in self.known) and not self.controller.durable.is_giving:
+            self.known &= {sealed or b""}
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         process = self.process
@@ -149,6 +157,7 @@ class Meanwhile:
 
     def start(self, *, doubt: bool = False) -> None:
         memory, self.left = self.disk
+        self.known: set[bytes] = set()
         self.found = memory.instance_id
         self.store = Store(Policy(fallback=frozenset()), memory, self.clock.now(), random.Random(1))
         self.controller = Controller(
@@ -262,6 +271,8 @@ class Meanwhile:
 
     def look(self) -> None:
         self._acknowledged()
+        known = self.store.bundle is None or self.controller.durable.sealed in self.known
+        assert known, "the next process would have to ask for the key"
         now = self.clock.now()
         answer = self.store.answer(Cloud.AWS, now)
         if not isinstance(answer, Live):
@@ -345,6 +356,7 @@ async def play(steps: list[tuple[str, int]]) -> None:
             if asyncio.iscoroutine(done):
                 await done
             it.controller.time_moved()
+            it.hand_over()
             await settle()
             it.look()
         await it.quiet()
