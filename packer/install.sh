@@ -460,6 +460,18 @@ start_units() {
   systemctl restart credential-agent.service 2>/dev/null ||
     last_words credential-agent.service "the agent does not start"
   systemctl start credential-agent.target
+  if [ "$with_redirect" = yes ]; then await_arrival; fi
+}
+
+# Until the agent listened, a worker's request was refused, and `status` would still say so: the process that holds the
+# rules asks again within two seconds. Whoever types `status` next reads what is.
+await_arrival() {
+  local i
+  for ((i = 0; i < 24; i++)); do
+    case $(systemctl show --property StatusText --value credential-agent-redirect.service) in led*) return 0 ;; esac
+    sleep 0.25
+  done
+  say "a worker's request does not arrive at the agent yet; credential-agent redirect check says why"
 }
 
 # The wheel, and the interpreter that its environment will have.
@@ -620,6 +632,9 @@ done
 case $platform in auto | ec2 | gce | none) ;; *) die "--platform: expected ec2, gce or none, got $platform" ;; esac
 for file in ${wheel:+"$wheel"} ${config:+"$config"} "${signers[@]}"; do [ -f "$file" ] || die "$file: not found"; done
 [ "$(id -u)" = 0 ] || die "needs root"
+for name in "${workers[@]}"; do
+  getent passwd "$name" >/dev/null || die "--worker: expected a user of this machine, got '$name'; add the user first (useradd)"
+done
 # Where the caller stands the service may not look (/root), or nobody any more.
 cd /
 

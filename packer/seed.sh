@@ -6,6 +6,7 @@
 set -euo pipefail
 
 [ $# -eq 1 ] || { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 64; }
+command -v ssh-keygen >/dev/null || { echo "seed.sh: error: ssh-keygen is needed; on Debian and Ubuntu: apt-get install openssh-client" >&2; exit 69; }
 umask 077
 mkdir -p "$1"
 rm -f "$1/key" "$1/key.pub"

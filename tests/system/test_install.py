@@ -84,6 +84,16 @@ def test_a_refused_first_installation_leaves_nothing(chroot: Chroot) -> None:
     assert not list((chroot.root / "opt/credential-agent/releases").iterdir())
 
 
+def test_a_worker_who_is_no_user_is_said_before_anything_is_made(chroot: Chroot) -> None:
+    """A misspelt `--worker` ends it at once, with the option and the name, and not a file is touched."""
+    before = chroot.seen()
+    done = chroot.install("--worker", "nobody-here")
+    assert done.returncode == 1
+    assert "error: --worker: expected a user of this machine, got 'nobody-here'" in done.stderr
+    assert "installing" not in done.stderr
+    assert chroot.seen() == before
+
+
 def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     """Without /proc, a bus or a manager everything is put in place and enabled."""
     chroot.run("useradd", "--create-home", "dave")

@@ -36,13 +36,23 @@ def identity(facts: Facts) -> Iterator[Finding]:
             )
         else:
             said = f"none: {cloud.get('why') or cloud['state']}"
-            yield fail(CHECK, said, "credential-agent status", about=name)
+            yield fail(CHECK, said, _next(facts, document, cloud), about=name)
     for one in document.get("credentials", ()):
         failure = one["last_failure"]
         if failure is not None:
             said = f"renewal of {one['grant']} fails ({failure['code']}): {failure['reason']}"
             level = fail if failure["permanent"] else warn
             yield level(CHECK, said, JOURNAL, about=one["cloud"])
+
+
+def _next(facts: Facts, document: Mapping[str, Any], cloud: Mapping[str, Any]) -> str:
+    """What brings an identity where there is none: a configuration that takes bundles, or a bundle."""
+    if not facts.root:
+        return "credential-agent whoami"
+    if cloud["state"] != "absent" or document.get("bundle") is not None:
+        return "credential-agent status"
+    # The file's comments say how a worker takes bundles.
+    return "credential-agent refresh" if document.get("keys") else f"cat {facts.config_path}"
 
 
 def _live(name: str, cloud: Mapping[str, Any], now: datetime) -> Finding:

@@ -331,6 +331,19 @@ def test_a_worker_learns_what_it_may() -> None:
     assert not failed(told)
 
 
+def test_where_nothing_ever_came_the_next_command_brings_something() -> None:
+    """No key: how to take bundles. A key and no bundle: look for one now. Not root: a command that this user may type."""
+    none = {name: cloud(state="absent", origin="none", identity=None, why="no bundle") for name in ("aws", "gcp")}
+
+    def then(*, root: bool = True, **changes: Any) -> set[str | None]:
+        told = diagnose(with_(root=root, control=answered(clouds=none, bundle=None, **changes)))
+        return {one.next for one in told if one.check == "identity"}
+
+    assert then(keys=[]) == {f"cat {PATH}"}
+    assert then() == {"credential-agent refresh"}
+    assert then(root=False) == {"credential-agent whoami"}
+
+
 def test_what_is_not_for_this_user_is_no_mistake_of_the_machine() -> None:
     """Only root and the service may read the configuration; on a sound machine nobody else is told to change its mode."""
     denied = Configuration(
