@@ -113,13 +113,13 @@ clients: $(VENV)/.package $(VENV)-clients/.locked ## the SDKs of the matrix, in 
 matrix: clients ## every SDK in every state, as a table: build/matrix/table.md (ARGS=--readme)
 	@MATRIX_PYTHON=$(abspath $(VENV)-clients/bin/python) $(BIN)/python -m tests.matrix $(ARGS)
 
-# So has a Ray cluster (290 MB): its nodes have nothing of ours to import.
+# So has a Ray cluster (300 MB): its nodes have nothing of ours to import.
 $(VENV)-ray/.locked: requirements/ray.txt $(VENV)/.locked
 	@echo "setting up $(VENV)-ray (half a minute, once)"
 	$(SEPARATE_VENV)
 
 .PHONY: ray
-ray: $(VENV)/.package $(VENV)-ray/.locked ## forward to a real Ray cluster (290 MB)
+ray: $(VENV)/.package $(VENV)-ray/.locked ## forward to a real Ray cluster (300 MB)
 	@FORWARD_RAY_PYTHON=$(abspath $(VENV)-ray/bin/python) $(BIN)/python -m pytest tests/unit/forward/test_ray.py $(ARGS)
 
 # uv only resolves; installing needs nothing but pip. The lock serves every Python from 3.11 on, on every Linux.

@@ -77,9 +77,10 @@ def dask(client: Any, *, reconnect: Callable[[], Any] | None = None, **wanted: U
 
 
 def ray(**wanted: Unpack[Wanted]) -> Forward:
-    """Forward to every present and future node of the Ray cluster that this program is connected to (``ray.init``).
+    """Forward to every present and future node of the Ray cluster that this program is connected to.
 
-    A node that joins is served within a second or so, and before its first task if :func:`ray_hook` is given to
+    That is by ``ray.init``, on a node of it or from outside (``ray://HEAD:10001``). A node that joins is served within
+    a second or so, and before its first task if :func:`ray_hook` is given to
     ``ray.init``. Otherwise as :func:`dask`.
 
     Args:

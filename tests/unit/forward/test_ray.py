@@ -45,6 +45,9 @@ class Cluster:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.proxy = f"127.0.0.1:{free.getsockname()[1]}"  # of Ray's client, for who is outside of the cluster
         self.ray: Any = None
 
     def node(self, name: str, *more: str, courier: Path | None = None) -> None:
@@ -56,6 +59,7 @@ class Cluster:
             "--include-dashboard=false",
             "--disable-usage-stats",
             f"--port={self.address.split(':')[1]}",
+            f"--ray-client-server-port={self.proxy.split(':')[1]}",
             f"--temp-dir={self.directory.name}",
         ]
         arguments = [*(head if not self.started else [f"--address={self.address}"]), *more]
@@ -93,6 +97,14 @@ class Cluster:
             self.ray = _package()
         self.ray.shutdown()
         self.ray.init(self.address, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="ERROR", **more)
+        return self.ray
+
+    def connect_from_outside(self) -> Any:
+        """The package, connected as a laptop is: by one port of the head node."""
+        if self.ray is None:
+            self.ray = _package()
+        self.ray.shutdown()
+        self.ray.init(f"ray://{self.proxy}", log_to_driver=False, logging_level="ERROR")
         return self.ray
 
     def alive(self, count: int) -> None:
@@ -208,6 +220,27 @@ def test_a_task_waits_for_the_identity_of_a_node_that_has_just_come(world: World
         found, importable = ray.get(waiting, timeout=SECONDS)
         assert found is not None
         assert not importable
+
+
+def test_a_laptop_outside_of_the_cluster(world: World, cluster: Cluster) -> None:
+    """By ``ray://``, as people reach clusters in a cloud: present and future nodes are served, and lose it at the end."""
+    ray = cluster.connect_from_outside()
+    with forward(world) as f:
+        assert f.status().served == 1
+        cluster.node("late", '--resources={"late": 1}')
+        late = world.agents["late"]
+        with late.changed:
+            assert late.changed.wait_for(lambda: bool(late.accepted), SECONDS)
+        found, importable = ray.get(ray.remote(resources={"late": 1})(probe()).remote(), timeout=SECONDS)
+        assert found is not None
+        assert not importable
+        until(lambda: f.status().served == 2)
+        ray.shutdown()
+        until(lambda: "no longer connected" in str(f.status().trouble))
+        ray = cluster.connect_from_outside()
+        with forward(world) as again:
+            assert again.status().served == 2
+    assert {machine.bundle for machine in world.agents.values()} == {None}
 
 
 def test_a_cluster_that_was_connected_anew_gets_nothing(world: World, cluster: Cluster) -> None:
