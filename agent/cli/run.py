@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -35,6 +36,8 @@ def run(path: Path) -> None:
     from agent.host import seccomp, systemd
     from agent.host.threads import KEPT_THREADS, Threads
 
+    # A reload that is asked for too early would end us; it waits until the daemon heeds it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     # What answers workers is another process, and that is begun by yet another, as long as anything can be.
     child = ServerUnit.named(os.environ) or ServerChild.begin(os.environ)
     # Before there is a second thread, which would keep the right to execute.

@@ -344,14 +344,19 @@ def test_the_configuration_at_a_restart(world: World, shim: Path, manager: Notif
 
 
 def test_the_configuration_at_a_first_start(world: World, shim: Path, manager: NotifySocket) -> None:
-    """Where nobody knows what is configured nothing is served, which is said; it starts as soon as the file answers."""
+    """Where nobody knows what is configured nothing is served, which is said; it starts as soon as the file answers.
+
+    A reload that is asked for meanwhile ends nothing, and is done after the start.
+    """
     stall = Stall(world, shim, world.root / "etc" / "config.toml")
     stall.begin()
     with start(world, manager, stall) as agent:
         assert agent.wait_for("config.stalled")["instead"] is None
         assert agent.events("agent.started") == []
+        agent.signal(signal.SIGHUP)
         stall.end()
-        assert agent.ready().stop() == 0
+        agent.ready().wait_for("reload.applied")
+        assert agent.stop() == 0
 
 
 def test_a_configuration_with_a_mistake_is_told_once_it_answers(
