@@ -11,6 +11,15 @@ REST_SECONDS = 60
 """How long the port of a connection that was closed rests (TIME_WAIT); the kernel lets it be used again sooner on loopback alone."""
 TRIES, TRIED_SECONDS = 7, 127
 """A connection that is not answered is tried again so often, for so long (net.ipv4.tcp_syn_retries)."""
+TRACKED_SECONDS, TRACKED = 120, 65_536
+"""How long the kernel tracks a connection that was closed, and how many in all on a machine with 1 to 4 GB: nf_conntrack_max."""
+
+
+def test_one_worker_leaves_others_room_in_the_table_of_connections() -> None:
+    """Where it is full the kernel drops the packets of everybody, whatever they are about."""
+    section = config.Redirect()
+    a_second, burst = section.new_connections_per_worker, section.new_connections_per_worker * BURST_SECONDS
+    assert section.max_connections_per_worker + a_second * TRACKED_SECONDS + burst < TRACKED * 0.6
 
 
 def test_one_worker_leaves_ports_to_the_others() -> None:
