@@ -222,6 +222,85 @@ def bursts(address: Address, sockets: int) -> None:
         select.select([], [], [], 0.5)
 
 
+def urgent(address: Address, sockets: int) -> None:
+    """Heads in the middle of which urgent data stands, without end (RFC 9293 section 3.8.5)."""
+    kept: list[socket.socket] = []
+    _on()
+    while True:
+        while len(kept) < sockets:
+            sock = _connect(address)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"X: ")
+                sock.setblocking(False)
+                kept.append(sock)
+        for sock in list(kept):
+            try:
+                sock.send(b"!", socket.MSG_OOB)
+            except BlockingIOError:
+                continue
+            except OSError:
+                sock.close()
+                kept.remove(sock)
+
+
+def elsewhere(address: Address, sockets: int) -> None:
+    """Each request comes from another address of loopback, of which there are sixteen million."""
+    kept: list[socket.socket] = []
+    _on()
+    for number in itertools.count(1):
+        sock = socket.socket()
+        with contextlib.suppress(OSError):
+            if address[0].startswith("127."):
+                sock.bind((f"127.{number >> 16 & 127 | 1}.{number >> 8 & 255}.{number & 255}", 0))
+            sock.connect(address)
+            sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
+        kept.append(sock)
+        if len(kept) > sockets:
+            kept.pop(0).close()
+
+
+def mapped(address: Address, sockets: int) -> None:
+    """Requests from sockets of IPv6 that speak IPv4 (RFC 4291 section 2.5.5.2), which the kernel keeps in another table."""
+    kept: list[socket.socket] = []
+    _on()
+    for number in itertools.count():
+        sock = socket.socket(socket.AF_INET6)
+        with contextlib.suppress(OSError):
+            sock.connect((f"::ffff:{address[0]}", address[1]))
+            sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
+        kept.append(sock)
+        if len(kept) > sockets:
+            kept.pop(0).close()
+
+
+def half_read(address: Address, _sockets: int) -> None:
+    """Answers of which one byte is read: then the connection is reset."""
+    _on()
+    while True:
+        sock = _connect(address)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.sendall(GCE % b"instance/attributes/large")
+                sock.recv(1)
+            sock.close()
+
+
+def lives() -> Iterator[bytes]:
+    """Session tokens for every length that there is: no two answers are the same."""
+    put = b"PUT /latest/api/token HTTP/1.1\r\n" + HOST + b"X-aws-ec2-metadata-token-ttl-seconds: %d\r\n\r\n"
+    return (put % (number % 21600 + 1) for number in itertools.count())
+
+
+def fields() -> Iterator[bytes]:
+    """Long names of fields, never the same."""
+    return (
+        b"GET / HTTP/1.1\r\n" + HOST + b"".join(b"x%d-%02d-%s: a\r\n" % (n, m, b"n" * 190) for m in range(60)) + b"\r\n"
+        for n in itertools.count()
+    )
+
+
 def audiences() -> Iterator[bytes]:
     path = b"instance/service-accounts/default/identity?audience=https://a%d.example"
     return (GCE % (path % number) for number in itertools.count())
@@ -323,6 +402,13 @@ KINDS: dict[str, Callable[[Address, int], None]] = {
     ),
     "recursive-json": held(GCE % b"instance/attributes/?recursive=true&alt=json", read=True),
     "instant-polls": held(GCE % b"instance/?recursive=true&wait_for_change=true&timeout_sec=0", read=True),
+    "urgent": urgent,
+    "elsewhere": elsewhere,
+    "mapped": mapped,
+    "half-read": half_read,
+    "lives": held(lives, read=True),
+    "fields": held(fields, read=True),
+    "kept-alive": endless(b"", (GCE % b"instance/id").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")),
     "stale-etags": held(GCE % b"instance/service-accounts/?recursive=true&wait_for_change=true&last_etag=0", read=True),
 }
 

@@ -68,7 +68,7 @@ MOST_RESIDENT_KB = 200_000
 """At rest it is some 60 MB; 8192 connections of 10 kB, and 16 MB of what is buffered, several times over."""
 TOKEN_SECONDS = 24
 """The machine's Google token lives so long, and is asked for anew every two seconds or so."""
-ALONE: Final = ("idle", "half-heads", "half-bodies", "expecting", "our-polls", "their-polls")
+ALONE: Final = ("idle", "half-heads", "half-bodies", "expecting", "our-polls", "their-polls", "elsewhere", "mapped")
 _CLONE_NEWNET: Final = 0x40000000
 
 
