@@ -198,6 +198,21 @@ def look_at(path: Path) -> Look | None:
         return None
 
 
+def unread(seen: Looks) -> Looks:
+    """The same, ``None`` for each file that is there and cannot be read just now. Blocks."""
+
+    def look(path: Path, found: Look | None) -> Look | None:
+        try:
+            if found is not None:
+                with path.open("rb") as file:
+                    file.read(1)
+        except OSError:
+            return None
+        return found
+
+    return {path: look(path, found) for path, found in seen.items()}
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.sha256(file.read(MAX_FILE_BYTES)).hexdigest()
@@ -232,6 +247,15 @@ class WatchedFiles:
         self.named = named(settings, credentials_directory=credentials_directory)
         self.seen = looks(self.named, ask)
         self.loaded = describe(self.named, takes, ask)
+
+    def doubt(self, keys: Iterable[str]) -> None:
+        """Something was wrong with what these keys name: it is loaded again at the next look, however it looks then.
+
+        A disk that errs, or a machine that has no descriptor left just then, changes no file.
+        """
+        of = tuple(keys)
+        failed = {file.path for file in self.named if file.key.startswith(of)}
+        self.seen = {path: None if path in failed else look for path, look in self.seen.items()}
 
     def changed(self, seen: Looks) -> list[str]:
         """The keys of the files that look otherwise than when they were loaded."""

@@ -120,6 +120,7 @@ class Prepared:
                     ask(file.path, partial(os.path.lexists, file.path))
         keyring = self.keyring(settings, left.key() if left is not None else None, away)
         self.opening = beliefs.Opening(keyring, beliefs.trust(settings, away), frozenset())
+        self.files.doubt(away.reasons)
         self.launched = Launched(
             settings.launch_signers,
             ec2=self.metadata.ec2,

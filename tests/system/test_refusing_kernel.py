@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import json
 import shutil
 import subprocess
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Final
 import pytest
 from aiohttp import web
 
+from agent import bundle
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.system.harness import REPOSITORY, Agent, World, background, exchange, until
 
@@ -50,23 +52,44 @@ class Closing(GceMetadataServer):
         return answer
 
 
+class Kernel:
+    """A kernel that refuses: what a daemon needs in its environment, and the file that says which calls."""
+
+    def __init__(self, root: Path) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip("no C compiler")
+        shim, self._rules = root / "fail.so", root / "rules"
+        source = REPOSITORY / "tests" / "fakes" / "fail.c"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+        self._rules.write_bytes(bytes(RULES_BYTES))
+        # What begins with LD_ is handed on to the process that answers workers.
+        self.environ = {"LD_PRELOAD": str(shim), "LD_FAIL_BY": str(self._rules)}
+
+    def refuse(self, *rules: tuple[str, str, str]) -> None:
+        """Refuse calls from now on, each with an error, below a path; none of them: all is well again."""
+        text = "".join(f"{call} {getattr(errno, error)} {below}\n" for call, error, below in rules)
+        with self._rules.open("r+b") as file:  # never shorter: it is mapped
+            file.write(text.encode().ljust(RULES_BYTES, b"\0"))
+
+
 class Stage:
     """An agent on a kernel that refuses what it is told to."""
 
-    def __init__(self, world: World, agent: Agent, gce: GceMetadataServer, rules: Path) -> None:
+    def __init__(self, world: World, agent: Agent, gce: GceMetadataServer, kernel: Kernel) -> None:
         self.world, self.agent, self.gce = world, agent, gce
-        self._rules = rules
+        self._kernel = kernel
         self._number = 0
 
     @contextmanager
     def refusing(self, *rules: tuple[str, str, str]) -> Iterator[int]:
         """Refuse calls: each with an error, below a path. Afterwards all is well; gives where the log stands."""
         mark, processes = self.agent.mark, self.agent.processes
-        self._write("".join(f"{call} {getattr(errno, error)} {below}\n" for call, error, below in rules))
+        self._kernel.refuse(*rules)
         try:
             yield mark
         finally:
-            self._write("")
+            self._kernel.refuse()
         until(lambda: self.asked() == 200, what="an answer")
         self.renewed()
         self.pushed(durable=True)
@@ -74,10 +97,6 @@ class Stage:
         said = Counter(line["event"] for line in self.agent.lines[mark:] if line["level"] in ("error", "warning"))
         del said["credential.failed"]  # the log of each attempt has its own test
         assert not [event for event, times in said.items() if times > 1 or event.endswith(".crashed")], said
-
-    def _write(self, rules: str) -> None:
-        with self._rules.open("r+b") as file:
-            file.write(rules.encode().ljust(RULES_BYTES, b"\0"))
 
     def asked(self) -> int | None:
         """The status that a worker gets, ``None``: no answer."""
@@ -112,22 +131,16 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
     root = tmp_path_factory.mktemp("k")
-    shim, rules = root / "fail.so", root / "rules"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, REPOSITORY / "tests/fakes/fail.c", "-ldl"], check=True)
-    rules.write_bytes(bytes(RULES_BYTES))
+    kernel = Kernel(root)
     (root / "w").mkdir()
     world = World(root / "w")
     gce = Closing(token_seconds=20)  # asked for anew every two seconds
     with background(gce):
         changes = {"upstream": {"gce": gce.url}, "identity": {"fallback": ["aws", "gcp"]}}
-        # What begins with LD_ is handed on to the process that answers workers.
-        with world.agent(changes, environ={"LD_PRELOAD": str(shim), "LD_FAIL_BY": str(rules)}) as agent:
+        with world.agent(changes, environ=kernel.environ) as agent:
             agent.ready()
-            made = Stage(world, agent, gce, rules)
+            made = Stage(world, agent, gce, kernel)
             until(lambda: made.asked() == 200, what="the machine's token")
             yield made
             assert agent.stop() == 0
@@ -168,3 +181,39 @@ def test_a_way_in_that_is_shut(stage: Stage, error: str) -> None:
 def test_the_words_of_the_kernel_are_no_defect_of_ours(stage: Stage) -> None:
     """After all of it: no traceback was written."""
     assert not [line for line in stage.agent.lines if line["event"] == "raw"]
+
+
+@pytest.mark.parametrize("name", ["sender.jwk", "worker.jwk"])
+def test_a_key_that_cannot_be_read_at_the_start_is_read_once_it_can(tmp_path: Path, name: str) -> None:
+    """No descriptor is left, or the disk errs, for an instant: the file has not changed after it, and is read all the same."""
+    kernel = Kernel(tmp_path)
+    (tmp_path / "w").mkdir()
+    world = World(tmp_path / "w")
+    world.drop(world.seal(world.session("ASIAUSER000000000001")))
+    kernel.refuse(("open", "ENFILE", f"{world.root}/etc/{name}"))
+    with world.agent(environ=kernel.environ) as agent:
+        agent.ready().wait_for("start.without")
+        assert agent.access_key() is None
+        kernel.refuse()
+        until(lambda: agent.access_key() == "ASIAUSER000000000001", what="the bundle")
+        assert agent.stop() == 0
+
+
+def test_a_key_that_cannot_be_read_when_it_is_rotated_is_read_once_it_can(tmp_path: Path) -> None:
+    """The former one stays in force meanwhile, and it is said once."""
+    kernel = Kernel(tmp_path)
+    (tmp_path / "w").mkdir()
+    world = World(tmp_path / "w")
+    with world.agent(environ=kernel.environ) as agent:
+        agent.ready()
+        kernel.refuse(("open", "EIO", f"{world.root}/etc/sender.jwk"))
+        former, world.signer = world.signer, bundle.SigningKey.generate("Ed25519")
+        world.signer_file.write_text(json.dumps({**world.signer.public_jwk(), "kid": world.signer.kid}))
+        agent.wait_for("reload.refused")
+        assert agent.push(world.seal(world.session("ASIAUSER000000000001"), signer=former))["outcome"] == "accepted"
+        assert agent.push(world.seal(world.session("ASIAUSER000000000002")))["outcome"] == "refused"
+        kernel.refuse()
+        agent.wait_for("reload.applied", changed=["signers[0].key"])
+        assert agent.push(world.seal(world.session("ASIAUSER000000000003")))["outcome"] == "accepted"
+        assert len(agent.events("reload.refused")) == 1
+        assert agent.stop() == 0
