@@ -198,8 +198,8 @@ def look_at(path: Path) -> Look | None:
         return None
 
 
-def unread(seen: Looks) -> Looks:
-    """The same, ``None`` for each file that is there and cannot be read just now. Blocks."""
+async def unread(seen: Looks, patience: Patience) -> Looks:
+    """How the files looked, but ``None`` for each that cannot be read just now: it is loaded once it can be."""
 
     def look(path: Path, found: Look | None) -> Look | None:
         try:
@@ -210,7 +210,12 @@ def unread(seen: Looks) -> Looks:
             return None
         return found
 
-    return {path: look(path, found) for path, found in seen.items()}
+    def all_of_them() -> Looks:
+        return {path: look(path, found) for path, found in seen.items()}
+
+    with contextlib.suppress(StalledError):
+        return await patience.ask(Path("a file that the configuration names"), all_of_them)
+    return seen
 
 
 def _digest(path: Path) -> str:

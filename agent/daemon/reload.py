@@ -7,7 +7,6 @@ identity. The log names what a reload did, and what needs a restart.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -24,7 +23,7 @@ from agent.core.errors import AgentError, HostError
 from agent.core.source import Source
 from agent.daemon import beliefs, compose, listening
 from agent.daemon.configured import Configured
-from agent.daemon.files import LOOK_SECONDS, Looks, looks_patiently, otherwise, unread
+from agent.daemon.files import LOOK_SECONDS, looks_patiently, otherwise, unread
 from agent.daemon.loading import Found, loaded
 from agent.daemon.looking import look_now
 from agent.daemon.once import Once
@@ -211,16 +210,10 @@ class Reloader:
                 # The former files stay in force. This is logged once for each change, not at each look.
                 if told != (told := (error.message, changed)):
                     self._log.error("reload.refused", reason=error.message, hint=error.hint, changed=changed)
-                self._prepared.files.seen = await self._read_again(seen)
+                self._prepared.files.seen = await unread(seen, self._reader)
             except Exception as error:  # noqa: BLE001 - a file that we have no words for ends nobody's identity
                 self._log.error("work.crashed", work="files", error=type(error).__name__, exc_info=True)
                 self._prepared.files.seen = seen
-
-    async def _read_again(self, seen: Looks) -> Looks:
-        """How the files looked, but for those that cannot be read just now: they are loaded once they can."""
-        with contextlib.suppress(StalledError):
-            return await self._reader.ask(Path("a file that the configuration names"), partial(unread, seen))
-        return seen
 
     async def follow_launched(self) -> None:
         """Trust the signers that the launch of this machine names, for as long as it names them."""

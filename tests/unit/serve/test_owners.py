@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import pytest
 
@@ -90,10 +90,10 @@ def test_all_addresses_of_one_network_of_ipv6_are_one_place(name: object, place:
 
 def test_each_step_takes_from_who_has_most_then() -> None:
     """What a member frees counts before the next one goes."""
-    queues = {
+    queues: dict[Hashable, deque[tuple[int, str]]] = {
         "much": deque([(60, "much 1"), (5, "much 2"), (5, "much 3")]),
         "some": deque([(10, "some 1"), (10, "some 2")]),
-        "none": deque[tuple[int, str]](),
+        "none": deque(),
     }
     order = list(by_greed({"much": 100, "some": 50, "none": 500}, queues))
     assert order == ["much 1", "some 1", "much 2", "some 2", "much 3"]
