@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import pwd
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ MOST_FAMILIES: Final = 256
 """The most users whose subordinate uids are bounded with them: each costs a chain of rules."""
 UNUSED_UID: Final = 60578
 """The first of those that systemd's list of uids (systemd.io/UIDS-GIDS) gives to nobody."""
+DOUBTFUL_SECONDS: Final = 10.0
 _NUMBER: Final = re.compile(r"[0-9]{1,10}\Z")
 #: ``batch@EXAMPLE.ORG``, ``EXAMPLE\\batch``, ``EXAMPLE+batch`` (winbind)
 _REALM: Final = re.compile(r"^.*[\\+]|[@/].*$", re.DOTALL)
@@ -73,7 +75,7 @@ def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
         # Whoever is named is refused too: a mistake must not make a worker the machine.
         port = configuration.host_port(configuration.Listen().http[0])[1]
         known = planning.known_users()
-        named = _possible(configuration.named_workers(path), known)
+        named = _possible(configuration.named_workers(path), known, _Directory())
         named = msgspec.structs.replace(named, uids=(*named.uids, *nft_text.elements(lasting.read())))
         closed = plan_of(configuration.RedirectRead(named, port), user, known)
         return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
@@ -99,18 +101,19 @@ def plan_of(
         HostError: a name or a number cannot be one.
     """
     section, port, notes, _ = read
-    named = _users(section, known or {})
-    meant = named.doubtful | _meant(read.meant, known or {})
+    directory = _Directory()
+    named = _users(section, known or {}, directory)
+    meant = named.doubtful | _meant(read.meant, known or {}, directory)
     groups, said = _groups(section.units)
-    held_back, later = _groups(tuple(unit for unit in read.meant.units if _can_be(systemctl.check_unit, unit)))
-    uids = subuid.with_subordinates(named.uids, uid_of=uid_of)
+    held_back, later = _groups((*filter(_is_unit, read.meant.units), *_templates((*section.units, *read.meant.units))))
+    uids = subuid.with_subordinates(named.uids, uid_of=directory)
     numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers(read.meant.uids)))
     former = ranges.without(before, ranges.merge((*uids, *numbers))) if named.pending else ()
     if former:
         uids_before = ", ".join(nft_text.elements(former))
         said.append(f"redirect.users: workers before are refused until each name is found: uids {uids_before}")
     refused = ranges.without(ranges.merge((*numbers, *former)), uids)
-    families = subuid.families(uid_of=uid_of)
+    families = subuid.families(uid_of=directory)
     open_units = tuple(
         f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
         for unit in section.units
@@ -133,8 +136,8 @@ def plan_of(
         return nft.ruleset(
             workers,
             port=port,
-            agent_uid=uid_of(user),
-            server_uid=uid_of(SERVER_USER),
+            agent_uid=directory(user),
+            server_uid=directory(SERVER_USER),
             ipv6=section.ipv6,
             closed=closed,
             bounds=bounds,
@@ -154,7 +157,7 @@ def plan_of(
         lacking=tuple(tried.values()),
         closed=script(closed=True),
         ipv6=section.ipv6,
-        notes=(*notes, *open_units),
+        notes=(*notes, *open_units, *map(_said_of_template, _templates(section.units))),
         pending=(*named.pending, *said, *later),
         uids=workers.uids,
         users=meant | named.users,
@@ -162,6 +165,34 @@ def plan_of(
         uid=_asker(workers.uids),
         groups=held_back | groups,
     )
+
+
+class _Directory:
+    """The numbers of names. Each is asked for once: a directory (LDAP) may take seconds for each that it does not know.
+
+    Who *may* be meant is asked of it for :data:`DOUBTFUL_SECONDS` in all, then of ``/etc/passwd`` alone: a plan that
+    comes too late leads nobody.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, int | None] = {}
+        self._local = subuid.LocalUsers()
+        self._left = DOUBTFUL_SECONDS
+
+    def __call__(self, name: str) -> int | None:
+        if name not in self._found:
+            self._found[name] = uid_of(name)
+        return self._found[name]
+
+    def perhaps(self, name: str) -> int | None:
+        """The number of a name that may be nobody's."""
+        local = self._local(name)
+        if local is not None or (self._left <= 0 and name not in self._found):
+            return local
+        began = time.monotonic()
+        uid = self(name)
+        self._left -= time.monotonic() - began
+        return uid
 
 
 class _Named(NamedTuple):
@@ -180,16 +211,16 @@ class _Named(NamedTuple):
     pending: list[str]
 
 
-def _users(section: configuration.Redirect, known: Mapping[str, int]) -> _Named:
+def _users(section: configuration.Redirect, known: Mapping[str, int], directory: _Directory) -> _Named:
     named = _Named(list(ranges.parse_uids(section.uids)), {}, {}, [])
     for name in section.users:
-        uid = uid_of(name)
+        uid = directory(name)
         if uid is None and name in known:
             uid = known[name]
             said = f"redirect.users: no user {name!r} is found any more: uid {uid}, as it was, stays a worker"
             named.pending.append(said)
         elif uid is None:
-            alike = _alike(name)
+            alike = _alike(name, directory)
             named.doubtful.update(alike)
             said = "".join(
                 f"; {other!r} (uid {number}) may be meant, and is refused" for other, number in alike.items()
@@ -201,21 +232,21 @@ def _users(section: configuration.Redirect, known: Mapping[str, int]) -> _Named:
     return named
 
 
-def _alike(name: str) -> dict[str, int]:
+def _alike(name: str, directory: _Directory) -> dict[str, int]:
     """Users who may be meant by a name that nobody has: another spelling, a realm, a number in place of the name."""
     plain = unicodedata.normalize("NFKC", name).strip(" \t\r\n#%@:'\"")
     short = _REALM.sub("", plain)
     found = {}
     for other in dict.fromkeys((plain, plain.casefold(), short, short.casefold())):
-        uid = int(other) if _NUMBER.match(other) else uid_of(other)
+        uid = int(other) if _NUMBER.match(other) else directory.perhaps(other)
         if uid is not None and 0 < uid <= ranges.MAX_UID:
             found[other] = uid
     return found
 
 
-def _meant(meant: configuration.Meant, known: Mapping[str, int]) -> dict[str, int]:
+def _meant(meant: configuration.Meant, known: Mapping[str, int], directory: _Directory) -> dict[str, int]:
     """The users who may be meant by what is not understood. Never root: the machine's own services run as root."""
-    found = {name: uid_of(name) or known.get(name, 0) for name in meant.users}
+    found = {name: directory.perhaps(name) or known.get(name, 0) for name in meant.users}
     return {name: uid for name, uid in found.items() if uid}
 
 
@@ -227,18 +258,36 @@ def _numbers(texts: Iterable[str]) -> Iterator[tuple[int, int]]:
             yield from ranges.parse_uids([f"{max(int(low), 1)}-{high or low}"])
 
 
-def _possible(section: configuration.Redirect, known: Mapping[str, int]) -> configuration.Redirect:
+def _possible(
+    section: configuration.Redirect, known: Mapping[str, int], directory: _Directory
+) -> configuration.Redirect:
     """What can be in a rule of a section that was read in spite of a mistake, and whoever was a worker before it."""
-
-    def is_user(name: str) -> bool:
-        uid = uid_of(name)
-        return uid != 0 and (uid is not None or name in known)
-
+    users, alike = [], []
+    for name in dict.fromkeys((*section.users, *known)):
+        uid = directory.perhaps(name)
+        if uid is not None or name in known:
+            users += [name] if uid != 0 else []
+        else:
+            alike += [str(other) for other in _alike(name, directory).values()]
+    uids = [text for text in section.uids if _can_be(lambda one: ranges.parse_uids([one]), text)]
     return configuration.Redirect(
-        uids=tuple(uids for uids in section.uids if _can_be(lambda text: ranges.parse_uids([text]), uids)),
-        users=tuple(filter(is_user, dict.fromkeys((*section.users, *known)))),
-        units=tuple(unit for unit in section.units if _can_be(systemctl.check_unit, unit)),
+        uids=(*uids, *alike),
+        users=tuple(users),
+        units=(*filter(_is_unit, section.units), *_templates(section.units)),
     )
+
+
+def _said_of_template(slice_: str) -> str:
+    return f"redirect.units: a template is no unit: what runs in {slice_} is refused, and not led; name that slice"
+
+
+def _is_unit(name: str) -> bool:
+    return _can_be(systemctl.check_unit, name)
+
+
+def _templates(units: Iterable[str]) -> tuple[str, ...]:
+    """The slices of instances that may be meant by a template or a pattern, which names no unit that runs."""
+    return tuple(name for name in map(systemctl.slice_of_template, units) if name is not None and _is_unit(name))
 
 
 def _can_be(check: Callable[[str], object], name: str) -> bool:

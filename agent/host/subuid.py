@@ -32,7 +32,7 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
         path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. If it cannot be read, nobody has any.
         uid_of: gives the uid of a name; by default from ``/etc/passwd``: a directory (LDAP) may take minutes.
     """
-    by_user = _by_user(path, uid_of or _Local())
+    by_user = _by_user(path, uid_of or LocalUsers())
     taken = sorted((uid, uid) for uid in by_user if isinstance(uid, int))
     result = []
     for user, wanted in by_user.items():
@@ -77,7 +77,7 @@ def with_subordinates(
         uid_of: likewise.
     """
     found = merge(uids)
-    owned = [(user, wanted) for user, wanted in _by_user(path, uid_of or _Local()).items() if isinstance(user, int)]
+    owned = [(user, wanted) for user, wanted in _by_user(path, uid_of or LocalUsers()).items() if isinstance(user, int)]
     while True:
         more = [one for user, wanted in owned if any(low <= user <= high for low, high in found) for one in wanted]
         grown = merge((*found, *((max(low, 1), high) for low, high in more if high)))
@@ -133,7 +133,7 @@ class Whose:
         self._ends = [(high, owner) for _, high, owner in rows]
 
 
-class _Local:
+class LocalUsers:
     """Uids of the users that are in ``/etc/passwd``."""
 
     def __init__(self, path: Path = PASSWD) -> None:
@@ -141,6 +141,7 @@ class _Local:
         self._uids = {row[0]: int(row[2]) for row in rows if len(row) > 2 and _is_number(row[2])}
 
     def __call__(self, name: str) -> int | None:
+        """The uid of a name; ``None``: it is not in the file."""
         return self._uids.get(name)
 
 

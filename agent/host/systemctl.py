@@ -14,6 +14,9 @@ _ASKED_TIMES: Final = 20
 UNIFIED: Final = Path("/sys/fs/cgroup")
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}\.(?:slice|service|scope)\Z")
 
+_ESCAPED: Final = str.maketrans({"\\": r"\x5c", "-": r"\x2d"})
+_TEMPLATE: Final = re.compile(r"([A-Za-z0-9:_.\\-]{1,200})@(?:|.*[*?%\[{].*)\.service\Z")
+
 
 def control_group(unit: str) -> str | None:
     """The control group of a unit, as a path below the root; ``None``: it has none now.
@@ -131,6 +134,15 @@ def stop_watch() -> None:
         return
     if call("systemctl", ["show", "--property=ActiveState", "--value", WATCH]).strip() not in {"inactive", "failed"}:
         stop(WATCH)
+
+
+def slice_of_template(unit: str) -> str | None:
+    """The slice of all instances of ``NAME@.service``, as systemd.slice(5) says; ``None``: it is no template.
+
+    Also of a pattern (``NAME@*.service``), which the configuration does not know.
+    """
+    found = _TEMPLATE.match(unit)
+    return None if found is None else f"system-{found[1].translate(_ESCAPED)}.slice"
 
 
 def check_unit(unit: str) -> None:

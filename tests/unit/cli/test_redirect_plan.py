@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pwd
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,36 @@ def test_who_may_be_meant_is_neither_led_nor_the_machine(tmp_path: Path) -> None
         r"chain worker \{.*?\}", made["scripts"][0].partition("table inet credential_agent {")[2], re.DOTALL
     )
     assert chain.index("@refused return") < chain.index("@others return") < chain.index("redirect to")
+
+
+def test_a_mistake_refuses_whoever_may_be_meant_too(tmp_path: Path) -> None:
+    """A name in another spelling, in a file that has a mistake besides."""
+    path = tmp_path / "config.toml"
+    path.write_text('[redirect]\nport = -1\nusers = ["Daemon@EXAMPLE.ORG", "nobody-of-that-name"]\n')
+    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert made["error"]
+    assert [1, 1] in made["uids"]
+
+
+def test_a_slow_directory_is_not_asked_for_long_about_who_may_be_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that comes too late leads nobody: each name is asked for once, and who is on this machine is known anyway."""
+    asked: list[str] = []
+    now = [0.0]
+
+    def slow(name: str) -> None:
+        asked.append(name)
+        now[0] += 4.0
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    words = ", ".join(f'"w{number}"' for number in range(50))
+    made = plan(tmp_path, f'uids = []\nuser = [{words}, "daemon"]')
+    assert made["refused"] == [[1, 1]]
+    assert len(asked) == len(set(asked))
+    assert len([name for name in asked if name.startswith("w")]) == 3
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,23 @@ def test_in_doubt_it_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
         assert not systemctl.is_restarting(UNIT)
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("job@.service", "system-job.slice"),
+        ("my-job@.service", r"system-my\x2djob.slice"),
+        (r"a\x2db@*.service", r"system-a\x5cx2db.slice"),
+        ("job@%i.service", "system-job.slice"),
+        ("job@[12].service", "system-job.slice"),
+        ("job@1.service", None),
+        ("job@a-b.service", None),
+        ("job.service", None),
+        ("job@.slice", None),
+        ("@.service", None),
+    ],
+)
+def test_a_template_stands_for_the_slice_of_its_instances(unit: str, expected: str | None) -> None:
+    """All instances are in one, by the escaping of systemd.slice(5)."""
+    assert systemctl.slice_of_template(unit) == expected
