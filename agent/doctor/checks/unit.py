@@ -87,7 +87,9 @@ def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Find
         yield fail(CHECK, f"{SERVICE} is active, and does not answer: {control.why}", START)
         return
     said = f"process {unit.pid} runs and has not answered within {facts.seconds:g} s"
-    if unit.process in {"T", "t"}:
+    if unit.frozen:
+        yield fail(CHECK, f"{said}: it was frozen (systemctl freeze)", f"systemctl thaw {SERVICE}")
+    elif unit.process in {"T", "t"}:
         yield fail(CHECK, f"{said}: it is stopped (SIGSTOP, or a debugger)", f"kill -CONT {unit.pid}")
     elif unit.process == "D":
         yield fail(CHECK, f"{said}: the kernel holds it, in a call to a disk or a mount", f"cat /proc/{unit.pid}/stack")
@@ -138,9 +140,13 @@ def _without_systemd(facts: Facts, control: Control | Unknown) -> Iterator[Findi
 
 
 def _next_boot(units: Units | Unknown) -> Iterator[Finding]:
-    """A warning where nothing starts it at the next boot."""
+    """A warning where it runs, and nothing starts it again once it has ended, or at the next boot."""
     if isinstance(units, Unknown) or not units.present:
         return
+    load = units.units[SERVICE].load if SERVICE in units.units else ""
+    if load not in {"", "loaded", "not-found"}:
+        command = f"systemctl unmask {SERVICE}" if load == "masked" else f"systemd-analyze verify {SERVICE}"
+        yield warn(CHECK, f"it runs, and would not be started again: systemd has {SERVICE} as {load}", command)
     states = {name: unit.enabled for name, unit in units.units.items()}
     if states.get(SERVICE) == "disabled" and states.get("credential-agent.target") != "enabled":
         yield warn(CHECK, f"{SERVICE} is disabled: the next boot does not start it", f"systemctl enable {SERVICE}")

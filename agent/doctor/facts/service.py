@@ -20,6 +20,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         enabled: the state of its file: ``enabled``, ``disabled``, ``static``, ``masked``...
         pid: of the main process; 0: there is none.
         process: the state of that process as proc(5) has it (``S``, ``T`` for stopped, ``D``); empty: not known.
+        frozen: systemd was told to freeze it (systemctl(1), ``freeze``).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     enabled: str = ""
     pid: int = 0
     process: str = ""
+    frozen: bool = False
 
 
 class Units(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,9 @@ NAMES: Final = (
     "credential-agent-hold.service",
     "credential-agent.target",
 )
-_PROPERTIES: Final = "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,UnitFileState,MainPID"
+_PROPERTIES: Final = (
+    "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,UnitFileState,MainPID,FreezerState"
+)
 SECONDS: Final = 1.8
 
 
@@ -49,6 +51,7 @@ def _unit(block: str) -> Unit:
         enabled=values.get("UnitFileState", ""),
         pid=pid,
         process=_state(pid),
+        frozen=values.get("FreezerState", "") in {"frozen", "freezing"},
     )
 
 
