@@ -22,7 +22,7 @@ from typing import Any, Unpack
 
 from agent.core.errors import AgentError
 from agent.forward import signing
-from agent.forward.courier import Courier, Job
+from agent.forward.courier import Courier, Job, LateError
 from agent.forward.on_ssh import Ssh
 from agent.forward.session import Forward
 from agent.forward.status import CloudStatus, State, Status, WorkerStatus
@@ -34,6 +34,7 @@ __all__ = [
     "Courier",
     "Forward",
     "Job",
+    "LateError",
     "State",
     "Status",
     "Wanted",
@@ -50,7 +51,8 @@ __all__ = [
 def dask(client: Any, *, reconnect: Callable[[], Any] | None = None, **wanted: Unpack[Wanted]) -> Forward:
     """Forward to every present and future worker of a Dask cluster.
 
-    A worker that joins is served before its first task. In a coroutine of an asynchronous client: ``async with``.
+    A worker that joins is served before its first task. In a coroutine of an asynchronous client nothing begins before
+    ``async with``.
 
     Args:
         client: the ``distributed.Client``.

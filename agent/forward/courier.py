@@ -5,11 +5,27 @@ of another kind (Slurm, Spark, a relay), give :func:`agent.forward.to` an object
 
 .. code-block:: python
 
-    class Spark:                                                 # for example
-        name, private, named = "spark", False, False
-        def workers(self): return ids_of_executors()
-        def call(self, job, workers): return {w: run_there(w, eval, job.expression) for w in workers}
-        def watch(self, joined): return lambda: None             # found out by asking workers() again
+    class Slurm:                                                 # for example: the nodes of an allocation
+        name, private, named = "slurm", False, False
+        def workers(self):
+            return subprocess.check_output(["scontrol", "show", "hostnames"], text=True).split()
+        def one(self, job, node):
+            command = ["srun", "--overlap", "--nodes=1", f"--nodelist={node}", "python3", "-"]
+            try:
+                return subprocess.run(command, input=job.script, text=True, capture_output=True, check=True,
+                                      timeout=job.seconds + 5).stdout
+            except subprocess.TimeoutExpired:
+                return LateError("no answer in time")
+            except Exception as error:
+                return error
+        def call(self, job, workers):
+            with ThreadPoolExecutor(32) as pool:
+                return dict(zip(workers, pool.map(partial(self.one, job), workers)))
+        def watch(self, joined):
+            return lambda: None                                  # a newcomer is found when workers() is asked again
+
+Where functions run and not programs (Spark), ``eval`` of ``job.expression`` is the reply. A worker that is to have the
+identity before its first task must wait for that itself: ``job.after`` says when it may go on.
 """
 
 from __future__ import annotations
@@ -107,6 +123,8 @@ class LateError(CourierError):
 
 
 LARGEST_REPLY: Final = 4 * LARGEST_ENROLMENT
+CHATTER: Final = 65_536
+"""So many bytes may a login shell say of its own before the reply."""
 
 
 def read_reply(text: object) -> Reply:
@@ -115,10 +133,11 @@ def read_reply(text: object) -> Reply:
     Raises:
         CourierError: it is something else.
     """
-    if not isinstance(text, str) or len(text) > LARGEST_REPLY:
+    if not isinstance(text, str) or len(text) > LARGEST_REPLY + CHATTER:
         raise CourierError("the worker's reply is not text, or too long")
     try:
-        wire = decode(text.encode("utf-8", "replace"), _Wire)
+        # The reply itself has one line. What a shell has said on the way comes before it.
+        wire = decode(text.strip().rpartition("\n")[2].encode("utf-8", "replace"), _Wire)
     except NotThatShapeError:
         raise CourierError("the worker's reply is not what was asked for") from None
     host = "".join(c for c in wire.host[:255] if c.isprintable())
@@ -147,9 +166,10 @@ class Courier(Protocol):
         """Evaluate ``job.expression`` (or run ``job.script``) on each of ``workers``.
 
         Returns:
-            For each worker the text that came back, or why there is none: :class:`LateError` for one that has not
-            answered in time. Who has left may be missing. It may raise if nobody could be reached, and returns within
-            some seconds of ``job.seconds``. It is called from several threads at once.
+            For each worker the text that came back (of ``job.script`` all that it printed), or why there is none:
+            :class:`LateError` for one that has not answered in time. Who has left may be missing. It may raise if
+            nobody could be reached, and returns within some seconds of ``job.seconds``. It is called from several
+            threads at once.
         """
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:

@@ -240,8 +240,15 @@ class Engine:
         Nothing is given to anybody after that.
         """
         self._sealer.end()
-        having = [agent for agent in list(self._roster.agents.values()) if agent.version > 0 or agent.in_doubt]
+        having = self._having()
         return sum(_side_by_side(self._take_from, _slices([a for a in having if a.enrolment or a.former], self._group)))
+
+    def has_given(self) -> bool:
+        """Whether anybody has something of ours, or may have."""
+        return bool(self._having())
+
+    def _having(self) -> list[Agent]:
+        return [agent for agent in list(self._roster.agents.values()) if agent.version > 0 or agent.in_doubt]
 
     def _take_from(self, group: Sequence[Agent]) -> int:
         job = Job(

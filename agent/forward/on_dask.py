@@ -29,6 +29,8 @@ STILL_SECONDS: Final = 2.0
 """When no call has returned for so long, each worker that is left is called by itself: one that hangs is among them."""
 BEYOND_SECONDS: Final = 1.0
 """How long a reply may be on its way."""
+SCHEDULER_SECONDS: Final = 15.0
+"""How long the scheduler may take to say who is there: a network that drops all says nothing either."""
 GOODBYE_SECONDS: Final = 2.0
 
 _ON_WORKER: Final = (
@@ -202,7 +204,7 @@ class Dask:
                 self._registering = self._begin(self._register())
             return found
 
-        return list(self._wait(self._begin(ask()), 30))
+        return list(self._wait(self._begin(ask()), SCHEDULER_SECONDS))
 
     def _again(self, reconnect: Callable[[], Any]) -> None:
         """Dask gives a client up after half a minute without a scheduler: no end for a program that does only this."""

@@ -10,12 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from agent.core.errors import CourierError, UsageError
-from agent.forward.courier import LARGEST_REPLY, Job, LateError
+from agent.forward.courier import CHATTER, LARGEST_REPLY, Job, LateError
 
 AT_ONCE: Final = 32
 CONNECT_SECONDS: Final = 20.0
-CHATTER: Final = 65_536
-"""So many bytes may a login shell say of its own."""
 
 _OF_SSH: Final = 255
 """The status of ``ssh`` when it is its own, and not that of what ran there."""

@@ -65,7 +65,7 @@ class Forward:
         self._status: Status | None = None
         self._unwatch: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._entered = False
         self._lazy = lazy
         self._sleep = _Sleep(now)
         if not lazy:
@@ -83,8 +83,9 @@ class Forward:
         """Look at this computer and at every worker now, and deliver what is new.
 
         Raises:
-            UsageError: it would stop the loop of an asynchronous client.
+            UsageError: it would stop the loop of an asynchronous client, or it has ended.
         """
+        self._not_over()
         self._not_in_a_loop("refresh")
         with self._working:
             self._renew()
@@ -120,6 +121,22 @@ class Forward:
             self._status = self._engine.status()
             self._teller.left(self._status, taken, datetime.now(UTC))
 
+    def _enter(self) -> None:
+        self._not_over()
+        if self._entered:
+            raise UsageError(
+                "this forwarding is entered already, and the end of the inner block would end it",
+                hint="call forward.dask() and its like once for each with",
+            )
+        self._entered = True
+
+    def _not_over(self) -> None:
+        if self._closed:
+            raise UsageError(
+                "this forwarding has ended: it gives nothing to anybody any more",
+                hint="begin another one: with forward.dask(client): ...",
+            )
+
     def _not_in_a_loop(self, name: str) -> None:
         if self._lazy and asyncio._get_running_loop() is not None:  # noqa: SLF001 - asks without raising
             raise UsageError(
@@ -128,20 +145,20 @@ class Forward:
             )
 
     def __enter__(self) -> Self:
+        self._enter()
         if self._lazy:
             raise UsageError(
                 "the client is asynchronous: a plain with would stop its loop",
                 hint="async with forward.dask(client): ...",
             )
-        if self._thread is None and not self._closed:
-            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        if self._thread is None and not self._closed:
+        self._enter()
+        if self._thread is None:
             await asyncio.to_thread(self._start)
         return self
 
@@ -155,7 +172,7 @@ class Forward:
             self._begin()
         except BaseException:
             # Ctrl-C, or a cluster that goes away: the identity given meanwhile is taken back as at any other end.
-            if self._engine.status().served:
+            if self._engine.has_given():
                 with contextlib.suppress(Exception):
                     self.close()
             raise

@@ -64,7 +64,8 @@ class Teller:
         if status.trouble is not None:
             self._line(f"{status.trouble}; what was served stays served{_until(status, now)}")
             return
-        self._line(f"{status.served} of {len(status.workers)} workers are served{_until(status, now)}")
+        until = _until(status, now) if status.served or not status.workers else ""
+        self._line(f"{status.served} of {len(status.workers)} workers are served{until}")
         for cloud in status.clouds:
             if cloud.trouble:
                 self._line(f"  {cloud.cloud} cannot be renewed here: {cloud.trouble}")
