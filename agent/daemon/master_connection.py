@@ -50,6 +50,7 @@ class MasterConnection:
     ) -> None:
         self.addresses: tuple[str, ...] | None = None
         self.alive: set[int] = set()
+        self._are_linked: set[int] = set()
         self.introduced = asyncio.Event()
         self._control = control
         self._ended = ended
@@ -157,8 +158,9 @@ class MasterConnection:
                 self.addresses = said.addresses
                 self.introduced.set()
                 return
-            case words.LINK if files and said.number not in self.alive and self._servers is not None:
-                if len(self.alive) < words.MOST_SERVERS and not self._rate.take(time.monotonic()):
+            case words.LINK if files and said.number not in self._are_linked and self._servers is not None:
+                fits = said.number in self.alive or len(self.alive) < words.MOST_SERVERS
+                if fits and not self._rate.take(time.monotonic()):
                     self._link(said.number, socket.socket(fileno=files.pop()), self._servers)
                     return
             case words.ALIVE if self.addresses is None and len(self.alive) < words.MOST_SERVERS:
@@ -166,6 +168,7 @@ class MasterConnection:
                 return
             case words.ENDED:
                 self.alive.discard(said.number)
+                self._are_linked.discard(said.number)
                 self._changed()
                 return
             case words.HAD if self._had < said.number <= self._gave:
@@ -180,8 +183,10 @@ class MasterConnection:
         raise SnapshotError(f"expected a word that the master may say now, got {said.word.decode()!r}")
 
     def _link(self, pid: int, sock: socket.socket, servers: Servers) -> None:
-        self.alive.add(pid)
-        self._linked()
+        if pid not in self.alive:
+            self.alive.add(pid)
+            self._linked()
+        self._are_linked.add(pid)
         protocol = partial(servers.protocol, partial(self.end, pid), pid)
         linking = self._loop.create_unix_connection(protocol, sock=sock)
         task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")

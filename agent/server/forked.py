@@ -1,7 +1,7 @@
 """One server as its master sees it: a process, what tells of its end, and what it writes.
 
-What tells is the end of a pipe: not every kernel and sandbox has pidfd_open(2). By the same pipe the server says that
-it answers workers.
+What tells is the end of a connection: not every kernel and sandbox has pidfd_open(2). By the same one the server says
+that it answers workers, and gets a new link when another controller is there.
 
 What a server writes to its standard streams goes to a pipe of its own, and its last lines to our standard error once it
 has ended, marked as its own. It has not got ours: the service manager's is a socket that we all share, and one that was
@@ -14,6 +14,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -26,9 +27,21 @@ _MOST_LINES: Final = 30
 _MOST_LINE_BYTES: Final = 120
 _MOST_HEARD_BYTES: Final = 1 << 16
 _SERVES: Final = b"+"
+_LINK: Final = b"link"
 
-Work = Callable[[Callable[[], None], int], None]
-"""What a server does until its end, given what says that it answers workers, and the master's process id."""
+Work = Callable[[socket.socket, int], None]
+"""What a server does until its end, given its end of the connection to the master, and the master's process id."""
+
+
+def say_served(master: socket.socket) -> None:
+    """Tell the master that workers are answered. For the server."""
+    master.send(_SERVES)
+
+
+def hear_link(master: socket.socket) -> socket.socket | None:
+    """The link that the master has sent; ``None``: it has ended. For the server, when there is something to hear."""
+    _, fds, _, _ = socket.recv_fds(master, len(_LINK), 1)
+    return socket.socket(fileno=fds[0]) if fds else None
 
 
 class Forked:
@@ -41,12 +54,13 @@ class Forked:
         serves: whether it has said so.
         killed_at: when it is to be killed, since it was told to end; ``None``: it was not, or is killed.
 
-    *Resources*: the process and two pipes, until :meth:`reap`.
+    *Resources*: the process, a connection and a pipe, until :meth:`reap`.
     """
 
-    def __init__(self, pid: int, watched: int, heard: int) -> None:
+    def __init__(self, pid: int, master: socket.socket, heard: int) -> None:
         self.pid = pid
-        self.watched = watched
+        self.watched = master.fileno()
+        self._master = master
         self.began = time.monotonic()
         self.serves = False
         self.killed_at: float | None = None
@@ -60,10 +74,21 @@ class Forked:
 
     def has_ended(self) -> bool:
         """Look, when :attr:`watched` is readable, whether that is because it has ended."""
-        if os.read(self.watched, 2) != _SERVES or self.serves:
+        try:
+            said = self._master.recv(2, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        if said != _SERVES or self.serves:
             return True  # also of one that says more than there is to say: it is killed with that
         self.serves = True
         return False
+
+    def link(self, given: socket.socket) -> None:
+        """Give it a link to another controller than before."""
+        with contextlib.suppress(OSError):  # it hangs, or has ended
+            socket.send_fds(self._master, [_LINK], [given.fileno()], socket.MSG_DONTWAIT)
 
     def end(self, grace_seconds: float) -> None:
         """Tell it to accept nothing more, and to end when what is under way is answered; kill it after the grace."""
@@ -80,7 +105,7 @@ class Forked:
         """Wait for its end, and pass on what it wrote last."""
         self.kill()  # if it has only closed what we watch: it is not waited for
         os.waitpid(self.pid, 0)
-        os.close(self.watched)
+        self._master.close()
         with contextlib.suppress(BlockingIOError):  # it has written nothing, and what it wrote to is open yet
             lines = os.read(self._heard, _MOST_HEARD_BYTES).splitlines()[-_MOST_LINES:]
             write(b"".join(b"server: %s\n" % line[:_MOST_LINE_BYTES] for line in lines))
@@ -97,12 +122,12 @@ def fork(work: Work, *, but: Iterable[int]) -> Forked:
     Raises:
         OSError: no process or descriptor is to be had just now.
     """
-    watched, alive = os.pipe()
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         heard, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        os.close(watched)
-        os.close(alive)
+        ours.close()
+        its.close()
         raise
     parent = os.getpid()  # asked here: in the child the answer may be whoever takes in orphans
     try:
@@ -112,26 +137,22 @@ def fork(work: Work, *, but: Iterable[int]) -> Forked:
             try:
                 for standard in (1, 2):
                     os.dup2(said, standard)
-                for one in (watched, heard, said, *but):
+                for one in (ours.fileno(), heard, said, *but):
                     os.close(one)
-                work(lambda: _say(alive), parent)
+                work(its, parent)
                 code = 0
             except BaseException:  # noqa: BLE001 - a fork's border: the master's work is not its business
                 write(traceback.format_exc().encode(errors="replace"))
             finally:
                 os._exit(code)
     except OSError:
-        os.close(watched)
+        ours.close()
         os.close(heard)
         raise
     finally:
-        os.close(alive)
+        its.close()
         os.close(said)
-    return Forked(pid, watched, heard)
-
-
-def _say(alive: int) -> None:
-    os.write(alive, _SERVES)
+    return Forked(pid, ours, heard)
 
 
 def write(data: bytes) -> None:

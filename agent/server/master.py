@@ -14,12 +14,13 @@ What is said is in :mod:`agent.server.words`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -199,6 +200,8 @@ class Master:
             os.close(fd)
         if word == words.LISTEN:
             self._asked, self._due = True, time.monotonic()
+            for one in self._servers.values():
+                self._link(one)
         elif word == words.END and (server := self._servers.get(words.pid_of(said))) is not None:
             server.kill()
         elif word == words.STOP and self._connecting is None:
@@ -283,12 +286,19 @@ class Master:
         self._servers[server.pid] = server
         self._newest = server.pid
 
-    def _work(self, link: socket.socket | None, serves: Callable[[], None], parent: int) -> None:
+    def _link(self, server: Forked) -> None:
+        """Link one of a controller before to the present one, which then tells it what is served, and hears it."""
+        with contextlib.suppress(OSError):  # there is no descriptor: it is not heard, and ended with the others
+            theirs, its = socket.socketpair()
+            with theirs, its:
+                server.link(its)
+                self._say(words.number(words.LINK, server.pid), theirs.fileno())
+
+    def _work(self, link: socket.socket | None, master: socket.socket, parent: int) -> None:
         """Be the server: in its process."""
         if self._woken is not None:
             signal.set_wakeup_fd(-1)
         found = self._kept.read()
         # What a former controller gave is not for a server of this one, which may have other settings.
-        work.run(
-            link, self._sockets, parent=parent, kept=found if self._kept.ours or link is None else (), serves=serves
-        )
+        found = found if self._kept.ours or link is None else ()
+        work.run(link, self._sockets, parent=parent, kept=found, master=master)

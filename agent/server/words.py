@@ -29,7 +29,7 @@ MOST_SOCKETS: Final = 64
 """In one message: the kernel takes 253 (SCM_MAX_FD)."""
 
 LINK: Final = b"link"
-"""With a process id, and our end of the link to the server that it is of."""
+"""With a process id, and our end of a link to that server: a new one, or one that was said to be alive."""
 ALIVE: Final = b"alive"
 """With a process id: of a server that was begun for a controller before this one."""
 ENDED: Final = b"ended"

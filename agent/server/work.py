@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from agent.core.errors import SnapshotError
@@ -16,6 +16,7 @@ from agent.serve.link import Link
 from agent.serve.server import Use
 from agent.serve.waiting import Served
 from agent.server.answering import answering, diagnosis_of
+from agent.server.forked import hear_link, say_served
 from agent.snapshot.messages import Uses
 
 try:
@@ -36,7 +37,7 @@ def run(
     *,
     parent: int,
     kept: Sequence[bytes] = (),
-    serves: Callable[[], None] = lambda: None,
+    master: socket.socket | None = None,
 ) -> None:
     """Answer workers until the master says that it is enough, or is gone.
 
@@ -45,7 +46,7 @@ def run(
         sockets: on which workers ask; a netlink socket of the service manager's may be among them.
         parent: the process id of the master.
         kept: what may be a snapshot to begin with; of several, the newest.
-        serves: to be called when workers are answered.
+        master: is told when workers are answered, and gives links to controllers that come later.
     """
     confine.end_with_parent(parent)
     process.give_up_precedence()
@@ -57,7 +58,7 @@ def run(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came meanwhile is heeded now
     # The loop is not closed: that would take what is given up in between, and the process ends with it.
-    loop.run_until_complete(serve(link, listening, diagnosis, stop, _use(), kept=kept, serves=serves))
+    loop.run_until_complete(serve(link, listening, diagnosis, stop, _use(), kept=kept, master=master))
 
 
 def _use() -> Use | None:
@@ -82,7 +83,7 @@ async def serve(
     use: Use | None = None,
     *,
     kept: Sequence[bytes] = (),
-    serves: Callable[[], None] = lambda: None,
+    master: socket.socket | None = None,
 ) -> None:
     """Answer on ``sockets`` what the controller tells over ``given``, until ``stop``.
 
@@ -95,7 +96,7 @@ async def serve(
         stop: ends it; set by whoever ends the process, and where nobody tells what to serve.
         use: what this process uses.
         kept: what may be a snapshot to begin with.
-        serves: called when workers are answered.
+        master: is told when workers are answered, and gives links to controllers that come later.
     """
     ended = asyncio.Event()
 
@@ -105,10 +106,14 @@ async def serve(
             stop.set()
 
     link = Link(lost=lost)
-    if given is None:
-        ended.set()
-    else:
+    ended.set()
+
+    async def connect(given: socket.socket) -> None:
+        ended.clear()
         await asyncio.get_running_loop().create_unix_connection(link.protocol, sock=given)
+
+    if given is not None:
+        await connect(given)
     # The loop runs and has what it needs, and nothing of a stranger was read. From here on it answers on what it has,
     # and can do nothing else.
     confine.give_up_all_but_answering()
@@ -120,12 +125,31 @@ async def serve(
         return
     server = answering(link, served, diagnosis, use=use)
     server.listen(sockets)
-    serves()
+    if master is not None:
+        say_served(master)
+        _link_anew(master, connect)
     await stop.wait()
     await server.close(CLOSE_SECONDS)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAST_SECONDS):  # what was said last is sent
             await ended.wait()
+
+
+def _link_anew(master: socket.socket, connect: Callable[[socket.socket], Coroutine[Any, Any, None]]) -> None:
+    """Connect by each link that the master gives from now on."""
+    loop = asyncio.get_running_loop()
+    connecting: set[asyncio.Task[None]] = set()
+
+    def hear() -> None:
+        given = hear_link(master)
+        if given is None:
+            loop.remove_reader(master.fileno())
+            return
+        task = loop.create_task(connect(given), name="a controller")
+        connecting.add(task)
+        task.add_done_callback(connecting.discard)
+
+    loop.add_reader(master.fileno(), hear)
 
 
 def _newest(kept: Sequence[bytes]) -> Served | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ high = [(name, fcntl.fcntl(fd, fcntl.F_DUPFD, 100)) for name, fd in given]
 for number, (name, fd) in enumerate(high, 3):
     os.dup2(fd, number, inheritable=True)
     os.close(fd)
+os.closerange(3 + len(given), 100)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.environ["LISTEN_FDS"] = str(len(given))
 os.environ["LISTEN_FDNAMES"] = ":".join(name for name, _ in given)
@@ -75,6 +77,11 @@ class ServeUnit:
         """Where workers ask."""
         host, port = self._http.getsockname()
         return str(host), int(port)
+
+    @property
+    def inodes(self) -> list[int]:
+        """Of the sockets that are a server's to have."""
+        return [os.fstat(one.fileno()).st_ino for one in (self._http, self._netlink)]
 
     @property
     def pid(self) -> int:

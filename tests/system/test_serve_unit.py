@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -282,3 +283,44 @@ def test_a_server_that_leaves_its_controller_is_ended(tmp_path: Path) -> None:
         world.drop(world.seal(world.session(KEY)))
         agent.wait_for("bundle.accepted", seq=1)
         assert credential(unit.address) == KEY
+
+
+def test_what_was_answered_without_a_controller_is_told_to_the_next(tmp_path: Path) -> None:
+    """The server that goes on is linked to it before it is ended: no number and no line of the audit is lost."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world, {"audit": {"mode": "full"}}) as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEY)))
+            agent.wait_for("bundle.accepted", seq=1)
+            agent.kill()
+        for _ in range(7):
+            credential(unit.address)
+        before = unit.server()
+        with unit.agent(world, {"audit": {"mode": "full"}}) as agent:
+            agent.ready()
+            until(lambda: before not in unit.servers, what="the end of the one before")
+            counted = r'^credential_agent_http_requests_total\{door="worker",status="200"\} (\S+)$'
+            found = re.search(counted, agent.operate("/metrics").body.decode(), re.MULTILINE)
+            assert found is not None
+            assert float(found[1]) >= 21
+
+
+def test_the_server_has_nothing_of_the_masters(tmp_path: Path) -> None:
+    """Not the socket on which controllers connect, not the files that are kept, no other server's."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        agent.ready()
+        first = unit.server()
+        os.kill(first, signal.SIGKILL)
+        server = unit.server(other_than=first)
+
+        def held(pid: int) -> set[str]:
+            return {str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()}
+
+        def shared() -> set[str]:
+            return {one for one in held(server) & held(unit.pid) if one.startswith("socket:")}
+
+        until(lambda: shared() == {f"socket:[{one}]" for one in unit.inodes}, what="only what it answers with")
+        assert not any("memfd" in one for one in held(server))
+        assert any("memfd" in one for one in held(unit.pid))
