@@ -20,6 +20,7 @@ from typing import Final
 
 import structlog
 
+from agent.daemon.begins import Nobody
 from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
 from agent.host.process import Usage, Watched
@@ -65,6 +66,7 @@ class ServerChild:
         self._process = process
         self._control = control
         self._master: MasterConnection | None = None
+        self._servers: Servers | None = None
         self._again = Again()
         self._gone: Callable[[], None] = lambda: None
         self._ended = asyncio.Event()
@@ -106,7 +108,7 @@ class ServerChild:
             servers: what it is told and asks.
             gone: called when it has ended, which it does not by itself.
         """
-        self._gone = gone
+        self._servers, self._gone = servers, gone
         self._master = MasterConnection(self._control, ended=self._has_ended, failing=self._is_failing)
         try:
             self._master.begin(sockets, servers, self._again.told)
@@ -126,6 +128,8 @@ class ServerChild:
     def _has_ended(self) -> None:
         """Leave no zombie of it. It may be about to end yet: that is waited for elsewhere."""
         self._ended.set()
+        if self._servers is not None:
+            self._servers.begun_by(Nobody())  # and what it had begun has ended with it
         if self._process is not None:
             self._process.kill()
             asyncio.get_running_loop().run_in_executor(None, self._process.wait)

@@ -25,6 +25,8 @@ from agent.server import words
 
 MOST_LINKS_PER_SECOND: Final = 20.0
 """An honest master begins five servers a second at most."""
+AGAIN_SECONDS: Final = 0.5
+"""Until the master is told again what could not be said: it does not read, or the kernel has no memory."""
 _MOST_KEPT: Final = 4
 _CUT: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
 
@@ -41,6 +43,8 @@ class MasterConnection:
         addresses: of the workers' sockets, once it has said them; a child says none.
         alive: the process ids of the servers that it has begun and that have not ended
             (:class:`agent.daemon.begins.Begins`).
+        gave: how many snapshots it was given.
+        owes: whether it is yet to be given the newest.
 
     *Resources*: the socket, until :meth:`close` or ``ended``.
     """
@@ -58,8 +62,12 @@ class MasterConnection:
         self._servers: Servers | None = None
         self._rate = Bucket(MOST_LINKS_PER_SECOND, 2 * words.MOST_SERVERS)
         self._given: list[Emptiable] = []  # the last is the newest
-        self._gave = self._had = 0
+        self.gave = self._had = 0
         self._open = True
+        self.owes = False
+        self._lacks = False  # whether it has not got the newest's file, which there is
+        self._ends: set[int] = set()  # whose end is yet to be asked for
+        self._again: asyncio.TimerHandle | None = None
         self._linked: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
@@ -90,7 +98,7 @@ class MasterConnection:
         """Give it the newest snapshot, and have every former one hold nothing, whoever has it.
 
         Without memory or a descriptor for it there is none: a server then waits until it is told by us. A master that
-        cannot be told is left: it reads nothing, or has ended.
+        cannot be told just now is told again.
         """
         former, self._given = self._given, []
         readers: list[int] = []
@@ -98,26 +106,56 @@ class MasterConnection:
             new = Emptiable.holding(data)
             self._given.append(new)
             readers.append(new.reader())
-        try:
-            socket.send_fds(self._control, [words.SNAPSHOT], readers)
-            self._gave += 1
-        except OSError:
-            self._loop.call_soon(self._end_of_it)
+        # What cannot be said with a file may be without: it begins no server with what was before, then.
+        given = self._send(words.SNAPSHOT, readers)
+        told = given or self._send(words.SNAPSHOT)
+        self.gave += told
+        self.owes = not told
         for reader in readers:
             os.close(reader)
         for one in former:
             one.empty()
+        self._lacks = not given
+        if self._lacks:
+            self._tell_again()
+
+    def _send(self, said: bytes, files: Sequence[int] = ()) -> bool:
+        """Say it; false: it cannot be said just now. If the master has ended that is heard."""
+        try:
+            if files:
+                socket.send_fds(self._control, [said], files)
+            else:
+                self._control.send(said)
+        except ConnectionError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def _tell_again(self) -> None:
+        if self._open and self._again is None:
+            self._again = self._loop.call_later(AGAIN_SECONDS, self._now)
+
+    def _now(self) -> None:
+        self._again = None
+        if not self._open:
+            return
+        for pid in sorted(self._ends):
+            self.end(pid)
+        if self._lacks and self._servers is not None:
+            self.give(self._servers.latest())
 
     @property
     def settled(self) -> bool:
         """Whether all that may know an older snapshot than the newest are in :attr:`alive`."""
-        return self._had == self._gave
+        return not self.owes and self._had == self.gave
 
     def end(self, pid: int) -> None:
         """Have a server killed: it does not do what it is told, or hears us no more."""
-        if pid in self.alive:
-            with contextlib.suppress(OSError):
-                self._control.send(words.number(words.END, pid))
+        self._ends.discard(pid)
+        if pid in self.alive and self._open and not self._send(words.number(words.END, pid)):
+            self._ends.add(pid)
+            self._tell_again()
 
     def stop(self) -> None:
         """Let all servers finish, and end.
@@ -140,8 +178,10 @@ class MasterConnection:
             return
         except SnapshotError as error:
             structlog.get_logger().error("server.cut_off", why=error.message)
-        except OSError:
+        except ConnectionError:
             pass
+        except OSError:
+            return  # no memory for it just now: it is there yet
         finally:
             for one in files:
                 os.close(one)
@@ -171,7 +211,7 @@ class MasterConnection:
                 self._are_linked.discard(said.number)
                 self._changed()
                 return
-            case words.HAD if self._had < said.number <= self._gave:
+            case words.HAD if self._had < said.number <= self.gave:
                 self._had = said.number
                 self._changed()
                 return
@@ -205,6 +245,8 @@ class MasterConnection:
     def close(self) -> None:
         """Hear and say nothing more. What the servers were given stays as it is."""
         self._open = False
+        if self._again is not None:
+            self._again.cancel()
         with contextlib.suppress(OSError, ValueError):
             self._loop.remove_reader(self._control.fileno())
         self._control.close()

@@ -104,6 +104,7 @@ class Servers:
         self._connected: dict[Server, None] = {}
         self._begins: Begins = Nobody()
         self._changed = asyncio.Event()
+        self._is_doubtful = False  # whether somebody may serve what was withdrawn: said once, not at each change
 
     def protocol(self, end: Callable[[], None] = lambda: None, pid: int = 0) -> Server:
         """The factory of connections.
@@ -159,7 +160,11 @@ class Servers:
                     while is_behind():
                         await self._next_change()
             except TimeoutError:
-                structlog.get_logger().error("server.unconfirmed", hint=UNCONFIRMED_HINT)
+                if not self._is_doubtful:
+                    structlog.get_logger().error("server.unconfirmed", hint=UNCONFIRMED_HINT)
+                self._is_doubtful = True
+                return
+        self._is_doubtful = False
 
     async def gone(self, seconds: float = TOLD_SECONDS) -> None:
         """Wait until each has said its last words and ended, for a moment at most."""
@@ -217,7 +222,9 @@ class Servers:
 
     def ended(self, server: Server) -> None:
         """The connection to a server has ended. It cannot be told anything any more: it must not live on."""
-        self._connected.pop(server, None)
+        if server not in self._connected:
+            return  # it was closed by us, and this is known
+        del self._connected[server]
         if server.pid in self._begins.alive:
             self._begins.end(server.pid)
         self.changed()

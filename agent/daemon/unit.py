@@ -100,6 +100,7 @@ class ServerUnit:
             self._master = None
             if self._servers is not None:
                 self._servers.begun_by(Nobody(settled=False))
+                self._servers.close()  # one that lives on gets a new link from whichever master it has
             structlog.get_logger().warning("server.disconnected", hint=_HINT)
 
     async def _connect(self) -> MasterConnection | None:

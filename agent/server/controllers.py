@@ -1,12 +1,23 @@
-"""Where controllers connect: the file's owner and root may, nobody else."""
+"""Where controllers connect (the file's owner and root may, nobody else), and the connection to one."""
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import struct
+import time
+from collections import deque
 from collections.abc import Collection
+from typing import Final
 
+from agent.server import words
 from agent.server.forked import write
+
+RETRY_SECONDS: Final = 0.05
+"""Until a controller is told, or heard, again, when the kernel had no memory for it."""
+MOST_UNSAID: Final = 512
+"""Words for a controller that reads none."""
 
 
 class ControllerSocket:
@@ -35,3 +46,74 @@ class ControllerSocket:
         connection.close()
         write(b"a connection was turned away: expected the agent's user or root, got user %d\n" % user)
         return None
+
+
+class Control:
+    """The connection to one controller. A word that the kernel has no memory for is said later, and none is left out.
+
+    Args:
+        connection: is closed with this.
+
+    Attributes:
+        say_at: when what is left to say is to be said, by the monotonic clock; ``None``: nothing is.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.say_at: float | None = None
+        self._connection = connection
+        self._unsaid: deque[tuple[bytes, int | None]] = deque()
+
+    def fileno(self) -> int:
+        """See :meth:`socket.socket.fileno`."""
+        return self._connection.fileno()
+
+    def say(self, said: bytes, file: int | None = None) -> bool:
+        """Say it, now or later; false: the controller reads nothing at all.
+
+        Args:
+            said: what.
+            file: a descriptor that is given with it, and closed.
+        """
+        self._unsaid.append((said, file))
+        self.say_rest()
+        return len(self._unsaid) <= MOST_UNSAID
+
+    def say_rest(self) -> None:
+        """Say what is left to say."""
+        while self._unsaid and self._send(*self._unsaid[0]):
+            self._forget()
+        self.say_at = time.monotonic() + RETRY_SECONDS if self._unsaid else None
+
+    def _forget(self) -> None:
+        _, file = self._unsaid.popleft()
+        if file is not None:
+            os.close(file)
+
+    def _send(self, said: bytes, file: int | None) -> bool:
+        try:
+            socket.send_fds(self._connection, [said], [] if file is None else [file])
+        except ConnectionError:
+            return True  # it has ended, which is heard
+        except OSError:
+            return False
+        return True
+
+    def hear(self) -> tuple[bytes, list[int]] | None:
+        """What it says next, and what came with it; ``None``: nothing now. Empty: it has ended."""
+        try:
+            said, fds, _, _ = socket.recv_fds(self._connection, 64, words.MOST_SOCKETS)
+        except BlockingIOError:
+            return None
+        except ConnectionError:  # it has ended without hearing all that was said
+            return b"", []
+        except OSError:
+            select.select([], [], [], RETRY_SECONDS)  # no memory for it: it is there yet
+            return None
+        return said, fds
+
+    def close(self) -> None:
+        """Hear and say no more."""
+        self._connection.close()
+        while self._unsaid:
+            self._forget()

@@ -27,12 +27,15 @@ from typing import Final
 from agent.core.text import socket_address
 from agent.host import systemd
 from agent.server import words, work
-from agent.server.controllers import ControllerSocket
+from agent.server.controllers import Control, ControllerSocket
 from agent.server.forked import Forked, fork, write
 from agent.server.kept import Kept
 
 GRACE_SECONDS: Final = work.CLOSE_SECONDS + 1.0
 """For a server that was told to end: its own, and what it says last."""
+_FEW: Final = 3
+_SHORT_PAUSE_SECONDS: Final = 0.02
+"""After each of the first few that ended too soon: they may have been killed, and workers wait."""
 _PAUSE_SECONDS: Final = 0.2
 _MOST_PAUSE_SECONDS: Final = 5.0
 _LONG_ENOUGH_SECONDS: Final = 2.0
@@ -49,6 +52,13 @@ def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
     """Where workers ask, of those that are for workers."""
     names = [one.getsockname() for one in sockets if one.family != socket.AF_NETLINK]
     return [socket_address(name[0], name[1]) for name in names if "%" not in name[0]]
+
+
+def _pause(times: int) -> float:
+    """Before the next try, after so many in a row that failed."""
+    if times <= _FEW:
+        return _SHORT_PAUSE_SECONDS if times else 0.0
+    return float(min(_PAUSE_SECONDS * 2 ** min(10, max(0, times - _MANY)), _MOST_PAUSE_SECONDS))
 
 
 class Master:
@@ -75,7 +85,7 @@ class Master:
         woken: tuple[int, int] | None = None,
         beat_seconds: float | None = None,
     ) -> None:
-        self._control = control
+        self._control = None if control is None else Control(control)
         self._connecting = connecting
         self._sockets = list(sockets)
         self._notifier = systemd.Notifier(None) if notifier is None else notifier
@@ -87,6 +97,7 @@ class Master:
         self._newest = 0
         self._asked = False  # whether the controller has asked for a server
         self._had = 0  # so many snapshots of the present controller's
+        self._refused = 0  # so many times the kernel had no process or descriptor, the last times
         self._short = 0  # so many ended too soon, the last ones
         self._due: float | None = None  # when the next is begun
         self._stopping = False
@@ -95,8 +106,6 @@ class Master:
 
     def run(self) -> None:
         """Until the controller that began it is gone, or the last server after a stop."""
-        if self._control is not None:
-            self._control.setblocking(False)
         if self._may_begin():
             self._due = time.monotonic()  # the service manager held what it serves
         self._notifier.ready("ready for the controller")
@@ -124,6 +133,7 @@ class Master:
         times += [] if self._due is None else [self._due]
         now = time.monotonic()
         times += [] if self._kept.tell() else [now + _AGAIN_SECONDS]
+        times += [] if self._control is None or self._control.say_at is None else [self._control.say_at]
         times += [] if self._beat_seconds is None else [self._beat_at]
         ready, _, _ = select.select(waiting, [], [], max(0.0, min(times) - now) if times else None)
         return list(ready)
@@ -133,6 +143,8 @@ class Master:
         for server in self._servers.values():
             if server.killed_at is not None and server.killed_at <= now:
                 server.kill()
+        if self._control is not None and self._control.say_at is not None and self._control.say_at <= now:
+            self._control.say_rest()
         if self._due is not None and self._due <= now:
             self._begin()
         if self._beat_seconds is not None and self._beat_at <= now:
@@ -146,9 +158,12 @@ class Master:
         if control is None:
             return
         self._leave()
-        self._control = control
-        for file in self._kept.files:
-            self._say(words.SNAPSHOT, file)
+        self._control = Control(control)
+        try:
+            for file in self._kept.files:
+                self._say(words.SNAPSHOT, os.dup(file))
+        except OSError:
+            self._leave()  # there is no descriptor just now; it connects anew
         for pid in self._servers:
             self._say(words.number(words.ALIVE, pid))
         self._say(words.at(addresses_of(self._sockets)))
@@ -161,25 +176,16 @@ class Master:
         self._asked = self._kept.ours = False
         self._had = 0
 
-    def _say(self, said: bytes, *files: int) -> None:
+    def _say(self, said: bytes, file: int | None = None) -> None:
         if self._control is None:
             return
-        try:
-            socket.send_fds(self._control, [said], files)
-        except OSError:
-            # It has ended, which is heard; or it reads nothing, and would not learn what is: it connects anew.
-            if self._connecting is not None:
-                self._leave()
+        if not self._control.say(said, file) and self._connecting is not None:
+            self._leave()  # it learns all of it anew when it connects
 
     def _hear(self) -> bool:
         """Do all that the controller has said; false: it has ended."""
-        while self._control is not None:
-            try:
-                said, fds, _, _ = socket.recv_fds(self._control, 64, words.MOST_SOCKETS)
-            except BlockingIOError:
-                return True
-            except OSError:  # it has ended without hearing all that was said
-                said, fds = b"", []
+        while self._control is not None and (heard := self._control.hear()) is not None:
+            said, fds = heard
             if not said:
                 self._leave()
                 return False
@@ -241,19 +247,16 @@ class Master:
         if self._may_begin():
             self._plan(server)
 
-    def _plan(self, ended: Forked | None = None) -> None:
-        """Have another begun."""
+    def _plan(self, ended: Forked) -> None:
+        """Have a successor begun."""
         now = time.monotonic()
-        too_soon = ended is None or now - ended.began < _LONG_ENOUGH_SECONDS
-        self._short = self._short + 1 if too_soon else 0
+        self._short = self._short + 1 if now - ended.began < _LONG_ENOUGH_SECONDS else 0
         if self._short and self._short % _MANY == 0:
             self._say(words.number(words.FAILING, self._short))
             write(b"%d servers, one after the other, have ended as soon as they were begun\n" % self._short)
-        pause = min(_PAUSE_SECONDS * 2 ** min(10, max(0, self._short - _MANY)), _MOST_PAUSE_SECONDS)
-        self._due = now + (pause if self._short else 0.0)
+        self._due = now + _pause(self._short)
 
     def _begin(self) -> None:
-        self._due = None
         self._hear()  # first: what it is to begin with may have come, or the controller may have ended
         self._due = None
         if not self._may_begin():
@@ -265,11 +268,15 @@ class Master:
                 theirs, its = socket.socketpair()
                 with theirs, its:
                     self._fork(its, theirs)
-                    self._say(words.number(words.LINK, self._newest), theirs.fileno())
+                    # Before anything else is said: nobody else knows of it, and it may serve what is then withdrawn.
+                    self._say(words.number(words.LINK, self._newest), theirs.detach())
             else:
                 self._fork(None)
+            self._refused = 0
         except OSError:
-            self._plan()  # no process or descriptor is to be had just now, because workers have them all, say
+            # No process or descriptor is to be had just now, because workers have them all, say: that passes.
+            self._refused += 1
+            self._due = time.monotonic() + max(_PAUSE_SECONDS, _pause(self._refused))
 
     def _fork(self, link: socket.socket | None, *others: socket.socket) -> None:
         but = [one.fileno() for one in (self._control, *others) if one is not None]
@@ -292,7 +299,7 @@ class Master:
             theirs, its = socket.socketpair()
             with theirs, its:
                 server.link(its)
-                self._say(words.number(words.LINK, server.pid), theirs.fileno())
+                self._say(words.number(words.LINK, server.pid), theirs.detach())
 
     def _work(self, link: socket.socket | None, master: socket.socket, parent: int) -> None:
         """Be the server: in its process."""

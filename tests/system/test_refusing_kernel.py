@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import http.client
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -78,18 +80,18 @@ class Stage:
 
     def __init__(self, world: World, agent: Agent, gce: GceMetadataServer, kernel: Kernel) -> None:
         self.world, self.agent, self.gce = world, agent, gce
-        self._kernel = kernel
+        self.kernel = kernel
         self._number = 0
 
     @contextmanager
     def refusing(self, *rules: tuple[str, str, str]) -> Iterator[int]:
         """Refuse calls: each with an error, below a path. Afterwards all is well; gives where the log stands."""
         mark, processes = self.agent.mark, self.agent.processes
-        self._kernel.refuse(*rules)
+        self.kernel.refuse(*rules)
         try:
             yield mark
         finally:
-            self._kernel.refuse()
+            self.kernel.refuse()
         until(lambda: self.asked() == 200, what="an answer")
         self.renewed()
         self.pushed(durable=True)
@@ -176,6 +178,30 @@ def test_a_way_in_that_is_shut(stage: Stage, error: str) -> None:
     """No connection can be taken: renewal goes on, and whoever waited is answered once one can."""
     with stage.refusing(("accept", error, "")):
         stage.renewed(answered=False)
+
+
+BEGIN: Final = (
+    ("fork", "EAGAIN"), ("socketpair", "EMFILE"), ("pipe2", "EMFILE"), ("recvmsg", "ENOMEM"), ("sendmsg", "ENOBUFS"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error"), BEGIN)
+def test_no_server_can_be_begun_for_a_while(stage: Stage, call: str, error: str) -> None:
+    """It was killed, and there is no process for another: it is begun as soon as there is one, and no wall falls for it."""
+    master, server = stage.agent.processes[-2:]
+    stage.kernel.refuse((call, error, ""))
+    try:
+        os.kill(server, signal.SIGKILL)
+        for _ in range(3):
+            before = len(stage.gce.asked)  # as much time as some renewals take
+            until(lambda before=before: len(stage.gce.asked) > before, what="a renewal")  # type: ignore[misc]
+    finally:
+        stage.kernel.refuse()
+    until(lambda: stage.asked() == 200, what="an answer")
+    assert stage.agent.processes[-2] == master
+    assert not stage.agent.events("server.gone")
+    assert not stage.agent.events("server.failing")
+    stage.pushed(durable=True)
 
 
 def test_the_words_of_the_kernel_are_no_defect_of_ours(stage: Stage) -> None:

@@ -245,4 +245,7 @@ def test_without_its_master_the_agent_answers_itself(tmp_path: Path) -> None:
         os.kill(master_of(agent), signal.SIGKILL)
         agent.wait_for("server.gone")
         assert agent.credential()["AccessKeyId"] == "ASIAUSER000000000003"
+        assert agent.push(world.withdrawal())["outcome"] == "accepted"
+        assert agent.role() is None
+        assert not agent.events("server.unconfirmed")  # nobody is left who could serve it
         assert agent.stop() == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from agent.daemon.child import ServerChild
+from agent.server import words
 from agent.server.words import LINK
 from tests.system.harness import until
 from tests.unit.controller.support import looped
@@ -76,6 +77,23 @@ async def test_a_master_that_cannot_be_told_is_ended() -> None:
     child.answer([], Controller().servers, gone.set)
     async with asyncio.timeout(20):
         await gone.wait()
+    child.kill()
+
+
+@looped
+async def test_where_no_server_stays_workers_are_answered_here() -> None:
+    """A libc that needs what the wall between the processes refuses ends each at once: better a thinner wall than none."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    its.send(words.number(words.FAILING, 20))
+    process = _begun(its, "import signal; signal.pause()")
+    gone = asyncio.Event()
+    child = ServerChild(process, ours)
+    with structlog.testing.capture_logs() as logs:
+        child.answer([], Controller().servers, gone.set)
+        async with asyncio.timeout(20):
+            await gone.wait()
+    assert [(line["event"], line["times"]) for line in logs] == [("server.failing", 20)]
     child.kill()
 
 

@@ -231,14 +231,26 @@ async def test_a_server_that_closes_its_link_is_ended() -> None:
 
 
 @looped
-async def test_a_master_that_reads_nothing_is_left() -> None:
-    """It cannot be told what is not served any more; what it has is emptied all the same."""
+async def test_a_master_that_reads_nothing_is_told_again() -> None:
+    """What it has is emptied all the same, and no acknowledgement is given before it has what is served now."""
     joined = Joined()
     joined.begin()
     _, (first,) = joined.heard()
+    servers = joined.controller.servers
     async with asyncio.timeout(30):
-        while not joined.ended.is_set():
-            joined.controller.servers.publish(b"another")
+        while joined.connection.gave < 2 or not joined.connection.owes:
+            servers.publish(b"another")
             await asyncio.sleep(0)
     assert os.pread(first, 1, 0) == b""
+    servers.publish(servers.latest())
+    gave = joined.connection.gave
+    assert not joined.connection.settled
+    found = b""
+    while found != servers.latest():
+        _, files = await asyncio.to_thread(joined.heard)
+        found = b"".join(os.pread(one, 1 << 20, 0) for one in files)
+        for one in files:
+            os.close(one)
+    joined.say(words.number(words.HAD, gave + 1))
+    await joined.until(lambda: joined.connection.settled)
     joined.close()

@@ -114,6 +114,23 @@ server()
 end()
 """,
     "one that only seems to have ended": "begin().send(b'-'); server(); end()",
+    "one that ends as soon as it is begun": """
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+master._PAUSE_SECONDS = 0.001
+def run(link, sockets, **_):
+    os._exit(1)
+work.run = run
+thread.start()
+socket.send_fds(ours, [words.GIVEN], [listening.fileno()])
+ours.send(words.LISTEN)
+said = b""
+while not said.startswith(words.FAILING):
+    said, fds, _, _ = socket.recv_fds(ours, 64, 1)
+    for fd in fds:
+        os.close(fd)
+assert said == words.number(words.FAILING, 20)
+end()
+""",
     "a controller that ended unheard": """
 begin().close()  # its successor's link is never read
 time.sleep(0.5)
