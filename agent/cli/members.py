@@ -5,9 +5,15 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import shutil
 from pathlib import Path
 
 from agent.core.installed import SERVICE_USER
+
+
+def as_root(command: str) -> str:
+    """A command that needs root, as others can type it on this machine: a minimal image has no sudo."""
+    return f"sudo {command}" if shutil.which("sudo") else f"su --command '{command}'"
 
 
 def members_only(path: Path) -> str:

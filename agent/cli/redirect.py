@@ -19,6 +19,7 @@ import msgspec
 from agent import config as configuration
 from agent.cli.documents import json_option, tell
 from agent.cli.exits import EX_CONFIG, EX_OK, EX_UNAVAILABLE
+from agent.cli.members import as_root
 from agent.cli.redirect_plan import Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
@@ -192,7 +193,7 @@ class _Holder:
         try:
             os.kill(self.pid, number)
         except PermissionError:
-            raise HostError("this needs root", hint="sudo credential-agent redirect ...") from None
+            raise HostError("this needs root", hint=as_root("credential-agent redirect ...")) from None
         end = time.monotonic() + planning.PLAN_SECONDS + 5
         while time.monotonic() < end:
             document = self._document()
@@ -301,7 +302,7 @@ def _probe(
             extra_groups=extra_groups,
         )
     except PermissionError:
-        raise HostError("to ask as somebody else needs root", hint="sudo credential-agent redirect check") from None
+        raise HostError("to ask as somebody else needs root", hint=as_root("credential-agent redirect check")) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"the probe could not be started: {error}") from None
     return done.stdout.strip() or f"the probe failed: {done.stderr.strip()[-200:]}"

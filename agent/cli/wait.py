@@ -151,9 +151,15 @@ class Watched:
 
     @property
     def notes(self) -> list[str]:
-        """How the rules differ from what the configuration names: some of those named may have no identity."""
-        redirect = self._document.get("redirect") or {}
-        return [note for note in redirect.get("notes", ()) if note.startswith("redirect.")]
+        """Why some have none for all that: the rules differ from the configuration, the bundle brings no identity."""
+        redirect, held = self._document.get("redirect") or {}, self._document.get("bundle")
+        notes = [note for note in redirect.get("notes", ()) if note.startswith("redirect.")]
+        if held and not self._document.get("sticky"):
+            notes.append(
+                f"the bundle in force (seq {held['seq']} of {held['issuer']}) brings variables and no identity of a "
+                "cloud: nothing to wait for with --bundle"
+            )
+        return notes
 
     def astray(self) -> str | None:
         """The result of the process that holds the rules, which asks as a worker."""

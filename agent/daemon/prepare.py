@@ -234,7 +234,12 @@ def _never_written(settings: config.Config, ask: beliefs.Ask) -> Iterator[tuple[
         "metrics.textfile": settings.metrics.textfile,
         "audit.file": settings.audit.file,
     }
-    for key, path in files.items():
+    read = {
+        f"sources[{n}].path": one.path
+        for n, one in enumerate(settings.sources)
+        if isinstance(one, config.FileSourceEntry)
+    }
+    for key, path in {**files, **read}.items():
         if path is not None and ask(Path(path), partial(os.path.isdir, path)):
             yield key, ConfigError(f"{key}: expected a file, or nothing there yet, got the directory {path!r}")
 

@@ -35,7 +35,7 @@ def port(facts: Facts) -> Iterator[Finding]:
             command = (
                 f"ps -o pid,user,args -p {one.pid}"
                 if one.pid
-                else f"sudo ss -ltnp sport = :{one.address.rpartition(':')[2]}"
+                else facts.as_root(f"ss -ltnp sport = :{one.address.rpartition(':')[2]}")
             )
             yield fail(PORT, f"another program has it: {one.program}{which}", command, about=one.address)
         else:

@@ -58,6 +58,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         root: whether it was looked with the rights of root.
         seconds: how long each probe had.
+        sudo: whether there is one: a minimal image has none.
     """
 
     root: bool
@@ -77,8 +78,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | Unknown
     releases: Releases | Unknown
     shell: Shell | Unknown
+    sudo: bool = True
 
     @property
     def more(self) -> str | None:
         """The command that would see more, for whoever has not the rights of root."""
-        return None if self.root else "sudo credential-agent doctor"
+        return None if self.root else self.as_root("credential-agent doctor")
+
+    def as_root(self, command: str) -> str:
+        """A command that needs the rights of root, as whoever looks can type it on this machine."""
+        if self.root:
+            return command
+        return f"sudo {command}" if self.sudo else f"su --command '{command}'"

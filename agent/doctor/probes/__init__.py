@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,8 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "shell": Probe(facts.Shell, partial(look_at_shell, machine.shell, machine.home)),
     }
     found = first | isolation.look(probes, seconds=seconds)
-    return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), **found)
+    sudo = shutil.which("sudo") is not None
+    return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), sudo=sudo, **found)
 
 
 def _rests(units: facts.Units | facts.Unknown) -> bool:

@@ -145,6 +145,24 @@ def test_what_would_never_be_written_is_said(tmp_path: Path) -> None:
     assert keys(lines) == ["metrics.group", "audit.group", "environment.container_file", "metrics.textfile"]
 
 
+def test_a_directory_is_no_place_of_a_bundle(tmp_path: Path) -> None:
+    """A source's path with a directory at its end is said: whoever named where bundles lie meant a file in it."""
+    lines = said(
+        f"""{SOUND.format(tmp_path)}
+        [[keys]]
+        kind = "ephemeral"
+        [[signers]]
+        key = "{tmp_path}/absent.jwk"
+        issuers = ["laptop:*"]
+        [[sources]]
+        kind = "file"
+        path = "{tmp_path}"
+        """,
+        tmp_path,
+    )
+    assert "sources[0].path" in keys(lines)
+
+
 def test_everything_that_is_missing_is_said_in_one_go(tmp_path: Path) -> None:
     """Keys, signers, authorities, a metadata service, a group and directories are all looked at, and all told."""
     lines = said(

@@ -167,6 +167,11 @@ def _said(live: str, origin: str = "bundle", **redirect: Any) -> dict[str, Any]:
             0,
             "redirect.user: so",
         ),
+        (
+            {**_said("absent", "none"), "bundle": {"seq": 7, "issuer": "laptop:ada"}, "sticky": []},
+            75,
+            "(seq 7 of laptop:ada) brings variables and no identity",
+        ),
     ],
 )
 def test_an_operator_waits_for_the_workers(endpoint: Endpoint, said: dict[str, Any], status: int, words: str) -> None:

@@ -337,6 +337,14 @@ def test_a_worker_learns_what_it_may() -> None:
     assert not failed(told)
 
 
+def test_no_command_needs_a_program_that_a_minimal_image_lacks() -> None:
+    """Without sudo whoever is not root is told of `su`; root is told of neither."""
+    taken = Listeners(listeners=(Listener(address="127.0.0.1:16925", taken=True, program="x", ours=False),))
+    for root, sudo, words in ((True, False, "ss "), (False, True, "sudo ss "), (False, False, "su --command 'ss ")):
+        told = diagnose(with_(root=root, sudo=sudo, listeners=taken))
+        assert [(one.next or "").startswith(words) for one in told if one.check == "port"] == [True]
+
+
 def test_where_nothing_ever_came_the_next_command_brings_something() -> None:
     """No key: how to take bundles. A key and no bundle: look for one now. Not root: a command that this user may type."""
     none = {name: cloud(state="absent", origin="none", identity=None, why="no bundle") for name in ("aws", "gcp")}
