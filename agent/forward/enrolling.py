@@ -184,9 +184,13 @@ class Roster:
                 replies[name] = CourierError(f"the worker could not be reached: {why}"[:300], hint=hint)
                 continue
             try:
-                replies[name] = read_reply(text)
+                replies[name] = reply = read_reply(text)
             except CourierError as error:
                 replies[name] = error
+                continue
+            if job.seconds <= PROMPT_SECONDS and _is_busy(reply):
+                with self._lock:
+                    self.late.add(name)
         return replies
 
     def look(self, names: Sequence[str], seconds: float = PROMPT_SECONDS) -> dict[str, dict[str, Any]]:
@@ -283,6 +287,12 @@ class Roster:
             return
         agent.enrolment, agent.admission = enrolment, admission
         agent.say(State.WAITING)
+
+
+def _is_busy(reply: Reply) -> bool:
+    """Whether the agent would have answered, had we waited longer: it is about to start, or has too much to do."""
+    slow = reply.problem == "failed" and "timed out" in reply.said
+    return slow or any(answer.status in (429, 503) for answer in reply.answers)
 
 
 def _document(reply: Reply) -> dict[str, Any] | None:

@@ -355,3 +355,18 @@ def test_an_asynchronous_client(world: World, cluster: Cluster) -> None:
 
     asyncio.run(main())
     assert world.agents["one"].bundle is None
+
+
+@pytest.mark.slow
+def test_a_notebook_whose_thread_runs_a_loop(world: World, cluster: Cluster) -> None:
+    """A cell of Jupyter runs within a loop, and its client in a thread of its own: a plain ``with`` is right there."""
+    cluster.worker("one")
+
+    async def cell() -> None:
+        with cluster.connect() as client:
+            client.wait_for_workers(1, timeout=60)
+            with forward(world, client) as f:
+                assert f.refresh().served == 1
+
+    asyncio.run(cell())
+    assert world.agents["one"].bundle is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,3 +112,34 @@ def test_a_newcomer_that_hangs_is_waited_for(world: World) -> None:
         with machine.changed:
             assert machine.changed.wait_for(lambda: machine.bundle is not None, 30)
         until(lambda: f.status().served == 1)
+
+
+@dataclass
+class Starting(Processes):
+    """The agents are about to start: who is in a hurry is told to ask again.
+
+    Attributes:
+        told: what workers were told in the end, in order.
+    """
+
+    told: list[str] = field(default_factory=list)
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        self.told.append(job.after)
+        if job.seconds <= PROMPT_SECONDS and job.steps and job.steps[0][1] == "/v1/enrol":
+            answers = [(503, '{"error": "the agent is starting"}')]
+            return dict.fromkeys(workers, json.dumps({"host": "w", "agent": "a", "answers": answers}))
+        return super().call(job, workers)
+
+
+def test_a_newcomer_whose_agent_is_about_to_start_keeps_waiting(world: World) -> None:
+    """A machine that has just booted may have its agent a few seconds later: its worker is not let go without it."""
+    courier = world.courier = Starting({})
+    with world.forward() as f:
+        machine = world.machine("m")
+        assert courier.joined is not None
+        courier.joined(["m-0"])
+        with machine.changed:
+            assert machine.changed.wait_for(lambda: machine.bundle is not None, 30)
+        until(lambda: f.status().served == 1)
+        assert "refused" not in courier.told[: courier.told.index("served")]
