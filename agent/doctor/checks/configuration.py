@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -29,6 +30,10 @@ def configuration(facts: Facts) -> Iterator[Finding]:
         return
     told = [fault for fault in found.faults if fault.text or fault.key.split("[")[0].split(".")[0] not in ELSEWHERE]
     for fault in told:
+        if found.blocked and not fault.key:
+            said = f"{fault.said}: the service may not look into {found.blocked}"
+            yield fail(CHECK, said, f"chmod o+x {shlex.quote(found.blocked)}")
+            continue
         yield fail(CHECK, fault.said, _next(path, fault.key, fault.said), about=fault.key)
     # Whether systemd gives a credential only the service itself can see.
     notes = [line for line in found.told if not line.startswith("key ")]

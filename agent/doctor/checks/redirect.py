@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from agent.core.installed import START
-from agent.doctor.facts import Arrival, Facts, Unknown
+from agent.doctor.facts import Arrival, Control, Facts, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "redirect"
@@ -23,7 +23,7 @@ def redirect(facts: Facts) -> Iterator[Finding]:
     """What the holder of the rules says, what the kernel has, and what a request just now met."""
     found = facts.arrival
     if isinstance(found, Unknown):
-        yield skipped(CHECK, found.why)
+        yield _unseen(found)
         return
     if not found.expected:
         yield skipped(CHECK, "workers are not led on this machine: they ask by the variables of the environment file")
@@ -33,8 +33,7 @@ def redirect(facts: Facts) -> Iterator[Finding]:
     if broken:
         yield fail(CHECK, *broken)
     for who, word in strays.items():
-        cause, command = _ASKED.get(word, (f"is answered by another service ({word})", RESTART))
-        yield fail(CHECK, f"a request of {who} {cause}", command)
+        yield _stray(who, word, facts)
     if not broken and found.why:
         yield warn(CHECK, f"led by the rules of before: {found.why}", "credential-agent redirect apply")
     for name in found.strangers:
@@ -46,6 +45,24 @@ def redirect(facts: Facts) -> Iterator[Finding]:
     if not broken and not strays and not found.why:
         who = f" ({', '.join(found.asked)} asked just now)" if found.asked else ""
         yield ok(CHECK, f"a worker's request arrives{who}")
+
+
+def _unseen(found: Unknown) -> Finding:
+    if not found.hung:
+        return skipped(CHECK, found.why)
+    # Under load, or where a filter drops: the command has more time.
+    return warn(
+        CHECK, f"whether a worker's request arrives is not known: {found.why}", "credential-agent redirect check"
+    )
+
+
+def _stray(who: str, word: str, facts: Facts) -> Finding:
+    """What a request of ``who`` met that did not arrive."""
+    if word == "timeout" and isinstance(facts.control, Control) and facts.control.state == "answered":
+        said = f"a request of {who} is led and lost on its way, since the agent answers: something filters it"
+        return fail(CHECK, said, "nft list ruleset")
+    cause, command = _ASKED.get(word, (f"is answered by another service ({word})", RESTART))
+    return fail(CHECK, f"a request of {who} {cause}", command)
 
 
 def _broken(found: Arrival) -> tuple[str, str] | None:

@@ -13,6 +13,11 @@ CHECK: Final = "daemon"
 SERVICE: Final = "credential-agent.service"
 NEEDED: Final = ("credential-agent.socket", "credential-agent-control.socket")
 """What the service requires."""
+BESIDE: Final = {
+    "credential-agent-watch.service": "once the redirection stops, another program can open what is closed",
+    "credential-agent-courier.socket": "couriers can bring no bundle",
+}
+"""What may be stopped while workers are served, and what is missing then."""
 
 
 def daemon(facts: Facts) -> Iterator[Finding]:
@@ -31,6 +36,9 @@ def daemon(facts: Facts) -> Iterator[Finding]:
             )
             command = f"journalctl --no-pager -n 20 -u {unit.name}"
             yield fail(CHECK, said, command, about=unit.name)
+        elif unit.name in BESIDE and unit.active == "inactive" and unit.enabled == "enabled":
+            said = f"it is stopped: {BESIDE[unit.name]}"
+            yield warn(CHECK, said, f"systemctl start {unit.name}", about=unit.name)
 
 
 def _itself(facts: Facts) -> Iterator[Finding]:
@@ -84,7 +92,9 @@ def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Find
         return
     silent = isinstance(control, Unknown) or control.state == "silent"
     if not silent and isinstance(control, Control):
-        yield fail(CHECK, f"{SERVICE} is active, and does not answer: {control.why}", START)
+        # What nobody listens at is made by its socket, not by the service.
+        command = f"systemctl restart {NEEDED[1]} {SERVICE}" if control.state == "absent" else START
+        yield fail(CHECK, f"{SERVICE} is active, and does not answer: {control.why}", command)
         return
     said = f"process {unit.pid} runs and has not answered within {facts.seconds:g} s"
     if unit.frozen:

@@ -92,12 +92,14 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         faults: everything that is wrong.
         told: what the agent would start without.
         as_service: whether it was looked at with the service's eyes.
+        blocked: the directory on the way to the file into which one may not look; empty: none.
     """
 
     path: str
     faults: tuple[Fault, ...] = ()
     told: tuple[str, ...] = ()
     as_service: bool = False
+    blocked: str = ""
 
 
 class KeyFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def look_at_configuration(path: Path, environ: Mapping[str, str], *, as_service:
         settings, faults = config.survey(path)
     except ConfigError as error:
         fault = Fault(key="", said=error.message, hint=error.hint, text=True)
-        return Configuration(path=str(path), faults=(fault,), as_service=as_service)
+        return Configuration(path=str(path), faults=(fault,), as_service=as_service, blocked=_blocked(path))
     found, told = asyncio.run(_named(settings, environ))
     texts = [Fault(key=fault.key, said=f"{fault.key}: {fault.said}", hint=fault.hint, text=True) for fault in faults]
     # A faulty section has defaults in place of what was meant: faults that follow from these are not told.
@@ -36,6 +37,14 @@ def look_at_configuration(path: Path, environ: Mapping[str, str], *, as_service:
         told=told,
         as_service=as_service,
     )
+
+
+def _blocked(path: Path) -> str:
+    """The first directory on the way to ``path`` into which we may not look."""
+    for directory in reversed(path.parents):
+        if not os.access(directory, os.X_OK):
+            return str(directory) if directory.is_dir() else ""
+    return ""
 
 
 async def _named(

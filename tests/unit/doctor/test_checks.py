@@ -99,6 +99,11 @@ CASES = [
          "daemon", Level.WARN, "would not be started again", "systemd-analyze verify credential-agent.service"),
     Case("masked while it runs", with_(units=unit(active="active", sub="running", result="success", load="masked", pid=42)),
          "daemon", Level.WARN, "would not be started again", "systemctl unmask credential-agent.service"),
+    Case("its control socket's name is gone", with_(units=unit(active="active", sub="running", result="success", pid=42),
+                                                   control=Control(state="absent", path="/x", why="nobody listens")),
+         "daemon", Level.FAIL, "does not answer", "systemctl restart credential-agent-control.socket credential-agent.service"),
+    Case("the watch is stopped", with_(units=beside("credential-agent-watch.service", active="inactive", enabled="enabled")),
+         "daemon", Level.WARN, "it is stopped", "systemctl start credential-agent-watch.service"),
     Case("stopped by a signal", with_(units=unit(active="active", sub="running", result="success", pid=42, process="T"), control=silent()),
          "daemon", Level.FAIL, "SIGSTOP", "kill -CONT 42"),
     Case("held by the kernel", with_(units=unit(active="active", result="success", pid=42, process="D"), control=silent()),
@@ -126,6 +131,9 @@ CASES = [
          "configuration", Level.FAIL, "unknown key", "credential-agent check"),
     Case("unreadable", with_(configuration=Configuration(path=PATH, faults=(Fault(key="", said=f"{PATH}: cannot be read: permission denied", text=True),))),
          "configuration", Level.FAIL, "permission denied", "chown root:credential-agent"),
+    Case("its directory is closed", with_(configuration=Configuration(path=PATH, blocked="/etc/credential-agent",
+                                                                      faults=(Fault(key="", said=f"{PATH}: cannot be read: permission denied", text=True),))),
+         "configuration", Level.FAIL, "may not look into /etc/credential-agent", "chmod o+x /etc/credential-agent"),
     Case("a mount hangs", with_(configuration=HUNG), "configuration", Level.FAIL, "mount", "cat /proc/mounts"),
     # -- the key
     Case("absent", with_(keys=key_file(state="absent")), "key", Level.FAIL, "not there", "keygen"),
@@ -156,6 +164,10 @@ CASES = [
     # -- the redirect
     Case("flushed", with_(arrival=led(table=False)), "redirect", Level.FAIL, "not in the kernel", "restart credential-agent-redirect"),
     Case("closed", with_(arrival=led(state="closed", why="no user")), "redirect", Level.FAIL, "no user", "redirect apply"),
+    Case("filtered", with_(arrival=led(asked={"uid 1000": "timeout"})), "redirect", Level.FAIL, "something filters it", "nft list ruleset"),
+    Case("no answer, and no agent", with_(arrival=led(asked={"uid 1000": "timeout"}), control=silent()),
+         "redirect", Level.FAIL, "nobody answers", "systemctl restart credential-agent"),
+    Case("the look hangs", with_(arrival=HUNG), "redirect", Level.WARN, "not known", "credential-agent redirect check"),
     Case("unanswered", with_(arrival=led(state="unanswered", why="timeout")), "redirect", Level.FAIL, "nobody answers", "restart credential-agent"),
     Case("astray", with_(arrival=led(state="astray", why="http 200")), "redirect", Level.FAIL, "astray", "restart credential-agent-redirect"),
     Case("nobody holds the rules", with_(arrival=led(state="unknown", why="not running")), "redirect", Level.FAIL, "not running", "restart credential-agent-redirect"),
@@ -250,7 +262,7 @@ def test_every_next_command_can_be_typed(case: Case) -> None:
     programs = {
         "systemctl", "systemd-sysusers", "systemd-analyze", "journalctl", "chown", "chmod", "ls", "cat", "df", "kill",
         "ip", "sudo", "credential-agent", "timedatectl", "getent", "findmnt", "ps", "install", "aws",
-        "unset", "export", "mv",
+        "unset", "export", "mv", "nft",
     }  # fmt: skip
     for one in diagnose(case.facts):
         for command in (one.next or "true").split(" && "):
