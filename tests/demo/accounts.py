@@ -96,16 +96,22 @@ class Accounts:
         call(f"{self._aws}/moto-api/reset-auth", b"0", content_type="text/plain")
 
 
-def sign_on(home: Path, keys: Mapping[str, str], aws: str) -> None:
-    """The files of a laptop after a sign-on: what boto3 finds is a session of the data-scientist role."""
+def sign_on(home: Path, keys: Mapping[str, str], aws: str | None = None) -> None:
+    """The files of a laptop after a sign-on: what boto3 finds is a session of the data-scientist role.
+
+    Args:
+        home: of its user.
+        keys: David's.
+        aws: where AWS answers; ``None``: by its own names.
+    """
+    here = f"region = {REGION}\n" + (f"endpoint_url = {aws}\n" if aws else "")
     (home / ".aws").mkdir(parents=True)
     (home / ".aws/credentials").write_text(
         f"[david]\naws_access_key_id = {keys['AccessKeyId']}\naws_secret_access_key = {keys['SecretAccessKey']}\n"
     )
     (home / ".aws/config").write_text(
-        f"[default]\nregion = {REGION}\nendpoint_url = {aws}\nrole_arn = {LAPTOP_ROLE}\n"
-        f"role_session_name = david\nsource_profile = david\n\n[profile david]\nregion = {REGION}\n"
-        f"endpoint_url = {aws}\n"
+        f"[default]\n{here}role_arn = {LAPTOP_ROLE}\nrole_session_name = david\nsource_profile = david\n\n"
+        f"[profile david]\n{here}"
     )
 
 
