@@ -296,7 +296,7 @@ keep() { rm -rf "$saved" && saved=''; }
 # systemd-tmpfiles does nothing; the boot will do it then.
 install_configuration() {
   local name
-  install -d -m 0755 "$ETC" "$ETC/signers" /etc/sysusers.d /etc/tmpfiles.d
+  install -d -m 0755 "$ETC" "$ETC/signers" "$ETC/closed.d" /etc/sysusers.d /etc/tmpfiles.d
   install -m 0644 "$units/sysusers.d/credential-agent.conf" /etc/sysusers.d/credential-agent.conf
   install -m 0644 "$units/tmpfiles.d/credential-agent.conf" /etc/tmpfiles.d/credential-agent.conf
   systemd-sysusers /etc/sysusers.d/credential-agent.conf
