@@ -38,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         scripts: for ``nft``; the first that the kernel takes is in force.
         lacking: what each of them does without.
+        section: from what the scripts lead: the section, and the port. With an error: as it was before the mistake, and
+            whom that may mean is refused. ``None``: they lead nobody.
         reserve: addresses that the process that holds the rules keeps from everybody but root.
         closed: the same workers, refused.
         ipv6: whether the IPv6 alias address is wanted.
@@ -64,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, int] = {}
     lacking: tuple[str, ...] = ()
     reserve: tuple[tuple[str, int], ...] = ()
+    section: tuple[configuration.Redirect, int] | None = None
 
 
 def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
@@ -72,13 +75,30 @@ def make_plan(path: Path, user: str = SERVICE_USER) -> Plan:
         return plan_of(configuration.load_redirect(path), user, planning.known_users(), lasting.read())
     except AgentError as error:
         hint = f" ({error.hint})" if error.hint else ""
-        # Whoever is named is refused too: a mistake must not make a worker the machine.
+        return msgspec.structs.replace(_after_mistake(path, user), error=f"{error.message}{hint}")
+
+
+def _after_mistake(path: Path, user: str) -> Plan:
+    """Whoever is named is refused too: a mistake must not make a worker the machine.
+
+    Where the section was understood earlier in this boot, whom it led is led; else nobody is.
+    """
+    known = planning.known_users()
+    named = _possible(configuration.named_workers(path), known, _Directory())
+    usual = configuration.Redirect()
+    try:
+        section, port = msgspec.convert(planning.last_section(), tuple[configuration.Redirect, int])
+        meant = configuration.Meant(
+            uids=tuple(uids for uids in named.uids if uids not in usual.uids),
+            users=named.users,
+            units=tuple(unit for unit in named.units if unit not in usual.units),
+        )
+        return plan_of(configuration.RedirectRead(section, port, (), meant), user, known, lasting.read())
+    except (msgspec.ValidationError, HostError):
         port = configuration.host_port(configuration.Listen().http[0])[1]
-        known = planning.known_users()
-        named = _possible(configuration.named_workers(path), known, _Directory())
         named = msgspec.structs.replace(named, uids=(*named.uids, *nft_text.elements(lasting.read())))
         closed = plan_of(configuration.RedirectRead(named, port), user, known)
-        return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), error=f"{error.message}{hint}")
+        return msgspec.structs.replace(closed, scripts=(closed.closed,), lacking=(), section=None)
 
 
 def plan_of(
@@ -114,11 +134,6 @@ def plan_of(
         said.append(f"redirect.users: workers before are refused until each name is found: uids {uids_before}")
     refused = ranges.without(ranges.merge((*numbers, *former)), uids)
     families = subuid.families(uid_of=directory)
-    open_units = tuple(
-        f"redirect.units: {unit} has no gate: what it starts with is the machine (systemd/README.md, Who is a worker)"
-        for unit in section.units
-        if systemctl.without_gate(unit)
-    )
     workers = nft.Workers(
         uids=uids,
         cgroups=tuple(groups),
@@ -157,13 +172,14 @@ def plan_of(
         lacking=tuple(tried.values()),
         closed=script(closed=True),
         ipv6=section.ipv6,
-        notes=(*notes, *open_units, *map(_said_of_template, _templates(section.units))),
+        notes=(*notes, *_said_of_units(section.units)),
         pending=(*named.pending, *said, *later),
         uids=workers.uids,
         users=meant | named.users,
         refused=refused,
         uid=_asker(workers.uids),
         groups=held_back | groups,
+        section=(section, port),
     )
 
 
@@ -277,8 +293,12 @@ def _possible(
     )
 
 
-def _said_of_template(slice_: str) -> str:
-    return f"redirect.units: a template is no unit: what runs in {slice_} is refused, and not led; name that slice"
+def _said_of_units(units: tuple[str, ...]) -> Iterator[str]:
+    for unit in filter(systemctl.without_gate, units):
+        what = "what it starts with is the machine (systemd/README.md, Who is a worker)"
+        yield f"redirect.units: {unit} has no gate: {what}"
+    for slice_ in _templates(units):
+        yield f"redirect.units: a template is no unit: what runs in {slice_} is refused, and not led; name that slice"
 
 
 def _is_unit(name: str) -> bool:

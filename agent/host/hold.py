@@ -40,7 +40,6 @@ GROUPS_EVERY_SECONDS: Final = 1.0
 USERS: Final = (Path("/etc/passwd"), Path("/etc/subuid"))
 NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
-PLAN_FILE: Final = "plan.json"
 
 _OURS: Final = b"credential_agent"
 
@@ -93,7 +92,7 @@ class Holder:
         self._rules.connect()
         # The plan before the last end is in force again at once; without one, workers are refused until there is a
         # plan.
-        self._apply(planning.saved(self._directory / PLAN_FILE))
+        self._apply(planning.saved(self._directory / planning.PLAN_FILE))
         self._start_plan()
         while not self._stopping:
             self._turn()
@@ -161,11 +160,12 @@ class Holder:
             return  # nothing is loaded anew: counters and counted connections stay
         error = outcome.why if plan is None else plan["error"]
         self._error = error
-        if plan is not None and (error is None or self._plan is None):
+        if plan is not None and (error is None or self._plan is None or plan.get("section")):
             self._pending, self._notes = plan["pending"], plan["notes"]
-            self._apply(plan)
+            if error is None or plan != self._plan:  # tried again and again: counted connections stay
+                self._apply(plan)
             if error is None:
-                self._reporter.write(PLAN_FILE, plan, mode=0o600)
+                self._reporter.write(planning.PLAN_FILE, plan, mode=0o600)
                 self._reporter.write(planning.USERS_FILE, plan.get("users", {}), mode=0o600)
                 self._lasting.keep((*plan.get("uids", ()), *plan.get("refused", ())))
         elif self._plan is None:
@@ -262,7 +262,7 @@ class Holder:
     def _state(self) -> tuple[str, str | None]:
         if self._closed is not None:
             return "closed", self._closed
-        if self._plan is None or self._plan.get("error") is not None:
+        if self._plan is None or (self._plan.get("error") is not None and not self._plan.get("section")):
             return "closed", f"workers are refused: {self._error or self._rules.why}"
         if self._answer is None and self._plan["uid"] is not None:
             return "unanswered", "not asked yet"
@@ -312,7 +312,7 @@ class Holder:
         self._beat()
         self._rules.hand_over()
         self._rules.end()
-        (self._directory / PLAN_FILE).unlink(missing_ok=True)
+        (self._directory / planning.PLAN_FILE).unlink(missing_ok=True)
 
 
 def _look(path: Path) -> Look | None:

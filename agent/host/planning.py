@@ -20,7 +20,9 @@ from agent.core.text import os_reason
 from agent.host import arrival, ranges
 
 PLAN_SECONDS: Final = 60.0
-#: In the directory of the state file; root's.
+#: Both in the directory of the state file; root's.
+PLAN_FILE: Final = "plan.json"
+PLAN_PATH: Final = arrival.STATE.with_name(PLAN_FILE)
 USERS_FILE: Final = "users.json"
 USERS_PATH: Final = arrival.STATE.with_name(USERS_FILE)
 
@@ -131,6 +133,12 @@ def saved(path: Path) -> Plan | None:
     except (OSError, ValueError, RecursionError):
         return None
     return plan if isinstance(plan, dict) and plan.keys() >= _SAVED else None
+
+
+def last_section(path: Path = PLAN_PATH) -> object:
+    """The configuration's section from which the last plan without an error was made, in this boot; else ``None``."""
+    plan = saved(path)
+    return None if plan is None else plan.get("section")
 
 
 def known_users(path: Path = USERS_PATH) -> dict[str, int]:

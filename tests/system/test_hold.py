@@ -205,6 +205,21 @@ def test_a_broken_plan_leaves_what_leads_and_says_so(held: Held) -> None:
     assert held.net.ask(METADATA, uid=ALICE) == "agent"
 
 
+def test_whom_a_mistake_may_mean_is_refused_beside_those_who_are_led(held: Held) -> None:
+    """The configuration is loaded anew, and broken: who is led is led, and who is named in it is not the machine's."""
+    meant = nft.Workers(uids=((1000, 60000),), refused=((7, 7),))
+    script, closed = (nft.ruleset(meant, port=AGENT_PORT, agent_uid=AGENT_UID, closed=c) for c in (False, True))
+    held.plan(scripts=[script], closed=closed, error="redirect.port: expected ...", section=[{}, AGENT_PORT])
+    held.signal(signal.SIGHUP)
+    until(lambda: held.state()["error"], "the error")
+    assert held.state()["state"] == "led"
+    assert "set refused" in held.net.at(held.net.host, "nft", "list", "table", "inet", "credential_agent")
+    held.plan()
+    held.signal(signal.SIGHUP)
+    until(lambda: held.state()["error"] is None, "no error")
+    assert "set refused" not in held.net.at(held.net.host, "nft", "list", "table", "inet", "credential_agent")
+
+
 @pytest.mark.parametrize("broken", ["no JSON", "[]", "{}", '{"error": null}'])
 def test_without_a_plan_it_is_closed_and_mends_itself(tmp_path: Path, broken: str) -> None:
     """From the first moment: whatever the planner does. When it can make the rules again, they lead without anybody."""

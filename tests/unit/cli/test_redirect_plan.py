@@ -137,6 +137,29 @@ def test_a_mistake_refuses_whoever_may_be_meant_too(tmp_path: Path) -> None:
     assert [1, 1] in made["uids"]
 
 
+def test_a_mistake_at_a_reload_leads_whom_it_led_and_refuses_whoever_is_named_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who is added by the same edit that breaks the file is not the machine until somebody mends it."""
+    last = tmp_path / "plan.json"
+    monkeypatch.setattr(planning.last_section, "__defaults__", (last,))
+    last.write_text(json.dumps(plan(tmp_path, 'uids = ["2000-2999"]\nport = 5')))
+    path = tmp_path / "config.toml"
+    path.write_text('[redirect]\nuids = ["2000-2999", "33"]\nusers = ["daemon"]\nport = "none"\nunits = []\n')
+    made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+    assert "redirect.port" in made["error"]
+    assert made["section"] is not None
+    assert made["uids"] == [[2000, 2999]]
+    assert made["refused"] == [[1, 1], [33, 33]]
+    assert "redirect to :5" in made["scripts"][0]
+    for words in ("no JSON", "{}", '{"section": [{}, "x"]}'):
+        last.write_text(words)
+        made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+        assert made["error"]
+        assert made["section"] is None
+        assert made["scripts"] == [made["closed"]]
+
+
 def test_a_slow_directory_is_not_asked_for_long_about_who_may_be_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
