@@ -16,8 +16,13 @@
 #   --no-packages        do not touch the package manager
 #   --no-start           enable the units but start nothing (images)
 #   --no-redirect        leave out the nftables redirection: programs find the agent by environment only
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # typed as `sh install.sh`
 set -euo pipefail
 umask 022
+# Who became root by `su` keeps a user's PATH, which on Debian has none of the directories of root's programs; and what a
+# shell says of other Pythons must not leak into this one.
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
 
 readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
@@ -622,7 +627,7 @@ while [ $# -gt 0 ]; do
     --no-redirect) with_redirect=no ;;
     --purge) purge=yes ;;
     -h | --help)
-      sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"
+      sed -n '2,/^[^#]/{/^[^#]/d;s/^# \{0,1\}//;p}' "$0"
       exit 0
       ;;
     *) die "$1: unknown option; --help lists them" ;;

@@ -4,6 +4,8 @@
 #
 #   payload.sh DIRECTORY [--wheelhouse VERSION]...    VERSION: of the target's Python, such as 3.11; may be repeated
 set -euo pipefail
+# What the caller's shell says of other Pythons must not leak into this one.
+unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
 
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}

@@ -110,6 +110,17 @@ def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     assert validated.returncode == 0, validated.stdout
 
 
+def test_whoever_became_root_by_su_installs_too(chroot: Chroot) -> None:
+    """With a user's PATH, by another shell and with variables for another Python the script finds all that it needs."""
+    shell = ("env", "PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/nowhere", "PIP_USER=1", "PIP_TARGET=/nowhere")
+    done = chroot.run(*shell, "sh", "/payload/install.sh", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "nftables" not in done.stderr
+    assert chroot.run("/usr/local/bin/credential-agent", "check").returncode == 0
+    assert not (chroot.root / "nowhere").exists()
+    assert chroot.run(*shell, "sh", "/payload/install.sh", "--help").stdout.startswith("Installs the worker")
+
+
 def test_manual_pages_and_completions_are_those_of_the_packages(chroot: Chroot, tmp_path: Path) -> None:
     """Each command has its page, each shell its completions, and every byte is what the packages' generator makes."""
     (generator,) = (m.payload() / "pages").glob("click_man-*.whl")
