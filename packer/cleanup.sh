@@ -7,7 +7,8 @@ set -euo pipefail
 
 rm -rf "$1"
 systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
-  credential-agent-control.socket credential-agent-courier.socket 2>/dev/null || true
+  credential-agent-control.socket credential-agent-courier.socket \
+  credential-agent-serve.service credential-agent-serve.socket 2>/dev/null || true
 # The identity, the sticky memory and the sealed bundle of this machine; the units make the directories anew.
 find /var/lib/credential-agent -mindepth 1 -delete
 rm -rf /run/credential-agent

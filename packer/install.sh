@@ -29,7 +29,7 @@ readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SHARE=/usr/local/share
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
-  credential-agent-courier.socket credential-agent.service
+  credential-agent-courier.socket credential-agent.service credential-agent-serve.socket credential-agent-serve.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service credential-agent-again@.service
   credential-agent-watch.service credential-agent-hold.service
   credential-agent-workers.slice credential-agent.target)
@@ -235,7 +235,7 @@ stop_everything() {
   systemctl --quiet stop credential-agent.target credential-agent.service credential-agent.socket \
     credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service \
     credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service \
-    'credential-agent-again@*.service' 2>/dev/null || true
+    credential-agent-serve.service credential-agent-serve.socket 'credential-agent-again@*.service' 2>/dev/null || true
   # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
   if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
     nft -f - <<<'table inet credential_agent { }; delete table inet credential_agent
@@ -256,16 +256,15 @@ stop_everything() {
 
 # The end of every installation that did not get to its end, whatever ended it.
 undo() {
-  local name sockets=()
+  local name
   [ -n "$saved" ] || return 0
   if [ "$started" = yes ] && booted; then
-    for name in "${changed[@]}"; do case $name in *.socket) sockets+=("$name") ;; esac; done
     # What the new sockets hold the old ones could not bind. Where they are the same the agent is only restarted: a stop
     # would take what was minted with it (the descriptor store), and the workers' credential if nobody can mint just now.
     if [ ! -e "$saved$UNITS/credential-agent.service" ]; then
       stop_everything || say "the rules are still there: reboot"
-    elif [ ${#sockets[@]} -gt 0 ]; then
-      systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
+    elif [ ${#remade[@]} -gt 0 ]; then
+      systemctl stop credential-agent.service credential-agent-serve.service credential-agent.socket credential-agent-ipv6.socket \
         credential-agent-control.socket credential-agent-courier.socket 'credential-agent-again@*.service' || true
     fi
   fi
@@ -285,6 +284,12 @@ undo() {
       for name in credential-agent-{ipv6,courier}.socket; do
         if [ -e "$UNITS/$name" ]; then systemctl start "$name" || true; fi
       done
+      if [ -e "$UNITS/credential-agent-serve.service" ]; then
+        systemctl restart credential-agent-serve.service || true
+      else
+        # It answered with the sockets that the agent of the release before answers on itself.
+        systemctl stop credential-agent-serve.service credential-agent-serve.socket 2>/dev/null || true
+      fi
       if systemctl restart credential-agent.service; then
         say "the release before runs again, with the configuration before"
       else
@@ -324,14 +329,19 @@ install_configuration() {
   fi
 }
 
+# What of a socket unit makes it another socket: systemd passes those that are there to whichever service they are for.
+listening() { # UNIT
+  case $1 in *.socket) sed -n '/^\[Socket\]/,/^\[Install\]/p' "$1" | grep -vE '^(#|$|Service=)' ;; esac || true
+}
+
 install_files() {
   local name version
   install -D -m 0644 "$units/profile.d/credential-agent.sh" /etc/profile.d/credential-agent.sh
   for name in "${SERVICES[@]}"; do
-    cmp -s "$units/$name" "$UNITS/$name" || changed+=("$name")
+    if [ -e "$UNITS/$name" ] && [ "$(listening "$units/$name")" != "$(listening "$UNITS/$name")" ]; then remade+=("$name"); fi
     install -m 0644 "$units/$name" "$UNITS/$name"
   done
-  install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/nftables.service.d"
+  install -d -m 0755 "$UNITS/credential-agent.service.d" "$UNITS/credential-agent-serve.service.d" "$UNITS/nftables.service.d"
   rm -f "$UNITS/credential-agent.service.d/"50-{ec2,gce,kernel-clock,systemd-249,systemd-254}.conf
   case $platform in
     ec2 | gce) install -m 0644 "$units/drop-ins/50-$platform.conf" "$UNITS/credential-agent.service.d/50-$platform.conf" ;;
@@ -404,12 +414,17 @@ write_interpreter() {
   python=$(readlink -f "$candidate/bin/python")
   prefix=$("$python" -I -c 'import sys; print(sys.base_prefix)')
   {
-    echo '# Written by the install script: what credential-agent.service may execute, beside libraries.'
+    echo '# Written by the install script: what the service may execute, beside libraries.'
     echo
     echo '[Service]'
     echo "ExecPaths=$python"
     case $prefix in /usr) ;; *) echo "ExecPaths=-$prefix/lib -$prefix/lib64" ;; esac
   } >"$UNITS/credential-agent.service.d/40-interpreter.conf"
+  {
+    cat "$UNITS/credential-agent.service.d/40-interpreter.conf"
+    # It sees nothing of /opt and the like but this.
+    case $prefix in /usr) ;; *) echo "BindReadOnlyPaths=$prefix" ;; esac
+  } >"$UNITS/credential-agent-serve.service.d/40-interpreter.conf"
 }
 
 enable_units() {
@@ -428,6 +443,8 @@ enable_units() {
     printf '[Unit]\nWants=\nWants=credential-agent.service %s\n' \
       'credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket' \
       >"$UNITS/credential-agent.target.d/50-no-redirect.conf"
+    printf 'Wants=credential-agent-serve.service credential-agent-serve.socket\n' \
+      >>"$UNITS/credential-agent.target.d/50-no-redirect.conf"
     printf '[Unit]\nRequires=\n' >"$UNITS/credential-agent-workers.slice.d/50-no-redirect.conf"
     rm -f "$UNITS/nftables.service.d/50-credential-agent.conf"
   else
@@ -442,7 +459,7 @@ last_words() { # UNIT WHAT
 }
 
 start_units() {
-  local name stale=no
+  local name stale=no again=try-restart
   if [ "$with_redirect" = yes ]; then systemctl restart credential-agent-closed.service credential-agent-watch.service; fi
   systemctl start credential-agent-workers.slice
   if [ "$with_redirect" = yes ]; then
@@ -450,20 +467,26 @@ start_units() {
     systemctl restart credential-agent-redirect.service 2>/dev/null || last_words credential-agent-redirect.service \
       "the redirection does not start"
   fi
-  for name in "${changed[@]}"; do
+  for name in "${remade[@]}"; do
     case $name in
       # It was the socket itself once; it is a link now.
       credential-agent-control.socket) [ ! -S /run/credential-agent/control.sock ] || stale=yes ;;&
       # A changed socket can only be made anew while nobody listens on it.
-      *.socket) systemctl stop credential-agent.service "$name" 2>/dev/null || true ;;
+      *.socket) systemctl stop credential-agent.service credential-agent-serve.service "$name" 2>/dev/null || true ;;
     esac
   done
   if [ "$stale" = yes ]; then rm -f /run/credential-agent/control.sock; fi
   systemctl start credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket \
     credential-agent-courier.socket
-  # Callers wait in the sockets' queues meanwhile.
+  # Callers wait in the sockets' queues meanwhile. (A release that answers them in the agent itself goes on to, beside this, until
+  # the agent is restarted: the sockets are the same.) Where the agent does not run, its start is this one's too.
+  if systemctl --quiet is-active credential-agent.service; then again=restart; fi
+  systemctl "$again" credential-agent-serve.service 2>/dev/null ||
+    last_words credential-agent-serve.service "what answers workers does not start"
   systemctl restart credential-agent.service 2>/dev/null ||
     last_words credential-agent.service "the agent does not start"
+  systemctl start credential-agent-serve.service 2>/dev/null ||
+    last_words credential-agent-serve.service "what answers workers does not start"
   systemctl start credential-agent.target
   if [ "$with_redirect" = yes ]; then await_arrival; fi
 }
@@ -529,7 +552,7 @@ do_install() {
       *) platform=none ;;
     esac
   fi
-  changed=()
+  remade=()
   if [ -n "$carried" ]; then
     { [ -f "$carried/.release" ] && [ -f "$carried/.pythons" ]; } || die "$carried: not a release that packer/package.sh made"
     interpreter=$(find_carried_python) ||
@@ -583,7 +606,8 @@ do_uninstall() {
   fi
   rm -f /usr/local/bin/credential-agent
   pages | tr '\n' '\0' | xargs -0r rm -f --
-  rm -rf "$PREFIX" /run/credential-agent /run/credential-agent-control.sock /run/credential-agent-courier.sock
+  rm -rf "$PREFIX" /run/credential-agent /run/credential-agent-control.sock /run/credential-agent-courier.sock \
+    /run/credential-agent-serve.sock
   reload_systemd
   if booted; then systemctl --quiet reset-failed 'credential-agent*' 2>/dev/null || true; fi
   if [ "$purge" = yes ]; then

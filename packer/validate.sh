@@ -33,7 +33,8 @@ no_state() { # what a bundle decided on this machine is not the business of its 
 units_verify() {
   local said without='Failed to resolve specifiers' # a chroot may have no /proc, hence no name of the boot
   local units=(credential-agent.service credential-agent.socket credential-agent-control.socket
-    credential-agent-courier.socket credential-agent-redirect.service credential-agent.target)
+    credential-agent-courier.socket credential-agent-redirect.service credential-agent.target
+    credential-agent-serve.service credential-agent-serve.socket)
   # Where the builder's kernel has no IPv6 (or nobody can tell), systemd finds that socket empty.
   if [ -e /proc/net/if_inet6 ]; then units+=(credential-agent-ipv6.socket); else without+='|credential-agent-ipv6\.socket'; fi
   said=$(systemd-analyze verify "${units[@]}" 2>&1 | grep credential-agent | grep -vE "$without" || true)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEMD = REPOSITORY / "systemd"
 PACKER = REPOSITORY / "packer"
 SCRIPTS = sorted([*PACKER.rglob("*.sh"), *SYSTEMD.glob("profile.d/*.sh")])
-MOST_EXPOSED = 1.5
+MOST_EXPOSED = {"credential-agent.service": 1.5, "credential-agent-serve.service": 0.5}
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
@@ -62,12 +62,13 @@ def test_systemd_makes_the_users(tmp_path: Path) -> None:
 
 
 @needs_systemd
-def test_the_daemon_is_hardly_exposed(units: Path) -> None:
-    """The exposure that systemd computes stays at 1.5 or below."""
-    said = evaluated("systemd-analyze", "security", "--offline=yes", units / "credential-agent.service")
+@pytest.mark.parametrize("unit", MOST_EXPOSED)
+def test_the_services_are_hardly_exposed(units: Path, unit: str) -> None:
+    """The exposure that systemd computes stays at 1.5 for the agent, and 0.5 for what parses strangers' bytes, or below."""
+    said = evaluated("systemd-analyze", "security", "--offline=yes", units / unit)
     match = re.search(r"exposure level for \S+: ([0-9.]+)", said.stdout)
     assert match is not None, said.stderr
-    assert float(match[1]) <= MOST_EXPOSED
+    assert float(match[1]) <= MOST_EXPOSED[unit]
 
 
 def test_units_use_no_word_that_nft_has_lost() -> None:
@@ -87,6 +88,7 @@ def test_only_what_loads_rules_has_a_capability() -> None:
     holds = {"credential-agent-redirect.service": ["CAP_NET_ADMIN CAP_SETUID CAP_SETGID"]}
     assert sets == {
         "credential-agent.service": ["", ""],
+        "credential-agent-serve.service": ["", ""],
         "credential-agent-hold.service": [""],
         "credential-agent-again@.service": [""],
         **holds,
@@ -116,7 +118,7 @@ def test_units_and_code_agree_on_addresses() -> None:
     assert "ListenStream=/run/credential-agent-control.sock\n" in control
     couriers = (SYSTEMD / "credential-agent-courier.socket").read_text()
     assert f"Symlinks={Path(config.Listen().control).with_name('courier.sock')}\n" in couriers
-    # For the owners of connections, which the service cannot make; behind the one that a former agent would take.
+    # For the owners of connections, which no service can make: a former agent's, behind the one that it would take.
     assert control.index("ListenStream=") < control.index("ListenNetlink=inet-diag\n")
 
 
@@ -219,6 +221,36 @@ def test_nothing_but_the_program_is_executable_in_the_sandbox() -> None:
     assert {path.lstrip("-") for path in executable.split()} == {
         "/opt/credential-agent", "/usr/lib", "/usr/lib64", "/lib", "/lib64"
     }  # fmt: skip
+
+
+def test_who_answers_workers_has_their_sockets_and_who_has_the_keys_has_none() -> None:
+    """The workers' sockets go to the one, that of operators and couriers to the other, which may bind nothing."""
+    for unit in ("credential-agent.socket", "credential-agent-ipv6.socket"):
+        assert lines(unit, "Service") == ["credential-agent-serve.service"]
+        assert f" {unit} " in f" {lines('credential-agent-serve.service', 'Sockets')[0]} "
+        assert unit not in lines("credential-agent.service", "Sockets")[0].split()
+    assert lines("credential-agent.service", "SocketBindDeny") == ["any"]
+    assert lines("credential-agent-serve.service", "RestrictAddressFamilies") == ["AF_UNIX"]
+    assert lines("credential-agent-serve.service", "PrivateNetwork") == ["yes"]
+    # The way between the two: of a user whose only member is the agent.
+    assert lines("credential-agent-serve.socket", "SocketMode") == ["0600"]
+    assert lines("credential-agent-serve.socket", "SocketUser") == lines("credential-agent.service", "User")
+    (path,) = lines("credential-agent-serve.socket", "ListenSequentialPacket")
+    assert f"CREDENTIAL_AGENT_SERVE_SOCKET={path}" in lines("credential-agent.service", "Environment")
+    assert path in " ".join(lines("credential-agent-serve.service", "BindReadOnlyPaths"))
+
+
+def test_no_path_of_the_servers_unit_is_hidden_and_not_executable() -> None:
+    """Of one path that is named in both ways systemd takes the second, and what was to be hidden is seen."""
+    hidden = {
+        path.partition(":")[0]
+        for key in ("TemporaryFileSystem", "InaccessiblePaths", "BindReadOnlyPaths")
+        for value in lines("credential-agent-serve.service", key)
+        for path in value.replace("-/", "/").split()
+    }
+    assert {"/etc", "/run", "/var", "/opt", "/sys"} <= hidden
+    named = {path.lstrip("-") for path in lines("credential-agent-serve.service", "NoExecPaths")[0].split()}
+    assert not hidden & named
 
 
 def test_its_memory_is_bounded_and_never_on_a_disk() -> None:

@@ -18,6 +18,7 @@ NAMES: Final = (
     "credential-agent-courier.socket",
     "credential-agent-ipv6.socket",
     "credential-agent-serve.service",
+    "credential-agent-serve.socket",
     "credential-agent-hold.service",
     "credential-agent.target",
 )
