@@ -11,6 +11,7 @@ from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "daemon"
 SERVICE: Final = "credential-agent.service"
+SERVER: Final = "credential-agent-serve.service"
 NEEDED: Final = ("credential-agent.socket", "credential-agent-control.socket")
 """What the service requires."""
 BESIDE: Final = {
@@ -68,6 +69,9 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         return
     if unit is not None:
         cause = _socket(units) if isinstance(units, Units) else None
+        server = units.units.get(SERVER) if isinstance(units, Units) else None
+        if server is not None and server.active == "active":
+            yield ok(CHECK, "workers are served with what the agent told it, until that ends", about=SERVER)
         yield cause or _does_not_run(unit, units.last_error if isinstance(units, Units) else "")
         return
     yield from _without_systemd(facts, control)

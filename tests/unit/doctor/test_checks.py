@@ -115,6 +115,8 @@ CASES = [
     Case("nobody answers workers", with_(control=answered(servers=[])), "daemon", Level.FAIL, "no process answers workers", "journalctl"),
     Case("an old answer", with_(control=answered(servers=[server(newest=False)])), "daemon", Level.FAIL, "no process answers", "journalctl"),
     Case("no process apart", with_(control=answered(servers=[server(apart=False)])), "daemon", Level.WARN, "agent's own process", "systemctl restart"),
+    Case("ended, and workers are served", with_(units=without("credential-agent-serve.service", active="active"), control=silent()),
+         "daemon", Level.OK, "workers are served with what the agent told", ""),
     Case("disabled", with_(units=unit(active="active", enabled="disabled")), "daemon", Level.WARN, "next boot", "systemctl enable"),
     Case("its socket failed", with_(units=beside("credential-agent.socket", active="failed", result="resources")),
          "daemon", Level.FAIL, "resources", "-u credential-agent.socket"),
