@@ -36,8 +36,11 @@ def run(path: Path) -> None:
     from agent.host import seccomp, systemd
     from agent.host.threads import KEPT_THREADS, Threads
 
-    # A reload that is asked for too early would end us; it waits until the daemon heeds it.
+    # A reload that is asked for too early would end us; it waits until the daemon heeds it. What other daemons take for
+    # a wish (to begin a new log, to show their state) is none here, and would end us and those whom we begin, too.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     # What answers workers is another process, and that is begun by yet another, as long as anything can be.
     child = ServerUnit.named(os.environ) or ServerChild.begin(os.environ)
     # Before there is a second thread, which would keep the right to execute.

@@ -346,7 +346,7 @@ def test_the_configuration_at_a_restart(world: World, shim: Path, manager: Notif
 def test_the_configuration_at_a_first_start(world: World, shim: Path, manager: NotifySocket) -> None:
     """Where nobody knows what is configured nothing is served, which is said; it starts as soon as the file answers.
 
-    A reload that is asked for meanwhile ends nothing, and is done after the start.
+    A reload that is asked for meanwhile ends nothing, and is done after the start; nor does what means nothing here.
     """
     stall = Stall(world, shim, world.root / "etc" / "config.toml")
     stall.begin()
@@ -354,8 +354,15 @@ def test_the_configuration_at_a_first_start(world: World, shim: Path, manager: N
         assert agent.wait_for("config.stalled")["instead"] is None
         assert agent.events("agent.started") == []
         agent.signal(signal.SIGHUP)
+        agent.signal(signal.SIGUSR1)
         stall.end()
         agent.ready().wait_for("reload.applied")
+        before = agent.processes
+        for pid in before:
+            os.kill(pid, signal.SIGUSR2)
+        assert agent.push(world.seal(world.session(USER)))["outcome"] == "accepted"
+        assert agent.access_key() == USER
+        assert agent.processes == before
         assert agent.stop() == 0
 
 
