@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import json
@@ -242,4 +243,29 @@ def test_a_key_that_cannot_be_read_when_it_is_rotated_is_read_once_it_can(tmp_pa
         agent.wait_for("reload.applied", changed=["signers[0].key"])
         assert agent.push(world.seal(world.session("ASIAUSER000000000003")))["outcome"] == "accepted"
         assert len(agent.events("reload.refused")) == 1
+        assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(("call", "error"), [("fork", "EAGAIN"), ("socketpair", "EMFILE"), ("pipe", "EMFILE")])
+def test_a_server_that_can_have_no_successor_has_one_once_it_can(tmp_path: Path, call: str, error: str) -> None:
+    """What answers workers ends while there is no process to be had: nobody gives up, and the agent parses no request."""
+    kernel = Kernel(tmp_path)
+    (tmp_path / "w").mkdir()
+    world = World(tmp_path / "w")
+    with world.agent(environ=kernel.environ) as agent:
+        agent.ready()
+        key = "ASIAUSER000000000001"
+        assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
+        *others, server = agent.processes
+        kernel.refuse((call, error, ""))
+        os.kill(server, signal.SIGKILL)
+        waiting = http.client.HTTPConnection(*agent.address, timeout=60)
+        waiting.request("PUT", "/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+        until(lambda: agent.processes == others, what="the end of the server")
+        kernel.refuse()
+        with contextlib.closing(waiting):
+            assert waiting.getresponse().status == 200
+        assert agent.access_key() == key
+        assert agent.processes[:-1] == others
+        assert not agent.events("server.gone")
         assert agent.stop() == 0
