@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, TextIO
 
 from agent.core.text import instant, spell
-from agent.forward.status import State, Status
+from agent.forward.status import Status
 
 SHOWN: Final = 5
 """So many workers that are not served are named; ``status()`` has all of them."""
@@ -69,7 +69,7 @@ class Teller:
         for cloud in status.clouds:
             if cloud.trouble:
                 self._line(f"  {cloud.cloud} cannot be renewed here: {cloud.trouble}")
-        reasons = Counter((one.state, one.reason, one.hint) for one in missing if one.state is not State.WAITING)
+        reasons = Counter((one.state, one.reason, one.hint) for one in missing if one.reason is not None)
         for (_, reason, hint), count in reasons.most_common(SHOWN):
             first = next(one for one in missing if (one.reason, one.hint) == (reason, hint))
             others = f" and {count - 1} others" if count > 1 else ""

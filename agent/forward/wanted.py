@@ -109,8 +109,9 @@ def begin(
     for name in _TO_WHOM:
         if isinstance(wanted.get(name), str):
             raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{wanted[name]!r}]")
-    local = Local(_options(wanted))
-    verifying = verify or Vouching(wanted.get("aws")).verifier
+    options = _options(wanted)
+    local = Local(options)
+    verifying = verify or Vouching(options.aws).verifier
     on_exit = wanted.get("on_exit", "withdraw")
     if on_exit not in {"withdraw", "keep"}:
         raise UsageError(f'on_exit: expected "withdraw" or "keep", got {on_exit!r}')

@@ -162,6 +162,7 @@ def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
         ConnectionError,  # noqa: A004 - botocore's own
         HTTPClientError,
     )
+    from botocore.parsers import ResponseParserError  # noqa: PLC0415 - as above
 
     try:
         return function()
@@ -169,6 +170,8 @@ def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
         raise _refusal(error.response.get("Error", {})) from None
     except (ConnectionError, HTTPClientError) as error:
         raise Transient(f"AWS cannot be reached: {error}", code="network") from None
+    except ResponseParserError:
+        raise _stranger() from None
     except (BotoCoreError, OSError, *odd) as error:
         # The odd ones may quote what a helper printed: only their type is told.
         words = str(error) if isinstance(error, BotoCoreError | OSError) else type(error).__name__
@@ -179,12 +182,23 @@ def asked(function: Any, odd: tuple[type[Exception], ...] = ()) -> Any:
         ) from None
 
 
+def _stranger() -> Transient:
+    return Transient(
+        "what answers in the place of AWS does not speak as AWS does",
+        hint="is there a proxy, or a network that wants you to sign in first? see HTTPS_PROXY and AWS_ENDPOINT_URL",
+        code="network",
+    )
+
+
 def _refusal(said: Mapping[str, Any]) -> ProviderError:
-    code = str(said.get("Code", "unknown"))
+    code = str(said.get("Code") or "")
+    if not code:
+        return _stranger()
     # The first line only: SignatureDoesNotMatch goes on with the canonical request, session token and all.
     words = str(said.get("Message", "")).strip().partition("\n")[0][:300].rstrip(". ")
     message = f"AWS refused: {code}: {words}"
-    if code in _PASSING_CODES:
+    # Where the body is no error of AWS's, botocore gives the status in place of the code.
+    if code in _PASSING_CODES or code == "429" or (code.isdigit() and code.startswith("5")):
         return Transient(message, code=code)
     hints = {
         "ExpiredToken": "the local session has ended: sign in again, then do this again",

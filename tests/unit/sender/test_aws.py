@@ -261,6 +261,13 @@ def test_throttling_and_outages_may_pass(world: World) -> None:
     world.sts.weather = lambda _: Weather(status=400, code="Throttling")
     with pytest.raises(Transient):
         world.collect()
+    # A hotel's network answers everything with a page of its own, or with nothing.
+    for page in (b"<html>sign in</html>", b"", b"no"):
+        for status in (400, 429, 503):
+            bad = Weather(status=status, body=page)
+            world.sts.weather = {"GetCallerIdentity": bad, "GetSessionToken": bad}.__getitem__
+            with pytest.raises(Transient):
+                world.collect()
     with (
         laptop(
             world.monkeypatch,

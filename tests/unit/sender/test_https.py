@@ -17,6 +17,7 @@ from botocore.config import Config
 
 from agent.core.errors import UsageError
 from agent.forward.vouching import Vouching, sts_url
+from agent.forward.wanted import begin
 from agent.sender.https import Https
 from tests.fakes.https_store import private_ca
 from tests.unit.sender.support import laptop
@@ -127,3 +128,9 @@ def test_evidence_is_sent_to_sts_or_nowhere(tmp_path: Path, monkeypatch: pytest.
         pytest.raises(UsageError, match="cannot be used"),
     ):
         Vouching("auto")
+    for wanted in ({}, {"aws": "auto"}):  # and that is what a forwarding does that nobody told anything
+        with (
+            laptop(monkeypatch, tmp_path, AWS_ENDPOINT_URL_STS="https://minio.example"),
+            pytest.raises(UsageError, match=r"minio\.example"),
+        ):
+            begin(lambda *_: None, wanted)
