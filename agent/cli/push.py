@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,10 @@ from agent.cli.options import config_option, control_socket
 from agent.core.errors import BundleError, HostError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.wire import names
+
+_ANOTHER: Final = (
+    "to withdraw that one, credential-agent seal --withdraw --issuer ISSUER --subject SUBJECT; the status names both"
+)
 
 
 @click.command()
@@ -41,6 +45,8 @@ def push(path: Path, as_json: bool, file: Any) -> int:
         raise BundleError(f"refused ({verdict['code']}): {verdict['reason']}")
     if not as_json:
         click.echo(f"{verdict['outcome']}: seq {verdict['seq']} of {verdict['issuer']} {verdict['subject']}")
+        if verdict.get("reason") is not None:
+            click.echo(f"warning: {verdict['reason']}\n  hint: {_ANOTHER}", err=True)
     if not verdict.get("durable", True):
         click.echo(
             "credential-agent: it is in force, but the state directory could not be written: a restart would forget "

@@ -227,15 +227,19 @@ class Intake:
         if isinstance(verdict, Refused):
             return self._verdicts.refused(sealed, bundle, verdict, now)
         if isinstance(verdict, Same):
-            return self._verdicts.same(sealed, bundle, now, durable=durable)
+            return self._verdicts.same(sealed, bundle, now, durable=durable, stays=self._stays(bundle))
         return self._accepted(sealed, bundle, now, durable=durable)
 
     def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         if bundle.action is Action.SET or self._store.memory.active is None:
             self._retries.forget(STATE)  # our copy of an earlier one
-        ack = self._verdicts.accepted(sealed, bundle, now, durable=durable)
+        ack = self._verdicts.accepted(sealed, bundle, now, durable=durable, stays=self._stays(bundle))
         self._changed()
         return ack
+
+    def _stays(self, bundle: Bundle) -> bool:
+        """Whether it is a withdrawal after which another stream is in force: its sender may have meant that one."""
+        return bundle.action is Action.WITHDRAW and self._store.memory.active is not None
 
     def reconsider(self) -> None:
         """Look again at what each source submitted last and was refused: the clock, the keys or the trust changed."""

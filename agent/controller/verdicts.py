@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -16,6 +16,8 @@ from agent.core.model import Action, Bundle, SealedBundle
 from agent.core.source import COURIER, Ack
 from agent.core.text import instant
 from agent.core.verdict import Refused
+
+_STAYS: Final = "nothing of this issuer and subject is in force any more; what another one sent stays in force"
 
 
 class Verdicts:
@@ -40,8 +42,18 @@ class Verdicts:
         self._seldom = seldom
         self._log = structlog.get_logger()
 
-    def accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
-        """The bundle is in force, or the one that it withdraws no longer is."""
+    def accepted(
+        self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool, stays: bool = False
+    ) -> Ack:
+        """The bundle is in force, or the one that it withdraws no longer is.
+
+        Args:
+            sealed: as it came.
+            bundle: what was in it.
+            now: the instant of the verdict.
+            durable: whether a restart will remember it.
+            stays: it is a withdrawal, and what another stream brought is in force after it.
+        """
         self._counters.accepted += 1
         event = "bundle.accepted" if bundle.action is Action.SET else "bundle.withdrawn"
         self._log.info(event, durable=durable, **_describe(bundle))
@@ -51,15 +63,15 @@ class Verdicts:
         self._mended(sealed.origin, anywhere=sealed.origin != COURIER)
         for aside in bundle.set_aside:
             self._log.warning("grant.set_aside", seq=bundle.seq, grant=aside.id, type=aside.type)
-        return _ack(sealed, "accepted", now, bundle=bundle, durable=durable)
+        return _ack(sealed, "accepted", now, bundle=bundle, durable=durable, reason=_STAYS if stays else None)
 
-    def same(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
-        """It was in force already."""
+    def same(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool, stays: bool = False) -> Ack:
+        """It was in force already, or is a withdrawal that came before. The arguments are those of :meth:`accepted`."""
         self._counters.same += 1
         self._mended(sealed.origin, anywhere=False)
         if (unsaid := self._seldom.unsaid("bundle.same", sealed.origin)) is not None:
             self._log.info("bundle.same", origin=sealed.origin, seq=bundle.seq, unsaid=unsaid)
-        return _ack(sealed, "same", now, bundle=bundle, durable=durable)
+        return _ack(sealed, "same", now, bundle=bundle, durable=durable, reason=_STAYS if stays else None)
 
     def refused(
         self, sealed: SealedBundle, bundle: Bundle | None, verdict: Refused, now: datetime, *, repeated: bool = False

@@ -35,7 +35,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
         outcome: ``accepted``; ``same`` if it was accepted already; ``refused``.
         at: when it was evaluated, aware UTC.
         code: the stable word of a refusal (``agent/bundle/FORMAT.md`` lists them); ``None`` unless refused.
-        reason: a sentence for a person; ``None`` unless refused.
+        reason: a sentence for a person, on a refusal, or on a withdrawal after which another stream is in force.
         durable: whether a restart will remember it. False: it is in force, and the state directory does not hold it
             yet; the same bundle submitted again is answered ``same``, with the ``durable`` of that moment.
         seq: the sequence number; ``None`` when the bundle could not be opened.

@@ -285,6 +285,11 @@ def test_push_tells_the_verdict(endpoint: Endpoint) -> None:
     done = endpoint.run("push", "-", input="sealed")
     assert (done.returncode, done.stdout.strip()) == (0, "accepted: seq 4 of https://i user:a")
     assert endpoint.pushed == b"sealed"
+    stays = {"outcome": "accepted", "seq": 5, "issuer": "https://i", "subject": "user:b", "reason": "another stays"}
+    endpoint.verdict = (200, stays)
+    done = endpoint.run("push", "-", input="sealed")
+    assert done.returncode == 0
+    assert "warning: another stays\n  hint: to withdraw that one, credential-agent seal" in done.stderr
     endpoint.verdict = (422, {"outcome": "refused", "code": "rollback", "reason": "seq 3 is not above 4"})
     done = endpoint.run("push", "-", input="sealed")
     assert done.returncode == 65

@@ -272,7 +272,7 @@ class TestWithdrawal:
             await world.submit(world.knows(b"one", bundle(session(), Env(id="e", variables={"A": Secret("1")}))))
             ack = await world.submit(world.knows(b"end", bundle(seq=2, action=Action.WITHDRAW)))
 
-            assert ack.outcome == "accepted"
+            assert (ack.outcome, ack.reason) == ("accepted", None)
             assert isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Ended)
             assert world.store.variables(world.clock.now()) == {}
             memory, sealed = world.recorder.saved[-1]
@@ -292,8 +292,13 @@ class TestWithdrawal:
         world = World()
         async with world.running():
             await world.submit(world.knows(b"one", bundle(session())))
-            await world.submit(world.knows(b"end", bundle(seq=9, action=Action.WITHDRAW, subject="other")))
+            ack = await world.submit(world.knows(b"end", bundle(seq=9, action=Action.WITHDRAW, subject="other")))
+            again = await world.submit(b"end")
 
+            # Whoever withdraws in an incident must not take "accepted" for "gone".
+            assert (ack.outcome, again.outcome) == ("accepted", "same")
+            assert "stays in force" in (ack.reason or "")
+            assert again.reason == ack.reason
             memory, sealed = world.recorder.saved[-1]
             assert sealed == b"one"
             assert memory.active is not None
