@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,47 @@ def cluster(image: Sequence[Path]) -> Iterator[Cluster]:
             yield made
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+READ = """
+import sys
+import boto3
+from dask.distributed import Client
+
+
+def read() -> str:
+    s3 = boto3.Session().client("s3")
+    return s3.get_object(Bucket="davids-numbers", Key="numbers.txt")["Body"].read().decode()
+
+
+client = Client(sys.argv[1], set_as_default=False)
+print(client.submit(read, resources={"late": 1}, retries=0).result())
+"""
+
+RESTART = READ.replace(', resources={"late": 1}', "").replace(
+    "print", "print(client.submit(read, pure=False).result())\nclient.restart(timeout=60)\nprint"
+)
+
+READ_AT_GOOGLE = f"""
+import sys
+from dask.distributed import Client
+
+
+def read() -> str:
+    import google.auth, google.auth.transport.requests
+    from urllib.request import ProxyHandler, Request, build_opener
+
+    ask = google.auth.transport.requests.Request()
+    credentials, _ = google.auth.default(request=ask)
+    credentials.refresh(ask)
+    url = "http://{GOOGLE}/storage/v1/b/{accounts.GCS_BUCKET}/o/{accounts.GCS_OBJECT.replace("/", "%2F")}?alt=media"
+    request = Request(url, headers={{"Authorization": "Bearer " + credentials.token}})
+    return build_opener(ProxyHandler({{}})).open(request).read().decode()
+
+
+client = Client(sys.argv[1], set_as_default=False)
+print(client.submit(read, retries=0).result())
+"""
 
 
 def test_a_program_reads_private_data_by_one_line_more(cluster: Cluster) -> None:
@@ -213,3 +255,71 @@ def test_evidence_of_another_machine_is_of_no_use(cluster: Cluster, role: str, s
                 lambda: "own agent 422 recipient" in imposter.said(unit), what="its own agent's word"
             )
     assert imposter.machine.status()["bundle"] is None
+
+
+def test_a_machine_that_boots_later_is_served_before_its_first_task(cluster: Cluster) -> None:
+    """A task that waits for a machine which is not there yet reads by David's session, and never fails before."""
+    with cluster.workers["one"].joined(), cluster.forward() as sender:
+        sender.until(one="served")
+        waiting = cluster.start("late", cluster.program("late", READ))
+        cluster.boot("two")
+        two = cluster.workers["two"]
+        with two.joined("--no-nanny", "--resources", "late=1"):
+            cluster.stage.until(lambda: not waiting.running, "the task", seconds=90)
+            assert waiting.said().strip() == accounts.NUMBERS, waiting.complained()
+            sender.until(one="served", two="served")
+            assert cluster.recognized(two.key())
+
+
+def test_the_end_of_the_block_takes_it_from_every_machine(cluster: Cluster) -> None:
+    """No machine keeps the identity, nor falls back to its own, when the program leaves the block."""
+    both = [cluster.workers[name] for name in ("one", "two")]
+    with both[0].joined(), both[1].joined():
+        with cluster.forward() as sender:
+            sender.until(one="served", two="served")
+            assert all(cluster.recognized(worker.key()) for worker in both)
+        for worker in both:
+            assert worker.key() == "none"
+            assert worker.machine.status()["bundle"] is None
+
+
+def test_two_clients_at_once_leave_each_other_be(cluster: Cluster) -> None:
+    """Several workers of a machine are one agent; what one client withdraws, the other brings back, and takes away at last."""
+    one = cluster.workers["one"]
+    with one.joined(), one.joined():
+        with cluster.forward() as first:
+            assert len(first.until(one="served")["workers"]) == 2
+            with cluster.forward() as second:
+                second.until(one="served")
+            one.machine.until(lambda: cluster.recognized(one.key()), what="the first one's identity")
+        assert one.key() == "none"
+
+
+def test_a_worker_that_its_nanny_restarts_reads_on(cluster: Cluster) -> None:
+    """A process that was killed comes back to its machine's identity: no task of it fails."""
+    one = cluster.workers["one"]
+    with one.joined("--nanny"), cluster.forward() as sender:
+        sender.until(one="served")
+        done = cluster.run("restarted", cluster.program("restarted", RESTART))
+        assert done.said().split("\n")[:2] == [accounts.NUMBERS] * 2, done.complained()
+
+
+def test_googles_machine_is_known_by_its_evidence(cluster: Cluster) -> None:
+    """What Google's certificate confirms of the identity's project is served, and reads; nothing else is."""
+    cluster.boot("google")
+    google = cluster.workers["google"]
+    his: dict[str, Any] = {"aws": None, "gcp": "auto"}
+    with google.joined():
+        with cluster.forward(**his) as sender:
+            (found,) = sender.until(google="evidence")["workers"].values()
+            assert "google does not confirm it" in found["reason"]
+        cluster.certificates()
+        with cluster.forward(**his, projects=["another-project"]) as sender:
+            (found,) = sender.until(google="evidence")["workers"].values()
+            assert f"project {accounts.PROJECT}" in found["reason"]
+        with cluster.forward(**his) as sender:
+            (found,) = sender.until(google="served")["workers"].values()
+            assert accounts.PROJECT in found["machine"]
+            read = cluster.run("gcs", cluster.program("gcs", READ_AT_GOOGLE))
+            assert read.said().strip() == accounts.GCS_TEXT, read.complained()
+    assert google.machine.status()["bundle"] is None
