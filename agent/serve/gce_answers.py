@@ -12,7 +12,9 @@ from agent.wire import gce
 from agent.wire.http import Request, Response
 
 NOT_FOUND: Final = gce.failure(404, "no such metadata key")
-UPSTREAM_SILENT: Final = gce.failure(503, "the machine's own metadata server does not answer; try again")
+UPSTREAM_SILENT: Final = gce.failure(
+    503, "the machine's own metadata server does not answer, or the agent restarts; try again"
+)
 
 
 def decided(answer: Answer) -> bool:

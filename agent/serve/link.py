@@ -112,7 +112,7 @@ class Link:
             async with asyncio.timeout(MINT_SECONDS):
                 answer = await self._ask(message)
         except (TimeoutError, ConnectionError):
-            raise Transient("the agent's controller does not answer") from None
+            raise Transient("the agent restarts, or its controller does not answer; try again") from None
         if not isinstance(answer, Minted):
             raise Transient("the agent's controller answers something else")
         if answer.why is not None:

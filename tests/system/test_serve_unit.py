@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, until
+from tests.fakes.gce_metadata import GceMetadataServer
+from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, background, until
 from tests.system.serve_unit import ServeUnit, ask, credential
 
 KEY = "ASIAUSER000000000001"
@@ -324,3 +325,25 @@ def test_the_server_has_nothing_of_the_masters(tmp_path: Path) -> None:
         until(lambda: shared() == {f"socket:[{one}]" for one in unit.inodes}, what="only what it answers with")
         assert not any("memfd" in one for one in held(server))
         assert any("memfd" in one for one in held(unit.pid))
+
+
+def test_what_needs_a_controller_is_answered_as_an_outage_while_there_is_none(tmp_path: Path) -> None:
+    """Clients try again what is 503: a token for a new audience, the real service; what is held is served on."""
+    world, gce = World(tmp_path), GceMetadataServer()
+    flavor = {"Metadata-Flavor": "Google"}
+    account = "/computeMetadata/v1/instance/service-accounts/default"
+    new, real = f"{account}/identity?audience=https://new.example", "/computeMetadata/v1/instance/machine-type"
+    with background(gce), ServeUnit(tmp_path) as unit:
+        changes = {"upstream": {"gce": gce.url}, "identity": {"fallback": ["gcp"]}}
+        with unit.agent(world, changes) as agent:
+            agent.ready()
+            assert ask(unit.address, "GET", f"{account}/token", flavor)[0] == 200
+            agent.kill()
+        assert ask(unit.address, "GET", f"{account}/token", flavor)[0] == 200
+        for path in (new, real):
+            status, why = ask(unit.address, "GET", path, flavor)
+            assert (status, b"the agent restarts" in why) == (503, True), why
+        with unit.agent(world, changes) as agent:
+            agent.ready()
+            assert ask(unit.address, "GET", new, flavor)[0] == 200
+            assert ask(unit.address, "GET", real, flavor)[0] == 200
