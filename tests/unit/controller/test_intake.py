@@ -603,3 +603,23 @@ class TestSources:
             await world.clock.advance(11 * 3600)
 
             assert key_of(world) == "ASIAUSER000000000000"
+
+
+@looped
+async def test_a_refusal_is_shown_until_it_no_longer_matters() -> None:
+    """Until the same source brings one that is taken, or any other but a courier does; the same as before mends its own."""
+    world = World()
+    intake = world.controller.intake
+    async with world.running():
+        first = world.knows(b"one", bundle(session()))
+        await intake.submit(SealedBundle(b"nonsense", "file"))
+        assert intake.last_refusal is not None
+        await intake.submit(SealedBundle(first, "courier"))
+        assert intake.last_refusal is not None
+        await intake.submit(SealedBundle(first, "push"))
+        assert intake.last_refusal is not None
+        await intake.submit(SealedBundle(first, "file"))
+        assert intake.last_refusal is None
+        await intake.submit(SealedBundle(b"nonsense", "file"))
+        await intake.submit(SealedBundle(world.knows(b"two", bundle(session(), seq=2)), "push"))
+        assert intake.last_refusal is None
