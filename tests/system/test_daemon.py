@@ -423,7 +423,7 @@ def watch(event, args):
                 os.kill(os.getpid(), signal.SIGKILL)
 import threading, sys
 armed = threading.Event()
-signal.signal(signal.SIGUSR1, lambda *_: armed.set())
+signal.signal(signal.SIGWINCH, lambda *_: armed.set())
 sys.addaudithook(watch)
 """
 
@@ -444,7 +444,7 @@ def test_killed_at_any_step_it_forgets_nothing(world: World, ec2: Ec2MetadataSer
             old = world.seal(world.session(before), seq=seq)
             assert agent.push(old)["outcome"] == "accepted"
             until(lambda: "AWS_CONTAINER_CREDENTIALS_FULL_URI" in world.env(), what="the environment file")
-            agent.signal(signal.SIGUSR1)
+            agent.signal(signal.SIGWINCH)
             new = world.seal(world.session(after), world.variables(N=f"{point}"), seq=seq + 1)
             try:
                 acknowledged = agent.push(new)["outcome"] == "accepted"

@@ -291,7 +291,7 @@ class TestWatchdog:
             "        await asyncio.Event().wait()\n"
             "    await sleep(self, min(seconds, 0.1))\n"
             "agent.controller.Controller._sleep = hangs\n"
-            "signal.signal(signal.SIGUSR1, lambda *_: caught.set())\n"
+            "signal.signal(signal.SIGWINCH, lambda *_: caught.set())\n"
         )
         with start(world, manager, environ={"WATCHDOG_USEC": "300000"}, prelude=stuck) as agent:
             agent.ready()
@@ -299,7 +299,7 @@ class TestWatchdog:
             for _ in range(20):  # two seconds of health: longer than the loop may stand still
                 mark = manager.mark
                 manager.wait_for("WATCHDOG=1", after=mark)
-            agent.signal(signal.SIGUSR1)
+            agent.signal(signal.SIGWINCH)
             until(lambda: manager.silent("WATCHDOG=1", 0.6, after=manager.mark), what="the silence")
             assert agent.status()["version"]
 
