@@ -5,58 +5,22 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.system.harness import REPOSITORY, UnixConnection, World, exchange, until
+from tests.system.harness import UnixConnection, World, exchange, until
+from tests.system.looping import BROKEN, PLAIN, PROCESSES, PROGRAM, Looping
 
 USER = "ASIAUSER000000000000"
 KILLS = 3
 CALLS_BETWEEN = 60  # of all clients together
-PROCESSES = {"boto3-container": (2, 6), "boto3-imds": (2, 6), "plain": (1, 8)}  # processes, clients in each: 32 in all
-PLAIN = PROCESSES["plain"][0] * PROCESSES["plain"][1]
 PATIENCE_SECONDS = 4.0  # of botocore's container client: three times two, less what a busy endpoint takes
 GAVE_UP = ("Read timeout", "no credential")
-BROKEN = ("ConnectionResetError:", "RemoteDisconnected:", "IncompleteRead:")
-
-
-class Looping:
-    """One process of clients that call without a pause."""
-
-    def __init__(self, kind: str, clients: int, env: dict[str, str]) -> None:
-        self.kind = kind
-        program = REPOSITORY / "tests" / "matrix" / "programs" / "loop.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(program), kind, str(clients)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-        )  # fmt: skip
-
-    def calls(self) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("calls\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def end(self) -> dict[str, Any]:
-        said, _ = self.process.communicate(timeout=60)
-        found = json.loads(said)
-        assert isinstance(found, dict)
-        return found
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
 
 
 @contextmanager
@@ -94,7 +58,7 @@ def test_no_call_of_an_sdk_fails(tmp_path: Path) -> None:
         loops = []
         for kind, (processes, clients) in PROCESSES.items():
             for _ in range(processes):
-                loops.append(Looping(kind, clients, env))
+                loops.append(Looping(kind, [sys.executable, str(PROGRAM), kind, str(clients)], env))
                 stack.callback(loops[-1].close)
 
         def each_has_called(before: dict[Looping, int]) -> bool:

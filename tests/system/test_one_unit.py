@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.system import machine as m
+from tests.system.looping import PROGRAM
 from tests.system.machine import Disk, Machine
 from tests.system.test_boot import EC2, Sender
 from tests.system.test_rollback import INSTALL, break_release, working
-from tests.system.test_serve_boot import AGENT, LOOP, NO_BOUND, SERVE, clients
+from tests.system.test_serve_boot import AGENT, NO_BOUND, SERVE, clients
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("install")]
 
@@ -32,7 +33,7 @@ def machine(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> 
         cloud.set_user_data(sender.seal())
         shutil.copytree(m.payload(), disk.root / "payload", dirs_exist_ok=True)
         shutil.copytree(FORMER, disk.root / "root/former")
-        shutil.copy(LOOP, disk.root / "opt/loop.py")
+        shutil.copy(PROGRAM, disk.root / "opt/loop.py")
         shutil.copytree(FORMER, disk.root / UNITS.lstrip("/"), dirs_exist_ok=True)
         for name in (SERVE, WAY, f"{SERVE}.d"):
             path = disk.root / UNITS.lstrip("/") / name

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from agent import bundle
 from agent.core.model import Action
 from tests.system import machine as m
+from tests.system.looping import BROKEN, PLAIN, PROCESSES, PROGRAM, Looping
 from tests.system.machine import Disk, Machine, python
 from tests.system.test_boot import AUDIENCE, EC2, ISSUER, Sender, aws_key
 
@@ -27,10 +27,6 @@ KILLS = int(os.environ.get("SERVE_KILLS", "8"))
 """Of each half; a longer run sets the variable."""
 AGENT, SERVE = "credential-agent.service", "credential-agent-serve.service"
 CONFIG = "/etc/credential-agent/config.toml"
-LOOP = m.REPOSITORY / "tests/matrix/programs/loop.py"
-PROCESSES = {"boto3-container": (2, 6), "boto3-imds": (2, 6), "plain": (1, 8)}  # processes, clients in each: 32 in all
-PLAIN = PROCESSES["plain"][0] * PROCESSES["plain"][1]
-BROKEN = ("ConnectionResetError:", "RemoteDisconnected:", "IncompleteRead:")
 NO_BOUND = "[redirect]\nnew_connections_per_worker = 0"
 
 # Kills what standard input names, one after the other, and says how long each time the next answer took. An answer is a
@@ -98,44 +94,16 @@ def worker(image: Sequence[Path], sender: Sender, tmp_path_factory: pytest.TempP
     with closing(Disk(tmp_path_factory.mktemp("serve"), image)) as disk, m.ec2() as cloud:
         sender.configure(disk.root, source="ec2-user-data", upstream=EC2, extra=NO_BOUND)
         cloud.set_user_data(sender.seal())
-        shutil.copy(LOOP, disk.root / "opt/loop.py")
+        shutil.copy(PROGRAM, disk.root / "opt/loop.py")
         with Machine(disk, cloud) as machine:
             yield machine
 
 
-class Looping:
-    """One process of clients in the workers' slice that call without a pause."""
-
-    def __init__(self, machine: Machine, kind: str, clients: int) -> None:
-        self.kind = kind
-        job = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--slice=credential-agent-workers.slice",
-               "--property=EnvironmentFile=/run/credential-agent/env", f"--setenv=LOOP_URL=http://127.0.0.1:{m.PORT}"]  # fmt: skip
-        self.process = subprocess.Popen(
-            [*machine.enter(), *job, m.PYTHON, "-I", "-W", "ignore", "/opt/loop.py", kind, str(clients)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def calls(self) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("calls\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def end(self) -> dict[str, Any]:
-        said, _ = self.process.communicate(timeout=120)
-        found = json.loads(said)
-        assert isinstance(found, dict)
-        return found
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
+def looping(machine: Machine, kind: str, clients: int) -> Looping:
+    """One process of clients in the workers' slice."""
+    job = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--slice=credential-agent-workers.slice",
+           "--property=EnvironmentFile=/run/credential-agent/env", f"--setenv=LOOP_URL=http://127.0.0.1:{m.PORT}"]  # fmt: skip
+    return Looping(kind, [*machine.enter(), *job, m.PYTHON, "-I", "-W", "ignore", "/opt/loop.py", kind, str(clients)])
 
 
 @contextmanager
@@ -146,7 +114,7 @@ def clients(machine: Machine) -> Iterator[list[tuple[str, dict[str, Any]]]]:
         loops = []
         for kind, (processes, number) in PROCESSES.items():
             for _ in range(processes):
-                loops.append(Looping(machine, kind, number))
+                loops.append(looping(machine, kind, number))
                 stack.callback(loops[-1].close)
         machine.until(lambda: all(loop.calls() >= 10 for loop in loops), seconds=60, what="calls of everybody")
         yield ends

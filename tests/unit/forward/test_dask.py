@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,7 @@ class Cluster:
     def close(self) -> None:
         for process in reversed(self.started):
             process.terminate()
+            process.send_signal(signal.SIGCONT)  # whoever was stopped hears it
         for process in self.started:
             try:
                 process.wait(10)

@@ -11,10 +11,13 @@ import pytest
 
 from agent.core.model import Action
 from agent.forward import session
+from tests.unit.forward import test_dask
 from tests.unit.forward.support import World
 from tests.unit.forward.test_dask import PROBE, Cluster, forward
 
 pytest.importorskip("distributed")
+
+cluster = test_dask.cluster
 
 
 @pytest.fixture
@@ -22,17 +25,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(session, "GLANCE_SECONDS", 0.1)
     with World(tmp_path, monkeypatch) as made:
         yield made
-
-
-@pytest.fixture
-def cluster(world: World) -> Iterator[Cluster]:
-    made = Cluster(world)
-    try:
-        yield made
-    finally:
-        for process in made.started:
-            process.send_signal(signal.SIGCONT)
-        made.close()
 
 
 def accepts(world: World, name: str, count: int) -> None:
