@@ -195,12 +195,12 @@ class Notifier:
         if any("\n" in line for line in lines):
             raise ValueError("a notification is one assignment a line")
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)  # a manager that does not read must not stop the loop that serves
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.setblocking(False)  # a manager that does not read must not stop the loop that serves
                 sender.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
-            except OSError:
-                return False
+        except OSError:
+            return False
         return True
 
     def ready(self, status: str) -> bool:

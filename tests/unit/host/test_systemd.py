@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -24,6 +26,17 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(5)
         yield sock
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """This process has as many as it may have; what is open stays so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def heard(manager: socket.socket) -> tuple[list[str], list[int]]:
@@ -155,6 +168,15 @@ def test_a_deaf_manager_is_no_error(tmp_path: Path) -> None:
     assert not Notifier(None).ready("x")
     assert not Notifier(str(tmp_path / "nothing")).alive()
     assert not Notifier(None).keep("a", b"b")
+
+
+def test_without_a_descriptor_nothing_is_told_and_nothing_raised(manager: socket.socket) -> None:
+    """The loop that feeds the watchdog, and the first process of what answers workers, would end by it."""
+    notifier = Notifier(manager.getsockname())
+    with no_descriptor_left():
+        told = notifier.alive(), notifier.forget("a"), notifier.keep("a", b"b")
+    assert told == (False, False, False)
+    assert notifier.alive()
 
 
 def test_a_status_cannot_smuggle_an_assignment(manager: socket.socket) -> None:
