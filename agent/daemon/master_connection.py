@@ -55,6 +55,7 @@ class MasterConnection:
         self.addresses: tuple[str, ...] | None = None
         self.alive: set[int] = set()
         self._are_linked: set[int] = set()
+        self._has_linked = False
         self.introduced = asyncio.Event()
         self._control = control
         self._ended = ended
@@ -203,8 +204,9 @@ class MasterConnection:
                 if fits and not self._rate.take(time.monotonic()):
                     self._link(said.number, socket.socket(fileno=files.pop()), self._servers)
                     return
-            case words.ALIVE if self.addresses is None and len(self.alive) < words.MOST_SERVERS:
+            case words.ALIVE if not self._has_linked and len(self.alive) < words.MOST_SERVERS:
                 self.alive.add(said.number)
+                self._changed()
                 return
             case words.ENDED:
                 self.alive.discard(said.number)
@@ -227,6 +229,7 @@ class MasterConnection:
             self.alive.add(pid)
             self._linked()
         self._are_linked.add(pid)
+        self._has_linked = True
         protocol = partial(servers.protocol, partial(self.end, pid), pid)
         linking = self._loop.create_unix_connection(protocol, sock=sock)
         task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")

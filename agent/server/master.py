@@ -178,6 +178,8 @@ class Master:
 
     def _say(self, said: bytes, file: int | None = None) -> None:
         if self._control is None:
+            if file is not None:
+                os.close(file)
             return
         if not self._control.say(said, file) and self._connecting is not None:
             self._leave()  # it learns all of it anew when it connects
@@ -272,6 +274,9 @@ class Master:
                     self._say(words.number(words.LINK, self._newest), theirs.detach())
             else:
                 self._fork(None)
+                # A controller that is there and has not asked yet: it has heard of all but this one, which may serve
+                # what it is about to withdraw.
+                self._say(words.number(words.ALIVE, self._newest))
             self._refused = 0
         except OSError:
             # No process or descriptor is to be had just now, because workers have them all, say: that passes.

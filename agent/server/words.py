@@ -31,7 +31,7 @@ MOST_SOCKETS: Final = 64
 LINK: Final = b"link"
 """With a process id, and our end of a link to that server: a new one, or one that was said to be alive."""
 ALIVE: Final = b"alive"
-"""With a process id: of a server that was begun for a controller before this one."""
+"""With a process id: of a server that was begun before this controller has asked for one."""
 ENDED: Final = b"ended"
 """With a process id: that server has ended."""
 HAD: Final = b"had"

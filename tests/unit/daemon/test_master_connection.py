@@ -13,6 +13,8 @@ from agent.daemon.master_connection import MasterConnection
 from agent.host.emptiable import Emptiable
 from agent.host.process import open_descriptors
 from agent.server import words
+from agent.snapshot.frames import frame_of
+from agent.snapshot.messages import Taken
 from tests.unit.controller.support import looped
 from tests.unit.daemon.test_servers import Controller
 
@@ -86,6 +88,7 @@ def _twice_introduced(joined: Joined) -> None:
 
 def _alive_later(joined: Joined) -> None:
     joined.say(_AT)
+    joined.link(4).close()
     joined.say(words.number(words.ALIVE, 5))
 
 
@@ -194,6 +197,26 @@ async def test_an_acknowledgement_waits_until_the_master_has_what_was_given() ->
     assert not waiting.done()
     joined.say(words.number(words.HAD, 1))
     await asyncio.wait_for(waiting, 5)
+    joined.close()
+
+
+@looped
+async def test_an_acknowledgement_waits_for_a_server_that_was_begun_in_between() -> None:
+    """After we connected and before we asked: it began with what a controller before us gave, and hears nobody yet."""
+    joined = Joined()
+    joined.say(_AT)
+    await asyncio.wait_for(joined.connection.introduced.wait(), 10)
+    joined.say(words.number(words.ALIVE, 5))
+    joined.begin()
+    joined.say(words.number(words.HAD, 1))
+    await joined.until(lambda: joined.connection.settled)
+    waiting = asyncio.create_task(joined.controller.servers.taken(10))
+    its = joined.link(5)
+    await joined.until(lambda: joined.controller.servers.connected)
+    assert not waiting.done()
+    its.sendall(frame_of(Taken(joined.controller.servers.version())))
+    await asyncio.wait_for(waiting, 10)
+    its.close()
     joined.close()
 
 

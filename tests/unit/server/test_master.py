@@ -142,6 +142,62 @@ os._exit(0)
 }
 
 
+_UNIT = """
+import os, signal, socket, threading
+from agent.server import master, words, work
+from agent.server.controllers import ControllerSocket
+
+begun, begins = os.pipe()
+
+def run(link, sockets, **_):
+    os.write(begins, b"%d " % os.getpid())
+    signal.pause()
+
+work.run = run
+listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listening.bind("")
+listening.listen()
+control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+control.settimeout(10)
+control.connect(listening.getsockname())
+kept = os.memfd_create("kept")
+os.write(kept, b"of before")
+workers = socket.create_server(("127.0.0.1", 0))
+connecting = ControllerSocket(listening, {os.getuid()})
+started = master.Master(connecting=connecting, sockets=[workers], stored={"snapshot": kept})
+threading.Thread(target=started.run, daemon=True).start()
+said = []
+
+def hear(until):
+    while not said or not said[-1].startswith(until):
+        word, fds, _, _ = socket.recv_fds(control, 64, 1)
+        said.append(word)
+        for fd in fds:
+            os.close(fd)
+"""
+
+
+def test_a_controller_knows_of_each_server_before_it_hears_that_its_word_has_come() -> None:
+    """Also of one that began between its connection and its first word, with what was kept: that may be withdrawn."""
+    case = """
+hear(words.AT)
+pid = os.read(begun, 99).strip()
+control.send(words.SNAPSHOT)
+control.send(words.LISTEN)
+hear(words.HAD)
+assert words.ALIVE + b" " + pid in said, said
+hear(words.LINK)
+assert said[-1] == words.LINK + b" " + pid, said
+hear(words.LINK + b" ")
+for one in (pid, os.read(begun, 99)):
+    os.kill(int(one), signal.SIGKILL)
+print("known", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", _UNIT + case], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("known\n", "")
+
+
 @pytest.mark.parametrize("case", _CASES)
 def test_a_server_is_begun_and_followed(case: str) -> None:
     """Each has a successor, and the end is heard."""
