@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
+
+from agent.host.emptiable import Emptiable
 
 
 class Begins(Protocol):
@@ -25,19 +27,31 @@ class Begins(Protocol):
 
 
 class Nobody:
-    """In its place where nothing begins any.
-
-    Args:
-        settled: false: there is one, and it cannot be asked just now.
-    """
+    """In its place where nothing begins any."""
 
     alive: Collection[int] = ()
-
-    def __init__(self, *, settled: bool = True) -> None:
-        self.settled = settled
+    settled = True
 
     def give(self, data: bytes) -> None:
         """See :class:`Begins`."""
 
     def end(self, pid: int) -> None:
         """See :class:`Begins`."""
+
+
+class Away(Nobody):
+    """In its place while it cannot be asked: whether it has ended, and what its servers serve, is not known.
+
+    Args:
+        given: what it was given. Whoever begins anew would begin with that, so it is emptied by what is newer.
+    """
+
+    settled = False
+
+    def __init__(self, given: Sequence[Emptiable] = ()) -> None:
+        self._given = given
+
+    def give(self, data: bytes) -> None:  # noqa: ARG002 - there is nobody to give it to
+        """See :class:`Begins`."""
+        for one in self._given:
+            one.empty()

@@ -128,6 +128,9 @@ class ServerChild:
     def _has_ended(self) -> None:
         """Leave no zombie of it. It may be about to end yet: that is waited for elsewhere."""
         self._ended.set()
+        if self._master is not None:
+            for one in self._master.given:
+                one.empty()  # nobody else has it
         if self._servers is not None:
             self._servers.begun_by(Nobody())  # and what it had begun has ended with it
         if self._process is not None:

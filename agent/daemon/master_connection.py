@@ -43,10 +43,12 @@ class MasterConnection:
         addresses: of the workers' sockets, once it has said them; a child says none.
         alive: the process ids of the servers that it has begun and that have not ended
             (:class:`agent.daemon.begins.Begins`).
+        given: what it was given and may hold; the last is the newest.
         gave: how many snapshots it was given.
         owes: whether it is yet to be given the newest.
 
-    *Resources*: the socket, until :meth:`close` or ``ended``.
+    *Resources*: the socket, until :meth:`close` or ``ended``; what :attr:`given` holds stays open: whoever
+    closes it empties that, or hands it on.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class MasterConnection:
         self._failing = failing
         self._servers: Servers | None = None
         self._rate = Bucket(MOST_LINKS_PER_SECOND, 2 * words.MOST_SERVERS)
-        self._given: list[Emptiable] = []  # the last is the newest
+        self.given: list[Emptiable] = []
         self.gave = self._had = 0
         self._open = True
         self.owes = False
@@ -101,11 +103,11 @@ class MasterConnection:
         Without memory or a descriptor for it there is none: a server then waits until it is told by us. A master that
         cannot be told just now is told again.
         """
-        former, self._given = self._given, []
+        former, self.given = self.given, []
         readers: list[int] = []
         with contextlib.suppress(OSError):
             new = Emptiable.holding(data)
-            self._given.append(new)
+            self.given.append(new)
             readers.append(new.reader())
         # What cannot be said with a file may be without: it begins no server with what was before, then.
         given = self._send(words.SNAPSHOT, readers)
@@ -190,10 +192,10 @@ class MasterConnection:
 
     def _heed(self, said: words.Said, files: list[int]) -> None:
         match said.word:
-            case words.SNAPSHOT if files and len(self._given) < _MOST_KEPT:
+            case words.SNAPSHOT if files and len(self.given) < _MOST_KEPT:
                 # If it is no agent's it cannot be emptied; the master drops it for ours.
                 with contextlib.suppress(HostError):
-                    self._given.insert(0, Emptiable.taken_back(files[0]))
+                    self.given.insert(0, Emptiable.taken_back(files[0]))
                 return
             case words.AT if self.addresses is None:
                 self.addresses = said.addresses
@@ -202,7 +204,7 @@ class MasterConnection:
             case words.LINK if files and said.number not in self._are_linked and self._servers is not None:
                 fits = said.number in self.alive or len(self.alive) < words.MOST_SERVERS
                 if fits and not self._rate.take(time.monotonic()):
-                    self._link(said.number, socket.socket(fileno=files.pop()), self._servers)
+                    self._link(said.number, _stream(files), self._servers)
                     return
             case words.ALIVE if not self._has_linked and len(self.alive) < words.MOST_SERVERS:
                 self.alive.add(said.number)
@@ -240,6 +242,10 @@ class MasterConnection:
         if self._servers is not None:
             self._servers.changed()
 
+    def leave(self) -> None:
+        """Hear no more of it, because it cannot be told what it must be."""
+        self._end_of_it()
+
     def _end_of_it(self) -> None:
         if self._open:
             self.close()
@@ -253,3 +259,20 @@ class MasterConnection:
         with contextlib.suppress(OSError, ValueError):
             self._loop.remove_reader(self._control.fileno())
         self._control.close()
+
+
+def _stream(files: list[int]) -> socket.socket:
+    """The link that came along; it is taken out of ``files``.
+
+    Raises:
+        SnapshotError: it is something else.
+    """
+    try:
+        found = socket.socket(fileno=files[0])
+    except OSError:
+        raise SnapshotError("expected a link, got a file that is no socket") from None
+    files.clear()
+    if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        found.close()
+        raise SnapshotError("expected a link, got another socket")
+    return found

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
-from agent.daemon.begins import Nobody
-from agent.daemon.child import FAILING_HINT, Again, ServerChild
+from agent.daemon.begins import Away, Nobody
+from agent.daemon.child import FAILING_HINT, TOLD_AGAIN_SECONDS, Again, ServerChild
 from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
+from agent.host.emptiable import Emptiable
 from agent.host.process import Usage
 
 VARIABLE: Final = "CREDENTIAL_AGENT_SERVE_SOCKET"
@@ -27,6 +29,13 @@ PAUSE_SECONDS: Final = 0.1
 MOST_PAUSE_SECONDS: Final = 5.0
 INTRODUCED_SECONDS: Final = 10.0
 """A master that says nothing for so long after we connected is stuck, or not begun: we connect anew."""
+LASTED_SECONDS: Final = 5.0
+FEW: Final = 3
+"""So many connections that end sooner than that, one after the other, are made anew at once. Then there is a pause: two
+controllers would end each other's without end, as fast as they can."""
+QUICK_PAUSE_SECONDS: Final = 0.5
+_MOST_FORMER: Final = 8
+"""Files that are held for masters that have ended; more are emptied before their time."""
 _HINT: Final = "systemctl status credential-agent-serve"
 
 
@@ -49,6 +58,8 @@ class ServerUnit:
         self._lost = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
         self._addresses: tuple[str, ...] = ()
+        self._former: list[Emptiable] = []  # what masters before were given
+        self._told_failing = float("-inf")
 
     @classmethod
     def named(cls, environ: Mapping[str, str]) -> ServerUnit | None:
@@ -75,17 +86,23 @@ class ServerUnit:
 
         def begins(master: MasterConnection) -> None:
             self._again.anew()
-            with contextlib.suppress(OSError):  # it has ended, which is heard
+            try:
                 master.begin((), servers, self._again.told)
+            except OSError:
+                master.leave()  # it has ended, or the kernel has no memory for our word: we connect anew
+                return
+            while self._former:
+                self._former.pop().empty()
 
         self._servers, self._begins = servers, begins
         if self._master is None:
-            servers.begun_by(Nobody(settled=False))
+            servers.begun_by(Away(self._former))
         else:
             begins(self._master)
 
     async def _stay_connected(self) -> None:
-        failed = 0
+        loop = asyncio.get_running_loop()
+        failed = quick = 0
         while True:
             master = await self._connect()
             if master is None:
@@ -95,25 +112,28 @@ class ServerUnit:
             failed, self._master, self._addresses = 0, master, master.addresses or ()
             structlog.get_logger().info("server.connected", http=list(self._addresses))
             self._first.set()
+            since = loop.time()
             self._begins(master)
             await self._lost.wait()
-            self._master = None
-            if self._servers is not None:
-                self._servers.begun_by(Nobody(settled=False))
-                self._servers.close()  # one that lives on gets a new link from whichever master it has
-            structlog.get_logger().warning("server.disconnected", hint=_HINT)
+            self._lose(master)
+            quick = quick + 1 if loop.time() - since < LASTED_SECONDS else 0
+            if quick > FEW:
+                await asyncio.sleep(QUICK_PAUSE_SECONDS)
+
+    def _lose(self, master: MasterConnection) -> None:
+        self._master = None
+        self._hold(master.given)
+        if self._servers is not None:
+            self._servers.begun_by(Away(self._former))
+            self._servers.close()  # one that lives on gets a new link from whichever master it has
+        structlog.get_logger().warning("server.disconnected", hint=_HINT)
 
     async def _connect(self) -> MasterConnection | None:
         """A connection to a master that has said who it has; ``None``: there is none just now."""
         self._lost.clear()
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.setblocking(False)
-        try:
-            control.connect(self._path)
-        except OSError:
-            control.close()
+        master = self._reach()
+        if master is None:
             return None
-        master = MasterConnection(control, ended=self._lost.set, failing=self._is_failing)
         waited = [asyncio.ensure_future(one.wait()) for one in (master.introduced, self._lost)]
         is_there = False
         try:
@@ -124,9 +144,37 @@ class ServerUnit:
                 one.cancel()
             if not is_there:
                 master.close()
+                self._hold(master.given)
         return master if is_there else None
 
+    def _reach(self) -> MasterConnection | None:
+        try:
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            return None  # we have no descriptor for it just now
+        try:
+            control.setblocking(False)
+            control.connect(self._path)
+            return MasterConnection(control, ended=self._lost.set, failing=self._is_failing)
+        except OSError:
+            control.close()
+            return None
+
+    def _hold(self, given: Sequence[Emptiable]) -> None:
+        """Have what a master was given at hand: one that is begun anew may have it, and begin with it."""
+        for one in given:
+            if any(one.is_same(held) for held in self._former):
+                one.close()
+            else:
+                self._former.append(one)
+        while len(self._former) > _MOST_FORMER:
+            self._former.pop(0).empty()
+
     def _is_failing(self, count: int) -> None:
+        now = time.monotonic()
+        if now - self._told_failing < TOLD_AGAIN_SECONDS:
+            return
+        self._told_failing = now
         structlog.get_logger().error("server.failing", times=count, hint=FAILING_HINT)
 
     @property

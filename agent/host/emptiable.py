@@ -22,11 +22,16 @@ _LOOKED_AT: Final = _SEALS | fcntl.F_SEAL_SHRINK
 class Emptiable:
     """See the module.
 
-    *Resources*: a descriptor, until :meth:`empty`.
+    *Resources*: a descriptor, until :meth:`empty` or :meth:`close`.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._inode = os.fstat(descriptor).st_ino
+
+    def is_same(self, other: Emptiable) -> bool:
+        """Whether both are one file. While it is open, nothing else has its number."""
+        return self._inode == other._inode
 
     @classmethod
     def holding(cls, data: bytes) -> Emptiable:
@@ -71,9 +76,14 @@ class Emptiable:
         """
         return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
+    def close(self) -> None:
+        """Leave it as it is: whoever has it may read it, and somebody else may empty it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def empty(self) -> None:
         """Have it hold nothing from now on, and nothing of ours be open."""
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self.close()

@@ -156,6 +156,26 @@ def test_what_was_withdrawn_is_nowhere(tmp_path: Path) -> None:
         assert ask(unit.address, "GET", "/latest/meta-data/iam/security-credentials/", {})[0] != 200
 
 
+@pytest.mark.slow
+def test_what_is_withdrawn_while_the_unit_is_away_is_nowhere(tmp_path: Path) -> None:
+    """The service manager holds for the next one what the one before had: the controller has emptied that."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world) as agent:
+            agent.ready()
+            world.drop(world.seal(world.session(KEY)))
+            agent.wait_for("bundle.accepted", seq=1)
+            until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
+            mark = agent.mark
+            unit.kill()
+            agent.wait_for("server.disconnected", after=mark)
+            assert agent.push(world.withdrawal())["outcome"] == "accepted"
+            assert not any(KEY.encode() in one for one in unit.stored)
+            agent.kill()
+        unit.start(stored=True)
+        assert unit.servers == []
+
+
 def test_the_next_controller_empties_what_the_one_before_gave(tmp_path: Path) -> None:
     """It is given back what is kept: by its first word of its own, nobody has what was served before."""
     world = World(tmp_path)

@@ -44,7 +44,11 @@ class Joined:
         """Have a server begun; its end."""
         theirs, its = socket.socketpair()
         with theirs:
-            self.say(words.number(words.LINK, pid), theirs.fileno())
+            try:
+                self.say(words.number(words.LINK, pid), theirs.fileno())
+            except OSError:
+                its.close()
+                raise
         return its
 
     def heard(self) -> tuple[bytes, list[int]]:
@@ -86,6 +90,17 @@ def _twice_introduced(joined: Joined) -> None:
     joined.say(_AT)
 
 
+def _no_socket(joined: Joined) -> None:
+    file = os.memfd_create("no socket")
+    joined.say(words.number(words.LINK, 5), file)
+    os.close(file)
+
+
+def _no_stream(joined: Joined) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        joined.say(words.number(words.LINK, 5), other.fileno())
+
+
 def _alive_later(joined: Joined) -> None:
     joined.say(_AT)
     joined.link(4).close()
@@ -122,6 +137,8 @@ def _again_and_again(joined: Joined) -> None:
         _too_long,
         _two_files,
         _no_file,
+        _no_socket,
+        _no_stream,
         _twice_introduced,
         _alive_later,
         _had_too_many,
