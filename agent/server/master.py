@@ -101,6 +101,7 @@ class Master:
         self._short = 0  # so many ended too soon, the last ones
         self._due: float | None = None  # when the next is begun
         self._stopping = False
+        self._is_told = not self._notifier.active  # whether the service manager has heard that this is ready
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -108,7 +109,6 @@ class Master:
         """Until the controller that began it is gone, or the last server after a stop."""
         if self._may_begin():
             self._due = time.monotonic()  # the service manager held what it serves
-        self._notifier.ready("ready for the controller")
         while not (self._stopping and not self._servers):
             ready = self._wait()
             if self._woken is not None and self._woken[0] in ready:
@@ -132,7 +132,9 @@ class Master:
         times = [one.killed_at for one in self._servers.values() if one.killed_at is not None]
         times += [] if self._due is None else [self._due]
         now = time.monotonic()
-        times += [] if self._kept.tell() else [now + _AGAIN_SECONDS]
+        # Its queue may be full, because it reloads itself, say. A start that it never hears of would be ended by it.
+        self._is_told = self._is_told or self._stopping or self._notifier.ready("ready for the controller")
+        times += [] if self._kept.tell() and self._is_told else [now + _AGAIN_SECONDS]
         times += [] if self._control is None or self._control.say_at is None else [self._control.say_at]
         times += [] if self._beat_seconds is None else [self._beat_at]
         ready, _, _ = select.select(waiting, [], [], max(0.0, min(times) - now) if times else None)

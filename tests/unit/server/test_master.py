@@ -144,6 +144,7 @@ os._exit(0)
 
 _UNIT = """
 import os, signal, socket, threading
+from agent.host import systemd
 from agent.server import master, words, work
 from agent.server.controllers import ControllerSocket
 
@@ -164,7 +165,9 @@ kept = os.memfd_create("kept")
 os.write(kept, b"of before")
 workers = socket.create_server(("127.0.0.1", 0))
 connecting = ControllerSocket(listening, {os.getuid()})
-started = master.Master(connecting=connecting, sockets=[workers], stored={"snapshot": kept})
+name = f"credential-agent-test-{os.getpid()}"
+notifier = systemd.Notifier("@" + name)
+started = master.Master(connecting=connecting, sockets=[workers], notifier=notifier, stored={"snapshot": kept})
 threading.Thread(target=started.run, daemon=True).start()
 said = []
 
@@ -196,6 +199,24 @@ os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", _UNIT + case], capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout, done.stderr) == ("known\n", "")
+
+
+def test_a_service_manager_that_hears_nothing_just_now_is_told_again() -> None:
+    """Its queue is full, say, because it reloads itself: it would end a unit that is never ready, and workers wait."""
+    case = """
+hear(words.AT)  # it runs, and nobody has heard it
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    manager.settimeout(20)
+    manager.bind(chr(0) + name)
+    heard = b""
+    while b"READY=1" not in heard:
+        heard = manager.recv(4096)
+os.kill(int(os.read(begun, 99)), signal.SIGKILL)
+print("heard", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", _UNIT + case], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("heard\n", "")
 
 
 @pytest.mark.parametrize("case", _CASES)
