@@ -68,6 +68,11 @@ class Control:
         """See :meth:`socket.socket.fileno`."""
         return self._connection.fileno()
 
+    @property
+    def files(self) -> list[int]:
+        """What is yet to be given: to the controller, and to no server."""
+        return [file for _, file in self._unsaid if file is not None]
+
     def say(self, said: bytes, file: int | None = None) -> bool:
         """Say it, now or later; false: the controller reads nothing at all.
 

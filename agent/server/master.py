@@ -287,6 +287,7 @@ class Master:
 
     def _fork(self, link: socket.socket | None, *others: socket.socket) -> None:
         but = [one.fileno() for one in (self._control, *others) if one is not None]
+        but += [] if self._control is None else self._control.files
         but += [] if self._woken is None else self._woken
         but += [] if self._connecting is None else [self._connecting.listening.fileno()]
         but += [one for server in self._servers.values() for one in server.descriptors]

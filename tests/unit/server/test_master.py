@@ -143,14 +143,15 @@ os._exit(0)
 
 
 _UNIT = """
-import os, signal, socket, threading
-from agent.host import systemd
+import errno, os, signal, socket, threading
+from agent.host import confine, systemd
 from agent.server import master, words, work
 from agent.server.controllers import ControllerSocket
 
 begun, begins = os.pipe()
 
-def run(link, sockets, **_):
+def run(link, sockets, *, parent, **_):
+    confine.end_with_parent(parent)
     os.write(begins, b"%d " % os.getpid())
     signal.pause()
 
@@ -192,8 +193,6 @@ assert words.ALIVE + b" " + pid in said, said
 hear(words.LINK)
 assert said[-1] == words.LINK + b" " + pid, said
 hear(words.LINK + b" ")
-for one in (pid, os.read(begun, 99)):
-    os.kill(int(one), signal.SIGKILL)
 print("known", flush=True)
 os._exit(0)
 """
@@ -211,12 +210,41 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
     heard = b""
     while b"READY=1" not in heard:
         heard = manager.recv(4096)
-os.kill(int(os.read(begun, 99)), signal.SIGKILL)
 print("heard", flush=True)
 os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", _UNIT + case], capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout, done.stderr) == ("heard\n", "")
+
+
+def test_a_server_has_nothing_that_the_controller_is_yet_to_get() -> None:
+    """By the controller's end of another server's link it could tell that what it is to serve."""
+    case = """
+def run(link, sockets, *, parent, **_):
+    confine.end_with_parent(parent)
+    os.write(begins, b"%d %d " % (os.getpid(), len(os.listdir("/proc/self/fd"))))
+    signal.pause()
+work.run = run
+send = socket.send_fds
+def scarce(sock, said, *rest):
+    if said[0].startswith(words.LINK + b" "):
+        raise OSError(errno.ENOBUFS, "none")
+    return send(sock, said, *rest)
+socket.send_fds = scarce
+hear(words.AT)
+control.send(words.LISTEN)
+counts = []
+for _ in range(4):
+    pid, count = map(int, os.read(begun, 99).split())
+    counts.append(count)
+    os.kill(pid, signal.SIGKILL)
+assert len(set(counts[1:])) == 1, counts
+print("the same", flush=True)
+os._exit(0)
+"""
+    unit = _UNIT.replace('stored={"snapshot": kept}', "stored={}").replace('os.write(kept, b"of before")', "")
+    done = subprocess.run([sys.executable, "-c", unit + case], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("the same\n", "")
 
 
 @pytest.mark.parametrize("case", _CASES)
