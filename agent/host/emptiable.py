@@ -30,8 +30,8 @@ class Emptiable:
         self._inode = os.fstat(descriptor).st_ino
 
     def is_same(self, other: Emptiable) -> bool:
-        """Whether both are one file. While it is open, nothing else has its number."""
-        return self._inode == other._inode
+        """Whether both are one file, which both have open: so long nothing else has its number."""
+        return self._descriptor >= 0 <= other._descriptor and self._inode == other._inode
 
     @classmethod
     def holding(cls, data: bytes) -> Emptiable:

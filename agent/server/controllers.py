@@ -37,7 +37,12 @@ class ControllerSocket:
         try:
             connection, _ = self.listening.accept()
             peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except (BlockingIOError, ConnectionError):
+            return None
         except OSError:
+            select.select(
+                [], [], [], RETRY_SECONDS
+            )  # no descriptor for it: it waits, and would be looked at without end
             return None
         _, user, _ = struct.unpack("3i", peer)
         if user in self._allowed:

@@ -35,6 +35,22 @@ def test_the_next_process_of_the_same_user_empties_it() -> None:
     made.empty()
 
 
+def test_what_is_closed_is_left_as_it_is() -> None:
+    """Whoever else has it may empty it; and one file is told from another for as long as both are open."""
+    made, other = Emptiable.holding(b"secret"), Emptiable.holding(b"secret")
+    reader = made.reader()
+    again = Emptiable.taken_back(reader)
+    assert again.is_same(made)
+    assert not other.is_same(made)
+    made.close()
+    assert not again.is_same(made)
+    assert os.pread(reader, 99, 0) == b"secret"
+    again.empty()
+    assert os.pread(reader, 99, 0) == b""
+    other.close()
+    os.close(reader)
+
+
 def test_something_else_is_not_emptied() -> None:
     """A socket, a pipe, a file, memory that nobody sealed: a master may hand in anything."""
     memory, (reader, writer) = os.memfd_create("x"), os.pipe()
