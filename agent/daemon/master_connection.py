@@ -27,8 +27,9 @@ MOST_LINKS_PER_SECOND: Final = 20.0
 """An honest master begins five servers a second at most."""
 AGAIN_SECONDS: Final = 0.5
 """Until the master is told again what could not be said: it does not read, or the kernel has no memory."""
+UNLINKED_SECONDS: Final = 5.0
+"""How long a server may go on for whose link we have no descriptor: its successor may have one."""
 _MOST_KEPT: Final = 4
-_CUT: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
 
 
 class MasterConnection:
@@ -175,7 +176,12 @@ class MasterConnection:
         try:
             said, files, flags, _ = socket.recv_fds(self._control, words.MOST_BYTES, 1)
             if said:
-                self._heed(words.read(b"" if flags & _CUT else said), files)
+                cut = flags & socket.MSG_TRUNC or (files and flags & socket.MSG_CTRUNC)
+                heard = words.read(b"" if cut else said)
+                if flags & socket.MSG_CTRUNC:
+                    self._do_without(heard)
+                else:
+                    self._heed(heard, files)
                 return
         except BlockingIOError:
             return
@@ -225,6 +231,16 @@ class MasterConnection:
             case _:
                 pass
         raise SnapshotError(f"expected a word that the master may say now, got {said.word.decode()!r}")
+
+    def _do_without(self, said: words.Said) -> None:
+        """There is no descriptor just now for what came along. That is no fault of the master's, if it was a link."""
+        fits = said.number in self.alive or len(self.alive) < words.MOST_SERVERS
+        if said.word != words.LINK or self._servers is None or not fits or self._rate.take(time.monotonic()):
+            raise SnapshotError(f"expected what there is a descriptor for, got {said.word.decode()!r}")
+        self._has_linked = True
+        self.alive.add(said.number)  # it hears of nothing: an acknowledgement waits for its end
+        self._loop.call_later(UNLINKED_SECONDS, self.end, said.number)
+        self._changed()
 
     def _link(self, pid: int, sock: socket.socket, servers: Servers) -> None:
         if pid not in self.alive:

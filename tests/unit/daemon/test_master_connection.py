@@ -17,6 +17,7 @@ from agent.snapshot.frames import frame_of
 from agent.snapshot.messages import Taken
 from tests.unit.controller.support import looped
 from tests.unit.daemon.test_servers import Controller
+from tests.unit.host.test_systemd import no_descriptor_left
 
 
 class Joined:
@@ -267,6 +268,29 @@ async def test_a_server_that_closes_its_link_is_ended() -> None:
     its.close()
     while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
         pass
+    joined.close()
+
+
+@looped
+async def test_without_a_descriptor_for_a_link_the_next_server_is_waited_for() -> None:
+    """It is the master's fault no more than the server's: as a child it would be killed, and the agent parse requests."""
+    joined = Joined()
+    joined.begin()
+    theirs, its = socket.socketpair()
+    joined.say(words.number(words.LINK, 7), theirs.fileno())
+    theirs.close()
+    with no_descriptor_left():
+        await joined.until(lambda: 7 in joined.connection.alive)
+    assert await asyncio.to_thread(its.recv, 1) == b""
+    its.close()
+    assert not joined.ended.is_set()
+    waiting = asyncio.create_task(joined.controller.servers.taken(0.05))
+    while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
+        pass
+    joined.say(words.number(words.ENDED, 7))
+    joined.link(8).close()
+    await joined.until(lambda: joined.began == 1)
+    await waiting
     joined.close()
 
 
