@@ -253,10 +253,12 @@ class Restorer:
     ) -> None:
         """Decide whose the memory is, and resume its bundle if it is ours."""
         who = self._who
-        verdict = verdict or self._evaluate(self.controller.store.memory, name)
         left = self._succession.left
-        if verdict is not Whose.OURS and left is not None and not left.doubted and not name:
-            verdict = Whose.OURS  # it was handed over, in this very boot, by a process that knew
+        if verdict is None and left is not None and not name:
+            # It was handed over, in this very boot, by a process that knew; or by one that had a reason to doubt, and
+            # what the firmware says was no answer to that.
+            verdict = Whose.UNKNOWN if left.doubted else Whose.OURS
+        verdict = verdict or self._evaluate(self.controller.store.memory, name)
         if verdict is Whose.ANOTHERS:
             self._anothers = True
             who.audiences = frozenset()

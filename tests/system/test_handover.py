@@ -230,6 +230,30 @@ class TestTheMachinesOwn:
                 agent.wait_for("bundle.resumed")
                 assert agent.access_key() == USER
 
+    def test_a_restart_in_a_doubt_settles_nothing(self, world: World, manager: NotifySocket) -> None:
+        """A service that is silent at the next start confirms nobody: firmware and boot are the original's too."""
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto"}}
+            serve(world, manager, changes)
+            ec2.instance_id = "i-2"
+            with start(world, manager, changes) as agent:
+                agent.wait_for("memory.contradicted")
+                manager.wait_content("handover", lambda data: json.loads(data)["doubted"])
+                agent.kill()
+            ec2.endpoint_enabled = False
+            with start(world, manager, changes) as agent:
+                agent.wait_for("memory.doubtful")
+                agent.started()
+                assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                agent.kill()
+            ec2.endpoint_enabled = True
+            ec2.instance_id = "i-1"
+            with start(world, manager, changes) as agent:
+                agent.started()
+                agent.wait_for("bundle.resumed")
+                assert agent.access_key() == USER
+
 
 class TestAKeyService:
     def changes(self, world: World, url: str) -> dict[str, Any]:
