@@ -89,9 +89,10 @@ def _after_mistake(path: Path, user: str) -> Plan:
     try:
         section, port = msgspec.convert(planning.last_section(), tuple[configuration.Redirect, int])
         meant = configuration.Meant(
-            uids=tuple(uids for uids in named.uids if uids not in usual.uids),
+            # The defaults come first. Once more behind them they were written out, and are meant.
+            uids=named.uids[len(usual.uids) :],
             users=named.users,
-            units=tuple(unit for unit in named.units if unit not in usual.units),
+            units=named.units[len(usual.units) :],
         )
         return plan_of(configuration.RedirectRead(section, port, (), meant), user, known, lasting.read())
     except (msgspec.ValidationError, HostError):
@@ -132,7 +133,7 @@ def plan_of(
     if former:
         uids_before = ", ".join(nft_text.elements(former))
         said.append(f"redirect.users: workers before are refused until each name is found: uids {uids_before}")
-    refused = ranges.without(ranges.merge((*numbers, *former)), uids)
+    refused = ranges.without(subuid.with_subordinates((*numbers, *former), uid_of=directory), uids)
     families = subuid.families(uid_of=directory)
     workers = nft.Workers(
         uids=uids,

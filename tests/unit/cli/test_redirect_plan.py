@@ -220,3 +220,32 @@ def test_who_was_a_worker_before_the_boot_is_refused_while_a_name_is_not_found(
     assert closed["error"]
     assert [777, 777] in closed["uids"]
     assert [800, 805] in closed["uids"]
+
+
+def test_who_may_be_meant_is_refused_by_each_uid_that_it_may_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a user who is refused in doubt is the machine by a subordinate uid, as no worker is."""
+    file = tmp_path / "subuid"
+    file.write_text("1:100000:65536\n2500:200000:10\n")
+    monkeypatch.setattr(subuid.with_subordinates, "__defaults__", (file, None))
+    made = plan(tmp_path, 'uids = ["2000-2999"]\nuser = ["daemon"]')
+    assert made["uids"] == [[2000, 2999], [200000, 200009]]
+    assert made["refused"] == [[1, 1], [100000, 165535]]
+
+
+def test_a_mistake_at_a_reload_refuses_the_usual_workers_too_where_they_are_named_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defaults count only as what nobody wrote; who writes them out means them."""
+    last = tmp_path / "plan.json"
+    monkeypatch.setattr(planning.last_section, "__defaults__", (last,))
+    last.write_text(json.dumps(plan(tmp_path, 'uids = ["2000-2999"]')))
+    monkeypatch.setattr(subuid.with_subordinates, "__defaults__", (tmp_path / "none", None))
+    path = tmp_path / "config.toml"
+    for uids, refused in (('"2000-2999"', []), ('"2000-2999", "1000-60513"', [[1000, 1999], [3000, 60513]])):
+        path.write_text(f'[redirect]\nuids = [{uids}]\nport = "none"\nunits = []\n')
+        made = json.loads(CliRunner().invoke(redirect, ["plan", "--config", str(path)]).output)
+        assert made["error"]
+        assert made["uids"] == [[2000, 2999]]
+        assert made["refused"] == refused
