@@ -27,7 +27,8 @@ _SECTIONS: Final = ("redirect", "redirection", "workers")
 _ALIKE: Final = 0.75
 _DEEPEST: Final = 16
 _BETWEEN: Final = re.compile(r"[\s,;:]+")
-_NUMBER: Final = re.compile(r"[0-9]+(?:-[0-9]+)?\Z")
+_NUMBER: Final = re.compile(r"[0-9]{1,10}(?:-[0-9]{1,10})?\Z")
+_MOST_NUMBER: Final = 1 << 64
 _UNIT: Final = re.compile(r".*\.(?:slice|service|scope)\Z")
 
 
@@ -90,16 +91,22 @@ def words_in(value: object, key: str, deep: int = _DEEPEST) -> Iterator[str]:
             yield value
             yield from _BETWEEN.split(value)
         case int() if not isinstance(value, bool) and is_like_a_list(key.rpartition(".")[2]):
-            yield str(value)
+            yield from _digits(value)
         case list():
             for one in value:
-                yield from (str(one),) if type(one) is int else words_in(one, key, deep - 1)
+                yield from _digits(one) if type(one) is int else words_in(one, key, deep - 1)
         case dict():
             for name, inner in value.items():
                 yield name
                 yield from words_in(inner, f"{key}.{name}", deep - 1)
         case _:
             return
+
+
+def _digits(number: int) -> Iterator[str]:
+    """It as a word. One of thousands of digits is nobody's, and Python refuses to write it."""
+    if abs(number) < _MOST_NUMBER:
+        yield str(number)
 
 
 def _unknown(document: Mapping[str, object]) -> Iterator[tuple[str, object]]:

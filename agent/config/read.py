@@ -205,6 +205,8 @@ def _tree(text: str, origin: str) -> dict[str, object]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin}: not valid TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
+    except ValueError:
+        raise ConfigError(f"{origin}: not valid TOML: a number of too many digits") from None
     except RecursionError:
         raise ConfigError(f"{origin}: not valid TOML: nested too deeply") from None
 

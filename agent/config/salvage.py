@@ -57,7 +57,7 @@ def _in_tree(words: str) -> Iterator[tuple[str, Iterable[str]]]:
     """What the lists hold, whatever shape they have, in a file that is TOML."""
     try:
         document: Mapping[str, object] = tomllib.loads(words)
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads
         return
     section = document.get("redirect")
     for one in section if isinstance(section, list) else [section]:

@@ -189,3 +189,17 @@ def test_a_file_that_names_nobody_names_nobody(tmp_path: Path, data: bytes | Non
     if data is not None:
         path.write_bytes(data)
     assert config.named_workers(path) == config.Redirect()
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000])
+def test_a_number_without_an_end_is_a_mistake_like_any_other(tmp_path: Path, number: str) -> None:
+    """Python reads and writes some thousands of digits at most: that is an error of ours with words, and names nobody."""
+    path = written(tmp_path, f'[redirect]\nuids = [{number}]\nuser = [{number}, "{number}", "bob"]\nuid = {number}\n')
+    with pytest.raises(ConfigError):
+        config.load(path)
+    with pytest.raises(ConfigError):
+        config.load_redirect(path)
+    assert "bob" in config.named_workers(path).users
+    read = config.load_redirect(written(tmp_path, f'[redirect]\nuser = ["{number}", "bob"]\n'))
+    assert read.meant.uids == ()
+    assert "bob" in read.meant.users
