@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,9 @@ FILE: Final = Path("/etc/credential-agent/closed.d/workers")
 USUAL: Final = ((1000, 60513), (60578, 4294967293))
 """Whom ``closed.nft`` refuses by itself."""
 MAX_BYTES: Final = 65_536
+AGAIN_SECONDS: Final = 60.0
+"""Between attempts to write it: a disk may be full or read-only for a part of a boot."""
+_DESCRIPTORS: Final = 1 << 16
 
 Range = tuple[int, int]
 
@@ -51,14 +55,21 @@ def read(path: Path = FILE) -> tuple[Range, ...]:
 class Kept:
     """Writes the file, in a child: a disk that hangs must not hold up whoever holds the rules.
 
+    Args:
+        path: the file.
+        clock: seconds that never go back.
+
     Attributes:
         lacking: what is not as it should be, in words.
     """
 
-    def __init__(self, path: Path = FILE) -> None:
+    def __init__(self, path: Path = FILE, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.lacking: tuple[str, ...] = ()
         self._path = path
+        self._clock = clock
         self._pid = 0
+        self._reader = -1
+        self._again = 0.0
         self._wanted: bytes | None = None  # not known yet: what is there stays
         self._written: bytes | None = None
 
@@ -70,7 +81,9 @@ class Kept:
     def keep(self, uids: Iterable[Iterable[int]]) -> None:
         """Have these kept, without those that need no keeping; written with the next :meth:`look`."""
         ranges = merge((low, high) for low, high in uids)
-        self._wanted = "".join(f"{one}\n" for one in elements(without(ranges, USUAL))).encode()
+        wanted = "".join(f"{one}\n" for one in elements(without(ranges, USUAL))).encode()
+        if wanted != self._wanted:
+            self._wanted, self._again = wanted, 0.0
         self.look()
 
     def look(self) -> None:
@@ -78,26 +91,46 @@ class Kept:
         if self.is_writing:
             if not os.waitpid(self._pid, os.WNOHANG)[0]:
                 return
-            self._pid = 0
-            said = f"{self._path}: cannot be written: system users who are workers are refused in this boot only"
-            self.lacking = () if not self._written or _is(self._path, self._written) else (said,)
-        if self._wanted is not None and self._written != self._wanted:
+            self._pid, done = 0, os.read(self._reader, 1)
+            os.close(self._reader)
+            self.lacking = ()
+            if not done:
+                said = f"{self._path}: cannot be written: system users who are workers are refused in this boot only"
+                self.lacking = (said,) if self._written else ()
+                self._written, self._again = None, self._clock() + AGAIN_SECONDS
+        if self._wanted is not None and self._written != self._wanted and self._clock() >= self._again:
             self._begin(self._wanted)
 
     def _begin(self, data: bytes) -> None:
         try:
-            pid = os.fork()
+            reader, writer = os.pipe()
         except OSError:
             return  # tried again with the next look
-        self._written = data
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            return
         if pid == 0:
-            try:
-                with contextlib.suppress(HostError):
-                    if not _is(self._path, data) and (data or self._path.exists()):
-                        write_atomic(self._path, data, mode=0o644)
-            finally:
-                os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
-        self._pid = pid
+            self._write(data, writer)
+        os.close(writer)
+        self._pid, self._reader, self._written = pid, reader, data
+
+    def _write(self, data: bytes, writer: int) -> None:
+        """What the child does; it ends here, and says so only when it is done."""
+        try:
+            # Nothing of the parent's is to live as long as a child that hangs: the kernel ends tables and addresses
+            # with the socket that has them. (A signal writes to a number, which is a file of the child's by then.)
+            signal.set_wakeup_fd(-1)
+            os.closerange(3, writer)
+            os.closerange(writer + 1, _DESCRIPTORS)
+            with contextlib.suppress(HostError, OSError):
+                if not _is(self._path, data) and (data or self._path.exists()):
+                    write_atomic(self._path, data, mode=0o644)
+                os.write(writer, b"=")
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)  # at once, so that no exit handler of the parent runs twice
 
 
 def _is(path: Path, data: bytes) -> bool:

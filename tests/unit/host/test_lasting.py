@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,13 @@ from agent import config
 from agent.host import lasting, nft, ranges
 
 
-def settled(kept: lasting.Kept) -> None:
+def settled(kept: lasting.Kept, meanwhile: Callable[[], None] = lambda: None) -> None:
     end = time.monotonic() + 60
     while kept.is_writing and time.monotonic() < end:
+        meanwhile()
         time.sleep(0.01)
         kept.look()
+    assert not kept.is_writing
 
 
 def test_the_usual_workers_are_the_defaults() -> None:
@@ -62,6 +67,40 @@ def test_a_place_that_cannot_be_written_is_told_and_stops_nobody(tmp_path: Path)
     kept.keep([(105, 105)])
     settled(kept)
     assert any("cannot be written" in said for said in kept.lacking)
+
+
+def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
+    """A disk that is full or read-only for a moment of a boot must not leave the next boot without the numbers."""
+    now = [0.0]
+    kept = lasting.Kept(tmp_path / "later" / "workers", clock=lambda: now[0])
+    kept.keep([(105, 105)])
+    settled(kept)
+    assert kept.lacking
+    (tmp_path / "later").mkdir()
+    kept.look()
+    assert not kept.is_writing  # not at each look: there is one each second
+    now[0] += lasting.AGAIN_SECONDS
+    kept.look()
+    settled(kept)
+    assert not kept.lacking
+    assert lasting.read(tmp_path / "later" / "workers") == ((105, 105),)
+
+
+def test_a_writer_that_hangs_holds_nothing_of_its_parents(tmp_path: Path) -> None:
+    """Rules belong to a socket to the kernel: whoever comes after the parent could not have them while a child has it."""
+    file = tmp_path / "workers"
+    os.mkfifo(file)
+    kept = lasting.Kept(file)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        kept.keep([(105, 105)])
+        theirs.close()
+        ours.settimeout(60)
+        assert ours.recv(1) == b""
+    kept.look()
+    assert kept.is_writing
+    settled(kept, lambda: os.close(os.open(file, os.O_RDWR)))  # so that the child goes on
+    assert lasting.read(file) == ((105, 105),)
 
 
 @pytest.mark.parametrize("data", [b"0\n0-5\n105\n", b"105\n\xff\xfe\n9-3\nx; reboot\n", b"105", b"105\n\n4294967295\n"])
