@@ -144,8 +144,9 @@ class Intake:
         self._retries.take(bundle_in)
 
         def overtaken() -> bool:
-            """Whether it was withdrawn, replaced, or found to be another machine's while it was opened."""
-            return self._store.memory.active != active or self._store.bundle is not None
+            """Whether it was withdrawn or replaced, or may be another machine's, as was found while it was opened."""
+            store = self._store
+            return store.doubted or store.memory.active != active or store.bundle is not None
 
         self._resuming(f"bundle {active.seq}, which was in force, is being opened")
         try:
@@ -292,6 +293,8 @@ class Intake:
             write: write down what was learned; not over the file of a later version.
         """
         if whose is Whose.UNKNOWN:
+            if not self._store.doubted:
+                self._retries.forget(STATE)  # and what is being opened: whoever settles the doubt brings it again
             self.verify_anew()
             self._durable.doubt("it is not known yet whether this machine is the one that accepted the last bundle")
         elif whose is Whose.OURS:

@@ -99,7 +99,8 @@ class Restorer:
         self._rng = rng
         self._contradicted = False  # firmware or boot id contradict the metadata service about the name
         self._anothers = False  # whether the memory was another machine's
-        self._copy: bytes | None = None  # the sealed bundle that the memory names, while it is unknown whose that is
+        self._found: bytes | None = None  # the sealed bundle that the memory named when we began
+        self._resumed = False  # whether that was to be opened: from then on it is the intake's to try again
         self._log = structlog.get_logger()
 
     @property
@@ -203,7 +204,7 @@ class Restorer:
             if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
                 opening.remember(sealed, beliefs.Opened(signed, left.recipient))
         self.learn(found, self._settings.identity.audience)
-        self._copy = sealed
+        self._found = sealed
         self.resuming = asyncio.create_task(self._resume(name, found, write=write), name="resume")
         await asyncio.wait({self.resuming}, timeout=RESUME_SECONDS)
         if write and (remembered != read or broken or "state.directory" in self._prepared.away.reasons):
@@ -232,8 +233,6 @@ class Restorer:
 
         Returns when it is known again.
         """
-        if not self.controller.store.doubted:
-            self._copy = self.controller.durable.sealed
         self._who.audiences = frozenset()  # those of the name before
         await self._identified(name, found, self.audience(), verdict=None if name else Whose.UNKNOWN)
         if self.controller.store.doubted:
@@ -260,7 +259,8 @@ class Restorer:
             verdict = Whose.UNKNOWN if left.doubted else Whose.OURS
         verdict = verdict or self._evaluate(self.controller.store.memory, name)
         if verdict is Whose.ANOTHERS:
-            self._anothers = True
+            self._anothers = self._resumed = True  # what was brought is evaluated anew: the intake has it
+            self._found = None
             who.audiences = frozenset()
             self._succession.drop()
             self._prepared.opening.forget(but=None)
@@ -274,11 +274,14 @@ class Restorer:
         if self._contradicted:
             who.audiences = frozenset()  # a bundle for that other name is not for this machine, so far
             self._prepared.opening.answer_to(audience, ())
+        sealed = None
+        if verdict is Whose.OURS and (self.controller.store.doubted or not self._resumed):
+            # A doubt sets aside what was in force or was being opened; here it comes back.
+            self._resumed, sealed = True, self.controller.durable.sealed or self._found
+            self.learn(found, audience)  # it may be addressed to the name that is ours again
         await self.controller.intake.identified(
-            verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=self._copy, write=write
+            verdict, name, boot_id=who.boot_id, firmware=who.firmware, sealed=sealed, write=write
         )
-        if verdict is not Whose.UNKNOWN:
-            self._copy = None
         with contextlib.suppress(ValueError):
             # Its name is one that a metadata service gave it, so there is one, whatever answers in its place just now.
             if verdict is Whose.OURS:

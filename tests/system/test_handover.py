@@ -25,6 +25,7 @@ from tests.system.harness import AUDIENCE, ISSUER, Agent, World, background, unt
 
 USER = "ASIAUSER000000000000"
 MACHINE = "ASIAMACHINE000000001"
+HASTY = "import agent.daemon.who\nagent.daemon.who.ASK_AGAIN_SECONDS = 0.2\n"
 
 
 @pytest.fixture
@@ -229,6 +230,28 @@ class TestTheMachinesOwn:
                 agent.started()
                 agent.wait_for("bundle.resumed")
                 assert agent.access_key() == USER
+
+    def test_a_wrong_name_for_a_moment_costs_no_more_than_that_moment(
+        self, world: World, manager: NotifySocket
+    ) -> None:
+        """What a restart had put back in force when the doubt came is in force again once it is settled, by any name."""
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto", "audience": []}}
+            with start(world, manager, changes) as agent:
+                agent.ready()
+                own = next(name for name in agent.status()["audiences"] if "key:" not in name)
+                assert agent.push(world.seal(world.session(USER), audiences=[own]))["outcome"] == "accepted"
+                held(manager, USER)
+                agent.kill()
+            ec2.instance_id = "i-2"
+            environ = {"NOTIFY_SOCKET": str(manager.path)}
+            with world.agent(changes, environ=environ, passed=manager.stored(), prelude=HASTY) as agent:
+                agent.wait_for("memory.contradicted")
+                assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                ec2.instance_id = "i-1"
+                until(lambda: agent.access_key() == USER, what="the bundle")
+                assert agent.events("bundle.not_resumed") == []
 
     def test_a_restart_in_a_doubt_settles_nothing(self, world: World, manager: NotifySocket) -> None:
         """A service that is silent at the next start confirms nobody: firmware and boot are the original's too."""

@@ -84,6 +84,34 @@ async def test_our_copy_of_another_machines_bundle_is_not_taken_by_a_clone() -> 
 
 
 @looped
+async def test_our_copy_does_not_come_into_force_in_a_doubt_that_began_while_it_was_opened() -> None:
+    """A copy of a machine that runs was restarted: its name comes while a key service is slow, or silent and tried again."""
+    for silent in (False, True):
+        world = World(memory=REMEMBERED)
+        world.knows(b"ours", KeyUnavailableError("silent") if silent else OURS)
+        identified = world.controller.intake.identified
+        async with world.running():
+            if silent:
+                await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+                world.knows(b"ours", OURS)
+            world.opener.gate.clear()
+            again = (
+                asyncio.sleep(0) if silent else identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+            )
+            resuming = asyncio.create_task(again)
+            await world.clock.advance(10)
+            assert world.opener.busy == 1
+            await identified(Whose.UNKNOWN, "i-2", boot_id="b", firmware={}, sealed=b"ours")
+            world.opener.gate.set()
+            await resuming
+            await world.clock.advance(600)
+            assert not served(world)
+            assert world.store.memory.active == MARK
+            await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+            assert served(world)
+
+
+@looped
 async def test_a_copy_that_could_not_be_opened_in_time_is_not_kept_for_a_clone() -> None:
     """The key service says that it cannot just now, after the memory was found to be another machine's."""
     world = World(memory=REMEMBERED)
