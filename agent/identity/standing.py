@@ -107,7 +107,9 @@ def standing(state: State, cloud: Cloud, now: datetime) -> Standing:
         return LeaseOver(identity.bundle.seq) if over else Routed(identity, slot)
     if cloud in state.memory.decided:
         opened = state.being_opened
-        if opened is None and may_fall_back(state, cloud):
+        # Not lost: it may be in force again in a moment.
+        set_aside = state.doubt is not None and identity is None and state.memory.active is not None
+        if opened is None and not set_aside and may_fall_back(state, cloud):
             return _machines(state, cloud)
         if state.doubt is not None:
             return Doubted(state.doubt)

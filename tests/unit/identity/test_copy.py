@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from datetime import datetime
 
-from agent.core.model import Action, Bundle, Cloud
+from agent.core.model import Action, Bundle, Cloud, OnExpiry
 from agent.core.verdict import Accepted, Key, Memory, Policy
 from agent.core.view import Ended, Live, Pending
 from tests.fakes.clock import START
@@ -42,6 +42,31 @@ def test_what_was_in_force_is_not_served_in_a_doubt_and_goes_on_after_it() -> No
     it.adopt("aws:i-1")
     take(it, first, resume=True)
     assert served(it) == before
+
+
+def test_nobody_becomes_the_machine_by_a_doubt() -> None:
+    """What is set aside is not lost: its sender lets the machine's identity follow it at its end, and not before."""
+    it, first = store(), bundle(session(), on_expiry=OnExpiry.FALLBACK)
+    take(it, first)
+    before = served(it)
+    it.doubt("another name")
+    for work in it.due(START):
+        it.put(work, aws_credential(START, minutes=60), START)
+    assert isinstance(it.answer(Cloud.AWS, START), Pending)
+    it.adopt("aws:i-1")
+    take(it, first, resume=True)
+    assert served(it) == before
+
+
+def test_a_doubt_takes_no_fallback_that_a_withdrawal_gave() -> None:
+    """Nothing is set aside then: whichever machine this is, its own identity is what it has."""
+    it = store()
+    take(it, bundle(session()))
+    take(it, bundle(seq=2, action=Action.WITHDRAW, on_expiry=OnExpiry.FALLBACK))
+    it.doubt("another name")
+    (work,) = [one for one in it.due(START) if one.key == MACHINE]
+    it.put(work, aws_credential(START, minutes=60), START)
+    assert served(it) is not None
 
 
 def test_what_comes_during_a_doubt_is_in_force_and_stays_so() -> None:
