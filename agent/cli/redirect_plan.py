@@ -232,7 +232,7 @@ def _users(section: configuration.Redirect, known: Mapping[str, int], directory:
     named = _Named(list(ranges.parse_uids(section.uids)), {}, {}, [])
     for name in section.users:
         uid = directory(name)
-        if uid is None and name in known:
+        if uid is None and name in known and not _NUMBER.match(name):  # that may be one who is refused
             uid = known[name]
             said = f"redirect.users: no user {name!r} is found any more: uid {uid}, as it was, stays a worker"
             named.pending.append(said)

@@ -192,6 +192,20 @@ def test_who_may_be_meant_by_a_name_that_nobody_has_is_refused(tmp_path: Path, n
     assert "(uid 1) may be meant, and is refused" in made["pending"][0]
 
 
+def test_who_may_be_meant_does_not_become_a_worker_by_being_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number in place of a name is no name that was found before, however often a plan is made."""
+    known = tmp_path / "users.json"
+    monkeypatch.setattr(planning.known_users, "__defaults__", (known,))
+    for name in ("1", "Daemon", "daemon@EXAMPLE.ORG"):
+        known.unlink(missing_ok=True)
+        for _ in range(3):
+            made = plan(tmp_path, f'uids = []\nusers = ["{name}"]\nuser = ["bin"]')
+            assert (made["uids"], made["refused"]) == ([], [[1, 2]])
+            known.write_text(json.dumps(made["users"]))
+
+
 def test_a_worker_is_one_by_each_uid_that_it_may_become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rootless container on the host's network, or newuidmap(1): else a worker would be the machine by another uid."""
     file = tmp_path / "subuid"
