@@ -233,7 +233,8 @@ class Restorer:
 
         Returns when it is known again.
         """
-        self._who.audiences = frozenset()  # those of the name before
+        self._who.audiences = frozenset()  # those of the name before: until it is said again, nothing is for us by it
+        self._prepared.opening.answer_to(self.audience(), ())
         await self._identified(name, found, self.audience(), verdict=None if name else Whose.UNKNOWN)
         if self.controller.store.doubted:
             await self.identify_late(at_once=False)

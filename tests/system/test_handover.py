@@ -26,6 +26,12 @@ from tests.system.harness import AUDIENCE, ISSUER, Agent, World, background, unt
 USER = "ASIAUSER000000000000"
 MACHINE = "ASIAMACHINE000000001"
 HASTY = "import agent.daemon.who\nagent.daemon.who.ASK_AGAIN_SECONDS = 0.2\n"
+GAPS = """
+import agent.daemon.still as still
+still.ASK_SECONDS, still.UNCONFIRMED_SECONDS, look = 0.2, 0.0, still.Still.look
+still.Still.look = lambda self: self.gap() or look(self)
+"""
+"""Each look comes after a gap in some clock, and silence is not waited for."""
 
 
 @pytest.fixture
@@ -252,6 +258,26 @@ class TestTheMachinesOwn:
                 ec2.instance_id = "i-1"
                 until(lambda: agent.access_key() == USER, what="the bundle")
                 assert agent.events("bundle.not_resumed") == []
+
+    def test_in_a_doubt_no_bundle_counts_as_addressed_to_this_machine(
+        self, world: World, manager: NotifySocket
+    ) -> None:
+        """Silence after a gap: whatever names the machine that this one was taken for is not for it, whoever brings it."""
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto", "audience": []}}
+            environ = {"NOTIFY_SOCKET": str(manager.path)}
+            with world.agent(changes, environ=environ, prelude=HASTY + GAPS) as agent:
+                agent.ready()
+                own = next(name for name in agent.status()["audiences"] if "key:" not in name)
+                mine = world.seal(world.session(USER), audiences=[own])
+                assert agent.push(mine)["outcome"] == "accepted"
+                ec2.endpoint_enabled = False
+                agent.wait_for("memory.doubtful")
+                assert agent.push(mine)["code"] == "audience"
+                assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                ec2.endpoint_enabled = True
+                until(lambda: agent.access_key() == USER, what="the bundle")
 
     def test_a_restart_in_a_doubt_settles_nothing(self, world: World, manager: NotifySocket) -> None:
         """A service that is silent at the next start confirms nobody: firmware and boot are the original's too."""
