@@ -45,12 +45,16 @@ def test_a_process_sees_the_same_of_itself_later() -> None:
 
 def test_of_one_that_has_ended_there_is_nothing() -> None:
     """No error, and no other process's figures under the number that is free again."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    begun = [sys.executable, "-c", "print('there', flush=True); input()"]
+    with subprocess.Popen(begun, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # until then the kernel may count no memory of it yet
         watched = Watched(process.pid)
-        assert watched.usage().resident_bytes > 0
+        there = watched.usage().resident_bytes
         process.kill()
-    assert watched.usage().resident_bytes == 0
+    gone = watched.usage().resident_bytes
     watched.close()
+    assert there > gone == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
