@@ -23,23 +23,31 @@ class Stragglers:
         self._serve = serve
         self._told = told
         self._changed = threading.Condition()
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, object] = {}
+        self._begun: dict[str, int] = {}  # whose turn it was when, of those that are late
+        self._turn = 0
 
     def attend(self, names: Collection[str]) -> None:
         """Begin with those of them that nobody waits for yet. Returns at once."""
         with self._changed:
-            for name in sorted(names):
+            self._begun = {name: turn for name, turn in self._begun.items() if name in names}
+            # Whose turn is longest ago comes first: else as many that never answer would keep out all others.
+            for name in sorted(names, key=lambda one: (self._begun.get(one, 0), one)):
                 if len(self._under_way) >= AT_ONCE:
                     return
                 if name not in self._under_way:
-                    self._under_way.add(name)
+                    self._turn += 1
+                    self._begun[name] = self._turn
                     # A daemon thread: a program that ends does not wait for it either.
-                    threading.Thread(target=self._one, args=(name,), name="credential-agent-late", daemon=True).start()
+                    thread = threading.Thread(target=self._one, args=(name,), name="credential-agent-late", daemon=True)
+                    self._under_way[name] = thread
+                    thread.start()
 
     def wait(self) -> None:
-        """Until those that were begun with have been dealt with."""
+        """Until those that were begun with have been dealt with; not for whoever is begun with meanwhile."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way)
+            begun = set(self._under_way.values())
+            self._changed.wait_for(lambda: begun.isdisjoint(self._under_way.values()))
 
     def _one(self, name: str) -> None:
         try:
@@ -49,5 +57,5 @@ class Stragglers:
                 self._told()
         finally:
             with self._changed:
-                self._under_way.discard(name)
+                self._under_way.pop(name, None)
                 self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import pytest
 from agent.core.model import Action
 from agent.forward import State, session
 from agent.forward.courier import PROMPT_SECONDS, Job, LateError
+from agent.forward.late import AT_ONCE, Stragglers
 from tests.system.harness import until
 from tests.unit.forward.support import Processes, World
 
@@ -143,3 +145,57 @@ def test_a_newcomer_whose_agent_is_about_to_start_keeps_waiting(world: World) ->
             assert machine.changed.wait_for(lambda: machine.bundle is not None, 30)
         until(lambda: f.status().served == 1)
         assert "refused" not in courier.told[: courier.told.index("served")]
+
+
+def test_as_many_as_are_waited_for_keep_nobody_out() -> None:
+    """However many never answer, one that is late among them has its turn: none is asked twice before."""
+    asked: list[str] = []
+    go_on = threading.Semaphore(0)
+
+    def serve(name: str) -> None:
+        asked.append(name)
+        go_on.acquire()
+
+    some = Stragglers(serve, lambda: None)
+    late = {f"w{index:02}" for index in range(AT_ONCE + 8)}
+    some.attend(late)
+    go_on.release(AT_ONCE)
+    some.wait()
+    some.attend(late)
+    go_on.release(AT_ONCE)
+    some.wait()
+    assert set(asked) == late
+
+
+def test_who_waits_for_the_late_does_not_wait_for_ever() -> None:
+    """Each of two that never answer is asked again while the other is: who waited for both goes on all the same."""
+    begun = {name: threading.Semaphore(0) for name in "ab"}
+    go_on = {name: threading.Semaphore(0) for name in "ab"}
+
+    def serve(name: str) -> None:
+        begun[name].release()
+        go_on[name].acquire()
+
+    some = Stragglers(serve, lambda: None)
+
+    def asked_again(name: str) -> bool:
+        some.attend(begun)
+        return begun[name].acquire(blocking=False)
+
+    def turn_of_each() -> bool:
+        for name, gone_on in go_on.items():
+            gone_on.release()
+            until(functools.partial(asked_again, name))
+        return not waiting.is_alive()
+
+    some.attend(begun)
+    for one in begun.values():
+        one.acquire()
+    waiting = threading.Thread(target=some.wait)
+    waiting.start()
+    try:
+        until(turn_of_each)
+    finally:
+        for one in go_on.values():
+            one.release()
+        waiting.join()
