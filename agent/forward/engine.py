@@ -175,7 +175,7 @@ class Engine:
             self._roster.enrol(unknown, admission, seconds)
         again, told = self._deliver([agent for agent in agents if agent.enrolment is not None], seconds)
         if again:
-            self._roster.enrol(again, admission, seconds)
+            self._roster.enrol(again, self._admission(self._local), seconds)
             _, more = self._deliver([agent for agent in again if agent.enrolment is not None], seconds)
             told |= more
         return told
@@ -201,8 +201,10 @@ class Engine:
             for agent in group:
                 agent.say(State.WAITING, "the identity that was forwarded has ended", "sign in again on this computer")
             return [], set()
-        for agent in group:
-            agent.in_doubt = True
+        admission = self._admission(self._local)  # after it is sealed: of this identity, or of a later one
+        if any(agent.admission != admission for agent in group):
+            # Somebody signed on as another while one of them was vouched for: to this identity it was not admitted.
+            return list(group), set()
         job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="served", session=self._subject, seconds=seconds)
         replies = self._roster.ask(job, list(speaking))
         return [one for name, one in speaking.items() if not self._hear(one, replies[name], seq, version)], set(

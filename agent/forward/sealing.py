@@ -75,6 +75,9 @@ class Sealer:
         with self._lock:
             if self._over or not (collected or more):
                 return None, 0
+            for agent in group:
+                # Before the end can come: who ends it takes back what is on its way.
+                agent.in_doubt = True
             lease = self._lease
             if longest is not None and (lease is None or lease.total_seconds() > longest):
                 lease = timedelta(seconds=longest)

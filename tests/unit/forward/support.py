@@ -186,6 +186,8 @@ class World:
     def now(self) -> datetime:
         return now() + self.time_gone
 
-    def forward(self, **wanted: Any) -> Forward:
+    def forward(
+        self, *, verify: Callable[[Policy, Callable[[], datetime]], Verify] = verifier, **wanted: Any
+    ) -> Forward:
         given = {"gcp": None, "issuer": ISSUER, "signer": self.signer, "progress": False, **wanted}
-        return begin(lambda *_: self.courier, given, verify=verifier, now=self.now)
+        return begin(lambda *_: self.courier, given, verify=verify, now=self.now)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from agent.core.model import Action
+from agent.enrol import Enrolment, Machine, Policy
 from agent.forward import State, session
 from agent.forward.courier import PROMPT_SECONDS, Job, LateError
+from agent.forward.enrolling import Verify
 from agent.forward.late import AT_ONCE, Stragglers
 from tests.system.harness import until
-from tests.unit.forward.support import Processes, World
+from tests.unit.forward.support import Processes, World, verifier
 
 
 @dataclass
@@ -114,6 +116,38 @@ def test_a_newcomer_that_hangs_is_waited_for(world: World) -> None:
         with machine.changed:
             assert machine.changed.wait_for(lambda: machine.bundle is not None, 30)
         until(lambda: f.status().served == 1)
+
+
+def test_who_was_admitted_to_another_identity_is_asked_anew(world: World) -> None:
+    """Somebody signs on to another account while a late machine is vouched for: that account's identity it does not get."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(policy: Policy, now: Callable[[], datetime]) -> Verify:
+        verify = verifier(policy, now)
+
+        def waiting(enrolment: Enrolment) -> Machine:
+            machine = verify(enrolment)
+            if not asked.is_set():
+                asked.set()
+                go_on.wait()
+            return machine
+
+        return waiting
+
+    with world.forward(verify=slow) as f:
+        courier = courier_of(world)
+        courier.hanging.add("m-0")
+        machine = world.machine("m")
+        until(lambda: len(f.status().workers) == 1)
+        courier.go_on()
+        try:
+            assert asked.wait(30)
+            world.sign_on(account="999999999999")
+            until(lambda: f.status().renewals == 1)
+        finally:
+            go_on.set()
+        assert f.refresh().workers[0].state is State.EVIDENCE
+        assert machine.accepted == []
 
 
 @dataclass
