@@ -236,14 +236,17 @@ class Engine:
             agent.say(State.REFUSED, reason)
         return True
 
-    def withdraw(self) -> int:
-        """Take the identity away from every agent that has it from us, or may have; returns from how many.
+    def withdraw(self) -> tuple[int, int]:
+        """Take the identity away from every agent that has it from us, or may have. Nothing is given to anybody then.
 
-        Nothing is given to anybody after that.
+        Returns:
+            From how many it was taken, and from how many not, whose workers are still there.
         """
         self._sealer.end()
-        having = self._having()
-        return sum(_side_by_side(self._take_from, _slices([a for a in having if a.enrolment or a.former], self._group)))
+        ours = [agent for agent in self._having() if agent.enrolment or agent.former]
+        having = list(self._roster.speaking(ours, silent=True).values())
+        taken = sum(_side_by_side(self._take_from, _slices(having, self._group)))
+        return taken, len(having) - taken
 
     def has_given(self) -> bool:
         """Whether anybody has something of ours, or may have."""
@@ -259,7 +262,7 @@ class Engine:
             session=self._subject,
             seconds=PROMPT_SECONDS,
         )
-        speaking = self._roster.speaking(group)
+        speaking = self._roster.speaking(group, silent=True)
         replies = self._roster.ask(job, list(speaking))
         taken = 0
         for name, agent in speaking.items():

@@ -51,6 +51,7 @@ class Agent:
 
     Attributes:
         workers: those that reach it, as far as is known.
+        last: the one that reached it last, when none does now; ``None``: that has left the cluster.
         enrolment: its key and what was said with it; ``None`` until it was asked.
         former: the same, before it was asked anew: what it has from us is sealed to that key.
         admission: by which that was admitted: it holds for the identity of then.
@@ -63,6 +64,7 @@ class Agent:
 
     id: str
     workers: dict[str, None] = field(default_factory=dict)
+    last: str | None = None
     enrolment: Enrolment | None = None
     former: Enrolment | None = None
     admission: Admission | None = None
@@ -155,12 +157,16 @@ class Roster:
         with self._lock:
             for name in [one for one in (*self.of, *self._alone) if one not in names]:
                 self._forget(name)
+            for agent in self.agents.values():
+                if agent.last not in names:
+                    agent.last = None
             self.late.intersection_update(names)
 
     def _forget(self, name: str) -> None:
         at = self.of.pop(name, None)
         if at is not None:
             self.agents[at].workers.pop(name, None)
+            self.agents[at].last = name
         self._alone.pop(name, None)
         self._hosts.pop(name, None)
 
@@ -238,17 +244,19 @@ class Roster:
                 return min(max(most, LEASES[0]), LEASES[1]) if type(most) is int and most > 0 else None
         return None
 
-    def speaking(self, agents: Sequence[Agent], *, late: bool = True) -> dict[str, Agent]:
+    def speaking(self, agents: Sequence[Agent], *, late: bool = True, silent: bool = False) -> dict[str, Agent]:
         """The agents by the worker through which each is reached; without those that none reaches any more.
 
         Args:
             agents: which.
             late: also those that are reached only by a worker that owes an answer.
+            silent: also those that are reached no more, by a worker that is still there and may speak again.
         """
         found: dict[str, Agent] = {}
         with self._lock:
             for agent in agents:
-                name = min(agent.workers, key=self.late.__contains__, default=None)
+                last = agent.last if silent and agent.last not in self.of else None
+                name = min(agent.workers, key=self.late.__contains__, default=last)
                 if name is not None and (late or name not in self.late):
                     found[name] = agent
         return found

@@ -119,7 +119,7 @@ class Forward:
         finally:
             # Also for who presses Ctrl-C a second time: what was not taken back is said.
             self._status = self._engine.status()
-            self._teller.left(self._status, taken, datetime.now(UTC))
+            self._teller.left(self._status, taken)
 
     def _enter(self) -> None:
         self._not_over()

@@ -77,18 +77,23 @@ class Teller:
             if hint:
                 self._line(f"    hint: {hint}")
 
-    def left(self, status: Status, taken: int | None, now: datetime) -> None:
-        """Say at the end until when the workers are served without us."""
-        if taken == 0 and not status.served:
+    def left(self, status: Status, taken: tuple[int, int] | None) -> None:
+        """Say at the end until when the workers are served without us.
+
+        Args:
+            status: how they stand.
+            taken: from how many machines it was withdrawn, and from how many it could not be; ``None``: from none.
+        """
+        if taken is None:
+            self._line(f"left: {status.served} workers are served without this program{_end(status)}")
+            return
+        well, ill = taken
+        if not well and not ill:
             self._line("nobody was served, so nothing was withdrawn")
             return
-        if taken is not None:
-            self._line(f"withdrawn from {taken} machine{'' if taken == 1 else 's'}: the workers have it no longer")
-            if status.served:
-                self._line(f"  but from {status.served} workers it was not: they have it{_end(status)}")
-            return
-        self._line(f"left: {status.served} workers are served without this program{_end(status)}")
-        del now
+        self._line(f"withdrawn from {_machines(well)}: the workers have it no longer")
+        if ill:
+            self._line(f"  but not from {_machines(ill)}, which may have it{_end(status)}")
 
     def _line(self, text: str) -> None:
         if self._out is None:
@@ -97,6 +102,10 @@ class Teller:
         plain = "".join(one if one.isprintable() else " " for one in text[:LONGEST])
         with contextlib.suppress(OSError, ValueError):  # a terminal that was closed ends no renewal
             self._out.write(f"credential-agent: {plain}\n")
+
+
+def _machines(count: int) -> str:
+    return f"{count} machine{'' if count == 1 else 's'}"
 
 
 def _end(status: Status) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from agent.core.errors import UsageError
 from agent.core.model import Action
-from agent.forward import Job
+from agent.forward import Job, LateError, State
+from tests.system.harness import until
 from tests.unit.forward.support import Processes, World
 
 
@@ -41,6 +42,51 @@ def test_who_gives_up_while_it_begins_leaves_nothing_behind(world: World) -> Non
     with pytest.raises(KeyboardInterrupt):
         world.forward()
     assert [one.action for one in machine.accepted] == [Action.SET, Action.WITHDRAW]
+
+
+@dataclass
+class Silent(Processes):
+    """Nothing is heard of some workers.
+
+    Attributes:
+        silent: their names.
+        at_the_end: even at the end.
+    """
+
+    silent: set[str] = field(default_factory=set)
+    at_the_end: bool = False
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        silent = self.silent if self.at_the_end or job.after != "withdrawn" else set()
+        said = super().call(job, [one for one in workers if one not in silent])
+        return {**said, **{one: LateError("no answer in time") for one in workers if one in silent}}
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_who_was_not_heard_of_for_long_is_told_of_the_end(
+    world: World, capsys: pytest.CaptureFixture[str], *, at_the_end: bool
+) -> None:
+    """Of whom nothing was heard for long has it all the same: it is taken back there too, or it is said that it was not."""
+    world.courier = courier = Silent({}, at_the_end=at_the_end)
+    machine = world.machine("m")
+    with world.forward(progress=True) as f:
+        courier.silent.add("m-0")
+        until(lambda: f.refresh().workers[0].state is State.UNREACHABLE)
+    said = capsys.readouterr().err
+    assert (machine.bundle is not None) is at_the_end
+    assert (", which may have it until" in said) is at_the_end
+    assert f"withdrawn from {0 if at_the_end else 1} machine" in said
+
+
+def test_who_has_left_is_not_asked_at_the_end(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cluster that has shrunk is not asked for its former machines, nor is anybody alarmed about them."""
+    world.machine("stays")
+    world.machine("leaves")
+    with world.forward(progress=True) as f:
+        del world.courier.sockets["leaves-0"]
+        assert len(f.refresh().workers) == 1
+    assert "withdrawn from 1 machine:" in (said := capsys.readouterr().err)
+    assert "but not from" not in said
 
 
 def test_an_error_in_the_block_takes_it_back_and_goes_on(world: World) -> None:
