@@ -48,15 +48,16 @@ def sts_url(endpoint: str) -> str | None:
     """
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
-    if parts.scheme == "https" and parts.port in (None, 443):
+    if parts.scheme == "https" and parts.netloc.lower() in (host, f"{host}:443"):
         if is_sts_host(host):
             return None
         if is_vpc_endpoint(host):
             return f"https://{host}/"
     if _is_here(host):
         return endpoint
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"[:100]  # not who somebody is there, nor his password
     raise UsageError(
-        f"sts is configured to be at {endpoint[:100]!r}, and whoever answers there could vouch for any machine",
+        f"sts is configured to be at {place!r}, and whoever answers there could vouch for any machine",
         hint="leave out AWS_ENDPOINT_URL_STS, AWS_ENDPOINT_URL and the profile's endpoint_url, or name a VPC endpoint "
         "of STS: https://vpce-ID.sts.REGION.vpce.amazonaws.com",
     )

@@ -105,10 +105,13 @@ def test_evidence_is_sent_to_sts_or_nowhere(tmp_path: Path, monkeypatch: pytest.
         "http://10.0.0.1",
         "https://127.0.0.1.example",
         "https://sts.amazonaws.com:8443",
+        "https://sts.amazonaws.com:99999",
+        "https://ada:password@minio.example",
     ):
         with pytest.raises(UsageError, match="vouch for any machine") as caught:
             sts_url(other)
         assert "AWS_ENDPOINT_URL_STS" in str(caught.value.hint)
+        assert "password" not in caught.value.message
     (tmp_path / "config").write_text(
         f"[profile vpc]\nservices = s\n[profile far]\nendpoint_url = https://minio.example\n[services s]\nsts =\n"
         f"  endpoint_url = {own}\n"
