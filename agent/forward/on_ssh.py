@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ class Ssh:
         self._hosts = tuple(dict.fromkeys(hosts))
         self._command = tuple(command)
         self._turn = threading.BoundedSemaphore(AT_ONCE)  # of all that this forwarding asks at the same time
+        self._running: set[subprocess.Popen[bytes]] = set()
 
     def workers(self) -> Sequence[str]:
         """The hosts."""
@@ -69,9 +71,15 @@ class Ssh:
                 raise
 
     def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
-        """No host joins later: the hosts are those that were named."""
+        """No host joins later: the hosts are those that were named. At the end nobody waits for one that hangs."""
         del joined
-        return lambda: None
+
+        def leave() -> None:
+            # A program waits at its end for threads such as those that read from these.
+            for process in list(self._running):
+                process.kill()
+
+        return leave
 
     def _one(self, host: str, job: Job, begun: list[subprocess.Popen[bytes]]) -> str | Exception:
         # BatchMode: a question of ssh's would wait for somebody who is not there. A jump host's ssh does not know of
@@ -90,12 +98,17 @@ class Ssh:
             except OSError as error:
                 return CourierError(f"{self._command[0]} cannot be run: {type(error).__name__}")
             begun.append(process)
+            self._running.add(process)
             with process:
                 try:
                     said, complaint = process.communicate(job.script.encode(), job.seconds + CONNECT_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     return LateError(f"ssh to {host} did not end in {job.seconds + CONNECT_SECONDS:.0f} s")
+                finally:
+                    self._running.discard(process)
+        if process.returncode == -signal.SIGKILL:
+            return LateError(f"ssh to {host} was ended")
         return _reply(host, process.returncode, said, complaint)
 
 

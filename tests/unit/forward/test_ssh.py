@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from agent.core.errors import UsageError
-from agent.forward import State
+from agent.forward import Job, LateError, State
 from agent.forward.on_ssh import Ssh
+from tests.system.harness import until
 from tests.unit.forward.support import World
 
 SSH = """#!/bin/sh
@@ -20,6 +24,7 @@ case "$5" in
   down) echo "ssh: connect to host down port 22: Connection refused" >&2; exit 255;;
   jump) echo "me@gate: Permission denied (publickey)." >&2; echo "Connection closed by UNKNOWN port 65535" >&2; exit 255;;
   closed) echo "Authorised use only" >&2; echo "This account is currently not available."; exit 1;;
+  stuck) if [ -e @HOME@/stuck ]; then echo $$ >>@HOME@/pids; exec sleep 3600; fi;;
   snake) echo "Authorised use only" >&2; PATH=@HOME@/no exec /bin/sh -c "$6";;
 esac
 echo "Welcome to $5"
@@ -81,6 +86,29 @@ def test_whatever_the_login_shell_is_it_runs(world: World) -> None:
         world.courier = Ssh([shell], command=[str(program)])  # type: ignore[assignment]
         with world.forward() as f:
             assert f.status().served == 1, shell
+
+
+def test_nobody_waits_at_the_end_for_a_host_that_hangs(world: World) -> None:
+    """The ssh that waits for it ends with the forwarding: else the program waits for it at its own end, or leaves it behind."""
+    pids = world.home / "pids"
+    (world.home / "stuck").touch()
+    courier = Ssh(["stuck"], command=[str(world.home / "ssh")])
+    leave = courier.watch(lambda _: None)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(courier.call, Job(steps=(), seconds=1800), ["stuck"])
+
+        def ended() -> bool:
+            leave()
+            return asked.done()
+
+        try:
+            until(lambda: pids.exists() and pids.read_text().endswith("\n"))
+            until(ended)
+        finally:
+            if not asked.done():
+                os.kill(int(pids.read_text()), signal.SIGKILL)
+        assert isinstance(asked.result()["stuck"], LateError)
+    assert not Path("/proc", pids.read_text().strip()).exists()
 
 
 def test_a_host_is_never_an_option() -> None:
