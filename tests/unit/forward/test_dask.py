@@ -125,7 +125,8 @@ def cluster(world: World) -> Iterator[Cluster]:
 def forward(world: World, client: Any, reconnect: Any = None, **wanted: Any) -> Any:
     given = {"gcp": None, "signer": world.signer, "progress": False, **wanted}
     return begin(
-        lambda session, issuer: Dask(client, session=session, issuer=issuer, reconnect=reconnect),
+        # A slow machine is no reason to let a newcomer go without.
+        lambda session, issuer: Dask(client, session=session, issuer=issuer, patience=120.0, reconnect=reconnect),
         given,
         lazy=lambda made: made.in_its_loop,
         verify=verifier,
