@@ -249,8 +249,8 @@ class Cluster:
     # -- machines
 
     def boot(self, *names: str) -> None:
-        """Switch machines on, beside each other: ``google`` is one of Google's, the others are of EC2."""
-        for worker in self.pool.map(self._boot, names):
+        """Switch machines on that are not, beside each other: ``google`` is one of Google's, the others are of EC2."""
+        for worker in self.pool.map(self._boot, [name for name in names if name not in self.workers]):
             self.workers[worker.name] = worker
 
     def _boot(self, name: str) -> Worker:

@@ -2,12 +2,14 @@
 
     python sender.py SCHEDULER OPTIONS
 
-OPTIONS are those of ``forward.dask`` as JSON. A line on standard output is a JSON object: each worker with its state and
-reason, and the content keys that were made so far, which nobody else may ever see.
+OPTIONS are those of ``forward.dask`` as JSON, and ``patience``: how long a newcomer waits, in seconds. A line on
+standard output is a JSON object: each worker with its state and reason, and the content keys that were made so far,
+which nobody else may ever see.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import signal
@@ -18,6 +20,7 @@ from typing import Any
 from distributed import Client
 
 from agent import forward
+from agent.forward import on_dask
 
 
 def main() -> None:
@@ -50,7 +53,10 @@ def main() -> None:
             sys.stdout.write(said + "\n")
             sys.stdout.flush()
 
-    with forward.dask(client, **json.loads(sys.argv[2])) as running:
+    options = json.loads(sys.argv[2])
+    if patience := options.pop("patience", None):
+        on_dask.Dask = functools.partial(on_dask.Dask, patience=patience)  # type: ignore[assignment, misc]
+    with forward.dask(client, **options) as running:
         while True:
             say(running.status())
             if ended.wait(0.2):

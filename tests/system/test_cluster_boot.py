@@ -259,7 +259,8 @@ def test_evidence_of_another_machine_is_of_no_use(cluster: Cluster, role: str, s
 
 def test_a_machine_that_boots_later_is_served_before_its_first_task(cluster: Cluster) -> None:
     """A task that waits for a machine which is not there yet reads by David's session, and never fails before."""
-    with cluster.workers["one"].joined(), cluster.forward() as sender:
+    # A slow machine is no reason to let a newcomer go without.
+    with cluster.workers["one"].joined(), cluster.forward(patience=120.0) as sender:
         sender.until(one="served")
         waiting = cluster.start("late", cluster.program("late", READ))
         cluster.boot("two")
@@ -273,6 +274,7 @@ def test_a_machine_that_boots_later_is_served_before_its_first_task(cluster: Clu
 
 def test_the_end_of_the_block_takes_it_from_every_machine(cluster: Cluster) -> None:
     """No machine keeps the identity, nor falls back to its own, when the program leaves the block."""
+    cluster.boot("two")
     both = [cluster.workers[name] for name in ("one", "two")]
     with both[0].joined(), both[1].joined():
         with cluster.forward() as sender:
