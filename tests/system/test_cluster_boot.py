@@ -94,7 +94,7 @@ print(client.submit(read, retries=0).result())
 def test_a_program_reads_private_data_by_one_line_more(cluster: Cluster) -> None:
     """Fifteen lines fail without the line and read with it, by a session of David's, as the cloud sees it."""
     one = cluster.workers["one"]
-    text = PROGRAM.read_text()
+    text, before = PROGRAM.read_text(), len(cluster.reads())
     with one.joined():
         one.machine.until(lambda: one.machine.status()["clouds"]["aws"]["state"] == "live", what="the end of the grace")
         without = cluster.run("without", cluster.program("without", text.replace(LINE, "if True:")))
@@ -102,7 +102,7 @@ def test_a_program_reads_private_data_by_one_line_more(cluster: Cluster) -> None
         assert "AccessDenied" in without.complained()
         with_it = cluster.run("with_it", cluster.program("with_it", text))
         assert with_it.said().count(accounts.NUMBERS) == 6, with_it.complained()
-    good = [read["access_key_id"] for read in cluster.reads() if read["status"] == 200]
+    good = [read["access_key_id"] for read in cluster.reads()[before:] if read["status"] == 200]
     assert len(good) == 6
     assert all(cluster.recognized(key) for key in good)
 
@@ -119,7 +119,7 @@ def test_scheduler_and_wire_have_ciphertext_alone(cluster: Cluster) -> None:
     heard = ear.said(apart_from=(AWS, GOOGLE))
     told = [session[part] for session in cluster.davids_sessions() for part in ("secret_access_key", "session_token")]
     assert keys
-    assert len(told) >= 4
+    assert len(told) >= 2
     for place in (heard, remembered):
         assert b"x-credential-agent-nonce" in place
         assert not [secret for secret in (*told, *cluster.secrets.values()) if seen(secret.encode(), place)]
