@@ -159,11 +159,16 @@ class Forward:
     async def __aenter__(self) -> Self:
         self._enter()
         if self._thread is None:
-            await asyncio.to_thread(self._start)
+            try:
+                await _to_its_end(self._start)
+            except asyncio.CancelledError:
+                # Ctrl-C, or a timeout: nobody leaves a block that was not entered.
+                await _to_its_end(self.close)
+                raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self.close)
+        await _to_its_end(self.close)
 
     # -- the thread
 
@@ -272,6 +277,18 @@ class Forward:
             if not self._closed:
                 self._status = self._engine.status()
                 self._teller.now(self._status, datetime.now(UTC))
+
+
+async def _to_its_end(function: Callable[[], None]) -> None:
+    """Run it in a thread. Who is cancelled meanwhile waits for its end, once: the client's loop must run for it."""
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        if not running.cancelled():
+            await asyncio.wait([running])
+            running.exception()  # of a task that nobody asks, asyncio would complain
+        raise
 
 
 class _Sleep:

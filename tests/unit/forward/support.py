@@ -187,7 +187,11 @@ class World:
         return now() + self.time_gone
 
     def forward(
-        self, *, verify: Callable[[Policy, Callable[[], datetime]], Verify] = verifier, **wanted: Any
+        self,
+        *,
+        verify: Callable[[Policy, Callable[[], datetime]], Verify] = verifier,
+        lazy: Callable[[Any], bool] = lambda _: False,
+        **wanted: Any,
     ) -> Forward:
         given = {"gcp": None, "issuer": ISSUER, "signer": self.signer, "progress": False, **wanted}
-        return begin(lambda *_: self.courier, given, verify=verify, now=self.now)
+        return begin(lambda *_: self.courier, given, verify=verify, lazy=lazy, now=self.now)

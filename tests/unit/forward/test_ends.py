@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +89,49 @@ def test_who_has_left_is_not_asked_at_the_end(world: World, capsys: pytest.Captu
         assert len(f.refresh().workers) == 1
     assert "withdrawn from 1 machine:" in (said := capsys.readouterr().err)
     assert "but not from" not in said
+
+
+@dataclass
+class Slow(Processes):
+    """What is carried for one purpose takes long.
+
+    Attributes:
+        what: the purpose.
+        begun: it is under way.
+        go_on: it may end.
+    """
+
+    what: str = ""
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        if job.after == self.what:
+            self.begun.set()
+            self.go_on.wait()
+        return super().call(job, workers)
+
+
+@pytest.mark.parametrize("moment", ["served", "withdrawn"])
+def test_a_coroutine_that_is_cancelled_leaves_nothing_behind(world: World, moment: str) -> None:
+    """Ctrl-C or a timeout while ``async with`` begins or ends: the coroutine ends when the identity is taken back."""
+    world.courier = courier = Slow({}, what=moment)
+    machine = world.machine("m")
+
+    async def block() -> None:
+        async with world.forward(lazy=lambda _: True):
+            pass
+
+    async def main() -> None:
+        task = asyncio.create_task(block())
+        assert await asyncio.to_thread(courier.begun.wait, 30)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.1, courier.go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [one.action for one in machine.accepted] == [Action.SET, Action.WITHDRAW]
+
+    asyncio.run(main())
 
 
 def test_an_error_in_the_block_takes_it_back_and_goes_on(world: World) -> None:
