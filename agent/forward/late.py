@@ -36,12 +36,15 @@ class Stragglers:
                 if len(self._under_way) >= AT_ONCE:
                     return
                 if name not in self._under_way:
-                    self._turn += 1
-                    self._begun[name] = self._turn
                     # A daemon thread: a program that ends does not wait for it either.
                     thread = threading.Thread(target=self._one, args=(name,), name="credential-agent-late", daemon=True)
+                    try:
+                        thread.start()
+                    except RuntimeError:  # this computer has no further thread just now
+                        return
+                    self._turn += 1
+                    self._begun[name] = self._turn
                     self._under_way[name] = thread
-                    thread.start()
 
     def wait(self) -> None:
         """Until those that were begun with have been dealt with; not for whoever is begun with meanwhile."""

@@ -201,6 +201,22 @@ def test_as_many_as_are_waited_for_keep_nobody_out() -> None:
     assert set(asked) == late
 
 
+def test_a_computer_without_a_further_thread_forgets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can begin nothing ends, and who is late has its turn when one can."""
+    asked: list[str] = []
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    some = Stragglers(asked.append, lambda: None)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refused)
+        some.attend({"a"})
+    some.attend({"a"})
+    some.wait()
+    assert asked == ["a"]
+
+
 def test_who_waits_for_the_late_does_not_wait_for_ever() -> None:
     """Each of two that never answer is asked again while the other is: who waited for both goes on all the same."""
     begun = {name: threading.Semaphore(0) for name in "ab"}
