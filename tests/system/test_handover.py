@@ -20,6 +20,7 @@ from tests.fakes.behind import Behind
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.https_store import HttpsStore
 from tests.fakes.notify_socket import NotifySocket
+from tests.fakes.served import Fault
 from tests.fakes.sts import FakeSts
 from tests.system.harness import AUDIENCE, ISSUER, Agent, World, background, until
 
@@ -28,8 +29,7 @@ MACHINE = "ASIAMACHINE000000001"
 HASTY = "import agent.daemon.who\nagent.daemon.who.ASK_AGAIN_SECONDS = 0.2\n"
 GAPS = """
 import agent.daemon.still as still
-still.ASK_SECONDS, still.UNCONFIRMED_SECONDS, look = 0.2, 0.0, still.Still.look
-still.Still.look = lambda self: self.gap() or look(self)
+still.ASK_SECONDS, still.UNCONFIRMED_SECONDS, still.GAP_SECONDS = 0.2, 0.0, -1.0
 """
 """Each look comes after a gap in some clock, and silence is not waited for."""
 
@@ -272,11 +272,11 @@ class TestTheMachinesOwn:
                 own = next(name for name in agent.status()["audiences"] if "key:" not in name)
                 mine = world.seal(world.session(USER), audiences=[own])
                 assert agent.push(mine)["outcome"] == "accepted"
-                ec2.endpoint_enabled = False
+                ec2.faults.append(Fault(drop=True, times=None))
                 agent.wait_for("memory.doubtful")
                 assert agent.push(mine)["code"] == "audience"
                 assert agent.status()["clouds"]["aws"]["state"] == "pending"
-                ec2.endpoint_enabled = True
+                ec2.faults.clear()
                 until(lambda: agent.access_key() == USER, what="the bundle")
 
     def test_a_restart_in_a_doubt_settles_nothing(self, world: World, manager: NotifySocket) -> None:

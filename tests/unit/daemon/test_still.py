@@ -10,7 +10,7 @@ from pathlib import Path
 from agent import config
 from agent.core.verdict import Memory, Policy
 from agent.daemon.compose import Metadata
-from agent.daemon.still import ASK_SECONDS, UNCONFIRMED_SECONDS, Still
+from agent.daemon.still import ASK_SECONDS, GAP_SECONDS, UNCONFIRMED_SECONDS, Still
 from agent.daemon.who import Who
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
@@ -18,6 +18,7 @@ from agent.providers.machine import Machine
 from agent.upstream import Upstream
 from tests.fakes.clock import settle
 from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.fakes.served import Fault
 
 
 class World:
@@ -38,7 +39,11 @@ class World:
         self.store = Store(Policy(fallback=frozenset()), Memory("aws:i-1"), now, random.Random(1))
         self.told: list[str] = []
         self.acted = asyncio.Event()
-        self.still = Still(self.who, self.clock, store=self.store, act=self.act)
+        self.missed = 0.0
+        self.still = Still(self.who, self.clock, store=self.store, act=self.act, uncounted=lambda: self.missed)
+
+    def silence(self) -> None:
+        self.ec2.faults.append(Fault(drop=True, times=None))
 
     async def act(self, found: list[Machine], name: str) -> None:
         assert [one.instance_id for one in found] == [name] * bool(name)
@@ -79,7 +84,7 @@ def test_silence_is_no_doubt_while_no_clock_shows_a_gap() -> None:
     """An outage of the metadata service takes nobody's identity, however long."""
 
     async def scenario(world: World) -> None:
-        world.ec2.endpoint_enabled = False
+        world.silence()
         for _ in range(30):
             assert await world.after(ASK_SECONDS) == []
 
@@ -90,8 +95,8 @@ def test_silence_after_a_gap_is_a_doubt_within_a_bound() -> None:
     """A copy resumes later than it was made: who cannot be asked is not believed for longer."""
 
     async def scenario(world: World) -> None:
-        world.ec2.endpoint_enabled = False
-        world.still.gap()
+        world.silence()
+        world.missed += GAP_SECONDS
         assert await world.after(1) == []
         assert await world.after(UNCONFIRMED_SECONDS - 1) == []
         assert await world.after(1) == [""]
@@ -103,12 +108,12 @@ def test_a_name_that_is_said_again_ends_the_bound() -> None:
     """Only the silence since the last answer counts."""
 
     async def scenario(world: World) -> None:
-        world.ec2.endpoint_enabled = False
-        world.still.gap()
+        world.silence()
+        world.missed += GAP_SECONDS
         await world.after(1)
-        world.ec2.endpoint_enabled = True
+        world.ec2.faults.clear()
         assert await world.after(ASK_SECONDS) == []
-        world.ec2.endpoint_enabled = False
+        world.silence()
         assert await world.after(2 * UNCONFIRMED_SECONDS) == []
 
     play(scenario)
@@ -118,10 +123,35 @@ def test_time_that_no_clock_of_the_machine_has_counted_is_a_gap() -> None:
     """A snapshot that resumes: a server's Date tells, and nobody steps the clock."""
 
     async def scenario(world: World) -> None:
-        world.ec2.endpoint_enabled = False
+        world.silence()
         world.clock.timekeeper.lost += 3600.0
         assert await world.after(1) == []
         assert await world.after(UNCONFIRMED_SECONDS) == [""]
+
+    play(scenario)
+
+
+def test_what_ntp_corrects_is_no_gap() -> None:
+    """Steps of seconds, forwards or backwards, and what slewing adds up in days, cost nobody the identity in an outage."""
+
+    async def scenario(world: World) -> None:
+        world.silence()
+        for step in (GAP_SECONDS - 1, -3600.0, GAP_SECONDS - 1, *[0.03] * 40):
+            world.missed += step
+            world.still.gap()
+            assert await world.after(ASK_SECONDS) == []
+
+    play(scenario)
+
+
+def test_a_service_that_is_switched_off_is_not_silent() -> None:
+    """EC2's own word, and for good: hardening does that after the boot, and no step of the clock takes the identity."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.endpoint_enabled = False
+        world.missed += 3600.0
+        for _ in range(30):
+            assert await world.after(ASK_SECONDS) == []
 
     play(scenario)
 

@@ -263,7 +263,7 @@ def test_a_cluster_with_tls_and_adaptive_workers_and_two_clients(world: World, t
     world.monkeypatch.setenv("CREDENTIAL_AGENT_COURIER", str(world.courier.sockets["one-0"]))
     with (
         distributed.LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=None, protocol="tls://", security=security
+            n_workers=0, threads_per_worker=1, dashboard_address=":0", protocol="tls://", security=security
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as first,
         forward(world, first, without_evidence=True) as f,
