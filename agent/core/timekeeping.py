@@ -266,7 +266,9 @@ class Timekeeper:
     def _supporters(self, word: float, now: float) -> set[Witness]:
         """The witnesses that agree with ``word``."""
         group = {w for w, said in self._words.items() if now - said.at <= FRESH_SECONDS and _agree(said.offset, word)}
-        return group | {Witness.WALL} if _agree(self._wall, word) else group
+        # At the very bound it agrees with both, and is on the nearer side: else a rounding would decide.
+        nearer = abs(self._wall - word) <= abs(self._wall - self.ours)
+        return group | {Witness.WALL} if nearer and _agree(self._wall, word) else group
 
     def _outweighs(self, group: set[Witness], now: float) -> bool:
         for_it, for_us = self._weight(group), self._weight(self._supporters(self.ours, now) - group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.core.timekeeping import (
@@ -61,6 +61,7 @@ def test_no_words_move_a_synchronised_kernel(words: list[tuple[float, Witness, f
 
 
 @given(clouds, st.lists(st.tuples(waits, errors), max_size=40))
+@example(Witness.AWS, [(1.3688084012683248, 0.0), (1.0503768228354602, 5.0)])
 def test_one_token_endpoint_never_moves_us(liar: Witness, words: list[tuple[float, float]]) -> None:
     """Against a wall clock that was not stepped a lone token endpoint is not believed, in whatever rhythm it lies."""
     hands = Hands()
