@@ -321,10 +321,15 @@ def test_what_was_answered_without_a_controller_is_told_to_the_next(tmp_path: Pa
         with unit.agent(world, {"audit": {"mode": "full"}}) as agent:
             agent.ready()
             until(lambda: before not in unit.servers, what="the end of the one before")
-            counted = r'^credential_agent_http_requests_total\{[a-z]+="worker",status="200"\} (\S+)$'
-            found = re.search(counted, agent.operate("/metrics").body.decode(), re.MULTILINE)
-            assert found is not None
-            assert float(found[1]) >= 21
+            counted = re.compile(
+                r'^credential_agent_http_requests_total\{[a-z]+="worker",status="200"\} (\S+)$', re.MULTILINE
+            )
+
+            def told() -> bool:
+                found = counted.search(agent.operate("/metrics").body.decode())
+                return found is not None and float(found[1]) >= 21
+
+            until(told, what="its numbers")  # which are on their way when it ends
 
 
 def test_the_server_has_nothing_of_the_masters(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def test_colour_is_for_terminals_that_want_it(endpoint: Endpoint) -> None:
 def test_watching_survives_an_agent_that_is_away(endpoint: Endpoint) -> None:
     """Each look is one document on a line; one without an answer says so, and the next is made all the same."""
     command = [
+        "env",
+        "--default-signal=INT",  # a shell that begins us in the background has us ignore it
         sys.executable,
         "-m",
         "agent",
