@@ -396,7 +396,7 @@ class Daemon:
         """The machine woke, or its clock was stepped."""
         self._prepared.ways.reconnect()
         self.controller.time_moved()
-        self._still.gap()
+        self._still.wake()
 
     def _follow(self) -> bool:
         doubtful = self._time_log.follow()

@@ -63,7 +63,7 @@ class Still:
         self._missed = self._seconds_missed()
         self._since: float | None = None  # a gap that no answer came after
 
-    def gap(self) -> None:
+    def wake(self) -> None:
         """The wall clock was stepped, or the machine woke: ask at once."""
         self._woken.set()
 
@@ -82,7 +82,9 @@ class Still:
         """Ask once, and act on it."""
         self._woken.clear()
         missed = self._seconds_missed()
-        if missed - self._missed >= GAP_SECONDS and self._since is None:
+        # Not their sum: a pause after which the wall clock is set right is seen by both.
+        gap = max(now - then for now, then in zip(missed, self._missed, strict=True))
+        if gap >= GAP_SECONDS and self._since is None:
             self._since = self._clock.uptime()
         self._missed = missed
         former = self._store.memory.instance_id
@@ -97,9 +99,9 @@ class Still:
     def _unconfirmed(self) -> bool:
         return self._since is not None and self._clock.uptime() - self._since >= UNCONFIRMED_SECONDS
 
-    def _seconds_missed(self) -> float:
-        """What a clock that counts only while the machine runs has missed; it grows with each gap."""
-        return self._uncounted() + self._clock.timekeeper.lost
+    def _seconds_missed(self) -> tuple[float, float]:
+        """What a clock that stands still with the machine has missed, as its other clocks say, and as servers do."""
+        return self._uncounted(), self._clock.timekeeper.lost
 
     async def _pause(self) -> None:
         waits = {asyncio.create_task(self._clock.sleep(ASK_SECONDS)), asyncio.create_task(self._woken.wait())}

@@ -138,8 +138,21 @@ def test_what_ntp_corrects_is_no_gap() -> None:
         world.silence()
         for step in (GAP_SECONDS - 1, -3600.0, GAP_SECONDS - 1, *[0.03] * 40):
             world.missed += step
-            world.still.gap()
+            world.still.wake()
             assert await world.after(ASK_SECONDS) == []
+
+    play(scenario)
+
+
+def test_a_pause_that_all_clocks_show_counts_once() -> None:
+    """The wall clock is set right after it, and our time follows: both have missed the same seconds."""
+
+    async def scenario(world: World) -> None:
+        world.silence()
+        world.missed += GAP_SECONDS - 1
+        world.clock.timekeeper.lost += GAP_SECONDS - 1
+        assert await world.after(1) == []
+        assert await world.after(UNCONFIRMED_SECONDS) == []
 
     play(scenario)
 
@@ -168,7 +181,7 @@ def test_a_gap_is_asked_about_at_once_and_else_it_is_waited() -> None:
         watching = asyncio.create_task(world.still.watch(first()))
         await settle()
         assert world.told == []
-        world.still.gap()
+        world.still.wake()
         await world.acted.wait()
         assert world.told == ["aws:i-2"]
         watching.cancel()
