@@ -28,6 +28,8 @@ from agent.server.kept import NAMES
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import DEADLINE_SECONDS, REPOSITORY, Agent, World, as_user, until
 
+KEY = "ASIAUSER000000000001"
+
 _CODE = """
 import fcntl, os, runpy, sys
 given = {given!r}
@@ -198,3 +200,66 @@ def credential(address: tuple[str, int]) -> str:
     status, body = ask(address, "GET", path + name.decode(), headers)
     assert status == 200, (status, body)
     return str(json.loads(body)["AccessKeyId"])
+
+
+def served_first(agent: Agent, world: World) -> None:
+    """Wait until it is ready, and have it serve a first bundle, whose session is :data:`KEY`."""
+    agent.ready()
+    world.drop(world.seal(world.session(KEY)))
+    agent.wait_for("bundle.accepted", seq=1)
+
+
+class Clients:
+    """Programs that ask for the credential all the while, each request on a connection of its own.
+
+    Args:
+        unit: is asked.
+        count: how many.
+        patience: how often one asks again after its connection was cut: by the end of the server that had it.
+
+    Attributes:
+        answered: how many credentials came.
+        wrong: whatever else.
+    """
+
+    def __init__(self, unit: ServeUnit, count: int, *, patience: int = 0) -> None:
+        self.answered = 0
+        self.wrong: list[object] = []
+        self._unit = unit
+        self._patience = patience
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+
+    def _ask(self) -> None:
+        cut = 0
+        while not self._stop.is_set():
+            try:
+                found = credential(self._unit.address)
+            except (OSError, http.client.HTTPException) as error:
+                cut += 1
+                if cut > self._patience:
+                    self.wrong.append(error)
+                    return
+                continue
+            except AssertionError as error:
+                self.wrong.append(error)
+                return
+            cut = 0
+            self.answered += 1
+            if found != KEY:
+                self.wrong.append(found)
+
+    def more(self, count: int) -> None:
+        """Wait for so many more answers."""
+        least = self.answered + count
+        until(lambda: self.answered >= least or self.wrong, what="answers")
+
+    def __enter__(self) -> Self:
+        for one in self._threads:
+            one.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for one in self._threads:
+            one.join()

@@ -9,16 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, background, until
-from tests.system.serve_unit import ServeUnit, ask, credential
-
-KEY = "ASIAUSER000000000001"
+from tests.system.serve_unit import KEY, Clients, ServeUnit, ask, credential, served_first
 
 
 def test_it_answers_on_the_units_sockets(tmp_path: Path) -> None:
@@ -43,9 +40,7 @@ def test_a_killed_controller_costs_nobody_anything(tmp_path: Path) -> None:
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             first = unit.server()
             agent.kill()
             assert credential(unit.address) == KEY
@@ -61,46 +56,22 @@ def test_a_killed_controller_costs_nobody_anything(tmp_path: Path) -> None:
 def test_no_request_is_refused_over_restarts_of_the_controller(tmp_path: Path) -> None:
     """Clients that ask all the while get the one credential, whatever the controllers do."""
     world = World(tmp_path)
-    wrong: list[object] = []
-    answered: list[str] = []
-    stop = threading.Event()
-
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             agent.kill()
-
-        def asking() -> None:
-            while not stop.is_set():
-                try:
-                    found = credential(unit.address)
-                except (OSError, AssertionError) as error:
-                    wrong.append(error)
-                    return
-                answered.append(found)
-                if found != KEY:
-                    wrong.append(found)
-
-        askers = [threading.Thread(target=asking) for _ in range(8)]
-        for one in askers:
-            one.start()
-        for number in range(4):
-            before = unit.servers
-            with unit.agent(world) as agent:
-                agent.ready()
-                until(lambda before=before: before[0] not in unit.servers, what="a new server alone")  # type: ignore[misc]
-                count = len(answered)
-                until(lambda count=count: len(answered) > count + 8 or wrong, what="answers")  # type: ignore[misc]
-                if number % 2:
-                    assert agent.stop() == 0
-                else:
-                    agent.kill()
-        stop.set()
-        for one in askers:
-            one.join()
-    assert not wrong
+        with Clients(unit, 8) as clients:
+            for number in range(4):
+                before = unit.servers
+                with unit.agent(world) as agent:
+                    agent.ready()
+                    until(lambda before=before: before[0] not in unit.servers, what="a new server alone")  # type: ignore[misc]
+                    clients.more(9)
+                    if number % 2:
+                        assert agent.stop() == 0
+                    else:
+                        agent.kill()
+    assert not clients.wrong
 
 
 def test_a_server_that_dies_without_a_controller_has_a_successor(tmp_path: Path) -> None:
@@ -108,9 +79,7 @@ def test_a_server_that_dies_without_a_controller_has_a_successor(tmp_path: Path)
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             agent.kill()
         before = unit.server()
         for _ in range(3):
@@ -124,9 +93,7 @@ def test_both_may_die(tmp_path: Path) -> None:
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
             agent.kill()
         unit.kill()
@@ -139,9 +106,7 @@ def test_what_was_withdrawn_is_nowhere(tmp_path: Path) -> None:
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
             held = [os.dup(fd) for _, fd in unit.manager.stored()]
             assert agent.push(world.withdrawal())["outcome"] == "accepted"
@@ -162,9 +127,7 @@ def test_what_is_withdrawn_while_the_unit_is_away_is_nowhere(tmp_path: Path) -> 
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
             mark = agent.mark
             unit.kill()
@@ -181,9 +144,7 @@ def test_the_next_controller_empties_what_the_one_before_gave(tmp_path: Path) ->
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
             held = [os.dup(fd) for _, fd in unit.manager.stored()]
             agent.kill()
@@ -199,9 +160,7 @@ def test_an_acknowledgement_waits_for_a_server_that_hangs(tmp_path: Path) -> Non
     """Stopped, it can be told nothing: it is ended, and only then a withdrawal is acknowledged."""
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
-        agent.ready()
-        world.drop(world.seal(world.session(KEY)))
-        agent.wait_for("bundle.accepted", seq=1)
+        served_first(agent, world)
         stopped = unit.server()
         os.kill(stopped, signal.SIGSTOP)
         assert agent.push(world.withdrawal())["outcome"] == "accepted"
@@ -214,9 +173,7 @@ def test_an_acknowledgement_waits_for_a_former_controllers_server(tmp_path: Path
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             stopped = unit.server()
             os.kill(stopped, signal.SIGSTOP)
             agent.kill()
@@ -231,9 +188,7 @@ def test_one_controller_at_a_time(tmp_path: Path) -> None:
     """The newest that connects is heard; the one before says that it is not, and connects anew: nobody waits for long."""
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
-        agent.ready()
-        world.drop(world.seal(world.session(KEY)))
-        agent.wait_for("bundle.accepted", seq=1)
+        served_first(agent, world)
         mark = agent.mark
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
             other.settimeout(DEADLINE_SECONDS)
@@ -268,9 +223,7 @@ def test_a_master_that_dies_is_followed(tmp_path: Path) -> None:
     """The controller says so, connects to the next one, and that has a server which serves the same."""
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
-        agent.ready()
-        world.drop(world.seal(world.session(KEY)))
-        agent.wait_for("bundle.accepted", seq=1)
+        served_first(agent, world)
         for _ in range(2):
             mark = agent.mark
             unit.kill()
@@ -311,9 +264,7 @@ def test_what_was_answered_without_a_controller_is_told_to_the_next(tmp_path: Pa
     world = World(tmp_path)
     with ServeUnit(tmp_path) as unit:
         with unit.agent(world, {"audit": {"mode": "full"}}) as agent:
-            agent.ready()
-            world.drop(world.seal(world.session(KEY)))
-            agent.wait_for("bundle.accepted", seq=1)
+            served_first(agent, world)
             agent.kill()
         for _ in range(7):
             credential(unit.address)
