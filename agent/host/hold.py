@@ -156,7 +156,8 @@ class Holder:
     def _planned(self, outcome: Outcome) -> None:
         plan = outcome.plan
         self._plans += 1
-        if self._only_looking and self._error is None and plan == self._plan:
+        if self._only_looking and self._is_in_force(plan):
+            self._due["plan"] = time.monotonic() + self._again if self._pending else float("inf")  # as it was
             return  # nothing is loaded anew: counters and counted connections stay
         error = outcome.why if plan is None else plan["error"]
         self._error = error
@@ -181,6 +182,9 @@ class Holder:
             self._reporter.notify("READY=1")
         self._due["probe"] = 0.0
         self._beat()
+
+    def _is_in_force(self, plan: Plan | None) -> bool:
+        return self._error is None and self._rules.why is None and plan == self._plan
 
     def _plan_again(self) -> None:
         self._due["plan"] = time.monotonic() + self._again

@@ -424,6 +424,55 @@ def test_a_user_that_comes_again_with_another_number_is_a_worker(held: Held) -> 
     until(lambda: net.ask(METADATA, uid=500) == "agent", "carol, whose number is another now")
 
 
+OFTEN = "from agent.host import hold; hold.LOOK_AGAIN_SECONDS = (0.1, 0.3)\n"
+
+
+def test_a_user_that_is_made_ends_no_waiting_for_another(tmp_path: Path) -> None:
+    """Somebody else's line in the users' file is a look of its own: who is not there yet is looked up on and on."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.plan(pending=["redirect.users: no user 'carol' on this machine yet"])
+        held.start(OFTEN)
+        held.is_state("led")
+        plans = held.state()["plans"]
+        (held.directory / "passwd").write_text("dave")
+        until(lambda: held.state()["plans"] > plans + 10, "further looks")
+
+
+REFUSES = """
+import pathlib
+from agent.core.errors import HostError
+from agent.host import ownership
+real = ownership.run_apart
+def refusing(script, **more):
+    if pathlib.Path({!r}).exists():
+        raise HostError("netlink: Cannot allocate memory")
+    return real(script, **more)
+ownership.run_apart = refusing
+"""
+
+
+def test_rules_that_were_not_taken_are_tried_again_whoever_is_made_meanwhile(tmp_path: Path) -> None:
+    """A look at the users finds the plan that is in force, but not its rules: that is no reason to leave it so."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        mark = tmp_path / "no-memory"
+        held.start(OFTEN + REFUSES.format(str(mark)))
+        held.is_state("led")
+        mark.touch()
+        healed = held.state()["healed"]
+        net.nft("flush ruleset")
+        until(lambda: held.state()["healed"] > healed, "the healing")
+        plans = held.state()["plans"]
+        (held.directory / "passwd").write_text("dave")
+        until(lambda: held.state()["plans"] > plans + 10, "further attempts")
+        mark.unlink()
+        until(lambda: held.tables().count("credential_agent") == 4, "both copies")
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
 def test_it_says_whether_a_workers_request_arrives(tmp_path: Path) -> None:
     """Nobody answers, somebody else answers, the agent answers: each has its word, by a real question."""
     with Lab() as net:
