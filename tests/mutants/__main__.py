@@ -37,6 +37,11 @@ ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "daemon": ("agent/daemon", ("tests/unit/daemon", "tests/system/test_daemon.py")),
     "serve": ("agent/serve", ("tests/unit/serve",)),
     "host": ("agent/host", ("tests/unit/host",)),
+    "server": ("agent/server", ("tests/unit/server",)),
+    "enrol": ("agent/enrol", ("tests/unit/enrol",)),
+    "config": ("agent/config", ("tests/unit/config",)),
+    "doctor": ("agent/doctor", ("tests/unit/doctor",)),
+    "forward": ("agent/forward", ("tests/unit/forward",)),
 }
 
 #: What decides: whose identity is served, until when, what is remembered, who is a worker, what is hidden.
@@ -45,9 +50,20 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "core": ("bucket", "refresh", "timekeeping", "verdict"),
     "identity": ("*",),
     "controller": ("*",),
-    "daemon": ("codec", "compose", "grace", "handover", "kept", "publish", "reload"),
-    "serve": ("early", "fairness", "gate", "hiding", "mints"),
-    "host": ("envfile", "hold", "nft", "ownership", "state"),
+    "daemon": (
+        *("begins", "codec", "compose", "grace", "handover", "kept", "publish"),
+        *("reload", "restore", "still", "succession", "unit"),
+    ),
+    "serve": (
+        *("connection", "container", "control", "courier", "early", "ec2", "fairness"),
+        *("gate", "gce*", "hiding", "intake", "listener", "mints"),
+    ),
+    "host": ("emptiable", "enforcing", "envfile", "hold", "lasting", "nft", "ownership", "planning", "state", "subuid"),
+    "server": ("controllers", "forked", "kept", "master"),
+    "enrol": ("binding", "google", "policy", "sts"),
+    "config": ("checks", "meant", "salvage", "words"),
+    "doctor": ("checks", "isolation"),
+    "forward": ("engine", "late", "sealing", "session", "wanted"),
 }
 
 SURVIVED: Final = 0
@@ -93,8 +109,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--decides", action="store_true", help="only the files that decide (DECIDES)")
     parser.add_argument("--sample", type=int, default=150, help="mutants a room; 0: all (hours)")
     parser.add_argument("--seed", type=int, default=1, help="draws the sample")
-    parser.add_argument("--only", default="*", help="a pattern of functions, such as agent.identity.graph.*")
+    parser.add_argument(
+        "--only", default=["*"], nargs="+", help="patterns of functions, such as agent.identity.graph.*"
+    )
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests a mutant, the quickest first")
+    parser.add_argument("--processes", action="store_true", help="change the processes that the tests start, too")
     parser.add_argument("--seconds", type=float, default=1e9, help="a room; what was tried by then is the score")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args(argv)
@@ -135,7 +154,9 @@ def _by_stranger(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survi
             if not chosen.decides or _decides(room, f"agent.{room}.{path.stem}")
         ],
         "tests": ROOMS[room][1],
-        **{name: getattr(chosen, name) for name in ("only", "sample", "seed", "jobs", "budget", "seconds")},
+        **{
+            name: getattr(chosen, name) for name in ("only", "sample", "seed", "jobs", "budget", "seconds", "processes")
+        },
     }
     BUILD.mkdir(parents=True, exist_ok=True)
     answer = BUILD / f"{room}.json"
@@ -164,7 +185,7 @@ def _by_mutmut(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survivo
         m
         for m in _mutants(copy)
         if not m.only_words
-        and fnmatch.fnmatchcase(m.function, chosen.only)
+        and any(fnmatch.fnmatchcase(m.function, only) for only in chosen.only)
         and (not chosen.decides or _decides(room, ".".join(m.function.split(".")[:3])))
     ]
     if chosen.sample and len(mutants) > chosen.sample:

@@ -2,7 +2,8 @@
 
 The tests are collected once. One fork runs them all and notes who calls what; then each mutant is a fork in which the
 function's code is replaced, and which runs the tests that reach it, the quickest first, until one fails. Nothing is
-written to the checkout. A process that a test starts has the code as it is: what only such tests hold survives here.
+written to the checkout. A process that a test starts has the code as it is, unless ``processes`` are asked for: then
+it imports the changed file (:mod:`tests.mutants.inside`), and every test that starts one may notice every change.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -30,6 +32,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.mutants import inside
 from tests.mutants.operators import Change, changes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -59,12 +62,13 @@ class Room:
 
     files: list[Path]
     tests: tuple[str, ...]
-    only: str
+    only: list[str]
     sample: int
     seed: int
     jobs: int
     budget: float
     seconds: float = float("inf")
+    processes: bool = False
 
 
 def run(room: Room) -> Result:
@@ -107,7 +111,7 @@ class _Loop:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
-        took, reached = self._baseline(list(items.values()))
+        took, reached, starting = self._baseline(list(items.values()))
         found = list(self._changes())
         result = Result()
         running: dict[int, tuple[Change, float]] = {}
@@ -125,7 +129,9 @@ class _Loop:
                 live = functions[str(change.path), change.function, change.code.co_firstlineno]
                 if any(f.__code__.co_freevars != change.code.co_freevars for f in live):
                     continue  # it cannot be put in the place of the other
-                nodes = sorted(reached.get((str(change.path), change.function), ()), key=lambda node: took[node])
+                nodes = sorted(
+                    reached.get((str(change.path), change.function), set()) | starting, key=lambda node: took[node]
+                )
                 if not nodes or not live:
                     result.unreached.append(change)
                     continue
@@ -155,6 +161,7 @@ class _Loop:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)  # what its tests left running
                 del running[pid]
+                _file(pid).unlink(missing_ok=True)
                 (result.noticed if status else result.survived).append(change)
                 sys.stderr.write("." if status else "S")
                 sys.stderr.flush()
@@ -165,38 +172,57 @@ class _Loop:
         for path in self._room.files:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             if module in sys.modules:
-                found += [c for c in changes(path, module) if fnmatch.fnmatchcase(c.name, self._room.only)]
+                found += [
+                    c
+                    for c in changes(path, module, whole=self._room.processes)
+                    if any(fnmatch.fnmatchcase(c.name, only) for only in self._room.only)
+                ]
         random.Random(self._room.seed).shuffle(found)  # so that what is tried by the end of the time is a fair sample
         return iter(found[: self._room.sample or None])
 
-    def _baseline(self, items: list[pytest.Item]) -> tuple[dict[str, float], dict[tuple[str, str], set[str]]]:
-        """How long each test takes, and which functions it reaches; of the tests that hold without any change."""
+    def _baseline(self, items: list[pytest.Item]) -> tuple[dict[str, float], dict[tuple[str, str], set[str]], set[str]]:
+        """How long each test takes, which functions it reaches, and which tests start processes of ours.
+
+        Of the tests that hold without any change. Nobody is told of those that start processes unless that is asked.
+        """
         read, write = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(read)
             _quiet()
+            sys.addaudithook(_audit)
             with os.fdopen(write, "w") as out:
                 for item in items:
                     out.write(json.dumps(_noted(item)) + "\n")
             os._exit(0)
         os.close(write)
-        took, reached = {}, defaultdict(set)
+        took, reached, starting = {}, defaultdict(set), set()
         with os.fdopen(read) as lines:
             for line in lines:
-                node, seconds, held, functions = json.loads(line)
+                node, seconds, held, starts, functions = json.loads(line)
                 if not held:
                     sys.stderr.write(f"left out, for it fails as it is: {node}\n")
                     continue
                 took[node] = seconds
+                if starts and self._room.processes:
+                    starting.add(node)
                 for path, function in functions:
                     reached[path, function].add(node)
         os.waitpid(pid, 0)
-        return took, reached
+        return took, reached, starting
 
 
-def _noted(item: pytest.Item) -> tuple[str, float, bool, list[tuple[str, str]]]:
+_STARTED: Final[list[bool]] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen" and sys.executable in map(str, arguments[1]):
+        _STARTED.append(True)
+
+
+def _noted(item: pytest.Item) -> tuple[str, float, bool, bool, list[tuple[str, str]]]:
     seen: set[CodeType] = set()
+    _STARTED.clear()
 
     def called(frame: FrameType, _event: str, _: Any) -> None:
         seen.add(frame.f_code)  # and its lines are nobody's business: there is no local tracer
@@ -217,7 +243,7 @@ def _noted(item: pytest.Item) -> tuple[str, float, bool, list[tuple[str, str]]]:
         for code in seen
         if code.co_filename.startswith(inside)
     }
-    return item.nodeid, seconds, item.session.testsfailed == failed, sorted(functions)
+    return item.nodeid, seconds, item.session.testsfailed == failed, bool(_STARTED), sorted(functions)
 
 
 def _forked(change: Change, functions: list[FunctionType], items: list[pytest.Item], seconds: int) -> int:
@@ -232,6 +258,10 @@ def _forked(change: Change, functions: list[FunctionType], items: list[pytest.It
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # a loop without end, on a loaded machine too
         session = items[0].session
+        if change.text:
+            file = _file(os.getpid())
+            file.write_text(change.text)
+            os.environ[inside.VARIABLE] = f"{change.module}={file}"
         for function in functions:
             function.__code__ = change.code
         status = 0
@@ -242,6 +272,11 @@ def _forked(change: Change, functions: list[FunctionType], items: list[pytest.It
                 break
     finally:
         os._exit(status)
+
+
+def _file(pid: int) -> Path:
+    """Where a fork has the whole changed file."""
+    return Path(tempfile.gettempdir()) / f"mutant-{pid}.py"
 
 
 def _live() -> dict[tuple[str, str, int], list[FunctionType]]:
@@ -267,7 +302,13 @@ def main() -> int:
     with contextlib.suppress(OSError):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=False)  # in a network of our own it is down
     room = Room(files=[Path(name) for name in ask.pop("files")], tests=tuple(ask.pop("tests")), **ask)
-    result = run(room)
+    hook = Path(sysconfig.get_path("purelib")) / "zz_credential_agent_mutants.pth"
+    try:
+        if room.processes:
+            hook.write_text(f"import os; {inside.VARIABLE!r} in os.environ and __import__({inside.__name__!r})\n")
+        result = run(room)
+    finally:
+        hook.unlink(missing_ok=True)
     survivors = [
         {"function": c.name, "was": c.was, "now": c.now, "reached": reached, "line": c.line, "operator": c.operator}
         for changes_, reached in ((result.survived, True), (result.unreached, False))

@@ -39,7 +39,10 @@ OTHER_NAME: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 @dataclass(frozen=True)
 class Change:
-    """One mutant: in which function of which file, by which operator, on which line, and the code it makes."""
+    """One mutant: in which function of which file, by which operator, on which line, and the code it makes.
+
+    ``text``: the whole changed file, for processes that the tests start; empty unless that was asked for.
+    """
 
     path: Path
     module: str
@@ -49,14 +52,15 @@ class Change:
     was: str
     now: str
     code: CodeType
+    text: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.module}.{self.function}"
 
 
-def changes(path: Path, module: str) -> Iterator[Change]:
-    """Every change of every function of the file."""
+def changes(path: Path, module: str, *, whole: bool = False) -> Iterator[Change]:
+    """Every change of every function of the file; ``whole``: with its text."""
     tree = ast.parse(path.read_text())
     for holder, at, qualname in _functions(tree, ""):
         original = holder[at]
@@ -65,11 +69,12 @@ def changes(path: Path, module: str) -> Iterator[Change]:
             holder[at] = changed
             try:
                 code = _find(compile(ast.fix_missing_locations(tree), str(path), "exec"), qualname, changed.name)
+                text = ast.unparse(tree) if whole else ""
             except (SyntaxError, LookupError):
                 continue
             finally:
                 holder[at] = original
-            yield Change(path, module, qualname, operator, line, was, now, code)
+            yield Change(path, module, qualname, operator, line, was, now, code, text)
 
 
 def _functions(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[list[ast.stmt], int, str]]:
