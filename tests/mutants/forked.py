@@ -40,7 +40,9 @@ MEMORY: Final = 6 << 30
 """Bytes: a change that takes a bound away must not take the machine's memory."""
 
 PATIENCE: Final = 15.0
-"""Seconds, beside three times what the tests took: a change that makes a test hang was noticed."""
+"""Seconds, beside three times what the tests took: a change that makes a test hang was noticed.
+
+So many times longer as the machine has more to do than processors: what is only slow was not noticed."""
 
 
 @dataclass
@@ -142,10 +144,8 @@ class _Loop:
                     if chosen and total > self._room.budget:
                         break
                     chosen.append(items[node])
-                running[_forked(change, live, chosen, 3 + int(total))] = (
-                    change,
-                    time.monotonic() + PATIENCE + 3 * total,
-                )
+                patience = (PATIENCE + 3 * total) * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+                running[_forked(change, live, chosen, 3 + int(total))] = (change, time.monotonic() + patience)
             self._reap(running, result)
         self.result = result
         return True

@@ -89,6 +89,7 @@ class Worker:
             expects_bundle=True,
         )
         self.handed: list[str] = []
+        self.rekeyed: list[str] = []
         self.reloader = Reloader(
             settings,
             file=self.file,
@@ -99,7 +100,7 @@ class Worker:
             readiness=Readiness(systemd.Notifier(None), self.clock, self.store, self.clock.now()),
             clock=looks or self.clock,
             hand_over=lambda: self.handed.append(self.file.text),
-            keys_changed=lambda: None,
+            keys_changed=lambda: self.rekeyed.append(self.file.text),
         )
 
     def configure(self, changes: Mapping[str, Any]) -> None:
