@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -18,6 +17,8 @@ from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.daemon import listening
 from agent.serve.courier import CourierEndpoint
+from agent.serve.handed import Guarding
+from agent.serve.intake import Intake
 
 AGAIN_SECONDS: Final = 15.0
 KEY: Final = "listen.courier"
@@ -52,7 +53,7 @@ class CourierSocket:
         self._reasons = reasons
         self._clock = clock
         self._log = structlog.get_logger()
-        self._server: asyncio.Server | None = None
+        self._server: Intake | None = None
         self._made: Path | None = None
         self._listens = False
 
@@ -60,9 +61,9 @@ class CourierSocket:
         """Try to open it until that works."""
         while not self._listens:
             await self._clock.sleep(AGAIN_SECONDS)
-            await self.listen()
+            self.listen()
 
-    async def listen(self) -> None:
+    def listen(self) -> None:
         """Open it, if that is possible now."""
         reasons = self._reasons()
         try:
@@ -75,8 +76,7 @@ class CourierSocket:
         reasons.pop(KEY, None)
         self._listens = True
         if sock is not None:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._endpoint.listener.protocol, sock=sock)
+            self._server = self._endpoint.listener.listen([Guarding(sock)])
 
     def _open(self) -> socket.socket | None:
         if self._settings.courier == "off":

@@ -22,6 +22,7 @@ from agent.daemon.restore import Restorer
 from agent.daemon.who import ASK_AGAIN_SECONDS
 from agent.host.clock import SystemClock
 from agent.serve.control import ControlEndpoint
+from agent.serve.handed import Guarding
 
 
 class Server(Protocol):
@@ -111,14 +112,14 @@ class Late:
             return None
 
     @staticmethod
-    async def listen(operators: ControlEndpoint, control: socket.socket) -> Server:
+    def listen(operators: ControlEndpoint, control: socket.socket) -> Server:
         """Answer operators on the control socket, from now on."""
-        return await asyncio.get_running_loop().create_unix_server(operators.listener.protocol, sock=control)
+        return operators.listener.listen([Guarding(control)])
 
     async def _open_control_late(self, operators: ControlEndpoint, servers: list[Server]) -> None:
         while (control := self.control_socket()) is None:
             await self._clock.sleep(ASK_AGAIN_SECONDS)
-        servers.append(await self.listen(operators, control))
+        servers.append(self.listen(operators, control))
         self._prepared.away.reasons.pop("listen.control", None)
 
     async def _find_group(self, reloader: Reloader, publisher: Publisher) -> None:

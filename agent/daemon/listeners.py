@@ -222,6 +222,7 @@ class Listeners:
             clock=self._clock,
             access=self.requests.of("courier"),
             broken=self.requests.broken,
+            whose=Whose(),
         )
         return CourierSocket(
             endpoint,

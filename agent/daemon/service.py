@@ -184,8 +184,8 @@ class Daemon:
         await workers.begin()
         listening_on: list[Server] = []
         if control is not None:
-            listening_on.append(await self._late.listen(operators, control))
-        await couriers.listen()
+            listening_on.append(self._late.listen(operators, control))
+        couriers.listen()
         self._log.info(
             "agent.started",
             version=agent.__version__,

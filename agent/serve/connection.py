@@ -370,7 +370,7 @@ class Connection(asyncio.Protocol):
                 raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             except (OSError, AttributeError):
                 return ""
-            self.owner = int(_UCRED.unpack(raw)[1])
+            self.owner = self._listener.whose(int(_UCRED.unpack(raw)[1]))
             return self.owner
         return place_of(name)
 

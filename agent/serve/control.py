@@ -55,6 +55,7 @@ class ControlEndpoint:
         max_body_bytes: of a push.
         limits: instead of the usual ones.
         named: what an error calls this socket.
+        whose: the user id that stands for the user of one, when connections become scarce.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ControlEndpoint:
         max_body_bytes: int = MAX_BUNDLE_BYTES,
         limits: Limits | None = None,
         named: str = "the control socket",
+        whose: Callable[[int], int] = int,
     ) -> None:
         self._routes = dict(routes)
         self._named = named
@@ -79,6 +81,7 @@ class ControlEndpoint:
             limits=limits or Limits(body_bytes=max_body_bytes, head_seconds=15.0, connections=64, held=32),
             access=access,
             bodies=self._means_body,
+            whose=whose,
         )
 
     def _means_body(self, method: str, target: str) -> bool:

@@ -57,6 +57,7 @@ class CourierEndpoint:
         clock: time; its boot time refills the shares.
         access: told of every request.
         broken: told of an exception that a route let through.
+        whose: the user id that stands for the user of one: with subordinate uids one user could have 65,536 shares.
     """
 
     def __init__(
@@ -66,13 +67,14 @@ class CourierEndpoint:
         clock: Clock,
         access: Callable[[Access], None] | None = None,
         broken: Callable[[Request, Exception], None] | None = None,
+        whose: Callable[[int], int] = int,
     ) -> None:
         fair: dict[tuple[str, str], Route] = {
-            (method, path): partial(_Shared(CHEAP if method == "GET" else DEAR, clock).call, route)
+            (method, path): partial(_Shared(CHEAP if method == "GET" else DEAR, clock, whose).call, route)
             for (method, path), route in routes.items()
         }
         self._endpoint = ControlEndpoint(
-            fair, clock=clock, access=access, broken=broken, limits=LIMITS, named="the couriers' socket"
+            fair, clock=clock, access=access, broken=broken, limits=LIMITS, named="the couriers' socket", whose=whose
         )
         self.listener = self._endpoint.listener
 
@@ -80,14 +82,17 @@ class CourierEndpoint:
 class _Shared:
     """One route's shares."""
 
-    def __init__(self, share: Share, clock: Clock) -> None:
+    def __init__(self, share: Share, clock: Clock, whose: Callable[[int], int]) -> None:
         self._clock = clock
+        self._whose = whose
         self._buckets: Buckets[int] = Buckets(
             Bucket(share.common_per_second, share.common_burst), per_second=share.per_second, burst=share.burst
         )
         self._turns = Turnstile(share.at_once)
 
     async def call(self, route: Route, request: ControlRequest) -> Response:
+        # Whoever is remembered by user id, for a last refusal say, is so by this one.
+        request = msgspec.structs.replace(request, uid=self._whose(request.uid))
         wait = self._buckets.take(request.uid, self._clock.boottime())
         if wait:
             return problem(

@@ -79,6 +79,7 @@ class Listener:
         owners: names the owner of a connection when places become scarce; without it the address does.
         memory: what was answered a moment ago; without it every request is read.
         ledger: counts what is given to whom, and why others are refused; without it nothing of that is counted.
+        whose: the user to whom a user id counts that a unix socket tells.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Listener:
         owners: Owners | None = None,
         memory: Memory | None = None,
         ledger: Ledger | None = None,
+        whose: Callable[[int], Hashable] = int,
     ) -> None:
         self.handler = handler
         self.broken = broken
@@ -101,6 +103,7 @@ class Listener:
         self.bodies = bodies
         self.memory = memory
         self.ledger = ledger
+        self.whose = whose
         self._clock = clock
         self._owners = owners
         self._intake: Intake | None = None
@@ -125,7 +128,7 @@ class Listener:
         self._date_line = b""
 
     def protocol(self) -> asyncio.Protocol:
-        """The factory for ``loop.create_server`` and ``loop.create_unix_server``."""
+        """The factory for ``loop.create_server``."""
         return Connection(self)
 
     def listen(self, sockets: Sequence[socket.socket]) -> Intake:

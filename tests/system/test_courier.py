@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import stat
+import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from joserfc import jwt
 from agent import enrol
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer
-from tests.system.harness import Agent, Reply, UnixConnection, World, background, exchange
+from tests.system.harness import Agent, Reply, UnixConnection, World, background, exchange, until
 
 NONCE = enrol.new_nonce(b"0123456789abcdef")
 ROLE = Key("ASIAMACHINE000000000", "machine-secret", "machine-token")
@@ -175,3 +179,81 @@ def test_the_socket_can_be_off(world: World) -> None:
     with world.agent({"listen": {"courier": "off"}}) as agent:
         agent.wait_for("agent.started")
         assert not agent.control.with_name("courier.sock").exists()
+
+
+LINGER_SECONDS = 3600
+OLDER_KERNEL = "import agent.serve.handed\nagent.serve.handed.SO_PASSRIGHTS = 9999\n"
+"""One before 6.16, which knows no such option."""
+ASKING = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Handing:
+    """A courier that passes on sockets which whoever closes them last has to wait for."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+
+    def _lingering(self) -> socket.socket:
+        sock = self._stack.enter_context(socket.create_connection(self._listening.getsockname()))
+        self._stack.enter_context(self._listening.accept()[0])  # nobody ever reads there
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+        return sock
+
+    def hand(self, path: Path, before: bytes, along: bytes) -> bool:
+        """Send ``before``, then ``along`` with such a socket, of which we keep nothing; whether the kernel took it."""
+        with self._lingering() as sock, socket.socket(socket.AF_UNIX) as courier:
+            courier.connect(str(path))
+            courier.sendall(before)
+            try:
+                socket.send_fds(courier, [along], [sock.fileno()])
+            except PermissionError:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return False
+            except ConnectionError:  # it was answered before, and ended
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return True
+
+
+@pytest.mark.parametrize("prelude", ["", OLDER_KERNEL], ids=["this kernel", "an older one"])
+@pytest.mark.parametrize("of_couriers", [True, False], ids=["couriers", "operators"])
+def test_what_a_courier_hands_over_holds_up_nobody(world: World, prelude: str, of_couriers: bool) -> None:
+    """A descriptor that comes along, read or unread, is let go of where nobody waits for that, and none is kept."""
+    with ExitStack() as stack, world.agent({"sources": []}, prelude=prelude) as agent:
+        agent.wait_for("agent.started")
+        agent.ready()
+        assert agent.status()["version"]
+        held = len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
+        handing, path = Handing(stack), agent.control.with_name("courier.sock") if of_couriers else agent.control
+        for _ in range(10):
+            taken = {
+                handing.hand(path, b"", ASKING),
+                handing.hand(path, ASKING[:20], ASKING[20:]),
+                handing.hand(path, ASKING, b"more"),
+                handing.hand(path, b"PUT /v1/bundle HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n", b"x"),
+            }
+            assert not prelude or True in taken
+        assert agent.status()["version"]
+        assert courier(agent, "/v1/status").status == 200
+        until(lambda: len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir())) <= held + 2, what="an end of them")
+        assert agent.stop() == 0
+
+
+def test_what_was_handed_over_before_the_start_holds_up_nobody(world: World) -> None:
+    """While only the service manager listens, the kernel takes whatever is sent."""
+    with ExitStack() as stack, socket.socket(socket.AF_UNIX) as listening:
+        path = world.root / "courier"
+        listening.bind(str(path))
+        listening.listen(100)
+        handing = Handing(stack)
+        assert {handing.hand(path, b"", ASKING) for _ in range(20)} == {True}
+        with world.agent({"sources": []}, passed=[("courier", listening.fileno())]) as agent:
+            agent.wait_for("agent.started")
+            for _ in range(3):
+                assert exchange(UnixConnection(path), "GET", "/v1/status").status == 200
+            assert agent.status()["version"]
+            assert agent.stop() == 0

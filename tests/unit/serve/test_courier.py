@@ -17,6 +17,7 @@ import pytest
 
 from agent.serve.control import ControlRequest, Route
 from agent.serve.courier import DEAR, LIMITS, CourierEndpoint
+from agent.serve.handed import Guarding
 from agent.wire.http import Response
 from tests.fakes.clock import FakeClock
 
@@ -36,18 +37,24 @@ async def answered(request: ControlRequest) -> Response:
     return Response(200, (), str(request.uid).encode())
 
 
-def serve(place: Path, talk: Callable[[FakeClock, CourierEndpoint], Awaitable[None]], route: Route = answered) -> None:
+def serve(
+    place: Path,
+    talk: Callable[[FakeClock, CourierEndpoint], Awaitable[None]],
+    route: Route = answered,
+    whose: Callable[[int], int] = int,
+) -> None:
     """Listen, talk, close."""
 
     async def main() -> None:
         clock = FakeClock()
-        endpoint = CourierEndpoint({("POST", "/v1/enrol"): route, ("PUT", "/v1/bundle"): route}, clock=clock)
+        endpoint = CourierEndpoint(
+            {("POST", "/v1/enrol"): route, ("PUT", "/v1/bundle"): route}, clock=clock, whose=whose
+        )
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(str(place))
         os.chmod(place, 0o666)  # noqa: PTH101 - a socket in a directory in memory
         sock.listen(64)
-        sock.setblocking(False)
-        server = await asyncio.get_running_loop().create_unix_server(endpoint.listener.protocol, sock=sock)
+        server = endpoint.listener.listen([Guarding(sock)])
         try:
             await talk(clock, endpoint)
         finally:
@@ -113,12 +120,25 @@ def test_one_users_flood_takes_no_answer_from_another(place: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_subordinate_uids_have_one_share(place: Path) -> None:
+    """Who may be others by a user namespace (subuid(5)) is asked for as one, whichever of them it is."""
+
+    async def talk(_: FakeClock, __: CourierEndpoint) -> None:
+        assert [(await ask(place))[0] for _ in range(int(DEAR.burst))] == [200] * int(DEAR.burst)
+        assert await ask_as(NOBODY, place) == 429
+        assert await ask_as(1, place) == 200
+
+    serve(place, talk, whose={0: 7, NOBODY: 7, 1: 1}.__getitem__)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_connections_that_send_nothing_lock_nobody_out(place: Path) -> None:
     """One user opens more connections than there may be and sends nothing; another's request is answered."""
 
     async def talk(_: FakeClock, endpoint: CourierEndpoint) -> None:
         idle = [await asyncio.open_unix_connection(str(place)) for _ in range(LIMITS.connections + 40)]
-        assert endpoint.listener.connections <= LIMITS.connections
+        assert endpoint.listener.connections <= LIMITS.connections + 1  # and one that was accepted just now
         assert await ask_as(NOBODY, place) == 200
         for _reader, writer in idle:
             writer.close()
