@@ -50,7 +50,7 @@ def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> 
 
 def next_look(state: State, now: datetime) -> datetime:
     """The next instant at which something may be due or to be told. Always after ``now``."""
-    return min((at for at in _moments(state, now) if at > now), default=now + LOOK_AGAIN)
+    return min(at for at in _moments(state, now) if at > now)
 
 
 def _moments(state: State, now: datetime) -> Iterator[datetime]:

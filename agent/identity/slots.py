@@ -312,9 +312,9 @@ def hurried(slot: Slot, due_at: datetime) -> Slot:
 def moved(slot: Slot, by: timedelta, now: datetime, rng: random.Random) -> Slot:
     """Our clock was moved by ``by``, and it is ``now`` by it: what was counted from a moment of ours moves along."""
     state = slot.state
-    held = state.held.moved(by) if state.held is not None else None
     if state.due_at is None:
-        return replace(slot, state=Finished(held)) if held is not None else slot
+        return slot  # a sealed credential names its end itself
+    held = state.held.moved(by) if state.held is not None else None
     due_at = state.due_at + by
     if held is not None and not held.counted and state.failure is None:
         # An end that stands still may have come nearer.

@@ -79,9 +79,9 @@ def _forecast(identity: InForce, cloud: Cloud, now: datetime) -> Forecast:
 
 
 def _outlasted(slot: Slot, now: datetime) -> bool:
-    """Whether an outage has lasted so long that the end of what ``slot`` holds must be expected."""
+    """Whether an outage that ``slot`` is in has lasted so long that the end of what it holds must be expected."""
     held = slot.state.held
-    return slot.state.failure is not None and held is not None and now >= held.half_gone
+    return held is not None and now >= held.half_gone
 
 
 def _ends_by_outage(state: State, cloud: Cloud, forecast: Forecast, now: datetime) -> bool:

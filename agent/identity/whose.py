@@ -106,7 +106,7 @@ def name_among(names: Sequence[str], remembered: str, *, silent: bool) -> str:
     for name in names:
         if remembered and _kind(name) == _kind(remembered):
             return name
-    if remembered and silent and _kind(remembered) in _CLOUDS:
+    if silent and _kind(remembered) in _CLOUDS:
         return ""
     return names[0] if names else ""
 

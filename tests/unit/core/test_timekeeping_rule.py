@@ -63,6 +63,27 @@ class Machine:
         return self.timekeeper.ours - self.EPOCH
 
 
+class TestTakenBack:
+    def test_a_machine_that_one_witness_moved_is_not_moved_back_by_it_alone(self) -> None:
+        """Nobody had vouched for the time at the start; the first word did, and what is hours before it is a lie now."""
+        machine = Machine()
+        machine.hear(LINK, says=8 * HOUR)
+        assert machine.off == 8 * HOUR
+        machine.settle(LINK, 4 * HOUR)
+        assert machine.off == 8 * HOUR
+
+    def test_a_way_back_to_where_it_was_is_no_time_lost(self) -> None:
+        """Two took the clock back by an hour and take that back: nothing stood still meanwhile; a pause later did."""
+        machine = Machine()
+        machine.hear(LINK, AWS, says=0.0)
+        machine.hear(LINK, AWS, says=-HOUR, after=2 * MOVE_EVERY_SECONDS)
+        assert (machine.off, machine.timekeeper.lost) == (-HOUR, 0.0)
+        machine.hear(LINK, AWS, says=0.0, after=2 * MOVE_EVERY_SECONDS)
+        assert (machine.off, machine.timekeeper.lost) == (0.0, 0.0)
+        machine.hear(LINK, AWS, says=HOUR, after=2 * MOVE_EVERY_SECONDS)
+        assert (machine.off, machine.timekeeper.lost) == (HOUR, HOUR)
+
+
 class TestStart:
     @pytest.mark.parametrize(("synchronised", "believed"), [(True, KERNEL), (False, WALL)])
     def test_a_clock_that_the_kernel_vouches_for_is_vouched_for(self, synchronised: bool, believed: Witness) -> None:

@@ -25,6 +25,7 @@ from agent.core.model import (
 from agent.core.secret import Secret
 from agent.core.verdict import Accepted, Event, Failure, Key, Memory, Policy, Refused, Same, Work
 from agent.core.view import Absent, Ended, Facts, Live, Origin, Pending
+from agent.identity import leftovers, slots
 from tests.fakes.clock import START
 from tests.unit.identity.driver import Store
 from tests.unit.identity.worlds import HOUR, aws_credential, bundle, google, google_token, role, session
@@ -560,6 +561,89 @@ class TestTold:
         s.failed(due_again(s, R, at), fail(at), at)
         assert s.horizon(Cloud.AWS, at) is None
 
+    def test_a_base_that_ends_is_no_outage(self) -> None:
+        """A renewal that fails in passing, long before the end that the base sets, is not what ends it then."""
+        s = store()
+        take(s, bundle(session("base", hours=2), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        s.put(due(s, R), aws_credential(START), START)
+        at = START + 25 * MINUTE
+        s.failed(due_again(s, R, at), fail(at), at)
+
+        assert s.at_the_end(Cloud.AWS, at) == "requests are refused until a new bundle comes"
+        assert "nothing on this worker renews it" not in s.horizon_reason(Cloud.AWS, at)
+
+    def test_a_failure_after_the_end_moves_no_end(self) -> None:
+        """What was asked for in time and failed when its base was over ended with the base, not with the failure."""
+        s = store()
+        take(s, bundle(session("base", hours=1), role("r", base="base"), routes={Cloud.AWS: "r"}))
+        work, at = due(s, R), START + HOUR + MINUTE
+        s.failed(work, fail(at), at)
+
+        assert s.horizon(Cloud.AWS, at) == START + HOUR
+
+    def test_who_watches_hears_of_each_change_and_of_nothing_else(self) -> None:
+        """What answers workers is told of a change before anything else is done, and is not told where there is none."""
+        s = store()
+        seen: list[int] = []
+        s.watch(lambda: seen.append(s.version))
+        take(s, bundle(session()))
+        assert seen[-1] == s.version
+        seen.clear()
+        s.observe(s.observed)
+        assert seen == []
+
+
+class TestMemory:
+    def test_what_firmware_does_not_say_again_is_still_known(self) -> None:
+        """A firmware that could not be read once is no other machine's; one that says more is written down."""
+        s = store()
+        assert s.adopt("i-1", "boot", {"board_asset_tag": "i-1"})
+        assert not s.adopt("i-1")
+        assert (s.memory.boot_id, s.memory.firmware) == ("boot", {"board_asset_tag": "i-1"})
+        assert s.adopt("i-1", "boot", {"board_asset_tag": "i-1", "product_uuid": "u"})
+        assert s.memory.firmware == {"board_asset_tag": "i-1", "product_uuid": "u"}
+
+    @pytest.mark.parametrize(("former", "kept"), [("", True), ("i-1", True), ("i-0", False)])
+    def test_a_first_name_takes_nothing_from_the_machine(self, former: str, kept: bool) -> None:
+        """A name that comes late is this machine's own; only under another name is a credential another machine's."""
+        s = store(Memory(former))
+        s.put(due(s, OWN_AWS), aws_credential(START), START)
+        s.adopt("i-1")
+
+        assert isinstance(s.answer(Cloud.AWS, START), Live) is kept
+
+
+class TestSlots:
+    @pytest.mark.parametrize(("left", "seconds"), [(9, 3), (15, 5), (60, 5)])
+    def test_a_nearly_dead_credential_is_not_renewed_at_once(self, left: int, seconds: int) -> None:
+        """An upstream that hands out what is nearly over is asked after five seconds, or a third of what is left."""
+        slot = slots.new_slot(R, 1, role("r"), START)
+        credential = aws_credential(START - HOUR, minutes=60 + left / 60)
+        held = slots.hold(credential, None, START)
+
+        assert slots.renewal(slot, held, START, random.Random(1)) == START + seconds * SECOND
+
+    @pytest.mark.parametrize("denied", [False, True])
+    def test_what_waits_for_a_source_fails_as_the_source_does(self, denied: bool) -> None:
+        """A source in passing trouble comes back by itself, and clients of what stands on it may wait; else not."""
+        s = store()
+        take(s, bundle(role("r")))
+        s.failed(due(s, OWN_AWS), fail(denied=denied), START)
+        s.due(START)
+        answer = s.answer(Cloud.AWS, START)
+
+        assert isinstance(answer, Ended)
+        assert answer.passing is not denied
+
+    def test_a_sealed_credential_keeps_its_end_whatever_our_clock_does(self) -> None:
+        """It names an instant: a clock that was wrong by an hour makes it live for an hour less, or more."""
+        s = store()
+        take(s, bundle(session(hours=2)))
+        s.rebase(HOUR, START + HOUR)
+
+        assert isinstance(s.answer(Cloud.AWS, START + 2 * HOUR - SECOND), Live)
+        assert isinstance(s.answer(Cloud.AWS, START + 2 * HOUR), Ended)
+
 
 class TestFacts:
     """What is said of the machine: the bundle first, then the configuration, then the machine."""
@@ -660,6 +744,20 @@ class TestIdTokens:
         s = store(fallback=frozenset())
         s.put_id_token(self.token(), None)
         assert s.view_id_token("a", START) is None
+
+    def test_one_that_was_left_comes_back_to_whom_it_speaks_for(self) -> None:
+        """After a restart: not under another grant or another bundle, and not where nobody is served."""
+        s = store()
+        take(s, bundle(user(), routes={Cloud.GCP: "u"}))
+        s.put_id_token(self.token(), user())
+        (left,) = leftovers.id_tokens(s.state)
+        event = leftovers.minted(s.state, left, START)
+        assert event is not None
+        assert (event.token, event.grant) == (self.token(), user())
+        assert leftovers.minted(store(fallback=frozenset()).state, left, START) is None
+        assert leftovers.minted(store().state, left, START) is None
+        take(s, bundle(user(), seq=2, routes={Cloud.GCP: "u"}))
+        assert leftovers.minted(s.state, left, START) is None
 
     def test_it_has_ten_minutes_left(self) -> None:
         """A token that is nearly over is minted anew rather than shown."""
