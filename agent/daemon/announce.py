@@ -18,7 +18,7 @@ import structlog
 from agent import config
 from agent.core.clock import Clock
 from agent.core.errors import HostError, UpstreamError
-from agent.host.files import write_atomic
+from agent.host.files import read_plain, write_atomic
 from agent.wire.names import GCE_GUEST_ATTRIBUTES
 
 LOOK_SECONDS: Final = 30.0
@@ -100,8 +100,7 @@ class Announcer:
 
         def read() -> bytes | None:
             try:
-                with path.open("rb") as file:
-                    return file.read(_MAX_BYTES)
+                return read_plain(path, _MAX_BYTES)
             except OSError:
                 return None
 

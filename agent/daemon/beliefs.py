@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from agent import bundle, config, keys
 from agent.core.errors import AgentError, ConfigError, Denied
 from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, SealedBundle
 from agent.core.text import os_reason
+from agent.host.files import read_plain
 from agent.host.patience import StalledError, directly
 from agent.providers import Mint
 from agent.upstream import Upstream
+
+MAX_PUBLIC_BYTES: Final = 1 << 20
+"""Of a file of public keys. A file that grows has no end."""
 
 T = TypeVar("T")
 C = TypeVar("C", AwsCredential, GoogleToken)
@@ -348,13 +352,16 @@ def _public(name: str, where: str, away: Away) -> str:
 
 def _read(path: Path, where: str, ask: Ask) -> str:
     try:
-        text = ask(path, path.read_text)
+        data = ask(path, partial(read_plain, path, MAX_PUBLIC_BYTES + 1))
+        text = data.decode().replace("\r\n", "\n")
     except StalledError as error:
         raise _AwayError(f"{where}: {error.message}", hint=error.hint) from None
     except UnicodeDecodeError:
         raise _AwayError(f"{where}: {path}: expected text") from None
     except OSError as error:
         raise _AwayError(f"{where}: {path}: cannot be read: {os_reason(error)}") from None
+    if len(data) > MAX_PUBLIC_BYTES:
+        raise _AwayError(f"{where}: {path}: expected at most {MAX_PUBLIC_BYTES} bytes, got more")
     if not text.strip():
         raise _AwayError(f"{where}: {path}: expected a key, got an empty file")
     return text

@@ -31,6 +31,7 @@ from agent import config
 from agent.core.errors import ConfigError
 from agent.core.looks import Look, look_of
 from agent.daemon.beliefs import Ask
+from agent.host.files import read_plain
 from agent.host.patience import Patience, StalledError, directly
 from agent.upstream import AuthoritiesError, believed, read_authorities
 
@@ -204,8 +205,7 @@ async def unread(seen: Looks, patience: Patience) -> Looks:
     def look(path: Path, found: Look | None) -> Look | None:
         try:
             if found is not None:
-                with path.open("rb") as file:
-                    file.read(1)
+                read_plain(path, 1)
         except OSError:
             return None
         return found
@@ -219,8 +219,7 @@ async def unread(seen: Looks, patience: Patience) -> Looks:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(MAX_FILE_BYTES)).hexdigest()
+    return hashlib.sha256(read_plain(path, MAX_FILE_BYTES)).hexdigest()
 
 
 class WatchedFiles:

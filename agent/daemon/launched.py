@@ -25,6 +25,7 @@ from agent.bundle.short_key import read_signer_word, signer_word
 from agent.core.clock import Clock
 from agent.core.errors import BundleError, HostError, UpstreamError
 from agent.core.text import os_reason
+from agent.host.files import read_plain
 from agent.host.patience import Patience
 from agent.upstream import Ec2Metadata, GceMetadata
 from agent.wire.names import EC2_TAGS, EC2_USER_DATA_PATH, gce_attributes
@@ -229,8 +230,7 @@ def _files(paths: Sequence[Path]) -> list[bytes]:
     found = []
     for path in paths:
         try:
-            with path.open("rb") as file:
-                found.append(file.read(_LARGEST))
+            found.append(read_plain(path, _LARGEST))
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -8,8 +8,9 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
@@ -117,20 +118,31 @@ def sync_directory(path: Path) -> None:
             os.close(directory)
 
 
-def read_plain(path: Path, max_bytes: int) -> bytes:
-    """The beginning of a plain file. Anything else at that path is an error: to open a FIFO would wait for a writer.
+@contextlib.contextmanager
+def opened_plain(path: Path) -> Iterator[BinaryIO]:
+    """A plain file, to be read. Anything else at that path is an error: to open a FIFO would wait for a writer.
 
     Raises:
-        OSError: it cannot be read, or is no plain file.
+        OSError: it cannot be opened, or is no plain file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(max_bytes)
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_plain(path: Path, max_bytes: int) -> bytes:
+    """The beginning of a plain file; see :func:`opened_plain`.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
+    with opened_plain(path) as file:
+        return file.read(max_bytes)
 
 
 def is_directory(path: Path) -> bool:

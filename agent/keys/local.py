@@ -16,6 +16,7 @@ from typing import Final
 from agent import bundle
 from agent.core.errors import HostError
 from agent.core.text import os_reason
+from agent.host.files import opened_plain
 
 _LARGEST_FILE_BYTES: Final = 65_536
 
@@ -122,7 +123,7 @@ def load_credential(directory: Path | None, name: str, *, kid: str | None = None
 
 def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) -> tuple[LocalKey, ...]:
     try:
-        with path.open("rb") as file:
+        with opened_plain(path) as file:
             found = os.fstat(file.fileno())
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:

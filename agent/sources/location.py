@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from agent.core.errors import SourceError
 from agent.core.text import os_reason
+from agent.host.files import read_plain
 from agent.host.patience import Patience, StalledError
 from agent.sources.watching import broken_here
 from agent.upstream import origin_of
@@ -68,8 +69,7 @@ class Location:
 
 def _read_url(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_URL_BYTES + 1)
+        raw = read_plain(path, MAX_URL_BYTES + 1)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
     url = raw.strip()
@@ -84,8 +84,7 @@ def _read_url(path: Path) -> str:
 
 def _read_token(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_TOKEN_BYTES + 1)
+        raw = read_plain(path, MAX_TOKEN_BYTES + 1)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {os_reason(error)}") from None
     token = raw.strip()

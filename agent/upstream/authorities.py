@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import ssl
-from pathlib import Path
+import stat
 from typing import Final
 
 from agent.core.looks import Look, look_of
@@ -98,7 +98,10 @@ def read_authorities(path: str) -> bytes:
         AuthoritiesError: it cannot be read, or is too long.
     """
     try:
-        with Path(path).open("rb") as file:
+        # Non-blocking, and a plain file: to open a FIFO would wait for a writer, and a device has no end.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise AuthoritiesError("expected a plain file")
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise AuthoritiesError(f"cannot be read: {os_reason(error)}") from None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from agent.daemon.who import Who
 from agent.host import systemd
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
+from tests.fakes.silent_files import SilentFile
 from tests.system.harness import ISSUER, merged, toml
 
 
@@ -113,35 +112,6 @@ class Worker:
     def token(self) -> Path:
         return self.root / "run" / "token"
 
-    def stall(self, path: Path) -> Stalled:
+    def stall(self, path: Path) -> SilentFile:
         """Have ``path`` answer nobody until the test says what it holds."""
-        return Stalled(path)
-
-
-class Stalled:
-    """A file that does not answer: a pipe without a writer."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._text = path.read_text()
-        self._pipe: int | None = None
-        aside = path.with_suffix(".pipe")
-        os.mkfifo(aside, 0o600)
-        aside.replace(path)
-
-    @property
-    def asked(self) -> bool:
-        """Whether somebody waits for it."""
-        if self._pipe is None:
-            with contextlib.suppress(OSError):  # ENXIO: nobody reads
-                self._pipe = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
-        return self._pipe is not None
-
-    def answer(self) -> None:
-        """It answers again, whoever waits for it too."""
-        assert self._pipe is not None
-        aside = self._path.with_suffix(".again")
-        aside.write_text(self._text)
-        aside.replace(self._path)
-        os.write(self._pipe, self._text.encode())
-        os.close(self._pipe)
+        return SilentFile(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import random
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from agent.sources.https import HttpsSettings, HttpsSource
 from agent.upstream import Upstream, UpstreamResponse, UpstreamSettings
 from tests.fakes.https_store import HttpsStore, private_ca
 from tests.fakes.served import Fault
+from tests.fakes.silent_files import silent
 from tests.unit.sources.support import START, Listener, StepClock, oks, run, troubles, watching
 
 PATH = "/bucket/bundle.jose"
@@ -530,10 +530,10 @@ def _no_leaks(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
 
 @pytest.mark.parametrize("which", ["token_file", "url_file"])
 def test_a_file_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
-    """A file on a mount that hangs (here, a FIFO without a writer) is the source's trouble, and holds up nothing."""
+    """A file on a mount that hangs is the source's trouble, and holds up nothing."""
     monkeypatch.setattr("agent.host.patience.WAIT_SECONDS", 0.0)
     path = tmp_path / "f"
-    os.mkfifo(path)
+    path.touch()
 
     async def story() -> None:
         fields: dict[str, Any] = {"url": "https://127.0.0.1:1/", which: path}
@@ -547,8 +547,8 @@ def test_a_file_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest
             with pytest.raises(SourceError, match="it does not answer"):
                 await source.fetch()
 
-    asyncio.run(story())
-    os.close(os.open(path, os.O_RDWR))  # whoever waits goes on
+    with silent(path):
+        asyncio.run(story())
 
 
 def test_it_goes_on_where_the_process_before_stood() -> None:

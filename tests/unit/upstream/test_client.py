@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from agent.upstream import Reach, Upstream, UpstreamError, UpstreamRefused, Upst
 from agent.upstream.authorities import Authorities
 from agent.upstream.guard import may_reach
 from tests.fakes.net import Answer, Asked, Fault, Handler, serve
+from tests.fakes.silent_files import silent
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -687,11 +687,9 @@ def test_rotated_authorities_are_believed_by_the_next_request(tmp_path: Path) ->
 def test_authorities_that_do_not_answer_hold_up_one_request_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file on a mount that hangs (here, a FIFO without a writer) is read in one thread, and believed once it is."""
+    """A file on a mount that hangs is read in one thread, and believed once it is."""
     monkeypatch.setattr("agent.upstream.authorities.LOOK_SECONDS", 0.0)
-    file, _ = certificate_authority(tmp_path)
-    fifo = tmp_path / "hangs"
-    os.mkfifo(fifo)
+    path, _ = certificate_authority(tmp_path)
     begun = 0
 
     class Counted(Authorities):
@@ -701,12 +699,12 @@ def test_authorities_that_do_not_answer_hold_up_one_request_and_no_more(
             return super()._again()
 
     async def story() -> None:
-        authorities = Counted(str(fifo))
-        for _ in range(20):
-            assert not await authorities.changed()
-        assert begun == 1
-        assert authorities.context is None
-        fifo.write_bytes(file.read_bytes())
+        authorities = Counted(str(path))
+        with silent(path):
+            for _ in range(20):
+                assert not await authorities.changed()
+            assert begun == 1
+            assert authorities.context is None
         assert authorities._looking is not None
         await asyncio.wait({authorities._looking})
         assert await authorities.changed()
