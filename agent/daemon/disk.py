@@ -17,6 +17,7 @@ from agent.core.errors import HostError
 from agent.core.history import Entry
 from agent.core.verdict import Memory
 from agent.host.state import StateDirectory
+from agent.identity import streams
 
 LOOK_SECONDS: Final = 0.1
 """How long the start waits for all files together: callers wait a second, and starting Python takes most of it."""
@@ -51,11 +52,10 @@ class Read(NamedTuple):
 
 
 def is_later(read: Memory, ours: Memory) -> bool:
-    """Whether the disk is later than ``ours``: it has a stream that this lacks, or a higher number of one."""
+    """Whether the disk is later than ``ours``: it has a stream, a higher number or a floor that this lacks."""
     if read.instance_id and ours.instance_id and read.instance_id != ours.instance_id:
         return False
-    known = ((mark, ours.mark(mark.issuer, mark.subject)) for mark in read.marks)
-    return any(mine is None or mine.seq < mark.seq for mark, mine in known)
+    return not streams.covers(ours, read)
 
 
 class Later:

@@ -39,10 +39,11 @@ from agent.core.secret import Secret
 from agent.core.source import Position, Resumable, Source
 from agent.core.verdict import Memory
 from agent.core.view import Facts
-from agent.daemon import codec
+from agent.daemon import codec, disk
+from agent.daemon.gap import Known
 from agent.host.clock import SystemClock
 from agent.host.systemd import Passed
-from agent.identity import leftovers
+from agent.identity import leftovers, streams
 from agent.identity.events import Remnant, Waiting
 from agent.identity.store import Store
 
@@ -70,6 +71,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         began: CLOCK_BOOTTIME when the boot grace of this boot and instance began.
         memory: what that process remembered, whether or not the state directory can be read.
         doubted: it was not known whether that memory is this machine's: a restart makes it no more so.
+        gap: what is known of a gap in this machine's clocks.
         brought: what of it was brought to this machine in this boot (:attr:`agent.identity.state.State.brought`).
         sealed: the bundle in force, as it came, in base64.
         signed: its content, in base64.
@@ -93,6 +95,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     began: float
     memory: Memory = Memory()
     doubted: bool = False
+    gap: Known | None = None
     brought: Memory = Memory()
     sealed: Secret | None = None
     signed: Secret | None = None
@@ -152,21 +155,24 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 def reconcile(left: Handover | None, read: Memory, sealed: bytes | None) -> tuple[Memory, bytes | None]:
     """The memory to go on with: the disk's or the one handed over, whichever is later.
 
-    The disk may be behind, since it was full; or ahead, since a descriptor could not be handed over. What was handed
-    over is taken unless a stream has a higher number on the disk. (A disk that lost its memory has none.)
+    The disk may be behind, since it was full, or a backup was put back; or ahead, since a descriptor could not be
+    handed over. What was handed over is taken unless a stream has a higher number on the disk. (A disk that lost its
+    memory has none.) No number that either has is taken back.
     """
     if left is None:
         return read, sealed
     if read.instance_id and left.memory.instance_id and read.instance_id != left.memory.instance_id:
         return read, sealed
-    for mark in read.marks:
-        ours = left.memory.mark(mark.issuer, mark.subject)
-        if ours is None or ours.seq < mark.seq:
-            return read, sealed
-    kept = decoded(left.sealed)
-    if left.memory.active is None:
-        return left.memory, None
-    return left.memory, kept if kept is not None else sealed
+    if not disk.is_later(read, left.memory):
+        memory = streams.closed_by(left.memory, read)
+    elif streams.covers(read, left.memory):
+        return streams.closed_by(read, left.memory), sealed
+    else:
+        memory = streams.united(read, left.memory)
+    if memory.active is None:
+        return memory, None
+    kept = decoded(left.sealed) if memory.active == left.memory.active else None
+    return memory, kept if kept is not None else sealed
 
 
 def remnants(store: Store) -> list[_Remnant]:

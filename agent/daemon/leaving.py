@@ -27,6 +27,7 @@ def handover_of(
         began=restorer.began,
         memory=controller.store.memory,
         doubted=controller.store.doubted,
+        gap=restorer.gap.known,
         brought=controller.store.state.brought,
         sealed=handover.encoded(sealed),
         signed=handover.encoded(opened.signed if opened is not None else None),

@@ -26,6 +26,7 @@ from agent.core.model import Cloud
 from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.daemon import beliefs, compose, disk, grace, handover
+from agent.daemon.gap import Gap
 from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
 from agent.daemon.succession import Succession
@@ -63,6 +64,7 @@ class Restorer:
 
     Attributes:
         began: since when a first bundle is waited for, in seconds of the machine's uptime.
+        gap: whether the machine stood still.
         token_key: of the EC2 session tokens.
         controller: the controller, once it is made.
         resuming: the task that opens what was in force.
@@ -84,6 +86,7 @@ class Restorer:
     ) -> None:
         left = succession.left
         self.began = left.began if left is not None else clock.uptime()
+        self.gap = Gap(clock, left.gap if left is not None else None)
         self.token_key = b""
         self.serving = False
         self.audience: Callable[[], Iterable[str]] = lambda: settings.identity.audience

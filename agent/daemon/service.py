@@ -265,7 +265,8 @@ class Daemon:
         if self._reload_wanted:
             self._on_hangup()
         self._restorer.audience = lambda: self._reloader.settings.identity.audience
-        self._still = Still(self._who, self.clock, store=self.store, act=self._restorer.identify_anew)
+        act, gap = self._restorer.identify_anew, self._restorer.gap
+        self._still = Still(self._who, self.clock, store=self.store, act=act, gap=gap, noted=self._hand_over)
         self.clock.watch(self._woke_up)
         textfile = self._listeners.textfile(lambda: self._reloader.settings.metrics, self._vitals)
         self._reloader.applied += [textfile.every.changed, self._listeners.audit.every.changed]

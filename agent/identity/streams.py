@@ -33,6 +33,51 @@ def floor(memory: Memory, issuer: str) -> datetime:
     return max(memory.floors.get(issuer, _ALWAYS), memory.floors.get(EVERYBODY, _ALWAYS))
 
 
+def knows(memory: Memory, mark: Mark) -> bool:
+    """Whether ``memory`` is no earlier than that acceptance: by its stream's mark, or by a forgotten one's floor."""
+    ours = memory.mark(mark.issuer, mark.subject)
+    if ours is not None:
+        return ours.seq >= mark.seq
+    return mark.issued_at is not None and mark.issued_at <= floor(memory, mark.issuer)
+
+
+def covers(memory: Memory, other: Memory) -> bool:
+    """Whether ``memory`` refuses whatever ``other`` would refuse as played again."""
+    floors = all(floor(memory, name) >= at for name, at in other.floors.items())
+    return floors and all(knows(memory, mark) for mark in other.marks)
+
+
+def united(one: Memory, other: Memory) -> Memory:
+    """Two memories of one machine, so that nothing which either knows is taken back.
+
+    Each may know of a stream what the other does not: the disk is a backup that somebody put back, say. A stream that
+    one of them may have forgotten is forgotten: its number may have been higher there. What is in force is what ``one``
+    says, unless ``other`` knows that it was replaced: then what ``other`` says, if ``one`` does not know better of
+    that; else nothing is.
+    """
+    marks = {mark.stream: mark for mark in other.marks if not knows(one, mark)}
+    for mark in one.marks:
+        there = other.mark(mark.issuer, mark.subject)
+        if mark.stream not in marks and (there is not None or not knows(other, mark)):
+            marks[mark.stream] = mark
+    names = one.floors.keys() | other.floors.keys()
+    floors = {name: max(one.floors.get(name, _ALWAYS), other.floors.get(name, _ALWAYS)) for name in names}
+    active = one.active
+    if active is not None and marks.get(active.stream) != active:
+        active = other.active
+    if active is not None and marks.get(active.stream) != active:
+        active = None
+    both = msgspec.structs.replace(one, marks=tuple(marks.values()), floors=floors, active=active)
+    return closed_by(both, other)
+
+
+def closed_by(one: Memory, other: Memory) -> Memory:
+    """``one``, in which every cloud is decided that ``other`` knows to be: none comes back to the machine's own."""
+    if one.decided.keys() >= other.decided.keys():
+        return one
+    return msgspec.structs.replace(one, decided={**other.decided, **one.decided})
+
+
 def bounded(memory: Memory, now: datetime) -> Memory:
     """``memory`` with as many streams as may be remembered.
 

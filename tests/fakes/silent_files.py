@@ -28,7 +28,7 @@ class SilentFile:
         self._asked = threading.Event()
         self._answers = threading.Event()
         _silent[self._path] = self
-        os.open = _open
+        os.open = _waiting
 
     @property
     def asked(self) -> bool:
@@ -59,7 +59,7 @@ def silent(path: Path) -> Iterator[SilentFile]:
         file.answer()
 
 
-def _open(path: Any, *args: Any, **kwargs: Any) -> int:
+def _waiting(path: Any, *args: Any, **kwargs: Any) -> int:
     found = _silent.get(os.fspath(path)) if isinstance(path, str | os.PathLike) else None
     if found is not None:
         found.wait()

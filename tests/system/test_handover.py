@@ -28,8 +28,8 @@ USER = "ASIAUSER000000000000"
 MACHINE = "ASIAMACHINE000000001"
 HASTY = "import agent.daemon.who\nagent.daemon.who.ASK_AGAIN_SECONDS = 0.2\n"
 GAPS = """
-import agent.daemon.still as still
-still.ASK_SECONDS, still.UNCONFIRMED_SECONDS, still.GAP_SECONDS = 0.2, 0.0, -1.0
+import agent.daemon.gap as gap, agent.daemon.still as still
+still.ASK_SECONDS, gap.UNCONFIRMED_SECONDS, gap.GAP_SECONDS = 0.2, 0.0, -1.0
 """
 """Each look comes after a gap in some clock, and silence is not waited for."""
 
@@ -276,6 +276,27 @@ class TestTheMachinesOwn:
                 agent.wait_for("memory.doubtful")
                 assert agent.push(mine)["code"] == "audience"
                 assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                ec2.faults.clear()
+                until(lambda: agent.access_key() == USER, what="the bundle")
+
+    def test_a_restart_after_a_gap_forgets_nothing(self, world: World, manager: NotifySocket) -> None:
+        """A copy whose service is silent is no more believed for being started again: the gap of before counts on."""
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto"}}
+            serve(world, manager, changes)
+            ec2.faults.append(Fault(drop=True, times=None))
+            environ = {"NOTIFY_SOCKET": str(manager.path)}
+            unhurried = "\ngap.UNCONFIRMED_SECONDS = 3600.0\n"
+            with world.agent(changes, environ=environ, passed=manager.stored(), prelude=GAPS + unhurried) as agent:
+                agent.started()
+                manager.wait_content("handover", lambda data: json.loads(data)["gap"]["since"] is not None)
+                assert agent.access_key() == USER
+                agent.kill()
+            late = "\ngap.GAP_SECONDS = 3600.0\n"
+            with world.agent(changes, environ=environ, passed=manager.stored(), prelude=HASTY + GAPS + late) as agent:
+                agent.wait_for("memory.doubtful")
+                until(lambda: agent.status()["clouds"]["aws"]["state"] == "pending", what="nothing to be served")
                 ec2.faults.clear()
                 until(lambda: agent.access_key() == USER, what="the bundle")
 

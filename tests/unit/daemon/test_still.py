@@ -10,7 +10,8 @@ from pathlib import Path
 from agent import config
 from agent.core.verdict import Memory, Policy
 from agent.daemon.compose import Metadata
-from agent.daemon.still import ASK_SECONDS, GAP_SECONDS, UNCONFIRMED_SECONDS, Still
+from agent.daemon.gap import GAP_SECONDS, UNCONFIRMED_SECONDS, Gap, Known
+from agent.daemon.still import ASK_SECONDS, Still
 from agent.daemon.who import Who
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
@@ -40,7 +41,17 @@ class World:
         self.told: list[str] = []
         self.acted = asyncio.Event()
         self.missed = 0.0
-        self.still = Still(self.who, self.clock, store=self.store, act=self.act, uncounted=lambda: self.missed)
+        self.noted: list[Known] = []
+        self.restart(None)
+
+    def restart(self, left: Known | None) -> None:
+        """Another process begins, which was left that."""
+        self.gap = Gap(self.clock, left, uncounted=lambda: self.missed)
+        self.still = self.made(self.who)
+
+    def made(self, who: Who) -> Still:
+        noted = lambda: self.noted.append(self.gap.known)  # noqa: E731
+        return Still(who, self.clock, store=self.store, act=self.act, gap=self.gap, noted=noted)
 
     def silence(self) -> None:
         self.ec2.faults.append(Fault(drop=True, times=None))
@@ -203,8 +214,81 @@ def test_a_machine_whose_name_is_the_configurations_is_not_asked_about() -> None
             configured="auto",
             root=Path("/nonexistent"),
         )
-        await Still(who, world.clock, store=world.store, act=world.act).watch(first())
+        await world.made(who).watch(first())
         named = Who(world.metadata, world.clock, configured="x", root=Path("/"))
-        await Still(named, world.clock, store=world.store, act=world.act).watch(first())
+        await world.made(named).watch(first())
+
+    play(scenario)
+
+
+def test_a_gap_outlives_the_process() -> None:
+    """A restart confirms nothing: the bound counts from the gap, and not from the start."""
+
+    async def scenario(world: World) -> None:
+        world.silence()
+        world.missed += GAP_SECONDS
+        assert await world.after(1) == []
+        assert world.noted == [world.gap.known]
+        world.restart(world.noted[-1])
+        assert await world.after(UNCONFIRMED_SECONDS - 1) == []
+        world.restart(world.gap.known)
+        assert await world.after(1) == [""]
+        assert world.noted[-1].since is None
+
+    play(scenario)
+
+
+def test_a_copy_that_is_made_while_no_process_runs_is_told_by_its_gap() -> None:
+    """The clocks are compared with how the process before saw them, not with how they are at the start."""
+
+    async def scenario(world: World) -> None:
+        world.silence()
+        left = world.gap.known
+        world.missed += GAP_SECONDS + 1
+        world.restart(left)
+        assert await world.after(1) == []
+        assert await world.after(UNCONFIRMED_SECONDS) == [""]
+
+    play(scenario)
+
+
+def test_a_gap_is_heeded_though_nobody_has_said_yet_who_this_is() -> None:
+    """The service is silent from the start of the process on: whoever asks for a first answer may ask for ever."""
+
+    async def scenario(world: World) -> None:
+        world.silence()
+        cancelled = asyncio.Event()
+
+        async def first() -> None:
+            try:
+                while True:
+                    await world.who.ask()
+                    world.still.wake()
+                    await asyncio.sleep(0)
+            finally:
+                cancelled.set()
+
+        world.restart(Known(0, since=world.clock.uptime()))
+        watching = asyncio.create_task(world.still.watch(first()))
+        await settle()
+        assert world.told == []
+        world.boot += UNCONFIRMED_SECONDS
+        await world.acted.wait()
+        assert world.told == [""]
+        assert cancelled.is_set()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    play(scenario)
+
+
+def test_nothing_is_noted_while_nothing_changes() -> None:
+    """What slewing adds up is not handed over at each look."""
+
+    async def scenario(world: World) -> None:
+        for _ in range(30):
+            world.missed += 0.01
+            await world.after(ASK_SECONDS)
+        assert world.noted == []
 
     play(scenario)
