@@ -10,11 +10,14 @@ import errno
 import importlib
 import os
 import sys
-from typing import Final
+import traceback
+from pathlib import Path
+from typing import Final, NoReturn
 
 import click
 
 import agent
+from agent.cli import documents
 from agent.cli.exits import (
     EX_CONFIG,
     EX_DATAERR,
@@ -64,6 +67,8 @@ _COMMANDS: Final = {
 # The errors of a full or broken stdout. click handles a closed pipe, in silence.
 _OUTPUT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
+_FRAMES: Final = 6
+
 
 class _Lazy(click.Group):
     """A group whose members are imported when they are asked for."""
@@ -111,28 +116,60 @@ def report(error: AgentError) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and exit. Here every error becomes a line and an exit status."""
+    """Run the command line and exit. Here every error becomes a line and an exit status of the table.
+
+    Where a document was asked for (``--json``) and the error came before it, the document of the error is printed.
+    """
+    asked = documents.Asked(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        # Names and reasons are others' words, in any script: a locale that cannot write them is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        result = cli.main(args=argv, prog_name="credential-agent", standalone_mode=False)
+        result = cli.main(args=argv, prog_name="credential-agent", standalone_mode=False, obj=asked)
     except AgentError as error:
         report(error)
-        sys.exit(exit_code(error))
+        _fail(exit_code(error), error.message, error.hint, asked)
     except click.ClickException as error:
         try:
             error.show()
         except OSError:
             _give_up(2)
-        sys.exit(EX_USAGE)
+        _fail(EX_USAGE, error.format_message(), None, asked)
     except click.Abort:
         _say("credential-agent: interrupted")
         sys.exit(EX_INTERRUPTED)
+    except SystemExit as error:
+        # click's own way out where whoever read our output has gone (| head -1), which is no status of the table.
+        sys.exit(EX_IOERR if error.code == 1 else error.code)
     except OSError as error:
         if error.errno not in _OUTPUT or error.filename is not None:
-            raise
+            name = "" if error.filename is None else f"{error.filename}: "
+            report(HostError(f"{name}{os_reason(error)}", hint="credential-agent doctor"))
+            _fail(EX_OSERR, f"{name}{os_reason(error)}", "credential-agent doctor", asked)
         _say(f"credential-agent: stdout: cannot be written: {os_reason(error)}")
         _give_up(1)
         sys.exit(EX_IOERR)
+    except Exception as error:  # noqa: BLE001 - the border of this program
+        said = f"an internal error, please report it: {type(error).__name__} at {_place(error)}"
+        _say(f"credential-agent: {said}")
+        _fail(EX_SOFTWARE, said, None, asked)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(status: int, said: str, hint: str | None, asked: documents.Asked) -> NoReturn:
+    """End with a status of the table, and with the document of an error if one is lacking."""
+    if asked.lacking:
+        try:
+            documents.show(documents.error_document(status, said, hint))
+        except OSError:
+            _give_up(1)
+    sys.exit(status)
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, outermost first. Neither its words nor any value: either may be a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-_FRAMES:])
 
 
 def _say(text: str) -> None:

@@ -21,6 +21,7 @@ from agent.wire.names import ORIGIN_HEADER, REFUSED_HEADER
 USER_AGENT: Final = "credential-agent-cli"
 MAX_BYTES: Final = 8 << 20
 _NOT_RUNNING: Final = "systemctl status credential-agent"
+_OTHER: Final = "credential-agent doctor says who answers, and whether that is another release"
 
 
 class NoAnswerError(HostError):
@@ -63,6 +64,18 @@ class Answer:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             raise HostError(f"expected JSON from the agent, got {len(self.body)} other bytes") from None
+
+    def document(self, *members: str) -> dict[str, Any]:
+        """The body as a JSON object that has ``members``.
+
+        Raises:
+            HostError: it is none: another program, or an agent of another age, answers there.
+        """
+        document = self.json()
+        if not isinstance(document, dict) or any(name not in document for name in members):
+            wanted = f"a document with {', '.join(members)}" if members else "a JSON object"
+            raise HostError(f"expected {wanted} from the agent, got another", hint=_OTHER)
+        return document
 
     def why(self) -> str:
         """The agent's own words on a refusal."""

@@ -25,7 +25,7 @@ def credential_process(path: Path) -> int:
         # SDKs show the last lines of stderr to their user.
         click.echo(f"credential-agent: {answer.why()}", err=True)
         return EX_TEMPFAIL if answer.status == 503 else EX_UNAVAILABLE
-    document = answer.json()
+    document = answer.document("AccessKeyId", "SecretAccessKey", "Token", "Expiration")
     click.echo(
         json.dumps(
             {

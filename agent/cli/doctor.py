@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import pwd
 import sys
@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from agent.cli import ask
-from agent.cli.exits import EX_DATAERR, EX_UNAVAILABLE
+from agent.cli import ask, documents
+from agent.cli.exits import EX_DATAERR, EX_OSERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
 from agent.cli.terminal import colourful
-from agent.core.installed import SERVICE_USER
+from agent.core.installed import CONFIG_PATH, SERVICE_USER
 from agent.wire import names
 
 if TYPE_CHECKING:
     from agent import doctor as examination
 
 CREDENTIALS: Final = Path("/run/credentials/credential-agent.service")
+AHEAD: Final = -10
+"""As the agent itself (``Nice=`` of its unit)."""
 CONFIGURATION_SECONDS: Final = 0.5
 ANSWER_SECONDS: Final = 1.2
 _FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True, readable=False)
@@ -38,12 +40,16 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
 
     Names the cause and the next command for each finding. Works with and without a running agent, and takes two
     seconds, whatever hangs. Root sees everything, and checks files as the service's own user; others see what they may.
-    Exits 69 if something is broken, and 65 if the bundle of --bundle would be refused.
+    Exits 69 if something is broken, 65 if the bundle of --bundle would be refused, and 71 if that cannot be told here.
     """
     import agent
     from agent import doctor as examination
 
     root = os.geteuid() == 0
+    if root:
+        # A look has two seconds: on an overloaded machine it would say more of the load than of what it asks.
+        with contextlib.suppress(OSError):
+            os.nice(AHEAD)
     machine = examination.Machine(
         path=path,
         root=root,
@@ -53,17 +59,22 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
         home=Path(os.environ.get("HOME") or "/"),
         ask=lambda: what_it_says(path),
         file=None if file is None else _read(file),
+        eyes=root or path != CONFIG_PATH or not _installed(),
     )
     findings = examination.diagnose(examination.examine(machine))
     if as_json:
         now = datetime.now(UTC)
         document = examination.document(findings, version=agent.__version__, now=now, redacted=not root)
-        click.echo(json.dumps(document, indent=2))
+        documents.show(document)
     else:
         for line in examination.lines(findings, colour=colourful()):
             click.echo(line)
-    if file is not None and any(one.about == "the file" and one.level is examination.Level.FAIL for one in findings):
-        return EX_DATAERR
+    if file is not None:
+        verdicts = {one.level for one in findings if one.about == "the file"}
+        if examination.Level.FAIL in verdicts:
+            return EX_DATAERR
+        if examination.Level.OK not in verdicts:
+            return EX_OSERR
     return EX_UNAVAILABLE if examination.failed(findings) else 0
 
 
@@ -101,6 +112,14 @@ def _service() -> examination.Identity | None:
     return examination.Identity(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
+def _installed() -> bool:
+    """Whether the service has a user of its own here, who is not the caller."""
+    try:
+        return pwd.getpwnam(SERVICE_USER).pw_uid != os.geteuid()
+    except KeyError:
+        return False
+
+
 def _environ() -> Mapping[str, str]:
     """What systemd passes to the service, as far as it lies about."""
     return {"CREDENTIALS_DIRECTORY": str(CREDENTIALS)} if CREDENTIALS.is_dir() else {}
@@ -124,7 +143,7 @@ def what_it_says(path: Path) -> examination.Control:
         answer = ask.control(control, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         if answer.status != 200:
             return examination.Control(state="broken", path=str(control), why=answer.why())
-        return examination.Control(state="answered", path=str(control), document=answer.json())
+        return examination.Control(state="answered", path=str(control), document=answer.document("now", "clouds"))
     except ask.NotAllowedError as error:
         return _ask_as_courier(control, courier, error.message)
     except ask.NoAnswerError as error:
@@ -146,7 +165,9 @@ def _ask_as_courier(control: Path, courier: Path | None, why: str) -> examinatio
     try:
         answer = ask.control(courier, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         if answer.status == 200:
-            return examination.Control(state="answered", path=str(courier), document=answer.json(), courier=True)
+            return examination.Control(
+                state="answered", path=str(courier), document=answer.document("now", "clouds"), courier=True
+            )
     except HostError:
         pass
     return denied

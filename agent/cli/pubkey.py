@@ -56,7 +56,7 @@ def _keys(path: Path) -> list[Mapping[str, Any]]:
         return _from_files(path, error)
     if answer.status != 200:
         raise HostError(f"the agent does not say: {answer.why()}")
-    return [_named(one) for one in answer.json()["keys"]]
+    return [_named(one) for one in answer.document("keys")["keys"]]
 
 
 def _named(jwk: Mapping[str, Any]) -> Mapping[str, Any]:

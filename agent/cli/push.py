@@ -15,6 +15,7 @@ from agent.core.errors import BundleError, HostError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.wire import names
 
+_OUTCOMES: Final = ("accepted", "same", "refused")
 _ANOTHER: Final = (
     "to withdraw that one, credential-agent seal --withdraw --issuer ISSUER --subject SUBJECT; the status names both"
 )
@@ -38,7 +39,9 @@ def push(path: Path, as_json: bool, file: Any) -> int:
     answer = ask.control(control_socket(path), "PUT", names.BUNDLE_PATH, data)
     if answer.status not in {200, 422}:
         raise HostError(f"the agent did not evaluate it: {answer.why()}")
-    verdict = answer.json()
+    verdict = answer.document("outcome")
+    if verdict["outcome"] not in _OUTCOMES:
+        raise HostError(f"expected a verdict from the agent, got {str(verdict['outcome'])[:40]!r}")
     if as_json:
         tell("push", verdict)
     if verdict["outcome"] == "refused":

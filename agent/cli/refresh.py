@@ -30,7 +30,7 @@ def refresh(path: Path, as_json: bool) -> int:
     answer = ask.control(control_socket(path), "POST", names.REFRESH_PATH, b"", timeout_seconds=REFRESH_SECONDS)
     if answer.status != 200:
         raise HostError(f"the agent did not look: {answer.why()}")
-    sources = answer.json()["sources"]
+    sources = answer.document("sources")["sources"]
     outcomes = {source["outcome"] for source in sources}
     if as_json:
         tell("refresh", {"sources": sources})

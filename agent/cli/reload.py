@@ -29,7 +29,7 @@ def reload(path: Path, as_json: bool) -> int:
     answer = ask.control(control_socket(path), "POST", names.RELOAD_PATH, b"", timeout_seconds=RELOAD_SECONDS)
     if answer.status not in (200, 422):
         raise HostError(f"the agent did not reload: {answer.why()}")
-    done = answer.json()
+    done = answer.document("outcome", "needs_restart")
     if as_json:
         documents.tell("reload", done)
         return EX_CONFIG if done["outcome"] == "refused" else EX_OK

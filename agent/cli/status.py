@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,16 +12,18 @@ from typing import Any, Final
 
 import click
 
-from agent.cli import ask, status_text
-from agent.cli.exits import EX_UNAVAILABLE
+from agent.cli import ask, documents, status_text
+from agent.cli.exits import EX_OSERR, EX_UNAVAILABLE
 from agent.cli.options import Seconds, config_option, control_socket
-from agent.cli.terminal import colourful
+from agent.cli.terminal import colourful, fitted
 from agent.core.errors import HostError
 from agent.wire import names
 
 ANSWER_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 6.0
 """An agent that runs may be slow on a machine that is overloaded; one that hangs is not waited for."""
+_MEMBERS: Final = ("clouds", "bundle", "sources", "credentials", "last_refusal", "memory_unwritten")
+"""Without these it is no status."""
 _CLEAR: Final = "\033[H\033[2J"
 
 
@@ -46,7 +49,7 @@ def status(path: Path, as_json: bool, watch: bool, interval: float) -> int:
         time.sleep(interval)
     document = _document(path)
     if as_json:
-        click.echo(json.dumps(document, indent=2))
+        documents.show(document)
     else:
         for line in _lines(document):
             click.echo(line)
@@ -58,22 +61,22 @@ def _show_again(path: Path, *, as_json: bool) -> None:
     try:
         document = _document(path)
     except HostError as error:
-        document, lines = {"error": error.message, "hint": error.hint}, [error.message]
+        document, lines = documents.error_document(EX_OSERR, error.message, error.hint), [error.message]
         lines += [f"  hint: {error.hint}"] if error.hint else []
     else:
         lines = [] if as_json else list(_lines(document))
     if as_json:
-        click.echo(json.dumps(document))
+        documents.show(document, indent=None)
     else:
-        click.echo((_CLEAR if colourful() else "") + "\n".join(lines))
+        on_screen = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        click.echo(_CLEAR + "\n".join(fitted(lines)) if on_screen else "\n".join(lines))
 
 
 def _document(path: Path) -> dict[str, Any]:
     answer = _status_of(path)
     if answer.status != 200:
         raise HostError(f"the agent refuses to say: {answer.why()}")
-    document: dict[str, Any] = answer.json()
-    return document
+    return answer.document(*_MEMBERS)
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:

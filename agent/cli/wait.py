@@ -77,7 +77,7 @@ class Workers:
     def answer(self, cloud: str) -> ask.Answer:
         """Ask for a credential. Raises HostError where nobody answers."""
         try:
-            return self.gcp() if cloud == "gcp" else self._role_or_aws()
+            answer = self.gcp() if cloud == "gcp" else self._role_or_aws()
         except ask.NotLetInError:
             from agent.host import arrival
 
@@ -88,6 +88,9 @@ class Workers:
                 f"uid {os.geteuid()} is no worker: the agent answers workers, and refuses others",
                 hint="--workers waits for them; [redirect] in the configuration says who is one",
             ) from None
+        if answer.status == 200 and cloud == "gcp":
+            answer.document("access_token")
+        return answer
 
     def aws(self) -> ask.Answer:
         """Ask for an AWS credential. Raises HostError where nobody answers."""
@@ -122,7 +125,12 @@ class Workers:
 
         found = self._find()
         led = arrival.read() is not None
-        return ask.role(found.http) if led and not os.access(found.token_file, os.R_OK) else self.aws()
+        if led and not os.access(found.token_file, os.R_OK):
+            return ask.role(found.http)
+        answer = self.aws()
+        if answer.status == 200:
+            answer.document("AccessKeyId")
+        return answer
 
 
 class Watched:
@@ -137,7 +145,7 @@ class Watched:
     def answer(self, cloud: str) -> ask.Answer:
         """Look at it. Raises HostError where the agent does not say."""
         answer = ask.control(self._control, "GET", names.STATUS_PATH)
-        self._document = answer.json() if answer.status == 200 else {}
+        self._document = answer.document("clouds", "last_refusal") if answer.status == 200 else {}
         if answer.status != 200:
             return answer
         said = self._document["clouds"][cloud]

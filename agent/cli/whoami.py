@@ -72,7 +72,7 @@ def _asked(path: Path, now: datetime) -> dict[str, Any]:
             refused = refused or error
             continue
         if answer.status == 200:
-            clouds = {name: read(cloud) for name, cloud in answer.json()["clouds"].items()}
+            clouds = {name: read(cloud) for name, cloud in answer.document("clouds")["clouds"].items()}
             return {"endpoint": f"{what} {socket}", "clouds": clouds}
     try:
         clouds = {"aws": ask_aws(found.http, now), "gcp": ask_gcp(found.http, now)}
@@ -122,7 +122,7 @@ def ask_aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     answer = ask.worker(http, f"{names.EC2_ROLES_PATH}{name}", headers)
     if answer.status != 200:
         return _cloud("pending", why=answer.why())
-    document = _object(answer)
+    document = answer.document()
     return _cloud(
         "live",
         origin=answer.origin or role.origin,
@@ -139,22 +139,10 @@ def ask_gcp(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     if answer.status != 200:
         return _cloud("absent" if answer.status == 404 else "pending", why=answer.why(), origin=answer.origin or "none")
     email = ask.worker(http, f"{names.GCE_ACCOUNT}email", headers)
-    seconds = _object(answer).get("expires_in")
+    seconds = answer.document().get("expires_in")
     until = instant(now + timedelta(seconds=seconds)) if isinstance(seconds, int) and 0 <= seconds < _YEAR else None
     identity = email.body.decode("ascii", errors="replace").strip() if email.status == 200 else None
     return _cloud("live", origin=answer.origin, identity=identity, until=until)
-
-
-def _object(answer: ask.Answer) -> Mapping[str, Any]:
-    """The body as a JSON object.
-
-    Raises:
-        HostError: it is none.
-    """
-    document = answer.json()
-    if not isinstance(document, dict):
-        raise HostError("expected a JSON object from the workers' endpoint, got something else")
-    return document
 
 
 def _end(stamp: Any, now: datetime) -> str | None:

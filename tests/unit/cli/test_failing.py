@@ -1,0 +1,223 @@
+"""How a command fails: with a line, a status of the table, and one document where a document was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from agent import cli
+from agent.cli import ask, documents, exits
+from agent.cli.terminal import fitted
+from tests.unit.cli.test_worker import Endpoint
+
+ASKING = (
+    ("status",), ("whoami",), ("pubkey",), ("refresh",), ("reload",), ("push", "BUNDLE"),
+    ("wait", "--timeout", "0"), ("wait", "--timeout", "0", "--workers"),
+)  # fmt: skip
+"""Every command with a document that asks the agent, but `doctor`, which begins processes."""
+ANSWERS = {
+    "nothing": b"",
+    "null": b"null",
+    "a list": b"[]",
+    "an empty object": b"{}",
+    "other members": b'{"clouds": 7, "keys": {}, "sources": 1, "outcome": []}',
+    "a page": b"<html>sign in</html>",
+    "half of it": b'{"clouds": {"aws": ',
+}
+
+
+class Odd:
+    """Listens where the agent would, and answers every request with the same bytes; ``None``: hangs up."""
+
+    def __init__(self, root: Path) -> None:
+        self.body: bytes | None = b""
+        self.config = root / "config.toml"
+        self._sockets = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
+        self._sockets[1].bind(str(root / "control"))
+        self._sockets[1].listen()
+        port = self._sockets[0].getsockname()[1]
+        self.config.write_text(
+            f'[listen]\nhttp = ["127.0.0.1:{port}"]\ncontrol = "{root}/control"\ncourier = "off"\n'
+            f'[environment]\nfile = "{root}/env"\ntoken_file = "{root}/token"\n'
+        )
+        (root / "token").write_text("bearer")
+        (root / "BUNDLE").write_text("sealed")
+        self._threads = [threading.Thread(target=self._serve, args=(one,)) for one in self._sockets]
+        for thread in self._threads:
+            thread.start()
+
+    def _serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection = listener.accept()[0]
+                with connection:
+                    connection.recv(65_536)
+                    if self.body is not None:
+                        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.body)}\r\nConnection: close\r\n\r\n"
+                        connection.sendall(head.encode() + self.body)
+
+    def close(self) -> None:
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[Odd]:
+    opened = Odd(tmp_path)
+    yield opened
+    opened.close()
+
+
+def ended(
+    words: tuple[str, ...], config: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, list[dict[str, object]], str]:
+    """The status of a command with ``--json``, the documents on its standard output, and its standard error."""
+    given = [str(config.parent / word) if word == "BUNDLE" else word for word in words]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*given, "--json", "--config", str(config)])
+    said = capsys.readouterr()
+    found, rest, decoder = [], said.out.strip(), json.JSONDecoder()
+    while rest:
+        document, length = decoder.raw_decode(rest)
+        found.append(document)
+        rest = rest[length:].strip()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, found, said.err
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+def test_an_answer_that_makes_no_sense_is_one_document(
+    odd: Odd, words: tuple[str, ...], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever answers in the agent's place, and whatever: one document, a status of the table, no traceback."""
+    odd.body = ANSWERS[answer]
+    code, found, error = ended(words, odd.config, capsys)
+    assert code in exits.TABLE
+    assert code != exits.EX_OK
+    assert len(found) == 1, (found, error)
+    assert "Traceback" not in error
+    if found[0]["schema"] == "credential-agent/error":
+        assert found[0]["exit_status"] == code
+        assert str(found[0]["error"]).splitlines()[0] in error
+
+
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+def test_without_an_agent_there_is_one_document_too(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody listens: the document says so, with what to do, and names the status with which the command ends."""
+    opened = Odd(tmp_path)
+    opened.close()
+    (tmp_path / "control").unlink()
+    code, (document,), error = ended(words, opened.config, capsys)
+    assert code in {exits.EX_OSERR, exits.EX_TEMPFAIL}
+    if words[0] != "wait":
+        assert (document["schema"], document["exit_status"]) == ("credential-agent/error", code)
+        assert document["hint"]
+        assert "hint:" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("status", "--no-such-option"), exits.EX_USAGE),
+        (("status", "--interval", "nan"), exits.EX_USAGE),
+        (("push",), exits.EX_USAGE),
+        (("no-such-command",), exits.EX_USAGE),
+        (("config", "show", "no-such-section"), exits.EX_USAGE),
+    ],
+)
+def test_wrong_usage_is_a_document(
+    odd: Odd, words: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program that asked for a document reads why nothing was done."""
+    ended_with, (document,), _ = ended(words, odd.config, capsys)
+    assert (ended_with, document["exit_status"], document["schema"]) == (code, code, "credential-agent/error")
+
+
+def test_what_a_command_runs_may_say_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """``--json`` behind `exec` is of the program that it runs: its standard output stays that program's."""
+    with pytest.raises(SystemExit):
+        cli.main(["exec", "--timeout", "0", "--config", str(tmp_path / "none.toml"), "--", "true", "--json"])
+    assert capsys.readouterr().out == ""
+
+
+def test_what_nobody_foresaw_is_a_line_without_its_words(
+    odd: Odd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of ours is told with its place, ends with 70, and shows no value: its words may hold a secret."""
+
+    def broken(*_words: object, **_more: object) -> ask.Answer:
+        raise ZeroDivisionError("SECRET")
+
+    monkeypatch.setattr(ask, "control", broken)
+    code, (document,), error = ended(("status",), odd.config, capsys)
+    assert code == exits.EX_SOFTWARE
+    assert "ZeroDivisionError at " in error
+    assert "test_failing.py:" in error
+    assert "SECRET" not in error + json.dumps(document)
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_has_gone_ends_it_with_a_status_of_the_table(odd: Odd, tmp_path: Path) -> None:
+    """As with ``| head -1``: 74, and nothing is said about it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "agent", "config", "show", "--config", str(odd.config)]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (exits.EX_IOERR, b"")
+
+
+def test_a_locale_without_the_letters_is_no_failure(tmp_path: Path) -> None:
+    """What others wrote is told to a terminal that does not know them."""
+    endpoint = Endpoint(tmp_path)
+    try:
+        endpoint.status = {
+            "clouds": {"aws": {"state": "absent", "why": "verläuft \N{SNOWMAN}"}}, "bundle": None, "sources": {},
+            "credentials": [], "last_refusal": None, "memory_unwritten": False,
+        }  # fmt: skip
+        environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        done = subprocess.run(endpoint.command("status"), capture_output=True, check=False, timeout=60, env=environ)
+    finally:
+        endpoint.close()
+    assert (done.returncode, done.stderr) == (exits.EX_UNAVAILABLE, b"")
+    assert b"verl\xe4uft \\u2603" in done.stdout
+
+
+def test_every_document_names_its_schema() -> None:
+    """A document is printed with its schema and version, the error's too."""
+    for name in documents.SCHEMAS:
+        made = documents.documented(name, {})
+        assert (made["schema"], made["schema_version"]) == (f"credential-agent/{name}", 1)
+    assert documents.error_document(71, "said", None)["exit_status"] == 71
+    assert isinstance(cli.cli, click.Group)
+
+
+@pytest.mark.parametrize(("columns", "rows", "shown"), [(80, 24, 12), (80, 8, 6), (20, 8, 5), (10, 3, 1), (1, 1, 1)])
+def test_what_is_watched_fits_the_terminal(columns: int, rows: int, shown: int) -> None:
+    """The first lines stay on the screen, whatever its size, and it is said that there are more."""
+    lines = ["\033[32m" + "x" * 30 + "\033[0m", *("y" * 8 for _ in range(11))]
+    told = fitted(lines, columns=columns, rows=rows)
+    assert told[0] == lines[0]
+    if shown == len(lines):
+        assert told == lines
+    else:
+        assert told == [*lines[:shown], f"({len(lines) - shown} more lines)"]
