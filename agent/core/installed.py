@@ -11,8 +11,18 @@ SERVICE_USER: Final = "credential-agent"
 SERVER_USER: Final = "credential-agent-serve"
 """Of the process that answers workers, in a unit of its own."""
 OWNER: Final = f"{SERVICE_USER}:{SERVICE_USER}"
+WORKERS: Final = "credential-workers"
+"""The group of those who may read the environment file and ask the couriers' socket."""
+OPERATORS: Final = "credential-operators"
+"""The group of those who may ask the control socket."""
+OURS: Final = f"chown root:{SERVICE_USER} {{0}} && chmod 0640 {{0}}"
+"""What makes a file the service's to read, and nobody else's."""
+SERVE_SOCKET: Final = Path("/run/credential-agent-serve.sock")
+"""Where the agent tells the unit that answers workers what is to be served."""
+PROGRAM: Final = Path("/opt/credential-agent/bin/credential-agent")
 JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
 START: Final = "systemctl restart credential-agent"
+RELOAD: Final = "systemctl reload credential-agent"
 KERNEL_JOURNAL: Final = "journalctl --no-pager -k -n 40"
 MEMORY_LIMIT: Final = "systemctl show -p MemoryMax credential-agent"
 

@@ -21,6 +21,7 @@ import msgspec
 
 from agent.core.errors import AgentError
 from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.text import os_reason
 from agent.doctor.facts import Unknown
 
 SECONDS: Final = 2.0
@@ -69,10 +70,16 @@ def look(probes: Mapping[str, Probe], *, seconds: float = SECONDS) -> dict[str, 
 
     The caller must have one thread: the processes are copies of this one (fork(2)).
     """
-    children = {name: _Child(probe) for name, probe in probes.items()}
+    children: dict[str, _Child] = {}
     end = time.monotonic() + seconds
-    waiting = dict(children)
+    refused = ""
     try:
+        for name, probe in probes.items():
+            try:
+                children[name] = _Child(probe)
+            except OSError as error:  # no process, or no descriptor: what could be begun is looked at all the same
+                refused = os_reason(error)
+        waiting = dict(children)
         while waiting and (left := end - time.monotonic()) > 0:
             ready = select.select([child.pipe for child in waiting.values()], [], [], left)[0]
             for name in [name for name, child in waiting.items() if child.pipe in ready]:
@@ -81,9 +88,10 @@ def look(probes: Mapping[str, Probe], *, seconds: float = SECONDS) -> dict[str, 
     finally:
         for child in children.values():
             child.end()
+    late = Unknown(why=f"no answer within {seconds:g} s", hung=True)
+    none = Unknown(why=f"no process could be begun to look: {refused}")
     return {
-        name: child.result() if name not in waiting else Unknown(why=f"no answer within {seconds:g} s", hung=True)
-        for name, child in children.items()
+        name: none if name not in children else late if name in waiting else children[name].result() for name in probes
     }
 
 
@@ -94,7 +102,12 @@ class _Child:
         self._kind = probe.kind
         self._data = b""
         self.pipe, writer = os.pipe()
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            os.close(self.pipe)
+            os.close(writer)
+            raise
         if self._pid == 0:
             _work(probe, writer)
         os.close(writer)

@@ -5,9 +5,11 @@ The order is from causes to consequences: of several failures the first is the o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Final
 
+from agent.doctor.checks.access import access
 from agent.doctor.checks.bundles import bundle, signers, sources
 from agent.doctor.checks.configuration import configuration
 from agent.doctor.checks.identity import identity
@@ -19,12 +21,13 @@ from agent.doctor.checks.shell import shell
 from agent.doctor.checks.typed import typed
 from agent.doctor.checks.unit import daemon
 from agent.doctor.facts import Facts
-from agent.doctor.finding import Finding, ordered
+from agent.doctor.finding import Finding, ordered, warn
 
 CHECKS: Final = MappingProxyType(
     {
         "disk": disk,
         "memory": memory,
+        "access": access,
         "configuration": configuration,
         "daemon": daemon,
         "port": port,
@@ -46,4 +49,13 @@ CHECKS: Final = MappingProxyType(
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
     """Everything that there is to say, the worst first."""
-    return ordered(typed(finding, facts) for check in CHECKS.values() for finding in check(facts))
+    return ordered(typed(finding, facts) for name in CHECKS for finding in _said(name, facts))
+
+
+def _said(name: str, facts: Facts) -> Iterator[Finding]:
+    """What a check says. One that cannot read what was found, an answer of another release say, costs no other."""
+    try:
+        yield from CHECKS[name](facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"this check failed at what was found ({type(error).__name__}): is the agent of another release?"
+        yield warn(name, said, "credential-agent status --json")

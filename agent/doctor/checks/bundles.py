@@ -18,6 +18,8 @@ _KEYS: Final = "credential-agent pubkey"
 _SHOW: Final = "credential-agent config show "
 _TIME: Final = "timedatectl"
 
+_BY_SIGNERS: Final = frozenset({"signer", "signature", "issuer"})
+
 #: By the word of a refusal (``agent/bundle/FORMAT.md``): what the worker has in its place, and what shows it.
 _NEXT: Final[Mapping[str, str]] = {
     "recipient": _KEYS,
@@ -129,9 +131,19 @@ def _verdict(held: Held, facts: Facts) -> Finding:
     running = set(map(str, status.get("keys", ())))
     if not held.code:
         return _taken(held, facts, about)
+    if held.code in _BY_SIGNERS and (unread := _unread(facts)):
+        said = f"not evaluated: {unread}, so this look does not know whom the worker believes"
+        return skipped(BUNDLE, said, about=about)
     if held.code == "recipient" and running & set(held.recipients):
         return skipped(BUNDLE, "it is sealed to a key that only the running agent has; push it to hear", about=about)
     return _refused(held.code, held.why, "", facts, held)
+
+
+def _unread(facts: Facts) -> str:
+    """Which signers' files this look could not read; another check says why, and what to do."""
+    found = facts.configuration
+    keys = () if isinstance(found, Unknown) else [one.key for one in found.faults if one.key.startswith("signers[")]
+    return f"{', '.join(keys)} cannot be read" if keys else ""
 
 
 def _taken(held: Held, facts: Facts, about: str) -> Finding:

@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from agent.doctor.facts import Facts, Unknown
+from agent.core.installed import OURS
+from agent.doctor.checks.slow import hung
+from agent.doctor.facts import Facts, Fault, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "configuration"
@@ -20,7 +22,7 @@ def configuration(facts: Facts) -> Iterator[Finding]:
     found, path = facts.configuration, facts.config_path
     if isinstance(found, Unknown):
         if found.hung:
-            yield fail(CHECK, f"{path}: {found.why}: a mount that it names does not answer", "cat /proc/mounts")
+            yield hung(CHECK, found, f"a mount that {path} names, or is on, does not answer", "cat /proc/mounts", facts)
         else:
             yield skipped(CHECK, found.why, next=facts.more)
         return
@@ -34,6 +36,9 @@ def configuration(facts: Facts) -> Iterator[Finding]:
             said = f"{fault.said}: the service may not look into {found.blocked}"
             yield fail(CHECK, said, f"chmod o+x {shlex.quote(found.blocked)}")
             continue
+        if fault.path:
+            yield _denied(fault)
+            continue
         yield fail(CHECK, fault.said, _next(path, fault.key, fault.said), about=fault.key)
     # Whether systemd gives a credential only the service itself can see.
     notes = [line for line in found.told if not line.startswith("key ")]
@@ -44,9 +49,17 @@ def configuration(facts: Facts) -> Iterator[Finding]:
         yield ok(CHECK, f"{path}, {eyes}")
 
 
+def _denied(fault: Fault) -> Finding:
+    """A file that is there, and not for the service to read."""
+    if fault.blocked:
+        said = f"{fault.said}: the service may not look into {fault.blocked}"
+        return fail(CHECK, said, f"chmod o+x {shlex.quote(fault.blocked)}", about=fault.key)
+    return fail(CHECK, f"{fault.said}: {fault.mode}", OURS.format(shlex.quote(fault.path)), about=fault.key)
+
+
 def _next(path: str, key: str, said: str) -> str:
     if not key and _DENIED in said:
-        return f"chown root:credential-agent {path} && chmod 0640 {path}"
+        return OURS.format(shlex.quote(path))
     if not key and "no such file" in said:
         return f"ls -l {path}"
     return f"credential-agent check --config {path}"

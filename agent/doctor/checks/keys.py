@@ -7,11 +7,12 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from agent.core.installed import OURS
+from agent.doctor.checks.slow import hung
 from agent.doctor.facts import Control, Facts, KeyFile, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped
 
 CHECK: Final = "key"
-OURS: Final = "chown root:credential-agent {0} && chmod 0640 {0}"
 SHOW: Final = "credential-agent config show keys"
 STORES: Final = "ls -l /etc/credstore /etc/credstore.encrypted"
 
@@ -20,7 +21,7 @@ def key(facts: Facts) -> Iterator[Finding]:
     """Each key by itself, with its thumbprint."""
     if isinstance(facts.keys, Unknown):
         if facts.keys.hung:
-            yield fail(CHECK, f"{facts.keys.why}: a key is on a mount that does not answer", "cat /proc/mounts")
+            yield hung(CHECK, facts.keys, "a key is on a mount that does not answer", "cat /proc/mounts", facts)
         else:
             yield skipped(CHECK, facts.keys.why, next=facts.more)
         return

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.core.installed import KERNEL_JOURNAL, MEMORY_LIMIT, OWNER, START
+from agent.doctor.checks.slow import hung
 from agent.doctor.facts import Control, Facts, Place, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -47,9 +48,8 @@ def disk(facts: Facts) -> Iterator[Finding]:
     found = facts.places
     if isinstance(found, Unknown):
         if found.hung:
-            yield fail(
-                DISK, f"{found.why}: a directory of the service is on a disk that does not answer", "cat /proc/mounts"
-            )
+            cause = "a directory of the service is on a disk that does not answer"
+            yield hung(DISK, found, cause, "cat /proc/mounts", facts)
         else:
             yield skipped(DISK, found.why, next=facts.more)
         return
@@ -67,20 +67,20 @@ def disk(facts: Facts) -> Iterator[Finding]:
 
 def _place(place: Place, facts: Facts) -> Iterator[Finding]:
     path = shlex.quote(place.path)
-    about = place.path
+    about, state = place.path, place.key == "state.directory"
     if not place.there:
-        state = place.key == "state.directory"
         command = f"install -d -o credential-agent -g credential-agent -m 0700 {path}" if state else START
         yield fail(DISK, f"{place.key}: the directory is not there", command, about=about)
     elif place.read_only:
         yield fail(DISK, f"{place.key}: its file system is read-only", f"findmnt -T {path}", about=about)
     elif not place.may_write and facts.root:
         said = f"{place.key}: the service may not write there: it belongs to {place.owner}"
-        yield fail(DISK, said, f"chown -R {OWNER} {path}", about=about)
+        # What lies there is the agent's alone in the one; in the others it is also the workers' group's.
+        deep = "-R " if state else ""
+        yield fail(DISK, said, f"chown {deep}{OWNER} {path}", about=about)
     elif place.free_bytes < LEAST_BYTES:
-        yield fail(
-            DISK, f"{place.key}: the disk is full: a restart would forget what comes now", f"df -h {path}", about=about
-        )
+        lost = "a restart would forget what comes now" if state else "programs read what it said before, or nothing"
+        yield fail(DISK, f"{place.key}: the disk is full: {lost}", f"df -h {path}", about=about)
     elif place.free_files == 0:
         yield fail(DISK, f"{place.key}: no file can be made there: no inodes are left", f"df -i {path}", about=about)
 

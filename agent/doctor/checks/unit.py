@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.core.installed import BEFORE_IT, JOURNAL, KERNEL_JOURNAL, START
+from agent.doctor.checks.slow import hung
 from agent.doctor.facts import Control, Facts, Unit, Units, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -108,7 +109,8 @@ def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Find
     elif unit.process == "D":
         yield fail(CHECK, f"{said}: the kernel holds it, in a call to a disk or a mount", f"cat /proc/{unit.pid}/stack")
     else:
-        yield fail(CHECK, f"{said}: it hangs, or this machine is overloaded", START)
+        late = Unknown(why=said, hung=True)
+        yield hung(CHECK, late, "it hangs", START, facts)
 
 
 def _socket(units: Units) -> Finding | None:

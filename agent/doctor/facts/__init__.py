@@ -5,8 +5,11 @@ A fact that could not be had is an :class:`Unknown`, which says why; no check fa
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 
+from agent.doctor.facts.access import Access, Exposed, Way
 from agent.doctor.facts.machine import Clock, Memory, Place, Places, Releases
 from agent.doctor.facts.outside import Bundles, Clouds, Endpoint, Held, Metadata, Service
 from agent.doctor.facts.service import (
@@ -25,6 +28,7 @@ from agent.doctor.facts.shell import Shell
 from agent.doctor.facts.unknown import Unknown
 
 __all__ = [
+    "Access",
     "Arrival",
     "Bundles",
     "Clock",
@@ -32,6 +36,7 @@ __all__ = [
     "Configuration",
     "Control",
     "Endpoint",
+    "Exposed",
     "Facts",
     "Fault",
     "Held",
@@ -49,6 +54,7 @@ __all__ = [
     "Unit",
     "Units",
     "Unknown",
+    "Way",
 ]
 
 
@@ -75,6 +81,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     listeners: Listeners | Unknown
     arrival: Arrival | Unknown
     places: Places | Unknown
+    access: Access | Unknown
     memory: Memory | Unknown
     releases: Releases | Unknown
     shell: Shell | Unknown
@@ -89,4 +96,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """A command that needs the rights of root, as whoever looks can type it on this machine."""
         if self.root:
             return command
-        return f"sudo {command}" if self.sudo else f"su --command '{command}'"
+        if not self.sudo:
+            return f"su --command {shlex.quote(command)}"
+        return f"sudo sh -c {shlex.quote(command)}" if "&&" in command else f"sudo {command}"

@@ -38,6 +38,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         total, available: of the machine (proc(5), ``MemAvailable``).
         used, limit: of the service's control group; 0: not known, or no limit.
         killed: how often the kernel ended a process of that group for want of memory.
+        waiting: the share of the last ten seconds, in per cent, in which somebody waited for a processor (PSI).
         pressure: the share of the last ten seconds, in per cent, in which everything waited for memory (PSI).
     """
 
@@ -46,6 +47,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     used: int = 0
     limit: int = 0
     killed: int = 0
+    waiting: float = 0.0
     pressure: float = 0.0
 
 

@@ -76,12 +76,18 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         key: of the configuration, as ``keys[0].path``; empty: the file as a whole.
         said: what is wrong. ``hint``: what to do, for a person.
         text: it is the text of the file that is wrong, not what it names.
+        path: of the file that the key names and that the service may not read; empty: that is not what is wrong.
+        blocked: the directory on the way to it into which the service may not look; empty: none.
+        mode: of that file, with its owner, in words.
     """
 
     key: str
     said: str
     hint: str | None = None
     text: bool = False
+    path: str = ""
+    blocked: str = ""
+    mode: str = ""
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from agent.core.errors import HostError
 from agent.doctor import facts, isolation
 from agent.doctor.checks.unit import SERVICE
 from agent.doctor.isolation import Identity, Probe
+from agent.doctor.probes.access import look_at_access
 from agent.doctor.probes.bundles import look_at_bundles
 from agent.doctor.probes.configuration import look_at_configuration
 from agent.doctor.probes.keys import look_at_keys
@@ -22,6 +24,8 @@ from agent.doctor.probes.redirect import look_at_arrival
 from agent.doctor.probes.shell import look_at_shell
 from agent.doctor.probes.units import look_at_units
 
+_SERVICES: Final = ("configuration", "keys", "bundles", "metadata", "places")
+"""Looked at as the service sees it, or not at all."""
 UNITS_SECONDS: Final = 1.0
 """What systemd has to answer before the rest is looked at."""
 
@@ -33,6 +37,7 @@ class Machine(NamedTuple):
         path: the configuration.
         root: whether we are root.
         service: whom the service runs as, if we can become that.
+        eyes: whether what this process may read is what the service may: it is root, or started by hand by this user.
         environ: what the service would be passed.
         shell, home: the environment of whoever calls, and their home.
         ask: asks the daemon for its status.
@@ -47,6 +52,7 @@ class Machine(NamedTuple):
     home: Path
     ask: Callable[[], facts.Control]
     file: bytes | None = None
+    eyes: bool = True
 
 
 def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Facts:
@@ -68,14 +74,22 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "clock": Probe(facts.Clock, look_at_clock),
         "listeners": Probe(facts.Listeners, partial(look_at_listeners, path)),
         "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=ask)),
+        "access": Probe(facts.Access, partial(look_at_access, path, root=machine.root)),
         "places": Probe(facts.Places, partial(look_at_places, path), service),
         "memory": Probe(facts.Memory, look_at_memory),
         "releases": Probe(facts.Releases, look_at_releases),
         "shell": Probe(facts.Shell, partial(look_at_shell, machine.shell, machine.home)),
     }
+    if not machine.eyes:
+        for name in _SERVICES:
+            probes[name] = Probe(facts.Unknown, _for_others)
     found = first | isolation.look(probes, seconds=seconds)
     sudo = shutil.which("sudo") is not None
     return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), sudo=sudo, **found)
+
+
+def _for_others() -> facts.Unknown:
+    raise HostError("for root and the service alone: what another user may read, and is answered, is not what it is")
 
 
 def _rests(units: facts.Units | facts.Unknown) -> bool:

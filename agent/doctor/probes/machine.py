@@ -71,7 +71,8 @@ def look_at_memory(root: Path = Path("/")) -> Memory:
         used=_number(_text(root / _GROUP / "memory.current")),
         limit=_number(_text(root / _GROUP / "memory.max")),
         killed=_number(events.get("oom_kill", "")),
-        pressure=_pressure(_text(root / "proc/pressure/memory")),
+        waiting=_pressure(_text(root / "proc/pressure/cpu"), "some"),
+        pressure=_pressure(_text(root / "proc/pressure/memory"), "full"),
     )
 
 
@@ -95,9 +96,9 @@ def _bytes(text: str) -> int:
     return _number(text.removesuffix(" kB")) * 1024
 
 
-def _pressure(text: str) -> float:
+def _pressure(text: str, kind: str) -> float:
     for line in text.splitlines():
-        if line.startswith("full"):
+        if line.startswith(kind):
             for word in line.split():
                 with contextlib.suppress(ValueError):
                     if word.startswith("avg10="):

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from agent.doctor.facts import (
+    Access,
     Arrival,
     Bundles,
     Clock,
@@ -123,6 +124,7 @@ def healthy() -> Facts:
             listeners=(Listener(address="127.0.0.1:16925", taken=True, pid=1, program="systemd", ours=True),)
         ),
         places=Places(places=(Place(key="state.directory", path=STATE),)),
+        access=Access(),
         memory=Memory(total=8 << 30, available=4 << 30),
         releases=Releases(ours="0.1.0", installed="r1", running="r1"),
         shell=Shell(),

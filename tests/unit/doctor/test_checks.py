@@ -14,11 +14,13 @@ from agent.cli import cli
 from agent.doctor import diagnose, failed
 from agent.doctor.checks import CHECKS
 from agent.doctor.facts import (
+    Access,
     Arrival,
     Bundles,
     Clock,
     Configuration,
     Control,
+    Exposed,
     Facts,
     Fault,
     KeyFile,
@@ -31,6 +33,7 @@ from agent.doctor.facts import (
     Shell,
     Units,
     Unknown,
+    Way,
 )
 from agent.doctor.finding import Finding, Level, fail, ok, ordered, skipped, warn
 from tests.unit.doctor.support import (
@@ -69,6 +72,11 @@ class Case(NamedTuple):
     level: Level
     cause: str
     next: str
+
+
+def way(**changes: Any) -> Way:
+    base = {"path": "/run/credential-agent/env", "act": "read", "group": "credential-workers", "wanted": "0640"}
+    return Way(**{**base, **changes})
 
 
 def led(**changes: Any) -> Arrival:
@@ -110,6 +118,9 @@ CASES = [
          "daemon", Level.FAIL, "kernel holds it", "/proc/42/stack"),
     Case("hangs", with_(units=unit(active="active", result="success", pid=42, process="S"), control=silent()),
          "daemon", Level.FAIL, "hangs", "systemctl restart"),
+    Case("has no processor", with_(units=unit(active="active", result="success", pid=42, process="S"), control=silent(),
+                                   memory=Memory(total=8 << 30, available=4 << 30, waiting=80.0)),
+         "daemon", Level.WARN, "overloaded", "ps -eo"),
     Case("its question hangs", with_(units=unit(active="active", result="success", pid=42, process="S"), control=HUNG),
          "daemon", Level.FAIL, "hangs", "systemctl restart"),
     Case("nobody answers workers", with_(control=answered(servers=[])), "daemon", Level.FAIL, "no process answers workers", "journalctl"),
@@ -128,7 +139,34 @@ CASES = [
          "daemon", Level.FAIL, "masked", "systemctl unmask credential-agent-redirect.service"),
     Case("no systemd", with_(units=Unknown(why="x"), control=Control(state="absent", path="/x", why="nobody listens")),
          "daemon", Level.FAIL, "nobody listens", "credential-agent run"),
+    # -- permissions
+    Case("a closed directory", with_(access=Access(ways=(way(state="closed", blocked="/run/credential-agent"), way(path="/x", state="closed", blocked="/run/credential-agent")))),
+         "access", Level.FAIL, "may not enter it, and so not use /run/credential-agent/env, /x", "chmod o+x /run/credential-agent"),
+    Case("a closed file", with_(access=Access(ways=(way(state="denied", mode="0600", owner="root:root"),))),
+         "access", Level.FAIL, "a member of credential-workers may not read it: its mode is 0600", "chgrp credential-workers /run/credential-agent/env && chmod 0640"),
+    Case("a program for root alone", with_(access=Access(ways=(way(path="/opt/x", group="", act="run", wanted="0755", state="denied", mode="0700", owner="root:root"),))),
+         "access", Level.FAIL, "a worker may not run it", "chmod 0755 /opt/x"),
+    Case("a socket of root's", with_(access=Access(ways=(way(path="/run/s", group="", user="credential-agent", act="connect to", wanted="0600", state="denied", mode="0600", owner="root:root"),))),
+         "access", Level.FAIL, "the user credential-agent may not connect to it", "chown credential-agent /run/s && chmod 0600 /run/s"),
+    Case("a socket that was removed", with_(units=beside("credential-agent-serve.socket"), access=Access(ways=(way(path="/run/s", group="", user="credential-agent", state="absent"),))),
+         "access", Level.FAIL, "once it restarts", "systemctl restart credential-agent-serve.socket credential-agent"),
+    Case("everybody may ask", with_(access=Access(exposed=(Exposed(path="/s", act="ask", whom="every user", owner="root:x", keep="o-rwx"),))),
+         "access", Level.WARN, "every user may ask it", "chown root:x /s && chmod o-rwx /s"),
+    Case("an overloaded machine", with_(configuration=HUNG, memory=Memory(total=8 << 30, available=4 << 30, waiting=90.0)),
+         "configuration", Level.WARN, "overloaded (programs wait for a processor 90 %", "ps -eo"),
+    Case("noexec", with_(access=Access(ways=(way(act="run", state="noexec"),))), "access", Level.FAIL, "noexec", "findmnt -T"),
+    Case("a file that was removed", with_(access=Access(ways=(way(state="absent"),))), "access", Level.WARN, "not there", "systemctl reload credential-agent"),
+    Case("everybody may change it", with_(access=Access(exposed=(Exposed(path=PATH, act="change", whom="every user", owner="root", keep="go-w"),))),
+         "access", Level.FAIL, "every user may change it", f"chown root {PATH} && chmod go-w {PATH}"),
+    Case("everybody may read it", with_(access=Access(exposed=(Exposed(path="/t", act="read", whom="every user", owner="a:b", keep="o-rwx"),))),
+         "access", Level.WARN, "every user may read it", "chown a:b /t && chmod o-rwx /t"),
     # -- the configuration
+    Case("a signer behind a closed directory", with_(configuration=Configuration(path=PATH, faults=(
+             Fault(key="signers[0].key", said="signers[0].key: permission denied", path="/s/x", blocked="/s"),))),
+         "configuration", Level.FAIL, "may not look into /s", "chmod o+x /s"),
+    Case("a signer for root alone", with_(configuration=Configuration(path=PATH, faults=(
+             Fault(key="signers[0].key", said="signers[0].key: permission denied", path="/s/x", mode="its mode is 0600, its owner root:root"),))),
+         "configuration", Level.FAIL, "its mode is 0600", "chown root:credential-agent /s/x && chmod 0640 /s/x"),
     Case("a typo", with_(configuration=Configuration(path=PATH, faults=(Fault(key="listen.htp", said="listen.htp: unknown key", text=True),))),
          "configuration", Level.FAIL, "unknown key", "credential-agent check"),
     Case("unreadable", with_(configuration=Configuration(path=PATH, faults=(Fault(key="", said=f"{PATH}: cannot be read: permission denied", text=True),))),
@@ -262,7 +300,7 @@ def test_each_failure_is_told_with_its_cause_and_the_next_command(case: Case) ->
 def test_every_next_command_can_be_typed(case: Case) -> None:
     """It is a program of a worker's machine, or one of ours whose options are right; nothing in it is left to fill in."""
     programs = {
-        "systemctl", "systemd-sysusers", "systemd-analyze", "journalctl", "chown", "chmod", "ls", "cat", "df", "kill",
+        "systemctl", "systemd-sysusers", "systemd-analyze", "journalctl", "chown", "chmod", "chgrp", "ls", "cat", "df", "kill",
         "ip", "sudo", "credential-agent", "timedatectl", "getent", "findmnt", "ps", "install", "aws",
         "unset", "export", "mv", "nft",
     }  # fmt: skip
@@ -385,6 +423,35 @@ def test_every_finding_of_trouble_has_a_command() -> None:
     """No failure and no warning is told without what to type next."""
     for case in CASES:
         assert [one for one in diagnose(case.facts) if one.level in {Level.FAIL, Level.WARN} and not one.next] == []
+
+
+def test_whom_this_look_could_not_read_it_does_not_contradict() -> None:
+    """Where a signer's file is closed to the look, no bundle is said to be refused for its signer: the agent has read it."""
+    fault = Fault(key="signers[0].key", said="signers[0].key: permission denied", path="/s/x", blocked="/s")
+    facts = with_(
+        configuration=Configuration(path=PATH, faults=(fault,)), bundles=found(code="signer", why="no signer is pinned")
+    )
+    told = [one for one in diagnose(facts) if one.check in {"bundle", "signers"}]
+    assert {one.level for one in told} == {Level.SKIPPED, Level.OK}, told
+    assert failed(diagnose(facts))
+
+
+def test_what_needs_root_says_how_to_become_it() -> None:
+    """Whoever is not root is told each command that needs it behind `sudo` or `su`, as one command."""
+    for case in CASES:
+        for one in diagnose(msgspec.structs.replace(case.facts, root=False)):
+            words = shlex.split(one.next or "true")
+            assert words[0] not in {"systemctl", "chown", "chmod", "chgrp", "kill", "install", "journalctl", "nft"}, one
+            if words[0] == "sudo" and "&&" in (one.next or ""):
+                assert words[1:3] == ["sh", "-c"], one
+
+
+def test_a_document_of_another_release_costs_no_other_check() -> None:
+    """A check that cannot read what the agent says is a warning, and every other check says what it says."""
+    odd = answered(clouds=[], clock="x", credentials=7, bundle="y", servers=3)
+    told = diagnose(with_(control=odd))
+    assert {one.check for one in told} == set(CHECKS)
+    assert any("another release" in one.said for one in told if one.check == "identity")
 
 
 def test_the_worst_comes_first_and_causes_before_consequences() -> None:

@@ -95,3 +95,14 @@ def test_a_probe_becomes_another_user_for_good() -> None:
         " Identity('nobody', 65534, 65534))"
     )
     assert found["who"]["said"] == "((65534, 65534, 65534), (65534, 65534, 65534), [65534])"
+
+
+def test_what_cannot_be_begun_is_told_and_costs_no_other() -> None:
+    """Where the machine gives no further process or descriptor, each look that was begun says what it found."""
+    # Each probe that is under way holds one of these; one needs a few more for itself.
+    limit = "__import__('resource').setrlimit(__import__('resource').RLIMIT_NOFILE, (10, 10))"
+    many = ", ".join(f"'{number}': Probe(Word, lambda: Word('x'))" for number in range(8))
+    found = looked(f"**({limit} or {{}}), {many}")
+    assert found["0"] == {"said": "x"}
+    assert "no process could be begun" in found["7"]["why"]
+    assert found["7"]["hung"] is False

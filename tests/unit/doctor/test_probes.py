@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.doctor import Level, Machine, diagnose, examine
+from agent.doctor.facts import Control, Unknown
 from agent.doctor.probes import bundles, listeners, machine, outside
 from agent.doctor.probes.keys import look_at_keys
 from agent.host import ports, systemctl
@@ -208,10 +210,29 @@ def test_the_state_of_memory_is_read_from_the_kernel(tmp_path: Path) -> None:
     group.mkdir(parents=True)
     (tmp_path / "proc/pressure").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal:  1000 kB\nMemAvailable:   10 kB\n")
+    (tmp_path / "proc/pressure/cpu").write_text("some avg10=62.50 avg60=0.00 total=1\nfull avg10=0.00 total=0\n")
     (tmp_path / "proc/pressure/memory").write_text("some avg10=50.00 avg60=0.00\nfull avg10=12.50 avg60=0.00 total=1\n")
     for name, text in (("memory.current", "500\n"), ("memory.max", "max\n"), ("memory.events", "oom 1\noom_kill 3\n")):
         (group / name).write_text(text)
     found = machine.look_at_memory(tmp_path)
     assert (found.total, found.available, found.pressure) == (1_024_000, 10_240, 12.5)
+    assert found.waiting == 62.5
     assert (found.used, found.limit, found.killed) == (500, 0, 3)
     assert machine.look_at_memory(tmp_path / "nowhere").total == 0
+
+
+def test_another_users_eyes_are_not_the_services(world: World) -> None:
+    """What a worker may not read, or is answered by the agent in a service's place, is told as no mistake of the machine."""
+    machine = Machine(
+        path=world.write_config(), root=False, service=None, environ={}, shell={}, home=world.root, eyes=False,
+        ask=lambda: Control(state="denied", path="/x", why="not allowed"),
+    )  # fmt: skip
+    found = examine(machine, seconds=20.0)
+    for name in ("configuration", "keys", "bundles", "metadata", "places"):
+        look = getattr(found, name)
+        assert isinstance(look, Unknown), name
+        assert "for root and the service alone" in look.why
+    told = diagnose(found)
+    assert {one.level for one in told if one.check in {"configuration", "key", "disk", "metadata", "source"}} == {
+        Level.SKIPPED
+    }
