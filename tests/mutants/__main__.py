@@ -62,7 +62,7 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "server": ("controllers", "forked", "kept", "master"),
     "enrol": ("binding", "google", "policy", "sts"),
     "config": ("checks", "meant", "salvage", "words"),
-    "doctor": ("checks", "isolation"),
+    "doctor": ("checks.*", "isolation"),
     "forward": ("engine", "late", "sealing", "session", "wanted"),
 }
 
@@ -150,8 +150,8 @@ def _by_stranger(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survi
     ask = {
         "files": [
             str(path)
-            for path in sorted((ROOT / ROOMS[room][0]).glob("*.py"))
-            if not chosen.decides or _decides(room, f"agent.{room}.{path.stem}")
+            for path in sorted((ROOT / ROOMS[room][0]).rglob("*.py"))
+            if not chosen.decides or _decides(room, ".".join(path.relative_to(ROOT).with_suffix("").parts))
         ],
         "tests": ROOMS[room][1],
         **{

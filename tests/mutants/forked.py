@@ -40,9 +40,7 @@ MEMORY: Final = 6 << 30
 """Bytes: a change that takes a bound away must not take the machine's memory."""
 
 PATIENCE: Final = 15.0
-"""Seconds, beside three times what the tests took: a change that makes a test hang was noticed.
-
-So many times longer as the machine has more to do than processors: what is only slow was not noticed."""
+"""Seconds, beside three times what the tests took: a change that makes a test hang was noticed."""
 
 
 @dataclass
@@ -114,6 +112,7 @@ class _Loop:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         took, reached, starting = self._baseline(list(items.values()))
+        slow = _slowness()
         found = list(self._changes())
         result = Result()
         running: dict[int, tuple[Change, float]] = {}
@@ -141,10 +140,10 @@ class _Loop:
                 total = 0.0
                 for node in nodes:
                     total += took[node]
-                    if chosen and total > self._room.budget:
+                    if chosen and total > self._room.budget * slow:
                         break
                     chosen.append(items[node])
-                patience = (PATIENCE + 3 * total) * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+                patience = PATIENCE * max(slow, _slowness()) + 3 * total
                 running[_forked(change, live, chosen, 3 + int(total))] = (change, time.monotonic() + patience)
             self._reap(running, result)
         self.result = result
@@ -272,6 +271,11 @@ def _forked(change: Change, functions: list[FunctionType], items: list[pytest.It
                 break
     finally:
         os._exit(status)
+
+
+def _slowness() -> float:
+    """How many times longer all takes because others use the machine too: it is neither a hang nor a test's price."""
+    return max(1.0, os.getloadavg()[1] / (os.cpu_count() or 1))
 
 
 def _file(pid: int) -> Path:

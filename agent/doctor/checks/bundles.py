@@ -63,7 +63,7 @@ def sources(facts: Facts) -> Iterator[Finding]:
     found = facts.bundles
     if isinstance(found, Unknown):
         for name, state in states.items():
-            yield ok(SOURCE, "the agent reads it", about=name) if state == "ok" else _broken(name, state, "")
+            yield _told(name, state)
         if not states:
             yield skipped(SOURCE, found.why, next=facts.more)
         return
@@ -72,6 +72,15 @@ def sources(facts: Facts) -> Iterator[Finding]:
             yield _source(held, states.get(held.name, ""), in_force=_status(facts).get("bundle") is not None)
     if not any(held.name for held in found.held):
         yield ok(SOURCE, "none is configured: bundles are pushed, or brought by couriers")
+
+
+def _told(name: str, state: str) -> Finding:
+    """What the agent says of a source that we may not look at ourselves."""
+    if state == "ok":
+        return ok(SOURCE, "the agent reads it", about=name)
+    if state == "starting":
+        return skipped(SOURCE, "the agent has not had an answer of it yet", about=name, next=REFRESH)
+    return _broken(name, state, "")
 
 
 def _source(held: Held, state: str, *, in_force: bool) -> Finding:

@@ -353,6 +353,16 @@ def test_a_look_without_an_answer_breaks_no_check(name: str) -> None:
         assert all(one.next for one in said if one.level in {Level.FAIL, Level.WARN})
 
 
+@pytest.mark.parametrize(
+    ("state", "level"), [("ok", Level.OK), ("starting", Level.SKIPPED), ("it does not resolve", Level.FAIL)]
+)
+def test_of_a_source_that_may_not_be_looked_at_the_agent_s_word_is_told(state: str, level: Level) -> None:
+    """Who may not read it himself hears what the agent says; one that it has only begun with is no failure."""
+    facts = with_(bundles=Unknown(why="not allowed"), control=answered(sources={"file": state}))
+    (one,) = [finding for finding in diagnose(facts) if finding.check == "source"]
+    assert (one.level, one.about) == (level, "file")
+
+
 def test_what_nobody_needs_is_no_failure() -> None:
     """A cloud at which nothing is renewed, a refusal that a key of the running agent's explains: told, and not blamed."""
     unneeded = with_(clouds=endpoint(why="no answer", kind="timeout"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 import pytest
@@ -49,6 +50,36 @@ def test_what_is_closed_is_left_as_it_is() -> None:
     assert os.pread(reader, 99, 0) == b""
     other.close()
     os.close(reader)
+
+
+def test_nobody_can_make_it_say_anything_else() -> None:
+    """Not even its owner: it can be shortened, and neither written to, nor made longer, nor sealed so that it stays."""
+    made = Emptiable.holding(b"secret")
+    reader = made.reader()
+    assert os.fstat(reader).st_mode & 0o777 == 0o600  # another user may not open it anew
+    writer = os.open(f"/proc/self/fd/{reader}", os.O_RDWR)
+    for forbidden in (
+        lambda: os.pwrite(writer, b"x", 0),
+        lambda: os.ftruncate(writer, 99),
+        lambda: fcntl.fcntl(writer, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK),
+    ):
+        with pytest.raises(OSError, match="Operation not permitted"):
+            forbidden()
+    assert os.pread(reader, 99, 0) == b"secret"
+    made.empty()
+    assert os.pread(reader, 99, 0) == b""
+    os.close(writer)
+    os.close(reader)
+
+
+def test_what_is_longer_than_one_write_is_held_whole() -> None:
+    """However many pieces the kernel takes it in."""
+    data = os.urandom(1 << 20)
+    made = Emptiable.holding(data)
+    reader = made.reader()
+    assert os.pread(reader, len(data) + 1, 0) == data
+    os.close(reader)
+    made.empty()
 
 
 def test_something_else_is_not_emptied() -> None:

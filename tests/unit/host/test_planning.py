@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from agent.host.planning import Outcome, Planner, saved
+from agent.host.planning import Outcome, Planner, known_users, last_section, saved
+from agent.host.ranges import MAX_UID
 
 PLAN: dict[str, Any] = {
     "scripts": ["one"],
@@ -114,6 +115,33 @@ def test_one_child_at_a_time(planners: list[Planner]) -> None:
     planner.stop()
     with pytest.raises(RuntimeError):
         planner.fileno()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '"name"'])
+def test_users_that_nobody_wrote_down_are_not_known(tmp_path: Path, text: str) -> None:
+    """Of a file that is not there, or is none of ours, nobody's number is believed."""
+    assert known_users(tmp_path / "users.json") == {}
+    (tmp_path / "users.json").write_text(text)
+    assert known_users(tmp_path / "users.json") == {}
+
+
+def test_a_number_that_no_worker_can_have_is_not_known(tmp_path: Path) -> None:
+    """Root's least of all: who was found with it would make root a worker."""
+    path = tmp_path / "users.json"
+    path.write_text(
+        json.dumps({"alice": 1, "bob": MAX_UID, "root": 0, "carol": MAX_UID + 1, "dave": -1, "erin": "5", "frank": 2.5})
+    )
+    assert known_users(path) == {"alice": 1, "bob": MAX_UID}
+
+
+def test_the_section_of_the_last_plan_is_known_while_there_is_that_plan(tmp_path: Path) -> None:
+    """By it a broken configuration is led as before; a plan of an earlier version has none."""
+    path = tmp_path / "plan.json"
+    assert last_section(path) is None
+    path.write_text(json.dumps(PLAN))
+    assert last_section(path) is None
+    path.write_text(json.dumps({**PLAN, "section": [{"uids": ["7"]}, 80]}))
+    assert last_section(path) == [{"uids": ["7"]}, 80]
 
 
 @pytest.mark.parametrize("left", ["scripts", "closed", "groups", "ipv6", "uid"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -63,9 +65,11 @@ class Begun:
         self.owners: list[Hashable] = []
         self.open: list[socket.socket] = []
         self.recalled: list[bytes] = []
+        self.given: list[tuple[socket.socket, bytes | None]] = []
 
-    def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, _data: bytes | None) -> None:
+    def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, data: bytes | None) -> None:
         self.time += self.cost
+        self.given.append((sock, data))
         self.owners.append(owner)
         self.open.append(sock)
 
@@ -280,3 +284,169 @@ def test_all_that_were_fetched_are_begun_with_at_the_end(server: socket.socket) 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             assert runner.run(scenario()) == 0
     assert begun.owners == ["127.0.0.1"] * (3 * LONG)
+
+
+class Listening(socket.socket):
+    """A listening socket whose kernel gives errors first, as accept(2) names them; 0: none this time."""
+
+    errors: list[int]
+
+    @classmethod
+    def on(cls, server: socket.socket, *errors: int) -> Listening:
+        made = cls(fileno=os.dup(server.fileno()))
+        made.errors = list(errors)
+        return made
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.errors and (error := self.errors.pop(0)):
+            raise OSError(error, "refused by the kernel")
+        return super().accept()
+
+
+def scripted(
+    listening: socket.socket,
+    script: Callable[[Intake, Begun], Awaitable[None]],
+    *,
+    owners: Owners | None = None,
+    room: int = 1000,
+) -> tuple[Begun, int]:
+    """What an intake has begun with while a script ran, and how many it has put out."""
+    begun, put_out = Begun(), []
+
+    async def main() -> None:
+        intake = Intake(
+            [listening],
+            begin=begun,
+            recall=begun.recall,
+            owners=owners,
+            room=lambda: room,
+            evicted=lambda: put_out.append(1),
+        )
+        intake.begin()
+        async with asyncio.timeout(20):
+            await script(intake, begun)
+        begun.end(intake)
+
+    asyncio.run(main())
+    return begun, len(put_out)
+
+
+async def rounds(count: int) -> None:
+    """Let the loop go round so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("count", [3, 3 * LONG])
+@pytest.mark.parametrize("error", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
+def test_one_that_is_gone_before_it_is_taken_costs_nobody_a_turn(server: socket.socket, error: int, count: int) -> None:
+    """accept(2) tells of it by an error of that connection's; it is not the process that has no room."""
+    listening = Listening.on(server, error, error)
+
+    async def script(_: Intake, begun: Begun) -> None:
+        while len(begun.owners) < count:  # noqa: ASYNC110 - the next round of the loop is what is waited for
+            await asyncio.sleep(0)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(server.getsockname()))
+        begun, put_out = scripted(listening, script)
+    assert (len(begun.owners), put_out) == (count, 0)
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_whoever_has_most_gives_a_descriptor_where_there_is_none(server: socket.socket, error: int) -> None:
+    """While many wait, one of those that were fetched goes, and the fetching goes on; it is counted."""
+    listening = Listening.on(server, *[0] * 100, error)
+
+    async def script(_: Intake, begun: Begun) -> None:
+        while len(begun.owners) < 3 * LONG - 1:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * LONG):
+            sock = stack.enter_context(socket.create_connection(server.getsockname()))
+            sock.sendall(b"other")
+        begun, put_out = scripted(listening, script)
+    assert put_out == 1
+    assert len(begun.owners) == 3 * LONG - 1
+
+
+def test_where_few_wait_and_none_can_be_taken_they_wait_in_the_kernel(server: socket.socket) -> None:
+    """Nobody is put out for them, and none is lost: they are taken once there is room."""
+    listening = Listening.on(server, errno.EMFILE)
+
+    async def script(_: Intake, begun: Begun) -> None:
+        await rounds(20)
+        assert begun.owners == []  # it does not ask again and again
+        while len(begun.owners) < 3:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.001)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(server.getsockname()))
+        begun, put_out = scripted(listening, script)
+    assert (len(begun.owners), put_out) == (3, 0)
+
+
+def test_who_was_put_out_came_last_of_whoever_has_most(server: socket.socket) -> None:
+    """Of two addresses the one with most gives way, by its newest; all of the other's are served, and its own oldest."""
+    host, port = server.getsockname()
+    room = 40
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(socket.create_connection((host, port))) for _ in range(150)]
+        few = [
+            stack.enter_context(socket.create_connection((host, port), source_address=("127.0.0.2", 0)))
+            for _ in range(10)
+        ]
+        for number, sock in enumerate((*many, *few)):
+            sock.sendall(b"%d" % number)
+        order: list[int] = []
+
+        async def script(intake: Intake, begun: Begun) -> None:
+            while not begun.owners or intake.connections:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+            order.extend(int(sock.recv(9)) if not data else int(data) for sock, data in begun.given)
+
+        begun, put_out = scripted(server.dup(), script, room=room)
+    assert begun.owners.count("127.0.0.2") == 10
+    served = [number for number in order if number < 150]
+    assert served == list(range(len(served)))  # those that came first
+    assert len(served) + put_out == 150
+    assert put_out > 0
+
+
+@pytest.mark.parametrize("count", [5, 3 * LONG])
+def test_who_has_said_nothing_yet_is_served_at_the_end_too(server: socket.socket, count: int) -> None:
+    """Just taken, or looked at once: whoever ends hands all of them on, and keeps none."""
+
+    async def script(intake: Intake, begun: Begun) -> None:
+        while not intake.connections:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        known = intake.connections
+        intake.close()
+        intake.finish()
+        assert intake.connections == 0
+        assert len(begun.owners) == known
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(server.getsockname()))
+        begun, _ = scripted(server.dup(), script)
+    assert begun.owners
+
+
+def test_one_that_sends_late_is_read_when_it_is_looked_at_again(server: socket.socket) -> None:
+    """A client connects and then sends: in the next round what it sent has mostly come, and is answered at once."""
+    with socket.create_connection(server.getsockname()) as client:
+
+        async def script(intake: Intake, begun: Begun) -> None:
+            while not intake.connections:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+            client.sendall(b"known")
+            while not begun.recalled:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+            assert intake.connections == 0
+
+        begun, _ = scripted(server.dup(), script)
+    assert (begun.recalled, begun.owners) == ([b"known"], [])
