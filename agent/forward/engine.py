@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from agent import bundle
 from agent.core.errors import AgentError, CourierError
 from agent.forward import signing
+from agent.forward.agents import Admission, Agent
 from agent.forward.courier import PROMPT_SECONDS, Courier, Job, Reply
-from agent.forward.enrolling import Admission, Agent, Roster, answered
+from agent.forward.enrolling import Roster, answered
 from agent.forward.local import Local
-from agent.forward.sealing import Sealer
+from agent.forward.sealing import Sealed, Sealer
 from agent.forward.status import CloudStatus, State, Status
+from agent.forward.taking_back import TakingBack, having, side_by_side, slices
 from agent.wire import names
 
 GROUP: Final = 16
@@ -27,17 +28,11 @@ GROUP: Final = 16
 sends out grows with the group, and what a smaller group saves there it costs in seals and in bytes to the scheduler.
 ``tests/simulation/forwarding.py`` measures it."""
 
-CHUNK: Final = 512
-"""So many workers are dealt with before we look whether somebody new waits."""
-
 _ENROL_AGAIN: Final = frozenset({"recipient", "unwrap", "forwarded", "audience"})
 """Refusals that say that the agent has another key than the one it enrolled with."""
 
-AT_ONCE: Final = 32
-"""So many bundles are under way at once."""
-
-S = TypeVar("S")
-T = TypeVar("T")
+CHUNK: Final = 512
+"""So many workers are dealt with before we look whether somebody new waits."""
 
 
 class Engine:
@@ -85,22 +80,24 @@ class Engine:
     # -- the identity
 
     def collect(self) -> bool:
-        """Look at this computer; true if there is something new to deliver.
+        """Look at this computer; true if there is something to deliver: :meth:`renew`.
 
         Raises:
             AgentError: the first time: there is nothing to send.
         """
-        now, leased = self._now(), self._sealer.renewal_due
-        if self._local.collect(now) or self._version == 0 or (leased is not None and now >= leased):
-            self._sealer.begin()
+        now = self._now()
+        if self._local.collect(now) or self._version == 0:
             self._version += 1
             self.renewals = self._version - 1
             return True
-        return False
+        return any(at <= now for at in self._leases_due())
 
     def due(self) -> datetime | None:
         """When :meth:`collect` is due."""
-        return min((at for at in (self._local.due(), self._sealer.renewal_due) if at is not None), default=None)
+        return min((at for at in (self._local.due(), *self._leases_due()) if at is not None), default=None)
+
+    def _leases_due(self) -> list[datetime]:
+        return [one.renewal for one in self._roster.known() if one.renewal is not None and one.workers]
 
     # -- the workers
 
@@ -130,12 +127,13 @@ class Engine:
             names: of the workers.
             seconds: how long each may take for each of a few questions; who takes longer is among the late then.
         """
-        documents = self._roster.look(names, seconds)
         roster = self._roster
-        reached = [roster.agents[at] for at in documents]
-        for agent in reached:
-            self._compare(agent, documents[agent.id])
-        wanting = [agent for agent in reached if agent.version < self._version]
+        reached: dict[str, Agent] = {}
+        # Each worker's own word counts: another that says it reaches the same agent may not speak the truth.
+        for agent, document in roster.look(names, seconds).values():
+            self._compare(agent, document)
+            reached[agent.id] = agent
+        wanting = [agent for agent in reached.values() if agent.version < self._version]
         told = self._bring(wanting, seconds)
         # Who owes an answer may yet be served before its first task.
         waiting = [name for name in names if name not in told and name not in roster.late]
@@ -143,26 +141,37 @@ class Engine:
             roster.ask(Job(steps=(), after="refused", session=self._subject, seconds=seconds), waiting)
 
     def renew(self) -> Iterator[None]:
-        """Deliver what is new to the agents that we know; yields between chunks."""
-        known = [agent for agent in list(self._roster.agents.values()) if agent.version < self._version]
-        for some in _slices(list(self._roster.speaking(known, late=False).values()), CHUNK):
+        """Deliver what is new, and what is leased anew, to the agents that we know; yields between chunks."""
+        now, known = self._now(), []
+        for agent in self._roster.known():
+            if agent.renewal is not None and agent.renewal <= now:
+                # Only this one: how short a lease one worker asks for is nothing to the others.
+                agent.version, agent.renewal = min(agent.version, self._version - 1), None
+            if agent.version < self._version:
+                known.append(agent)
+        for some in slices(list(self._roster.speaking(known, late=False).values()), CHUNK):
             self._bring(some, PROMPT_SECONDS)
             yield
 
     def _compare(self, agent: Agent, document: dict[str, Any]) -> None:
         """Has it still what we brought? Somebody may have taken that away, or its memory was lost."""
-        keys = document.get("keys")
-        if agent.enrolment is not None and isinstance(keys, list) and agent.enrolment.recipient.kid not in keys:
-            agent.enrolment = None
+        keys, admitted = document.get("keys"), agent.admitted
+        if admitted is not None and isinstance(keys, list) and admitted.enrolment.key.get("kid") not in keys:
+            # What it has is brought to its new key too: by that alone it can be taken back.
+            agent.ask_anew()
+            agent.version = min(agent.version, 0)
         if agent.version <= 0:
             return
         found = document.get("bundle")
-        if not isinstance(found, dict):
-            agent.version = 0
-        elif found.get("issuer") != self._issuer:
-            agent.say(State.ANOTHER, f"it serves a bundle of {str(found.get('issuer'))[:100]!r} that came after ours")
-        elif agent.state is State.ANOTHER:
-            agent.version = 0
+        issuer, seq = (found.get("issuer"), found.get("seq")) if isinstance(found, dict) else (None, None)
+        if issuer == self._issuer and (seq == agent.seq or type(seq) is not int):
+            agent.say(State.SERVED)
+        elif isinstance(found, dict) and issuer != self._issuer:
+            agent.say(State.ANOTHER, f"it serves a bundle of {str(issuer)[:100]!r} that came after ours")
+        elif isinstance(seq, int) and agent.seq is not None and seq > agent.seq:
+            agent.say(State.ANOTHER, "it serves what another forwarding of yours has brought after this one")
+        else:
+            agent.version, agent.ends = 0, None
 
     def _bring(self, agents: Sequence[Agent], seconds: float) -> set[str]:
         """Enrol and deliver; returns the workers that were told."""
@@ -170,13 +179,13 @@ class Engine:
             return set()
         admission = self._admission(self._local)
         # Who may have the identity of another account is asked anew: somebody may have signed on as another meanwhile.
-        unknown = [one for one in agents if one.enrolment is None or one.admission != admission]
+        unknown = [one for one in agents if one.admitted is None or one.admitted.admission != admission]
         if unknown:
             self._roster.enrol(unknown, admission, seconds)
-        again, told = self._deliver([agent for agent in agents if agent.enrolment is not None], seconds)
+        again, told = self._deliver([agent for agent in agents if agent.admitted is not None], seconds)
         if again:
             self._roster.enrol(again, self._admission(self._local), seconds)
-            _, more = self._deliver([agent for agent in again if agent.enrolment is not None], seconds)
+            _, more = self._deliver([agent for agent in again if agent.admitted is not None], seconds)
             told |= more
         return told
 
@@ -184,34 +193,41 @@ class Engine:
         by_lease: dict[int | None, list[Agent]] = defaultdict(list)
         for agent in agents:
             by_lease[agent.longest].append(agent)
-        groups = [(group, longest) for longest, some in by_lease.items() for group in _slices(some, self._group)]
+        groups = [(group, longest) for longest, some in by_lease.items() for group in slices(some, self._group)]
         again: list[Agent] = []
         told: set[str] = set()
         # Side by side: a group in which one does not answer holds up no other.
-        for unheard, heard in _side_by_side(lambda one: self._deliver_to(*one, seconds), groups):
+        for unheard, heard in side_by_side(lambda one: self._deliver_to(*one, seconds), groups):
             again += unheard
             told |= heard
         return again, told
 
     def _deliver_to(self, group: Sequence[Agent], longest: int | None, seconds: float) -> tuple[list[Agent], set[str]]:
         version = self._version  # before it is sealed: what is collected meanwhile is another
+        admission = self._admission(self._local)
+        keys = [one.admitted.enrolment for one in group if one.admitted and one.admitted.admission == admission]
+        if len(keys) < len(group):
+            # Somebody signed on as another while one of them was vouched for: to this identity it was not admitted.
+            return list(group), set()
         speaking = self._roster.speaking(group)
-        sealed, seq = self._sealer.seal(group, longest, version)
+        sealed = self._sealer.seal(group, keys, longest)
         if sealed is None:
             for agent in group:
                 agent.say(State.WAITING, "the identity that was forwarded has ended", "sign in again on this computer")
             return [], set()
-        admission = self._admission(self._local)  # after it is sealed: of this identity, or of a later one
-        if any(agent.admission != admission for agent in group):
-            # Somebody signed on as another while one of them was vouched for: to this identity it was not admitted.
+        if self._admission(self._local) != admission:  # after it is sealed: of this identity, or of a later one
             return list(group), set()
-        job = Job(steps=(("PUT", names.BUNDLE_PATH, sealed),), after="served", session=self._subject, seconds=seconds)
+        steps = (("PUT", names.BUNDLE_PATH, sealed.data),)
+        job = Job(steps=steps, after="served", session=self._subject, seconds=seconds)
         replies = self._roster.ask(job, list(speaking))
-        return [one for name, one in speaking.items() if not self._hear(one, replies[name], seq, version)], set(
-            speaking
-        )
+        again = []
+        for name, agent in speaking.items():
+            if not self._hear(agent, replies[name], sealed, version):
+                again.append(agent)
+            self._roster.carried(name, agent)
+        return again, set(speaking)
 
-    def _hear(self, agent: Agent, reply: Reply | CourierError, seq: int, version: int) -> bool:
+    def _hear(self, agent: Agent, reply: Reply | CourierError, sealed: Sealed, version: int) -> bool:
         """Take note of a verdict; false: enrol anew and try again."""
         try:
             answer = answered(reply)
@@ -221,14 +237,16 @@ class Engine:
         except (CourierError, ValueError, RecursionError) as error:
             agent.say(State.UNREACHABLE, str(error)[:300])
             return True
-        agent.in_doubt = False
         if answer.status == 200:
-            agent.version, agent.seq = version, seq
+            agent.version, agent.seq, agent.ends, agent.renewal = version, sealed.seq, sealed.ends, sealed.renewal
             agent.say(State.SERVED)
             return True
+        if agent.seq is not None and agent.seq > sealed.seq:
+            return True  # two workers of one machine were served at once, and the later one is what it has
         code, reason = str(verdict.get("code")), str(verdict.get("reason") or verdict.get("error"))[:400]
         if code in _ENROL_AGAIN and agent.version != -1:
-            agent.version, agent.enrolment = -1, None
+            agent.version = -1
+            agent.ask_anew()
             return False
         if code in {"signer", "issuer"}:
             agent.say(State.UNKNOWN_SIGNER, reason, signing.at_launch(self._signer, self._issuer))
@@ -243,41 +261,19 @@ class Engine:
             From how many it was taken, and from how many not, whose workers are still there.
         """
         self._sealer.end()
-        ours = [agent for agent in self._having() if agent.enrolment or agent.former]
-        having = list(self._roster.speaking(ours, silent=True).values())
-        taken = sum(_side_by_side(self._take_from, _slices(having, self._group)))
-        return taken, len(having) - taken
+        taking = TakingBack(self._roster, self._sealer, session=self._subject, issuer=self._issuer, group=self._group)
+        return taking.all()
 
     def has_given(self) -> bool:
         """Whether anybody has something of ours, or may have."""
-        return bool(self._having())
-
-    def _having(self) -> list[Agent]:
-        return [agent for agent in list(self._roster.agents.values()) if agent.version > 0 or agent.in_doubt]
-
-    def _take_from(self, group: Sequence[Agent]) -> int:
-        job = Job(
-            steps=(("PUT", names.BUNDLE_PATH, self._sealer.withdrawal(group)),),
-            after="withdrawn",
-            session=self._subject,
-            seconds=PROMPT_SECONDS,
-        )
-        speaking = self._roster.speaking(group, silent=True)
-        replies = self._roster.ask(job, list(speaking))
-        taken = 0
-        for name, agent in speaking.items():
-            reply = replies[name]
-            if isinstance(reply, Reply) and reply.answers and reply.answers[0].status == 200:
-                taken += 1
-                agent.version = 0
-                agent.say(State.WAITING, "withdrawn")
-        return taken
+        return bool(having(self._roster))
 
     # -- what is said of it
 
     def status(self) -> Status:
         """How the forwarding stands: its clouds and its workers."""
-        leased = self._sealer.first_end
+        leases = [one.ends for one in self._roster.known() if one.ends is not None and one.workers]
+        leased = min(leases, default=None)
         clouds = []
         for cloud, part in self._local.parts.items():
             ends = [at for at in (part.forecast.until, leased) if at is not None]
@@ -299,16 +295,3 @@ class Engine:
             renewals=self.renewals,
             trouble=self._trouble,
         )
-
-
-def _slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
-
-
-def _side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    some = list(items)
-    if len(some) < 2:
-        return [function(one) for one in some]
-    with ThreadPoolExecutor(min(AT_ONCE, len(some)), "deliver") as pool:
-        return list(pool.map(function, some))

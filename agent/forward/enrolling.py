@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agent import enrol
-from agent.core.errors import CourierError, EvidenceError, UsageError
-from agent.enrol import Enrolment, Machine
+from agent.core.errors import CourierError, EvidenceError
+from agent.enrol import Enrolment
+from agent.forward.agents import Admission, Admitted, Agent
 from agent.forward.courier import PROMPT_SECONDS, Answer, Courier, Job, LateError, Reply, read_reply
 from agent.forward.status import State, WorkerStatus
 from agent.wire import names
@@ -22,9 +22,8 @@ LEASES: Final = (60, 365 * 86_400)
 """Between these a worker's word counts for how long we may lease to it, in seconds (its ``max_lease_seconds``)."""
 VERIFIERS: Final = 16
 """So many questions to those who vouch are under way at once: STS answers in a tenth of a second."""
-
-Verify = Callable[[Enrolment], Machine]
-"""The machine of a worker, if evidence proves it and the policy admits it. Raises EvidenceError."""
+ABSENT: Final = 1024
+"""So many machines are remembered that no worker runs on any more: one that starts again there finds what it had."""
 
 _PROBLEMS: Final[Mapping[str, tuple[State, str, str]]] = {
     "no-agent": (
@@ -45,75 +44,6 @@ _PROBLEMS: Final[Mapping[str, tuple[State, str, str]]] = {
 }
 
 
-@dataclass
-class Agent:
-    """One agent: a machine, however many workers run on it.
-
-    Attributes:
-        workers: those that reach it, as far as is known.
-        last: the one that reached it last, when none does now; ``None``: that has left the cluster.
-        enrolment: its key and what was said with it; ``None`` until it was asked.
-        former: the same, before it was asked anew: what it has from us is sealed to that key.
-        admission: by which that was admitted: it holds for the identity of then.
-        machine: who it was proved to be; ``None``: nothing was proved, and nothing needed to be.
-        version: of the content it has; 0: none.
-        in_doubt: something was sent to it, and nobody knows whether it arrived.
-        seq: of the bundle it took from us.
-        longest: the longest lease that it lets us give, in seconds; ``None``: any.
-    """
-
-    id: str
-    workers: dict[str, None] = field(default_factory=dict)
-    last: str | None = None
-    enrolment: Enrolment | None = None
-    former: Enrolment | None = None
-    admission: Admission | None = None
-    machine: Machine | None = None
-    version: int = 0
-    in_doubt: bool = False
-    seq: int | None = None
-    longest: int | None = None
-    state: State = State.WAITING
-    reason: str | None = None
-    hint: str | None = None
-
-    def say(self, state: State, reason: str | None = None, hint: str | None = None) -> None:
-        """How it stands from now on."""
-        self.state, self.reason, self.hint = state, reason, hint
-
-
-@dataclass(frozen=True)
-class Admission:
-    """The policy: who may have the identity.
-
-    Attributes:
-        thumbprints: keys that a person has compared; they need no evidence.
-        trust_channel: who is reached is who was meant, so that nobody needs to vouch.
-        verify: asks those who vouch, and the policy.
-    """
-
-    thumbprints: Collection[str]
-    trust_channel: bool
-    verify: Verify
-
-    def admit(self, enrolment: Enrolment) -> Machine | None:
-        """The machine that was proved; ``None`` when no proof was needed.
-
-        Raises:
-            EvidenceError: it may not have the identity.
-        """
-        if self.trust_channel or enrolment.thumbprint in self.thumbprints:
-            return None
-        if not enrolment.evidence:
-            why = "; ".join(f"{one.kind}: {one.reason}" for one in enrolment.missing) or "it gave no reason"
-            raise EvidenceError(
-                f"the worker proves nothing about itself ({why})",
-                hint=f'if you know by other means that this key is its own: thumbprints=["{enrolment.thumbprint}"]',
-                code="none",
-            )
-        return self.verify(enrolment)
-
-
 class Roster:
     """The workers and their agents. Safe to call from several threads at once, for other workers each.
 
@@ -128,24 +58,26 @@ class Roster:
         self._session = session
         self._kid = kid
         self._lock = threading.RLock()  # held for no question
-        self.agents: dict[str, Agent] = {}
+        self._agents: dict[str, Agent] = {}
         self.of: dict[str, str] = {}  # the agent of each worker
         self.late: set[str] = set()  # workers of whom an answer is outstanding
         self._alone: dict[str, WorkerStatus] = {}  # workers that reach no agent
         self._hosts: dict[str, str] = {}
+        self._reached: dict[str, str] = {}  # the last agent of each worker that reaches none now
+        self._turn = 0
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         """How each worker stands."""
         with self._lock:
             found = list(self._alone.values())
             for name, at in self.of.items():
-                agent = self.agents[at]
+                agent = self._agents[at]
                 found.append(
                     WorkerStatus(
                         name=name,
                         host=self._hosts.get(name, ""),
                         state=agent.state,
-                        machine=None if agent.machine is None else str(agent.machine),
+                        machine=agent.machine,
                         reason=agent.reason,
                         hint=agent.hint,
                     )
@@ -155,18 +87,23 @@ class Roster:
     def keep(self, names: Collection[str]) -> None:
         """Forget the workers that are gone. Their agents are remembered: a worker that starts again finds its own."""
         with self._lock:
-            for name in [one for one in (*self.of, *self._alone) if one not in names]:
+            for name in [one for one in (*self.of, *self._alone, *self._reached) if one not in names]:
                 self._forget(name)
-            for agent in self.agents.values():
-                if agent.last not in names:
-                    agent.last = None
+                self._reached.pop(name, None)
             self.late.intersection_update(names)
+            silent = set(self._reached.values())
+            absent = [one.id for one in self._agents.values() if not one.workers and one.id not in silent]
+            # Those that are absent for longest go first. A cluster that grows and shrinks for weeks fills no memory.
+            for at in absent[: max(0, len(absent) - ABSENT)]:
+                del self._agents[at]
 
     def _forget(self, name: str) -> None:
         at = self.of.pop(name, None)
         if at is not None:
-            self.agents[at].workers.pop(name, None)
-            self.agents[at].last = name
+            agent = self._agents.pop(at)
+            agent.workers.pop(name, None)
+            self._agents[at] = agent  # at the end: who became absent last is forgotten last
+            self._reached[name] = at
         self._alone.pop(name, None)
         self._hosts.pop(name, None)
 
@@ -199,15 +136,15 @@ class Roster:
                     self.late.add(name)
         return replies
 
-    def look(self, names: Sequence[str], seconds: float = PROMPT_SECONDS) -> dict[str, dict[str, Any]]:
-        """Find out which agent each worker reaches, and what it says of itself; returns the status of each agent.
+    def look(self, names: Sequence[str], seconds: float = PROMPT_SECONDS) -> dict[str, tuple[Agent, dict[str, Any]]]:
+        """Find out which agent each worker reaches; returns that and its status, as each of the workers gave it.
 
         Args:
             names: of workers.
             seconds: how long they may take. Who was served and does not answer within the shortest time counts as
                 served all the same, since that says nothing of its agent.
         """
-        documents: dict[str, dict[str, Any]] = {}
+        found: dict[str, tuple[Agent, dict[str, Any]]] = {}
         replies = self.ask(Job(steps=(STATUS,), session=self._session, seconds=seconds), names)
         with self._lock:
             for name, reply in replies.items():
@@ -217,6 +154,7 @@ class Roster:
                             name=name, state=State.WAITING, reason="it has not answered yet"
                         )
                     continue
+                turn = self._turn_of(name)
                 self._forget(name)
                 if isinstance(reply, CourierError):
                     self._alone[name] = WorkerStatus(
@@ -228,12 +166,16 @@ class Roster:
                 if reply.agent is None or document is None:
                     self._alone[name] = _lonely(name, reply)
                     continue
-                agent = self.agents.setdefault(reply.agent, Agent(reply.agent))
-                agent.workers[name] = None
+                agent = self._agents.setdefault(reply.agent, Agent(reply.agent))
+                agent.workers[name] = turn if self._reached.pop(name, None) == agent.id else 0
                 self.of[name] = agent.id
                 agent.longest = self._longest(document)
-                documents[agent.id] = document
-        return documents
+                found[name] = agent, document
+        return found
+
+    def _turn_of(self, name: str) -> int:
+        at = self.of.get(name)
+        return 0 if at is None else self._agents[at].workers.get(name, 0)
 
     def _longest(self, document: dict[str, Any]) -> int | None:
         signers = document.get("signers")
@@ -243,6 +185,11 @@ class Roster:
                 # It is a stranger's word: neither a date beyond all calendars nor a renewal at every glance.
                 return min(max(most, LEASES[0]), LEASES[1]) if type(most) is int and most > 0 else None
         return None
+
+    def known(self) -> list[Agent]:
+        """All agents that are remembered."""
+        with self._lock:
+            return list(self._agents.values())
 
     def speaking(self, agents: Sequence[Agent], *, late: bool = True, silent: bool = False) -> dict[str, Agent]:
         """The agents by the worker through which each is reached; without those that none reaches any more.
@@ -254,46 +201,83 @@ class Roster:
         """
         found: dict[str, Agent] = {}
         with self._lock:
+            last = {at: name for name, at in self._reached.items()} if silent else {}
             for agent in agents:
-                last = agent.last if silent and agent.last not in self.of else None
-                name = min(agent.workers, key=self.late.__contains__, default=last)
+                turns = agent.workers
+                name = min(turns, key=lambda one: (one in self.late, turns[one]), default=last.get(agent.id))
                 if name is not None and (late or name not in self.late):
                     found[name] = agent
         return found
 
+    def every_worker(self, agents: Sequence[Agent]) -> dict[str, Agent]:
+        """All workers that say they reach these agents, but those that owe an answer."""
+        with self._lock:
+            return {name: agent for agent in agents for name in agent.workers if name not in self.late}
+
+    def documents(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The status of the agents of workers, by worker; without those that give none. Nothing is remembered of it."""
+        replies = self.ask(Job(steps=(STATUS,), session=self._session, seconds=PROMPT_SECONDS), names)
+        seen = {name: _document(reply) for name, reply in replies.items() if isinstance(reply, Reply)}
+        return {name: document for name, document in seen.items() if document is not None}
+
+    def carried(self, name: str, agent: Agent) -> None:
+        """It was another worker's turn the next time."""
+        with self._lock:
+            self._turn += 1
+            if name in agent.workers:
+                agent.workers[name] = self._turn
+
     def enrol(self, agents: Sequence[Agent], admission: Admission, seconds: float = PROMPT_SECONDS) -> None:
         """Ask agents for their keys and have what they say verified. One whose evidence does not hold is marked so."""
+        asked: list[tuple[Agent, Enrolment]] = []
+        for name, agent, said in self._enrolments(agents, seconds):
+            if isinstance(said, Enrolment):
+                asked.append((agent, said))
+                continue
+            agent.ask_anew()
+            self.carried(name, agent)
+            state = State.EVIDENCE if isinstance(said, EvidenceError) else State.UNREACHABLE
+            agent.say(state, said.message, said.hint)
+        with ThreadPoolExecutor(min(VERIFIERS, len(asked) or 1), "verify") as pool:
+            list(pool.map(lambda one: self._admit(one[0], one[1], admission), asked))
+
+    def ask_keys(self, agents: Sequence[Agent]) -> None:
+        """Ask agents for their keys; nobody vouches for them. It is for what anybody may have."""
+        for _, agent, said in self._enrolments(agents, PROMPT_SECONDS, silent=True):
+            if isinstance(said, Enrolment):
+                agent.former = said
+
+    def _enrolments(
+        self, agents: Sequence[Agent], seconds: float, *, silent: bool = False
+    ) -> list[tuple[str, Agent, Enrolment | EvidenceError | CourierError]]:
         nonce = enrol.new_nonce(secrets.token_bytes(32))
         job = Job(
             steps=(("POST", names.ENROL_PATH, enrol.write_question(nonce)),), session=self._session, seconds=seconds
         )
-        speaking = self.speaking(agents)
+        speaking = self.speaking(agents, silent=silent)
         replies = self.ask(job, list(speaking))
-        asked: list[tuple[Agent, Enrolment]] = []
+        found: list[tuple[str, Agent, Enrolment | EvidenceError | CourierError]] = []
         for name, agent in speaking.items():
-            agent.former = agent.enrolment or agent.former
-            agent.enrolment = agent.machine = None
             try:
-                asked.append((agent, enrol.read_enrolment(_body(replies[name]), nonce=nonce)))
-            except EvidenceError as error:
-                agent.say(State.EVIDENCE, error.message, error.hint)
-            except CourierError as error:
-                agent.say(State.UNREACHABLE, error.message, error.hint)
-        with ThreadPoolExecutor(min(VERIFIERS, len(asked) or 1), "verify") as pool:
-            list(pool.map(lambda one: self._admit(one[0], one[1], admission), asked))
+                found.append((name, agent, enrol.read_enrolment(_body(replies[name]), nonce=nonce)))
+            except (EvidenceError, CourierError) as error:
+                found.append((name, agent, error))
+        return found
 
     @staticmethod
     def _admit(agent: Agent, enrolment: Enrolment, admission: Admission) -> None:
         try:
-            agent.machine = admission.admit(enrolment)
+            machine = admission.admit(enrolment)
         except EvidenceError as error:
+            agent.ask_anew()
             state = State.WAITING if error.code == "unavailable" else State.EVIDENCE
             agent.say(state, error.message, error.hint)
             return
         except Exception as error:  # noqa: BLE001 - a stranger's bytes are no trouble of the others
+            agent.ask_anew()
             agent.say(State.EVIDENCE, f"its evidence cannot be read: {type(error).__name__}")
             return
-        agent.enrolment, agent.admission = enrolment, admission
+        agent.admit(Admitted(enrolment, admission, machine))
         agent.say(State.WAITING)
 
 
@@ -348,17 +332,3 @@ def answered(reply: Reply | CourierError) -> Answer:
         known = _PROBLEMS.get(reply.problem or "")
         raise CourierError(known[1] if known else f"the agent on this worker could not be asked: {reply.said[:300]}")
     return reply.answers[0]
-
-
-def check_channel(courier: Courier, *, without_evidence: bool | None) -> bool:
-    """Whether the channel alone proves who a worker is.
-
-    Raises:
-        UsageError: it was asked for where anybody on the way could take a worker's place.
-    """
-    if without_evidence and not courier.private:
-        raise UsageError(
-            f"without_evidence=True needs a channel that nobody can alter: {courier.name} is not encrypted here",
-            hint="use TLS for the cluster (tls://), or let workers prove who they are",
-        )
-    return courier.named if without_evidence is None else without_evidence

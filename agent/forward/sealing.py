@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent import bundle
-from agent.forward.enrolling import Agent
+from agent.enrol import Enrolment
+from agent.forward.agents import Agent
 from agent.forward.local import Local
 from agent.sender import assemble
+
+
+class Sealed(NamedTuple):
+    """A bundle.
+
+    Attributes:
+        data: its bytes.
+        seq: its number.
+        ends: when the lease ends that it gives; ``None``: it gives none.
+        renewal: when that is to be renewed.
+    """
+
+    data: bytes
+    seq: int
+    ends: datetime | None
+    renewal: datetime | None
 
 
 class Sealer:
@@ -43,61 +60,40 @@ class Sealer:
         self._now = now
         self._lock = threading.Lock()
         self._seq = 0
-        self._renewal: datetime | None = None
-        self._ends: tuple[int, datetime] | None = None  # of which version, and when the first of its leases ends
         self._over = False
 
-    @property
-    def renewal_due(self) -> datetime | None:
-        """When leases are to be renewed."""
-        return self._renewal
-
-    @property
-    def first_end(self) -> datetime | None:
-        """When the first of the leases ends that the workers have now."""
-        return None if self._ends is None else self._ends[1]
-
-    def begin(self) -> None:
-        """A new version is about to be sealed."""
-        # A lease is renewed when a third of it is gone: who misses one renewal has another.
-        self._renewal = None if self._lease is None else self._now() + self._lease / 3
-
-    def seal(self, group: Sequence[Agent], longest: int | None, version: int) -> tuple[bytes | None, int]:
-        """The bundle and its number; no bytes: there is nothing that could be sent.
+    def seal(self, group: Sequence[Agent], keys: Sequence[Enrolment], longest: int | None) -> Sealed | None:
+        """A bundle for agents; ``None``: there is nothing that could be sent.
 
         Args:
-            group: agents that have been admitted, 256 at most.
+            group: the agents.
+            keys: theirs, by which they have been admitted; 256 at most.
             longest: how long they let us lease to them, in seconds.
-            version: of what is sent.
         """
         now = self._now()
         collected, more = self._local.collected(now), self._local.more()
         with self._lock:
             if self._over or not (collected or more):
-                return None, 0
+                return None
             for agent in group:
                 # Before the end can come: who ends it takes back what is on its way.
                 agent.in_doubt = True
-            lease = self._lease
-            if longest is not None and (lease is None or lease.total_seconds() > longest):
-                lease = timedelta(seconds=longest)
-                soon = now + lease / 3
-                self._renewal = soon if self._renewal is None else min(soon, self._renewal)
-            if lease is not None:
-                ends = now + lease
-                if self._ends is not None and self._ends[0] == version:
-                    ends = min(ends, self._ends[1])
-                self._ends = version, ends
             seq = self._next(now)
-        until = None if lease is None else now + lease
-        return self._assembled(group, now, seq, collected=collected, more=more, lease_until=until), seq
+        lease = self._lease
+        if longest is not None and (lease is None or lease.total_seconds() > longest):
+            lease = timedelta(seconds=longest)
+        ends = None if lease is None else now + lease
+        sealed = self._assembled(_recipients(keys), now, seq, collected=collected, more=more, lease_until=ends)
+        # A lease is renewed when a third of it is gone: who misses one renewal has another.
+        return Sealed(sealed, seq, ends, None if lease is None else now + lease / 3)
 
     def withdrawal(self, group: Sequence[Agent]) -> bytes:
-        """The bundle that takes it away from them."""
+        """The bundle that takes it away from them, sealed to whatever key they may have by now: it holds no secret."""
+        keys = [key for one in group for key in one.every_key()]
         now = self._now()
         with self._lock:
             seq = self._next(now)
-        return self._assembled(group, now, seq, withdraw=True)
+        return self._assembled(_recipients(keys), now, seq, withdraw=True)
 
     def end(self) -> None:
         """Nothing is given to anybody from now on: what is taken away stays so."""
@@ -108,10 +104,10 @@ class Sealer:
         self._seq = max(int(now.timestamp() * 1000), self._seq + 1)
         return self._seq
 
-    def _assembled(self, group: Sequence[Agent], now: datetime, seq: int, **content: Any) -> bytes:
+    def _assembled(self, recipients: list[bundle.RecipientKey], now: datetime, seq: int, **content: Any) -> bytes:
         return assemble.assemble(
             signer=self._signer,
-            recipients=_keys(group),
+            recipients=recipients,
             now=now,
             issuer=self._issuer,
             subject=self._subject,
@@ -120,7 +116,6 @@ class Sealer:
         ).sealed
 
 
-def _keys(group: Sequence[Agent]) -> list[bundle.RecipientKey]:
+def _recipients(known: Iterable[Enrolment]) -> list[bundle.RecipientKey]:
     # Two agents with one key (of an image, or handed out by a person) are one recipient.
-    known = [found.recipient for one in group if (found := one.enrolment or one.former) is not None]
-    return list({recipient.kid: recipient for recipient in known}.values())
+    return list({found.thumbprint: found.recipient for found in known}.values())

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from agent.core.errors import UsageError
 from agent.enrol import Policy, is_sts_host, is_vpc_endpoint
-from agent.forward.enrolling import Verify
+from agent.forward.agents import Verify
 from agent.sender.evidence import Verifier
 from agent.sender.https import Https
 

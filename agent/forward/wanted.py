@@ -13,8 +13,8 @@ from typing import Any, Final, TypedDict
 from agent.core.errors import UsageError
 from agent.enrol import Policy
 from agent.forward import signing
+from agent.forward.agents import Admission, Verify, check_channel
 from agent.forward.engine import Engine
-from agent.forward.enrolling import Admission, Verify, check_channel
 from agent.forward.local import Local, Options, Renew
 from agent.forward.session import Forward, OnExit
 from agent.forward.telling import Teller

@@ -37,9 +37,9 @@ from agent import bundle
 from agent.core.model import AwsSession, Cloud
 from agent.core.secret import Secret
 from agent.enrol import Enrolment, Machine
+from agent.forward.agents import Admission
 from agent.forward.courier import Job
 from agent.forward.engine import CHUNK, GROUP, Engine
-from agent.forward.enrolling import Admission
 from agent.forward.local import Local, Options
 from agent.sender import Collected
 

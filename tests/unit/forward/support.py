@@ -21,8 +21,8 @@ from agent.core.errors import EvidenceError
 from agent.core.model import Cloud
 from agent.enrol import Enrolment, Machine, Policy
 from agent.forward import Forward, signing
+from agent.forward.agents import Verify
 from agent.forward.courier import Job
-from agent.forward.enrolling import Verify
 from agent.forward.wanted import begin
 from tests.fakes.sts import FakeSts
 from tests.unit.forward.agents import CourierAgent, Listening

@@ -306,7 +306,10 @@ def test_a_lease_is_renewed_and_no_longer_than_a_worker_lets_us(world: World) ->
         assert until <= world.now() + timedelta(seconds=600)  # what the first of them ends at
         world.time_gone = timedelta(seconds=205)
         f.refresh()
-        assert [len(one.accepted) for one in (wide, narrow)] == [2, 2]
+        assert [len(one.accepted) for one in (wide, narrow)] == [1, 2]
+        world.time_gone = timedelta(seconds=605)
+        f.refresh()
+        assert [len(one.accepted) for one in (wide, narrow)] == [2, 3]
 
 
 def test_a_worker_that_joins_is_served_without_another_exchange(world: World) -> None:

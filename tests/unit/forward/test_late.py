@@ -15,8 +15,8 @@ import pytest
 from agent.core.model import Action
 from agent.enrol import Enrolment, Machine, Policy
 from agent.forward import State, session
+from agent.forward.agents import Verify
 from agent.forward.courier import PROMPT_SECONDS, Job, LateError
-from agent.forward.enrolling import Verify
 from agent.forward.late import AT_ONCE, Stragglers
 from tests.system.harness import until
 from tests.unit.forward.support import Processes, World, verifier
