@@ -118,6 +118,11 @@ def forward(**given: Any) -> None:
     begin: Callable[..., Any]
     with contextlib.ExitStack() as stack:
         if given["dask"]:
+            from agent.forward.unpickling import texts_and_errors_only
+
+            # This program does nothing else, so whoever is the scheduler has nothing to run here.
+            stack.enter_context(texts_and_errors_only())
+            logging.getLogger("distributed.protocol").setLevel(logging.CRITICAL + 1)  # it would log such a pickle whole
             first = stack.enter_context(_client(given))
             # Dask gives up after half a minute without network; a program that does nothing else goes on.
             begin = functools.partial(
