@@ -19,6 +19,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         instance_id: ``i-...``, or the number of a GCE instance; ``None`` when nothing says.
         instance_proved: whether the vouching service itself says which instance, or only the session's name does.
         source: which evidence: its kind.
+        partition: AWS: of its account, since numbers are given out by each for itself.
     """
 
     cloud: Cloud
@@ -28,6 +29,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     instance_id: str | None = None
     instance_proved: bool = False
+    partition: str = "aws"
 
     def __str__(self) -> str:
         where = "account" if self.cloud is Cloud.AWS else "project"
@@ -45,6 +47,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         service_accounts: of them only those that run as these, by email.
         instance_ids: of all of them only these: ``i-...`` or the numeric id. For AWS see PROTOCOL.md: with
             ``aws-sts`` a session's name says so, which is as good as the role's trust policy.
+        partitions: AWS partitions whose STS is believed, and asked at all. Each has names, operators and account
+            numbers of its own, so that whoever owns one of those names could vouch for a machine of any account.
     """
 
     accounts: tuple[str, ...] = ()
@@ -52,11 +56,32 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     projects: tuple[str, ...] = ()
     service_accounts: tuple[str, ...] = ()
     instance_ids: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ("aws",)
 
     @classmethod
-    def of_identity(cls, *, account: str | None = None, project: str | None = None) -> Policy:
+    def of_identity(
+        cls, *, account: str | None = None, project: str | None = None, partition: str | None = None
+    ) -> Policy:
         """The default: the account and the project of the identity that is sent, and nothing else."""
-        return cls(accounts=(account,) if account else (), projects=(project,) if project else ())
+        return cls(
+            accounts=(account,) if account else (),
+            projects=(project,) if project else (),
+            partitions=(partition or "aws",),
+        )
+
+    def check_partition(self, partition: str) -> None:
+        """Return if machines of an AWS partition may be admitted at all. Before anybody there is asked.
+
+        Raises:
+            EvidenceError: code ``policy``.
+        """
+        if partition not in self.partitions:
+            raise EvidenceError(
+                f"the machine is in the partition {partition}; admitted are those in {', '.join(self.partitions)}",
+                hint="to give it the identity all the same, name its account, and its role in full: "
+                f'roles=["arn:{partition}:iam::ACCOUNT:role/NAME"]',
+                code="policy",
+            )
 
     def check(self, machine: Machine) -> None:
         """Return if the policy admits ``machine``.
@@ -65,6 +90,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             EvidenceError: code ``policy``: the message says which line does not, the hint what would.
         """
         aws = machine.cloud is Cloud.AWS
+        if aws:
+            self.check_partition(machine.partition)
         homes, name = (self.accounts, "accounts") if aws else (self.projects, "projects")
         if machine.account not in homes:
             raise _refused(machine, name, machine.account, homes)
@@ -82,6 +109,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         parts = principal.split(":", 5)
         return (
             len(parts) == 6
+            and parts[1] == machine.partition
             and parts[2] == "iam"
             and parts[4] == machine.account
             and parts[5].startswith("role/")

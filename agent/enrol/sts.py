@@ -210,4 +210,5 @@ def aws_machine(arn: Any, account: Any, *, partition: str) -> Machine:
         # EC2 names its sessions so, and anyone else who may assume the role can: see PROTOCOL.md.
         instance_id=session if _INSTANCE.match(session) else None,
         source="aws-sts",
+        partition=of,
     )

@@ -166,20 +166,21 @@ class Local:
         )
 
     def policy(self) -> Policy:
-        """Who may have it by default: the machines of its own account and project."""
-        account = project = None
+        """Who may have it by default: the machines of its own account and project, in its own partition."""
+        account = project = partition = None
         for part in self.parts.values():
             for grant in part.collected.grants:
                 if isinstance(grant, AwsSession) and grant.account_id:
                     account = account or grant.account_id
                 elif isinstance(grant, AwsAssumeRole):
                     account = grant.role_arn.split(":")[4]
-            if part.collected.cloud is Cloud.AWS and account is None and part.collected.who.startswith("arn:"):
-                account = part.collected.who.split(":")[4]
+            if part.collected.cloud is Cloud.AWS and part.collected.who.startswith("arn:"):
+                _, partition, _, _, of, _ = part.collected.who.split(":", 5)
+                account = account or of
             project = project or next(
                 (getattr(grant, "project_id", None) for grant in part.collected.grants if _is_google(grant)), None
             )
-        return Policy.of_identity(account=account, project=project)
+        return Policy.of_identity(account=account, project=project, partition=partition)
 
     def _part(self, cloud: Cloud, mark: str, now: datetime) -> Part:
         collected = self._from_boto(now) if cloud is Cloud.AWS else self._from_adc(now)

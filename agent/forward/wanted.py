@@ -42,7 +42,8 @@ class Wanted(TypedDict, total=False):
             base of a role, a refresh token: long-lived, so name ``roles`` too); ``"instance"``: the workers, with their
             machine's own role; ``"never"``.
         accounts: AWS accounts whose machines may have it. By default the identity's own.
-        roles: only EC2 machines with one of these roles may have it.
+        roles: only EC2 machines with one of these roles may have it: names, or ARNs. Machines of another partition
+            (China's, say) than the identity's may have it only by such an ARN.
         projects: Google projects whose instances may have it. By default the identity's own.
         service_accounts: only GCE instances that run as one of these may have it.
         instance_ids: only these instances may have it.
@@ -126,6 +127,9 @@ def begin(
     without = wanted.get("without_evidence")
     trusted = check_channel(courier, without_evidence=False if without is None and said else without)
 
+    # Whoever names a role of another partition in full wants machines of that one too.
+    named = [role.split(":")[1] for role in wanted.get("roles", ()) if role.startswith("arn:")]
+
     def admission(of: Local) -> Admission:
         own = of.policy()
         return admitting(
@@ -135,6 +139,7 @@ def begin(
                 projects=tuple(wanted.get("projects", own.projects)),
                 service_accounts=tuple(wanted.get("service_accounts", ())),
                 instance_ids=tuple(wanted.get("instance_ids", ())),
+                partitions=tuple(dict.fromkeys((*own.partitions, *named))),
             )
         )
 

@@ -34,7 +34,7 @@ LEEWAY_SECONDS: Final = 60
 _LONGEST_TOKEN: Final = 20_000
 _KEYS_KEPT: Final = timedelta(minutes=5)
 _ISSUER: Final = re.compile(r"https://[0-9a-f-]{36}\.tokens\.sts\.global\.api\.aws\Z")
-_ROLE: Final = re.compile(r"arn:aws[a-z-]{0,16}:iam::([0-9]{12}):role/(?:[!-~]{1,512}/)?([A-Za-z0-9+=,.@_-]{1,64})\Z")
+_ROLE: Final = re.compile(r"arn:(aws[a-z-]{0,16}):iam::([0-9]{12}):role/(?:[!-~]{1,512}/)?([A-Za-z0-9+=,.@_-]{1,64})\Z")
 _INSTANCE_ARN: Final = re.compile(r"arn:aws[a-z-]{0,16}:ec2:[a-z0-9-]{1,32}:([0-9]{12}):instance/(i-[0-9a-f]{8,17})\Z")
 _AWS_CLAIMS: Final = "https://sts.amazonaws.com/"
 _PASSING: Final = frozenset({"Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable"})
@@ -119,6 +119,7 @@ class Verifier:
         request = enrol.checked_request(
             evidence, thumbprint=enrolment.thumbprint, nonce=enrolment.nonce, now=self._now()
         )
+        self.policy.check_partition(request.partition)
         status, headers, body = self._post(self._sts_url or f"https://{request.host}/", request.headers)
         answer = _parsed(status, headers, body)
         if status != 200:
@@ -240,19 +241,20 @@ def _aws_token_machine(claims: Mapping[str, Any], issuer: str) -> Machine:
     # Who asks with SubjectMode=OriginIdentity is named in ``sub`` as some identity provider names them, perhaps like a
     # role of this account. ``principal_id`` is the role that asked, in either mode.
     asked = said.get("principal_id")
-    if role is None or asked != claims["sub"] or said.get("aws_account") != role[1] or claims.get("iss") != issuer:
+    if role is None or asked != claims["sub"] or said.get("aws_account") != role[2] or claims.get("iss") != issuer:
         raise EvidenceError("aws-web-identity: expected the token of a role, as a machine has", code="principal")
     arn = said.get("ec2_source_instance_arn")
     instance = _INSTANCE_ARN.match(arn) if isinstance(arn, str) else None
-    if arn is not None and (instance is None or instance[1] != role[1]):
+    if arn is not None and (instance is None or instance[1] != role[2]):
         raise EvidenceError("aws-web-identity: the instance is not one of the account", code="principal")
     return Machine(
         cloud=Cloud.AWS,
-        account=role[1],
-        principal=role[2],
+        account=role[2],
+        principal=role[3],
         instance_id=instance[2] if instance else None,
         instance_proved=instance is not None,
         source="aws-web-identity",
+        partition=role[1],
     )
 
 

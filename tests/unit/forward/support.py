@@ -149,9 +149,9 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def sign_on(self, seconds: int = 3600, account: str = ACCOUNT) -> str:
-        """A new session on the laptop; returns its access key id."""
-        made = self.sts.session(f"arn:aws:sts::{account}:assumed-role/sso/ada", "role-session", seconds)
+    def sign_on(self, seconds: int = 3600, account: str = ACCOUNT, arn: str | None = None) -> str:
+        """A new session on the laptop, of that account or with that ARN; returns its access key id."""
+        made = self.sts.session(arn or f"arn:aws:sts::{account}:assumed-role/sso/ada", "role-session", seconds)
         for name, member in (
             ("AWS_ACCESS_KEY_ID", "AccessKeyId"),
             ("AWS_SECRET_ACCESS_KEY", "SecretAccessKey"),

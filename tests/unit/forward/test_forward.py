@@ -6,8 +6,8 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,14 @@ import pytest
 
 from agent.core.errors import Denied, HostError, UsageError
 from agent.core.model import Action, AwsSession, Env
+from agent.enrol import Policy
 from agent.forward import State, Status, WorkerStatus, signing
+from agent.forward.agents import Verify
 from agent.forward.engine import GROUP
 from agent.forward.on_ray import Ray
 from agent.forward.telling import Teller
 from tests.unit.forward.agents import CourierAgent
-from tests.unit.forward.support import ISSUER, World
+from tests.unit.forward.support import ACCOUNT, ISSUER, World, verifier
 
 
 @pytest.fixture
@@ -100,6 +102,22 @@ def test_a_machine_of_another_account_gets_nothing(world: World) -> None:
             "own-0": State.EVIDENCE,
             "other-0": State.SERVED,
         }
+
+
+def test_machines_of_the_identitys_own_partition_and_of_those_that_are_named(world: World) -> None:
+    """China's and GovCloud's accounts have numbers of their own: an ARN of a role names another partition, nothing else."""
+    seen: list[Policy] = []
+
+    def keep(policy: Policy, now: Callable[[], datetime]) -> Verify:
+        seen.append(policy)
+        return verifier(policy, now)
+
+    world.machine("m")
+    world.forward(verify=keep).close()
+    world.forward(verify=keep, accounts=["222233334444"], roles=["worker", "arn:aws-us-gov:iam::2:role/w"]).close()
+    world.sign_on(arn=f"arn:aws-cn:sts::{ACCOUNT}:assumed-role/sso/ada")
+    world.forward(verify=keep).close()
+    assert [one.partitions for one in seen] == [("aws",), ("aws", "aws-us-gov"), ("aws-cn",)]
 
 
 def test_without_evidence_nothing_is_given_over_a_channel_that_can_be_altered(world: World) -> None:

@@ -91,6 +91,31 @@ def test_who_is_not_admitted(world: World, arn: str, policy: Policy | None, code
     assert world.refused(signed(keys=world.keys(arn), now=NOW), policy).code == code
 
 
+@pytest.mark.parametrize(
+    ("host", "region", "partition"),
+    [
+        ("sts.cn-north-1.amazonaws.com.cn", "cn-north-1", "aws-cn"),
+        ("sts.us-gov-west-1.amazonaws.com", "us-gov-west-1", "aws-us-gov"),
+        ("sts.eu-isoe-west-1.cloud.adc-e.uk", "eu-isoe-west-1", "aws-iso-e"),
+        ("sts.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1", "aws-eusc"),
+    ],
+)
+def test_the_sts_of_another_partition_is_not_even_asked(world: World, host: str, region: str, partition: str) -> None:
+    """Each has names and account numbers of its own: who answers there vouches for no machine of the same number here."""
+    keys = world.keys(f"arn:{partition}:sts::{ACCOUNT}:assumed-role/worker/i-0123456789abcdef0")
+    evidence = signed(keys=keys, now=NOW, host=host, region=region)
+    refusal = world.refused(evidence)
+    assert refusal.code == "policy"
+    assert f"arn:{partition}:iam::" in str(refusal.hint)
+    assert world.sts.calls == []
+    wanted = Policy(
+        accounts=(ACCOUNT,), roles=(f"arn:{partition}:iam::{ACCOUNT}:role/worker",), partitions=(partition,)
+    )
+    assert world.verify(evidence, wanted).partition == partition
+    of_here = Policy(accounts=(ACCOUNT,), roles=(f"arn:aws:iam::{ACCOUNT}:role/worker",), partitions=("aws", partition))
+    assert world.refused(evidence, of_here).code == "policy"
+
+
 def test_a_chained_session_named_like_an_instance_is_its_role_and_no_more(world: World) -> None:
     """Who may assume a role may call the session ``i-...``: that counts as the role, which ``roles`` must not admit."""
     chained = world.keys(f"arn:aws:sts::{ACCOUNT}:assumed-role/ci/i-0123456789abcdef0")
@@ -375,6 +400,13 @@ def test_a_token_of_aws_proves_the_instance() -> None:
         # Asked for with SubjectMode=OriginIdentity: the subject is what an identity provider wrote.
         (nested(principal_id=f"arn:aws:iam::{ACCOUNT}:role/a-job"), "principal"),
         (nested(principal_id=None), "principal"),
+        (
+            {
+                "sub": f"arn:aws-cn:iam::{ACCOUNT}:role/worker",
+                **nested(principal_id=f"arn:aws-cn:iam::{ACCOUNT}:role/worker", ec2_source_instance_arn=None),
+            },
+            "policy",
+        ),
     ],
 )
 def test_a_forged_token_of_aws_gets_nothing(changes: dict[str, Any], code: str) -> None:
