@@ -104,7 +104,7 @@ class Rules:
         """Whether the kernel has what was loaded last, and nothing was added to it."""
         if self._owner is None:
             try:
-                return nft.show() is not None
+                return all(nft.show(table) is not None for table in (nft.TABLE, nft.CLOSED))
             except HostError:  # neither library nor program: no rules, and the reason was reported
                 return False
         found = self._listing()

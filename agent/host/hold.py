@@ -192,9 +192,15 @@ class Holder:
 
     # -- the rules ----------------------------------------------------------------------------------------------------
 
-    def _apply(self, plan: Plan | None) -> None:
-        """Put a plan into force; ``None``: there is none, and everything is refused."""
-        if not self._rules.load(plan, closed=self._closed is not None, in_force=self._plan is not None):
+    def _apply(self, plan: Plan | None, *, in_force: bool = True) -> None:
+        """Put a plan into force; ``None``: there is none, and everything is refused.
+
+        Args:
+            plan: the plan.
+            in_force: whether the one before may stay, where the kernel does not take this one.
+        """
+        in_force = in_force and self._plan is not None
+        if not self._rules.load(plan, closed=self._closed is not None, in_force=in_force):
             self._plan_again()
         elif plan is not None:
             self._plan = plan
@@ -207,7 +213,8 @@ class Holder:
         if not self._rules.are_intact():
             self._healed += 1
             self._reporter.log(WARNING, "somebody changed our rules: put back")
-            self._apply(self._plan)
+            # What is left may be nothing: where ours cannot be made anew, only the second copy still leads anybody.
+            self._apply(self._plan, in_force=self._rules.held)
             self._beat()
         if self._plan is not None:
             self._rules.set_aliases(ipv6=self._plan["ipv6"])

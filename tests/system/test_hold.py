@@ -473,6 +473,54 @@ def test_rules_that_were_not_taken_are_tried_again_whoever_is_made_meanwhile(tmp
         assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
+NO_LIBRARY = """
+import pathlib
+from agent.core.errors import HostError
+from agent.host import nft, ownership
+class Connection:
+    def __init__(self):
+        raise HostError("libnftables: not found")
+ownership.Connection = Connection
+real = nft.run
+def run(script):
+    if "redirect to" in script and pathlib.Path({!r}).exists():
+        raise HostError("nft: Cannot allocate memory")
+    real(script)
+nft.run = run
+"""
+
+
+@pytest.mark.parametrize("table", [nft.TABLE, nft.CLOSED], ids=["leads", "refuses"])
+def test_without_the_library_a_table_that_is_gone_is_put_back(tmp_path: Path, table: str) -> None:
+    """There is no second copy then, and whichever of the two somebody deletes is missed."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(NO_LIBRARY.format(str(tmp_path / "never")))
+        held.is_state("led")
+        assert held.tables().count("held") == 0
+        net.nft(f"delete table {table}")
+        until(lambda: held.tables().count("credential_agent") == 2, "both tables")
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+def test_rules_that_are_gone_and_cannot_be_made_refuse_workers(tmp_path: Path) -> None:
+    """Without a second copy nothing leads any more: a worker is not the machine until the kernel takes rules again."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        mark = tmp_path / "no-memory"
+        held.start(NO_LIBRARY.format(str(mark)))
+        held.is_state("led")
+        mark.touch()
+        net.nft("flush ruleset")
+        until(lambda: net.ask(METADATA, uid=ALICE) == "refused", "the refusal")
+        held.is_state("unanswered")
+        mark.unlink()
+        held.is_state("led")
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
 def test_it_says_whether_a_workers_request_arrives(tmp_path: Path) -> None:
     """Nobody answers, somebody else answers, the agent answers: each has its word, by a real question."""
     with Lab() as net:
