@@ -38,7 +38,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from agent.core.errors import CourierError
+from agent.core.errors import CourierError, UsageError
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.enrol import LARGEST_ENROLMENT
 
@@ -46,6 +46,25 @@ PROMPT_SECONDS: Final = 4.0
 """How long a worker may take while others wait for it."""
 PATIENT_SECONDS: Final = 20.0
 """How long one may take that nobody waits for."""
+
+GROUP: Final = 16
+"""Recipients of one bundle. It may have 256 (FORMAT.md), but each recipient gets the entries of all: what a scheduler
+sends out grows with the group, and what a smaller group saves there it costs in seals and in bytes to the scheduler.
+``tests/simulation/forwarding.py`` measures it."""
+LARGEST_GROUP: Final = 256
+
+
+def group_of(courier: Courier) -> int:
+    """How many machines one bundle is for.
+
+    Raises:
+        UsageError: the courier says something else than a number from 1 to 256.
+    """
+    group = getattr(courier, "group", GROUP)
+    if type(group) is not int or not 1 <= group <= LARGEST_GROUP:
+        raise UsageError(f"group of a courier: expected a number from 1 to {LARGEST_GROUP}, got {group!r}")
+    return group
+
 
 PROGRAM: Final = resources.files("agent.forward").joinpath("onworker.py").read_text("utf-8")
 """The text that runs on workers. Text and no code object: the workers' Python may be another than ours."""
@@ -153,6 +172,10 @@ class Courier(Protocol):
         private: nobody between here and the workers reads or alters the messages, and the workers are who they say (TLS
             with a cluster's own certificates, ssh).
         named: the user has named each of these machines, so that who they are needs no other proof.
+
+    It may have one more, ``group``: how many machines one bundle is for, 1 to 256; by default 16 (:data:`GROUP`). Each
+    of them is carried the entries of all. What reaches many at once (a shared directory, a topic) carries least with
+    256.
     """
 
     name: str

@@ -15,18 +15,13 @@ from agent import bundle
 from agent.core.errors import AgentError, CourierError
 from agent.forward import signing
 from agent.forward.agents import Admission, Agent
-from agent.forward.courier import PROMPT_SECONDS, Courier, Job, Reply
+from agent.forward.courier import PROMPT_SECONDS, Courier, Job, Reply, group_of
 from agent.forward.enrolling import Roster, answered
 from agent.forward.local import Local
 from agent.forward.sealing import Sealed, Sealer
 from agent.forward.status import CloudStatus, State, Status
 from agent.forward.taking_back import TakingBack, having, side_by_side, slices
 from agent.wire import names
-
-GROUP: Final = 16
-"""Recipients of one bundle. It may have 256 (FORMAT.md), but each recipient gets the entries of all: what a scheduler
-sends out grows with the group, and what a smaller group saves there it costs in seals and in bytes to the scheduler.
-``tests/simulation/forwarding.py`` measures it."""
 
 _ENROL_AGAIN: Final = frozenset({"recipient", "unwrap", "forwarded", "audience"})
 """Refusals that say that the agent has another key than the one it enrolled with."""
@@ -47,7 +42,6 @@ class Engine:
         subject: the stream of our bundles.
         lease: how long a worker serves at most without hearing from us; ``None``: as long as the credentials live.
         now: time, aware.
-        group: recipients of one bundle, 256 at most.
     """
 
     def __init__(
@@ -61,7 +55,6 @@ class Engine:
         subject: str,
         lease: timedelta | None,
         now: Callable[[], datetime],
-        group: int = GROUP,
     ) -> None:
         self._courier = courier
         self._local = local
@@ -70,7 +63,7 @@ class Engine:
         self._issuer = issuer
         self._subject = subject
         self._now = now
-        self._group = group
+        self._group = group_of(courier)
         self._roster = Roster(courier, session=subject, kid=signer.kid)
         self._sealer = Sealer(local, signer=signer, issuer=issuer, subject=subject, lease=lease, now=now)
         self._version = 0

@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from agent.core.errors import CourierError, UsageError
-from agent.forward.courier import PROGRAM, Job, LateError
+from agent.forward.courier import PROGRAM, PROMPT_SECONDS, Job, LateError
 
 START_SECONDS: Final = 20.0
 """How long a node may take to start its first process for us, beside what the request itself may take."""
 AGAIN_SECONDS: Final = 5.0
 """The same, for a node that has answered before."""
+BEYOND_SECONDS: Final = 1.0
+"""The same, while others wait: whose answer does not come then is asked again apart from them, and patiently."""
 GLANCE_SECONDS: Final = 0.5
 """How often we look who is there."""
 SHARE: Final = 20
@@ -157,6 +159,8 @@ class Ray:
         if not begun:
             return said
         start = AGAIN_SECONDS if self._answered.issuperset(workers) else START_SECONDS
+        if job.seconds <= PROMPT_SECONDS:
+            start = BEYOND_SECONDS
         try:
             ready, late = self._ray.wait(list(begun), num_returns=len(begun), timeout=job.seconds + start)
         except Exception as error:  # noqa: BLE001 - ray raises what it likes

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, Self
 
 from agent.core.errors import AgentError, UsageError
+from agent.forward import at_exit
 from agent.forward.courier import PATIENT_SECONDS, PROMPT_SECONDS, Courier
 from agent.forward.engine import CHUNK, Engine
 from agent.forward.late import Stragglers
@@ -38,8 +39,8 @@ _words = logging.getLogger("agent.forward")  # of a program on a laptop: no even
 class Forward:
     """An identity on its way to a cluster. Made by :func:`agent.forward.dask` and its siblings.
 
-    Leaving the ``with`` block, or :meth:`close`, takes the identity away from the workers again, unless
-    ``on_exit="keep"``. If the program is killed, they keep it until :attr:`Status.until`.
+    Leaving the ``with`` block, :meth:`close`, or the program's own end takes the identity away from the workers again,
+    unless ``on_exit="keep"``. If the program is killed, they keep it until :attr:`Status.until`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Forward:
         if self._thread is not None:
             self._not_in_a_loop("close")
         self._closed = True
+        at_exit.forget(self)
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -191,6 +193,8 @@ class Forward:
         self._unwatch = self._courier.watch(self._join)
         self._thread = threading.Thread(target=self._run, name="credential-agent-forward", daemon=True)
         self._thread.start()
+        if not self._lazy:  # the loop of an asynchronous client has ended by then
+            at_exit.remember(self)
 
     def _join(self, names: Sequence[str]) -> None:
         with self._wake:

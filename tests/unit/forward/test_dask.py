@@ -55,9 +55,10 @@ class Cluster:
 
     def run(self, module: str, *arguments: object, **variables: str) -> subprocess.Popen[bytes]:
         log = (self.world.home / f"{len(self.started)}.log").open("wb")
-        # -P: not even the folder that we stand in can be imported from.
+        # Not even the folder that we stand in can be imported from. (Before 3.11 Python has no such option.)
+        safe = ["-P"] if sys.executable == PYTHON else []
         process = subprocess.Popen(
-            [PYTHON, "-P", "-m", module, *map(str, arguments)],
+            [PYTHON, *safe, "-m", module, *map(str, arguments)],
             cwd=self.world.home,
             env={
                 "PATH": os.environ["PATH"],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,3 +158,45 @@ def test_what_has_ended_says_so(world: World) -> None:
         with pytest.raises(UsageError, match="has ended"):
             again()
     assert machine.bundle is None
+
+
+PROGRAM = """
+import os, sys
+from agent import forward
+
+class Here:
+    name, private, named = "here", True, True
+    def workers(self):
+        return ["w"]
+    def call(self, job, workers):
+        return {one: eval(job.expression) for one in workers}
+    def watch(self, joined):
+        return lambda: None
+
+f = forward.to(Here(), gcp=None, signer=sys.argv[1], on_exit=sys.argv[2], progress=True)
+assert f.status().served == 1
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(eval(forward.Job(steps=(("GET", "/v1/status", None),)).expression))
+if sys.argv[3] == "fails":
+    1 / 0
+"""
+
+
+@pytest.mark.parametrize(("on_exit", "ending"), [("withdraw", "ends"), ("withdraw", "fails"), ("keep", "ends")])
+def test_a_program_that_ends_without_closing_it(world: World, on_exit: str, ending: str) -> None:
+    """Neither ``with`` nor ``close()``: its end, not that of a process it forked, takes back what it gave."""
+    machine = world.machine("m")
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, world.signer, on_exit, ending],
+        env={**os.environ, "CREDENTIAL_AGENT_COURIER": str(world.courier.sockets["m-0"])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == (ending == "fails"), ran.stderr
+    assert '\\"seq\\"' in ran.stdout, ran.stderr  # after the child's end it was there
+    kept = on_exit == "keep"
+    assert [one.action for one in machine.accepted] == ([Action.SET] if kept else [Action.SET, Action.WITHDRAW])
+    assert ("left: 1 workers are served" if kept else "withdrawn from 1 machine:") in ran.stderr

@@ -20,7 +20,7 @@ from agent.core.model import Action, AwsSession, Env
 from agent.enrol import Policy
 from agent.forward import State, Status, WorkerStatus, signing
 from agent.forward.agents import Verify
-from agent.forward.engine import GROUP
+from agent.forward.courier import GROUP
 from agent.forward.on_ray import Ray
 from agent.forward.telling import Teller
 from tests.unit.forward.agents import CourierAgent
@@ -76,6 +76,20 @@ def test_more_machines_than_one_bundle_holds_are_served_by_several(world: World)
         assert f.status().served == GROUP + 3
         assert len({one.accepted[0].seq for one in machines}) == 2
         assert world.sts.operations() == ["GetCallerIdentity"]
+
+
+def test_a_courier_that_reaches_many_at_once_says_so(world: World) -> None:
+    """A shared directory or a topic carries one bundle for all: its ``group`` says for how many, 256 at most."""
+    machines = [world.machine(f"m{index}") for index in range(GROUP + 3)]
+    world.courier.group = 256  # type: ignore[attr-defined]
+    with world.forward() as f:
+        assert f.status().served == GROUP + 3
+        assert len({one.accepted[0].seq for one in machines}) == 1
+    assert {one.bundle for one in machines} == {None}
+    for odd in (0, 257, "all", True):
+        world.courier.group = odd  # type: ignore[attr-defined]
+        with pytest.raises(UsageError, match="from 1 to 256"):
+            world.forward()
 
 
 def test_what_is_kept_stays_on_the_workers(world: World) -> None:

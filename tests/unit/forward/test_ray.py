@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from agent.core.errors import UsageError
-from agent.forward import State, ray_hook
+from agent.forward import State, on_ray, ray_hook, session
 from agent.forward.on_ray import Ray
 from agent.forward.wanted import begin
 from tests.unit.forward.support import World, verifier
@@ -220,6 +221,31 @@ def test_a_task_waits_for_the_identity_of_a_node_that_has_just_come(world: World
         found, importable = ray.get(waiting, timeout=SECONDS)
         assert found is not None
         assert not importable
+
+
+def test_a_node_that_hangs_holds_up_nobody(world: World, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a node's first process may take: while it is waited for another one is renewed, and it has its turn."""
+    for patience in ("START_SECONDS", "AGAIN_SECONDS"):
+        monkeypatch.setattr(on_ray, patience, 3600.0)
+    monkeypatch.setattr(session, "GLANCE_SECONDS", 0.1)
+    cluster.node("stuck")
+    cluster.connect()
+    cluster.alive(2)
+    head, stuck = world.agents["head"], world.agents["stuck"]
+    with forward(world) as f:
+        assert f.status().served == 2
+        group = os.getpgid(cluster.started[-1].pid)
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            for _ in range(2):  # the second is there only when nobody waits for the first any more
+                before = len(head.accepted)
+                world.sign_on()
+                until(lambda: len(head.accepted) > before)  # noqa: B023 - called at once
+            assert len(stuck.accepted) == 1
+        finally:
+            os.killpg(group, signal.SIGCONT)
+        with stuck.changed:
+            assert stuck.changed.wait_for(lambda: len(stuck.accepted) >= 2, SECONDS)
 
 
 def test_a_laptop_outside_of_the_cluster(world: World, cluster: Cluster) -> None:
