@@ -128,7 +128,7 @@ def _servers(servers: Iterable[Mapping[str, Any]] | None) -> Iterator[Line]:
     if servers is None:
         return
     found = list(servers)
-    if not any(one["newest"] for one in found):
+    if not any(one["newest"] and not one.get("stands_by") for one in found):
         yield Line("workers: no process answers them just now; they wait", BAD)
     elif not all(one["apart"] for one in found):
         yield Line("workers: answered by the agent's own process, not by one apart: restart the agent", DOUBTFUL)

@@ -57,7 +57,7 @@ class MasterConnection:
     ) -> None:
         self.addresses: tuple[str, ...] | None = None
         self.alive: set[int] = set()
-        self._are_linked: set[int] = set()
+        self._are_linked, self._seconds = set[int](), set[int]()  # of alive; the latter stand by
         self._has_linked = False
         self.introduced = asyncio.Event()
         self._control = control
@@ -96,7 +96,7 @@ class MasterConnection:
         for first in range(0, len(numbers), words.MOST_SOCKETS):
             socket.send_fds(self._control, [words.GIVEN], numbers[first : first + words.MOST_SOCKETS])
         self.give(servers.latest())
-        self._control.send(words.LISTEN)
+        self._control.send(words.number(words.LISTEN, words.TWO))
 
     def give(self, data: bytes) -> None:
         """Give it the newest snapshot, and have every former one hold nothing, whoever has it.
@@ -207,18 +207,20 @@ class MasterConnection:
                 self.addresses = said.addresses
                 self.introduced.set()
                 return
-            case words.LINK if files and said.number not in self._are_linked and self._servers is not None:
-                fits = said.number in self.alive or len(self.alive) < words.MOST_SERVERS
-                if fits and not self._rate.take(time.monotonic()):
-                    self._link(said.number, _stream(files), self._servers)
-                    return
+            case words.LINK | words.SECOND if self._takes(said, files):
+                return
+            case words.INSTEAD if said.number in self._seconds:
+                self._seconds.discard(said.number)
+                self._linked()
+                self._changed()
+                return
             case words.ALIVE if not self._has_linked and len(self.alive) < words.MOST_SERVERS:
                 self.alive.add(said.number)
                 self._changed()
                 return
             case words.ENDED:
-                self.alive.discard(said.number)
-                self._are_linked.discard(said.number)
+                for pids in (self.alive, self._seconds, self._are_linked):
+                    pids.discard(said.number)
                 self._changed()
                 return
             case words.HAD if self._had < said.number <= self.gave:
@@ -232,10 +234,24 @@ class MasterConnection:
                 pass
         raise SnapshotError(f"expected a word that the master may say now, got {said.word.decode()!r}")
 
+    def _may_add(self, pid: int) -> bool:
+        fits = pid in self.alive or len(self.alive) < words.MOST_SERVERS
+        return fits and not self._rate.take(time.monotonic())
+
+    def _takes(self, said: words.Said, files: list[int]) -> bool:
+        """Take the link that came along; false: it may not come now."""
+        known = self.alive if said.word == words.SECOND else self._are_linked
+        if not files or self._servers is None or said.number in known or not self._may_add(said.number):
+            return False
+        if said.word == words.SECOND:
+            self._seconds.add(said.number)
+        self._link(said.number, _stream(files), self._servers)
+        return True
+
     def _do_without(self, said: words.Said) -> None:
         """There is no descriptor just now for what came along. That is no fault of the master's, if it was a link."""
-        fits = said.number in self.alive or len(self.alive) < words.MOST_SERVERS
-        if said.word != words.LINK or self._servers is None or not fits or self._rate.take(time.monotonic()):
+        is_link = said.word in (words.LINK, words.SECOND) and self._servers is not None
+        if not is_link or not self._may_add(said.number):
             raise SnapshotError(f"expected what there is a descriptor for, got {said.word.decode()!r}")
         self._has_linked = True
         self.alive.add(said.number)  # it hears of nothing: an acknowledgement waits for its end
@@ -245,10 +261,11 @@ class MasterConnection:
     def _link(self, pid: int, sock: socket.socket, servers: Servers) -> None:
         if pid not in self.alive:
             self.alive.add(pid)
-            self._linked()
+            if pid not in self._seconds:
+                self._linked()
         self._are_linked.add(pid)
         self._has_linked = True
-        protocol = partial(servers.protocol, partial(self.end, pid), pid)
+        protocol = partial(servers.protocol, partial(self.end, pid), pid, lambda: pid in self._seconds)
         linking = self._loop.create_unix_connection(protocol, sock=sock)
         task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")
         self._tasks.add(task)

@@ -23,6 +23,7 @@ def answering(servers: Servers, clock: SystemClock) -> tuple[report.ServerVitals
             version=max(0, one.taken),
             newest=one.taken >= newest,
             apart=one.pid != os.getpid(),
+            stands_by=one.stands_by(),
         )
         for one in servers.connected
     )

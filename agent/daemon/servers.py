@@ -106,14 +106,17 @@ class Servers:
         self._changed = asyncio.Event()
         self._is_doubtful = False  # whether somebody may serve what was withdrawn: said once, not at each change
 
-    def protocol(self, end: Callable[[], None] = lambda: None, pid: int = 0) -> Server:
+    def protocol(
+        self, end: Callable[[], None] = lambda: None, pid: int = 0, stands_by: Callable[[], bool] = lambda: False
+    ) -> Server:
         """The factory of connections.
 
         Args:
             end: ends the process at the other end, when it does not do what it is told.
             pid: of that process, as whoever began it says; 0: this one.
+            stands_by: whether it answers nobody yet.
         """
-        return Server(self, end, pid)
+        return Server(self, end, pid, stands_by)
 
     def begun_by(self, begins: Begins) -> None:
         """Say what begins them."""
@@ -175,7 +178,7 @@ class Servers:
 
     async def serving(self) -> None:
         """Wait until there is one that serves what was told last."""
-        while not any(server.taken >= self.version() for server in self._connected):
+        while not any(server.taken >= self.version() for server in self._connected if not server.stands_by()):
             await self._next_change()
 
     async def counted(self) -> None:
@@ -244,14 +247,22 @@ class Server(asyncio.Protocol):
         taken: the version that it said it serves; -1: none yet.
         counted: how often it has said all its numbers.
         uses: what it said last that it uses; ``None``: nothing.
+        stands_by: tells whether it answers nobody, until the one that does has ended.
     """
 
     _is_cut_off = False
 
-    def __init__(self, servers: Servers, end: Callable[[], None], pid: int = 0) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        end: Callable[[], None],
+        pid: int = 0,
+        stands_by: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._servers = servers
         self._end = end
         self.pid = pid or os.getpid()
+        self.stands_by = stands_by
         self.began = servers.clock()
         self._frames = from_server()
         self._transport: asyncio.Transport | None = None

@@ -76,11 +76,13 @@ class SocketDiagnosis:
         self._socket.setblocking(False)
         # No number that whoever had it before us, and may have been taken over, could have asked by.
         self._number = int.from_bytes(os.urandom(4))
-        if given is not None:
-            self._throw_away()
+        self._is_given = given is not None
+        self.begin()
 
-    def _throw_away(self) -> None:
+    def begin(self) -> None:
         """Read what was answered to whoever had the socket before us: all of it, also after an overrun (ENOBUFS)."""
+        if not self._is_given:
+            return
         for _ in range(_MOST_LEFT):
             try:
                 self._socket.recv(_MOST_BYTES)
@@ -135,7 +137,12 @@ class SocketDiagnosis:
         self._socket.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST, self._number, 0) + body)
         # It answers within the call that asks; late answers to earlier questions are skipped.
         for _ in range(_STALE):
-            answer = self._socket.recv(_MOST_BYTES)
+            try:
+                answer = self._socket.recv(_MOST_BYTES)
+            except OSError:
+                # Whoever has the socket too has taken it, or filled the queue (ENOBUFS): a server that was taken over
+                # and ends. It must not be what this kernel answers for good.
+                return None
             if len(answer) < _HEADER.size:
                 return None
             _, kind, _, number, _ = _HEADER.unpack_from(answer)

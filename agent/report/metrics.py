@@ -215,12 +215,17 @@ class _Collector:
             [((n,), float(u.descriptors)) for n, u in used if u.descriptors],
         )
         yield _counter("cpu_seconds", "Time on a processor.", ("process",), [((n,), u.cpu_seconds) for n, u in used])
-        current = [one.apart for one in self._vitals.servers if one.newest]
+        newest = [one for one in self._vitals.servers if one.newest]
+        current = [one.apart for one in newest if not one.stands_by]
         yield _gauge(
             "servers",
-            "Processes that answer workers by what is served now.",
+            "Processes that answer workers by what is served now, and that stand by.",
             ("process",),
-            [(("server",), float(current.count(True))), (("agent",), float(current.count(False)))],
+            [
+                (("server",), float(current.count(True))),
+                (("agent",), float(current.count(False))),
+                (("standby",), float(len(newest) - len(current))),
+            ],
         )
         yield _counter(
             "server_replacements",

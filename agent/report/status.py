@@ -63,6 +63,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
                 "version": one.version,
                 "newest": one.newest,
                 "apart": one.apart,
+                "stands_by": one.stands_by,
             }
             for one in vitals.servers
         ],

@@ -49,6 +49,7 @@ class ServerVitals(msgspec.Struct, frozen=True, kw_only=True):
         version: of what it has said it serves; 0: nothing yet.
         newest: whether that is what is served now.
         apart: whether it is a process of its own, and not the agent itself.
+        stands_by: whether it answers nobody until the one that does has ended.
     """
 
     pid: int
@@ -56,6 +57,7 @@ class ServerVitals(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     newest: bool
     apart: bool
+    stands_by: bool = False
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):

@@ -147,7 +147,7 @@ class Intake:
     def _come(self, listening: socket.socket) -> None:
         if self._working:
             return  # the rounds fetch from this socket
-        many = _waiting(listening)
+        many = waiting(listening)
         if many >= LONG:
             self._working = True
             asyncio.get_running_loop().call_soon(self._go_round)
@@ -305,7 +305,7 @@ class Intake:
             self._take(connection, peer, owner, waits=False)
 
 
-def _waiting(listening: socket.socket) -> int:
+def waiting(listening: socket.socket) -> int:
     """How many finished connections the kernel holds for a listening TCP socket; 0 where it does not say."""
     with contextlib.suppress(OSError, AttributeError, struct.error):
         raw = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)

@@ -1,7 +1,8 @@
 """One server as its master sees it: a process, what tells of its end, and what it writes.
 
 What tells is the end of a connection: not every kernel and sandbox has pidfd_open(2). By the same one the server says
-that it answers workers, and gets a new link when another controller is there.
+that it answers workers, gets a new link when another controller is there, and is told to take over, or asked whether it
+is alive.
 
 What a server writes to its standard streams goes to a pipe of its own, and its last lines to our standard error once it
 has ended, marked as its own. It has not got ours: the service manager's is a socket that we all share, and one that was
@@ -19,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Final
 
 MOST_COMPLAINT_BYTES: Final = 4000
@@ -27,10 +29,33 @@ _MOST_LINES: Final = 30
 _MOST_LINE_BYTES: Final = 120
 _MOST_HEARD_BYTES: Final = 1 << 16
 _SERVES: Final = b"+"
-_LINK: Final = b"link"
+_ALIVE: Final = b"."
+_WAITING: Final = b"?"
+LINK: Final = b"link"
+"""With a link to another controller than before. The master's word to a server, as those that follow."""
+TAKE_OVER: Final = b"take over"
+"""To one that stands by: answer workers from now on."""
+ASKED: Final = b"alive"
+"""Say that you are."""
+_DOUBTS_SECONDS: Final = 0.5
+"""An honest one says less often that connections wait."""
 
 Work = Callable[[socket.socket, int], None]
 """What a server does until its end, given its end of the connection to the master, and the master's process id."""
+
+
+class Said(Enum):
+    """What a server says."""
+
+    NOTHING = 0
+    SERVES = 1
+    """Workers are answered."""
+    ALIVE = 2
+    """It was asked, and answers."""
+    WAITING = 3
+    """It stands by, and connections wait that nobody takes."""
+    ENDED = 4
+    """It has ended, or says what no honest one does."""
 
 
 def say_served(master: socket.socket) -> None:
@@ -38,10 +63,21 @@ def say_served(master: socket.socket) -> None:
     master.send(_SERVES)
 
 
-def hear_link(master: socket.socket) -> socket.socket | None:
-    """The link that the master has sent; ``None``: it has ended. For the server, when there is something to hear."""
-    _, fds, _, _ = socket.recv_fds(master, len(_LINK), 1)
-    return socket.socket(fileno=fds[0]) if fds else None
+def say_alive(master: socket.socket) -> None:
+    """Tell the master that this server answers, because it asked. For the server."""
+    master.send(_ALIVE)
+
+
+def say_waiting(master: socket.socket) -> None:
+    """Tell the master that connections wait which nobody takes. For the server that stands by."""
+    with contextlib.suppress(BlockingIOError):  # it hangs, and has heard that already
+        master.send(_WAITING, socket.MSG_DONTWAIT)
+
+
+def hear(master: socket.socket) -> tuple[bytes, socket.socket | None]:
+    """What the master says, and the link that came along. For the server, when there is something to hear."""
+    said, fds, _, _ = socket.recv_fds(master, 16, 1)
+    return said, socket.socket(fileno=fds[0]) if fds else None
 
 
 class Forked:
@@ -65,6 +101,8 @@ class Forked:
         self.serves = False
         self.killed_at: float | None = None
         self._ends = False
+        self._is_asked = False
+        self._doubted = float("-inf")
         self._heard = heard  # what it writes to its standard streams
 
     @property
@@ -72,23 +110,46 @@ class Forked:
         """What another server must not have."""
         return self.watched, self._heard
 
-    def has_ended(self) -> bool:
-        """Look, when :attr:`watched` is readable, whether that is because it has ended."""
+    def hear(self) -> Said:
+        """Hear, when :attr:`watched` is readable, what it says, or that it has ended."""
         try:
             said = self._master.recv(2, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return False
+            return Said.NOTHING
         except OSError:
-            return True
-        if said != _SERVES or self.serves:
-            return True  # also of one that says more than there is to say: it is killed with that
-        self.serves = True
-        return False
+            return Said.ENDED
+        now = time.monotonic()
+        if said == _SERVES and not self.serves:
+            self.serves = True
+            return Said.SERVES
+        if said == _ALIVE and self._is_asked:
+            self._is_asked = False
+            return Said.ALIVE
+        if said == _WAITING and not self.serves and now - self._doubted >= _DOUBTS_SECONDS:
+            self._doubted = now
+            return Said.WAITING
+        return Said.ENDED  # also of one that says more than there is to say: it is killed with that
 
     def link(self, given: socket.socket) -> None:
         """Give it a link to another controller than before."""
         with contextlib.suppress(OSError):  # it hangs, or has ended
-            socket.send_fds(self._master, [_LINK], [given.fileno()], socket.MSG_DONTWAIT)
+            socket.send_fds(self._master, [LINK], [given.fileno()], socket.MSG_DONTWAIT)
+
+    def take_over(self) -> bool:
+        """Have it answer workers; false: it cannot be told."""
+        return self._tell(TAKE_OVER)
+
+    def ask(self) -> None:
+        """Have it say that it is alive."""
+        self._is_asked = True
+        self._tell(ASKED)  # one that reads nothing does not answer either
+
+    def _tell(self, word: bytes) -> bool:
+        try:
+            self._master.send(word, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def end(self, grace_seconds: float) -> None:
         """Tell it to accept nothing more, and to end when what is under way is answered; kill it after the grace."""

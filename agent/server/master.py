@@ -9,56 +9,35 @@ It is one program, begun in one of two ways (:mod:`agent.server.starting`):
   linked to it; as soon as that serves, those before it are ended. One that dies while there is no controller has a
   successor all the same, which begins with the newest snapshot (:mod:`agent.server.kept`).
 
-What is said is in :mod:`agent.server.words`.
+Which servers there are, and which of them answers, is in :mod:`agent.server.crew`; what is said in
+:mod:`agent.server.words`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final
 
 from agent.core.text import socket_address
 from agent.host import systemd
 from agent.server import words, work
 from agent.server.controllers import Control, ControllerSocket
-from agent.server.forked import Forked, fork, write
+from agent.server.crew import Crew
 from agent.server.kept import Kept
 
-GRACE_SECONDS: Final = work.CLOSE_SECONDS + 1.0
-"""For a server that was told to end: its own, and what it says last."""
-_FEW: Final = 3
-_SHORT_PAUSE_SECONDS: Final = 0.02
-"""After each of the first few that ended too soon: they may have been killed, and workers wait."""
-_PAUSE_SECONDS: Final = 0.2
-_MOST_PAUSE_SECONDS: Final = 5.0
-_LONG_ENOUGH_SECONDS: Final = 2.0
-"""A server that ends sooner than this is not begun again at once: it would end again."""
-_MANY: Final = 20
-"""After so many that ended too soon, one after the other, the pauses become longer."""
 _AGAIN_SECONDS: Final = 0.5
 """Until the service manager is told again."""
-_MOST_OLD: Final = 3
-"""Servers of former controllers; more of them would be kept by a controller that ends again and again."""
 
 
 def addresses_of(sockets: Sequence[socket.socket]) -> list[str]:
     """Where workers ask, of those that are for workers."""
     names = [one.getsockname() for one in sockets if one.family != socket.AF_NETLINK]
     return [socket_address(name[0], name[1]) for name in names if "%" not in name[0]]
-
-
-def _pause(times: int) -> float:
-    """Before the next try, after so many in a row that failed."""
-    if times <= _FEW:
-        return _SHORT_PAUSE_SECONDS if times else 0.0
-    return float(min(_PAUSE_SECONDS * 2 ** min(10, max(0, times - _MANY)), _MOST_PAUSE_SECONDS))
 
 
 class Master:
@@ -93,13 +72,10 @@ class Master:
         self._woken = woken
         self._beat_seconds = beat_seconds
         self._beat_at = time.monotonic()
-        self._servers: dict[int, Forked] = {}  # the oldest first
-        self._newest = 0
-        self._asked = False  # whether the controller has asked for a server
+        self._crew = Crew(self, masked=woken is not None)
+        self.asked = False  # whether the controller has asked for a server
+        self.wants_second = True  # also while there is none: a controller learns of each that is there
         self._had = 0  # so many snapshots of the present controller's
-        self._refused = 0  # so many times the kernel had no process or descriptor, the last times
-        self._short = 0  # so many ended too soon, the last ones
-        self._due: float | None = None  # when the next is begun
         self._stopping = False
         self._is_told = not self._notifier.active  # whether the service manager has heard that this is ready
 
@@ -107,30 +83,28 @@ class Master:
 
     def run(self) -> None:
         """Until the controller that began it is gone, or the last server after a stop."""
-        if self._may_begin():
-            self._due = time.monotonic()  # the service manager held what it serves
-        while not (self._stopping and not self._servers):
+        if self.may_begin():
+            self._crew.begin()  # the service manager held what it serves
+        while not (self._stopping and not self._crew.pids):
             ready = self._wait()
+            woken = time.monotonic()
             if self._woken is not None and self._woken[0] in ready:
                 os.read(self._woken[0], 64)
                 self._stop()
-            if not self._hear() and self._connecting is None:
+            if not self.hear() and self._connecting is None:
                 break
             if self._connecting is not None and self._connecting.listening.fileno() in ready:
                 self._accept(self._connecting)
-            for server in [one for one in self._servers.values() if one.watched in ready]:
-                self._look_at(server)
-            self._do_what_is_due()
-        for server in self._servers.values():
-            server.kill()
+            self._crew.look_at(ready)
+            self._do_what_is_due(woken)
+        self._crew.kill_all()
 
     def _wait(self) -> list[int]:
-        waiting = [one.watched for one in self._servers.values()]
+        waiting = self._crew.watched
         waiting += [] if self._control is None else [self._control.fileno()]
         waiting += [] if self._woken is None else [self._woken[0]]
         waiting += [self._connecting.listening.fileno()] if self._connecting is not None and not self._stopping else []
-        times = [one.killed_at for one in self._servers.values() if one.killed_at is not None]
-        times += [] if self._due is None else [self._due]
+        times = self._crew.times
         now = time.monotonic()
         # Its queue may be full, because it reloads itself, say. A start that it never hears of would be ended by it.
         self._is_told = self._is_told or self._stopping or self._notifier.ready("ready for the controller")
@@ -140,18 +114,13 @@ class Master:
         ready, _, _ = select.select(waiting, [], [], max(0.0, min(times) - now) if times else None)
         return list(ready)
 
-    def _do_what_is_due(self) -> None:
-        now = time.monotonic()
-        for server in self._servers.values():
-            if server.killed_at is not None and server.killed_at <= now:
-                server.kill()
-        if self._control is not None and self._control.say_at is not None and self._control.say_at <= now:
+    def _do_what_is_due(self, woken: float) -> None:
+        self._crew.do_what_is_due(woken)
+        if self._control is not None and self._control.say_at is not None and self._control.say_at <= woken:
             self._control.say_rest()
-        if self._due is not None and self._due <= now:
-            self._begin()
-        if self._beat_seconds is not None and self._beat_at <= now:
+        if self._beat_seconds is not None and self._beat_at <= woken:
             self._notifier.alive()
-            self._beat_at = now + self._beat_seconds
+            self._beat_at = woken + self._beat_seconds
 
     # -- the controller ----------------------------------------------------------------------------------------------
 
@@ -163,22 +132,23 @@ class Master:
         self._control = Control(control)
         try:
             for file in self._kept.files:
-                self._say(words.SNAPSHOT, os.dup(file))
+                self.say(words.SNAPSHOT, os.dup(file))
         except OSError:
             self._leave()  # there is no descriptor just now; it connects anew
-        for pid in self._servers:
-            self._say(words.number(words.ALIVE, pid))
-        self._say(words.at(addresses_of(self._sockets)))
+        for pid in self._crew.pids:
+            self.say(words.number(words.ALIVE, pid))
+        self.say(words.at(addresses_of(self._sockets)))
 
     def _leave(self) -> None:
         """Hear no more of the present controller."""
         if self._control is not None and self._connecting is not None:
             self._control.close()
             self._control = None
-        self._asked = self._kept.ours = False
+        self.asked = self._kept.ours = False
         self._had = 0
 
-    def _say(self, said: bytes, file: int | None = None) -> None:
+    def say(self, said: bytes, file: int | None = None) -> None:
+        """See :class:`agent.server.crew.Orders`."""
         if self._control is None:
             if file is not None:
                 os.close(file)
@@ -186,7 +156,7 @@ class Master:
         if not self._control.say(said, file) and self._connecting is not None:
             self._leave()  # it learns all of it anew when it connects
 
-    def _hear(self) -> bool:
+    def hear(self) -> bool:
         """Do all that the controller has said; false: it has ended."""
         while self._control is not None and (heard := self._control.hear()) is not None:
             said, fds = heard
@@ -204,16 +174,16 @@ class Master:
         if word == words.SNAPSHOT and len(fds) <= 1:
             self._had += 1
             self._kept.take(fds)
-            self._say(words.number(words.HAD, self._had))
+            self.say(words.number(words.HAD, self._had))
             return
         for fd in fds:
             os.close(fd)
         if word == words.LISTEN:
-            self._asked, self._due = True, time.monotonic()
-            for one in self._servers.values():
-                self._link(one)
-        elif word == words.END and (server := self._servers.get(words.pid_of(said))) is not None:
-            server.kill()
+            self.asked, self.wants_second = True, words.pid_of(said) > 1
+            self._crew.begin()
+            self._crew.link_all()
+        elif word == words.END:
+            self._crew.kill(words.pid_of(said))
         elif word == words.STOP and self._connecting is None:
             self._stop()
 
@@ -222,98 +192,28 @@ class Master:
     def _stop(self) -> None:
         if self._stopping:
             return
-        self._stopping, self._due = True, None
+        self._stopping = True
         self._notifier.stopping()
         for one in self._sockets:
             one.close()
-        for server in self._servers.values():
-            server.end(GRACE_SECONDS)
+        self._crew.end()
 
-    def _may_begin(self) -> bool:
-        """Whether a server that is begun now has, or will have, what it serves."""
-        return not self._stopping and (self._asked or bool(self._kept.files))
+    def may_begin(self) -> bool:
+        """See :class:`agent.server.crew.Orders`."""
+        return not self._stopping and (self.asked or bool(self._kept.files))
 
-    def _look_at(self, server: Forked) -> None:
-        """It serves, or has ended."""
-        if not server.has_ended():
-            if server.pid == self._newest:
-                for one in self._servers.values():
-                    if one is not server:
-                        one.end(GRACE_SECONDS)
-            return
-        server.reap()
-        del self._servers[server.pid]
-        self._say(words.number(words.ENDED, server.pid))
-        if server.pid != self._newest:
-            return
-        self._newest = next(reversed(self._servers), 0)  # if none is begun: one of a controller before
-        self._hear()
-        if self._may_begin():
-            self._plan(server)
+    def withheld(self) -> list[int]:
+        """See :class:`agent.server.crew.Orders`."""
+        found = [] if self._control is None else [self._control.fileno(), *self._control.files]
+        found += [] if self._woken is None else self._woken
+        found += [] if self._connecting is None else [self._connecting.listening.fileno()]
+        return found
 
-    def _plan(self, ended: Forked) -> None:
-        """Have a successor begun."""
-        now = time.monotonic()
-        self._short = self._short + 1 if now - ended.began < _LONG_ENOUGH_SECONDS else 0
-        if self._short and self._short % _MANY == 0:
-            self._say(words.number(words.FAILING, self._short))
-            write(b"%d servers, one after the other, have ended as soon as they were begun\n" % self._short)
-        self._due = now + _pause(self._short)
-
-    def _begin(self) -> None:
-        self._hear()  # first: what it is to begin with may have come, or the controller may have ended
-        self._due = None
-        if not self._may_begin():
-            return
-        for old in list(self._servers.values())[: -_MOST_OLD or None]:
-            old.end(GRACE_SECONDS)
-        try:
-            if self._asked:
-                theirs, its = socket.socketpair()
-                with theirs, its:
-                    self._fork(its, theirs)
-                    # Before anything else is said: nobody else knows of it, and it may serve what is then withdrawn.
-                    self._say(words.number(words.LINK, self._newest), theirs.detach())
-            else:
-                self._fork(None)
-                # A controller that is there and has not asked yet: it has heard of all but this one, which may serve
-                # what it is about to withdraw.
-                self._say(words.number(words.ALIVE, self._newest))
-            self._refused = 0
-        except OSError:
-            # No process or descriptor is to be had just now, because workers have them all, say: that passes.
-            self._refused += 1
-            self._due = time.monotonic() + max(_PAUSE_SECONDS, _pause(self._refused))
-
-    def _fork(self, link: socket.socket | None, *others: socket.socket) -> None:
-        but = [one.fileno() for one in (self._control, *others) if one is not None]
-        but += [] if self._control is None else self._control.files
-        but += [] if self._woken is None else self._woken
-        but += [] if self._connecting is None else [self._connecting.listening.fileno()]
-        but += [one for server in self._servers.values() for one in server.descriptors]
-        if self._woken is not None:  # until it heeds it: it must not be lost meanwhile
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            server = fork(partial(self._work, link), but=but)
-        finally:
-            if self._woken is not None:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        self._servers[server.pid] = server
-        self._newest = server.pid
-
-    def _link(self, server: Forked) -> None:
-        """Link one of a controller before to the present one, which then tells it what is served, and hears it."""
-        with contextlib.suppress(OSError):  # there is no descriptor: it is not heard, and ended with the others
-            theirs, its = socket.socketpair()
-            with theirs, its:
-                server.link(its)
-                self._say(words.number(words.LINK, server.pid), theirs.detach())
-
-    def _work(self, link: socket.socket | None, master: socket.socket, parent: int) -> None:
-        """Be the server: in its process."""
+    def work(self, link: socket.socket | None, master: socket.socket, parent: int, *, stands_by: bool) -> None:
+        """See :class:`agent.server.crew.Orders`."""
         if self._woken is not None:
             signal.set_wakeup_fd(-1)
         found = self._kept.read()
         # What a former controller gave is not for a server of this one, which may have other settings.
         found = found if self._kept.ours or link is None else ()
-        work.run(link, self._sockets, parent=parent, kept=found, master=master)
+        work.run(link, self._sockets, parent=parent, kept=found, master=master, stands_by=stands_by)

@@ -22,6 +22,8 @@ from agent.core.text import socket_address
 
 GIVEN: Final = b"given"
 LISTEN: Final = b"listen"
+TWO: Final = 2
+"""With :data:`LISTEN`: so many servers, of which the second stands by. A controller of before says no number."""
 SNAPSHOT: Final = b"snapshot"
 END: Final = b"end"
 STOP: Final = b"stop"
@@ -30,6 +32,10 @@ MOST_SOCKETS: Final = 64
 
 LINK: Final = b"link"
 """With a process id, and our end of a link to that server: a new one, or one that was said to be alive."""
+SECOND: Final = b"second"
+"""As :data:`LINK`, of one that stands by."""
+INSTEAD: Final = b"instead"
+"""With a process id: that server stood by, and answers now, in the place of one that has ended."""
 ALIVE: Final = b"alive"
 """With a process id: of a server that was begun before this controller has asked for one."""
 ENDED: Final = b"ended"
@@ -44,6 +50,7 @@ MOST_BYTES: Final = 4096
 MOST_SERVERS: Final = 64
 """That an honest master has at once: each connection of a controller adds one until that one serves."""
 
+_WITH_NUMBER: Final = (LINK, SECOND, INSTEAD, ALIVE, ENDED, HAD, FAILING)
 _NUMBER: Final = re.compile(rb"[1-9][0-9]{0,9}")
 
 
@@ -80,7 +87,7 @@ def read(said: bytes) -> Said:
     word, *values = said.split(b" ")
     if said == SNAPSHOT:
         return Said(SNAPSHOT)
-    if word in (LINK, ALIVE, ENDED, HAD, FAILING) and len(values) == 1 and _NUMBER.fullmatch(values[0]):
+    if word in _WITH_NUMBER and len(values) == 1 and _NUMBER.fullmatch(values[0]):
         return Said(word, int(values[0]))
     if word == AT and len(values) <= MOST_SOCKETS:
         return Said(AT, addresses=tuple(map(_address, values)))

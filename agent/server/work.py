@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from agent.core.errors import SnapshotError
@@ -16,7 +16,8 @@ from agent.serve.link import Link
 from agent.serve.server import Use
 from agent.serve.waiting import Served
 from agent.server.answering import answering, diagnosis_of
-from agent.server.forked import hear_link, say_served
+from agent.server.queues import Queues
+from agent.server.supervisor import Supervisor
 from agent.snapshot.messages import Uses
 
 try:
@@ -38,6 +39,7 @@ def run(
     parent: int,
     kept: Sequence[bytes] = (),
     master: socket.socket | None = None,
+    stands_by: bool = False,
 ) -> None:
     """Answer workers until the master says that it is enough, or is gone.
 
@@ -47,6 +49,7 @@ def run(
         parent: the process id of the master.
         kept: what may be a snapshot to begin with; of several, the newest.
         master: is told when workers are answered, and gives links to controllers that come later.
+        stands_by: answer nobody until the master says so.
     """
     confine.end_with_parent(parent)
     process.give_up_precedence()
@@ -58,7 +61,8 @@ def run(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came meanwhile is heeded now
     # The loop is not closed: that would take what is given up in between, and the process ends with it.
-    loop.run_until_complete(serve(link, listening, diagnosis, stop, _use(), kept=kept, master=master))
+    serving = serve(link, listening, diagnosis, stop, _use(), kept=kept, master=master, stands_by=stands_by)
+    loop.run_until_complete(serving)
 
 
 def _use() -> Use | None:
@@ -84,6 +88,7 @@ async def serve(
     *,
     kept: Sequence[bytes] = (),
     master: socket.socket | None = None,
+    stands_by: bool = False,
 ) -> None:
     """Answer on ``sockets`` what the controller tells over ``given``, until ``stop``.
 
@@ -97,6 +102,7 @@ async def serve(
         use: what this process uses.
         kept: what may be a snapshot to begin with.
         master: is told when workers are answered, and gives links to controllers that come later.
+        stands_by: answer nobody until the master says so.
     """
     ended = asyncio.Event()
 
@@ -114,6 +120,8 @@ async def serve(
 
     if given is not None:
         await connect(given)
+    supervisor = Supervisor(master, connect, stands_by=stands_by)
+    queues = Queues(sockets, supervisor.waiting)
     # The loop runs and has what it needs, and nothing of a stranger was read. From here on it answers on what it has,
     # and can do nothing else.
     confine.give_up_all_but_answering()
@@ -124,10 +132,12 @@ async def serve(
     if served is None:
         return
     server = answering(link, served, diagnosis, use=use)
-    server.listen(sockets)
-    if master is not None:
-        say_served(master)
-        _link_anew(master, connect)
+    supervisor.heed()
+    if await _stood_by(supervisor, queues, stop):
+        if diagnosis is not None:
+            diagnosis.begin()
+        server.listen(sockets)
+        supervisor.serves()
     await stop.wait()
     await server.close(CLOSE_SECONDS)
     with contextlib.suppress(TimeoutError):
@@ -135,21 +145,13 @@ async def serve(
             await ended.wait()
 
 
-def _link_anew(master: socket.socket, connect: Callable[[socket.socket], Coroutine[Any, Any, None]]) -> None:
-    """Connect by each link that the master gives from now on."""
-    loop = asyncio.get_running_loop()
-    connecting: set[asyncio.Task[None]] = set()
-
-    def hear() -> None:
-        given = hear_link(master)
-        if given is None:
-            loop.remove_reader(master.fileno())
-            return
-        task = loop.create_task(connect(given), name="a controller")
-        connecting.add(task)
-        task.add_done_callback(connecting.discard)
-
-    loop.add_reader(master.fileno(), hear)
+async def _stood_by(supervisor: Supervisor, queues: Queues, stop: asyncio.Event) -> bool:
+    """Wait until workers are to be answered; false: it ends before that."""
+    if not supervisor.answers.is_set():
+        queues.begin()
+        await _either(supervisor.answers.wait(), stop.wait())
+    queues.close()
+    return supervisor.answers.is_set() and not stop.is_set()
 
 
 def _newest(kept: Sequence[bytes]) -> Served | None:
@@ -163,8 +165,13 @@ def _newest(kept: Sequence[bytes]) -> Served | None:
 
 async def _first(link: Link, stop: asyncio.Event) -> Served | None:
     """What is served first; ``None``: it ends before that, since it would keep the sockets and answer nobody."""
-    waited: list[asyncio.Future[Any]] = [asyncio.ensure_future(link.first()), asyncio.ensure_future(stop.wait())]
-    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    for one in waited:
-        one.cancel()
+    await _either(link.first(), stop.wait())
     return link.served
+
+
+async def _either(*waited: Coroutine[Any, Any, Any]) -> None:
+    """Wait for one of them."""
+    tasks = [asyncio.ensure_future(one) for one in waited]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for one in tasks:
+        one.cancel()

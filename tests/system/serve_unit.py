@@ -97,13 +97,18 @@ class ServeUnit:
         return [int(one) for one in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def server(self, *, other_than: int = 0) -> int:
-        """The server, once there is one, and no other."""
+        """The server that answers, once there is one, and one that stands by: which is begun after it."""
+        return self.both(other_than=other_than)[0]
 
-        def look() -> int:
+    def both(self, *, other_than: int = 0) -> tuple[int, int]:
+        """The server that answers, and the one that stands by, once there are no others."""
+
+        def look() -> tuple[int, ...]:
             found = self.servers
-            return found[0] if len(found) == 1 and found[0] != other_than else 0
+            return tuple(found) if len(found) == 2 and found[0] != other_than else ()
 
-        return until(look, what="a server")
+        first, second = until(look, what="a server, and one that stands by")
+        return first, second
 
     @property
     def stored(self) -> list[bytes]:

@@ -45,7 +45,7 @@ def found(who):
     if who == "agent":
         return [main_pid("credential-agent.service")]
     master = main_pid("credential-agent-serve.service")
-    return [master] if who == "master" else children(master)
+    return {"master": [master], "server": children(master)[:1], "servers": children(master)}[who]
 def answered():
     cut = 0
     while True:
@@ -174,7 +174,7 @@ def test_any_end_of_any_process_costs_no_sdk_a_call(worker: Machine) -> None:
 
     Only what was being answered in that instant by the process that was killed is cut off, and SDKs ask again.
     """
-    who = ("server", "master", "agent", "agent+server", "agent+master")
+    who = ("server", "servers", "master", "agent", "agent+server", "agent+servers", "agent+master")
     times = -(-KILLS // 3)  # three of them end the agent, four what answers for it
     with clients(worker) as ends:
         killed(worker, *who, times=times)
@@ -210,7 +210,7 @@ def test_without_the_agent_workers_are_answered_whatever_ends(worker: Machine) -
     """While it cannot start, what answers is killed, and what begins that, and both: each time the credential is there."""
     with without_the_agent(worker):
         assert aws_key(worker, uid=m.WORKER_UID) == m.USER_KEY
-        for who in ("server", "master", "server", "master"):
+        for who in ("server", "master", "servers", "server", "master"):
             killed(worker, who, times=1)
             assert aws_key(worker, uid=m.WORKER_UID) == m.USER_KEY, who
         assert worker.run("systemctl", "show", "-P", "SubState", AGENT).strip() != "running"
@@ -252,7 +252,7 @@ def test_what_was_withdrawn_is_served_by_nobody_again(worker: Machine, sender: S
     """From the moment that it is acknowledged, whichever process is killed then, with the agent there and without it."""
     (worker.root / "root/withdrawal").write_bytes(withdrawal(sender, 2))
     worker.run("credential-agent", "push", "/root/withdrawal")
-    for who in ("server", "master", "agent", "agent+server", "agent+master"):
+    for who in ("server", "servers", "master", "agent", "agent+server", "agent+master"):
         killed(worker, who, times=1)
         assert aws_key(worker, uid=m.WORKER_UID) == "none", who
     settled(worker)

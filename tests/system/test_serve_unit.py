@@ -27,8 +27,12 @@ def test_it_answers_on_the_units_sockets(tmp_path: Path) -> None:
         world.drop(world.seal(world.session(KEY)))
         agent.wait_for("bundle.accepted", seq=1)
         assert credential(unit.address) == agent.credential()["AccessKeyId"] == KEY
-        (told,) = agent.status()["servers"]
-        assert told["pid"] == unit.server()
+        both = unit.both()
+        until(lambda: len(agent.status()["servers"]) == 2, what="both")
+        assert [(one["pid"], one["stands_by"]) for one in agent.status()["servers"]] == [
+            (both[0], False),
+            (both[1], True),
+        ]
         assert f":{unit.address[1]}" in world.env()["AWS_EC2_METADATA_SERVICE_ENDPOINT"]
         assert agent.stop() == 0
         assert credential(unit.address) == KEY
@@ -44,7 +48,7 @@ def test_a_killed_controller_costs_nobody_anything(tmp_path: Path) -> None:
             first = unit.server()
             agent.kill()
             assert credential(unit.address) == KEY
-            assert unit.servers == [first]
+            assert unit.server() == first
         with unit.agent(world) as agent:
             agent.ready()
             assert credential(unit.address) == KEY
@@ -62,10 +66,10 @@ def test_no_request_is_refused_over_restarts_of_the_controller(tmp_path: Path) -
             agent.kill()
         with Clients(unit, 8) as clients:
             for number in range(4):
-                before = unit.servers
+                before = unit.both()
                 with unit.agent(world) as agent:
                     agent.ready()
-                    until(lambda before=before: before[0] not in unit.servers, what="a new server alone")  # type: ignore[misc]
+                    until(lambda before=before: not {*before} & {*unit.servers}, what="new servers alone")  # type: ignore[misc]
                     clients.more(9)
                     if number % 2:
                         assert agent.stop() == 0
@@ -86,6 +90,53 @@ def test_a_server_that_dies_without_a_controller_has_a_successor(tmp_path: Path)
             os.kill(before, signal.SIGKILL)
             assert credential(unit.address) == KEY
             before = unit.server(other_than=before)
+
+
+def test_the_one_that_stands_by_takes_over(tmp_path: Path) -> None:
+    """It is there when the other ends, knows what was withdrawn, and is counted as a successor; another stands by then."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        served_first(agent, world)
+        for number in range(1, 4):
+            first, second = unit.both()
+            until(lambda: len(agent.status()["servers"]) == 2, what="both, linked")
+            os.kill(first, signal.SIGKILL)
+            assert credential(unit.address) == KEY
+            assert unit.both(other_than=first)[0] == second
+            assert agent.status()["servers_replaced"] == number
+        scraped = agent.operate("/metrics").body.decode()
+        for process in ("server", "standby"):
+            assert f'credential_agent_servers{{process="{process}"}} 1.0' in scraped
+        assert agent.push(world.withdrawal())["outcome"] == "accepted"
+        os.kill(unit.server(), signal.SIGKILL)
+        assert agent.role() is None
+
+
+def test_one_that_hangs_has_a_successor_without_a_controller(tmp_path: Path) -> None:
+    """Stopped, it takes no connection: the one that stands by sees them wait, and answers in its place."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit:
+        with unit.agent(world) as agent:
+            served_first(agent, world)
+            first, second = unit.both()
+            agent.kill()
+        os.kill(first, signal.SIGSTOP)
+        assert credential(unit.address) == KEY
+        assert unit.both(other_than=first)[0] == second
+        assert f"process {first} does not answer" in unit.stderr
+
+
+def test_an_acknowledgement_waits_for_one_that_stands_by(tmp_path: Path) -> None:
+    """It would serve what it was told before as soon as the other ends: it is ended first if it hears nothing."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        served_first(agent, world)
+        first, stopped = unit.both()
+        os.kill(stopped, signal.SIGSTOP)
+        assert agent.push(world.withdrawal())["outcome"] == "accepted"
+        assert stopped not in unit.servers
+        os.kill(first, signal.SIGKILL)
+        assert agent.role() is None
 
 
 def test_both_may_die(tmp_path: Path) -> None:
@@ -114,7 +165,8 @@ def test_what_was_withdrawn_is_nowhere(tmp_path: Path) -> None:
             for one in held:
                 os.close(one)
             agent.kill()
-        os.kill(unit.server(), signal.SIGKILL)
+        for pid in unit.both():
+            os.kill(pid, signal.SIGKILL)
         assert ask(unit.address, "GET", "/latest/meta-data/iam/security-credentials/", {})[0] != 200
         unit.kill()
         unit.start(stored=True)

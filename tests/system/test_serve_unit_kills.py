@@ -28,7 +28,7 @@ def test_restarts_of_the_controller_under_many_clients(tmp_path: Path) -> None:
         served_first(agent, world)
         with Clients(unit, 32) as clients:
             for number in range(20):
-                (before,) = unit.servers
+                before = unit.server()
                 with agent:
                     if number % 2:
                         assert agent.stop() == 0
@@ -57,9 +57,9 @@ def test_kills_at_random(seed: int, tmp_path: Path) -> None:
         until(lambda: any(KEY.encode() in one for one in unit.stored), what="the snapshot in the store")
         with Clients(unit, 8, patience=20) as clients:
             for _ in range(int(os.environ.get("CREDENTIAL_AGENT_KILLS", "25"))):
-                match chance.choice(("server", "controller", "begin", "master", "nothing")):
-                    case "server":
-                        for pid in unit.servers:
+                match chance.choice(("server", "servers", "controller", "begin", "master", "nothing")):
+                    case "server" | "servers" as which:
+                        for pid in unit.servers[: None if which == "servers" else 1]:
                             os.kill(pid, signal.SIGKILL)
                     case "controller" if agent is not None:
                         with agent:

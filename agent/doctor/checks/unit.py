@@ -83,7 +83,7 @@ def _answering(servers: object) -> Iterator[Finding]:
     if not isinstance(servers, list):
         return
     found = [one for one in servers if isinstance(one, dict)]
-    if not any(one.get("newest") for one in found):
+    if not any(one.get("newest") and not one.get("stands_by") for one in found):
         yield fail(CHECK, "no process answers workers just now: they wait, and then give up", JOURNAL)
     elif not all(one.get("apart") for one in found):
         said = "workers are answered by the agent's own process: none apart could be begun any more"

@@ -75,7 +75,7 @@ async def connected(masters: Masters) -> AsyncIterator[tuple[ServerUnit, Control
 async def asked(control: socket.socket) -> bytes:
     """Hear it ask for a server; what it gave to begin with."""
     _, (given,), _, _ = await asyncio.to_thread(socket.recv_fds, control, 64, 1)
-    assert await asyncio.to_thread(control.recv, 64) == words.LISTEN
+    assert await asyncio.to_thread(control.recv, 64) == words.number(words.LISTEN, words.TWO)
     data = os.pread(given, 1 << 20, 0)
     os.close(given)
     return data

@@ -9,7 +9,7 @@ import pytest
 
 _MASTER = """
 import contextlib, errno, os, signal, socket, threading, time
-from agent.server import master, words, work
+from agent.server import crew, master, words, work
 
 def run(link, sockets, **_):
     ours.close()
@@ -116,7 +116,7 @@ end()
     "one that only seems to have ended": "begin().send(b'-'); server(); end()",
     "one that ends as soon as it is begun": """
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-master._PAUSE_SECONDS = 0.001
+crew.PAUSE_SECONDS = 0.001
 def run(link, sockets, **_):
     os._exit(1)
 work.run = run
@@ -145,7 +145,7 @@ os._exit(0)
 _UNIT = """
 import errno, os, signal, socket, threading
 from agent.host import confine, systemd
-from agent.server import master, words, work
+from agent.server import crew, master, words, work
 from agent.server.controllers import ControllerSocket
 
 begun, begins = os.pipe()

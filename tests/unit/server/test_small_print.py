@@ -13,7 +13,7 @@ import pytest
 
 from agent.host import systemd
 from agent.server.controllers import MOST_UNSAID, Control, ControllerSocket
-from agent.server.forked import Forked, fork, hear_link, say_served
+from agent.server.forked import Forked, Said, fork, hear, say_served
 from agent.server.kept import MOST_BYTES, Kept
 
 SECONDS = 60.0
@@ -33,7 +33,7 @@ def begun(work: Callable[[socket.socket, int], None]) -> Iterator[Forked]:
 def told(server: Forked) -> bool:
     """Wait until there is something to look at, and look: has it ended?"""
     assert select.select([server.watched], [], [], SECONDS)[0]
-    return server.has_ended()
+    return server.hear() is Said.ENDED
 
 
 def stay(_master: socket.socket, _parent: int) -> None:
@@ -58,16 +58,16 @@ class TestServer:
             signal.pause()
 
         with begun(work) as server:
-            assert not server.has_ended()
+            assert server.hear() is Said.NOTHING
             assert not server.serves
             with socket.socket() as given:
                 server.link(given)
             assert not told(server)
             assert server.serves
 
-    @pytest.mark.parametrize("said", [(b"+", b"+"), (b"-",), (b"++",), (b"+-",)])
+    @pytest.mark.parametrize("said", [(b"+", b"+"), (b"-",), (b"++",), (b"+-",), (b".",), (b"?", b"?"), (b"+", b"?")])
     def test_one_that_says_anything_else_is_ended(self, said: tuple[bytes, ...]) -> None:
-        """There is one word to say, once: whoever took a server over has no way to talk to its master."""
+        """Each word has its time, once: whoever took a server over has no way to talk to its master."""
 
         def work(master: socket.socket, _parent: int) -> None:
             for one in said:
@@ -87,7 +87,7 @@ class TestServer:
 
         def work(master: socket.socket, _parent: int) -> None:
             for _ in range(2):
-                link = hear_link(master)
+                _, link = hear(master)
                 assert link is not None
                 link.sendall(b"here")
                 link.close()
@@ -106,7 +106,7 @@ class TestServer:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             ours.close()
-            assert hear_link(its) is None
+            assert hear(its) == (b"", None)
 
     def test_its_end_is_asked_for_once_and_has_one_grace(self) -> None:
         """Whoever asks again does not move the moment at which it is killed."""
