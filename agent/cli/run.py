@@ -29,6 +29,17 @@ def run(path: Path) -> None:
     those that need a restart. A file that the configuration names (a key, a signer) is read again within seconds of
     being replaced, without a signal.
     """
+    from agent.server.spawn import spawn, unit_of
+
+    # A reload that is asked for too early would end us; it waits until the daemon heeds it. What other daemons take for
+    # a wish (to begin a new log, to show their state) is none here, and would end us and those whom we begin, too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    # What answers workers is another process, and that is begun by yet another, as long as anything can be. Before what
+    # takes long to load, so that it loads meanwhile.
+    other = unit_of(os.environ) or spawn(os.environ)
+
     import asyncio
 
     from agent import log
@@ -36,13 +47,7 @@ def run(path: Path) -> None:
     from agent.host import seccomp, systemd
     from agent.host.threads import KEPT_THREADS, Threads
 
-    # A reload that is asked for too early would end us; it waits until the daemon heeds it. What other daemons take for
-    # a wish (to begin a new log, to show their state) is none here, and would end us and those whom we begin, too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    # What answers workers is another process, and that is begun by yet another, as long as anything can be.
-    child = ServerUnit.named(os.environ) or ServerChild.begin(os.environ)
+    child = ServerUnit(other) if isinstance(other, str) else ServerChild(*other)
     # Before there is a second thread, which would keep the right to execute.
     seccomp.give_up_execution()
     KEPT_THREADS.begin()

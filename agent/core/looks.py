@@ -28,3 +28,8 @@ shows, whatever its time of writing says."""
 def look_of(status: Status) -> Look:
     """The look that stat(2) took."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def last_change(look: Look) -> float:
+    """When it was last written or changed in any way, in seconds since 1970 by the clock of its file system."""
+    return max(look[3:]) / 1e9

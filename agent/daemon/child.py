@@ -1,19 +1,16 @@
 """The process that answers workers, as a child: in the unit of the service manager, in a container, in a demo.
 
-It is begun before this process gives up to execute anything, so before the configuration is read, and waits for the
-sockets; they stay open here, so that connections wait in the kernel's queue whenever a server ends, and can be answered
-here if none can be begun any more.
+It is begun before this process loads anything that takes long (:mod:`agent.server.spawn`), so before it gives up to
+execute anything and before the configuration is read, and waits for the sockets; they stay open here, so that
+connections wait in the kernel's queue whenever a server ends, and can be answered here if none can be begun any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -24,6 +21,7 @@ from agent.daemon.begins import Nobody
 from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
 from agent.host.process import Usage, Watched
+from agent.server.spawn import spawn
 
 ENDS_SECONDS: Final = 1.0
 """How much longer than its grace it may take to end."""
@@ -77,28 +75,8 @@ class ServerChild:
 
     @classmethod
     def begin(cls, environ: Mapping[str, str]) -> ServerChild:
-        """Start it. To be called before anything else may execute.
-
-        Args:
-            environ: of this process. It gets what the dynamic loader reads, and nothing else: the rest may hold what it
-                must not know.
-
-        Returns:
-            The process; where none can be started, one that has ended: that is heard, and dealt with, as any other end.
-        """
-        ours, its = map(_not_standard, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        with its:
-            try:
-                process: subprocess.Popen[bytes] | None = subprocess.Popen(  # noqa: S603 - our own program
-                    [sys.executable, "-I", "-m", "agent.server", str(its.fileno()), str(os.getpid())],
-                    pass_fds=(its.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    env={name: value for name, value in environ.items() if name.startswith("LD_")},
-                )
-            except OSError:
-                process = None  # who may not execute the interpreter by its path, say
-        ours.setblocking(False)
-        return cls(process, ours)
+        """Start it (:func:`agent.server.spawn.spawn`). To be called before anything else may execute."""
+        return cls(*spawn(environ))
 
     def answer(self, sockets: Sequence[socket.socket], servers: Servers, gone: Callable[[], None]) -> None:
         """Have it answer on these sockets. To be called in the event loop.
@@ -168,11 +146,3 @@ class ServerChild:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-
-
-def _not_standard(one: socket.socket) -> socket.socket:
-    """The same under a number above 2: started without a standard error, the first socket would be that."""
-    if one.fileno() > 2:
-        return one
-    with one:
-        return socket.socket(fileno=fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))

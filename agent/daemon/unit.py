@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -22,7 +22,6 @@ from agent.daemon.servers import Servers
 from agent.host.emptiable import Emptiable
 from agent.host.process import Usage
 
-VARIABLE: Final = "CREDENTIAL_AGENT_SERVE_SOCKET"
 FIRST_SECONDS: Final = 5.0
 """How long a start waits for it. Workers are not refused meanwhile: it has their sockets, or systemd has."""
 PAUSE_SECONDS: Final = 0.1
@@ -60,12 +59,6 @@ class ServerUnit:
         self._addresses: tuple[str, ...] = ()
         self._former: list[Emptiable] = []  # what masters before were given
         self._told_failing = float("-inf")
-
-    @classmethod
-    def named(cls, environ: Mapping[str, str]) -> ServerUnit | None:
-        """The one that the environment names; ``None``: it names none, or we were given workers' sockets ourselves."""
-        path = environ.get(VARIABLE)
-        return None if not path or "http" in environ.get("LISTEN_FDNAMES", "").split(":") else cls(path)
 
     async def addresses(self, otherwise: Sequence[str]) -> list[str]:
         """Connect, and learn where it answers.

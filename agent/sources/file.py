@@ -17,6 +17,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
@@ -26,7 +28,7 @@ import msgspec
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.core.looks import Look, look_of
+from agent.core.looks import Look, last_change, look_of
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.text import os_reason
@@ -39,7 +41,8 @@ LOOK_SECONDS: Final = 0.4
 """The time between looks. With :data:`SETTLE_SECONDS`, a file renamed into place is submitted within 0.55 s."""
 
 SETTLE_SECONDS: Final = 0.15
-"""A file that changed is read once it has looked the same for this long: one being written in place is left alone."""
+"""A file that changed is read once it has looked the same for this long: one being written in place is left alone. It
+has, where the file system's marks are older than that: a start does not wait for what was there before it."""
 
 SETTLE_LOOKS: Final = 20
 """A file that never settles is read after so many looks (3 s) all the same, and refused as it then is."""
@@ -72,12 +75,21 @@ class FileSource:
         settings: the path and its limits.
         clock: sleeps between looks.
         quiet: looks in its stead while nothing changes.
+        wall: seconds since 1970, as the machine marks its files.
     """
 
-    def __init__(self, settings: FileSettings, *, clock: Clock, quiet: Quiet | None = None) -> None:
+    def __init__(
+        self,
+        settings: FileSettings,
+        *,
+        clock: Clock,
+        quiet: Quiet | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._quiet = quiet
+        self._wall = wall
         self._patience = Patience()
 
     @property
@@ -139,6 +151,10 @@ class FileSource:
 
     async def _settle(self, look: Look) -> Look | str | None:
         """Wait until the file has stopped changing; return how it looks then."""
+        # By a clock that was stepped, or another machine's, one that is being written may look old: it is read, refused,
+        # and read again as soon as it looks otherwise.
+        if self._wall() - last_change(look) >= SETTLE_SECONDS:
+            return look
         for _ in range(SETTLE_LOOKS):
             await self._clock.sleep(SETTLE_SECONDS)
             again = await self._look()

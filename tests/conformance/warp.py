@@ -20,7 +20,7 @@ SHIM = Path(__file__).with_name("warp.c")
 
 _PRELUDE = """
 import asyncio, time
-import agent.daemon, agent.daemon.service, agent.serve.server
+import agent.daemon, agent.daemon.service, agent.serve.server, agent.server.spawn
 from agent.host.clock import SystemClock
 from agent.serve.clock import ServedClock
 SPEED, FROM, BOOT = {speed!r}, {origin!r}, time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -41,7 +41,8 @@ class FastServed(ServedClock):
 assert agent.serve.server.ServedClock is ServedClock, "whoever answers takes its clock elsewhere"
 agent.serve.server.ServedClock = FastServed
 # A process of its own would count on by the machine's clock: here the agent answers itself.
-agent.daemon.ServerChild.begin = classmethod(lambda *_: None)
+agent.server.spawn.spawn = lambda _environ: ()
+agent.daemon.ServerChild = lambda *_: None
 """
 
 

@@ -54,3 +54,18 @@ def test_what_answers_workers_loads_nothing_else() -> None:
     code = f"import sys; import agent.server.master; print(*sorted(set({SERVER_NEVER!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+def test_what_answers_workers_is_begun_first() -> None:
+    """Before the agent loads what takes long it has begun the other process, which loads what that needs meanwhile."""
+    code = (
+        "import subprocess, sys\n"
+        "def begin(argv, **_):\n"
+        f"    print(*argv[1:4], *sorted({{'asyncio', 'structlog', 'agent.daemon', *{SERVER_NEVER!r}}} & set(sys.modules)))\n"
+        "    raise SystemExit\n"
+        "subprocess.Popen = begin\n"
+        "from agent.cli import main\n"
+        "main(['run'])\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["-I", "-m", "agent.server", "click"]

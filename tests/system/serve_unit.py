@@ -22,9 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agent.daemon.unit import VARIABLE
 from agent.host.sockdiag import NETLINK_SOCK_DIAG
 from agent.server.kept import NAMES
+from agent.server.spawn import UNIT_VARIABLE
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import DEADLINE_SECONDS, REPOSITORY, Agent, World, as_user, until
 
@@ -153,7 +153,7 @@ class ServeUnit:
 
     def agent(self, world: World, changes: dict[str, Any] | None = None, **more: Any) -> Agent:
         """A controller that connects to it."""
-        environ = {VARIABLE: str(self.path), **more.pop("environ", {})}
+        environ = {UNIT_VARIABLE: str(self.path), **more.pop("environ", {})}
         return world.agent(changes, environ=environ, **more)
 
     def stop(self) -> int:

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ def put(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def make(path: Path, **settings: Any) -> tuple[FileSource, StepClock, Listener]:
+def make(
+    path: Path, *, wall: Callable[[], float] = lambda: 0.0, **settings: Any
+) -> tuple[FileSource, StepClock, Listener]:
+    """``wall``: by which files are old; without it every one is of this moment."""
     clock = StepClock()
-    return FileSource(FileSettings(path=path, **settings), clock=clock), clock, Listener()
+    return FileSource(FileSettings(path=path, **settings), clock=clock, wall=wall), clock, Listener()
 
 
 def descriptors() -> int:
@@ -73,6 +77,44 @@ def test_a_bundle_already_there_is_submitted_at_once(tmp_path: Path) -> None:
             assert await clock.step() == SETTLE_SECONDS
             await heard.until(lambda h: h.submitted)
             assert heard.bodies == [b"there"]
+
+    run(test())
+
+
+@pytest.mark.parametrize(("age", "waited"), [(SETTLE_SECONDS + 0.001, False), (SETTLE_SECONDS - 0.001, True), (-3600.0, True)])
+def test_what_has_lain_there_for_long_is_read_at_once(tmp_path: Path, age: float, waited: bool) -> None:
+    """A start does not wait to see whether a file is being written that by its file system's marks is not."""
+    path = tmp_path / "b"
+    path.write_bytes(b"there")
+    changed = path.stat().st_ctime
+
+    async def test() -> None:
+        source, clock, heard = make(path, wall=lambda: changed + age)
+        async with watching(source, heard):
+            await clock.asleep()
+            assert (heard.bodies == []) is waited
+            while not heard.submitted:
+                await clock.step()
+                await clock.asleep()
+            assert heard.bodies == [b"there"]
+
+    run(test())
+
+
+def test_a_file_that_only_looks_old_is_read_again(tmp_path: Path) -> None:
+    """By a clock that is wrong a half written file may look old: it is read, and again as soon as it is another."""
+    path = tmp_path / "b"
+    path.write_bytes(b"hal")
+
+    async def test() -> None:
+        source, clock, heard = make(path, wall=lambda: 1e12)
+        async with watching(source, heard):
+            await clock.asleep()
+            path.write_bytes(b"half and whole")
+            while len(heard.submitted) < 2:
+                await clock.step()
+                await clock.asleep()
+            assert heard.bodies == [b"hal", b"half and whole"]
 
     run(test())
 
