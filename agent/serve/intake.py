@@ -35,6 +35,14 @@ SERVED_AT_ONCE: Final = 4
 """So few are served at least in each round: some requests cost a millisecond."""
 _SERVING_SECONDS: Final = 0.008
 """No more of them are begun with after so long, so that rounds stay short: whoever comes now is seen in the next."""
+ON_THE_WAY_SECONDS: Final = 60e-6
+"""What an answer may cost that is given before it is asked whose it is: to ask, to keep it and to take it up again
+would cost as much, so whoever is behind it waits no longer for it."""
+MOST_OWED_SECONDS: Final = 0.002
+"""Above this, what costs more has to wait for its owner's turn. Each that is fetched pays off
+:data:`ON_THE_WAY_SECONDS`."""
+_UNFINISHED_SECONDS: Final = 0.0005
+"""What is owed at least for one that is not over yet: something of it is done later."""
 LEAST_ROOM: Final = 16
 _AGAIN_SECONDS: Final = 0.1
 """Until the next try, where the process has no file descriptor left."""
@@ -44,8 +52,8 @@ _TCP_INFO_BYTES: Final = 28
 _BACKLOG: Final = struct.Struct("=24xI")  # struct tcp_info: tcpi_unacked, the queue's length at a listening socket
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-Begin = Callable[[socket.socket, Any, Hashable, bytes | None], None]
-"""Serve an accepted connection, its other end, its owner and what has come of it already."""
+Begin = Callable[[socket.socket, Any, Hashable, bytes | None], bool]
+"""Serve an accepted connection, its other end, its owner and what has come of it already; whether it is over."""
 
 
 class Recall(Protocol):
@@ -55,6 +63,23 @@ class Recall(Protocol):
         self, sock: socket.socket, peer: Any, owner: Hashable, data: bytes, /, *, peeked: bool = False
     ) -> bool:
         """Return whether it was. ``peeked``: the kernel has these bytes still."""
+
+
+class Owed:
+    """What answers that were given on the way have cost, above what they may."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def pay(self) -> bool:
+        """Take note that one more was fetched; return whether it may be answered on the way."""
+        self._seconds = max(0.0, self._seconds - ON_THE_WAY_SECONDS)
+        return self._seconds < MOST_OWED_SECONDS
+
+    def add(self, seconds: float, *, over: bool) -> None:
+        """Take note of what an answer took, and whether nothing of it is left to be done."""
+        # No more than all that may be owed: where another process had the processor meanwhile, none of it was ours.
+        self._seconds += max(0.0 if over else _UNFINISHED_SECONDS, min(seconds, MOST_OWED_SECONDS))
 
 
 class Intake:
@@ -93,6 +118,7 @@ class Intake:
         self._count = 0
         self._young: list[tuple[socket.socket, Any, Hashable]] = []  # accepted in this round; nothing has come yet
         self._silent: list[tuple[socket.socket, Any]] = []  # the same, where many wait
+        self._owed = Owed()
         self._working = False
         self._open = False
         self._again: asyncio.TimerHandle | None = None
@@ -241,13 +267,15 @@ class Intake:
             self._sort(connection, peer, silent=None)
 
     def _sort(self, connection: socket.socket, peer: Any, *, silent: list[tuple[socket.socket, Any]] | None) -> None:
-        """Answer it on the way, if that is remembered; else leave its request in the kernel, which has room for it.
+        """Answer it on the way, or leave its request in the kernel, which has room for it.
 
         Args:
             connection: accepted.
             peer: its other end.
             silent: takes it, if it has sent nothing; ``None``: it waits for its owner's turn all the same.
         """
+        if self._owed.pay() and self._answer_on_the_way(connection, peer):
+            return
         try:
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
         except BlockingIOError:
@@ -261,7 +289,7 @@ class Intake:
             if data and self._recall(connection, peer, None, data, peeked=True):
                 return
         try:
-            owner = self._owner(connection, peer)
+            owner = _owner(self._owners, connection, peer)
         except OSError:
             connection.close()
             return
@@ -270,13 +298,22 @@ class Intake:
         if self._count > max(LEAST_ROOM, self._room()):
             self._put_out()
 
-    def _owner(self, connection: socket.socket, peer: object) -> Hashable:
-        if self._owners is not None and isinstance(peer, tuple):
-            local = connection.getsockname()
-            owner = self._owners.now((peer[0], peer[1]), (local[0], local[1]))
-            if owner is not None:
-                return owner
-        return place_of(peer)
+    def _answer_on_the_way(self, connection: socket.socket, peer: Any) -> bool:
+        """Whether it has sent something, and is dealt with."""
+        began = self._now()
+        try:
+            data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        over = True
+        if data:
+            over = self._recall(connection, peer, None, data) or self._serve(connection, peer, None, data)
+        else:
+            connection.close()  # nobody is there any more to read an answer
+        self._owed.add(self._now() - began, over=over)
+        return True
 
     def _put_out(self) -> bool:
         """Close the newest connection of whoever has most here; ``False`` when there is none."""
@@ -303,6 +340,15 @@ class Intake:
             if queue:
                 self._queues[owner] = queue  # at the end: it is everybody else's turn now
             self._take(connection, peer, owner, waits=False)
+
+
+def _owner(owners: Owners | None, connection: socket.socket, peer: object) -> Hashable:
+    if owners is not None and isinstance(peer, tuple):
+        local = connection.getsockname()
+        owner = owners.now((peer[0], peer[1]), (local[0], local[1]))
+        if owner is not None:
+            return owner
+    return place_of(peer)
 
 
 def waiting(listening: socket.socket) -> int:

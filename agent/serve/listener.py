@@ -206,12 +206,13 @@ class Listener:
             self.complete(connection)
             connection.finish(answer[sent:])
 
-    def _begin(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None) -> None:
-        """Serve an accepted connection that has sent ``data``, which is not remembered."""
-        if data and answer_at_once(self, sock, peer, owner, data):
-            return
-        connection = Connection(self, owner, looked=data is not None)
-        Stream(sock, peer, asyncio.get_running_loop(), connection).begin(data)
+    def _begin(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None) -> bool:
+        """Serve an accepted connection that has sent ``data``, which is not remembered; return whether it is over."""
+        before = len(self._open)
+        if not data or not answer_at_once(self, sock, peer, owner, data):
+            connection = Connection(self, owner, looked=data is not None)
+            Stream(sock, peer, asyncio.get_running_loop(), connection).begin(data)
+        return len(self._open) <= before
 
     @property
     def connections(self) -> int:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
@@ -73,23 +71,14 @@ class FileSource:
 
     Args:
         settings: the path and its limits.
-        clock: sleeps between looks.
+        clock: sleeps between looks, and tells how old the file is.
         quiet: looks in its stead while nothing changes.
-        wall: seconds since 1970, as the machine marks its files.
     """
 
-    def __init__(
-        self,
-        settings: FileSettings,
-        *,
-        clock: Clock,
-        quiet: Quiet | None = None,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, settings: FileSettings, *, clock: Clock, quiet: Quiet | None = None) -> None:
         self._settings = settings
         self._clock = clock
         self._quiet = quiet
-        self._wall = wall
         self._patience = Patience()
 
     @property
@@ -151,9 +140,9 @@ class FileSource:
 
     async def _settle(self, look: Look) -> Look | str | None:
         """Wait until the file has stopped changing; return how it looks then."""
-        # By a clock that was stepped, or another machine's, one that is being written may look old: it is read, refused,
-        # and read again as soon as it looks otherwise.
-        if self._wall() - last_change(look) >= SETTLE_SECONDS:
+        # By a wrong clock, ours or another machine's, one that is being written may look old: it is read, refused, and
+        # read again as soon as it looks otherwise.
+        if self._clock.now().timestamp() - last_change(look) >= SETTLE_SECONDS:
             return look
         for _ in range(SETTLE_LOOKS):
             await self._clock.sleep(SETTLE_SECONDS)

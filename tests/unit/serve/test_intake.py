@@ -21,7 +21,7 @@ import uvloop
 from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners
-from agent.serve.intake import LONG, SERVED_AT_ONCE, Intake
+from agent.serve.intake import LONG, MOST_OWED_SECONDS, ON_THE_WAY_SECONDS, SERVED_AT_ONCE, Intake
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 NOBODY = 65534
@@ -57,21 +57,29 @@ class Begun:
 
     Args:
         cost: seconds that each answer takes, on a clock that stands still else.
+        over: whether each is over at once.
     """
 
-    def __init__(self, cost: float = 0.0) -> None:
+    def __init__(self, cost: float = 0.0, *, over: bool = False) -> None:
         self.cost = cost
+        self.over = over
         self.time = 0.0
         self.owners: list[Hashable] = []
         self.open: list[socket.socket] = []
         self.recalled: list[bytes] = []
         self.given: list[tuple[socket.socket, bytes | None]] = []
 
-    def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, data: bytes | None) -> None:
+    def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, data: bytes | None) -> bool:
         self.time += self.cost
         self.given.append((sock, data))
         self.owners.append(owner)
         self.open.append(sock)
+        return self.over
+
+    @property
+    def turns(self) -> list[Hashable]:
+        """The owners of those that were begun with by turns; of others nobody was asked."""
+        return [owner for owner in self.owners if owner is not None]
 
     def recall(
         self, sock: socket.socket, _peer: object, _owner: Hashable, data: bytes, *, peeked: bool = False
@@ -98,9 +106,10 @@ def taken(
     until: Callable[[Intake, Begun], bool],
     room: int = 1000,
     cost: float = 0.0,
+    over: bool = False,
 ) -> tuple[int, list[Hashable]]:
     """How many an intake had in hand, and with whose it had begun, when something held."""
-    begun = Begun(cost)
+    begun = Begun(cost, over=over)
 
     async def scenario() -> tuple[int, list[Hashable]]:
         diagnosis = SocketDiagnosis()
@@ -184,6 +193,41 @@ def test_what_is_remembered_is_answered_on_the_way(server: socket.socket) -> Non
     assert len(owners) < LONG
 
 
+def asked(server: socket.socket, stack: contextlib.ExitStack, count: int) -> None:
+    """So many connections that have sent a request which is not remembered."""
+    for _ in range(count):
+        stack.enter_context(socket.create_connection(server.getsockname())).sendall(b"other")
+
+
+def test_what_costs_no_more_than_to_ask_whose_it_is_waits_for_no_turn(server: socket.socket) -> None:
+    """However many wait, and though nothing is remembered: cheap answers are given in the order in which they came."""
+    with contextlib.ExitStack() as stack:
+        asked(server, stack, 3 * LONG)
+        _, owners = taken(
+            server, until=lambda _, begun: len(begun.owners) == 3 * LONG, cost=ON_THE_WAY_SECONDS, over=True
+        )
+    assert owners == [None] * (3 * LONG)
+
+
+@pytest.mark.parametrize(
+    ("cost", "over"),
+    [
+        pytest.param(10 * ON_THE_WAY_SECONDS, True, id="it costs more"),
+        pytest.param(0.0, False, id="it is not over"),
+        pytest.param(1.0, True, id="another process ran meanwhile"),
+    ],
+)
+def test_what_costs_more_waits_for_its_owner_s_turn(server: socket.socket, cost: float, over: bool) -> None:
+    """Dear requests are answered on the way until as much is owed as may be, and so many as are paid off; not more."""
+    with contextlib.ExitStack() as stack:
+        asked(server, stack, 3 * LONG)
+        _, owners = taken(server, until=lambda _, begun: len(begun.owners) == 3 * LONG, cost=cost, over=over)
+    each = 0.0005 if not over else min(cost, MOST_OWED_SECONDS)
+    paid = (MOST_OWED_SECONDS + 3 * LONG * ON_THE_WAY_SECONDS) / each
+    assert 1 <= owners.count(None) <= paid + 1
+    assert owners.count(None) < len(owners) / 2
+
+
 def test_what_is_remembered_waits_for_no_turn_because_it_came_late(server: socket.socket) -> None:
     """Who was fetched between connecting and sending is looked at again: it is answered among the first, not by turns."""
     port = server.getsockname()[1]
@@ -207,8 +251,8 @@ def test_turns_last_as_long_as_fetching(server: socket.socket) -> None:
     served = [0]
 
     def until(_: Intake, begun: Begun) -> bool:
-        if len(begun.owners) > served[-1]:
-            served.append(len(begun.owners))
+        if len(begun.turns) > served[-1]:
+            served.append(len(begun.turns))
         return len(begun.owners) == LONG
 
     with contextlib.ExitStack() as stack:
@@ -409,9 +453,11 @@ def test_who_was_put_out_came_last_of_whoever_has_most(server: socket.socket) ->
             order.extend(int(sock.recv(9)) if not data else int(data) for sock, data in begun.given)
 
         begun, put_out = scripted(server.dup(), script, room=room)
-    assert begun.owners.count("127.0.0.2") == 10
+    assert {number for number in order if number >= 150} == set(range(150, 160))
     served = [number for number in order if number < 150]
-    assert served == list(range(len(served)))  # those that came first
+    by_turns = [number for owner, number in zip(begun.owners, order, strict=True) if owner == host and number < 150]
+    assert by_turns == sorted(by_turns)
+    assert max(by_turns) < min(set(range(150)) - set(served))  # its newest went
     assert len(served) + put_out == 150
     assert put_out > 0
 

@@ -17,12 +17,13 @@ START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 class StepClock:
     """A clock on which nobody wakes until the test lets one sleeper go."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: datetime = START) -> None:
+        self._start = start
         self.passed = 0.0
         self._sleepers: asyncio.Queue[tuple[float, asyncio.Future[None]]] = asyncio.Queue()
 
     def now(self) -> datetime:
-        return START + timedelta(seconds=self.passed)
+        return self._start + timedelta(seconds=self.passed)
 
     def boottime(self) -> float:
         return 1000.0 + self.passed

@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ def put(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def make(
-    path: Path, *, wall: Callable[[], float] = lambda: 0.0, **settings: Any
-) -> tuple[FileSource, StepClock, Listener]:
-    """``wall``: by which files are old; without it every one is of this moment."""
-    clock = StepClock()
-    return FileSource(FileSettings(path=path, **settings), clock=clock, wall=wall), clock, Listener()
+LONG_AGO = datetime(1990, 1, 1, tzinfo=UTC)
+
+
+def make(path: Path, *, now: datetime = LONG_AGO, **settings: Any) -> tuple[FileSource, StepClock, Listener]:
+    """``now``: by which files are old; without it none is."""
+    clock = StepClock(now)
+    return FileSource(FileSettings(path=path, **settings), clock=clock), clock, Listener()
 
 
 def descriptors() -> int:
@@ -81,7 +82,9 @@ def test_a_bundle_already_there_is_submitted_at_once(tmp_path: Path) -> None:
     run(test())
 
 
-@pytest.mark.parametrize(("age", "waited"), [(SETTLE_SECONDS + 0.001, False), (SETTLE_SECONDS - 0.001, True), (-3600.0, True)])
+@pytest.mark.parametrize(
+    ("age", "waited"), [(SETTLE_SECONDS + 0.001, False), (SETTLE_SECONDS - 0.001, True), (-3600.0, True)]
+)
 def test_what_has_lain_there_for_long_is_read_at_once(tmp_path: Path, age: float, waited: bool) -> None:
     """A start does not wait to see whether a file is being written that by its file system's marks is not."""
     path = tmp_path / "b"
@@ -89,7 +92,7 @@ def test_what_has_lain_there_for_long_is_read_at_once(tmp_path: Path, age: float
     changed = path.stat().st_ctime
 
     async def test() -> None:
-        source, clock, heard = make(path, wall=lambda: changed + age)
+        source, clock, heard = make(path, now=datetime.fromtimestamp(changed + age, UTC))
         async with watching(source, heard):
             await clock.asleep()
             assert (heard.bodies == []) is waited
@@ -107,7 +110,7 @@ def test_a_file_that_only_looks_old_is_read_again(tmp_path: Path) -> None:
     path.write_bytes(b"hal")
 
     async def test() -> None:
-        source, clock, heard = make(path, wall=lambda: 1e12)
+        source, clock, heard = make(path, now=datetime(2200, 1, 1, tzinfo=UTC))
         async with watching(source, heard):
             await clock.asleep()
             path.write_bytes(b"half and whole")
