@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -147,6 +146,8 @@ def _plain(key: str) -> str:
 
 
 def _is_like(name: str, others: Iterable[str]) -> bool:
+    from difflib import SequenceMatcher  # noqa: PLC0415 - for mistakes only
+
     for other in others:
         matcher = SequenceMatcher(None, name, other)
         if matcher.real_quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE:

@@ -49,8 +49,9 @@ _GET_ONLY: Final = ec2.failure(405, ("Allow", "GET, HEAD"))
 _PUT_ONLY: Final = ec2.failure(405, ("Allow", "PUT"))
 _ECHO: Final = f"{names.EC2_TTL_ECHO}: ".encode()
 _TTL_MEMO: Final = 64
-_TOKENS_KNOWN: Final = 4096
-"""How many session tokens are remembered as ours, with their ends: each is checked once, not at each request."""
+_TOKENS_KNOWN: Final = 1024
+"""So many session tokens, and as many before them, are remembered as ours, with their ends: each is checked once, not
+at each request. Most are shown twice within a moment."""
 
 _Tree = dict[str, "str | _Tree"]
 
@@ -75,6 +76,7 @@ class Ec2Dialect:
         # The only mutable state: earlier renderings, each with its input.
         self._token_heads: dict[int, Response] = {}
         self._known_tokens: dict[str, int] = {}
+        self._known_before: dict[str, int] = {}
         self._live: tuple[AwsCredential, str] | None = None
         self._list = _NOT_FOUND
         self._document = _NOT_FOUND
@@ -134,12 +136,12 @@ class Ec2Dialect:
 
     def _know(self, token: str, ends: int) -> None:
         if len(self._known_tokens) >= _TOKENS_KNOWN:
-            self._known_tokens.clear()
+            self._known_tokens, self._known_before = {}, self._known_tokens
         self._known_tokens[token] = ends
 
     def left(self, token: str) -> int | None:
         """Seconds that a token is still good for; ``None`` when it is not ours or has ended."""
-        ends = self._known_tokens.get(token)
+        ends = self._known_tokens.get(token) or self._known_before.get(token)
         if ends is None:
             ends = ec2.token_ends(self._settings.token_key, token)
             if ends is None:

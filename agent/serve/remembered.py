@@ -40,7 +40,7 @@ MOST_BYTES: Final = 1 << 22
 MOST_REQUEST_BYTES: Final = 4096
 MOST_ANSWER_BYTES: Final = 8192
 """The most bytes that fit into a fresh socket at once."""
-_MOST_MARKS: Final = 8192
+_MOST_MARKS: Final = 2048
 _END: Final = b"\r\n\r\n"
 _SECOND: Final = timedelta(seconds=1)
 _HOLES: Final = re.compile(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import html
 import json
 import re
 import zlib
@@ -215,6 +214,8 @@ def _of_url(data: bytes) -> Iterator[bytes]:
 def _of_html(data: bytes) -> Iterator[bytes]:
     """Undo the escapes of HTML and XML."""
     if re.search(rb"&(?:quot|#34|#x22|amp|#43|#45);", data, re.IGNORECASE):
+        import html  # noqa: PLC0415 - its table of names is large, and next to nothing comes as HTML
+
         yield html.unescape(data.decode("utf-8", "replace")).encode("utf-8", "replace")
 
 

@@ -47,6 +47,7 @@ def test_a_look_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_look_that_hangs_ends_it_and_no_other_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that stalls holds one thread, however often somebody pauses, until it answers."""
     monkeypatch.setattr(quiet, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(quiet, "CHECKED_SECONDS", 0.001)
     answers, began = threading.Event(), threading.Event()
     looks: list[threading.Thread] = []
 
@@ -68,6 +69,22 @@ def test_a_look_that_hangs_ends_it_and_no_other_begins(monkeypatch: pytest.Monke
             await pauses.pause(hangs)
 
     asyncio.run(scenario())
+
+
+def test_who_looks_elsewhere_notices_a_look_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that hangs ends its pause without the loop's being woken to see to it, as long as anybody else looks."""
+    monkeypatch.setattr(quiet, "STALLED_SECONDS", 0.0)
+    monkeypatch.setattr(quiet, "CHECKED_SECONDS", 3600.0)
+    answers = threading.Event()
+
+    async def scenario() -> None:
+        other = asyncio.create_task(Quiet(0.001, most=3600.0).pause(lambda: False))
+        await Quiet(0.001, most=3600.0).pause(answers.wait)
+        other.cancel()
+        await asyncio.wait({other})
+        answers.set()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_who_is_cancelled_leaves_no_thread() -> None:
