@@ -19,7 +19,7 @@ from agent.doctor.checks.outside import clock, clouds, metadata
 from agent.doctor.checks.redirect import redirect
 from agent.doctor.checks.shell import shell
 from agent.doctor.checks.typed import typed
-from agent.doctor.checks.unit import daemon
+from agent.doctor.checks.unit import changed, daemon
 from agent.doctor.facts import Facts
 from agent.doctor.finding import Finding, ordered, warn
 
@@ -49,7 +49,8 @@ CHECKS: Final = MappingProxyType(
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
     """Everything that there is to say, the worst first."""
-    return ordered(typed(finding, facts) for name in CHECKS for finding in _said(name, facts))
+    said = [finding for name in CHECKS for finding in _said(name, facts)]
+    return ordered(typed(finding, facts) for finding in (*said, *changed(facts, said)))
 
 
 def _said(name: str, facts: Facts) -> Iterator[Finding]:

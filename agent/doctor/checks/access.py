@@ -11,6 +11,7 @@ from agent.doctor.facts import Exposed, Facts, Unknown, Way
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "access"
+CAT: Final = "systemctl cat credential-agent.service"
 SERVER_SOCKET: Final = "credential-agent-serve.socket"
 
 
@@ -23,6 +24,7 @@ def access(facts: Facts) -> Iterator[Finding]:
     said = list(_closed(found.ways, facts))
     said += [finding for way in found.ways for finding in _way(way, facts)]
     said += [_exposed(one) for one in found.exposed]
+    said += _inside(facts)
     yield from said
     if not said:
         yield ok(CHECK, "who may use the agent can, and nobody else may change what it goes by")
@@ -59,6 +61,18 @@ def _way(way: Way, facts: Facts) -> Iterator[Finding]:
     elif way.state == "absent" and way.act == "read" and way.group and _answers(facts):
         said = f"it is not there: programs of {way.group} that read it find no agent"
         yield warn(CHECK, said, RELOAD, about=way.path)
+
+
+def _inside(facts: Facts) -> Iterator[Finding]:
+    """What only the service's process sees."""
+    if isinstance(facts.inside, Unknown):
+        return
+    for path in facts.inside.read_only:
+        said = "the service cannot write there: it is read-only in the unit's sandbox, and nowhere else"
+        yield fail(CHECK, said, CAT, about=path)
+    for path in facts.inside.hidden:
+        said = "the service does not see it: the unit's sandbox hides it; a restart would be without"
+        yield fail(CHECK, said, CAT, about=path)
 
 
 def _has_its_unit(facts: Facts) -> bool:

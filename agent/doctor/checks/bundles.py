@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from agent.doctor.checks.outside import clock_is_right
 from agent.doctor.facts import Bundles, Control, Facts, Held, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -63,29 +64,31 @@ def sources(facts: Facts) -> Iterator[Finding]:
     found = facts.bundles
     if isinstance(found, Unknown):
         for name, state in states.items():
-            yield _told(name, state)
+            yield _told(name, state, facts)
         if not states:
             yield skipped(SOURCE, found.why, next=facts.more)
         return
     for held in found.held:
         if held.name:
-            yield _source(held, states.get(held.name, ""), in_force=_status(facts).get("bundle") is not None)
+            yield _source(held, states.get(held.name, ""), facts, in_force=_status(facts).get("bundle") is not None)
     if not any(held.name for held in found.held):
         yield ok(SOURCE, "none is configured: bundles are pushed, or brought by couriers")
 
 
-def _told(name: str, state: str) -> Finding:
+def _told(name: str, state: str, facts: Facts) -> Finding:
     """What the agent says of a source that we may not look at ourselves."""
     if state == "ok":
         return ok(SOURCE, "the agent reads it", about=name)
     if state == "starting":
         return skipped(SOURCE, "the agent has not had an answer of it yet", about=name, next=REFRESH)
-    return _broken(name, state, "")
+    return _broken(name, state, "", facts)
 
 
-def _source(held: Held, state: str, *, in_force: bool) -> Finding:
+def _source(held: Held, state: str, facts: Facts, *, in_force: bool) -> Finding:
     if held.state == "broken":
-        return _broken(held.name, held.why, held.path)
+        return _broken(held.name, f"{held.why} ({held.hint})" if held.hint else held.why, held.path, facts)
+    if state not in {"", "ok", "starting"} and held.state == "none" and not held.path:
+        return warn(SOURCE, f"it holds nothing; the agent says: {state}", REFRESH, about=held.name)
     if state not in {"", "ok", "starting"}:
         return warn(SOURCE, f"it can be read now; the agent could not: {state}", REFRESH, about=held.name)
     where = f"{held.path} " if held.path else ""
@@ -97,13 +100,16 @@ def _source(held: Held, state: str, *, in_force: bool) -> Finding:
     return warn(SOURCE, f"{where}holds nothing: no bundle was put there yet", look, about=held.name)
 
 
-def _broken(name: str, why: str, path: str) -> Finding:
+def _broken(name: str, why: str, path: str, facts: Facts) -> Finding:
     if "looks like a bundle" in why and path:
         command = f"credential-agent inspect {shlex.quote(path)}"
     elif path:
         command = f"ls -l {shlex.quote(path)}"
     elif "does not resolve" in why:
         command = "cat /etc/resolv.conf"
+    elif "certificate" in why and clock_is_right(facts):
+        why += "; this machine's clock is right, so it is an authority of its own (sources.ca_file), or a proxy's"
+        command = f"{_SHOW}sources"
     elif "certificate" in why or " tls " in why:
         command = _TIME
     else:
@@ -120,7 +126,7 @@ def bundle(facts: Facts) -> Iterator[Finding]:
             told = True
             yield _verdict(one, facts)
     refusal = _status(facts).get("last_refusal")
-    if refusal is not None and not any(one.code == refusal["code"] and one.name == refusal["origin"] for one in held):
+    if refusal is not None and not any(_is_that(one, refusal) for one in held):
         told = True
         yield _refused(refusal["code"], refusal["reason"], f"from {refusal['origin']} at {refusal['at']}", facts)
     if told:
@@ -132,6 +138,12 @@ def bundle(facts: Facts) -> Iterator[Finding]:
         yield skipped(BUNDLE, facts.bundles.why, next=facts.more)
     else:
         yield skipped(BUNDLE, "none is in force, and none was found")
+
+
+def _is_that(held: Held, refusal: Mapping[str, Any]) -> bool:
+    """Whether what was refused last is what the source holds still: then it was told."""
+    older = refusal["code"] == "rollback" and held.state == "bundle" and not held.code
+    return held.name == refusal["origin"] and (older or held.code == refusal["code"])
 
 
 def _verdict(held: Held, facts: Facts) -> Finding:
@@ -165,6 +177,8 @@ def _taken(held: Held, facts: Facts, about: str) -> Finding:
         if in_force["seq"] > held.seq:
             said += f": older than seq {in_force['seq']}, which is in force, so it is refused (rollback)"
             return (warn if held.name else fail)(BUNDLE, said, "credential-agent status", about=about)
+    if held.withdraws:
+        return ok(BUNDLE, f"{said}: it takes back what its sender sent", about=about)
     if not held.name:
         return ok(BUNDLE, f"{said}: this worker takes it", about=about)
     if isinstance(facts.control, Control) and facts.control.state == "answered" and not facts.control.courier:
@@ -182,6 +196,13 @@ def _refused(code: str, reason: str, whence: str, facts: Facts, held: Held | Non
     if whence:
         said += f" ({whence})"
     command = _NEXT.get(code)
+    if command == _TIME and clock_is_right(facts):
+        said += "; this machine's clock is right: its sender must seal another" + (
+            "" if code == "expired" else ", and look at its own clock"
+        )
+        command = REFRESH
+    elif code == "lease" and "may lease" not in reason:
+        command = REFRESH
     if command is None:
         path = held.path if held is not None else ""
         command = f"credential-agent inspect {shlex.quote(path)}" if path else REFRESH

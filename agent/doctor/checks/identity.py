@@ -12,6 +12,27 @@ from agent.doctor.facts import Facts, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "identity"
+_REFUSED: Final = (
+    "the cloud refuses: whoever gave the grant mends a policy, or seals another bundle",
+    "credential-agent refresh",
+)
+_AGAIN: Final = ("it is tried again", JOURNAL)
+_OVER: Final = ("what it is made from is over: a new bundle must come", "credential-agent refresh")
+_DATED: Final = ("is a clock wrong, here or at the cloud?", "timedatectl")
+#: By the cloud's own word: what it means here, and what to type.
+_FAILED: Final[Mapping[str, tuple[str, str]]] = {
+    "ExpiredToken": _OVER,
+    "ExpiredTokenException": _OVER,
+    "InvalidClientTokenId": _OVER,
+    "invalid_grant": _OVER,
+    "SignatureDoesNotMatch": _DATED,
+    "RequestExpired": _DATED,
+    "RequestTimeTooSkewed": _DATED,
+    "RegionDisabledException": (
+        "STS is off in this region for the account: name another one (aws.region)",
+        "credential-agent config show aws",
+    ),
+}
 SOON: Final = timedelta(hours=2)
 """Earlier than the alert on ``credential_agent_horizon_seconds``: whoever looks now can still send a bundle in time."""
 
@@ -34,15 +55,30 @@ def identity(facts: Facts) -> Iterator[Finding]:
             yield warn(
                 CHECK, f"none yet: {cloud.get('why') or 'pending'}", "credential-agent wait --workers", about=name
             )
-        else:
-            said = f"none: {cloud.get('why') or cloud['state']}"
+        elif not _told_below(name, cloud, document):
+            said = f"none: {cloud.get('why') or cloud['state']}{_brings_nothing(document, cloud)}"
             yield fail(CHECK, said, _next(facts, document, cloud), about=name)
     for one in document.get("credentials", ()):
         failure = one["last_failure"]
         if failure is not None:
-            said = f"renewal of {one['grant']} fails ({failure['code']}): {failure['reason']}"
+            hint, command = _FAILED.get(failure["code"], _AGAIN if not failure["permanent"] else _REFUSED)
+            said = f"renewal of {one['grant']} fails ({failure['code']}): {failure['reason']}; {hint}"
             level = fail if failure["permanent"] else warn
-            yield level(CHECK, said, JOURNAL, about=one["cloud"])
+            yield level(CHECK, said, command, about=one["cloud"])
+
+
+def _told_below(name: str, cloud: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    """Whether a renewal that the cloud refuses is why there is none: that says it with what to do."""
+    failures = [one["last_failure"] for one in document.get("credentials", ()) if one["cloud"] == name]
+    why = cloud.get("why") or ""
+    return any(one is not None and one["permanent"] and one["reason"] in why for one in failures)
+
+
+def _brings_nothing(document: Mapping[str, Any], cloud: Mapping[str, Any]) -> str:
+    """Where a bundle is in force, and decides no cloud at all."""
+    if cloud["state"] == "absent" and document.get("bundle") is not None and document.get("sticky") == []:
+        return "; the bundle in force brings variables, and no identity of a cloud"
+    return ""
 
 
 def _next(facts: Facts, document: Mapping[str, Any], cloud: Mapping[str, Any]) -> str:

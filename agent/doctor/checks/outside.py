@@ -136,6 +136,13 @@ def clock(facts: Facts) -> Iterator[Finding]:
         yield warn(CLOCK, f"{agree}, and no NTP client keeps it right", TIME)
 
 
+def clock_is_right(facts: Facts) -> bool:
+    """Whether somebody says so, and nobody else: then what is over or not yet is not this machine's mistake."""
+    witnesses = dict(_witnesses(facts))
+    kept = not isinstance(facts.clock, Unknown) and facts.clock.synchronised
+    return (kept or bool(witnesses)) and all(abs(ahead) <= NOTABLE.total_seconds() for ahead in witnesses.values())
+
+
 def _witnesses(facts: Facts) -> Iterator[tuple[str, float]]:
     """By how many seconds each was ahead of the wall clock."""
     document: Mapping[str, Any] = facts.control.document if isinstance(facts.control, Control) else {}

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from agent.core.installed import BEFORE_IT, JOURNAL, KERNEL_JOURNAL, START
+from agent.core.installed import BEFORE_IT, JOURNAL, KERNEL_JOURNAL, SERVICE_USER, START
+from agent.doctor.checks import beside
 from agent.doctor.checks.slow import hung
 from agent.doctor.facts import Control, Facts, Unit, Units, Unknown
-from agent.doctor.finding import Finding, fail, ok, skipped, warn
+from agent.doctor.finding import Finding, Level, fail, ok, skipped, warn
 
 CHECK: Final = "daemon"
 SERVICE: Final = "credential-agent.service"
 SERVER: Final = "credential-agent-serve.service"
 NEEDED: Final = ("credential-agent.socket", "credential-agent-control.socket")
 """What the service requires."""
-BESIDE: Final = {
-    "credential-agent-watch.service": "once the redirection stops, another program can open what is closed",
-    "credential-agent-courier.socket": "couriers can bring no bundle",
-}
-"""What may be stopped while workers are served, and what is missing then."""
+_BY_THE_UNIT: Final = frozenset({"daemon", "disk", "source", "metadata", "clouds", "identity", "redirect"})
+"""The checks whose troubles a change of a unit may cause."""
+MANY: Final = 2
+"""Whoever was started again more often than this does not just start: it fails."""
 
 
 def daemon(facts: Facts) -> Iterator[Finding]:
     """Whether it runs and answers, and whether what belongs to it does."""
     yield from _itself(facts)
-    for unit in () if isinstance(facts.units, Unknown) else facts.units.units.values():
-        if unit.name == SERVICE:
-            continue
-        if unit.load == "masked":
-            command = f"systemctl unmask {unit.name} && systemctl start {unit.name}"
-            yield fail(CHECK, "it is masked: systemd starts it for nobody", command, about=unit.name)
-        elif unit.active == "failed" or unit.sub == "auto-restart":
-            again = ", and is started again and again" if unit.sub == "auto-restart" else ""
-            said = f"it has failed{again}: {unit.result}" + (
-                f", status {unit.status}" if unit.status not in {"", "0"} else ""
-            )
-            command = f"journalctl --no-pager -n 20 -u {unit.name}"
-            yield fail(CHECK, said, command, about=unit.name)
-        elif unit.name in BESIDE and unit.active == "inactive" and unit.enabled == "enabled":
-            said = f"it is stopped: {BESIDE[unit.name]}"
-            yield warn(CHECK, said, f"systemctl start {unit.name}", about=unit.name)
+    units = {} if isinstance(facts.units, Unknown) else facts.units.units
+    told = _in_the_way(units)
+    for unit in units.values():
+        if unit.name not in {SERVICE, told}:
+            yield from beside.unit(unit, units)
 
 
 def _itself(facts: Facts) -> Iterator[Finding]:
@@ -51,6 +40,7 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         since = control.document.get("started")
         yield ok(CHECK, f"version {version} answers" + (f", since {since}" if since else ""))
         yield from _answering(control.document.get("servers"))
+        yield from _logging(control.document.get("log_dropped"))
         yield from _next_boot(units)
         return
     if unit is not None and (unit.load == "masked" or unit.enabled == "masked"):
@@ -69,11 +59,12 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         yield from _runs(facts, unit, control)
         return
     if unit is not None:
-        cause = _socket(units) if isinstance(units, Units) else None
+        name = _in_the_way(units.units) if isinstance(units, Units) else None
+        cause = None if name is None or not isinstance(units, Units) else _socket(units.units[name])
         server = units.units.get(SERVER) if isinstance(units, Units) else None
         if server is not None and server.active == "active":
             yield ok(CHECK, "workers are served with what the agent told it, until that ends", about=SERVER)
-        yield cause or _does_not_run(unit, units.last_error if isinstance(units, Units) else "")
+        yield cause or _does_not_run(unit, units.last_error if isinstance(units, Units) else "", facts)
         return
     yield from _without_systemd(facts, control)
 
@@ -84,10 +75,17 @@ def _answering(servers: object) -> Iterator[Finding]:
         return
     found = [one for one in servers if isinstance(one, dict)]
     if not any(one.get("newest") and not one.get("stands_by") for one in found):
-        yield fail(CHECK, "no process answers workers just now: they wait, and then give up", JOURNAL)
+        said = "no process answers workers just now: they wait, and then give up"
+        yield fail(CHECK, said, f"{JOURNAL} -u {SERVER}")
     elif not all(one.get("apart") for one in found):
         said = "workers are answered by the agent's own process: none apart could be begun any more"
         yield warn(CHECK, said, START)
+
+
+def _logging(lost: object) -> Iterator[Finding]:
+    if isinstance(lost, int) and lost > 0:
+        said = f"{lost} lines of its log are lost since it started: nothing took them"
+        yield warn(CHECK, said, "systemctl status --no-pager systemd-journald")
 
 
 def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Finding]:
@@ -113,32 +111,46 @@ def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Find
         yield hung(CHECK, late, "it hangs", START, facts)
 
 
-def _socket(units: Units) -> Finding | None:
-    """A socket without which systemd does not start the service: to start that again would fail in the same way."""
-    for name in NEEDED:
-        unit = units.units.get(name)
-        if unit is not None and (unit.active == "failed" or unit.load == "masked"):
-            state = "masked" if unit.load == "masked" else f"failed ({unit.result})"
-            return fail(CHECK, f"{SERVICE} does not start: {name} is {state}", f"systemctl status --no-pager {name}")
-    return None
+def _in_the_way(units: Mapping[str, Unit]) -> str | None:
+    """The socket for want of which systemd does not start the service: to start that again would fail too."""
+    service = units.get(SERVICE)
+    if service is None or service.active in {"active", "reloading"}:
+        return None
+    bad = [
+        name for name in NEEDED if name in units and (units[name].active == "failed" or units[name].load == "masked")
+    ]
+    return bad[0] if bad else None
 
 
-def _does_not_run(unit: Unit, last_error: str) -> Finding:
+def _socket(unit: Unit) -> Finding:
+    """That one, as the cause."""
+    if unit.load == "masked":
+        command = f"systemctl unmask {unit.name} && systemctl start {unit.name} {SERVICE}"
+        return fail(CHECK, f"{SERVICE} does not start: {unit.name} is masked", command)
+    command = f"systemctl status --no-pager {unit.name}"
+    return fail(CHECK, f"{SERVICE} does not start: {unit.name} is failed ({unit.result})", command)
+
+
+def _does_not_run(unit: Unit, last_error: str, facts: Facts) -> Finding:
     if unit.result in {"", "success"} and unit.active in {"inactive", "deactivating"}:
         return fail(CHECK, f"{SERVICE} is stopped", "systemctl start credential-agent")
     said = f"{SERVICE} is {unit.active} ({unit.sub})"
     if unit.result != "success":
         said += f"; it ended last with {unit.result}" + (f", status {unit.status}" if unit.status else "")
+    if last_error:
+        said += f': "{last_error}"'
     before = BEFORE_IT.get(unit.status) if unit.result == "exit-code" else None
     if before is not None:
         return fail(CHECK, f"{said}: {before[0]}", before[1])
-    if last_error:
-        said += f': "{last_error}"'
     if unit.result == "oom-kill":
         return fail(CHECK, f"{said}: the kernel ended it for want of memory", KERNEL_JOURNAL)
     if unit.status == "78":
-        return fail(CHECK, said, "credential-agent check")
-    if unit.active == "activating" and unit.result == "success":
+        found = facts.configuration
+        if isinstance(found, Unknown) or found.faults or not found.as_service:
+            return fail(CHECK, said, "credential-agent check")
+        said += "; outside of the unit's sandbox nothing is wrong with the configuration now"
+        return fail(CHECK, said, f"systemctl cat {SERVICE}" if unit.drop_ins else START)
+    if unit.active == "activating" and unit.result == "success" and unit.restarts <= MANY:
         return warn(CHECK, f"{said}: it is starting", JOURNAL)
     return fail(CHECK, said, JOURNAL)
 
@@ -166,3 +178,25 @@ def _next_boot(units: Units | Unknown) -> Iterator[Finding]:
     states = {name: unit.enabled for name, unit in units.units.items()}
     if states.get(SERVICE) == "disabled" and states.get("credential-agent.target") != "enabled":
         yield warn(CHECK, f"{SERVICE} is disabled: the next boot does not start it", f"systemctl enable {SERVICE}")
+
+
+def changed(facts: Facts, others: Iterable[Finding]) -> Iterator[Finding]:
+    """Files that change our units and that we do not install: the first suspects where something else is wrong.
+
+    Args:
+        facts: what was found.
+        others: what all checks say.
+    """
+    units = {} if isinstance(facts.units, Unknown) else facts.units.units
+    wrong = any(one.level in {Level.FAIL, Level.WARN} and one.check in _BY_THE_UNIT for one in others)
+    for unit in units.values():
+        if not unit.drop_ins:
+            continue
+        said = f"it is changed by {', '.join(unit.drop_ins)}"
+        if unit.name == SERVICE and unit.user not in {"", SERVICE_USER}:
+            said += f", and runs as {unit.user} in place of {SERVICE_USER}"
+            yield fail(CHECK, said, f"systemctl cat {unit.name}", about=unit.name)
+        elif wrong:
+            yield warn(CHECK, f"{said}: is that the cause?", f"systemctl cat {unit.name}", about=unit.name)
+        else:
+            yield ok(CHECK, said, about=unit.name)

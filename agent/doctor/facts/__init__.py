@@ -9,7 +9,7 @@ import shlex
 
 import msgspec
 
-from agent.doctor.facts.access import Access, Exposed, Way
+from agent.doctor.facts.access import Access, Exposed, Inside, Way
 from agent.doctor.facts.machine import Clock, Memory, Place, Places, Releases
 from agent.doctor.facts.outside import Bundles, Clouds, Endpoint, Held, Metadata, Service
 from agent.doctor.facts.service import (
@@ -21,6 +21,7 @@ from agent.doctor.facts.service import (
     KeyFiles,
     Listener,
     Listeners,
+    Rules,
     Unit,
     Units,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Facts",
     "Fault",
     "Held",
+    "Inside",
     "KeyFile",
     "KeyFiles",
     "Listener",
@@ -49,6 +51,7 @@ __all__ = [
     "Place",
     "Places",
     "Releases",
+    "Rules",
     "Service",
     "Shell",
     "Unit",
@@ -82,6 +85,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     arrival: Arrival | Unknown
     places: Places | Unknown
     access: Access | Unknown
+    inside: Inside | Unknown
     memory: Memory | Unknown
     releases: Releases | Unknown
     shell: Shell | Unknown

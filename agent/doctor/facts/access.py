@@ -46,6 +46,18 @@ class Exposed(msgspec.Struct, frozen=True, kw_only=True):
     keep: str
 
 
+class Inside(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sandbox of the running service does to the paths that it needs, which nobody outside of it sees.
+
+    Attributes:
+        read_only: directories that it writes to, and in which it cannot.
+        hidden: files and directories that it reads, and of which it sees something empty.
+    """
+
+    read_only: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+
 class Access(msgspec.Struct, frozen=True, kw_only=True):
     """Both."""
 

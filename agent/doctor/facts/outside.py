@@ -19,6 +19,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         code: why it would be refused (``agent/bundle/FORMAT.md``); empty: it would be taken.
         recipients: the key ids that it is sealed to.
         issuer, subject, seq, signer: of a bundle that could be opened.
+        withdraws: it takes back what its sender sent, and brings nothing.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     subject: str = ""
     seq: int = 0
     signer: str = ""
+    withdraws: bool = False
 
 
 class Bundles(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,10 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         pid: of the main process; 0: there is none.
         process: the state of that process as proc(5) has it (``S``, ``T`` for stopped, ``D``); empty: not known.
         frozen: systemd was told to freeze it (systemctl(1), ``freeze``).
+        user: whom it runs as; empty: root, or not known.
+        drop_ins: files that change it and that we do not install.
+        triggers: the units that it starts.
+        stopped: those of its processes that a signal has stopped.
     """
 
     name: str
@@ -34,6 +38,10 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     process: str = ""
     frozen: bool = False
+    user: str = ""
+    drop_ins: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    stopped: tuple[int, ...] = ()
 
 
 class Units(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +157,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         table: whether the kernel has our rules; ``None``: not ours to ask.
         asked: what a request to the metadata address was answered just now: a word of ``agent.host.arrival.ask``, by
             who asked (``uid 1000``).
+        loopback: whether the interface ``lo`` is up.
         strangers: users that the configuration names and the machine does not have.
     """
 
@@ -158,7 +167,14 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     table: bool | None = None
     asked: Mapping[str, str] = {}
+    loopback: bool = True
     strangers: tuple[str, ...] = ()
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the kernel has our rules; ``None``: not ours to ask."""
+
+    table: bool | None = None
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,18 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from agent.core.errors import HostError
 from agent.doctor import facts, isolation
 from agent.doctor.checks.unit import SERVICE
 from agent.doctor.isolation import Identity, Probe
-from agent.doctor.probes.access import look_at_access
+from agent.doctor.probes.access import look_at_access, look_inside
 from agent.doctor.probes.bundles import look_at_bundles
 from agent.doctor.probes.configuration import look_at_configuration
 from agent.doctor.probes.keys import look_at_keys
 from agent.doctor.probes.listeners import look_at_listeners
 from agent.doctor.probes.machine import look_at_clock, look_at_memory, look_at_places, look_at_releases
 from agent.doctor.probes.outside import look_at_clouds, look_at_metadata
-from agent.doctor.probes.redirect import look_at_arrival
+from agent.doctor.probes.redirect import look_at_arrival, look_at_rules
 from agent.doctor.probes.shell import look_at_shell
 from agent.doctor.probes.units import look_at_units
 
@@ -75,6 +77,8 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "listeners": Probe(facts.Listeners, partial(look_at_listeners, path)),
         "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=ask)),
         "access": Probe(facts.Access, partial(look_at_access, path, root=machine.root)),
+        "inside": Probe(facts.Inside, partial(look_inside, path, _pid(first["units"]), root=machine.root)),
+        "rules": Probe(facts.Rules, partial(look_at_rules, root=machine.root)),
         "places": Probe(facts.Places, partial(look_at_places, path), service),
         "memory": Probe(facts.Memory, look_at_memory),
         "releases": Probe(facts.Releases, look_at_releases),
@@ -84,12 +88,21 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         for name in _SERVICES:
             probes[name] = Probe(facts.Unknown, _for_others)
     found = first | isolation.look(probes, seconds=seconds)
+    rules = found.pop("rules")
+    if isinstance(found["arrival"], facts.Arrival) and isinstance(rules, facts.Rules):
+        found["arrival"] = replace(found["arrival"], table=rules.table)
     sudo = shutil.which("sudo") is not None
     return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), sudo=sudo, **found)
 
 
 def _for_others() -> facts.Unknown:
     raise HostError("for root and the service alone: what another user may read, and is answered, is not what it is")
+
+
+def _pid(units: facts.Units | facts.Unknown) -> int:
+    """The service's main process; 0: there is none."""
+    unit = None if isinstance(units, facts.Unknown) else units.units.get(SERVICE)
+    return 0 if unit is None else unit.pid
 
 
 def _rests(units: facts.Units | facts.Unknown) -> bool:

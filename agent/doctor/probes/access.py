@@ -20,7 +20,7 @@ from agent import config
 from agent.core.announced import FILE
 from agent.core.errors import ConfigError
 from agent.core.installed import CONFIG_PATH, OPERATORS, OWNER, PROGRAM, SERVE_SOCKET, SERVICE_USER, WORKERS
-from agent.doctor.facts import Access, Exposed, Way
+from agent.doctor.facts import Access, Exposed, Inside, Way
 from agent.host import arrival
 
 NOBODY: Final = 65534
@@ -43,11 +43,64 @@ def look_at_access(path: Path, *, root: bool) -> Access:
     return Access(ways=tuple(way for way in ways if way is not None), exposed=tuple(exposed))
 
 
+def look_inside(path: Path, pid: int, *, root: bool) -> Inside:
+    """See the paths that the service needs as its process sees them: through its mounts (proc(5), ``/proc/PID/root``).
+
+    Args:
+        path: the configuration; defaults where it cannot be read.
+        pid: of the process; 0: there is none.
+        root: whether we are root, who alone may look there.
+    """
+    if not pid or not root:
+        return Inside()
+    try:
+        settings, _ = config.survey(path)
+    except ConfigError:
+        settings = config.Config()
+    around = Path(f"/proc/{pid}/root")
+    written = [Path(settings.state.directory), Path(settings.environment.file).parent]
+    read = [path, *(Path(entry.key) for entry in settings.signers)]
+    read += [Path(entry.path) for entry in settings.keys if isinstance(entry, config.FileKey)]
+    return Inside(
+        read_only=tuple(str(one) for one in dict.fromkeys(written) if _read_only(around, one)),
+        hidden=tuple(str(one) for one in dict.fromkeys(read) if _hidden(around, one)),
+    )
+
+
+def _read_only(around: Path, path: Path) -> bool:
+    """Whether it is there, and not outside."""
+    try:
+        inside, outside = os.statvfs(_below(around, path)), os.statvfs(path)
+    except OSError:
+        return False
+    return bool(inside.f_flag & os.ST_RDONLY) and not outside.f_flag & os.ST_RDONLY
+
+
+def _hidden(around: Path, path: Path) -> bool:
+    """Whether something else stands there, or in the place of a directory on the way (``InaccessiblePaths=``)."""
+    for one in (*reversed(path.parents), path):
+        try:
+            outside = one.stat()
+        except OSError:
+            return False  # it is not there at all, which others tell
+        try:
+            inside = _below(around, one).stat()
+        except OSError:
+            return True
+        if stat.S_IMODE(inside.st_mode) == 0 != stat.S_IMODE(outside.st_mode):
+            return True
+    return False
+
+
+def _below(around: Path, path: Path) -> Path:
+    return around / path.relative_to("/")
+
+
 def _ways(settings: config.Config, *, installed: bool) -> Iterator[Way]:
     """What there is for others to use."""
     control, environment = Path(settings.listen.control), settings.environment
-    yield Way(path=str(control.with_name(FILE)), act="read", wanted="0644")
     if installed:
+        yield Way(path=str(control.with_name(FILE)), act="read", wanted="0644")
         yield Way(path=str(arrival.STATE), act="read", wanted="0644")
         yield Way(path=str(PROGRAM), act="run", wanted="0755")
         yield Way(path=str(control), act="connect to", group=OPERATORS, wanted="0660")

@@ -16,7 +16,7 @@ import msgspec
 
 from agent import bundle, config
 from agent.core.errors import BundleError, SourceError
-from agent.core.model import SealedBundle
+from agent.core.model import Action, SealedBundle
 from agent.core.source import Source
 from agent.core.view import Facts
 from agent.daemon import beliefs
@@ -133,4 +133,5 @@ async def _evaluated(held: Held, data: bytes | None, opening: beliefs.Opening, n
         subject=opened.subject,
         seq=opened.seq,
         signer=opened.signer,
+        withdraws=opened.action is Action.WITHDRAW,
     )

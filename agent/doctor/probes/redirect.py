@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent import config
 from agent.core.errors import ConfigError, HostError
-from agent.doctor.facts import Arrival
+from agent.doctor.facts import Arrival, Rules
 from agent.host import arrival, nft, ranges
 
 ASK_SECONDS = 1.2
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP = 0x1
 
 
 def look_at_arrival(path: Path, *, root: bool, ask: bool = True) -> Arrival:
@@ -23,10 +28,9 @@ def look_at_arrival(path: Path, *, root: bool, ask: bool = True) -> Arrival:
         root: whether the kernel tells us its rules, and we can ask as a worker. This process becomes one.
         ask: whether to ask as a worker: that starts an agent that is stopped.
     """
-    known = arrival.read()
-    table = _table() if root else None
+    known, loopback = arrival.read(), _loopback()
     if known is None:
-        return Arrival(expected=bool(table), state="unknown", why="nobody looks after the rules", table=table)
+        return Arrival(expected=False, state="unknown", why="nobody looks after the rules")
     uids, strangers = _workers(path)
     asked = {}
     if not ask:
@@ -44,10 +48,26 @@ def look_at_arrival(path: Path, *, root: bool, ask: bool = True) -> Arrival:
         state=known.state,
         why=known.why,
         notes=known.notes,
-        table=table,
         asked=asked,
         strangers=tuple(strangers),
+        loopback=loopback,
     )
+
+
+def look_at_rules(*, root: bool) -> Rules:
+    """Ask the kernel, which may take its time: apart from asking as a worker, who waits for his answer too."""
+    return Rules(table=_table() if root else None)
+
+
+def _loopback() -> bool:
+    """Whether ``lo`` is up (netdevice(7), ``SIOCGIFFLAGS``)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
+        except OSError:
+            return True  # not ours to ask
+    flags: int = struct.unpack("16sH14x", answer)[1]
+    return bool(flags & _IFF_UP)
 
 
 def _ask() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +25,12 @@ NAMES: Final = (
     "credential-agent.target",
 )
 _PROPERTIES: Final = (
-    "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,UnitFileState,MainPID,FreezerState"
+    "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,UnitFileState,MainPID,FreezerState,"
+    "User,DropInPaths,ControlGroup,Triggers"
 )
 SECONDS: Final = 1.8
+_OURS: Final = re.compile(r"(40-interpreter|50-(ec2|gce|kernel-clock|nftables|systemd-[0-9]+))\.conf\Z")
+"""Drop-ins that the install script makes (``systemd/drop-ins``)."""
 
 
 def look_at_units() -> Units:
@@ -53,7 +58,27 @@ def _unit(block: str) -> Unit:
         pid=pid,
         process=_state(pid),
         frozen=values.get("FreezerState", "") in {"frozen", "freezing"},
+        user=values.get("User", ""),
+        drop_ins=tuple(path for path in values.get("DropInPaths", "").split() if _of_others(Path(path))),
+        triggers=tuple(values.get("Triggers", "").split()),
+        stopped=tuple(_stopped(values.get("ControlGroup", ""))),
     )
+
+
+def _of_others(path: Path) -> bool:
+    """Whether a drop-in is for this unit by name (not one for all services), and none that we install."""
+    return path.parent.name.startswith("credential-agent") and not _OURS.match(path.name)
+
+
+def _stopped(group: str) -> Iterator[int]:
+    """Processes of a control group that are stopped, the ones that its main process has begun too."""
+    if not group.strip("/"):
+        return
+    try:
+        pids = Path(f"/sys/fs/cgroup{group}/cgroup.procs").read_text().split()
+    except OSError:
+        return
+    yield from (int(pid) for pid in pids if _state(int(pid)) in {"T", "t"})
 
 
 def _state(pid: int) -> str:

@@ -132,3 +132,36 @@ def test_what_decides_is_nobody_elses_to_change(config: Path) -> None:
     assert found["public", "change"] == "user 12345"
     assert found[signer.name, "change"] == "the group 12345"
     assert found["token", "read"] == "every user"
+
+
+def test_what_only_the_services_sandbox_does_is_seen_through_its_process(config: Path, tmp_path: Path) -> None:
+    """A directory that is read-only to the process alone, and a key in whose place it sees something empty."""
+    parsed = tomllib.loads(config.read_text())
+    state, key = parsed["state"]["directory"], parsed["keys"][0]["path"]
+    empty = tmp_path / "inaccessible"
+    empty.touch(mode=0)
+    script = (
+        f"mount --bind {state} {state} && mount -o remount,bind,ro {state} && mount --bind {empty} {key}"
+        " && echo here && exec cat"
+    )
+    program = (
+        "import msgspec, pathlib, sys; from agent.doctor.probes.access import look_inside as look; "
+        "sys.stdout.buffer.write(msgspec.json.encode(look(pathlib.Path(sys.argv[1]), int(sys.argv[2]), root=True)))"
+    )
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"here\n"
+            found = [
+                json.loads(subprocess.check_output([sys.executable, "-c", program, str(config), str(pid)]))
+                for pid in (process.pid, os.getpid())
+            ]
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(60)
+    assert found == [{"read_only": [state], "hidden": [key]}, {"read_only": [], "hidden": []}]

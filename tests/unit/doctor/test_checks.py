@@ -18,11 +18,13 @@ from agent.doctor.facts import (
     Arrival,
     Bundles,
     Clock,
+    Clouds,
     Configuration,
     Control,
     Exposed,
     Facts,
     Fault,
+    Inside,
     KeyFile,
     KeyFiles,
     Listener,
@@ -31,6 +33,7 @@ from agent.doctor.facts import (
     Metadata,
     Releases,
     Shell,
+    Unit,
     Units,
     Unknown,
     Way,
@@ -79,12 +82,21 @@ def way(**changes: Any) -> Way:
     return Way(**{**base, **changes})
 
 
+def half_installed() -> Units:
+    units = dict(beside("credential-agent.socket", triggers=("credential-agent-serve.service",)).units)
+    units["credential-agent-serve.service"] = Unit(
+        name="credential-agent-serve.service", load="not-found", active="inactive"
+    )
+    return Units(present=True, units=units)
+
+
 def led(**changes: Any) -> Arrival:
     return Arrival(**{"expected": True, "state": "led", "table": True, **changes})
 
 
 HUNG = Unknown(why="no answer within 2 s", hung=True)
 REFUSAL = {"origin": "push", "code": "signer", "reason": "unknown", "at": "2030-01-01T00:00:00Z"}
+TIMELESS = {"clock": Clock(synchronised=False), "metadata": Metadata(platform="other"), "clouds": Clouds()}
 RENEWED = {"cloud": "aws", "grant": "g", "type": "aws-assume-role", "last_failure": None}
 CASES = [
     # -- the daemon
@@ -95,7 +107,8 @@ CASES = [
     Case("stopped by hand", with_(units=unit(active="inactive", sub="dead", result="success"), control=silent()),
          "daemon", Level.FAIL, "is stopped", "systemctl start"),
     Case("a mistake in the configuration",
-         with_(units=unit(active="activating", sub="auto-restart", status="78", last_error="x: unknown key"), control=silent()),
+         with_(units=unit(active="activating", sub="auto-restart", status="78", last_error="x: unknown key"), control=silent(),
+               configuration=Configuration(path=PATH, as_service=True, faults=(Fault(key="x", said="x: unknown key", text=True),))),
          "daemon", Level.FAIL, "x: unknown key", "credential-agent check"),
     Case("crashes", with_(units=unit(result="signal", status="11"), control=silent()), "daemon", Level.FAIL, "signal", "journalctl"),
     Case("out of memory", with_(units=unit(result="oom-kill", status="9"), control=silent()), "daemon", Level.FAIL, "memory", "journalctl --no-pager -k"),
@@ -128,6 +141,26 @@ CASES = [
     Case("no process apart", with_(control=answered(servers=[server(apart=False)])), "daemon", Level.WARN, "agent's own process", "systemctl restart"),
     Case("ended, and workers are served", with_(units=without("credential-agent-serve.service", active="active"), control=silent()),
          "daemon", Level.OK, "workers are served with what the agent told", ""),
+    Case("what answers workers is stopped by a signal", with_(units=beside("credential-agent-serve.service", stopped=(7, 8))),
+         "daemon", Level.FAIL, "process 7 8 is stopped", "kill -CONT 7 8"),
+    Case("what answers workers is frozen", with_(units=beside("credential-agent-serve.service", frozen=True)),
+         "daemon", Level.FAIL, "it was frozen", "systemctl thaw credential-agent-serve.service"),
+    Case("what answers workers has no user", with_(units=beside("credential-agent-serve.service", active="failed", result="exit-code", status="217")),
+         "daemon", Level.FAIL, "user is not there", "-u credential-agent-serve.service"),
+    Case("what answers workers begins again and again", with_(units=beside("credential-agent-serve.service", active="activating", restarts=9)),
+         "daemon", Level.FAIL, "again and again", "-u credential-agent-serve.service"),
+    Case("half installed", with_(units=half_installed()), "daemon", Level.FAIL, "credential-agent-serve.service, which is not there", "list-unit-files"),
+    Case("begins again and again", with_(units=unit(active="activating", sub="start", result="success", restarts=9), control=silent()),
+         "daemon", Level.FAIL, "activating", "journalctl"),
+    Case("a sandbox that hides the configuration", with_(units=unit(status="78", drop_ins=("/etc/systemd/system/credential-agent.service.d/x.conf",)), control=silent()),
+         "daemon", Level.FAIL, "outside of the unit's sandbox nothing is wrong", "systemctl cat"),
+    Case("a drop-in, and trouble", with_(units=unit(drop_ins=("/etc/x.conf",)), control=silent()), "daemon", Level.WARN, "changed by /etc/x.conf: is that the cause?", "systemctl cat"),
+    Case("a drop-in, and all is well", with_(units=unit(active="active", result="success", drop_ins=("/etc/x.conf",))), "daemon", Level.OK, "changed by /etc/x.conf", ""),
+    Case("another user by a drop-in", with_(units=unit(active="active", result="success", user="nobody", drop_ins=("/etc/x.conf",))),
+         "daemon", Level.FAIL, "runs as nobody in place of credential-agent", "systemctl cat"),
+    Case("a socket that it needs is masked", with_(units=without("credential-agent-control.socket", load="masked"), control=silent()),
+         "daemon", Level.FAIL, "credential-agent-control.socket is masked", "systemctl unmask credential-agent-control.socket && systemctl start"),
+    Case("nothing takes the log", with_(control=answered(log_dropped=7)), "daemon", Level.WARN, "7 lines of its log are lost", "systemd-journald"),
     Case("disabled", with_(units=unit(active="active", enabled="disabled")), "daemon", Level.WARN, "next boot", "systemctl enable"),
     Case("its socket failed", with_(units=beside("credential-agent.socket", active="failed", result="resources")),
          "daemon", Level.FAIL, "resources", "-u credential-agent.socket"),
@@ -154,6 +187,8 @@ CASES = [
          "access", Level.WARN, "every user may ask it", "chown root:x /s && chmod o-rwx /s"),
     Case("an overloaded machine", with_(configuration=HUNG, memory=Memory(total=8 << 30, available=4 << 30, waiting=90.0)),
          "configuration", Level.WARN, "overloaded (programs wait for a processor 90 %", "ps -eo"),
+    Case("read-only in its sandbox", with_(inside=Inside(read_only=("/var/lib/credential-agent",))), "access", Level.FAIL, "read-only in the unit's sandbox", "systemctl cat"),
+    Case("hidden by its sandbox", with_(inside=Inside(hidden=(KEY,))), "access", Level.FAIL, "does not see it", "systemctl cat"),
     Case("noexec", with_(access=Access(ways=(way(act="run", state="noexec"),))), "access", Level.FAIL, "noexec", "findmnt -T"),
     Case("a file that was removed", with_(access=Access(ways=(way(state="absent"),))), "access", Level.WARN, "not there", "systemctl reload credential-agent"),
     Case("everybody may change it", with_(access=Access(exposed=(Exposed(path=PATH, act="change", whom="every user", owner="root", keep="go-w"),))),
@@ -200,13 +235,36 @@ CASES = [
          "identity", Level.WARN, "10 min", "credential-agent refresh"),
     Case("renewal denied", with_(control=answered(credentials=[
             {**RENEWED, "last_failure": {"code": "AccessDenied", "reason": "no", "permanent": True}}])),
-         "identity", Level.FAIL, "AccessDenied", "journalctl"),
+         "identity", Level.FAIL, "AccessDenied", "credential-agent refresh"),
+    *(Case(f"renewal fails: {code}", with_(control=answered(credentials=[
+            {**RENEWED, "last_failure": {"code": code, "reason": "no", "permanent": permanent}}])),
+         "identity", Level.FAIL if permanent else Level.WARN, cause, command)
+      for code, permanent, cause, command in (
+          ("ExpiredToken", True, "a new bundle must come", "credential-agent refresh"),
+          ("invalid_grant", True, "a new bundle must come", "credential-agent refresh"),
+          ("SignatureDoesNotMatch", True, "is a clock wrong", "timedatectl"),
+          ("RegionDisabledException", True, "aws.region", "config show aws"),
+          ("Throttling", False, "tried again", "journalctl"),
+      )),
+    Case("variables alone", with_(control=answered(sticky=[], clouds={"aws": cloud(state="absent", origin="none", identity=None, why="no grant")})),
+         "identity", Level.FAIL, "brings variables, and no identity", "credential-agent status"),
     # -- the redirect
     Case("flushed", with_(arrival=led(table=False)), "redirect", Level.FAIL, "not in the kernel", "restart credential-agent-redirect"),
     Case("closed", with_(arrival=led(state="closed", why="no user")), "redirect", Level.FAIL, "no user", "redirect apply"),
     Case("filtered", with_(arrival=led(asked={"uid 1000": "timeout"})), "redirect", Level.FAIL, "something filters it", "nft list ruleset"),
     Case("no answer, and no agent", with_(arrival=led(asked={"uid 1000": "timeout"}), control=silent()),
          "redirect", Level.FAIL, "nobody answers", "systemctl restart credential-agent"),
+    Case("stopped by hand", with_(arrival=led(state="closed", why="workers are refused: credential-agent-redirect was stopped")),
+         "redirect", Level.FAIL, "workers are refused: credential-agent-redirect was stopped", "systemctl start credential-agent-redirect"),
+    Case("taken away by hand", with_(arrival=Arrival(expected=False), units=beside("credential-agent-redirect.service", active="inactive", enabled="enabled")),
+         "redirect", Level.FAIL, "not led, and so are the machine", "systemctl start credential-agent-redirect"),
+    Case("no loopback", with_(arrival=led(loopback=False)), "redirect", Level.FAIL, "loopback interface is down", "ip link set lo up"),
+    Case("no route", with_(arrival=led(state="unanswered", why="no route: a machine needs one")), "redirect", Level.FAIL, "get no answer: no route", "ip route show"),
+    Case("what answers is stopped", with_(arrival=led(asked={"uid 1000": "timeout"}), units=beside("credential-agent-serve.service", stopped=(7,))),
+         "redirect", Level.FAIL, "what answers workers does not", "systemctl restart credential-agent-serve"),
+    Case("filtered, as a worker sees it", with_(arrival=led(asked={"uid 1000": "timeout"}), control=Control(state="denied", path="/x", why="no"),
+                                                units=unit(active="active", sub="running", result="success")),
+         "redirect", Level.FAIL, "something filters it", "nft list ruleset"),
     Case("the look hangs", with_(arrival=HUNG), "redirect", Level.WARN, "not known", "credential-agent redirect check"),
     Case("unanswered", with_(arrival=led(state="unanswered", why="timeout")), "redirect", Level.FAIL, "nobody answers", "restart credential-agent"),
     Case("astray", with_(arrival=led(state="astray", why="http 200")), "redirect", Level.FAIL, "astray", "restart credential-agent-redirect"),
@@ -225,10 +283,16 @@ CASES = [
           ("signer", "believed are: SIGNER for https://control.example", "config show signers"),
           ("issuer", "believed are: SIGNER", "config show signers"),
           ("audience", "answers to: urn:credbundle:key:THUMB", "config show identity"),
-          ("expired", "why it is so", "timedatectl"),
-          ("not-yet-valid", "why it is so", "timedatectl"),
+          ("expired", "clock is right: its sender must seal another", "credential-agent refresh"),
+          ("not-yet-valid", "must seal another, and look at its own clock", "credential-agent refresh"),
+          ("lease", "why it is so", "credential-agent refresh"),
           ("encoding", "why it is so", "credential-agent inspect /run/bundle"),
       )),
+    *(Case(f"refused: {code}, and nobody knows the time", with_(bundles=found(code=code, why="why it is so"), **TIMELESS),
+           "bundle", Level.FAIL, "why it is so", "timedatectl") for code in ("expired", "not-yet-valid", "far-future")),
+    Case("a longer lease than its signer may give", with_(bundles=found(code="lease", why="signer s may lease for 10 min at most")),
+         "bundle", Level.FAIL, "may lease for", "config show signers"),
+    Case("a withdrawal", with_(bundles=found(withdraws=True), control=answered(bundle=None)), "bundle", Level.OK, "takes back", ""),
     Case("refused at a push", with_(control=answered(bundle=None, last_refusal=REFUSAL)), "bundle", Level.FAIL, "from push at 2030", "config show signers"),
     Case("refused, another in force", with_(control=answered(last_refusal=REFUSAL)), "bundle", Level.WARN, "from push at 2030", "config show signers"),
     Case("the file is older", with_(bundles=found(name="", seq=3)), "bundle", Level.FAIL, "rollback", "credential-agent status"),
@@ -237,7 +301,13 @@ CASES = [
     Case("unreachable", with_(bundles=found(name="https", path="", state="broken", why="the name in https://x does not resolve")),
          "source", Level.FAIL, "does not resolve", "cat /etc/resolv.conf"),
     Case("a private CA", with_(bundles=found(name="https", path="", state="broken", why="the certificate of https://x does not verify")),
+         "source", Level.FAIL, "an authority of its own (sources.ca_file)", "config show sources"),
+    Case("a certificate, and nobody knows the time", with_(bundles=found(name="https", path="", state="broken", why="the certificate of x is over"), **TIMELESS),
          "source", Level.FAIL, "certificate", "timedatectl"),
+    Case("gone for good", with_(bundles=found(path="", state="none"), control=answered(bundle=None, sources={"file": "https://x answered 410"})),
+         "source", Level.WARN, "the agent says: https://x answered 410", "credential-agent refresh"),
+    Case("a hint", with_(bundles=found(name="https", path="", state="broken", why="https://x answered 403", hint="a signed URL ends")),
+         "source", Level.FAIL, "answered 403 (a signed URL ends)", "config show sources"),
     Case("silent", with_(bundles=found(name="https", path="", state="broken", why="no answer within 1.4 s")),
          "source", Level.FAIL, "no answer", "config show sources"),
     Case("encoded too often", with_(bundles=found(state="broken", why="/run/bundle: something here looks like a bundle and cannot be read")),

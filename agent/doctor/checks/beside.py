@@ -1,0 +1,55 @@
+"""The units beside the service: what answers workers, sockets, the redirection, what watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from agent.core.installed import BEFORE_IT
+from agent.doctor.facts import Unit
+from agent.doctor.finding import Finding, fail, warn
+
+CHECK: Final = "daemon"
+MAY_STOP: Final = {
+    "credential-agent-watch.service": "once the redirection stops, another program can open what is closed",
+    "credential-agent-courier.socket": "couriers can bring no bundle",
+}
+"""What may be stopped while workers are served, and what is missing then."""
+MANY: Final = 2
+
+
+def unit(one: Unit, units: Mapping[str, Unit]) -> Iterator[Finding]:
+    """What is wrong with it.
+
+    Args:
+        one: the unit.
+        units: all of ours, by name.
+    """
+    again = one.sub == "auto-restart" or (one.restarts > MANY and one.active in {"activating", "deactivating"})
+    if one.load == "masked":
+        command = f"systemctl unmask {one.name} && systemctl start {one.name}"
+        yield fail(CHECK, "it is masked: systemd starts it for nobody", command, about=one.name)
+    elif one.active == "failed" or again:
+        yield _failed(one, again=again)
+    elif one.frozen:
+        said = "it was frozen (systemctl freeze)"
+        yield fail(CHECK, said, f"systemctl thaw {one.name}", about=one.name)
+    elif one.stopped:
+        pids = " ".join(map(str, one.stopped))
+        said = f"process {pids} is stopped (SIGSTOP, or a debugger): nobody is answered"
+        yield fail(CHECK, said, f"kill -CONT {pids}", about=one.name)
+    elif one.name in MAY_STOP and one.active == "inactive" and one.enabled == "enabled":
+        yield warn(CHECK, f"it is stopped: {MAY_STOP[one.name]}", f"systemctl start {one.name}", about=one.name)
+    for name in one.triggers:
+        if name in units and units[name].load == "not-found":
+            said = f"it starts {name}, which is not there: an installation was broken off; install the agent again"
+            yield fail(CHECK, said, "systemctl list-unit-files 'credential-agent*'", about=one.name)
+
+
+def _failed(one: Unit, *, again: bool) -> Finding:
+    said = f"it has failed{', and is started again and again' if again else ''}: {one.result}"
+    said += f", status {one.status}" if one.status not in {"", "0"} else ""
+    before = BEFORE_IT.get(one.status) if one.result == "exit-code" else None
+    if before is not None and one.name.endswith(".service"):
+        said += f" ({before[0]})"
+    return fail(CHECK, said, f"journalctl --no-pager -n 20 -u {one.name}", about=one.name)
