@@ -8,7 +8,8 @@ gain by it, and from nobody alone without a bound. ``now`` is CLOCK_BOOTTIME plu
 1. The kernel's clock while it is *synchronised* (adjtimex(2)): it is our time. No server's word moves it.
 2. The machine's own link-local metadata service: plain HTTP, but from the host below. Weight 2.
 3. The clouds' own token endpoints under their own names, over TLS: one witness a cloud. Weight 1 each.
-4. The wall clock that nobody synchronises. Weight 1; nearly none once it was stepped and nobody has confirmed that.
+4. The wall clock that nobody synchronises. Weight 1; nearly none once it was stepped and nobody has confirmed that;
+   none while it says a year that cannot be (before 2020: a hardware clock without a battery begins anew).
 
 Everybody else is ignored: sources, brokers, caches (an answer with ``Age``), whatever a bundle names, and the
 endpoints an operator configured in place of the clouds' own. Those were chosen to answer questions about credentials,
@@ -19,7 +20,7 @@ is dated by its own time and moves nothing: :class:`agent.providers.signing_time
 
 - those who agree with it outweigh those who agree with us; a tie goes to the side of the wall clock;
 - it is not alone; or it is alone, has said the same for :data:`SETTLED_SECONDS` (except the first after boot),
-  and our time stays within :data:`ALONE_SECONDS` of where it was before anybody moved it alone;
+  and our time stays within :data:`ALONE_SECONDS` of where it was before anybody moved it alone, or cannot be;
 - no server moved us within :data:`MOVE_EVERY_SECONDS`: whoever alternates cannot make us flap;
 - it is not alone, or moves us forward, or nobody has vouched for our time since it was last in doubt (the start, a step
   of the wall clock), or it takes us back no further than :data:`DRIFT_SECONDS` before where we were then.
@@ -134,6 +135,7 @@ class Timekeeper:
 
     def __init__(self, reading: Reading) -> None:
         self.offset = self._wall = self._anchor = reading.wall - reading.boot
+        self._wall_can_be = can_be(reading.wall)
         self.lost = 0.0
         self.believed = Witness.KERNEL if reading.synchronised else Witness.WALL
         self.vouched = reading.synchronised
@@ -157,6 +159,7 @@ class Timekeeper:
         """Look at the machine's clocks. Returns whether there is a reason to ask the clouds for the time."""
         wall = reading.wall - reading.boot
         step, self._wall = wall - self._wall, wall
+        self._wall_can_be = can_be(reading.wall)
         stepped = abs(step) > STEP_SECONDS
         if stepped:
             # What was said before may have been said before a pause.
@@ -201,7 +204,7 @@ class Timekeeper:
             Whether there is a reason to ask the clouds for the time.
         """
         doubt = self.look(reading)
-        if not EARLIEST <= said <= LATEST or took > LONGEST_WAY_SECONDS or reading.boot - took < self._stepped_at:
+        if not can_be(said) or took > LONGEST_WAY_SECONDS or reading.boot - took < self._stepped_at:
             return doubt
         word = said - reading.boot
         before = self._words.get(witness)
@@ -225,7 +228,7 @@ class Timekeeper:
                 self._vouched_at = (self.ours, reading.boot)
             self.believed, self.vouched, self._before = witness, True, None
             self._moved_at = reading.boot
-            if len(group) > 1:
+            if len(group) > 1 or not can_be(self._anchor + reading.boot):
                 self._anchor = self.ours
             if Witness.WALL in group:
                 self._suspect = False
@@ -243,11 +246,11 @@ class Timekeeper:
         """
         self.look(reading)
         word = said - reading.boot
-        if self.vouched or witness is Witness.WALL or not EARLIEST <= said <= LATEST:
+        if self.vouched or witness is Witness.WALL or not can_be(said):
             return
         if wall_error is not None and self._wall - word - wall_error > STEP_SECONDS:
             return  # the wall clock was stepped forward meanwhile: see above
-        if abs(word - self._anchor) > ALONE_SECONDS:
+        if abs(word - self._anchor) > ALONE_SECONDS and can_be(self._anchor + reading.boot):
             return
         self.offset += word - self.ours
         self.believed = witness if witness is not Witness.KERNEL else Witness.WALL
@@ -275,7 +278,8 @@ class Timekeeper:
         return for_it > for_us or (for_it == for_us and Witness.WALL in group)
 
     def _weight(self, group: set[Witness]) -> float:
-        return sum(_SUSPECT if w is Witness.WALL and self._suspect else _WEIGHT[w] for w in group)
+        wall = 0.0 if not self._wall_can_be else _SUSPECT if self._suspect else _WEIGHT[Witness.WALL]
+        return sum(wall if w is Witness.WALL else _WEIGHT[w] for w in group)
 
     def _may_move(self, group: set[Witness], witness: Witness, word: float, *, first: bool, now: float) -> bool:
         if self._before is not None and _agree(self._before, word):
@@ -289,7 +293,7 @@ class Timekeeper:
             if word < min(ours, self.ours) - DRIFT_SECONDS - DRIFT_RATE * (now - since):
                 return False
         settled = first or now - self._words[witness].since >= SETTLED_SECONDS
-        return settled and abs(word - self._anchor) <= ALONE_SECONDS
+        return settled and (abs(word - self._anchor) <= ALONE_SECONDS or not can_be(self._anchor + now))
 
     def _may_ask(self, now: float) -> bool:
         if now - self._asked_at < ASK_EVERY_SECONDS:
@@ -308,6 +312,11 @@ class Timekeeper:
             self.lost += by
         else:
             self.offset += by
+
+
+def can_be(instant: float) -> bool:
+    """Whether a clock that says so, in seconds since 1970, may be right."""
+    return EARLIEST <= instant <= LATEST
 
 
 def _agree(one: float, other: float) -> bool:

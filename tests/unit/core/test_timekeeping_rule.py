@@ -135,6 +135,48 @@ class TestStart:
         assert machine.off == -8 * HOUR
 
 
+class TestAClockThatCannotBe:
+    """A hardware clock without a battery begins in 2000, or in 1970, and nobody synchronises it."""
+
+    YEARS = 25 * 365.25 * 24 * HOUR
+
+    def test_the_first_word_is_believed_however_far(self) -> None:
+        """It is not there that we could be right: no bound keeps us. From then on the bound counts from that word."""
+        machine = Machine(-self.YEARS)
+        machine.hear(LINK, says=0.0)
+        assert (machine.off, machine.timekeeper.believed, machine.timekeeper.lost) == (0.0, LINK, 0.0)
+        machine.settle(LINK, ALONE_SECONDS + HOUR)
+        assert machine.off == 0.0
+
+    def test_what_sets_it_right_later_moves_nothing(self) -> None:
+        """No time was lost, and what was issued meanwhile has not ended."""
+        machine = Machine(-self.YEARS)
+        machine.hear(LINK, says=0.0)
+        machine.step(self.YEARS / 2)
+        machine.step(self.YEARS / 2)
+        machine.synchronised = True
+        machine.look()
+        assert (machine.off, machine.timekeeper.lost) == (0.0, 0.0)
+
+    def test_it_weighs_nothing(self) -> None:
+        """Where it was possible an endpoint alone does not outweigh it."""
+        machine = Machine(-self.YEARS)
+        machine.hear(AWS, says=0.0)
+        assert machine.off == 0.0
+
+    def test_a_year_that_can_be_is_bounded(self) -> None:
+        """Five years behind it may be right, for all that one witness alone says."""
+        machine = Machine(-self.YEARS / 5)
+        machine.settle(LINK, 0.0)
+        assert machine.off == -self.YEARS / 5
+
+    def test_the_next_process_takes_over_what_was_heard(self) -> None:
+        """Its own clock is as wrong as that of the process before."""
+        machine = Machine(-self.YEARS)
+        machine.timekeeper.adopt(LINK, machine.boot + machine.EPOCH, machine.read(), wall_error=-self.YEARS)
+        assert machine.off == 0.0
+
+
 class TestWallClock:
     def test_a_shift_of_two_seconds_is_no_step(self) -> None:
         """What was said before it counts still, and nobody's time moves."""
