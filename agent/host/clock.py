@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.core.clock import utc
-from agent.core.timekeeping import Reading, Timekeeper, Witness
+from agent.core.timekeeping import STEP_SECONDS, Reading, Timekeeper, Witness
 from agent.host.alarm import Alarm
 
 NAP_SECONDS: Final = 15.0
@@ -29,7 +29,11 @@ NAP_SECONDS: Final = 15.0
 MAX_ERROR_MICROSECONDS: Final = 16_000_000
 """Where the kernel itself stops calling its clock synchronised (NTP_PHASE_LIMIT)."""
 TIMESYNCD: Final = Path("/run/systemd/timesync/synchronized")
-"""systemd-timesyncd makes it when it has set the clock, and no boot begins with it (systemd-timesyncd.service(8))."""
+"""systemd-timesyncd touches it each time it has set the clock, and no boot begins with it
+(systemd-timesyncd.service(8))."""
+MARK_SECONDS: Final = MAX_ERROR_MICROSECONDS / 500
+"""How long the mark counts: after so long without a word of NTP the kernel gives its clock up, which it takes to be
+wrong by 500 microseconds more each second. It is left behind when timesyncd is stopped, or hears nobody."""
 
 _TIME_ERROR: Final = 5
 _STA_UNSYNC: Final = 0x0040
@@ -57,8 +61,17 @@ def synchronised() -> bool:
     timex = _Timex()
     state = _libc().adjtimex(ctypes.byref(timex))
     if state < 0:
-        return os.path.lexists(TIMESYNCD)  # which raises nothing
+        return _is_marked()
     return state != _TIME_ERROR and not timex.status & _STA_UNSYNC and timex.maxerror < MAX_ERROR_MICROSECONDS
+
+
+def _is_marked() -> bool:
+    try:
+        marked = os.stat(TIMESYNCD).st_mtime  # noqa: PTH116 - half the cost of Path.stat
+    except OSError:
+        return False
+    # A mark of the future is of before the clock was set back, by somebody else.
+    return -STEP_SECONDS <= time.time() - marked <= MARK_SECONDS
 
 
 @functools.cache

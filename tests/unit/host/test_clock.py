@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from agent.core.clock import utc
 from agent.core.timekeeping import ALONE_SECONDS, MOVE_EVERY_SECONDS, SETTLED_SECONDS, Witness
-from agent.host.clock import SystemClock, synchronised
+from agent.host.clock import MARK_SECONDS, SystemClock, synchronised
+from tests.fakes import clock as clock_fakes
 
 EPOCH = 1_795_000_000.0
 HOUR = 3600.0
@@ -329,3 +335,72 @@ class TestSleep:
 def test_the_kernel_says_whether_it_is_synchronised() -> None:
     """adjtimex(2) is read as `adjtimex` and `timedatectl` read it, without a privilege."""
     assert synchronised() in (True, False)
+
+
+UNSYNC, NANO, PLL, INS, CLOCKERR, PPSSIGNAL = 0x40, 0x2000, 0x1, 0x10, 0x1000, 0x100
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "error", "synchronised_"),
+    [
+        (0, PLL, 1_000, True),  # timesyncd, ntpd: disciplined
+        (0, PLL | NANO, 15_999_999, True),
+        (0, PLL, 16_000_000, False),  # nobody has for hours: the kernel itself is about to give it up
+        (0, UNSYNC, 1_000, False),  # set by hand, or chrony without rtcsync
+        (5, UNSYNC, 16_000_000, False),  # TIME_ERROR: as a kernel boots
+        (5, PLL, 1_000, False),  # TIME_ERROR for another reason
+        (5, PLL | PPSSIGNAL | CLOCKERR, 1_000, False),
+        (1, PLL | INS, 1_000, True),  # TIME_INS: a leap second is to come, and
+        (2, PLL, 1_000, True),  # TIME_DEL
+        (3, PLL | INS, 1_000, True),  # TIME_OOP: is now, and
+        (4, PLL, 1_000, True),  # TIME_WAIT: was
+        (1, PLL | INS | UNSYNC, 1_000, False),
+        (0, 0, 0, True),  # a kernel that somebody sets by steps alone, and says that it is right
+        (-1, 0, 0, False),  # a sandbox: then the mark of systemd-timesyncd is asked, and there is none
+    ],
+)
+def test_what_each_state_of_the_kernels_clock_means(
+    adjtimex: Path, result: int, status: int, error: int, synchronised_: bool
+) -> None:
+    """Only a clock that is disciplined now outranks servers; a leap second takes that from nobody (adjtimex(2))."""
+    program = "import agent.host.clock as c; c.TIMESYNCD = c.Path('/nonexistent'); print(c.synchronised())"
+    environ = {**os.environ, "LD_PRELOAD": str(adjtimex), "ADJTIMEX": f"{result} {status} {error}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{synchronised_}\n"
+
+
+@pytest.fixture(scope="module")
+def adjtimex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("a C compiler is needed")
+    library = tmp_path_factory.mktemp("adjtimex") / "adjtimex.so"
+    source = Path(clock_fakes.__file__).with_name("adjtimex.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
+@pytest.mark.parametrize(
+    ("age", "synchronised_"),
+    [
+        (0.0, True),
+        (3600.0, True),
+        (MARK_SECONDS - 60, True),
+        (MARK_SECONDS + 60, False),  # timesyncd was stopped, or hears nobody
+        (26 * 365 * 24 * HOUR, False),  # somebody set the clock by hand
+        (-60.0, False),  # and back
+        (None, False),
+    ],
+)
+def test_where_the_kernel_cannot_be_asked_the_mark_of_timesyncd_counts_while_it_is_fresh(
+    adjtimex: Path, tmp_path: Path, age: float | None, synchronised_: bool
+) -> None:
+    """It is touched with each word of NTP, and lies there when nobody hears any: then servers are heard again."""
+    mark = tmp_path / "synchronized"
+    if age is not None:
+        mark.touch()
+        os.utime(mark, times=(time.time() - age,) * 2)
+    program = f"import agent.host.clock as c; c.TIMESYNCD = c.Path({str(mark)!r}); print(c.synchronised())"
+    environ = {**os.environ, "LD_PRELOAD": str(adjtimex), "ADJTIMEX": "-1 0 0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{synchronised_}\n"
