@@ -209,6 +209,8 @@ class Controller:
         doubtful = self._follow()
         self.rebase()
         now = self._clock.now()
+        if doubtful:
+            self.intake.reconsider()  # what time was lost moves no offset, and what was far ahead may be due
         if doubtful or self._doubtful:
             self._doubtful = not self.store.take(TimeDoubted(), now)
         self.last_step = self._clock.boottime()
@@ -288,6 +290,7 @@ class Controller:
         done.
         """
         self.rebase()
+        self.intake.reconsider()
         self._woken.set()
 
     def rebase(self) -> None:

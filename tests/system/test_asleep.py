@@ -56,6 +56,11 @@ class Clocks:
         """Boot time does not count a hypervisor's pause; the wall clock is set right afterwards."""
         self._pass(hours, boot=0.0)
 
+    def set(self, years: float) -> None:
+        """The wall clock is set so far from the truth, by whoever sets clocks; the truth stays what it is."""
+        self.wall = self.true.total_seconds() + years * 365.25 * 86400
+        self._map[:16] = struct.pack("=dd", self.boot, self.wall)
+
     def _pass(self, hours: float, *, boot: float) -> None:
         self.true += timedelta(hours=hours)
         self.boot += boot * 3600
@@ -178,6 +183,32 @@ def test_a_broker_teaches_no_time(tmp_path: Path, hours: float) -> None:
         clock = agent.status()["clock"]
         assert (clock["samples"], clock["moves"], abs(clock["wall_error_seconds"]) < 1) == (0, 0, True)
         assert agent.access_key() == broker.given[-1]
+
+
+@pytest.mark.parametrize("years", [-26, -0.01, 0.01, 60])
+def test_a_clock_that_is_right_only_later(tmp_path: Path, years: float) -> None:
+    """A bundle that our clock says is too early or over is held, and in force once NTP has set the clock; that stays so.
+
+    A step back takes nothing, and nothing crashes.
+    """
+    (tmp_path / "w").mkdir()
+    world, clocks = World(tmp_path / "w"), Clocks(tmp_path)
+    clocks.set(years)
+    key = "ASIA" + "R" * 16
+    world.drop(world.seal(world.session(key)))
+    with world.agent(environ=clocks.environ) as agent:
+        agent.wait_for("bundle.refused")
+        assert agent.status()["clouds"]["aws"]["origin"] != "bundle"
+        clocks.set(0.0)
+        agent.wait_for("bundle.accepted")
+        until(lambda: agent.access_key() == key, what="the bundle's session")
+        before = len(agent.lines)
+        clocks.set(years)
+        agent.wait_for("clock.corrected", after=before)
+        if years < 0:
+            assert agent.access_key() == key
+        assert agent.stop() == 0
+        assert agent.events("raw") == []
 
 
 class Hanging:
