@@ -452,6 +452,12 @@ enable_units() {
   fi
 }
 
+# So that the first boot refuses system users who are workers before anything of ours runs (agent/host/lasting.py).
+record_workers() {
+  if [ "$with_redirect" = no ]; then return 0; fi
+  redirect record || say "system users who are workers are known only once the redirection has run"
+}
+
 # Ends the installation with what a unit that does not start said in its journal.
 last_words() { # UNIT WHAT
   journalctl --no-pager --quiet --output cat --lines 20 --unit "$1" >&2 || true
@@ -573,6 +579,7 @@ do_install() {
   switch_release
   reload_systemd
   enable_units
+  record_workers
   if booted && [ "$start" = yes ]; then
     reload_systemd
     started=yes

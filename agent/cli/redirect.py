@@ -23,7 +23,7 @@ from agent.cli.members import as_root
 from agent.cli.redirect_plan import Plan, make_plan, plan_of, uid_of
 from agent.core.errors import HostError
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
-from agent.host import aliases, arrival, hold, nft, planning, ports, ranges, systemctl, unroutable
+from agent.host import aliases, arrival, hold, lasting, nft, planning, ports, ranges, systemctl, unroutable
 
 _CONFIG = click.option(
     "--config",
@@ -104,6 +104,20 @@ def plan_(path: Path, user: str) -> None:
     """Print the rules and what belongs to them as JSON: for the process that holds them."""
     plan = msgspec.structs.replace(make_plan(path, user), reserve=tuple(ports.to_reserve()))
     click.echo(msgspec.json.encode(plan).decode())
+
+
+@redirect.command()
+@_CONFIG
+@_USER
+def record(path: Path, user: str) -> None:
+    """Write down which system users are workers.
+
+    For a boot on which the rules cannot be made: the install script and the build of an image call it, and it needs no
+    system that runs. In doubt too many are written down: they are refused at that boot, and led by nothing.
+    """
+    plan = make_plan(path, user)
+    before = lasting.read() if plan.error is not None else ()
+    lasting.write((*plan.uids, *plan.refused, *before))
 
 
 @redirect.command()

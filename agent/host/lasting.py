@@ -6,8 +6,9 @@ cannot be used), it would be the machine. So the numbers of those that were led,
 in a file of root's, one range a line. ``credential-agent-closed.service`` and ``credential-agent-watch.service`` read
 it with a shell. It refuses, and leads nobody: by the next boot a number may be somebody else's.
 
-Who was never led on this machine is not in it: a first boot on which the rules cannot be made knows ordinary users
-only. Root's jobs in a slice have a gate of their own, which needs nftables.
+The install script writes it too, and so does the last step of an image's build (``credential-agent redirect record``):
+a first boot on which the rules cannot be made knows whom the configuration named then. Who is made later is not in it.
+Root's jobs in a slice have a gate of their own, which needs nftables.
 """
 
 from __future__ import annotations
@@ -52,6 +53,22 @@ def read(path: Path = FILE) -> tuple[Range, ...]:
     return merge(found)
 
 
+def write(uids: Iterable[Iterable[int]], path: Path = FILE) -> None:
+    """Have these kept, without those that need no keeping. Blocks.
+
+    Raises:
+        HostError: it cannot be written; what was there still is.
+    """
+    data = _lines(uids)
+    if not _is(path, data) and (data or path.exists()):
+        write_atomic(path, data, mode=0o644)
+
+
+def _lines(uids: Iterable[Iterable[int]]) -> bytes:
+    ranges = merge((low, high) for low, high in uids)
+    return "".join(f"{one}\n" for one in elements(without(ranges, USUAL))).encode()
+
+
 class Kept:
     """Writes the file, in a child: a disk that hangs must not hold up whoever holds the rules.
 
@@ -80,8 +97,7 @@ class Kept:
 
     def keep(self, uids: Iterable[Iterable[int]]) -> None:
         """Have these kept, without those that need no keeping; written with the next :meth:`look`."""
-        ranges = merge((low, high) for low, high in uids)
-        wanted = "".join(f"{one}\n" for one in elements(without(ranges, USUAL))).encode()
+        wanted = _lines(uids)
         if wanted != self._wanted:
             self._wanted, self._again = wanted, 0.0
         self.look()

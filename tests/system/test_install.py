@@ -110,6 +110,24 @@ def test_it_installs_where_nothing_runs(chroot: Chroot) -> None:
     assert validated.returncode == 0, validated.stdout
 
 
+def test_the_image_knows_which_system_users_are_workers(chroot: Chroot) -> None:
+    """They are refused at its first boot, whatever runs there; also whoever is named beside a mistake made later."""
+    kept = chroot.root / "etc/credential-agent/closed.d/workers"
+    configuration = chroot.root / "etc/credential-agent/config.toml"
+    assert not kept.exists()
+    before = configuration.read_text()
+    (chroot.root / "workers.toml").write_text(f'{before}\n[redirect]\nusers = ["games"]\n')
+    done = chroot.install("--config", "/workers.toml")
+    assert done.returncode == 0, done.stderr
+    assert kept.read_text() == "5\n"
+    configuration.write_text(f'{before}\n[redirect]\nusers = ["news", broken\n')
+    assert chroot.run("/usr/local/bin/credential-agent", "redirect", "record").returncode == 0
+    assert kept.read_text() == "5\n9\n"
+    configuration.write_text(before)
+    assert chroot.run("/usr/local/bin/credential-agent", "redirect", "record").returncode == 0
+    assert kept.read_text() == ""
+
+
 def test_whoever_became_root_by_su_installs_too(chroot: Chroot) -> None:
     """With a user's PATH, by another shell and with variables for another Python the script finds all that it needs."""
     shell = ("env", "PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/nowhere", "PIP_USER=1", "PIP_TARGET=/nowhere")

@@ -85,6 +85,7 @@ OTHERS = {
     "redirect apply": "prints rules, or nothing",
     "redirect close": "prints rules, or nothing",
     "redirect remove": "prints nothing",
+    "redirect record": "prints nothing",
     "redirect show": "prints what nft says",
     "redirect plan": "prints JSON, for one of our own processes",
     "redirect probe": "prints a word, for one of our own processes",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent import config
+from agent.core.errors import HostError
 from agent.host import lasting, nft, ranges
 
 
@@ -115,3 +116,16 @@ def test_the_closed_table_takes_them() -> None:
     """Beside its own text, which it is without them."""
     assert nft.refusal(()) == nft.refusal() == nft.CLOSED_FILE.read_text()
     assert nft.refusal(((105, 105), (7, 9))).endswith("worker_uids { 105, 7-9 }\n")
+
+
+def test_it_can_be_written_at_once(tmp_path: Path) -> None:
+    """For an image that is built: nothing where there is nobody to keep, and what is not needed any more goes."""
+    file = tmp_path / "workers"
+    lasting.write([(1000, 2000)], file)
+    assert not file.exists()
+    lasting.write([(33, 33), (1000, 2000), (34, 34)], file)
+    assert file.read_text() == "33-34\n"
+    lasting.write([], file)
+    assert lasting.read(file) == ()
+    with pytest.raises(HostError):
+        lasting.write([(33, 33)], tmp_path / "gone" / "workers")
