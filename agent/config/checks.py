@@ -18,7 +18,7 @@ from agent.config.schema import (
     SourceEntry,
 )
 from agent.core.errors import ConfigError
-from agent.core.source import COURIER
+from agent.core.source import OURS
 
 _WRITTEN = ("file", "shell_file", "container_file", "token_file")
 
@@ -93,8 +93,9 @@ def _unclear_sources(sources: tuple[SourceEntry, ...]) -> Iterator[Fault]:
 def _names(config: Config) -> Iterator[Fault]:
     """Paths of sockets that are too long, and a source with a reserved name."""
     for index, source in enumerate(config.sources):
-        if source.name == COURIER:
-            yield Fault(f"sources[{index}].name", "expected another name: what couriers bring is called so")
+        if source.name in OURS:
+            said = f"expected another name: {', '.join(sorted(OURS))} are the agent's own ways in"
+            yield Fault(f"sources[{index}].name", said)
     for key, path in (("listen.control", config.listen.control), ("listen.courier", config.listen.courier)):
         length = len(os.fsencode(path))
         if length > MAX_SOCKET_PATH_BYTES:

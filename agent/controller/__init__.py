@@ -1,6 +1,6 @@
 """The controller: bundles in, credentials in, and the one owner of what outlives the process."""
 
-from agent.controller.durable import PATIENCE_SECONDS, STATE, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
+from agent.controller.durable import PATIENCE_SECONDS, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
 from agent.controller.intake import Intake, Opener
 from agent.controller.issuing import ISSUE_TIMEOUT_SECONDS, Issuer, Issuing
 from agent.controller.loop import MOVED_SECONDS, Controller
@@ -11,7 +11,6 @@ __all__ = [
     "MOVED_SECONDS",
     "PATIENCE_SECONDS",
     "REVIEW_AGAIN_SECONDS",
-    "STATE",
     "WRITE_AGAIN_SECONDS",
     "Controller",
     "Durable",

@@ -54,9 +54,6 @@ WRITE_AGAIN_SECONDS: Final = 30.0
 _STALLED: Final = "the disk of the state directory does not answer"
 NEVER: Final = float("inf")
 
-STATE: Final = "state"
-"""The origin of our own copy of the bundle in force, read back at the start."""
-
 
 class Recorder(Notebook, Protocol):
     """Writes down what must outlive the process. Raises :class:`HostError`."""

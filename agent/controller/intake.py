@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from agent.controller.durable import STATE, Durable
+from agent.controller.durable import Durable
 from agent.controller.retries import NEVER, Retries
 from agent.controller.review import Review
 from agent.controller.seldom import Seldom
@@ -30,7 +30,7 @@ from agent.core.counters import Counters
 from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
 from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
-from agent.core.source import Ack, Source
+from agent.core.source import STATE, Ack, Source
 from agent.core.verdict import Accepted, Refused, Same
 from agent.identity.events import BundleResuming
 from agent.identity.store import Store

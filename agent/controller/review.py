@@ -8,12 +8,13 @@ from typing import Final
 
 import structlog
 
-from agent.controller.durable import STATE, Durable
+from agent.controller.durable import Durable
 from agent.controller.retries import NEVER, Retries
 from agent.controller.verdicts import Verdicts
 from agent.core.clock import Clock
 from agent.core.errors import BundleError, KeyUnavailableError
 from agent.core.model import Bundle, SealedBundle
+from agent.core.source import STATE
 from agent.core.verdict import Refused
 from agent.identity.store import Store
 

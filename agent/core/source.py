@@ -15,7 +15,16 @@ from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 
 COURIER: Final = "courier"
-"""The origin of bundles handed in on the couriers' socket (:mod:`agent.serve.courier`). No source may be named so."""
+"""The origin of bundles handed in on the couriers' socket (:mod:`agent.serve.courier`)."""
+
+PUSH: Final = "push"
+"""The origin of bundles pushed to the control socket (:mod:`agent.sources.push`)."""
+
+STATE: Final = "state"
+"""The origin of our own copy of the bundle in force, read back at the start."""
+
+OURS: Final = frozenset({COURIER, PUSH, STATE})
+"""No source of the configuration may be named so: what it brings would be taken for that, or nobody would watch it."""
 
 Submit = Callable[[SealedBundle], Awaitable[None]]
 """Where a source hands its bytes. It returns when the bundle has been evaluated; it raises nothing."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -188,10 +188,13 @@ def sources(
         ConfigError: a source needs a metadata service that this machine does not have.
     """
     found: list[Source] = []
+    # A name that the operator gave is no other source's, wherever that stands: nobody would watch one of the two.
+    taken = {entry.name for entry in settings.sources if entry.name is not None}
     for index, entry in enumerate(settings.sources):
         where = f"sources[{index}]"
         try:
-            found.append(_source(entry, where, found, metadata=metadata, make=make, clock=clock, rng=rng))
+            found.append(_source(entry, where, taken, metadata=metadata, make=make, clock=clock, rng=rng))
+            taken.add(found[-1].name)
         except ConfigError as error:
             if away is None or not away.takes(where, error, passing=False):
                 raise
@@ -201,7 +204,7 @@ def sources(
 def _source(
     entry: config.SourceEntry,
     where: str,
-    found: list[Source],
+    taken: Collection[str],
     *,
     metadata: Metadata,
     make: Callable[..., Upstream],
@@ -210,7 +213,7 @@ def _source(
 ) -> Source:
     match entry:
         case config.FileSourceEntry():
-            file = FileSettings(path=Path(entry.path), name=entry.name or _free("file", found))
+            file = FileSettings(path=Path(entry.path), name=entry.name or _free("file", taken))
             return FileSource(file, clock=clock, quiet=Quiet(LOOK_SECONDS))
         case config.Ec2UserDataEntry():
             if metadata.ec2 is None:
@@ -218,7 +221,7 @@ def _source(
             # Each source imports its own libraries (MIME, compression); a worker has one or two of the four.
             from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource  # noqa: PLC0415 - as just said
 
-            user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", found))
+            user_data = Ec2UserDataSettings(name=entry.name or _free("ec2-user-data", taken))
             return Ec2UserDataSource(user_data, metadata=metadata.ec2, clock=clock, rng=rng)
         case config.GceAttributeEntry():
             if metadata.gce is None:
@@ -226,11 +229,11 @@ def _source(
             from agent.sources.gce import GceAttributeSettings, GceAttributeSource  # noqa: PLC0415 - as above
 
             attribute = GceAttributeSettings(
-                key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", found)
+                key=entry.key, scope=entry.scope, name=entry.name or _free("gce-attribute", taken)
             )
             return GceAttributeSource(attribute, metadata=metadata.gce, clock=clock, rng=rng)
         case config.HttpsEntry():
-            return _https(entry, _free("https", found), make, clock=clock, rng=rng)
+            return _https(entry, _free("https", taken), make, clock=clock, rng=rng)
 
 
 def _https(
@@ -283,9 +286,8 @@ def own_namespaces(settings: config.Config) -> tuple[str, ...]:
     return tuple(name.partition("/")[0] for name in names if name is not None)
 
 
-def _free(kind: str, found: list[Source]) -> str:
+def _free(kind: str, taken: Collection[str]) -> str:
     """A name that no other source has: ``file``, ``file-2``..."""
-    taken = {source.name for source in found}
     number = 1
     while (name := kind if number == 1 else f"{kind}-{number}") in taken:
         number += 1

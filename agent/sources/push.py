@@ -10,7 +10,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, OnError, OnSuccess, Submit
+from agent.core.source import PUSH, Ack, OnError, OnSuccess, Submit
 from agent.wire.wrapped import find
 
 _FOREVER_SECONDS: Final = 86_400.0
@@ -24,7 +24,7 @@ class PushSource:
         name: for logs and acknowledgements.
     """
 
-    def __init__(self, *, clock: Clock, name: str = "push") -> None:
+    def __init__(self, *, clock: Clock, name: str = PUSH) -> None:
         self.name = name
         self._clock = clock
         # Mutable state: where submissions go, once the controller watches; the pushes that await their verdicts, in the

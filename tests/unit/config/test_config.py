@@ -42,6 +42,8 @@ WRONG = [
     ('[[sources]]\nkind = "file"\npath = "/b"\nname = "a b"', "sources[0].name: expected 1 to 64 letters"),
     (f'[listen]\ncontrol = "/{"x" * 107}"', "listen.control: expected a path of at most 107 bytes, got 108"),
     ('[[sources]]\nkind = "file"\npath = "/b"\nname = "courier"', "sources[0].name: expected another name"),
+    ('[[sources]]\nkind = "file"\npath = "/b"\nname = "push"', "sources[0].name: expected another name"),
+    ('[[sources]]\nkind = "file"\npath = "/b"\nname = "state"', "sources[0].name: expected another name"),
     ('[environment]\nfile = "/e"\nshell_file = "/x/../e"', "environment.shell_file: expected another path than"),
     ('[environment]\nfile = "/e"\ntoken_file = "//e"', "environment.token_file: expected another path than"),
 ]

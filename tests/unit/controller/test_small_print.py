@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from agent.controller.durable import STATE
 from agent.core.counters import MAX_KEYS
 from agent.core.errors import Denied, HostError, KeyUnavailableError, SealError
 from agent.core.model import Bundle, Cloud
-from agent.core.source import Ack
+from agent.core.source import STATE, Ack
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Ended, Facts, Live, Origin, Pending
 from agent.identity.whose import Whose

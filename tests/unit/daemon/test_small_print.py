@@ -150,6 +150,8 @@ class TestSources:
             "https-2",
         ]
         assert made(FILES + 'name = "mine"\n' + FILES) == ["mine", "file"]
+        # Also where the operator gives the usual name to a later one: else nobody would watch the first.
+        assert made(FILES + FILES + 'name = "file"\n') == ["file-2", "file"]
 
     @pytest.mark.parametrize(("source", "key"), [(USER_DATA, "upstream.ec2"), (ATTRIBUTE, "upstream.gce")])
     def test_one_that_the_machine_cannot_have_is_a_mistake(self, source: str, key: str) -> None:
