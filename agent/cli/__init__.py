@@ -40,6 +40,7 @@ from agent.core.errors import (
     UsageError,
 )
 from agent.core.text import os_reason, printable
+from agent.host import signals
 
 # name -> module : attribute
 _COMMANDS: Final = {
@@ -124,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         # Names and reasons are others' words, in any script: a locale that cannot write them is no reason to fail.
         sys.stdout.reconfigure(errors="backslashreplace")
+    signals.hear_of_children()
     try:
         result = cli.main(args=argv, prog_name="credential-agent", standalone_mode=False, obj=asked)
     except AgentError as error:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from agent.core.looks import Look, look_of
 from agent.core.text import os_reason
-from agent.host import arrival, lasting, netlink, nft, planning, systemctl
+from agent.host import arrival, lasting, netlink, nft, planning, signals, systemctl
 from agent.host.enforcing import Rules
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.ports import Reserved
@@ -341,4 +341,5 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     """
     with contextlib.suppress(OSError):
         os.set_blocking(2, False)
+    signals.begin()
     Holder(arguments[1:], Path(arguments[0]), environ.get("NOTIFY_SOCKET")).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
-from agent.host import confine, descriptors, seccomp, systemd
+from agent.host import confine, descriptors, seccomp, signals, systemd
 from agent.server.controllers import ControllerSocket
 from agent.server.master import Master, addresses_of
 
@@ -26,13 +27,15 @@ def main(descriptor: int, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of us; the controller decides
     # Not here, but in a server that was begun a moment ago and does not heed it yet: there it must wait, or is lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signals.begin(blocked={signal.SIGTERM})
     confine.end_with_parent(parent)
     _give_up()
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a standard stream was closed: nothing else may be opened by its number
     os.close(spare)
-    with socket.socket(fileno=descriptor) as control:
+    # Under a low number: select(2) knows none above 1023, and whoever began the controller may have left it that many.
+    with socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)) as control:
+        os.close(descriptor)
         Master(control).run()
 
 
@@ -45,7 +48,7 @@ def serve(environ: Mapping[str, str]) -> None:
     Raises:
         HostError: it has not passed what is needed, or the kernel refused.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as above
+    signals.begin(blocked={signal.SIGTERM})  # as above
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     passed = systemd.passed(environ, pid=os.getpid())
