@@ -35,8 +35,8 @@ def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> 
         stands = (whose, type(answer), answer.name if isinstance(answer, Live) else answer.why)
         if stands != before.standing:
             state = changed(state)
-            if before.standing is not None or isinstance(answer, Live | Ended):
-                event = Event.ENDED if isinstance(answer, Ended) else Event.IDENTITY
+            event = _told_as(answer, before)
+            if event is not None:
                 notices.append(Notice(event, cloud, whose, _why(answer), until))
         near = until is not None and until - now <= state.policy.horizon_lead
         if near and isinstance(answer, Live) and not before.warned:
@@ -69,6 +69,16 @@ def _moments(state: State, now: datetime) -> Iterator[datetime]:
         until = valid_until(state, cloud, now)
         if until is not None:
             yield until - state.policy.horizon_lead
+
+
+def _told_as(answer: Answer, before: Told) -> Event | None:
+    """What is told of an answer that is another than before; ``None``: nothing."""
+    if not isinstance(answer, Ended):
+        return Event.IDENTITY if before.standing is not None or isinstance(answer, Live) else None
+    # Somebody is woken by an end. What has not begun cannot end: a first attempt that fails in passing is told as that,
+    # and another reason for the same lack is no other end.
+    was_served = before.standing is not None and before.standing[1] is Live
+    return Event.ENDED if was_served or not answer.passing else None
 
 
 def _why(answer: Answer) -> str:

@@ -583,6 +583,36 @@ class TestHorizon:
 
         assert len(told) == 1
 
+    def test_a_first_attempt_that_fails_in_passing_ends_nothing(self) -> None:
+        """Nobody is woken for a role that has not been there yet and may come; a refusal is told, and so is a real end, once."""
+
+        def ends(at: datetime) -> list[str]:
+            return [n.why for n in s.tick(at) if n.event is Event.ENDED and n.cloud is Cloud.AWS]
+
+        s = store()
+        take(s, bundle(role()))
+        s.put(due(s, INSTANCE_AWS), aws_credential(START, minutes=600, role_name="worker"), START)
+        key = Key(Cloud.AWS, "role")
+        assert ends(START) == []
+        s.failed(due(s, key), fail(START, code="first"), START)
+        assert isinstance(s.answer(Cloud.AWS, START), Ended)
+        assert ends(START) == []
+        at = START + MINUTE
+        s.failed(due(s, key, at), fail(at, code="second"), at)
+        assert ends(at) == []
+        refused = START + 2 * MINUTE
+        s.failed(due(s, key, refused), fail(refused, denied=True), refused)
+        assert len(ends(refused)) == 1
+        again = START + 30 * MINUTE
+        s.put(due(s, key, again), aws_credential(again, minutes=15), again)
+        assert ends(again) == []
+        over = again + 15 * MINUTE
+        s.failed(due(s, key, over), fail(over, code="third"), over)
+        assert len(ends(over)) == 1
+        later = over + MINUTE
+        s.failed(due(s, key, later), fail(later, code="fourth"), later)
+        assert ends(later) == []
+
     def test_an_outage_past_half_of_a_life_has_a_horizon(self) -> None:
         """Once half of its life is gone and renewal still fails, the end of what is held is the horizon, told once."""
         s = store(horizon_lead=timedelta(minutes=45), on_expiry=OnExpiry.FALLBACK)
