@@ -13,9 +13,9 @@ import click
 
 from agent.cli import ask, documents
 from agent.cli.documents import json_option
-from agent.cli.exits import EX_TEMPFAIL
+from agent.cli.exits import EX_OSERR, EX_TEMPFAIL
 from agent.cli.options import CLOUDS, bundle_option, config_option, for_option, timeout_option, unreadable
-from agent.core.errors import HostError
+from agent.core.errors import AgentError, HostError
 from agent.wire import names
 
 POLL_SECONDS: Final = 0.25
@@ -42,7 +42,8 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, w
     reach the agent. Use it in scripts and in ExecStartPre= of units. Prints whose identity it is. At the timeout it
     exits 75 and prints the reason; if a bundle came and was refused, it prints why.
 
-    Root is no worker, except in a worker's slice: as root, use --workers.
+    Root is no worker, except in a worker's slice: as root, use --workers. Where the rules refuse root, it exits 71 at
+    once.
     """
     asked = Watched(path) if watching else Workers(path)
     status = await_identity(asked, clouds, timeout, bundle=bundle, tell=_document if as_json else _say)
@@ -50,6 +51,10 @@ def wait(path: Path, clouds: tuple[str, ...], timeout: float, *, bundle: bool, w
         for note in asked.notes:
             click.echo(f"credential-agent: {note}", err=True)
     return status
+
+
+class NoWorkerError(HostError):
+    """Whoever waits is no worker, and will not become one: nothing is to be waited for."""
 
 
 class Endpoint(Protocol):
@@ -73,6 +78,7 @@ class Workers:
         # Looked up each time: a worker may wait for an agent that has not told its address yet.
         self._find: Callable[[], where.Where] = lambda: where.find(path)
         self._find()
+        self._path = path
 
     def answer(self, cloud: str) -> ask.Answer:
         """Ask for a credential. Raises HostError where nobody answers."""
@@ -84,7 +90,8 @@ class Workers:
             known = arrival.read()
             if known is None or not known.arrives:
                 raise
-            raise HostError(
+            kind = NoWorkerError if _is_root_outside(self._path) else HostError
+            raise kind(
                 f"uid {os.geteuid()} is no worker: the agent answers workers, and refuses others",
                 hint="--workers waits for them; [redirect] in the configuration says who is one",
             ) from None
@@ -131,6 +138,21 @@ class Workers:
         if answer.status == 200:
             answer.document("AccessKeyId")
         return answer
+
+
+def _is_root_outside(path: Path) -> bool:
+    """Whether we are root in no unit of workers. Of other users only the rules know whether they are workers."""
+    from agent import config
+
+    if os.geteuid() != 0:
+        return False
+    try:
+        units = config.load_redirect(path).section.units
+        group = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    except (AgentError, OSError, ValueError):
+        return False
+    parts = {part for line in group.splitlines() for part in line.rpartition(":")[2].split("/")}
+    return parts.isdisjoint(units)
 
 
 class Watched:
@@ -195,10 +217,12 @@ class _Round:
         self.reasons: dict[str, str] = {}
         self.whose: dict[str, str] = {}
         self.refused: str | None = None
+        self.in_vain = False  # it will be the same the next time
         for cloud in wanted:
             try:
                 answer = endpoint.answer(cloud)
             except HostError as error:
+                self.in_vain = self.in_vain or isinstance(error, NoWorkerError)
                 self.reasons[cloud] = error.message + (
                     f"\n  hint: {error.hint}" if error.hint else ""
                 )  # it may be starting
@@ -241,6 +265,9 @@ def await_identity(
                     tell(found, None)
                 return 0
             found.reasons = {"redirect": astray}
+        if found.in_vain:
+            (tell or _say)(found, "not waited for, since nothing would come of it")
+            return EX_OSERR
         if time.monotonic() >= end:
             kind = "identity from a bundle" if bundle else "identity"
             (tell or _say)(found, f"no {kind} within {timeout:g} s")

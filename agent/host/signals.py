@@ -1,4 +1,4 @@
-"""What a process inherits about signals from whoever began it, and must not: execve(2) hands both on, systemd does not."""
+"""What a process inherits about signals, and must not: execve(2) hands on what is ignored and what is blocked."""
 
 from __future__ import annotations
 

@@ -331,8 +331,8 @@ class TestEc2Worker:
         wait = ("credential-agent", "wait", "--bundle", "--for", "aws", "--timeout")
         assert "an identity from the bundle" in machine.run(*wait, "20", uid=m.WORKER_UID)
         assert "an identity from the bundle" in machine.in_slice(*wait, "20")
-        root = machine.result(*wait, "0")
-        assert root.returncode == 75
+        root = machine.result(*wait, "600")
+        assert root.returncode == 71
         assert "uid 0 is no worker" in root.stderr
         assert "--workers" in root.stderr
 
