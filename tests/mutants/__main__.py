@@ -61,7 +61,7 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "host": ("emptiable", "enforcing", "envfile", "hold", "lasting", "nft", "ownership", "planning", "state", "subuid"),
     "server": ("controllers", "forked", "kept", "master"),
     "enrol": ("binding", "google", "policy", "sts"),
-    "config": ("checks", "meant", "salvage", "words"),
+    "config": ("checks", "meant", "salvage"),
     "doctor": ("checks.*", "isolation"),
     "forward": ("engine", "late", "sealing", "session", "wanted"),
 }
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         "--only", default=["*"], nargs="+", help="patterns of functions, such as agent.identity.graph.*"
     )
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests a mutant, the quickest first")
+    parser.add_argument("--tests", nargs="+", help="instead of all of the room's: files and folders")
     parser.add_argument("--processes", action="store_true", help="change the processes that the tests start, too")
     parser.add_argument("--seconds", type=float, default=1e9, help="a room; what was tried by then is the score")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -153,7 +154,7 @@ def _by_stranger(room: str, chosen: argparse.Namespace) -> tuple[int, list[Survi
             for path in sorted((ROOT / ROOMS[room][0]).rglob("*.py"))
             if not chosen.decides or _decides(room, ".".join(path.relative_to(ROOT).with_suffix("").parts))
         ],
-        "tests": ROOMS[room][1],
+        "tests": chosen.tests or ROOMS[room][1],
         **{
             name: getattr(chosen, name) for name in ("only", "sample", "seed", "jobs", "budget", "seconds", "processes")
         },

@@ -83,8 +83,11 @@ async def test_a_narrow_token_is_held_while_it_is_good() -> None:
         assert held(world, f"{AUTH}bigquery") is None
         await world.clock.advance((token.expires_at - world.clock.now() - timedelta(minutes=9)).total_seconds())
         assert held(world, READ) is None
+        told: list[GoogleToken | None] = []
+        world.store.watch(lambda: told.append(held(world, READ)))
         again = await world.controller.issuing.scoped.mint((READ,))
         assert held(world, READ) is again
+        assert told == [again]  # whoever answers workers hears of it at once: nothing else changes with it
         await world.submit(world.knows(b"two", bundle(account(READ), routes={Cloud.GCP: "sa"}, seq=2)))
         await settle(40)
         assert held(world, READ) is None

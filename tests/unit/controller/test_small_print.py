@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from agent.core.counters import MAX_KEYS
 from agent.core.errors import Denied, HostError, KeyUnavailableError, SealError
 from agent.core.model import Bundle, Cloud
 from agent.core.source import STATE, Ack
-from agent.core.verdict import Mark, Memory
+from agent.core.verdict import Mark, Memory, Policy
 from agent.core.view import Ended, Facts, Live, Origin, Pending
 from agent.identity.whose import Whose
 from tests.fakes.clock import START, settle
@@ -92,6 +94,22 @@ class TestResume:
 
         assert isinstance(view(world), Ended)
 
+    @looped
+    async def test_while_a_copy_is_opened_it_is_waited_for(self) -> None:
+        """A key service takes its time: the cloud is pending until then, and neither closed nor the machine's."""
+        memory, one = accepted()
+        world = World(memory=memory)
+        world.knows(b"one", one)
+        world.opener.gate.clear()
+        resuming = asyncio.create_task(world.controller.intake.resume(b"one"))
+        await settle()
+        answer = view(world)
+        assert isinstance(answer, Pending)
+        assert "is being opened" in answer.why
+        world.opener.gate.set()
+        await resuming
+        assert isinstance(view(world), Live)
+
     @pytest.mark.parametrize("keys", [True, False])
     @looped
     async def test_nothing_to_resume_is_no_trouble(self, *, keys: bool) -> None:
@@ -114,6 +132,29 @@ class TestResume:
             world.controller.intake.review()
             await settle()
             assert world.controller.intake.last_refusal is None
+
+
+class TestTime:
+    @looped
+    async def test_whoever_hears_of_a_step_moves_what_was_counted_at_once(self) -> None:
+        """Before the loop goes round: no reader sees a new time beside old deadlines."""
+        world = World(policy=Policy(grace=timedelta(minutes=10)))
+        before = world.store.state.grace_until
+        world.clock.set_utc(world.clock.now() + timedelta(hours=1))
+        world.controller.time_moved()
+        assert world.store.state.grace_until == before + timedelta(hours=1)
+
+
+class TestCounters:
+    @looped
+    async def test_each_renewal_is_counted_by_its_cloud_and_outcome(self) -> None:
+        """What alerts divide: issued, failed and denied, of each cloud."""
+        world = World()
+        outcome: dict[str, Issued | Exception] = {Cloud.AWS: Issued(aws_credential(START)), Cloud.GCP: Denied("no")}
+        world.issuer.answer = lambda call: outcome[call.cloud]  # type: ignore[index]
+        async with world.running():
+            await settle(40)
+        assert world.controller.counters.renewals == {"aws:issued": 1, "gcp:denied": 1}
 
 
 class TestDisk:

@@ -70,6 +70,16 @@ def test_the_default_names_only_what_is_sent() -> None:
     assert Policy.of_identity() == Policy()
 
 
+@pytest.mark.parametrize("partition", ["aws-cn", "aws-us-gov", ""])
+def test_a_machine_of_another_partition_is_nobody_s(partition: str) -> None:
+    """Account numbers are drawn in each partition by itself: the same number there is another account."""
+    there = msgspec.structs.replace(AWS, partition=partition)
+    refused(Policy(accounts=(ACCOUNT,)), there)
+    refused(Policy(accounts=(ACCOUNT,), partitions=()), AWS)
+    Policy(accounts=(ACCOUNT,), partitions=(partition,)).check(there)
+    assert Policy.of_identity(account="1", partition="aws-cn").partitions == ("aws-cn",)
+
+
 def test_what_would_admit_it_is_told_where_there_is_something_to_name() -> None:
     """A machine of which no instance is known cannot be named by one."""
     assert refused(Policy(accounts=("1",)), AWS).hint == f'to give it the identity all the same: accounts=["{ACCOUNT}"]'
