@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from agent.config.schema import Config, Redirect
 from agent.config.words import derived
 
-MOST: Final = 64
-"""So many of each are heeded."""
+MOST: Final = {"uids": 4096, "users": 4096, "units": 64}
+"""So many of each are heeded. Each unit is asked of the service manager, and the whole must be told within a minute."""
 _KEYS: Final = ("uids", "users", "units")
 _PARTS: Final = re.compile(r"user|uid|unit|worker|slice")
 _SECTIONS: Final = ("redirect", "redirection", "workers")
@@ -63,7 +63,7 @@ def sorted_out(words: Iterable[str]) -> Meant:
     for word in filter(None, words):
         kind = "uids" if _NUMBER.match(word) else "units" if _UNIT.match(word) else "users"
         found[kind][word] = None
-    return Meant(**{kind: tuple(names)[:MOST] for kind, names in found.items()})
+    return Meant(**{kind: tuple(names)[: MOST[kind]] for kind, names in found.items()})
 
 
 def by_unknown_keys(document: Mapping[str, object]) -> dict[str, tuple[str, ...]]:

@@ -242,16 +242,25 @@ def data(path: Path) -> bytes:
     Raises:
         ConfigError: it cannot be read, is no plain file, or is too long.
     """
+    read = head(path)
+    if len(read) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
+    return read
+
+
+def head(path: Path) -> bytes:
+    """Read the beginning of a configuration file: one byte more than it may have.
+
+    Raises:
+        ConfigError: it cannot be read, or is no plain file.
+    """
     try:
         # Non-blocking: opening a pipe that was put there would wait for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: expected a plain file")
-            read = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         hint = "it is for root and the service: root:credential-agent, mode 0640"
         denied = isinstance(error, PermissionError)
         raise ConfigError(f"{path}: cannot be read: {os_reason(error)}", hint=hint if denied else None) from None
-    if len(read) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
-    return read

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.config.meant import MOST, by_unknown_keys, is_like_a_list, is_like_the_section, sorted_out, words_in
-from agent.config.read import data
+from agent.config.read import head
 from agent.config.schema import Redirect
 from agent.core.errors import ConfigError
 
@@ -33,10 +33,10 @@ def named_workers(path: Path) -> Redirect:
     may stand in the wrong list. In doubt too many are named. What is found may be no name or number that can be.
 
     Args:
-        path: the configuration. If it cannot be read, it names nobody.
+        path: the configuration. If it cannot be read, it names nobody; if it is too long, its beginning counts.
     """
     try:
-        words = data(path).decode(errors="replace").replace("\0", "")
+        words = head(path).decode(errors="replace").replace("\0", "")
     except ConfigError:
         return Redirect()
     found: dict[str, list[str]] = {key: [] for key in _LISTS}
@@ -47,9 +47,9 @@ def named_workers(path: Path) -> Redirect:
             found[kind] += those
     usual = Redirect()
     return Redirect(
-        uids=(*usual.uids, *_first(found["uids"])),
-        users=_first(found["users"]),
-        units=(*usual.units, *_first(found["units"])),
+        uids=(*usual.uids, *_first("uids", found)),
+        users=_first("users", found),
+        units=(*usual.units, *_first("units", found)),
     )
 
 
@@ -99,5 +99,5 @@ def _strings(value: str) -> Iterator[str]:
     yield from (string.replace("\\\\", "\\") for strings in _STRING.findall(value) for string in strings)
 
 
-def _first(names: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, names)))[:MOST]
+def _first(kind: str, found: Mapping[str, list[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, found[kind])))[: MOST[kind]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,29 @@ def test_a_number_without_an_end_is_a_mistake_like_any_other(tmp_path: Path, num
     read = config.load_redirect(written(tmp_path, f'[redirect]\nuser = ["{number}", "bob"]\n'))
     assert read.meant.uids == ()
     assert "bob" in read.meant.users
+
+
+@pytest.mark.parametrize("mistake", ["[redirect\n", 'user = ["x"\n', "future = \n"])
+def test_the_last_of_many_names_is_refused_too(tmp_path: Path, mistake: str) -> None:
+    """Whoever lists a thousand workers makes no other mistakes than who lists three."""
+    names = [f"batch{number}" for number in range(1500)]
+    uids = [str(number) for number in range(100, 900)]
+    path = written(tmp_path, f"[redirect]\nusers = {json.dumps(names)}\nuids = {json.dumps(uids)}\n{mistake}")
+    found = config.named_workers(path)
+    assert {*names} <= {*found.users}
+    assert {*uids} <= {*found.uids}
+
+
+def test_so_does_an_unknown_key(tmp_path: Path) -> None:
+    """All who are named by a key that is not known may be meant."""
+    names = [f"batch{number}" for number in range(1500)]
+    read = config.load_redirect(written(tmp_path, f"[redirect]\nuser = {json.dumps(names)}\n"))
+    assert {*names} <= {*read.meant.users}
+
+
+def test_a_file_that_is_too_long_names_whom_its_beginning_names(tmp_path: Path) -> None:
+    """A log was appended to it, say."""
+    path = written(tmp_path, '[redirect]\nusers = ["bob"]\n' + "# more\n" * (config.MAX_FILE_BYTES // 7))
+    with pytest.raises(ConfigError, match="at most"):
+        config.load_redirect(path)
+    assert "bob" in config.named_workers(path).users
