@@ -90,8 +90,16 @@ class Held(NamedTuple):
         credential, ends = self.credential, self.ends + by
         if isinstance(credential, GoogleToken):
             # Google says how long, not until when: its end is in our time, as clients are told it.
-            credential = replace(credential, issued_at=credential.issued_at + by, expires_at=ends)
+            credential = replace(credential, issued_at=_moved(credential.issued_at, by), expires_at=ends)
         return self._replace(credential=credential, ends=ends, began=self.began + by)
+
+
+def _moved(instant: datetime, by: timedelta) -> datetime:
+    """It by so much later; as it is, where that is no instant: a stranger may have named any end, and so any way."""
+    try:
+        return instant + by
+    except OverflowError:
+        return instant
 
 
 def hold(credential: Credential, ends: datetime | None, began: datetime) -> Held:

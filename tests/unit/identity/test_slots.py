@@ -14,7 +14,7 @@ from agent.core.verdict import Failure, Key
 from agent.identity import slots
 from agent.identity.slots import Absent, Blocked, Failing, Finished, Holding, New, Slot, hold
 from tests.fakes.clock import START
-from tests.unit.identity.worlds import HOUR, aws_credential, role, session
+from tests.unit.identity.worlds import HOUR, aws_credential, google_token, role, session
 
 ANY = (New, Holding, Finished, Absent, Failing, Blocked)
 TABLE: dict[str, dict[type, tuple[type, ...]]] = {
@@ -109,3 +109,11 @@ def test_a_credential_that_names_a_far_end_is_held_to_the_end_that_was_counted()
         assert held.ends == START + HOUR
         assert held.began <= START
         assert held.half_gone < held.ends
+
+
+def test_a_token_that_names_a_far_end_is_held_to_the_end_that_was_counted_too() -> None:
+    """The way from the end that it names is longer than any from the beginning of time to its issue."""
+    token = replace(google_token(START), expires_at=datetime(8999, 12, 31, tzinfo=UTC))
+    held = hold(token, START + HOUR, START)
+    assert (held.ends, held.began) == (START + HOUR, START)
+    assert held.credential.expires_at == START + HOUR
