@@ -81,7 +81,8 @@ class Identity(Section, frozen=True):
             without being told so here.
         instance_id: the name of this machine, to which the saved state belongs. ``auto`` asks the metadata service, and
             reads ``/etc/machine-id`` where there is none. State saved under another name (a clone of an image) is
-            deleted. Where the firmware or the boot contradict the name, the agent serves nothing and deletes nothing.
+            deleted. Where the firmware, the boot or (for ``/etc/machine-id``) all network cards contradict the name,
+            the agent serves nothing and deletes nothing.
         grace_seconds: how long, in seconds, the agent waits for a first bundle before it serves the machine's own
             identity. It counts from the agent's first start after a boot, and only where a key is configured. User-data
             and attributes are there within one second. Raise it if a control plane creates the machine first and sends

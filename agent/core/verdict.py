@@ -14,6 +14,11 @@ from agent.core.view import Facts, Origin
 DEFAULT_ROLE_NAME: Final = "credential-agent"
 
 
+CARDS: Final = "network_cards"
+"""Beside the names of the firmware: the addresses that are burnt into this machine's network cards, by spaces."""
+MOST_CARDS: Final = 64
+
+
 class Policy(msgspec.Struct, frozen=True):
     """The operator's policy.
 
@@ -62,7 +67,7 @@ class Memory(msgspec.Struct, frozen=True):
         floors: by issuer, what a bundle of a stream without a mark must have been issued after
             (:mod:`agent.identity.streams`).
         boot_id: the boot of the kernel in which it was written; empty when that was not known.
-        firmware: what the firmware of the machine said it is, by the names of ``/sys/class/dmi/id``.
+        firmware: what the firmware of the machine said it is, by the names of ``/sys/class/dmi/id``, and :data:`CARDS`.
     """
 
     instance_id: str = ""

@@ -46,6 +46,11 @@ CONTRADICTED: Final = (
     "firmware or this very boot say that the metadata service errs: nothing that was decided is served, and nothing "
     "forgotten, until it says the former name; if it is right, set identity.instance_id to its name"
 )
+COPIED: Final = (
+    "its name is a file that is copied with the disk, and every network card is another one: nothing that was decided "
+    "is served, and nothing forgotten; a bundle that is brought now is in force. For good: give it an /etc/machine-id "
+    "of its own, or set identity.instance_id"
+)
 HELD: Final = timedelta(days=3650)
 """The boot grace while a file that the configuration names has not answered yet."""
 
@@ -273,7 +278,8 @@ class Restorer:
             self._log.warning("memory.doubtful", hint="nothing it decided is served until this machine's name is known")
         elif verdict is Whose.UNKNOWN and not self._contradicted:
             former = self.controller.store.memory.instance_id
-            self._log.error("memory.contradicted", was=former, now=name, hint=CONTRADICTED)
+            hint = COPIED if former == name else CONTRADICTED
+            self._log.error("memory.contradicted", was=former, now=name, hint=hint)
         self._contradicted = verdict is Whose.UNKNOWN and bool(name)
         if self._contradicted:
             who.audiences = frozenset()  # a bundle for that other name is not for this machine, so far

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+from agent.core.verdict import CARDS, MOST_CARDS
+
 Platform = Literal["ec2", "gce", "other"]
 
 _DMI: Final = Path("sys/class/dmi/id")
 _MACHINE_ID: Final = Path("etc/machine-id")
 _BOOT_ID: Final = Path("proc/sys/kernel/random/boot_id")
+_NET: Final = Path("sys/class/net")
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
+_ADDRESS: Final = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+_ETHERNET: Final = "1"
+_PERMANENT: Final = "0"
 
 BOOT_ID_VARIABLE: Final = "CREDENTIAL_AGENT_BOOT_ID"
 """In it the unit passes the boot's id (``%b``): with ``ProcSubset=pid`` the service cannot read it itself."""
@@ -54,11 +60,30 @@ def machine_id(root: Path = Path("/")) -> str:
 
 
 def firmware_names(root: Path = Path("/")) -> dict[str, str]:
-    """The names that the firmware gives this very machine, as far as we may read them; often none."""
+    """The names that the firmware gives this very machine, as far as we may read them; often none. And its cards."""
     found = {name: _read(root / _DMI / name).lower() for name in _NAMES}
     names = {name: text for name, text in found.items() if _NAMES[name].match(text)}
     xen = _read(root / "sys/hypervisor/uuid").lower()
-    return {**names, "hypervisor_uuid": xen} if _XEN_UUID.match(xen) else names
+    if _XEN_UUID.match(xen):
+        names["hypervisor_uuid"] = xen
+    addresses = cards(root)
+    return {**names, CARDS: " ".join(addresses)} if addresses else names
+
+
+def cards(root: Path = Path("/")) -> tuple[str, ...]:
+    """The addresses that are burnt into its network cards, or that its hypervisor gave them.
+
+    Not those that somebody set or drew: of bridges, bonds, containers' links (``addr_assign_type`` of sysfs-class-net).
+    Two machines may have the same ones, if nobody took care; another card has another.
+    """
+    found = set()
+    with contextlib.suppress(OSError):
+        for card in sorted((root / _NET).iterdir())[: 16 * MOST_CARDS]:
+            address = _read(card / "address").lower()
+            kind, assigned = _read(card / "type"), _read(card / "addr_assign_type")
+            if (kind, assigned) == (_ETHERNET, _PERMANENT) and _ADDRESS.match(address):
+                found.add(address)
+    return tuple(sorted(found)[:MOST_CARDS])
 
 
 def boot(directory: Path, environ: Mapping[str, str], root: Path = Path("/")) -> str:

@@ -101,6 +101,7 @@ from agent.identity.state import (
     was_brought,
     with_slot,
 )
+from agent.identity.whose import said_of
 
 ID_TOKEN_AUDIENCES: Final = 1024
 """How many audiences are kept: an audience is the caller's free choice, so this bounds what one can make us hold."""
@@ -382,7 +383,7 @@ def memory_adopted(state: State, event: MemoryAdopted, now: datetime, _rng: rand
         before,
         instance_id=event.instance_id or before.instance_id,
         boot_id=event.boot_id or before.boot_id,
-        firmware=dict(event.firmware) if event.firmware else before.firmware,
+        firmware=said_of(before, event.firmware),
     )
     settled = _settled(state)
     if memory == before:

@@ -11,7 +11,7 @@ the firmware and the kernel; and a contradiction is a doubt, in which nothing is
 =============  ==============================  ==========================================
 the name is    firmware (what both can say)    it is
 =============  ==============================  ==========================================
-the same       any                             ours; of ``machine:`` only if the firmware agrees
+the same       any                             ours; of ``machine:`` see below
 not known      the same                        ours
 not known      another                         another's
 not known      nothing                         ours in the same boot, else unknown
@@ -28,6 +28,10 @@ kind
 
 A *kind* is what stands before the colon: a cloud, ``machine`` (``/etc/machine-id``), ``config``. The operator's own
 name (``config:``) is the last word.
+
+``/etc/machine-id`` is a file, and copied with the others. So a memory of the same ``machine:`` is another's where the
+firmware says so; and where it says nothing, and in another boot every network card is another one, it is unknown: it
+may be a copy, or have got a new card. A bundle that is brought then is in force at once.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from agent.core.verdict import Memory
+from agent.core.verdict import CARDS, MOST_CARDS, Memory
 
 _CLOUDS: Final = frozenset({"aws", "gcp"})
 
@@ -62,11 +66,12 @@ def whose(memory: Memory, instance_id: str, *, boot_id: str, firmware: Mapping[s
         return Whose.OURS  # nothing is in it
     # An earlier version wrote down what surrounded the name, too.
     name, former = instance_id.strip(), memory.instance_id.strip()
-    common = firmware.keys() & memory.firmware.keys()
+    common = (firmware.keys() & memory.firmware.keys()) - {CARDS}
     same_firmware = all(firmware[one] == memory.firmware[one] for one in common) if common else None
     same_boot = bool(boot_id) and boot_id == memory.boot_id
     if name and former:
-        return _by_names(name, former, same_firmware=same_firmware, same_boot=same_boot)
+        other_cards = _are_all_others(_cards(firmware), _cards(memory.firmware))
+        return _by_names(name, former, same_firmware=same_firmware, same_boot=same_boot, other_cards=other_cards)
     if same_firmware is not None:
         return Whose.OURS if same_firmware else Whose.ANOTHERS
     if same_boot or not memory.boot_id:
@@ -75,11 +80,38 @@ def whose(memory: Memory, instance_id: str, *, boot_id: str, firmware: Mapping[s
     return Whose.ANOTHERS if name else Whose.UNKNOWN
 
 
-def _by_names(name: str, former: str, *, same_firmware: bool | None, same_boot: bool) -> Whose:
+def said_of(memory: Memory, firmware: Mapping[str, str]) -> dict[str, str]:
+    """What is remembered of a machine whose memory this is.
+
+    A card that is not there at one start, since its driver is slow, is still one of this machine's.
+    """
+    names = _names(firmware) or _names(memory.firmware)
+    before, now = _cards(memory.firmware), _cards(firmware)
+    kept = set() if _are_all_others(now, before) else before - now
+    known = [*sorted(now), *sorted(kept)][:MOST_CARDS]
+    return {**names, CARDS: " ".join(known)} if known else names
+
+
+def _names(firmware: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in firmware.items() if name != CARDS}
+
+
+def _cards(firmware: Mapping[str, str]) -> set[str]:
+    return set(firmware.get(CARDS, "").split())
+
+
+def _are_all_others(now: set[str], before: set[str]) -> bool:
+    return bool(now and before) and not now & before
+
+
+def _by_names(name: str, former: str, *, same_firmware: bool | None, same_boot: bool, other_cards: bool) -> Whose:
     kind, former_kind = _kind(name), _kind(former)
     if name == former:
-        # /etc/machine-id is a file, and copied with the others: here the firmware may still object.
-        return Whose.ANOTHERS if kind == "machine" and same_firmware is False else Whose.OURS
+        if kind != "machine":
+            return Whose.OURS
+        if same_firmware is None and other_cards and not same_boot:
+            return Whose.UNKNOWN
+        return Whose.ANOTHERS if same_firmware is False else Whose.OURS
     if kind == "config" or same_firmware is False:
         return Whose.ANOTHERS
     witness = same_firmware is True or same_boot

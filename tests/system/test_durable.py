@@ -91,6 +91,37 @@ class TestClone:
                 assert agent.status()["sticky"] == []
             assert list(world.state.glob("bundle-*")) == []
 
+    def test_a_clone_that_has_no_metadata_service_is_told_by_its_network_cards(self, world: World) -> None:
+        """Its name is a file, and copied; nothing of the first is served, and what is brought to the clone itself is.
+
+        A card that was exchanged, beside one that was not, makes nobody a clone.
+        """
+
+        def started(*cards: str, boot: str) -> Agent:
+            alone = {"upstream": {"ec2": "off", "gce": "off"}, "identity": {"instance_id": "auto"}}
+            prelude = f"""
+import agent.host.machine as machine
+machine.machine_id = lambda root=None: "f" * 32
+machine.firmware_names = lambda root=None: {{"network_cards": {" ".join(cards)!r}}}
+"""
+            return world.agent(alone, prelude=prelude, environ={"CREDENTIAL_AGENT_BOOT_ID": boot * 32})
+
+        with started("a", "b", boot="1") as agent:
+            agent.ready()
+            agent.push(world.seal(world.session(KEYS[1])))
+            agent.kill()
+        with started("b", "c", boot="2") as agent:
+            assert agent.ready().access_key() == KEYS[1]
+            agent.kill()
+        clone(world)
+        with started("d", boot="3") as agent:
+            agent.ready()
+            agent.wait_for("memory.contradicted")
+            assert agent.role() is None
+            assert agent.status()["clouds"]["aws"]["state"] == "pending"
+            assert agent.push(world.seal(world.session(KEYS[2])))["outcome"] == "accepted"
+            assert agent.access_key() == KEYS[2]
+
     def test_a_clone_answers_to_its_own_names(self, world: World) -> None:
         """What its metadata service said of it outlives that it forgets the first one, and a reload too."""
         first, second = cloud("i-0aaaaaaaaaaaaaaaa"), cloud("i-0bbbbbbbbbbbbbbbb")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.verdict import CARDS
 from agent.host import machine
 
 
@@ -110,3 +111,29 @@ def test_a_boot_that_is_not_known_equals_no_other(tmp_path: Path) -> None:
     assert machine.boot(tmp_path, {}, tmp_path / "nothing") == ""
     assert machine.boot(tmp_path / "nothing", {machine.BOOT_ID_VARIABLE: "f" * 32}, tmp_path) == ""
     assert machine.boot(tmp_path, {machine.BOOT_ID_VARIABLE: "%b"}, tmp_path) == ""
+
+
+def test_only_what_is_burnt_into_a_card_counts(tmp_path: Path) -> None:
+    """Links of containers, bridges and what somebody set are drawn anew, or are the same on many machines."""
+
+    def card(name: str, address: str, *, kind: str = "1", assigned: str = "0") -> dict[str, str | bytes]:
+        place = f"sys/class/net/{name}"
+        return {f"{place}/address": address, f"{place}/type": kind, f"{place}/addr_assign_type": assigned}
+
+    found = machine.firmware_names(
+        make(
+            tmp_path,
+            {
+                **card("eth1", "52:54:00:AA:00:02\n"),
+                **card("eth0", "52:54:00:aa:00:01\n"),
+                **card("lo", "00:00:00:00:00:00\n", kind="772"),
+                **card("dummy0", "00:00:00:00:00:00\n"),
+                **card("veth0", "5e:00:00:00:00:01\n", assigned="1"),
+                **card("bond0", "5e:00:00:00:00:02\n", assigned="2"),
+                **card("br0", "5e:00:00:00:00:03\n", assigned="3"),
+                **card("ib0", "80:00:02:08:fe:80\n", kind="32"),
+                "sys/class/net/bonding_masters": "bond0\n",
+            },
+        )
+    )
+    assert found == {CARDS: "52:54:00:aa:00:01 52:54:00:aa:00:02"}

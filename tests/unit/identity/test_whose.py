@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.model import Cloud
-from agent.core.verdict import Mark, Memory
-from agent.identity.whose import Whose, name_among, whose
+from agent.core.verdict import CARDS, MOST_CARDS, Mark, Memory
+from agent.identity.whose import Whose, name_among, said_of, whose
 from tests.fakes.clock import START
 
 HERE, ELSEWHERE = "boot-a:1:2", "boot-b:1:2"
@@ -57,6 +57,28 @@ def memory(instance_id: str = "aws:i-1", boot_id: str = HERE, firmware: dict[str
         (memory("machine:1"), "machine:1", ELSEWHERE, {}, Whose.OURS),
         (memory("machine:1", firmware={"u": "a"}), "machine:1", ELSEWHERE, {"u": "b"}, Whose.ANOTHERS),
         (memory("config:x", firmware={"u": "a"}), "config:x", ELSEWHERE, {"u": "b"}, Whose.OURS),
+        (memory("machine:1", firmware={CARDS: "a b"}), "machine:1", ELSEWHERE, {CARDS: "b c"}, Whose.OURS),
+        (memory("machine:1", firmware={CARDS: "a b"}), "machine:1", ELSEWHERE, {CARDS: "c"}, Whose.UNKNOWN),
+        (memory("machine:1", firmware={CARDS: "a b"}), "machine:1", HERE, {CARDS: "c"}, Whose.OURS),  # exchanged
+        (memory("machine:1", firmware={CARDS: "a b"}), "machine:1", ELSEWHERE, {}, Whose.OURS),  # no driver yet
+        (memory("machine:1"), "machine:1", ELSEWHERE, {CARDS: "a"}, Whose.OURS),  # an earlier version wrote it
+        (
+            memory("machine:1", firmware={"u": "a", CARDS: "a"}),
+            "machine:1",
+            ELSEWHERE,
+            {"u": "a", CARDS: "b"},
+            Whose.OURS,
+        ),
+        (
+            memory("machine:1", firmware={"u": "a", CARDS: "a"}),
+            "machine:1",
+            ELSEWHERE,
+            {"u": "b", CARDS: "a"},
+            Whose.ANOTHERS,
+        ),
+        (memory(firmware={CARDS: "a"}), "aws:i-1", ELSEWHERE, {CARDS: "b"}, Whose.OURS),
+        (memory(firmware={CARDS: "a"}), "", ELSEWHERE, {CARDS: "a"}, Whose.UNKNOWN),  # two may have the same cards
+        (memory("config:x", firmware={CARDS: "a"}), "config:x", ELSEWHERE, {CARDS: "b"}, Whose.OURS),
         (Memory("aws:i-1"), "aws:i-2", ELSEWHERE, {}, Whose.OURS),  # nothing is in it
     ],
 )
@@ -151,3 +173,27 @@ def test_a_failing_service_leaves_the_name_to_the_memory(
 ) -> None:
     """Of a machine with two names the remembered one stays, and while its service is silent it is not known."""
     assert name_among(names, remembered, silent=silent) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept"),
+    [
+        ({}, {}, {}),
+        ({"u": "a", CARDS: "a"}, {}, {"u": "a", CARDS: "a"}),
+        ({"u": "a"}, {"v": "b"}, {"v": "b"}),
+        ({"u": "a"}, {CARDS: "a"}, {"u": "a", CARDS: "a"}),
+        ({CARDS: "a b"}, {"u": "a", CARDS: "b c"}, {"u": "a", CARDS: "b c a"}),
+        ({CARDS: "a b"}, {CARDS: "c"}, {CARDS: "c"}),
+        ({CARDS: "a"}, {"u": "a"}, {"u": "a", CARDS: "a"}),
+    ],
+)
+def test_what_is_remembered_of_a_machine(before: dict[str, str], now: dict[str, str], kept: dict[str, str]) -> None:
+    """What it says now; and what it does not say at every start (a driver is slow, /sys is closed) is not forgotten."""
+    assert said_of(memory(firmware=before), now) == kept
+
+
+def test_no_more_cards_are_remembered_than_can_be() -> None:
+    """Those that are there come first."""
+    many = [f"{number:03}" for number in range(3 * MOST_CARDS)]
+    said = said_of(memory(firmware={CARDS: " ".join(many)}), {CARDS: many[-1]})
+    assert said[CARDS].split() == [many[-1], *many[: MOST_CARDS - 1]]
