@@ -6,6 +6,7 @@ import random
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from agent.core.model import (
@@ -23,9 +24,10 @@ from agent.core.model import (
     OnExpiry,
 )
 from agent.core.secret import Secret
-from agent.core.verdict import Accepted, Event, Failure, Key, Memory, Policy, Refused, Same, Work
+from agent.core.verdict import Accepted, Event, Failure, Key, Mark, Memory, Policy, Refused, Same, Work
 from agent.core.view import Absent, Ended, Facts, Live, Origin, Pending
-from agent.identity import leftovers, slots
+from agent.identity import admission, leftovers, slots
+from agent.identity.transitions import ID_TOKEN_AUDIENCES
 from tests.fakes.clock import START
 from tests.unit.identity.driver import Store
 from tests.unit.identity.worlds import HOUR, aws_credential, bundle, google, google_token, role, session
@@ -612,6 +614,41 @@ class TestMemory:
 
         assert isinstance(s.answer(Cloud.AWS, START), Live) is kept
 
+    def test_another_boot_of_this_machine_keeps_its_credential(self) -> None:
+        """What is learned of the machine beside its name makes it no other one."""
+        s = store()
+        s.put(due(s, OWN_AWS), aws_credential(START), START)
+        assert s.adopt("i-1", "another boot")
+        assert isinstance(s.answer(Cloud.AWS, START), Live)
+
+    def test_what_comes_once_more_counts_as_brought_from_then_on(self) -> None:
+        """Not what means the machine by its name alone, nor what came from here; an older one decides nothing."""
+        s = store()
+        first, second = bundle(session()), bundle(google(), seq=2)
+        take(s, first)
+        before = s.state.brought
+        assert admission.brought_again(s.state, first, START) is before  # it came from here
+        found = msgspec.structs.replace(s.state, brought=Memory("i-1"))
+        named = msgspec.structs.replace(first, named=True)
+        assert admission.brought_again(found, named, START) is found.brought
+        again = admission.brought_again(found, first, START)
+        assert (again.active, again.decided) == (Mark("cp", "team", 1, first.digest, START), {Cloud.AWS: None})
+        take(s, second)
+        later = msgspec.structs.replace(s.state, brought=Memory("i-1"))
+        older = admission.brought_again(later, first, START)
+        assert (older.active, older.decided) == (None, {Cloud.AWS: None})
+        assert [mark.seq for mark in older.marks] == [1]
+        gone = bundle(seq=3, action=Action.WITHDRAW)
+        assert [mark.seq for mark in admission.brought_again(later, gone, START).marks] == [3]
+
+    def test_what_follows_the_end_is_of_the_bundle_that_has_the_cloud(self) -> None:
+        """A bundle says nothing of a cloud that it does not route: there the one that decided it does."""
+        s = store()
+        take(s, bundle(session(), google(), on_expiry=OnExpiry.FALLBACK))
+        take(s, bundle(session(), seq=2, on_expiry=OnExpiry.DENY))
+        assert s.origin(Cloud.GCP, START) is Origin.FALLBACK
+        assert s.origin(Cloud.AWS, START + 13 * HOUR) is Origin.CLOSED
+
 
 class TestSlots:
     @pytest.mark.parametrize(("left", "seconds"), [(9, 3), (15, 5), (60, 5)])
@@ -744,6 +781,19 @@ class TestIdTokens:
         s = store(fallback=frozenset())
         s.put_id_token(self.token(), None)
         assert s.view_id_token("a", START) is None
+
+    def test_of_many_the_one_that_ends_first_gives_way_to_another(self) -> None:
+        """An audience that is there already takes nobody's place."""
+        s = store()
+        s.put(due(s, OWN_GCP), google_token(START), START)
+        for number in range(ID_TOKEN_AUDIENCES):
+            s.put_id_token(self.token(str(number), minutes=60 + number), None)
+        s.put_id_token(self.token("5", minutes=200), None)
+        assert s.view_id_token("0", START) is not None
+        s.put_id_token(self.token("more"), None)
+        assert s.view_id_token("0", START) is None
+        assert s.view_id_token("more", START) is not None
+        assert len(s.state.id_tokens) == ID_TOKEN_AUDIENCES
 
     def test_one_that_was_left_comes_back_to_whom_it_speaks_for(self) -> None:
         """After a restart: not under another grant or another bundle, and not where nobody is served."""
