@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 import pytest
 
 from agent import bundle, config
-from agent.core.errors import ConfigError
+from agent.core.errors import ConfigError, HostError
 from agent.core.model import Cloud, OnExpiry, SealedBundle
-from agent.core.verdict import Policy
+from agent.core.verdict import Memory, Policy
 from agent.core.view import Facts
-from agent.daemon import beliefs, compose
+from agent.daemon import beliefs, codec, compose
 from agent.host.clock import SystemClock
 from agent.upstream import Upstream
 from tests.fakes.clock import FakeClock
@@ -332,3 +333,56 @@ class TestReload:
             assert seen == [("later", "later", True)]
 
         reloaded(tmp_path, TEAM, TEAM, then)
+
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_the_service_manager_hears_of_its_begin_and_its_end(self, tmp_path: Path, wrong: bool) -> None:
+        """``systemctl reload`` waits for the end, whatever comes of it: without that word it would be ended."""
+
+        async def scenario() -> list[bytes]:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.bind(str(tmp_path / "notify"))
+                manager.setblocking(False)
+                worker = Worker(tmp_path, notify=str(tmp_path / "notify"))
+                worker.readiness.told = True
+                async with ended(worker):
+                    if wrong:
+                        worker.configuration.write_text("[wrong")
+                    await hung_up(worker)
+                heard = []
+                while True:
+                    try:
+                        heard.append(manager.recv(4096))
+                    except BlockingIOError:
+                        return heard
+
+        heard = asyncio.run(scenario())
+        assert b"RELOADING=1" in heard[0]
+        assert b"READY=1" in heard[-1]
+
+    def test_who_asked_and_has_gone_takes_no_word_from_the_others(self, tmp_path: Path) -> None:
+        """Each that asks for a reload is told what came of it; one that hung up meanwhile is told nothing."""
+
+        async def scenario() -> None:
+            worker = Worker(tmp_path)
+            async with ended(worker):
+                worker.configure({"aws": {"imdsv1": True}})
+                gone, stays = (asyncio.ensure_future(worker.reloader.reload()) for _ in range(2))
+                await asyncio.sleep(0)
+                gone.cancel()
+                told = await stays
+                assert (told.outcome, told.needs_restart, told.reason) == ("applied", ["aws.imdsv1"], None)
+                worker.configuration.write_text("[wrong")
+                told = await worker.reloader.reload()
+                assert told.outcome == "refused"
+                assert str(worker.configuration) in str(told.reason)
+
+        asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no json", b"[]", b'{"version": 2}', b'{"marks": 5}', b'{"version": 1', b"\xff\xfe", b"[" * 5000]
+)
+def test_what_the_service_manager_held_may_be_anything(data: bytes) -> None:
+    """A damaged handover is one kind of error, which no start fails by."""
+    with pytest.raises(HostError):
+        codec.decode(data, Memory, version=1)

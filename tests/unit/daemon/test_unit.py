@@ -177,3 +177,13 @@ async def test_servers_that_fail_are_told_of_once_in_a_while(masters: Masters) -
             control.close()
             await until(lambda: lost(logs))
     assert [line["event"] for line in logs].count("server.failing") == 1
+
+
+@looped
+async def test_a_master_that_names_no_address_answers_where_it_was_to(masters: Masters) -> None:
+    """What is announced to programs on this machine is never nothing."""
+    unit = ServerUnit(str(masters.path))
+    connecting = asyncio.ensure_future(unit.addresses(["127.0.0.1:1"]))
+    await masters.accept(say=words.at([]))
+    assert await connecting == ["127.0.0.1:1"]
+    await unit.close(0)

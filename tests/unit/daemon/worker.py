@@ -33,9 +33,10 @@ class Worker:
     Args:
         root: an empty directory.
         looks: tells the reloader when to look at files again.
+        notify: the socket of a service manager that is told; ``None``: there is none.
     """
 
-    def __init__(self, root: Path, *, looks: Clock | None = None) -> None:
+    def __init__(self, root: Path, *, looks: Clock | None = None, notify: str | None = None) -> None:
         self.root = root
         for name in ("etc", "run", "state"):
             (root / name).mkdir(mode=0o700)
@@ -87,6 +88,7 @@ class Worker:
             gid=self.prepared.gid,
             expects_bundle=True,
         )
+        self.readiness = Readiness(systemd.Notifier(notify), self.clock, self.store, self.clock.now())
         self.handed: list[str] = []
         self.rekeyed: list[str] = []
         self.reloader = Reloader(
@@ -96,7 +98,7 @@ class Worker:
             who=who,
             controller=self.controller,
             publisher=self.publisher,
-            readiness=Readiness(systemd.Notifier(None), self.clock, self.store, self.clock.now()),
+            readiness=self.readiness,
             clock=looks or self.clock,
             hand_over=lambda: self.handed.append(self.file.text),
             keys_changed=lambda: self.rekeyed.append(self.file.text),
