@@ -15,11 +15,11 @@ from agent.core.view import Live, Pending
 from agent.daemon.pulse import Pulse
 from agent.host import memory, systemd
 from agent.host.clock import SystemClock
+from agent.host.notifying import TELL_AGAIN_SECONDS
 from agent.identity.store import Store
 
 READY_AFTER_SECONDS: Final = 10.0
 """After the grace. A unit that depends on us starts late rather than never: its jobs then see the outage."""
-TELL_AGAIN_SECONDS: Final = 0.5
 STALE_LOOP_SECONDS: Final = 90.0
 """The controller's loop runs at least once a minute; one that has not for this long is stuck."""
 
@@ -98,8 +98,8 @@ class Readiness:
 
     def reload_ended(self) -> None:
         """See :meth:`reload_began`."""
-        if self.told:
-            self._notifier.ready(self.status_line())
+        if self.told and self._notifier.active and not self._notifier.ready(self.status_line()):
+            asyncio.get_running_loop().call_later(TELL_AGAIN_SECONDS, self.reload_ended)
 
     async def feed_watchdog(self, seconds: float, last_step: Callable[[], float]) -> None:
         """Feed it only while the controller's loop runs; that this runs shows that the event loop does.
@@ -110,6 +110,5 @@ class Readiness:
         """
         pulse = Pulse(STALE_LOOP_SECONDS)
         while True:
-            if pulse.beats(last_step(), time.monotonic()):
-                self._notifier.alive()
-            await asyncio.sleep(seconds / 3)
+            told = not pulse.beats(last_step(), time.monotonic()) or self._notifier.alive()
+            await asyncio.sleep(seconds / 3 if told else min(seconds / 3, TELL_AGAIN_SECONDS))

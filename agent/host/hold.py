@@ -24,6 +24,7 @@ from agent.core.looks import Look, look_of
 from agent.core.text import os_reason
 from agent.host import arrival, lasting, netlink, nft, planning, signals, systemctl
 from agent.host.enforcing import Rules
+from agent.host.notifying import TELL_AGAIN_SECONDS
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.ports import Reserved
 from agent.host.reporting import WARNING, Reporter
@@ -177,9 +178,7 @@ class Holder:
             self._plan_again()
         elif self._rules.why is None:  # else it is looked at again already, less and less often
             self._again = LOOK_AGAIN_SECONDS[0]
-        if not self._ready:
-            self._ready = True
-            self._reporter.notify("READY=1")
+        self._ready = True  # as the next beat tells
         self._due["probe"] = 0.0
         self._beat()
 
@@ -308,7 +307,12 @@ class Holder:
             "healed": self._healed,
         }
         self._reporter.write(arrival.STATE.name, document, mode=0o644)
-        self._reporter.notify(f"WATCHDOG=1\nSTATUS={state}{'' if why is None else f': {why[:200]}'}")
+        # Each time: what is told may find no place in the queue, and a start that is never announced is ended.
+        ready = ("READY=1",) if self._ready else ()
+        said = state if why is None else f"{state}: {' '.join(why.split())[:200]}"
+        told = self._reporter.notify(*ready, "WATCHDOG=1", f"STATUS={said}")
+        if not told:
+            self._due["beat"] = time.monotonic() + min(BEAT_SECONDS, TELL_AGAIN_SECONDS)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

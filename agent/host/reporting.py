@@ -1,7 +1,7 @@
 """What does a process without an event loop say? Lines to the journal, words to systemd, documents in a directory.
 
-Nothing here waits: a log that nobody reads, a service manager that is busy and a full disk must not stop whoever holds
-the rules.
+Nothing here waits, or not for long: a log that nobody reads, a service manager that is busy and a full disk must not
+stop whoever holds the rules.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any, Final
 
 from agent.core.text import os_reason
+from agent.host import notifying
 
 ERROR, WARNING, INFO = 3, 4, 6  # sd-daemon(3)
 _PAGE_BYTES: Final = 4096  # what a file in memory has, however little is in it
@@ -50,14 +50,9 @@ class Reporter:
         with contextlib.suppress(OSError):
             os.write(2, f"<{level}>credential-agent: {text}\n".encode())
 
-    def notify(self, text: str) -> None:
-        """Tell systemd, if it wants to know and its queue has room."""
-        if not self._address:
-            return
-        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
-        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as made:
-            made.sendto(text.encode(), address)
+    def notify(self, *lines: str) -> bool:
+        """Tell systemd, if it wants to know; ``False``: it is to be told again."""
+        return not self._address or notifying.send(self._address, lines)
 
     def write(self, name: str, document: dict[str, Any], *, mode: int) -> None:
         """Replace a document in the directory; a failure is logged.

@@ -7,7 +7,6 @@ the caller; nothing here reads it.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import errno
@@ -22,6 +21,7 @@ from typing import Final
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
+from agent.host import notifying
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 MAX_FDS: Final = 4096  # systemd's own limit of the store
@@ -161,7 +161,7 @@ class Notifier:
     """Tells systemd our state. Without a ``NOTIFY_SOCKET`` every call does nothing.
 
     A notification that cannot be delivered is not an error of the agent: it goes on serving. (A missing ``READY=1``
-    or ``WATCHDOG=1`` has its own consequence: systemd restarts us.)
+    or ``WATCHDOG=1`` has its own consequence: systemd restarts us. So they are told again until they are taken.)
 
     Args:
         address: the value of ``NOTIFY_SOCKET``; a leading ``@`` stands for the abstract namespace.
@@ -169,7 +169,7 @@ class Notifier:
     """
 
     def __init__(self, address: str | None, *, stored: Iterable[str] = ()) -> None:
-        self._address = f"\0{address[1:]}" if address and address[0] == "@" else address
+        self._address = address
         self._seconds = {name for name in stored if name.endswith(NEXT)}  # second names that may be in use
 
     @property
@@ -194,14 +194,7 @@ class Notifier:
             return False
         if any("\n" in line for line in lines):
             raise ValueError("a notification is one assignment a line")
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.setblocking(False)  # a manager that does not read must not stop the loop that serves
-                sender.sendmsg(["\n".join(lines).encode()], ancillary, 0, self._address)
-        except OSError:
-            return False
-        return True
+        return notifying.send(self._address, lines, fds)
 
     def ready(self, status: str) -> bool:
         """Say that we answer from now on. ``status`` is the line that ``systemctl status`` shows."""

@@ -119,8 +119,8 @@ class Master:
         if self._control is not None and self._control.say_at is not None and self._control.say_at <= woken:
             self._control.say_rest()
         if self._beat_seconds is not None and self._beat_at <= woken:
-            self._notifier.alive()
-            self._beat_at = woken + self._beat_seconds
+            told = self._notifier.alive()
+            self._beat_at = woken + (self._beat_seconds if told else min(self._beat_seconds, _AGAIN_SECONDS))
 
     # -- the controller ----------------------------------------------------------------------------------------------
 

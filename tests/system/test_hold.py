@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from agent.host import nft
+from tests.fakes.full_queue import FullQueue
 from tests.system import lab
 from tests.system.lab import AGENT_PORT, AGENT_UID, Lab
 
@@ -548,3 +549,13 @@ def test_without_ipv6_the_rest_is_led(tmp_path: Path, switch: str) -> None:
         for address in ("fd00:ec2::254", "fd20:ce::254", "fd00:ec2::23"):
             assert net.ask(address, uid=ALICE) != "machine"
             assert net.ask(address, space=net.job) != "machine"
+
+
+def test_readiness_that_found_no_place_is_told_again(tmp_path: Path) -> None:
+    """A start that systemd never hears of is ended by it, and a worker can keep the queue full in which it would."""
+    with Lab() as net, FullQueue(tmp_path / "n") as manager:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(f"import os; os.environ['NOTIFY_SOCKET'] = {str(manager.path)!r}\n")
+        held.is_state("led")
+        assert "WATCHDOG=1" in manager.read_until("READY=1")

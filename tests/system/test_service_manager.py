@@ -22,6 +22,7 @@ from agent.core.model import AwsKeys
 from agent.core.secret import Secret
 from tests.fakes.behind import Behind
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.full_queue import FullQueue
 from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.sts import FakeSts
 from tests.system.harness import DEADLINE_SECONDS, Agent, Reply, UnixConnection, World, background, exchange, until
@@ -136,6 +137,16 @@ class TestReadiness:
             manager.wait_until(lambda told: told.value("STATUS") == "aws: none, gcp: none", after=mark)
             assert agent.stop() == 0
         assert all("S3CRET" not in line for told in manager.told for line in told.lines)
+
+    def test_what_found_no_place_is_told_again_soon(self, world: World, tmp_path: Path) -> None:
+        """Readiness and signs of life, in a queue that a worker keeps full: else the manager would end what is well."""
+        with FullQueue(tmp_path / "f") as manager:
+            environ = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "3600000000"}
+            with world.agent(environ=environ) as agent:
+                agent.ready()  # so both were told, in vain
+                manager.read_until("WATCHDOG=1")
+                manager.read_until("READY=1")
+                assert agent.stop() == 0
 
     def test_the_end_is_told_once(self, world: World, manager: NotifySocket) -> None:
         """SIGTERM is answered with STOPPING=1, once."""

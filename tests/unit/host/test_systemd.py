@@ -9,14 +9,18 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from agent.core.errors import HostError
+from agent.host import notifying
 from agent.host.systemd import NEXT, Notifier, passed, peek, watchdog_seconds
+from tests.fakes.full_queue import FullQueue
 
 
 @pytest.fixture
@@ -168,6 +172,29 @@ def test_a_deaf_manager_is_no_error(tmp_path: Path) -> None:
     assert not Notifier(None).ready("x")
     assert not Notifier(str(tmp_path / "nothing")).alive()
     assert not Notifier(None).keep("a", b"b")
+
+
+def test_a_place_in_a_queue_that_others_keep_full_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who only looks whether there is room finds none, since whoever fills the queue takes each place at once."""
+    if os.geteuid():
+        pytest.skip("needs root, to see what a thread waits for")
+    monkeypatch.setattr(notifying, "WAIT_SECONDS", 20.0)
+    with FullQueue(tmp_path / "n") as manager, ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.get_native_id).result()
+        told = pool.submit(Notifier(str(manager.path)).alive)
+        while "unix" not in Path(f"/proc/self/task/{thread}/wchan").read_text() and not told.done():
+            pass
+        assert not told.done()
+        manager.read_until("WATCHDOG=1")
+        assert told.result()
+
+
+def test_a_manager_that_reads_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    """What is told is lost, and whoever tells goes on."""
+    with FullQueue(tmp_path / "n") as manager:
+        assert not Notifier(str(manager.path)).alive()
 
 
 def test_without_a_descriptor_nothing_is_told_and_nothing_raised(manager: socket.socket) -> None:
