@@ -339,8 +339,14 @@ class Connection(asyncio.Protocol):
                 self.owner = owners.now(*ends)
 
     def belong(self, owners: Owners | None, table: Table | None) -> None:
-        """Learn its owner, from the table if one was read; one that is not found counts by its address."""
+        """Learn its owner, from the table; one that is not found counts by its address.
+
+        If there is no table just now (a machine that is very busy), it stays unknown, and is asked for again: else it
+        would count for good with all whose owners are not known, and give way for them.
+        """
         if self._transport is None or self.owner is not None:
+            return
+        if owners is not None and not owners.immediate and table is None:
             return
         ends = self._ends()
         if owners is not None and table is not None and ends is not None:

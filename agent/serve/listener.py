@@ -359,7 +359,7 @@ class Listener:
         if connection.owner is None:
             table = await owners.table() if owners is not None and not owners.immediate else None
             connection.belong(owners, table)
-        return connection.owner
+        return connection.share()
 
     def _make_room(self, now: float) -> bool:
         """Close one connection; ``False`` when there is none that may go."""

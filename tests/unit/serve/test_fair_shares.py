@@ -16,7 +16,7 @@ import pytest
 
 from agent.core.model import Cloud
 from agent.host.sockets import read_socket_table
-from agent.serve.fairness import Owners, Places, Turnstile
+from agent.serve.fairness import Owners, Places, Table, Turnstile
 from agent.snapshot import Limits, ServeSettings
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, read_all, running_endpoint
@@ -62,13 +62,11 @@ def hostile(server: RunningEndpoint, count: int, data: bytes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def endpoint(**limits: Any) -> Iterator[RunningEndpoint]:
+def endpoint(read: Callable[[], Table] = read_socket_table, **limits: Any) -> Iterator[RunningEndpoint]:
     view = FakeView()
     view.live_gcp(START)
     settings = ServeSettings(token_key=KEY, limits=Limits(**{"head_seconds": 60.0, "spared_seconds": 0.0, **limits}))
-    with running_endpoint(
-        view, settings=settings, clock=FakeClock(), owners=lambda: Owners(read_socket_table)
-    ) as server:
+    with running_endpoint(view, settings=settings, clock=FakeClock(), owners=lambda: Owners(read)) as server:
         yield server
 
 
@@ -101,6 +99,30 @@ def test_long_polls() -> None:
         until(lambda: server.endpoint.listener.held == 1)
         with hostile(server, 15, POLL):
             until(lambda: server.endpoint.listener.held == 16 and known(server))
+            with hostile(server, 60, POLL):
+                until(lambda: server.endpoint.listener.held == 20)
+                server.run(lambda: server.view.set(Cloud.GCP, _other(server)))
+                assert read_all(ours).startswith(b"HTTP/1.1 200")
+
+
+@as_root
+def test_a_table_that_cannot_be_had_is_asked_for_again() -> None:
+    """Ours, whose owner could not be told at first, does not count with theirs for good, and give way for them."""
+    reads = 0
+
+    def read() -> Table:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            raise OSError("no memory just now")
+        return read_socket_table()
+
+    with endpoint(read, held=20) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as ours:
+        ours.sendall(POLL)
+        until(lambda: server.endpoint.listener.held == 1)
+        with hostile(server, 15, POLL):
+            until(lambda: server.endpoint.listener.held == 16 and known(server))
+            assert reads > 1
             with hostile(server, 60, POLL):
                 until(lambda: server.endpoint.listener.held == 20)
                 server.run(lambda: server.view.set(Cloud.GCP, _other(server)))
