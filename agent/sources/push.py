@@ -14,6 +14,8 @@ from agent.core.source import PUSH, Ack, OnError, OnSuccess, Submit
 from agent.wire.wrapped import find
 
 _FOREVER_SECONDS: Final = 86_400.0
+START_SECONDS: Final = 10.0
+"""So long a push waits that comes before anybody watches: systemd may have held it until there was an agent."""
 
 
 class PushSource:
@@ -27,15 +29,18 @@ class PushSource:
     def __init__(self, *, clock: Clock, name: str = PUSH) -> None:
         self.name = name
         self._clock = clock
-        # Mutable state: where submissions go, once the controller watches; the pushes that await their verdicts, in the
-        # order in which they were submitted. One at a time, so that a verdict is never given to another's push.
+        # Mutable state: where submissions go, once the controller watches, and whether it does; the pushes that await
+        # their verdicts, in the order in which they were submitted. One at a time, so that a verdict is never given to
+        # another's push.
         self._submit: Submit | None = None
+        self._watched = asyncio.Event()
         self._pushing = asyncio.Lock()
         self._verdict: asyncio.Future[Ack] | None = None
 
     async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:  # noqa: ARG002 - it cannot be broken
         """See :class:`agent.core.source.Source`."""
         self._submit = submit
+        self._watched.set()
         on_success()
         while True:
             await self._clock.sleep(_FOREVER_SECONDS)
@@ -48,10 +53,13 @@ class PushSource:
         """Submit ``data`` and wait for the verdict.
 
         Raises:
-            SourceError: it is empty or longer than any bundle, or nobody watches yet.
+            SourceError: it is empty or longer than any bundle, or nobody watches for :data:`START_SECONDS`.
         """
         if not data or len(data) > MAX_BUNDLE_BYTES:
             raise SourceError(f"expected a bundle of 1 to {MAX_BUNDLE_BYTES} bytes, got {len(data)}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                await self._watched.wait()
         if self._submit is None:
             raise SourceError("the agent is still starting", hint="try again in a moment")
         # To its end whether or not the pusher waits: a verdict that comes late must not be taken for the next push's.

@@ -10,6 +10,7 @@ from agent.core.errors import SourceError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack
+from agent.sources import push
 from agent.sources.push import PushSource
 from tests.unit.sources.support import START, Listener, StepClock, run, watching
 
@@ -40,13 +41,34 @@ def test_a_push_returns_its_own_verdict() -> None:
     run(test())
 
 
+def test_a_push_that_comes_before_anybody_watches_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been sent before there was an agent, and is submitted as soon as it can be; for ever it does not wait."""
+
+    async def test() -> None:
+        source = PushSource(clock=StepClock())
+
+        class Controller(Listener):
+            async def submit(self, bundle: SealedBundle) -> None:
+                await source.acknowledge(Ack(origin="push", outcome="accepted", at=START, seq=7))
+
+        early = asyncio.create_task(source.push(b"1"))
+        await asyncio.sleep(0)
+        assert not early.done()
+        async with watching(source, Controller()):
+            assert (await early).seq == 7
+
+        monkeypatch.setattr(push, "START_SECONDS", 0.0)
+        with pytest.raises(SourceError, match="starting"):
+            await PushSource(clock=StepClock()).push(b"x")
+
+    run(test())
+
+
 def test_what_cannot_be_a_bundle_is_not_submitted() -> None:
-    """Too long, empty, or before the agent is ready: an error to the pusher, and nothing is submitted."""
+    """Too long or empty: an error to the pusher, and nothing is submitted."""
 
     async def test() -> None:
         source, heard = PushSource(clock=StepClock()), Listener()
-        with pytest.raises(SourceError, match="starting"):
-            await source.push(b"x")
         async with watching(source, heard):
             await heard.until(lambda h: h.oks)
             for data in (b"", b"x" * (MAX_BUNDLE_BYTES + 1)):
