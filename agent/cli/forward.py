@@ -20,6 +20,9 @@ from agent.cli.exits import EX_UNAVAILABLE
 from agent.cli.inputs import FILE, LENGTH, read, variables_of
 
 REACH_SECONDS: Final = 10.0
+_ADDRESS: Final = re.compile(
+    r"(?:(?P<scheme>tcp|tls|ws|wss|ucx)://)?\[?(?P<host>[^/\[\]@?#\s]+)\]?:(?P<port>[0-9]{1,5})/?"
+)
 
 _EXAMPLES: Final = """\b
 Every worker of a Dask cluster, present and future:
@@ -209,17 +212,41 @@ def _client(given: dict[str, Any], **more: Any) -> Any:
             "--dask needs the package distributed beside this program: pip install 'credential-agent[dask]'"
         ) from None
     distributed: Any = untyped
-    # distributed neither ends nor says so for some that it does not understand.
-    if re.fullmatch(r"((tcp|tls|ws|wss|ucx)://)?.+:[0-9]{1,5}/?", given["dask"]) is None:
+    address = _ADDRESS.fullmatch(given["dask"])
+    # Of some that it does not understand distributed neither ends nor says so.
+    if address is None:
         raise click.UsageError(f"--dask: expected tcp://HOST:PORT or tls://HOST:PORT, got {given['dask']!r}")
-    if given["tls_ca"] is not None:
-        more["security"] = distributed.Security(
-            tls_ca_file=str(given["tls_ca"]),
-            tls_client_cert=None if given["tls_cert"] is None else str(given["tls_cert"]),
-            tls_client_key=None if given["tls_key"] is None else str(given["tls_key"]),
-            require_encryption=True,
-        )
+    if (address["scheme"] or "").startswith(("tls", "wss")):
+        more["security"] = _security(distributed, given)
+    elif given["tls_ca"] or given["tls_cert"] or given["tls_key"]:
+        raise click.UsageError(f"--tls-ca and its like are for tls://, and --dask is {given['dask']}")
     try:
+        # Where nobody listens distributed itself tries for half a minute, and does not tell why.
+        socket.create_connection((address["host"], int(address["port"])), REACH_SECONDS).close()
         return distributed.Client(given["dask"], set_as_default=False, **more)
-    except (OSError, TimeoutError, ValueError, TypeError) as error:
+    except (OSError, OverflowError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise click.UsageError(f"--dask {given['dask']}: cannot connect: {error}") from None
+
+
+def _security(distributed: Any, given: dict[str, Any]) -> Any:
+    """What a cluster with TLS needs: the options, or else what Dask itself is configured with."""
+    names = {"--tls-ca": "tls_ca_file", "--tls-cert": "tls_client_cert", "--tls-key": "tls_client_key"}
+    files = {member: given[option[2:].replace("-", "_")] for option, member in names.items()}
+    try:
+        found = distributed.Security(
+            require_encryption=True, **{member: str(path) for member, path in files.items() if path is not None}
+        )
+        # Read here: of a file that cannot be read distributed says nothing until it ends, and it ends minutes later.
+        if found.get_connection_args("client")["ssl_context"] is not None:
+            return found
+    except (OSError, ValueError) as error:  # ssl.SSLError among them
+        told = ", ".join(
+            f"{option} {given[option[2:].replace('-', '_')]}" for option, member in names.items() if files[member]
+        )
+        raise click.UsageError(
+            f"--dask {given['dask']}: {told or 'what dask is configured with'} cannot be used: {error}"
+        ) from None
+    raise click.UsageError(
+        f"--dask {given['dask']} needs --tls-ca and --tls-cert (and --tls-key, unless that file has the key too), "
+        "or the same in dask's configuration (distributed.comm.tls)"
+    )

@@ -268,7 +268,7 @@ class Engine:
         leases = [one.ends for one in self._roster.known() if one.ends is not None and one.workers]
         leased = min(leases, default=None)
         clouds = []
-        for cloud, part in self._local.parts.items():
+        for cloud, part in list(self._local.parts.items()):  # another thread may collect meanwhile
             ends = [at for at in (part.forecast.until, leased) if at is not None]
             clouds.append(
                 CloudStatus(

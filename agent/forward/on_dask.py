@@ -204,7 +204,12 @@ class Dask:
                 self._registering = self._begin(self._register())
             return found
 
-        return list(self._wait(self._begin(ask()), SCHEDULER_SECONDS))
+        found = [one for one in self._wait(self._begin(ask()), SCHEDULER_SECONDS) if isinstance(one, str)]
+        # Newcomers that have given up waiting, and those that hung and have left.
+        for name in [name for name, box in list(self._boxes.items()) if box.over]:
+            self._boxes.pop(name, None)
+        self._late.intersection_update(found)
+        return found
 
     def _again(self, reconnect: Callable[[], Any]) -> None:
         """Dask gives a client up after half a minute without a scheduler: no end for a program that does only this."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, get_args
 
 from agent.core.errors import UsageError
+from agent.core.text import spell
 from agent.enrol import Policy
 from agent.forward import signing
 from agent.forward.agents import Admission, Verify, check_channel
@@ -80,6 +82,13 @@ class Wanted(TypedDict, total=False):
     progress: bool | None
 
 
+_ACCOUNT: Final = re.compile(r"[0-9]{12}\Z")
+_ROLE_ARN: Final = re.compile(r"arn:aws[a-z-]{0,16}:iam::[0-9]{12}:role/[!-~]{1,576}\Z")
+_LENGTHS: Final = {
+    "duration": (timedelta(minutes=15), timedelta(hours=36)),  # AssumeRole's shortest, GetSessionToken's longest
+    "assume_expiry": (timedelta(seconds=1), timedelta(days=366)),
+    "lease": (timedelta(seconds=1), timedelta(days=366)),
+}
 _TO_WHOM: Final = ("accounts", "roles", "projects", "service_accounts", "instance_ids", "thumbprints")
 
 
@@ -104,12 +113,7 @@ def begin(
         UsageError: an argument is unknown, or of another kind than it takes.
         AgentError: any other, as :func:`agent.forward.dask` says.
     """
-    odd = wanted.keys() - Wanted.__annotations__.keys()
-    if odd:
-        raise UsageError(f"forward knows no {min(odd)}=", hint=f"it knows: {', '.join(sorted(Wanted.__annotations__))}")
-    for name in _TO_WHOM:
-        if isinstance(wanted.get(name), str):
-            raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{wanted[name]!r}]")
+    wanted = _checked(wanted)
     options = _options(wanted)
     local = Local(options)
     verifying = verify or Vouching(options.aws).verifier
@@ -163,6 +167,48 @@ def begin(
     return Forward(engine, courier, teller, on_exit=on_exit, lazy=lazy(courier), now=now)
 
 
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, those left out that say nothing.
+
+    Raises:
+        UsageError: one is unknown, or of another kind than it takes.
+    """
+    odd = given.keys() - Wanted.__annotations__.keys()
+    if odd:
+        raise UsageError(f"forward knows no {min(odd)}=", hint=f"it knows: {', '.join(sorted(Wanted.__annotations__))}")
+    wanted = {name: value for name, value in given.items() if value is not None or name not in _TO_WHOM}
+    _check_to_whom(wanted)
+    for name, (shortest, longest) in _LENGTHS.items():
+        length = wanted.get(name)
+        if length is None:
+            continue
+        if not isinstance(length, timedelta):
+            raise UsageError(f"{name}= takes a datetime.timedelta, got {length!r}", hint=f"{name}=timedelta(hours=1)")
+        if not shortest <= length <= longest:
+            raise UsageError(f"{name}= is between {spell(shortest)} and {spell(longest)}, got {spell(length)}")
+    environ = wanted.get("environ") or {}
+    if not isinstance(environ, Mapping) or not all(isinstance(one, str) for pair in environ.items() for one in pair):
+        raise UsageError("environ= takes names and values that are texts", hint='environ={"MYAPP_TOKEN": "..."}')
+    role = wanted.get("role_arn")
+    if role is not None and not (isinstance(role, str) and _ROLE_ARN.match(role)):
+        raise UsageError(f"role_arn= takes arn:aws:iam::ACCOUNT:role/NAME, got {str(role)[:200]!r}")
+    if wanted.get("renew", "here") not in get_args(Renew):
+        raise UsageError(f"renew= is one of {', '.join(get_args(Renew))}, got {wanted['renew']!r}")
+    return wanted
+
+
+def _check_to_whom(wanted: Mapping[str, Any]) -> None:
+    for name in _TO_WHOM:
+        some = wanted.get(name, ())
+        if isinstance(some, str):
+            raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{some!r}]")
+        for one in some:
+            if not isinstance(one, str):
+                raise UsageError(f"{name}= takes a list of texts, got {one!r} in it", hint=f'{name}=["{one}"]')
+            if name == "accounts" and not _ACCOUNT.match(one):
+                raise UsageError(f"accounts= takes account ids of 12 digits, got {one[:100]!r}")
+
+
 def _options(wanted: Mapping[str, Any]) -> Options:
     off = "credentials" in wanted
     if off and wanted["credentials"] is not None:
@@ -171,7 +217,7 @@ def _options(wanted: Mapping[str, Any]) -> Options:
     return Options(
         aws=None if off else wanted.get("aws", "auto"),
         gcp=None if off else wanted.get("gcp", "auto"),
-        environ=dict(wanted.get("environ", {})),
+        environ=dict(wanted.get("environ") or {}),
         role_arn=wanted.get("role_arn"),
         policy=policy if policy is None or isinstance(policy, str) else json.dumps(policy, separators=(",", ":")),
         impersonate=wanted.get("impersonate"),

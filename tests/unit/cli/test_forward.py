@@ -44,10 +44,38 @@ def test_what_cannot_be_begun_is_one_line(
     assert "Traceback" not in told
 
 
-def test_an_address_of_dask_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    """Distributed would neither end nor say so."""
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nonsense"], "expected tcp://HOST:PORT"),
+        (["http://127.0.0.1:{port}"], "expected tcp://HOST:PORT"),
+        (["tcp://user@127.0.0.1:{port}"], "expected tcp://HOST:PORT"),
+        (["tcp://127.0.0.1:{port}"], "cannot connect"),
+        (["127.0.0.1:99999"], "cannot connect"),
+        (["tcp://127.0.0.1:{port}", "--tls-ca", "bad.pem"], "are for tls://"),
+        (["tls://127.0.0.1:{port}"], "needs --tls-ca and --tls-cert"),
+        (["tls://127.0.0.1:{port}", "--tls-ca", "bad.pem"], "needs --tls-ca and --tls-cert"),
+        (["tls://127.0.0.1:{port}", "--tls-ca", "bad.pem", "--tls-cert", "bad.pem"], "bad.pem cannot be used"),
+        (["tls://127.0.0.1:{port}", "--tls-ca", "none.pem", "--tls-cert", "bad.pem"], "No such file"),
+        (["wss://127.0.0.1:{port}", "--tls-cert", "bad.pem"], "needs --tls-ca and --tls-cert"),
+    ],
+)
+def test_a_dask_cluster_that_cannot_be_reached_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, argv: list[str], said: str
+) -> None:
+    """An address that is none, nobody who listens, certificates that are missing or none: one line, before Dask is asked.
+
+    Dask itself would neither end nor say so.
+    """
     pytest.importorskip("distributed")
-    with laptop(monkeypatch, tmp_path), pytest.raises(SystemExit) as caught:
-        main(["forward", "--dask", "nonsense"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pem").write_text("no certificate")
+    with socket.socket() as nobody, laptop(monkeypatch, tmp_path):
+        nobody.bind(("127.0.0.1", 0))
+        port = str(nobody.getsockname()[1])
+        with pytest.raises(SystemExit) as caught:
+            main(["forward", "--dask", *(one.replace("{port}", port) for one in argv)])
+    told = capsys.readouterr().err
     assert caught.value.code == 64
-    assert "expected tcp://HOST:PORT" in capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -423,8 +424,19 @@ def test_what_makes_no_sense_is_said_at_once(world: World) -> None:
         ({"renew": "instance"}, "role_arn="),
         ({"on_exit": "leave"}, "on_exit"),
         ({"accounts": "111122223333"}, "takes a list"),
+        ({"accounts": [111122223333]}, "list of texts"),
+        ({"accounts": ["1111-2222-3333"]}, "12 digits"),
+        ({"roles": ["w", None]}, "list of texts"),
+        ({"lease": 600}, "datetime.timedelta"),
+        ({"lease": timedelta(0)}, "between 1 s and"),
+        ({"duration": timedelta(minutes=5)}, "between 15 min and"),
+        ({"environ": {"A": 1}}, "are texts"),
+        ({"environ": "A=1"}, "are texts"),
+        ({"role_arn": "reader"}, "takes arn:aws:iam::ACCOUNT:role/NAME"),
+        ({"role_arn": f"arn:aws:sts::{ACCOUNT}:assumed-role/reader/ada"}, "takes arn:aws:iam::ACCOUNT:role/NAME"),
+        ({"renew": "workers"}, "one of here, worker, instance, never"),
     ):
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, match=re.escape(words)):
             world.forward(**wanted)
     assert world.courier.calls == []
 
