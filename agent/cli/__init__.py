@@ -144,18 +144,30 @@ def main(argv: list[str] | None = None) -> None:
         # click's own way out where whoever read our output has gone (| head -1), which is no status of the table.
         sys.exit(EX_IOERR if error.code == 1 else error.code)
     except OSError as error:
-        if error.errno not in _OUTPUT or error.filename is not None:
-            name = "" if error.filename is None else f"{error.filename}: "
-            report(HostError(f"{name}{os_reason(error)}", hint="credential-agent doctor"))
-            _fail(EX_OSERR, f"{name}{os_reason(error)}", "credential-agent doctor", asked)
-        _say(f"credential-agent: stdout: cannot be written: {os_reason(error)}")
-        _give_up(1)
-        sys.exit(EX_IOERR)
+        _refused(error, asked)
+    except ImportError as error:
+        said = (
+            f"a part of the program is missing ({error.name}): the installation is not whole, install the agent again"
+        )
+        report(HostError(said))
+        _fail(EX_OSERR, said, None, asked)
     except Exception as error:  # noqa: BLE001 - the border of this program
         said = f"an internal error, please report it: {type(error).__name__} at {_place(error)}"
         _say(f"credential-agent: {said}")
         _fail(EX_SOFTWARE, said, None, asked)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _refused(error: OSError, asked: documents.Asked) -> NoReturn:
+    """The machine refused something that no command expected; or standard output takes nothing."""
+    if error.errno in _OUTPUT and error.filename is None:
+        _say(f"credential-agent: stdout: cannot be written: {os_reason(error)}")
+        _give_up(1)
+        sys.exit(EX_IOERR)
+    name = "" if error.filename is None else f"{error.filename}: "
+    hint = "credential-agent doctor"
+    report(HostError(f"{name}{os_reason(error)}", hint=hint))
+    _fail(EX_OSERR, f"{name}{os_reason(error)}", hint, asked)
 
 
 def _fail(status: int, said: str, hint: str | None, asked: documents.Asked) -> NoReturn:

@@ -18,6 +18,7 @@ from agent.cli.exits import EX_DATAERR, EX_OSERR, EX_UNAVAILABLE
 from agent.cli.options import config_option
 from agent.cli.terminal import colourful
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
+from agent.core.text import instant
 from agent.wire import names
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ AHEAD: Final = -10
 """As the agent itself (``Nice=`` of its unit)."""
 CONFIGURATION_SECONDS: Final = 0.5
 ANSWER_SECONDS: Final = 1.2
+PROGRAM_SECONDS: Final = 0.6
 _FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True, readable=False)
 
 
@@ -135,17 +137,18 @@ def what_it_says(path: Path) -> examination.Control:
 
     try:
         found = aside(lambda: where.find(path), CONFIGURATION_SECONDS)
-        control, courier = found.control, found.courier
+        control, courier, http = found.control, found.courier, found.http
     except (TimeoutError, HostError):
         # A mount that does not answer, or a mistake: another check tells it. The daemon may run all the same.
-        control, courier = Path(config.Listen().control), config.courier_path(config.Listen())
+        usual = config.Listen()
+        control, courier, http = Path(usual.control), config.courier_path(usual), config.host_port(usual.http[0])
     try:
         answer = ask.control(control, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         if answer.status != 200:
             return examination.Control(state="broken", path=str(control), why=answer.why())
         return examination.Control(state="answered", path=str(control), document=answer.document("now", "clouds"))
     except ask.NotAllowedError as error:
-        return _ask_as_courier(control, courier, error.message)
+        return _ask_as_courier(control, courier, http, error.message)
     except ask.NoAnswerError as error:
         return examination.Control(state="silent", path=str(control), why=error.message)
     except ask.NotListeningError as error:
@@ -154,14 +157,14 @@ def what_it_says(path: Path) -> examination.Control:
         return examination.Control(state="broken", path=str(control), why=error.message)
 
 
-def _ask_as_courier(control: Path, courier: Path | None, why: str) -> examination.Control:
-    """The redacted status that every worker may have."""
+def _ask_as_courier(control: Path, courier: Path | None, http: tuple[str, int], why: str) -> examination.Control:
+    """The redacted status that members of the workers' group may have; others ask as their SDKs do."""
     from agent import doctor as examination
     from agent.core.errors import HostError
 
     denied = examination.Control(state="denied", path=str(control), why=why)
     if courier is None:
-        return denied
+        return _ask_as_program(denied, http)
     try:
         answer = ask.control(courier, "GET", names.STATUS_PATH, timeout_seconds=ANSWER_SECONDS)
         if answer.status == 200:
@@ -170,4 +173,22 @@ def _ask_as_courier(control: Path, courier: Path | None, why: str) -> examinatio
             )
     except HostError:
         pass
-    return denied
+    return _ask_as_program(denied, http)
+
+
+def _ask_as_program(denied: examination.Control, http: tuple[str, int]) -> examination.Control:
+    """Which identity a program of this user gets, as far as that is said in time."""
+    from msgspec.structs import replace
+
+    from agent.cli import whoami
+    from agent.core.errors import HostError
+
+    now = datetime.now(UTC)
+    try:
+        clouds = {
+            "aws": whoami.ask_aws(http, now, patience=PROGRAM_SECONDS),
+            "gcp": whoami.ask_gcp(http, now, patience=PROGRAM_SECONDS),
+        }
+    except HostError:
+        return denied
+    return replace(denied, document={"now": instant(now), "clouds": clouds})

@@ -18,6 +18,8 @@ from agent.core.text import instant, printable, when
 from agent.wire import names
 
 ANSWER_SECONDS: Final = 2.0
+SDK_SECONDS: Final = 5.0
+"""For each request that is made as an SDK makes it."""
 _YEAR: Final = 366 * 86_400
 _WHOSE: Final = {"bundle": "from the bundle", "fallback": "the machine's own"}
 
@@ -109,17 +111,17 @@ def _of_courier(cloud: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def ask_aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
+def ask_aws(http: tuple[str, int], now: datetime, *, patience: float = SDK_SECONDS) -> dict[str, Any]:
     """As an SDK asks: a token, the role's name, and of the credential its end alone is kept."""
-    token = ask.worker(http, names.EC2_TOKEN_PATH, {names.EC2_TTL_HEADER: "60"}, method="PUT")
+    token = ask.worker(http, names.EC2_TOKEN_PATH, {names.EC2_TTL_HEADER: "60"}, method="PUT", timeout_seconds=patience)
     if token.status != 200:
         return _cloud("absent", why=token.why())
     headers = {names.EC2_TOKEN_HEADER: token.body.decode("ascii", errors="replace")}
-    role = ask.worker(http, names.EC2_ROLES_PATH, headers)
+    role = ask.worker(http, names.EC2_ROLES_PATH, headers, timeout_seconds=patience)
     if role.status != 200:
         return _cloud("absent" if role.status == 404 else "pending", why=role.why(), origin=role.origin or "none")
     name = role.body.decode("ascii", errors="replace").strip()
-    answer = ask.worker(http, f"{names.EC2_ROLES_PATH}{name}", headers)
+    answer = ask.worker(http, f"{names.EC2_ROLES_PATH}{name}", headers, timeout_seconds=patience)
     if answer.status != 200:
         return _cloud("pending", why=answer.why())
     document = answer.document()
@@ -132,13 +134,13 @@ def ask_aws(http: tuple[str, int], now: datetime) -> dict[str, Any]:
     )
 
 
-def ask_gcp(http: tuple[str, int], now: datetime) -> dict[str, Any]:
+def ask_gcp(http: tuple[str, int], now: datetime, *, patience: float = SDK_SECONDS) -> dict[str, Any]:
     """As a Google client asks: a token, of which the end alone is kept, and the account."""
     headers = {names.GCE_FLAVOR_HEADER: names.GCE_FLAVOR}
-    answer = ask.worker(http, names.GCE_TOKEN_PATH, headers)
+    answer = ask.worker(http, names.GCE_TOKEN_PATH, headers, timeout_seconds=patience)
     if answer.status != 200:
         return _cloud("absent" if answer.status == 404 else "pending", why=answer.why(), origin=answer.origin or "none")
-    email = ask.worker(http, f"{names.GCE_ACCOUNT}email", headers)
+    email = ask.worker(http, f"{names.GCE_ACCOUNT}email", headers, timeout_seconds=patience)
     seconds = answer.document().get("expires_in")
     until = instant(now + timedelta(seconds=seconds)) if isinstance(seconds, int) and 0 <= seconds < _YEAR else None
     identity = email.body.decode("ascii", errors="replace").strip() if email.status == 200 else None

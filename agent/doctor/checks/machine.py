@@ -123,7 +123,10 @@ def version(facts: Facts) -> Iterator[Finding]:
         return
     document = facts.control.document if isinstance(facts.control, Control) else {}
     running = str(document.get("version", ""))
-    if found.installed and found.running and found.installed != found.running:
+    if found.missing:
+        said = f"the installation is not whole: {', '.join(found.missing)} is missing; install the agent again"
+        yield fail(VERSION, said, "ls -l /opt/credential-agent/releases")
+    elif found.installed and found.running and found.installed != found.running:
         yield warn(VERSION, f"{found.running} runs, {found.installed} is installed", START)
     elif running and running != found.ours:
         yield warn(VERSION, f"version {running} runs, this command is {found.ours}", START)

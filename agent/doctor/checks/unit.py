@@ -63,7 +63,7 @@ def _itself(facts: Facts) -> Iterator[Finding]:
         cause = None if name is None or not isinstance(units, Units) else _socket(units.units[name])
         server = units.units.get(SERVER) if isinstance(units, Units) else None
         if server is not None and server.active == "active":
-            yield ok(CHECK, "workers are served with what the agent told it, until that ends", about=SERVER)
+            yield _without_the_agent(facts)
         yield cause or _does_not_run(unit, units.last_error if isinstance(units, Units) else "", facts)
         return
     yield from _without_systemd(facts, control)
@@ -109,6 +109,19 @@ def _runs(facts: Facts, unit: Unit, control: Control | Unknown) -> Iterator[Find
     else:
         late = Unknown(why=said, hung=True)
         yield hung(CHECK, late, "it hangs", START, facts)
+
+
+def _without_the_agent(facts: Facts) -> Finding:
+    """Whether what answers workers has anything to answer with: it may have begun after the agent had gone."""
+    asked = {} if isinstance(facts.arrival, Unknown) else facts.arrival.asked
+    if "agent" in asked.values():
+        return ok(CHECK, "workers are served with what the agent told it, until that ends", about=SERVER)
+    if asked:
+        said = (
+            "it runs, and has nothing to serve: the agent has told it nothing since it began; workers wait, and give up"
+        )
+        return fail(CHECK, said, JOURNAL, about=SERVER)
+    return skipped(CHECK, "it runs; whether it has anything to serve was not asked", about=SERVER)
 
 
 def _in_the_way(units: Mapping[str, Unit]) -> str | None:

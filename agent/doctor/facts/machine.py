@@ -62,9 +62,11 @@ class Releases(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         ours: the version of this program.
+        missing: packages that this program stands on, and that are not there.
         installed: the release that a start would run. ``running``: that of the daemon's process. Empty: not known.
     """
 
     ours: str
     installed: str = ""
     running: str = ""
+    missing: tuple[str, ...] = ()

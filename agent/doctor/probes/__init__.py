@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from agent.core.errors import HostError
 from agent.doctor import facts, isolation
-from agent.doctor.checks.unit import SERVICE
+from agent.doctor.checks.unit import SERVER, SERVICE
 from agent.doctor.isolation import Identity, Probe
 from agent.doctor.probes.access import look_at_access, look_inside
 from agent.doctor.probes.bundles import look_at_bundles
@@ -65,6 +65,8 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
     # First: whoever connects to a socket that systemd holds for a service that is stopped starts it.
     first = isolation.look({"units": Probe(facts.Units, look_at_units)}, seconds=min(UNITS_SECONDS, seconds))
     ask = not _rests(first["units"])
+    # What answers workers may run without the agent, and then to ask it starts nothing.
+    worker = ask or _active(first["units"], SERVER)
     served = partial(look_at_configuration, path, machine.environ, as_service=service is not None)
     probes = {
         "control": Probe(facts.Control, machine.ask if ask else _not_asked),
@@ -75,7 +77,7 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "clouds": Probe(facts.Clouds, partial(look_at_clouds, path), service),
         "clock": Probe(facts.Clock, look_at_clock),
         "listeners": Probe(facts.Listeners, partial(look_at_listeners, path)),
-        "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=ask)),
+        "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=worker)),
         "access": Probe(facts.Access, partial(look_at_access, path, root=machine.root)),
         "inside": Probe(facts.Inside, partial(look_inside, path, _pid(first["units"]), root=machine.root)),
         "rules": Probe(facts.Rules, partial(look_at_rules, root=machine.root)),
@@ -109,6 +111,11 @@ def _rests(units: facts.Units | facts.Unknown) -> bool:
     """Whether the service is stopped, or has been given up."""
     unit = None if isinstance(units, facts.Unknown) else units.units.get(SERVICE)
     return unit is not None and unit.load == "loaded" and unit.active in {"inactive", "failed"}
+
+
+def _active(units: facts.Units | facts.Unknown, name: str) -> bool:
+    unit = None if isinstance(units, facts.Unknown) else units.units.get(name)
+    return unit is not None and unit.active == "active"
 
 
 def _not_asked() -> facts.Control:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,16 @@ from agent.doctor.facts import Clock, Memory, Place, Places, Releases
 from agent.host import clock
 
 CURRENT: Final = Path("/opt/credential-agent/current")
+_NEEDED: Final = (
+    "aiohttp",
+    "boto3",
+    "botocore",
+    "cryptography",
+    "google.auth",
+    "msgspec",
+    "prometheus_client",
+    "structlog",
+)
 _GROUP: Final = "sys/fs/cgroup/system.slice/credential-agent.service"
 
 
@@ -117,7 +129,18 @@ def look_at_releases() -> Releases:
         installed = CURRENT.readlink().name
     except OSError:
         installed = ""
-    return Releases(ours=agent.__version__, installed=installed, running=_running())
+    return Releases(ours=agent.__version__, installed=installed, running=_running(), missing=tuple(_missing()))
+
+
+def _missing() -> Iterator[str]:
+    """What is imported only when it is needed, perhaps hours after the start."""
+    for name in _NEEDED:
+        try:
+            there = importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):
+            there = False
+        if not there:
+            yield name
 
 
 def _running() -> str:

@@ -174,6 +174,34 @@ def test_what_nobody_foresaw_is_a_line_without_its_words(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ModuleNotFoundError("SECRET", name="agent.x"), exits.EX_OSERR, "agent.x): the installation is not whole"),
+        (PermissionError(13, "Permission denied", "/some/file"), exits.EX_OSERR, "/some/file: permission denied"),
+    ],
+    ids=["half installed", "a file"],
+)
+def test_what_the_machine_lacks_is_told_as_that(  # noqa: PLR0917 - what pytest gives
+    odd: Odd,
+    error: Exception,
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A package that is half there, a file that nobody expected to be closed: what it is, and no defect of ours."""
+
+    def broken(*_words: object, **_more: object) -> ask.Answer:
+        raise error
+
+    monkeypatch.setattr(ask, "control", broken)
+    ended_with, (document,), said = ended(("status",), odd.config, capsys)
+    assert (ended_with, document["exit_status"]) == (code, code)
+    assert words in said
+    assert "SECRET" not in said
+
+
 def test_a_reader_that_has_gone_ends_it_with_a_status_of_the_table(odd: Odd, tmp_path: Path) -> None:
     """As with ``| head -1``: 74, and nothing is said about it."""
     reader, writer = os.pipe()

@@ -161,6 +161,9 @@ CASES = [
     Case("a socket that it needs is masked", with_(units=without("credential-agent-control.socket", load="masked"), control=silent()),
          "daemon", Level.FAIL, "credential-agent-control.socket is masked", "systemctl unmask credential-agent-control.socket && systemctl start"),
     Case("nothing takes the log", with_(control=answered(log_dropped=7)), "daemon", Level.WARN, "7 lines of its log are lost", "systemd-journald"),
+    Case("ended, and nothing to serve", with_(units=without("credential-agent-serve.service", active="active"), control=silent(),
+                                            arrival=led(asked={"uid 1000": "timeout"})),
+         "daemon", Level.FAIL, "has nothing to serve", "journalctl"),
     Case("disabled", with_(units=unit(active="active", enabled="disabled")), "daemon", Level.WARN, "next boot", "systemctl enable"),
     Case("its socket failed", with_(units=beside("credential-agent.socket", active="failed", result="resources")),
          "daemon", Level.FAIL, "resources", "-u credential-agent.socket"),
@@ -351,6 +354,7 @@ CASES = [
     Case("was ended for it", with_(memory=Memory(total=8 << 30, available=4 << 30, killed=2)), "memory", Level.WARN, "2 times", "journalctl"),
     Case("everything waits", with_(memory=Memory(total=8 << 30, available=4 << 30, pressure=40.0)), "memory", Level.WARN, "40 %", "ps -eo"),
     Case("half upgraded", with_(releases=Releases(ours="0.1.0", installed="r2", running="r1")), "version", Level.WARN, "r1 runs, r2", "systemctl restart"),
+    Case("a package is gone", with_(releases=Releases(ours="0.1.0", missing=("botocore",))), "version", Level.FAIL, "botocore is missing", "ls -l /opt"),
     Case("an older agent", with_(control=answered(version="0.0.9")), "version", Level.WARN, "0.0.9 runs", "systemctl restart"),
 ]  # fmt: skip
 
