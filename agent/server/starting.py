@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
-from agent.host import confine, descriptors, seccomp, signals, systemd
+from agent.host import confine, descriptors, seccomp, signals, slices, systemd
 from agent.server.controllers import ControllerSocket
 from agent.server.master import Master, addresses_of
 
@@ -81,6 +81,7 @@ def serve(environ: Mapping[str, str]) -> None:
 
 def _give_up() -> None:
     descriptors.raised()
+    slices.ask_for_short()  # where programs compute on every processor workers would wait for each of them
     seccomp.give_up_execution(io_uring=False)
     systemd.harden()
     gc.freeze()  # what is here now is never looked at again, so that its pages stay shared

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.host.slices import SLICE_SECONDS, slice_seconds
 from agent.host.sockdiag import NETLINK_SOCK_DIAG
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import NOBODY, Agent, World, until
@@ -75,6 +76,16 @@ def test_a_server_that_is_killed_costs_nobody_anything(tmp_path: Path) -> None:
         assert len(seen) == 6
         assert [line["times"] for line in agent.events("server.again")] == [1]  # and once a minute
         assert not agent.events("server.gone")
+
+
+def test_whoever_answers_runs_in_short_slices(tmp_path: Path) -> None:
+    """Those who wait for an answer do not wait for every program that computes; the agent itself takes its turns."""
+    world = World(tmp_path)
+    with world.agent() as agent:
+        agent.ready()
+        known = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 12)
+        assert slice_seconds(server_of(agent)) == (SLICE_SECONDS if known else 0)
+        assert slice_seconds(agent.process.pid) != SLICE_SECONDS
 
 
 def test_clients_that_ask_all_the_while_find_one_identity(tmp_path: Path) -> None:
