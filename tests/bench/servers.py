@@ -16,12 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from agent.daemon.unit import LASTED_SECONDS
 from tests.bench.certificate import make_certificate
 from tests.system.harness import NICE, Agent, World
+from tests.system.serve_unit import ServeUnit
 
 HERE = Path(__file__).resolve().parent
 HELPER = "github.com/aws/rolesanywhere-credential-helper@v1.4.0"
@@ -110,6 +113,35 @@ def agent(directory: Path) -> Iterator[Server]:
         started = wait_for(port, process.process, lambda: process.stderr)
         yield Server("agent", port, process.process.pid, started, ("ec2", "container", "google"), world.token)
         process.stop()
+
+
+def server_seconds(directory: Path, times: int) -> list[float]:
+    """Seconds from exec of what answers workers to the next credential, while the agent lives on (as two units).
+
+    Its sockets are the service manager's, so whoever asks meanwhile waits in the kernel's queue: there is nothing to poll.
+    """
+    directory.mkdir()
+    world = World(directory)
+    took = []
+    with (
+        ServeUnit(directory) as unit,
+        unit.agent(world, prelude="sys.modules['rich'] = None", through=nice()) as process,
+    ):
+        process.ready()
+        world.drop(world.seal(world.session("ASIAUSER000000000000")))
+        process.wait_for("bundle.accepted", seq=1)
+        for _ in range(times):
+            time.sleep(LASTED_SECONDS)  # sooner, and the agent takes it for one that cannot last
+            unit.kill()
+            began = time.perf_counter()
+            with ThreadPoolExecutor(1) as starting:
+                started = starting.submit(unit.start, stored=True)
+                if not serves(unit.address[1]):
+                    raise SystemExit(f"whoever was begun anew does not serve: {process.stderr}")
+                took.append(time.perf_counter() - began)
+                started.result()
+        process.stop()
+    return took
 
 
 @contextmanager
