@@ -77,9 +77,9 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         if self.instance_id != instance_id:
             return []
-        by = clock.now() - self.time(clock)
-        if self.heard and by > timedelta():
-            by = timedelta()  # that process was right: the machine was stopped in between, which makes no end later
+        # Never later: that process may have been right, and the machine stopped in between. (An error of its clock that
+        # was put right since would have ended them there too.)
+        by = min(clock.now() - self.time(clock), timedelta())
         return [
             Holding(kept.key, kept.digest, kept.credential, kept.ends + by if kept.ends is not None else None)
             for kept in self.credentials
