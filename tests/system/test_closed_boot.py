@@ -328,6 +328,26 @@ def test_a_system_user_who_was_a_worker_is_none_of_the_machines_at_the_next_boot
     machine.run("userdel", "batch")
 
 
+def test_a_system_user_of_the_image_is_none_of_the_machines_at_its_first_boot(world: World) -> None:
+    """Nothing of ours ever ran there but the build: the redirection crashes at once, and the number is known all the same."""
+    root, kept = world.disk.root, world.disk.root / "etc/credential-agent/closed.d/workers"
+    mask = root / "etc/systemd/system/credential-agent-redirect.service"
+    world.config.write_text(f'{world.good}\n[redirect]\nusers = ["batch", broken\n')
+    m.in_tree(root, "useradd", "--system", "--uid", "701", "batch")
+    try:
+        m.in_tree(root, "credential-agent", "redirect", "record")
+        assert kept.read_text() == "701\n"
+        mask.unlink()
+        mask.symlink_to("/dev/null")
+        world.boot()
+        assert world.ask("701") == "ConnectionRefusedError"
+        assert world.never_the_machine()["1000"] == "ConnectionRefusedError"
+    finally:
+        world.off()
+        kept.unlink(missing_ok=True)
+        m.in_tree(root, "userdel", "batch")
+
+
 def test_an_empty_file_of_rules_is_closed(world: World) -> None:
     """The release has a copy; without the release too there is no route."""
     file, release = (

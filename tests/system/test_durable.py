@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -413,6 +413,68 @@ class TestDisks:
 
 
 SOON = "import agent.controller.durable; agent.controller.durable.WRITE_AGAIN_SECONDS = 0.5\n"
+
+
+class TestABackupThatIsPutBack:
+    """The state directory is as it was before a withdrawal: somebody restored it, or the machine's disk."""
+
+    @pytest.fixture
+    def put_back(self, world: World) -> Callable[[], None]:
+        """Puts back what :func:`_withdrawn` saved."""
+
+        def restore() -> None:
+            shutil.rmtree(world.state)
+            world.state.with_name("backup").rename(world.state)
+
+        return restore
+
+    def test_while_it_runs_and_over_a_restart_nothing_is_taken_back(
+        self, world: World, tmp_path: Path, put_back: Callable[[], None]
+    ) -> None:
+        """What the process before knew is with the service manager, and the disk is written anew."""
+        with NotifySocket(tmp_path / "n") as manager:
+            environ = {"NOTIFY_SOCKET": str(manager.path)}
+            with world.agent(environ=environ) as agent:
+                bundle = _withdrawn(world, agent)
+                manager.wait_content("handover", lambda data: json.loads(data)["memory"]["active"] is None)
+                agent.kill()
+            put_back()
+            world.bundle_file.unlink()
+            with world.agent(environ=environ, passed=manager.stored()) as agent:
+                agent.started()
+                assert agent.role() is None
+                assert agent.push(bundle)["code"] == "rollback"
+                memory = world.state / "memory.json"
+                until(
+                    lambda: json.loads(memory.read_bytes())["memory"]["marks"][0]["seq"] == 2, what="it to be written"
+                )
+                agent.kill()
+        with world.agent(environ=REBOOTED) as agent:
+            agent.ready()
+            assert agent.push(bundle)["code"] == "rollback"
+
+    def test_at_a_boot_what_a_source_shows_decides(self, world: World, put_back: Callable[[], None]) -> None:
+        """The withdrawal that was left where bundles are looked for takes effect once more."""
+        with world.agent() as agent:
+            bundle = _withdrawn(world, agent)
+            agent.kill()
+        put_back()
+        with world.agent(environ=REBOOTED) as agent:
+            agent.wait_for("bundle.withdrawn", seq=2)
+            until(lambda: agent.role() is None, what="nothing to be served")
+            assert agent.push(bundle)["code"] == "rollback"
+
+
+def _withdrawn(world: World, agent: Agent) -> bytes:
+    """Push a bundle, save the state, withdraw it by the file source. Returns the bundle."""
+    agent.ready()
+    bundle = world.seal(world.session(KEYS[1]), seq=1)
+    assert agent.push(bundle)["durable"] is True
+    shutil.copytree(world.state, world.state.with_name("backup"))
+    world.drop(world.withdrawal(seq=2))
+    agent.wait_for("bundle.withdrawn", seq=2)
+    until(lambda: agent.role() is None, what="nothing to be served")
+    return bundle
 
 
 class TestOneOwner:
