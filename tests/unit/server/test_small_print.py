@@ -311,3 +311,41 @@ class TestKept:
         assert kept.tell()
         assert kept.files == (one,)
         assert kept.read() == (b"one",)
+
+    def test_the_service_manager_has_one_at_each_instant(self) -> None:
+        """The new one is given before the former is dropped, under another name; one that hears nothing is told again."""
+        name = f"credential-agent-kept-{os.getpid()}"
+        kept = Kept(systemd.Notifier(f"@{name}"), {"snapshot": kept_file(b"of before")})
+        kept.take([kept_file(b"first")])
+        assert not kept.tell()  # nobody is there
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(f"\0{name}")
+            manager.setblocking(False)
+
+            def heard() -> list[tuple[bytes, list[bytes]]]:
+                found = []
+                while True:
+                    try:
+                        said, fds, _, _ = socket.recv_fds(manager, 4096, 4)
+                    except BlockingIOError:
+                        return found
+                    found.append((said, [os.pread(fd, 99, 0) for fd in fds]))
+                    for fd in fds:
+                        os.close(fd)
+
+            assert kept.tell()
+            told = heard()
+            given = next(at for at, (_, data) in enumerate(told) if data)
+            assert told[given] == (b"FDSTORE=1\nFDNAME=snapshot-next", [b"first"])
+            assert [
+                b"FDSTOREREMOVE=1" in said and b"FDNAME=snapshot\n" in said + b"\n" for said, _ in told[given:]
+            ] == [
+                False,
+                True,
+            ]
+            assert kept.tell()
+            assert heard() == []  # it knows
+            kept.take([kept_file(b"second")])
+            assert [data for _, data in heard() if data] == [[b"second"]]
+        (left,) = kept.read()
+        assert left == b"second"
