@@ -85,7 +85,7 @@ class Accounts:
                 return partial(self._wait, request, query)
             return self._scoped_answer(request, query, answer) if query.scopes else self._token_answer(answer)
         if rest == ("identity",):
-            return self._identity(request, query)
+            return self._identity(request, query, answer)
         return of_node(gce.find(self._directory(answer), (*account, *rest)), request, query, self._wait)
 
     def forget(self) -> None:
@@ -130,18 +130,19 @@ class Accounts:
         held = self._watch.served.scoped(wanted, now)
         if held is not None:
             return gce.content(gce.render_token(held, now), json=True).noted(_given(live))
-        return partial(self._await_scoped, request, wanted)
+        return partial(self._await_scoped, request, wanted, live.name)
 
-    async def _await_scoped(self, request: Request, wanted: tuple[str, ...]) -> Outcome:
+    async def _await_scoped(self, request: Request, wanted: tuple[str, ...], name: str) -> Outcome:
         token = None
         with contextlib.suppress(TimeoutError, TooOften, AgentError):
             async with asyncio.timeout(min(_SCOPED_SECONDS, self._hold_seconds)):
                 token = await self._scoped_mints.mint(" ".join(wanted), request.asker)
         now = self._watch.look(Cloud.GCP)
-        if token is not None:
-            rendered = gce.content(gce.render_token(token, self._watch.clock.now()), json=True)
-            return rendered.noted(_given(now))
-        return self._token_answer(now) if isinstance(now, Live) else self._refusal(now)
+        if not isinstance(now, Live):
+            return self._refusal(now)
+        if token is None or now.name != name or now.origin is not Origin.BUNDLE:
+            return self._token_answer(now)  # also where another took the place of whom it speaks for
+        return gce.content(gce.render_token(token, self._watch.clock.now()), json=True).noted(_given(now))
 
     @staticmethod
     def _refusal(answer: Answer) -> Response:
@@ -152,7 +153,7 @@ class Accounts:
         # Not 404: a missing credential must not look like missing data.
         return gce.failure(403, getattr(answer, "why", ""))
 
-    def _identity(self, request: Request, query: gce.Query) -> Outcome | Later:
+    def _identity(self, request: Request, query: gce.Query, live: Live) -> Outcome | Later:
         if not query.audience:
             return _NO_AUDIENCE
         if len(query.audience) > _MAX_AUDIENCE_CHARACTERS:
@@ -161,9 +162,11 @@ class Accounts:
         if not served.now.mints_id_tokens:
             return _NO_ID_TOKENS
         token = served.id_token(query.audience, self._watch.clock.now())
-        return partial(self._mint, query.audience, request) if token is None else self._identity_answer(token)
+        return (
+            partial(self._mint, query.audience, request, live.name) if token is None else self._identity_answer(token)
+        )
 
-    async def _mint(self, audience: str, request: Request) -> Outcome:
+    async def _mint(self, audience: str, request: Request, name: str) -> Outcome:
         try:
             async with asyncio.timeout(self._hold_seconds):
                 token = await self._mints.mint(audience, request.asker)
@@ -178,7 +181,12 @@ class Accounts:
         except AgentError as error:
             failed = gce.failure(503, f"no identity token could be minted: {error.message}", ("Retry-After", "1"))
         else:
-            return _NO_ID_TOKENS if token is None else self._identity_answer(token)
+            now = self._watch.look(Cloud.GCP)
+            if isinstance(now, Live) and now.name == name:
+                return _NO_ID_TOKENS if token is None else self._identity_answer(token)
+            # Whom it speaks for is not served any more.
+            again = gce.failure(503, "another identity is served since; try again", ("Retry-After", "1"))
+            failed = again if isinstance(now, Live) else self._refusal(now)
         # gcloud asks on its way to an access token; any failure but 404 would keep it from one.
         return gce.failure(404, failed.body.decode().rstrip("\n")) if audience == _GCLOUD_AUDIENCE else failed
 

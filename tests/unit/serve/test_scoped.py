@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
 from agent.core.errors import Denied
-from agent.core.model import CLOUD_PLATFORM, GoogleToken
+from agent.core.model import CLOUD_PLATFORM, Cloud, GoogleToken, IdToken
 from agent.core.secret import Secret
-from agent.core.view import Origin
+from agent.core.view import Answer, Ended, Live, Origin, Pending
 from agent.snapshot import ServeSettings
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, google_token, running_endpoint
@@ -108,3 +109,42 @@ def test_the_machines_own_token_is_as_it_is() -> None:
     with running_endpoint(view, clock=FakeClock(), scoped=narrow) as server:
         assert ask(server, "?scopes=read") == "ya29.example-1"
     assert not narrow.minted
+
+
+IDENTITY = "/computeMetadata/v1/instance/service-accounts/default/identity?audience=https://a.example"
+
+
+@pytest.mark.parametrize(
+    ("then", "status", "holds"),
+    [
+        (Ended("withdrawn", passing=False), 403, "withdrawn"),
+        (Pending("another is waited for"), 503, "another is waited for"),
+        (Live(google_token(START), "other@example.com", Origin.BUNDLE), 200, "ya29.example-1"),
+        (Live(google_token(START), "machine@example.com", Origin.FALLBACK), 200, "ya29.example-1"),
+    ],
+    ids=["withdrawn", "pending", "another", "the machine"],
+)
+def test_what_was_minted_for_one_is_not_given_to_the_next(then: Answer, status: int, holds: str) -> None:
+    """A mint takes its time: what is served when it comes is what is answered, and the token speaks for nobody."""
+    view = FakeView()
+    view.scopes, view.mints = (CLOUD_PLATFORM,), True
+    view.live_gcp(START)
+
+    async def scoped(_wanted: tuple[str, ...]) -> GoogleToken:
+        view.set(Cloud.GCP, then)
+        return msgspec.structs.replace(google_token(START), access_token=Secret("ya29.of-before"))
+
+    async def demand(audience: str) -> IdToken:
+        view.set(Cloud.GCP, then)
+        return IdToken(Secret("eyJ.of.before"), audience, START, START + timedelta(hours=1))
+
+    for path in (f"{PATH}?scopes={narrow_scope('read')}", IDENTITY):
+        view.live_gcp(START)
+        with running_endpoint(view, clock=FakeClock(), scoped=scoped, demand=demand) as server:
+            got = server.send(f"GET {path} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n".encode())
+        assert b"before" not in got
+        if path is not IDENTITY:
+            assert got.startswith(b"HTTP/1.1 %d " % status)
+            assert holds.encode() in got
+        else:
+            assert got.startswith(b"HTTP/1.1 %d " % (503 if status == 200 else status))
