@@ -43,6 +43,10 @@ PATIENCE: Final = 15.0
 """Seconds, beside three times what the tests took: a change that makes a test hang was noticed."""
 
 
+MOST_SLOW: Final = 6.0
+"""A machine that has more to do than this is none to score on."""
+
+
 @dataclass
 class Result:
     """What became of the changes of a room."""
@@ -275,7 +279,7 @@ def _forked(change: Change, functions: list[FunctionType], items: list[pytest.It
 
 def _slowness() -> float:
     """How many times longer all takes because others use the machine too: it is neither a hang nor a test's price."""
-    return max(1.0, os.getloadavg()[1] / (os.cpu_count() or 1))
+    return min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), MOST_SLOW)
 
 
 def _file(pid: int) -> Path:

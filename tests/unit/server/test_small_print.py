@@ -323,7 +323,7 @@ class TestKept:
             manager.setblocking(False)
 
             def heard() -> list[tuple[bytes, list[bytes]]]:
-                found = []
+                found: list[tuple[bytes, list[bytes]]] = []
                 while True:
                     try:
                         said, fds, _, _ = socket.recv_fds(manager, 4096, 4)
