@@ -14,6 +14,7 @@ import hashlib
 import math
 import random
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, NoReturn
 from urllib.parse import urljoin
@@ -29,7 +30,7 @@ from agent.core.source import Ack, OnError, OnSuccess, Position, Submit
 from agent.sources.acknowledging import Acknowledger
 from agent.sources.location import Location
 from agent.sources.watching import RetryLater, broken_here, keep_watching
-from agent.upstream import Upstream, UpstreamResponse, asked_pause, origin_of
+from agent.upstream import Upstream, UpstreamResponse, asked_pause, just_modified, origin_of
 from agent.wire.names import BUNDLE_MEDIA_TYPE
 from agent.wire.wrapped import find
 
@@ -46,6 +47,9 @@ HASTY_ANSWERS: Final = 4
 
 PAUSE_HELD_SECONDS: Final = 1.0
 """After a held request the next is made within this: all workers were answered in the same instant."""
+
+COARSE_SECONDS: Final = 2.0
+"""What was changed so short a time ago may change once more under the same entity tag: it is read once more, whole."""
 
 MAX_REDIRECTS: Final = 3
 MOST_TYPE_CHARACTERS: Final = 100
@@ -129,6 +133,7 @@ class HttpsSource:
         self._holds: bool | None = None  # whether the server holds requests; None while nobody knows
         self._gone = False  # whether it has said that there will never be anything more
         self._hasty = 0  # answers in a row that were new and did not wait
+        self._is_young = False  # whether its tag may be another one's too
         self._pause_seconds = 0.0
 
     @property
@@ -157,7 +162,7 @@ class HttpsSource:
     @property
     def position(self) -> Position | None:
         """See :class:`agent.core.source.Resumable`."""
-        if self._etag is None or not self._content:
+        if self._etag is None or not self._content or self._is_young:
             return None
         return Position(_place(self._watched), self._etag, self._content)
 
@@ -188,9 +193,10 @@ class HttpsSource:
         left, self._left = self._left, None
         if left is not None and left.place == _place(url):
             self._etag, self._content = left.tag, left.content
-        headers = {} if self._etag is None else {"If-None-Match": self._etag}
+        condition = None if self._is_young else self._etag
+        headers = {} if condition is None else {"If-None-Match": condition}
         # The first look is to be answered at once, whatever there is.
-        wait = self._settings.wait_seconds if self._asked else 0.0
+        wait = self._settings.wait_seconds if self._asked and not self._is_young else 0.0
         if wait > 0:
             headers["Prefer"] = f"wait={math.ceil(wait)}"
         started = self._clock.boottime()
@@ -205,13 +211,14 @@ class HttpsSource:
             raise SourceError(f"{self._origin} answered 410: there will be no more; it is not asked again")
         found = None
         changed = False
-        if answer.status == 304 and self._etag is None:
+        if answer.status == 304 and condition is None:
             raise SourceError(f"{self._origin} answered 304 to a request that had no condition")
         if answer.status != 304:
             found = self._read(answer)
             digest = b"" if found is None else hashlib.sha256(found.data).digest()
             changed = digest != self._digest
             self._digest = digest
+            self._is_young = changed and just_modified(answer.headers, timedelta(seconds=COARSE_SECONDS))
             self._etag, self._content = None if found is None else _entity_tag(answer), ""
             found = await self._unwrapped(found)
             self._content = "" if found is None else hashlib.sha256(found.data).hexdigest()
@@ -221,8 +228,10 @@ class HttpsSource:
 
     def _pause(self, wait: float, elapsed: float, *, changed: bool) -> float:
         """How long to wait before the next look: hardly at all when the server does the waiting."""
+        least = COARSE_SECONDS if self._is_young else 0.0
+        polled = max(self._settings.poll_seconds * self._rng.uniform(0.75, 1.25), least)
         if self._settings.wait_seconds <= 0:
-            return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
+            return polled
         if wait > 0:
             self._hasty = self._hasty + 1 if changed and elapsed < HASTY_SECONDS else 0
             if elapsed >= wait * HELD_FRACTION:
@@ -231,9 +240,7 @@ class HttpsSource:
                 # It answered at once that there is nothing new: it does not know how to wait. Or with something else
                 # each time: whoever seals at each answer would have us open one a second, by a key service too.
                 self._holds = False
-        if self._holds is False:
-            return self._settings.poll_seconds * self._rng.uniform(0.75, 1.25)
-        return self._rng.uniform(0.0, PAUSE_HELD_SECONDS)
+        return polled if self._holds is False else least + self._rng.uniform(0.0, PAUSE_HELD_SECONDS)
 
     async def _ask(self, url: str, headers: dict[str, str], timeout_seconds: float | None) -> UpstreamResponse:
         """Ask, following redirects within the same origin; give back a status that :meth:`_read` knows what to do with.

@@ -55,6 +55,16 @@ def date_of(headers: Mapping[str, str]) -> datetime | None:
     return given if EARLIEST <= given.timestamp() <= LATEST else None
 
 
+def just_modified(headers: Mapping[str, str], within: timedelta) -> bool:
+    """Whether what was answered was changed so short a time ago, by the server's own words.
+
+    A file server names a version by its second and its size: what replaces it within that second has the same name (RFC
+    9110 section 8.8.2.2).
+    """
+    given, modified = date_of(headers), _parsed(headers.get("Last-Modified", ""))
+    return given is not None and modified is not None and abs(given - modified) < within
+
+
 def witness_of(origin: str, *, link: bool, chosen: bool) -> Witness | None:
     """Which witness a ``Date`` from ``origin`` comes from; ``None``: from none, so it is ignored.
 

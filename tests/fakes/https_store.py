@@ -14,6 +14,7 @@ import json
 import re
 import ssl
 from dataclasses import dataclass, field
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ class Object:
     body: bytes
     content_type: str = "application/octet-stream"
 
+    modified: dt.datetime | None = None
+
     @property
     def etag(self) -> str:
+        if self.modified is not None:  # as nginx names a file: by its second and its size
+            return f'"{int(self.modified.timestamp()):x}-{len(self.body):x}"'
         return f'"{hashlib.md5(self.body).hexdigest()}"'
 
 
@@ -44,6 +49,7 @@ class HttpsStore(Served):
     Attributes:
         objects: by path.
         holds: whether it honours ``Prefer: wait``.
+        files: whether its objects are files, which it names by the second of their last change.
         etags: whether it knows entity tags.
         signature: when set, requests need the query ``X-Signature=<it>``: a pre-signed URL.
         token: when set, requests need it as a bearer token.
@@ -54,6 +60,7 @@ class HttpsStore(Served):
 
     objects: dict[str, Object] = field(default_factory=dict)
     holds: bool = False
+    files: bool = False
     etags: bool = True
     signature: str | None = None
     token: str | None = None
@@ -78,7 +85,8 @@ class HttpsStore(Served):
 
     def put(self, path: str, body: bytes, content_type: str = "application/octet-stream") -> None:
         """Store an object; requests that are held are answered."""
-        self.objects[path] = Object(body, content_type)
+        modified = dt.datetime.now(dt.UTC).replace(microsecond=0) if self.files else None
+        self.objects[path] = Object(body, content_type, modified)
         self._news.set()
         self._news = asyncio.Event()
 
@@ -112,6 +120,8 @@ class HttpsStore(Served):
                 status=404, text="<Error><Code>NoSuchKey</Code></Error>", content_type="application/xml"
             )
         headers = {"ETag": found.etag} if self.etags else {}
+        if found.modified is not None:
+            headers["Last-Modified"] = format_datetime(found.modified, usegmt=True)
         if self.etags and known == found.etag:
             return web.Response(status=304, headers=headers)
         return web.Response(status=200, body=found.body, headers={**headers, "Content-Type": found.content_type})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hashlib
 import random
 from collections.abc import Iterator
@@ -77,6 +78,36 @@ def test_a_held_request_is_answered_by_the_change() -> None:
             assert "prefer" not in first.headers
             assert second.headers["prefer"] == "wait=50"
             assert second.headers["if-none-match"] == f'"{"f97c5d29941bfb1b2fdab0874906ab82"}"'
+
+    run(test())
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_what_is_replaced_within_a_second_is_seen(holds: bool) -> None:
+    """A file server gives two files of one second and one size the same tag: what is that young is read once more, whole."""
+
+    async def test() -> None:
+        store, heard = HttpsStore(files=True, holds=holds), Listener()
+        store.put(PATH, b"one")
+        written = store.objects[PATH].modified
+        async with made(store) as (source, clock), watching(source, heard):
+            await heard.until(lambda h: h.submitted)
+            assert source.position is None
+            store.put(PATH, b"two")
+            store.objects[PATH].modified = written
+            assert 2 <= await clock.step() < 4
+            await heard.until(lambda h: len(h.submitted) == 2)
+            assert heard.bodies == [b"one", b"two"]
+            store.objects[PATH].modified = written = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+            await clock.step()
+            await heard.until(oks(3))
+            assert source.position is not None
+            await clock.step()
+            if holds:
+                await store.someone_waits()
+            else:
+                await heard.until(oks(4))
+                assert [asked.status for asked in store.asked] == [200, 200, 200, 304]
 
     run(test())
 
