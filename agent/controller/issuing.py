@@ -91,7 +91,7 @@ class Issuing:
                 issued = await self._issue_one(work, began)
         except ProviderError as error:
             why = Failure(error.code, error.message, isinstance(error, Denied), self._clock.now(), error.pause_seconds)
-            self._failed(work, why, label)
+            self._failed(work, why, label, error.hint)
         except TimeoutError:
             why = Failure("timeout", "it took too long", False, self._clock.now())
             self._failed(work, why, label)
@@ -142,7 +142,7 @@ class Issuing:
                 "credential.issued", cloud=work.key.cloud, grant=work.key.grant_id, expires_at=instant(expires)
             )
 
-    def _failed(self, work: Work, failure: Failure, label: str) -> None:
+    def _failed(self, work: Work, failure: Failure, label: str, hint: str | None = None) -> None:
         bump(self._counters.failures, f"{label}:{failure.code}")
         bump(self._counters.renewals, f"{work.key.cloud}:{'denied' if failure.denied else 'failed'}")
         self._store.apply(IssuingFailed(work, failure), self._clock.now())
@@ -156,6 +156,7 @@ class Issuing:
                 grant=work.key.grant_id,
                 code=failure.code,
                 reason=failure.message,
+                hint=hint,
                 attempt=work.attempt,
             )
 

@@ -270,7 +270,7 @@ class Controller:
             return
         self.history.add(self._clock.now(), "source-failed", name, error.message)
         if (unsaid := self._seldom.unsaid("source.failed", name)) is not None:
-            self._log.warning("source.failed", source=name, reason=error.message, unsaid=unsaid)
+            self._log.warning("source.failed", source=name, reason=error.message, hint=error.hint, unsaid=unsaid)
 
     def _source_worked(self, name: str) -> None:
         before, self.source_state[name] = self.source_state.get(name), "ok"

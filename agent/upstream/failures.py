@@ -7,13 +7,16 @@ the whole URL, which may be a credential.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent.core.errors import UpstreamError
+from agent.core.served import plain
 from agent.upstream.guard import refused_address
 
 if TYPE_CHECKING:
     import aiohttp
+
+_MOST_REASON_CHARACTERS: Final = 200
 
 
 class AddressRefusedError(OSError):
@@ -53,12 +56,16 @@ def _not_connected(
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return UpstreamError(
-                f"the certificate of {origin} does not verify",
+                f"the certificate of {origin} does not verify{_why(error.certificate_error)}",
                 code="tls",
                 hint="a private certificate authority is configured as ca_file; check the clock of this machine too",
             )
         case aiohttp.ClientConnectorSSLError():
-            return UpstreamError(f"no tls connection to {origin}", code="tls")
+            return UpstreamError(
+                f"no tls connection to {origin}{_why(error.os_error)}",
+                code="tls",
+                hint="does that port speak tls, in version 1.2 or later, and want no certificate of ours?",
+            )
         case aiohttp.ClientProxyConnectionError():
             return UpstreamError(f"cannot connect to the configured proxy for {origin}", code="network")
         case aiohttp.ClientConnectorDNSError():
@@ -67,3 +74,10 @@ def _not_connected(
     number = error.os_error.errno
     reason = os.strerror(number).lower() if number is not None else type(error.os_error).__name__
     return UpstreamError(f"cannot connect to {origin}: {reason}", code="network")
+
+
+def _why(error: BaseException) -> str:
+    """What OpenSSL says of it: one of its own texts, and the name that was looked for in the certificate."""
+    said = getattr(error, "verify_message", None) or (getattr(error, "reason", None) or "").replace("_", " ").lower()
+    shown = plain(str(said).rstrip("."), _MOST_REASON_CHARACTERS)
+    return f": {shown}" if shown else ""

@@ -559,9 +559,10 @@ class TestSources:
         world = World()
         async with world.running() as logs:
             for _ in range(50):
-                world.source.act(lambda _submit, trouble, _ok: trouble(SourceError("connection refused")))
+                world.source.act(lambda _submit, trouble, _ok: trouble(SourceError("connection refused", hint="look")))
             await settle(200)
-            assert len(events(logs, "source.failed")) == 1
+            (told,) = events(logs, "source.failed")
+            assert (told["reason"], told["hint"]) == ("connection refused", "look")
             assert world.controller.counters.source_troubles == {"file": 50}
             assert world.controller.source_state["file"] == "connection refused"
 

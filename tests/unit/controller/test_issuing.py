@@ -172,7 +172,7 @@ class TestRenewal:
             held = live(world)
             assert held is not None
             world.issuer.answer = lambda call: (
-                Denied("not authorized", code="AccessDenied") if call.grant_id == "r" else machine(call)
+                Denied("not authorized", code="AccessDenied", hint="look") if call.grant_id == "r" else machine(call)
             )
             await world.clock.advance((held.expires_at - world.clock.now()).total_seconds() - 1)
             assert live(world) == held
@@ -185,7 +185,7 @@ class TestRenewal:
             assert world.store.origin(Cloud.AWS, world.clock.now()) is Origin.CLOSED
             assert len(events(logs, "identity.ended")) == 1
             denied = events(logs, "credential.denied")
-            assert denied[0]["log_level"] == "error"
+            assert (denied[0]["log_level"], denied[0]["hint"]) == ("error", "look")
 
     @looped
     async def test_what_is_over_when_it_comes_is_a_failure_that_is_told(self) -> None:

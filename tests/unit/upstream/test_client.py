@@ -589,8 +589,8 @@ def test_loopback_is_reached_when_allowed() -> None:
 # -- tls
 
 
-def certificate_authority(directory: Path) -> tuple[Path, ssl.SSLContext]:
-    """A private authority's file and a server context with its certificate for 127.0.0.1."""
+def certificate_authority(directory: Path, *, address: str = "127.0.0.1", days: int = 1) -> tuple[Path, ssl.SSLContext]:
+    """A private authority's file and a server context with its certificate for ``address``, good for so many days."""
     now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
@@ -600,10 +600,10 @@ def certificate_authority(directory: Path) -> tuple[Path, ssl.SSLContext]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=3))
+        .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     file = directory / "authority.pem"
@@ -641,6 +641,71 @@ def test_private_authorities_are_configured(tmp_path: Path, trusted: bool) -> No
         with pytest.raises(UpstreamError, match="does not verify") as caught:
             run(scenario())
         assert caught.value.code == "tls"
+
+
+async def nothing(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    pass
+
+
+def _no_longer(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    return certificate_authority(directory, days=-1)
+
+
+def _for_another(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    return certificate_authority(directory, address="127.0.0.2")
+
+
+def _not_trusted(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    (directory / "other").mkdir()
+    return certificate_authority(directory / "other")[0], certificate_authority(directory)[1]
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        (_no_longer, "does not verify: certificate has expired"),
+        (_for_another, "does not verify: IP address mismatch, certificate is not valid for '127.0.0.1'"),
+        (_not_trusted, "does not verify: self-signed certificate"),
+    ],
+)
+def test_why_a_certificate_does_not_verify_is_said(
+    tmp_path: Path, server: Callable[[Path], tuple[Path, ssl.SSLContext]], words: str
+) -> None:
+    """Whoever reads it knows what to mend: its end, its name, or its authority."""
+    file, context = server(tmp_path)
+
+    async def scenario() -> None:
+        upstream = Upstream(UpstreamSettings(ca_file=str(file)))
+        async with raw_peer(nothing, context) as port:
+            try:
+                await upstream.request("GET", f"https://127.0.0.1:{port}/")
+            finally:
+                await upstream.close()
+
+    with pytest.raises(UpstreamError, match=words) as caught:
+        run(scenario())
+    assert (caught.value.code, caught.value.hint is None) == ("tls", False)
+
+
+def test_a_port_that_speaks_no_tls_is_told_as_that() -> None:
+    """With what the library found in its place, and what to look at."""
+
+    async def scenario() -> None:
+        def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        upstream = Upstream()
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        try:
+            await upstream.request("GET", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        finally:
+            server.close()
+            await upstream.close()
+
+    with pytest.raises(UpstreamError, match=r"no tls connection to .*: [a-z ]+$") as caught:
+        run(scenario())
+    assert "does that port speak tls" in str(caught.value.hint)
 
 
 def test_unreadable_authorities_cost_only_what_is_private(tmp_path: Path) -> None:
