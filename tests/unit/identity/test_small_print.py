@@ -27,6 +27,7 @@ from agent.core.secret import Secret
 from agent.core.verdict import Accepted, Event, Failure, Key, Mark, Memory, Policy, Refused, Same, Work
 from agent.core.view import Absent, Ended, Facts, Live, Origin, Pending
 from agent.identity import admission, leftovers, slots
+from agent.identity.graph import role_name_of
 from agent.identity.transitions import ID_TOKEN_AUDIENCES
 from tests.fakes.clock import START
 from tests.unit.identity.driver import Store
@@ -641,6 +642,23 @@ class TestMemory:
         gone = bundle(seq=3, action=Action.WITHDRAW)
         assert [mark.seq for mark in admission.brought_again(later, gone, START).marks] == [3]
 
+    def test_what_follows_a_bundle_that_said_nothing_is_the_operator_s_word(self) -> None:
+        """A cloud that it decided, and that the next one does not carry, goes by the configuration."""
+        for policy, follows in ((OnExpiry.FALLBACK, Origin.FALLBACK), (OnExpiry.DENY, Origin.CLOSED)):
+            s = store(on_expiry=policy)
+            take(s, bundle(session()))
+            take(s, bundle(google(), seq=2))
+            assert s.origin(Cloud.AWS, START) is follows
+
+    def test_in_doubt_only_what_was_decided_is_doubted(self) -> None:
+        """A cloud that no bundle ever decided is the machine's, whoever the memory belongs to."""
+        s = store()
+        take(s, bundle(session()))
+        assert not s.doubts(Cloud.AWS, START)
+        s.doubt("who knows")
+        assert s.doubts(Cloud.AWS, START)
+        assert not s.doubts(Cloud.GCP, START)
+
     def test_what_follows_the_end_is_of_the_bundle_that_has_the_cloud(self) -> None:
         """A bundle says nothing of a cloud that it does not route: there the one that decided it does."""
         s = store()
@@ -671,6 +689,27 @@ class TestSlots:
 
         assert isinstance(answer, Ended)
         assert answer.passing is not denied
+
+    def test_what_nobody_renews_is_looked_at_when_it_ends(self) -> None:
+        """A sealed session has no renewal to wake for; its end within the minute is told when it comes."""
+        s = store(fallback=frozenset())
+        take(s, bundle(session(hours=30 / 3600)))
+        assert s.next_wake(START) == START + 30 * SECOND
+        assert s.next_wake(START + 30 * SECOND) == START + 90 * SECOND
+
+    @pytest.mark.parametrize(
+        ("arn", "name"),
+        [
+            ("arn:aws:iam::123456789012:role/team/worker", "worker"),
+            ("arn:aws:sts::123456789012:assumed-role/worker/session", "worker"),
+            ("arn:aws:iam::123456789012:role/", None),
+            ("arn:aws:iam::123456789012:user/worker", None),
+            (None, None),
+        ],
+    )
+    def test_a_role_is_listed_by_its_name_if_it_has_one(self, arn: str | None, name: str | None) -> None:
+        """An empty name would be a path that no client can ask for."""
+        assert role_name_of(arn) == name
 
     def test_a_sealed_credential_keeps_its_end_whatever_our_clock_does(self) -> None:
         """It names an instant: a clock that was wrong by an hour makes it live for an hour less, or more."""
