@@ -287,6 +287,90 @@ def half_read(address: Address, _sockets: int) -> None:
             sock.close()
 
 
+def multipath(address: Address, sockets: int) -> None:
+    """Requests from sockets of multipath TCP, whose packets have no owner on some kernels."""
+    kept: list[socket.socket] = []
+    _on()
+    for number in itertools.count():
+        sock = socket.socket(proto=socket.IPPROTO_MPTCP)
+        with contextlib.suppress(OSError):
+            sock.connect(address)
+            sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
+        kept.append(sock)
+        if len(kept) > sockets:
+            kept.pop(0).close()
+
+
+def tiny_segments(address: Address, sockets: int) -> None:
+    """Answers that must be sent in pieces of a few bytes, into buffers that hold hardly any, and are read by bytes."""
+    kept: list[socket.socket] = []
+    _on()
+    while True:
+        while len(kept) < sockets:
+            sock = socket.socket()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            sock.settimeout(5)
+            with contextlib.suppress(OSError):
+                sock.connect(address)
+                sock.sendall(GCE % b"instance/?recursive=true")
+            sock.setblocking(False)
+            kept.append(sock)
+        for sock in list(kept):
+            try:
+                if sock.recv(1):
+                    continue
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            sock.close()
+            kept.remove(sock)
+
+
+def bodies_by_bytes(address: Address, sockets: int) -> None:
+    """Bodies that are waited for, asked for by ``Expect``, and come byte by byte."""
+    head = b"PUT /computeMetadata/v1/instance/guest-attributes/a/b HTTP/1.1\r\n" + HOST
+    head += b"Metadata-Flavor: Google\r\nContent-Length: 60000\r\nExpect: 100-continue\r\n\r\n"
+    kept: list[socket.socket] = []
+    _on()
+    while True:
+        while len(kept) < sockets:
+            sock = _connect(address)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.sendall(head)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setblocking(False)
+                kept.append(sock)
+        for sock in list(kept):
+            try:
+                sock.send(b"v")
+            except BlockingIOError:
+                continue
+            except OSError:
+                sock.close()
+                kept.remove(sock)
+
+
+def names() -> Iterator[bytes]:
+    """A credential each time, for a program that is never called the same: what is written down of it has no end."""
+    head = (GCE % b"instance/service-accounts/default/token").removesuffix(b"\r\n")
+    return (head + b"User-Agent: %s/%d\r\n\r\n" % (b"n" * 200, number) for number in itertools.count())
+
+
+def thousands() -> Iterator[bytes]:
+    """A thousand whole requests in one piece."""
+    return (
+        b"".join(GCE % (b"instance/tags/x%d" % number) for number in range(first, first + 1000))
+        for first in itertools.count(step=1000)
+    )
+
+
+#: What a client of TLS says first (RFC 8446 section 4.1.2), as far as a server that speaks none looks.
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32) + b"\x20" + bytes(32) + b"\x00\x02\x13\x01\x01\x00"
+
+
 def lives() -> Iterator[bytes]:
     """Session tokens for every length that there is: no two answers are the same."""
     put = b"PUT /latest/api/token HTTP/1.1\r\n" + HOST + b"X-aws-ec2-metadata-token-ttl-seconds: %d\r\n\r\n"
@@ -406,6 +490,15 @@ KINDS: dict[str, Callable[[Address, int], None]] = {
     "elsewhere": elsewhere,
     "mapped": mapped,
     "half-read": half_read,
+    "multipath": multipath,
+    "tiny-segments": tiny_segments,
+    "bodies-by-bytes": bodies_by_bytes,
+    "names": held(names, read=True),
+    "thousands": held(thousands, read=True),
+    "hello": held(HELLO, read=True),
+    "ended-at-once": churn(b"", reset=False, half=True),
+    "left-polls": churn(GCE % b"instance/x?wait_for_change=true", reset=True),
+    "left-mints": churn(GCE % b"instance/service-accounts/default/identity?audience=a", reset=True),
     "lives": held(lives, read=True),
     "fields": held(fields, read=True),
     "kept-alive": endless(b"", (GCE % b"instance/id").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")),
