@@ -1,4 +1,4 @@
-"""How much of the agent may one worker have: a uid, a user with subordinate uids, a container's address, a bridge?"""
+"""How much of the agent may one worker have: a uid, a user with subordinate uids, a container, a bridge?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bounds(NamedTuple):
 
 
 def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> list[str]:
-    """How much of the agent one worker may have: a uid, a user with all subordinate uids, an address, a bridge.
+    """How much of the agent one worker may have: a uid, a user with all subordinate uids, an address, a link, a bridge.
 
     Connections beyond the number at once are refused: it stays too high for a while. New ones that come too fast are
     dropped: the kernel tries again after a second, and then a crowd that started at once has been served. But who waits
@@ -43,7 +43,9 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
     sees the uid of a first packet; the last one may be sent when its socket has no owner any more, a limit of nftables
     gives nothing back, and each connection stays in the kernel's table for two minutes, whoever ends it
     (nf_conntrack_tcp_timeout_time_wait): with the default, one uid fills half of what a machine with 2 GB has there,
-    and where that table is full the kernel drops everybody's packets.
+    and where that table is full the kernel drops everybody's packets. To reset connections instead of ending them would
+    leave no port resting, whoever ends first (measured). But a client that ends its own side and reads to the end then
+    gets an error behind its answer, and one that comes late to end its side already there.
     """
     sets, chains = [], []
     fast = _faster(bounds.per_second)
@@ -80,7 +82,10 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
             inner.insert(0, f"meta skuid vmap {{ {', '.join(members)} }}")
     drop = "counter drop"
     outer = [
-        # A container can make up any number of addresses of its bridge, but not another bridge.
+        # A container can make up any number of addresses of its bridge, and so take the share of all who are behind it:
+        # it counts by its link's address too (which whoever may use packet sockets can forge as well). It cannot make
+        # up another bridge.
+        *both("macs", "ether_addr", "ether saddr", too_fast=drop, too_many=drop),
         *both("links", "iface_index", "iif", too_fast=drop, too_many=drop, times=CONTAINERS_FOLD),
         *both("ip", ADDRESS_TYPE["ip"], "ip saddr", too_fast=drop, too_many=drop),
         *both("ip6", ADDRESS_TYPE["ip6"], "ip6 saddr", too_fast=drop, too_many=drop),

@@ -14,7 +14,8 @@ from agent import config as configuration
 from agent.host import nft, ranges
 from agent.host.bounds import BURST_SECONDS, Bounds
 from tests.system import lab
-from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, REPOSITORY, Lab
+from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, REPOSITORY, Lab, call
+from tests.system.leftovers import Claim
 
 pytestmark = [
     pytest.mark.root,
@@ -337,23 +338,81 @@ def test_all_uids_of_one_user_are_one_worker(net: Lab) -> None:
     assert json.loads(said) == [10, 5, 0, 10, 5, 10]
 
 
-def test_containers_of_one_bridge_have_together_what_four_have(net: Lab) -> None:
-    """A container takes as many addresses of its bridge as it likes, and has no more by it."""
-    net.nft(lead(limit=5))
-    addresses = [f"172.17.9.{number}" for number in range(6)]
-    for address in addresses:
-        net.at(net.job, "ip", "address", "add", f"{address}/16", "dev", "eth0")
-    try:
-        asks = "import socket, sys\nkept, got = [], []\nfor source in sys.argv[1:]:\n    count = 0\n    for _ in range(5):\n"
-        asks += "        s = socket.socket(); s.settimeout(1); s.bind((source, 0)); kept.append(s)\n        try:\n"
-        asks += "            s.connect(('169.254.169.254', 80)); count += s.recv(5) == b'agent'\n"
-        asks += "        except OSError:\n            break\n    got.append(count)\nprint(got)"
-        said = net.at(net.job, sys.executable, "-I", "-S", "-c", asks, *addresses)
-        assert json.loads(said) == [5, 5, 5, 5, 0, 0]
-        assert net.ask(METADATA, uid=ALICE) == "agent"
-    finally:
+# Holds five connections from each address; "mac": a link's address of its own for each, as one container has it.
+HOLDING = """
+import socket, subprocess, sys
+kept, got = [], []
+for number, source in enumerate(sys.argv[2:]):
+    if sys.argv[1] == "mac":
+        subprocess.run(["ip", "link", "set", "eth0", "address", f"02:00:00:00:00:{number + 1:02x}"], check=True)
+        subprocess.run(["ip", "route", "replace", "default", "via", "172.17.0.1"], check=True)
+    count = 0
+    for _ in range(5):
+        s = socket.socket()
+        s.settimeout(1)
+        s.bind((source, 0))
+        kept.append(s)
+        try:
+            s.connect(("169.254.169.254", 80))
+            count += s.recv(5) == b"agent"
+        except OSError:
+            break
+    got.append(count)
+print(got)
+"""
+
+
+@pytest.mark.parametrize(("how", "got"), [("address", [5, 0, 0, 0, 0, 0]), ("mac", [5, 5, 5, 5, 0, 0])])
+def test_containers_of_one_bridge_have_together_what_four_have(how: str, got: list[int]) -> None:
+    """A container takes as many addresses of its bridge as it likes, and has no more by it; a bridge has what four have."""
+    with Lab() as net:
+        net.serve_agent()
+        net.at(net.host, "ip", "address", "add", "169.254.171.2/32", "dev", "lo", "scope", "host")
+        net.nft(lead(limit=5))
+        addresses = [f"172.17.9.{number}" for number in range(6)]
         for address in addresses:
-            net.at(net.job, "ip", "address", "del", f"{address}/16", "dev", "eth0")
+            net.at(net.job, "ip", "address", "add", f"{address}/16", "dev", "eth0")
+        said = net.at(net.job, sys.executable, "-I", "-S", "-c", HOLDING, how, *addresses)
+        assert json.loads(said) == got
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+# Begins a connection from each of many addresses that nobody has, as whoever may use raw sockets can.
+FORGED = """
+import socket, struct
+def total(data):
+    value = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while value >> 16:
+        value = (value & 0xFFFF) + (value >> 16)
+    return ~value & 0xFFFF
+raw, target = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW), socket.inet_aton("169.254.169.254")
+for number in range(60):
+    source = socket.inet_aton(f"172.17.50.{number + 1}")
+    def segment(check):
+        return struct.pack(">HHIIBBHHH", 20000, 80, number, 0, 5 << 4, 2, 64000, check, 0)
+    check = total(source + target + struct.pack(">BBH", 0, 6, 20) + segment(0))
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, number, 0, 64, 6, 0, source, target)
+    raw.sendto(head + segment(check), ("169.254.169.254", 0))
+"""
+
+
+def test_addresses_that_a_container_makes_up_take_nothing_from_its_neighbour() -> None:
+    """It has one share of the bridge's, whatever it says where its packets come from."""
+    with Lab() as net, Claim("netns", f"{net.name}b"):
+        net.serve_agent()
+        net.at(net.host, "ip", "address", "add", "169.254.171.2/32", "dev", "lo", "scope", "host")
+        other = f"{net.name}b"
+        call("ip", "netns", "add", other)
+        port1 = ("link", "add", "port1", "type", "veth", "peer", "name", "eth0", "netns", other)
+        call("ip", "-n", net.host, *port1)
+        call("ip", "-n", net.host, "link", "set", "port1", "master", net.bridge, "up")
+        call("ip", "-n", other, "address", "add", "172.17.0.3/16", "dev", "eth0")
+        call("ip", "-n", other, "link", "set", "eth0", "up")
+        call("ip", "-n", other, "route", "add", "default", "via", "172.17.0.1")
+        for rules in (lead(limit=5), lead(rate=1)):
+            net.nft(rules)
+            net.at(net.job, sys.executable, "-I", "-S", "-c", FORGED)
+            assert net.ask(METADATA, space=other) == "agent"
 
 
 def test_tables_that_a_process_holds_are_the_same_rules(net: Lab) -> None:
