@@ -51,11 +51,12 @@ class Gap:
         if left is not None:
             self._missed = (float(left.missed), self._missed[1])
             self._since = None if left.since is None else min(left.since, clock.uptime())
+        self._told = round(self._missed[0])
 
     @property
     def known(self) -> Known:
         """What the next process must know."""
-        return Known(round(self._missed[0]), self._since)
+        return Known(self._told, self._since)
 
     @property
     def unconfirmed(self) -> bool:
@@ -70,6 +71,8 @@ class Gap:
         if gap >= GAP_SECONDS and self._since is None:
             self._since = self._clock.uptime()
         self._missed = missed
+        if abs(missed[0] - self._told) >= 1.0:  # what slews to and fro is not handed over each time
+            self._told = round(missed[0])
 
     def confirmed(self) -> None:
         """It is the same machine, or it is dealt with that it may not be."""

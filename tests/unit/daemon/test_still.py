@@ -286,9 +286,12 @@ def test_nothing_is_noted_while_nothing_changes() -> None:
     """What slewing adds up is not handed over at each look."""
 
     async def scenario(world: World) -> None:
-        for _ in range(30):
-            world.missed += 0.01
+        world.missed = 0.499
+        for number in range(30):
+            world.missed += 0.002 if number % 2 else -0.002
             await world.after(ASK_SECONDS)
+        world.missed = 0.501
+        await world.after(ASK_SECONDS)
         assert world.noted == []
 
     play(scenario)
