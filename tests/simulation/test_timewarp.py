@@ -37,7 +37,7 @@ sleeps = st.builds(Fault, st.sampled_from([Kind.SUSPEND, Kind.PAUSE]), gaps, st.
 steps = st.builds(Fault, st.just(Kind.STEP), gaps, st.just(0.0), hours)
 lies = st.builds(Fault, st.just(Kind.LIE), gaps, st.sampled_from([10.0, 90.0]), hours, whom)
 seeds = st.integers(0, 2**32)
-wrong_at_boot = st.sampled_from([0.0, -5.0, -0.05, 0.05, 5.0])
+wrong_at_boot = st.sampled_from([0.0, -5.0, -0.05, 0.05, 5.0, -227_000.0])
 
 
 def plans(lifetimes: list[int], **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Plan]:
