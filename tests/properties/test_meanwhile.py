@@ -27,6 +27,7 @@ from agent.core.secret import Secret
 from agent.core.source import Ack
 from agent.core.verdict import Memory, Policy
 from agent.core.view import Live, Origin
+from agent.daemon.handover import Handover, encoded, reconcile
 from agent.identity.whose import Whose
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.controller.support import FakeSource
@@ -94,11 +95,13 @@ class Meanwhile:
         self.number = 0
         self.others: set[str] = set()
         self.withdrawn: list[tuple[Made, bool]] = []
-        self.lasting: set[str] = set()
+        self.lasting: list[Made] = []
         self.disk: tuple[Memory, bytes | None] = (Memory("i-1"), None)
         self.tasks: list[asyncio.Task[Any]] = []
         self.acks: list[tuple[Made, asyncio.Task[Ack]]] = []
-        self.process = 0
+        self.process = 0  # which brings nothing on from the one before
+        self.run = 0
+        self.backup: tuple[Memory, bytes | None] = self.disk
         self.start()
 
     # -- the outside
@@ -122,9 +125,9 @@ class Meanwhile:
             self.known &= {sealed or b""}
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
-        process = self.process
+        run = self.run
         well = await self.writing.wait()
-        if process != self.process:
+        if run != self.run:
             raise HostError("that process is gone")
         if not well:
             raise HostError("the disk is full")
@@ -155,11 +158,13 @@ class Meanwhile:
 
     # -- what happens
 
-    def start(self, *, doubt: bool = False) -> None:
-        memory, self.left = self.disk
+    def start(self, *, doubt: bool = False, left: Handover | None = None) -> None:
+        memory, self.left = reconcile(left, *self.disk)
         self.known: set[bytes] = set()
         self.found = memory.instance_id
-        self.store = Store(Policy(fallback=frozenset()), memory, self.clock.now(), random.Random(1))
+        brought = Memory() if left is None else left.brought
+        policy, now = Policy(fallback=frozenset()), self.clock.now()
+        self.store = Store(policy, memory, now, random.Random(1), brought=brought)
         self.controller = Controller(
             store=self.store,
             issuer=self,
@@ -170,6 +175,8 @@ class Meanwhile:
             rng=random.Random(2),
         )
         self.tasks = [asyncio.create_task(self.controller.run())]
+        if memory != self.disk[0]:
+            self.controller.durable.write()
         if doubt:
             self.tasks.append(asyncio.create_task(self._identify(Whose.UNKNOWN)))
         else:
@@ -234,17 +241,45 @@ class Meanwhile:
         self.found = ""
         self.others = {made.identity for made in self.made.values() if made.process < self.process}
         self.withdrawn = [(one, durable) for one, durable in self.withdrawn if not one.machine]
-        self.lasting = set()
+        self.lasting = []
         self.tasks.append(asyncio.create_task(self._identify(Whose.ANOTHERS)))
 
     async def restart(self, *, doubt: bool = False) -> None:
         """The process is killed: what was not acknowledged as durable may be forgotten."""
         await self.end()
         self.process += 1
+        self.run += 1
         if self.disk[0].instance_id == self.machine:  # else the next one finds another machine's memory
-            self.lasting |= {name for one, durable in self.withdrawn if durable for name in self._before(one)}
+            self.lasting += [one for one, durable in self.withdrawn if durable]
+        # What a backup took away is not there, if nothing was written since.
+        self.lasting = [one for one in self.lasting if self._is_on_disk(one)]
         self.withdrawn = []
         self.start(doubt=doubt)
+
+    async def succeed(self, *, put_back: bool) -> None:
+        """The process is killed; what it knew is handed to the next. Somebody may have put a backup of the disk back."""
+        left = Handover(
+            uptime=1.0,
+            now=self.clock.now(),
+            began=0.0,
+            memory=self.store.memory,
+            brought=self.store.state.brought,
+            sealed=encoded(self.controller.durable.sealed),
+        )
+        doubted = self.store.doubted
+        await self.end()
+        self.run += 1
+        if put_back and self.backup[0].instance_id == self.machine == left.memory.instance_id:
+            self.disk = self.backup
+        self.start(doubt=doubted, left=left)
+
+    def back_up(self) -> None:
+        """Somebody saves the state directory."""
+        self.backup = self.disk
+
+    def _is_on_disk(self, one: Made) -> bool:
+        mark = self.disk[0].mark(one.signer, "team")
+        return mark is not None and mark.seq >= one.bundle.seq
 
     def _before(self, one: Made) -> set[str]:
         """The identities that a withdrawal takes away."""
@@ -253,8 +288,8 @@ class Meanwhile:
     @property
     def gone(self) -> set[str]:
         """Identities that nobody may be served: taken away, or another machine's."""
-        taken = (self._before(one) for one, _ in self.withdrawn)
-        return self.others.union(self.lasting, *taken)
+        taken = (self._before(one) for one in (*self.lasting, *(one for one, _ in self.withdrawn)))
+        return self.others.union(*taken)
 
     async def end(self) -> None:
         tasks = [*self.tasks, *(task for _, task in self.acks)]
@@ -341,6 +376,9 @@ STEPS: dict[str, Callable[[Meanwhile, int], Any]] = {
     "a step of the clock": lambda it, n: it.clock.set_utc(it.clock.now() + timedelta(minutes=(-20, 20)[n % 2])),
     "another machine": lambda it, n: it.clone(),
     "restart": lambda it, n: it.restart(),
+    "a successor": lambda it, _: it.succeed(put_back=False),
+    "a successor, and a backup put back": lambda it, _: it.succeed(put_back=True),
+    "a backup": lambda it, _: it.back_up(),
     "restart in a doubt": lambda it, n: it.restart(doubt=True),
     "a doubt while it runs": lambda it, n: it.doubt(),
     "the doubt is settled": lambda it, n: it.settle_a_doubt(),
@@ -355,7 +393,10 @@ async def play(steps: list[tuple[str, int]]) -> None:
             done = STEPS[name](it, number)
             if asyncio.iscoroutine(done):
                 await done
-            it.controller.time_moved()
+            if "time" in name or "clock" in name:
+                it.controller.time_moved()
+            else:
+                it.controller.rebase()
             it.hand_over()
             await settle()
             it.look()
@@ -384,6 +425,20 @@ async def play(steps: list[tuple[str, int]]) -> None:
     [
         *(("a bundle", 5), ("opened", 0), ("a withdrawal", 2), ("disk full", 4), ("written", 4)),
         *(("opened", 3), ("written", 1), ("restart", 4), ("opened", 1)),
+    ]
+)
+@example(
+    [
+        *(("written", 0), ("a bundle", 0), ("opened", 0), ("written", 0), ("written", 0), ("a backup", 0)),
+        *(("a withdrawal", 0), ("opened", 0), ("written", 0), ("a successor, and a backup put back", 0)),
+        *(("opened", 0), ("an old one again", 0), ("opened", 0), ("written", 0), ("written", 0), ("issued", 0)),
+    ]
+)
+@example(
+    [
+        *(("written", 0), ("a bundle", 0), ("opened", 0), ("written", 0), ("written", 0), ("a withdrawal", 0)),
+        *(("opened", 0), ("disk full", 0), ("a successor", 0), ("opened", 0), ("an old one again", 0), ("opened", 0)),
+        *(("written", 0), ("written", 0), ("issued", 0)),
     ]
 )
 @given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 5)), max_size=25))
