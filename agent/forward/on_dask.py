@@ -347,7 +347,7 @@ class Dask:
                     self._boxes[name] = _Box(box, self._patience)
                 joined([name])
                 continue
-            answers = next((one.answers for one in self._boxes.values() if one.name == box), None)
+            answers = next((one.answers for one in list(self._boxes.values()) if one.name == box), None)
             if answers and not (answer := answers.popleft()).done():
                 answer.set_result(reply if isinstance(reply, str) else "")
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.model import Action
+from tests.system.harness import until
 from tests.unit.forward import test_dask
 from tests.unit.forward.support import World
-from tests.unit.forward.test_dask import Cluster
+from tests.unit.forward.test_dask import Cluster, forward
 
 pytest.importorskip("distributed")
 
@@ -30,6 +32,20 @@ class Code:
     def __reduce__(self):
         return os.mkdir, (os.environ["HOSTILE_MARK"],)
 
+LIES = {
+    "drop": lambda workers, replies: {},
+    "huge": lambda workers, replies: {one: {"status": "OK", "result": "x" * 10_000_000} for one in workers},
+    "junk": lambda workers, replies: {one: {"status": "OK", "result": [1]} for one in workers},
+    "swapped": lambda workers, replies: dict(zip(workers, reversed(replies.values()))),
+    "replayed": lambda workers, replies: {one: FIRST.setdefault((one, STEP(replies)), replies[one]) for one in workers},
+}
+FIRST = {}
+
+def STEP(replies):
+    # Which of the questions it was, by the form of what came: a status, an enrolment, a verdict.
+    text = str(sorted(map(str, replies.values())))
+    return "evidence" in text, "outcome" in text
+
 FORMS = {
     "result": lambda: {"status": "OK", "result": to_serialize(Code())},
     "error": lambda: {"status": "error", "exception": dumps(Code()), "traceback": dumps(Code())},
@@ -42,12 +58,30 @@ def dask_setup(scheduler):
 
     async def broadcast(workers=None, **more):
         try:
-            form = FORMS[open(os.environ["HOSTILE_FORM"]).read()]
+            form = open(os.environ["HOSTILE_FORM"]).read()
         except FileNotFoundError:
             return await honest(workers=workers, **more)
-        return {one: form() for one in workers or ()}
+        names = list(scheduler.workers) if workers is None else list(workers)
+        if form in FORMS:
+            return {one: FORMS[form]() for one in names}
+        if form == "elsewhere":
+            # Whatever is asked of anybody is asked of the imposter.
+            (imposter,) = [one for one, state in scheduler.workers.items() if state.name == "imposter"]
+            said = await honest(workers=[imposter], **more)
+            return {one: said[imposter] for one in names}
+        real = [one for one in names if one in scheduler.workers]
+        return LIES[form](real, await honest(workers=real, **more))
 
     scheduler.handlers["broadcast"] = broadcast
+    count = scheduler.handlers["ncores"]
+
+    def ncores(*given, **more):
+        found = dict(count(*given, **more))
+        if os.path.exists(os.environ["HOSTILE_FORM"]):
+            found.update({"tcp://127.0.0.1:1": 1, "\\x1b[2J" * 99: 1, 5: 1})
+        return found
+
+    scheduler.handlers["ncores"] = ncores
 """
 
 
@@ -57,18 +91,25 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield made
 
 
-@pytest.mark.slow
-def test_a_scheduler_runs_nothing_in_a_program_that_only_forwards(world: World, cluster: Cluster) -> None:
-    """``credential-agent forward`` reads texts and errors of a cluster: code that comes is refused, and that is told."""
-    mark, form, preload = (world.home / name for name in ("code-was-run", "form", "hostile.py"))
+def hostile(cluster: Cluster) -> tuple[Path, Path]:
+    """Begin a hostile scheduler; returns what its code would make, and the file that says how it is hostile."""
+    home = cluster.world.home
+    mark, form, preload = (home / name for name in ("code-was-run", "form", "hostile.py"))
     preload.write_text(HOSTILE)
-    cluster.file = world.home / "hostile.json"
+    cluster.file = home / "hostile.json"
     cluster.run(
         "distributed.cli.dask_scheduler",
         *("--port", "0", "--no-dashboard", "--no-jupyter", "--scheduler-file", cluster.file, "--preload", preload),
         HOSTILE_FORM=str(form),
         HOSTILE_MARK=str(mark),
     )
+    return mark, form
+
+
+@pytest.mark.slow
+def test_a_scheduler_runs_nothing_in_a_program_that_only_forwards(world: World, cluster: Cluster) -> None:
+    """``credential-agent forward`` reads texts and errors of a cluster: code that comes is refused, and that is told."""
+    mark, form = hostile(cluster)
     cluster.worker("one")
     with cluster.connect() as client:
         client.wait_for_workers(1, timeout=60)
@@ -93,3 +134,31 @@ def test_a_scheduler_runs_nothing_in_a_program_that_only_forwards(world: World, 
     ran = run()
     assert ran.returncode == 0, ran.stderr
     assert len(one.accepted) == 1
+
+
+@pytest.mark.slow
+def test_what_a_scheduler_withholds_alters_and_makes_up(world: World, cluster: Cluster) -> None:
+    """Dropped, replayed, swapped, sent elsewhere, made up: nobody else gets it, nothing served is lost, and it goes on."""
+    _, form = hostile(cluster)
+    honest, imposter = world.machine("one"), world.machine("imposter", account="999900001111")
+    for name in ("one", "imposter"):
+        cluster.worker(name)
+    with cluster.connect() as client:
+        client.wait_for_workers(2, timeout=60)
+        with forward(world, client) as f:
+            assert f.status().served == 1
+            for name in ("drop", "huge", "junk", "swapped", "replayed", "elsewhere"):
+                form.write_text(name)
+                world.sign_on()
+                for _ in range(2):
+                    f.refresh()
+                assert len(f.status().workers) <= 4, name
+                assert (imposter.accepted, honest.bundle is None) == ([], False), name
+                form.unlink()
+                before = len(honest.accepted)
+                world.sign_on()
+                until(lambda: f.refresh().served == 1)
+                assert len(honest.accepted) > before, name
+        assert honest.bundle is None
+        # What takes away is no secret, and anybody may have it.
+        assert {one.action for one in imposter.accepted} <= {Action.WITHDRAW}
