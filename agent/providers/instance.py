@@ -151,7 +151,7 @@ class Instance:
 
 
 class _Code(msgspec.Struct, frozen=True):
-    code: str = msgspec.field(name="Code")
+    code: str = msgspec.field(name="Code", default="Success")  # some that stand in for EC2 say it of failures alone
 
 
 def _code(body: bytes) -> str:

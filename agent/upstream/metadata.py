@@ -31,6 +31,10 @@ from agent.wire.names import (
 #: Both services answer from the host below; one that takes longer is broken.
 DEFAULT_TIMEOUT_SECONDS: Final = 2.0
 
+_HOPS_HINT: Final = (
+    "in a container on a bridge, ec2 answers only if the instance's hop limit (HttpPutResponseHopLimit) is 2 or more; "
+    "else see the route and the firewall to 169.254.169.254"
+)
 _TOKEN_MARGIN_SECONDS: Final = 120
 _TOKEN_MAX_BYTES: Final = 1024
 #: Never sent on: hop-by-hop (RFC 9110 section 7.6.1), what the HTTP library writes itself, and ``X-Forwarded-For``,
@@ -140,14 +144,20 @@ class Ec2Metadata:
             if self._token is not None and self._clock.boottime() < self._token_ends:
                 return self._token
             asked_at = self._clock.boottime()
-            answer = await self._upstream.request(
-                "PUT",
-                self._base_url + EC2_TOKEN_PATH,
-                headers={EC2_TTL_HEADER: str(MAX_TTL_SECONDS)},
-                timeout_seconds=self._timeout_seconds,
-                max_bytes=_TOKEN_MAX_BYTES,
-                reach=Reach.LINK,
-            )
+            try:
+                answer = await self._upstream.request(
+                    "PUT",
+                    self._base_url + EC2_TOKEN_PATH,
+                    headers={EC2_TTL_HEADER: str(MAX_TTL_SECONDS)},
+                    timeout_seconds=self._timeout_seconds,
+                    max_bytes=_TOKEN_MAX_BYTES,
+                    reach=Reach.LINK,
+                )
+            except UpstreamError as error:
+                if error.code == "timeout" and error.hint is None:
+                    # A session token goes no further than the instance allows: it is lost on the way to a container.
+                    error.hint = _HOPS_HINT
+                raise
             if answer.status == 403:
                 raise await self._refusal(answer)
             if answer.status in {404, 405, 501}:

@@ -132,7 +132,7 @@ def render_credential(credential: AwsCredential, *, account_id: str | None = Non
 
 
 class _CredentialDocument(msgspec.Struct, frozen=True, rename="pascal"):
-    code: str
+    code: str = "Success"
     access_key_id: str = ""
     secret_access_key: str = ""
     token: str = ""

@@ -19,7 +19,10 @@ import pytest
 from agent.host.clock import SystemClock
 from agent.providers.machine import ec2_machine
 from agent.upstream import Ec2Metadata, Upstream
+from tests.conformance.others import moto_clouds
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
+from tests.fakes.moto_server import available
+from tests.system.harness import World
 
 MOCK = Path(__file__).parent / "metadata" / ".build" / "aemm"
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
@@ -185,3 +188,23 @@ def test_the_agent_knows_the_machine_that_the_mock_of_aws_describes(mock: str) -
         assert (found.facts.region, found.facts.availability_zone) == ("us-east-1", "us-east-1f")
 
     asyncio.run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available(), reason="needs moto[server]")
+def test_the_agent_serves_the_role_that_moto_describes(tmp_path: Path) -> None:
+    """A service that does not say of a credential that it is good, but gives it, is believed as SDKs believe it."""
+    (tmp_path / "w").mkdir()
+    world = World(tmp_path / "w")
+    service = moto_clouds()
+    try:
+        service.begin()
+        with world.agent({"upstream": {"ec2": service.url}, "identity": {"instance_id": "auto"}}) as agent:
+            agent.ready()
+            assert agent.role() == "default-role"
+            credential = agent.credential()
+            assert (credential["AccessKeyId"], credential["Code"]) == ("test-key", "Success")
+            assert agent.imds("/latest/meta-data/placement/region").body == b"us-east-1"
+            assert agent.stop() == 0
+    finally:
+        service.end()

@@ -207,7 +207,6 @@ def test_trouble_is_not_absence(cloud: Cloud, status: int) -> None:
     "changes",
     [
         {"Code": "AssumeRoleUnauthorizedAccess"},
-        {"Code": None},
         {"Token": ""},
         {"SecretAccessKey": None},
         {"Expiration": "never"},

@@ -220,6 +220,7 @@ def test_ec2_silence_is_an_upstream_error() -> None:
         with pytest.raises(UpstreamError) as caught:
             await metadata.get(ECHO)
         assert (caught.value.code, isinstance(caught.value, NotHere)) == ("timeout", False)
+        assert "HttpPutResponseHopLimit" in str(caught.value.hint)
 
     ec2(scenario)
 
