@@ -22,6 +22,7 @@ SERVE_SOCKET: Final = Path("/run/credential-agent-serve.sock")
 PROGRAM: Final = Path("/opt/credential-agent/bin/credential-agent")
 JOURNAL: Final = "journalctl --no-pager -n 20 -u credential-agent"
 START: Final = "systemctl restart credential-agent"
+CAT: Final = "systemctl cat credential-agent.service"
 RELOAD: Final = "systemctl reload credential-agent"
 KERNEL_JOURNAL: Final = "journalctl --no-pager -k -n 40"
 MEMORY_LIMIT: Final = "systemctl show -p MemoryMax credential-agent"
@@ -29,6 +30,7 @@ MEMORY_LIMIT: Final = "systemctl show -p MemoryMax credential-agent"
 #: The exit statuses of systemd itself, before the program ran (systemd.exec(5), "Process Exit Codes"): cause, next.
 BEFORE_IT: Final[Mapping[str, tuple[str, str]]] = {
     "203": ("the program is not there or cannot be executed", "ls -l /opt/credential-agent/bin/credential-agent"),
+    "216": ("a group of the service is not there", f"systemd-sysusers && {START}"),
     "217": ("the service's user is not there", f"systemd-sysusers && {START}"),
     "226": ("systemd cannot make the sandbox", JOURNAL),
     "233": ("systemd cannot prepare /run/credential-agent", "df /run"),

@@ -48,6 +48,12 @@ class Configured:
         self.text = ""
         self.late: Future[Written] | None = None
         self._path = path
+        self._changed: dict[str, float] = {}
+
+    @property
+    def changed(self) -> float | None:
+        """When the file was changed last that says what is in force, since the epoch; ``None``: it was not read."""
+        return self._changed.get(self.text)
 
     def read(self) -> Written:
         """Read it, however long that takes. It is not in force by that.
@@ -55,8 +61,11 @@ class Configured:
         Raises:
             ConfigError: it cannot be read, or is not valid.
         """
+        changed = _changed(self._path)  # before: what is written meanwhile is told as a change
         text = config.text(self._path)
-        return Written(config.parse(text, origin=str(self._path)), text)
+        settings = config.parse(text, origin=str(self._path))
+        self._changed = {self.text: self._changed.get(self.text, 0.0), text: changed}
+        return Written(settings, text)
 
     def first(self, environ: Mapping[str, str]) -> config.Config:
         """The configuration that a start uses: see the module.
@@ -96,3 +105,10 @@ class Configured:
             except (AgentError, UnicodeDecodeError):
                 continue
         return None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # the reading says what is wrong

@@ -26,7 +26,7 @@ from agent.daemon.looking import Outcome, look_now
 from agent.daemon.passing import Passing
 from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher
-from agent.daemon.reload import Reloaded
+from agent.daemon.reload import Reloaded, Reloader
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
 from agent.daemon.snapshots import Snapshots, told_of
@@ -52,7 +52,7 @@ class Listeners:
         controller: the controller, and its store.
         clock: time.
         settled: waits until the environment files say what the store says.
-        audited: what the configuration says of the audit now.
+        reloader: who knows what the configuration says now, and since when.
 
     Attributes:
         audit: of what is given to whom.
@@ -67,7 +67,7 @@ class Listeners:
         controller: Controller,
         clock: SystemClock,
         settled: Callable[[], Awaitable[None]],
-        audited: Callable[[], config.Audit],
+        reloader: Callable[[], Reloader],
     ) -> None:
         self.requests = Requests()
         self._settings = settings
@@ -80,7 +80,8 @@ class Listeners:
         self._textfile: Textfile | None = None
         self._servers: Servers  # from when workers can be answered, so before anything is reported
         self._child: ServerProcess | None = None
-        self.audit = Audit(audited, clock, each_agent=settings.audit.mode == "full")
+        self._reloader = reloader
+        self.audit = Audit(lambda: reloader().settings.audit, clock, each_agent=settings.audit.mode == "full")
 
     def decided(self, *, hosts: tuple[str, ...], token_key: bytes, phase: float) -> ServeSettings:
         """The settings that do not change while workers are answered.
@@ -278,6 +279,7 @@ class Listeners:
             audiences=tuple(sorted(opening.audiences | opening.keyring.audiences)),
             requests=self.requests.counts,
             files=prepared.files.loaded,
+            configuration_changed=self._reloader().file.changed,
             log_dropped=log.dropped(),
             redirect=arrival.read(),
             published=announcer.state,

@@ -117,7 +117,7 @@ class Reloader:
         keys_changed: Callable[[], None],
     ) -> None:
         self.settings = self._loaded = settings
-        self._file = file
+        self.file = file
         self._prepared = prepared
         self._who = who
         self._controller = controller
@@ -160,7 +160,7 @@ class Reloader:
         done = Reloaded("refused", reason="it was broken off: see the log")
         try:
             # The configuration file may be on a disk that stalls, like the others.
-            written = await self._reader.ask(Path("the configuration"), self._file.read)
+            written = await self._reader.ask(Path("the configuration"), self.file.read)
             await self.apply(written.settings, text=written.text)
             done = Reloaded("applied", needs_restart=needs_restart(written.settings, self._loaded))
         except AgentError as error:
@@ -280,13 +280,13 @@ class Reloader:
         """
         async with self._applying:
             if settings is None:
-                settings, text = self.settings, self._file.text
+                settings, text = self.settings, self.file.text
             away = beliefs.Away(self._prepared.away.files) if tolerant else beliefs.NothingAway()
             load = partial(loaded, settings, self._prepared, self._prepared.ephemeral, away)
             found = await self._reader.ask(Path("a file that the configuration names"), load)
             await self._token.look()  # before the files are written: it may be the operator's
             if text is not None:
-                self._file.text = text
+                self.file.text = text
             self._take(settings, found, changed)
 
     def _take(self, settings: config.Config, found: Found, changed: Sequence[str]) -> None:

@@ -331,7 +331,7 @@ class Daemon:
             controller=self.controller,
             clock=self.clock,
             settled=self._settled,
-            audited=lambda: self._reloader.settings.audit,
+            reloader=lambda: self._reloader,
         )
         self._reloader = Reloader(
             settings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -55,6 +55,7 @@ def status(store: Store, counters: Counters, vitals: Vitals, now: datetime) -> d
         "memory_unwritten": vitals.memory_unwritten,
         "redirect": None if vitals.redirect is None else _redirect(vitals.redirect),
         "files": [msgspec.to_builtins(file) for file in vitals.files],
+        "configuration": {"changed_at": _changed_at(vitals)},
         "log_dropped": vitals.log_dropped,
         "servers": [
             {
@@ -176,3 +177,8 @@ def _redirect(arrival: Arrival) -> dict[str, Any]:
 
 def _stamp(moment: datetime | None) -> str | None:
     return None if moment is None else instant(moment)
+
+
+def _changed_at(vitals: Vitals) -> str | None:
+    changed = vitals.configuration_changed
+    return _stamp(datetime.fromtimestamp(changed, UTC)) if changed else None

@@ -75,6 +75,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         absent_keys: the names of keys that it is configured to have and was not given.
         requests: requests answered, by endpoint and status.
         files: what was loaded from the files that the configuration names.
+        configuration_changed: when the configuration's file was changed last that is in force, since the epoch.
         published: each place of our public key for senders, and its state: ``published`` or what is wrong.
         overwritten: how often something else was found in its place.
         log_dropped: lines of the log that nobody read.
@@ -104,6 +105,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     requests: Mapping[tuple[str, int], int] = {}
     redirect: Arrival | None = None
     files: tuple[msgspec.Struct, ...] = ()
+    configuration_changed: float | None = None
     log_dropped: int = 0
     published: Mapping[str, str] = {}
     overwritten: int = 0

@@ -136,3 +136,32 @@ def test_every_worker_learns_who_it_is_and_no_secret(world: World) -> None:
     for secret in ("s" * 40, "t" * 80, "ya29.google"):
         assert secret not in done.stdout
         assert secret not in json.dumps(asked)
+
+
+def test_a_configuration_that_was_changed_and_not_read_again_is_told(world: World) -> None:
+    """What stands in the file is not what is in force: a warning, until a reload; a reload that is refused ends it not."""
+    with world.agent() as agent:
+        agent.ready()
+        _, found = examined(agent.config)
+        assert [one["level"] for one in found["configuration"]] == ["ok"]
+        text = agent.config.read_text()
+        agent.config.write_text(text + "# changed\n")
+        os.utime(agent.config, (1_000_000_000, 1_000_000_000))
+        _, found = examined(agent.config)
+        assert "changed after the agent read it" in found["configuration"][0]["said"]
+
+        mark = agent.mark
+        agent.config.write_text("nonsense = 1\n" + text)
+        agent.signal(signal.SIGHUP)
+        agent.wait_for("reload.refused", after=mark)
+        agent.config.write_text(text + "# changed\n")
+        os.utime(agent.config, (1_000_000_000, 1_000_000_000))
+        _, found = examined(agent.config)
+        assert "changed after the agent read it" in found["configuration"][0]["said"]
+
+        mark = agent.mark
+        agent.signal(signal.SIGHUP)
+        agent.wait_for("reload.applied", after=mark)
+        _, found = examined(agent.config)
+        assert [one["level"] for one in found["configuration"]] == ["ok"]
+        assert agent.status()["configuration"] == {"changed_at": "2001-09-09T01:46:40Z"}

@@ -50,7 +50,7 @@ CHECKS: Final = MappingProxyType(
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
     """Everything that there is to say, the worst first."""
     said = [finding for name in CHECKS for finding in _said(name, facts)]
-    return ordered(typed(finding, facts) for finding in (*said, *changed(facts, said)))
+    return ordered(typed(finding, facts) for finding in (*changed(facts, said), *said))
 
 
 def _said(name: str, facts: Facts) -> Iterator[Finding]:

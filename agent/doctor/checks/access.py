@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from agent.core.installed import RELOAD, START
+from agent.core.installed import CAT, RELOAD, START
 from agent.doctor.facts import Exposed, Facts, Unknown, Way
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "access"
-CAT: Final = "systemctl cat credential-agent.service"
 SERVER_SOCKET: Final = "credential-agent-serve.socket"
 
 

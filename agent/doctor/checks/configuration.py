@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final
 
-from agent.core.installed import OURS
+from agent.core.installed import OURS, RELOAD
 from agent.doctor.checks.slow import hung
-from agent.doctor.facts import Facts, Fault, Unknown
+from agent.doctor.facts import Control, Facts, Fault, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
 CHECK: Final = "configuration"
@@ -44,9 +45,21 @@ def configuration(facts: Facts) -> Iterator[Finding]:
     notes = [line for line in found.told if not line.startswith("key ")]
     for line in notes:
         yield warn(CHECK, line, f"credential-agent check --config {path}")
-    if not told and not notes:
+    later = _later(facts, found.changed)
+    if later and not told:
+        yield warn(CHECK, later, RELOAD)
+    if not told and not notes and not later:
         eyes = "as the service sees it" if found.as_service else "as this user sees it"
         yield ok(CHECK, f"{path}, {eyes}")
+
+
+def _later(facts: Facts, changed: int) -> str:
+    """Whether the file was changed after the agent read it; empty: no, or nobody says."""
+    document = facts.control.document if isinstance(facts.control, Control) else {}
+    stamp = (document.get("configuration") or {}).get("changed_at")
+    if stamp is None or not changed or int(datetime.fromisoformat(stamp).timestamp()) == changed:
+        return ""
+    return f"{facts.config_path} was changed after the agent read it: what is in force is what it said before"
 
 
 def _denied(fault: Fault) -> Finding:

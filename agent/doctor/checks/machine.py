@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from agent.core.installed import KERNEL_JOURNAL, MEMORY_LIMIT, OWNER, START
+from agent.core.installed import CAT, KERNEL_JOURNAL, MEMORY_LIMIT, OWNER, START
 from agent.doctor.checks.slow import hung
 from agent.doctor.facts import Control, Facts, Place, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
@@ -59,7 +59,10 @@ def disk(facts: Facts) -> Iterator[Finding]:
         return
     if isinstance(facts.control, Control) and facts.control.document.get("memory_unwritten"):
         where = shlex.quote(found.places[0].path) if found.places else "/var/lib/credential-agent"
-        yield fail(DISK, "the agent could not write what it accepted: a restart would forget it", f"df -h {where}")
+        said, command = "the agent could not write what it accepted: a restart would forget it", f"df -h {where}"
+        if not isinstance(facts.inside, Unknown) and facts.inside.read_only:
+            said, command = f"{said} (the unit's sandbox has it read-only)", CAT
+        yield fail(DISK, said, command)
         return
     least = min((place.free_bytes for place in found.places), default=0)
     yield ok(DISK, f"{len(found.places)} directories can be written, {least // MIB} MiB free")

@@ -90,8 +90,15 @@ def _stray(who: str, word: str, facts: Facts) -> Finding:
     if word == "timeout" and _answers(facts):
         said = f"a request of {who} is led and lost on its way, since the agent answers: something filters it"
         return fail(CHECK, said, "nft list ruleset")
+    if not facts.root and word.startswith("http ") and _led(facts):
+        said = f"{who} is no worker here: its requests get the machine's own service ([redirect] says who is one)"
+        return warn(CHECK, said, "credential-agent config show redirect")
     cause, command = _ASKED.get(word, (f"is answered by another service ({word})", RESTART))
     return fail(CHECK, f"a request of {who} {cause}", command)
+
+
+def _led(facts: Facts) -> bool:
+    return isinstance(facts.arrival, Arrival) and facts.arrival.state == "led"
 
 
 def _answers(facts: Facts) -> bool:

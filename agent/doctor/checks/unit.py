@@ -24,6 +24,9 @@ MANY: Final = 2
 
 def daemon(facts: Facts) -> Iterator[Finding]:
     """Whether it runs and answers, and whether what belongs to it does."""
+    if not facts.user:
+        said = f"the service's user {SERVICE_USER} is not there: nothing of it starts again"
+        yield fail(CHECK, said, f"systemd-sysusers && {START}")
     yield from _itself(facts)
     units = {} if isinstance(facts.units, Unknown) else facts.units.units
     told = _in_the_way(units)

@@ -67,6 +67,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         root: whether it was looked with the rights of root.
         seconds: how long each probe had.
+        user: whether the service's user is there, where the service is installed.
         sudo: whether there is one: a minimal image has none.
     """
 
@@ -90,6 +91,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     releases: Releases | Unknown
     shell: Shell | Unknown
     sudo: bool = True
+    user: bool = True
 
     @property
     def more(self) -> str | None:

@@ -105,6 +105,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         path: of the file.
         faults: everything that is wrong.
         told: what the agent would start without.
+        changed: when the file was changed last, since the epoch; 0: not known.
         as_service: whether it was looked at with the service's eyes.
         blocked: the directory on the way to the file into which one may not look; empty: none.
     """
@@ -112,6 +113,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     faults: tuple[Fault, ...] = ()
     told: tuple[str, ...] = ()
+    changed: int = 0
     as_service: bool = False
     blocked: str = ""
 

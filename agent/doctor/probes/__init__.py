@@ -94,7 +94,8 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
     if isinstance(found["arrival"], facts.Arrival) and isinstance(rules, facts.Rules):
         found["arrival"] = replace(found["arrival"], table=rules.table)
     sudo = shutil.which("sudo") is not None
-    return facts.Facts(root=machine.root, seconds=seconds, config_path=str(path), sudo=sudo, **found)
+    user = not (machine.root and machine.service is None and _installed(first["units"]))
+    return facts.Facts(user=user, root=machine.root, seconds=seconds, config_path=str(path), sudo=sudo, **found)
 
 
 def _for_others() -> facts.Unknown:
@@ -105,6 +106,11 @@ def _pid(units: facts.Units | facts.Unknown) -> int:
     """The service's main process; 0: there is none."""
     unit = None if isinstance(units, facts.Unknown) else units.units.get(SERVICE)
     return 0 if unit is None else unit.pid
+
+
+def _installed(units: facts.Units | facts.Unknown) -> bool:
+    unit = None if isinstance(units, facts.Unknown) else units.units.get(SERVICE)
+    return unit is not None and unit.load == "loaded"
 
 
 def _rests(units: facts.Units | facts.Unknown) -> bool:

@@ -39,7 +39,8 @@ def look_at_access(path: Path, *, root: bool) -> Access:
     except ConfigError:
         settings = config.Config()
     ways = [_tried(way, root=root) for way in _ways(settings, installed=path == CONFIG_PATH)]
-    exposed = _exposed(settings, path) if root else ()
+    known = path != CONFIG_PATH or _there(SERVICE_USER)  # whose else would everything be?
+    exposed = _exposed(settings, path) if root and known else ()
     return Access(ways=tuple(way for way in ways if way is not None), exposed=tuple(exposed))
 
 
@@ -221,6 +222,14 @@ def _service() -> tuple[set[int], set[int]]:
     except KeyError:
         return {0}, {0}  # not installed here: it is run by hand
     return {0, entry.pw_uid}, {0, entry.pw_gid}
+
+
+def _there(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _user(uid: int) -> str:

@@ -39,6 +39,7 @@ def look_at_configuration(path: Path, environ: Mapping[str, str], *, as_service:
         path=str(path),
         faults=(*texts, *missing),
         told=told,
+        changed=_changed(path),
         as_service=as_service,
     )
 
@@ -49,6 +50,13 @@ def _blocked(path: Path) -> str:
         if not os.access(directory, os.X_OK):
             return str(directory) if directory.is_dir() else ""
     return ""
+
+
+def _changed(path: Path) -> int:
+    try:
+        return int(path.stat().st_mtime)
+    except OSError:
+        return 0
 
 
 def _fault(key: str, error: AgentError, settings: config.Config, environ: Mapping[str, str]) -> Fault:

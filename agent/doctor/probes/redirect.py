@@ -8,6 +8,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from agent import config
@@ -31,18 +32,20 @@ def look_at_arrival(path: Path, *, root: bool, ask: bool = True) -> Arrival:
     known, loopback = arrival.read(), _loopback()
     if known is None:
         return Arrival(expected=False, state="unknown", why="nobody looks after the rules")
-    uids, strangers = _workers(path)
+    worker, strangers = _workers(path)
     asked = {}
     if not ask:
         pass
+    elif not loopback:
+        pass  # it would wait for nothing
     elif not root:
         asked[f"uid {os.geteuid()}"] = _ask()
-    elif uids:
+    elif worker is not None:
         os.setgroups([])
-        os.setresgid(uids[0], uids[0], uids[0])
+        os.setresgid(worker, worker, worker)
         # Not the real user: another process of that one could stop us.
-        os.seteuid(uids[0])
-        asked[f"uid {uids[0]}"] = _ask()
+        os.seteuid(worker)
+        asked[f"uid {worker}"] = _ask()
     return Arrival(
         expected=True,
         state=known.state,
@@ -81,20 +84,23 @@ def _table() -> bool | None:
         return None
 
 
-def _workers(path: Path) -> tuple[list[int], list[str]]:
-    """Uids that are workers', real users first; and users that are named and not there."""
+def _workers(path: Path) -> tuple[int | None, list[str]]:
+    """A uid that is a worker's, a real user's if there is one; and users that are named and not there.
+
+    No more is looked up than that: a directory may take its time, and to ask as a worker needs what is left.
+    """
     try:
         section = config.load_redirect(path).section
         spans = [low for low, _ in ranges.parse_uids(section.uids)]
     except (ConfigError, HostError):
-        return [], []
+        return None, []
     uids, strangers = [], []
     for name in section.users:
         try:
             uids.append(pwd.getpwnam(name).pw_uid)
         except (KeyError, ValueError):  # a name with a NUL in it is nobody's
             strangers.append(name)
-    return [*uids, *(_known(spans)), *spans], strangers
+    return next(chain(uids, _known(spans), spans), None), strangers
 
 
 def _known(spans: list[int]) -> Iterator[int]:
