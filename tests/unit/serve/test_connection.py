@@ -192,6 +192,34 @@ def test_the_kernel_tells_who_is_at_the_other_end_of_a_unix_socket(with_table: b
     play(scenario)
 
 
+def test_where_the_kernel_tells_at_once_it_is_asked_and_only_of_whom_is_not_known() -> None:
+    """One that is known stays who it was, whatever is said of its address by then."""
+
+    async def scenario() -> World:
+        world, asked = World(well), list[Endpoint]()
+
+        def ask(peer: Endpoint, _local: Endpoint) -> int:
+            asked.append(peer)
+            return 4002
+
+        owners = Owners(Sockets(), ask)
+        connection, stream, _ = world.connect(tcp=True)
+        connection.belong(owners, None)
+        assert connection.owner == 4002
+        connection.belong(owners, Sockets())
+        assert (connection.owner, len(asked)) == (4002, 1)
+        stream.abort()
+        connection.give_up()  # nobody is there any more, and nothing is wrong with that
+        gone, stream, _ = world.connect(tcp=True)
+        stream.abort()
+        gone.belong(owners, Sockets())
+        assert gone.owner is None
+        owners.close()
+        return world
+
+    play(scenario)
+
+
 def test_whose_a_connection_is_is_learned_once() -> None:
     """By a table where the kernel is not asked about one socket; what is known already costs no second reading."""
 

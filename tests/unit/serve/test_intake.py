@@ -354,10 +354,11 @@ def scripted(
     owners: Owners | None = None,
     room: int = 1000,
 ) -> tuple[Begun, int]:
-    """What an intake has begun with while a script ran, and how many it has put out."""
-    begun, put_out = Begun(), []
+    """What an intake has begun with while a script ran, and how many it has put out. Nothing fails where nobody looks."""
+    begun, put_out, errors = Begun(), [], list[Any]()
 
     async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
         intake = Intake(
             [listening],
             begin=begun,
@@ -369,9 +370,11 @@ def scripted(
         intake.begin()
         async with asyncio.timeout(20):
             await script(intake, begun)
+        assert intake.sockets == (listening,)
         begun.end(intake)
 
     asyncio.run(main())
+    assert errors == []
     return begun, len(put_out)
 
 
