@@ -73,14 +73,16 @@ class Later:
     def __init__(self, state: StateDirectory, reading: asyncio.Task[Read]) -> None:
         self._state = state
         self._reading = reading
+        self._ours = False  # what the disk holds is what we wrote
         self.history_read = False
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """See :class:`agent.controller.durable.Recorder`."""
         read = await asyncio.shield(self._reading)
-        if not read.broken and is_later(read.memory, memory):
+        if not self._ours and not read.broken and is_later(read.memory, memory):
             raise HostError("the state directory has a later memory than the one that was handed over")
         await self._state.save(memory, sealed)
+        self._ours = True
 
     async def note(self, history: tuple[Entry, ...]) -> None:
         """See :class:`agent.controller.durable.Recorder`."""
