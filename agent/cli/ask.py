@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -94,11 +95,15 @@ class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("agent", timeout=timeout)
         self._path = path
+        self._seconds = timeout
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        # By the kernel's limit a place in the queue is waited for, which a flood keeps full; by Python's own it is not.
+        limit = struct.pack("ll", int(self._seconds), int(self._seconds % 1 * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self.sock.connect(str(self._path))
+        self.sock.settimeout(self._seconds)
 
 
 def control(
@@ -118,7 +123,7 @@ def control(
         raise NotAllowedError(f"{path}: not allowed", hint=members_only(path)) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise NotListeningError(f"{path}: the agent does not listen there", hint=_NOT_RUNNING) from None
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         raise NoAnswerError(f"{path}: no answer within {timeout_seconds:g} s", hint=_NOT_RUNNING) from None
     except (OSError, http.client.HTTPException) as error:
         raise HostError(f"{path}: no answer: {_reason(error)}", hint=_NOT_RUNNING) from None

@@ -101,7 +101,7 @@ def unix_socket(path: Path, mode: int, *, key: str) -> socket.socket:
     mask = os.umask(0o777 & ~mode)
     try:
         sock.bind(str(path))
-        sock.listen(64)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise HostError(

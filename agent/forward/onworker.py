@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import socket
+import struct
 import time
 
 SOCKET = "/run/credential-agent/courier.sock"
@@ -21,11 +22,15 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, path: str, seconds: float) -> None:
         super().__init__("localhost", timeout=seconds)
         self._path = path
+        self._seconds = seconds
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        # By the kernel's limit a place in the queue is waited for, which a flood keeps full; by Python's own it is not.
+        limit = struct.pack("ll", int(self._seconds), int(self._seconds % 1 * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self.sock.connect(self._path)
+        self.sock.settimeout(self._seconds)
 
 
 def _agent(path: str) -> str:

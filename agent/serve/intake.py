@@ -31,6 +31,8 @@ LONG: Final = 64
 """With so many waiting in the kernel it is worth finding their owners; fewer are served within some 8 ms."""
 ACCEPTED_AT_ONCE: Final = 256
 """The most that are fetched each round: each costs some 25 microseconds, and more come meanwhile."""
+UNTOLD_AT_ONCE: Final = 16
+"""The most that are taken in one round, where the kernel does not tell how many wait."""
 SERVED_AT_ONCE: Final = 4
 """So few are served at least in each round: some requests cost a millisecond."""
 _SERVING_SECONDS: Final = 0.008
@@ -178,8 +180,8 @@ class Intake:
             self._working = True
             asyncio.get_running_loop().call_soon(self._go_round)
             return
-        # Where the kernel does not tell how many: one, and the event loop comes again for the next.
-        for _ in range(max(1, many)):
+        # Where the kernel does not tell how many (a unix socket): some, and the event loop comes again for the rest.
+        for _ in range(many or UNTOLD_AT_ONCE):
             try:
                 connection, peer = listening.accept()
             except BlockingIOError:
