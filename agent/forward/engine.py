@@ -162,7 +162,10 @@ class Engine:
         elif isinstance(found, dict) and issuer != self._issuer:
             agent.say(State.ANOTHER, f"it serves a bundle of {str(issuer)[:100]!r} that came after ours")
         elif isinstance(seq, int) and agent.seq is not None and seq > agent.seq:
-            agent.say(State.ANOTHER, "it serves what another forwarding of yours has brought after this one")
+            if self._local.is_served(document.get("clouds")):
+                agent.say(State.SERVED)  # by another program of the same person, as the same role
+            else:
+                agent.say(State.ANOTHER, "it serves what another forwarding of yours has brought after this one")
         else:
             agent.version, agent.ends = 0, None
 

@@ -182,6 +182,20 @@ class Local:
             )
         return Policy.of_identity(account=account, project=project, partition=partition)
 
+    def is_served(self, clouds: object) -> bool:
+        """Whether the identities that an agent serves, by its status, are the same roles and accounts as these."""
+        found = clouds if isinstance(clouds, dict) else {}
+        for cloud, part in list(self.parts.items()):
+            served = found.get(str(cloud))
+            wanted = {
+                grant.role_arn if isinstance(grant, AwsSession) else grant.email
+                for grant in part.collected.grants
+                if isinstance(grant, AwsSession | GcpToken)
+            }
+            if not isinstance(served, dict) or wanted != {served.get("principal")} or None in wanted:
+                return False
+        return bool(self.parts)
+
     def _part(self, cloud: Cloud, mark: str, now: datetime) -> Part:
         collected = self._from_boto(now) if cloud is Cloud.AWS else self._from_adc(now)
         content = content_of(collected.grants, {collected.cloud: collected.route})

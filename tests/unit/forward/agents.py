@@ -65,9 +65,13 @@ class CourierAgent:
 
     def _status(self) -> dict[str, Any]:
         found = self.bundle
+        roles = {} if found is None else {one.id: getattr(one, "role_arn", None) for one in found.grants}
         return {
             "ver": 1,
-            "clouds": {str(cloud): {"state": "live"} for cloud in (found.routes if found else ())},
+            "clouds": {
+                str(cloud): {"state": "live", "principal": roles.get(of)}
+                for cloud, of in (found.routes.items() if found else ())
+            },
             "bundle": None if found is None else {"issuer": found.issuer, "seq": found.seq, "origin": "courier"},
             "keys": [self.key.kid],
             "signers": [

@@ -17,7 +17,7 @@ from agent.forward.engine import Engine
 from agent.forward.enrolling import Roster
 from agent.forward.local import Local, Options
 from tests.unit.forward.agents import CourierAgent
-from tests.unit.forward.support import ISSUER, Processes, World, verifier
+from tests.unit.forward.support import ACCOUNT, ISSUER, Processes, World, verifier
 
 
 @pytest.fixture
@@ -96,17 +96,20 @@ def test_a_worker_that_hangs_at_the_end_is_not_the_only_one(world: World) -> Non
 
 
 def test_what_another_forwarding_of_the_same_person_brought_is_not_ours(world: World) -> None:
-    """Two programs of one person, two identities: who came first is told that the workers act as another by now."""
+    """Two programs of one person: as another role, who came first is told so; as the same one, its workers are served."""
+    role = f"arn:aws:iam::{ACCOUNT}:role/reader"
+    world.sts.role(role)
     machine = world.machine("m")
     with world.forward() as first:
-        world.sign_on()
-        with world.forward() as second:
+        with world.forward() as same:
+            assert same.status().served == 1
+            assert first.refresh().served == 1
+        with world.forward(role_arn=role) as another:
+            assert another.status().served == 1
             (state,) = first.refresh().workers
-            assert state.state is State.SERVED  # it saw the sign-on too, and was the last
-            (state,) = second.refresh().workers
             assert state.state is State.ANOTHER
             assert "another forwarding of yours" in str(state.reason)
-        assert second.status().served == 0
+        assert first.refresh().served == 1
         assert machine.bundle is not None
     assert machine.bundle is None
 
