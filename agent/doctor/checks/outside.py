@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from agent.core.text import spell
+from agent.doctor.checks.slow import hung
 from agent.doctor.facts import Control, Endpoint, Facts, Service, Unknown
 from agent.doctor.finding import Finding, fail, ok, skipped, warn
 
@@ -45,6 +46,9 @@ NOTABLE: Final = timedelta(seconds=60)
 def metadata(facts: Facts) -> Iterator[Finding]:
     """The machine's own services."""
     found = facts.metadata
+    if isinstance(found, Unknown) and found.hung:
+        yield hung(METADATA, found, "what stands at the metadata address does not answer", ROUTE, facts)
+        return
     if isinstance(found, Unknown):
         yield skipped(METADATA, found.why, next=facts.more)
         return
@@ -70,6 +74,9 @@ def _service(service: Service, instance: str, *, alone: bool) -> Finding:
 def clouds(facts: Facts) -> Iterator[Finding]:
     """Where credentials are renewed."""
     found = facts.clouds
+    if isinstance(found, Unknown) and found.hung:
+        yield warn(CLOUDS, f"{found.why}: whether STS and Google can be reached is not known", NAMES)
+        return
     if isinstance(found, Unknown):
         yield skipped(CLOUDS, found.why, next=facts.more)
         return

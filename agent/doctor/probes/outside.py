@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 SECONDS: Final = 0.8
 """For one request to a metadata service: two or three follow each other."""
+LEFT_SECONDS: Final = 0.4
+"""For a second one, where the first had no answer: what is silent is told as that, and not as a look that hangs."""
 CLOUD_SECONDS: Final = 1.5
 MAIN_REGION: Final = "us-east-1"
 _COMMERCIAL: Final = re.compile(r"(?:us|eu|ap|sa|ca|me|af|il|mx)-(?!iso)[a-z]+-\d+\Z")
@@ -81,15 +83,15 @@ async def _metadata(settings: config.Config) -> Metadata:
 async def _ec2(out: Upstream, url: str, clock: SystemClock) -> Service:
     """The steps that an SDK makes, each with its own way to fail."""
 
-    async def ask(method: str, path: str, headers: dict[str, str]) -> UpstreamResponse:
-        return await out.request(method, url + path, headers=headers, timeout_seconds=SECONDS, reach=Reach.LINK)
+    async def ask(method: str, path: str, headers: dict[str, str], seconds: float = SECONDS) -> UpstreamResponse:
+        return await out.request(method, url + path, headers=headers, timeout_seconds=seconds, reach=Reach.LINK)
 
     try:
         token = await ask("PUT", EC2_TOKEN_PATH, {EC2_TTL_HEADER: "60"})
     except UpstreamError as error:
         # Without a token it answers 401, or 200 to version 1: then only answers that carry a token are lost.
         try:
-            answer = await ask("GET", EC2_REGION_PATH, {})
+            answer = await ask("GET", EC2_REGION_PATH, {}, LEFT_SECONDS)
         except UpstreamError:
             return Service(name="ec2", state="silent", why=error.message)
         ahead = _ahead(answer.date, clock)

@@ -283,6 +283,8 @@ CASES = [
     Case("an unknown user", with_(arrival=led(strangers=("bob",), notes=("redirect.users: no user 'bob' yet",))),
          "redirect", Level.WARN, "bob", "getent passwd bob"),
     Case("a note", with_(arrival=led(notes=("redirect.units: x.slice has no gate",))), "redirect", Level.WARN, "gate", "redirect apply"),
+    Case("the metadata service hangs", with_(metadata=HUNG), "metadata", Level.FAIL, "does not answer", "ip route get"),
+    Case("the clouds hang", with_(clouds=HUNG), "clouds", Level.WARN, "not known", "cat /etc/resolv.conf"),
     # -- whom it believes, and what is refused
     Case("no signer", with_(control=answered(signers=[])), "signers", Level.FAIL, "nobody is believed", "config show signers"),
     Case("no signer, no daemon", with_(control=silent(), bundles=Bundles()), "signers", Level.FAIL, "nobody is believed", "config show signers"),
