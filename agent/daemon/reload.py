@@ -175,7 +175,7 @@ class Reloader:
             self._looks.ask()  # a source that does not answer must not delay the next reload
 
     async def _look_at_sources(self) -> None:
-        # Files are left out: they are looked at twice a second anyway, and may be half written just now.
+        # Files are left out: they are looked at every second anyway, and may be half written just now.
         slow: list[Source] = [source for source in self._prepared.sources if not isinstance(source, FileSource)]
         await look_now(slow, self._controller.intake.submit)
 

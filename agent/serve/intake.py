@@ -68,20 +68,31 @@ class Recall(Protocol):
 
 
 class Owed:
-    """What answers that were given on the way have cost, above what they may."""
+    """What answers that were given on the way have cost, above what they may.
 
-    def __init__(self) -> None:
+    Args:
+        spent: seconds of this thread's own: while another process has the processor nothing is owed.
+    """
+
+    def __init__(self, spent: Callable[[], float]) -> None:
+        self._spent = spent
+        self._began = 0.0
         self._seconds = 0.0
+
+    def begin(self) -> None:
+        """What is spent from now on is spent on the next one."""
+        self._began = self._spent()
 
     def pay(self) -> bool:
         """Take note that one more was fetched; return whether it may be answered on the way."""
         self._seconds = max(0.0, self._seconds - ON_THE_WAY_SECONDS)
         return self._seconds < MOST_OWED_SECONDS
 
-    def add(self, seconds: float, *, over: bool) -> None:
-        """Take note of what an answer took, and whether nothing of it is left to be done."""
-        # No more than all that may be owed: where another process had the processor meanwhile, none of it was ours.
-        self._seconds += max(0.0 if over else _UNFINISHED_SECONDS, min(seconds, MOST_OWED_SECONDS))
+    def add(self, *, over: bool) -> None:
+        """Take note that one was answered, and whether nothing of it is left to be done."""
+        began = self._began
+        self.begin()
+        self._seconds += max(0.0 if over else _UNFINISHED_SECONDS, self._began - began)
 
 
 class Intake:
@@ -94,6 +105,7 @@ class Intake:
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
         room: how many more connections there may be.
         now: seconds of a clock that does not jump.
+        spent: seconds that this thread has had a processor.
         evicted: told of each that was closed because there is none.
     """
 
@@ -106,6 +118,7 @@ class Intake:
         owners: Owners | None,
         room: Callable[[], int],
         now: Callable[[], float] = time.perf_counter,
+        spent: Callable[[], float] = time.thread_time,
         evicted: Callable[[], None] = lambda: None,
     ) -> None:
         self._sockets = tuple(sockets)
@@ -120,7 +133,7 @@ class Intake:
         self._count = 0
         self._young: list[tuple[socket.socket, Any, Hashable]] = []  # accepted in this round; nothing has come yet
         self._silent: list[tuple[socket.socket, Any]] = []  # the same, where many wait
-        self._owed = Owed()
+        self._owed = Owed(spent)
         self._working = False
         self._open = False
         self._again: asyncio.TimerHandle | None = None
@@ -234,6 +247,7 @@ class Intake:
         more = True  # also after an error of ours: who waits must not wait for ever
         try:
             began = self._now()
+            self._owed.begin()
             self._hear_silent()
             fetched = [self._fetch(one) for one in self._sockets] if self._open else []
             ended = self._now()
@@ -271,13 +285,14 @@ class Intake:
     def _sort(self, connection: socket.socket, peer: Any, *, silent: list[tuple[socket.socket, Any]] | None) -> None:
         """Answer it on the way, or leave its request in the kernel, which has room for it.
 
-        Args:
-            connection: accepted.
-            peer: its other end.
-            silent: takes it, if it has sent nothing; ``None``: it waits for its owner's turn all the same.
+        ``silent`` takes it, if it has sent nothing; where that is ``None``, it waits for its owner's turn all the same.
         """
         if self._owed.pay() and self._answer_on_the_way(connection, peer):
             return
+        self._keep(connection, peer, silent)
+        self._owed.begin()
+
+    def _keep(self, connection: socket.socket, peer: Any, silent: list[tuple[socket.socket, Any]] | None) -> None:
         try:
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
         except BlockingIOError:
@@ -302,19 +317,17 @@ class Intake:
 
     def _answer_on_the_way(self, connection: socket.socket, peer: Any) -> bool:
         """Whether it has sent something, and is dealt with."""
-        began = self._now()
         try:
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
             data = b""
-        over = True
         if data:
             over = self._recall(connection, peer, None, data) or self._serve(connection, peer, None, data)
+            self._owed.add(over=over)
         else:
             connection.close()  # nobody is there any more to read an answer
-        self._owed.add(self._now() - began, over=over)
         return True
 
     def _put_out(self) -> bool:

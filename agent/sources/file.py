@@ -1,6 +1,6 @@
 """A bundle in a file: the common denominator of scp, cloud-init, configuration management and image tests.
 
-The file is *looked at* twice a second rather than watched with inotify. A look is one ``stat`` of one
+The file is *looked at* four times in three seconds rather than watched with inotify. A look is one ``stat`` of one
 path. Inotify says nothing on NFS, virtiofs and FUSE when another host writes, and needs a watch on every directory and
 symbolic link on the way, each of which may not exist yet. One rule that holds on every file system was worth more than
 the last half second, and costs some 0.01 % of one core.
@@ -35,8 +35,8 @@ from agent.host.quiet import Quiet
 from agent.sources.watching import Changes
 from agent.wire.wrapped import find
 
-LOOK_SECONDS: Final = 0.5
-"""The time between looks. With :data:`SETTLE_SECONDS`, a file renamed into place is submitted within 0.65 s."""
+LOOK_SECONDS: Final = 0.75
+"""The time between looks. With :data:`SETTLE_SECONDS`, a file renamed into place is submitted within 0.9 s."""
 
 SETTLE_SECONDS: Final = 0.15
 """A file that changed is read once it has looked the same for this long: one being written in place is left alone. It
@@ -45,7 +45,7 @@ has, where the file system's marks are older than that: a start does not wait fo
 SETTLE_LOOKS: Final = 20
 """A file that never settles is read after so many looks (3 s) all the same, and refused as it then is."""
 
-RETRY_LOOKS: Final = 10
+RETRY_LOOKS: Final = 7
 """A broken file is read again after so many looks (5 s) though it looks the same: mending may not change its look."""
 
 # The file or a directory on the way is not there, or the directory is a file for now.

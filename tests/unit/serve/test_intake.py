@@ -107,6 +107,7 @@ def taken(
     room: int = 1000,
     cost: float = 0.0,
     over: bool = False,
+    spent: bool = True,
 ) -> tuple[int, list[Hashable]]:
     """How many an intake had in hand, and with whose it had begun, when something held."""
     begun = Begun(cost, over=over)
@@ -115,7 +116,13 @@ def taken(
         diagnosis = SocketDiagnosis()
         owners = Owners(read_socket_table, diagnosis.owner)
         intake = Intake(
-            [server], begin=begun, recall=begun.recall, owners=owners, room=lambda: room, now=lambda: begun.time
+            [server],
+            begin=begun,
+            recall=begun.recall,
+            owners=owners,
+            room=lambda: room,
+            now=lambda: begun.time,
+            spent=lambda: begun.time if spent else 0.0,
         )
         intake.begin()
         async with asyncio.timeout(20):
@@ -214,7 +221,6 @@ def test_what_costs_no_more_than_to_ask_whose_it_is_waits_for_no_turn(server: so
     [
         pytest.param(10 * ON_THE_WAY_SECONDS, True, id="it costs more"),
         pytest.param(0.0, False, id="it is not over"),
-        pytest.param(1.0, True, id="another process ran meanwhile"),
     ],
 )
 def test_what_costs_more_waits_for_its_owner_s_turn(server: socket.socket, cost: float, over: bool) -> None:
@@ -222,10 +228,19 @@ def test_what_costs_more_waits_for_its_owner_s_turn(server: socket.socket, cost:
     with contextlib.ExitStack() as stack:
         asked(server, stack, 3 * LONG)
         _, owners = taken(server, until=lambda _, begun: len(begun.owners) == 3 * LONG, cost=cost, over=over)
-    each = 0.0005 if not over else min(cost, MOST_OWED_SECONDS)
-    paid = (MOST_OWED_SECONDS + 3 * LONG * ON_THE_WAY_SECONDS) / each
-    assert 1 <= owners.count(None) <= paid + 1
+    paid = (MOST_OWED_SECONDS + 3 * LONG * ON_THE_WAY_SECONDS) / (cost if over else 0.0005)
+    assert paid / 2 <= owners.count(None) <= paid + 1
     assert owners.count(None) < len(owners) / 2
+
+
+def test_nothing_is_owed_for_the_time_that_others_had(server: socket.socket) -> None:
+    """On a machine with much to do each answer may take long by the clock: what it costs us is no more for that."""
+    with contextlib.ExitStack() as stack:
+        asked(server, stack, 3 * LONG)
+        _, owners = taken(
+            server, until=lambda _, begun: len(begun.owners) == 3 * LONG, cost=0.003, over=True, spent=False
+        )
+    assert owners == [None] * (3 * LONG)
 
 
 def test_what_is_remembered_waits_for_no_turn_because_it_came_late(server: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent.core.model import Cloud
+from agent.core.model import AwsCredential, Cloud, GoogleToken
 from agent.core.view import Ended, Facts, Live, Origin
 from agent.serve import remembered
 from agent.serve.control import ControlEndpoint, ControlRequest
@@ -266,6 +267,41 @@ def test_what_was_withdrawn_is_forgotten_in_that_moment(data: bytes) -> None:
         assert "ya29.example-1" not in told
 
 
+def held(thing: object) -> Iterator[object]:
+    """What is kept in an object of ours, in answers and in collections: a ``repr`` shows no body."""
+    inside = [thing]
+    while inside:
+        one = inside.pop()
+        yield one
+        if isinstance(one, dict | list | tuple | Response | AwsCredential | GoogleToken):
+            inside += gc.get_referents(one)
+
+
+def test_nothing_that_was_rendered_or_asked_outlives_what_it_was_made_of() -> None:
+    """When something else is served, no document, credential or bearer token of before is kept by any of the parts."""
+    with world() as it:
+        document = ec2(f"{ROLES}reader", it.token())
+        for data in (document, CONTAINER, GOOGLE):
+            it.thrice(data)
+        parts = [it.memory, *(vars(it.server.endpoint)[name] for name in ("_ec2", "_container", "_gce"))]
+
+        def found() -> set[str]:
+            words = {"secret/1": "document", "ya29.example": "google", CONTAINER_TOKEN: "bearer"}
+            everything = [one for part in parts for one in held(vars(part))]
+            texts = [one if isinstance(one, str) else repr(one) for one in everything if isinstance(one, str | bytes)]
+            kept = {what for text in texts for word, what in words.items() if word in text}
+            return kept | {type(one).__name__ for one in everything if isinstance(one, AwsCredential | GoogleToken)}
+
+        def withdraw() -> set[str]:
+            it.memory.answer(CONTAINER.replace(b"localhost", b"127.0.0.1"))  # asked, and nothing was made of it
+            it.view.set(Cloud.AWS, Ended("withdrawn", passing=False))
+            it.view.set(Cloud.GCP, Ended("withdrawn", passing=False))
+            return found()
+
+        assert it.server.run(found) >= {"document", "google", "bearer"}, "nothing is looked at"
+        assert it.server.run(withdraw) == set()
+
+
 def test_a_token_that_is_no_longer_good_opens_nothing() -> None:
     """When the bearer token is rotated away, who asks with the bytes of a moment ago is refused."""
     with world() as it:
@@ -384,7 +420,7 @@ def test_an_answer_that_does_not_fit_is_sent_to_its_end() -> None:
 
 
 def test_an_answer_on_the_way_ends_and_is_not_reset() -> None:
-    """Where many wait a request is looked at in the kernel: it is taken from there, or closing would be a reset."""
+    """Where much is owed a request is only looked at in the kernel: it is taken from there, or closing would be a reset."""
     with world() as it:
         first, *_ = it.thrice(CONTAINER)
         intake = it.server.endpoint.listener._intake
@@ -394,7 +430,7 @@ def test_an_answer_on_the_way_ends_and_is_not_reset() -> None:
             theirs.sendall(CONTAINER)
             ours, peer = listening.accept()
             assert ours.recv(len(CONTAINER), socket.MSG_PEEK | socket.MSG_WAITALL) == CONTAINER
-            it.server.run(lambda: intake._sort(ours, peer, silent=None))
+            it.server.run(lambda: intake._keep(ours, peer, None))
             assert ours.fileno() == -1
         got = b""
         while piece := theirs.recv(4096):
