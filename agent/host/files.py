@@ -15,6 +15,8 @@ from typing import BinaryIO, Final
 from agent.core.errors import HostError
 from agent.core.text import os_reason
 
+MAX_LINES_BYTES: Final = 16 << 20
+"""Of a file whose lines :func:`take_away` sorts: none of ours is longer."""
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
 
@@ -96,7 +98,7 @@ def take_away(path: Path, wanted: bytes, *, mode: int) -> None:
     the caller reports the error that it already has.
     """
     with contextlib.suppress(OSError):
-        old = path.read_bytes()
+        old = read_plain(path, MAX_LINES_BYTES)
         lines = set(wanted.splitlines())
         stay = [line for line in old.splitlines() if line in lines or not line]
         if len(stay) == len(old.splitlines()):

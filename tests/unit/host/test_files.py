@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agent.core.errors import HostError
-from agent.host.files import sweep, write_atomic
+from agent.host.files import sweep, take_away, write_atomic
 
 STEPS = ("open", "fchmod", "fsync", "close", "replace")
 
@@ -230,3 +230,16 @@ def test_readers_see_whole_files_only(tmp_path: Path) -> None:
     reader.join()
 
     assert seen <= set(contents)
+
+
+def test_what_is_no_plain_file_has_no_lines_to_take_away(tmp_path: Path) -> None:
+    """A pipe in the place of an environment file is not waited for, and stays whoever's it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    taking = threading.Thread(target=take_away, args=(pipe, b"A=1\n"), kwargs={"mode": 0o600}, daemon=True)
+    taking.start()
+    taking.join(60)
+    waits = taking.is_alive()
+    os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # whoever waits goes on
+    assert not waits
+    assert pipe.is_fifo()
