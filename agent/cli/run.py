@@ -32,11 +32,8 @@ def run(path: Path) -> None:
     from agent.host import signals
     from agent.server.spawn import spawn, unit_of
 
-    # A reload that is asked for too early would end us; it waits until the daemon heeds it. What other daemons take for
-    # a wish (to begin a new log, to show their state) is none here, and would end us and those whom we begin, too.
+    # A reload that is asked for too early would end us; it waits until the daemon heeds it.
     signals.begin(blocked={signal.SIGHUP})
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     # What answers workers is another process, and that is begun by yet another, as long as anything can be. Before what
     # takes long to load, so that it loads meanwhile.
     other = unit_of(os.environ) or spawn(os.environ)

@@ -52,6 +52,31 @@ def test_what_began_it_changes_nothing(tmp_path: Path, prelude: str) -> None:
         assert agent.stop() == 0
 
 
+STRANGE: Final = [
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
+    signal.SIGRTMIN, signal.SIGRTMAX, signal.SIGPIPE, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT,
+]  # fmt: skip
+
+
+def test_a_signal_that_means_nothing_ends_nobody(tmp_path: Path) -> None:
+    """Sent by mistake, by a timer or by a power supply, to any of the processes: all are there, and serve."""
+    (tmp_path / "w").mkdir()
+    world = World(tmp_path / "w")
+    key = "ASIAUSER000000000001"
+    with world.agent() as agent:
+        agent.ready()
+        assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
+        before = agent.processes
+        for pid in before:
+            for number in STRANGE:
+                os.kill(pid, number)
+        agent.signal(signal.SIGHUP)
+        agent.wait_for("reload.applied")
+        assert agent.access_key() == key
+        assert agent.processes == before
+        assert agent.stop() == 0
+
+
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -9 $$", 137)])
 def test_a_command_run_where_children_are_ignored_has_its_status(tmp_path: Path, command: str, status: int) -> None:
     """``exec`` below a shell that ignores the ends of its children hears of its own."""
