@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from agent import bundle
-from agent.core.model import AwsAssumeRole
+from agent.core.model import Action, AwsAssumeRole, Grant
 from tests.conformance import others
 from tests.conformance.warp import Warp
 from tests.fakes.moto_server import available
@@ -52,7 +52,9 @@ class Town:
     warp: Warp
     changes: dict[str, Any]
 
-    def put(self, sealed: bytes) -> None:
+    def put(self, *grants: Grant, **more: Any) -> None:
+        """Seal a bundle, and put it where the agent looks."""
+        sealed = self.world.seal(*grants, now=self.warp.now(), **more)
         others.client("s3", self.clouds.url).put_object(Bucket="bundles", Key="worker", Body=sealed)
 
     def role(self, seconds: int = 900) -> AwsAssumeRole:
@@ -117,7 +119,7 @@ def test_a_life_among_others(town: Town) -> None:
         agent.ready()
         assert town.served(agent) == others.ROLE_KEY
         assert agent.status()["clouds"]["aws"]["origin"] == "fallback"
-        town.put(town.world.seal(town.role()))
+        town.put(town.role())
         first = town.other_than(agent, others.ROLE_KEY)
         second = town.other_than(agent, first)
         outages: list[Callable[[], Any]] = [
@@ -131,14 +133,14 @@ def test_a_life_among_others(town: Town) -> None:
                 assert town.served(agent) != others.ROLE_KEY
             second = town.other_than(agent, first, second)
             assert len(agent.events("credential.failed")) <= failures + 3
-        town.put(town.world.seal(town.role(), town.world.variables(WHO="two")))
+        town.put(town.role(), town.world.variables(WHO="two"))
         agent.wait_for("bundle.accepted", seq=2)
         assert town.served(agent) != others.ROLE_KEY
         assert agent.stop() == 0
     with town.agent() as agent:
         agent.ready().wait_for("bundle.resumed", seq=2)
         assert town.other_than(agent, others.ROLE_KEY) not in (first, second)
-        town.put(town.world.withdrawal())
+        town.put(action=Action.WITHDRAW)
         agent.wait_for("bundle.withdrawn")
         assert agent.role() is None
         assert not agent.events("raw")
@@ -149,7 +151,7 @@ def test_a_restart_while_the_key_service_is_down(town: Town) -> None:
     """The bundle waits for its key, nobody becomes the machine meanwhile, and it is in force once the service is back."""
     with town.agent() as agent:
         agent.ready()
-        town.put(town.world.seal(town.role()))
+        town.put(town.role())
         town.other_than(agent, others.ROLE_KEY)
         agent.kill()
     town.kms.end()
