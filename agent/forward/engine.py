@@ -257,8 +257,8 @@ class Engine:
             From how many it was taken, and from how many not, whose workers are still there.
         """
         self._sealer.end()
-        taking = TakingBack(self._roster, self._sealer, session=self._subject, issuer=self._issuer, group=self._group)
-        return taking.all()
+        session, issuer = self._subject, self._issuer
+        return TakingBack(self._roster, self._sealer, session=session, issuer=issuer, group=self._group).all()
 
     def has_given(self) -> bool:
         """Whether anybody has something of ours, or may have."""
@@ -268,20 +268,13 @@ class Engine:
 
     def status(self) -> Status:
         """How the forwarding stands: its clouds and its workers."""
-        leases = [one.ends for one in self._roster.known() if one.ends is not None and one.workers]
-        leased = min(leases, default=None)
+        leased = min((one.ends for one in self._roster.known() if one.ends and one.workers), default=None)
         clouds = []
         for cloud, part in list(self._local.parts.items()):  # another thread may collect meanwhile
             ends = [at for at in (part.forecast.until, leased) if at is not None]
-            clouds.append(
-                CloudStatus(
-                    cloud=cloud,
-                    who=part.collected.who,
-                    until=min(ends, default=None),
-                    renewed_by=part.forecast.renewed_by,
-                    trouble=part.trouble,
-                )
-            )
+            until, renewed_by = min(ends, default=None), part.forecast.renewed_by
+            who, trouble = part.collected.who, part.trouble
+            clouds.append(CloudStatus(cloud=cloud, who=who, until=until, renewed_by=renewed_by, trouble=trouble))
         return Status(
             issuer=self._issuer,
             key=signing.public_line(self._signer),

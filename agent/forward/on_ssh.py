@@ -20,11 +20,13 @@ _OF_SSH: Final = 255
 """The status of ``ssh`` when it is its own, and not that of what ran there."""
 _NO_PYTHON: Final = 127
 _REMOTE: Final = (
-    "exec sh -c 'p=$(command -v python3 || command -v /opt/credential-agent/bin/python3) || "
-    f'exit {_NO_PYTHON}; exec "$p" -I -\''
+    "exec sh -c 'for p in python3 /opt/credential-agent/bin/python3; do "
+    '"$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" 2>/dev/null && exec "$p" -I -; done; '
+    f"exit {_NO_PYTHON}'"
 )
-"""Any Python 3 will do; where an agent is there is one. The program that it runs comes through its standard input. Only
-``sh`` is made to understand it: the login shell of that user may be another, such as fish."""
+"""Any Python from 3.7 on will do; where an agent is there is one, though the system has an older one. The program that
+it runs comes through its standard input. Only ``sh`` is made to understand this: the login shell of that user may be
+another, such as fish."""
 
 
 class Ssh:
@@ -118,7 +120,10 @@ def _reply(host: str, status: int, said: bytes, complaint: bytes) -> str | Excep
     if status == 0 and lines:
         return lines[-1]
     if status == _NO_PYTHON:
-        return CourierError(f"there is no python3 on {host}", hint="install it there; no package of it is needed")
+        return CourierError(
+            f"there is no python3 on {host}, or it is older than 3.7",
+            hint="install it there; no package of it is needed",
+        )
     # A jump host's own words come before those about it; what ran there in place of a shell speaks on either stream.
     words = complaint.decode("utf-8", "replace").strip().splitlines()[-2 if status == _OF_SSH else -1 :]
     if status != _OF_SSH and lines:

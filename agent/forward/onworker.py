@@ -1,4 +1,4 @@
-"""The program that runs on a worker: sent as this text. It needs only the standard library, of Python 3.8 or later.
+"""The program that runs on a worker: sent as this text. It needs only the standard library, of Python 3.7 or later.
 
 It carries requests to the agent's courier socket and answers back. It holds no secret and decides nothing: the bundles
 are sealed. Its text is executed on another machine, so it imports nothing of ours.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.forward import Job, LateError, State
+from agent.forward.courier import read_reply
 from tests.unit.forward.support import World
 
 
@@ -34,6 +36,39 @@ def test_what_runs_on_workers_is_the_language_of_an_old_python() -> None:
         if isinstance(one, ast.Constant) and isinstance(one.value, str) and "def main" in one.value
     ]
     ast.parse(program, feature_version=(3, 8))
+
+
+def pythons() -> list[str]:
+    """Every Python from 3.7 on of this machine: on the path, and of pyenv."""
+    places = [Path(one) for one in os.environ["PATH"].split(":")]
+    places += Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin")
+    found: dict[str, str] = {}
+    for path in (place / f"python3.{minor}" for place in places for minor in range(7, 20)):
+        if os.access(path, os.X_OK):
+            ran = subprocess.run([path, "-V"], capture_output=True, text=True, check=False)
+            if ran.returncode == 0:
+                found.setdefault(ran.stdout.strip(), str(path))
+    return list(found.values())
+
+
+def test_it_runs_on_every_python_of_this_machine(world: World) -> None:
+    """Both forms of what is sent, with warnings as errors, carry a question to the agent and its answer back."""
+    world.machine("m")
+    job = Job(steps=(("GET", "/v1/status", None),))
+    tried = pythons()
+    for python in tried:
+        for program in (job.script, f"print({job.expression})"):
+            ran = subprocess.run(
+                [python, "-I", "-W", "error", "-"],
+                input=program,
+                env={"CREDENTIAL_AGENT_COURIER": str(world.courier.sockets["m-0"])},
+                text=True,
+                capture_output=True,
+                check=False,
+            )
+            assert ran.returncode == 0, f"{python}: {ran.stderr}"
+            assert read_reply(ran.stdout).answers[0].status == 200, python
+    assert tried
 
 
 class Slurm:

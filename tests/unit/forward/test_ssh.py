@@ -25,6 +25,7 @@ case "$5" in
   jump) echo "me@gate: Permission denied (publickey)." >&2; echo "Connection closed by UNKNOWN port 65535" >&2; exit 255;;
   closed) echo "Authorised use only" >&2; echo "This account is currently not available."; exit 1;;
   stuck) if [ -e @HOME@/stuck ]; then echo $$ >>@HOME@/pids; exec sleep 3600; fi;;
+  old) PATH="@HOME@/old:$PATH" exec /bin/sh -c "$6";;
   snake) echo "Authorised use only" >&2; PATH=@HOME@/no exec /bin/sh -c "$6";;
 esac
 echo "Welcome to $5"
@@ -63,14 +64,18 @@ def test_hosts_are_served_by_ssh(world: World) -> None:
 
 
 def test_why_a_host_is_not_reached_is_told_in_the_words_of_who_knows(world: World) -> None:
-    """The gate that refuses, the account that is closed, the host without a Python: not the banner, and what to try."""
-    world.courier = Ssh(["jump", "closed", "snake"], command=[str(world.home / "ssh")])  # type: ignore[assignment]
+    """The gate that refuses, the account that is closed, the host without a Python, or with an old one: not the banner, and what to try."""
+    (world.home / "old").mkdir()
+    (world.home / "old/python3").write_text('#!/bin/sh\n[ "$1" = -c ] || echo SyntaxError >&2\nexit 1\n')
+    (world.home / "old/python3").chmod(0o755)
+    world.courier = Ssh(["jump", "closed", "snake", "old"], command=[str(world.home / "ssh")])  # type: ignore[assignment]
     with world.forward() as f:
         by_name = {one.name: (str(one.reason), str(one.hint)) for one in f.status().workers}
     assert "me@gate: Permission denied" in by_name["jump"][0]
     assert "ssh -o BatchMode=yes jump true" in by_name["jump"][1]
     assert "This account is currently not available" in by_name["closed"][0]
     assert "no python3 on snake" in by_name["snake"][0]
+    assert "older than 3.7" in by_name["old"][0]
     assert not any("Authorised" in reason or "Error" in reason for reason, _ in by_name.values())
 
 
