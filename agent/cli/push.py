@@ -37,11 +37,7 @@ def push(path: Path, as_json: bool, file: Any) -> int:
     if len(data) > MAX_BUNDLE_BYTES:
         raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES} bytes")
     answer = ask.control(control_socket(path), "PUT", names.BUNDLE_PATH, data)
-    if answer.status not in {200, 422}:
-        raise HostError(f"the agent did not evaluate it: {answer.why()}")
-    verdict = answer.document("outcome")
-    if verdict["outcome"] not in _OUTCOMES:
-        raise HostError(f"expected a verdict from the agent, got {str(verdict['outcome'])[:40]!r}")
+    verdict = _verdict(answer)
     if as_json:
         tell("push", verdict)
     if verdict["outcome"] == "refused":
@@ -58,3 +54,14 @@ def push(path: Path, as_json: bool, file: Any) -> int:
         )
         return EX_TEMPFAIL
     return 0
+
+
+def _verdict(answer: ask.Answer) -> dict[str, Any]:
+    if answer.status == 503 and answer.why().startswith("not confirmed"):
+        raise HostError(answer.why(), hint="credential-agent doctor; and push the same again")
+    if answer.status not in {200, 422}:
+        raise HostError(f"the agent did not evaluate it: {answer.why()}")
+    verdict = answer.document("outcome")
+    if verdict["outcome"] not in _OUTCOMES:
+        raise HostError(f"expected a verdict from the agent, got {str(verdict['outcome'])[:40]!r}")
+    return verdict

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from agent.controller.durable import Durable
@@ -24,7 +25,7 @@ from agent.controller.retries import NEVER, Retries
 from agent.controller.review import Review
 from agent.controller.seldom import Seldom
 from agent.controller.tasks import Tasks
-from agent.controller.verdicts import Verdicts
+from agent.controller.verdicts import Verdicts, acknowledge
 from agent.core.clock import Clock
 from agent.core.counters import Counters
 from agent.core.errors import BundleError, KeyUnavailableError, UnreadableError
@@ -88,7 +89,7 @@ class Intake:
         tasks: Tasks,
         wake: Callable[[], None],
         changed: Callable[[], None],
-        told: Callable[[], Awaitable[None]],
+        told: Callable[[], Awaitable[bool]],
     ) -> None:
         self._store = store
         self._durable = durable
@@ -188,11 +189,12 @@ class Intake:
     async def _submit(self, sealed: SealedBundle) -> Ack:
         ack = await self._evaluate(sealed)
         self._wake()
-        await self._told()
+        confirmed = await self._told() or ack.outcome == "refused"
         source = self._sources.get(sealed.origin)
         if source is not None:
-            self._tasks.spawn(source.acknowledge(ack), name=f"ack {sealed.origin}")
-        return ack
+            telling = acknowledge(source, ack, None if confirmed else self._told, self._clock)
+            self._tasks.spawn(telling, name=f"ack {sealed.origin}")
+        return msgspec.structs.replace(ack, confirmed=confirmed)
 
     async def _evaluate(self, sealed: SealedBundle) -> Ack:
         attempts = self._retries.take(sealed)

@@ -34,7 +34,7 @@ from agent.core.counters import Counters, bump
 from agent.core.errors import SourceError, UnreadableError
 from agent.core.history import History
 from agent.core.model import SealedBundle
-from agent.core.source import Source
+from agent.core.source import Ack, Source
 from agent.core.text import instant
 from agent.core.verdict import Event, Notice, Policy
 from agent.core.view import Facts
@@ -57,8 +57,9 @@ MOVED_SECONDS: Final = 0.5
 """Below this our clock was not moved: it was only read twice, one reading after the other."""
 
 
-async def _nobody() -> None:
+async def _nobody() -> bool:
     """Nobody answers workers from elsewhere."""
+    return True
 
 
 class Controller:
@@ -73,7 +74,8 @@ class Controller:
         clock: time.
         rng: for retries.
         changed: called on the loop whenever an answer may have changed; it must not block.
-        told: waits until whoever answers workers has what was told last; no bundle is acknowledged before.
+        told: waits until whoever answers workers has what was told last; false: that could not be learned in time. No
+            bundle is acknowledged before.
         follow: looks at the machine's clocks, each time round; may move our time. Returns whether there is a reason to
             ask the clouds for the time.
 
@@ -99,7 +101,7 @@ class Controller:
         clock: Clock,
         rng: random.Random,
         changed: Callable[[], None] = lambda: None,
-        told: Callable[[], Awaitable[None]] = _nobody,
+        told: Callable[[], Awaitable[bool]] = _nobody,
         follow: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = store
@@ -246,8 +248,8 @@ class Controller:
             partial(self._source_worked, source.name),
         )
 
-        async def submit(sealed: SealedBundle) -> None:
-            await self.intake.submit(sealed)
+        async def submit(sealed: SealedBundle) -> Ack:
+            return await self.intake.submit(sealed)
 
         attempt = 0
         while True:

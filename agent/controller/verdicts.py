@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final
 
 import structlog
 
 from agent.controller.seldom import Seldom
+from agent.core.clock import Clock
 from agent.core.counters import UNREADABLE, Counters, bump
 from agent.core.errors import UnreadableError
 from agent.core.history import History
 from agent.core.model import Action, Bundle, SealedBundle
-from agent.core.source import COURIER, Ack
+from agent.core.source import COURIER, Ack, Source
 from agent.core.text import instant
 from agent.core.verdict import Refused
 
+CONFIRMED_AGAIN_SECONDS: Final = 1.0
+"""Until it is asked again whether what was not confirmed is so now."""
 _STAYS: Final = "nothing of this issuer and subject is in force any more; what another one sent stays in force"
 
 
@@ -143,6 +146,22 @@ class Verdicts:
         if self.last_refusal is not None and (anywhere or self.last_refusal.origin == origin):
             self.last_refusal = None
             self._tell()
+
+
+async def acknowledge(source: Source, ack: Ack, told: Callable[[], Awaitable[bool]] | None, clock: Clock) -> None:
+    """Tell a source its verdict, once it is true: a process that hangs is ended, or its service manager ends it.
+
+    Args:
+        source: which.
+        ack: the verdict.
+        told: whether each process that answers workers serves so; ``None``: it does.
+        clock: time.
+    """
+    while told is not None:
+        await clock.sleep(CONFIRMED_AGAIN_SECONDS)
+        if await told():
+            break
+    await source.acknowledge(ack)
 
 
 def _ack(

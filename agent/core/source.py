@@ -14,6 +14,12 @@ import msgspec
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 
+UNCONFIRMED: Final = (
+    "not confirmed: it is decided, but whoever answers workers did not say in time that it serves so; send it again to "
+    "hear whether it does"
+)
+"""Of a verdict that is not :attr:`Ack.confirmed`, for a person."""
+
 COURIER: Final = "courier"
 """The origin of bundles handed in on the couriers' socket (:mod:`agent.serve.courier`)."""
 
@@ -25,9 +31,6 @@ STATE: Final = "state"
 
 OURS: Final = frozenset({COURIER, PUSH, STATE})
 """No source of the configuration may be named so: what it brings would be taken for that, or nobody would watch it."""
-
-Submit = Callable[[SealedBundle], Awaitable[None]]
-"""Where a source hands its bytes. It returns when the bundle has been evaluated; it raises nothing."""
 
 OnError = Callable[[SourceError], None]
 """Where a source says that it is here but broken: once per failed attempt; the receiver counts them, and logs few."""
@@ -48,6 +51,8 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
         durable: whether a restart will remember it. False: it is in force, and the state directory does not hold it
             yet; the same bundle submitted again is answered ``same``, with the ``durable`` of that moment.
         seq: the sequence number; ``None`` when the bundle could not be opened.
+        confirmed: whether each process that answers workers does what it says. False: one may yet answer as before. The
+            same bundle submitted again is answered ``same``, with what is so at that moment.
     """
 
     origin: str
@@ -60,6 +65,11 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     subject: str | None = None
     bundle_id: str | None = None
     seq: int | None = None
+    confirmed: bool = True
+
+
+Submit = Callable[[SealedBundle], Awaitable[Ack | None]]
+"""Where a source hands its bytes. It returns the verdict when the bundle has been evaluated; it raises nothing."""
 
 
 class Position(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from agent.core.source import Ack
+from agent.core.source import UNCONFIRMED, Ack
 from agent.daemon.reload import Reloaded
 from agent.serve.control import ControlRequest, Route, problem
 from agent.wire import names
@@ -72,5 +72,7 @@ def routes(
 
 def verdict(ack: Ack) -> Response:
     """The answer to a push."""
+    if not ack.confirmed:
+        return problem(503, UNCONFIRMED, ("Retry-After", "2"))
     # 422: it was understood and is not acceptable (RFC 9110 section 15.5.21).
     return Response(422 if ack.outcome == "refused" else 200, (JSON,), msgspec.json.encode(ack) + b"\n")

@@ -107,7 +107,8 @@ class Couriers:
             if len(self._refused) > REFUSALS_KEPT:
                 del self._refused[next(iter(self._refused))]
         # Whoever is told "accepted" may start a program at once.
-        await self._settled()
+        if ack.confirmed:
+            await self._settled()
         return verdict(ack)
 
     async def _status(self, request: ControlRequest) -> Response:

@@ -240,7 +240,8 @@ class Listeners:
     async def _pushed(self, data: bytes) -> Ack:
         ack = await self._prepared.push.push(data)
         # Whoever is told "accepted" may start a program at once, or rely on a withdrawal.
-        await self._settled()
+        if ack.confirmed:
+            await self._settled()
         return ack
 
     async def _look_now(self) -> list[Outcome]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
-from agent.core.source import Ack, Source
+from agent.core.source import UNCONFIRMED, Ack, Source
 
 FETCH_SECONDS: Final = 30.0
 """Longer than any source's own limits; a source that takes longer is reported as broken."""
@@ -39,6 +39,8 @@ async def _look(source: Source, submit: Callable[[SealedBundle], Awaitable[Ack]]
     if found is None:
         return _outcome(source, "none")
     ack = await submit(found)
+    if not ack.confirmed:
+        return _outcome(source, "broken", code="unconfirmed", reason=UNCONFIRMED, seq=ack.seq)
     return _outcome(source, ack.outcome, code=ack.code, reason=ack.reason, seq=ack.seq)
 
 

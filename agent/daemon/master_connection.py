@@ -10,21 +10,18 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
 import structlog
 
-from agent.core.bucket import Bucket
 from agent.core.errors import HostError, SnapshotError
+from agent.daemon.begun import Begun
 from agent.daemon.servers import Servers
 from agent.host.emptiable import Emptiable
 from agent.server import words
 
-MOST_LINKS_PER_SECOND: Final = 20.0
-"""An honest master begins five servers a second at most."""
 AGAIN_SECONDS: Final = 0.5
 """Until the master is told again what could not be said: it does not read, or the kernel has no memory."""
 UNLINKED_SECONDS: Final = 5.0
@@ -42,8 +39,7 @@ class MasterConnection:
 
     Attributes:
         addresses: of the workers' sockets, once it has said them; a child says none.
-        alive: the process ids of the servers that it has begun and that have not ended
-            (:class:`agent.daemon.begins.Begins`).
+        room: how many descriptors a server may have, once it has said so.
         given: what it was given and may hold; the last is the newest.
         gave: how many snapshots it was given.
         owes: whether it is yet to be given the newest.
@@ -56,15 +52,13 @@ class MasterConnection:
         self, control: socket.socket, *, ended: Callable[[], None], failing: Callable[[int], None] = lambda _count: None
     ) -> None:
         self.addresses: tuple[str, ...] | None = None
-        self.alive: set[int] = set()
-        self._are_linked, self._seconds = set[int](), set[int]()  # of alive; the latter stand by
-        self._has_linked = False
+        self.room: int | None = None
+        self._begun = Begun()
         self.introduced = asyncio.Event()
         self._control = control
         self._ended = ended
         self._failing = failing
         self._servers: Servers | None = None
-        self._rate = Bucket(MOST_LINKS_PER_SECOND, 2 * words.MOST_SERVERS)
         self.given: list[Emptiable] = []
         self.gave = self._had = 0
         self._open = True
@@ -197,34 +191,24 @@ class MasterConnection:
         self._end_of_it()
 
     def _heed(self, said: words.Said, files: list[int]) -> None:
+        if self._heed_first(said, files):
+            return
         match said.word:
-            case words.SNAPSHOT if files and len(self.given) < _MOST_KEPT:
-                # If it is no agent's it cannot be emptied; the master drops it for ours.
-                with contextlib.suppress(HostError):
-                    self.given.insert(0, Emptiable.taken_back(files[0]))
+            case words.LINK | words.SECOND if files and self._servers is not None:
+                if self._begun.may_link(said.word, said.number):
+                    self._link(said, _stream(files), self._servers)
+                    return
+            case words.ALIVE if not self._begun.has_linked and len(self.alive) < words.MOST_SERVERS:
+                self._begun.alive.add(said.number)
+                self._changed()
                 return
-            case words.AT if self.addresses is None:
-                self.addresses = said.addresses
-                self.introduced.set()
-                return
-            case words.LINK | words.SECOND if self._takes(said, files):
-                return
-            case words.INSTEAD if said.number in self._seconds:
-                self._seconds.discard(said.number)
+            case words.INSTEAD if self._begun.stands_by(said.number):
+                self._begun.takes_over(said.number)
                 self._linked()
                 self._changed()
                 return
-            case words.ALIVE if not self._has_linked and len(self.alive) < words.MOST_SERVERS:
-                self.alive.add(said.number)
-                self._changed()
-                return
             case words.ENDED:
-                for pids in (self.alive, self._seconds, self._are_linked):
-                    pids.discard(said.number)
-                self._changed()
-                return
-            case words.HAD if self._had < said.number <= self.gave:
-                self._had = said.number
+                self._begun.ended(said.number)
                 self._changed()
                 return
             case words.FAILING:
@@ -234,42 +218,51 @@ class MasterConnection:
                 pass
         raise SnapshotError(f"expected a word that the master may say now, got {said.word.decode()!r}")
 
-    def _may_add(self, pid: int) -> bool:
-        fits = pid in self.alive or len(self.alive) < words.MOST_SERVERS
-        return fits and not self._rate.take(time.monotonic())
-
-    def _takes(self, said: words.Said, files: list[int]) -> bool:
-        """Take the link that came along; false: it may not come now."""
-        known = self.alive if said.word == words.SECOND else self._are_linked
-        if not files or self._servers is None or said.number in known or not self._may_add(said.number):
-            return False
-        if said.word == words.SECOND:
-            self._seconds.add(said.number)
-        self._link(said.number, _stream(files), self._servers)
+    def _heed_first(self, said: words.Said, files: list[int]) -> bool:
+        """Do what says what the master has, if it may say that now."""
+        match said.word:
+            case words.SNAPSHOT if files and len(self.given) < _MOST_KEPT:
+                # If it is no agent's it cannot be emptied; the master drops it for ours.
+                with contextlib.suppress(HostError):
+                    self.given.insert(0, Emptiable.taken_back(files[0]))
+            case words.ROOM if self.addresses is None:
+                self.room = said.number
+            case words.AT if self.addresses is None:
+                self.addresses = said.addresses
+                self.introduced.set()
+            case words.HAD | words.LACKS if self._had < said.number <= self.gave:
+                self._had = said.number
+                if said.word == words.LACKS:
+                    self._lacks = True
+                    self._tell_again()
+                self._changed()
+            case _:
+                return False
         return True
 
     def _do_without(self, said: words.Said) -> None:
         """There is no descriptor just now for what came along. That is no fault of the master's, if it was a link."""
         is_link = said.word in (words.LINK, words.SECOND) and self._servers is not None
-        if not is_link or not self._may_add(said.number):
+        if not is_link or not self._begun.may_link(said.word, said.number):
             raise SnapshotError(f"expected what there is a descriptor for, got {said.word.decode()!r}")
-        self._has_linked = True
-        self.alive.add(said.number)  # it hears of nothing: an acknowledgement waits for its end
+        self._begun.unlinked(said.number)
         self._loop.call_later(UNLINKED_SECONDS, self.end, said.number)
         self._changed()
 
-    def _link(self, pid: int, sock: socket.socket, servers: Servers) -> None:
-        if pid not in self.alive:
-            self.alive.add(pid)
-            if pid not in self._seconds:
-                self._linked()
-        self._are_linked.add(pid)
-        self._has_linked = True
-        protocol = partial(servers.protocol, partial(self.end, pid), pid, lambda: pid in self._seconds)
+    def _link(self, said: words.Said, sock: socket.socket, servers: Servers) -> None:
+        pid = said.number
+        if self._begun.link(said.word, pid):
+            self._linked()
+        protocol = partial(servers.protocol, partial(self.end, pid), pid, partial(self._begun.stands_by, pid))
         linking = self._loop.create_unix_connection(protocol, sock=sock)
         task: asyncio.Task[object] = self._loop.create_task(linking, name="a server begins")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def alive(self) -> Collection[int]:
+        """See :class:`agent.daemon.begins.Begins`."""
+        return self._begun.alive
 
     def _changed(self) -> None:
         if self._servers is not None:

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from agent import config, keys
 from agent.core.errors import AgentError, ConfigError
 from agent.daemon import beliefs, compose, disk, handover, listening
@@ -82,8 +84,9 @@ class Prepared:
         self.first_look = FirstLook(disk.LOOK_SECONDS if left is not None else disk.FIRST_LOOK_SECONDS)
         self.ways = WaysOut(settings)
         self.out = self.ways.make(hear=hear)
+        self._most_connections = settings.listen.max_connections
         self.shares = descriptors.shares(
-            descriptors.raised(), connections=settings.listen.max_connections, passed=PASSED_CONNECTIONS
+            descriptors.raised(), connections=self._most_connections, passed=PASSED_CONNECTIONS
         )
         self.workers_out = self.ways.make(connections=self.shares.passed)
         self.metadata = compose.Metadata(settings, self.out, clock, root=root)
@@ -95,6 +98,13 @@ class Prepared:
             settings, metadata=self.metadata, make=self.ways.make, clock=clock, rng=rng, away=faults
         )
         self.push = PushSource(clock=clock)
+
+    def answered_apart(self, limit: int | None) -> None:
+        """Workers' connections are another unit's, which may have so many descriptors; ``None``: it has not said."""
+        if limit is None:
+            limit = self._most_connections + 2 * descriptors.RESERVE  # what it cannot have it does not take
+        theirs = descriptors.shares(limit, connections=self._most_connections, passed=0)
+        self.shares = msgspec.structs.replace(self.shares, limit=limit, connections=theirs.connections)
 
     def _open_files(self, settings: config.Config, left: handover.Handover | None) -> None:
         away, tolerant = self.away, self._tolerate

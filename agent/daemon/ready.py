@@ -35,10 +35,12 @@ class Readiness:
 
     Attributes:
         told: whether the service manager was told that we are ready.
+        answers: tells whether workers are answered.
     """
 
     def __init__(self, notifier: systemd.Notifier, clock: SystemClock, store: Store, started: datetime) -> None:
         self.told = False
+        self.answers: Callable[[], bool] = lambda: True
         self._notifier = notifier
         self._clock = clock
         self._store = store
@@ -52,7 +54,7 @@ class Readiness:
         for cloud in Cloud:
             answer = self._store.answer(cloud, now)
             said.append(f"{cloud}: {answer.name} ({answer.origin})" if isinstance(answer, Live) else f"{cloud}: none")
-        return ", ".join(said)
+        return ("" if self.answers() else "nobody answers workers: they wait; ") + ", ".join(said)
 
     def tell_status(self) -> None:
         """Tell the service manager whose identity is served."""
@@ -109,6 +111,9 @@ class Readiness:
             last_step: when the controller's loop last ran.
         """
         pulse = Pulse(STALE_LOOP_SECONDS)
+        answers = self.answers()
         while True:
+            if answers != (answers := self.answers()):
+                self.tell_status()
             told = not pulse.beats(last_step(), time.monotonic()) or self._notifier.alive()
             await asyncio.sleep(seconds / 3 if told else min(seconds / 3, TELL_AGAIN_SECONDS))

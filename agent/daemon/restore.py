@@ -160,7 +160,7 @@ class Restorer:
         found: list[Machine],
         *,
         changed: Callable[[], None],
-        told: Callable[[], Awaitable[None]],
+        told: Callable[[], Awaitable[bool]],
         follow: Callable[[], bool],
     ) -> None:
         """Bring back the memory of this instance, and the bundle that was in force.

@@ -139,8 +139,12 @@ class Servers:
         for server in list(self._connected):
             server.tell_snapshot(data)
 
-    async def taken(self, seconds: float = TAKEN_SECONDS) -> None:
-        """Wait until every server serves what was told last, or has ended. One that does not in time is ended."""
+    async def taken(self, seconds: float = TAKEN_SECONDS) -> bool:
+        """Wait until every server serves what was told last, or has ended. One that does not in time is ended.
+
+        Returns:
+            Whether that is so; false: it could not be learned, since what begins servers does not answer.
+        """
         version = self.version()
 
         def is_behind() -> bool:
@@ -166,8 +170,13 @@ class Servers:
                 if not self._is_doubtful:
                     structlog.get_logger().error("server.unconfirmed", hint=UNCONFIRMED_HINT)
                 self._is_doubtful = True
-                return
+                return False
         self._is_doubtful = False
+        return True
+
+    def answer(self) -> bool:
+        """Whether there is one that answers by what was told last."""
+        return any(server.taken >= self.version() for server in self._connected if not server.stands_by())
 
     async def gone(self, seconds: float = TOLD_SECONDS) -> None:
         """Wait until each has said its last words and ended, for a moment at most."""
@@ -178,7 +187,7 @@ class Servers:
 
     async def serving(self) -> None:
         """Wait until there is one that serves what was told last."""
-        while not any(server.taken >= self.version() for server in self._connected if not server.stands_by()):
+        while not self.answer():
             await self._next_change()
 
     async def counted(self) -> None:

@@ -21,7 +21,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -50,8 +49,9 @@ from agent.daemon.servers import Servers
 from agent.daemon.still import Still
 from agent.daemon.succession import Succession
 from agent.daemon.time_log import TimeLog
-from agent.daemon.unit import ServerProcess, ServerUnit
+from agent.daemon.unit import ServerProcess
 from agent.daemon.who import Who
+from agent.daemon.workers import sockets_of
 from agent.host import containerenv, machine, systemd
 from agent.host.clock import SystemClock
 from agent.providers.machine import Machine
@@ -156,7 +156,9 @@ class Daemon:
         for key, reason in self._prepared.away.reasons.items():
             self._log.error("start.without", key=key, reason=reason, hint="it is used as soon as it is there")
         # 2.
-        worker_sockets, addresses = await self._worker_sockets()
+        worker_sockets, addresses = await sockets_of(
+            self._child, settings.listen, self._passed.sockets, apart=self._prepared.answered_apart
+        )
         control = self._late.control_socket()
         self._heed_signals()
 
@@ -230,15 +232,6 @@ class Daemon:
             if "control" not in self._passed.sockets:
                 listening.remove(settings.listen)
         self._log.info("agent.stopped")
-
-    async def _worker_sockets(self) -> tuple[list[socket.socket], list[str]]:
-        """The sockets on which workers ask, if they are ours, and where they ask."""
-        if isinstance(self._child, ServerUnit):
-            return [], await self._child.addresses(self._settings.listen.http)
-        sockets, absent = listening.worker_sockets(self._settings.listen, self._passed.sockets)
-        for error in absent:
-            self._log.error("listen.absent", reason=error.message, hint=error.hint)
-        return sockets, listening.names(sockets)
 
     def _heed_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -359,11 +352,11 @@ class Daemon:
         self._snapshots, self._servers = self._listeners.servers(
             decided, path_id=self._path_id, expects_bundle=lambda: bool(self._reloader.settings.keys)
         )
+        self._readiness.answers = self._servers.answer
         return self._servers
 
-    async def _told(self) -> None:
-        if self._servers is not None:
-            await self._servers.taken()
+    async def _told(self) -> bool:
+        return self._servers is None or await self._servers.taken()
 
     async def _settled(self) -> None:
         await self._told()

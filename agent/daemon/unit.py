@@ -171,6 +171,11 @@ class ServerUnit:
         structlog.get_logger().error("server.failing", times=count, hint=FAILING_HINT)
 
     @property
+    def room(self) -> int | None:
+        """How many descriptors a server may have; ``None``: it is not known."""
+        return None if self._master is None else self._master.room
+
+    @property
     def replaced(self) -> int:
         """How often a server has ended before its time and has had a successor."""
         return self._again.times

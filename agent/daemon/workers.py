@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import structlog
 
+from agent import config
+from agent.daemon import listening
 from agent.daemon.ready import READY_AFTER_SECONDS
 from agent.daemon.servers import Servers
-from agent.daemon.unit import ServerProcess
+from agent.daemon.unit import ServerProcess, ServerUnit
 from agent.host.sockets import read_socket_table
 from agent.serve.link import Link
 from agent.serve.server import WorkerServer
@@ -25,6 +27,34 @@ BEGINS_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 0.2
 """Until the next try, where the process has no file descriptor left."""
 _LATE_HINT: Final = "workers wait until it is there; has this machine no process or memory left?"
+
+
+async def sockets_of(
+    child: ServerProcess | None,
+    settings: config.Listen,
+    passed: Mapping[str, Sequence[socket.socket]],
+    *,
+    apart: Callable[[int | None], None],
+) -> tuple[list[socket.socket], list[str]]:
+    """The sockets on which workers ask, if they are ours, and where they ask.
+
+    Args:
+        child: the process that answers.
+        settings: ``[listen]``.
+        passed: the sockets that the service manager passed.
+        apart: told how many descriptors another unit has that answers in our place; ``None``: that is not known.
+
+    Raises:
+        HostError: an address cannot be bound.
+    """
+    if isinstance(child, ServerUnit):
+        addresses = await child.addresses(settings.http)
+        apart(child.room)
+        return [], addresses
+    sockets, absent = listening.worker_sockets(settings, passed)
+    for error in absent:
+        structlog.get_logger().error("listen.absent", reason=error.message, hint=error.hint)
+    return sockets, listening.names(sockets)
 
 
 class Workers:

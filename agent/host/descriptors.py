@@ -43,9 +43,11 @@ def shares(limit: int, *, connections: int, passed: int) -> Shares:
     Args:
         limit: descriptors in all.
         connections: as configured.
-        passed: as many as are of use.
+        passed: as many as are of use; 0: another process makes them.
     """
     left = limit - min(RESERVE, limit // 2)
+    if not passed:
+        return Shares(limit, max(LEAST, min(connections, left)), 0)
     if connections + passed <= left:
         return Shares(limit, connections, passed)
     passed = max(LEAST, min(passed, left // 4))

@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from datetime import datetime
 
+import msgspec
+
 from agent import snapshot
 from agent.core.clock import Clock
 from agent.core.model import Cloud, GoogleToken, IdToken
@@ -63,6 +65,14 @@ class Served:
         self._names = {Cloud.AWS: frozenset(new.aws_names), Cloud.GCP: frozenset(new.gcp_names)}
         self._id_tokens = {one.token.audience: one for one in new.id_tokens}
         self._scoped = {one.scopes: one for one in new.scoped}
+
+    def bounded(self, connections: int) -> None:
+        """Have no more connections than that, whatever the settings say: this process has no descriptors for more."""
+        limits = self.settings.limits
+        if connections < limits.connections:
+            held = min(limits.held, max(1, connections // 2))
+            fits = msgspec.structs.replace(limits, connections=connections, held=held)
+            self.settings = msgspec.structs.replace(self.settings, limits=fits)
 
     def forgotten_by(self, *forgets: Callable[[], None]) -> None:
         """Have these called as soon as something else is served: whoever made something of what was served drops it."""

@@ -60,11 +60,13 @@ class Control:
         connection: is closed with this.
 
     Attributes:
+        was_cut: whether something came along with the last word that there was no descriptor for.
         say_at: when what is left to say is to be said, by the monotonic clock; ``None``: nothing is.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        self.was_cut = False
         self.say_at: float | None = None
         self._connection = connection
         self._unsaid: deque[tuple[bytes, int | None]] = deque()
@@ -112,7 +114,7 @@ class Control:
     def hear(self) -> tuple[bytes, list[int]] | None:
         """What it says next, and what came with it; ``None``: nothing now. Empty: it has ended."""
         try:
-            said, fds, _, _ = socket.recv_fds(self._connection, 64, words.MOST_SOCKETS)
+            said, fds, flags, _ = socket.recv_fds(self._connection, 64, words.MOST_SOCKETS)
         except BlockingIOError:
             return None
         except ConnectionError:  # it has ended without hearing all that was said
@@ -120,6 +122,7 @@ class Control:
         except OSError:
             select.select([], [], [], RETRY_SECONDS)  # no memory for it: it is there yet
             return None
+        self.was_cut = bool(flags & socket.MSG_CTRUNC)
         return said, fds
 
     def close(self) -> None:

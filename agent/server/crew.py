@@ -105,6 +105,19 @@ class Crew:
         """Of all that have not ended, the oldest first."""
         return tuple(self._servers)
 
+    def said(self) -> str:
+        """Who answers workers, for an operator."""
+        server = self._servers.get(self._answers)
+        if server is not None and server.serves:
+            return "workers are answered" + ("; another server stands by" if self._second else "")
+        if self._short > _FEW:
+            return "nobody answers workers: servers end as soon as they are begun, see the journal"
+        if self._refused:
+            return "nobody answers workers: no process or descriptor is to be had"
+        if self._coming or self._answers or self._due is not None:
+            return "nobody answers workers yet: a server begins"
+        return "nobody answers workers: what to serve was not heard from credential-agent.service yet"
+
     @property
     def watched(self) -> list[int]:
         """What becomes readable when one of them says something, or has ended."""

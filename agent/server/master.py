@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agent.core.text import socket_address
-from agent.host import systemd
+from agent.host import descriptors, systemd
 from agent.server import words, work
 from agent.server.controllers import Control, ControllerSocket
 from agent.server.crew import Crew
@@ -75,6 +75,7 @@ class Master:
         self._crew = Crew(self, masked=woken is not None)
         self.asked = False  # whether the controller has asked for a server
         self.wants_second = True  # also while there is none: a controller learns of each that is there
+        self._status = ""
         self._had = 0  # so many snapshots of the present controller's
         self._stopping = False
         self._is_told = not self._notifier.active  # whether the service manager has heard that this is ready
@@ -107,12 +108,23 @@ class Master:
         times = self._crew.times
         now = time.monotonic()
         # Its queue may be full, because it reloads itself, say. A start that it never hears of would be ended by it.
-        self._is_told = self._is_told or self._stopping or self._notifier.ready("ready for the controller")
+        self._is_told = self._is_told or self._stopping or self._notifier.ready(self._crew.said())
+        self._tell_status()
         times += [] if self._kept.tell() and self._is_told else [now + _AGAIN_SECONDS]
         times += [] if self._control is None or self._control.say_at is None else [self._control.say_at]
         times += [] if self._beat_seconds is None else [self._beat_at]
         ready, _, _ = select.select(waiting, [], [], max(0.0, min(times) - now) if times else None)
         return list(ready)
+
+    def _tell_status(self) -> None:
+        if (
+            self._notifier.active
+            and self._is_told
+            and not self._stopping
+            and self._status != (said := self._crew.said())
+        ):
+            self._status = said
+            self._notifier.status(said)
 
     def _do_what_is_due(self, woken: float) -> None:
         self._crew.do_what_is_due(woken)
@@ -137,6 +149,7 @@ class Master:
             self._leave()  # there is no descriptor just now; it connects anew
         for pid in self._crew.pids:
             self.say(words.number(words.ALIVE, pid))
+        self.say(words.number(words.ROOM, descriptors.raised()))
         self.say(words.at(addresses_of(self._sockets)))
 
     def _leave(self) -> None:
@@ -174,7 +187,8 @@ class Master:
         if word == words.SNAPSHOT and len(fds) <= 1:
             self._had += 1
             self._kept.take(fds)
-            self.say(words.number(words.HAD, self._had))
+            lost = not fds and self._control is not None and self._control.was_cut
+            self.say(words.number(words.LACKS if lost else words.HAD, self._had))
             return
         for fd in fds:
             os.close(fd)

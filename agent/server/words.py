@@ -42,6 +42,11 @@ ENDED: Final = b"ended"
 """With a process id: that server has ended."""
 HAD: Final = b"had"
 """With a number: so many snapshots have come. Each server that may know an older one was said before."""
+LACKS: Final = b"lacks"
+"""As :data:`HAD`, of one whose file was lost on the way, because the master had no descriptor for it: it begins no
+server with a former one, and with none of this controller's until it is given one again."""
+ROOM: Final = b"room"
+"""With a number: so many descriptors a server may have. Said before :data:`AT`."""
 FAILING: Final = b"failing"
 """With a number: so many servers, one after the other, have ended as soon as they were begun."""
 AT: Final = b"at"
@@ -50,7 +55,7 @@ MOST_BYTES: Final = 4096
 MOST_SERVERS: Final = 64
 """That an honest master has at once: each connection of a controller adds one until that one serves."""
 
-_WITH_NUMBER: Final = (LINK, SECOND, INSTEAD, ALIVE, ENDED, HAD, FAILING)
+_WITH_NUMBER: Final = (LINK, SECOND, INSTEAD, ALIVE, ENDED, HAD, LACKS, ROOM, FAILING)
 _NUMBER: Final = re.compile(rb"[1-9][0-9]{0,9}")
 
 

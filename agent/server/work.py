@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from agent.core.errors import SnapshotError
-from agent.host import confine, process
+from agent.host import confine, descriptors, process
 from agent.host.sockdiag import SocketDiagnosis
 from agent.serve.link import Link
 from agent.serve.server import Use
@@ -27,6 +27,7 @@ except ImportError:  # not packaged for this platform: the standard loop does th
 else:
     _LOOP = uvloop.new_event_loop
 
+_ANY: Final = 1 << 30
 CLOSE_SECONDS: Final = 2.0
 LAST_SECONDS: Final = 0.25
 """How long the controller may take to read what is said last."""
@@ -122,6 +123,7 @@ async def serve(
         await connect(given)
     supervisor = Supervisor(master, connect, stands_by=stands_by)
     queues = Queues(sockets, supervisor.waiting)
+    most = descriptors.shares(descriptors.raised(), connections=_ANY, passed=0).connections
     # The loop runs and has what it needs, and nothing of a stranger was read. From here on it answers on what it has,
     # and can do nothing else.
     confine.give_up_all_but_answering()
@@ -131,6 +133,7 @@ async def serve(
     served = await _first(link, stop)
     if served is None:
         return
+    served.bounded(most)
     server = answering(link, served, diagnosis, use=use)
     supervisor.heed()
     if await _stood_by(supervisor, queues, stop):

@@ -29,13 +29,11 @@ class PushSource:
     def __init__(self, *, clock: Clock, name: str = PUSH) -> None:
         self.name = name
         self._clock = clock
-        # Mutable state: where submissions go, once the controller watches, and whether it does; the pushes that await
-        # their verdicts, in the order in which they were submitted. One at a time, so that a verdict is never given to
-        # another's push.
+        # Mutable state: where submissions go, once the controller watches, and whether it does. One at a time, in the
+        # order of the pushes.
         self._submit: Submit | None = None
         self._watched = asyncio.Event()
         self._pushing = asyncio.Lock()
-        self._verdict: asyncio.Future[Ack] | None = None
 
     async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:  # noqa: ARG002 - it cannot be broken
         """See :class:`agent.core.source.Source`."""
@@ -62,19 +60,17 @@ class PushSource:
                 await self._watched.wait()
         if self._submit is None:
             raise SourceError("the agent is still starting", hint="try again in a moment")
-        # To its end whether or not the pusher waits: a verdict that comes late must not be taken for the next push's.
+        # To its end whether or not the pusher waits.
         return await asyncio.shield(asyncio.create_task(self._push(data, self._submit), name="push"))
 
     async def _push(self, data: bytes, submit: Submit) -> Ack:
         async with self._pushing:
-            self._verdict = asyncio.get_running_loop().create_future()
-            await submit(SealedBundle(data=await unwrapped(data), origin=self.name))
-            return await self._verdict
+            verdict = await submit(SealedBundle(data=await unwrapped(data), origin=self.name))
+            assert verdict is not None
+            return verdict
 
     async def acknowledge(self, ack: Ack) -> None:
-        """Hand the verdict to the push that waits for it."""
-        if self._verdict is not None and not self._verdict.done():
-            self._verdict.set_result(ack)
+        """See :class:`agent.core.source.Source`. The push has it already, also where it is not confirmed."""
 
 
 async def unwrapped(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.gce_metadata import GceMetadataServer
+from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, background, until
 from tests.system.serve_unit import KEY, Clients, ServeUnit, ask, credential, served_first
 
@@ -126,6 +127,49 @@ def test_one_that_hangs_has_a_successor_without_a_controller(tmp_path: Path) -> 
         assert f"process {first} does not answer" in unit.stderr
 
 
+@pytest.mark.slow
+def test_a_withdrawal_is_not_confirmed_while_the_master_hangs(tmp_path: Path) -> None:
+    """What it begins meanwhile is not known: the sender hears that, and by sending it again that it is so."""
+    world = World(tmp_path)
+    with ServeUnit(tmp_path) as unit, unit.agent(world) as agent:
+        served_first(agent, world)
+        withdrawal = world.withdrawal()
+        os.kill(unit.pid, signal.SIGSTOP)
+        reply = agent.operate("/v1/bundle", method="PUT", body=withdrawal)
+        assert reply.status == 503
+        assert reply.json()["error"].startswith("not confirmed: ")
+        assert agent.role() is None  # who answers has heard it all the same
+        os.kill(unit.pid, signal.SIGCONT)
+        assert agent.push(withdrawal)["outcome"] == "same"
+
+
+@pytest.mark.slow
+def test_who_is_ready_though_nobody_answers_says_so(tmp_path: Path) -> None:
+    """A start that never ends would be ended, and renewal with it; both units say that workers wait, and why."""
+    world = World(tmp_path)
+    prelude = "from agent.server import work\nwork.run = lambda *_, **__: None"
+    with (
+        NotifySocket(tmp_path / "n") as manager,
+        ServeUnit(tmp_path, prelude=prelude) as unit,
+        unit.agent(world, environ={"NOTIFY_SOCKET": str(manager.path)}) as agent,
+    ):
+        told = manager.wait_for("READY=1", seconds=60)
+        assert any("nobody answers workers" in line for line in told.lines)
+        agent.wait_for("server.failing")
+        unit.manager.wait_until(
+            lambda told: any("servers end as soon as they are begun" in line for line in told.lines), what="its status"
+        )
+
+
+def test_how_many_connections_there_may_be_is_the_units_matter(tmp_path: Path) -> None:
+    """It has the descriptors for them: its limit counts, and not the agent's own."""
+    world = World(tmp_path)
+    prelude = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (600, 600))"
+    with ServeUnit(tmp_path, prelude=prelude) as unit, unit.agent(world) as agent:
+        agent.ready()
+        assert agent.wait_for("connections.lowered")["descriptors"] == 600
+
+
 def test_an_acknowledgement_waits_for_one_that_stands_by(tmp_path: Path) -> None:
     """It would serve what it was told before as soon as the other ends: it is ended first if it hears nothing."""
     world = World(tmp_path)
@@ -184,7 +228,8 @@ def test_what_is_withdrawn_while_the_unit_is_away_is_nowhere(tmp_path: Path) -> 
             mark = agent.mark
             unit.kill()
             agent.wait_for("server.disconnected", after=mark)
-            assert agent.push(world.withdrawal())["outcome"] == "accepted"
+            # Whether that unit has begun anew, and with what, is not known until it is connected to.
+            assert agent.operate("/v1/bundle", method="PUT", body=world.withdrawal()).status == 503
             assert not any(KEY.encode() in one for one in unit.stored)
             agent.kill()
         unit.start(stored=True)

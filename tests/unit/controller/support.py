@@ -204,6 +204,7 @@ class World:
         self.source = FakeSource()
         self.store = Store(policy or Policy(), memory or Memory("i-1"), self.clock.now(), random.Random(3))
         self.changes = 0
+        self.unconfirmed: list[bool] = []  # what is said next of whether all who answer workers serve so
         self.doubt = False  # what the next look at the wall clock says
         self.controller = Controller(
             store=self.store,
@@ -214,8 +215,12 @@ class World:
             clock=self.clock,
             rng=random.Random(5),
             changed=self._changed,
+            told=self._told,
             follow=self._follow,
         )
+
+    async def _told(self) -> bool:
+        return self.unconfirmed.pop() if self.unconfirmed else True
 
     def _changed(self) -> None:
         self.changes += 1

@@ -47,6 +47,28 @@ class TestVerdicts:
             assert world.controller.counters.accepted == 1
 
     @looped
+    async def test_what_is_not_confirmed_is_told_so_and_to_a_source_once_it_is_true(self) -> None:
+        """A process that answers workers hangs, say: nobody hears "accepted" before it serves so, or has ended."""
+        world = World()
+        async with world.running():
+            world.unconfirmed = [False]
+            ack = await world.submit(world.knows(b"one", bundle(session(), seq=7)))
+            assert (ack.outcome, ack.confirmed) == ("accepted", False)
+            assert world.source.acks == []
+            await world.clock.advance(300.0)
+            assert [(one.outcome, one.confirmed) for one in world.source.acks] == [("accepted", True)]
+
+    @looped
+    async def test_a_refusal_needs_nobody_to_confirm_it(self) -> None:
+        """Nothing is served otherwise by it."""
+        world = World()
+        async with world.running():
+            world.unconfirmed = [False]
+            ack = await world.submit(world.knows(b"two", SealError("no key of ours opens it", code="recipient")))
+            assert (ack.outcome, ack.confirmed) == ("refused", True)
+            assert world.source.acks == [ack]
+
+    @looped
     async def test_a_refusal_changes_nothing_and_names_its_code(self) -> None:
         """A bundle that does not open leaves what is served, is counted by its code, and is told back."""
         world = World()

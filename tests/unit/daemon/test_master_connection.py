@@ -97,6 +97,25 @@ def _no_socket(joined: Joined) -> None:
     os.close(file)
 
 
+def _instead_of_nobody(joined: Joined) -> None:
+    with joined.link(5):
+        joined.say(words.number(words.INSTEAD, 5))
+
+
+def _second_twice(joined: Joined) -> None:
+    with joined.link(5), joined.link(6) as its:
+        joined.say(words.number(words.SECOND, 5), its.fileno())
+
+
+def _room_after_all(joined: Joined) -> None:
+    joined.say(_AT)
+    joined.say(words.number(words.ROOM, 5))
+
+
+def _lacks_what_it_was_not_given(joined: Joined) -> None:
+    joined.say(words.number(words.LACKS, 2))
+
+
 def _no_stream(joined: Joined) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         joined.say(words.number(words.LINK, 5), other.fileno())
@@ -140,6 +159,10 @@ def _again_and_again(joined: Joined) -> None:
         _no_file,
         _no_socket,
         _no_stream,
+        _instead_of_nobody,
+        _second_twice,
+        _room_after_all,
+        _lacks_what_it_was_not_given,
         _twice_introduced,
         _alive_later,
         _had_too_many,
@@ -215,6 +238,52 @@ async def test_an_acknowledgement_waits_until_the_master_has_what_was_given() ->
     assert not waiting.done()
     joined.say(words.number(words.HAD, 1))
     await asyncio.wait_for(waiting, 5)
+    joined.close()
+
+
+@looped
+async def test_what_cannot_be_learned_is_not_confirmed() -> None:
+    """A master that hangs says nothing: whoever asks hears that nobody knows, and the truth once it answers again."""
+    joined = Joined()
+    joined.begin()
+    assert not await joined.controller.servers.taken(0.01)
+    joined.say(words.number(words.HAD, 1))
+    assert await joined.controller.servers.taken(5)
+    joined.close()
+
+
+@looped
+async def test_a_file_that_was_lost_on_the_way_is_given_again() -> None:
+    """The master had no descriptor for it: without one, a server that dies while we are away has nothing to serve."""
+    joined = Joined()
+    joined.begin()
+    assert joined.heard()[0] == words.SNAPSHOT
+    assert joined.heard()[0] == words.number(words.LISTEN, words.TWO)
+    joined.say(words.number(words.LACKS, 1))
+    said, (file,) = await asyncio.to_thread(joined.heard)
+    assert said == words.SNAPSHOT
+    assert os.pread(file, 1 << 20, 0) == joined.controller.servers.latest()
+    joined.close()
+
+
+@looped
+async def test_one_that_stands_by_answers_nobody_until_it_takes_over() -> None:
+    """It is linked and told everything; that workers are answered, and that a server was replaced, is said of others."""
+    joined = Joined()
+    joined.begin()
+    servers = joined.controller.servers
+    theirs, its = socket.socketpair()
+    with theirs, its:
+        joined.say(words.number(words.SECOND, 7), theirs.fileno())
+        await joined.until(lambda: servers.connected)
+        its.sendall(frame_of(Taken(servers.version())))
+        await joined.until(lambda: servers.connected[0].taken == servers.version())
+        assert servers.connected[0].stands_by()
+        assert not servers.answer()
+        assert joined.began == 0
+        joined.say(words.number(words.INSTEAD, 7))
+        await joined.until(servers.answer)
+        assert joined.began == 1
     joined.close()
 
 

@@ -200,6 +200,35 @@ os._exit(0)
     assert (done.stdout, done.stderr) == ("known\n", "")
 
 
+def test_a_controller_hears_that_its_file_was_lost_on_the_way() -> None:
+    """There was no descriptor for it: nothing is kept then, of before neither, and it is to give it again."""
+    case = """
+hear(words.AT)
+receive = socket.recv_fds
+def scarce(sock, *rest):
+    said, fds, flags, name = receive(sock, *rest)
+    if said == words.SNAPSHOT:
+        os.close(fds.pop())
+        flags |= socket.MSG_CTRUNC
+    return said, fds, flags, name
+socket.recv_fds = scarce
+given = os.memfd_create("given")
+os.write(given, b"served now")
+socket.send_fds(control, [words.SNAPSHOT], [given])
+hear(words.LACKS)
+assert said[-1] == words.number(words.LACKS, 1), said
+assert not started.may_begin()  # nothing of before is begun with
+socket.recv_fds = receive
+socket.send_fds(control, [words.SNAPSHOT], [given])
+hear(words.HAD)
+assert said[-1] == words.number(words.HAD, 2) and started.may_begin(), said
+print("told", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", _UNIT + case], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("told\n", "")
+
+
 def test_a_service_manager_that_hears_nothing_just_now_is_told_again() -> None:
     """Its queue is full, say, because it reloads itself: it would end a unit that is never ready, and workers wait."""
     case = """

@@ -22,13 +22,10 @@ def test_a_push_returns_its_own_verdict() -> None:
         source = PushSource(clock=StepClock())
 
         class Controller(Listener):
-            async def submit(self, bundle: SealedBundle) -> None:
+            async def submit(self, bundle: SealedBundle) -> Ack:  # type: ignore[override]
                 await super().submit(bundle)
                 await asyncio.sleep(0)
-                asyncio.get_running_loop().call_soon(
-                    asyncio.ensure_future,
-                    source.acknowledge(Ack(origin="push", outcome="accepted", at=START, seq=len(bundle.data))),
-                )
+                return Ack(origin="push", outcome="accepted", at=START, seq=len(bundle.data))
 
         heard = Controller()
         async with watching(source, heard):
