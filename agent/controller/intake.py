@@ -190,10 +190,9 @@ class Intake:
         ack = await self._evaluate(sealed)
         self._wake()
         confirmed = await self._told() or ack.outcome == "refused"
-        source = self._sources.get(sealed.origin)
-        if source is not None:
-            telling = acknowledge(source, ack, None if confirmed else self._told, self._clock)
-            self._tasks.spawn(telling, name=f"ack {sealed.origin}")
+        if (source := self._sources.get(sealed.origin)) is not None:
+            wait = None if confirmed else self._told
+            self._tasks.spawn(acknowledge(source, ack, wait, self._clock), name=f"ack {sealed.origin}")
         return msgspec.structs.replace(ack, confirmed=confirmed)
 
     async def _evaluate(self, sealed: SealedBundle) -> Ack:

@@ -71,7 +71,8 @@ def _argument(index: int) -> bytes:
     return instruction(_LOAD, _ARGUMENTS_AT + 8 * index)  # its lower half: both machines are little-endian
 
 
-def _program(machine: str) -> bytes:
+def program(machine: str) -> bytes:
+    """The filter of a machine of :data:`KEPT`."""
     allow, refuse = instruction(_RETURN, ALLOW), instruction(_RETURN, REFUSE)
     lines = [
         instruction(_LOAD, _ARCHITECTURE_AT),
@@ -105,7 +106,7 @@ def give_up_all_but_answering() -> bool:
     machine = platform.machine()
     if machine not in KEPT:
         return False
-    install(_program(machine))
+    install(program(machine))
     return True
 
 

@@ -85,7 +85,7 @@ class SocketDiagnosis:
             return
         for _ in range(_MOST_LEFT):
             try:
-                self._socket.recv(_MOST_BYTES)
+                self._socket.recv(_MOST_BYTES, socket.MSG_DONTWAIT)  # whoever has it too can make it wait
             except BlockingIOError:
                 return
             except OSError:
@@ -138,7 +138,7 @@ class SocketDiagnosis:
         # It answers within the call that asks; late answers to earlier questions are skipped.
         for _ in range(_STALE):
             try:
-                answer = self._socket.recv(_MOST_BYTES)
+                answer = self._socket.recv(_MOST_BYTES, socket.MSG_DONTWAIT)
             except OSError:
                 # Whoever has the socket too has taken it, or filled the queue (ENOBUFS): a server that was taken over
                 # and ends. It must not be what this kernel answers for good.

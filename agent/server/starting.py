@@ -14,6 +14,7 @@ from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.host import confine, descriptors, seccomp, signals, slices, systemd
 from agent.server.controllers import ControllerSocket
+from agent.server.forked import write
 from agent.server.master import Master, addresses_of
 
 
@@ -82,7 +83,8 @@ def serve(environ: Mapping[str, str]) -> None:
 def _give_up() -> None:
     descriptors.raised()
     slices.ask_for_short()  # where programs compute on every processor workers would wait for each of them
-    seccomp.give_up_execution(io_uring=False)
+    if not seccomp.give_up_execution(io_uring=False):
+        write(b"the system calls of this machine are not known: servers have no filter of their own, but the unit's\n")
     systemd.harden()
     gc.freeze()  # what is here now is never looked at again, so that its pages stay shared
 

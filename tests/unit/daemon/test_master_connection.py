@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from agent.host.process import open_descriptors
 from agent.server import words
 from agent.snapshot.frames import frame_of
 from agent.snapshot.messages import Taken
+from tests.fuzz.words import fuzz
 from tests.unit.controller.support import looped
 from tests.unit.daemon.test_servers import Controller
 from tests.unit.host.test_systemd import no_descriptor_left
@@ -387,3 +389,11 @@ async def test_a_master_that_reads_nothing_is_told_again() -> None:
     joined.say(words.number(words.HAD, gave + 1))
     await joined.until(lambda: joined.connection.settled)
     joined.close()
+
+
+def test_a_second_of_the_fuzzer_finds_nothing() -> None:
+    """Whatever a master says to a controller, or a controller to a master, the other goes on."""
+    report = fuzz(2.0, random.Random(11))
+    assert not report.findings
+    assert report.taken > 50
+    assert report.refused > 5

@@ -45,8 +45,9 @@ def test_a_push_that_comes_before_anybody_watches_waits(monkeypatch: pytest.Monk
         source = PushSource(clock=StepClock())
 
         class Controller(Listener):
-            async def submit(self, bundle: SealedBundle) -> None:
-                await source.acknowledge(Ack(origin="push", outcome="accepted", at=START, seq=7))
+            async def submit(self, bundle: SealedBundle) -> Ack:  # type: ignore[override]
+                await super().submit(bundle)
+                return Ack(origin="push", outcome="accepted", at=START, seq=7)
 
         early = asyncio.create_task(source.push(b"1"))
         await asyncio.sleep(0)
