@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -177,10 +178,13 @@ def test_under_a_service_manager_they_are_the_same(tmp_path: Path) -> None:
         before = 0
         for _ in range(3):
             server = server_of(agent, other_than=before)
-            held = [
-                one.stat().st_ino for one in Path(f"/proc/{server}/fd").iterdir() if "socket:" in str(one.readlink())
-            ]
-            assert passed <= set(held)
+            held = set()
+            for one in Path(f"/proc/{server}/fd").iterdir():
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # it looked at the queues until it answered, and has closed that
+                    held.add(one.stat().st_ino)
+            assert passed <= held
             os.kill(server, signal.SIGKILL)
             before = server
             assert agent.credential()["AccessKeyId"] == "ASIAUSER000000000005"
