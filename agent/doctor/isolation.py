@@ -71,7 +71,6 @@ def look(probes: Mapping[str, Probe], *, seconds: float = SECONDS) -> dict[str, 
     The caller must have one thread: the processes are copies of this one (fork(2)).
     """
     children: dict[str, _Child] = {}
-    end = time.monotonic() + seconds
     refused = ""
     try:
         for name, probe in probes.items():
@@ -80,6 +79,7 @@ def look(probes: Mapping[str, Probe], *, seconds: float = SECONDS) -> dict[str, 
             except OSError as error:  # no process, or no descriptor: what could be begun is looked at all the same
                 refused = os_reason(error)
         waiting = dict(children)
+        end = time.monotonic() + seconds  # to begin them takes a busy machine a while, which is not theirs
         while waiting and (left := end - time.monotonic()) > 0:
             ready = select.select([child.pipe for child in waiting.values()], [], [], left)[0]
             for name in [name for name, child in waiting.items() if child.pipe in ready]:

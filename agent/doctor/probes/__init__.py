@@ -69,6 +69,7 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
     worker = ask or _active(first["units"], SERVER)
     served = partial(look_at_configuration, path, machine.environ, as_service=service is not None)
     probes = {
+        "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=worker)),
         "control": Probe(facts.Control, machine.ask if ask else _not_asked),
         "configuration": Probe(facts.Configuration, served, service),
         "keys": Probe(facts.KeyFiles, partial(look_at_keys, path, machine.environ), service),
@@ -77,7 +78,6 @@ def examine(machine: Machine, *, seconds: float = isolation.SECONDS) -> facts.Fa
         "clouds": Probe(facts.Clouds, partial(look_at_clouds, path), service),
         "clock": Probe(facts.Clock, look_at_clock),
         "listeners": Probe(facts.Listeners, partial(look_at_listeners, path)),
-        "arrival": Probe(facts.Arrival, partial(look_at_arrival, path, root=machine.root, ask=worker)),
         "access": Probe(facts.Access, partial(look_at_access, path, root=machine.root)),
         "inside": Probe(facts.Inside, partial(look_inside, path, _pid(first["units"]), root=machine.root)),
         "rules": Probe(facts.Rules, partial(look_at_rules, root=machine.root)),
