@@ -40,6 +40,9 @@ ASKED: Final = b"alive"
 _DOUBTS_SECONDS: Final = 0.5
 """An honest one says less often that connections wait."""
 
+_MOST_EARLY: Final = 64
+"""As often as one that is honest says it within two minutes: longer no master stands still."""
+
 Work = Callable[[socket.socket, int], None]
 """What a server does until its end, given its end of the connection to the master, and the master's process id."""
 
@@ -103,6 +106,7 @@ class Forked:
         self._ends = False
         self._is_asked = False
         self._doubted = float("-inf")
+        self._early = 0
         self._heard = heard  # what it writes to its standard streams
 
     @property
@@ -125,9 +129,14 @@ class Forked:
         if said == _ALIVE and self._is_asked:
             self._is_asked = False
             return Said.ALIVE
-        if said == _WAITING and not self.serves and now - self._doubted >= _DOUBTS_SECONDS:
-            self._doubted = now
-            return Said.WAITING
+        if said == _WAITING and not self.serves:
+            is_new = now - self._doubted >= _DOUBTS_SECONDS
+            self._early = 0 if is_new else self._early + 1
+            if is_new:
+                self._doubted = now
+                return Said.WAITING
+            if self._early <= _MOST_EARLY:
+                return Said.NOTHING  # it was said while the master stood still, and is heard now
         return Said.ENDED  # also of one that says more than there is to say: it is killed with that
 
     def link(self, given: socket.socket) -> None:

@@ -65,7 +65,7 @@ class TestServer:
             assert not told(server)
             assert server.serves
 
-    @pytest.mark.parametrize("said", [(b"+", b"+"), (b"-",), (b"++",), (b"+-",), (b".",), (b"?", b"?"), (b"+", b"?")])
+    @pytest.mark.parametrize("said", [(b"+", b"+"), (b"-",), (b"++",), (b"+-",), (b".",), (b"+", b"?")])
     def test_one_that_says_anything_else_is_ended(self, said: tuple[bytes, ...]) -> None:
         """Each word has its time, once: whoever took a server over has no way to talk to its master."""
 
@@ -76,6 +76,21 @@ class TestServer:
 
         with begun(work) as server:
             assert [told(server) for _ in said] == [*[False] * (len(said) - 1), True]
+
+    def test_what_was_said_while_the_master_stood_still_is_no_offence(self) -> None:
+        """That connections wait is heard many times at once then; without end it is not said by an honest one."""
+
+        def work(master: socket.socket, _parent: int) -> None:
+            for _ in range(100):
+                master.send(b"?")
+            signal.pause()
+
+        with begun(work) as server:
+            heard = []
+            while Said.ENDED not in heard:
+                assert select.select([server.watched], [], [], SECONDS)[0]
+                heard.append(server.hear())
+        assert heard == [Said.WAITING, *[Said.NOTHING] * 64, Said.ENDED]
 
     def test_one_whose_end_of_the_connection_is_gone_has_ended(self) -> None:
         """Whether it serves or not."""
