@@ -26,7 +26,7 @@ _RESTART: Final = ("start it again with what started it", "ps -eo pid,ppid,user,
 
 
 _ANYBODY: Final = (
-    "ls ", "cat ", "df ", "ps ", "ip ", "getent ", "findmnt ", "timedatectl", "unset ", "export ", "mv ",
+    "ls ", "cat ", "df ", "ps ", "ip route ", "getent ", "findmnt ", "timedatectl", "unset ", "export ", "mv ",
     "sudo ", "su ", "credential-agent whoami", "credential-agent doctor", "credential-agent run",
     "credential-agent inspect", "aws ",
 )  # fmt: skip
