@@ -29,8 +29,11 @@ SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h
 _SIGNAL: Final = signal.SIGRTMIN
 _BREAK_OFF_SECONDS: Final = 0.005
 """So long a close may wait before it is broken off: one that waits for nobody takes microseconds."""
-_MOST_WAITING: Final = 64
+_MOST_WAITING: Final = 1024
 """While so many wait to be closed, no connection is accepted: each has a descriptor."""
+
+_AT_ONCE: Final = 250
+"""A message takes no more descriptors (unix(7): 253)."""
 
 
 class Closing:
@@ -87,10 +90,30 @@ class Closing:
 
     def _run(self) -> None:
         while True:
-            descriptor = self._queue.get()
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-            self._closed += 1
+            found = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(found) < _AT_ONCE:
+                    found.append(self._queue.get_nowait())
+            many = len(found)
+            _close_all(found)
+            self._closed += many
+
+
+def _close_all(descriptors: list[int]) -> None:
+    """Close them by one call, so that one signal breaks off whatever they wait for, however many they are.
+
+    They are handed to a socket of our own, which is closed with them unread. Where that cannot be, each is closed by
+    itself.
+    """
+    with contextlib.suppress(OSError):
+        kept, sent = socket.socketpair()
+        with kept, sent, contextlib.suppress(OSError):
+            socket.send_fds(sent, [b"0"], descriptors)
+            while descriptors:
+                os.close(descriptors.pop())
+    for one in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(one)
 
 
 def _heard(_number: int, _frame: FrameType | None) -> None:
