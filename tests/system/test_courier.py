@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import socket
 import stat
-import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -187,36 +187,45 @@ OLDER_KERNEL = "import agent.serve.handed\nagent.serve.handed.SO_PASSRIGHTS = 99
 ASKING = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+# A courier that passes on a socket which whoever closes it last has to wait for. It ends without closing it: if that is
+# the last, nobody waits.
+HANDING = f"""
+import os, socket, struct, sys
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, {LINGER_SECONDS}))
+sock.setblocking(False)
+try:
+    while True:
+        sock.send(bytes(1 << 16))
+except BlockingIOError:
+    pass
+courier = socket.socket(socket.AF_UNIX)
+courier.connect(sys.argv[2])
+code = 0
+try:
+    courier.sendall(bytes.fromhex(sys.argv[3]))
+    socket.send_fds(courier, [bytes.fromhex(sys.argv[4])], [sock.fileno()])
+except PermissionError:
+    code = 3
+except ConnectionError:  # it was answered before, and ended
+    pass
+os._exit(code)
+"""
+
+
 class Handing:
-    """A courier that passes on sockets which whoever closes them last has to wait for."""
+    """Has sockets passed on whose other ends nobody reads."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
-
-    def _lingering(self) -> socket.socket:
-        sock = self._stack.enter_context(socket.create_connection(self._listening.getsockname()))
-        self._stack.enter_context(self._listening.accept()[0])  # nobody ever reads there
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
-        sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sock.send(bytes(1 << 16))
-        return sock
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+        self._port = listening.getsockname()[1]
 
     def hand(self, path: Path, before: bytes, along: bytes) -> bool:
-        """Send ``before``, then ``along`` with such a socket, of which we keep nothing; whether the kernel took it."""
-        with self._lingering() as sock, socket.socket(socket.AF_UNIX) as courier:
-            courier.connect(str(path))
-            courier.sendall(before)
-            try:
-                socket.send_fds(courier, [along], [sock.fileno()])
-            except PermissionError:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                return False
-            except ConnectionError:  # it was answered before, and ended
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return True
+        """Send ``before``, then ``along`` with such a socket; whether the kernel took it."""
+        command = [sys.executable, "-S", "-c", HANDING, str(self._port), str(path), before.hex(), along.hex()]
+        code = subprocess.run(command, check=False, timeout=60).returncode
+        assert code in {0, 3}
+        return code == 0
 
 
 @pytest.mark.parametrize("prelude", ["", OLDER_KERNEL], ids=["this kernel", "an older one"])
