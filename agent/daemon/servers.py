@@ -25,6 +25,7 @@ from agent.core.served import Reason, Serving
 from agent.daemon.begins import Begins, Nobody
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
+from agent.host.unread import Unread
 from agent.serve.handling import Access
 from agent.serve.mints import AT_ONCE, BURST, PER_SECOND
 from agent.snapshot.frames import frame_of, frame_of_snapshot, from_server
@@ -58,8 +59,6 @@ MOST_UNREAD_BYTES: Final = 64 << 20
 MOST_UNDER_WAY: Final = 512
 """Questions of one server at once: all passes, polls and mints that an honest one has, and more."""
 _LOGGED_PER_MINUTE: Final = 20
-
-
 UNCONFIRMED_HINT: Final = "restart what answers workers: it may serve what was withdrawn"
 
 
@@ -275,6 +274,7 @@ class Server(asyncio.Protocol):
         self.began = servers.clock()
         self._frames = from_server()
         self._transport: asyncio.Transport | None = None
+        self._unread = Unread()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.taken = -1
         self.counted = 0
@@ -285,6 +285,7 @@ class Server(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See :class:`asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)
+        self._unread.begin(transport)
         self._servers.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -302,6 +303,7 @@ class Server(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """See :class:`asyncio.Protocol`."""
         self._transport = None
+        self.data_received(self._unread.last())  # it may have ended before it was told anything
         for task in self._tasks.values():
             task.cancel()
         self._servers.ended(self)
@@ -341,6 +343,7 @@ class Server(asyncio.Protocol):
         """End the connection."""
         if self._transport is not None:
             self._transport.abort()
+        self._unread.close()
         self._servers.ended(self)
 
     # -- what it says ------------------------------------------------------------------------------------------------
@@ -385,9 +388,10 @@ class Server(asyncio.Protocol):
             structlog.get_logger().error("request.crashed", path=said.path, error=said.error, where=said.where)
 
     def _begin(self, number: int, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
-        if number in self._tasks or len(self._tasks) >= MOST_UNDER_WAY:
+        # No honest server asks so much at once, and one that has ended waits for no answer.
+        if number in self._tasks or len(self._tasks) >= MOST_UNDER_WAY or self._transport is None:
             work.close()
-            return  # no honest server does that
+            return
         task = asyncio.get_running_loop().create_task(self._answer(work, failed), name="asked by a server")
         self._tasks[number] = task
         task.add_done_callback(lambda _: self._tasks.pop(number, None))

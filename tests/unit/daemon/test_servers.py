@@ -29,7 +29,7 @@ from agent.serve.link import Link
 from agent.serve.mints import AT_ONCE, BURST
 from agent.serve.tally import Tally
 from agent.snapshot import ServeSettings
-from agent.snapshot.frames import frame_of, frame_of_snapshot, from_controller
+from agent.snapshot.frames import frame_from_server, frame_of, frame_of_snapshot, from_controller
 from agent.snapshot.messages import Counts, Crashed, Left, Mint, Minted, Pass, Refused, Taken
 from agent.wire.http import Request
 from tests.fakes.clock import START
@@ -392,6 +392,22 @@ async def test_numbers_are_told_when_they_are_asked_for() -> None:
         ]
         assert "secret" not in str(logs)
         tally.close()
+
+
+@looped
+async def test_last_words_are_heard_though_their_server_has_ended() -> None:
+    """It was linked, told its numbers and ended before this process had its turn, so that nothing can be told to it."""
+    controller = Controller()
+    loop = asyncio.get_running_loop()
+    ours, its = socket.socketpair()
+    with its:
+        its.sendall(frame_from_server(Counts(((200, 7),))))
+        its.sendall(frame_from_server(Mint(1, "audience")))
+    await loop.create_unix_connection(controller.servers.protocol, sock=ours)
+    await controller.servers.gone(60)
+    assert not controller.servers.connected
+    assert controller.requests.counts == {("worker", 200): 7}
+    assert controller.minted == []
 
 
 @looped
