@@ -100,6 +100,7 @@ class Durable:
         self._wanted: tuple[int, Memory, bytes | None] | None = None  # what to write next
         self._asked = self._tried = self._written = 0  # numbers of states: asked for, tried, on the disk
         self._progress = asyncio.Event()
+        self._unless_brought: MemoryAdopted | None = None
         self._writer: asyncio.Task[None] | None = None
 
     # -- giving -----------------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ class Durable:
                 verdict = again
             self._store.apply(BundleAccepted(again, again=copy), self._clock.now())
             self.sealed = sealed
-            if self._asked != asked:
+            if self._settled() or self._asked != asked:
                 # Somebody had the state of before this bundle written down meanwhile, and later than it.
                 _, durable = await self._write(self._store.memory, self.sealed)
                 mark = self._store.memory.mark(bundle.issuer, bundle.subject)
@@ -214,14 +215,28 @@ class Durable:
     def reset(self, instance_id: str, boot_id: str, firmware: Mapping[str, str]) -> None:
         """The memory is another machine's: nothing of it is ours but what was brought to this one."""
         self.noting.clear()
+        self._unless_brought = None
         self._store.apply(MemoryReset(instance_id, boot_id, firmware), self._clock.now())
         if self._store.memory.active is None:
             self.sealed = None
         self._ask(self._store.memory, self.sealed)
 
-    def doubt(self, why: str) -> None:
-        """The owner of the memory is not known yet: its decisions wait for ``adopt`` or ``reset``."""
+    def doubt(
+        self, why: str, instance_id: str = "", boot_id: str = "", firmware: Mapping[str, str] | None = None
+    ) -> None:
+        """The owner of the memory is not known yet: its decisions wait for ``adopt`` or ``reset``.
+
+        Where the name is the memory's own, only the network cards object (:mod:`agent.identity.whose`), and a bundle
+        that is brought ends the doubt: nothing in force was found here then, and if it were doubted on, each restart
+        would set aside what was brought.
+        """
+        same = bool(instance_id) and instance_id == self._store.memory.instance_id
+        self._unless_brought = MemoryAdopted(instance_id, boot_id, firmware or {}) if same else None
         self._store.apply(MemoryDoubted(why), self._clock.now())
+
+    def _settled(self) -> bool:
+        adopted, self._unless_brought = self._unless_brought, None
+        return adopted is not None and self._store.take(adopted, self._clock.now())
 
     # -- the disk ---------------------------------------------------------------------------------------------------
 

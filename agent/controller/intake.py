@@ -47,6 +47,7 @@ DOUBTFUL_SECONDS: Final = 300.0
 FRESH_SECONDS: Final = 30.0
 """Bytes that took longer to open and to write down, since the machine slept, say, are verified by the present time."""
 
+_DOUBT: Final = "it is not known yet whether this machine is the one that accepted the last bundle"
 _OVERTAKEN: Final = Refused("rollback", "while it was opened, it was withdrawn or replaced")
 
 
@@ -297,7 +298,7 @@ class Intake:
             if not self._store.doubted:
                 self._retries.forget(STATE)  # and what is being opened: whoever settles the doubt brings it again
             self.verify_anew()
-            self._durable.doubt("it is not known yet whether this machine is the one that accepted the last bundle")
+            self._durable.doubt(_DOUBT, instance_id, boot_id, firmware)
         elif whose is Whose.OURS:
             self._durable.adopt(instance_id, boot_id, firmware, write=write)
             if self._store.bundle is None:

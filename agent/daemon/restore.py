@@ -48,8 +48,8 @@ CONTRADICTED: Final = (
 )
 COPIED: Final = (
     "its name is a file that is copied with the disk, and every network card is another one: nothing that was decided "
-    "is served, and nothing forgotten; a bundle that is brought now is in force. For good: give it an /etc/machine-id "
-    "of its own, or set identity.instance_id"
+    "is served, and nothing forgotten, until a bundle is brought. If its cards are others at each boot, set "
+    "identity.instance_id; if it is a copy, give it an /etc/machine-id of its own"
 )
 HELD: Final = timedelta(days=3650)
 """The boot grace while a file that the configuration names has not answered yet."""

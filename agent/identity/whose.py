@@ -31,7 +31,8 @@ name (``config:``) is the last word.
 
 ``/etc/machine-id`` is a file, and copied with the others. So a memory of the same ``machine:`` is another's where the
 firmware says so; and where it says nothing, and in another boot every network card is another one, it is unknown: it
-may be a copy, or have got a new card. A bundle that is brought then is in force at once.
+may be a copy, or have got a new card. A bundle that is brought then is in force at once, and ends the doubt: nothing of
+before is in force any more, and whatever was refused or taken away stays so.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ class TestClone:
     def test_a_clone_that_has_no_metadata_service_is_told_by_its_network_cards(self, world: World) -> None:
         """Its name is a file, and copied; nothing of the first is served, and what is brought to the clone itself is.
 
-        A card that was exchanged, beside one that was not, makes nobody a clone.
+        A card that was exchanged, beside one that was not, makes nobody a clone. What was brought outlives a restart: the
+        machine may be the first one, with another card.
         """
 
         def started(*cards: str, boot: str) -> Agent:
@@ -121,6 +122,11 @@ machine.firmware_names = lambda root=None: {{"network_cards": {" ".join(cards)!r
             assert agent.status()["clouds"]["aws"]["state"] == "pending"
             assert agent.push(world.seal(world.session(KEYS[2])))["outcome"] == "accepted"
             assert agent.access_key() == KEYS[2]
+            agent.kill()
+        for boot in "3", "4":
+            with started("d", boot=boot) as agent:
+                assert agent.ready().access_key() == KEYS[2]
+                agent.kill()
 
     def test_a_clone_answers_to_its_own_names(self, world: World) -> None:
         """What its metadata service said of it outlives that it forgets the first one, and a reload too."""

@@ -10,9 +10,9 @@ import pytest
 
 from agent.core.counters import MAX_KEYS
 from agent.core.errors import Denied, HostError, KeyUnavailableError, SealError
-from agent.core.model import Bundle, Cloud
+from agent.core.model import Action, Bundle, Cloud
 from agent.core.source import STATE, Ack
-from agent.core.verdict import Mark, Memory, Policy
+from agent.core.verdict import CARDS, Mark, Memory, Policy
 from agent.core.view import Ended, Facts, Live, Origin, Pending
 from agent.identity.whose import Whose
 from tests.fakes.clock import START, settle
@@ -81,6 +81,30 @@ class TestAnothersMemory:
 
             assert isinstance(view(world), Live)
             assert [mark.subject for mark in world.store.memory.marks] == ["this"]
+
+
+class TestCards:
+    """The name is the memory's own, and every network card another one: a copy of the disk, or a machine with a new card."""
+
+    @pytest.mark.parametrize(("name", "ends"), [("aws:i-1", True), ("aws:i-2", False)])
+    @looped
+    async def test_what_is_brought_ends_the_doubt_for_good(self, name: str, *, ends: bool) -> None:
+        """The next start must not set aside what came to this machine. Where the name is another, only a name tells."""
+        memory, _ = accepted()
+        world = World(memory=memory)
+        async with world.running():
+            await world.controller.intake.identified(Whose.UNKNOWN, name, boot_id="c:1:1", firmware={CARDS: "d"})
+            assert world.store.doubted
+            taken = world.knows(b"less", bundle(seq=2, subject="other", action=Action.WITHDRAW))
+            assert (await world.submit(taken)).outcome == "accepted"
+            assert world.store.doubted
+            await world.submit(world.knows(b"two", bundle(session(), seq=2)))
+            assert isinstance(view(world), Live)
+            assert [world.store.doubted, ends] in ([True, False], [False, True])
+            await settle()
+        written, _ = world.recorder.saved[-1]
+        assert (written.boot_id, written.firmware) == (("c:1:1", {CARDS: "d"}) if ends else ("", {}))
+        assert {mark.subject: mark.seq for mark in written.marks} == {"other": 2, "team": 2}
 
 
 class TestResume:
