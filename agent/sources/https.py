@@ -193,10 +193,11 @@ class HttpsSource:
         left, self._left = self._left, None
         if left is not None and left.place == _place(url):
             self._etag, self._content = left.tag, left.content
-        condition = None if self._is_young else self._etag
+        once_more = self._is_young
+        condition = None if once_more else self._etag
         headers = {} if condition is None else {"If-None-Match": condition}
         # The first look is to be answered at once, whatever there is.
-        wait = self._settings.wait_seconds if self._asked and not self._is_young else 0.0
+        wait = self._settings.wait_seconds if self._asked and not once_more else 0.0
         if wait > 0:
             headers["Prefer"] = f"wait={math.ceil(wait)}"
         started = self._clock.boottime()
@@ -223,20 +224,20 @@ class HttpsSource:
             found = await self._unwrapped(found)
             self._content = "" if found is None else hashlib.sha256(found.data).hexdigest()
         self._asked = True
-        self._pause_seconds = self._pause(wait, elapsed, changed=changed)
+        self._pause_seconds = self._pause(wait, elapsed, changed=changed, once_more=once_more)
         return found
 
-    def _pause(self, wait: float, elapsed: float, *, changed: bool) -> float:
+    def _pause(self, wait: float, elapsed: float, *, changed: bool, once_more: bool) -> float:
         """How long to wait before the next look: hardly at all when the server does the waiting."""
         least = COARSE_SECONDS if self._is_young else 0.0
         polled = max(self._settings.poll_seconds * self._rng.uniform(0.75, 1.25), least)
         if self._settings.wait_seconds <= 0:
             return polled
-        if wait > 0:
+        if wait > 0 or once_more:
             self._hasty = self._hasty + 1 if changed and elapsed < HASTY_SECONDS else 0
-            if elapsed >= wait * HELD_FRACTION:
+            if wait > 0 and elapsed >= wait * HELD_FRACTION:
                 self._holds = True
-            elif not changed or self._hasty >= HASTY_ANSWERS:
+            elif (wait > 0 and not changed) or self._hasty >= HASTY_ANSWERS:
                 # It answered at once that there is nothing new: it does not know how to wait. Or with something else
                 # each time: whoever seals at each answer would have us open one a second, by a key service too.
                 self._holds = False

@@ -50,6 +50,7 @@ class HttpsStore(Served):
         objects: by path.
         holds: whether it honours ``Prefer: wait``.
         files: whether its objects are files, which it names by the second of their last change.
+        now: the time by its clock; ``None``: the machine's.
         etags: whether it knows entity tags.
         signature: when set, requests need the query ``X-Signature=<it>``: a pre-signed URL.
         token: when set, requests need it as a bearer token.
@@ -61,6 +62,7 @@ class HttpsStore(Served):
     objects: dict[str, Object] = field(default_factory=dict)
     holds: bool = False
     files: bool = False
+    now: dt.datetime | None = None
     etags: bool = True
     signature: str | None = None
     token: str | None = None
@@ -85,7 +87,7 @@ class HttpsStore(Served):
 
     def put(self, path: str, body: bytes, content_type: str = "application/octet-stream") -> None:
         """Store an object; requests that are held are answered."""
-        modified = dt.datetime.now(dt.UTC).replace(microsecond=0) if self.files else None
+        modified = (self.now or dt.datetime.now(dt.UTC)).replace(microsecond=0) if self.files else None
         self.objects[path] = Object(body, content_type, modified)
         self._news.set()
         self._news = asyncio.Event()
@@ -120,6 +122,8 @@ class HttpsStore(Served):
                 status=404, text="<Error><Code>NoSuchKey</Code></Error>", content_type="application/xml"
             )
         headers = {"ETag": found.etag} if self.etags else {}
+        if self.now is not None:
+            headers["Date"] = format_datetime(self.now, usegmt=True)
         if found.modified is not None:
             headers["Last-Modified"] = format_datetime(found.modified, usegmt=True)
         if self.etags and known == found.etag:
