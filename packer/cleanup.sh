@@ -7,7 +7,9 @@ set -euo pipefail
 
 rm -rf "$1"
 # Whoever the configuration names as a worker has a number by now: the first boot refuses it before anything else is known.
-[ ! -d /etc/credential-agent/closed.d ] || credential-agent redirect record
+# By its path: where sudo looks for programs, /usr/local/bin need not be (secure_path of RHEL and Amazon Linux).
+agent=/opt/credential-agent/bin/credential-agent
+[ ! -x "$agent" ] || "$agent" redirect record
 systemctl stop credential-agent.service credential-agent.socket credential-agent-ipv6.socket \
   credential-agent-control.socket credential-agent-courier.socket \
   credential-agent-serve.service credential-agent-serve.socket 2>/dev/null || true

@@ -174,6 +174,13 @@ class TestPromises:
         install = next(i for i, line in enumerate(lines) if "install.sh" in line and line.startswith("bash"))
         assert lines[install + 1] == 'bash "$payload/validate.sh"'
 
+    def test_no_step_looks_for_our_program_where_sudo_may_not(self) -> None:
+        """Steps run by sudo, which on RHEL and Amazon Linux does not look into /usr/local/bin: a step names the path."""
+        by_name = re.compile(r"(?:^|[;&|(!]|\b(?:if|then|else|do|sudo)\s)\s*credential-agent\s", re.MULTILINE)
+        assert by_name.search("x || credential-agent redirect record\n")
+        for step in ("provision.sh", "validate.sh", "cleanup.sh"):
+            assert not by_name.search((PACKER / step).read_text()), step
+
     def test_every_variable_is_documented(self) -> None:
         """Each has a type, a default and a description, and a row in the README."""
         text = (PACKER / "variables.pkr.hcl").read_text()
