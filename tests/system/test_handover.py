@@ -73,6 +73,11 @@ def held(manager: NotifySocket, key: str) -> None:
     manager.wait_content("handover", lambda data: json.loads(data).get("signed") is not None)
 
 
+def served(agent: Agent) -> None:
+    """It is served soon: on a machine that is busy the start answers before what was in force is opened again."""
+    until(lambda: agent.access_key() == USER, what="what was in force")
+
+
 def no_key(world: World) -> dict[str, Any]:
     world.key_file.unlink()
     return {}
@@ -123,12 +128,12 @@ def test_what_is_away_takes_nothing_away(
     serve(world, manager)
     with start(world, manager, away(world)) as agent:
         agent.started()
-        assert agent.access_key() == USER
+        served(agent)
         held(manager, USER)
         agent.kill()
     with start(world, manager) as agent:  # and the one after that is as well off
         agent.started()
-        assert agent.access_key() == USER
+        served(agent)
 
 
 def unpinned(world: World) -> dict[str, Any]:
@@ -214,7 +219,7 @@ class TestTheMachinesOwn:
                 agent.kill()
         with start(world, manager, {**changes, "upstream": {"ec2": mute}}) as agent:
             agent.started()
-            assert agent.access_key() == USER
+            served(agent)
 
     def test_a_copy_of_a_machine_that_runs_is_not_that_machine(self, world: World, manager: NotifySocket) -> None:
         """All that it holds is the original's, memory and boot too; only its metadata service says who it is.
@@ -344,7 +349,7 @@ class TestAKeyService:
         serve(world, manager)
         with start(world, manager, self.changes(world, mute)) as agent:
             agent.started()
-            assert agent.access_key() == USER
+            served(agent)
 
     def test_that_is_known_by_a_file_that_is_away(self, world: World, manager: NotifySocket, mute: str) -> None:
         """What public files said when they were last read is handed over, whether a start or a reload read them."""
@@ -544,7 +549,7 @@ def test_what_another_version_adds_is_ignored(world: World, manager: NotifySocke
     manager.put("handover", json.dumps({**json.loads(content), "later": {"a": [1]}}).encode())
     with start(world, manager, no_key(world)) as agent:
         agent.started()
-        assert agent.access_key() == USER
+        served(agent)
 
 
 def test_a_source_is_read_once(world: World, manager: NotifySocket) -> None:
