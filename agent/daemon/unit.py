@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from agent.daemon.master_connection import MasterConnection
 from agent.daemon.servers import Servers
 from agent.host.emptiable import Emptiable
 from agent.host.process import Usage
+from agent.server import words
 
 FIRST_SECONDS: Final = 5.0
 """How long a start waits for it. Workers are not refused meanwhile: it has their sockets, or systemd has."""
@@ -147,6 +149,8 @@ class ServerUnit:
             return None  # we have no descriptor for it just now
         try:
             control.setblocking(False)
+            with contextlib.suppress(OSError):  # without one we are told less
+                control.bind(words.NAME + secrets.token_hex(8).encode())
             control.connect(self._path)
             return MasterConnection(control, ended=self._lost.set, failing=self._is_failing)
         except OSError:

@@ -77,6 +77,7 @@ class Master:
         self.wants_second = True  # also while there is none: a controller learns of each that is there
         self._status = ""
         self._had = 0  # so many snapshots of the present controller's
+        self._is_of_before = False  # whether that one does not read what it is told today
         self._stopping = False
         self._is_told = not self._notifier.active  # whether the service manager has heard that this is ready
 
@@ -141,7 +142,7 @@ class Master:
         if control is None:
             return
         self._leave()
-        self._control = Control(control)
+        self._control, self._is_of_before = Control(control), words.is_of_before(control)
         try:
             for file in self._kept.files:
                 self.say(words.SNAPSHOT, os.dup(file))
@@ -149,7 +150,8 @@ class Master:
             self._leave()  # there is no descriptor just now; it connects anew
         for pid in self._crew.pids:
             self.say(words.number(words.ALIVE, pid))
-        self.say(words.number(words.ROOM, descriptors.raised()))
+        if not self._is_of_before:
+            self.say(words.number(words.ROOM, descriptors.raised()))
         self.say(words.at(addresses_of(self._sockets)))
 
     def _leave(self) -> None:
@@ -188,7 +190,7 @@ class Master:
             self._had += 1
             self._kept.take(fds)
             lost = not fds and self._control is not None and self._control.was_cut
-            self.say(words.number(words.LACKS if lost else words.HAD, self._had))
+            self.say(words.number(words.LACKS if lost and not self._is_of_before else words.HAD, self._had))
             return
         for fd in fds:
             os.close(fd)

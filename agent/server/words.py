@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from agent.core.errors import SnapshotError
 from agent.core.text import socket_address
 
+NAME: Final = b"\0credential-agent-2-"
+"""How the name begins of the socket by which a controller connects. One of before has none, and cuts a master off that
+says :data:`ROOM` or :data:`LACKS`: it goes on where a later version was installed and only the master begun anew."""
 GIVEN: Final = b"given"
 LISTEN: Final = b"listen"
 TWO: Final = 2
@@ -76,6 +80,15 @@ class Said(NamedTuple):
 def number(word: bytes, value: int) -> bytes:
     """The message of a word with a number."""
     return b"%s %d" % (word, value)
+
+
+def is_of_before(connection: socket.socket) -> bool:
+    """Whether the controller that connected has no :data:`NAME`."""
+    try:
+        name = connection.getpeername()
+    except OSError:
+        return True  # it has left
+    return not (isinstance(name, bytes) and name.startswith(NAME))
 
 
 def at(addresses: Iterable[str]) -> bytes:

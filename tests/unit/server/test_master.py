@@ -161,6 +161,7 @@ listening.bind("")
 listening.listen()
 control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 control.settimeout(10)
+control.bind(words.NAME + b"%d" % os.getpid())
 control.connect(listening.getsockname())
 kept = os.memfd_create("kept")
 os.write(kept, b"of before")
@@ -198,6 +199,19 @@ os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", _UNIT + case], capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout, done.stderr) == ("known\n", "")
+
+
+@pytest.mark.parametrize("of_before", [False, True])
+def test_a_controller_of_before_is_told_nothing_that_it_does_not_read(*, of_before: bool) -> None:
+    """It goes on where only the master is of the version that was installed since, and cuts off one that says more."""
+    case = """
+hear(words.AT)
+print(any(word.startswith(words.ROOM) for word in said), flush=True)
+os._exit(0)
+"""
+    unit = _UNIT.replace('control.bind(words.NAME + b"%d" % os.getpid())\n', "") if of_before else _UNIT
+    done = subprocess.run([sys.executable, "-c", unit + case], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{not of_before}\n", "")
 
 
 def test_a_controller_hears_that_its_file_was_lost_on_the_way() -> None:
