@@ -91,6 +91,7 @@ class Crew:
         self._answers = 0  # the process id of the one that answers, or takes over
         self._coming = 0  # of the one that is begun to answer
         self._second = 0  # of the one that stands by
+        self._known_second = 0  # of the one that the present controller knows to stand by
         self._short = 0  # so many ended too soon, the last ones
         self._short_seconds = 0  # the same of those that stood by
         self._refused = 0  # so many times the kernel had no process or descriptor, the last times
@@ -170,6 +171,7 @@ class Crew:
 
     def link_all(self) -> None:
         """Link those of a controller before to the present one: that tells them what is served, and hears them."""
+        self._known_second = 0
         for server in self._servers.values():
             with contextlib.suppress(OSError):  # there is no descriptor: it is not heard, and ended with the others
                 theirs, its = socket.socketpair()
@@ -185,6 +187,7 @@ class Crew:
     def end(self) -> None:
         """Let all of them finish, and begin no more."""
         self._due = self._second_due = self._must_by = None
+        self._second = 0  # it takes over from nobody
         for server in self._servers.values():
             server.end(GRACE_SECONDS)
 
@@ -220,6 +223,7 @@ class Crew:
             self._second_due = now + _pause(self._short_seconds)
         elif server.pid in (self._answers, self._coming):
             answered = server.pid == self._answers
+            self._must_by = None if answered else self._must_by
             self._answers, self._coming = (0, self._coming) if answered else (self._answers, 0)
             self._short = self._short + 1 if was_short else 0
             if answered and self._second:
@@ -234,7 +238,7 @@ class Crew:
         self._must_by = now + TAKES_OVER_SECONDS
         if not self._servers[self._answers].take_over():
             self._servers[self._answers].kill()
-        if self._orders.asked and self._orders.wants_second:
+        if self._orders.asked and self._answers == self._known_second:
             self._orders.say(words.number(words.INSTEAD, self._answers))
 
     def _plan(self, now: float, *, answered: bool) -> None:
@@ -291,6 +295,7 @@ class Crew:
             return
         try:
             self._second = self._fork_linked(words.SECOND, stands_by=True)
+            self._known_second = self._second if self._orders.asked else 0
         except OSError:
             self._second_due = time.monotonic() + _MOST_PAUSE_SECONDS
 

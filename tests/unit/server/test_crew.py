@@ -144,6 +144,31 @@ assert not [word for word, _ in seen if word == words.FAILING], seen
 assert len([word for word, _ in seen if word == words.LINK]) == 2, seen  # the first, linked anew, and its successor
 end()
 """,
+    "the one that answers ends while another controller's server begins": """
+first, other = begin(), second()
+former = dict(links)
+forking, refused = os.fork, []
+def scarce():
+    refused.append(1)
+    if len(refused) == 1:
+        os.kill(first, signal.SIGKILL)
+        raise OSError(11, "no process is to be had")
+    return forking()
+os.fork = scarce
+ours.send(words.number(words.LISTEN, words.TWO))
+seen = []
+while not seen or seen[-1][0] != words.SECOND:
+    seen.append(hear())
+# The other has taken over. This controller knows of none that stands by: a word of one would be no honest master's.
+assert (words.ENDED, first) in seen and words.INSTEAD not in dict(seen), seen
+end()
+""",
+    "the end is no end before its time": """
+first, other = begin(), second()
+ours.send(words.STOP)
+assert sorted([hear(), hear()]) == sorted([(words.ENDED, first), (words.ENDED, other)])
+end()
+""",
     "a controller that knows of none that stands by": """
 first = begin(words.LISTEN)
 os.kill(first, signal.SIGKILL)
