@@ -6,7 +6,9 @@ takes as long as a process needs to begin. Only one answers at a time: the bound
 request wakes two processes, and one asks the kernel who is connected (:mod:`agent.host.sockdiag`).
 
 The one that stands by also sees what nobody else does: that connections wait and are not taken
-(:mod:`agent.server.queues`). Then the one that answers is asked for a sign of life, and ended if it gives none.
+(:mod:`agent.server.queues`). Then the one that answers is asked for a sign of life, and ended if it gives none. Where
+one after the other gives none it is waited for longer: the machine may have so much to do that none of them can, and
+none would come to answer anybody.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from agent.server.forked import Forked, Said, fork, write
 GRACE_SECONDS: Final = work.CLOSE_SECONDS + 1.0
 """For a server that was told to end: its own, and what it says last."""
 ALIVE_SECONDS: Final = 1.0
-"""Until one that answers, and is asked for a sign of life, must have given it."""
+"""Until one that answers, and is asked for a sign of life, must have given it. Twice as long after each that was ended
+for that, unless none was for a while."""
+_MOST_ALIVE_SECONDS: Final = 10.0
+_CALM_SECONDS: Final = 600.0
 TAKES_OVER_SECONDS: Final = 3.0
 """Until one that stood by must answer. It may have been begun a moment ago."""
 _LATE_SECONDS: Final = 0.25
@@ -47,6 +52,25 @@ def _pause(times: int) -> float:
     if times <= _FEW:
         return _SHORT_PAUSE_SECONDS if times else 0.0
     return float(min(PAUSE_SECONDS * 2 ** min(10, max(0, times - _MANY)), _MOST_PAUSE_SECONDS))
+
+
+class Patience:
+    """How long a sign of life is waited for."""
+
+    def __init__(self) -> None:
+        self._times = 0
+        self._ended = float("-inf")
+
+    def seconds(self, now: float) -> float:
+        """So long, for one that is asked at ``now``."""
+        if now - self._ended >= _CALM_SECONDS:
+            self._times = 0
+        return float(min(ALIVE_SECONDS * 2**self._times, _MOST_ALIVE_SECONDS))
+
+    def ends(self, now: float) -> None:
+        """One is ended that has given none."""
+        self._times = 1 if now - self._ended >= _CALM_SECONDS else min(self._times + 1, 10)
+        self._ended = now
 
 
 class Orders(Protocol):
@@ -98,6 +122,7 @@ class Crew:
         self._due: float | None = None  # when the next is begun
         self._second_due: float | None = None
         self._must_by: float | None = None  # when the one that answers must have given a sign of life
+        self._patience = Patience()
 
     # -- what the loop asks ------------------------------------------------------------------------------------------
 
@@ -235,7 +260,7 @@ class Crew:
     def _take_over(self, now: float) -> None:
         """Have the one that stands by answer."""
         self._answers, self._second = self._second, 0
-        self._must_by = now + TAKES_OVER_SECONDS
+        self._must_by = now + max(TAKES_OVER_SECONDS, self._patience.seconds(now))
         if not self._servers[self._answers].take_over():
             self._servers[self._answers].kill()
         if self._orders.asked and self._answers == self._known_second:
@@ -257,15 +282,17 @@ class Crew:
         server = self._servers.get(self._answers)
         if server is None or not server.serves or self._must_by is not None:
             return
-        self._must_by = time.monotonic() + ALIVE_SECONDS
+        now = time.monotonic()
+        self._must_by = now + self._patience.seconds(now)
         server.ask()
 
     def _has_not_said(self, woken: float) -> None:
         assert self._must_by is not None
         if woken - self._must_by > _LATE_SECONDS:
-            self._must_by = woken + ALIVE_SECONDS
+            self._must_by = woken + self._patience.seconds(woken)
             return
         self._must_by = None
+        self._patience.ends(woken)
         write(b"process %d does not answer, and connections wait: it is ended\n" % self._answers)
         self.kill(self._answers)
 

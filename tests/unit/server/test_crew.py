@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from agent.server import crew
+
 _CREW = """
 import os, signal, socket, threading
 from agent.server import crew, forked, master, words, work
@@ -16,7 +18,7 @@ def run(link, sockets, *, master, stands_by, **_):
     os.close(0)
     if stands_by and second_ends.is_set():
         os._exit(1)
-    signal.signal(signal.SIGUSR1, lambda *_: forked.say_waiting(master))
+    signal.signal(signal.SIGUSR1, lambda *_: [forked.say_waiting(master) for _ in range(waits)])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     link.sendall(b"second" if stands_by else b"first")
     if not stands_by:
@@ -33,6 +35,7 @@ def run(link, sockets, *, master, stands_by, **_):
             return
 
 second_ends = threading.Event()
+waits = 1
 work.run = run
 ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 ours.settimeout(30)
@@ -132,6 +135,15 @@ os.kill(first, signal.SIGKILL)
 instead(first, other)  # until then it was the one that answers
 end()
 """,
+    "connections wait, and it was said while nobody heard": """
+waits = 50
+first, other = begin(), second()
+os.kill(other, signal.SIGUSR1)  # all of it is heard at once: the master has stood still
+assert links[first].recv(99) == b"asked"
+os.kill(first, signal.SIGKILL)
+instead(first, other)
+end()
+""",
     "those that stand by end as soon as they are begun": """
 crew.PAUSE_SECONDS = 0.001
 first = begin(words.number(words.LISTEN, 1))  # that none stands by
@@ -185,3 +197,17 @@ def test_one_answers_and_one_stands_by(case: str) -> None:
     command = [sys.executable, "-c", _CREW + _CASES[case]]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
     assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
+def test_where_one_after_the_other_is_too_slow_the_next_has_more_time() -> None:
+    """On a machine that has too much to do an honest one is late: if each were ended for it nobody would ever answer."""
+    patience, now, had = crew.Patience(), 1000.0, list[float]()
+    while len(had) < 8:
+        had.append(patience.seconds(now))
+        now += had[-1]
+        patience.ends(now)
+    assert had == [1, 2, 4, 8, 10, 10, 10, 10]
+    assert patience.seconds(now + 60) == 10
+    assert patience.seconds(now + 3600) == 1
+    patience.ends(now + 3600)
+    assert patience.seconds(now + 3600) == 2
