@@ -51,8 +51,10 @@ class Begun:
         """It answers now."""
         self._seconds.discard(pid)
 
-    def unlinked(self, pid: int) -> None:
+    def unlinked(self, word: bytes, pid: int) -> None:
         """It is there, and no descriptor for its link: it hears nothing, and an acknowledgement waits for its end."""
+        if word == words.SECOND:
+            self._seconds.add(pid)  # it may take over before that
         self.alive.add(pid)
         self.has_linked = True
 

@@ -245,7 +245,7 @@ class MasterConnection:
         is_link = said.word in (words.LINK, words.SECOND) and self._servers is not None
         if not is_link or not self._begun.may_link(said.word, said.number):
             raise SnapshotError(f"expected what there is a descriptor for, got {said.word.decode()!r}")
-        self._begun.unlinked(said.number)
+        self._begun.unlinked(said.word, said.number)
         self._loop.call_later(UNLINKED_SECONDS, self.end, said.number)
         self._changed()
 

@@ -366,6 +366,23 @@ async def test_without_a_descriptor_for_a_link_the_next_server_is_waited_for() -
 
 
 @looped
+async def test_one_that_stands_by_without_a_link_may_take_over() -> None:
+    """There was no descriptor for it, and the one that answered has ended before it was: no master is to blame."""
+    joined = Joined()
+    joined.begin()
+    theirs, its = socket.socketpair()
+    with its:
+        joined.say(words.number(words.SECOND, 7), theirs.fileno())
+        theirs.close()
+        with no_descriptor_left():
+            await joined.until(lambda: 7 in joined.connection.alive)
+    joined.say(words.number(words.INSTEAD, 7))
+    await joined.until(lambda: joined.began == 1 or joined.ended.is_set())
+    assert not joined.ended.is_set()
+    joined.close()
+
+
+@looped
 async def test_a_master_that_reads_nothing_is_told_again() -> None:
     """What it has is emptied all the same, and no acknowledgement is given before it has what is served now."""
     joined = Joined()
