@@ -27,6 +27,8 @@ from agent.identity.events import CredentialIssued, IdTokenMinted, IssuingFailed
 from agent.identity.standing import google_source
 from agent.identity.store import Store
 
+_MOST_REPLACED: Final = 3
+"""So often an identity token is minted anew, since what it was minted from was replaced meanwhile."""
 ISSUE_TIMEOUT_SECONDS: Final = 90.0
 """A bound above the providers' own timeouts: one flight that never ends would stop the renewal of that credential."""
 
@@ -186,13 +188,32 @@ class Issuing:
             flight.exception()  # looked at: every asker may have hung up, and nobody is left to be told
 
     async def _mint_id_token(self, audience: str) -> IdToken | None:
-        now = self._clock.now()
-        origin = google_source(self._store.state, now)
-        if origin is None:
-            return None
+        for _ in range(_MOST_REPLACED):
+            now = self._clock.now()
+            origin = google_source(self._store.state, now)
+            if origin is None:
+                return None  # also where the identity that it was to speak for was withdrawn while it was minted
+            token, failed = None, None
+            try:
+                token = await self._mint_id_token_from(origin, audience, now)
+            except ProviderError as error:
+                failed = error
+            served = google_source(self._store.state, self._clock.now())
+            if served is None or served[0] != origin[0]:
+                continue  # whatever came of it says nothing of who is served now
+            if failed is not None:
+                raise failed
+            if token is not None:
+                self._store.apply(IdTokenMinted(token, origin[0]), self._clock.now())
+            return token
+        raise Transient("what it was minted from was replaced again and again", code="replaced")
+
+    async def _mint_id_token_from(
+        self, origin: tuple[Grant | None, Credential | None], audience: str, now: datetime
+    ) -> IdToken | None:
         try:
             async with asyncio.timeout(ISSUE_TIMEOUT_SECONDS):
-                token = await self._issuer.id_token(*origin, audience, now)
+                return await self._issuer.id_token(*origin, audience, now)
         except ProviderError as error:
             if error.code == "unsupported":
                 return None
@@ -204,8 +225,3 @@ class Issuing:
         except Exception as error:  # noqa: BLE001 - the controller's border
             self._log.error("id_token.crashed", error=type(error).__name__, exc_info=True)
             raise Transient(f"internal error: {type(error).__name__}", code="internal") from None
-        served = google_source(self._store.state, self._clock.now())
-        if served is None or served[0] != origin[0]:
-            return None  # the identity it speaks for was withdrawn or replaced while it was minted
-        self._store.apply(IdTokenMinted(token, origin[0]), self._clock.now())
-        return token

@@ -511,8 +511,8 @@ class TestIdTokens:
             assert world.store.view_id_token("aud", world.clock.now()) is None
 
     @looped
-    async def test_a_mint_that_a_newer_bundle_overtook_is_dropped(self) -> None:
-        """A token of the old identity is not served, and not kept, under the new one."""
+    async def test_a_mint_that_a_newer_bundle_overtook_is_made_anew(self) -> None:
+        """A token of the old identity is not served, and not kept, under the new one; nor is "none" said for that."""
         world = World()
         world.issuer.id_answer = lambda audience: id_token(world, audience, token=f"{len(world.issuer.id_calls)}")
         async with world.running():
@@ -523,10 +523,28 @@ class TestIdTokens:
             await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
             world.issuer.gate.set()
 
-            assert await asker is None
-            fresh = await world.controller.issuing.id_token("aud")
+            fresh = await asker
             assert fresh is not None
             assert fresh.token.reveal() == "2"
+            assert await world.controller.issuing.id_token("aud") is fresh
+            assert world.issuer.id_calls == ["aud"] * 2
+
+    @pytest.mark.parametrize("code", ["unsupported", "PERMISSION_DENIED"])
+    @looped
+    async def test_what_refuses_the_former_identity_says_nothing_of_the_next(self, code: str) -> None:
+        """Else whoever asks as the next hears that it may have none, and takes it for good."""
+        world = World()
+        world.issuer.id_answer = lambda audience: (
+            Denied("no", code=code) if len(world.issuer.id_calls) < 2 else id_token(world, audience)
+        )
+        async with world.running():
+            await self.serving(world)
+            world.issuer.gate.clear()
+            asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
+            await settle()
+            await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
+            world.issuer.gate.set()
+            assert await asker is not None
 
     @looped
     async def test_the_end_of_the_lease_ends_them(self) -> None:
