@@ -136,7 +136,7 @@ class Accounts:
         token = None
         with contextlib.suppress(TimeoutError, TooOften, AgentError):
             async with asyncio.timeout(min(_SCOPED_SECONDS, self._hold_seconds)):
-                token = await self._scoped_mints.mint(" ".join(wanted), request.asker)
+                token = await self._scoped_mints.mint(" ".join(wanted), request.asker, name=name)
         now = self._watch.look(Cloud.GCP)
         if not isinstance(now, Live):
             return self._refusal(now)
@@ -169,7 +169,7 @@ class Accounts:
     async def _mint(self, audience: str, request: Request, name: str) -> Outcome:
         try:
             async with asyncio.timeout(self._hold_seconds):
-                token = await self._mints.mint(audience, request.asker)
+                token = await self._mints.mint(audience, request.asker, name=name)
         except TimeoutError:
             failed = gce.failure(503, "an identity token is being minted; try again", ("Retry-After", "1"))
         except TooOften as busy:

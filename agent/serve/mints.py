@@ -49,7 +49,7 @@ class Mints(Generic[T]):
     """The one way from a request to a mint (:data:`Demand`, say).
 
     Args:
-        demand: mints; shares one flight for each audience.
+        demand: mints; shares one flight for each audience of one identity.
         clock: seconds that never step.
     """
 
@@ -63,30 +63,36 @@ class Mints(Generic[T]):
         self._buckets: Buckets[Hashable] = Buckets(
             Bucket(PER_SECOND, BURST), per_second=PER_SECOND_BY_ONE, burst=BURST_BY_ONE
         )
-        self._flights: dict[str, asyncio.Task[T | None]] = {}
-        self._failed: dict[str, tuple[float, AgentError]] = {}  # by audience, oldest first
+        self._flights: dict[tuple[str, str], asyncio.Task[T | None]] = {}
+        self._failed: dict[tuple[str, str], tuple[float, AgentError]] = {}  # oldest first
 
-    async def mint(self, audience: str, asker: Asker | None) -> T | None:
+    async def mint(self, audience: str, asker: Asker | None, *, name: str) -> T | None:
         """A token for ``audience``; whoever asks for the same at the same time shares it.
+
+        Args:
+            audience: for whom it is.
+            asker: who has it minted.
+            name: of the identity that is served: what was begun, or failed, for another is not this one's.
 
         Raises:
             TooOften: this asker, or all of them, have caused enough.
             AgentError: it failed, now or a moment ago.
         """
-        flight = self._flights.get(audience)
+        wanted = (name, audience)
+        flight = self._flights.get(wanted)
         if flight is None:
-            failed = self._failed.get(audience)
+            failed = self._failed.get(wanted)
             if failed is not None and self._clock() < failed[0]:
                 raise failed[1]
             owner = None if asker is None else await asker.owner()
-            flight = self._flights.get(audience)  # somebody else's, meanwhile
+            flight = self._flights.get(wanted)  # somebody else's, meanwhile
             if flight is None:
                 wait = self._buckets.take(owner, self._clock())
                 if wait:
                     raise TooOften(wait)
                 flight = asyncio.get_running_loop().create_task(self._fly(audience, owner), name="mint for a request")
-                self._flights[audience] = flight
-                flight.add_done_callback(lambda done: self._flown(audience, done))
+                self._flights[wanted] = flight
+                flight.add_done_callback(lambda done: self._flown(wanted, done))
         # Shielded: who leaves must not take it from the others; its result is kept for whoever asks next.
         return await asyncio.shield(flight)
 
@@ -94,11 +100,11 @@ class Mints(Generic[T]):
         async with self._gate.turn(owner):
             return await self._demand(audience)
 
-    def _flown(self, audience: str, flight: asyncio.Task[T | None]) -> None:
-        self._flights.pop(audience, None)
+    def _flown(self, wanted: tuple[str, str], flight: asyncio.Task[T | None]) -> None:
+        self._flights.pop(wanted, None)
         error = None if flight.cancelled() else flight.exception()
-        self._failed.pop(audience, None)
+        self._failed.pop(wanted, None)
         if isinstance(error, AgentError):
-            self._failed[audience] = (self._clock() + FAILED_SECONDS, error)
+            self._failed[wanted] = (self._clock() + FAILED_SECONDS, error)
             if len(self._failed) > _FAILURES_KEPT:
                 del self._failed[next(iter(self._failed))]

@@ -78,7 +78,7 @@ def test_one_takes_no_mint_from_another() -> None:
 
         async def tried(audience: str, owner: str) -> bool:
             try:
-                return await mints.mint(audience, Owner(owner)) is not None
+                return await mints.mint(audience, Owner(owner), name="") is not None
             except TooOften as busy:
                 return busy.seconds < 1
 
@@ -104,11 +104,11 @@ def test_a_failure_is_kept_for_a_moment() -> None:
         mints = Mints(demand, clock=lambda: now)
         for _ in range(10):
             with pytest.raises(Transient):
-                await mints.mint("a", None)
+                await mints.mint("a", None, name="")
         assert calls == 1
         now = 60.0
         with pytest.raises(Transient):
-            await mints.mint("a", None)
+            await mints.mint("a", None, name="")
         assert calls == 2
 
     asyncio.run(scenario())
@@ -127,7 +127,7 @@ def test_many_who_ask_for_the_same() -> None:
             return token(audience)
 
         mints = Mints(demand)
-        tasks = [asyncio.create_task(mints.mint("a", Owner(f"owner {n % 7}"))) for n in range(1000)]
+        tasks = [asyncio.create_task(mints.mint("a", Owner(f"owner {n % 7}"), name="")) for n in range(1000)]
         for _ in range(5):
             await asyncio.sleep(0)
         tasks[0].cancel()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -148,3 +150,31 @@ def test_what_was_minted_for_one_is_not_given_to_the_next(then: Answer, status: 
             assert holds.encode() in got
         else:
             assert got.startswith(b"HTTP/1.1 %d " % (503 if status == 200 else status))
+
+
+def test_what_is_under_way_for_one_identity_is_not_the_next_ones() -> None:
+    """Who asks as the next has a mint of its own: it neither shares the one before, nor waits for it, nor hears its error."""
+    view = FakeView()
+    view.mints = True
+    view.live_gcp(START)
+    second = Live(google_token(START, serial=2), "other@example.com", Origin.BUNDLE)
+    came, next_came = threading.Event(), asyncio.Event()
+    minted: list[str] = []
+
+    async def demand(audience: str) -> IdToken:
+        minted.append(audience)
+        if len(minted) == 1:
+            view.set(Cloud.GCP, second)
+            came.set()
+            await next_came.wait()
+            raise Denied("of before")
+        next_came.set()
+        return IdToken(Secret("eyJ.of.next"), audience, START, START + timedelta(hours=1))
+
+    asked = f"GET {IDENTITY} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n".encode()
+    with running_endpoint(view, clock=FakeClock(), demand=demand) as server, ThreadPoolExecutor(1) as other:
+        first = other.submit(server.send, asked)
+        assert came.wait(60)
+        assert b"eyJ.of.next" in server.send(asked)
+        assert b"eyJ" not in first.result()
+        assert b"eyJ.of.next" in server.send(asked)

@@ -245,14 +245,14 @@ class TestMints:
 
             async def failed(audience: str) -> None:
                 with pytest.raises(Transient):
-                    await mints.mint(audience, None)
+                    await mints.mint(audience, None, name="")
 
             await failed("a")
             now = 4.9
             await failed("a")
             assert calls == ["a"]
             now, broken = 5.0, False
-            assert await mints.mint("a", None) == "a"
+            assert await mints.mint("a", None, name="") == "a"
             broken = True
             now = 5.1
             await failed("a")
