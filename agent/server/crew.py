@@ -233,7 +233,7 @@ class Crew:
             return  # it was one of a controller before that has taken over
         self._must_by = None
         if not self._second and self._second_due is None:
-            self._second_due = time.monotonic()
+            self._second_due = time.monotonic() + _pause(self._short)
 
     def _reap(self, server: Forked) -> None:
         """It has ended."""

@@ -10,7 +10,7 @@ import pytest
 from agent.server import crew
 
 _CREW = """
-import os, signal, socket, threading
+import os, signal, socket, threading, time
 from agent.server import crew, forked, master, words, work
 
 def run(link, sockets, *, master, stands_by, **_):
@@ -91,6 +91,18 @@ first, other = begin(), second()
 os.kill(other, signal.SIGKILL)
 assert hear() == (words.ENDED, other)
 second()
+end()
+""",
+    "those that take over end as soon as they have": """
+crew.PAUSE_SECONDS = 0.5
+first, other = begin(), second()
+began = time.monotonic()
+for _ in range(6):
+    os.kill(first, signal.SIGKILL)
+    instead(first, other)
+    first, other = other, second()
+# From the fourth on each is waited for: else as many would be begun as this machine can, for whoever ends them.
+assert time.monotonic() - began >= 3 * crew.PAUSE_SECONDS
 end()
 """,
     "both are killed": """
