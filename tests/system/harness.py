@@ -155,6 +155,11 @@ def exchange(
         connection.close()
 
 
+def _children(pid: int) -> list[int]:
+    """The oldest first: of a master's, that is the one that answers."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Agent:
     """One run of the daemon.
 
@@ -306,11 +311,23 @@ class Agent:
 
     @property
     def processes(self) -> list[int]:
-        """The process ids of the agent, and of those that it began: the last is the one that answers workers."""
+        """The process ids of the agent, and of those that it began: the last is the one that answers workers.
+
+        Before it, if it is there yet, is the one that stands by.
+        """
         found = [self.process.pid]
         for pid in found:
-            found += [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            found += reversed(_children(pid))
         return found
+
+    def every_process(self) -> list[int]:
+        """:attr:`processes`, once one answers workers and one stands by."""
+
+        def look() -> list[int]:
+            found = self.processes
+            return found if len(found) > 1 and len(_children(found[1])) == 2 else []
+
+        return until(look, what="one that answers, and one that stands by")
 
     def kill(self) -> None:
         """End it as the out-of-memory killer does."""

@@ -87,7 +87,7 @@ class Stage:
     @contextmanager
     def refusing(self, *rules: tuple[str, str, str]) -> Iterator[int]:
         """Refuse calls: each with an error, below a path. Afterwards all is well; gives where the log stands."""
-        mark, processes = self.agent.mark, self.agent.processes
+        mark, processes = self.agent.mark, self.agent.every_process()
         self.kernel.refuse(*rules)
         try:
             yield mark
@@ -188,18 +188,19 @@ BEGIN: Final = (
 
 @pytest.mark.parametrize(("call", "error"), BEGIN)
 def test_no_server_can_be_begun_for_a_while(stage: Stage, call: str, error: str) -> None:
-    """It was killed, and there is no process for another: it is begun as soon as there is one, and no wall falls for it."""
-    master, server = stage.agent.processes[-2:]
+    """Both were killed, and there is no process for another: it is begun once there is one, and no wall falls for it."""
+    *others, second, server = stage.agent.every_process()
     stage.kernel.refuse((call, error, ""))
     try:
-        os.kill(server, signal.SIGKILL)
+        for one in (second, server):
+            os.kill(one, signal.SIGKILL)
         for _ in range(3):
             before = len(stage.gce.asked)  # as much time as some renewals take
             until(lambda before=before: len(stage.gce.asked) > before, what="a renewal")  # type: ignore[misc]
     finally:
         stage.kernel.refuse()
     until(lambda: stage.asked() == 200, what="an answer")
-    assert stage.agent.processes[-2] == master
+    assert stage.agent.every_process()[:-2] == others
     assert not stage.agent.events("server.gone")
     assert not stage.agent.events("server.failing")
     stage.pushed(durable=True)
@@ -256,16 +257,17 @@ def test_a_server_that_can_have_no_successor_has_one_once_it_can(tmp_path: Path,
         agent.ready()
         key = "ASIAUSER000000000001"
         assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
-        *others, server = agent.processes
+        *others, second, server = agent.every_process()
         kernel.refuse((call, error, ""))
-        os.kill(server, signal.SIGKILL)
+        for one in (second, server):
+            os.kill(one, signal.SIGKILL)
         waiting = http.client.HTTPConnection(*agent.address, timeout=60)
         waiting.request("PUT", "/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-        until(lambda: agent.processes == others, what="the end of the server")
+        until(lambda: agent.processes == others, what="the end of both")
         kernel.refuse()
         with contextlib.closing(waiting):
             assert waiting.getresponse().status == 200
         assert agent.access_key() == key
-        assert agent.processes[:-1] == others
+        assert agent.every_process()[:-2] == others
         assert not agent.events("server.gone")
         assert agent.stop() == 0

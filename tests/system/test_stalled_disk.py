@@ -357,7 +357,7 @@ def test_the_configuration_at_a_first_start(world: World, shim: Path, manager: N
         agent.signal(signal.SIGUSR1)
         stall.end()
         agent.ready().wait_for("reload.applied")
-        before = agent.processes
+        before = agent.every_process()
         for pid in before:
             os.kill(pid, signal.SIGUSR2)
         assert agent.push(world.seal(world.session(USER)))["outcome"] == "accepted"
