@@ -104,7 +104,10 @@ class Control:
 
     def _send(self, said: bytes, file: int | None) -> bool:
         try:
-            socket.send_fds(self._connection, [said], [] if file is None else [file])
+            if file is None:
+                self._connection.send(said)
+            else:
+                socket.send_fds(self._connection, [said], [file])
         except ConnectionError:
             return True  # it has ended, which is heard
         except OSError:
