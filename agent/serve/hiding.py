@@ -47,7 +47,8 @@ class Entry(msgspec.Struct, frozen=True):
     """One line of the table.
 
     Attributes:
-        path: below ``/latest`` or ``/computeMetadata/v1``, with what lies below it; ``*`` is any text in a segment.
+        path: below ``/latest`` or ``/computeMetadata/v1``, with what lies below it; ``*`` is any text in a segment,
+            ``?`` one letter.
         why: for a person.
     """
 
@@ -71,22 +72,28 @@ EC2_TABLE: Final = (
 
 _CUSTOM: Final = (
     (names.BUNDLE_ATTRIBUTE, "it carries the bundle"),
-    ("*user-data*", "it may carry the bundle, and often carries secrets"),
+    ("*user?data*", "it may carry the bundle, and often carries secrets"),
+    ("*userdata*", "it may carry the bundle, and often carries secrets"),
     ("*script*", "what the machine is set up with: startup-script, shutdown-script, windows-startup-script-ps1..."),
     ("kube*", "what joins a cluster: kube-env, kubeconfig, kubelet-config..."),
+    ("*kubeconfig*", "what joins a cluster"),
     ("gke-*", "what joins a cluster"),
     ("*bootstrap*", "what joins a cluster"),
     ("*ssh*", "who may log in: ssh-keys, sshKeys, block-project-ssh-keys"),
     ("configure-sh", "what the machine is set up with"),
-    ("*cloud-init*", "what the machine is set up with"),
-    ("*cloud-config*", "what the machine is set up with"),
+    ("*cloud?init*", "what the machine is set up with"),
+    ("*cloudinit*", "what the machine is set up with"),
+    ("*cloud?config*", "what the machine is set up with"),
+    ("*cloudconfig*", "what the machine is set up with"),
     ("*ignition*", "what the machine is set up with"),
     ("*-env", "environments carry secrets"),
+    ("*_env", "environments carry secrets"),
+    ("dotenv", "environments carry secrets"),
     ("env", "environments carry secrets"),
     ("gce-container-declaration", "it holds a container's environment"),
     ("google-container-manifest", "it holds a container's environment"),
 )
-"""Of custom attributes, the instance's and the project's; by name, since anybody may set any."""
+"""Of custom attributes, the instance's and the project's; by name as people spell it, since anybody may set any."""
 
 GCE_TABLE: Final = (
     *(
