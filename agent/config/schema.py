@@ -454,7 +454,8 @@ class Environment(Section, frozen=True):
             server (pip, Dask, Jupyter, MPI) pass only if the pattern names the tool.
         imds_endpoint: also write ``AWS_EC2_METADATA_SERVICE_ENDPOINT``, for machines without the redirection.
         static: also write the keys themselves, for programs that can use nothing else. Such a program fails when they
-            expire: leave it off.
+            expire: leave it off. The machine's own keys are written only where no bundle can come (no ``[[keys]]``): a
+            program that began with them would keep them for hours.
     """
 
     file: Path_ = "/run/credential-agent/env"

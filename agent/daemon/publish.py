@@ -24,7 +24,7 @@ from agent.core.model import AwsCredential, Cloud
 from agent.core.secret import Secret
 from agent.core.text import os_reason
 from agent.core.variables import passes
-from agent.core.view import Absent, Live
+from agent.core.view import Absent, Live, Origin
 from agent.host import containerenv, envfile
 from agent.host.files import is_directory, sweep, take_away, write_atomic
 from agent.identity import standing
@@ -203,7 +203,10 @@ class Publisher:
         if project is not None and not isinstance(answers[Cloud.GCP], Absent):
             variables.setdefault("GOOGLE_CLOUD_PROJECT", project)
         aws = answers[Cloud.AWS]
-        if settings.static and isinstance(aws, Live) and isinstance(aws.credential, AwsCredential):
+        # A variable cannot be told an early end: where a bundle may come, a program that began with the machine's keys
+        # would stay the machine for hours. It has the pointers.
+        late = self.expects_bundle and isinstance(aws, Live) and aws.origin is Origin.FALLBACK
+        if settings.static and not late and isinstance(aws, Live) and isinstance(aws.credential, AwsCredential):
             variables.update(envfile.static_keys(aws.credential))
         return variables
 

@@ -17,7 +17,7 @@ from agent.core.errors import ConfigError
 from agent.core.model import Action, Bundle, Cloud, Env
 from agent.core.secret import Secret
 from agent.core.verdict import Accepted, Memory, Policy
-from agent.core.view import Facts
+from agent.core.view import Facts, Live
 from agent.daemon import publish
 from agent.daemon.publish import Publisher
 from agent.daemon.tokens import ContainerTokens
@@ -25,7 +25,7 @@ from agent.host import files
 from agent.host.envfile import parse_systemd
 from tests.fakes.clock import START, FakeClock
 from tests.unit.identity.driver import Store
-from tests.unit.identity.worlds import bundle, session
+from tests.unit.identity.worlds import aws_credential, bundle, session
 
 HOUR = timedelta(hours=1)
 TOKEN = Secret("t" * 43)
@@ -135,6 +135,21 @@ class TestWhatTheySay:
         assert static.variables()["AWS_ACCESS_KEY_ID"] == "ASIAUSER000000000000"
         static.clock.move(3600)
         assert "AWS_ACCESS_KEY_ID" not in static.variables()
+
+    @pytest.mark.parametrize("expects_bundle", [True, False])
+    def test_the_machine_s_own_keys_are_written_only_where_no_bundle_can_come(
+        self, tmp_path: Path, expects_bundle: bool
+    ) -> None:
+        """A variable has no early end: a program that began before the bundle would be the machine for hours."""
+        world = World(tmp_path, policy=Policy(), expects_bundle=expects_bundle, static=True)
+        for work in world.store.due(START):
+            if work.key.cloud is Cloud.AWS:
+                world.store.put(work, aws_credential(START, minutes=360), START)
+        world.clock.move(60)  # the grace is over
+        assert isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Live)
+        variables = world.variables()
+        assert ("AWS_ACCESS_KEY_ID" in variables) is not expects_bundle
+        assert "AWS_CONTAINER_CREDENTIALS_FULL_URI" in variables
 
     def test_the_project_is_a_default_and_only_with_google(self, tmp_path: Path) -> None:
         """What the operator or the bundle says of it stays; without Google it is nobody's business."""
