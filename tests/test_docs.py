@@ -485,6 +485,45 @@ def test_the_lines_of_a_worker_unit_are_those_of_the_example() -> None:
         assert set(value.split()) <= example.get(key, set()), line
 
 
+def worker_units() -> dict[str, str]:
+    """Every unit of a worker that a page or an example shows, by where it stands."""
+    files = {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "systemd/examples").iterdir())}
+    shown = {f"{b.page}: {b.text.splitlines()[0]}": b.text for b in blocks() if "EnvironmentFile=" in b.text}
+    return {where: text for where, text in {**files, **shown}.items() if "Slice=credential-agent-workers.slice" in text}
+
+
+def test_every_example_of_a_worker_begins_with_the_right_identity() -> None:
+    """After the agent is ready, the grace included, and when a bundle's identity is served: not with the machine's."""
+    units = worker_units()
+    assert len(units) >= 2
+    for where, text in units.items():
+        after = {word for line in re.findall(r"^After=(.*)$", text, re.MULTILINE) for word in line.split()}
+        assert "credential-agent.target" in after, where
+        assert re.search(r"^Wants=.*credential-agent\.target", text, re.MULTILINE), where
+        waits = re.search(r"^ExecStartPre=\S+/credential-agent wait --bundle --timeout (\d+)$", text, re.MULTILINE)
+        assert waits, where
+        limit = re.search(r"^TimeoutStartSec=(\d+)s$", text, re.MULTILINE)
+        assert limit, where
+        assert int(limit[1]) > int(waits[1]), f"{where}: systemd would end the wait, and its reason would not be told"
+
+
+def test_whoever_orders_after_the_agent_waits_for_its_grace() -> None:
+    """The target that workers order themselves after is there when the agent has said that it is ready, and no sooner."""
+    target = (ROOT / "systemd/credential-agent.target").read_text()
+    assert re.search(r"^After=.*credential-agent\.service", target, re.MULTILINE)
+    assert re.search(r"^Type=notify$", (ROOT / "systemd/credential-agent.service").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", ["packer/container/Containerfile", "packer/container/compose.yaml"])
+def test_an_agent_in_a_container_is_healthy_with_a_bundle(path: str) -> None:
+    """What begins when it is healthy begins with a bundle's identity, not with the machine's."""
+    checks = [
+        line for line in (ROOT / path).read_text().splitlines() if re.search(r"(CMD|test:) .*credential-agent", line)
+    ]
+    assert checks
+    assert all('"wait", "--bundle"' in line for line in checks)
+
+
 def section(page: str, heading: str, language: str) -> str:
     """The first block of that language under a heading."""
     text = (ROOT / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
