@@ -163,6 +163,27 @@ class TestVerdicts:
             assert (ack.outcome, again.outcome) == ("accepted", "accepted")
 
     @looped
+    async def test_a_source_that_is_never_done_with_it_stops_nothing(self) -> None:
+        """An acknowledgement that hangs for ever holds up no bundle, no withdrawal and no end."""
+        begun = 0
+
+        class Hanging(FakeSource):
+            async def acknowledge(self, ack: object) -> None:
+                nonlocal begun
+                begun += 1
+                await asyncio.Event().wait()
+
+        world = World(sources=[Hanging()])
+        async with world.running():
+            for number in range(1, 40):
+                ack = await world.submit(world.knows(b"%d" % number, bundle(session(), seq=number)))
+                assert ack.outcome == "accepted"
+            ack = await world.submit(world.knows(b"end", bundle(seq=40, action=Action.WITHDRAW)))
+            assert ack.outcome == "accepted"
+            await settle()
+        assert begun == 40
+
+    @looped
     async def test_grants_of_unknown_types_are_told(self) -> None:
         """A grant that this version does not know is in nobody's way, and logged by id and type."""
         from agent.core.model import SetAside

@@ -6,7 +6,7 @@ import asyncio
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from agent.core.clock import utc
 from agent.core.timekeeping import ALONE_SECONDS, Witness
 from agent.host.clock import SystemClock
-from agent.upstream import Reach, Upstream
+from agent.upstream import Reach, Upstream, just_modified
 from agent.upstream.dates import date_of, witness_of
 
 TABLE: list[dict[str, Any]] = tomllib.loads(
@@ -69,6 +69,17 @@ def test_a_date_is_read_or_says_nothing(row: dict[str, Any]) -> None:
 
     assert asyncio.run(ask()) == expected(row)
     assert date_of(CIMultiDict(lines(row))) == expected(row)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row["name"])
+def test_an_odd_time_of_change_is_no_error(row: dict[str, Any]) -> None:
+    """The same table as `Last-Modified`, and beside it: an answer that says no time is of nothing that is young."""
+    now, within = "Tue, 24 Nov 2026 06:00:00 GMT", timedelta(seconds=2)
+    changed = [("Last-Modified", value) for name, value in lines(row) if name == "Date"]
+    young = just_modified(CIMultiDict([("Date", now), *changed]), within)
+    assert young or expected(row) != datetime.fromisoformat("2026-11-24T06:00:00Z")
+    young = just_modified(CIMultiDict([*lines(row), ("Last-Modified", now)]), within)
+    assert young is (expected(row) == datetime.fromisoformat("2026-11-24T06:00:00Z"))
 
 
 @pytest.mark.parametrize("witness", [Witness.LINK, Witness.AWS, Witness.GOOGLE])
