@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from agent.controller.pause import Pause
 from agent.controller.scoped import Scoped
 from agent.controller.tasks import Tasks
 from agent.core.clock import Clock
@@ -79,6 +80,7 @@ class Issuing:
         self._wake = wake
         self._log = structlog.get_logger()
         self._id_flights: dict[str, asyncio.Task[IdToken | None]] = {}
+        self._id_pause = Pause(clock)
         self.scoped = Scoped(clock, store, issue=issuer.issue, seconds=ISSUE_TIMEOUT_SECONDS)
 
     def begin(self, work: Work) -> None:
@@ -193,6 +195,7 @@ class Issuing:
             origin = google_source(self._store.state, now)
             if origin is None:
                 return None  # also where the identity that it was to speak for was withdrawn while it was minted
+            self._id_pause.heed(origin[0])
             token, failed = None, None
             try:
                 token = await self._mint_id_token_from(origin, audience, now)
@@ -217,6 +220,7 @@ class Issuing:
         except ProviderError as error:
             if error.code == "unsupported":
                 return None
+            self._id_pause.hear(origin[0], error)
             self._log.warning("id_token.failed", code=error.code, reason=error.message)
             raise
         except TimeoutError:

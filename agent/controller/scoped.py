@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from agent.controller.pause import Pause
 from agent.core.clock import Clock
 from agent.core.errors import ProviderError
 from agent.core.model import GoogleToken, Grant
@@ -38,6 +39,7 @@ class Scoped:
         self._store = store
         self._issue = issue
         self._seconds = seconds
+        self._pause = Pause(clock)
         self._log = structlog.get_logger()
         self._held: dict[tuple[str, ...], tuple[GoogleToken, Grant]] = {}  # oldest first
 
@@ -61,10 +63,12 @@ class Scoped:
             return None
         grant, base = origin
         assert grant is not None
+        self._pause.heed(grant)
         try:
             async with asyncio.timeout(self._seconds):
                 issued = await self._issue(msgspec.structs.replace(grant, scopes=wanted), base, self._clock.now())
         except ProviderError as error:
+            self._pause.hear(grant, error)
             self._log.warning("scoped_token.failed", code=error.code, reason=error.message)
             raise
         except TimeoutError:

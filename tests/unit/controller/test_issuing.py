@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from agent.controller import ISSUE_TIMEOUT_SECONDS
 from agent.core.errors import Denied, Transient
 from agent.core.model import Action, AwsCredential, Cloud, GcpServiceAccount, IdToken, OnExpiry, SealedBundle
+from agent.core.refresh import PAUSE_URGENT_SECONDS
 from agent.core.secret import Secret
 from agent.core.verdict import Policy
 from agent.core.view import Absent, Ended, Live, Origin
@@ -493,6 +494,28 @@ class TestIdTokens:
                     await world.controller.issuing.id_token("aud")
             world.issuer.id_answer = lambda audience: id_token(world, audience)
             assert await world.controller.issuing.id_token("aud") is not None
+
+    @looped
+    async def test_a_pause_that_was_asked_for_is_heard(self) -> None:
+        """`Retry-After`: until then no audience is a call, for half a minute at most; another identity has no pause."""
+        world = World()
+        world.issuer.id_answer = lambda _: Transient("slow down", code="RESOURCE_EXHAUSTED", pause_seconds=300.0)
+        async with world.running():
+            await self.serving(world)
+            for audience in ("a", "b", "a"):
+                with pytest.raises(Transient, match="slow down"):
+                    await world.controller.issuing.id_token(audience)
+            assert world.issuer.id_calls == ["a"]
+            await world.clock.advance(PAUSE_URGENT_SECONDS)
+            world.issuer.id_answer = lambda audience: id_token(world, audience)
+            assert await world.controller.issuing.id_token("b") is not None
+            world.issuer.id_answer = lambda _: Transient("slow down", pause_seconds=300.0)
+            with pytest.raises(Transient):
+                await world.controller.issuing.id_token("c")
+            world.issuer.id_answer = lambda audience: id_token(world, audience)
+            await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
+            await settle(40)
+            assert await world.controller.issuing.id_token("c") is not None
 
     @looped
     async def test_a_mint_that_a_withdrawal_overtook_is_dropped(self) -> None:

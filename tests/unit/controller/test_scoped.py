@@ -113,3 +113,20 @@ async def test_a_mint_that_fails_is_no_crash(error: Exception) -> None:
                 await world.controller.issuing.scoped.mint((READ,))
         world.issuer.answer = fine
         assert await world.controller.issuing.scoped.mint((READ,)) is not None
+
+
+@looped
+async def test_a_pause_that_was_asked_for_is_heard() -> None:
+    """`Retry-After`: until then no wish for fewer scopes is a call."""
+    world = World()
+    async with world.running():
+        await serving(world)
+        fine, before = world.issuer.answer, len(world.issuer.calls)
+        world.issuer.answer = lambda _: Transient("slow down", pause_seconds=10.0)
+        for scope in (READ, f"{AUTH}bigquery", READ):
+            with pytest.raises(Transient, match="slow down"):
+                await world.controller.issuing.scoped.mint((scope,))
+        assert len(world.issuer.calls) == before + 1
+        world.issuer.answer = fine
+        await world.clock.advance(10)
+        assert await world.controller.issuing.scoped.mint((READ,)) is not None
