@@ -103,6 +103,34 @@ def test_a_published_key(world: World, shim: Path) -> None:
         assert agent.stop() == 0
 
 
+@pytest.mark.parametrize("how", ["written", "opened"])
+def test_what_is_told_in_files(world: World, shim: Path, how: str) -> None:
+    """The directory of the metrics' file and of the audit's stalls: bundles are taken and served, a stop ends with 0."""
+    told = world.root / "told"
+    told.mkdir()
+    stall = Stall(world, shim, told)
+    changes = {
+        "metrics": {"textfile": told / "metrics.prom", "seconds": 1.0},
+        "audit": {"file": told / "audit.log", "seconds": 1.0},
+    }
+    with world.agent(changes, environ={**stall.environ, **({"STALL_OPEN": "1"} if how == "opened" else {})}) as agent:
+        agent.ready()
+        until((told / "metrics.prom").exists, what="the first metrics")
+        stall.begin()
+        if how == "written":
+            until(
+                lambda: {path.name for path in told.iterdir()} - {"metrics.prom", "audit.log"},
+                what="metrics that are not written to the end",
+            )
+        for number in range(MORE_THAN_THREADS):
+            key = f"ASIAUSER0000000000{number:02}"
+            assert agent.push(world.seal(world.session(key)))["outcome"] == "accepted"
+            assert agent.access_key() == key
+        agent.wait_for("credential.served", access_key_id=f"...{key[-4:]}")
+        assert agent.access_key() == key
+        assert agent.stop() == 0
+
+
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[NotifySocket]:
     with NotifySocket(tmp_path / "n") as manager:
