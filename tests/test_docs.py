@@ -514,6 +514,29 @@ def test_whoever_orders_after_the_agent_waits_for_its_grace() -> None:
     assert re.search(r"^Type=notify$", (ROOT / "systemd/credential-agent.service").read_text(), re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("page", "heading", "words"),
+    [
+        (
+            "tests/matrix/README.md",
+            "Who is not in it, and cannot be led by variables",
+            "Ruby, s3cmd, rust-s3, minio-js, s3fs-fuse, googleauth, google-auth-library 5, boto 2, IMDSv1, the redirect",
+        ),
+        (
+            "systemd/README.md",
+            "Containers",
+            "Docker, Podman, nerdctl, LXD, libvirt, --network host, slirp4netns, pasta, gvisor-tap-vsock, macvlan, ipvlan",
+        ),
+        ("README.md", "Seal an identity", "20 minutes before its end"),
+    ],
+    ids=["clients", "containers", "successor"],
+)
+def test_what_the_tests_cannot_run_is_said(page: str, heading: str, words: str) -> None:
+    """Clients that no variable leads, how each engine and mode gets there, when a successor is due: each is named."""
+    text = " ".join((ROOT / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0].split())
+    assert [word for word in words.split(", ") if word not in text] == []
+
+
 @pytest.mark.parametrize("path", ["packer/container/Containerfile", "packer/container/compose.yaml"])
 def test_an_agent_in_a_container_is_healthy_with_a_bundle(path: str) -> None:
     """What begins when it is healthy begins with a bundle's identity, not with the machine's."""
