@@ -108,10 +108,10 @@ class AwsMint:
         confidential = [Secret(grant.external_id)] if grant.external_id else []
         chained = is_role_session(base)
         duration = min(grant.duration_seconds, _CHAINED_SECONDS) if chained else grant.duration_seconds
-        answer = await self._capped_call(
+        answer, asked = await self._capped_call(
             "AssumeRole", parameters, duration, region=region, keys=_keys_of(base), now=now, confidential=confidential
         )
-        minted = _of_role(grant.role_arn, _minted("AssumeRole", answer, duration, now))
+        minted = _of_role(grant.role_arn, _minted("AssumeRole", answer, asked, now))
         return await self._probed(minted, grant.expect, region, now)
 
     async def web_identity(self, grant: AwsWebIdentity, now: datetime) -> Issued[AwsCredential]:
@@ -127,7 +127,7 @@ class AwsMint:
             parameters["Policy"] = grant.policy
         operation = "AssumeRoleWithWebIdentity"
         try:
-            answer = await self._capped_call(
+            answer, asked = await self._capped_call(
                 operation,
                 parameters,
                 grant.duration_seconds,
@@ -143,7 +143,7 @@ class AwsMint:
                     error.message, hint=error.hint, code=error.code, server_time=error.server_time
                 ) from None
             raise
-        minted = _of_role(grant.role_arn, _minted(operation, answer, grant.duration_seconds, now))
+        minted = _of_role(grant.role_arn, _minted(operation, answer, asked, now))
         return await self._probed(minted, grant.expect, region, now)
 
     async def broker(self, grant: HttpBroker, now: datetime) -> Issued[AwsCredential]:
@@ -216,12 +216,13 @@ class AwsMint:
         keys: SigningKeys | None,
         now: datetime,
         confidential: list[Secret],
-    ) -> StsAnswer:
+    ) -> tuple[StsAnswer, int]:
+        """The answer, and for how many seconds it was asked at last."""
         role = parameters["RoleArn"]
         if role in self._capped:
             duration = min(duration, _CHAINED_SECONDS)
         try:
-            return await self._sts.call(
+            answer = await self._sts.call(
                 operation,
                 {**parameters, "DurationSeconds": duration},
                 region=region,
@@ -235,6 +236,8 @@ class AwsMint:
             about_duration = error.code == "ValidationError" and "DurationSeconds" in error.message
             if not about_duration or duration <= _CHAINED_SECONDS:
                 raise
+        else:
+            return answer, duration
         answer = await self._sts.call(
             operation,
             {**parameters, "DurationSeconds": _CHAINED_SECONDS},
@@ -244,7 +247,7 @@ class AwsMint:
             confidential=confidential,
         )
         self._capped.add(role)
-        return answer
+        return answer, _CHAINED_SECONDS
 
     async def _probed(
         self, minted: Issued[AwsCredential], expect: Expect | None, region: str, now: datetime

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from agent.core.errors import Transient
-from agent.core.model import Cloud, GcpAuthorizedUser, GcpImpersonation, Grant, HttpBroker
+from agent.core.model import AwsAssumeRole, Cloud, GcpAuthorizedUser, GcpImpersonation, Grant, HttpBroker
 from agent.core.secret import Secret
 from agent.providers.credible import LONGEST_AWS, LONGEST_GOOGLE
-from tests.fakes.net import Answer
-from tests.unit.providers.support import BROKER, ROBOT, World, run, told
+from tests.fakes.net import Answer, Asked, Fault, Handler
+from tests.unit.providers.support import BROKER, READER, ROBOT, World, run, told
 
 UNSAFE = ['To\nKe"n', "a\r\nb", "a\x00b", "naïve", "a\x7f", "x" * 16385]
 USER = GcpAuthorizedUser(id="u", client_id="c", client_secret=Secret("s"), refresh_token=Secret("r"))
@@ -143,6 +144,28 @@ def test_an_aws_end_is_capped() -> None:
     asked = sts.keys()
     assert sts.issue(asked).credential.expires_at == sts.now + timedelta(seconds=asked.duration_seconds)
     assert broker.issue(HttpBroker(id="b", url=f"{BROKER}/c")).credential.expires_at == sts.now + LONGEST_AWS
+
+
+def test_an_end_is_capped_by_what_was_asked_for_at_last() -> None:
+    """A role that gives an hour only, and names an end years away: an hour is what its session counts for."""
+    world = World()
+    world.sts.role(READER, max_seconds=3600)
+
+    def lying(handler: Handler) -> Handler:
+        def answer(asked: Asked) -> Answer | Fault:
+            given = handler(asked)
+            if not isinstance(given, Answer):
+                return given
+            far = re.sub(rb"(<Expiration>)[^<]*", rb"\g<1>2036-12-31T23:59:59Z", given.body)
+            return Answer(given.status, far, given.headers)
+
+        return answer
+
+    world.net.routes = {origin: lying(handler) for origin, handler in world.net.routes.items()}
+    grant, base = AwsAssumeRole(id="reader", role_arn=READER, duration_seconds=43200), world.user_session()
+    for _ in range(2):
+        credential = world.aws(grant, base)
+        assert credential.expires_at == world.now + timedelta(hours=1)
 
 
 @pytest.mark.parametrize("grant", ["sts", "broker", "google"])
