@@ -473,6 +473,16 @@ def test_every_configuration_is_accepted(block: Block) -> None:
     config.parse(block.text, origin=block.page)
 
 
+def test_no_example_waits_for_what_nobody_can_have_sealed() -> None:
+    """User-data is written before the machine boots: no page shows it as the way to a key that is made at boot only."""
+    for block in blocks():
+        if block.language == "toml":
+            found = config.parse(block.text, origin=block.page)
+            before_boot = any(isinstance(source, config.Ec2UserDataEntry) for source in found.sources)
+            made_at_boot = found.keys and all(isinstance(key, config.EphemeralKey) for key in found.keys)
+            assert not (before_boot and made_at_boot), block
+
+
 def test_the_lines_of_a_worker_unit_are_those_of_the_example() -> None:
     """What the page shows of a worker's unit is in the example that it points to."""
     (block,) = [b for b in blocks() if b.language == "ini"]
