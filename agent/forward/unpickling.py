@@ -8,6 +8,7 @@ looks up is refused by Python's own event of it (``pickle.find_class``), whichev
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import Any, Final
 
 _PACKAGES: Final = frozenset({"asyncio", "builtins", "concurrent", "distributed", "tornado"})
 """Errors of these are taken: a worker's that has left, or whose connection broke off."""
+_ERRORS: Final = (Exception, asyncio.CancelledError)
+"""No others: ``SystemExit`` and its like, raised by a reply, would end the loop or the thread that reads it, unseen."""
 
 
 class CodeRefusedError(TypeError):
@@ -30,8 +33,9 @@ class _Watch:
         if event == "pickle.find_class" and self.open:
             module, name = arguments
             if not _is_error(module, name):
+                # Also what an honest cluster sends: tblib has errors of its own classes made by a function.
                 raise CodeRefusedError(
-                    f"the cluster sent something to be run here, and it was not: {module}.{name}"[:200]
+                    f"the cluster sent more than texts and plain errors, which is not read here: {module}.{name}"[:200]
                 )
 
 
@@ -56,4 +60,4 @@ def _is_error(module: object, name: object) -> bool:
         return False
     # Nothing is imported for it, and a name with dots, which could lead out of a class, is no member of a module.
     found = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    return isinstance(found, type) and issubclass(found, BaseException)
+    return isinstance(found, type) and issubclass(found, _ERRORS)
