@@ -183,7 +183,12 @@ class Local:
         return Policy.of_identity(account=account, project=project, partition=partition)
 
     def is_served(self, clouds: object) -> bool:
-        """Whether the identities that an agent serves, by its status, are the same roles and accounts as these."""
+        """Whether the identities that an agent serves, by its status, are the same roles and accounts as these.
+
+        Whether it has the same variables it does not say.
+        """
+        if self._options.environ:
+            return False
         found = clouds if isinstance(clouds, dict) else {}
         for cloud, part in list(self.parts.items()):
             served = found.get(str(cloud))

@@ -114,6 +114,17 @@ def test_what_another_forwarding_of_the_same_person_brought_is_not_ours(world: W
     assert machine.bundle is None
 
 
+def test_variables_that_another_forwarding_does_not_send_are_missing(world: World) -> None:
+    """The same role from two programs, and variables from the first alone: its workers are not told to be served."""
+    machine = world.machine("m")
+    with world.forward(environ={"MYAPP_TOKEN": "secret"}) as first:
+        with world.forward():
+            (state,) = first.refresh().workers
+            assert state.state is State.ANOTHER
+        assert first.refresh().served == 1
+        assert machine.bundle is not None
+
+
 @dataclass
 class Liar(Processes):
     """A worker that says it reaches the agent of another machine, and that everything was accepted there.
