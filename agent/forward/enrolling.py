@@ -283,7 +283,8 @@ class Roster:
 
 def _is_busy(reply: Reply) -> bool:
     """Whether the agent would have answered, had we waited longer: it is about to start, or has too much to do."""
-    slow = reply.problem == "failed" and "timed out" in reply.said
+    # Of a place in the queue of its socket that was not free in time the kernel says EAGAIN.
+    slow = reply.problem == "failed" and any(word in reply.said for word in ("timed out", "BlockingIOError"))
     return slow or any(answer.status in (429, 503) for answer in reply.answers)
 
 
