@@ -33,6 +33,8 @@ SCHEDULER_SECONDS: Final = 15.0
 """How long the scheduler may take to say who is there: a network that drops all says nothing either."""
 GOODBYE_SECONDS: Final = 2.0
 
+_UNREAD: Final = "it sent an error that is not read here: see the logs of the worker and of the scheduler"
+
 _ON_WORKER: Final = (
     PROGRAM
     + """
@@ -235,14 +237,14 @@ class Dask:
         slices = [[one] for one in apart] + _slices([one for one in workers if one not in apart], SLICE)
         begun = {self._begin(self._run(job, some)): some for some in slices}
         while (shared := [one for one, some in begun.items() if len(some) > 1]) and self._take(
-            begun, min(STILL_SECONDS, job.seconds), said
+            job, begun, min(STILL_SECONDS, job.seconds), said
         ):
             pass
         for future in shared:
             # One that hangs holds up the others of its slice: each for itself then.
             future.cancel()
             begun.update({self._begin(self._run(job, [one])): [one] for one in begun.pop(future)})
-        while self._take(begun, max(job.seconds - STILL_SECONDS, BEYOND_SECONDS) + BEYOND_SECONDS, said):
+        while self._take(job, begun, max(job.seconds - STILL_SECONDS, BEYOND_SECONDS) + BEYOND_SECONDS, said):
             pass
         self._late.difference_update(said)
         self._late.update(one for some in begun.values() for one in some)
@@ -251,7 +253,9 @@ class Dask:
             said.update(dict.fromkeys(names, LateError(f"no answer in {job.seconds:.0f} s")))
         return said
 
-    def _take(self, begun: dict[Future[Any], Sequence[str]], seconds: float, said: dict[str, str | Exception]) -> bool:
+    def _take(
+        self, job: Job, begun: dict[Future[Any], Sequence[str]], seconds: float, said: dict[str, str | Exception]
+    ) -> bool:
         """Take what comes next; false: nothing has come for so long, or nothing is outstanding."""
         done, _ = wait(begun, seconds, FIRST_COMPLETED)
         for future in done:
@@ -259,14 +263,18 @@ class Dask:
             try:
                 said.update(self._wait(future, 0))
             except CourierError as error:
-                said.update(dict.fromkeys(names, error))
+                if len(names) > 1 and not self._closed:
+                    # One of them has left, or sent what is not read here: no fault of the others.
+                    begun.update({self._begin(self._run(job, [one])): [one] for one in names})
+                else:
+                    said.update(dict.fromkeys(names, error))
         return bool(done)
 
     async def _run(self, job: Job, workers: Sequence[str]) -> dict[str, str | Exception]:
         if len(workers) == 1 and (box := self._boxes.get(workers[0])) is not None and not box.over:
             return {workers[0]: await self._post(job, workers[0], box)}
         found = await self._client.run(_Carry(), job.request, workers=list(workers), on_error="return")
-        return dict(found)
+        return {one: CourierError(_UNREAD) if _is_unread(said) else said for one, said in found.items()}
 
     async def _post(self, job: Job, worker: str, box: _Box) -> str | Exception:
         """A newcomer answers nobody until it is served: its messages go through its queue."""
@@ -369,7 +377,13 @@ class Dask:
             future.cancel()
             raise LateError("no answer in time") from None
         except Exception as error:  # noqa: BLE001 - distributed raises what it likes
-            raise CourierError(f"{type(error).__name__}: {error}"[:300]) from None
+            said = _UNREAD if _is_unread(error) else f"{type(error).__name__}: {error}"
+            raise CourierError(said[:300]) from None
+
+
+def _is_unread(said: object) -> bool:
+    """Whether it is an error whose class was not looked up here: distributed shows the pickle in which it came."""
+    return isinstance(said, Exception) and bool(said.args) and isinstance(said.args[0], bytes | bytearray)
 
 
 def _is_encrypted(client: Any) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.model import Action
+from agent.forward.unpickling import texts_and_errors_only
 from tests.system.harness import until
 from tests.unit.forward import test_dask
 from tests.unit.forward.support import World
@@ -64,6 +65,11 @@ def dask_setup(scheduler):
         names = list(scheduler.workers) if workers is None else list(workers)
         if form in FORMS:
             return {one: FORMS[form]() for one in names}
+        if form.startswith("gone"):
+            # Of one worker there is only an error, of a class of its own or as tblib has it made: by a function.
+            found = await honest(workers=[one for one in names if one in scheduler.workers], **more)
+            gone = [one for one, state in scheduler.workers.items() if state.name == "gone" and one in names]
+            return {**found, **{one: FORMS[form.split()[1]]() for one in gone}}
         if form == "elsewhere":
             # Whatever is asked of anybody is asked of the imposter.
             (imposter,) = [one for one, state in scheduler.workers.items() if state.name == "imposter"]
@@ -162,3 +168,30 @@ def test_what_a_scheduler_withholds_alters_and_makes_up(world: World, cluster: C
         assert honest.bundle is None
         # What takes away is no secret, and anybody may have it.
         assert {one.action for one in imposter.accepted} <= {Action.WITHDRAW}
+
+
+@pytest.mark.slow
+def test_an_error_of_one_worker_that_is_not_read_is_no_trouble_of_the_others(world: World, cluster: Cluster) -> None:
+    """A worker leaves, and of its error only the pickle comes: the others of the same call are served, and it is told."""
+    mark, form = hostile(cluster)
+    for name in ("one", "gone"):
+        cluster.worker(name)
+    one = world.agents["one"]
+    with texts_and_errors_only(), cluster.connect() as client:
+        client.wait_for_workers(2, timeout=60)
+        found = client.scheduler_info()["workers"].items()
+        (gone,) = [address for address, worker in found if worker["name"] == "gone"]
+        with forward(world, client) as f:
+            assert f.status().served == 2
+            for name in ("gone connection", "gone error"):
+                form.write_text(name)
+                world.sign_on()
+                before = len(one.accepted)
+                told = f.refresh()
+                assert (told.served, len(one.accepted) > before) == (1, True), f"{name}: {told}"
+                (reason,) = [str(worker.reason) for worker in told.workers if worker.name == gone]
+                assert "not read here" in reason
+                assert "x80" not in reason
+                form.unlink()
+            assert f.refresh().served == 2
+    assert not mark.exists()
