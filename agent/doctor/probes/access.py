@@ -209,6 +209,8 @@ def _changed_by(path: Path, owner: str) -> Iterator[Exposed]:
     users, groups = _service()
     if found.st_uid not in users:
         yield Exposed(path=str(path), act=act, whom=f"user {_user(found.st_uid)}", owner=owner, keep="go-w")
+    elif stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+        return  # as /tmp: others may add to it, and replace nothing that is not theirs
     elif found.st_mode & stat.S_IWOTH:
         yield Exposed(path=str(path), act=act, whom="every user", owner=owner, keep="go-w")
     elif found.st_mode & stat.S_IWGRP and found.st_gid not in groups:

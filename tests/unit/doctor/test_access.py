@@ -134,6 +134,15 @@ def test_what_decides_is_nobody_elses_to_change(config: Path) -> None:
     assert found["token", "read"] == "every user"
 
 
+def test_a_directory_like_tmp_is_nobodys_to_close(config: Path) -> None:
+    """In a sticky directory everybody may add, and nobody may replace what is another's: no machine is told to close it."""
+    run = run_of(config)
+    run.chmod(0o1777)
+    assert looked(config)["exposed"] == []
+    run.chmod(0o777)
+    assert [one["path"] for one in looked(config)["exposed"]] == [str(run)]
+
+
 def test_what_only_the_services_sandbox_does_is_seen_through_its_process(config: Path, tmp_path: Path) -> None:
     """A directory that is read-only to the process alone, and a key in whose place it sees something empty."""
     parsed = tomllib.loads(config.read_text())
