@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypedDict, get_args
@@ -177,7 +177,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     if odd:
         raise UsageError(f"forward knows no {min(odd)}=", hint=f"it knows: {', '.join(sorted(Wanted.__annotations__))}")
     wanted = {name: value for name, value in given.items() if value is not None or name not in _TO_WHOM}
-    _check_to_whom(wanted)
+    # Kept as it is read here: the next reader of an iterator finds nothing, and no role means any role.
+    wanted |= {name: _to_whom(name, some) for name, some in wanted.items() if name in _TO_WHOM}
     for name, (shortest, longest) in _LENGTHS.items():
         length = wanted.get(name)
         if length is None:
@@ -197,16 +198,18 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def _check_to_whom(wanted: Mapping[str, Any]) -> None:
-    for name in _TO_WHOM:
-        some = wanted.get(name, ())
-        if isinstance(some, str):
-            raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{some!r}]")
-        for one in some:
-            if not isinstance(one, str):
-                raise UsageError(f"{name}= takes a list of texts, got {one!r} in it", hint=f'{name}=["{one}"]')
-            if name == "accounts" and not _ACCOUNT.match(one):
-                raise UsageError(f"accounts= takes account ids of 12 digits, got {one[:100]!r}")
+def _to_whom(name: str, given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise UsageError(f"{name}= takes a list, got one text", hint=f"{name}=[{given!r}]")
+    if not isinstance(given, Iterable):
+        raise UsageError(f"{name}= takes a list of texts, got {given!r}", hint=f'{name}=["{given}"]')
+    some = tuple(given)
+    for one in some:
+        if not isinstance(one, str):
+            raise UsageError(f"{name}= takes a list of texts, got {one!r} in it", hint=f'{name}=["{one}"]')
+        if name == "accounts" and not _ACCOUNT.match(one):
+            raise UsageError(f"accounts= takes account ids of 12 digits, got {one[:100]!r}")
+    return some
 
 
 def _options(wanted: Mapping[str, Any]) -> Options:

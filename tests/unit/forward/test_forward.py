@@ -415,6 +415,14 @@ def test_variables_are_sent_alone(world: World) -> None:
     assert world.sts.operations() == []
 
 
+def test_a_list_that_can_be_read_once_restricts_as_any_other(world: World) -> None:
+    """To whom it goes may be named by a generator: whom that leaves out gets nothing."""
+    machine = world.machine("m")
+    with world.forward(roles=(name for name in ("another-role",))) as f:
+        assert [one.state for one in f.status().workers] == [State.EVIDENCE]
+    assert machine.accepted == []
+
+
 def test_what_makes_no_sense_is_said_at_once(world: World) -> None:
     """A mistake in the arguments is an error with a hint, before anybody is asked."""
     for wanted, words in (
@@ -425,6 +433,7 @@ def test_what_makes_no_sense_is_said_at_once(world: World) -> None:
         ({"on_exit": "leave"}, "on_exit"),
         ({"accounts": "111122223333"}, "takes a list"),
         ({"accounts": [111122223333]}, "list of texts"),
+        ({"accounts": 111122223333}, "list of texts"),
         ({"accounts": ["1111-2222-3333"]}, "12 digits"),
         ({"roles": ["w", None]}, "list of texts"),
         ({"lease": 600}, "datetime.timedelta"),
