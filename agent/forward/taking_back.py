@@ -51,27 +51,28 @@ class TakingBack:
             From how many it was taken, and from how many not, whose workers are still there.
         """
         agents = list(self._roster.speaking(having(self._roster), silent=True).values())
-        asked: set[str] = set()
-        left = self._from(agents, asked)
+        confirmed: set[str] = set()
+        left = self._from(agents, confirmed)
         if left:
             # Some have another key by now: a reload named it, or they were set up anew. What takes away is no secret,
             # so nobody needs to prove whose key it is. Of others the worker that was asked hung, and another does not.
             self._roster.ask_keys(left)
-            left = self._from(left, asked)
+            left = self._from(left, confirmed)
         refused = {one.id for one in left}
         others = self._roster.every_worker([one for one in agents if one.id not in refused])
-        refused |= self._where_it_is_still({name: one for name, one in others.items() if name not in asked})
+        refused |= self._where_it_is_still({name: one for name, one in others.items() if name not in confirmed})
         return len(agents) - len(refused), len(refused)
 
-    def _from(self, agents: Sequence[Agent], asked: set[str]) -> list[Agent]:
-        """Withdraw; returns the agents that did not confirm it."""
+    def _from(self, agents: Sequence[Agent], confirmed: set[str]) -> list[Agent]:
+        """Withdraw, note the workers that confirmed it; returns the agents of which none did."""
         left = [agent for agent in agents if not agent.every_key()]
         groups = slices([agent for agent in agents if agent.every_key()], self._group)
 
         def take(group: Sequence[Agent]) -> list[Agent]:
             speaking = self._roster.speaking(group, silent=True)
-            asked.update(speaking)
-            return [speaking[name] for name in self._through(speaking)]
+            refused = self._through(speaking)
+            confirmed.update(speaking.keys() - refused)
+            return [speaking[name] for name in refused]
 
         return left + [agent for some in side_by_side(take, groups) for agent in some]
 
@@ -92,7 +93,7 @@ class TakingBack:
         return left
 
     def _where_it_is_still(self, others: Mapping[str, Agent]) -> set[str]:
-        """Ask the machines' other workers too: the one that confirmed it may speak for a machine that is not its own.
+        """Ask the machines' other workers too, also those that refused it: who confirmed it may not be of that machine.
 
         Returns:
             The ids of agents that have it all the same.

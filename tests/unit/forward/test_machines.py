@@ -116,6 +116,46 @@ def test_what_another_forwarding_of_the_same_person_brought_is_not_ours(world: W
     assert machine.bundle is None
 
 
+@dataclass
+class Lying(Processes):
+    """One worker says that it is of a machine that is not its own, shows that machine another's key, and confirms all.
+
+    Attributes:
+        liar: its name.
+        key_of: whose key it shows.
+    """
+
+    liar: str = ""
+    key_of: Path = Path()
+
+    def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
+        said = dict(super().call(job, workers))
+        if self.liar in said and job.steps[0][0] == "POST":
+            true = json.loads(str(said[self.liar]))
+            lie = json.loads(str(Processes({"x": self.key_of}).call(job, ["x"])["x"]))
+            said[self.liar] = json.dumps({**true, "answers": lie["answers"]})
+        if self.liar in said and job.after == "withdrawn":
+            true = json.loads(str(said[self.liar]))
+            said[self.liar] = json.dumps({**true, "answers": [(200, '{"outcome": "accepted"}')]})
+        return said
+
+
+def test_who_confirms_for_a_machine_whose_own_worker_refuses_is_not_believed(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The machine's own worker could not take the withdrawal, another says that it did: what is still there is told."""
+    world.courier = courier = Lying({})
+    machine, other = world.machine("m", workers=2), world.machine("other")
+    courier.key_of = courier.sockets.pop("other-0")
+    f = world.forward(progress=True)
+    another_key(machine)
+    courier.liar = courier.calls[1][0]  # it carried something the last time: the machine's own is asked before it
+    f.close()
+    assert machine.bundle is not None
+    assert other.accepted == []
+    assert "withdrawn from 1 machine" not in capsys.readouterr().err
+
+
 def test_variables_that_another_forwarding_does_not_send_are_missing(world: World) -> None:
     """The same role from two programs, and variables from the first alone: its workers are not told to be served."""
     machine = world.machine("m")
