@@ -139,7 +139,8 @@ def forward(**given: Any) -> None:
         # After that: ray has a handler of its own for SIGTERM.
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: ended.set())
+            if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
+                signal.signal(number, lambda *_: ended.set())
         with begin(**_wanted(given)) as running:
             status = _until(ended, running, once=given["once"])
     if not status.served:

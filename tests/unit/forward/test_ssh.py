@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +64,29 @@ def test_hosts_are_served_by_ssh(world: World) -> None:
         assert f.status().served == 0
     with world.forward(accounts=["111122223333"], without_evidence=None) as f:  # as the command line says it
         assert f.status().served == 0
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_command_takes_it_back_when_it_is_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, nohup: bool
+) -> None:
+    """By SIGTERM, or because the terminal is closed; the latter not where whoever began it ignores that, as nohup(1)."""
+    machine = world.machine("w1")
+    monkeypatch.setenv("PATH", str(world.home), prepend=os.pathsep)
+    command = [sys.executable, "-m", "agent", "forward", "--ssh", "w1", "--no-gcp", "--signer", str(world.signer)]
+    # Said in either case: who runs these tests may have used nohup(1) too.
+    beginning = ["env", "--ignore-signal=HUP" if nohup else "--default-signal=HUP"]
+    with subprocess.Popen([*beginning, *command], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: machine.bundle is not None or process.poll() is not None)
+            ignored = int(re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[0], 16)
+            assert bool(ignored & 1 << (signal.SIGHUP - 1)) is nohup
+        finally:
+            process.send_signal(signal.SIGTERM if nohup else signal.SIGHUP)
+            _, told = process.communicate()
+    assert process.returncode == 0, told
+    assert "withdrawn from 1 machine" in told
+    assert machine.bundle is None
 
 
 def test_why_a_host_is_not_reached_is_told_in_the_words_of_who_knows(world: World) -> None:
