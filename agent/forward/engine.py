@@ -26,6 +26,9 @@ from agent.wire import names
 _ENROL_AGAIN: Final = frozenset({"recipient", "unwrap", "forwarded", "audience"})
 """Refusals that say that the agent has another key than the one it enrolled with."""
 
+LAST_TRY: Final = timedelta(seconds=10)
+"""So shortly before its end a lease is not tried to be renewed apart from the looks at all workers."""
+
 CHUNK: Final = 512
 """So many workers are dealt with before we look whether somebody new waits."""
 
@@ -139,7 +142,7 @@ class Engine:
         for agent in self._roster.known():
             if agent.renewal is not None and agent.renewal <= now:
                 # Only this one: how short a lease one worker asks for is nothing to the others.
-                agent.version, agent.renewal = min(agent.version, self._version - 1), None
+                agent.version, agent.renewal = min(agent.version, self._version - 1), _once_more(agent.ends, now)
             if agent.version < self._version:
                 known.append(agent)
         for some in slices(list(self._roster.speaking(known, late=False).values()), CHUNK):
@@ -284,3 +287,9 @@ class Engine:
             renewals=self.renewals,
             trouble=self._trouble,
         )
+
+
+def _once_more(ends: datetime | None, now: datetime) -> datetime | None:
+    """When a lease is to be renewed that is not renewed now: in a large cluster the next look at all is long after."""
+    left = timedelta(0) if ends is None else ends - now
+    return now + left / 2 if left > LAST_TRY else None

@@ -64,13 +64,16 @@ class Deaf(Processes):
 
     Attributes:
         deaf: their names.
+        gone: the names of those that cannot be reached.
     """
 
     deaf: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
 
     def call(self, job: Job, workers: Sequence[str]) -> Mapping[str, str | Exception]:
-        said = super().call(job, [one for one in workers if one not in self.deaf])
-        return {**said, **{one: LateError("no answer in time") for one in workers if one in self.deaf}}
+        said = super().call(job, [one for one in workers if one not in self.deaf | self.gone])
+        late = {one: LateError("no answer in time") for one in workers if one in self.deaf}
+        return {**said, **late, **{one: OSError("no route") for one in workers if one in self.gone}}
 
 
 def test_a_machine_is_reached_by_whichever_worker_is_left(world: World) -> None:
@@ -226,6 +229,39 @@ def test_how_short_a_lease_one_machine_wants_is_nothing_to_the_others(world: Wor
         assert abs(until - ends) < timedelta(seconds=1)
 
 
+def engine_of(world: World, courier: Processes, *, lease: timedelta | None = None) -> Engine:
+    admission = Admission(thumbprints=(), trust_channel=True, verify=verifier(Policy(), world.now))
+    return Engine(
+        courier,
+        Local(Options(gcp=None)),
+        lambda _: admission,
+        signer=world.key,
+        issuer=ISSUER,
+        subject="s",
+        lease=lease,
+        now=world.now,
+    )
+
+
+def test_a_lease_whose_renewal_fails_is_renewed_once_more_before_its_end(world: World) -> None:
+    """A worker that could not be reached just then has a second time, and a third: a look at all workers may come too late."""
+    world.courier = courier = Deaf({})
+    machine = world.machine("m")
+    engine = engine_of(world, courier, lease=timedelta(minutes=30))
+    engine.collect()
+    engine.serve(["m-0"])
+    for minute in (11, 21):
+        world.time_gone = timedelta(minutes=minute)
+        courier.gone = {"m-0"} if minute == 11 else set()
+        assert engine.collect()
+        list(engine.renew())
+        assert not engine.collect()
+    assert len(machine.accepted) == 2
+    (ends,) = {one.lease_until for one in machine.accepted[1:]}
+    assert ends is not None
+    assert abs(ends - world.now() - timedelta(minutes=30)) < timedelta(minutes=1)
+
+
 @dataclass
 class AtOnce(Processes):
     """Another thread serves the other worker of a machine, just before the first one is.
@@ -247,17 +283,7 @@ def test_two_workers_of_a_machine_that_are_served_at_once(world: World) -> None:
     """The later bundle arrives first and the earlier one is refused as old: the machine is served, and is told to be."""
     world.courier = courier = AtOnce({})
     machine = world.machine("m", workers=2)
-    admission = Admission(thumbprints=(), trust_channel=True, verify=verifier(Policy(), world.now))
-    engine = Engine(
-        courier,
-        Local(Options(gcp=None)),
-        lambda _: admission,
-        signer=world.key,
-        issuer=ISSUER,
-        subject="s",
-        lease=None,
-        now=world.now,
-    )
+    engine = engine_of(world, courier)
     engine.collect()
     courier.meanwhile = lambda: engine.serve(["m-1"])
     engine.serve(["m-0"])
