@@ -224,9 +224,17 @@ def _client(given: dict[str, Any], **more: Any) -> Any:
     try:
         # Where nobody listens distributed itself tries for half a minute, and does not tell why.
         socket.create_connection((address["host"], int(address["port"])), REACH_SECONDS).close()
-        return distributed.Client(given["dask"], set_as_default=False, **more)
+        client = distributed.Client(given["dask"], set_as_default=False, **more)
+        for topic in ("print", "warn"):
+            # What tasks print by dask's print() comes to every client, with whatever a terminal takes for a command.
+            client.subscribe_topic(topic, _unheard)
+        return client
     except (OSError, OverflowError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise click.UsageError(f"--dask {given['dask']}: cannot connect: {error}") from None
+
+
+def _unheard(_event: Any) -> None:
+    """Nothing."""
 
 
 def _security(distributed: Any, given: dict[str, Any]) -> Any:

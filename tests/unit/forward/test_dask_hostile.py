@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,11 @@ def dask_setup(scheduler):
         except FileNotFoundError:
             return await honest(workers=workers, **more)
         names = list(scheduler.workers) if workers is None else list(workers)
+        if form == "print":
+            # As a task of anybody's does by dask's own print() and warn().
+            scheduler.log_event("print", {"args": ("PRINTED \\x1b[2J",)})
+            scheduler.log_event("warn", "WARNED \\x1b[2J")
+            return await honest(workers=[one for one in names if one in scheduler.workers], **more)
         if form in FORMS:
             return {one: FORMS[form]() for one in names}
         if form.startswith("gone"):
@@ -136,10 +142,14 @@ def test_a_scheduler_runs_nothing_in_a_program_that_only_forwards(world: World, 
         assert (ran.returncode, one.accepted) == (69, []), ran.stderr
         assert "not served" in ran.stderr
         assert "Traceback" not in ran.stderr
+    form.write_text("print")
+    ran = run()
+    assert (ran.returncode, len(one.accepted)) == (0, 1), ran.stderr
+    assert not re.findall(r"PRINTED|WARNED|\x1b", ran.stdout + ran.stderr)
     form.unlink()
     ran = run()
     assert ran.returncode == 0, ran.stderr
-    assert len(one.accepted) == 1
+    assert len(one.accepted) == 2
 
 
 @pytest.mark.slow
