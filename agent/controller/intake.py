@@ -96,6 +96,7 @@ class Intake:
         self._durable = durable
         self._opener = opener
         self._sources = sources
+        self._newest: dict[str, Ack] = {}  # by source, its last verdict
         self._clock = clock
         self._verdicts = Verdicts(counters, history, store.tell, Seldom(clock.boottime))
         self._tasks = tasks
@@ -193,7 +194,9 @@ class Intake:
         confirmed = await self._told() or ack.outcome == "refused"
         if (source := self._sources.get(sealed.origin)) is not None:
             wait = None if confirmed else self._told
-            self._tasks.spawn(acknowledge(source, ack, wait, self._clock), name=f"ack {sealed.origin}")
+            self._newest[ack.origin] = ack
+            telling = acknowledge(source, ack, wait, self._clock, self._newest)
+            self._tasks.spawn(telling, name=f"ack {sealed.origin}")
         return msgspec.structs.replace(ack, confirmed=confirmed)
 
     async def _evaluate(self, sealed: SealedBundle) -> Ack:

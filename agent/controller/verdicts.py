@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -148,7 +148,13 @@ class Verdicts:
             self._tell()
 
 
-async def acknowledge(source: Source, ack: Ack, told: Callable[[], Awaitable[bool]] | None, clock: Clock) -> None:
+async def acknowledge(
+    source: Source,
+    ack: Ack,
+    told: Callable[[], Awaitable[bool]] | None,
+    clock: Clock,
+    newest: Mapping[str, Ack],
+) -> None:
     """Tell a source its verdict, once it is true: a process that hangs is ended, or its service manager ends it.
 
     Args:
@@ -156,10 +162,14 @@ async def acknowledge(source: Source, ack: Ack, told: Callable[[], Awaitable[boo
         ack: the verdict.
         told: whether each process that answers workers serves so; ``None``: it does.
         clock: time.
+        newest: by source, its last verdict. It is told that alone: nothing piles up, and none overtakes another.
     """
     while told is not None:
         await clock.sleep(CONFIRMED_AGAIN_SECONDS)
-        if await told():
+        is_told = await told()
+        if newest.get(ack.origin) is not ack:
+            return
+        if is_told:
             break
     await source.acknowledge(ack)
 

@@ -59,6 +59,19 @@ class TestVerdicts:
             assert [(one.outcome, one.confirmed) for one in world.source.acks] == [("accepted", True)]
 
     @looped
+    async def test_of_what_is_not_confirmed_a_source_hears_of_the_newest(self) -> None:
+        """While a process hangs nothing piles up by what comes meanwhile, and no verdict overtakes a later one."""
+        world = World()
+        async with world.running():
+            world.unconfirmed = [False] * 8
+            for seq in (7, 8, 9):
+                await world.submit(world.knows(b"%d" % seq, bundle(session(), seq=seq)))
+            assert world.source.acks == []
+            for _ in range(8):
+                await world.clock.advance(300.0)
+            assert [(one.outcome, one.seq) for one in world.source.acks] == [("accepted", 9)]
+
+    @looped
     async def test_a_refusal_needs_nobody_to_confirm_it(self) -> None:
         """Nothing is served otherwise by it."""
         world = World()
