@@ -61,10 +61,7 @@ def run(path: Path) -> None:
         asyncio.get_running_loop().set_default_executor(Threads())
         await Daemon(settings, environ=dict(os.environ), file=file, child=child).run()
 
-    try:
-        from uvloop import Loop as Base
-    except ImportError:  # not packaged for this platform: the standard loop does the same, slower
-        from asyncio import SelectorEventLoop as Base  # type: ignore[assignment]
+    from agent.host.loop import Loop as Base
 
     class Loop(Base):
         async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109

@@ -62,8 +62,11 @@ class Queues:
 
     def _heed(self) -> None:
         self._timer = None
-        for one in self._sockets:
-            self._epoll.modify(one.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+        try:
+            for one in self._sockets:
+                self._epoll.modify(one.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+        except OSError:  # the kernel has no memory for it just now
+            self._later(AGAIN_SECONDS, self._heed)
 
     def close(self) -> None:
         """Look no more."""

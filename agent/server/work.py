@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from agent.core.errors import SnapshotError
 from agent.host import confine, descriptors, process
+from agent.host.loop import Loop
 from agent.host.sockdiag import SocketDiagnosis
 from agent.serve.link import Link
 from agent.serve.server import Use
@@ -19,13 +20,6 @@ from agent.server.answering import answering, diagnosis_of
 from agent.server.queues import Queues
 from agent.server.supervisor import Supervisor
 from agent.snapshot.messages import Uses
-
-try:
-    import uvloop
-except ImportError:  # not packaged for this platform: the standard loop does the same, slower
-    _LOOP = asyncio.new_event_loop
-else:
-    _LOOP = uvloop.new_event_loop
 
 _ANY: Final = 1 << 30
 CLOSE_SECONDS: Final = 2.0
@@ -56,7 +50,7 @@ def run(
     process.give_up_precedence()
     diagnosis = diagnosis_of(sockets)
     listening = [one for one in sockets if one.family != socket.AF_NETLINK]
-    loop = _LOOP()
+    loop = Loop()
     asyncio.set_event_loop(loop)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)

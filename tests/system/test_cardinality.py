@@ -42,7 +42,7 @@ def test_the_number_of_series_does_not_follow_the_number_of_senders(tmp_path: Pa
                 base, role, subject=f"user:stream-{number}", routes={Cloud.AWS: role.id},
                 now=now + timedelta(milliseconds=number),
             )  # fmt: skip
-            assert agent.push(sealed)["outcome"] == "accepted"
+            assert agent.push(sealed)["outcome"] == "accepted", agent.status()["last_refusal"]
         found = series(agent.operate("/metrics").body.decode())
     assert before < FIXED
     # By grant: issued, when and how long ago, and failures by the cloud's word.
