@@ -40,7 +40,7 @@ def test_the_number_of_series_does_not_follow_the_number_of_senders(tmp_path: Pa
             role = msgspec.structs.replace(world.role_grant(base=base.id), id=f"role-{number}")
             sealed = world.seal(
                 base, role, subject=f"user:stream-{number}", routes={Cloud.AWS: role.id},
-                now=now + timedelta(milliseconds=number),
+                now=now + timedelta(seconds=number - STREAMS),
             )  # fmt: skip
             assert agent.push(sealed)["outcome"] == "accepted", agent.status()["last_refusal"]
         found = series(agent.operate("/metrics").body.decode())
