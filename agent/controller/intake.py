@@ -96,7 +96,7 @@ class Intake:
         self._durable = durable
         self._opener = opener
         self._sources = sources
-        self._newest: dict[str, Ack] = {}  # by source, its last verdict
+        self._acks: dict[str, Ack] = {}
         self._clock = clock
         self._verdicts = Verdicts(counters, history, store.tell, Seldom(clock.boottime))
         self._tasks = tasks
@@ -183,8 +183,7 @@ class Intake:
         A caller that is cancelled (a client that hung up in the middle of a push) cancels its waiting, not the
         submission: what has been written down must not be left out of force.
 
-        Returns:
-            The verdict, which is also carried back to the source it came from.
+        Returns: the verdict, which is also carried back to the source it came from.
         """
         return await asyncio.shield(self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}"))
 
@@ -194,9 +193,7 @@ class Intake:
         confirmed = await self._told() or ack.outcome == "refused"
         if (source := self._sources.get(sealed.origin)) is not None:
             wait = None if confirmed else self._told
-            self._newest[ack.origin] = ack
-            telling = acknowledge(source, ack, wait, self._clock, self._newest)
-            self._tasks.spawn(telling, name=f"ack {sealed.origin}")
+            self._tasks.spawn(acknowledge(source, ack, wait, self._clock, self._acks), name=f"ack {sealed.origin}")
         return msgspec.structs.replace(ack, confirmed=confirmed)
 
     async def _evaluate(self, sealed: SealedBundle) -> Ack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final
 
@@ -153,7 +153,7 @@ async def acknowledge(
     ack: Ack,
     told: Callable[[], Awaitable[bool]] | None,
     clock: Clock,
-    newest: Mapping[str, Ack],
+    newest: dict[str, Ack],
 ) -> None:
     """Tell a source its verdict, once it is true: a process that hangs is ended, or its service manager ends it.
 
@@ -162,8 +162,9 @@ async def acknowledge(
         ack: the verdict.
         told: whether each process that answers workers serves so; ``None``: it does.
         clock: time.
-        newest: by source, its last verdict. It is told that alone: nothing piles up, and none overtakes another.
+        newest: by source, its last verdict, kept here. It is told that alone: nothing piles up or overtakes another.
     """
+    newest[ack.origin] = ack
     while told is not None:
         await clock.sleep(CONFIRMED_AGAIN_SECONDS)
         is_told = await told()

@@ -104,7 +104,7 @@ def test_the_one_that_stands_by_takes_over(tmp_path: Path) -> None:
             os.kill(first, signal.SIGKILL)
             assert credential(unit.address) == KEY
             assert unit.both(other_than=first)[0] == second
-            assert agent.status()["servers_replaced"] == number
+            until(lambda n=number: agent.status()["servers_replaced"] == n, what="the count")  # type: ignore[misc]
         scraped = agent.operate("/metrics").body.decode()
         for process in ("server", "standby"):
             assert f'credential_agent_servers{{process="{process}"}} 1.0' in scraped

@@ -399,7 +399,7 @@ class TestGce:
             real.gate = server.run(asyncio.Event)
             for thread in threads:
                 thread.start()
-            until(lambda: server.endpoint.listener.held == len(wanted), what="all wait")
+            until(lambda: server.endpoint.listener.held == len(wanted) and real.under_way >= 4, what="all wait")
             assert real.under_way == 4
             passing = threading.Thread(target=get, args=(server, tags))
             passing.start()
