@@ -61,11 +61,7 @@ def run(path: Path) -> None:
         asyncio.get_running_loop().set_default_executor(Threads())
         await Daemon(settings, environ=dict(os.environ), file=file, child=child).run()
 
-    from agent.host.loop import Loop as Base
-
-    class Loop(Base):
-        async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-            """Wait for nothing. The loop's own begins a thread to wait for ours, and there may be none to begin."""
+    from agent.host.loop import Loop
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(serve())

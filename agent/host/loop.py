@@ -35,6 +35,9 @@ class Loop(_Base):
         finally:
             _let_go(sock)
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Wait for nothing. The loop's own begins a thread to wait for ours, and there may be none to begin."""
+
 
 def _let_go(sock: socket.socket | None) -> None:
     if sock is not None and not issubclass(Loop, asyncio.SelectorEventLoop):
