@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from agent import config
 from agent.core.announced import FILE
-from agent.core.errors import ConfigError
 from agent.core.installed import CONFIG_PATH, OPERATORS, OWNER, PROGRAM, SERVE_SOCKET, SERVICE_USER, WORKERS
 from agent.doctor.facts import Access, Exposed, Inside, Way
+from agent.doctor.probes.settings import settings_of
 from agent.host import arrival
 
 NOBODY: Final = 65534
@@ -34,10 +34,7 @@ def look_at_access(path: Path, *, root: bool) -> Access:
         path: the configuration; defaults where it cannot be read.
         root: whether we are root, and so can become others. This process does.
     """
-    try:
-        settings, _ = config.survey(path)
-    except ConfigError:
-        settings = config.Config()
+    settings = settings_of(path)
     ways = [_tried(way, root=root) for way in _ways(settings, installed=path == CONFIG_PATH)]
     known = path != CONFIG_PATH or _there(SERVICE_USER)  # whose else would everything be?
     exposed = _exposed(settings, path) if root and known else ()
@@ -54,10 +51,7 @@ def look_inside(path: Path, pid: int, *, root: bool) -> Inside:
     """
     if not pid or not root:
         return Inside()
-    try:
-        settings, _ = config.survey(path)
-    except ConfigError:
-        settings = config.Config()
+    settings = settings_of(path)
     around = Path(f"/proc/{pid}/root")
     written = [Path(settings.state.directory), Path(settings.environment.file).parent]
     read = [path, *(Path(entry.key) for entry in settings.signers)]

@@ -15,6 +15,7 @@ from agent.core.errors import ConfigError, HostError
 from agent.core.installed import CONFIG_PATH, SERVER_USER, SERVICE_USER
 from agent.core.text import socket_address
 from agent.doctor.facts import Listener, Listeners
+from agent.doctor.probes.settings import settings_of
 from agent.host import ports, systemctl
 
 _OURS: Final = ("credential-agent", " agent ", "agent.host", "agent.server")
@@ -23,10 +24,7 @@ _OURS: Final = ("credential-agent", " agent ", "agent.host", "agent.server")
 
 def look_at_listeners(path: Path) -> Listeners:
     """Look for the addresses of the socket units, else of the configuration at ``path``, else the default ones."""
-    try:
-        settings, _ = config.survey(path)
-    except ConfigError:
-        settings = config.Config()
+    settings = settings_of(path)
     found = []
     for address in (list(_of_units()) if path == CONFIG_PATH else []) or settings.listen.http:
         with contextlib.suppress(ConfigError):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from agent import config
-from agent.core.errors import ConfigError, UpstreamError
+from agent.core.errors import UpstreamError
 from agent.daemon import compose
 from agent.doctor.facts import Clouds, Endpoint, Metadata, Service
+from agent.doctor.probes.settings import settings_of
 from agent.host import machine
 from agent.host.clock import SystemClock
 from agent.host.threads import Threads
@@ -42,19 +43,12 @@ _COMMERCIAL: Final = re.compile(r"(?:us|eu|ap|sa|ca|me|af|il|mx)-(?!iso)[a-z]+-\
 
 def look_at_metadata(path: Path) -> Metadata:
     """Ask both, as far as the machine has them; ``path``: the configuration, defaults where it cannot be read."""
-    return _run(_metadata(_settings(path)))
+    return _run(_metadata(settings_of(path)))
 
 
 def look_at_clouds(path: Path) -> Clouds:
     """Ask each endpoint for anything: any answer will do."""
-    return _run(_clouds(_settings(path)))
-
-
-def _settings(path: Path) -> config.Config:
-    try:
-        return config.survey(path)[0]
-    except ConfigError:
-        return config.Config()
+    return _run(_clouds(settings_of(path)))
 
 
 def _run(question: Coroutine[Any, Any, T]) -> T:
