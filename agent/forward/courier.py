@@ -32,15 +32,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
 from agent.core.errors import CourierError, UsageError
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.enrol import LARGEST_ENROLMENT
+
+T = TypeVar("T")
 
 PROMPT_SECONDS: Final = 4.0
 """How long a worker may take while others wait for it."""
@@ -200,3 +202,9 @@ class Courier(Protocol):
 
         A courier that hears of none does nothing: ``workers`` is asked every few seconds all the same.
         """
+
+
+def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in runs of so many."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -15,12 +15,12 @@ from agent import bundle
 from agent.core.errors import AgentError, CourierError
 from agent.forward import signing
 from agent.forward.agents import Admission, Agent
-from agent.forward.courier import PROMPT_SECONDS, Courier, Job, Reply, group_of
+from agent.forward.courier import PROMPT_SECONDS, Courier, Job, Reply, group_of, slices
 from agent.forward.enrolling import Roster, answered
 from agent.forward.local import Local
 from agent.forward.sealing import Sealed, Sealer
 from agent.forward.status import CloudStatus, State, Status
-from agent.forward.taking_back import TakingBack, having, side_by_side, slices
+from agent.forward.taking_back import TakingBack, having, side_by_side
 from agent.wire import names
 
 _ENROL_AGAIN: Final = frozenset({"recipient", "unwrap", "forwarded", "audience"})

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as Late
 from typing import Any, Final
 
 from agent.core.errors import CourierError, UsageError
-from agent.forward.courier import PROGRAM, Job, LateError
+from agent.forward.courier import PROGRAM, Job, LateError, slices
 
 PATIENCE_SECONDS: Final = 10.0
 """How long a newcomer waits to be served before it takes tasks all the same: we may be gone."""
@@ -234,8 +234,8 @@ class Dask:
         said: dict[str, str | Exception] = {}
         # Who hung the last time, or has a queue of its own, holds up only itself.
         apart = [one for one in workers if one in self._boxes or one in self._late]
-        slices = [[one] for one in apart] + _slices([one for one in workers if one not in apart], SLICE)
-        begun = {self._begin(self._run(job, some)): some for some in slices}
+        parts = [*([one] for one in apart), *slices([one for one in workers if one not in apart], SLICE)]
+        begun = {self._begin(self._run(job, some)): some for some in parts}
         while (shared := [one for one, some in begun.items() if len(some) > 1]) and self._take(
             job, begun, min(STILL_SECONDS, job.seconds), said
         ):
@@ -388,7 +388,3 @@ def _is_unread(said: object) -> bool:
 
 def _is_encrypted(client: Any) -> bool:
     return re.match(r"(tls|wss)://", str(getattr(client.scheduler, "address", ""))) is not None
-
-
-def _slices(items: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [items[first : first + size] for first in range(0, len(items), size)]

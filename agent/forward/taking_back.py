@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from agent.forward.agents import Agent
-from agent.forward.courier import PROMPT_SECONDS, Job, Reply
+from agent.forward.courier import PROMPT_SECONDS, Job, Reply, slices
 from agent.forward.enrolling import Roster
 from agent.forward.sealing import Sealer
 from agent.forward.status import State
@@ -108,12 +108,6 @@ class TakingBack:
             return False
         seq = found.get("seq")
         return isinstance(seq, int) and agent.seq is not None and seq <= agent.seq
-
-
-def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in runs of so many."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
 
 
 def side_by_side(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
