@@ -123,6 +123,20 @@ def churn(data: bytes, *, reset: bool, half: bool = False) -> Callable[[Address,
     return attack
 
 
+def _read_a_byte_of_each(kept: list[socket.socket]) -> None:
+    """And let go of those that have ended."""
+    for sock in list(kept):
+        try:
+            if sock.recv(1):
+                continue
+        except BlockingIOError:
+            continue
+        except OSError:
+            pass
+        sock.close()
+        kept.remove(sock)
+
+
 def slow_reader(address: Address, sockets: int) -> None:
     """Large answers, of which a byte is read at a time."""
     kept: list[socket.socket] = []
@@ -139,16 +153,7 @@ def slow_reader(address: Address, sockets: int) -> None:
                 continue
             sock.setblocking(False)
             kept.append(sock)
-        for sock in list(kept):
-            try:
-                if sock.recv(1):
-                    continue
-            except BlockingIOError:
-                continue
-            except OSError:
-                pass
-            sock.close()
-            kept.remove(sock)
+        _read_a_byte_of_each(kept)
 
 
 def resets(address: Address, _sockets: int) -> None:
@@ -316,16 +321,7 @@ def tiny_segments(address: Address, sockets: int) -> None:
                 sock.sendall(GCE % b"instance/?recursive=true")
             sock.setblocking(False)
             kept.append(sock)
-        for sock in list(kept):
-            try:
-                if sock.recv(1):
-                    continue
-            except BlockingIOError:
-                continue
-            except OSError:
-                pass
-            sock.close()
-            kept.remove(sock)
+        _read_a_byte_of_each(kept)
 
 
 def bodies_by_bytes(address: Address, sockets: int) -> None:

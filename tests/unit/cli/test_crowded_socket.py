@@ -14,6 +14,7 @@ import pytest
 from agent.cli import ask
 from agent.core.errors import HostError
 from agent.forward import onworker
+from tests.fakes.crowded import crowded
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
@@ -34,15 +35,7 @@ def test_a_place_in_the_queue_is_waited_for(
     """Who only looks whether there is room is told that nobody is there, while a flood lasts."""
     path = tmp_path / "s"
     monkeypatch.setenv("CREDENTIAL_AGENT_COURIER", str(path))
-    with contextlib.ExitStack() as stack, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                flood = stack.enter_context(socket.socket(socket.AF_UNIX))
-                flood.setblocking(False)
-                flood.connect(str(path))
-                flood.shutdown(socket.SHUT_WR)
+    with contextlib.ExitStack() as stack, crowded(path) as listening:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         status = pool.submit(client, path)
         listening.settimeout(20)
@@ -58,13 +51,5 @@ def test_a_place_in_the_queue_is_waited_for(
 def test_a_queue_that_stays_full_is_no_answer(tmp_path: Path) -> None:
     """It is not waited for ever, and the error says for how long it was."""
     path = tmp_path / "s"
-    with contextlib.ExitStack() as stack, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                flood = stack.enter_context(socket.socket(socket.AF_UNIX))
-                flood.setblocking(False)
-                flood.connect(str(path))
-        with pytest.raises(HostError, match="no answer within"):
-            ask.control(path, "GET", "/v1/status", timeout_seconds=0.01)
+    with crowded(path), pytest.raises(HostError, match="no answer within"):
+        ask.control(path, "GET", "/v1/status", timeout_seconds=0.01)

@@ -533,18 +533,23 @@ class TestIdTokens:
             assert await asker is None
             assert world.store.view_id_token("aud", world.clock.now()) is None
 
+    async def overtaken(self, world: World) -> asyncio.Task[IdToken | None]:
+        """Who has asked for a token, while a newer bundle came before it was minted."""
+        await self.serving(world)
+        world.issuer.gate.clear()
+        asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
+        await settle()
+        await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
+        world.issuer.gate.set()
+        return asker
+
     @looped
     async def test_a_mint_that_a_newer_bundle_overtook_is_made_anew(self) -> None:
         """A token of the old identity is not served, and not kept, under the new one; nor is "none" said for that."""
         world = World()
         world.issuer.id_answer = lambda audience: id_token(world, audience, token=f"{len(world.issuer.id_calls)}")
         async with world.running():
-            await self.serving(world)
-            world.issuer.gate.clear()
-            asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
-            await settle()
-            await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
-            world.issuer.gate.set()
+            asker = await self.overtaken(world)
 
             fresh = await asker
             assert fresh is not None
@@ -561,12 +566,7 @@ class TestIdTokens:
             Denied("no", code=code) if len(world.issuer.id_calls) < 2 else id_token(world, audience)
         )
         async with world.running():
-            await self.serving(world)
-            world.issuer.gate.clear()
-            asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
-            await settle()
-            await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
-            world.issuer.gate.set()
+            asker = await self.overtaken(world)
             assert await asker is not None
 
     @looped

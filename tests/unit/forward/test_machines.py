@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +16,7 @@ from agent.forward.agents import Admission
 from agent.forward.engine import Engine
 from agent.forward.enrolling import Roster
 from agent.forward.local import Local, Options
+from tests.fakes.crowded import crowded
 from tests.unit.forward.agents import CourierAgent
 from tests.unit.forward.support import ACCOUNT, ISSUER, Processes, World, verifier
 
@@ -318,14 +317,7 @@ def test_machines_that_came_and_went_are_not_remembered_for_ever() -> None:
 def test_a_worker_whose_agent_has_no_place_in_its_queue_is_asked_again_soon(tmp_path: Path) -> None:
     """A flood at the courier's socket lasts longer than a prompt question: that is not told as an agent that is broken."""
     path = tmp_path / "full.sock"
-    with contextlib.ExitStack() as stack, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                flood = stack.enter_context(socket.socket(socket.AF_UNIX))
-                flood.setblocking(False)
-                flood.connect(str(path))
+    with crowded(path):
         roster = Roster(Processes({"m": path}), session="s", kid="k")
         roster.look(["m"], 0.1)
     assert roster.late == {"m"}
