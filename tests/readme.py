@@ -77,12 +77,13 @@ def hidden() -> str:
                 if "/project/attributes/" not in path:
                     rows.setdefault((entry.when.value, entry.why), []).append(f"`{path}`")
     words = ", ".join(f"`{word}`" for word in hiding.SECRET_WORDS)
+    short = ", ".join(f"`{word}`" for word in hiding.SHORT_SECRET_WORDS)
     return "\n".join(
         [
             "| path, with what is below | hidden | why |",
             "|---|---|---|",
             *(f"| {', '.join(paths)} | {when} | {why} |" for (when, why), paths in rows.items()),
-            f"| any name with {words} in it | always | what a provider or an operator adds next |",
+            f"| any name with {words} in it, or with {short} as a word | always | what a provider or an operator adds next |",
         ]
     )
 

@@ -30,7 +30,7 @@ from agent.core.model import Cloud
 from agent.core.view import Absent, Answer, Facts, Live, Pending
 from agent.serve.early import Early
 from agent.serve.gce_accounts import Accounts, DemandScoped
-from agent.serve.gce_answers import NOT_FOUND, UPSTREAM_SILENT, decided, of_node, redirected
+from agent.serve.gce_answers import HIDDEN, NOT_FOUND, UPSTREAM_SILENT, decided, of_node, redirected
 from agent.serve.gce_directories import Directories
 from agent.serve.handling import Later, Outcome
 from agent.serve.hiding import GCE_ROOT, GuestWrites, Hiding, folded
@@ -137,7 +137,7 @@ class GceDialect:
     ) -> Outcome | Later | None:
         """The answer that is ours whatever the real server says; ``None``: the real server is asked."""
         if self._hiding.hides(below, decided=decided(answer)):
-            return NOT_FOUND
+            return HIDDEN
         if below[:2] == _ACCOUNTS:
             if self._is_upstreams(below, answer):
                 return None

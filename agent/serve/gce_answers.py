@@ -12,6 +12,11 @@ from agent.wire import gce
 from agent.wire.http import Request, Response
 
 NOT_FOUND: Final = gce.failure(404, "no such metadata key")
+HIDDEN: Final = gce.failure(
+    404,
+    "the agent hides metadata of this name from workers, whether it is there or not: an operator shows it by "
+    "pass_through.show",
+)
 UPSTREAM_SILENT: Final = gce.failure(
     503, "the machine's own metadata server does not answer, or the agent restarts; try again"
 )

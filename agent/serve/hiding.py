@@ -70,28 +70,47 @@ EC2_TABLE: Final = (
     Entry("meta-data/managed-ssh-keys", When.ALWAYS, "who may log in to the machine (EC2 Instance Connect)"),
 )
 
+_SHOWN: Final = (
+    ("tpu-env", "libtpu, JAX and PyTorch/XLA read the topology of their TPU there"),
+    ("enable-oslogin*", "switches"),
+)
+"""Custom attributes whose names look like one of the next, and that are no secret: clients need them."""
+
 _CUSTOM: Final = (
     (names.BUNDLE_ATTRIBUTE, "it carries the bundle"),
-    ("*user?data*", "it may carry the bundle, and often carries secrets"),
-    ("*userdata*", "it may carry the bundle, and often carries secrets"),
+    *(
+        (name, "it may carry the bundle, and often carries secrets")
+        for name in ("*user?data*", "*userdata*", "*vendor?data*", "*vendordata*")
+    ),
     ("*script*", "what the machine is set up with: startup-script, shutdown-script, windows-startup-script-ps1..."),
     ("kube*", "what joins a cluster: kube-env, kubeconfig, kubelet-config..."),
-    ("*kubeconfig*", "what joins a cluster"),
     ("gke-*", "what joins a cluster"),
     ("*bootstrap*", "what joins a cluster"),
     ("*ssh*", "who may log in: ssh-keys, sshKeys, block-project-ssh-keys"),
-    ("configure-sh", "what the machine is set up with"),
-    ("*cloud?init*", "what the machine is set up with"),
-    ("*cloudinit*", "what the machine is set up with"),
-    ("*cloud?config*", "what the machine is set up with"),
-    ("*cloudconfig*", "what the machine is set up with"),
-    ("*ignition*", "what the machine is set up with"),
-    ("*-env", "environments carry secrets"),
-    ("*_env", "environments carry secrets"),
-    ("dotenv", "environments carry secrets"),
-    ("env", "environments carry secrets"),
-    ("gce-container-declaration", "it holds a container's environment"),
-    ("google-container-manifest", "it holds a container's environment"),
+    *((name, "what logs in to a registry, or is given to containers") for name in ("*registry*", "*docker*cfg*")),
+    *(
+        (name, "configurations carry secrets: docker-config, kubeconfig, cloud_config, configure-sh...")
+        for name in ("*config*", "*conf", "*cfg", "*settings*", "*properties*", "*tfvars*")
+    ),
+    *(
+        (name, "what the machine is set up with")
+        for name in ("*cloud?init*", "*cloudinit*", "*ignition*", "*sysprep*", "*unattend*", "*playbook*")
+    ),
+    *(
+        (name, "environments carry secrets")
+        for name in ("*env", "env?*file*", "*?env?*file*", "*envfile*", "*env?var*", "*envvar*", "*?environment*")
+    ),
+    ("environment?*", "environments carry secrets"),
+    *(
+        (name, "it holds a container's environment")
+        for name in ("*container?declaration*", "*manifest*", "*compose*", "*dockerfile*")
+    ),
+    *(
+        (name, "an address of a database carries its password")
+        for name in ("*db?ur?", "*database*ur?", "*sql*ur?", "*postgres*ur?", "*mongo*ur?", "*redis*ur?", "*amqp*ur?")
+    ),
+    *((name, "an address of a database carries its password") for name in ("*broker*ur?", "*conn*str*", "*jdbc*")),
+    *((name, "keys of a service account are called so") for name in ("*service?account*", "*sa?json")),
 )
 """Of custom attributes, the instance's and the project's; by name as people spell it, since anybody may set any."""
 
@@ -114,8 +133,9 @@ GCE_TABLE: Final = (
     Entry("instance/guest-attributes", When.NEVER, "what the machine tells of itself; writing is another matter"),
     Entry("oslogin", When.NEVER, "names of users and groups, which the C library asks for"),
     *(
-        Entry(f"{scope}/attributes/{name}", When.ALWAYS, why)
-        for name, why in _CUSTOM
+        Entry(f"{scope}/attributes/{name}", when, why)
+        for when, custom in ((When.NEVER, _SHOWN), (When.ALWAYS, _CUSTOM))
+        for name, why in custom
         for scope in ("instance", "project")
     ),
 )
@@ -123,11 +143,19 @@ GCE_TABLE: Final = (
 _NAMED_BY_ANYBODY: Final = {EC2_ROOT: ("meta-data", "tags", "instance"), GCE_ROOT: ("instance", "partner-attributes")}
 """Directories whose entries have any name; those of attributes are in the table."""
 
-SECRET_WORDS: Final = ("key", "token", "secret", "passw", "passphrase", "pwd", "cert", "cred", "private", "jwt")
+SECRET_WORDS: Final = (
+    *("key", "token", "secret", "pass", "pwd", "cert", "cred", "private", "jwt", "auth", "login", "hmac", "cookie"),
+    *("webhook", "encrypt", "unseal", "mnemonic", "netrc", "presigned", "kerberos"),
+)
 """A name that holds one of these is hidden wherever it stands. Better too much than too little: what a worker needs
 under such a name, the operator lists in ``pass_through.show``."""
 
-_SECRET: Final = re.compile("|".join(SECRET_WORDS))
+SHORT_SECRET_WORDS: Final = ("pw", "psk", "pem", "pfx", "p12", "dsn", "sas", "otp", "pat")
+"""Likewise, but only as a whole word: ``db_pw``, and not ``spawn``."""
+
+_SECRET: Final = re.compile(
+    "|".join((*SECRET_WORDS, *(rf"(?<![a-z0-9]){word}(?![a-z0-9])" for word in SHORT_SECRET_WORDS)))
+)
 
 
 def folded(path: Path) -> Path:

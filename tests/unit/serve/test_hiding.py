@@ -185,6 +185,44 @@ class TestListings:
             assert ask(server, path)[2].decode() == shown
 
 
+PUBLISHED = {
+    "/latest": """ami-id ami-launch-index ami-manifest-path ancestor-ami-ids autoscaling/target-lifecycle-state
+        block-device-mapping/ebs1 elastic-inference/associations/eia events/maintenance/history
+        events/recommendations/rebalance hostname instance-action instance-id instance-life-cycle instance-type ipv6
+        kernel-id local-hostname local-ipv4 mac metrics/vhostmd placement/availability-zone-id placement/group-name
+        placement/partition-number product-codes public-hostname public-ipv4 ramdisk-id reservation-id security-groups
+        services/domain services/partition spot/termination-time system tags/instance/Name
+        network/interfaces/macs/06:00/security-group-ids network/interfaces/macs/06:00/ipv4-associations/1.2.3.4""",
+    "/computeMetadata/v1/instance": """cpu-platform description disks/0/device-name guest-attributes/x/y hostname id
+        image licenses/0/id machine-type maintenance-event name network-interfaces/0/access-configs/0/external-ip
+        network-interfaces/0/forwarded-ips/0 network-interfaces/0/target-instance-ips physical-host-topology preempted
+        remaining-cpu-time scheduling/on-host-maintenance scheduling/automatic-restart shutdown-details tags
+        upcoming-maintenance/can-reschedule virtual-clock/drift-token zone""",
+    "/computeMetadata/v1": """project/project-id project/numeric-project-id universe/universe-domain oslogin/users
+        project/attributes/google-compute-default-zone instance/attributes/google-logging-enabled""",
+}
+"""What the providers' pages list, without what is a credential or identifies the machine."""
+
+
+@pytest.mark.parametrize("root", PUBLISHED)
+def test_no_word_for_a_secret_hides_what_the_providers_publish(
+    machines: dict[str, tuple[RunningEndpoint, Everything]], root: str
+) -> None:
+    """The words that hide names which anybody may choose hide none of the providers' own."""
+    server, _ = machines["bundle"]
+    for name in PUBLISHED[root].split():
+        path = f"{root}/meta-data/{name}" if root == "/latest" else f"{root}/{name}"
+        assert ask(server, path)[0] == 200, path
+
+
+def test_who_is_refused_hears_how_an_operator_shows_it(
+    machines: dict[str, tuple[RunningEndpoint, Everything]],
+) -> None:
+    """Where a client takes a body for a person's (Google's), a hidden name is told with the key that shows it."""
+    status, _, body = ask(machines["bundle"][0], "/computeMetadata/v1/instance/attributes/docker-config")
+    assert (status, b"pass_through.show" in body) == (404, True)
+
+
 class TestOperator:
     def test_shows_what_he_must(self) -> None:
         """What the table or its name hides is seen, and listed, when the configuration says so."""
