@@ -129,7 +129,7 @@ take_carried() {
   printf 'home = %s\ninclude-system-site-packages = false\nversion = %s\n' "${interpreter%/*}" "${interpreter##*/python}" \
     >"$release/pyvenv.cfg"
   # Its own name, not `current`: what runs goes on from its own files while the next one is put beside it.
-  printf '#!%s\nimport sys\nfrom agent.cli import main\nsys.exit(main())\n' "$release/bin/python" \
+  printf '#!%s\nimport sys\nfrom agent.__main__ import main\nsys.exit(main())\n' "$release/bin/python" \
     >"$release/bin/credential-agent"
   chmod 0755 "$release/bin/credential-agent"
   # The service may not write there, and would read every source anew at each start.

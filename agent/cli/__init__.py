@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     signals.hear_of_children()
     try:
+        signals.interruptible()
         result = cli.main(args=argv, prog_name="credential-agent", standalone_mode=False, obj=asked)
     except AgentError as error:
         report(error)
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         except OSError:
             _give_up(2)
         _fail(EX_USAGE, error.format_message(), None, asked)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         _say("credential-agent: interrupted")
         sys.exit(EX_INTERRUPTED)
     except SystemExit as error:

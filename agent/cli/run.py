@@ -65,3 +65,4 @@ def run(path: Path) -> None:
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(serve())
+        signals.last()

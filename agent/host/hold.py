@@ -43,6 +43,7 @@ NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
 
 _OURS: Final = b"credential_agent"
+_HEEDED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 
 
 class Holder:
@@ -88,8 +89,9 @@ class Holder:
         self._waker.setblocking(False)
         self._wake.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in _HEEDED:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)  # what came meanwhile is heeded now
         self._rules.connect()
         # The plan before the last end is in force again at once; without one, workers are refused until there is a
         # plan.
@@ -345,5 +347,5 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     """
     with contextlib.suppress(OSError):
         os.set_blocking(2, False)
-    signals.begin()
+    signals.begin(blocked=_HEEDED)
     Holder(arguments[1:], Path(arguments[0]), environ.get("NOTIFY_SOCKET")).run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,9 @@ def spawn(environ: Mapping[str, str]) -> tuple[subprocess.Popen[bytes] | None, s
         and dealt with, as any other end.
     """
     ours, its = map(_not_standard, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    # A terminal sends them to all of us, and the child would be ended before it can ignore them: it begins with them
+    # blocked.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
     with its:
         try:
             process: subprocess.Popen[bytes] | None = subprocess.Popen(  # noqa: S603 - our own program
@@ -46,6 +50,8 @@ def spawn(environ: Mapping[str, str]) -> tuple[subprocess.Popen[bytes] | None, s
             )
         except OSError:
             process = None  # who may not execute the interpreter by its path, say
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     ours.setblocking(False)
     return process, ours
 

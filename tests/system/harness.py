@@ -210,7 +210,7 @@ class Agent:
             "    os.environ['LISTEN_FDS'] = str(len(given))\n"
             "    os.environ['LISTEN_FDNAMES'] = ':'.join(name for name, _ in given)\n"
             f"{prelude}\n"
-            "from agent.cli import main\n"
+            "from agent.__main__ import main\n"
             f"main([{command!r}, '--config', {str(config)!r}])\n"
         )
         exact = not passed and not prelude

@@ -96,6 +96,28 @@ def held(tmp_path: Path) -> Iterator[Held]:
         yield holder
 
 
+EARLY = """
+import os, signal
+from agent.host import netlink
+rules = netlink.rules
+def early(table):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return rules(table)
+netlink.rules = early
+"""
+
+
+def test_a_reload_that_is_asked_for_too_early_waits(tmp_path: Path) -> None:
+    """SIGHUP before the holder heeds it does not end it, which would refuse every worker until its next start."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        holder = Held(net, tmp_path)
+        holder.start(EARLY)
+        holder.is_state("led")
+        assert holder.process is not None
+        assert holder.process.poll() is None
+
+
 BLOWS = {
     "flush ruleset": "flush ruleset",
     "flush and load others": "flush ruleset\ntable inet theirs {\n}",
