@@ -3,13 +3,15 @@
 Senders seal to the key that they find there. Whoever can write there in our place (root on this machine, whoever may
 change the instance's guest attributes, a worker that found a way around the redirection) would be sent the identities
 that are meant for us. So it is read again every :data:`LOOK_SECONDS`, and at once after a refused bundle, since that is
-how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again.
+how a wrong key shows; when it is not ours, that is logged and counted, and ours is written again. A restart is no gap
+in that: where our key stood is handed over, with which one it was.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -64,19 +66,37 @@ class Announcer:
         clock: time.
         gce: the real metadata server, where there is one.
         needed: changes whenever there is a reason to look at once.
+        stood: see the attribute; as the process before left it.
+        noted: called when that has changed.
 
     Attributes:
         state: each place and its state: ``published`` or what is wrong.
+        stood: by place, the digest of that key of ours which stood there when last seen.
         overwritten: how often something else stood in our place.
     """
 
-    def __init__(self, clock: Clock, gce: MetadataServer | None, *, needed: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        gce: MetadataServer | None,
+        *,
+        needed: Callable[[], object],
+        stood: Mapping[str, str] = {},
+        noted: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
         self._gce = gce
         self._needed = needed
+        self._noted = noted
         self._log = structlog.get_logger()
         self.state: dict[str, str] = {}
+        self.stood = dict(stood)
         self.overwritten = 0
+
+    def only(self, entries: Sequence[config.EphemeralKey]) -> None:
+        """Nothing is published anywhere but there: what stands elsewhere from now on is nobody's concern."""
+        places = {place for one in entries for place in (one.publish_file, one.publish_guest_attribute)}
+        self.stood = {place: digest for place, digest in self.stood.items() if place in places}
 
     async def run(self, entry: config.EphemeralKey, public: bytes) -> None:
         """Publish, look, and publish again, until cancelled."""
@@ -106,41 +126,46 @@ class Announcer:
 
         found = await asyncio.to_thread(read)
         if found == wanted:
-            return self._published(name)
-        self._notice(name, something=found is not None)
+            return self._published(name, wanted)
+        self._notice(name, wanted, something=found is not None)
         try:
             await asyncio.to_thread(write_atomic, path, wanted, mode=0o644)
         except HostError as error:
             return self._failed(name, error.message)
-        return self._published(name)
+        return self._published(name, wanted)
 
     async def _attribute(self, gce: MetadataServer, name: str, wanted: bytes) -> bool:
         path = GCE_GUEST_ATTRIBUTES + name
         try:
             found = await gce.request("GET", path, (), max_bytes=_MAX_BYTES)
             if found.status == 200 and found.body.strip() == wanted:
-                return self._published(name)
+                return self._published(name, wanted)
             if found.status in {200, 404}:
-                self._notice(name, something=found.status == 200)
+                self._notice(name, wanted, something=found.status == 200)
             answer = await gce.request("PUT", path, (), wanted)
         except UpstreamError as error:
             return self._failed(name, error.message)
         if answer.status not in {200, 204}:
             return self._failed(name, f"expected status 200, got {answer.status} (is enable-guest-attributes set?)")
-        return self._published(name)
+        return self._published(name, wanted)
 
-    def _notice(self, name: str, *, something: bool) -> None:
-        """Log that something else, or nothing, stands where our key did. A key from before ours is no alarm."""
-        if self.state.get(name) == "published":
+    def _notice(self, name: str, wanted: bytes, *, something: bool) -> None:
+        """Log that something else, or nothing, stands where this key did. A key from before it is no alarm."""
+        if self.stood.get(name) == _digest(wanted):
             self.overwritten += 1
             found = "another text" if something else "nothing"
             self._log.error("key.overwritten", place=name, found=found, hint=OVERWRITTEN_HINT)
             self.state[name] = "overwritten"
+            del self.stood[name]  # told once
+            self._noted()
 
-    def _published(self, name: str) -> bool:
+    def _published(self, name: str, wanted: bytes) -> bool:
         if self.state.get(name) != "published":
             self._log.info("key.published", place=name)
         self.state[name] = "published"
+        if self.stood.get(name) != (digest := _digest(wanted)):
+            self.stood[name] = digest
+            self._noted()
         return True
 
     def _failed(self, name: str, reason: str) -> bool:
@@ -149,3 +174,7 @@ class Announcer:
             self._log.warning("key.not_published", place=name, reason=reason)
             self.state[name] = reason
         return False
+
+
+def _digest(public: bytes) -> str:
+    return hashlib.sha256(public).hexdigest()

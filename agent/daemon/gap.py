@@ -1,8 +1,8 @@
 """Has the machine stood still, without anybody having said since that it is still the same one?
 
 A copy of a running machine resumes later than it was made, and so some clock of it shows a gap; so does a machine that
-was moved, and one whose clock was set. The gap outlives the process (:class:`Known`, in the handover): a restart
-confirms nothing, and the copy may be made while none of ours runs.
+was moved, and one whose clock was set. The gap outlives the process (:class:`Known`, in the handover, and over a stop
+in :mod:`agent.daemon.grace`): a start confirms nothing, and the copy may be made while none of ours runs.
 """
 
 from __future__ import annotations
@@ -48,9 +48,14 @@ class Gap:
         self._uncounted = uncounted
         self._missed = self._seconds_missed()
         self._since: float | None = None
+        self._told = round(self._missed[0])
         if left is not None:
-            self._missed = (float(left.missed), self._missed[1])
-            self._since = None if left.since is None else min(left.since, clock.uptime())
+            self.go_on(left)
+
+    def go_on(self, left: Known) -> None:
+        """Take over what an earlier process of this boot knew, before the first look."""
+        self._missed = (float(left.missed), self._missed[1])
+        self._since = None if left.since is None else min(left.since, self._clock.uptime())
         self._told = round(self._missed[0])
 
     @property

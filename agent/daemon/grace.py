@@ -1,12 +1,14 @@
-"""When the boot grace began: it runs once for each boot and instance, however often the agent is started.
+"""What outlives a stop, until the next boot: the beginning of the boot grace, and a doubt whether this is the machine.
 
-The descriptor store says it over a restart. Over a stop and a start (an upgrade by a package manager) a file beside the
-control socket does: ``/run`` is emptied at each boot. It is no secret and decides nothing: without it the grace begins
-once more.
+The descriptor store says both over a restart. Over a stop and a start (an upgrade by a package manager) a file beside
+the control socket does: ``/run`` is emptied at each boot. It is no secret. Without it the grace begins once more, and a
+metadata service that is silent at the start is no reason for a doubt; what it says can only close.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Final
 
@@ -14,21 +16,33 @@ import msgspec
 
 from agent.core.errors import HostError
 from agent.core.strictjson import NotThatShapeError, decode
+from agent.daemon.gap import Known
 from agent.host.files import read_plain, write_atomic
 
 FILE: Final = "grace.json"
 
 
 class Began(msgspec.Struct, frozen=True):
-    """The content of the file.
+    """The content of the file. An earlier version knows the first two, and ignores the others.
 
     Attributes:
         instance_id: the machine; empty while its name is not known.
-        began: CLOCK_BOOTTIME, in seconds.
+        began: CLOCK_BOOTTIME, in seconds, when the boot grace began.
+        boot: see :func:`agent.host.machine.boot`. The rest counts in the same boot alone: in a container ``/run`` may
+            outlast one.
+        doubted: see :attr:`agent.daemon.handover.Handover.doubted`.
+        gap: likewise.
     """
 
     instance_id: str
     began: float
+    boot: str = ""
+    doubted: bool = False
+    gap: Known | None = None
+
+    def is_of(self, name: str) -> bool:
+        """Whether it may be of the machine of that name."""
+        return not self.instance_id or self.instance_id == name
 
 
 def read(directory: Path, *, uptime: float) -> Began | None:
@@ -40,9 +54,44 @@ def read(directory: Path, *, uptime: float) -> Began | None:
     return found if 0.0 <= found.began <= uptime else None
 
 
-def write(directory: Path, began: Began) -> None:
-    """Leave it for the next process. A failure is ignored: the grace then begins once more."""
+def write(directory: Path, began: Began) -> bool:
+    """Leave it for the next process; false where that fails, which costs no more than the module says."""
     try:
         write_atomic(directory / FILE, msgspec.json.encode(began), mode=0o600)
     except HostError:
-        return
+        return False
+    return True
+
+
+class Note:
+    """Keeps the file as it should be. The directory may be slow: it holds up nobody.
+
+    Resources: a task while it is being written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._wanted: Began | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def keep(self, began: Began) -> None:
+        """Have the file say that. Returns at once; what cannot be written is tried again with the next call."""
+        if began == self._wanted:
+            return
+        self._wanted = began
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="note of this boot")
+
+    async def last(self, seconds: float) -> None:
+        """Wait until it is written, for at most so long."""
+        if self._writing is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._writing)
+
+    async def _write(self) -> None:
+        written = None
+        while self._wanted is not None and self._wanted != written:
+            written = self._wanted
+            if not await asyncio.to_thread(write, self._directory, written) and self._wanted == written:
+                self._wanted = None

@@ -87,6 +87,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         waiting: what could not be issued so far.
         remnants: what an earlier bundle left.
         history: what happened lately.
+        announced: where our public key stood when last looked at (:attr:`agent.daemon.announce.Announcer.stood`).
     """
 
     version: int = VERSION
@@ -112,6 +113,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     waiting: list[Waiting] = []
     remnants: list[_Remnant] = []
     history: list[Entry] = []
+    announced: dict[str, str] = {}
 
     def same_as(self, other: Handover | None) -> bool:
         """Whether it says the same, at another moment."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -60,6 +60,7 @@ class Late:
         self._passed = passed
         self._restorer = restorer
         self._clock = clock
+        self._note = grace.Note(Path(settings.listen.control).parent)
         self._log = structlog.get_logger()
 
     def begin(
@@ -82,7 +83,8 @@ class Late:
             publisher: is told of the workers' group.
             reload: what SIGHUP does.
         """
-        later = [self._note_grace()]
+        self.note()
+        later: list[Coroutine[Any, Any, None]] = []
         if not controlled:
             later.append(self._open_control_late(operators, servers))
         if "environment.group" in self._prepared.away.reasons:
@@ -150,8 +152,12 @@ class Late:
             self._prepared.holding = False
             self._restorer.began = self._clock.uptime()
             self._restorer.controller.await_bundle(self._settings.identity.grace_seconds)
-            await self._note_grace()
+            self.note()
 
-    async def _note_grace(self) -> None:
-        began = grace.Began(self._restorer.controller.store.memory.instance_id, self._restorer.began)
-        await asyncio.to_thread(grace.write, Path(self._settings.listen.control).parent, began)
+    def note(self) -> None:
+        """Leave for the next process of this boot what the service manager forgets at a stop."""
+        self._note.keep(self._restorer.known)
+
+    async def noted(self, seconds: float) -> None:
+        """Wait until that is written, for at most so long."""
+        await self._note.last(seconds)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from agent.controller import Controller
 from agent.daemon import handover
+from agent.daemon.announce import Announcer
 from agent.daemon.prepare import Prepared
 from agent.daemon.restore import Restorer
 from agent.daemon.who import Who
-from agent.host.clock import SystemClock
 from agent.identity import leftovers
 
 
 def handover_of(
-    prepared: Prepared, controller: Controller, restorer: Restorer, who: Who, clock: SystemClock
+    prepared: Prepared, controller: Controller, restorer: Restorer, who: Who, announcer: Announcer
 ) -> handover.Handover:
     """Gather what the next process must know, beside the credentials."""
     opening, sealed = prepared.opening, controller.durable.sealed
@@ -22,8 +22,8 @@ def handover_of(
         # process would have to ask for its key.
         opening.forget(but=sealed)
     return handover.Handover(
-        uptime=clock.uptime(),
-        now=clock.now(),
+        uptime=restorer.clock.uptime(),
+        now=restorer.clock.now(),
         began=restorer.began,
         memory=controller.store.memory,
         doubted=controller.store.doubted,
@@ -44,4 +44,5 @@ def handover_of(
         waiting=leftovers.waiting(controller.store.state),
         remnants=handover.remnants(controller.store),
         history=list(controller.history.entries),
+        announced=dict(announcer.stood),
     )

@@ -68,6 +68,7 @@ class Restorer:
         rng: for the store and the controller.
 
     Attributes:
+        clock: time.
         began: since when a first bundle is waited for, in seconds of the machine's uptime.
         gap: whether the machine stood still.
         token_key: of the EC2 session tokens.
@@ -103,10 +104,11 @@ class Restorer:
         self._who = who
         self._remembered = remembered
         self._succession = succession
-        self._clock = clock
+        self.clock = clock
         self._rng = rng
         self._contradicted = False  # firmware or boot id contradict the metadata service about the name
         self._anothers = False  # whether the memory was another machine's
+        self._noted: grace.Began | None = None  # what a process of this boot left that was stopped
         self._found: bytes | None = None  # the sealed bundle that the memory named when we began
         self._resumed = False  # whether that was to be opened: from then on it is the intake's to try again
         self._log = structlog.get_logger()
@@ -135,7 +137,7 @@ class Restorer:
         self._remembered.begin()
         if not await self._remembered.wait(self._prepared.first_look.left):
             self._remembered.stalled(sockets)
-            ready_at = self._clock.boottime() + ready_seconds
+            ready_at = self.clock.boottime() + ready_seconds
             if left is None and not await self._remembered.refuse_meanwhile(
                 sockets, notifier=notifier, stop=stop, ready_at=ready_at
             ):
@@ -185,8 +187,8 @@ class Restorer:
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
             remembered = read
-        waited = await self._waited(name or remembered.instance_id)
-        now = self._clock.now()
+        waited = await self._waited(name, remembered.instance_id)
+        now = self.clock.now()
         self._recorder = disk.Later(self._prepared.state, self._remembered.reading)
         store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited, brought=brought)
         self.controller = Controller(
@@ -195,7 +197,7 @@ class Restorer:
             opener=opening,
             recorder=self._recorder,
             sources=[*self._prepared.sources, self._prepared.push],
-            clock=self._clock,
+            clock=self.clock,
             rng=self._rng,
             changed=changed,
             told=told,
@@ -203,7 +205,7 @@ class Restorer:
         )
         self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")
         await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
-        self.controller.history.add(self._clock.now(), "started", "agent", f"version {agent.__version__}")
+        self.controller.history.add(self.clock.now(), "started", "agent", f"version {agent.__version__}")
         if left is not None:
             self.controller.history.restore(left.history)
             self._who.audiences = frozenset(left.audiences)
@@ -267,6 +269,8 @@ class Restorer:
             # what the firmware says was no answer to that.
             verdict = Whose.UNKNOWN if left.doubted else Whose.OURS
         verdict = verdict or self._evaluate(self.controller.store.memory, name)
+        if verdict is Whose.OURS and not name and self._noted is not None and self._noted.doubted:
+            verdict = Whose.UNKNOWN  # nobody has said since that it is this machine's
         if verdict is Whose.ANOTHERS:
             self._anothers = self._resumed = True  # what was brought is evaluated anew: the intake has it
             self._found = None
@@ -332,15 +336,26 @@ class Restorer:
         self._prepared.opening.answer_to(audience, self._who.audiences)
         self.controller.observe(facts)
 
-    async def _waited(self, name: str) -> timedelta:
+    @property
+    def known(self) -> grace.Began:
+        """What a process that begins after a stop, in the same boot, must know."""
+        store = self.controller.store
+        return grace.Began(
+            store.memory.instance_id, self.began, self._who.boot_id, doubted=store.doubted, gap=self.gap.known
+        )
+
+    async def _waited(self, name: str, remembered: str) -> timedelta:
         """How much of the boot grace has passed already."""
         if self._succession.left is None:
-            directory, uptime = Path(self._settings.listen.control).parent, self._clock.uptime()
+            directory, uptime = Path(self._settings.listen.control).parent, self.clock.uptime()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
                     noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
-                    if noted is not None and (not noted.instance_id or noted.instance_id == name):
+                    if noted is not None and noted.is_of(name or remembered):
                         self.began = noted.began
+                        if noted.boot == self._who.boot_id:
+                            self._noted = noted
+                            self.gap.go_on(noted.gap or self.gap.known)
         if self._prepared.holding:
             return -HELD
-        return timedelta(seconds=self._clock.uptime() - self.began)
+        return timedelta(seconds=self.clock.uptime() - self.began)

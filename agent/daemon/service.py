@@ -139,7 +139,11 @@ class Daemon:
             clock=self.clock,
         )
         self._announcer = Announcer(
-            self.clock, self._prepared.metadata.gce, needed=lambda: self.controller.intake.last_refusal
+            self.clock,
+            self._prepared.metadata.gce,
+            needed=lambda: self.controller.intake.last_refusal,
+            stood=left.announced if left is not None else {},
+            noted=self._hand_over,
         )
 
     # -- the start --------------------------------------------------------------------------------------------------
@@ -290,6 +294,7 @@ class Daemon:
                     task.result()  # a task that must not end has ended: raise its error
             await self._publisher.settled(CLOSE_SECONDS / 4)
             await self.controller.durable.last(CLOSE_SECONDS / 2)
+            await self._late.noted(CLOSE_SECONDS / 4)
         finally:
             ending: tuple[asyncio.Future[Any], ...] = (stopped, self._publishing, *self._reloader.tasks, *background)
             for one in ending:
@@ -378,8 +383,9 @@ class Daemon:
         self._succession.keep(
             self.store,
             self._file.text,
-            lambda: handover_of(self._prepared, self.controller, self._restorer, self._who, self.clock),
+            lambda: handover_of(self._prepared, self.controller, self._restorer, self._who, self._announcer),
         )
+        self._late.note()
 
     def _hear(self, witness: Witness, date: datetime, took: float) -> None:
         """Pass on a ``Date`` that has just come from a witness of the time."""
@@ -405,8 +411,8 @@ class Daemon:
         if ephemeral is not None:
             entries = [key for key in self._reloader.settings.keys if isinstance(key, config.EphemeralKey)]
         public = msgspec.json.encode(ephemeral.public_jwk()) if ephemeral is not None else b""
-        announced = asyncio.gather(*(self._announcer.run(entry, public) for entry in entries))
-        self._publishing: asyncio.Future[Any] = announced
+        self._announcer.only(entries)
+        self._publishing: asyncio.Future[Any] = asyncio.gather(*(self._announcer.run(one, public) for one in entries))
 
     def _keys_changed(self) -> None:
         self._publishing.cancel()

@@ -305,6 +305,60 @@ class TestTheMachinesOwn:
                 ec2.faults.clear()
                 until(lambda: agent.access_key() == USER, what="the bundle")
 
+    def test_a_stop_after_a_gap_forgets_nothing(self, world: World, manager: NotifySocket) -> None:
+        """A stop empties the descriptor store, and says no more of the machine than a restart: the gap counts on."""
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto"}}
+            serve(world, manager, changes)
+            ec2.faults.append(Fault(drop=True, times=None))
+            unhurried = "\ngap.UNCONFIRMED_SECONDS = 3600.0\n"
+            with world.agent(changes, passed=manager.stored(), prelude=GAPS + unhurried) as agent:
+                agent.started()
+                note = world.root / "run" / "grace.json"
+                until(lambda: json.loads(note.read_bytes())["gap"]["since"], what="the gap in the note")
+                assert agent.access_key() == USER
+                assert agent.stop() == 0
+            manager.drop()
+            late = "\ngap.GAP_SECONDS = 3600.0\n"
+            with world.agent(changes, prelude=HASTY + GAPS + late) as agent:
+                agent.wait_for("memory.doubtful")
+                until(lambda: agent.status()["clouds"]["aws"]["state"] == "pending", what="nothing to be served")
+                ec2.faults.clear()
+                until(lambda: agent.access_key() == USER, what="the bundle")
+
+    def test_a_stop_in_a_doubt_settles_nothing(self, world: World, manager: NotifySocket) -> None:
+        """Whoever stops and starts the agent of a copy, whose service is silent then, is not believed for that."""
+        ec2 = Ec2MetadataService(instance_id="i-1")
+        with background(ec2):
+            changes = {"upstream": {"ec2": ec2.url}, "identity": {"instance_id": "auto"}}
+            serve(world, manager, changes)
+            manager.drop()
+            ec2.instance_id = "i-2"
+            with start(world, manager, changes) as agent:
+                agent.wait_for("memory.contradicted")
+                agent.started()
+                assert agent.stop() == 0
+            manager.drop()
+            ec2.endpoint_enabled = False
+            for _ in range(2):  # a second stop forgets no more than the first
+                with start(world, manager, changes) as agent:
+                    agent.wait_for("memory.doubtful")
+                    agent.started()
+                    assert agent.status()["clouds"]["aws"]["state"] == "pending"
+                    assert agent.stop() == 0
+                manager.drop()
+            ec2.endpoint_enabled = True
+            ec2.instance_id = "i-1"
+            for _ in range(2):  # and what was settled is so after the next one
+                with start(world, manager, changes) as agent:
+                    agent.started()
+                    agent.wait_for("bundle.resumed")
+                    assert agent.access_key() == USER
+                    assert agent.stop() == 0
+                manager.drop()
+                ec2.faults.append(Fault(drop=True, times=None))
+
     def test_a_restart_in_a_doubt_settles_nothing(self, world: World, manager: NotifySocket) -> None:
         """A service that is silent at the next start confirms nobody: firmware and boot are the original's too."""
         ec2 = Ec2MetadataService(instance_id="i-1")
@@ -437,12 +491,13 @@ def test_a_key_in_memory_outlives_the_process(world: World, manager: NotifySocke
         agent.push(world.seal(world.session(USER), recipients=[recipient]))
         held(manager, USER)
         agent.kill()
-    published.unlink()
+    manager.wait_content("handover", lambda data: bool(json.loads(data)["announced"]))
+    published.write_bytes(b"another's")
     with start(world, manager, changes) as agent:
         agent.ready()
+        agent.wait_for("key.overwritten", found="another text")
         assert agent.access_key() == USER
-        until(published.exists, what="the key")
-        assert published.read_bytes() == first
+        until(lambda: published.read_bytes() == first, what="our key again")
         other = "ASIAUSER000000000002"
         assert agent.push(world.seal(world.session(other), recipients=[recipient]))["outcome"] == "accepted"
         assert agent.access_key() == other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -40,13 +40,17 @@ class Published:
 
 
 @asynccontextmanager
-async def publishing(entry: EphemeralKey, *, enabled: bool = True) -> AsyncIterator[Published]:
+async def publishing(
+    entry: EphemeralKey, *, enabled: bool = True, stood: Mapping[str, str] = {}, before: str | None = None
+) -> AsyncIterator[Published]:
     clock = FakeClock()
     out = Upstream(UpstreamSettings())
     async with GceMetadataServer() as server:
         if enabled:
             server.attributes["enable-guest-attributes"] = "TRUE"
-        announcer = Announcer(clock, GceMetadata(out, server.url), needed=lambda: published.reason)
+        if before is not None:
+            server.guest_attributes[NAME] = before
+        announcer = Announcer(clock, GceMetadata(out, server.url), needed=lambda: published.reason, stood=stood)
         published = Published(server, announcer, clock)
         task = asyncio.create_task(announcer.run(entry, b'{"kty":"OKP"}'))
         try:
@@ -133,6 +137,47 @@ async def test_where_it_cannot_be_published_the_reason_is_told() -> None:
         await published.clock.advance(61)
         await published.asked(4)
         assert published.announcer.state == {NAME: "published"}
+
+
+@looped
+async def test_what_stood_before_a_restart_is_compared_with() -> None:
+    """A key of ours that somebody overwrote while no process ran is alarmed, once; another key of before is not."""
+    async with publishing(ENTRY) as published:
+        await published.asked(2)
+        left = dict(published.announcer.stood)
+    for stood, before, alarms in (
+        (left, "evil", 1),
+        (left, None, 1),
+        (left, '{"kty":"OKP"}', 0),
+        ({NAME: "of another key"}, "evil", 0),
+        ({}, "evil", 0),
+    ):
+        async with publishing(ENTRY, stood=stood, before=before) as published:
+            await until(lambda: published.announcer.state.get(NAME) == "published")
+            assert (published.announcer.overwritten, published.announcer.stood) == (alarms, left)
+
+
+@looped
+async def test_an_alarm_is_raised_once_though_the_place_is_not_ours_again() -> None:
+    """While ours cannot be written over the other text, that is told, and the alarm is not repeated."""
+    async with publishing(ENTRY) as published:
+        await published.asked(2)
+        published.server.guest_attributes[NAME] = "evil"
+        for status in (None, 503) * 3:  # it is read, and cannot be written
+            published.server.inject(Fault(prefix=PATH, status=status))
+        for _ in range(4):
+            before = len(published.server.asked)
+            await published.clock.advance(LOOK_SECONDS + 31)
+            await published.asked(before + 1)
+        await until(lambda: published.announcer.state.get(NAME) == "published")
+        assert published.announcer.overwritten == 1
+
+
+def test_no_place_is_watched_that_is_named_no_more() -> None:
+    """What stands where we publish no longer is nobody's alarm when that place is named again."""
+    announcer = Announcer(FakeClock(), None, needed=lambda: None, stood={"/a": "1", NAME: "2"})
+    announcer.only([EphemeralKey(publish_file="/a")])
+    assert announcer.stood == {"/a": "1"}
 
 
 @looped

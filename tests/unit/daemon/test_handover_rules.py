@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +15,10 @@ from agent.bundle import OpeningKey, Trust
 from agent.core.errors import HostError
 from agent.core.model import Cloud
 from agent.core.secret import Secret
+from agent.core.strictjson import decode
 from agent.core.verdict import Failure, Key, Mark, Memory
 from agent.daemon import codec, grace, handover, kept
+from agent.daemon.gap import Known
 from agent.daemon.handover import Handover
 from agent.host.clock import SystemClock
 from agent.host.systemd import NEXT, Passed
@@ -250,5 +253,33 @@ class TestGrace:
 
     def test_a_directory_that_takes_nothing_is_no_trouble(self, tmp_path: Path) -> None:
         """The grace is then only had once more."""
-        grace.write(tmp_path / "missing", grace.Began("i-1", 5.0))
+        assert not grace.write(tmp_path / "missing", grace.Began("i-1", 5.0))
         assert grace.read(tmp_path / "missing", uptime=10.0) is None
+
+    def test_an_earlier_version_reads_what_it_knows(self, tmp_path: Path) -> None:
+        """What a later version notes is passed over by one that does not know it, and missing members count as none."""
+
+        class Former(msgspec.Struct, frozen=True):
+            instance_id: str
+            began: float
+
+        grace.write(tmp_path, grace.Began("i-1", 5.0, "boot", doubted=True, gap=Known(3, 4.0)))
+        assert decode((tmp_path / grace.FILE).read_bytes(), Former) == Former("i-1", 5.0)
+        (tmp_path / grace.FILE).write_bytes(msgspec.json.encode(Former("i-1", 5.0)))
+        assert grace.read(tmp_path, uptime=10.0) == grace.Began("i-1", 5.0)
+
+    def test_the_newest_is_what_lies_there(self, tmp_path: Path) -> None:
+        """Whatever changes while it is being written is written next; what could not be written is tried again."""
+
+        async def main() -> None:
+            note = grace.Note(tmp_path / "run")
+            note.keep(grace.Began("i-1", 1.0))
+            await note.last(30)
+            (tmp_path / "run").mkdir()
+            for number in range(5):
+                note.keep(grace.Began("i-1", 1.0, doubted=number % 2 == 0))
+            note.keep(grace.Began("i-1", 1.0))
+            await note.last(30)
+            assert grace.read(tmp_path / "run", uptime=10.0) == grace.Began("i-1", 1.0)
+
+        asyncio.run(main())
