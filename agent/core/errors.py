@@ -128,6 +128,7 @@ class UpstreamError(AgentError):
         code: ``timeout``, ``network``, ``tls``, ``too-large``, ``protocol``, ``status``, ``refused``, ``not-here``,
             ``stranger``.
         server_time: the ``Date`` of the answer that was unusable, when there was one.
+        pause_seconds: for how long it asked not to be asked again (``Retry-After``), within reason.
     """
 
     def __init__(
@@ -137,10 +138,12 @@ class UpstreamError(AgentError):
         hint: str | None = None,
         code: str = "network",
         server_time: datetime | None = None,
+        pause_seconds: float = 0.0,
     ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.server_time = server_time
+        self.pause_seconds = pause_seconds
 
 
 class SnapshotError(AgentError):

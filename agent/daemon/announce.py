@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,6 +22,7 @@ from agent import config
 from agent.core.clock import Clock
 from agent.core.errors import HostError, UpstreamError
 from agent.host.files import read_plain, write_atomic
+from agent.upstream import asked_pause
 from agent.wire.names import GCE_GUEST_ATTRIBUTES
 
 LOOK_SECONDS: Final = 30.0
@@ -42,6 +44,14 @@ class Answer(Protocol):
     @property
     def body(self) -> bytes:
         """The whole body."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names compare without regard to case."""
+
+    @property
+    def date(self) -> datetime | None:
+        """When it was given, by the server's word."""
 
 
 class MetadataServer(Protocol):
@@ -92,6 +102,7 @@ class Announcer:
         self.state: dict[str, str] = {}
         self.stood = dict(stood)
         self.overwritten = 0
+        self._pause_seconds = 0.0  # for which the server asked not to be asked again
 
     def only(self, entries: Sequence[config.EphemeralKey]) -> None:
         """Nothing is published anywhere but there: what stands elsewhere from now on is nobody's concern."""
@@ -104,13 +115,13 @@ class Announcer:
         look_at = 0.0
         wait = 1.0
         while True:
-            fine = True
+            fine, self._pause_seconds = True, 0.0
             if entry.publish_file is not None:
                 fine = await self._file(Path(entry.publish_file), public + b"\n")
             if entry.publish_guest_attribute is not None and self._gce is not None:
                 fine = await self._attribute(self._gce, entry.publish_guest_attribute, public) and fine
             wait = 1.0 if fine else min(wait * 2, 60.0)
-            look_at = self._clock.boottime() + (LOOK_SECONDS if fine else wait)
+            look_at = self._clock.boottime() + max(LOOK_SECONDS if fine else wait, self._pause_seconds)
             while self._clock.boottime() < look_at and self._needed() == seen:
                 await self._clock.sleep(min(TICK_SECONDS, max(look_at - self._clock.boottime(), 0.01)))
             seen = self._needed()
@@ -142,7 +153,11 @@ class Announcer:
                 return self._published(name, wanted)
             if found.status in {200, 404}:
                 self._notice(name, wanted, something=found.status == 200)
+            if found.status not in {200, 404} and (pause := asked_pause(found.headers, found.date)):
+                self._pause_seconds = pause
+                return self._failed(name, f"expected status 200 or 404, got {found.status}")
             answer = await gce.request("PUT", path, (), wanted)
+            self._pause_seconds = asked_pause(answer.headers, answer.date)
         except UpstreamError as error:
             return self._failed(name, error.message)
         if answer.status not in {200, 204}:

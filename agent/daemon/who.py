@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ from agent.upstream import UpstreamError
 ASK_SECONDS: Final = 2.0
 """How long a metadata service may take to say who we are."""
 ASK_AGAIN_SECONDS: Final = 15.0
+LONGEST_PAUSE_SECONDS: Final = 60.0
 
 
 class Who:
@@ -37,12 +37,14 @@ class Who:
         boot_id: of the running kernel, once it is read.
         firmware: what the firmware says this machine is.
         silent: whether a metadata service did not answer when last asked.
+        pause_seconds: for how long one of them asked then not to be asked again.
     """
 
     def __init__(self, metadata: compose.Metadata, clock: Clock, *, configured: str, root: Path) -> None:
         self.audiences: frozenset[str] = frozenset()
         self.boot_id = ""
         self.silent = False
+        self.pause_seconds = 0.0
         self.firmware = machine.firmware_names(root)
         self._metadata = metadata
         self._clock = clock
@@ -67,7 +69,9 @@ class Who:
         if self._metadata.gce is not None:
             asked.append(gce_machine(self._metadata.gce))
         answers = await asyncio.gather(*(_in_time(question, ASK_SECONDS) for question in asked))
-        self.silent = Silent.NO_ANSWER in answers
+        silent = [answer for answer in answers if isinstance(answer, Silent)]
+        self.silent = bool(silent)
+        self.pause_seconds = max((one.pause_seconds for one in silent), default=0.0)
         return [answer for answer in answers if isinstance(answer, Machine)]
 
     async def ask_until_known(self, remembered: str, *, at_once: bool) -> list[Machine]:
@@ -75,8 +79,9 @@ class Who:
         wait = 0.0 if at_once else ASK_AGAIN_SECONDS
         while True:
             await self._clock.sleep(wait)
-            wait = ASK_AGAIN_SECONDS
             found = await self.ask()
+            # A machine that is not known serves nothing that a bundle decided: no service can put that off for long.
+            wait = max(ASK_AGAIN_SECONDS, min(self.pause_seconds, LONGEST_PAUSE_SECONDS))
             if self.name(found, remembered):
                 return found
 
@@ -101,15 +106,17 @@ class Who:
         return facts
 
 
-class Silent(enum.Enum):
+class Silent(msgspec.Struct, frozen=True):
     """A metadata service did not answer, or not sensibly: this differs from "there is none"."""
 
-    NO_ANSWER = enum.auto()
+    pause_seconds: float = 0.0
 
 
 async def _in_time(question: Coroutine[Any, Any, Machine | None], seconds: float) -> Machine | Silent | None:
     try:
         async with asyncio.timeout(seconds):
             return await question
-    except (UpstreamError, TimeoutError):
-        return Silent.NO_ANSWER
+    except UpstreamError as error:
+        return Silent(error.pause_seconds)
+    except TimeoutError:
+        return Silent()

@@ -19,7 +19,16 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.providers.credible import LONGEST_AWS, capped, sendable
 from agent.providers.decoding import parsed
 from agent.providers.refusals import from_upstream, good_for, over, word
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, UpstreamError, UpstreamResponse, by_ec2
+from agent.upstream import (
+    Ec2Metadata,
+    GceMetadata,
+    NotHere,
+    SwitchedOff,
+    UpstreamError,
+    UpstreamResponse,
+    asked_pause,
+    by_ec2,
+)
 from agent.wire import ec2 as ec2_wire
 from agent.wire import gce as gce_wire
 from agent.wire.names import EC2_IDENTITY_PATH, EC2_ROLES_PATH, GCE_ACCOUNT_PATH, GCE_FLAVOR_HEADER, GCE_TOKEN_PATH
@@ -167,6 +176,7 @@ def _status(cloud: str, answer: UpstreamResponse) -> Transient:
         f"the machine's own {cloud} identity: expected 200 from its metadata service, got {answer.status}",
         code=f"http-{answer.status}",
         server_time=answer.date,
+        pause_seconds=asked_pause(answer.headers, answer.date),
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from agent.bundle import audience_aws_instance, audience_gcp_instance
 from agent.core.errors import WireError
 from agent.core.view import Facts
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, asked_pause
 from agent.wire import ec2 as ec2_wire
 from agent.wire import names
 
@@ -59,7 +59,9 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
         else:
             # Not "there is none": a service that fails says nothing of who this machine is.
             raise UpstreamError(
-                f"expected 200 or 404 for the instance identity document, got {answer.status}", code="status"
+                f"expected 200 or 404 for the instance identity document, got {answer.status}",
+                code="status",
+                pause_seconds=asked_pause(answer.headers, answer.date),
             )
     except NotHere:
         return None
@@ -97,7 +99,11 @@ async def gce_machine(gce: GceMetadata) -> Machine | None:
             return None
         if answer.status != 200:
             # Not "there is none": a server that fails says nothing of who this machine is.
-            raise UpstreamError(f"expected 200 or 404 for the gce instance id, got {answer.status}", code="status")
+            raise UpstreamError(
+                f"expected 200 or 404 for the gce instance id, got {answer.status}",
+                code="status",
+                pause_seconds=asked_pause(answer.headers, answer.date),
+            )
         project = await gce.get(names.GCE_PROJECT_ID_PATH)
         number = await gce.get(names.GCE_PROJECT_NUMBER_PATH)
         zone = await gce.get(names.GCE_ZONE_PATH)

@@ -53,7 +53,13 @@ def refusal(answer: UpstreamResponse) -> type[Denied | Transient]:
 def from_upstream(error: UpstreamError, doing: str) -> ProviderError:
     """The provider's error for a request that got no answer."""
     kind = Denied if isinstance(error, UpstreamRefused) else Transient
-    return kind(f"{doing}: {error.message}", hint=error.hint, code=error.code, server_time=error.server_time)
+    return kind(
+        f"{doing}: {error.message}",
+        hint=error.hint,
+        code=error.code,
+        server_time=error.server_time,
+        pause_seconds=error.pause_seconds,
+    )
 
 
 def clock_is_suspect(server_time: datetime | None, now: datetime) -> bool:

@@ -20,7 +20,7 @@ from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
 from agent.providers.refusals import from_upstream, refusal
 from agent.providers.remote import AllowList
-from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
+from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError, asked_pause
 from agent.wire.names import ENROL_AUDIENCE_PREFIX, GCE_IDENTITY_PATH
 
 #: ``WebIdentityToken`` of ``sts:AssumeRoleWithWebIdentity`` is at most 20,000 characters.
@@ -95,7 +95,11 @@ class WebTokens:
         except UpstreamError as error:
             raise from_upstream(error, doing) from None
         if answer.status != 200:
-            raise refusal(answer)(f"{doing}: expected 200, got {answer.status}", code=f"http-{answer.status}")
+            raise refusal(answer)(
+                f"{doing}: expected 200, got {answer.status}",
+                code=f"http-{answer.status}",
+                pause_seconds=asked_pause(answer.headers, answer.date),
+            )
         if source.field is None:
             return _token(answer.body)
         try:
@@ -139,7 +143,10 @@ async def ask_gce_identity(gce: GceMetadata, audience: str) -> tuple[Secret, dat
     if answer.status == 404:
         raise Denied(f"{doing}: this instance has no service account", code="unsupported", server_time=answer.date)
     raise refusal(answer)(
-        f"{doing}: expected 200, got {answer.status}", code=f"http-{answer.status}", server_time=answer.date
+        f"{doing}: expected 200, got {answer.status}",
+        code=f"http-{answer.status}",
+        server_time=answer.date,
+        pause_seconds=asked_pause(answer.headers, answer.date),
     )
 
 

@@ -52,6 +52,7 @@ KEPT_HEADERS: Final = (
     "ETag",
     "Last-Modified",
     "Accept-Ranges",
+    "Retry-After",
     "Server",
     GCE_FLAVOR_HEADER,
     "Location",

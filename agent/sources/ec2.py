@@ -15,10 +15,9 @@ from typing import Final, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
-from agent.sources.watching import broken_here, keep_watching
+from agent.sources.watching import broken_here, keep_watching, unusable
 from agent.upstream import Ec2Metadata
 from agent.wire.names import EC2_USER_DATA_PATH
 from agent.wire.wrapped import find
@@ -90,7 +89,7 @@ class Ec2UserDataSource:
             if answer.status == 404:
                 return None
             if answer.status != 200:
-                raise SourceError(f"expected 200 or 404 for user-data, got {answer.status}")
+                raise unusable(f"expected 200 or 404 for user-data, got {answer.status}", answer)
             # In a thread: a document made to be hard to read must not hold up the loop that serves.
             bundle = await asyncio.to_thread(find, answer.body)
         return None if bundle is None else SealedBundle(data=bundle, origin=self.name)

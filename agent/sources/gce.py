@@ -23,7 +23,7 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.sources.watching import broken_here, keep_watching
+from agent.sources.watching import broken_here, keep_watching, unusable
 from agent.upstream import GceMetadata, UpstreamResponse
 from agent.wire.names import BUNDLE_ATTRIBUTE, GCE_GUEST_ATTRIBUTES, gce_attributes
 from agent.wire.wrapped import find
@@ -242,7 +242,7 @@ class _Attribute:
             "GET", f"{path}?{text}" if text else path, timeout_seconds=wait, max_bytes=max_bytes
         )
         if answer.status not in {200, 404}:
-            raise SourceError(f"expected 200 or 404 for a metadata attribute, got {answer.status}")
+            raise unusable(f"expected 200 or 404 for a metadata attribute, got {answer.status}", answer)
         return answer
 
     def _note(self, answer: UpstreamResponse) -> None:

@@ -14,6 +14,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UpstreamError, WireError
 from agent.core.model import SealedBundle
 from agent.core.source import OnError, OnSuccess, Submit
+from agent.upstream import UpstreamResponse, asked_pause
 
 _NO_HURRY: Final = timedelta(days=1)
 
@@ -62,8 +63,19 @@ def broken_here() -> Iterator[None]:
     """Turn what fails on the way of a source into a ``SourceError`` with the same words."""
     try:
         yield
-    except (UpstreamError, WireError) as error:
+    except UpstreamError as error:
+        raise _later(error.message, error.pause_seconds, error.hint) from None
+    except WireError as error:
         raise SourceError(error.message, hint=error.hint) from None
+
+
+def unusable(message: str, answer: UpstreamResponse) -> SourceError:
+    """The error for an answer that is not of use: one that says when to come again, or another."""
+    return _later(message, asked_pause(answer.headers, answer.date), None)
+
+
+def _later(message: str, seconds: float, hint: str | None) -> SourceError:
+    return RetryLater(message, seconds=seconds, hint=hint) if seconds else SourceError(message, hint=hint)
 
 
 async def keep_watching(

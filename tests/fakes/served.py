@@ -52,6 +52,7 @@ class Fault:
         delay: seconds before anything is sent.
         drop: close the connection without an answer.
         times: how many requests it hits; ``None`` for all from now on.
+        headers: of the answer with that status.
     """
 
     prefix: str = "/"
@@ -60,6 +61,7 @@ class Fault:
     delay: float = 0.0
     drop: bool = False
     times: int | None = 1
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 Admin = Callable[[dict[str, Any]], Awaitable[Any] | Any]
@@ -134,7 +136,7 @@ class Served:
                     request.transport.abort()
                 return web.Response()
             if fault is not None and fault.status is not None:
-                response = web.Response(status=fault.status, body=fault.body)
+                response = web.Response(status=fault.status, body=fault.body, headers=fault.headers)
             else:
                 response = await self.answer(request)
             status = response.status

@@ -158,6 +158,27 @@ async def test_what_stood_before_a_restart_is_compared_with() -> None:
 
 
 @looped
+async def test_when_to_come_again_is_heard() -> None:
+    """`Retry-After` of the metadata server, at the reading and at the writing, is the pause before the next try."""
+    later = {"Retry-After": "200", "Metadata-Flavor": "Google"}
+    async with publishing(ENTRY) as published:
+        await published.asked(2)
+        published.server.guest_attributes[NAME] = "evil"
+        published.server.inject(Fault(prefix=PATH, status=429, headers=later))
+        published.server.inject(Fault(prefix=PATH))
+        published.server.inject(Fault(prefix=PATH, status=503, headers=later))
+        await published.clock.advance(LOOK_SECONDS + 1)
+        await published.asked(3)
+        for before, total in ((3, 5), (5, 7)):
+            await published.clock.advance(190)
+            await published.asked(before)
+            assert len(published.server.asked) == before
+            await published.clock.advance(11)
+            await published.asked(total)
+        assert published.server.guest_attributes[NAME] == '{"kty":"OKP"}'
+
+
+@looped
 async def test_an_alarm_is_raised_once_though_the_place_is_not_ours_again() -> None:
     """While ours cannot be written over the other text, that is told, and the alarm is not repeated."""
     async with publishing(ENTRY) as published:

@@ -12,7 +12,7 @@ from agent.core.verdict import Memory, Policy
 from agent.daemon.compose import Metadata
 from agent.daemon.gap import GAP_SECONDS, UNCONFIRMED_SECONDS, Gap, Known
 from agent.daemon.still import ASK_SECONDS, Still
-from agent.daemon.who import Who
+from agent.daemon.who import ASK_AGAIN_SECONDS, LONGEST_PAUSE_SECONDS, Who
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
 from agent.providers.machine import Machine
@@ -293,5 +293,25 @@ def test_nothing_is_noted_while_nothing_changes() -> None:
         world.missed = 0.501
         await world.after(ASK_SECONDS)
         assert world.noted == []
+
+    play(scenario)
+
+
+def test_a_service_that_says_when_to_come_again_is_asked_then() -> None:
+    """`Retry-After` is heard while the machine is not known, for a minute at most: nothing is served meanwhile."""
+
+    async def scenario(world: World) -> None:
+        for wait in ("0", "40", "4000"):
+            world.ec2.faults.append(Fault(status=503, headers={"Retry-After": wait}))
+        waited: list[float] = []
+
+        class Counting(SystemClock):
+            async def sleep(self, seconds: float) -> None:
+                waited.append(seconds)
+
+        who = Who(world.metadata, Counting(), configured="auto", root=Path("/nonexistent"))
+        found = await who.ask_until_known("", at_once=True)
+        assert [one.instance_id for one in found] == ["aws:i-1"]
+        assert waited == [0.0, ASK_AGAIN_SECONDS, 40.0, LONGEST_PAUSE_SECONDS]
 
     play(scenario)

@@ -10,9 +10,20 @@ from typing import Any
 import pytest
 
 from agent.core.errors import Transient
-from agent.core.model import AwsAssumeRole, Cloud, GcpAuthorizedUser, GcpImpersonation, Grant, HttpBroker
+from agent.core.model import (
+    AwsAssumeRole,
+    AwsWebIdentity,
+    Cloud,
+    GcpAuthorizedUser,
+    GcpImpersonation,
+    Grant,
+    HttpBroker,
+    WebTokenGce,
+    WebTokenUrl,
+)
 from agent.core.secret import Secret
 from agent.providers.credible import LONGEST_AWS, LONGEST_GOOGLE
+from agent.wire.names import GCE_TOKEN_PATH
 from tests.fakes.net import Answer, Asked, Fault, Handler
 from tests.unit.providers.support import BROKER, READER, ROBOT, World, run, told
 
@@ -168,18 +179,44 @@ def test_an_end_is_capped_by_what_was_asked_for_at_last() -> None:
         assert credential.expires_at == world.now + timedelta(hours=1)
 
 
-@pytest.mark.parametrize("grant", ["sts", "broker", "google"])
+@pytest.mark.parametrize("grant", ["sts", "broker", "google", "token", "identity"])
 @pytest.mark.parametrize(("asked", "kept"), [("40", 40.0), ("999999", 300.0), ("soon", 0.0)])
 def test_a_pause_is_heard_from_every_upstream(grant: str, asked: str, kept: float) -> None:
-    """`Retry-After` of STS, of a broker and of Google reaches the schedule, within its bounds."""
-    world = answering({})
+    """`Retry-After` of STS, a broker, Google and whoever gives identity tokens reaches the schedule, within its bounds."""
+    world = World(on_gce=True, allowed_origins=(BROKER,))
     world.net.routes = {"*": lambda _: Answer(503, b"{}", {"Retry-After": asked})}
-    grants: dict[str, Grant] = {"sts": world.keys(), "broker": HttpBroker(id="b", url=f"{BROKER}/c"), "google": USER}
+    grants: dict[str, Grant] = {
+        "sts": world.keys(),
+        "broker": HttpBroker(id="b", url=f"{BROKER}/c"),
+        "google": USER,
+        "token": AwsWebIdentity(id="w", role_arn=READER, token=WebTokenUrl(url=f"{BROKER}/t")),
+        "identity": AwsWebIdentity(id="w", role_arn=READER, token=WebTokenGce(audience="a")),
+    }
 
     with pytest.raises(Transient) as caught:
         world.issue(grants[grant])
 
     assert caught.value.pause_seconds == kept
+
+
+@pytest.mark.parametrize("cloud", list(Cloud))
+@pytest.mark.parametrize("at", ["the first question", "the last"])
+def test_a_pause_is_heard_from_the_machines_own_service(cloud: Cloud, at: str) -> None:
+    """`Retry-After` of the metadata service reaches the schedule of the machine's own identity, wherever it is said."""
+    world = World(on_ec2=True, on_gce=True, machine=cloud)
+    wait = Answer(429, b"slow down", {"Retry-After": "40", "Metadata-Flavor": "Google"})
+    last = {"/latest/meta-data/iam/security-credentials/machine-role", GCE_TOKEN_PATH}
+
+    def throttled(handler: Handler) -> Handler:
+        return lambda asked: wait if at == "the first question" or asked.path in last else handler(asked)
+
+    for place in ("http://ec2.metadata", "http://gce.metadata"):
+        world.net.routes[place] = throttled(world.net.routes[place])
+
+    with pytest.raises(Transient) as caught:
+        run(world.mint.instance(cloud, world.now))
+
+    assert caught.value.pause_seconds == 40.0
 
 
 def test_an_aws_end_in_the_past_is_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from agent.core.errors import SourceError
 from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource
+from agent.sources.watching import RetryLater
 from agent.upstream import Ec2Metadata, Upstream
 from agent.wire import userdata
 from tests.fakes.ec2_metadata import Ec2MetadataService
@@ -128,5 +129,19 @@ def test_no_metadata_service_is_trouble() -> None:
             service.endpoint_enabled = False
             with pytest.raises(SourceError, match="no ec2 metadata service"):
                 await source.fetch()
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_when_to_come_again_is_heard(status: int) -> None:
+    """`Retry-After` of the metadata service is the pause before the next look."""
+
+    async def test() -> None:
+        async with made() as (service, source, _):
+            service.inject(Fault(status=status, headers={"Retry-After": "40", "Metadata-Flavor": "Google"}))
+            with pytest.raises(RetryLater) as caught:
+                await source.fetch()
+            assert caught.value.seconds == 40.0
 
     run(test())

@@ -19,6 +19,7 @@ from agent.sources.gce import (
     GceAttributeSettings,
     GceAttributeSource,
 )
+from agent.sources.watching import RetryLater
 from agent.upstream import GceMetadata, Upstream
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
@@ -290,5 +291,19 @@ def test_where_long_polls_are_ended_the_attribute_is_polled() -> None:
                 await heard.until(lambda h: len(h.submitted) == 3)
                 assert heard.bodies == [b"x", b"y", b"z"]
                 assert len(heard.troubles) == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_when_to_come_again_is_heard(status: int) -> None:
+    """`Retry-After` of the metadata service is the pause before the next look."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            server.inject(Fault(status=status, headers={"Retry-After": "40", "Metadata-Flavor": "Google"}))
+            with pytest.raises(RetryLater) as caught:
+                await source.fetch()
+            assert caught.value.seconds == 40.0
 
     run(test())
