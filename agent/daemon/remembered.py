@@ -19,6 +19,10 @@ from agent.host.state import StateDirectory, StateVersionError, closed_memory
 
 CLAIM_SECONDS: Final = 5.0
 """How long to wait for a previous process that is slow to end."""
+UNREADABLE_HINT: Final = (
+    "no worker gets the machine's identity in place of a bundle's, until one is accepted. Which numbers were accepted "
+    "and withdrawn is forgotten with it: push the newest bundle, or the withdrawal, again"
+)
 
 
 class Remembered:
@@ -152,7 +156,7 @@ class Remembered:
         try:
             remembered, sealed = self._state.load()
         except HostError as error:
-            self._log.error("memory.unreadable", reason=error.message)
+            self._log.error("memory.unreadable", reason=error.message, hint=error.hint or UNREADABLE_HINT)
             self._state.keep_broken()
             return closed_memory(""), None, not isinstance(error, StateVersionError), True
         return remembered, sealed, True, False

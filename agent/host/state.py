@@ -133,6 +133,7 @@ class StateDirectory:
         try:
             data = read_plain(path, MAX_MEMORY_BYTES)  # a FIFO in its place would wait for a writer
         except FileNotFoundError:
+            self._check_that_there_was_none(path)
             return Memory(), None
         except OSError as error:
             raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
@@ -151,6 +152,14 @@ class StateDirectory:
             with contextlib.suppress(OSError):
                 sealed = read_plain(self._bundle_path(memory.active.digest), MAX_BYTES)
         return memory, sealed
+
+    def _check_that_there_was_none(self, path: Path) -> None:
+        """Raise :class:`HostError` if there was one: "nothing was decided here" lets the machine's identity out."""
+        for one in (path, *path.parents):
+            if one.is_symlink() and not one.exists():
+                raise HostError(f"{path}: expected a file or nothing, got {str(one)!r}, a link that leads nowhere")
+        if (self._directory / SPARE_FILE).exists():
+            raise HostError(f"{path}: it is gone, though there was one: {SPARE_FILE} lies beside it")
 
     async def save(self, memory: Memory, sealed: bytes | None) -> None:
         """Write the memory and the sealed bundle it names; a slow disk holds up nobody but the caller.
@@ -272,6 +281,12 @@ class StateDirectory:
         path = self._directory / MEMORY_FILE
         broken = path.with_suffix(".json.broken")
         with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                # Nothing can be written over it, and it has no second name; while the spare is there none is not none.
+                self._provide_spare(SPARE_BLOCK)
+                if (self._directory / SPARE_FILE).exists():
+                    path.rename(broken)
+                return
             broken.unlink(missing_ok=True)
             broken.hardlink_to(path)
 

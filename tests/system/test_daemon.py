@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -59,6 +59,17 @@ def refused(agent: Agent, status: int) -> str:
 def _arrived(agent: Agent, world: World, text: str) -> bool:
     """The agent ended, or the environment file has ``text``."""
     return agent.process.poll() is not None or world.env().get("N") == text
+
+
+SPOILT: Final[dict[str, Callable[[Path], object]]] = {
+    "garbled": lambda path: path.write_bytes(b"{garbled"),
+    "empty": Path.touch,
+    "a directory": Path.mkdir,
+    "a FIFO": os.mkfifo,
+    "a link that leads nowhere": lambda path: path.symlink_to("elsewhere"),
+    "removed": lambda path: path,
+}
+"""What lies in the memory's place."""
 
 
 class TestStart:
@@ -208,15 +219,38 @@ class TestStart:
             assert agent.push(world.seal(world.session(KEYS[1])))["outcome"] == "accepted"
             assert agent.status()["without"] == {}
 
-    def test_a_garbled_memory_stays_closed_over_restarts(self, world: World, ec2: Ec2MetadataService) -> None:
-        """A memory that makes no sense closes every cloud, also at the start after the next."""
-        (world.state / "memory.json").write_bytes(b"{garbled")
-        for _ in range(2):
+    @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+    def test_a_spoilt_memory_stays_closed_until_a_bundle_comes(
+        self, world: World, ec2: Ec2MetadataService, spoil: Callable[[Path], object]
+    ) -> None:
+        """Whatever lies in the memory's place closes every cloud, and says so; the next bundle is remembered again."""
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            assert agent.push(world.seal(world.session(KEYS[1])))["durable"]
+            assert agent.stop() == 0
+        (world.state / "memory.json").rename(world.root / "aside")
+        spoil(world.state / "memory.json")
+        for number in range(2):
             with world.agent(on_ec2(ec2)) as agent:
+                if number == 0:
+                    assert "push the newest bundle" in agent.wait_for("memory.unreadable")["hint"]
                 agent.ready()
                 assert agent.role() is None
                 assert agent.status()["clouds"]["aws"]["origin"] == "closed"
+                if number == 1:
+                    assert agent.push(world.seal(world.session(KEYS[1])))["durable"]
                 assert agent.stop() == 0
+        with world.agent(on_ec2(ec2)) as agent:
+            agent.ready()
+            assert agent.access_key() == KEYS[1]
+            assert agent.stop() == 0
+
+    def test_a_garbled_memory_is_kept_for_a_person(self, world: World) -> None:
+        """It has a second name, until another one is garbled."""
+        (world.state / "memory.json").write_bytes(b"{garbled")
+        with world.agent() as agent:
+            agent.ready()
+            assert agent.stop() == 0
         assert (world.state / "memory.json.broken").read_bytes() == b"{garbled"
 
 

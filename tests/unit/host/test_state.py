@@ -289,6 +289,42 @@ def test_a_directory_in_place_of_the_memory_is_an_error(tmp_path: Path) -> None:
         StateDirectory(tmp_path).load()
 
 
+def _lead_nowhere(state: Path) -> None:
+    (state / MEMORY_FILE).unlink()
+    (state / MEMORY_FILE).symlink_to("elsewhere")
+
+
+def _lead_nowhere_by_the_directory(state: Path) -> None:
+    state.rename(state.with_name("moved"))
+    state.symlink_to("gone")
+
+
+def _lead_nowhere_above(state: Path) -> None:
+    state.parent.rename(state.parent.with_name("moved"))
+    state.parent.symlink_to("gone")
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        _lead_nowhere,
+        _lead_nowhere_by_the_directory,
+        _lead_nowhere_above,
+        lambda state: (state / MEMORY_FILE).unlink(),
+        lambda state: (state / MEMORY_FILE).rename(state / "memory.json.old"),
+    ],
+    ids=["a link that leads nowhere", "its directory's", "one above", "removed", "renamed"],
+)
+def test_a_memory_that_is_gone_is_not_one_that_never_was(tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    """Where there was a memory, its absence is an error, and does not read as "nothing was ever decided here"."""
+    state = tmp_path / "lib" / "state"
+    state.mkdir(parents=True)
+    save(state, memory(1), b"one")
+    lose(state)
+    with pytest.raises(HostError, match=r"memory\.json: (expected a file or nothing|it is gone)"):
+        StateDirectory(state).load()
+
+
 def test_a_lost_copy_leaves_the_memory(tmp_path: Path) -> None:
     """When the sealed copy is gone the memory still says what was decided, and names what is missing."""
     save(tmp_path, memory(1), b"one")
