@@ -81,6 +81,7 @@ class Holder:
         self._due["plan"] = float("inf")
         self._due["names"] = time.monotonic() + NAMES_EVERY_SECONDS
         self._users = [_look(file) for file in USERS]
+        self._tried: dict[str, int] = {}  # the control groups for which a plan was asked
         self._only_looking = self._stopping = self._ready = False
 
     def run(self) -> None:
@@ -205,6 +206,7 @@ class Holder:
             self._plan_again()
         elif plan is not None:
             self._plan = plan
+            self._tried.clear()
         if plan is not None:
             self._ports.want(plan.get("reserve", ()))
         self._due["probe"] = 0.0
@@ -229,7 +231,10 @@ class Holder:
             return
         for path, number in self._plan["groups"].items():
             with contextlib.suppress(OSError):
-                if (systemctl.UNIFIED / path).stat().st_ino != number:
+                now = (systemctl.UNIFIED / path).stat().st_ino
+                # One that was tried without success is tried again less and less often, as any plan is.
+                if now not in {number, self._tried.get(path)}:
+                    self._tried[path] = now
                     self._start_plan()
                     return
 

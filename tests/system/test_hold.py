@@ -74,6 +74,19 @@ class Held:
     def is_state(self, name: str) -> dict[str, Any]:
         return until(lambda: (state := self.state())["state"] == name and state, f"state {name}")
 
+    def has_planned(self, times: int) -> bool:
+        return int(self.state()["plans"]) >= times
+
+    def turns(self, number: int) -> None:
+        """Wait until it has said so often that it lives."""
+        beats: set[float] = set()
+
+        def are_enough() -> bool:
+            beats.add(self.state()["beat"])
+            return len(beats) > number
+
+        until(are_enough, "further turns")
+
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
@@ -461,6 +474,58 @@ def test_a_user_that_is_made_ends_no_waiting_for_another(tmp_path: Path) -> None
         plans = held.state()["plans"]
         (held.directory / "passwd").write_text("dave")
         until(lambda: held.state()["plans"] > plans + 10, "further looks")
+
+
+ELSEWHERE = """
+import pathlib
+from agent.host import hold, systemctl
+systemctl.UNIFIED = pathlib.Path({!r})
+hold.GROUPS_EVERY_SECONDS, hold.BEAT_SECONDS = 0.01, 0.02
+"""
+
+
+def test_a_control_group_that_is_made_anew_is_named_anew(tmp_path: Path) -> None:
+    """Its rule names the old number: the plan is made again at once, and whom it leads then is led."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        group = tmp_path / "jobs.slice"
+        group.mkdir()
+        held.plan(groups={group.name: group.stat().st_ino, "gone.slice": 1})
+        held.start(ELSEWHERE.format(str(tmp_path)))
+        held.is_state("led")
+        plans = held.state()["plans"]
+        (new := tmp_path / "new").mkdir()
+        held.plan(nft.Workers(uids=((500, 500),)), groups={group.name: new.stat().st_ino})
+        group.rename(tmp_path / "old")
+        new.rename(group)
+        until(lambda: net.ask(METADATA, uid=500) == "agent", "the new rules")
+        held.turns(20)
+        assert held.state()["plans"] == plans + 1
+
+
+def test_a_control_group_for_which_no_plan_can_be_made_is_no_work_without_end(tmp_path: Path) -> None:
+    """A planner that fails is asked for a group's new number once, and then as seldom as for anything else."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        group = tmp_path / "jobs.slice"
+        group.mkdir()
+        held.plan(groups={group.name: group.stat().st_ino})
+        held.start(ELSEWHERE.format(str(tmp_path)) + "hold.LOOK_AGAIN_SECONDS = (10_000.0, 10_000.0)\n")
+        held.is_state("led")
+        plans = held.state()["plans"]
+        held.plan_file.write_text("no plan")
+        for times in (1, 2):
+            group.rename(tmp_path / f"before-{times}")
+            group.mkdir()
+            until(partial(held.has_planned, plans + times), "the attempt")
+            held.turns(20)
+            assert held.state()["plans"] == plans + times
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+        # Another look at anything is not kept from being taken by the group that differs.
+        (tmp_path / "passwd").write_text("dave")
+        until(lambda: held.state()["plans"] == plans + 3, "the look at the users")
 
 
 REFUSES = """
