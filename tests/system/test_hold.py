@@ -231,6 +231,86 @@ def test_by_command_it_closes_and_opens(held: Held) -> None:
     assert held.net.ask(METADATA, uid=ALICE) == "agent"
 
 
+def test_what_was_closed_by_command_stays_so(held: Held) -> None:
+    """Neither another plan, nor somebody who changes the rules, opens: only the command does."""
+    held.signal(signal.SIGUSR1)
+    held.is_state("closed")
+    held.plan(nft.Workers(uids=((1000, 50000),)))
+    plans = held.state()["plans"]
+    (held.directory / "passwd").write_text("dave")
+    until(partial(held.has_planned, plans + 1), "another plan")
+    assert held.net.ask(METADATA, uid=ALICE) == "refused"
+    healed = held.state()["healed"]
+    held.net.nft("flush ruleset")
+    until(lambda: held.state()["healed"] > healed, "the healing")
+    assert held.is_state("closed")["why"].endswith("(credential-agent redirect close)")
+    assert held.net.ask(METADATA, uid=ALICE) == "refused"
+    held.signal(signal.SIGHUP)
+    held.is_state("led")
+    assert held.net.ask(METADATA, uid=ALICE) == "agent"
+    assert held.net.ask(METADATA, uid=60000) == "machine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_led_before_a_stop_leads_nobody_after_it(held: Held, number: signal.Signals) -> None:
+    """The next holder knows no plan: until it has one of its own, workers are refused."""
+    assert (held.directory / "run/plan.json").stat().st_mode & 0o777 == 0o600
+    assert held.process is not None
+    held.signal(number)
+    assert held.process.wait(20) == 0
+    held.plan_file.write_text("no plan")
+    (held.directory / "run/state.json").unlink()
+    held.start()
+    until(lambda: "cannot be made" in str(held.state().get("why")), "its own attempt")
+    assert held.state()["state"] == "closed"
+    assert held.net.ask(METADATA, uid=ALICE) == "refused"
+
+
+def test_where_no_uid_is_a_worker_nobody_is_asked_for(tmp_path: Path) -> None:
+    """Workers by their control group alone: there is none that could be stood in for, and that is no trouble."""
+    with Lab() as net:
+        held = Held(net, tmp_path)
+        held.plan(uid=None)
+        held.start("from agent.host import hold; hold.BEAT_SECONDS = 0.02\n")
+        state = held.is_state("led")
+        assert (state["why"], state["error"], state["notes"]) == (None, None, [])
+        held.turns(5)
+        assert held.state()["state"] == "led"
+
+
+def test_names_of_a_directory_are_looked_up_now_and_then(tmp_path: Path) -> None:
+    """What no file of this machine shows is seen by asking again: rules change only where somebody's number did."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start("from agent.host import hold; hold.NAMES_EVERY_SECONDS = hold.BEAT_SECONDS = 0.05\n")
+        held.is_state("led")
+        before = net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split())
+        until(partial(held.has_planned, held.state()["plans"] + 3), "looks")
+        assert net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split()) == before
+        held.plan(nft.Workers(uids=((500, 500), (1000, 60000))))
+        until(lambda: net.ask(METADATA, uid=500) == "agent", "the new number")
+
+
+def test_the_way_is_given_back_once_rules_are_in_force(tmp_path: Path) -> None:
+    """Where nftables could not be used the routing policy refused: it goes with the first rules, and without its mark stays."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        for preference in (169, 170, 171):
+            net.at(net.host, "ip", "rule", "add", "pref", str(preference), "to", f"{METADATA}/32", "unreachable")
+        held.start()
+        until(lambda: "no route" in str(held.state().get("why")), "that there is no way")
+        assert held.process is not None
+        held.net.kill(held.process)
+        mark = tmp_path / "run/unroutable"
+        mark.touch()
+        held.start()
+        held.is_state("led")
+        assert not mark.exists()
+        assert "unreachable" not in net.at(net.host, "ip", "rule")
+
+
 def test_a_broken_plan_leaves_what_leads_and_says_so(held: Held) -> None:
     """A mistake in the configuration of a machine that runs closes nothing, and is told."""
     plans = held.state()["plans"]
