@@ -1,9 +1,10 @@
 """Run the changes of ``operators``: a fork each, with only the tests that reach the changed function.
 
 The tests are collected once. One fork runs them all and notes who calls what; then each mutant is a fork in which the
-function's code is replaced, and which runs the tests that reach it, the quickest first, until one fails. Nothing is
-written to the checkout. A process that a test starts has the code as it is, unless ``processes`` are asked for: then
-it imports the changed file (:mod:`tests.mutants.inside`), and every test that starts one may notice every change.
+function's code is replaced, and which runs the tests that reach it until one fails: first those that noticed other
+changes of that function, then the quickest. Nothing is written to the checkout. A process that a test starts has the
+code as it is, unless ``processes`` are asked for: then it imports the changed file (:mod:`tests.mutants.inside`), and
+every test that starts one may notice every change.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import random
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +44,9 @@ MEMORY: Final = 6 << 30
 PATIENCE: Final = 15.0
 """Seconds, beside three times what the tests took: a change that makes a test hang was noticed."""
 
+
+#: Of this run alone: another one has numbers of processes of its own, which may be the same.
+_FILES: Final = Path(tempfile.gettempdir()) / f"mutants-{secrets.token_hex(4)}"
 
 MOST_SLOW: Final = 6.0
 """A machine that has more to do than this is none to score on."""
@@ -78,6 +83,7 @@ class Room:
 def run(room: Room) -> Result:
     """Every change, or the sample of them."""
     base = tempfile.mkdtemp(prefix="m")
+    _FILES.mkdir(mode=0o755)
     loop = _Loop(room)
     flags = ["-qq", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "faulthandler_timeout=0", "-m", "not slow"]
     try:
@@ -87,6 +93,7 @@ def run(room: Room) -> Result:
         )
     finally:
         shutil.rmtree(base, ignore_errors=True)
+        shutil.rmtree(_FILES, ignore_errors=True)
     if loop.result is None:
         raise SystemExit(f"mutants: the tests of the room could not be collected: {status}")
     return loop.result
@@ -124,6 +131,7 @@ class _Loop:
         end = time.monotonic() + self._room.seconds
         ended = False
         functions = _live()
+        sharp: Counter[tuple[str, str]] = Counter()  # so many changes of a function a test has noticed
         gc.freeze()
         while running or not ended:
             while not ended and len(running) < self._room.jobs:
@@ -135,7 +143,8 @@ class _Loop:
                 if any(f.__code__.co_freevars != change.code.co_freevars for f in live):
                     continue  # it cannot be put in the place of the other
                 nodes = sorted(
-                    reached.get((str(change.path), change.function), set()) | starting, key=lambda node: took[node]
+                    reached.get((str(change.path), change.function), set()) | starting,
+                    key=lambda node, change=change: (-sharp[change.name, node], took[node]),  # type: ignore[misc]
                 )
                 if not nodes or not live:
                     result.unreached.append(change)
@@ -149,11 +158,11 @@ class _Loop:
                     chosen.append(items[node])
                 patience = PATIENCE * max(slow, _slowness()) + 3 * total
                 running[_forked(change, live, chosen, 3 + int(total))] = (change, time.monotonic() + patience)
-            self._reap(running, result)
+            self._reap(running, result, sharp)
         self.result = result
         return True
 
-    def _reap(self, running: dict[int, tuple[Change, float]], result: Result) -> None:
+    def _reap(self, running: dict[int, tuple[Change, float]], result: Result, sharp: Counter[tuple[str, str]]) -> None:
         for pid, (change, end) in list(running.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
             if not done and time.monotonic() > end:
@@ -165,6 +174,9 @@ class _Loop:
                     os.killpg(pid, signal.SIGKILL)  # what its tests left running
                 del running[pid]
                 _file(pid).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    sharp[change.name, _by(pid).read_text()] += 1
+                    _by(pid).unlink()
                 (result.noticed if status else result.survived).append(change)
                 sys.stderr.write("." if status else "S")
                 sys.stderr.flush()
@@ -272,6 +284,7 @@ def _forked(change: Change, functions: list[FunctionType], items: list[pytest.It
             item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
             if session.testsfailed:
                 status = 1
+                _by(os.getpid()).write_text(item.nodeid)
                 break
     finally:
         os._exit(status)
@@ -284,7 +297,12 @@ def _slowness() -> float:
 
 def _file(pid: int) -> Path:
     """Where a fork has the whole changed file."""
-    return Path(tempfile.gettempdir()) / f"mutant-{pid}.py"
+    return _FILES / f"{pid}.py"
+
+
+def _by(pid: int) -> Path:
+    """Where a fork says which test has noticed its change."""
+    return _file(pid).with_suffix(".by")
 
 
 def _live() -> dict[tuple[str, str, int], list[FunctionType]]:
