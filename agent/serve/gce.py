@@ -162,7 +162,7 @@ class GceDialect:
         if self._is_upstreams(below, answer):
             return await self._pass(request, below, query)
         outcome = self._accounts.answer(request, below, query, answer)
-        return outcome if isinstance(outcome, Response) or not callable(outcome) else await outcome()
+        return await _come(outcome)
 
     # -- waiting for a change ----------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class GceDialect:
             async with asyncio.timeout(query.timeout_seconds):
                 while True:
                     seen = self._watch.served.version
-                    outcome = self._now(request, plain)
+                    outcome = await self._now(request, plain)
                     tag = outcome.header("ETag") if isinstance(outcome, Response) else None
                     if known is None:
                         known = tag
@@ -182,15 +182,15 @@ class GceDialect:
                         return outcome
                     await self._watch.served.changed(seen)
         except TimeoutError:
-            return self._now(request, plain)
+            return await self._now(request, plain)
 
-    def _now(self, request: Request, query: gce.Query) -> Outcome:
+    async def _now(self, request: Request, query: gce.Query) -> Outcome:
         below = request.segments[2:]
         if below[:2] == _ACCOUNTS:
             outcome = self._accounts.answer(request, below, query, self._watch.look(Cloud.GCP))
         else:
             outcome = self._known(request, below, query)
-        return UPSTREAM_SILENT if callable(outcome) else outcome
+        return await _come(outcome)  # a token for fewer scopes may have to be minted
 
     # -- everything else ---------------------------------------------------------------------------------------------
 
@@ -241,6 +241,11 @@ class GceDialect:
         if location is not None:
             return redirected(request) if answer.status == 301 and not request.slash else NOT_FOUND
         return answer
+
+
+async def _come(outcome: Outcome | Later) -> Outcome:
+    """What comes of it."""
+    return outcome if isinstance(outcome, Response) or not callable(outcome) else await outcome()
 
 
 def _tree_of(facts: Facts, accounts: gce.Directory) -> gce.Directory:

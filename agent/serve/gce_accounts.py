@@ -129,7 +129,7 @@ class Accounts:
             return self._token_answer(live)
         held = self._watch.served.scoped(wanted, now)
         if held is not None:
-            return gce.content(gce.render_token(held, now), json=True).noted(_given(live))
+            return self._narrow_answer(held, live)
         return partial(self._await_scoped, request, wanted, live.name)
 
     async def _await_scoped(self, request: Request, wanted: tuple[str, ...], name: str) -> Outcome:
@@ -142,7 +142,11 @@ class Accounts:
             return self._refusal(now)
         if token is None or now.name != name or now.origin is not Origin.BUNDLE:
             return self._token_answer(now)  # also where another took the place of whom it speaks for
-        return gce.content(gce.render_token(token, self._watch.clock.now()), json=True).noted(_given(now))
+        return self._narrow_answer(token, now)
+
+    def _narrow_answer(self, token: GoogleToken, live: Live) -> Response:
+        tag = gce.etag(token.access_token.reveal().encode())  # as of the ordinary one: of the token, not of its life
+        return gce.content(gce.render_token(token, self._watch.clock.now()), json=True, tag=tag).noted(_given(live))
 
     @staticmethod
     def _refusal(answer: Answer) -> Response:

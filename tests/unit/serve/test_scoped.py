@@ -92,6 +92,34 @@ def test_a_token_is_always_there(query: str, token: str) -> None:
         server.run(narrow.release.set)
 
 
+def test_who_waits_for_a_change_has_a_token_for_its_wish() -> None:
+    """At once where another one was known, and with the next one else; its tag is the token's, not that of its life."""
+    view, clock = FakeView(), FakeClock()
+    narrow = Narrow(view)
+    view.live_gcp(START)
+    scope = narrow_scope("read")
+    path = f"GET {PATH}?scopes={scope}"
+    rest = " HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n"
+    with running_endpoint(view, clock=clock, scoped=narrow) as server, ThreadPoolExecutor(1) as other:
+        assert ask(server, "?scopes=read&wait_for_change=true&last_etag=0") == "ya29.narrow-read"
+        tags = []
+        for _ in range(2):
+            tags += re.findall(r"ETag: (\w+)", server.send((path + rest).encode()).decode())
+            server.run(lambda: clock.move(1))
+        assert tags[0] == tags[1]
+        waits = other.submit(server.send, f"{path}&wait_for_change=true&last_etag={tags[0]}{rest}".encode())
+        while not server.run(lambda: server.endpoint.listener.held):
+            assert not waits.done()
+        server.run(view.touch)  # something changed, but not this
+
+        def renew() -> None:
+            view.scoped[scope,] = msgspec.structs.replace(google_token(START), access_token=Secret("ya29.narrow-next"))
+            view.touch()
+
+        server.run(renew)
+        assert b"ya29.narrow-next" in waits.result(60)
+
+
 def test_it_is_minted_once() -> None:
     """What is held costs no mint, in whichever order it is asked for."""
     view = FakeView()
