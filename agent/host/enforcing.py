@@ -96,9 +96,18 @@ class Rules:
         if plan is not None:
             self.set_aliases(ipv6=plan["ipv6"])
         self._expected = self._listing() or ()
-        if taken:
-            unroutable.lift(self._reporter.directory / unroutable.MARK)
+        self.give_way_back()
         return taken
+
+    def give_way_back(self) -> None:
+        """Where nothing could be loaded at first, workers have no route: they do again once something is in force."""
+        if self.why is None:
+            try:
+                unroutable.lift(self._reporter.directory / unroutable.MARK)
+            except HostError as error:
+                self._reporter.say("way", f"{error}: workers have no way to the metadata service yet")
+            else:
+                self._reporter.say("way", None)
 
     def are_intact(self) -> bool:
         """Whether the kernel has what was loaded last, and nothing was added to it."""

@@ -221,6 +221,7 @@ class Holder:
             self._beat()
         if self._plan is not None:
             self._rules.set_aliases(ipv6=self._plan["ipv6"])
+        self._rules.give_way_back()
 
     def _look_at_groups(self) -> None:
         """A control group that was made anew has another number, and the rules name the old one."""

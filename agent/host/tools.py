@@ -20,11 +20,16 @@ class KilledError(HostError):
     """A signal ended the program."""
 
 
+class RefusedError(HostError):
+    """The program has run, and its answer is no."""
+
+
 def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: float = TIMEOUT_SECONDS) -> str:
     """Run a program, with ``text`` as its input; returns what it prints.
 
     Raises:
-        HostError: it is not there, refuses, or takes longer than ``seconds``.
+        HostError: it is not there, cannot be run, or takes longer than ``seconds``.
+        RefusedError: it refuses.
         KilledError: a signal ended it.
     """
     # Neither shutil nor dataclasses here: their imports would make the process that holds the rules a sixth larger.
@@ -49,7 +54,7 @@ def call(program: str, arguments: Sequence[str], text: str = "", *, seconds: flo
         ended = f"exit status {done.returncode}" if done.returncode > 0 else f"crashed: {_signal(-done.returncode)}"
         first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), ended)
         hint = "this needs CAP_NET_ADMIN; run it as root" if "not permitted" in first.lower() else None
-        kind = HostError if done.returncode > 0 else KilledError
+        kind = RefusedError if done.returncode > 0 else KilledError
         raise kind(f"{program}: {first}", hint=hint)
     return done.stdout.decode(errors="replace")
 

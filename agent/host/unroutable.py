@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.core.errors import HostError
-from agent.host.tools import call
+from agent.host.tools import RefusedError, call
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: In ip-rule(8): whom to let pass, whom to refuse, where the former go on. Before anybody else's rules (EC2's own begin
-#: at 512), behind the machine's own addresses (0).
-PREFERENCES: Final = (169, 170, 171)
+#: In ip-rule(8): whom to refuse, whom to let pass before that, where the latter go on. In the order in which they are
+#: taken away: without those who pass, the system's processes would be refused for a moment. Before anybody else's rules
+#: (EC2's own begin at 512), behind the machine's own addresses (0).
+PREFERENCES: Final = (170, 169, 171)
 #: The file that says that the rules were added, beside the state file of the process that holds the nftables rules.
 MARK: Final = "unroutable"
 WHY: Final = "workers have no way to the metadata service: nftables cannot be used on this machine"
@@ -28,7 +28,11 @@ _MOST: Final = 100  # rules of one preference
 
 
 def lift(mark: Path) -> None:
-    """Give the way back, when the closed table is in force. Nothing is done where there is no ``mark``."""
+    """Give the way back, when the closed table is in force. Nothing is done where there is no ``mark``.
+
+    Raises:
+        HostError: ``ip`` cannot be run just now. The ``mark`` stays: it is to be tried again.
+    """
     try:
         mark.lstat()
     except OSError:
@@ -38,6 +42,6 @@ def lift(mark: Path) -> None:
             for _ in range(_MOST):
                 try:
                     call("ip", [family, "rule", "del", "pref", str(preference)])
-                except HostError:  # none is left
+                except RefusedError:  # none is left
                     break
     mark.unlink(missing_ok=True)

@@ -311,6 +311,38 @@ def test_the_way_is_given_back_once_rules_are_in_force(tmp_path: Path) -> None:
         assert "unreachable" not in net.at(net.host, "ip", "rule")
 
 
+NO_IP = """
+import pathlib, subprocess
+from agent.host import hold
+hold.VERIFY_SECONDS = hold.BEAT_SECONDS = 0.05
+real = subprocess.run
+def run(command, **more):
+    if command[0].endswith("/ip") and pathlib.Path({!r}).exists():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return real(command, **more)
+subprocess.run = run
+"""
+
+
+def test_a_way_that_cannot_be_given_back_just_now_is_given_back_later(tmp_path: Path) -> None:
+    """Where no process can be had for it (a fork bomb), the mark stays, and so do further attempts: else it were for ever."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        net.at(net.host, "ip", "rule", "add", "pref", "170", "to", f"{METADATA}/32", "unreachable")
+        (tmp_path / "run").mkdir()
+        (mark := tmp_path / "run/unroutable").touch()
+        (none := tmp_path / "none-left").touch()
+        held.start(NO_IP.format(str(none)))
+        until(lambda: "no route" in str(held.state().get("why")), "that there is no way")
+        held.turns(5)
+        assert mark.exists()
+        none.unlink()
+        held.is_state("led")
+        assert not mark.exists()
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
 def test_a_broken_plan_leaves_what_leads_and_says_so(held: Held) -> None:
     """A mistake in the configuration of a machine that runs closes nothing, and is told."""
     plans = held.state()["plans"]
