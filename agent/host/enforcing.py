@@ -110,12 +110,7 @@ class Rules:
                 self._reporter.say("way", None)
 
     def are_intact(self) -> bool:
-        """Whether the kernel has what was loaded last, and nothing was added to it."""
-        if self._owner is None:
-            try:
-                return all(nft.show(table) is not None for table in (nft.TABLE, nft.CLOSED))
-            except HostError:  # neither library nor program: no rules, and the reason was reported
-                return False
+        """Whether the kernel has what it had after the last load, and nothing was added to it; true in doubt."""
         found = self._listing()
         return found is None or found == self._expected
 
@@ -194,9 +189,9 @@ class Rules:
                 systemctl.restart("credential-agent-closed.service")
 
     def _listing(self) -> tuple[str, ...] | None:
-        """The tables as they are; ``None``: it cannot be told."""
+        """The tables as they are, or, without the library, which there are; ``None``: it cannot be told."""
         try:
-            found = ownership.listing()
+            found = ownership.listing() if self._owner is not None else _there()
         except HostError as error:
             self._reporter.say("listing", f"{error}: changes of the rules are not seen")
             return None
@@ -205,6 +200,10 @@ class Rules:
 
     def _unheld(self, error: HostError) -> None:
         self._reporter.say("owner", f"{error}: rules can be watched, and not held")
+
+
+def _there() -> tuple[str, ...]:
+    return tuple(table for table in (nft.TABLE, nft.CLOSED) if nft.show(table) is not None)
 
 
 def _refusals() -> list[str]:

@@ -721,6 +721,34 @@ def test_rules_that_are_gone_and_cannot_be_made_refuse_workers(tmp_path: Path) -
         assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
+NO_NFT = """
+from agent.host import hold, nft
+hold.VERIFY_SECONDS = hold.BEAT_SECONDS = 0.05
+real_call = nft.call
+def call(*args, **more):
+    if {}:
+        raise HostError("nft: no")
+    return real_call(*args, **more)
+nft.call = call
+"""
+
+
+@pytest.mark.parametrize(
+    ("refused", "left"), [("True", 0), ("'redirect to' in str(args)", 1)], ids=["no nft", "the kernel refuses"]
+)
+def test_rules_that_never_were_are_not_changed_by_anybody(tmp_path: Path, refused: str, left: int) -> None:
+    """Without nftables, or where the kernel takes no rules, nobody is said to have changed any; they are tried again."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        never = NO_LIBRARY.format(str(tmp_path / "never"))
+        held.start(never + NO_NFT.format(refused))
+        until(lambda: "does not take the rules" in str(held.state().get("why")), "the trouble")
+        held.turns(5)
+        assert held.state()["healed"] == 0
+        assert held.tables().count("credential_agent") == left
+
+
 def test_it_says_whether_a_workers_request_arrives(tmp_path: Path) -> None:
     """Nobody answers, somebody else answers, the agent answers: each has its word, by a real question."""
     with Lab() as net:
