@@ -20,6 +20,8 @@ from agent.core.text import os_reason
 from agent.host import arrival, ranges
 
 PLAN_SECONDS: Final = 60.0
+END_SECONDS: Final = 1.0
+"""For a child that was ended, or has said all. One that the kernel holds, in a call to a disk, is not waited for."""
 #: Both in the directory of the state file; root's.
 PLAN_FILE: Final = "plan.json"
 PLAN_PATH: Final = arrival.STATE.with_name(PLAN_FILE)
@@ -67,6 +69,7 @@ class Planner:
     def __init__(self, command: Sequence[str], *, seconds: float = PLAN_SECONDS) -> None:
         self._command, self._seconds = command, seconds
         self._child: subprocess.Popen[bytes] | None = None
+        self._held: subprocess.Popen[bytes] | None = None  # one that was ended, and has not ended
         self._until = 0.0
         self._output = b""
 
@@ -84,6 +87,11 @@ class Planner:
     def start(self) -> Outcome | None:
         """Begin anew, ending a child that still runs. Returns an outcome only if the command cannot be run."""
         self.stop()
+        if self._held is not None:
+            if self._held.poll() is None:  # another would meet the same, and another the next time
+                why = f"process {self._held.pid}, which was to make them, does not end: the kernel holds it"
+                return Outcome(None, f"the rules cannot be made: {why}")
+            self._held = None
         self._output = b""
         self._until = time.monotonic() + self._seconds
         try:
@@ -95,17 +103,20 @@ class Planner:
         return None
 
     def stop(self) -> None:
-        """End the child, if there is one."""
+        """End the child, if there is one. Does not wait for one that the kernel holds."""
         if self._child is None:
             return
         self._child.kill()
-        self._child.wait()
+        try:
+            self._child.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._held = self._child
         if self._child.stdout is not None:
             self._child.stdout.close()
         self._child = None
 
     def result(self) -> Outcome | None:
-        """The result of the child; ``None``: nothing yet, or there is no child. Never blocks."""
+        """The result of the child; ``None``: nothing yet, or there is no child. Never blocks for long."""
         if self._child is None:
             return None
         if not select.select([self], [], [], 0)[0]:
@@ -117,7 +128,11 @@ class Planner:
         self._output += data
         if data:
             return None
-        status = self._child.wait()
+        try:
+            status = self._child.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return Outcome(None, "the rules cannot be made: the command has said all, and does not end")
         self.stop()
         try:
             plan = json.loads(self._output) if status == 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,41 @@ def test_a_child_that_takes_too_long_is_ended(planners: list[Planner]) -> None:
         pass
     assert outcome == Outcome(None, "the rules could not be made within 0 s")
     assert not stuck.running
+
+
+def test_a_child_that_says_all_and_does_not_end_is_ended(planners: list[Planner]) -> None:
+    """Whoever holds the rules has more to do than to wait for its status."""
+    planner = Planner(child("import os, signal; os.close(1); signal.pause()"))
+    planners.append(planner)
+    assert "does not end" in outcome_of(planner).why
+
+
+def test_a_child_that_the_kernel_holds_is_not_waited_for(
+    planners: list[Planner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a call to a disk that hangs no signal ends it: nobody waits, none is begun beside it, and one is when it ends."""
+    planner = Planner(child("import signal; signal.pause()"))
+    planners.append(planner)
+    with monkeypatch.context() as held:
+        heeded: list[subprocess.Popen[bytes]] = []
+
+        def later(child: subprocess.Popen[bytes]) -> None:
+            heeded.append(child)
+
+        held.setattr(subprocess.Popen, "kill", later)  # as the kernel does it then
+        assert planner.start() is None
+        planner.stop()
+        assert not planner.running
+        for _ in range(2):
+            outcome = planner.start()
+            assert outcome is not None
+            assert "the kernel holds it" in outcome.why
+            assert not planner.running
+    (stuck,) = heeded
+    stuck.kill()
+    stuck.wait(60)
+    assert planner.start() is None
+    assert planner.running
 
 
 def test_one_child_at_a_time(planners: list[Planner]) -> None:
