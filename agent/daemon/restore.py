@@ -91,7 +91,7 @@ class Restorer:
         rng: random.Random,
     ) -> None:
         left = succession.left
-        self.began = left.began if left is not None else clock.uptime()
+        self.began = clock.uptime()
         self.gap = Gap(clock, left.gap if left is not None else None)
         self.token_key = b""
         self.serving = False
@@ -187,7 +187,7 @@ class Restorer:
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
             remembered = read
-        waited = await self._waited(name, remembered.instance_id)
+        waited = await self._waited(name or remembered.instance_id)
         now = self.clock.now()
         self._recorder = disk.Later(self._prepared.state, self._remembered.reading)
         store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited, brought=brought)
@@ -344,14 +344,17 @@ class Restorer:
             store.memory.instance_id, self.began, self._who.boot_id, doubted=store.doubted, gap=self.gap.known
         )
 
-    async def _waited(self, name: str, remembered: str) -> timedelta:
-        """How much of the boot grace has passed already."""
-        if self._succession.left is None:
+    async def _waited(self, name: str) -> timedelta:
+        """How much of the boot grace has passed already for the machine of that name."""
+        left = self._succession.left
+        if left is not None and left.memory.instance_id in ("", name):
+            self.began = left.began
+        else:  # the process before had another name's, if it had one: this one's bundle comes by itself
             directory, uptime = Path(self._settings.listen.control).parent, self.clock.uptime()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
                     noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
-                    if noted is not None and noted.is_of(name or remembered):
+                    if noted is not None and noted.is_of(name):
                         self.began = noted.began
                         if noted.boot == self._who.boot_id:
                             self._noted = noted

@@ -1,0 +1,241 @@
+"""The start of a process that takes over: what brings back what was accepted, wired as the daemon does, and no listener.
+
+The process before is a :class:`tests.unit.daemon.worker.Worker`, which has accepted a bundle. What it left (the state
+directory, and what the service manager holds) is the test's to change, and so is the machine: its firmware, its boot,
+its metadata service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent import bundle, config
+from agent.core.model import Cloud, Grant, SealedBundle
+from agent.core.verdict import Memory
+from agent.daemon import disk, handover, kept, restore
+from agent.daemon.prepare import Prepared
+from agent.daemon.remembered import Remembered
+from agent.daemon.restore import Restorer
+from agent.daemon.succession import Succession
+from agent.daemon.who import Who
+from agent.host import machine, systemd
+from agent.host.clock import SystemClock
+from agent.providers.machine import Machine
+from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.system.harness import AUDIENCE, ISSUER, merged, toml
+from tests.unit.daemon.worker import Worker
+from tests.unit.identity.worlds import session
+
+READY_SECONDS = 60.0
+BOOT = "0123456789abcdef0123456789abcdef"
+OTHER_BOOT = "fedcba9876543210fedcba9876543210"
+UUID = "ec2e1916-9099-7caf-fd21-012345abcdef"
+OTHER_UUID = "ec2e1916-9099-7caf-fd21-fedcba543210"
+
+
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No disk of the test counts as silent because the machine under it is busy."""
+    monkeypatch.setattr(disk, "LOOK_SECONDS", READY_SECONDS)
+    monkeypatch.setattr(disk, "FIRST_LOOK_SECONDS", READY_SECONDS)
+    monkeypatch.setattr(restore, "LOOK_AT_RUN_SECONDS", READY_SECONDS)
+
+
+def sealed_for(
+    worker: Worker, *, seq: int = 1, audiences: tuple[str, ...] = (AUDIENCE,), grants: tuple[Grant, ...] = ()
+) -> bytes:
+    """A bundle that gives the worker an AWS identity."""
+    now = worker.clock.now()
+    grants = grants or (session(now=now),)
+    return bundle.seal(
+        signer=worker.signer,
+        recipients=[worker.key.recipient_key()],
+        issuer=ISSUER,
+        subject="team",
+        audiences=list(audiences),
+        now=now,
+        grants=grants,
+        routes={Cloud.AWS: grants[0].id},
+        seq=seq,
+    )
+
+
+class Machines:
+    """A machine, and what lies on it.
+
+    Attributes:
+        name: what the configuration calls it; ``auto``: its metadata service says.
+        before: the process before, once :meth:`live` was called.
+        ec2: its metadata service, if it has one.
+        stored: what the service manager holds, by name.
+    """
+
+    def __init__(self, root: Path, *, name: str = "i-1", ec2: Ec2MetadataService | None = None) -> None:
+        self.root = root / "machine"
+        for place in ("proc/sys/kernel/random", "sys/class/dmi/id", "etc"):
+            (self.root / place).mkdir(parents=True)
+        self.name, self.ec2 = name, ec2
+        self.says(boot=BOOT, uuid=UUID)
+        (root / "worker").mkdir()
+        self.before = Worker(root / "worker")
+        self.stored: dict[str, bytes] = {}
+
+    def says(self, *, boot: str | None = None, uuid: str | None = None) -> None:
+        """The kernel's boot, and the firmware's name of the machine; empty: it has none."""
+        if boot is not None:
+            (self.root / "proc/sys/kernel/random/boot_id").write_text(boot)
+        if uuid is not None:
+            (self.root / "sys/class/dmi/id/product_uuid").write_text(uuid)
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return merged(
+            self.before.base,
+            {
+                "identity": {"instance_id": self.name, "audience": [AUDIENCE]},
+                "upstream": {"ec2": self.ec2.url if self.ec2 is not None else "off"},
+            },
+        )
+
+    @property
+    def state(self) -> Path:
+        return self.before.root / "state"
+
+    @property
+    def boot_id(self) -> str:
+        return machine.boot(self.state, {}, self.root)
+
+    async def live(
+        self,
+        instance: str,
+        *,
+        seq: int = 1,
+        audiences: tuple[str, ...] = (AUDIENCE,),
+        grants: tuple[Grant, ...] = (),
+    ) -> bytes:
+        """The process before accepts a bundle as ``instance``, writes it down, and leaves everything; the bundle."""
+        worker = self.before
+        firmware = machine.firmware_names(self.root)
+        worker.prepared.opening.answer_to(audiences, ())
+        worker.controller.durable.adopt(instance, self.boot_id, firmware)
+        sealed = sealed_for(worker, seq=seq, audiences=audiences, grants=grants)
+        ack = await worker.controller.intake.submit(SealedBundle(sealed, "push"))
+        assert ack.outcome == "accepted", ack
+        await worker.controller.durable.last(10)
+        self.leave()
+        return sealed
+
+    def leave(self, **fields: Any) -> None:
+        """The service manager holds what the process before leaves, with these fields of the handover otherwise."""
+        worker, clock = self.before, self.before.clock
+        sealed = worker.controller.durable.sealed
+        opened = worker.prepared.opening.opened(sealed) if sealed is not None else None
+        made = handover.Handover(
+            uptime=clock.uptime(),
+            now=clock.now(),
+            began=clock.uptime() - 5.0,
+            memory=worker.store.memory,
+            brought=worker.store.state.brought,
+            sealed=handover.encoded(sealed),
+            signed=handover.encoded(opened.signed if opened is not None else None),
+            recipient=opened.recipient if opened is not None else "",
+            signers=handover.fingerprints(worker.prepared.opening.trust),
+        )
+        self.stored = {
+            handover.NAME: handover.encode(replace(made, **fields)),
+            kept.NAME: kept.encode(worker.store, clock),
+        }
+
+    def written(self) -> Memory:
+        """What the state directory says."""
+        return self.before.prepared.state.load()[0]
+
+    @asynccontextmanager
+    async def start(
+        self, changes: Mapping[str, Any] | None = None, *, clock: SystemClock | None = None
+    ) -> AsyncIterator[Life]:
+        """The next process, from its start to its end."""
+        path = self.before.root / "etc" / "next.toml"
+        path.write_text(toml(merged(self.base, changes or {})))
+        life = Life(self, config.load(path), clock or SystemClock())
+        try:
+            yield await life.begun()
+        finally:
+            await life.close()
+
+
+class Life:
+    """The parts of a process that take over. See the module."""
+
+    def __init__(self, on: Machines, settings: config.Config, clock: SystemClock) -> None:
+        self.on, self.settings = on, settings
+        self.clock = clock
+        rng = random.Random(1)
+        self.passed = systemd.Passed({}, {name: _file(data) for name, data in on.stored.items()})
+        self.succession = Succession(self.passed, systemd.Notifier(None), self.clock)
+        self.handed = self.succession.left is not None
+        self.prepared = Prepared(
+            settings,
+            environ={},
+            clock=self.clock,
+            rng=rng,
+            hear=lambda _w, _d, _t: None,
+            left=self.succession.left,
+            root=on.root,
+        )
+        self.who = Who(self.prepared.metadata, self.clock, configured=settings.identity.instance_id, root=on.root)
+        remembered = Remembered(
+            self.prepared.state, on.state, clock=self.clock, environ={}, root=on.root, activated=False
+        )
+        self.restorer = Restorer(
+            settings,
+            prepared=self.prepared,
+            who=self.who,
+            remembered=remembered,
+            succession=self.succession,
+            clock=self.clock,
+            rng=rng,
+        )
+
+    async def begun(self) -> Life:
+        found: list[Machine] = [] if self.handed else await self.who.ask()
+        self.found = found
+        assert await self.restorer.look_at_state(
+            [], notifier=systemd.Notifier(None), stop=asyncio.Event(), ready_seconds=READY_SECONDS
+        )
+        await self.restorer.restore(found, changed=self.changed, told=self.told, follow=lambda: False)
+        self.controller, self.store = self.restorer.controller, self.restorer.controller.store
+        await asyncio.wait({self.restorer.resuming, self.restorer.recalling})
+        self.restorer.resuming.result()
+        self.restorer.recalling.result()
+        return self
+
+    def changed(self) -> None:
+        """An answer may be another: what was left is given back once its bundle is in force."""
+        if self.store.bundle is not None and self.succession.pending:
+            self.restorer.give_back()
+
+    async def told(self) -> bool:
+        return True
+
+    def in_force(self) -> int | None:
+        """The number of the bundle in force."""
+        return None if self.store.bundle is None else self.store.bundle.seq
+
+    async def close(self) -> None:
+        await self.controller.durable.last(10)
+        await self.prepared.close()
+
+
+def _file(data: bytes) -> int:
+    descriptor = os.memfd_create("test")
+    os.write(descriptor, data)
+    return descriptor

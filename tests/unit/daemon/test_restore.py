@@ -1,0 +1,382 @@
+"""How what was accepted comes back into force, and that it does so on no other machine; each rule by a start of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import structlog
+
+from agent.core.model import Cloud
+from agent.core.verdict import Mark, Memory
+from agent.core.view import Pending
+from agent.daemon import disk, grace
+from agent.host.state import StateDirectory
+from agent.identity import standing
+from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.fakes.served import Fault
+from tests.unit.daemon.life import OTHER_BOOT, OTHER_UUID, Life, Machines, patient
+from tests.unit.daemon.test_reload_between import come_true
+
+OURS = "config:i-1"
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch)
+
+
+def play(root: Path, scenario: Callable[[Machines], Awaitable[None]], *, name: str = "i-1") -> None:
+    async def main() -> None:
+        machines = Machines(root, name=name)
+        try:
+            await scenario(machines)
+        finally:
+            await machines.before.prepared.close()
+
+    asyncio.run(main())
+
+
+def with_service(root: Path, scenario: Callable[[Machines, Ec2MetadataService], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Ec2MetadataService(instance_id="i-1") as ec2:
+            machines = Machines(root, name="auto", ec2=ec2)
+            try:
+                await scenario(machines, ec2)
+            finally:
+                await machines.before.prepared.close()
+
+    asyncio.run(main())
+
+
+def waits(life: Life, *, after: timedelta = timedelta(0)) -> bool:
+    """Whether a first bundle is waited for, so that nobody gets the machine's own identity."""
+    return isinstance(standing.standing(life.store.state, Cloud.AWS, life.clock.now() + after), standing.Grace)
+
+
+class TestOurs:
+    def test_what_was_handed_over_is_in_force_before_the_disk_or_a_key_is_asked(self, tmp_path: Path) -> None:
+        """Neither the memory's file nor the key is there any more."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            (machines.state / "memory.json").unlink()
+            (machines.before.root / "etc" / "worker.jwk").unlink()
+            async with machines.start() as life:
+                assert life.in_force() == 1
+                assert not life.succession.pending
+
+        play(tmp_path, scenario)
+
+    def test_without_a_handover_it_comes_from_the_disk(self, tmp_path: Path) -> None:
+        """A stop empties what the service manager holds: the sealed copy is opened again."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            machines.stored.clear()
+            async with machines.start() as life:
+                assert life.in_force() == 1
+
+        play(tmp_path, scenario)
+
+    def test_a_later_disk_counts(self, tmp_path: Path) -> None:
+        """A descriptor could not be handed over: the number on the disk is no lower than that of any process before."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            stored = machines.stored
+            await machines.live(OURS, seq=2)
+            machines.stored = stored
+            async with machines.start() as life:
+                assert life.in_force() == 2
+
+        play(tmp_path, scenario)
+
+    def test_an_earlier_disk_is_written_anew(self, tmp_path: Path) -> None:
+        """It was full, or a backup: a stop right after this start finds what was handed over."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            await StateDirectory(machines.state).save(Memory(OURS, boot_id=machines.boot_id), None)
+            async with machines.start() as life:
+                assert life.in_force() == 1
+            assert [mark.seq for mark in machines.written().marks] == [1]
+
+        play(tmp_path, scenario)
+
+
+class TestABrokenMemory:
+    def test_it_is_replaced_by_one_that_allows_nothing(self, tmp_path: Path) -> None:
+        """The next start must not find an empty one: that would be the machine's own identity after a withdrawal."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            machines.stored.clear()
+            (machines.state / "memory.json").write_text("{")
+            async with machines.start() as life:
+                assert life.store.memory.decided.keys() == set(Cloud)
+                assert life.in_force() is None
+            assert machines.written().decided.keys() == set(Cloud)
+
+        play(tmp_path, scenario)
+
+    def test_one_of_a_later_version_is_left_alone(self, tmp_path: Path) -> None:
+        """That version can read it, after this downgrade has been taken back: nothing is served meanwhile."""
+        later = '{"version":99,"memory":{}}'
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            machines.stored.clear()
+            (machines.state / "memory.json").write_text(later)
+            async with machines.start() as life:
+                assert life.store.memory.decided.keys() == set(Cloud)
+            assert (machines.state / "memory.json").read_text() == later
+
+        play(tmp_path, scenario)
+
+    def test_what_was_handed_over_takes_its_place(self, tmp_path: Path) -> None:
+        """The process before knew: nothing of the closed memory that a broken file stands for counts."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            (machines.state / "memory.json").write_text("{")
+            async with machines.start() as life:
+                assert life.in_force() == 1
+                assert life.store.memory.decided.keys() == {Cloud.AWS}
+            assert [mark.seq for mark in machines.written().marks] == [1]
+
+        play(tmp_path, scenario)
+
+
+class TestAnothers:
+    @pytest.mark.parametrize("handed", [True, False], ids=["handed over", "from the disk"])
+    def test_nothing_of_another_machines_is_in_force(self, tmp_path: Path, handed: bool) -> None:
+        """The configuration names another machine: neither bundle, number, history nor credential is this one's."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            machines.before.controller.history.add(machines.before.clock.now(), "accepted", "theirs", "1")
+            machines.leave(history=list(machines.before.controller.history.entries), brought=Memory())
+            await machines.before.prepared.state.note(machines.before.controller.history.entries)
+            if not handed:
+                machines.stored.clear()
+            async with machines.start({"identity": {"instance_id": "i-2"}}) as life:
+                assert life.in_force() is None
+                assert life.store.memory.marks == ()
+                assert not life.succession.pending
+                assert "theirs" not in {entry.about for entry in life.controller.history.entries}
+            assert machines.written().instance_id == "config:i-2"
+            assert machines.written().marks == ()
+
+        play(tmp_path, scenario)
+
+    @pytest.mark.parametrize("decided", [True, False], ids=["which had a bundle", "which had none"])
+    def test_its_boot_grace_is_not_this_ones(self, tmp_path: Path, decided: bool) -> None:
+        """A machine that was resumed under a name of its own waits for its own first bundle."""
+
+        async def scenario(machines: Machines) -> None:
+            if decided:
+                await machines.live(OURS)
+                machines.leave(brought=Memory())
+            else:
+                machines.before.controller.durable.adopt(OURS, machines.boot_id, {})
+                machines.leave()
+            async with machines.start({"identity": {"instance_id": "i-2", "grace_seconds": 4.0}}) as life:
+                assert waits(life)
+
+        play(tmp_path, scenario)
+
+    def test_the_grace_of_this_one_is_had_once(self, tmp_path: Path) -> None:
+        """A restart, or a stop and a start, waits for no first bundle again."""
+
+        async def scenario(machines: Machines) -> None:
+            machines.before.controller.durable.adopt(OURS, machines.boot_id, {})
+            machines.leave()
+            async with machines.start({"identity": {"grace_seconds": 60.0}}) as life:  # since five seconds
+                assert waits(life, after=timedelta(seconds=-5))
+                assert not waits(life, after=timedelta(seconds=56))
+
+        play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("noted", "anew"),
+    [(OURS, False), ("", False), ("config:i-2", True), (None, True)],
+    ids=["by it", "before it had a name", "by another", "by nobody"],
+)
+def test_a_grace_that_was_noted_counts_for_whom_it_was(tmp_path: Path, noted: str | None, anew: bool) -> None:
+    """Over a stop and a start a file says when it began, and for which machine."""
+
+    async def scenario(machines: Machines) -> None:
+        if noted is not None:
+            began = machines.before.clock.uptime() - 5.0
+            grace.write(machines.before.root / "run", grace.Began(noted, max(began, 0.0)))
+        async with machines.start({"identity": {"grace_seconds": 4.0}}) as life:
+            assert waits(life) is anew
+
+    play(tmp_path, scenario)
+
+
+class TestWhoItIs:
+    def test_a_restart_does_not_wait_for_the_metadata_service(self, tmp_path: Path) -> None:
+        """It is silent: what was handed over in this boot is this machine's."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            await machines.live("aws:i-1")
+            ec2.faults.append(Fault(drop=True, times=None))
+            async with machines.start() as life:
+                assert life.in_force() == 1
+
+        with_service(tmp_path, scenario)
+
+    def test_a_doubt_is_handed_over(self, tmp_path: Path) -> None:
+        """Firmware and boot were the same before, too, and there was a doubt all the same: only a name settles it."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            await machines.live("aws:i-1")
+            machines.leave(doubted=True)
+            ec2.faults.append(Fault(drop=True, times=None))
+            with structlog.testing.capture_logs() as logs:
+                async with machines.start() as life:
+                    assert life.in_force() is None
+                    assert life.store.doubted
+                    assert life.restorer.may_settle
+                    ec2.faults.clear()
+                    await life.restorer.identify_first([], at_once=True)
+                    assert life.in_force() == 1
+            assert [line["event"] for line in logs if line["event"].startswith("memory.")] == ["memory.doubtful"]
+
+        with_service(tmp_path, scenario)
+
+    def test_a_name_that_firmware_contradicts_is_a_doubt(self, tmp_path: Path) -> None:
+        """A service that errs: nothing is served, nothing is forgotten, and nobody waits for it to end by itself."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            await machines.live("aws:i-1")
+            machines.stored.clear()
+            ec2.instance_id = "i-2"
+            with structlog.testing.capture_logs() as logs:
+                async with machines.start() as life:
+                    assert life.in_force() is None
+                    assert not life.restorer.may_settle
+                    assert life.who.audiences == frozenset()
+                    assert machines.written().instance_id == "aws:i-1"
+                    assert [mark.seq for mark in machines.written().marks] == [1]
+                    ec2.instance_id = "i-1"
+                    await life.restorer.identify_late(at_once=True)
+                    assert life.in_force() == 1
+                    assert life.who.audiences
+            assert [line["event"] for line in logs if line["event"].startswith("memory.")] == ["memory.contradicted"]
+
+        with_service(tmp_path, scenario)
+
+    def test_a_copy_of_a_disk_is_another_machine(self, tmp_path: Path) -> None:
+        """Another name and other firmware: all of it is forgotten, and its own bundles are."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            await machines.live("aws:i-1")
+            machines.stored.clear()
+            machines.says(boot=OTHER_BOOT, uuid=OTHER_UUID)
+            ec2.instance_id = "i-2"
+            async with machines.start() as life:
+                assert life.in_force() is None
+                assert life.store.memory.marks == ()
+                assert not life.store.doubted
+                # What its own service says of it stays: bundles for this machine find it.
+                assert any("i-2" in one for one in life.who.audiences)
+                assert life.store.facts().instance_id == "i-2"
+            assert machines.written().instance_id == "aws:i-2"
+
+        with_service(tmp_path, scenario)
+
+    def test_a_name_that_is_learned_late_brings_what_was_accepted_back(self, tmp_path: Path) -> None:
+        """The service was silent at a boot of which nothing else tells whose it is."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            machines.says(uuid="")
+            await machines.live("aws:i-1")
+            machines.stored.clear()
+            machines.says(boot=OTHER_BOOT)
+            ec2.faults.append(Fault(drop=True, times=None))
+            async with machines.start() as life:
+                assert life.in_force() is None
+                assert life.store.doubted
+                ec2.faults.clear()
+                await life.restorer.identify_first(life.found, at_once=True)
+                assert life.in_force() == 1
+                assert any("i-1" in one for one in life.who.audiences)
+
+        with_service(tmp_path, scenario)
+
+    def test_who_is_known_is_not_asked_again(self, tmp_path: Path) -> None:
+        """A start to which the service has said all asks it nothing more."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            async with machines.start() as life:
+                asked = len(ec2.paths("GET"))
+                await life.restorer.identify_first(life.found, at_once=True)
+                assert len(ec2.paths("GET")) == asked
+                assert life.store.memory.instance_id == "aws:i-1"
+
+        with_service(tmp_path, scenario)
+
+    def test_a_machine_that_becomes_another_forgets_nothing_until_it_is_known(self, tmp_path: Path) -> None:
+        """A copy of a machine that runs: another name in this boot takes what is in force away, and the true one brings it."""
+
+        async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+            await machines.live("aws:i-1")
+            async with machines.start() as life:
+                await life.restorer.identify_first([], at_once=True)
+                assert life.in_force() == 1
+                assert life.who.audiences
+                ec2.instance_id = "i-2"
+                found = await life.who.ask()
+                doubting = asyncio.create_task(life.restorer.identify_anew(found, "aws:i-2"))
+                await come_true(lambda: life.store.doubted)
+                assert life.who.audiences == frozenset()
+                assert life.prepared.opening.names == frozenset()
+                assert isinstance(life.store.answer(Cloud.AWS, life.clock.now()), Pending)
+                doubting.cancel()
+                await asyncio.gather(doubting, return_exceptions=True)
+                ec2.instance_id = "i-1"
+                await life.restorer.identify_late(at_once=True)
+                assert life.in_force() == 1
+                assert life.who.audiences
+
+        with_service(tmp_path, scenario)
+
+
+def test_the_grace_waits_for_a_file_that_decides_whose_bundles_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a signer's file does not answer, no worker gets the machine's identity, however long that takes."""
+    monkeypatch.setattr(disk, "FIRST_LOOK_SECONDS", 0.1)
+
+    async def scenario(machines: Machines) -> None:
+        silent = machines.before.stall(machines.before.signer_file)
+        try:
+            async with machines.start({"identity": {"grace_seconds": 0.0}}) as life:
+                assert waits(life, after=timedelta(days=30))
+        finally:
+            silent.answer()
+
+    play(tmp_path, scenario)
+
+
+def test_memory_of_a_stream_that_only_the_disk_knows_is_kept(tmp_path: Path) -> None:
+    """Neither of the two may take back what the other knows: a withdrawal in another stream, say."""
+
+    async def scenario(machines: Machines) -> None:
+        await machines.live(OURS)
+        memory = machines.written()
+        more = Mark("other", "s", 7, "0" * 64, machines.before.clock.now())
+        both = Memory(OURS, (*memory.marks, more), memory.decided, memory.active, {}, memory.boot_id, {})
+        await StateDirectory(machines.state).save(both, machines.before.controller.durable.sealed)
+        async with machines.start() as life:
+            assert {mark.issuer: mark.seq for mark in life.store.memory.marks}.get("other") == 7
+            assert life.in_force() == 1
+
+    play(tmp_path, scenario)

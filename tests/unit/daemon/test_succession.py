@@ -1,0 +1,334 @@
+"""What the service manager holds between two processes: told to a real socket, taken from real descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import structlog
+
+from agent.config import MAX_FILE_BYTES
+from agent.core.model import Cloud, IdToken
+from agent.core.secret import Secret
+from agent.core.timekeeping import Witness
+from agent.core.verdict import Memory, Policy
+from agent.core.view import Live
+from agent.daemon import configured, handover, kept, succession
+from agent.daemon.handover import Handover
+from agent.daemon.succession import Succession
+from agent.host import systemd
+from agent.host.clock import SystemClock
+from agent.identity import standing
+from agent.identity.events import IdTokenMinted
+from tests.fakes.clock import START
+from tests.fakes.notify_socket import NotifySocket
+from tests.unit.daemon.life import Life, Machines, patient
+from tests.unit.daemon.test_reload_between import come_true
+from tests.unit.identity.driver import Store
+from tests.unit.identity.worlds import HOUR, aws_credential, google_token, role
+
+NEVER = 3600.0
+SOON = 0.001
+OURS = "config:i-1"
+OLD, NEW = "ASIAOLD0000000000000", "ASIANEW0000000000000"
+TEXT = "[log]\n"
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch)
+
+
+def clock(elapsed: float = 0.0) -> SystemClock:
+    return SystemClock(
+        boottime=lambda: 500.0 + elapsed, wall=lambda: START.timestamp() + elapsed, synchronised=lambda: False
+    )
+
+
+def descriptor(data: bytes) -> int:
+    made = os.memfd_create("test")
+    os.write(made, data)
+    return made
+
+
+def heir(files: dict[str, bytes] | None = None, *, address: Path | None = None) -> Succession:
+    passed = systemd.Passed({}, {name: descriptor(data) for name, data in (files or {}).items()})
+    return Succession(passed, systemd.Notifier(None if address is None else str(address)), clock())
+
+
+def left(**fields: object) -> Handover:
+    return Handover(**{"uptime": 400.0, "now": START, "began": 1.0, "memory": Memory("i-1"), **fields})  # type: ignore[arg-type]
+
+
+def empty() -> Store:
+    return Store(Policy(), Memory("i-1"), clock().now(), random.Random(1))
+
+
+def holding(machines: Machines, key: str, *, instance: str = OURS) -> Store:
+    """What the process before held for the bundle that is in force: an AWS credential, and the machine's own two."""
+    before = machines.before
+    now = before.clock.now()
+    made = Store(Policy(), Memory(instance), now, random.Random(1))
+    assert before.store.bundle is not None
+    verdict = made.evaluate(before.store.bundle, now)
+    made.accept(verdict, now)  # type: ignore[arg-type]
+    for _ in range(2):
+        for work in made.due(now):
+            credential = google_token(now) if work.key.cloud is Cloud.GCP else aws_credential(now, key=key)
+            made.put(work, credential, now, ends=now + HOUR)
+    served = standing.google_source(made.state, now)
+    assert served is not None
+    token = IdToken(Secret("jwt"), "them", now, now + HOUR)
+    made.apply(IdTokenMinted(token, served[0]), now)
+    return made
+
+
+def play(root: Path, scenario: Callable[[Machines], Awaitable[None]]) -> None:
+    async def main() -> None:
+        machines = Machines(root)
+        try:
+            await machines.live(OURS, grants=(role("r"),))
+            await scenario(machines)
+        finally:
+            await machines.before.prepared.close()
+
+    asyncio.run(main())
+
+
+def served(life: Life) -> str | None:
+    """The key that workers get."""
+    answer = life.store.answer(Cloud.AWS, life.clock.now())
+    return getattr(answer.credential, "access_key_id", None) if isinstance(answer, Live) else None
+
+
+class TestTaking:
+    @pytest.mark.parametrize("newer", ["credentials", "credentials-next"])
+    def test_of_two_that_were_left_the_newer_counts(self, tmp_path: Path, newer: str) -> None:
+        """The process before may have ended between any two steps of putting one in the other's place."""
+
+        async def scenario(machines: Machines) -> None:
+            uptime = machines.before.clock.uptime()
+            first = SystemClock(boottime=lambda: uptime - 1.0)
+            second = SystemClock(boottime=lambda: uptime)
+            old, new = kept.encode(holding(machines, OLD), first), kept.encode(holding(machines, NEW), second)
+            names = ["credentials", "credentials-next"]
+            machines.stored |= {name: new if name == newer else old for name in names}
+            async with machines.start() as life:
+                assert served(life) == NEW
+
+        play(tmp_path, scenario)
+
+    @pytest.mark.parametrize("garbled", [b"", b"{", b"[]", b'{"version":9}'])
+    def test_one_that_makes_no_sense_costs_only_itself(self, tmp_path: Path, garbled: bytes) -> None:
+        """The other one is taken; and where there is none, the bundle is in force all the same."""
+
+        async def scenario(machines: Machines) -> None:
+            good = kept.encode(holding(machines, OLD), machines.before.clock)
+            machines.stored |= {"credentials": good, "credentials-next": garbled}
+            async with machines.start() as life:
+                assert served(life) == OLD
+
+        play(tmp_path, scenario)
+
+    def test_what_cannot_be_read_keeps_nobody_from_starting(self, tmp_path: Path) -> None:
+        """The service manager hands it over at each start: an error would end every one of them."""
+
+        async def scenario(machines: Machines) -> None:
+            machines.stored["credentials"] = b"x" * ((1 << 20) + 1)
+            with structlog.testing.capture_logs() as logs:
+                async with machines.start() as life:
+                    assert life.in_force() == 1
+                    assert served(life) is None
+            assert "credentials.not_restored" in [line["event"] for line in logs]
+
+        play(tmp_path, scenario)
+
+    @pytest.mark.parametrize("instance", [OURS, "config:i-2"])
+    def test_credentials_and_identity_tokens_are_this_machines_alone(self, tmp_path: Path, instance: str) -> None:
+        """Of a process that knew the machine by another name none is taken: it would speak for that one."""
+
+        async def scenario(machines: Machines) -> None:
+            machines.stored["credentials"] = kept.encode(
+                holding(machines, OLD, instance=instance), machines.before.clock
+            )
+            async with machines.start() as life:
+                token = life.store.view_id_token("them", life.clock.now())
+                found = served(life), token.token.reveal() if token is not None else None
+                assert found == ((OLD, "jwt") if instance == OURS else (None, None))
+
+        play(tmp_path, scenario)
+
+    def test_the_former_time_is_taken_with_them(self, tmp_path: Path) -> None:
+        """Before anything is measured by our clock: a wall clock that is hours off ends no live credential."""
+
+        async def scenario(machines: Machines) -> None:
+            before = machines.before.clock
+            true = before.now()
+            right = SystemClock(
+                boottime=before.uptime, wall=lambda: true.timestamp() - 7200, synchronised=lambda: False
+            )
+            right.hear(Witness.LINK, true)
+            machines.stored["credentials"] = kept.encode(holding(machines, OLD), right)
+            async with machines.start(clock=right_after(before, true.timestamp() - 7200)) as life:
+                assert abs(life.clock.now() - before.now()) < timedelta(minutes=5)
+                assert served(life) == OLD
+
+        play(tmp_path, scenario)
+
+    def test_the_configuration_of_before_is_dropped(self) -> None:
+        """Whoever needed it has read it: else its descriptor stays open for as long as this process lives."""
+        made = descriptor(b"x" * (MAX_FILE_BYTES + 1))
+        Succession(systemd.Passed({}, {configured.NAME: made}), systemd.Notifier(None), clock())
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(made)
+
+
+def right_after(before: SystemClock, wall: float) -> SystemClock:
+    """The clock of a process that starts where the wall clock says that."""
+    return SystemClock(boottime=before.uptime, wall=lambda: wall, synchronised=lambda: False)
+
+
+class TestKeeping:
+    @pytest.fixture
+    def manager(self, tmp_path: Path) -> Iterator[NotifySocket]:
+        with NotifySocket(tmp_path / "n") as manager:
+            yield manager
+
+    def test_all_three_are_held(self, manager: NotifySocket) -> None:
+        """The credentials, the configuration and the rest; each whole, and one of each."""
+
+        async def scenario() -> None:
+            heir(address=manager.path).keep(empty(), TEXT, left)
+
+        asyncio.run(scenario())
+        assert manager.wait_content("credentials", lambda data: json.loads(data)["instance_id"] == "i-1")
+        assert manager.wait_content("configuration", lambda data: data == TEXT.encode())
+        assert manager.wait_content("handover", lambda data: data == handover.encode(left()))
+
+    def test_only_what_has_changed_is_told_again(self, manager: NotifySocket) -> None:
+        """A handover that differs in its moment alone says the same; each telling takes the manager's queue."""
+
+        async def scenario() -> None:
+            one = heir(address=manager.path)
+            one.keep(empty(), TEXT, left)
+            one.keep(empty(), TEXT, lambda: left(uptime=401.0, now=START + HOUR))
+            one.keep(empty(), TEXT + "x", lambda: left(began=2.0))
+
+        asyncio.run(scenario())
+        manager.wait_content("handover", lambda data: json.loads(data)["began"] == 2.0)
+        manager.wait_content("configuration", lambda data: data.endswith(b"x"))
+        stored = [told.value("FDNAME") for told in manager.told if "FDSTORE=1" in told.lines]
+        assert [stored.count(name) for name in ("credentials", "configuration", "handover")] == [3, 2, 2]
+
+    def test_nothing_is_told_while_the_manager_holds_more_than_we_do(self, manager: NotifySocket) -> None:
+        """A process that ends before what was in force is opened again leaves what it was left."""
+        for files in ({handover.NAME: handover.encode(left())}, {}):
+
+            async def scenario(files: dict[str, bytes] = files) -> None:
+                one = heir(files, address=manager.path)
+                assert one.pending is bool(files)
+                one.keep(empty(), TEXT, left)
+                assert bool([told for told in manager.told if "FDSTORE=1" in told.lines]) is False or not files
+                one.drop()
+                assert not one.pending
+                one.keep(empty(), TEXT, lambda: left(began=3.0))
+
+            asyncio.run(scenario())
+            manager.wait_content("handover", lambda data: json.loads(data)["began"] == 3.0)
+            manager.drop()
+            manager.told.clear()
+
+    @pytest.mark.parametrize(("attempts", "pauses"), [(2, (SOON, NEVER)), (1, (NEVER, SOON))])
+    def test_what_was_not_taken_is_told_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int, pauses: tuple[float, float]
+    ) -> None:
+        """However long the manager takes nothing: often at first, seldom after many attempts, and never not at all."""
+        monkeypatch.setattr(succession, "TELL_AGAIN_SECONDS", pauses[0])
+        monkeypatch.setattr(succession, "TELL_SLOWLY_SECONDS", pauses[1])
+        path = tmp_path / "later"
+
+        async def scenario() -> None:
+            one = heir(address=path)
+            one.keep(empty(), TEXT, left, attempts=attempts)
+            with NotifySocket(path) as manager:
+                await come_true(lambda: manager.content("handover"))
+                manager.wait_content("configuration", lambda data: data == TEXT.encode())
+                manager.wait_content("credentials", bool)
+                before = manager.mark
+                # All was taken, so there is nothing to tell again.
+                for _ in range(20):
+                    await asyncio.sleep(SOON)
+                assert manager.mark == before
+
+        asyncio.run(scenario())
+
+    def test_what_is_told_anew_takes_the_place_of_what_was_to_be_told_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A withdrawal that was told must not be followed by what was held before it."""
+        monkeypatch.setattr(succession, "TELL_AGAIN_SECONDS", SOON)
+        path = tmp_path / "later"
+
+        async def scenario() -> None:
+            one = heir(address=path)
+            one.keep(empty(), TEXT, lambda: left(began=1.0))
+            with NotifySocket(path) as manager:
+                one.keep(empty(), TEXT, lambda: left(began=2.0))
+                for _ in range(20):
+                    await asyncio.sleep(SOON)
+                assert json.loads(manager.wait_content("handover", bool))["began"] == 2.0
+                stored = [told.value("FDNAME") for told in manager.told if "FDSTORE=1" in told.lines]
+                assert stored.count("handover") == 1
+
+        asyncio.run(scenario())
+
+    def test_without_a_manager_nothing_is_gathered(self) -> None:
+        """In a container without one, no change costs the gathering of what nobody takes."""
+
+        def never() -> Handover:
+            raise AssertionError
+
+        heir().keep(empty(), TEXT, never)
+
+
+class TestGivingBack:
+    def test_it_is_kept_until_the_bundle_is_in_force(self, tmp_path: Path) -> None:
+        """A key service is away: the credentials of that bundle wait, and are there when it is opened."""
+
+        async def scenario(machines: Machines) -> None:
+            machines.leave(sealed=None, signed=None)
+            machines.stored["credentials"] = kept.encode(holding(machines, OLD), machines.before.clock)
+            key = machines.before.root / "etc" / "worker.jwk"
+            away = key.rename(key.with_suffix(".away"))
+            async with machines.start() as life:
+                assert life.in_force() is None
+                assert life.succession.pending
+                away.rename(key)
+                life.prepared.opening.keyring = life.prepared.keyring(life.settings, None, life.prepared.away)
+                life.controller.intake.reconsider()
+                life.controller.intake.step(life.clock.boottime())
+                await come_true(lambda: life.in_force() == 1 and not life.succession.pending)
+                assert served(life) == OLD
+
+        play(tmp_path, scenario)
+
+    def test_where_nothing_was_in_force_nothing_is_waited_for(self, tmp_path: Path) -> None:
+        """A process that had no bundle leaves nothing that one could come back for: from now on ours is held."""
+
+        async def main() -> None:
+            machines = Machines(tmp_path)
+            machines.before.controller.durable.adopt(OURS, machines.boot_id, {})
+            machines.leave()
+            try:
+                async with machines.start() as life:
+                    assert not life.succession.pending
+            finally:
+                await machines.before.prepared.close()
+
+        asyncio.run(main())
