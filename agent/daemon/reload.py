@@ -291,12 +291,14 @@ class Reloader:
 
     def _take(self, settings: config.Config, found: Found, changed: Sequence[str]) -> None:
         old, prepared, opening = self.settings, self._prepared, self._prepared.opening
-        before, fewer = opening.audiences, not set(found.keyring.kids) >= set(opening.keyring.kids)
+        trusted, before = opening.trust, opening.audiences
+        fewer = not set(found.keyring.kids) >= set(opening.keyring.kids)
         opening.answer_to(settings.identity.audience, self._who.audiences)
-        narrower = not beliefs.trusts_at_least(found.trust, opening.pinned) or not opening.audiences >= before
         self.settings = settings
         prepared.files, prepared.away, prepared.gid = found.files, found.away, found.gid
         opening.pinned, opening.keyring = found.trust, found.keyring
+        # Of all that is trusted, not of the pins: one may be new, and narrow a signer that the launch has named.
+        narrower = not beliefs.trusts_at_least(opening.trust, trusted) or not opening.audiences >= before
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
         # The listeners and the token stay where they were, so what is announced of them stays too.

@@ -278,6 +278,41 @@ class TestReload:
 
         reloaded(tmp_path, TEAM, changes, then)
 
+    def test_a_pin_that_narrows_a_signer_of_the_launch_is_heeded(self, tmp_path: Path) -> None:
+        """Where a key is both pinned and named by the launch, the pin counts, also of what is in force by it."""
+
+        async def scenario() -> None:
+            worker = Worker(tmp_path)
+            named = bundle.SigningKey.generate("Ed25519")
+            public = {**named.public_jwk(), "kid": named.kid}
+            trusted = [{"name": "launch:directory", "key": public, "issuers": ["*"], "audiences": ["*"]}]
+            worker.prepared.opening.launched = lambda: bundle.Trust.parse(trusted)
+            async with ended(worker):
+                worker.configure(TEAM)
+                await hung_up(worker)
+                now = worker.clock.now()
+                sealed = bundle.seal(
+                    signer=named,
+                    recipients=[worker.key.recipient_key()],
+                    issuer="https://other.example",
+                    subject="team",
+                    audiences=["urn:team"],
+                    now=now,
+                    grants=(session(now=now),),
+                    routes={Cloud.AWS: "user"},
+                    seq=1,
+                )
+                assert (await worker.controller.intake.submit(SealedBundle(sealed, "push"))).outcome == "accepted"
+                pinned = tmp_path / "etc" / "named.jwk"
+                pinned.write_text(json.dumps(public))
+                pins = [{"key": path, "issuers": [ISSUER]} for path in (worker.signer_file, pinned)]
+                worker.configure({**TEAM, "signers": pins})
+                await hung_up(worker)
+                worker.controller.intake.step(worker.clock.boottime())
+                await come_true(lambda: worker.store.bundle is None)
+
+        asyncio.run(scenario())
+
     @pytest.mark.parametrize(
         "after",
         [
