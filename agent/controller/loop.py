@@ -306,6 +306,7 @@ class Controller:
         if abs(by) < MOVED_SECONDS:
             return
         self._offset = offset
+        self.issuing.scoped.moved(timedelta(seconds=by))
         self.store.apply(ClockMoved(timedelta(seconds=by)), self._clock.now())
         self._log.warning("clock.corrected", seconds=round(by, 1))
         self.intake.verify_anew()

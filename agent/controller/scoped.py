@@ -16,6 +16,7 @@ from agent.core.errors import ProviderError
 from agent.core.model import GoogleToken, Grant
 from agent.core.scopes import given_by, narrower
 from agent.identity.ahead import until_another
+from agent.identity.slots import Held, hold
 from agent.identity.standing import google_source
 from agent.identity.store import Store
 
@@ -41,15 +42,19 @@ class Scoped:
         self._seconds = seconds
         self._pause = Pause(clock)
         self._log = structlog.get_logger()
-        self._held: dict[tuple[str, ...], tuple[GoogleToken, Grant]] = {}  # oldest first
+        self._held: dict[tuple[str, ...], tuple[Held, Grant]] = {}  # oldest first
 
     def held(self, now: datetime) -> Iterator[tuple[tuple[str, ...], GoogleToken, datetime]]:
         """The tokens that may be handed out at ``now``: scopes, a token of the identity that is served, its end."""
         served = google_source(self._store.state, now)
-        for scopes, (token, grant) in self._held.items():
-            last = token.expires_at - LEFT
-            if served is not None and served[0] == grant and now < last:
+        for scopes, (held, grant) in self._held.items():
+            token, last = held.credential, held.ends - LEFT
+            if served is not None and served[0] == grant and now < last and isinstance(token, GoogleToken):
                 yield scopes, token, min(last, until_another(self._store.state, grant, now) or last)
+
+    def moved(self, by: timedelta) -> None:
+        """Our clock was moved by ``by``: what was counted from it moves along. The caller has the store tell of it."""
+        self._held = {scopes: (held.moved(by), grant) for scopes, (held, grant) in self._held.items()}
 
     async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
         """Mint one; ``None`` when the ordinary token is the answer.
@@ -64,6 +69,7 @@ class Scoped:
         grant, base = origin
         assert grant is not None
         self._pause.heed(grant)
+        asked_at = self._clock.boottime()
         try:
             async with asyncio.timeout(self._seconds):
                 issued = await self._issue(msgspec.structs.replace(grant, scopes=wanted), base, self._clock.now())
@@ -78,11 +84,17 @@ class Scoped:
             self._log.error("scoped_token.crashed", error=type(error).__name__, exc_info=True)
             return None
         now = google_source(self._store.state, self._clock.now())
-        if now is None or now[0] != grant or not isinstance(issued.credential, GoogleToken):
+        if now is None or now[0] != grant:
             return None  # the identity it speaks for was withdrawn or replaced while it was minted
+        # Counted on the clock that never steps, from before the request left.
+        began = self._clock.now() - timedelta(seconds=self._clock.boottime() - asked_at)
+        held = hold(issued.credential, None if issued.lifetime is None else began + issued.lifetime, began)
+        token = held.credential
+        if held.ends <= self._clock.now() or not isinstance(token, GoogleToken):
+            return None  # a cache, or a wrong clock, hands out what is over
         self._held.pop(wanted, None)
-        self._held[wanted] = (issued.credential, grant)
+        self._held[wanted] = (held, grant)
         if len(self._held) > MOST:
             del self._held[next(iter(self._held))]
         self._store.tell()
-        return issued.credential
+        return token

@@ -13,7 +13,7 @@ from agent.core.scopes import given_by, narrower
 from agent.core.secret import Secret
 from tests.fakes.clock import settle
 from tests.unit.controller.support import Call, Issued, World, looped
-from tests.unit.identity.worlds import bundle, google_token
+from tests.unit.identity.worlds import HOUR, bundle, google_token
 
 AUTH = "https://www.googleapis.com/auth/"
 READ = f"{AUTH}devstorage.read_only"
@@ -90,6 +90,70 @@ async def test_a_narrow_token_is_held_while_it_is_good() -> None:
         assert told == [again]  # whoever answers workers hears of it at once: nothing else changes with it
         await world.submit(world.knows(b"two", bundle(account(READ), routes={Cloud.GCP: "sa"}, seq=2)))
         await settle(40)
+        assert held(world, READ) is None
+
+
+def lasting_an_hour(call: Call) -> Issued | None:
+    """As a token endpoint says it: for how long, and by no clock."""
+    return Issued(google_token(call.at), lifetime=HOUR) if call.cloud is not Cloud.AWS else None
+
+
+@pytest.mark.parametrize("hours", [-8, 8])
+@looped
+async def test_a_clock_that_is_put_right_makes_no_token_last_longer(hours: int) -> None:
+    """How long it lasts was counted from a moment of our clock, and moves along: else it is shown as good for hours."""
+    world = World()
+    async with world.running():
+        await serving(world)
+        world.issuer.answer = lasting_an_hour
+        assert await world.controller.issuing.scoped.mint((READ,)) is not None
+        seen: list[timedelta] = []
+
+        def look() -> None:
+            token = held(world, READ)
+            seen.append(token.expires_at - world.clock.now() if token is not None else timedelta())
+
+        world.store.watch(look)  # no reader sees the new time beside the old end
+        world.clock.set_utc(world.clock.now() + hours * HOUR)
+        world.controller.time_moved()
+        await settle()
+        assert seen
+        assert set(seen) == {HOUR}
+        await world.clock.advance(49 * 60)
+        assert held(world, READ) is not None
+        await world.clock.advance(2 * 60)
+        assert held(world, READ) is None
+
+
+@pytest.mark.parametrize("hours", [-8, 8])
+@looped
+async def test_a_clock_that_is_put_right_meanwhile_makes_no_token_last_longer(hours: int) -> None:
+    """The answer to a question that was asked before that is counted from the question on, too."""
+    world = World()
+    async with world.running():
+        await serving(world)
+
+        def answer(call: Call) -> Issued | None:
+            issued = lasting_an_hour(call)
+            world.clock.set_utc(world.clock.now() + hours * HOUR)
+            world.controller.time_moved()
+            return issued
+
+        world.issuer.answer = answer
+        token = await world.controller.issuing.scoped.mint((READ,))
+        assert token is not None
+        assert token.expires_at - world.clock.now() == HOUR
+        assert held(world, READ) is token
+
+
+@looped
+async def test_a_token_that_is_over_is_given_to_nobody() -> None:
+    """A cache, or a clock that is hours off: the ordinary token is the answer."""
+    world = World()
+    async with world.running():
+        await serving(world)
+        world.issuer.answer = lambda call: Issued(google_token(call.at), lifetime=timedelta())
+        assert await world.controller.issuing.scoped.mint((READ,)) is None
         assert held(world, READ) is None
 
 
