@@ -238,6 +238,16 @@ class Restorer:
         sources = self._prepared.sources if not self.serving else []
         self._succession.give_back(self.controller, self._prepared.opening.trust, sources=sources)
 
+    def changed(self) -> None:
+        """The store may answer otherwise: give back what was left if its bundle is in force now, or none is any more.
+
+        A withdrawal that comes before the bundle could be opened again ends it too: the service manager must not hold
+        on to what was withdrawn.
+        """
+        store = self.controller.store
+        if self._succession.pending and (store.bundle is not None or store.memory.active is None):
+            self.give_back()
+
     async def identify_anew(self, found: list[Machine], name: str) -> None:
         """Act on what the services say of a machine that runs; an empty ``name``: none says that it is still this one.
 

@@ -371,8 +371,7 @@ class Daemon:
 
     def _changed(self) -> None:
         """Write files and tell systemd: the store may answer otherwise than before."""
-        if self.store.bundle is not None and self._succession.pending:
-            self._restorer.give_back()
+        self._restorer.changed()
         self._publisher.changed()
         self._hand_over()
         self._readiness.tell_status()
@@ -384,6 +383,7 @@ class Daemon:
             self.store,
             self._file.text,
             lambda: handover_of(self._prepared, self.controller, self._restorer, self._who, self._announcer),
+            self._restorer.gap.known,
         )
         self._late.note()
 

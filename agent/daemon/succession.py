@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from agent import bundle
 from agent.config import MAX_FILE_BYTES
@@ -15,6 +18,7 @@ from agent.controller import Controller
 from agent.core.errors import HostError
 from agent.core.source import Source
 from agent.daemon import configured, handover, kept
+from agent.daemon.gap import Known
 from agent.host import systemd
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
@@ -98,17 +102,48 @@ class Succession:
         store: Store,
         configuration: str,
         latest: Callable[[], handover.Handover],
+        gap: Known | None = None,
         attempts: int = TELL_AGAIN_ATTEMPTS,
     ) -> None:
-        """Have the service manager hold what we hold, and nothing else.
+        """Have the service manager hold what we hold, and nothing else; until that is known, what was left to us.
 
         A withdrawn credential must not stay because of a full queue: systemd is told again until that succeeds.
         """
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        if not self._notifier.active or self.pending:
-            return  # systemd holds more than we do
+        if not self._notifier.active:
+            return
+        told = self._keep_meanwhile(store, gap) if self.pending else self._keep_all(store, configuration, latest)
+        if not told:
+            wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
+            again = partial(self.keep, store, configuration, latest, gap, max(attempts - 1, 1))
+            self._again = asyncio.get_running_loop().call_later(wait, again)
+
+    def _keep_meanwhile(self, store: Store, gap: Known | None) -> bool:
+        """Systemd goes on to hold what was left, which is more than we have; with it, what was learned since."""
+        left, uptime = self.left, self._clock.uptime()
+        if left is None:
+            return True
+        known = replace(
+            left,
+            uptime=uptime,  # newer than what it replaces, by the time of the process that left it
+            now=left.now + timedelta(seconds=uptime - left.uptime),
+            memory=store.memory,
+            doubted=store.doubted,
+            brought=store.state.brought,
+            gap=gap,
+        )
+        if known.memory.active != left.memory.active:
+            known = replace(known, sealed=None, signed=None, recipient="")  # the disk has that of the later one
+        if known.same_as(self._handed or left):
+            return True
+        told = self._notifier.keep(handover.NAME, handover.encode(known))
+        if told:
+            self._handed = known
+        return told
+
+    def _keep_all(self, store: Store, configuration: str, latest: Callable[[], handover.Handover]) -> bool:
         told = self._notifier.keep(kept.NAME, kept.encode(store, self._clock))
         if configuration != self._configuration:
             if self._notifier.keep(configured.NAME, configuration.encode()):
@@ -121,7 +156,4 @@ class Succession:
                 self._handed = now
             else:
                 told = False
-        if not told:
-            wait = TELL_AGAIN_SECONDS if attempts > 1 else TELL_SLOWLY_SECONDS
-            again = asyncio.get_running_loop().call_later
-            self._again = again(wait, self.keep, store, configuration, latest, max(attempts - 1, 1))
+        return told

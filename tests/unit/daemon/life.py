@@ -22,6 +22,8 @@ from agent import bundle, config
 from agent.core.model import Cloud, Grant, SealedBundle
 from agent.core.verdict import Memory
 from agent.daemon import disk, handover, kept, restore
+from agent.daemon.announce import Announcer
+from agent.daemon.leaving import handover_of
 from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
 from agent.daemon.restore import Restorer
@@ -76,6 +78,7 @@ class Machines:
         before: the process before, once :meth:`live` was called.
         ec2: its metadata service, if it has one.
         stored: what the service manager holds, by name.
+        manager: the socket of the service manager that the next process tells; ``None``: it tells nobody.
     """
 
     def __init__(self, root: Path, *, name: str = "i-1", ec2: Ec2MetadataService | None = None) -> None:
@@ -87,6 +90,7 @@ class Machines:
         (root / "worker").mkdir()
         self.before = Worker(root / "worker")
         self.stored: dict[str, bytes] = {}
+        self.manager: Path | None = None
 
     def says(self, *, boot: str | None = None, uuid: str | None = None) -> None:
         """The kernel's boot, and the firmware's name of the machine; empty: it has none."""
@@ -180,7 +184,8 @@ class Life:
         self.clock = clock
         rng = random.Random(1)
         self.passed = systemd.Passed({}, {name: _file(data) for name, data in on.stored.items()})
-        self.succession = Succession(self.passed, systemd.Notifier(None), self.clock)
+        notifier = systemd.Notifier(None if on.manager is None else str(on.manager), stored=self.passed.stored)
+        self.succession = Succession(self.passed, notifier, self.clock)
         self.handed = self.succession.left is not None
         self.prepared = Prepared(
             settings,
@@ -191,6 +196,7 @@ class Life:
             left=self.succession.left,
             root=on.root,
         )
+        self.announcer = Announcer(self.clock, None, needed=lambda: None)
         self.who = Who(self.prepared.metadata, self.clock, configured=settings.identity.instance_id, root=on.root)
         remembered = Remembered(
             self.prepared.state, on.state, clock=self.clock, environ={}, root=on.root, activated=False
@@ -219,9 +225,18 @@ class Life:
         return self
 
     def changed(self) -> None:
-        """An answer may be another: what was left is given back once its bundle is in force."""
-        if self.store.bundle is not None and self.succession.pending:
-            self.restorer.give_back()
+        """As the daemon does."""
+        self.restorer.changed()
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """As the daemon does."""
+        self.succession.keep(
+            self.store,
+            "",
+            lambda: handover_of(self.prepared, self.controller, self.restorer, self.who, self.announcer),
+            self.restorer.gap.known,
+        )
 
     async def told(self) -> bool:
         return True

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import structlog
+from msgspec.structs import replace
 
+from agent import bundle
 from agent.config import MAX_FILE_BYTES
-from agent.core.model import Cloud, IdToken
+from agent.core.model import Action, Cloud, IdToken, SealedBundle
 from agent.core.secret import Secret
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory, Policy
@@ -28,6 +30,7 @@ from agent.identity import standing
 from agent.identity.events import IdTokenMinted
 from tests.fakes.clock import START
 from tests.fakes.notify_socket import NotifySocket
+from tests.system.harness import AUDIENCE, ISSUER
 from tests.unit.daemon.life import Life, Machines, patient
 from tests.unit.daemon.test_reload_between import come_true
 from tests.unit.identity.driver import Store
@@ -99,6 +102,11 @@ def play(root: Path, scenario: Callable[[Machines], Awaitable[None]]) -> None:
             await machines.before.prepared.close()
 
     asyncio.run(main())
+
+
+def passed_by(manager: NotifySocket) -> systemd.Passed:
+    """What the manager would hand to the next process."""
+    return systemd.Passed({}, {name: os.dup(one) for name, one in manager.stored()})
 
 
 def served(life: Life) -> str | None:
@@ -315,6 +323,91 @@ class TestGivingBack:
                 life.controller.intake.step(life.clock.boottime())
                 await come_true(lambda: life.in_force() == 1 and not life.succession.pending)
                 assert served(life) == OLD
+
+        play(tmp_path, scenario)
+
+    def test_a_doubt_outlives_a_process_that_could_not_open_it(self, tmp_path: Path) -> None:
+        """What was left stays with the manager, bundle and credentials, and with it what was learned of whose it is."""
+
+        async def scenario(machines: Machines) -> None:
+            (machines.before.root / "etc" / "worker.jwk").rename(tmp_path / "away")
+            machines.leave(signed=None)
+            with NotifySocket(tmp_path / "n") as manager:
+                machines.manager = manager.path
+                async with machines.start() as life:
+                    assert life.succession.pending
+                    life.hand_over()
+                    before = manager.mark
+                    life.controller.durable.doubt("another name")
+                    life.changed()
+                    manager.wait_content("handover", lambda data: json.loads(data)["doubted"])
+                    told = handover.take(passed_by(manager), life.clock)
+                    assert told is not None
+                    assert life.succession.left is not None
+                    assert told.same_as(replace(life.succession.left, doubted=True, gap=life.restorer.gap.known))
+                    assert told.sealed is not None
+                    assert told.shift(life.clock) > timedelta(seconds=-1)  # its instants are where they were
+                    assert manager.content("credentials") == []
+                    life.changed()
+                    life.changed()
+                    assert sum("handover" in str(one.value("FDNAME")) for one in manager.told[before:]) == 4  # once
+
+        play(tmp_path, scenario)
+
+    def test_a_later_bundle_of_the_disk_is_not_confused_with_the_one_that_was_left(self, tmp_path: Path) -> None:
+        """The disk is ahead of the handover, and its bundle cannot be opened now: the next process asks the disk again."""
+
+        async def scenario(machines: Machines) -> None:
+            stored = dict(machines.stored)
+            await machines.live(OURS, seq=2, grants=(role("r"),))
+            machines.stored = stored
+            (machines.before.root / "etc" / "worker.jwk").rename(tmp_path / "away")
+            with NotifySocket(tmp_path / "n") as manager:
+                machines.manager = manager.path
+                async with machines.start() as life:
+                    assert life.succession.pending
+                    assert life.store.memory.active is not None
+                    assert life.store.memory.active.seq == 2
+                    life.hand_over()
+                    manager.wait_content("handover", lambda data: json.loads(data)["memory"]["active"]["seq"] == 2)
+                    told = handover.take(passed_by(manager), life.clock)
+                    assert told is not None
+                    assert (told.sealed, told.signed, told.recipient) == (None, None, "")
+                    memory, sealed = handover.reconcile(told, *machines.before.prepared.state.load())
+                    assert memory.active == life.store.memory.active
+                    assert sealed == machines.before.controller.durable.sealed
+
+        play(tmp_path, scenario)
+
+    def test_a_withdrawal_ends_what_could_not_be_opened(self, tmp_path: Path) -> None:
+        """Another key opens it: from then on the manager holds nothing of what was withdrawn, memory and credentials."""
+
+        async def scenario(machines: Machines) -> None:
+            other = bundle.OpeningKey.generate("P-256")
+            path = machines.before.root / "etc" / "other.jwk"
+            path.write_text(json.dumps({**other.private_jwk(), "kid": other.kid}))
+            path.chmod(0o600)
+            machines.stored["credentials"] = kept.encode(holding(machines, OLD), machines.before.clock)
+            with NotifySocket(tmp_path / "n") as manager:
+                machines.manager = manager.path
+                async with machines.start({"keys": [{"kind": "file", "path": path}]}) as life:
+                    assert life.succession.pending
+                    sealed = bundle.seal(
+                        signer=machines.before.signer,
+                        recipients=[other.recipient_key()],
+                        issuer=ISSUER,
+                        subject="team",
+                        audiences=[AUDIENCE],
+                        now=life.clock.now(),
+                        action=Action.WITHDRAW,
+                        seq=2,
+                    )
+                    ack = await life.controller.intake.submit(SealedBundle(sealed, "push"))
+                    assert ack.outcome == "accepted", ack
+                    life.changed()
+                    assert not life.succession.pending
+                    manager.wait_content("handover", lambda data: json.loads(data)["memory"]["active"] is None)
+                    manager.wait_content("credentials", lambda data: OLD.encode() not in data)
 
         play(tmp_path, scenario)
 
