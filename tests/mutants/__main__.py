@@ -52,8 +52,9 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "identity": ("*",),
     "controller": ("*",),
     "daemon": (
-        *("begins", "codec", "compose", "grace", "handover", "kept", "publish"),
-        *("reload", "restore", "still", "succession", "unit"),
+        *("begins", "begun", "beliefs", "codec", "compose", "disk", "gap", "grace", "handover", "kept", "launched"),
+        *("master_connection", "passing", "publish", "reload", "remembered", "restore", "servers", "snapshots"),
+        *("still", "succession", "tokens", "unit", "who"),
     ),
     "serve": (
         *("connection", "container", "control", "courier", "early", "ec2", "fairness"),
