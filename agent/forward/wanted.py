@@ -204,6 +204,9 @@ def _to_whom(name: str, given: Any) -> tuple[str, ...]:
     if not isinstance(given, Iterable):
         raise UsageError(f"{name}= takes a list of texts, got {given!r}", hint=f'{name}=["{given}"]')
     some = tuple(given)
+    if not some and name != "thumbprints":
+        # What came out empty by mistake would restrict nothing: any role, and where the channel is trusted anybody.
+        raise UsageError(f"{name}= takes at least one, got an empty list", hint=f"leave {name}= out for the default")
     for one in some:
         if not isinstance(one, str):
             raise UsageError(f"{name}= takes a list of texts, got {one!r} in it", hint=f'{name}=["{one}"]')

@@ -423,6 +423,17 @@ def test_a_list_that_can_be_read_once_restricts_as_any_other(world: World) -> No
     assert machine.accepted == []
 
 
+@pytest.mark.parametrize("name", ["accounts", "roles", "projects", "service_accounts", "instance_ids"])
+@pytest.mark.parametrize("nobody", [[], (), iter(())], ids=["list", "tuple", "generator"])
+def test_a_list_that_came_out_empty_is_no_restriction_that_was_meant(world: World, name: str, nobody: Any) -> None:
+    """Whoever names nobody is asked to say so: it would be any role, and over an encrypted channel anybody at all."""
+    machine = world.machine("m")
+    world.courier.private = world.courier.named = True
+    with pytest.raises(UsageError, match=f"{name}= takes at least one"):
+        world.forward(**{name: nobody})
+    assert machine.accepted == []
+
+
 def test_what_makes_no_sense_is_said_at_once(world: World) -> None:
     """A mistake in the arguments is an error with a hint, before anybody is asked."""
     for wanted, words in (
