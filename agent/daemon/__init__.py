@@ -7,7 +7,8 @@ Each file answers one question:
 * :mod:`~agent.daemon.prepare`: is everything there that the configuration names?
 * :mod:`~agent.daemon.compose`: what does a piece of configuration come to?
 * :mod:`~agent.daemon.beliefs`: whom do we trust, and with which keys do we open what they send?
-* :mod:`~agent.daemon.late`: what did the machine not have yet at the start?
+* :mod:`~agent.daemon.late`: what did the machine not have yet at the start, or has lost since?
+* :mod:`~agent.daemon.socket_name`: is a unix socket still found by its name?
 * :mod:`~agent.daemon.listeners`: what do the endpoints get?
 * :mod:`~agent.daemon.snapshots`, :mod:`~agent.daemon.servers`, :mod:`~agent.daemon.passing`: what is told to those who
   answer workers, and what may they ask for?

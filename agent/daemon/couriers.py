@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -16,6 +14,7 @@ from agent.core.clock import Clock
 from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.daemon import listening
+from agent.daemon.socket_name import LOOK_SECONDS, LOST, LOST_HINT, SocketName
 from agent.serve.courier import CourierEndpoint
 from agent.serve.handed import Guarding
 from agent.serve.intake import Intake
@@ -54,29 +53,46 @@ class CourierSocket:
         self._clock = clock
         self._log = structlog.get_logger()
         self._server: Intake | None = None
-        self._made: Path | None = None
+        self._name: SocketName | None = None
+        self._is_made = False  # by us
         self._listens = False
 
     async def run(self) -> None:
-        """Try to open it until that works."""
+        """Try to open it until that works, and again when its name was taken away."""
         while not self._listens:
             await self._clock.sleep(AGAIN_SECONDS)
             self.listen()
+        while self._name is not None:
+            await self._clock.sleep(LOOK_SECONDS)
+            if not await self._name.lost():
+                self._reasons().pop(KEY, None)
+            elif self._is_made:
+                former = self._server
+                self.listen()
+                if self._server is not former and former is not None:
+                    former.close()
+                    self._log.info("socket.made", key=KEY)
+            else:
+                self._without(LOST, LOST_HINT.format(unit="credential-agent-courier.socket"))
 
     def listen(self) -> None:
         """Open it, if that is possible now."""
-        reasons = self._reasons()
         try:
             sock = self._open()
         except HostError as error:
-            if reasons.get(KEY) != error.message:
-                self._log.error("start.without", key=KEY, reason=error.message, hint=error.hint)
-            reasons[KEY] = error.message
+            self._without(error.message, error.hint)
             return
-        reasons.pop(KEY, None)
+        self._reasons().pop(KEY, None)
         self._listens = True
         if sock is not None:
+            self._name = SocketName(sock)
             self._server = self._endpoint.listener.listen([Guarding(sock)])
+
+    def _without(self, reason: str, hint: str | None) -> None:
+        reasons = self._reasons()
+        if reasons.get(KEY) != reason:
+            self._log.error("start.without", key=KEY, reason=reason, hint=hint)
+        reasons[KEY] = reason
 
     def _open(self) -> socket.socket | None:
         if self._settings.courier == "off":
@@ -87,7 +103,7 @@ class CourierSocket:
         if path is None:
             return None
         sock = listening.unix_socket(path, 0o660, key=KEY)
-        self._made = path
+        self._is_made = True
         gid = self._gid()
         try:
             if gid is not None:
@@ -101,7 +117,6 @@ class CourierSocket:
         """Stop listening, and let what is under way end."""
         if self._server is not None:
             self._server.close()
-        if self._made is not None:
-            with contextlib.suppress(OSError):
-                self._made.unlink()
+        if self._name is not None and self._is_made:
+            self._name.remove()
         await self._endpoint.listener.close(grace_seconds)

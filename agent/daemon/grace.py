@@ -82,6 +82,12 @@ class Note:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write(), name="note of this boot")
 
+    def again(self) -> None:
+        """Write it again: somebody has removed it."""
+        began, self._wanted = self._wanted, None
+        if began is not None:
+            self.keep(began)
+
     async def last(self, seconds: float) -> None:
         """Wait until it is written, for at most so long."""
         if self._writing is not None:

@@ -1,17 +1,19 @@
-"""Which files did the machine not have at the start? Each is used once it is there."""
+"""What did the machine not have at the start, or has lost since? Each is used as soon as it is there."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
 from agent import config
+from agent.core.announced import FILE
 from agent.core.errors import ConfigError, HostError
 from agent.daemon import grace, listening
 from agent.daemon.configured import Configured, Written
@@ -19,10 +21,13 @@ from agent.daemon.prepare import Prepared
 from agent.daemon.publish import Publisher, group_id
 from agent.daemon.reload import Reloader
 from agent.daemon.restore import Restorer
+from agent.daemon.socket_name import LOOK_SECONDS, LOST, LOST_HINT, SocketName
 from agent.daemon.who import ASK_AGAIN_SECONDS
 from agent.host.clock import SystemClock
 from agent.serve.control import ControlEndpoint
 from agent.serve.handed import Guarding
+
+_CONTROL: Final = "listen.control"
 
 
 class Server(Protocol):
@@ -60,6 +65,7 @@ class Late:
         self._passed = passed
         self._restorer = restorer
         self._clock = clock
+        self._control: SocketName | None = None
         self._note = grace.Note(Path(settings.listen.control).parent)
         self._log = structlog.get_logger()
 
@@ -68,7 +74,6 @@ class Late:
         operators: ControlEndpoint,
         servers: list[Server],
         *,
-        controlled: bool,
         reloader: Reloader,
         publisher: Publisher,
         reload: Callable[[], None],
@@ -77,16 +82,14 @@ class Late:
 
         Args:
             operators: the endpoint of the control socket.
-            servers: gets the control socket's server when it is there.
-            controlled: whether it is there already.
+            servers: has the control socket's server, or gets it when it is there.
             reloader: applies the files that had not answered.
             publisher: is told of the workers' group.
             reload: what SIGHUP does.
         """
         self.note()
-        later: list[Coroutine[Any, Any, None]] = []
-        if not controlled:
-            later.append(self._open_control_late(operators, servers))
+        later: list[Coroutine[Any, Any, None]] = [self._keep_control(operators, servers)]
+        later.append(self._keep_files(reloader, publisher))
         if "environment.group" in self._prepared.away.reasons:
             later.append(self._find_group(reloader, publisher))
         if self._prepared.late_files:
@@ -101,28 +104,71 @@ class Late:
         Raises:
             AnotherAgentError: another agent listens on it.
         """
-        reasons = self._prepared.away.reasons
         try:
             return listening.control_socket(self._settings.listen, self._passed)
         except listening.AnotherAgentError:
             raise
         except HostError as error:
-            # Workers are served without it.
-            if reasons.get("listen.control") != error.message:
-                self._log.error("start.without", key="listen.control", reason=error.message, hint=error.hint)
-            reasons["listen.control"] = error.message
+            self._without_control(error.message, error.hint)  # workers are served without it
             return None
 
-    @staticmethod
-    def listen(operators: ControlEndpoint, control: socket.socket) -> Server:
+    def _without_control(self, reason: str, hint: str | None) -> None:
+        reasons = self._prepared.away.reasons
+        if reasons.get(_CONTROL) != reason:
+            self._log.error("start.without", key=_CONTROL, reason=reason, hint=hint)
+        reasons[_CONTROL] = reason
+
+    def listen(self, operators: ControlEndpoint, control: socket.socket) -> Server:
         """Answer operators on the control socket, from now on."""
+        self._control = SocketName(control)
         return operators.listener.listen([Guarding(control)])
 
-    async def _open_control_late(self, operators: ControlEndpoint, servers: list[Server]) -> None:
-        while (control := self.control_socket()) is None:
-            await self._clock.sleep(ASK_AGAIN_SECONDS)
-        servers.append(self.listen(operators, control))
-        self._prepared.away.reasons.pop("listen.control", None)
+    def remove_control(self) -> None:
+        """Remove the control socket, if we made it."""
+        if self._control is not None and "control" not in self._passed:
+            self._control.remove()
+
+    async def _keep_control(self, operators: ControlEndpoint, servers: list[Server]) -> None:
+        """Open the control socket as soon as that is possible, and again when its name was taken away."""
+        reasons = self._prepared.away.reasons
+        while True:
+            await self._clock.sleep(ASK_AGAIN_SECONDS if self._control is None else LOOK_SECONDS)
+            if self._control is not None:
+                if not await self._control.lost():
+                    reasons.pop(_CONTROL, None)
+                    continue
+                if "control" in self._passed:
+                    self._without_control(LOST, LOST_HINT.format(unit="credential-agent-control.socket"))
+                    continue
+            try:
+                control = self.control_socket()
+            except listening.AnotherAgentError as error:  # it is the one that is found
+                self._without_control(error.message, error.hint)
+                continue
+            if control is not None:
+                for server in servers:
+                    server.close()
+                servers[:] = [self.listen(operators, control)]
+                reasons.pop(_CONTROL, None)
+                self._log.info("socket.made", key=_CONTROL)
+
+    async def _keep_files(self, reloader: Reloader, publisher: Publisher) -> None:
+        """Write again what was taken away from where programs, and the next process, look for it."""
+        directory = Path(self._settings.listen.control).parent
+        announced, note = directory / FILE, directory / grace.FILE
+
+        def look() -> dict[Path, bool]:
+            return {path: os.path.lexists(path) for path in (announced, note)}
+
+        there = {announced: True, note: True}  # where it could not be written, that was told
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            await publisher.look()
+            before, there = there, await asyncio.to_thread(look)
+            if before[announced] and not there[announced]:
+                reloader.announce(reloader.settings)
+            if before[note] and not there[note]:
+                self._note.again()
 
     async def _find_group(self, reloader: Reloader, publisher: Publisher) -> None:
         """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""

@@ -135,12 +135,6 @@ def announce(settings: config.Config, address: str) -> None:
         write_atomic(Path(settings.listen.control).with_name(name), msgspec.json.encode(told), mode=0o644)
 
 
-def remove(settings: config.Listen) -> None:
-    """Remove the control socket that we made."""
-    with contextlib.suppress(OSError):
-        Path(settings.control).unlink()
-
-
 def names(sockets: Iterable[socket.socket]) -> list[str]:
     """How a person would write their addresses."""
     found = []

@@ -230,6 +230,12 @@ class Publisher:
             return
         self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
 
+    async def look(self) -> None:
+        """Write again what somebody has removed: a program that begins without its pointers finds another identity."""
+        written = tuple(self._written)
+        if not all(await asyncio.to_thread(lambda: [_there(path) for path in written])):
+            self.changed()
+
     async def settled(self, seconds: float) -> None:
         """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full.
 

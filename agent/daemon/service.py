@@ -207,7 +207,6 @@ class Daemon:
         later = self._late.begin(
             operators,
             listening_on,
-            controlled=control is not None,
             reloader=self._reloader,
             publisher=self._publisher,
             reload=self._on_hangup,
@@ -233,8 +232,7 @@ class Daemon:
             await operators.listener.close(CLOSE_SECONDS / 4)
             await couriers.close(CLOSE_SECONDS / 4)
             await self._prepared.close()
-            if "control" not in self._passed.sockets:
-                listening.remove(settings.listen)
+            self._late.remove_control()
         self._log.info("agent.stopped")
 
     def _heed_signals(self) -> None:
