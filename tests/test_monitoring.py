@@ -182,6 +182,10 @@ TRIED = {
         {'state{cloud="aws",state="ended"}': "1x20"}, 0, 2, ("0x20",), {"state": "ended", **AWS},
         "requests for aws are refused",
     ),
+    "CredentialAgentPending": Tried(
+        {'state{cloud="aws",state="pending"}': "1x20"}, 4, 6, ("1x3 0x17",), {"state": "pending", **AWS},
+        "requests for aws have been waiting for 5 minutes",
+    ),
     "CredentialAgentExpiresSoon": Tried(
         {'expiry_timestamp_seconds{cloud="aws"}': "1200x20", 'renewal_failing{cloud="aws",grant="role"}': "1x20"}, 7, 10,
         ("1200x20", "0x20"), AWS, "the aws credential ends in 10m 0s and is not renewed",

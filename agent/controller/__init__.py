@@ -1,5 +1,6 @@
 """The controller: bundles in, credentials in, and the one owner of what outlives the process."""
 
+from agent.controller.awaited import Awaited
 from agent.controller.durable import PATIENCE_SECONDS, WRITE_AGAIN_SECONDS, Durable, Outcome, Recorder
 from agent.controller.intake import Intake, Opener
 from agent.controller.issuing import ISSUE_TIMEOUT_SECONDS, Issuer, Issuing
@@ -12,6 +13,7 @@ __all__ = [
     "PATIENCE_SECONDS",
     "REVIEW_AGAIN_SECONDS",
     "WRITE_AGAIN_SECONDS",
+    "Awaited",
     "Controller",
     "Durable",
     "Intake",

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from agent.controller.awaited import Awaited
 from agent.controller.durable import Durable
 from agent.controller.retries import NEVER, Retries
 from agent.controller.review import Review
@@ -59,7 +60,7 @@ class Opener(Protocol):
 
 
 class Intake:
-    """See the module.
+    """See the module. Long because every way of a bundle into force is here, so that none goes past another's rules.
 
     Args:
         store: the state machine.
@@ -104,6 +105,7 @@ class Intake:
         self._changed = changed
         self._told = told
         self._log = structlog.get_logger()
+        self.awaited = Awaited(sources.values())
         self._retries = Retries(lambda origin: origin == STATE or origin in sources, clock, rng)
         self._review = Review(
             store, durable, opener, self._verdicts, self._retries, clock=clock, wake=wake, changed=changed
@@ -133,7 +135,7 @@ class Intake:
             self._review.due_at = NEVER
             self._tasks.spawn(self._review.run(), name="review")
         for sealed in self._retries.due(boottime):
-            self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
+            self._begin(sealed)
 
     # -- bundles ----------------------------------------------------------------------------------------------------
 
@@ -185,10 +187,18 @@ class Intake:
 
         Returns: the verdict, which is also carried back to the source it came from.
         """
-        return await asyncio.shield(self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}"))
+        return await asyncio.shield(self._begin(sealed))
+
+    def _begin(self, sealed: SealedBundle) -> asyncio.Task[Ack]:
+        self.awaited.opens(sealed.origin)  # now: whoever asks next must not find that nothing is waited for
+        return self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
 
     async def _submit(self, sealed: SealedBundle) -> Ack:
-        ack = await self._evaluate(sealed)
+        ack = None
+        try:
+            ack = await self._evaluate(sealed)
+        finally:
+            self.awaited.opened(sealed.origin, ack)
         self._wake()
         confirmed = await self._told() or ack.outcome == "refused"
         if (source := self._sources.get(sealed.origin)) is not None:

@@ -41,6 +41,7 @@ from agent.core.view import Facts
 from agent.identity import leftovers
 from agent.identity.events import (
     ClockMoved,
+    FirstAwaited,
     GraceMoved,
     Holding,
     MachineObserved,
@@ -63,7 +64,7 @@ async def _nobody() -> bool:
 
 
 class Controller:
-    """See the module.
+    """See the module. Long because it is the one place where the parts meet and are told apart.
 
     Args:
         store: the state machine.
@@ -219,6 +220,7 @@ class Controller:
         for notice in self.store.tick(now):
             self._tell(notice)
         self.intake.step(self.last_step)
+        self.store.apply(FirstAwaited(self.intake.awaited.why), now)
         if self.durable.write_at <= self.last_step:
             self.durable.retry()
         self.durable.noting.note()
@@ -263,6 +265,8 @@ class Controller:
 
     def _source_failed(self, source: Source, error: SourceError) -> None:
         name, before = source.name, self.source_state.get(source.name)
+        self.intake.awaited.failed(name, error)
+        self._woken.set()  # it may have been waited for
         bump(self.counters.source_troubles, name)
         self.source_state[name], self.source_read[name] = error.message, self._clock.now()
         if before == error.message:
@@ -276,7 +280,10 @@ class Controller:
 
     def _source_worked(self, name: str) -> None:
         before, self.source_state[name] = self.source_state.get(name), "ok"
+        self.intake.awaited.answered(name)
         self.source_read[name] = self._clock.now()
+        if before != "ok":
+            self._woken.set()  # it may have been waited for
         if before in ("ok", "starting"):
             return
         self.history.add(self._clock.now(), "source-recovered", name, "it can be read again")

@@ -58,6 +58,10 @@ class SourceError(AgentError):
     """A source is here but broken: wait, or repair the source. Nothing that is served changes."""
 
 
+class UnansweredError(SourceError):
+    """Whoever would say what a source holds does not answer: it may hold anything, or nothing."""
+
+
 class UnreadableError(SourceError):
     """Something a source holds looks like a bundle and cannot be read: somebody meant this worker to have one."""
 

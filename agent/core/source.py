@@ -12,7 +12,7 @@ from typing import Final, Literal, NoReturn, Protocol, runtime_checkable
 import msgspec
 
 from agent.core.errors import SourceError
-from agent.core.model import SealedBundle
+from agent.core.model import Cloud, SealedBundle
 
 UNCONFIRMED: Final = (
     "not confirmed: it is decided, but whoever answers workers did not say in time that it serves so; send it again to "
@@ -100,6 +100,20 @@ class Resumable(Protocol):
 
     def go_on(self, position: Position) -> None:
         """Begin from there. Call it only if what was read there is in force: it is not submitted again."""
+
+
+@runtime_checkable
+class OfTheMachine(Protocol):
+    """A source at the machine's own metadata service, which gives the machine's own identity too.
+
+    While that has not answered yet there is no identity of the machine's to miss: whoever may serve that one waits for
+    the source's first answer, whenever it comes.
+
+    Attributes:
+        machines_cloud: the cloud in which it gives that identity.
+    """
+
+    machines_cloud: Cloud
 
 
 class Source(Protocol):

@@ -81,6 +81,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         facts: what the machine said of region, zone and the like.
         files: what the public files of the configuration said, by path.
         holding: whether the boot grace had not begun to count: a file had not answered yet.
+        awaited: why a first bundle was waited for longer than that, by cloud.
         ephemeral: the private JWK that exists nowhere else, as text.
         token_key: the key of the EC2 session tokens, in base64.
         tokens: the bearer tokens of the container endpoint, the present one first.
@@ -107,6 +108,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     facts: Facts = Facts()
     files: dict[str, str] = {}
     holding: bool = False
+    awaited: dict[Cloud, str] = {}
     ephemeral: Secret | None = None
     token_key: Secret | None = None
     tokens: list[Secret] = []

@@ -37,6 +37,7 @@ def handover_of(
         facts=controller.store.state.observed,
         files={**prepared.away.files, **prepared.launched.found},
         holding=prepared.holding,
+        awaited=dict(controller.store.state.awaited),
         positions=handover.positions(prepared.sources, sealed),
         ephemeral=handover.jwk(opening.keyring.keys),
         token_key=handover.encoded(restorer.token_key),

@@ -21,7 +21,7 @@ import structlog
 
 import agent
 from agent import config
-from agent.controller import Controller
+from agent.controller import Awaited, Controller
 from agent.core.model import Cloud
 from agent.core.verdict import Memory
 from agent.core.view import Facts
@@ -187,10 +187,12 @@ class Restorer:
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
         if broken and left is None:
             remembered = read
-        waited = await self._waited(name or remembered.instance_id)
+        named = name or remembered.instance_id
+        waited = await self._waited(named)
         now = self.clock.now()
         self._recorder = disk.Later(self._prepared.state, self._remembered.reading)
-        store = Store(compose.policy(self._settings), remembered, now, self._rng, waited=waited, brought=brought)
+        awaited, policy = self._awaited(named), compose.policy(self._settings)
+        store = Store(policy, remembered, now, self._rng, waited=waited, brought=brought, awaited=awaited)
         self.controller = Controller(
             store=store,
             issuer=self._prepared.mint,
@@ -203,6 +205,7 @@ class Restorer:
             told=told,
             follow=follow,
         )
+        self.controller.intake.awaited.go_on(() if left is None else left.awaited)
         self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")
         await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
         self.controller.history.add(self.clock.now(), "started", "agent", f"version {agent.__version__}")
@@ -353,6 +356,13 @@ class Restorer:
         return grace.Began(
             store.memory.instance_id, self.began, self._who.boot_id, doubted=store.doubted, gap=self.gap.known
         )
+
+    def _awaited(self, name: str) -> dict[Cloud, str]:
+        """What is waited for in any case: what the metadata service may have, or what the process before waited for."""
+        left = self._succession.left
+        if left is not None and left.memory.instance_id in ("", name):
+            return left.awaited
+        return Awaited(self._prepared.sources).why if self._settings.keys else {}
 
     async def _waited(self, name: str) -> timedelta:
         """How much of the boot grace has passed already for the machine of that name."""

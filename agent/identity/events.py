@@ -100,6 +100,17 @@ class GraceMoved(msgspec.Struct, frozen=True):
     until: datetime
 
 
+class FirstAwaited(msgspec.Struct, frozen=True):
+    """A first bundle may be here that could not be looked at yet.
+
+    Attributes:
+        why: what is waited for, by cloud, after the boot grace too. Not in clouds in which nothing was waited for when
+            the grace ended: what is served there since then goes on.
+    """
+
+    why: Mapping[Cloud, str]
+
+
 class MachineObserved(msgspec.Struct, frozen=True):
     """The machine's real metadata said where it stands."""
 
@@ -209,6 +220,7 @@ Event = (
     | TimeDoubted
     | PolicyChanged
     | GraceMoved
+    | FirstAwaited
     | MachineObserved
     | MemoryAdopted
     | MemoryReset

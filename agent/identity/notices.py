@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent.core.model import Cloud
 from agent.core.verdict import Event, Notice
-from agent.core.view import Answer, Ended, Live
+from agent.core.view import Answer, Ended, Live, Pending
 from agent.identity.events import Effect, Ticked
 from agent.identity.standing import origin, view
 from agent.identity.state import State, Told, changed, lease_over, slots_of
@@ -32,7 +32,7 @@ def notice(state: State, _event: Ticked, now: datetime, _rng: random.Random) -> 
         answer, whose = view(state, cloud, now), origin(state, cloud, now)
         before = state.told[cloud]
         until = valid_until(state, cloud, now)
-        stands = (whose, type(answer), answer.name if isinstance(answer, Live) else answer.why)
+        stands = (whose, type(answer), _stands(answer, awaited=cloud in state.awaited))
         if stands != before.standing:
             state = changed(state)
             event = _told_as(answer, before)
@@ -79,6 +79,13 @@ def _told_as(answer: Answer, before: Told) -> Event | None:
     # and another reason for the same lack is no other end.
     was_served = before.standing is not None and before.standing[1] is Live
     return Event.ENDED if was_served or not answer.passing else None
+
+
+def _stands(answer: Answer, *, awaited: bool) -> str:
+    if isinstance(answer, Live):
+        return answer.name
+    # A key service that is asked again and again may fail in another way each time.
+    return "" if awaited and isinstance(answer, Pending) else answer.why
 
 
 def _why(answer: Answer) -> str:

@@ -68,9 +68,15 @@ class Machines(msgspec.Struct, frozen=True):
 
 
 class Grace(msgspec.Struct, frozen=True):
-    """A first bundle is waited for."""
+    """A first bundle is waited for.
+
+    Attributes:
+        until: how long in any case.
+        why: what is waited for after that.
+    """
 
     until: datetime
+    why: str | None
 
 
 class Doubted(msgspec.Struct, frozen=True):
@@ -114,8 +120,8 @@ def standing(state: State, cloud: Cloud, now: datetime) -> Standing:
         if state.doubt is not None:
             return Doubted(state.doubt)
         return Resuming(opened) if opened is not None else Closed(_closed(state, cloud))
-    if identity is None and now < state.grace_until:
-        return Grace(state.grace_until)
+    if identity is None and (now < state.grace_until or cloud in state.awaited):
+        return Grace(state.grace_until, state.awaited.get(cloud))
     if cloud in state.policy.fallback:
         return _machines(state, cloud)
     return Closed(
@@ -163,8 +169,9 @@ def view(state: State, cloud: Cloud, now: datetime) -> Answer:
             return _from_machine(state, slot, now)
         case LeaseOver(seq):
             return Ended(f"the lease of bundle {seq} ended; a new bundle must be sealed", passing=False)
-        case Grace(until):
-            return Pending(f"waiting for a first bundle until {until:%H:%M:%SZ}")
+        case Grace(until, why):
+            said = f"waiting for a first bundle until {until:%H:%M:%SZ}"
+            return Pending(said if why is None or now < until else why)
         case Doubted(why) | Resuming(why):
             return Pending(why)
         case Closed(why):

@@ -108,6 +108,7 @@ class State(msgspec.Struct, frozen=True):
         brought: what the memory would be had this machine begun with none: of the bundles that were brought to it,
             and not of what it found. Should the memory turn out to be another machine's, this is ours.
         grace_until: how long a first bundle is waited for.
+        awaited: by cloud, why one is waited for longer than that.
         identity: what is in force; ``None``: no bundle.
         machine: the machine's own slots, where its identity is served, may be, or is a source.
         resuming: why the bundle in force before a restart is not in force yet; ``None``: nothing is being opened.
@@ -126,6 +127,7 @@ class State(msgspec.Struct, frozen=True):
     memory: Memory
     grace_until: datetime
     brought: Memory = Memory()
+    awaited: Mapping[Cloud, str] = {}
     identity: InForce | None = None
     machine: Mapping[Cloud, Slot] = {}
     resuming: str | None = None

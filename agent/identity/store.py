@@ -12,7 +12,7 @@ It does no I/O, draws no randomness of its own and reads no clock. The controlle
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
 from agent.core.model import Bundle, Cloud, IdToken
@@ -34,6 +34,7 @@ class Store:
         rng: the source of every spread and jitter.
         waited: how much of the boot grace an earlier process of this boot and instance has had already.
         brought: see :attr:`State.brought`: of an earlier process of this boot.
+        awaited: see :attr:`State.awaited`.
 
     Attributes:
         state: what is so now. Only :meth:`apply` replaces it.
@@ -48,9 +49,10 @@ class Store:
         *,
         waited: timedelta = timedelta(),
         brought: Memory | None = None,
+        awaited: Mapping[Cloud, str] | None = None,
     ) -> None:
         grace_until = now + max(policy.grace - waited, timedelta())
-        self.state: State = first(policy, memory, brought or Memory(), grace_until, now)
+        self.state: State = first(State(policy, memory, grace_until, brought or Memory(), awaited or {}), now)
         self._rng = rng
         self._watchers: list[Callable[[], None]] = []
 

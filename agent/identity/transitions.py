@@ -16,6 +16,7 @@ event                  what it does
 ``TimeDoubted``        everything is due within half a minute, once a minute at most
 ``PolicyChanged``      the machine's own slots come and go
 ``GraceMoved``         the boot grace ends at another instant
+``FirstAwaited``       a first bundle is waited for though the grace is over, or no longer
 ``MachineObserved``    region, zone and the like are known
 ``MemoryAdopted``      the memory bears this machine's name; no doubt is left
 ``MemoryReset``        nothing is left of what was the other machine's; what was brought to this one stays remembered
@@ -52,7 +53,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from agent.core.model import INSTANCE, Action, Bundle, Cloud, base_cloud_of, base_of
-from agent.core.verdict import Failure, Key, Memory, Policy, Work
+from agent.core.verdict import Failure, Key, Work
 from agent.core.view import Live, Origin
 from agent.identity import admission, slots
 from agent.identity.events import (
@@ -65,6 +66,7 @@ from agent.identity.events import (
     CredentialIssued,
     Effect,
     Event,
+    FirstAwaited,
     GraceMoved,
     Holding,
     IdTokenMinted,
@@ -361,6 +363,15 @@ def grace_moved(state: State, event: GraceMoved, _now: datetime, _rng: random.Ra
     return changed(replace(state, grace_until=event.until)), APPLIED
 
 
+def first_awaited(state: State, event: FirstAwaited, now: datetime, _rng: random.Random) -> Step:
+    """Wait for what may be a first bundle, longer than the grace. Once that is over in a cloud, it is for good."""
+    over = now >= state.grace_until
+    awaited = {cloud: why for cloud, why in event.why.items() if cloud in state.awaited or not over}
+    if awaited == state.awaited:
+        return state, NOTHING
+    return changed(replace(state, awaited=awaited)), APPLIED
+
+
 # -- the machine and its memory ---------------------------------------------------------------------------------------
 
 
@@ -496,6 +507,7 @@ TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Rand
     TimeDoubted: time_doubted,
     PolicyChanged: policy_changed,
     GraceMoved: grace_moved,
+    FirstAwaited: first_awaited,
     MachineObserved: machine_observed,
     MemoryAdopted: memory_adopted,
     MemoryReset: memory_reset,
@@ -506,9 +518,9 @@ TRANSITIONS: Final[dict[type[Event], Callable[[State, Any, datetime, random.Rand
 }
 
 
-def first(policy: Policy, memory: Memory, brought: Memory, grace_until: datetime, now: datetime) -> State:
-    """The state of a worker that starts: nothing but its memory."""
-    return _machines_kept(State(policy, memory, grace_until, brought), now)
+def first(state: State, now: datetime) -> State:
+    """The state of a worker that starts, from one that has nothing but its memory."""
+    return _machines_kept(state, now)
 
 
 def transition(state: State, event: Event, now: datetime, rng: random.Random) -> Step:

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.model import SealedBundle
+from agent.core.model import Cloud, SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.sources.watching import broken_here, keep_watching, unusable
 from agent.upstream import Ec2Metadata
@@ -46,6 +46,8 @@ class Ec2UserDataSource:
         clock: sleeps.
         rng: the source of the spread.
     """
+
+    machines_cloud = Cloud.AWS
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Ec2UserDataSource:
             on_success=on_success,
             clock=self._clock,
             rng=self._rng,
+            local=True,
         )
 
     async def fetch(self) -> SealedBundle | None:

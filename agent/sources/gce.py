@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import Any, Final, Literal, NoReturn
 
 import msgspec
@@ -20,7 +21,7 @@ import msgspec
 from agent.core.clock import Clock
 from agent.core.errors import SourceError, UpstreamError
 from agent.core.limits import MAX_BUNDLE_BYTES
-from agent.core.model import SealedBundle
+from agent.core.model import Cloud, SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.sources.watching import broken_here, keep_watching, unusable
@@ -81,6 +82,8 @@ class GceAttributeSource:
         rng: the source of the jitter.
     """
 
+    machines_cloud = Cloud.GCP
+
     def __init__(
         self,
         settings: GceAttributeSettings,
@@ -100,18 +103,30 @@ class GceAttributeSource:
         return self._settings.name
 
     async def watch(self, submit: Submit, *, on_error: OnError, on_success: OnSuccess) -> NoReturn:
-        """See :class:`agent.core.source.Source`. With two scopes there are two loops, and either may report."""
+        """See :class:`agent.core.source.Source`. With two scopes there are two loops, and either may report.
+
+        Until each has answered once none has: what was not answered may be there.
+        """
+        attributes = self._attributes()
+        unread = set(attributes)
+
+        def answered(one: _Attribute) -> None:
+            unread.discard(one)
+            if not unread:
+                on_success()
+
         async with asyncio.TaskGroup() as group:
-            for attribute in self._attributes():
+            for attribute in attributes:
                 group.create_task(
                     keep_watching(
                         attribute.look,
                         attribute.pause,
                         submit=submit,
                         on_error=on_error,
-                        on_success=on_success,
+                        on_success=partial(answered, attribute),
                         clock=self._clock,
                         rng=self._rng,
+                        local=True,
                     )
                 )
         raise AssertionError("internal error: watching an attribute came to an end")

@@ -11,21 +11,24 @@ from typing import Final, NoReturn
 
 from agent.core import refresh
 from agent.core.clock import Clock
-from agent.core.errors import SourceError, UpstreamError, WireError
+from agent.core.errors import SourceError, UnansweredError, UpstreamError, WireError
 from agent.core.model import SealedBundle
 from agent.core.source import OnError, OnSuccess, Submit
 from agent.upstream import UpstreamResponse, asked_pause
 
 _NO_HURRY: Final = timedelta(days=1)
+_UNANSWERED: Final = frozenset({"timeout", "network"})
 
 
-def retry_seconds(attempt: int, rng: random.Random) -> float:
+def retry_seconds(attempt: int, rng: random.Random, *, local: bool = False) -> float:
     """How long to wait, in seconds, after the ``attempt``-th failure in a row (from 1): full jitter, at most 60 s.
+
+    ``local``: it is this machine's own service, which no other worker asks: 10 s at most.
 
     Ten thousand workers lose a web server in the same instant; jitter over the whole interval keeps them from coming
     back in the same instant as well. A source that is down is no hurry: the accepted bundle goes on being served.
     """
-    return refresh.retry_seconds(attempt, _NO_HURRY, denied=False, rng=rng)
+    return refresh.retry_seconds(attempt, None if local else _NO_HURRY, denied=False, rng=rng, local=local)
 
 
 class RetryLater(SourceError):
@@ -60,10 +63,12 @@ class Changes:
 
 @contextlib.contextmanager
 def broken_here() -> Iterator[None]:
-    """Turn what fails on the way of a source into a ``SourceError`` with the same words."""
+    """Turn what fails on a source's way into ``SourceError`` with the same words, silence into ``UnansweredError``."""
     try:
         yield
     except UpstreamError as error:
+        if error.code in _UNANSWERED:
+            raise UnansweredError(error.message, hint=error.hint) from None
         raise _later(error.message, error.pause_seconds, error.hint) from None
     except WireError as error:
         raise SourceError(error.message, hint=error.hint) from None
@@ -87,6 +92,7 @@ async def keep_watching(
     on_success: OnSuccess,
     clock: Clock,
     rng: random.Random,
+    local: bool = False,
 ) -> NoReturn:
     """Look, submit what changed, pause, for ever.
 
@@ -98,6 +104,7 @@ async def keep_watching(
         on_success: told of each look that went well.
         clock: sleeps.
         rng: the source of the jitter.
+        local: see :func:`retry_seconds`.
 
     Errors: ``SourceError`` from ``look`` goes to ``on_error`` and is retried with full jitter. Anything else is our own
     mistake and is raised.
@@ -111,7 +118,7 @@ async def keep_watching(
             failures += 1
             on_error(error)
             asked = error.seconds if isinstance(error, RetryLater) else 0.0
-            await clock.sleep(asked + retry_seconds(failures, rng))
+            await clock.sleep(asked + retry_seconds(failures, rng, local=local))
             continue
         failures = 0
         on_success()

@@ -175,7 +175,7 @@ def role_of(world: World) -> bytes:
 
 
 def test_each_alert_comes_up_in_its_state_and_none_on_a_healthy_agent(fleet: Fleet) -> None:
-    """Fourteen agents, each put into one state; Prometheus has exactly the alerts of that state up for each."""
+    """Fifteen agents, each put into one state; Prometheus has exactly the alerts of that state up for each."""
     mood = {"failing": "ok", "denied": "AccessDenied"}
 
     def sts(path: str) -> tuple[int, bytes]:
@@ -215,6 +215,11 @@ def test_each_alert_comes_up_in_its_state_and_none_on_a_healthy_agent(fleet: Fle
     fleet.begin("without", {"keys": two})
     lacking.drop(lacking.seal(lacking.session()))
 
+    (fleet.place / "pending").mkdir()
+    waiting = fleet.worlds["pending"] = World(fleet.place / "pending")
+    long = waiting.agent({"identity": {"grace_seconds": 600.0}})
+    fleet.agents["pending"] = fleet.stack.enter_context(long).started()
+
     fleet.watched()
     # What rises is put into its state only now: what was so from the first scrape on never rose.
     agents = fleet.agents
@@ -244,6 +249,7 @@ def test_each_alert_comes_up_in_its_state_and_none_on_a_healthy_agent(fleet: Fle
         "horizon": {"HorizonNear"}, "suspicious": {"SuspiciousRequests"}, "refused": {"BundlesRefused"},
         "source": {"SourceDown"}, "failing": {"RenewalFailing", "ExpiresSoon"}, "denied": {"RenewalDenied", "IdentityEnded"},
         "crowded": {"Crowded"}, "audit": {"Without"}, "unwritten": {"StateUnwritten"}, "without": {"Without"},
+        "pending": {"Pending"},
     }  # fmt: skip
     seen: dict[str, set[str]] = {}
     still = set(wanted)
