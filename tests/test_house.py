@@ -436,7 +436,7 @@ def test_what_is_durable_has_one_owner() -> None:
 
 INSIDE: dict[str, set[str]] = {
     # The server's own memory of answers: how much it holds, and what it finds, between two requests.
-    "tests/unit/serve/test_remembered.py": {"_bytes", "_intake", "_recalled"},
+    "tests/unit/serve/test_remembered.py": {"_bytes", "_recalled"},
     # How much is remembered of what anybody may invent.
     "tests/unit/serve/test_plain.py": {"_known"},
     # One half of sealing at a time, so that another library does the other half.

@@ -7,7 +7,6 @@ otherwise goes on as a :mod:`agent.serve.connection`, with what is known of it b
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 from collections.abc import Hashable
@@ -79,7 +78,7 @@ def answer_at_once(listener: Listener, sock: socket.socket, name: Any, owner: Ha
     outcome = listener.decide(request, peer)
     if callable(outcome):
         connection = peer.connection = Connection(listener, owner, looked=True)
-        Stream(sock, name, asyncio.get_running_loop(), connection).begin(None)
+        Stream(sock, name, listener.readers, connection).begin(None)
         connection.answer_later(request, outcome, size_bytes=len(data), started=started)
         return True
     status, size = (outcome.status, len(outcome.body)) if isinstance(outcome, Response) else (0, 0)

@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         listener: what all connections of one listener share.
         owner: whose it is, where that is known already.
         looked: whether the memory has been asked about its first bytes already, in vain.
+        waited: whether it had a chance to be read before, and had sent nothing.
     """
 
     __slots__ = (
@@ -77,9 +78,12 @@ class Connection(asyncio.Protocol):
         "owner",
         "received_bytes",
         "turn",
+        "waited",
     )
 
-    def __init__(self, listener: Listener, owner: Hashable = None, *, looked: bool = False) -> None:
+    def __init__(
+        self, listener: Listener, owner: Hashable = None, *, looked: bool = False, waited: bool = False
+    ) -> None:
         self._listener = listener
         self._looked = looked
         self._transport: asyncio.Transport | None = None
@@ -88,12 +92,11 @@ class Connection(asyncio.Protocol):
         self.received_bytes = 0
         self.kept_bytes = 0  # as the listener counts them
         self.owner = owner  # unknown until it matters
-        self.turn = 0
+        self.waited = waited
+        self.turn = -2  # long ago
         self._paused = False  # whether we have stopped reading it
         self._task: asyncio.Task[Outcome] | None = None
-        self._method = ""
-        self._path = ""
-        self._user_agent = ""
+        self._method = self._path = self._user_agent = ""
         self._started = 0.0
 
     # -- asyncio's calls ---------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ one worker another's waited for two seconds, which is twice the patience of boto
 emptied as fast as the kernel gives: a remembered answer is given at once, since that costs less than finding the owner;
 any other is kept unread, with its owner, and in each round some of them are served, by turns of their owners: a few,
 and more for as long as the fetching took. (When it was always a few, 256 clients that asked again and again kept the
-fetching long, and who had to wait for a turn waited for half a second.) A connection that has sent nothing yet is
-looked at once more in the next round, before it is given a turn: its client connects and then sends. As long as the
-queue is short nothing of this runs.
+fetching long, and who had to wait for a turn waited for half a second.) As long as the queue is short nothing of this
+runs.
+
+One that has sent nothing yet is waited for by :mod:`agent.serve.silent`, and taken as if it had been accepted when it
+sends.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Protocol
 
 from agent.serve.fairness import Owners, place_of
+from agent.serve.readers import Readers
+from agent.serve.silent import Silent
 
 LONG: Final = 64
 """With so many waiting in the kernel it is worth finding their owners; fewer are served within some 8 ms."""
@@ -50,12 +54,28 @@ _AGAIN_SECONDS: Final = 0.1
 """Until the next try, where the process has no file descriptor left."""
 _FIRST_BYTES: Final = 16384
 
+_PEEK: Final = socket.MSG_DONTWAIT | socket.MSG_PEEK
+
 _TCP_INFO_BYTES: Final = 28
 _BACKLOG: Final = struct.Struct("=24xI")  # struct tcp_info: tcpi_unacked, the queue's length at a listening socket
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-Begin = Callable[[socket.socket, Any, Hashable, bytes | None], bool]
-"""Serve an accepted connection, its other end, its owner and what has come of it already; whether it is over."""
+
+class Begin(Protocol):
+    """Serves an accepted connection."""
+
+    def __call__(
+        self, sock: socket.socket, peer: Any, owner: Hashable, data: bytes | None, /, *, waited: bool = False
+    ) -> bool:
+        """Return whether it is over.
+
+        Args:
+            sock: the connection.
+            peer: its other end.
+            owner: whose it is, where that is known.
+            data: what has come already; ``None``: nothing.
+            waited: whether it had a chance to be read before, and had sent nothing.
+        """
 
 
 class Recall(Protocol):
@@ -80,7 +100,7 @@ class Owed:
         self._seconds = 0.0
 
     def begin(self) -> None:
-        """What is spent from now on is spent on the next one."""
+        """What is spent from now on is spent on this one."""
         self._began = self._spent()
 
     def pay(self) -> bool:
@@ -90,9 +110,7 @@ class Owed:
 
     def add(self, *, over: bool) -> None:
         """Take note that one was answered, and whether nothing of it is left to be done."""
-        began = self._began
-        self.begin()
-        self._seconds += max(0.0 if over else _UNFINISHED_SECONDS, self._began - began)
+        self._seconds += max(0.0 if over else _UNFINISHED_SECONDS, self._spent() - self._began)
 
 
 class Intake:
@@ -104,6 +122,7 @@ class Intake:
         recall: answers one from memory.
         owners: tells whose a connection is; without it, or where it cannot tell at once, its address does.
         room: how many more connections there may be.
+        readers: tells when something has come.
         now: seconds of a clock that does not jump.
         spent: seconds that this thread has had a processor.
         evicted: told of each that was closed because there is none.
@@ -117,6 +136,7 @@ class Intake:
         recall: Recall,
         owners: Owners | None,
         room: Callable[[], int],
+        readers: Readers,
         now: Callable[[], float] = time.perf_counter,
         spent: Callable[[], float] = time.thread_time,
         evicted: Callable[[], None] = lambda: None,
@@ -126,13 +146,12 @@ class Intake:
         self._recall = recall
         self._owners = owners
         self._room = room
+        self._silent = Silent(readers, room, self._hear, self._begin_silent)
         self._now = now
         self._evicted = evicted
         # All mutable state. By owner, in the order of their turns.
         self._queues: dict[Hashable, deque[tuple[socket.socket, Any]]] = {}
         self._count = 0
-        self._young: list[tuple[socket.socket, Any, Hashable]] = []  # accepted in this round; nothing has come yet
-        self._silent: list[tuple[socket.socket, Any]] = []  # the same, where many wait
         self._owed = Owed(spent)
         self._working = False
         self._open = False
@@ -146,7 +165,7 @@ class Intake:
     @property
     def connections(self) -> int:
         """How many were fetched and are not served yet."""
-        return self._count + len(self._young) + len(self._silent)
+        return self._count + len(self._silent)
 
     def begin(self) -> None:
         """Take what comes from now on. To be called in the event loop."""
@@ -165,9 +184,8 @@ class Intake:
 
     def finish(self) -> None:
         """Serve all that were fetched, since no round will come for them any more."""
-        self._look_again()
-        self._hear_silent()
         self._begin(self._count)
+        self._silent.finish()
 
     def _heed(self) -> None:
         self._again = None
@@ -204,37 +222,35 @@ class Intake:
                     self._pause()
                     return
                 continue  # that one was gone before we took it
-            self._take(connection, peer, None, waits=True)
+            self._take(connection, peer, None)
 
-    def _take(self, connection: socket.socket, peer: Any, owner: Hashable, *, waits: bool) -> None:
+    def _take(self, connection: socket.socket, peer: Any, owner: Hashable) -> None:
         """Receive what has come, and have it answered.
 
         Args:
             connection: just accepted.
             peer: its other end.
             owner: whose it is, where that is known.
-            waits: whether, when nothing has come yet, it is looked at once more in the next round of the loop. A client
-                connects and then sends, so mostly it has sent by then; to be told of it costs more than to look.
         """
         try:
             data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            if not waits:
-                self._serve(connection, peer, owner, None)
-                return
-            if not self._young:
-                asyncio.get_running_loop().call_soon(self._look_again)
-            self._young.append((connection, peer, owner))
+            self._silent.add(connection, peer, owner)
         except OSError:
             connection.close()  # nobody is there any more to read an answer
         else:
             if not data or not self._recall(connection, peer, owner, data):
                 self._serve(connection, peer, owner, data)
 
-    def _look_again(self) -> None:
-        young, self._young = self._young, []
-        for connection, peer, owner in young:
-            self._take(connection, peer, owner, waits=False)
+    def _hear(self, connection: socket.socket, peer: Any, owner: Hashable) -> None:
+        """Something has come of one that was silent."""
+        if self._working and owner is None:
+            self._sort(connection, peer)
+        else:
+            self._take(connection, peer, owner)
+
+    def _begin_silent(self, connection: socket.socket, peer: Any, owner: Hashable, waited: bool) -> None:
+        self._serve(connection, peer, owner, None, waited=waited)
 
     def _pause(self) -> None:
         """No connection can be accepted until a descriptor is free, and asking again and again frees none."""
@@ -247,12 +263,10 @@ class Intake:
         more = True  # also after an error of ours: who waits must not wait for ever
         try:
             began = self._now()
-            self._owed.begin()
-            self._hear_silent()
             fetched = [self._fetch(one) for one in self._sockets] if self._open else []
             ended = self._now()
             self._begin(SERVED_AT_ONCE, until=ended + min(ended - began, _SERVING_SECONDS))
-            more = any(fetched) or self._count > 0 or bool(self._silent)
+            more = any(fetched) or self._count > 0
         finally:
             self._working = more
             if more:
@@ -273,38 +287,30 @@ class Intake:
                     self._pause()
                     return False
                 continue  # that one was gone before we took it
-            self._sort(connection, peer, silent=self._silent)
+            self._sort(connection, peer)
         return True
 
-    def _hear_silent(self) -> None:
-        """Give a turn to those that had sent nothing a round ago, unless what they have sent now is remembered."""
-        silent, self._silent = self._silent, []
-        for connection, peer in silent:
-            self._sort(connection, peer, silent=None)
-
-    def _sort(self, connection: socket.socket, peer: Any, *, silent: list[tuple[socket.socket, Any]] | None) -> None:
-        """Answer it on the way, or leave its request in the kernel, which has room for it.
-
-        ``silent`` takes it, if it has sent nothing; where that is ``None``, it waits for its owner's turn all the same.
-        """
-        if self._owed.pay() and self._answer_on_the_way(connection, peer):
-            return
-        self._keep(connection, peer, silent)
-        self._owed.begin()
-
-    def _keep(self, connection: socket.socket, peer: Any, silent: list[tuple[socket.socket, Any]] | None) -> None:
+    def _sort(self, connection: socket.socket, peer: Any) -> None:
+        """Answer it on the way, or leave its request in the kernel, which has room for it."""
+        at_once = self._owed.pay()
         try:
-            data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT if at_once else _PEEK)
         except BlockingIOError:
-            if silent is not None:
-                silent.append((connection, peer))
-                return
-        except OSError:
-            connection.close()  # nobody is there any more to read an answer
+            self._silent.add(connection, peer, None)
             return
-        else:
-            if data and self._recall(connection, peer, None, data, peeked=True):
-                return
+        except OSError:
+            data = b""
+        if not data:
+            connection.close()  # nobody is there any more to read an answer
+        elif not self._recall(connection, peer, None, data, peeked=not at_once):
+            if at_once:
+                self._owed.begin()
+                self._owed.add(over=self._serve(connection, peer, None, data))
+            else:
+                self._keep(connection, peer)
+
+    def _keep(self, connection: socket.socket, peer: Any) -> None:
+        """Have it wait for its owner's turn."""
         try:
             owner = _owner(self._owners, connection, peer)
         except OSError:
@@ -314,21 +320,6 @@ class Intake:
         self._count += 1
         if self._count > max(LEAST_ROOM, self._room()):
             self._put_out()
-
-    def _answer_on_the_way(self, connection: socket.socket, peer: Any) -> bool:
-        """Whether it has sent something, and is dealt with."""
-        try:
-            data = connection.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if data:
-            over = self._recall(connection, peer, None, data) or self._serve(connection, peer, None, data)
-            self._owed.add(over=over)
-        else:
-            connection.close()  # nobody is there any more to read an answer
-        return True
 
     def _put_out(self) -> bool:
         """Close the newest connection of whoever has most here; ``False`` when there is none."""
@@ -354,7 +345,7 @@ class Intake:
             self._count -= 1
             if queue:
                 self._queues[owner] = queue  # at the end: it is everybody else's turn now
-            self._take(connection, peer, owner, waits=False)
+            self._take(connection, peer, owner)
 
 
 def _owner(owners: Owners | None, connection: socket.socket, peer: object) -> Hashable:

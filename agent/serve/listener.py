@@ -40,6 +40,7 @@ from agent.serve.connection import Connection
 from agent.serve.fairness import Owners, by_greed, ends_of
 from agent.serve.handling import Access, Handler, Later, Outcome, Peer
 from agent.serve.intake import Intake
+from agent.serve.readers import Readers
 from agent.serve.remembered import Memory
 from agent.serve.stream import Stream
 from agent.serve.target import LONGEST_REMEMBERED, Target, read_target, with_query
@@ -107,6 +108,7 @@ class Listener:
         self._clock = clock
         self._owners = owners
         self._intake: Intake | None = None
+        self._readers: Readers | None = None
         # All mutable state. Dicts as ordered sets, oldest first, with the time of entry.
         self._open: dict[Connection, float] = {}
         self._reading: dict[Connection, float] = {}
@@ -133,8 +135,10 @@ class Listener:
 
     def listen(self, sockets: Sequence[socket.socket]) -> Intake:
         """Take connections from these listening sockets, by turns of their owners when many wait."""
+        self._readers = self._readers or Readers(asyncio.get_running_loop())
         self._intake = Intake(
             sockets,
+            readers=self._readers,
             begin=self._begin,
             recall=self._recalled,
             owners=self._owners,
@@ -143,6 +147,12 @@ class Listener:
         )
         self._intake.begin()
         return self._intake
+
+    @property
+    def readers(self) -> Readers:
+        """What tells when a connection can be read. There is one as soon as :meth:`listen` was called."""
+        assert self._readers is not None
+        return self._readers
 
     def recall(self, data: bytes, ends: Ends) -> bytes | None:
         """The answer to bytes that were answered a moment ago, which counts as one more request.
@@ -202,16 +212,18 @@ class Listener:
             sock.close()
         else:
             connection = Connection(self, owner)
-            Stream(sock, peer, asyncio.get_running_loop(), connection).begin(None)
+            Stream(sock, peer, self.readers, connection).begin(None)
             self.complete(connection)
             connection.finish(answer[sent:])
 
-    def _begin(self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None) -> bool:
+    def _begin(
+        self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False
+    ) -> bool:
         """Serve an accepted connection that has sent ``data``, which is not remembered; return whether it is over."""
         before = len(self._open)
         if not data or not answer_at_once(self, sock, peer, owner, data):
-            connection = Connection(self, owner, looked=data is not None)
-            Stream(sock, peer, asyncio.get_running_loop(), connection).begin(data)
+            connection = Connection(self, owner, looked=data is not None, waited=waited)
+            Stream(sock, peer, self.readers, connection).begin(data)
         return len(self._open) <= before
 
     @property
@@ -254,6 +266,9 @@ class Listener:
             self._resolving.cancel()
         if self._owners is not None:
             self._owners.close()
+        if self._readers is not None:
+            self._readers.close()
+            self._readers = None
 
     def decide(self, request: Request, peer: Peer) -> Outcome | Later:
         """Have the handler answer. The listener's border: nothing that a request does may end the daemon."""
@@ -303,7 +318,8 @@ class Listener:
             if count >= self.limits.connections and not self._make_room(now):
                 self.count_evicted()
                 return False
-        connection.turn = self._turn
+        if not connection.waited:
+            connection.turn = self._turn
         self._open[connection] = now
         self._reading[connection] = now
         if self._sweeper is None:

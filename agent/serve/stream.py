@@ -15,6 +15,8 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from agent.serve.readers import Readers
+
 _AT_ONCE: Final = 65536
 
 
@@ -24,29 +26,27 @@ class Stream(asyncio.Transport):
     Args:
         sock: accepted; owned from here on.
         peer: its other end, as ``accept`` told it.
-        loop: the one that runs.
+        readers: tells when something has come.
         protocol: what is told.
     """
 
     __slots__ = (
         "_closing",
         "_ending",
-        "_loop",
         "_paused",
         "_peer",
         "_protocol",
+        "_readers",
         "_reading",
         "_sock",
         "_unsent",
         "_writing",
     )
 
-    def __init__(
-        self, sock: socket.socket, peer: Any, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol
-    ) -> None:
+    def __init__(self, sock: socket.socket, peer: Any, readers: Readers, protocol: asyncio.Protocol) -> None:
         self._sock: socket.socket | None = sock
         self._peer = peer
-        self._loop = loop
+        self._readers = readers
         self._protocol = protocol
         self._reading = False  # whether the event loop tells us when something has come
         self._paused = False  # whether the protocol wants to hear nothing
@@ -74,15 +74,15 @@ class Stream(asyncio.Transport):
         self._paused = True
         if self._reading and self._sock is not None:
             self._reading = False
-            self._loop.remove_reader(self._sock.fileno())
+            self._readers.remove(self._sock.fileno())
 
     def resume_reading(self) -> None:
         """See :class:`asyncio.ReadTransport`."""
         self._paused = False
         if not self._reading and not self._closing and self._sock is not None:
-            self._reading = self._watched(self._loop.add_reader, self._readable)
+            self._reading = self._watched(self._readers.add, self._readable)
 
-    def _readable(self) -> None:
+    def _readable(self, _fd: int) -> None:
         sock = self._sock
         if sock is None or not self._reading:
             return
@@ -116,7 +116,7 @@ class Stream(asyncio.Transport):
         rest = self._send(data)
         if rest and self._sock is not None:
             self._unsent = rest
-            self._writing = self._watched(self._loop.add_writer, self._writable)
+            self._writing = self._watched(self._readers.loop.add_writer, self._writable)
 
     def _send(self, data: bytes) -> bytes:
         """Send what fits; what does not is left."""
@@ -137,7 +137,7 @@ class Stream(asyncio.Transport):
         if self._unsent:
             return
         self._writing = False
-        self._loop.remove_writer(self._sock.fileno())
+        self._readers.loop.remove_writer(self._sock.fileno())
         if self._closing:
             self._lose()
         elif self._ending:
@@ -174,12 +174,13 @@ class Stream(asyncio.Transport):
         """See :class:`asyncio.BaseTransport`."""
         if self._closing:
             return
-        self.pause_reading()
         self._closing = True
         if not self._unsent:
             self._lose()
+        else:
+            self.pause_reading()
 
-    def _watched(self, begin: Callable[[int, Callable[[], None]], object], call: Callable[[], None]) -> bool:
+    def _watched(self, begin: Callable[[int, Any], object], call: Callable[..., None]) -> bool:
         """Have the event loop tell us; where the kernel cannot (epoll_ctl(2): ENOMEM, ENOSPC) this connection ends."""
         assert self._sock is not None
         try:
@@ -192,7 +193,7 @@ class Stream(asyncio.Transport):
     def _fail(self) -> None:
         """The other side has left. The protocol is in the middle of a call, so it is told afterwards."""
         self._closing = True
-        self._loop.call_soon(self._lose)
+        self._readers.loop.call_soon(self._lose)
 
     def abort(self) -> None:
         """See :class:`asyncio.WriteTransport`."""
@@ -205,9 +206,9 @@ class Stream(asyncio.Transport):
         if sock is None:
             return
         if self._reading:
-            self._loop.remove_reader(sock.fileno())
+            self._readers.strike_off(sock.fileno())
         if self._writing:
-            self._loop.remove_writer(sock.fileno())
+            self._readers.loop.remove_writer(sock.fileno())
         self._reading = self._writing = False
         self._unsent = b""
         sock.close()

@@ -15,6 +15,7 @@ from agent.serve.connection import Connection
 from agent.serve.fairness import Endpoint, Owners, Table
 from agent.serve.handling import Access, Outcome, Peer
 from agent.serve.listener import Listener
+from agent.serve.readers import Readers
 from agent.serve.stream import Stream
 from agent.snapshot import Limits
 from agent.wire.http import Request, Response
@@ -67,7 +68,7 @@ class World:
         theirs.setblocking(False)
         self.ends.append(theirs)
         connection = Connection(self.listener)
-        stream = Stream(ours, peer, asyncio.get_running_loop(), connection)
+        stream = Stream(ours, peer, Readers(asyncio.get_running_loop()), connection)
         stream.begin(data)
         return connection, stream, theirs
 

@@ -71,8 +71,11 @@ def endpoint(read: Callable[[], Table] = read_socket_table, **limits: Any) -> It
 
 
 def known(server: RunningEndpoint) -> bool:
-    """Whether it is known whose each connection is."""
-    return server.run(lambda: all(c.owner is not None for c in server.endpoint.listener._open))
+    """Whether it is known whose each connection is, and none is still waited for as one that will send in a moment."""
+    listener = server.endpoint.listener
+    return server.run(
+        lambda: len(listener._open) == listener.connections and all(c.owner is not None for c in listener._open)
+    )
 
 
 @as_root

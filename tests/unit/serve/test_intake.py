@@ -22,6 +22,7 @@ from agent.host.sockdiag import SocketDiagnosis
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners
 from agent.serve.intake import LONG, MOST_OWED_SECONDS, ON_THE_WAY_SECONDS, SERVED_AT_ONCE, Intake
+from agent.serve.readers import Readers
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 NOBODY = 65534
@@ -29,6 +30,8 @@ GREEDY = """
 import encodings.idna, os, socket, struct, sys
 os.setgid(65534), os.setuid(65534)
 held = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]
+for sock in held if sys.argv[3] == "stay" else ():
+    sock.sendall(b"other")
 if sys.argv[3] != "stay":
     for sock in held:
         if sys.argv[3] == "reset":
@@ -41,7 +44,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def greedy(port: int, count: int, then: str = "stay") -> Iterator[None]:
-    """Another user's process whose connections wait in the kernel."""
+    """Another user's process whose connections wait in the kernel, each with a request that is not remembered."""
     argv = [sys.executable, "-c", GREEDY, str(port), str(count), then]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -69,7 +72,9 @@ class Begun:
         self.recalled: list[bytes] = []
         self.given: list[tuple[socket.socket, bytes | None]] = []
 
-    def __call__(self, sock: socket.socket, _peer: object, owner: Hashable, data: bytes | None) -> bool:
+    def __call__(
+        self, sock: socket.socket, _peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False
+    ) -> bool:
         self.time += self.cost
         self.given.append((sock, data))
         self.owners.append(owner)
@@ -121,6 +126,7 @@ def taken(
             recall=begun.recall,
             owners=owners,
             room=lambda: room,
+            readers=Readers(asyncio.get_running_loop()),
             now=lambda: begun.time,
             spent=lambda: begun.time if spent else 0.0,
         )
@@ -149,10 +155,12 @@ def server() -> Iterator[socket.socket]:
 def test_turns(server: socket.socket) -> None:
     """Behind two hundred that came before of one user, another's first is among the next that are begun with."""
     port = server.getsockname()[1]
-    with greedy(port, 200), socket.create_connection(("127.0.0.1", port)):
-        _, owners = taken(server, until=lambda _, begun: len(begun.owners) == 201)
-    assert owners.index(0) < 2 * SERVED_AT_ONCE
-    assert owners.count(NOBODY) == 200
+    with greedy(port, 200), contextlib.ExitStack() as stack:
+        asked(server, stack, 3)  # one of them may be answered on the way
+        _, owners = taken(server, until=lambda _, begun: len(begun.owners) == 203)
+    turns = [owner for owner in owners if owner is not None]
+    assert turns.index(0) < 2 * SERVED_AT_ONCE
+    assert turns.count(NOBODY) > 150
 
 
 @as_root
@@ -160,10 +168,9 @@ def test_whoever_has_most_is_put_out(server: socket.socket) -> None:
     """Where there is no room for all that wait, another's stay and some of the many go."""
     port = server.getsockname()[1]
     with greedy(port, 200), contextlib.ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        asked(server, stack, 5)
         _, owners = taken(server, room=50, until=lambda intake, begun: len(begun.owners) > 5 and not intake.connections)
-    assert owners.count(0) == 5
+    assert owners.count(0) >= 4  # and one that may be answered on the way
     assert owners.count(NOBODY) <= 50 + 2 * SERVED_AT_ONCE
 
 
@@ -172,17 +179,16 @@ def test_whoever_has_most_is_put_out(server: socket.socket) -> None:
 def test_nobody_reads_the_answers_of_what_is_closed(server: socket.socket, how: str) -> None:
     """Connections that their owner has closed, or reset, while they waited are not begun with at all."""
     port = server.getsockname()[1]
-    with greedy(port, 200, how), socket.create_connection(("127.0.0.1", port)):
+    with greedy(port, 200, how), contextlib.ExitStack() as stack:
+        asked(server, stack, 1)
         _, owners = taken(server, until=lambda intake, begun: bool(begun.owners) and not intake.connections)
-    assert owners == [0]
+    assert len(owners) == 1
 
 
 def test_of_a_short_queue_nobody_s_owner_is_asked_for(server: socket.socket) -> None:
     """As long as few wait they are served as they come: to ask whose they are would cost each request something."""
-    port = server.getsockname()[1]
     with contextlib.ExitStack() as stack:
-        for _ in range(LONG - 1):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        asked(server, stack, LONG - 1)
         rounds = iter(range(20))
         left, owners = taken(server, until=lambda *_: next(rounds, None) is None)
     assert left == 0
@@ -281,10 +287,9 @@ def test_turns_last_as_long_as_fetching(server: socket.socket) -> None:
 
 def test_no_descriptors_left(server: socket.socket) -> None:
     """When the process may open no more files, fetching ends for this time, and what was fetched is begun with."""
-    port = server.getsockname()[1]
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2 * LONG)]
+        asked(server, stack, 2 * LONG)
         rounds = iter(range(200))
         few = sum(1 for _ in Path("/proc/self/fd").iterdir()) + LONG
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
@@ -293,7 +298,7 @@ def test_no_descriptors_left(server: socket.socket) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert left == 0
-        assert 0 < len(owners) < len(clients)
+        assert 0 < len(owners) < 2 * LONG
 
 
 def test_descriptors_that_become_free_are_used(server: socket.socket) -> None:
@@ -323,11 +328,13 @@ def test_descriptors_that_become_free_are_used(server: socket.socket) -> None:
 
 def test_all_that_were_fetched_are_begun_with_at_the_end(server: socket.socket) -> None:
     """A process that ends answers those whom it has taken from the kernel: nobody else will."""
-    port = server.getsockname()[1]
     begun = Begun()
 
     async def scenario() -> int:
-        intake = Intake([server], begin=begun, recall=begun.recall, owners=None, room=lambda: 1000)
+        readers = Readers(asyncio.get_running_loop())
+        intake = Intake(
+            [server], begin=begun, recall=begun.recall, owners=None, room=lambda: 1000, readers=readers, now=lambda: 0
+        )
         intake.begin()
         while not intake.connections:  # noqa: ASYNC110 - the next round of the loop is what is waited for
             await asyncio.sleep(0)
@@ -338,11 +345,13 @@ def test_all_that_were_fetched_are_begun_with_at_the_end(server: socket.socket) 
         return left
 
     with contextlib.ExitStack() as stack:
-        for _ in range(3 * LONG):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        asked(server, stack, 2 * LONG)
+        for _ in range(LONG):
+            stack.enter_context(socket.create_connection(server.getsockname()))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             assert runner.run(scenario()) == 0
-    assert begun.owners == ["127.0.0.1"] * (3 * LONG)
+    assert len(begun.owners) == 3 * LONG
+    assert begun.owners.count("127.0.0.1") > LONG
 
 
 class Listening(socket.socket):
@@ -380,6 +389,7 @@ def scripted(
             recall=begun.recall,
             owners=owners,
             room=lambda: room,
+            readers=Readers(asyncio.get_running_loop()),
             evicted=lambda: put_out.append(1),
         )
         intake.begin()

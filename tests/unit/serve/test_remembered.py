@@ -20,6 +20,7 @@ from agent.core.view import Ended, Facts, Live, Origin
 from agent.serve import remembered
 from agent.serve.control import ControlEndpoint, ControlRequest
 from agent.serve.handling import Access
+from agent.serve.readers import Readers
 from agent.serve.stream import Stream
 from agent.snapshot import Limits, ServeSettings
 from agent.wire.ec2 import make_token
@@ -423,14 +424,13 @@ def test_an_answer_on_the_way_ends_and_is_not_reset() -> None:
     """Where much is owed a request is only looked at in the kernel: it is taken from there, or closing would be a reset."""
     with world() as it:
         first, *_ = it.thrice(CONTAINER)
-        intake = it.server.endpoint.listener._intake
-        assert intake is not None
         with socket.create_server(("127.0.0.1", 0)) as listening:
             theirs = socket.create_connection(listening.getsockname(), timeout=10)
             theirs.sendall(CONTAINER)
             ours, peer = listening.accept()
             assert ours.recv(len(CONTAINER), socket.MSG_PEEK | socket.MSG_WAITALL) == CONTAINER
-            it.server.run(lambda: intake._keep(ours, peer, None))
+            recalled = it.server.endpoint.listener._recalled
+            assert it.server.run(lambda: recalled(ours, peer, None, CONTAINER, peeked=True))
             assert ours.fileno() == -1
         got = b""
         while piece := theirs.recv(4096):
@@ -458,7 +458,7 @@ def test_whoever_wants_to_hear_nothing_hears_nothing() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         told = Refuses()
-        stream = Stream(ours, None, asyncio.get_running_loop(), told)
+        stream = Stream(ours, None, Readers(asyncio.get_running_loop()), told)
         stream.begin(b"one")
         theirs.sendall(b"two")
         for _ in range(5):
