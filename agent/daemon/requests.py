@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from agent.serve.handling import Access
+from agent.serve.handling import Access, shown
 from agent.serve.tally import COMPLAIN_AGAIN_SECONDS
 
 
@@ -49,4 +49,5 @@ class Requests:
 
     def broken(self, request: Any, error: Exception) -> None:
         """Log that a handler crashed: a defect of ours, which costs one request."""
-        self._log.error("request.crashed", path=request.path, error=type(error).__name__, exc_info=error)
+        path = shown(request.path, request.segments)
+        self._log.error("request.crashed", path=path, error=type(error).__name__, exc_info=error)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agent.core.errors import TargetError
 from agent.serve.connection import Connection
 from agent.serve.fairness import ends_of
-from agent.serve.handling import Access, Peer, name_of, noted
+from agent.serve.handling import Access, Peer, name_of, noted, shown
 from agent.serve.plain import read_plain
 from agent.serve.stream import Stream
 from agent.serve.target import request_of
@@ -86,7 +86,7 @@ def answer_at_once(listener: Listener, sock: socket.socket, name: Any, owner: Ha
     listener.take_note(note, lambda: ends_of(sock, name), lambda: headers.get("User-Agent", ""))
     access = Access(
         method,
-        target.path,
+        shown(target.path, target.segments),
         status,
         time.perf_counter() - started,
         size,

@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from agent.core.errors import TargetError
 from agent.core.served import Given, Reason
 from agent.serve.fairness import Endpoint, Owners, Table, place_of
-from agent.serve.handling import DROP, Access, Later, Outcome, Peer, address_of, noted
+from agent.serve.handling import DROP, Access, Later, Outcome, Peer, address_of, noted, shown
 from agent.serve.plain import read_plain
 from agent.serve.reading import RequestReader
 from agent.serve.target import request_of
@@ -218,7 +218,7 @@ class Connection(asyncio.Protocol):
         except TargetError:
             self._send(_BAD_REQUEST)
             return
-        self._path = target.path
+        self._path = shown(target.path, target.segments)
         assert self._transport is not None
         peer = Peer(self._transport, partial(listener.owner_of, self))
         request = request_of(method, target, headers, body, peer)
@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
             return  # there was no room
         self._started = started
         self._state = State.ANSWERING
-        self._method, self._path = request.method, request.path
+        self._method, self._path = request.method, shown(request.path, request.segments)
         self._user_agent = request.headers.get("User-Agent", "")
         self.received_bytes = size_bytes
         self._listener.complete(self)

@@ -13,7 +13,9 @@ from agent.core.model import AwsCredential, Cloud
 from agent.core.served import Dialect, Given, Reason
 from agent.core.text import socket_address
 from agent.core.view import Live
+from agent.wire.container import ECS
 from agent.wire.http import Request, Response
+from agent.wire.names import ECS_PREFIX
 
 
 class Drop(enum.Enum):
@@ -35,6 +37,7 @@ class Access(msgspec.Struct, frozen=True):
     """One request that was answered or dropped. Holds no secret: neither query nor headers but the user agent.
 
     Attributes:
+        path: as :func:`shown` leaves it.
         status: 0 when the connection was closed without an answer.
         seconds: from the whole request to the answer.
         size_bytes: of the answer's body.
@@ -50,6 +53,11 @@ class Access(msgspec.Struct, frozen=True):
     user_agent: str
     peer: str | None = None
     note: Given | Reason | None = None
+
+
+def shown(path: str, segments: tuple[str, ...]) -> str:
+    """A path as it may be written down: in ECS's form its last segment is the permission, which is nobody's to read."""
+    return f"{ECS_PREFIX}..." if segments[:1] == ECS[:1] and len(segments) > 1 else path
 
 
 def aws_given(dialect: Dialect, live: Live, credential: AwsCredential) -> Given:

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from agent.serve.audit import Ledger
-from agent.serve.handling import Access
+from agent.serve.handling import Access, shown
 from agent.snapshot.messages import (
     MOST_COUNTED,
     MOST_SERVED,
@@ -67,7 +67,7 @@ class Tally:
     def broken(self, request: Request, error: Exception) -> None:
         """Tell of a defect of ours, which cost one request: where, and nothing of what was asked but the path."""
         where = "".join(traceback.format_tb(error.__traceback__))[-4000:]
-        self._say(Crashed(shortened(request.path, 1024), type(error).__name__[:256], shortened(where, 4096)))
+        self._say(Crashed(shortened(shown(request.path, request.segments), 1024), type(error).__name__[:256], shortened(where, 4096)))
 
     def _due(self) -> None:
         self._timer = None

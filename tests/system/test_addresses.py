@@ -93,6 +93,10 @@ def test_containers_have_a_file_of_their_own(world: World) -> None:
             assert agent.ask(path, headers={**host, "Origin": "http://169.254.170.2"}).status == 403
             for other in (path[:-1], path + "x", path.swapcase(), "/v2/credentials/", "/v1/credentials"):
                 assert agent.ask(other, headers=host).status in {401, 404}, other
+            # A refusal is logged, with the path that was asked for: the id in it opens the endpoint.
+            said = agent.wait_for("request.refused", status=403)
+            assert said["path"] == "/v2/credentials/..."
+            assert path.rpartition("/")[2] not in str(agent.lines)
             assert "127.0.0.1" not in text
             assert file.stat().st_mode & 0o777 == 0o600
     assert len(seen) == 1
