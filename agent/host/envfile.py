@@ -100,6 +100,9 @@ def pointers(
             # No trailing slash: one client makes //latest of it.
             variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = f"http://{address}"
             variables["AWS_METADATA_ENDPOINT"] = f"http://{address}"  # object_store's name for the same thing
+            # GDAL's. It asks EC2's metadata only where the firmware says EC2, and before 3.7 knows no full URI.
+            variables["CPL_AWS_EC2_API_ROOT_URL"] = f"http://{address}"
+            variables["CPL_AWS_AUTODETECT_EC2"] = "NO"
         variables.update(aws_defaults(region))
     if gcp:
         variables.update(google_defaults(address))
@@ -126,6 +129,9 @@ def google_defaults(address: str) -> dict[str, str]:
         # On a Shielded VM some releases of google-auth would otherwise speak TLS to us.
         "GCE_METADATA_MTLS_MODE": "none",
         "METADATA_SERVER_DETECTION": "assume-present",
+        # GDAL asks only where the firmware says Google, and by none of the names above.
+        "CPL_MACHINE_IS_GCE": "YES",
+        "CPL_GCE_CREDENTIALS_URL": f"http://{address}{names.GCE_TOKEN_PATH}",
     }
 
 

@@ -67,7 +67,8 @@ class Tally:
     def broken(self, request: Request, error: Exception) -> None:
         """Tell of a defect of ours, which cost one request: where, and nothing of what was asked but the path."""
         where = "".join(traceback.format_tb(error.__traceback__))[-4000:]
-        self._say(Crashed(shortened(shown(request.path, request.segments), 1024), type(error).__name__[:256], shortened(where, 4096)))
+        path = shortened(shown(request.path, request.segments), 1024)
+        self._say(Crashed(path, type(error).__name__[:256], shortened(where, 4096)))
 
     def _due(self) -> None:
         self._timer = None

@@ -541,7 +541,7 @@ def _objects(build: Path, chosen: list[Client]) -> Path:
     objects.mkdir(parents=True, exist_ok=True)
     (objects / "hello.txt").write_text("hello matrix\n")
     (objects / "data.csv").write_text("a,b\n1,2\n3,4\n")
-    python = next((c.argv[0] for c in chosen if c.argv and c.name in ("deltalake", "rasterio")), None)
+    python = next((c.argv[0] for c in chosen if c.argv and c.name in ("deltalake", "rasterio", "rasterio-gcs")), None)
     if python is not None and not (objects / "raster.tif").exists():
         subprocess.run([python, "-W", "ignore", str(PROGRAMS / "prepare.py"), str(objects)], check=True)
     return objects

@@ -188,8 +188,6 @@ def rasterio():
         "CPL_VSIL_CURL_NON_CACHED": "/vsis3/bucket",
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     }
-    if "AWS_METADATA_ENDPOINT" in os.environ:
-        options["CPL_AWS_EC2_API_ROOT_URL"] = os.environ["AWS_METADATA_ENDPOINT"]
 
     def read():
         # GDAL's own credential chain: rasterio would otherwise put boto3's answer in its place.
@@ -301,6 +299,24 @@ def obstore_gcs():
 
     store = GCSStore("bucket", base_url=STORE, client_options={"allow_http": True})
     return lambda: bytes(library.get(store, "hello.txt").bytes())
+
+
+def rasterio_gcs():
+    import rasterio as library
+
+    options = {
+        "CPL_GS_ENDPOINT": f"{STORE}/",
+        "VSI_CACHE": "FALSE",
+        "CPL_VSIL_CURL_NON_CACHED": "/vsigs/bucket",
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    }
+
+    def read():
+        with library.Env(**options), library.open("/vsigs/bucket/raster.tif") as raster:
+            assert raster.read(1).shape == (2, 2)
+        return b"hello matrix\n"
+
+    return read
 
 
 def tensorstore():

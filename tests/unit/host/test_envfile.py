@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.core.errors import HostError
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
-from agent.host import envfile
+from agent.host import containerenv, envfile
 
 VALUES = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.just("\t"), max_size=60)
 NAMES = st.from_regex(r"[A-Z_][A-Z0-9_]{0,20}", fullmatch=True).filter(lambda n: n not in {"NO_PROXY", "_"})
@@ -45,6 +45,20 @@ def test_every_client_is_led_here() -> None:
     assert {"127.0.0.1", "169.254.169.254", "metadata.google.internal"} <= set(said["NO_PROXY"].split(","))
 
 
+def test_gdal_is_led_whatever_the_firmware_says() -> None:
+    """GDAL reads other names than SDKs, and asks nobody on a machine whose firmware is not that cloud's."""
+    said = everything()
+    assert said["CPL_AWS_EC2_API_ROOT_URL"] == "http://127.0.0.1:16925"
+    assert said["CPL_AWS_AUTODETECT_EC2"] == "NO"
+    assert said["CPL_MACHINE_IS_GCE"] == "YES"
+    token = "http://127.0.0.1:16925/computeMetadata/v1/instance/service-accounts/default/token"
+    assert said["CPL_GCE_CREDENTIALS_URL"] == token
+    # With another root than EC2's own it would not look at a container's relative URI.
+    inside = containerenv.pointers(aws=True, gcp=True, path=Secret("p" * 32))
+    assert "CPL_AWS_EC2_API_ROOT_URL" not in inside
+    assert inside["CPL_GCE_CREDENTIALS_URL"] == token.replace("127.0.0.1:16925", "169.254.169.254")
+
+
 def test_no_key_is_ever_among_the_pointers() -> None:
     """Keys go stale and mask the agent."""
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS"}
@@ -54,8 +68,8 @@ def test_no_key_is_ever_among_the_pointers() -> None:
 
 def test_an_absent_cloud_is_not_announced() -> None:
     """A metadata server that is announced and empty turns "not on Google" into errors."""
-    assert not any(name.startswith(("GCE_", "METADATA_")) for name in everything(gcp=False))
-    assert not any(name.startswith("AWS_") for name in everything(aws=False))
+    assert not any(name.startswith(("GCE_", "METADATA_", "CPL_GCE", "CPL_MACHINE")) for name in everything(gcp=False))
+    assert not any(name.startswith(("AWS_", "CPL_AWS")) for name in everything(aws=False))
     assert everything(aws=False, gcp=False) == {}
 
 
