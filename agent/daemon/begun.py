@@ -27,11 +27,10 @@ class Begun:
         self.has_linked = False
         self._rate = Bucket(MOST_LINKS_PER_SECOND, 2 * words.MOST_SERVERS)
 
-    def may_link(self, word: bytes, pid: int) -> bool:
+    def may_link(self, pid: int) -> bool:
         """Whether the master may give a link to that one now: a new one, or one that is alive and has none."""
-        known = self.alive if word == words.SECOND else self._linked
         fits = pid in self.alive or len(self.alive) < words.MOST_SERVERS
-        return fits and pid not in known and not self._rate.take(time.monotonic())
+        return fits and pid not in self._linked and not self._rate.take(time.monotonic())
 
     def link(self, word: bytes, pid: int) -> bool:
         """It is linked; whether it is a new one that answers."""

@@ -195,7 +195,7 @@ class MasterConnection:
             return
         match said.word:
             case words.LINK | words.SECOND if files and self._servers is not None:
-                if self._begun.may_link(said.word, said.number):
+                if self._begun.may_link(said.number):
                     self._link(said, _stream(files), self._servers)
                     return
             case words.ALIVE if not self._begun.has_linked and len(self.alive) < words.MOST_SERVERS:
@@ -243,7 +243,7 @@ class MasterConnection:
     def _do_without(self, said: words.Said) -> None:
         """There is no descriptor just now for what came along. That is no fault of the master's, if it was a link."""
         is_link = said.word in (words.LINK, words.SECOND) and self._servers is not None
-        if not is_link or not self._begun.may_link(said.word, said.number):
+        if not is_link or not self._begun.may_link(said.number):
             raise SnapshotError(f"expected what there is a descriptor for, got {said.word.decode()!r}")
         self._begun.unlinked(said.word, said.number)
         self._loop.call_later(UNLINKED_SECONDS, self.end, said.number)

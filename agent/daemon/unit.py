@@ -150,7 +150,7 @@ class ServerUnit:
         try:
             control.setblocking(False)
             with contextlib.suppress(OSError):  # without one we are told less
-                control.bind(words.NAME + secrets.token_hex(8).encode())
+                control.bind(words.NAME + words.READS_SECONDS + secrets.token_hex(8).encode())
             control.connect(self._path)
             return MasterConnection(control, ended=self._lost.set, failing=self._is_failing)
         except OSError:

@@ -87,6 +87,12 @@ class Orders(Protocol):
     def may_begin(self) -> bool:
         """Whether a server that is begun now has, or will have, what it serves."""
 
+    def reads_seconds(self) -> bool:
+        """Whether the controller reads :data:`agent.server.words.SECOND` of one that it knows to be alive."""
+
+    def is_settled(self) -> bool:
+        """Whether no controller is there that has yet to ask for a server."""
+
     def hear(self) -> bool:
         """Do all that the controller has said."""
 
@@ -120,7 +126,7 @@ class Crew:
         self._short_seconds = 0  # the same of those that stood by
         self._refused = 0  # so many times the kernel had no process or descriptor, the last times
         self._due: float | None = None  # when the next is begun
-        self._second_due: float | None = None
+        self._second_from = 0.0  # no other is begun to stand by before this
         self._must_by: float | None = None  # when the one that answers must have given a sign of life
         self._patience = Patience()
 
@@ -152,8 +158,22 @@ class Crew:
     @property
     def times(self) -> list[float]:
         """When something is to be done, by the monotonic clock."""
-        found = [one.killed_at for one in self._servers.values()] + [self._due, self._second_due, self._must_by]
+        found = [one.killed_at for one in self._servers.values()]
+        found += [self._due, self._second_from if self._lacks_second else None, self._must_by]
         return [one for one in found if one is not None]
+
+    @property
+    def _lacks_second(self) -> bool:
+        """Whether one is to be begun that stands by: asked at each turn, whatever has become of those before it."""
+        server = self._servers.get(self._answers)
+        fits = server is not None and server.serves and not (self._second or self._coming) and self._due is None
+        return fits and self._orders.wants_second and self._orders.may_begin()
+
+    def _see_that_none_is_missing(self) -> None:
+        """Whoever was to have one begun may have ended in between: there is to be one while there is what it serves."""
+        is_there = self._answers or self._coming or self._due is not None
+        if not is_there and self._orders.is_settled() and self._orders.may_begin():
+            self._due = time.monotonic() + _pause(self._short)
 
     def look_at(self, ready: list[int]) -> None:
         """Hear those of which something can be heard.
@@ -185,8 +205,9 @@ class Crew:
             self._has_not_said(woken)
         if self._due is not None and self._due <= woken:
             self._begin()
-        if self._second_due is not None and self._second_due <= woken:
+        if self._lacks_second and self._second_from <= woken:
             self._begin_second()
+        self._see_that_none_is_missing()
 
     # -- what it is told ---------------------------------------------------------------------------------------------
 
@@ -196,13 +217,14 @@ class Crew:
 
     def link_all(self) -> None:
         """Link those of a controller before to the present one: that tells them what is served, and hears them."""
-        self._known_second = 0
+        self._known_second = self._second if self._orders.reads_seconds() else 0
         for server in self._servers.values():
+            word = words.SECOND if server.pid == self._known_second else words.LINK
             with contextlib.suppress(OSError):  # there is no descriptor: it is not heard, and ended with the others
                 theirs, its = socket.socketpair()
                 with theirs, its:
                     server.link(its)
-                    self._orders.say(words.number(words.LINK, server.pid), theirs.detach())
+                    self._orders.say(words.number(word, server.pid), theirs.detach())
 
     def kill(self, pid: int) -> None:
         """End one now, if there is such a one."""
@@ -211,7 +233,7 @@ class Crew:
 
     def end(self) -> None:
         """Let all of them finish, and begin no more."""
-        self._due = self._second_due = self._must_by = None
+        self._due = self._must_by = None
         self._second = 0  # it takes over from nobody
         for server in self._servers.values():
             server.end(GRACE_SECONDS)
@@ -225,15 +247,15 @@ class Crew:
 
     def _serves(self, server: Forked) -> None:
         if server.pid == self._coming:
-            self._answers, self._coming, self._second, self._must_by = server.pid, 0, 0, None
+            self._answers, self._coming, self._must_by = server.pid, 0, None
+            self._second = self._known_second = 0
             for one in self._servers.values():
                 if one is not server:
                     one.end(GRACE_SECONDS)
         if server.pid != self._answers:
             return  # it was one of a controller before that has taken over
         self._must_by = None
-        if not self._second and self._second_due is None:
-            self._second_due = time.monotonic() + _pause(self._short)
+        self._second_from = max(self._second_from, time.monotonic() + _pause(self._short))
 
     def _reap(self, server: Forked) -> None:
         """It has ended."""
@@ -245,7 +267,7 @@ class Crew:
         if server.pid == self._second:
             self._second = 0
             self._short_seconds = self._short_seconds + 1 if was_short else 0
-            self._second_due = now + _pause(self._short_seconds)
+            self._second_from = now + _pause(self._short_seconds)
         elif server.pid in (self._answers, self._coming):
             answered = server.pid == self._answers
             self._must_by = None if answered else self._must_by
@@ -316,15 +338,13 @@ class Crew:
 
     def _begin_second(self) -> None:
         self._orders.hear()
-        self._second_due = None
-        fits = not self._second and not self._coming and self._answers
-        if not (fits and self._orders.wants_second and self._orders.may_begin()):
+        if not self._lacks_second:
             return
         try:
             self._second = self._fork_linked(words.SECOND, stands_by=True)
             self._known_second = self._second if self._orders.asked else 0
         except OSError:
-            self._second_due = time.monotonic() + _MOST_PAUSE_SECONDS
+            self._second_from = time.monotonic() + _MOST_PAUSE_SECONDS
 
     def _fork_linked(self, word: bytes, *, stands_by: bool) -> int:
         """Begin one, and say so before anything else is said: it may serve what is then withdrawn.

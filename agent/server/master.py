@@ -78,6 +78,7 @@ class Master:
         self._status = ""
         self._had = 0  # so many snapshots of the present controller's
         self._is_of_before = False  # whether that one does not read what it is told today
+        self._reads_seconds = connecting is None  # who began this is of the same version
         self._stopping = False
         self._is_told = not self._notifier.active  # whether the service manager has heard that this is ready
 
@@ -143,6 +144,7 @@ class Master:
             return
         self._leave()
         self._control, self._is_of_before = Control(control), words.is_of_before(control)
+        self._reads_seconds = words.reads_seconds(control)
         try:
             for file in self._kept.files:
                 self.say(words.SNAPSHOT, os.dup(file))
@@ -217,6 +219,14 @@ class Master:
     def may_begin(self) -> bool:
         """See :class:`agent.server.crew.Orders`."""
         return not self._stopping and (self.asked or bool(self._kept.files))
+
+    def reads_seconds(self) -> bool:
+        """See :class:`agent.server.crew.Orders`."""
+        return self._reads_seconds
+
+    def is_settled(self) -> bool:
+        """See :class:`agent.server.crew.Orders`."""
+        return self.asked or self._control is None
 
     def withheld(self) -> list[int]:
         """See :class:`agent.server.crew.Orders`."""

@@ -24,6 +24,8 @@ from agent.core.text import socket_address
 NAME: Final = b"\0credential-agent-2-"
 """How the name begins of the socket by which a controller connects. One of before has none, and cuts a master off that
 says :data:`ROOM` or :data:`LACKS`: it goes on where a later version was installed and only the master begun anew."""
+READS_SECONDS: Final = b"seconds-"
+"""After :data:`NAME`: that controller reads :data:`SECOND` of one that was said to be alive."""
 GIVEN: Final = b"given"
 LISTEN: Final = b"listen"
 TWO: Final = 2
@@ -37,7 +39,7 @@ MOST_SOCKETS: Final = 64
 LINK: Final = b"link"
 """With a process id, and our end of a link to that server: a new one, or one that was said to be alive."""
 SECOND: Final = b"second"
-"""As :data:`LINK`, of one that stands by."""
+"""As :data:`LINK`, of one that stands by. One that was said to be alive is so only to who :data:`READS_SECONDS`."""
 INSTEAD: Final = b"instead"
 """With a process id: that server stood by, and answers now, in the place of one that has ended."""
 ALIVE: Final = b"alive"
@@ -84,11 +86,20 @@ def number(word: bytes, value: int) -> bytes:
 
 def is_of_before(connection: socket.socket) -> bool:
     """Whether the controller that connected has no :data:`NAME`."""
+    return not _name_of(connection).startswith(NAME)
+
+
+def reads_seconds(connection: socket.socket) -> bool:
+    """Whether the controller that connected says so (:data:`READS_SECONDS`)."""
+    return _name_of(connection).startswith(NAME + READS_SECONDS)
+
+
+def _name_of(connection: socket.socket) -> bytes:
     try:
         name = connection.getpeername()
     except OSError:
-        return True  # it has left
-    return not (isinstance(name, bytes) and name.startswith(NAME))
+        return b""  # it has left
+    return name if isinstance(name, bytes) else b""
 
 
 def at(addresses: Iterable[str]) -> bytes:

@@ -290,6 +290,25 @@ async def test_one_that_stands_by_answers_nobody_until_it_takes_over() -> None:
 
 
 @looped
+async def test_one_of_before_that_stands_by_answers_nobody() -> None:
+    """It has what is served now as soon as it is linked: that workers are answered is said of the other alone."""
+    joined = Joined()
+    joined.say(words.number(words.ALIVE, 7))
+    joined.say(_AT)
+    await asyncio.wait_for(joined.connection.introduced.wait(), 10)
+    joined.begin()
+    servers = joined.controller.servers
+    theirs, its = socket.socketpair()
+    with theirs, its:
+        joined.say(words.number(words.SECOND, 7), theirs.fileno())
+        its.sendall(frame_of(Taken(servers.version())))
+        await joined.until(lambda: servers.connected and servers.connected[0].taken == servers.version())
+        assert not servers.answer()
+    assert not joined.ended.is_set()
+    joined.close()
+
+
+@looped
 async def test_an_acknowledgement_waits_for_a_server_that_was_begun_in_between() -> None:
     """After we connected and before we asked: it began with what a controller before us gave, and hears nobody yet."""
     joined = Joined()

@@ -124,7 +124,7 @@ seen = set()
 while len(seen) < 6:
     seen.add(hear())
 new = {word: number for word, number in seen if number not in (first, other)}
-old = {(words.ENDED, first), (words.ENDED, other), (words.LINK, first), (words.LINK, other)}
+old = {(words.ENDED, first), (words.ENDED, other), (words.LINK, first), (words.SECOND, other)}
 assert seen == {*old, *new.items()} and set(new) == {words.LINK, words.SECOND}, seen
 assert links[new[words.LINK]].recv(99) == b"first"
 end()
@@ -181,6 +181,25 @@ def scarce():
 os.fork = scarce
 ours.send(words.number(words.LISTEN, words.TWO))
 seen = []
+while not seen or seen[-1][0] != words.INSTEAD:
+    seen.append(hear())
+assert seen[-1] == (words.INSTEAD, other) and seen[:2] == [(words.LINK, first), (words.SECOND, other)], seen
+end()
+""",
+    "the same, and the other controller is of before": """
+master.Master.reads_seconds = lambda _: False
+first, other = begin(), second()
+former = dict(links)
+forking, refused = os.fork, []
+def scarce():
+    refused.append(1)
+    if len(refused) == 1:
+        os.kill(first, signal.SIGKILL)
+        raise OSError(11, "no process is to be had")
+    return forking()
+os.fork = scarce
+ours.send(words.number(words.LISTEN, words.TWO))
+seen = []
 while not seen or seen[-1][0] != words.SECOND:
     seen.append(hear())
 # The other has taken over. This controller knows of none that stands by: a word of one would be no honest master's.
@@ -201,6 +220,128 @@ assert hear()[0] == words.LINK
 end()
 """,
 }
+
+
+_UNIT = """
+import os, signal, socket, threading, time
+from agent.host import confine, systemd
+from agent.server import forked, master, words, work
+from agent.server.controllers import ControllerSocket
+
+begun, begins = os.pipe()
+lines = os.fdopen(begun)
+
+def run(link, sockets, *, parent, master, stands_by, **_):
+    confine.end_with_parent(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.write(begins, b"%d %d\\n" % (os.getpid(), stands_by))
+    if not stands_by and link is None:
+        forked.say_served(master)
+    while forked.hear(master)[0]:
+        pass
+
+work.run = run
+listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listening.bind("")
+listening.listen()
+workers = socket.create_server(("127.0.0.1", 0))
+kept = os.memfd_create("kept")
+os.write(kept, b"of before")
+
+def start(**stored):
+    notifier = systemd.Notifier("@nobody")
+    connecting = ControllerSocket(listening, {os.getuid()})
+    started = master.Master(connecting=connecting, sockets=[workers], notifier=notifier, stored=stored)
+    threading.Thread(target=started.run, daemon=True).start()
+
+def server():
+    pid, stands_by = map(int, lines.readline().split())
+    return pid, bool(stands_by)
+
+def connect(name):
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.settimeout(30)
+    control.bind(name + b"%d" % os.getpid())
+    control.connect(listening.getsockname())
+    while not hear(control)[0].startswith(words.AT):
+        pass
+    return control
+
+def hear(control):
+    said, fds, _, _ = socket.recv_fds(control, 4096, 1)
+    for fd in fds:
+        os.close(fd)
+    word, _, value = said.partition(b" ")
+    return word, int(value) if value.isdigit() else 0
+
+def links(control, count):
+    found = []
+    while len(found) < count:
+        word, pid = hear(control)
+        found += [(word, pid)] if word in (words.LINK, words.SECOND) else []
+    return found
+"""
+
+_UNIT_CASES = {
+    "one of before that stands by is said to": """
+start(snapshot=os.dup(kept))
+(first, _), (other, _) = server(), server()
+control = connect(words.NAME + words.READS_SECONDS)
+control.send(words.number(words.LISTEN, words.TWO))
+assert links(control, 2) == [(words.LINK, first), (words.SECOND, other)]
+""",
+    "a controller of before is told of it as it was": """
+start(snapshot=os.dup(kept))
+(first, _), (other, _) = server(), server()
+control = connect(words.NAME)
+control.send(words.number(words.LISTEN, words.TWO))
+assert links(control, 2) == [(words.LINK, first), (words.LINK, other)]
+""",
+    "a controller that ends before it has asked for a server": """
+start()
+control = connect(words.NAME)
+socket.send_fds(control, [words.SNAPSHOT], [kept])
+assert hear(control) == (words.HAD, 1)
+control.close()
+assert not server()[1]
+assert server()[1]
+""",
+    "a controller that ends while its server begins, and with it what stands by": """
+start(snapshot=os.dup(kept))
+(first, _), (other, _) = server(), server()
+control = connect(words.NAME)
+control.send(words.number(words.LISTEN, words.TWO))
+new, _ = server()  # it is linked, and has nothing to serve yet
+control.close()
+os.kill(other, signal.SIGKILL)
+time.sleep(0.5)  # while another begins there is none to stand by
+os.kill(new, signal.SIGKILL)
+assert server()[1]
+""",
+    "a controller that ends before its server begins, and with it what stands by": """
+start(snapshot=os.dup(kept))
+(first, _), (other, _) = server(), server()
+control = connect(words.NAME)
+control.send(words.SNAPSHOT)  # it has no file for it: nothing that is begun from now on has what to serve
+assert hear(control)[0] == words.HAD
+os.kill(other, signal.SIGKILL)
+assert hear(control)[0] == words.ENDED
+time.sleep(0.5)  # its successor would have been begun by now
+control.close()
+control = connect(words.NAME)  # and ends, too
+socket.send_fds(control, [words.SNAPSHOT], [kept])
+control.close()
+assert server()[1]
+""",
+}
+
+
+@pytest.mark.parametrize("case", _UNIT_CASES)
+def test_whatever_becomes_of_controllers_one_answers_and_one_stands_by(case: str) -> None:
+    """As soon as there is what they serve; the next controller is told which of those of before is which."""
+    command = [sys.executable, "-c", _UNIT + _UNIT_CASES[case] + "print('so', flush=True)\nos._exit(0)\n"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout, done.stderr) == ("so\n", "")
 
 
 @pytest.mark.parametrize("case", _CASES)
