@@ -31,7 +31,7 @@ readonly SHARE=/usr/local/share
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   credential-agent-courier.socket credential-agent.service credential-agent-serve.socket credential-agent-serve.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service credential-agent-again@.service
-  credential-agent-watch.service credential-agent-hold.service
+  credential-agent-watch.service credential-agent-hold.service credential-agent-stopped.service
   credential-agent-workers.slice credential-agent.target)
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -236,6 +236,7 @@ stop_everything() {
     credential-agent-ipv6.socket credential-agent-control.socket credential-agent-courier.socket credential-agent-redirect.service \
     credential-agent-closed.service credential-agent-watch.service credential-agent-hold.service \
     credential-agent-serve.service credential-agent-serve.socket 'credential-agent-again@*.service' 2>/dev/null || true
+  systemctl --quiet stop credential-agent-stopped.service 2>/dev/null || true # the agent's stop has started it
   # Stopping the redirect closes; this opens. (Not through systemd: a closed unit must not open by itself.)
   if command -v nft >/dev/null && ! { [ -x "$PREFIX/bin/credential-agent" ] && redirect remove; }; then
     nft -f - <<<'table inet credential_agent { }; delete table inet credential_agent

@@ -91,6 +91,7 @@ def test_only_what_loads_rules_has_a_capability() -> None:
         "credential-agent-serve.service": ["", ""],
         "credential-agent-hold.service": [""],
         "credential-agent-again@.service": [""],
+        "credential-agent-stopped.service": [""],
         **holds,
         **{name: ["CAP_NET_ADMIN"] for name in rules},
     }
