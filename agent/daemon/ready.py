@@ -40,6 +40,8 @@ class Readiness:
 
     def __init__(self, notifier: systemd.Notifier, clock: SystemClock, store: Store, started: datetime) -> None:
         self.told = False
+        self._reloads = False  # whether one is under way that was announced
+        self._again: asyncio.TimerHandle | None = None
         self.answers: Callable[[], bool] = lambda: True
         self._notifier = notifier
         self._clock = clock
@@ -68,7 +70,7 @@ class Readiness:
 
         Args:
             seconds: how long an answer may be pending.
-            settled: waits for what else must be there (the environment files).
+            settled: waits for what else must be there: workers' answers, and the environment files.
             may_settle: whether a doubt about whose the memory is may end by itself. Else it is not waited for: while it
                 lasts, no cloud that a bundle decided is served.
         """
@@ -77,15 +79,12 @@ class Readiness:
             if not any(self._awaited(cloud, may_settle) for cloud in Cloud):
                 break
             await asyncio.sleep(0.05)
+        self.tell_status()
         await settled()
         self.told = True
-        told = self._notifier.ready(self.status_line())
+        self._say_ready()
         memory.compact()
         self._log.info("agent.ready", seconds=round((self._clock.now() - self._started).total_seconds(), 3))
-        while self._notifier.active and not told:
-            # Its queue is full (systemd reloads itself, say). A start that is never announced would be ended by it.
-            await asyncio.sleep(TELL_AGAIN_SECONDS)
-            told = self._notifier.ready(self.status_line())
 
     def _awaited(self, cloud: Cloud, may_settle: Callable[[], bool]) -> bool:
         now = self._clock.now()
@@ -96,12 +95,23 @@ class Readiness:
     def reload_began(self) -> None:
         """Begin a reload. Its end is told by ``READY=1``, as that of a start is, which it must not announce early."""
         if self.told:
+            self._reloads = True
             self._notifier.reloading(monotonic_seconds=time.monotonic())
 
     def reload_ended(self) -> None:
         """See :meth:`reload_began`."""
-        if self.told and self._notifier.active and not self._notifier.ready(self.status_line()):
-            asyncio.get_running_loop().call_later(TELL_AGAIN_SECONDS, self.reload_ended)
+        self._reloads = False
+        if self.told:
+            self._say_ready()
+
+    def _say_ready(self) -> None:
+        """Say so, until it is heard. Its queue may be full: a start that is never announced would be ended by it."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._reloads or not self._notifier.active or self._notifier.ready(self.status_line()):
+            return  # during a reload that would be its end
+        self._again = asyncio.get_running_loop().call_later(TELL_AGAIN_SECONDS, self._say_ready)
 
     async def feed_watchdog(self, seconds: float, last_step: Callable[[], float]) -> None:
         """Feed it only while the controller's loop runs; that this runs shows that the event loop does.

@@ -13,7 +13,6 @@ import structlog
 
 from agent import config
 from agent.daemon import listening
-from agent.daemon.ready import READY_AFTER_SECONDS
 from agent.daemon.servers import Servers
 from agent.daemon.unit import ServerProcess, ServerUnit
 from agent.host.sockets import read_socket_table
@@ -111,12 +110,15 @@ class Workers:
         return False
 
     async def begun(self, settled: Callable[[], Awaitable[None]]) -> None:
-        """Wait for what readiness tells of, workers' answers first; for those no longer than is of use.
+        """Wait for what readiness tells of, workers' answers first.
+
+        For those without end: while there are none all else goes on, and a start that takes too long is the service
+        manager's to end. It would say that all is well to whoever starts after us, or has just installed this.
 
         Args:
             settled: waits for the rest.
         """
-        await self.answered(READY_AFTER_SECONDS)
+        await self._servers.serving()
         await settled()
 
     def _gone(self) -> None:

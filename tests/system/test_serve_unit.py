@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.daemon.ready import READY_AFTER_SECONDS
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, background, until
@@ -144,21 +145,34 @@ def test_a_withdrawal_is_not_confirmed_while_the_master_hangs(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_who_is_ready_though_nobody_answers_says_so(tmp_path: Path) -> None:
-    """A start that never ends would be ended, and renewal with it; both units say that workers wait, and why."""
-    world = World(tmp_path)
-    prelude = "from agent.server import work\nwork.run = lambda *_, **__: None"
+def test_it_is_ready_when_workers_are_answered_and_not_before(tmp_path: Path) -> None:
+    """While servers end as soon as they are begun both units say that workers wait, and why; all else goes on meanwhile."""
+    world, broken = World(tmp_path), tmp_path / "broken"
+    broken.touch()
+    prelude = (
+        "import os\nfrom agent.server import work\nrun = work.run\n"
+        f"work.run = lambda *given, **more: None if os.path.exists({str(broken)!r}) else run(*given, **more)"
+    )
     with (
         NotifySocket(tmp_path / "n") as manager,
         ServeUnit(tmp_path, prelude=prelude) as unit,
         unit.agent(world, environ={"NOTIFY_SOCKET": str(manager.path)}) as agent,
     ):
-        told = manager.wait_for("READY=1", seconds=60)
-        assert any("nobody answers workers" in line for line in told.lines)
         agent.wait_for("server.failing")
         unit.manager.wait_until(
             lambda told: any("servers end as soon as they are begun" in line for line in told.lines), what="its status"
         )
+        world.drop(world.seal(world.session(KEY), world.variables(PLAIN="there")))
+        agent.wait_for("bundle.accepted", seq=1)
+        until(lambda: world.env().get("PLAIN") == "there", what="the environment file")
+        assert manager.silent("READY=1", 2 * READY_AFTER_SECONDS)
+        manager.wait_until(
+            lambda told: any("STATUS=nobody answers workers" in line for line in told.lines), what="our status"
+        )
+        broken.unlink()
+        told = manager.wait_for("READY=1", seconds=60)
+        assert not any("nobody answers workers" in line for line in told.lines)
+        assert credential(unit.address) == KEY
 
 
 def test_how_many_connections_there_may_be_is_the_units_matter(tmp_path: Path) -> None:
