@@ -394,7 +394,7 @@ class Server(asyncio.Protocol):
             return
         task = asyncio.get_running_loop().create_task(self._answer(work, failed), name="asked by a server")
         self._tasks[number] = task
-        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+        task.add_done_callback(lambda _: (self._tasks.pop(number, None), work.close()))  # it may not have begun
 
     async def _answer(self, work: Coroutine[Any, Any, ControllerSays], failed: ControllerSays) -> None:
         try:

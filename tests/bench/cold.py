@@ -12,6 +12,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError
@@ -41,13 +43,14 @@ def child(gate: int, results: int) -> None:
 
 def main(port: int, count: int) -> None:
     """See the module."""
+    print(json.dumps(together({"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{port}"}, count)))
+
+
+def together(environ: Mapping[str, str], count: int) -> dict[str, Any]:
+    """What came of so many that ask at once where these variables say."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
-    os.environ |= {
-        "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{port}",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
+    os.environ |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **environ}
     (gate, start), (told, results) = os.pipe(), os.pipe()
     for _ in range(count):
         if not os.fork():
@@ -68,18 +71,14 @@ def main(port: int, count: int) -> None:
     quantiles = {name: took[min(len(took) - 1, int(part * len(took)))] for name, part in _QUANTILES} if took else {}
     errors = len(wrong) + count - len(found)
     answered = count - errors
-    print(
-        json.dumps(
-            {
-                "sequences": answered,
-                "requests": _REQUESTS * answered,
-                "errors": errors,
-                "error": wrong[0] if wrong else "",
-                "seconds": seconds,
-                "sequence_ms": quantiles,
-            }
-        )
-    )
+    return {
+        "sequences": answered,
+        "requests": _REQUESTS * answered,
+        "errors": errors,
+        "error": wrong[0] if wrong else "",
+        "seconds": seconds,
+        "sequence_ms": quantiles,
+    }
 
 
 _QUANTILES = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))

@@ -14,6 +14,7 @@ from tests.system import machine as m
 from tests.system.machine import Disk, Machine, python
 from tests.system.test_boot import EC2, Sender, aws_key
 from tests.system.test_boot_handover import clients
+from tests.system.test_taken_process import kinds
 from tests.unit.host.test_confine import CONFINED
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("boot")]
@@ -76,6 +77,7 @@ def machine(image: Sequence[Path], tmp_path_factory: pytest.TempPathFactory) -> 
         shutil.copy(ROOM / "probe.py", disk.root / "opt/probe.py")
         # What answers workers sees nothing else of /opt.
         shutil.copy(ROOM / "probe_serve.py", disk.root / "opt/credential-agent/probe_serve.py")
+        shutil.copy(ROOM / "probe_process.py", disk.root / "opt/credential-agent/probe_process.py")
         (disk.root / "opt/confined.py").write_text(f"{CONFINED}\nprint('nothing but to answer', flush=True)\n")
         (disk.root / "var/probe.py").write_text(m.AWS)
         with Machine(disk, cloud) as machine:
@@ -115,6 +117,49 @@ def test_nothing_gets_out_of_the_sandbox(machine: Machine) -> None:
 def test_what_answers_workers_reaches_nothing(machine: Machine) -> None:
     """From inside its unit: no network, key, file, program, other process or way to another."""
     assert inside(machine, SERVE, f"/opt/credential-agent/probe_serve.py {pid_of(machine)}") == ["nothing got through"]
+
+
+PROBED = """import runpy, sys
+sys.path.insert(0, "/opt/credential-agent")
+import probe_process
+probe_process.install({aims!r})
+sys.path.pop(0)
+sys.argv = ["agent.server"]
+runpy.run_module("agent.server", run_name="__main__", alter_sys=True)
+"""
+MASTER_MAY = {"unix sockets", "ipc", "files"}
+AIMS = {
+    "files": ["/etc/credential-agent/config.toml", "/etc/credstore/credential-agent.key", "/etc/passwd", "/etc/machine-id",
+              "/run/credential-agent/token", "/run/credential-agent/env", "/var/lib/credential-agent/memory.json",
+              "/run/credentials/credential-agent.service/credential-agent.key", "/proc/keys", "/proc/kallsyms"],
+    "paths": ["/run/credential-agent-control.sock", "/run/credential-agent-courier.sock", "/run/systemd/private",
+              "/run/dbus/system_bus_socket", "/run/systemd/journal/stdout", "/run/systemd/journal/socket", "/dev/log"],
+    "names": ["/tmp/.X11-unix/X0"],
+}  # fmt: skip
+
+
+def test_whoever_is_taken_over_reaches_nothing(machine: Machine) -> None:
+    """Tried in the unit's own processes, at work: who answers or stands by may only answer; their master sees only them."""
+    text = PROBED.format(aims={**AIMS, "pids": [int(pid_of(machine))]})
+    (machine.root / "opt/credential-agent/probed.py").write_text(text)
+    drop_in = f"/run/systemd/system/{SERVE}.d"
+    start = f"[Service]\nExecStart=\nExecStart={m.PYTHON} -I /opt/credential-agent/probed.py\n"
+    machine.run("sh", "-c", f"mkdir -p {drop_in}; cat > {drop_in}/99-probed.conf; systemctl daemon-reload", text=start)
+    try:
+        machine.run("systemctl", "restart", SERVE)
+        machine.until(lambda: len(machine.status()["servers"]) == 2, what="one that answers, and one that stands by")
+        machine.run("kill", "-KILL", *(str(one["pid"]) for one in machine.status()["servers"]))
+        found: dict[str, dict[str, list[str]]] = {}
+
+        def tried() -> bool:
+            found.update(kinds(machine.run("journalctl", "--no-pager", "-o", "cat", "-u", SERVE)))
+            return len(found) == 3
+
+        machine.until(tried, what="what was tried")
+        assert found["server"] == found["stand-by"] == {}
+        assert set(found["master"]) <= MASTER_MAY, found["master"]
+    finally:
+        machine.run("sh", "-c", f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart {SERVE}")
 
 
 def test_the_running_daemon_can_run_nothing(machine: Machine) -> None:
