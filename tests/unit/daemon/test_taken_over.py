@@ -153,7 +153,7 @@ async def flooding(joined: Joined, pid: int, said: Iterator[bytes], *, reads: bo
         yield
     finally:
         stop.set()
-        await asyncio.to_thread(thread.join)
+        await joined.until(lambda: not thread.is_alive())
         its.close()
 
 
