@@ -109,6 +109,8 @@ class Orders(Protocol):
 class Crew:
     """See the module.
 
+    Long because what one server is to do depends on what has become of all others.
+
     Args:
         orders: what the controller wants.
         masked: whether SIGTERM must wait in a server that was begun a moment ago, since the master heeds it.

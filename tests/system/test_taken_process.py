@@ -82,7 +82,7 @@ def kinds(said: str) -> dict[str, dict[str, list[str]]]:
 
 @pytest.mark.root
 def test_without_a_unit_who_parses_may_do_nothing_but_answer() -> None:
-    """Nor signal who began it, of the same user. The master, which parses nothing, has that user's rights, but no program."""
+    """It signals nobody of its own user either. The master, which parses nothing, has that user's rights, but no program."""
     if os.geteuid():
         pytest.skip("only root becomes another user")
     with tempfile.TemporaryDirectory(prefix="p") as directory:
