@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from agent import bundle, config
 from agent.core.model import Cloud, Grant, SealedBundle
+from agent.core.source import Source
 from agent.core.verdict import Memory
 from agent.daemon import disk, handover, kept, restore
 from agent.daemon.announce import Announcer
@@ -164,14 +165,27 @@ class Machines:
 
     @asynccontextmanager
     async def start(
-        self, changes: Mapping[str, Any] | None = None, *, clock: SystemClock | None = None
+        self,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        clock: SystemClock | None = None,
+        sources: Sequence[Source] = (),
+        waits_for_disk: bool = True,
     ) -> AsyncIterator[Life]:
-        """The next process, from its start to its end."""
+        """The next process, from its start to its end.
+
+        Args:
+            changes: of its configuration.
+            clock: its time.
+            sources: that it has beside those of its configuration.
+            waits_for_disk: whether the state directory answers.
+        """
         path = self.before.root / "etc" / "next.toml"
         path.write_text(toml(merged(self.base, changes or {})))
         life = Life(self, config.load(path), clock or SystemClock())
+        life.prepared.sources.extend(sources)
         try:
-            yield await life.begun()
+            yield await life.begun(waits_for_disk=waits_for_disk)
         finally:
             await life.close()
 
@@ -211,7 +225,7 @@ class Life:
             rng=rng,
         )
 
-    async def begun(self) -> Life:
+    async def begun(self, *, waits_for_disk: bool) -> Life:
         found: list[Machine] = [] if self.handed else await self.who.ask()
         self.found = found
         assert await self.restorer.look_at_state(
@@ -219,9 +233,8 @@ class Life:
         )
         await self.restorer.restore(found, changed=self.changed, told=self.told, follow=lambda: False)
         self.controller, self.store = self.restorer.controller, self.restorer.controller.store
-        await asyncio.wait({self.restorer.resuming, self.restorer.recalling})
-        self.restorer.resuming.result()
-        self.restorer.recalling.result()
+        begun = [self.restorer.resuming, *([self.restorer.recalling] if waits_for_disk else [])]
+        await asyncio.gather(*begun)
         return self
 
     def changed(self) -> None:
@@ -246,6 +259,7 @@ class Life:
         return None if self.store.bundle is None else self.store.bundle.seq
 
     async def close(self) -> None:
+        await self.restorer.recalling
         await self.controller.durable.last(10)
         await self.prepared.close()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from agent.core.errors import HostError
+from agent.core.history import Entry
 from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Pending
@@ -18,10 +20,12 @@ from agent.host.state import StateDirectory
 from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.served import Fault
+from tests.system.harness import AUDIENCE
 from tests.unit.daemon.life import OTHER_BOOT, OTHER_UUID, Life, Machines, patient
 from tests.unit.daemon.test_reload_between import come_true
 
 OURS = "config:i-1"
+LateEnd = Callable[[Machines, Life], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
@@ -347,6 +351,137 @@ class TestWhoItIs:
                 assert life.who.audiences
 
         with_service(tmp_path, scenario)
+
+
+class TestHistory:
+    def test_what_happened_before_is_taken_back_from_wherever_it_was_left(self, tmp_path: Path) -> None:
+        """A person sees one history, over restarts and stops; and the next process finds all of it on the disk."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            entries = {
+                about: Entry(at=machines.before.clock.now(), kind="renewed", about=about, said="")
+                for about in ("on the disk", "handed over")
+            }
+            await machines.before.prepared.state.note((entries["on the disk"],))
+            machines.leave(history=[entries["handed over"]])
+            async with machines.start() as life:
+                seen = [(one.kind, one.about) for one in life.controller.history.entries]
+                assert {("renewed", about) for about in entries} < set(seen)
+                assert ("started", "agent") in seen
+            found = machines.before.prepared.state.history()
+            assert {*entries, "agent"} <= {one.about for one in found}
+
+        play(tmp_path, scenario)
+
+
+class TestADiskThatAnswersLate:
+    def play(
+        self, root: Path, patch: pytest.MonkeyPatch, before: Callable[[Machines], Awaitable[None]], end: LateEnd
+    ) -> None:
+        """A restart while the state directory does not answer; it does once what was handed over is in force."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            await before(machines)
+            patch.setattr(disk, "LOOK_SECONDS", 0.05)
+            silent = machines.before.stall(machines.state / "memory.json")
+            try:
+                async with machines.start(waits_for_disk=False) as life:
+                    assert life.in_force() == 1
+                    silent.answer()
+                    await end(machines, life)
+            finally:
+                silent.answer()
+
+        play(root, scenario)
+
+    def test_what_was_handed_over_is_in_force_and_written_once_it_answers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A backup lies there: nothing is written over it before it was read, and then what we know is."""
+
+        async def before(machines: Machines) -> None:
+            await StateDirectory(machines.state).save(Memory(OURS, boot_id=machines.boot_id), None)
+
+        async def end(machines: Machines, life: Life) -> None:
+            await life.restorer.reconcile()
+            await life.controller.durable.last(10)  # nobody looks before: a look removes what is half written
+            assert machines.written().marks == life.store.memory.marks
+
+        self.play(tmp_path, monkeypatch, before, end)
+
+    def test_one_that_is_later_is_not_written_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The agent starts again, and has both to choose from."""
+
+        async def before(machines: Machines) -> None:
+            stored = machines.stored
+            await machines.live(OURS, seq=2)
+            machines.stored = stored
+
+        async def end(machines: Machines, life: Life) -> None:
+            with pytest.raises(HostError, match="later memory"):
+                await life.restorer.reconcile()
+            assert [mark.seq for mark in machines.written().marks] == [2]
+
+        self.play(tmp_path, monkeypatch, before, end)
+
+
+def test_without_a_handover_nothing_begins_before_the_disk_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone knows what was decided here: until then everybody is refused, and then it is in force."""
+    monkeypatch.setattr(disk, "FIRST_LOOK_SECONDS", 0.05)
+
+    async def scenario(machines: Machines) -> None:
+        await machines.live(OURS)
+        machines.stored.clear()
+        silent = machines.before.stall(machines.state / "memory.json")
+        asyncio.get_running_loop().call_later(0.2, silent.answer)
+        async with machines.start() as life:
+            assert life.in_force() == 1
+
+    play(tmp_path, scenario)
+
+
+class TestNobodyMayTell:
+    def test_a_doubt_that_nothing_can_end_is_not_waited_for(self, tmp_path: Path) -> None:
+        """No metadata service, no name, another boot: readiness waits for no word, and nobody is asked for ever."""
+
+        async def scenario(machines: Machines) -> None:
+            machines.says(uuid="")
+            await machines.live("")
+            machines.stored.clear()
+            machines.says(boot=OTHER_BOOT)
+            async with machines.start() as life:
+                assert life.store.doubted
+                assert life.in_force() is None
+                assert not life.restorer.may_settle
+                async with asyncio.timeout(10):
+                    await life.restorer.identify_first(life.found, at_once=True)
+                assert life.store.doubted
+
+        play(tmp_path, scenario, name="auto")
+
+
+def test_who_is_silent_after_a_gap_lends_no_name(tmp_path: Path) -> None:
+    """Nobody says that it is still this machine: until then no bundle is for it by the name that it had."""
+
+    async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+        await machines.live("aws:i-1")
+        async with machines.start() as life:
+            await life.restorer.identify_first([], at_once=True)
+            life.restorer.learn(await life.who.ask(), [AUDIENCE])
+            assert life.who.audiences
+            ec2.faults.append(Fault(drop=True, times=None))
+            doubting = asyncio.create_task(life.restorer.identify_anew([], ""))
+            await come_true(lambda: life.store.doubted)
+            assert life.who.audiences == frozenset()
+            assert life.prepared.opening.audiences == {AUDIENCE}
+            doubting.cancel()
+            await asyncio.gather(doubting, return_exceptions=True)
+
+    with_service(tmp_path, scenario)
 
 
 def test_the_grace_waits_for_a_file_that_decides_whose_bundles_count(

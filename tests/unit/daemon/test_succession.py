@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from agent import bundle
 from agent.config import MAX_FILE_BYTES
 from agent.core.model import Action, Cloud, IdToken, SealedBundle
 from agent.core.secret import Secret
+from agent.core.source import Position
 from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory, Policy
 from agent.core.view import Live
@@ -31,6 +34,7 @@ from agent.identity.events import IdTokenMinted
 from tests.fakes.clock import START
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import AUDIENCE, ISSUER
+from tests.unit.controller.support import FakeSource
 from tests.unit.daemon.life import Life, Machines, patient
 from tests.unit.daemon.test_reload_between import come_true
 from tests.unit.identity.driver import Store
@@ -107,6 +111,14 @@ def play(root: Path, scenario: Callable[[Machines], Awaitable[None]]) -> None:
 def passed_by(manager: NotifySocket) -> systemd.Passed:
     """What the manager would hand to the next process."""
     return systemd.Passed({}, {name: os.dup(one) for name, one in manager.stored()})
+
+
+def told_so_far(manager: NotifySocket) -> list[str | None]:
+    """The names of what the manager was given: all of it, however busy the machine is."""
+    last = f"STATUS=all {manager.mark} {time.monotonic_ns()}"
+    systemd.Notifier(str(manager.path)).tell(last)
+    manager.wait_for(last)
+    return [told.value("FDNAME") for told in manager.told if "FDSTORE=1" in told.lines]
 
 
 def served(life: Life) -> str | None:
@@ -231,7 +243,7 @@ class TestKeeping:
         asyncio.run(scenario())
         manager.wait_content("handover", lambda data: json.loads(data)["began"] == 2.0)
         manager.wait_content("configuration", lambda data: data.endswith(b"x"))
-        stored = [told.value("FDNAME") for told in manager.told if "FDSTORE=1" in told.lines]
+        stored = told_so_far(manager)
         assert [stored.count(name) for name in ("credentials", "configuration", "handover")] == [3, 2, 2]
 
     def test_nothing_is_told_while_the_manager_holds_more_than_we_do(self, manager: NotifySocket) -> None:
@@ -242,7 +254,7 @@ class TestKeeping:
                 one = heir(files, address=manager.path)
                 assert one.pending is bool(files)
                 one.keep(empty(), TEXT, left)
-                assert bool([told for told in manager.told if "FDSTORE=1" in told.lines]) is False or not files
+                assert bool(told_so_far(manager)) is not bool(files)
                 one.drop()
                 assert not one.pending
                 one.keep(empty(), TEXT, lambda: left(began=3.0))
@@ -268,11 +280,30 @@ class TestKeeping:
                 await come_true(lambda: manager.content("handover"))
                 manager.wait_content("configuration", lambda data: data == TEXT.encode())
                 manager.wait_content("credentials", bool)
-                before = manager.mark
+                before = told_so_far(manager)
                 # All was taken, so there is nothing to tell again.
                 for _ in range(20):
                     await asyncio.sleep(SOON)
-                assert manager.mark == before
+                assert told_so_far(manager) == before
+
+        asyncio.run(scenario())
+
+    def test_after_many_attempts_it_is_told_seldom(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A manager whose queue stays full for a night is not written to twice a second for as long."""
+        monkeypatch.setattr(succession, "TELL_AGAIN_SECONDS", SOON)
+        monkeypatch.setattr(succession, "TELL_SLOWLY_SECONDS", NEVER)
+        gathered: list[Handover] = []
+
+        def gather() -> Handover:
+            gathered.append(left(began=float(len(gathered))))
+            return gathered[-1]
+
+        async def scenario() -> None:
+            heir(address=tmp_path / "nobody").keep(empty(), TEXT, gather, attempts=3)
+            await come_true(lambda: len(gathered) == 3)
+            for _ in range(20):
+                await asyncio.sleep(SOON)
+            assert len(gathered) == 3
 
         asyncio.run(scenario())
 
@@ -290,9 +321,8 @@ class TestKeeping:
                 one.keep(empty(), TEXT, lambda: left(began=2.0))
                 for _ in range(20):
                     await asyncio.sleep(SOON)
+                assert told_so_far(manager).count("handover") == 1
                 assert json.loads(manager.wait_content("handover", bool))["began"] == 2.0
-                stored = [told.value("FDNAME") for told in manager.told if "FDSTORE=1" in told.lines]
-                assert stored.count("handover") == 1
 
         asyncio.run(scenario())
 
@@ -305,7 +335,34 @@ class TestKeeping:
         heir().keep(empty(), TEXT, never)
 
 
+class Placed(FakeSource):
+    """A source that can go on from where another process stopped."""
+
+    position: Position | None = None
+
+    def go_on(self, position: Position) -> None:
+        self.position = position
+
+
 class TestGivingBack:
+    @pytest.mark.parametrize("in_force", [True, False])
+    def test_a_source_goes_on_where_it_was_if_what_it_read_is_in_force(self, tmp_path: Path, in_force: bool) -> None:
+        """What is not in force, since its key is away, say, must be brought again."""
+
+        async def scenario(machines: Machines) -> None:
+            sealed = machines.before.controller.durable.sealed
+            assert sealed is not None
+            at = Position("place", '"tag"', hashlib.sha256(sealed).hexdigest())
+            machines.leave(positions={"file": at}, **({} if in_force else {"signed": None}))
+            if not in_force:
+                (machines.before.root / "etc" / "worker.jwk").rename(tmp_path / "away")
+            source = Placed("file")
+            async with machines.start(sources=[source]) as life:
+                assert life.in_force() == (1 if in_force else None)
+                assert source.position == (at if in_force else None)
+
+        play(tmp_path, scenario)
+
     def test_it_is_kept_until_the_bundle_is_in_force(self, tmp_path: Path) -> None:
         """A key service is away: the credentials of that bundle wait, and are there when it is opened."""
 
@@ -337,7 +394,7 @@ class TestGivingBack:
                 async with machines.start() as life:
                     assert life.succession.pending
                     life.hand_over()
-                    before = manager.mark
+                    before = told_so_far(manager).count("handover")
                     life.controller.durable.doubt("another name")
                     life.changed()
                     manager.wait_content("handover", lambda data: json.loads(data)["doubted"])
@@ -350,7 +407,7 @@ class TestGivingBack:
                     assert manager.content("credentials") == []
                     life.changed()
                     life.changed()
-                    assert sum("handover" in str(one.value("FDNAME")) for one in manager.told[before:]) == 4  # once
+                    assert told_so_far(manager).count("handover") == before + 1
 
         play(tmp_path, scenario)
 
