@@ -8,6 +8,8 @@ until systemd ended the agent.
 * Linux 6.16 and later can be told to take none (``SO_PASSRIGHTS``): who sends one gets an error. Not so what was sent
   while nobody listened but systemd.
 * So each message is looked at before it is read. A connection on which one brings descriptors is ended as it is.
+* A byte that was sent out of band (``MSG_OOB``, Linux 5.15) is passed over by whoever looks, and dropped, with what it
+  brings, by whoever reads on. So it is read in line with the others.
 * What lies unread on a connection that ends is not looked at: a thread that has nothing else to do closes it. A signal
   breaks off whatever that waits for.
 """
@@ -183,4 +185,5 @@ class Guarding(socket.socket):
         accepted, peer = super().accept()
         guarded = Guarded(fileno=accepted.detach())
         guarded.closing = self._closing
+        guarded.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         return guarded, peer

@@ -187,27 +187,41 @@ OLDER_KERNEL = "import agent.serve.handed\nagent.serve.handed.SO_PASSRIGHTS = 99
 ASKING = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-# A courier that passes on a socket which whoever closes it last has to wait for. It ends without closing it: if that is
-# the last, nobody waits.
+# A courier that passes on a socket which whoever closes it last has to wait for. A process of its own does that, and ends
+# without closing it: if that is the last, nobody waits. What is behind it comes afterwards.
 HANDING = f"""
 import os, socket, struct, sys
-sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, {LINGER_SECONDS}))
-sock.setblocking(False)
-try:
-    while True:
-        sock.send(bytes(1 << 16))
-except BlockingIOError:
-    pass
 courier = socket.socket(socket.AF_UNIX)
 courier.connect(sys.argv[2])
+before, along, behind = map(bytes.fromhex, sys.argv[3:6])
 code = 0
 try:
-    courier.sendall(bytes.fromhex(sys.argv[3]))
-    socket.send_fds(courier, [bytes.fromhex(sys.argv[4])], [sock.fileno()])
-except PermissionError:
-    code = 3
-except ConnectionError:  # it was answered before, and ended
+    courier.sendall(before)
+except ConnectionError:
+    os._exit(0)
+hands = os.fork()
+if not hands:
+    sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, {LINGER_SECONDS}))
+    sock.setblocking(False)
+    try:
+        while True:
+            sock.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    try:
+        # (socket.send_fds() takes flags, and does without them.)
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", sock.fileno()))]
+        courier.sendmsg([along], passed, int(sys.argv[6]))
+    except PermissionError:
+        code = 3
+    except ConnectionError:  # it was answered before, and ended
+        pass
+    os._exit(code)
+code = os.waitstatus_to_exitcode(os.waitpid(hands, 0)[1])
+try:
+    courier.sendall(behind)
+except ConnectionError:
     pass
 os._exit(code)
 """
@@ -220,9 +234,10 @@ class Handing:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
         self._port = listening.getsockname()[1]
 
-    def hand(self, path: Path, before: bytes, along: bytes) -> bool:
-        """Send ``before``, then ``along`` with such a socket; whether the kernel took it."""
-        command = [sys.executable, "-S", "-c", HANDING, str(self._port), str(path), before.hex(), along.hex()]
+    def hand(self, path: Path, before: bytes, along: bytes, behind: bytes = b"", *, flags: int = 0) -> bool:
+        """Send ``before``, then ``along`` with such a socket, then ``behind``; whether the kernel took it."""
+        command = [sys.executable, "-S", "-c", HANDING, str(self._port), str(path)]
+        command += [before.hex(), along.hex(), behind.hex(), str(int(flags))]
         code = subprocess.run(command, check=False, timeout=60).returncode
         assert code in {0, 3}
         return code == 0
@@ -238,12 +253,16 @@ def test_what_a_courier_hands_over_holds_up_nobody(world: World, prelude: str, o
         assert agent.status()["version"]
         held = len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
         handing, path = Handing(stack), agent.control.with_name("courier.sock") if of_couriers else agent.control
-        for _ in range(10):
+        for _ in range(6):
             taken = {
                 handing.hand(path, b"", ASKING),
                 handing.hand(path, ASKING[:20], ASKING[20:]),
                 handing.hand(path, ASKING, b"more"),
                 handing.hand(path, b"PUT /v1/bundle HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n", b"x"),
+                # Out of band, which a reader passes over: before and within what is read, and never read.
+                handing.hand(path, b"", b"!", ASKING, flags=socket.MSG_OOB),
+                handing.hand(path, ASKING[:20], b"!", ASKING[20:], flags=socket.MSG_OOB),
+                handing.hand(path, ASKING[:20], b"!", flags=socket.MSG_OOB),
             }
             assert not prelude or True in taken
         assert agent.status()["version"]
