@@ -165,7 +165,7 @@ def check(path: Path, as_json: bool) -> int:
     # What follows from the section was just looked up anew; the rest only the process that holds the rules knows.
     held = () if known is None else (note for note in known.notes if not note.startswith("redirect."))
     found += [(False, note, None) for note in (*plan.notes, *plan.pending, *held)]
-    found += [(fine, line, None) for fine, line in _findings(read.section, read.port)]
+    found += [(fine, line, None) for fine, line in _findings(read.section, read.port, plan.uid)]
     if as_json:
         tell("redirect-check", {"findings": [{"ok": fine, "said": said, "hint": hint} for fine, said, hint in found]})
     for fine, said, hint in () if as_json else found:
@@ -262,12 +262,11 @@ def _load(plan: Plan) -> None:
     aliases.set_aliases(present=True, ipv6=plan.ipv6)
 
 
-def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool, str]]:
+def _findings(section: configuration.Redirect, port: int, uid: int | None) -> Iterator[tuple[bool, str]]:
     metadata = nft.METADATA["ip"][0]
     named = ((uid, uid) for name in section.users if (uid := uid_of(name)))
     workers = ranges.merge([*ranges.parse_uids(section.uids), *named])
-    if workers:
-        uid = workers[0][0]
+    if uid is not None:
         answer = _as_user(uid, metadata, 80)
         yield answer == "agent", f"uid {uid} asks {metadata}: {arrival.said(answer)}"
     for unit in section.units:
@@ -284,39 +283,29 @@ def _findings(section: configuration.Redirect, port: int) -> Iterator[tuple[bool
 
 
 def _as_user(uid: int, address: str, port: int) -> str:
-    # In no other group: group rights must not make a difference.
-    return _probe([], address, port, user=uid, group=uid, extra_groups=[])
+    # Not by a program that is started as that user: whoever is it could trace it, and so say what it says, and type on
+    # the terminal of root that it was given.
+    if os.geteuid() != 0:
+        raise HostError("to ask as somebody else needs root", hint=as_root("credential-agent redirect check"))
+    try:
+        return arrival.ask_as(uid, address, port)
+    except OSError as error:
+        raise HostError(f"the probe could not be started: {error}") from None
 
 
 def _in_slice(unit: str, address: str, port: int) -> str:
     run = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--slice={unit}", "--property=NoNewPrivileges=1"]
-    return _probe(run, address, port)
-
-
-def _probe(
-    prefix: list[str],
-    address: str,
-    port: int,
-    *,
-    user: int | None = None,
-    group: int | None = None,
-    extra_groups: list[int] | None = None,
-) -> str:
-    command = [*prefix, sys.executable, "-I", "-m", "agent", "redirect", "probe", address, str(port)]
+    command = [*run, sys.executable, "-I", "-m", "agent", "redirect", "probe", address, str(port)]
     try:
         done = subprocess.run(  # noqa: S603 - ourselves, with checked arguments
             command,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=arrival.PROBE_SECONDS * 5,
             check=False,
             cwd="/",
-            user=user,
-            group=group,
-            extra_groups=extra_groups,
         )
-    except PermissionError:
-        raise HostError("to ask as somebody else needs root", hint=as_root("credential-agent redirect check")) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"the probe could not be started: {error}") from None
     return done.stdout.strip() or f"the probe failed: {done.stderr.strip()[-200:]}"

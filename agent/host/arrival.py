@@ -110,6 +110,17 @@ def ask(address: str, port: int, *, timeout: float = PROBE_SECONDS) -> str:
     return "agent" if status == FINGERPRINT else f"http {status}"
 
 
+def ask_as(uid: int, address: str, port: int) -> str:
+    """The same, as somebody else. A process with threads must not do this.
+
+    Raises:
+        OSError: there is no process to be had.
+    """
+    probe = Probe()
+    probe.start(uid, address, port)
+    return probe.wait()
+
+
 def hint(state: str) -> str:
     """A hint for a request that does not arrive: the rules are at fault, or the agent does not listen."""
     return _HINT_AGENT if state == "unanswered" else HINT
@@ -184,6 +195,12 @@ class Probe:
         os.close(self._pipe)
         os.waitpid(self._pid, 0)
         self._pid, self._pipe = 0, -1
+        return word
+
+    def wait(self) -> str:
+        """Wait for the answer."""
+        while (word := self.result()) is None:
+            select.select([self], [], [], PROBE_SECONDS)
         return word
 
     def fileno(self) -> int:
