@@ -7,11 +7,14 @@ from typing import Final, NamedTuple
 
 from agent.host.nft_text import chain, elements, set_
 
+_RESET: Final = "counter reject with tcp reset"
 ADDRESS_TYPE: Final = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 #: Five hundred programs that start at once ask some three thousand times before the first has what it wants.
 BURST_SECONDS: Final = 12
 #: All containers behind one bridge together may have so many times what one of them may have.
 CONTAINERS_FOLD: Final = 4
+#: The one number that is no uid (setuid(2)): a comparison with it is false only where there is no owner to compare.
+NOBODY_AT_ALL: Final = 4294967295
 #: A worker that has not asked for so long may have a whole burst again.
 FORGOTTEN_SECONDS: Final = 60
 
@@ -49,7 +52,6 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
     """
     sets, chains = [], []
     fast = _faster(bounds.per_second)
-    reset = "counter reject with tcp reset"
     # Elements time out: a set that nothing leaves is full some day, and then bounds no newcomer.
     timed = f"size 65535; flags dynamic,timeout; timeout {FORGOTTEN_SECONDS}s;"
 
@@ -63,23 +65,20 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
             rules.append(f"add @busy_{name} {{ {key} ct count over {bounds.connections * times} }} {too_many}")
         return rules
 
-    inner = both("uids", "uid", "meta skuid", too_fast="jump late", too_many=reset)
+    inner = both("uids", "uid", "meta skuid", too_fast="jump late", too_many=_RESET)
     if bounds.per_second:
         sets.append(set_("busy_late_uids", "uid", (), timed))
-        chains.append(chain("late", None, [f"update @busy_late_uids {{ meta skuid {fast} }} {reset}", "counter drop"]))
+        chains.append(chain("late", None, [f"update @busy_late_uids {{ meta skuid {fast} }} {_RESET}", "counter drop"]))
     if inner:
         members = []
         for number, ranges in enumerate(families):
-            rules = []
-            if bounds.per_second:
-                chains.append(chain(f"late_{number}", None, [f"{fast} {reset}", "counter drop"]))
-                rules.append(f"{fast} jump late_{number}")
-            if bounds.connections:
-                rules.append(f"ct count over {bounds.connections} {reset}")
-            chains.append(chain(f"family_{number}", None, rules))
+            chains += _together(f"family_{number}", f"late_{number}", bounds)
             members += [f"{each} : goto family_{number}" for each in elements(ranges)]
         if members:
             inner.insert(0, f"meta skuid vmap {{ {', '.join(members)} }}")
+        # What has no owner (multipath TCP on some kernels) is somebody's all the same. All of it is one worker's.
+        chains += _together("unowned", "late_unowned", bounds)
+        inner += [f"meta skuid != {NOBODY_AT_ALL} return", "goto unowned"]
     drop = "counter drop"
     outer = [
         # A container can make up any number of addresses of its bridge, and so take the share of all who are behind it:
@@ -92,6 +91,17 @@ def bounded(families: Sequence[Sequence[tuple[int, int]]], bounds: Bounds) -> li
     ]
     new = ["ct state != new return"]
     return [*sets, *chains, chain("bounds", None, new + inner), chain("outer_bounds", None, new + outer)]
+
+
+def _together(name: str, late: str, bounds: Bounds) -> list[str]:
+    """The chains that bound all who are sent to the first of them as one."""
+    made, rules, fast = [], [], _faster(bounds.per_second)
+    if bounds.per_second:
+        made.append(chain(late, None, [f"{fast} {_RESET}", "counter drop"]))
+        rules.append(f"{fast} jump {late}")
+    if bounds.connections:
+        rules.append(f"ct count over {bounds.connections} {_RESET}")
+    return [*made, chain(name, None, rules)]
 
 
 def _faster(per_second: int) -> str:

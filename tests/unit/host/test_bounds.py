@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent import config
-from agent.host.bounds import BURST_SECONDS
+from agent.host.bounds import BURST_SECONDS, Bounds, bounded
 
 PORTS = 60_999 - 32_768 + 1
 """net.ipv4.ip_local_port_range: so many connections begin from one address to another one."""
@@ -29,3 +29,13 @@ def test_one_worker_leaves_ports_to_the_others() -> None:
     closed = a_second * REST_SECONDS + burst
     waiting = burst + a_second * TRIED_SECONDS / TRIES  # each try counts
     assert section.max_connections_per_worker + closed + waiting < PORTS * 0.95
+
+
+def test_what_has_no_owner_has_one_share_together() -> None:
+    """No set is of use where there is nothing to compare: what comes that far is bounded as one worker, in both ways."""
+    text = "".join(bounded((), Bounds(1024, 250)))
+    chain = text[text.index("chain bounds ") : text.index("chain outer_bounds ")]
+    assert chain.index("add @busy_uids") < chain.index("meta skuid != 4294967295 return") < chain.index("goto unowned")
+    unowned = text[text.index("chain unowned ") :].partition("}")[0]
+    assert "limit rate over 250/second burst 3000 packets jump late_unowned" in unowned
+    assert "ct count over 1024 counter reject with tcp reset" in unowned
