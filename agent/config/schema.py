@@ -557,7 +557,7 @@ class Redirect(Section, frozen=True):
             machine has for connections to the metadata service: a port rests for a minute after each.
     """
 
-    uids: tuple[str, ...] = ("1000-60513", "60578-4294967293")
+    uids: tuple[str, ...] = ("1000-4294967293",)
     users: tuple[str, ...] = ()
     units: tuple[str, ...] = ("credential-agent-workers.slice",)
     exempt_bridges: tuple[str, ...] = ()

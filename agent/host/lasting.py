@@ -27,7 +27,7 @@ from agent.host.nft_text import elements
 from agent.host.ranges import merge, parse_uids, without
 
 FILE: Final = Path("/etc/credential-agent/closed.d/workers")
-USUAL: Final = ((1000, 60513), (60578, 4294967293))
+USUAL: Final = ((1000, 4294967293),)
 """Whom ``closed.nft`` refuses by itself."""
 MAX_BYTES: Final = 65_536
 AGAIN_SECONDS: Final = 60.0

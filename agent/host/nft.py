@@ -48,9 +48,12 @@ METADATA: Final = {
     "ip": (names.METADATA_IPV4, names.ECS_IPV4, names.EKS_IPV4),
     "ip6": (names.EC2_IPV6, names.GCE_IPV6, names.EKS_IPV6),
 }
-#: Interfaces of these kinds are cables, and a neighbour on one is no container of ours. One without a kind is a cable
-#: too.
-_CABLES: Final = ("bond", "team", "vlan")
+#: Interfaces of these kinds are cables, stand on one, or are tunnels that carry Ethernet: at their other end is another
+#: machine, and no container of ours. One without a kind is a cable too.
+_CABLES: Final = (
+    "bond", "team", "vlan", "macsec", "hsr", "dsa", "macvlan", "ipvlan",
+    "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "batadv", "amt",
+)  # fmt: skip
 
 
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:@-]{1,15}\*?\Z")
@@ -182,6 +185,8 @@ def _exceptions(workers: Workers, others: Sequence[tuple[int, int]], made: _Name
     lines.append(f"flush chain {CLOSED} exempt_interfaces")
     # One rule each: a wildcard inside a set is understood by newer releases of nft only.
     lines += [f'add rule {CLOSED} exempt_interfaces iifname "{name}" accept' for name in workers.exempt_bridges]
+    lines.append(f"flush chain {CLOSED} asking_interfaces")
+    lines += [f"add rule {CLOSED} asking_interfaces {bridge} accept" for bridge in made.bridges]
     return "\n".join(lines) + "\n"
 
 
@@ -356,7 +361,12 @@ def _listener(made: _Names) -> list[str]:
         chain(
             "guard_input",
             "type filter hook input priority 0;",
-            ['iifname "lo" accept', f"tcp dport {made.port} ct state new jump outer_listener"],
+            [
+                'iifname "lo" accept',
+                # (Not `ct state new`: where somebody's `notrack` keeps connections untracked, no packet is new.)
+                f"tcp dport {made.port} ct state established,related accept",
+                f"tcp dport {made.port} jump outer_listener",
+            ],
         ),
         chain(
             "outer_listener",

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 METADATA = "169.254.169.254"
-DEFAULT = nft.Workers(uids=ranges.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0", "br-*"))
+DEFAULT = nft.Workers(uids=ranges.parse_uids(["1000-4294967293"]), bridges=("docker0", "br-*"))
 ALICE, SYSTEM = 1000, 1
 
 # Bridges as Docker, LXD, Incus, libvirt, nerdctl, CNI, flannel and kind name them, and one that nobody has thought of.
@@ -128,6 +128,32 @@ def test_a_neighbour_is_neither_led_nor_the_machine(net: Lab) -> None:
         net.at(net.host, "ip", "route", "del", "169.254.0.0/16", "via", "10.71.0.1")
 
 
+NOTRACK = (
+    "table inet quick {\n chain o {\n type filter hook output priority raw;\n notrack\n }\n"
+    " chain p {\n type filter hook prerouting priority raw;\n notrack\n }\n}\n"
+)
+
+
+@pytest.mark.parametrize("rules", ["closed", "led", "closed by command"])
+@pytest.mark.parametrize("untracked", [False, True])
+def test_nobody_from_outside_asks_the_agent(net: Lab, rules: str, untracked: bool) -> None:
+    """The kernel answers for its addresses at every interface: only containers may, where the configuration says so."""
+    asking = nft.Workers(uids=DEFAULT.uids, bridges=("zz9",))
+    net.nft({"closed": nft.refusal(), "led": lead(asking), "closed by command": lead(asking, closed=True)}[rules])
+    for alias, gateway in (("169.254.171.2", "10.71.0.2"), ("fd6c:9e1f:25b2::2", "fd71::2")):
+        net.at(net.neighbour, "ip", "route", "replace", alias, "via", gateway)
+    if untracked:
+        net.nft(NOTRACK)
+    try:
+        for alias in ("169.254.171.2", "fd6c:9e1f:25b2::2"):
+            assert net.ask(alias, AGENT_PORT, space=net.neighbour) == "timeout"
+            assert net.ask(alias, AGENT_PORT, space=net.job) == ("timeout" if rules == "closed" else "agent")
+            assert net.ask(alias, AGENT_PORT, uid=ALICE) == "agent"
+    finally:
+        if untracked:
+            net.nft("delete table inet quick")
+
+
 @pytest.mark.parametrize("bridge", BRIDGES)
 @pytest.mark.parametrize("masquerade", [True, False])
 def test_a_container_is_a_worker_whatever_its_bridge_is_called(bridge: str, masquerade: bool) -> None:
@@ -171,6 +197,16 @@ def test_a_service_with_a_dynamic_user_is_a_worker_unless_it_is_taken_out(net: L
     net.nft(lead(nft.Workers(uids=ranges.parse_uids(json.loads(uids[0])))))
     assert [net.ask(METADATA, uid=uid) for uid in (*dynamic, 1000, 65520)] == ["machine", "machine", "agent", "agent"]
     assert net.ask("127.0.0.1", AGENT_PORT, uid=dynamic[0]) == "refused"
+
+
+def test_every_uid_that_is_no_system_users_is_a_worker(net: Lab) -> None:
+    """Also those that systemd keeps for something: a directory gives people any number, and whoever is in doubt is no machine."""
+    uids = (1000, 60513, 60514, 60577, 60578, 61183, 65520, 65534, 65536, 100_000, ranges.MAX_UID - 1)
+    net.nft(nft.refusal())
+    assert {uid: net.ask(METADATA, uid=uid) for uid in uids} == dict.fromkeys(uids, "refused")
+    net.nft(lead(nft.Workers(uids=ranges.parse_uids(configuration.Redirect().uids))))
+    assert {uid: net.ask(METADATA, uid=uid) for uid in uids} == dict.fromkeys(uids, "agent")
+    assert net.ask(METADATA, uid=999) == "machine"
 
 
 def test_an_agent_with_a_persons_uid_keeps_the_real_service() -> None:
@@ -516,10 +552,7 @@ def test_a_firewall_that_filters_what_goes_out_needs_the_pages_rule(net: Lab) ->
 def test_what_is_not_tracked_is_no_way_around(net: Lab) -> None:
     """Somebody's `notrack` takes away what translation needs: workers are refused, with sockets of any owner."""
     net.nft(lead())
-    net.nft(
-        "table inet quick {\n chain o {\n type filter hook output priority raw;\n notrack\n }\n"
-        " chain p {\n type filter hook prerouting priority raw;\n notrack\n }\n}\n"
-    )
+    net.nft(NOTRACK)
     try:
         for port in (80, 443):
             assert net.ask(METADATA, port, uid=ALICE) == "refused"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.host import nft, ranges
+from agent.host.bounds import Bounds
 from tests.system import lab
 from tests.system.lab import ADDRESSES, AGENT_PORT, AGENT_UID, REPOSITORY, Lab, call
 from tests.system.leftovers import Claim
@@ -23,7 +26,7 @@ pytestmark = [
 
 METADATA = "169.254.169.254"
 ALICE = 1000
-DEFAULT = nft.Workers(uids=ranges.parse_uids(["1000-60513", "60578-4294967293"]), bridges=("docker0",))
+DEFAULT = nft.Workers(uids=ranges.parse_uids(["1000-4294967293"]), bridges=("docker0",))
 LEAD = nft.ruleset(DEFAULT, port=AGENT_PORT, agent_uid=AGENT_UID)
 
 # A socket of a kind of its own; what it hears at ADDRESS:PORT.
@@ -103,6 +106,54 @@ def ask(net: Lab, how: str, address: str = METADATA, port: int = 80, *, uid: int
     return net.at(net.host, sys.executable, "-I", "-S", "-c", ASK, address, str(port), how, uid=uid).strip()
 
 
+@pytest.fixture
+def tunnel(net: Lab) -> Iterator[None]:
+    """One that carries Ethernet, between the neighbour and the host."""
+    for space, device, end in ((net.host, "eth1", 2), (net.neighbour, "eth0", 1)):
+        link = f"type vxlan id 5 local 10.71.0.{end} remote 10.71.0.{3 - end} dstport 4789 dev {device}"
+        try:
+            net.at(space, "ip", "link", "add", "vx0", *link.split())
+        except AssertionError as error:
+            if "Unknown device type" in str(error):
+                pytest.skip("this kernel has no vxlan")
+            raise
+        net.at(space, "ip", "address", "add", f"10.88.0.{end}/24", "dev", "vx0")
+        net.at(space, "ip", "link", "set", "vx0", "up")
+    net.at(net.neighbour, "ip", "route", "add", METADATA, "via", "10.88.0.2")
+    yield
+    net.at(net.neighbour, "ip", "link", "delete", "vx0")
+    net.at(net.host, "ip", "link", "delete", "vx0")
+
+
+@pytest.mark.usefixtures("tunnel")
+def test_the_other_end_of_a_tunnel_that_carries_ethernet_is_a_neighbour(net: Lab) -> None:
+    """What comes in by it looks as what a container sends, and is another machine's: not led."""
+    assert net.ask(METADATA, space=net.neighbour) == "refused"
+    net.nft(nft.removal() + nft.refusal())
+    try:
+        assert net.ask(METADATA, space=net.neighbour) == "refused"
+    finally:
+        net.nft(LEAD)
+
+
+# As many sockets of that kind as given, held; how many heard what.
+MANY = """
+import socket, sys
+address, many, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+said, kept = {}, []
+for _ in range(many):
+    s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, kind)
+    s.settimeout(2)
+    kept.append(s)
+    try:
+        s.connect((address, 80))
+        word = s.recv(100).decode()
+    except OSError as error:
+        word = type(error).__name__
+    said[word] = said.get(word, 0) + 1
+print(said)
+"""
+
 HOW = ["plain", "dev:eth0", "dev:lo", "from:10.70.0.2", "from:169.254.171.2", "from:127.0.0.1", "source route", "fast open", "mptcp", "out by:eth0"]  # fmt: skip
 
 
@@ -178,6 +229,19 @@ def test_the_kernel_is_asked_for_nothing_that_it_lacks(net: Lab) -> None:
     net.nft(nft.removal())
     try:
         assert ask(net, "dev:eth0") == ask(net, "from:10.70.0.2") == ask(net, "fast open") == "machine"
+    finally:
+        net.nft(LEAD)
+
+
+@pytest.mark.parametrize("kind", [socket.IPPROTO_TCP, socket.IPPROTO_MPTCP])
+def test_what_has_no_owner_is_counted(net: Lab, kind: int) -> None:
+    """Packets of multipath TCP have none on some kernels: whoever sends them has no more of the agent than anybody."""
+    net.nft(nft.ruleset(DEFAULT, port=AGENT_PORT, agent_uid=AGENT_UID, bounds=Bounds(connections=20)))
+    try:
+        for address in (METADATA, "fd00:ec2::254"):
+            command = [sys.executable, "-I", "-S", "-c", MANY, address, "30", str(kind)]
+            assert ast.literal_eval(net.at(net.host, *command, uid=ALICE))["agent"] == 20
+            assert net.ask(address, uid=1001) == "agent"
     finally:
         net.nft(LEAD)
 
