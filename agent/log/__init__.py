@@ -23,10 +23,14 @@ _stamp: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _spools: list[Spool] = []  # of this process: none, or one
 
 
-def take_over() -> None:
-    """Put a queue before standard error, for the whole process: whoever writes to it never waits and never fails."""
+def take_over(journal_stream: str | None = None) -> None:
+    """Put a queue before standard error, for the whole process: whoever writes to it never waits and never fails.
+
+    Args:
+        journal_stream: the value of ``JOURNAL_STREAM`` (systemd.exec(5)).
+    """
     if not _spools:
-        _spools.append(take_standard_error())
+        _spools.append(take_standard_error(journal_stream))
 
 
 def dropped() -> int:

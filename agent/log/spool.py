@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from agent.log import journal
+
 MAX_BYTES: Final = 1 << 20
 """The most bytes that wait in memory: some thousands of lines."""
 MAX_LINE_BYTES: Final = 64 << 10
@@ -43,6 +45,7 @@ class Spool:
     Args:
         descriptor: where to; it stays the caller's, and is never closed or changed.
         max_bytes: what may wait.
+        otherwise: takes a line, without its end, for which the descriptor has no reader any more; whether it did.
 
     Attributes:
         marker: makes the line that reports a number of dropped lines.
@@ -50,8 +53,11 @@ class Spool:
     Resources: one daemon thread from the first line on.
     """
 
-    def __init__(self, descriptor: int, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, descriptor: int, *, max_bytes: int = MAX_BYTES, otherwise: Callable[[bytes], bool] | None = None
+    ) -> None:
         self.marker: Callable[[int], bytes] = _told
+        self._otherwise = otherwise
         self._descriptor = descriptor
         self._max_bytes = max_bytes
         # Reentrant, since a finalizer that warns can run in the middle of anything, this included.
@@ -178,7 +184,9 @@ class Spool:
                 with contextlib.suppress(OSError, ValueError):
                     select.select((), (self._descriptor,), (), 1.0)
                 continue
-            except OSError:
+            except OSError as error:
+                if error.errno in journal.GONE and self._otherwise is not None:
+                    return self._otherwise(data.strip(b"\n"))  # the whole of it: nobody reads the beginning
                 self._cut = len(left) < len(data)
                 return False
             left = left[count:]
@@ -262,12 +270,12 @@ def keep_standard_descriptors() -> None:
                 os.close(opened)
 
 
-def take_standard_error() -> Spool:
-    """Put a spool before standard error, for this whole process and to its end."""
+def take_standard_error(journal_stream: str | None) -> Spool:
+    """Put a spool before standard error, for this whole process and to its end. See :func:`agent.log.take_over`."""
     keep_standard_descriptors()
     if isinstance(sys.stderr, Stream):
         return sys.stderr._spool  # noqa: SLF001 - our own
-    spool = Spool(2)
+    spool = Spool(2, otherwise=journal.send if journal.is_its_stream(2, journal_stream) else None)
     sys.stderr = stream = Stream(spool, 2)
     atexit.register(stream.end)
     return spool
