@@ -159,7 +159,7 @@ class Durable:
         return self._giving.locked()
 
     @property
-    def _on_disk(self) -> bool:
+    def on_disk(self) -> bool:
         """Whether the disk holds the present state: it took the last one, and none is being written."""
         return not self.unwritten and self._writer is None
 
@@ -168,7 +168,7 @@ class Durable:
             return Outcome(verdict, durable=not self.unwritten)
         if not copy:
             self._store.apply(BundleBrought(bundle), self._clock.now())
-        if self._on_disk:
+        if self.on_disk:
             return Outcome(verdict, durable=True)
         _, durable = await self._write(self._store.memory, self.sealed)
         return Outcome(verdict, durable)
@@ -255,7 +255,7 @@ class Durable:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
                 await self.noting.last()
-        if self._on_disk:
+        if self.on_disk:
             return
         number = self._ask(self._store.memory, self.sealed)
         with contextlib.suppress(TimeoutError):

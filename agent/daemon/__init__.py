@@ -20,7 +20,8 @@ Each file answers one question:
 * :mod:`~agent.daemon.succession`, :mod:`~agent.daemon.leaving`, :mod:`~agent.daemon.handover`,
   :mod:`~agent.daemon.kept`, :mod:`~agent.daemon.codec`:
   what did the process before us leave, what does the next one get, and how is it written?
-* :mod:`~agent.daemon.grace`: since when is a first bundle waited for?
+* :mod:`~agent.daemon.grace`: since when is a first bundle waited for, and what else outlives a stop?
+* :mod:`~agent.daemon.age`: has the disk gone back in time?
 * :mod:`~agent.daemon.listening`: where do we listen?
 * :mod:`~agent.daemon.ready`, :mod:`~agent.daemon.pulse`: is it ready, and is it alive?
 * :mod:`~agent.daemon.reload`, :mod:`~agent.daemon.once`, :mod:`~agent.daemon.files`: what was loaded, and what anew?

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from agent.core.errors import HostError
 from agent.core.history import Entry
 from agent.core.verdict import Memory
-from agent.host.state import StateDirectory
+from agent.host.state import Lived, StateDirectory
 from agent.identity import streams
 
 LOOK_SECONDS: Final = 0.1
@@ -42,6 +42,7 @@ class Read(NamedTuple):
         write: whether it may be written over.
         broken: whether it cannot be read.
         boot: see :func:`agent.host.machine.boot`.
+        lived: when an agent was last at work here.
     """
 
     memory: Memory
@@ -49,6 +50,7 @@ class Read(NamedTuple):
     write: bool
     broken: bool
     boot: str
+    lived: Lived | None = None
 
 
 def is_later(read: Memory, ours: Memory) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ import msgspec
 
 from agent.core.errors import HostError
 from agent.core.strictjson import NotThatShapeError, decode
+from agent.core.verdict import Memory
 from agent.daemon.gap import Known
 from agent.host.files import read_plain, write_atomic
 
@@ -28,10 +30,10 @@ class Began(msgspec.Struct, frozen=True):
     Attributes:
         instance_id: the machine; empty while its name is not known.
         began: CLOCK_BOOTTIME, in seconds, when the boot grace began.
-        boot: see :func:`agent.host.machine.boot`. The rest counts in the same boot alone: in a container ``/run`` may
-            outlast one.
+        boot: of the kernel. The rest counts in the same boot alone: in a container ``/run`` may outlast one.
         doubted: see :attr:`agent.daemon.handover.Handover.doubted`.
         gap: likewise.
+        memory: the digest of the memory that an orderly end left on the disk; empty before one.
     """
 
     instance_id: str
@@ -39,10 +41,16 @@ class Began(msgspec.Struct, frozen=True):
     boot: str = ""
     doubted: bool = False
     gap: Known | None = None
+    memory: str = ""
 
     def is_of(self, name: str) -> bool:
         """Whether it may be of the machine of that name."""
         return not self.instance_id or self.instance_id == name
+
+
+def digest(memory: Memory) -> str:
+    """Tells one memory from another."""
+    return hashlib.sha256(msgspec.json.encode(memory, order="sorted")).hexdigest()
 
 
 def read(directory: Path, *, uptime: float) -> Began | None:

@@ -89,7 +89,7 @@ class Late:
         """
         self.note()
         later: list[Coroutine[Any, Any, None]] = [self._keep_control(operators, servers)]
-        later.append(self._keep_files(reloader, publisher))
+        later += [self._keep_files(reloader, publisher), self._prepared.age.run()]
         if "environment.group" in self._prepared.away.reasons:
             later.append(self._find_group(reloader, publisher))
         if self._prepared.late_files:
@@ -205,5 +205,7 @@ class Late:
         self._note.keep(self._restorer.known)
 
     async def noted(self, seconds: float) -> None:
-        """Wait until that is written, for at most so long."""
-        await self._note.last(seconds)
+        """Leave what an orderly end leaves, after everything else; waits for at most so long."""
+        self._note.keep(self._restorer.known_at_the_end)
+        await self._note.last(seconds / 2)
+        await self._prepared.age.last(self._restorer.controller.store.memory, seconds / 2)

@@ -290,6 +290,7 @@ class Listeners:
                 **publisher.troubles,
                 **_lowered(self._settings, prepared),
                 **self._unwritten(),
+                **prepared.age.troubles(self._store.memory),
             },
             processes=processes.used(self._servers, self._child),
             servers=processes.answering(self._servers, self._clock),

@@ -21,6 +21,7 @@ import msgspec
 from agent import config, keys
 from agent.core.errors import AgentError, ConfigError
 from agent.daemon import beliefs, compose, disk, handover, listening
+from agent.daemon.age import Age
 from agent.daemon.files import WatchedFiles
 from agent.daemon.launched import Launched
 from agent.daemon.publish import absent_directories, group_id
@@ -59,6 +60,7 @@ class Prepared:
 
     Attributes:
         away: what is not there just now.
+        age: whether the disk has gone back in time.
         ways: every way out; ``out``: the agent's own; ``workers_out``: the one that requests of workers may use.
         shares: of the file descriptors.
         late_files: those that did not answer; they are read once they do.
@@ -110,6 +112,7 @@ class Prepared:
         away, tolerant = self.away, self._tolerate
         ask, look = away.ask, self.first_look
         self.state = StateDirectory(_directory(settings.state.directory, "state.directory", tolerant, ask))
+        self.age = Age(self.state, self._clock)
         with tolerant("environment"):
             paths = settings.environment
             for key, error in ask(Path(paths.file), lambda: list(absent_directories(paths))):

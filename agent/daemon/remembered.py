@@ -118,7 +118,7 @@ class Remembered:
         await self._claim()
         read = await asyncio.to_thread(self._load)
         boot = await asyncio.to_thread(machine.boot, self.directory, self._environ, self._root)
-        return disk.Read(*read, boot)
+        return disk.Read(*read, boot, await asyncio.to_thread(self._state.lived))
 
     async def _claim(self) -> None:
         """Become the only owner of the state directory.

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 import agent
@@ -26,6 +27,7 @@ from agent.core.model import Cloud
 from agent.core.verdict import Memory
 from agent.core.view import Facts
 from agent.daemon import beliefs, compose, disk, grace, handover
+from agent.daemon.age import aged
 from agent.daemon.gap import Gap
 from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
@@ -154,7 +156,9 @@ class Restorer:
         """
         if self._remembered.reading.done():
             return
-        if await self._remembered.later_than(self.controller.store.memory) is not None:
+        found = await self._remembered.later_than(self.controller.store.memory)
+        self._prepared.age.begin(self.controller.store.memory, None)
+        if found is not None:
             self.controller.durable.write()
 
     async def restore(
@@ -179,7 +183,7 @@ class Restorer:
         boot = left.memory.boot_id if late and left is not None else ""
         unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
         answer = unknown if late else self._remembered.reading.result()
-        read, sealed, write, broken, self._who.boot_id = answer
+        read, sealed, write, broken, self._who.boot_id, lived = answer
         name = self._who.name(found, (read if left is None else left.memory).instance_id)
         brought = Memory() if left is None else left.brought
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
@@ -190,6 +194,14 @@ class Restorer:
         named = name or remembered.instance_id
         waited = await self._waited(named)
         now = self.clock.now()
+        if broken and not late:
+            self._prepared.age.begin(remembered, None)
+        elif not late:
+            replaced = self._noted is not None and self._noted.memory not in {"", grace.digest(read)}
+            same_boot = left is not None or read.boot_id == self._who.boot_id
+            since = aged(lived, now, same_boot=same_boot, replaced=replaced)
+            anothers = self._evaluate(remembered, name) is Whose.ANOTHERS
+            self._prepared.age.begin(remembered, None if anothers else since)
         self._recorder = disk.Later(self._prepared.state, self._remembered.reading)
         awaited, policy = self._awaited(named), compose.policy(self._settings)
         store = Store(policy, remembered, now, self._rng, waited=waited, brought=brought, awaited=awaited)
@@ -354,7 +366,7 @@ class Restorer:
         """What a process that begins after a stop, in the same boot, must know."""
         store = self.controller.store
         return grace.Began(
-            store.memory.instance_id, self.began, self._who.boot_id, doubted=store.doubted, gap=self.gap.known
+            store.memory.instance_id, self.began, self._kernel, doubted=store.doubted, gap=self.gap.known
         )
 
     def _awaited(self, name: str) -> dict[Cloud, str]:
@@ -363,6 +375,17 @@ class Restorer:
         if left is not None and left.memory.instance_id in ("", name):
             return left.awaited
         return Awaited(self._prepared.sources).why if self._settings.keys else {}
+
+    @property
+    def _kernel(self) -> str:
+        """The boot of the kernel, whatever directory the state is in by now."""
+        return self._who.boot_id.partition(":")[0]
+
+    @property
+    def known_at_the_end(self) -> grace.Began:
+        """The same after everything was written down."""
+        ended = "" if not self.controller.durable.on_disk else grace.digest(self.controller.store.memory)
+        return msgspec.structs.replace(self.known, memory=ended)
 
     async def _waited(self, name: str) -> timedelta:
         """How much of the boot grace has passed already for the machine of that name."""
@@ -376,7 +399,7 @@ class Restorer:
                     noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
                     if noted is not None and noted.is_of(name):
                         self.began = noted.began
-                        if noted.boot == self._who.boot_id:
+                        if noted.boot == self._kernel:
                             self._noted = noted
                             self.gap.go_on(noted.gap or self.gap.known)
         if self._prepared.holding:

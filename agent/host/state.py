@@ -20,8 +20,9 @@ import fcntl
 import os
 import re
 import threading
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -37,6 +38,7 @@ from agent.host.files import overwrite, read_plain, sweep, sync_directory, write
 
 MEMORY_FILE: Final = "memory.json"
 HISTORY_FILE: Final = "history.json"
+LIVED_FILE: Final = "lived.json"
 MAX_BYTES: Final = 1 << 20
 MAX_MEMORY_BYTES: Final = 64 << 20
 SPARE_FILE: Final = "memory.spare"
@@ -59,6 +61,20 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Versioned(msgspec.Struct, frozen=True):
     version: int
+
+
+class Lived(msgspec.Struct, frozen=True, kw_only=True):
+    """When an agent was last at work here (:mod:`agent.daemon.age`).
+
+    Attributes:
+        at: by its time.
+        ended: whether it ended in order.
+        since: the directory may know nothing of what came after that, and nothing newer was brought yet.
+    """
+
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    ended: bool = False
+    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class StateVersionError(HostError):
@@ -124,6 +140,7 @@ class StateDirectory:
         sweep(path)
         sweep(self._directory / SPARE_FILE)
         sweep(self._directory / HISTORY_FILE)
+        sweep(self._directory / LIVED_FILE)
         sweep(self._directory / "bundle-*.jose")
         leaving = self._directory / _LEAVING
         with contextlib.suppress(OSError):
@@ -226,6 +243,24 @@ class StateDirectory:
         except (OSError, NotThatShapeError):
             return ()
         return found if in_utc(found) else ()  # others cannot be put in an order with ours
+
+    async def live(self, lived: Lived) -> None:
+        """Write down that the agent is at work, or was. Blocks in a thread.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        if not self._waiting:
+            data = msgspec.json.encode(lived)
+            await asyncio.to_thread(write_atomic, self._directory / LIVED_FILE, data, mode=0o600)
+
+    def lived(self) -> Lived | None:
+        """When an earlier process was at work here; ``None``: that is not known. Blocks."""
+        try:
+            found = decode(read_plain(self._directory / LIVED_FILE, 4096), Lived)
+        except (OSError, NotThatShapeError):
+            return None
+        return found if in_utc(found) else None
 
     def _write_memory(self, data: bytes) -> None:
         path, spare = self._directory / MEMORY_FILE, self._directory / SPARE_FILE

@@ -421,6 +421,10 @@ class TestDisks:
 SOON = "import agent.controller.durable; agent.controller.durable.WRITE_AGAIN_SECONDS = 0.5\n"
 
 
+LATER = "import agent.daemon.age as age\nage.AGED = -age.AGED\n"
+"""Each start is long after the last sign of life."""
+
+
 class TestABackupThatIsPutBack:
     """The state directory is as it was before a withdrawal: somebody restored it, or the machine's disk."""
 
@@ -458,6 +462,47 @@ class TestABackupThatIsPutBack:
         with world.agent(environ=REBOOTED) as agent:
             agent.ready()
             assert agent.push(bundle)["code"] == "rollback"
+
+    def test_at_a_boot_it_is_told(self, world: World, put_back: Callable[[], None]) -> None:
+        """A disk on which the agent was at work long ago, and never ended: an alarm, over restarts, until the next word."""
+        with world.agent() as agent:
+            bundle = _withdrawn(world, agent)
+            agent.kill()
+        put_back()
+        world.bundle_file.unlink()
+        for _ in range(2):
+            with world.agent(environ=REBOOTED, prelude=LATER) as agent:
+                agent.wait_for("state.aged")
+                agent.ready()
+                assert agent.access_key() == KEYS[1]  # as the page says
+                assert "gone back in time" in agent.status()["without"]["state.directory"]
+                assert agent.push(bundle)["outcome"] == "same"
+                assert "state.directory" in agent.status()["without"]
+                agent.kill()
+        with world.agent(environ=REBOOTED, prelude=LATER) as agent:
+            agent.ready()
+            assert agent.push(world.withdrawal(seq=2))["outcome"] == "accepted"
+            assert agent.status()["without"] == {}
+            assert agent.stop() == 0
+        with world.agent(environ={"CREDENTIAL_AGENT_BOOT_ID": "3" * 32}, prelude=LATER) as agent:
+            agent.ready()
+            assert not agent.events("state.aged")
+
+    def test_in_the_same_boot_it_is_told_for_sure(self, world: World, put_back: Callable[[], None]) -> None:
+        """Another memory than an orderly end left there in this boot; and no alarm where it is the same."""
+        with world.agent() as agent:
+            _withdrawn(world, agent)
+            assert agent.stop() == 0
+        world.bundle_file.unlink()
+        with world.agent() as agent:
+            agent.ready()
+            assert not agent.events("state.aged")
+            assert agent.stop() == 0
+        put_back()
+        with world.agent() as agent:
+            agent.wait_for("state.aged")
+            agent.ready()
+            assert "state.directory" in agent.status()["without"]
 
     def test_at_a_boot_what_a_source_shows_decides(self, world: World, put_back: Callable[[], None]) -> None:
         """The withdrawal that was left where bundles are looked for takes effect once more."""

@@ -64,6 +64,10 @@ def disk(facts: Facts) -> Iterator[Finding]:
             said, command = f"{said} (the unit's sandbox has it read-only)", CAT
         yield fail(DISK, said, command)
         return
+    without = facts.control.document.get("without", {}) if isinstance(facts.control, Control) else {}
+    if "state.directory" in without:
+        yield warn(DISK, f"state.directory: {without['state.directory']}", "credential-agent status")
+        return
     least = min((place.free_bytes for place in found.places), default=0)
     yield ok(DISK, f"{len(found.places)} directories can be written, {least // MIB} MiB free")
 

@@ -358,6 +358,8 @@ CASES = [
     Case("gone", with_(places=place(there=False)), "disk", Level.FAIL, "not there", "install -d"),
     Case("hangs", with_(places=HUNG), "disk", Level.FAIL, "does not answer", "cat /proc/mounts"),
     Case("not written", with_(control=answered(memory_unwritten=True)), "disk", Level.FAIL, "would forget", "df -h"),
+    Case("gone back in time", with_(control=answered(without={"state.directory": "it may have gone back in time: ..."})),
+         "disk", Level.WARN, "gone back in time", "credential-agent status"),
     Case("none left", with_(memory=Memory(total=1 << 30, available=8 << 20)), "memory", Level.WARN, "nearly out", "ps -eo"),
     Case("its share", with_(memory=Memory(total=8 << 30, available=4 << 30, used=500 << 20, limit=512 << 20)), "memory", Level.WARN, "its limit", "MemoryMax"),
     Case("was ended for it", with_(memory=Memory(total=8 << 30, available=4 << 30, killed=2)), "memory", Level.WARN, "2 times", "journalctl"),
