@@ -159,7 +159,7 @@ class Intake:
         except KeyUnavailableError as error:
             if overtaken():
                 return
-            self._retries.keep_soon(bundle_in, 0)
+            self._retries.keep_soon(bundle_in, 0, error.pause_seconds)
             self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
             return
         except BundleError as error:
@@ -217,7 +217,7 @@ class Intake:
             try:
                 bundle = await _opened(self._opener, self._store, sealed, now)
             except KeyUnavailableError as error:
-                self._retries.keep_soon(sealed, attempts)
+                self._retries.keep_soon(sealed, attempts, error.pause_seconds)
                 return self._verdicts.held(sealed, Refused(error.code, error.message), now, repeated=attempts > 0)
             except BundleError as error:
                 if sealed.origin == STATE:

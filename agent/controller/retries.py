@@ -87,10 +87,16 @@ class Retries:
             at = NEVER if seconds is None else self._clock.boottime() + seconds
             self._kept[sealed.origin] = _Retry(sealed, attempts + 1, at)
 
-    def keep_soon(self, sealed: SealedBundle, attempts: int) -> None:
-        """Look at it again soon, and later each time: whoever had to help with it (a key service) was silent."""
+    def keep_soon(self, sealed: SealedBundle, attempts: int, pause_seconds: float) -> None:
+        """Look at it again soon, and later each time: whoever had to help with it (a key service) was silent.
+
+        Args:
+            sealed: see :meth:`keep`.
+            attempts: likewise.
+            pause_seconds: for how long that asked not to be asked again; half a minute of it is heard.
+        """
         seconds = refresh.retry_seconds(attempts + 1, None, denied=False, rng=self._rng)
-        self.keep(sealed, attempts, seconds + 1.0)
+        self.keep(sealed, attempts, seconds + max(1.0, refresh.pause_seconds(pause_seconds, None)))
 
     def retry_now(self) -> None:
         """Have all of it due now."""

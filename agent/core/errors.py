@@ -103,9 +103,19 @@ class PayloadError(BundleError):
 
 
 class KeyUnavailableError(BundleError):
-    """The worker's key could not be used now (a KMS is unreachable, say); the same bundle is worth trying again."""
+    """The worker's key could not be used now (a KMS is unreachable, say); the same bundle is worth trying again.
+
+    Attributes:
+        pause_seconds: for how long the key service asked not to be asked again (``Retry-After``), within reason.
+    """
 
     code = "key-unavailable"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: str | None = None, pause_seconds: float = 0.0
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.pause_seconds = pause_seconds
 
 
 class EvidenceError(AgentError):

@@ -26,7 +26,7 @@ from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, S
 from agent.core.model import REGION, AwsCredential
 from agent.core.partition import domain_of
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.upstream import Upstream, UpstreamError
+from agent.upstream import Upstream, UpstreamError, asked_pause
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 
 _ARN: Final = re.compile(
@@ -175,15 +175,23 @@ class AwsKmsKey:
                 max_bytes=_MAX_ANSWER_BYTES,
             )
         except (ProviderError, UpstreamError) as error:
-            raise KeyUnavailableError(f"aws kms {operation}: {error.message}", hint=error.hint) from None
+            raise KeyUnavailableError(
+                f"aws kms {operation}: {error.message}", hint=error.hint, pause_seconds=error.pause_seconds
+            ) from None
+        pause = asked_pause(response.headers, response.date)
         if response.status == HTTPStatus.OK:
             return self._by_this_key(_parse(response.body, _Answer, operation))
-        code = _word(_parse(response.body, _Refusal, operation).kind)
+        try:
+            code = _word(_parse(response.body, _Refusal, operation).kind)
+        except KeyUnavailableError as error:
+            error.pause_seconds = pause
+            raise
         if code in _FINAL and response.status == HTTPStatus.BAD_REQUEST:
             raise SealError(f"aws kms does not open the entry for key {self.kid}: {code}", code=bundle.Code.UNWRAP)
         raise KeyUnavailableError(
             f"aws kms {operation} with {self._key_id}: {code or f'status {response.status}'}",
             hint=_HINTS.get(code),
+            pause_seconds=pause,
         )
 
     def _by_this_key(self, answer: _Answer) -> _Answer:

@@ -23,7 +23,7 @@ from agent import bundle
 from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, SealError
 from agent.core.model import GoogleToken
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.upstream import Upstream, UpstreamError
+from agent.upstream import Upstream, UpstreamError, asked_pause
 
 _KEY_VERSION: Final = re.compile(
     r"projects/[a-z0-9.:-]{1,100}/locations/[a-z0-9-]{1,63}/keyRings/[A-Za-z0-9_-]{1,63}"
@@ -136,12 +136,14 @@ class GcpKmsKey:
                 max_bytes=_MAX_ANSWER_BYTES,
             )
         except (ProviderError, UpstreamError) as error:
-            raise KeyUnavailableError(f"cloud kms: {error.message}", hint=error.hint) from None
+            raise KeyUnavailableError(
+                f"cloud kms: {error.message}", hint=error.hint, pause_seconds=error.pause_seconds
+            ) from None
         if response.status != HTTPStatus.OK:
-            raise self._refusal(response.status, response.body)
+            raise self._refusal(response.status, response.body, asked_pause(response.headers, response.date))
         return bundle.checked_content_key(_plaintext(response.body))
 
-    def _refusal(self, status: int, body: bytes) -> SealError | KeyUnavailableError:
+    def _refusal(self, status: int, body: bytes, pause_seconds: float = 0.0) -> SealError | KeyUnavailableError:
         word = ""
         with contextlib.suppress(NotThatShapeError):
             word = decode(body, _Refusal).error.status
@@ -152,6 +154,7 @@ class GcpKmsKey:
             f"cloud kms with {self._key_version}: status {status}"
             + (f" {word}" if re.fullmatch(r"[A-Z_]{1,40}", word) else ""),
             hint=_HINTS.get(word),
+            pause_seconds=pause_seconds,
         )
 
 

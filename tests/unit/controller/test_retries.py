@@ -76,9 +76,16 @@ def test_who_is_silent_is_asked_less_and_less(retries: Retries, clock: FakeClock
     """The key service of a fleet that is down must not be asked by all of the fleet in each second when it comes back."""
     waits = []
     for attempts in range(20):
-        retries.keep_soon(A, attempts)
+        retries.keep_soon(A, attempts, 0.0)
         waits.append(retries.due_at - clock.boottime())
 
     assert 1.0 <= waits[0] < max(waits[10:])
     assert min(waits[10:]) > waits[0]
     assert max(waits) < 3600
+
+
+def test_a_pause_that_it_asks_for_is_heard(retries: Retries, clock: FakeClock) -> None:
+    """`Retry-After` of a key service: until then it is not asked, but a first bundle waits half a minute for it at most."""
+    for asked, least in ((20.0, 20.0), (3000.0, 30.0)):
+        retries.keep_soon(A, 0, asked)
+        assert least <= retries.due_at - clock.boottime() < least + 2.0

@@ -199,6 +199,19 @@ def test_a_service_that_is_not_well_is_asked_again_later(
     assert opened(service, data, make).seq == 7
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"{}", json.dumps({"__type": "ThrottlingException"}).encode()])
+@pytest.mark.parametrize(
+    ("make", "data", "fake"), [(p256_key, GENERAL, aws), (rsa_key, FOR_RSA, aws), (gcp_key, FOR_RSA, gcp)]
+)
+def test_when_to_come_again_is_heard(make: Any, data: bytes, fake: Any, body: bytes) -> None:
+    """`Retry-After` of a key service, or of a proxy before it, comes with the error."""
+    service = fake()
+    service.next.append(Answer(429, body, {"Retry-After": "40"}))
+    with pytest.raises(KeyUnavailableError) as caught:
+        opened(service, data, make)
+    assert caught.value.pause_seconds == 40.0
+
+
 @pytest.mark.parametrize("secret", [b"", b"x" * 16, b"x" * 31, b"x" * 64])
 def test_a_shared_secret_of_another_length_is_no_verdict(secret: bytes) -> None:
     """A point of P-256 has a coordinate of 32 bytes: a service that gives another number of them is not well."""
