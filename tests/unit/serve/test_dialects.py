@@ -1,0 +1,126 @@
+"""What each dialect answers once a wait has ended, and of what it holds in memory only in the form that was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from agent.core.model import Cloud
+from agent.core.view import Ended, Origin, Pending
+from tests.fakes.clock import START
+from tests.fakes.upstreams import Scripted, answer
+from tests.fakes.view import CONTAINER_TOKEN, FakeView
+from tests.unit.serve.test_pass_through import FLAVORED, get, machine, until
+
+IAM = "/latest/meta-data/iam/"
+ACCOUNT = "/computeMetadata/v1/instance/service-accounts/default/"
+ZONE = "/computeMetadata/v1/instance/zone"
+
+
+def bundle(view: FakeView) -> None:
+    view.live_aws(START)
+    view.live_gcp(START)
+
+
+def machines_own(view: FakeView) -> None:
+    view.live_aws(START, name="machine-role", origin=Origin.FALLBACK)
+    view.live_gcp(START, origin=Origin.FALLBACK)
+
+
+def over(view: FakeView) -> None:
+    for cloud in Cloud:
+        view.set(cloud, Ended("withdrawn", passing=False))
+
+
+@pytest.mark.parametrize(
+    ("path", "then", "status", "holds", "is_asked"),
+    [
+        (f"{IAM}security-credentials/", bundle, 200, "reader", False),
+        (f"{IAM}security-credentials/reader", bundle, 200, "ASIAEXAMPLE000000001", False),
+        (f"{IAM}security-credentials/machine-role", machines_own, 200, "ASIAEXAMPLE000000001", False),
+        (f"{IAM}security-credentials/", over, 503, "", False),
+        (f"{IAM}info", bundle, 200, "instance-profile/reader", False),
+        (f"{IAM}info", machines_own, 503, "", False),  # two waits, one after the other, are longer than Go's patience
+        (f"{IAM}info", over, 503, "", False),
+        ("/v1/credentials", bundle, 200, "ASIAEXAMPLE000000001", False),
+        ("/v1/credentials", over, 503, "CredentialsUnavailable", False),
+        (f"{ACCOUNT}token", bundle, 200, "ya29.example-1", False),
+        (f"{ACCOUNT}token", machines_own, 200, "ya29.example-1", False),
+        (f"{ACCOUNT}token", over, 403, "withdrawn", False),
+        (f"{ACCOUNT}email", bundle, 200, "reader@example-project", False),
+        (f"{ACCOUNT}email", machines_own, 200, "the real service's", True),
+    ],
+)
+def test_who_waited_is_answered_with_what_came(
+    path: str, then: Callable[[FakeView], None], status: int, holds: str, is_asked: bool
+) -> None:
+    """A bundle's identity, the machine's own with what the real service says of it, or the end: as who comes now is."""
+    view, got = FakeView(), list[tuple[int, bytes]]()
+    for cloud in Cloud:
+        view.set(cloud, Pending("waiting"))
+    real = Scripted()
+    real.always = answer("the real service's", **FLAVORED)
+    holds_for = {"ec2_hold_seconds": 60.0, "container_hold_seconds": 60.0, "gce_hold_seconds": 60.0}
+    with machine(view, ec2=real, gce=real, **holds_for) as server:
+        ask = partial(get, server, path, Authorization=CONTAINER_TOKEN)
+        asking = threading.Thread(target=lambda: got.append(ask()[::2]))
+        asking.start()
+        until(lambda: server.endpoint.listener.held == 1, what="it waits")
+        server.run(partial(then, view))
+        asking.join(60)
+    assert [(one, holds.encode() in body) for one, body in got] == [(status, True)]
+    assert bool(real.asked) is is_asked
+
+
+@pytest.mark.parametrize("query", ["?alt=json", "?wait_for_change=true&last_etag=0"])
+def test_a_leaf_that_does_not_change_is_asked_for_in_another_form(query: str) -> None:
+    """What is in memory is its plain form: as JSON, or by a wait, it is another answer, and the real server's."""
+    real = Scripted({ZONE: answer("projects/1/zones/z", **FLAVORED)})
+    real.always = answer('"another form"', **FLAVORED)
+    with machine(FakeView(), gce=real) as server:
+        for _ in range(2):
+            assert get(server, ZONE)[2] == b"projects/1/zones/z"
+            assert get(server, ZONE + query)[2] == b'"another form"'
+    assert len(real.asked) == 3
+
+
+@pytest.mark.parametrize("path", [f"{IAM}security-credentials/", f"{IAM}security-credentials/reader", f"{IAM}info"])
+def test_who_shows_no_token_is_told_no_seconds(path: str) -> None:
+    """Where version 1 is allowed: no answer speaks of the time that is left of a token, also after a wait."""
+    view, got = FakeView(), list[bytes]()
+    view.set(Cloud.AWS, Pending("waiting"))
+    with machine(view, imdsv1=True, ec2_hold_seconds=60.0) as server:
+        plain = f"GET {path} HTTP/1.1\r\nHost: metadata\r\n\r\n".encode()
+        asking = threading.Thread(target=lambda: got.append(server.send(plain)))
+        asking.start()
+        until(lambda: server.endpoint.listener.held == 1, what="it waits")
+        server.run(partial(view.live_aws, START))
+        asking.join(60)
+        got.append(server.send(plain))
+    assert [(one.startswith(b"HTTP/1.1 200 "), b"token-ttl" in one.lower()) for one in got] == [(True, False)] * 2
+
+
+def test_a_wait_ends_for_all_who_wait() -> None:
+    """One change is told to each of them, in whatever dialect it asked."""
+    view, got = FakeView(), list[int]()
+    for cloud in Cloud:
+        view.set(cloud, Pending("waiting"))
+    holds_for = {"ec2_hold_seconds": 60.0, "container_hold_seconds": 60.0, "gce_hold_seconds": 60.0}
+    paths = (f"{IAM}security-credentials/", "/v1/credentials", f"{ACCOUNT}token", f"{ACCOUNT}email")
+    with machine(view, **holds_for) as server:
+        threads = [
+            threading.Thread(target=lambda path=path: got.append(get(server, path, Authorization=CONTAINER_TOKEN)[0]))
+            for path in paths
+        ]
+        for one in threads:
+            one.start()
+        until(lambda: server.endpoint.listener.held == len(paths), what="all wait")
+        server.run(view.touch)  # something changed, but not this
+        assert not got
+        server.run(partial(bundle, view))
+        for one in threads:
+            one.join(60)
+    assert got == [200] * len(paths)
