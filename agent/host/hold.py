@@ -27,7 +27,7 @@ from agent.host.enforcing import Rules
 from agent.host.notifying import TELL_AGAIN_SECONDS
 from agent.host.planning import Outcome, Plan, Planner
 from agent.host.ports import Reserved
-from agent.host.reporting import WARNING, Reporter
+from agent.host.reporting import WARNING, Reporter, fitting
 from agent.host.surroundings import LOOK_SECONDS, Surroundings
 
 VERIFY_SECONDS: Final = 10.0
@@ -43,6 +43,8 @@ NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
 
 _OURS: Final = b"credential_agent"
+_MOST_REASON: Final = 2000
+"""Characters. It may quote what somebody wrote into the configuration, and the state is read to its bound only."""
 _HEEDED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 
 
@@ -300,16 +302,19 @@ class Holder:
             "beat": time.clock_gettime(time.CLOCK_BOOTTIME),
             "pid": os.getpid(),
             "state": state,
-            "why": why,
-            "error": self._error,
-            "notes": [
-                *self._pending,
-                *self._notes,
-                *self._rules.lacking,
-                *self._ports.lacking,
-                *self._lasting.lacking,
-                *self._surroundings.notes,
-            ],
+            "why": None if why is None else why[:_MOST_REASON],
+            "error": None if self._error is None else self._error[:_MOST_REASON],
+            "notes": fitting(
+                (
+                    *self._rules.lacking,
+                    *self._ports.lacking,
+                    *self._lasting.lacking,
+                    *self._surroundings.notes,
+                    *self._notes,
+                    *self._pending,
+                ),
+                arrival.MAX_BYTES // 2,
+            ),
             "plans": self._plans,
             "held": self._rules.held,
             "healed": self._healed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,19 @@ from agent.host import notifying
 
 ERROR, WARNING, INFO = 3, 4, 6  # sd-daemon(3)
 _PAGE_BYTES: Final = 4096  # what a file in memory has, however little is in it
+
+
+def fitting(lines: Iterable[str], most_bytes: int) -> list[str]:
+    """As many of the lines as are so long in JSON, and how many more there are."""
+    fits: list[str] = []
+    waiting = iter(lines)
+    for line in waiting:
+        most_bytes -= len(json.dumps(line)) + len(", ")
+        if most_bytes < 0:
+            fits.append(f"and {1 + sum(1 for _ in waiting)} more: see the journal")
+            break
+        fits.append(line)
+    return fits
 
 
 class Reporter:

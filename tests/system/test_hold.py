@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agent.host import nft
+from agent.host import arrival, nft
 from tests.fakes.full_queue import FullQueue
 from tests.system import lab
 from tests.system.lab import AGENT_PORT, AGENT_UID, Lab
@@ -555,6 +555,24 @@ def test_who_was_not_there_is_looked_up_again(tmp_path: Path) -> None:
         assert net.ask(METADATA, uid=500) == "machine"
         held.plan(nft.Workers(uids=((500, 500), (1000, 1000))))
         until(lambda: net.ask(METADATA, uid=500) == "agent", "carol")
+
+
+@pytest.mark.parametrize("error", [None, "redirect.uids: got " + "x" * 100_000])
+def test_what_is_read_of_the_state_is_whole_however_much_there_is_to_say(tmp_path: Path, error: str | None) -> None:
+    """A site names a thousand users, and its directory is away: that workers are led is told, and how much more there is."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        pending = [f"redirect.users: no user 'user{number}' on this machine yet" for number in range(2000)]
+        held.plan(pending=pending, lacking=["this kernel counts none"], error=error, section=[{}, AGENT_PORT])
+        held.start()
+        held.is_state("led")
+        told = arrival.read(tmp_path / "run/state.json")
+        assert told is not None
+        assert told.state == "led"
+        assert told.notes[:2] == ("this kernel counts none", pending[0])
+        named = len(told.notes) - 2
+        assert told.notes[-1].startswith(f"and {2000 - named} more")
 
 
 def test_a_user_that_comes_again_with_another_number_is_a_worker(held: Held) -> None:
