@@ -107,8 +107,10 @@ class _Loop:
         self._room = room
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_configure(self) -> None:
+    def pytest_configure(self, config: pytest.Config) -> None:
         import hypothesis
+
+        config.addinivalue_line("markers", "xdist_group(name): of a plugin that is not here")
 
         hypothesis.settings.register_profile(
             "mutants",
