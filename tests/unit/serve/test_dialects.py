@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType, ModuleType
 
 import pytest
 
 from agent.core.model import Cloud
-from agent.core.view import Ended, Origin, Pending
+from agent.core.view import Ended, Facts, Origin, Pending
 from tests.fakes.clock import START
 from tests.fakes.upstreams import Scripted, answer
-from tests.fakes.view import CONTAINER_TOKEN, FakeView
+from tests.fakes.view import CONTAINER_TOKEN, FakeView, RunningEndpoint
 from tests.unit.serve.test_pass_through import FLAVORED, get, machine, until
 
 IAM = "/latest/meta-data/iam/"
@@ -124,3 +126,77 @@ def test_a_wait_ends_for_all_who_wait() -> None:
         for one in threads:
             one.join(60)
     assert got == [200] * len(paths)
+
+
+@pytest.mark.parametrize("instance_id", ["i-0abc", "", "7001 "])
+def test_an_id_that_google_could_not_have_is_none(instance_id: str) -> None:
+    """A worker of another cloud with a Google bundle: where GCE has a number nothing else is shown, and nothing fails."""
+    view = FakeView()
+    view.live_gcp(START)
+    view.set_facts(Facts(instance_id=instance_id, zone="europe-west1-b"))
+    with machine(view) as server:
+        listed = get(server, "/computeMetadata/v1/instance/")[2].decode().split()
+        assert listed == ["attributes/", "region", "service-accounts/", "zone"]
+        assert get(server, "/computeMetadata/v1/instance/id")[0] == 404
+        assert get(server, "/computeMetadata/v1/instance/region")[2] == b"projects/0/regions/europe-west1"
+
+
+def test_names_that_people_gave_are_spelt_as_they_gave_them() -> None:
+    """In the text of a tree directories have the spelling of paths, and attributes their own."""
+    attributes = '{"myName": "a", "other-name": "b", "deep": {"innerName": "c"}}'
+    tree = f'{{"attributes": {attributes}, "machineType": "m", "disks": [{{"deviceName": "d"}}]}}'
+    path = "/computeMetadata/v1/instance/"
+    asked = "?recursive=true&alt=json"
+    real = Scripted(
+        {
+            f"{path}attributes/{asked}": answer(attributes, **{**FLAVORED, "Content_Type": "application/json"}),
+            f"{path}{asked}": answer(tree, **{**FLAVORED, "Content_Type": "application/json"}),
+        }
+    )
+    with machine(FakeView(), gce=real) as server:
+        below = get(server, f"{path}attributes/?recursive=true&alt=text")[2].decode().splitlines()
+        assert below[:2] == ["myName a", "other-name b"]
+        above = get(server, f"{path}?recursive=true&alt=text")[2].decode().splitlines()
+        assert above[:2] == ["attributes/myName a", "attributes/other-name b"]
+        assert above[-2:] == ["machine-type m", "disks/0/device-name d"]
+
+
+def reachable(root: object, text: str) -> bool:
+    """Whether anything that ``root`` holds, however deep, holds this text."""
+    seen, waiting = set[int](), [root]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, bytes | bytearray | str):
+            if text in (one if isinstance(one, str) else one.decode("latin-1")):
+                return True
+        elif isinstance(one, FunctionType):  # its module holds all that there is
+            waiting.append((one.__closure__, one.__defaults__, one.__kwdefaults__))
+        elif not isinstance(one, type | ModuleType):
+            waiting.extend(gc.get_referents(one))
+    return False
+
+
+def test_nothing_is_kept_of_what_was_served() -> None:
+    """Once something else is served no document, token or copy of one is left in what answers workers."""
+    secrets = ("secret/1+abcdefghijklmnopqrstuvwxyz", "ya29.example-1")
+    view = FakeView()
+    paths = (f"{IAM}security-credentials/reader", "/v1/credentials", f"{ACCOUNT}token", f"{ACCOUNT}email")
+
+    def held(server: RunningEndpoint) -> list[bool]:
+        parts = server.endpoint, server.endpoint.listener
+        return [any(reachable(part, secret) for part in parts) for secret in secrets]
+
+    for served in (bundle, machines_own):
+        with machine(view) as server:
+            server.run(partial(served, view))
+            role = "reader" if served is bundle else "machine-role"
+            for _ in range(3):  # what comes again is remembered
+                for path in (*paths, f"{IAM}security-credentials/{role}"):
+                    get(server, path, Authorization=CONTAINER_TOKEN)
+            assert server.run(partial(held, server)) == [True, True]
+            server.run(partial(over, view))
+            until(lambda server=server: server.endpoint.listener.connections == 0, what="all have left")  # type: ignore[misc]
+            assert server.run(partial(held, server)) == [False, False]

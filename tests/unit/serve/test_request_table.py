@@ -31,6 +31,7 @@ BOOTTIME = FakeClock().boottime()
 TOKENS = {
     "@good": make_token(KEY, BOOTTIME + 21600, b"nonce1"),
     "@graced": make_token(KEY, BOOTTIME - 119, b"nonce2"),
+    "@last": make_token(KEY, BOOTTIME - 120, b"nonce6"),
     "@ended": make_token(KEY, BOOTTIME - 121, b"nonce3"),
     "@reboot": make_token(KEY, BOOTTIME + 30000, b"nonce4"),
     "@forged": make_token(b"another key of the same length!!", BOOTTIME + 21600, b"nonce5"),
