@@ -266,6 +266,46 @@ def test_what_led_before_a_stop_leads_nobody_after_it(held: Held, number: signal
     assert held.net.ask(METADATA, uid=ALICE) == "refused"
 
 
+WATCHED = """
+from agent.host import enforcing, systemctl
+systemctl.is_active = lambda unit: unit == "credential-agent-watch.service"
+enforcing.HAND_OVER_SECONDS = {}
+"""
+
+
+def test_a_stop_waits_until_whoever_watches_has_a_copy_of_its_own(tmp_path: Path) -> None:
+    """Between the two there would be a moment in which a flush opens: the second copy goes once there is a third."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(WATCHED.format(10_000))
+        held.is_state("led")
+        held.signal(signal.SIGTERM)
+        until(lambda: "chain handover" in net.at(net.host, "nft", "list", "ruleset"), "the call to those who watch")
+        assert held.process is not None
+        assert held.process.poll() is None
+        assert held.tables().count("held") == 2
+        net.nft("flush ruleset")  # all that anybody but the holder may remove
+        assert net.ask(METADATA, uid=ALICE) == "refused"
+        net.nft(f"add table {nft.CLOSED}\nadd chain {nft.CLOSED} handover\nadd table {nft.KEPT}")
+        assert held.process.wait(20) == 0
+        assert "chain handover" not in net.at(net.host, "nft", "list", "ruleset")
+
+
+def test_a_stop_waits_for_nobody_who_does_not_come(tmp_path: Path) -> None:
+    """Whoever watches may hang: the stop goes on, and workers are refused."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(WATCHED.format(0.1))
+        held.is_state("led")
+        held.signal(signal.SIGTERM)
+        assert held.process is not None
+        assert held.process.wait(20) == 0
+        assert "chain handover" not in net.at(net.host, "nft", "list", "ruleset")
+        assert net.ask(METADATA, uid=ALICE) == "refused"
+
+
 def test_where_no_uid_is_a_worker_nobody_is_asked_for(tmp_path: Path) -> None:
     """Workers by their control group alone: there is none that could be stood in for, and that is no trouble."""
     with Lab() as net:
@@ -749,6 +789,31 @@ def call(*args, **more):
     return real_call(*args, **more)
 nft.call = call
 """
+
+
+LAST_RESORT = """
+import pathlib
+from agent.host import systemctl
+def restart(unit):
+    with pathlib.Path({0!r}).open("a") as file:
+        file.write(unit + " ")
+    pathlib.Path({1!r}).touch()
+systemctl.restart = restart
+"""
+
+
+def test_where_not_even_a_refusal_can_be_loaded_the_way_is_taken_once(tmp_path: Path) -> None:
+    """By the unit that does it for every boot; while its mark is there nobody asks for it again, and that is the reason told."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        asked, mark = tmp_path / "asked", tmp_path / "run/unroutable"
+        never = NO_LIBRARY.format(str(tmp_path / "never")) + NO_NFT.format("True")
+        held.start(OFTEN + never + LAST_RESORT.format(str(asked), str(mark)))
+        until(mark.exists, "the last resort")
+        until(partial(held.has_planned, 4), "further attempts")
+        assert asked.read_text() == "credential-agent-closed.service "
+        assert "no way to the metadata service" in held.is_state("closed")["why"]
 
 
 @pytest.mark.parametrize(
