@@ -148,7 +148,7 @@ class _Loop:
                     reached.get((str(change.path), change.function), set()) | starting,
                     key=lambda node, change=change: (-sharp[change.name, node], took[node]),  # type: ignore[misc]
                 )
-                if not nodes or not live:
+                if not nodes or not (live or starting):
                     result.unreached.append(change)
                     continue
                 chosen: list[pytest.Item] = []
@@ -188,7 +188,7 @@ class _Loop:
         found = []
         for path in self._room.files:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            if module in sys.modules:
+            if module in sys.modules or self._room.processes:  # what a test starts may be all that imports it
                 found += [
                     c
                     for c in changes(path, module, whole=self._room.processes)
