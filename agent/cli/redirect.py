@@ -102,7 +102,10 @@ def close(path: Path, user: str, only_print: bool) -> None:
 @_USER
 def plan_(path: Path, user: str) -> None:
     """Print the rules and what belongs to them as JSON: for the process that holds them."""
-    plan = msgspec.structs.replace(make_plan(path, user), reserve=tuple(ports.to_reserve()))
+    addresses = ports.to_reserve()
+    plan = msgspec.structs.replace(
+        make_plan(path, user), reserve=tuple(addresses or ()), reserve_is_known=addresses is not None
+    )
     click.echo(msgspec.json.encode(plan).decode())
 
 

@@ -41,6 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         section: from what the scripts lead: the section, and the port. With an error: as it was before the mistake, and
             whom that may mean is refused. ``None``: they lead nobody.
         reserve: addresses that the process that holds the rules keeps from everybody but root.
+        reserve_is_known: whether ``reserve`` could be told; else those before stay.
         closed: the same workers, refused.
         ipv6: whether the IPv6 alias address is wanted.
         error: why ``scripts`` are closed; ``None``: they lead.
@@ -66,6 +67,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, int] = {}
     lacking: tuple[str, ...] = ()
     reserve: tuple[tuple[str, int], ...] = ()
+    reserve_is_known: bool = True
     section: tuple[configuration.Redirect, int] | None = None
 
 

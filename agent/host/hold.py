@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,7 +127,7 @@ class Holder:
 
     def _do_what_is_due(self) -> None:
         work = {
-            "plan": self._start_plan,
+            "plan": partial(self._start_plan, only_looking=True),
             "groups": self._look_at_groups,
             "names": self._look_at_names,
             "verify": self._verify,
@@ -162,8 +163,10 @@ class Holder:
     def _planned(self, outcome: Outcome) -> None:
         plan = outcome.plan
         self._plans += 1
+        is_whole = plan is None or self._completes(plan)
         if self._only_looking and self._is_in_force(plan):
-            self._due["plan"] = time.monotonic() + self._again if self._pending else float("inf")  # as it was
+            if self._pending or not is_whole:
+                self._plan_again()
             return  # nothing is loaded anew: counters and counted connections stay
         error = outcome.why if plan is None else plan["error"]
         self._error = error
@@ -179,13 +182,20 @@ class Holder:
             self._apply(None)  # else what is in force stays
         for what, text in (("configuration", self._error), *((note, note) for note in (*self._pending, *self._notes))):
             self._reporter.say(what, text)
-        if self._pending or error is not None:
+        if self._pending or error is not None or not is_whole:
             self._plan_again()
         elif self._rules.why is None:  # else it is looked at again already, less and less often
             self._again = LOOK_AGAIN_SECONDS[0]
         self._ready = True  # as the next beat tells
         self._due["probe"] = 0.0
         self._beat()
+
+    def _completes(self, plan: Plan) -> bool:
+        """Put in what it cannot say because systemd does not answer: that stays as it is. Whether there was nothing."""
+        if plan.get("reserve_is_known", True):
+            return True
+        plan |= {"reserve": (self._plan or {}).get("reserve", []), "reserve_is_known": True}
+        return False
 
     def _is_in_force(self, plan: Plan | None) -> bool:
         return self._error is None and self._rules.why is None and plan == self._plan

@@ -49,12 +49,20 @@ def listening(unit: str) -> tuple[list[Address], bool]:
     return found, values.get("ReusePort") == "yes"
 
 
-def to_reserve() -> list[Address]:
-    """What a :class:`Reserved` should have: nothing where there is no systemd, or units of an earlier version."""
+def to_reserve() -> list[Address] | None:
+    """What a :class:`Reserved` should have: nothing where there is no systemd, or units of an earlier version.
+
+    ``None``: it cannot be told just now, since systemd does not answer. What is bound stays so: a worker can keep
+    systemd busy, and must not have an address set free by that.
+    """
     wanted: list[Address] = []
     for unit in SOCKETS:
-        with contextlib.suppress(HostError):
+        try:
             addresses, shared = listening(unit)
+        except HostError:
+            if systemctl.runs():
+                return None
+        else:
             wanted += addresses if shared else []
     return wanted
 

@@ -96,13 +96,18 @@ def stop(unit: str) -> None:
     call("systemctl", ["stop", unit])
 
 
+def runs() -> bool:
+    """Whether this machine was booted with systemd."""
+    return Path("/run/systemd/system").is_dir()
+
+
 def is_active(unit: str) -> bool:
     """Whether a unit runs; ``False`` where there is no systemd.
 
     Raises:
         HostError: systemd does not answer.
     """
-    if not Path("/run/systemd/system").is_dir():
+    if not runs():
         return False
     return show(unit, "ActiveState").get("ActiveState") == "active"
 
@@ -130,7 +135,7 @@ def stop_watch() -> None:
     Raises:
         HostError: systemd does not answer, or refuses.
     """
-    if not Path("/run/systemd/system").is_dir():
+    if not runs():
         return
     if call("systemctl", ["show", "--property=ActiveState", "--value", WATCH]).strip() not in {"inactive", "failed"}:
         stop(WATCH)

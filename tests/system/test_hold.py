@@ -318,6 +318,30 @@ def test_where_no_uid_is_a_worker_nobody_is_asked_for(tmp_path: Path) -> None:
         assert held.state()["state"] == "led"
 
 
+def test_an_address_stays_reserved_while_systemd_does_not_answer(tmp_path: Path) -> None:
+    """A plan that cannot say which they are sets none free, and is soon made again."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.plan(reserve=[("127.0.0.1", 4444)], reserve_is_known=True)
+        held.start(OFTEN + "hold.BEAT_SECONDS = 0.05\n")
+        held.is_state("led")
+        bind = "import socket; socket.socket().bind(('127.0.0.1', 4444))"
+        handle = net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split())
+        for is_known, more in ((False, 3), (True, 0)):
+            plans = held.state()["plans"]
+            held.plan(reserve=[("127.0.0.1", 4444)] if is_known else [], reserve_is_known=is_known)
+            (held.directory / "passwd").write_text(f"dave {is_known}")
+            until(partial(held.has_planned, plans + 1 + more), "more plans")
+            with pytest.raises(AssertionError, match="Address already in use"):
+                net.at(net.host, sys.executable, "-I", "-S", "-c", bind)
+        assert net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split()) == handle
+        held.plan(reserve=[])
+        held.signal(signal.SIGHUP)
+        until(partial(held.has_planned, held.state()["plans"] + 1), "a plan that says that there are none")
+        net.at(net.host, sys.executable, "-I", "-S", "-c", bind)
+
+
 def test_names_of_a_directory_are_looked_up_now_and_then(tmp_path: Path) -> None:
     """What no file of this machine shows is seen by asking again: rules change only where somebody's number did."""
     with Lab() as net:
@@ -644,6 +668,21 @@ def test_a_user_that_is_made_ends_no_waiting_for_another(tmp_path: Path) -> None
         plans = held.state()["plans"]
         (held.directory / "passwd").write_text("dave")
         until(lambda: held.state()["plans"] > plans + 10, "further looks")
+
+
+def test_who_waits_for_a_user_forgets_no_connection(tmp_path: Path) -> None:
+    """Rules that are loaded anew have counted nobody: a name that is never found would free every worker of its bound."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.plan(pending=["redirect.users: no user 'carol' on this machine yet"])
+        held.start(OFTEN + "hold.BEAT_SECONDS = 0.05\n")
+        held.is_state("led")
+        handle = net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split())
+        until(partial(held.has_planned, held.state()["plans"] + 5), "further looks")
+        assert net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split()) == handle
+        held.plan(nft.Workers(uids=((500, 500), (1000, 60000))))
+        until(lambda: net.ask(METADATA, uid=500) == "agent", "carol")
 
 
 ELSEWHERE = """

@@ -36,9 +36,12 @@ class Manager:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shown, self.done = SHOWN.format("yes", "failed"), list[str]()
         self.refuses = 0
+        self.silent = False
         monkeypatch.setattr(systemctl, "call", self._call)
 
     def _call(self, program: str, arguments: list[str]) -> str:
+        if arguments[0] == "show" and self.silent:
+            raise HostError("systemctl show: no answer within 30 s")
         if arguments[0] == "show":
             return self.shown
         self.done.append(" ".join([program, *arguments]))
@@ -53,11 +56,20 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Manager:
     return Manager(monkeypatch)
 
 
-def test_the_addresses_are_those_of_the_units(manager: Manager) -> None:
-    """What is reserved is what systemd listens on by TCP; of a unit that shares its addresses with nobody, nothing."""
+def test_the_addresses_are_those_of_the_units(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is reserved is what systemd listens on by TCP; of a unit that shares its addresses with nobody, nothing.
+
+    While systemd does not answer it is not known, which is another thing than nothing.
+    """
+    monkeypatch.setattr(systemctl, "runs", lambda: False)
     addresses = [("127.0.0.1", 16925), ("169.254.171.2", 16925), ("fd6c:9e1f:25b2::2", 16925)]
     assert ports.listening("credential-agent.socket") == (addresses, True)
     assert ports.to_reserve() == addresses * 2  # the fake has one answer for both units
+    manager.silent = True
+    assert ports.to_reserve() == []  # no systemd at all
+    monkeypatch.setattr(systemctl, "runs", lambda: True)
+    assert ports.to_reserve() is None
+    manager.silent = False
     manager.shown = SHOWN.format("no", "active")
     assert ports.to_reserve() == []
 
