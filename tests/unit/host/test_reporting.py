@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.reporting import WARNING, Reporter
+from agent.host.reporting import WARNING, Reporter, fitting
 
 
 def test_each_thing_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -89,3 +89,16 @@ def test_where_no_file_can_be_made_the_word_is_still_the_last_one(
 
     assert json.loads((tmp_path / "state.json").read_bytes()) == {"state": "led"}
     assert "cannot be written" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [[], ["a"], ["a"] * 100, ["\x00" * 30, "b", "c"], ["x" * 5000, "y"]])
+def test_what_fits_is_told_and_how_much_does_not(lines: list[str]) -> None:
+    """In the order in which it is given, as long as JSON writes it; the rest is counted, and nothing passes for all."""
+    for most in (0, 10, 100, 200, 100_000):
+        found = fitting(lines, most)
+        kept = [one for one in found if one in lines]
+        assert kept == lines[: len(kept)]
+        assert len(json.dumps(kept)) <= most + len("[]")
+        more = len(lines) - len(kept)
+        assert found == [*kept, *([f"and {more} more: see the journal"] if more else [])]
+        assert not more or len(json.dumps([*kept, lines[len(kept)]])) + len(", ") > most
