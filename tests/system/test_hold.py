@@ -266,6 +266,59 @@ def test_what_led_before_a_stop_leads_nobody_after_it(held: Held, number: signal
     assert held.net.ask(METADATA, uid=ALICE) == "refused"
 
 
+RESTARTED = """
+from agent.host import systemctl
+systemctl.is_restarting = lambda unit: unit == "credential-agent-redirect.service"
+"""
+
+
+def test_a_restart_leads_all_the_while(tmp_path: Path) -> None:
+    """Systemd ends it only to start it again: the rules stay, and lead from the first moment, whatever a plan says by then."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        held.start(RESTARTED)
+        held.is_state("led")
+        held.signal(signal.SIGTERM)
+        assert held.process is not None
+        assert held.process.wait(20) == 0
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+        held.plan_file.write_text("no plan")
+        (tmp_path / "run/state.json").unlink()
+        held.start(RESTARTED)
+        held.is_state("led")
+        assert held.tables().count("held") == 2
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
+KEEPS = """
+import functools, pathlib
+from agent.host import lasting
+lasting.Kept = functools.partial(lasting.Kept, pathlib.Path({!r}))
+"""
+
+
+def test_what_is_known_of_workers_is_kept_and_a_mistake_takes_nothing_of_it(tmp_path: Path) -> None:
+    """The numbers that names have, for this boot and for root alone; who is a worker by them, for the next one."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        users, workers = tmp_path / "run/users.json", tmp_path / "workers"
+        held.plan(users={"batch": 500}, uids=[[500, 500], [1000, 60000]], refused=[[7, 9]])
+        held.start(KEEPS.format(str(workers)))
+        until(lambda: users.exists() and workers.exists(), "both files")
+        held.plan(users={}, uids=[], refused=[], error="redirect.users: expected ...", section=[{}, AGENT_PORT])
+        held.signal(signal.SIGHUP)
+        until(lambda: held.state().get("error"), "the mistake")
+        assert json.loads(users.read_bytes()) == {"batch": 500}
+        assert users.stat().st_mode & 0o777 == 0o600
+        assert workers.read_text() == "7-9\n500\n"
+        held.plan(users={"batch": 501}, uids=[[501, 501]])
+        held.signal(signal.SIGHUP)
+        until(lambda: workers.read_text() == "501\n", "the next numbers")
+        assert json.loads(users.read_bytes()) == {"batch": 501}
+
+
 WATCHED = """
 from agent.host import enforcing, systemctl
 systemctl.is_active = lambda unit: unit == "credential-agent-watch.service"
