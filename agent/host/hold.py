@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -126,7 +126,7 @@ class Holder:
         self._do_what_is_due()
 
     def _do_what_is_due(self) -> None:
-        work = {
+        work: dict[str, Callable[[], None]] = {
             "plan": partial(self._start_plan, only_looking=True),
             "groups": self._look_at_groups,
             "names": self._look_at_names,

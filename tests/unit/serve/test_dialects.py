@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType, ModuleType
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_who_waited_is_answered_with_what_came(
         view.set(cloud, Pending("waiting"))
     real = Scripted()
     real.always = answer("the real service's", **FLAVORED)
-    holds_for = {"ec2_hold_seconds": 60.0, "container_hold_seconds": 60.0, "gce_hold_seconds": 60.0}
+    holds_for: dict[str, Any] = {"ec2_hold_seconds": 60.0, "container_hold_seconds": 60.0, "gce_hold_seconds": 60.0}
     with machine(view, ec2=real, gce=real, **holds_for) as server:
         ask = partial(get, server, path, Authorization=CONTAINER_TOKEN)
         asking = threading.Thread(target=lambda: got.append(ask()[::2]))
@@ -110,7 +111,7 @@ def test_a_wait_ends_for_all_who_wait() -> None:
     view, got = FakeView(), list[int]()
     for cloud in Cloud:
         view.set(cloud, Pending("waiting"))
-    holds_for = {"ec2_hold_seconds": 60.0, "container_hold_seconds": 60.0, "gce_hold_seconds": 60.0}
+    holds_for: dict[str, Any] = {"ec2_hold_seconds": 60.0, "container_hold_seconds": 60.0, "gce_hold_seconds": 60.0}
     paths = (f"{IAM}security-credentials/", "/v1/credentials", f"{ACCOUNT}token", f"{ACCOUNT}email")
     with machine(view, **holds_for) as server:
         threads = [
