@@ -50,7 +50,7 @@ def run(path: Path) -> None:
     seccomp.give_up_execution()
     KEPT_THREADS.begin()
     # Then logging: a journal that hangs, or a closed standard error, must not stop the start.
-    log.take_over(os.environ.get("JOURNAL_STREAM"))
+    log.take_over(os.environ)
     log.set_up()
     file = Configured(path)
     settings = file.first(os.environ)

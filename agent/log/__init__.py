@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TextIO
 
 import structlog
@@ -23,14 +23,14 @@ _stamp: Final = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _spools: list[Spool] = []  # of this process: none, or one
 
 
-def take_over(journal_stream: str | None = None) -> None:
+def take_over(environ: Mapping[str, str]) -> None:
     """Put a queue before standard error, for the whole process: whoever writes to it never waits and never fails.
 
     Args:
-        journal_stream: the value of ``JOURNAL_STREAM`` (systemd.exec(5)).
+        environ: says whether that is the journal's.
     """
     if not _spools:
-        _spools.append(take_standard_error(journal_stream))
+        _spools.append(take_standard_error(environ))
 
 
 def dropped() -> int:

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.log import journal
@@ -270,12 +270,16 @@ def keep_standard_descriptors() -> None:
                 os.close(opened)
 
 
-def take_standard_error(journal_stream: str | None) -> Spool:
+def take_standard_error(environ: Mapping[str, str]) -> Spool:
     """Put a spool before standard error, for this whole process and to its end. See :func:`agent.log.take_over`."""
     keep_standard_descriptors()
     if isinstance(sys.stderr, Stream):
         return sys.stderr._spool  # noqa: SLF001 - our own
-    spool = Spool(2, otherwise=journal.send if journal.is_its_stream(2, journal_stream) else None)
+    was_away = journal.was_away(2, environ)
+    if was_away:
+        journal.end(2)
+    is_its = was_away or journal.is_its_stream(2, environ)
+    spool = Spool(2, otherwise=journal.send if is_its else None)
     sys.stderr = stream = Stream(spool, 2)
     atexit.register(stream.end)
     return spool

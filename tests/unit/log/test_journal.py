@@ -70,11 +70,11 @@ def test_another_stream_than_the_journal_s_is_left_alone(stream: tuple[int, sock
     """A terminal, a pipe or a file that went away is not the journal's to replace."""
     descriptor, its = stream
     found = os.fstat(descriptor)
-    assert journal.is_its_stream(descriptor, f"{found.st_dev}:{found.st_ino}")
-    assert not journal.is_its_stream(descriptor, f"{found.st_dev}:{found.st_ino + 1}")
-    assert not journal.is_its_stream(descriptor, None)
+    for named, is_its in ((found.st_ino, True), (found.st_ino + 1, False)):
+        assert journal.is_its_stream(descriptor, {"JOURNAL_STREAM": f"{found.st_dev}:{named}"}) is is_its
+    assert not journal.is_its_stream(descriptor, {})
     its.close()
-    assert not journal.is_its_stream(1 << 20, "1:1")
+    assert not journal.is_its_stream(1 << 20, {"JOURNAL_STREAM": "1:1"})
     spool = Spool(descriptor)
     spool.put(b"one\n")
     assert spool.close()
@@ -86,3 +86,21 @@ def test_no_line_makes_fields_of_its_own(tmp_path: Path) -> None:
     with listening(tmp_path / "j"):
         assert not journal.send(b"one\n_SYSTEMD_UNIT=other", tmp_path / "j")
         assert journal.send(b"one", tmp_path / "j")
+
+
+def test_who_was_started_while_it_was_away_is_heard(tmp_path: Path) -> None:
+    """The service manager gives /dev/null then; a person who asks for /dev/null has it."""
+    own = {"SYSTEMD_EXEC_PID": str(os.getpid())}
+    with open(os.devnull, "wb", buffering=0) as null, (tmp_path / "f").open("wb") as file:  # noqa: PTH123
+        assert journal.was_away(null.fileno(), own)
+        assert not journal.was_away(null.fileno(), {**own, "JOURNAL_STREAM": "1:1"})
+        assert not journal.was_away(null.fileno(), {"SYSTEMD_EXEC_PID": "1"})
+        assert not journal.was_away(null.fileno(), {})
+        assert not journal.was_away(file.fileno(), own)
+        assert not journal.was_away(1 << 20, own)
+        journal.end(null.fileno())
+        with listening(tmp_path / "j") as there:
+            spool = Spool(null.fileno(), otherwise=partial(journal.send, address=tmp_path / "j"))
+            spool.put(b"one\n")
+            assert message(there.recv(1000)) == b"one"
+            assert spool.close()
