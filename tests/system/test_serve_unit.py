@@ -165,7 +165,7 @@ def test_it_is_ready_when_workers_are_answered_and_not_before(tmp_path: Path) ->
         world.drop(world.seal(world.session(KEY), world.variables(PLAIN="there")))
         agent.wait_for("bundle.accepted", seq=1)
         until(lambda: world.env().get("PLAIN") == "there", what="the environment file")
-        assert manager.silent("READY=1", 2 * READY_AFTER_SECONDS)
+        assert manager.silent("READY=1", READY_AFTER_SECONDS)
         manager.wait_until(
             lambda told: any("STATUS=nobody answers workers" in line for line in told.lines), what="our status"
         )
