@@ -89,7 +89,7 @@ class Late:
         """
         self.note()
         later: list[Coroutine[Any, Any, None]] = [self._keep_control(operators, servers)]
-        later += [self._keep_files(reloader, publisher), self._prepared.age.run()]
+        later += [self._keep_files(reloader, publisher), self._keep_memory(), self._prepared.age.run()]
         if "environment.group" in self._prepared.away.reasons:
             later.append(self._find_group(reloader, publisher))
         if self._prepared.late_files:
@@ -169,6 +169,16 @@ class Late:
                 reloader.announce(reloader.settings)
             if before[note] and not there[note]:
                 self._note.again()
+
+    async def _keep_memory(self) -> None:
+        """Write again what somebody has removed from the state directory: the next boot would find nothing decided."""
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            durable, lacks = self._restorer.controller.durable, self._prepared.state.lacks
+            # Twice: it may be about to be written, and what is withdrawn is removed first.
+            if await asyncio.to_thread(lacks) and durable.on_disk and await asyncio.to_thread(lacks):
+                self._log.error("memory.lost", hint="find out who removes files from the state directory")
+                durable.write()
 
     async def _find_group(self, reloader: Reloader, publisher: Publisher) -> None:
         """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""

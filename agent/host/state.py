@@ -95,6 +95,7 @@ class StateDirectory:
         self._lock: int | None = None
         self._waiting = False  # another process owns it: nothing is written until it is ours
         self._saving = threading.Lock()
+        self._there: set[Path] = set()  # what was read or written last: somebody may take it away
         self._held: set[Path] = set()  # the bundles known to be there: removing one needs no list of the directory
 
     def claim(self) -> bool:
@@ -165,9 +166,11 @@ class StateDirectory:
         if memory.active is not None:
             if not _DIGEST.match(memory.active.digest):
                 raise HostError(f"{path}: expected the digest of a bundle, got something else")
-            self._held.add(self._bundle_path(memory.active.digest))
+            bundle = self._bundle_path(memory.active.digest)
+            self._held.add(bundle)
             with contextlib.suppress(OSError):
-                sealed = read_plain(self._bundle_path(memory.active.digest), MAX_BYTES)
+                sealed = read_plain(bundle, MAX_BYTES)
+        self._there = {path} if sealed is None else {path, bundle}
         return memory, sealed
 
     def _check_that_there_was_none(self, path: Path) -> None:
@@ -225,6 +228,14 @@ class StateDirectory:
             version = _VERSION_WITH_FLOORS if memory.floors else _VERSION
             self._write_memory(msgspec.json.encode(_Envelope(version=version, memory=memory)))
             self._remove_bundles(keep)
+            there = {self._directory / MEMORY_FILE}
+            if keep is not None and (sealed is not None or os.path.lexists(keep)):
+                there.add(keep)  # else it is a copy that was lost before
+            self._there = there
+
+    def lacks(self) -> bool:
+        """Whether somebody has taken away what lay here. Blocks."""
+        return not all(os.path.lexists(path) for path in self._there)
 
     async def note(self, history: tuple[Entry, ...]) -> None:
         """Write down what happened lately. Blocks in a thread.

@@ -83,6 +83,26 @@ def test_what_programs_are_told_by_is_written_again(world: World) -> None:
         assert agent.stop() == 0
 
 
+def test_what_was_remembered_is_written_again(world: World) -> None:
+    """A state directory that somebody has emptied has the memory and the bundle again, so that a boot serves the same."""
+    with world.agent(prelude=HASTY) as agent:
+        agent.ready()
+        assert agent.push(world.seal(world.session(USER)))["durable"]
+        for names in ("*", "memory.*", "bundle-*"):
+            mark = agent.mark
+            before = {path.name for path in world.state.glob(names) if path.name.startswith(("memory.json", "bundle-"))}
+            for path in world.state.glob(names):
+                path.unlink()
+            agent.wait_for("memory.lost", after=mark)
+            until(lambda before=before: before <= {path.name for path in world.state.iterdir()}, what="them")  # type: ignore[misc]
+        assert agent.push(world.seal(world.session(USER), seq=1))["outcome"] in {"same", "refused"}
+        agent.kill()
+    with world.agent(environ={"CREDENTIAL_AGENT_BOOT_ID": "b" * 32}) as agent:
+        agent.ready()
+        assert agent.access_key() == USER
+        assert agent.stop() == 0
+
+
 def test_what_has_become_anothers_is_left_alone(world: World) -> None:
     """Another agent that has taken the name is the one that is found: we say so, and do not remove its socket."""
     with world.agent(prelude=HASTY) as agent:

@@ -325,6 +325,29 @@ def test_a_memory_that_is_gone_is_not_one_that_never_was(tmp_path: Path, lose: C
         StateDirectory(state).load()
 
 
+def test_what_somebody_takes_away_is_missed(tmp_path: Path) -> None:
+    """The memory and the bundle that it names, from when they were written or read; not a copy that was lost before."""
+    state = StateDirectory(tmp_path)
+    assert not state.lacks()
+    asyncio.run(state.save(memory(1), b"one"))
+    again = StateDirectory(tmp_path)
+    again.load()
+    for name in ("memory.json", "bundle-*"):
+        assert not state.lacks()
+        (path,) = tmp_path.glob(name)
+        path.unlink()
+        assert state.lacks()
+        assert again.lacks()
+        asyncio.run(state.save(memory(1), b"one"))
+    (path,) = tmp_path.glob("bundle-*")
+    path.unlink()
+    lost = StateDirectory(tmp_path)
+    lost.load()
+    assert not lost.lacks()
+    asyncio.run(lost.save(memory(1), None))
+    assert not lost.lacks()
+
+
 def test_a_lost_copy_leaves_the_memory(tmp_path: Path) -> None:
     """When the sealed copy is gone the memory still says what was decided, and names what is missing."""
     save(tmp_path, memory(1), b"one")
