@@ -276,7 +276,8 @@ def _redirection(workers: Workers, made: _Names, families: Sequence[str]) -> lis
                 *(f"{bridge} jump to_alias" for bridge in made.bridges),
                 # A packet that comes in where this machine itself goes out to the metadata service is a neighbour's.
                 "fib daddr . iif oif exists return",
-                f"meta iifkind {{ {', '.join(_CABLES)} }} return",
+                # In quotes: newer releases of nft have words of their own among them (vxlan, geneve).
+                'meta iifkind { "' + '", "'.join(_CABLES) + '" } return',
                 # A tunnel (WireGuard, tun, IP in IP, PPP): its other end is another machine, or a person's.
                 "meta iiftype != ether return",
                 'meta iifkind != "none" jump to_alias',

@@ -132,8 +132,8 @@ def test_what_comes_by_a_cable_is_a_neighbours() -> None:
     """Bonds, teams, VLANs, what has no kind, and the machine's own way out are not led: they are no containers."""
     text = nft.ruleset(nft.Workers(), port=1, agent_uid=None)
     chain = text[text.index("chain forwarded") :]
-    assert chain.index("fib daddr . iif oif exists return") < chain.index("meta iifkind { bond, team, vlan, ")
-    assert chain.index("{ bond, team, vlan, ") < chain.index('meta iifkind != "none" jump to_alias')
+    assert chain.index("fib daddr . iif oif exists return") < chain.index('meta iifkind { "bond", "team", "vlan", ')
+    assert chain.index('{ "bond", "team", "vlan", ') < chain.index('meta iifkind != "none" jump to_alias')
 
 
 def test_the_closed_table_stands_for_the_defaults() -> None:
