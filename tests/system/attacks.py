@@ -279,6 +279,107 @@ def mapped(address: Address, sockets: int) -> None:
             kept.pop(0).close()
 
 
+def same_ports(address: Address, sockets: int) -> None:
+    """From each port to several of the addresses that are led to the agent: whose a connection is can be told by none."""
+    kept: list[socket.socket] = []
+    addresses = [address, *((host, 80) for host in ("169.254.170.2", "169.254.170.23") if address[1] == 80)]
+    _on()
+    for number in itertools.count():
+        port = 10000 + number % 20000
+        for to in addresses:
+            sock = socket.socket()
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("", port))
+                sock.connect(to)
+                sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
+            kept.append(sock)
+            if len(kept) > sockets:
+                kept.pop(0).close()
+
+
+def fast_open(address: Address, sockets: int) -> None:
+    """Requests that the first packet of a connection already has (RFC 7413), where the kernel lets it."""
+    kept: list[socket.socket] = []
+    _on()
+    for number in itertools.count():
+        sock = socket.socket()
+        with contextlib.suppress(OSError):
+            sock.sendto(GCE % (b"instance/x%d?wait_for_change=true" % number), socket.MSG_FASTOPEN, address)
+        kept.append(sock)
+        if len(kept) > sockets:
+            kept.pop(0).close()
+
+
+def datagrams(address: Address, _sockets: int) -> None:
+    """Packets of another protocol, to every port there: each is refused, or is the resolver's and the clock's."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    data = b"q" * 1200
+    _on()
+    for port in itertools.cycle((80, 443, 53, 123, 8080, 1)):
+        with contextlib.suppress(OSError):
+            sock.sendto(data, (address[0], port))
+
+
+def diagnosis(address: Address, sockets: int) -> None:
+    """Many connections, and the kernel asked about all of them without end (sock_diag(7)): the agent asks it too."""
+    kept = [sock for _ in range(sockets) if (sock := _connect(address)) is not None]
+    asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)  # NETLINK_SOCK_DIAG
+    body = struct.pack("=BBBBI48s", socket.AF_INET, socket.IPPROTO_TCP, 0xFF, 0, 0xFFF, bytes(48))
+    _on()
+    while kept:
+        asking.send(struct.pack("=IHHII", 16 + len(body), 20, 0x301, 1, 0) + body)  # NLM_F_REQUEST | NLM_F_DUMP
+        with contextlib.suppress(OSError):
+            while struct.unpack_from("=H", asking.recv(1 << 16), 4)[0] != 3:  # NLMSG_DONE
+                pass
+
+
+def in_flight(address: Address, sockets: int) -> None:
+    """Sockets that are on their way in sockets that are on their way: what the kernel has to look through, or let go of."""
+    _on()
+    while True:
+        kept, sock = [], _connect(address)
+        with contextlib.suppress(OSError):
+            for _ in range(sockets):
+                one, other = socket.socketpair()
+                socket.send_fds(one, [b"x"], [other.fileno(), one.fileno(), *([] if sock is None else [sock.fileno()])])
+                kept += [one, other]
+        for one in kept:
+            one.close()
+
+
+def changing(address: Address, sockets: int) -> None:
+    """Everybody waits for a change of a directory, and something in it changes again and again."""
+    kept: list[socket.socket] = []
+    wait = GCE % b"instance/?recursive=true&wait_for_change=true"
+    writes = guests()
+    _on()
+    while True:
+        while len(kept) < sockets:
+            sock = _connect(address)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.sendall(wait)
+                sock.setblocking(False)
+                kept.append(sock)
+        sock = _connect(address)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.sendall(next(writes))
+                sock.recv(1000)
+            sock.close()
+        for sock in list(kept):
+            try:
+                if sock.recv(1 << 20):
+                    continue
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            sock.close()
+            kept.remove(sock)
+
+
 def half_read(address: Address, _sockets: int) -> None:
     """Answers of which one byte is read: then the connection is reset."""
     _on()
@@ -498,6 +599,12 @@ KINDS: dict[str, Callable[[Address, int], None]] = {
     "lives": held(lives, read=True),
     "fields": held(fields, read=True),
     "kept-alive": endless(b"", (GCE % b"instance/id").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")),
+    "same-ports": same_ports,
+    "fast-open": fast_open,
+    "datagrams": datagrams,
+    "diagnosis": diagnosis,
+    "in-flight": in_flight,
+    "changing": changing,
     "stale-etags": held(GCE % b"instance/service-accounts/?recursive=true&wait_for_change=true&last_etag=0", read=True),
 }
 
