@@ -19,6 +19,7 @@ from agent import config
 from agent.core.announced import FILE, FORMER_FILE, Announced
 from agent.core.errors import HostError
 from agent.core.text import os_reason, socket_address
+from agent.host import deferring
 from agent.host.files import write_atomic
 from agent.wire.names import ECS_IPV4, EKS_IPV4, EKS_IPV6
 
@@ -55,6 +56,7 @@ def worker_sockets(
         HostError: an address cannot be bound for another reason, or none is there.
     """
     if passed.get("http"):
+        deferring.defer(passed["http"])
         return list(passed["http"]), []
     found: list[socket.socket] = []
     absent: list[AbsentAddressError] = []
@@ -70,6 +72,7 @@ def worker_sockets(
         for sock in found:
             sock.close()
         raise
+    deferring.defer(found)
     return found, absent
 
 

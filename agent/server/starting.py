@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.core.errors import HostError
 from agent.core.text import os_reason
-from agent.host import confine, descriptors, memory, seccomp, signals, slices, systemd
+from agent.host import confine, deferring, descriptors, memory, seccomp, signals, slices, systemd
 from agent.server.controllers import ControllerSocket
 from agent.server.forked import write
 from agent.server.master import Master, addresses_of
@@ -64,6 +64,7 @@ def serve(environ: Mapping[str, str]) -> None:
             hint="start it by its unit: systemctl start credential-agent-serve",
         )
     allowed = {0, os.getuid(), _owner(listening[0])}
+    deferring.defer(sockets)
     _give_up()
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
