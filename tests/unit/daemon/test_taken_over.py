@@ -190,8 +190,5 @@ def test_a_flood_of_one_keeps_nothing_from_the_others(flood: str, reads: bool) -
         honest.close()
         joined.close()
 
-    loop = Loop()
-    try:
-        loop.run_until_complete(run())
-    finally:
-        loop.close()
+    with asyncio.Runner(loop_factory=Loop) as runner:  # which ends what is under way before the loop is closed
+        runner.run(run())
