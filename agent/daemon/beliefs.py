@@ -359,7 +359,12 @@ def _read(path: Path, where: str, ask: Ask) -> str:
     except UnicodeDecodeError:
         raise _AwayError(f"{where}: {path}: expected text") from None
     except OSError as error:
-        raise _AwayError(f"{where}: {path}: cannot be read: {os_reason(error)}") from None
+        hint = None
+        if isinstance(error, PermissionError):
+            hint = "it is public, and the service reads it as its own user: mode 0644"
+        elif isinstance(error, FileNotFoundError):
+            hint = "copy it there, with mode 0644: it is public"
+        raise _AwayError(f"{where}: {path}: cannot be read: {os_reason(error)}", hint=hint) from None
     if len(data) > MAX_PUBLIC_BYTES:
         raise _AwayError(f"{where}: {path}: expected at most {MAX_PUBLIC_BYTES} bytes, got more")
     if not text.strip():

@@ -5,8 +5,8 @@ what the answer is: raw keys win every SDK's chain, mask the agent and go stale.
 exception, for programs that can use nothing else.
 
 The bearer token of the container endpoint is in the file beside the path of the file that holds it, because Go v1,
-opendal, minio and Java read only the variable. It is no cloud key: it is worth nothing off this machine, and on it the
-group that may read the one file may read the other.
+opendal, minio and Java read only the variable, and in the URI, because others send none. It is no cloud key: it is
+worth nothing off this machine, and on it the group that may read the one file may read the other.
 
 Pure functions: text in, text out. Writing is :func:`agent.host.files.write_atomic`.
 """
@@ -91,7 +91,10 @@ def pointers(
     """
     variables: dict[str, str] = {}
     if aws and container_uri:
-        variables["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}{names.EKS_PATH}"
+        # Some clients follow the URI and send no token (minio-py 7.1, minio-go before 7.0.11, aws-lite), so it holds
+        # the token, as in ECS's form.
+        path = names.EKS_PATH if token is None else names.ECS_PREFIX + token.reveal()
+        variables["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{address}{path}"
         variables["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = token_file
         if token is not None:
             variables["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = token.reveal()

@@ -127,9 +127,12 @@ def _load(path: Path, *, kid: str | None, kind: str, private_directory: bool) ->
             found = os.fstat(file.fileno())
             raw = file.read(_LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        hint = "the service reads it as its own user: root:credential-agent, mode 0640"
-        denied = isinstance(error, PermissionError)
-        raise HostError(f"cannot read the key file {path}: {os_reason(error)}", hint=hint if denied else None) from None
+        hint = None
+        if isinstance(error, PermissionError):
+            hint = "the service reads it as its own user: root:credential-agent, mode 0640"
+        elif isinstance(error, FileNotFoundError):
+            hint = "copy it there, or make one (credential-agent keygen): root:credential-agent, mode 0640"
+        raise HostError(f"cannot read the key file {path}: {os_reason(error)}", hint=hint) from None
     if private_directory and not raw:
         return ()
     # The check is on the open file, not on the path: nothing can be put in between.

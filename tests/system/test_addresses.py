@@ -62,7 +62,8 @@ def test_a_wildcard_answers_to_the_names_it_was_given(world: World) -> None:
         agent.push(world.seal(world.session()))
         port = agent.address[1]
         until(lambda: "AWS_CONTAINER_CREDENTIALS_FULL_URI" in world.env(), what="the environment file")
-        assert world.env()["AWS_CONTAINER_CREDENTIALS_FULL_URI"] == f"http://127.0.0.1:{port}/v1/credentials"
+        uri = world.env()["AWS_CONTAINER_CREDENTIALS_FULL_URI"]
+        assert uri == f"http://127.0.0.1:{port}/v2/credentials/{world.token}"
         token = {"Authorization": world.token}
         for host, status in (
             ("workers.internal", 200),
@@ -71,6 +72,18 @@ def test_a_wildcard_answers_to_the_names_it_was_given(world: World) -> None:
             ("10.9.8.8", 403),
         ):
             assert agent.ask("/v1/credentials", headers={**token, "Host": host}).status == status, host
+
+
+def test_who_follows_the_uri_alone_is_served(world: World) -> None:
+    """minio-py 7.1, older minio-go and others send no token: the environment file's URI opens the endpoint by itself, and no other does."""
+    with world.agent() as agent:
+        agent.ready()
+        agent.push(world.seal(world.session()))
+        until(lambda: "AWS_CONTAINER_CREDENTIALS_FULL_URI" in world.env(), what="the environment file")
+        base, path, last = world.env()["AWS_CONTAINER_CREDENTIALS_FULL_URI"].rpartition("/credentials/")
+        assert agent.ask(f"{base.removeprefix(agent.url)}{path}{last}").json()["AccessKeyId"].startswith("ASIA")
+        for guess in (last[:-1], last.swapcase(), "x", ""):
+            assert agent.ask(f"/v2/credentials/{guess}").status in {401, 404}
 
 
 def test_containers_have_a_file_of_their_own(world: World) -> None:

@@ -211,6 +211,21 @@ def test_everything_that_is_missing_is_said_in_one_go(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_who_begins_in_the_middle_of_the_page_is_told_what_to_put_there(tmp_path: Path) -> None:
+    """A key or a signer that is named and not there: the line is followed by what to do."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        SOUND.format(tmp_path)
+        + f'[[keys]]\nkind = "file"\npath = "{tmp_path}/k"\n[[signers]]\nkey = "{tmp_path}/s"\nissuers = ["*"]\n'
+    )
+    result = CliRunner().invoke(room.check, ["--config", str(path)])
+    lines = result.output.splitlines()
+    for fault, mode in (("keys[0]", "mode 0640"), ("signers[0].key", "mode 0644")):
+        (at,) = [number for number, line in enumerate(lines) if fault in line]
+        assert lines[at + 1].startswith("  hint: copy it there")
+        assert mode in lines[at + 1]
+
+
 def test_nothing_is_said_that_follows_from_another_mistake(tmp_path: Path) -> None:
     """A list with a faulty entry is not taken for an empty one, nor the default of a faulty key for what was meant."""
     sound = SOUND.format(tmp_path)

@@ -33,7 +33,7 @@ def everything(**changes: object) -> dict[str, str]:
 def test_every_client_is_led_here() -> None:
     """The variables that the measured clients read, each with the form that they accept."""
     said = everything()
-    assert said["AWS_CONTAINER_CREDENTIALS_FULL_URI"] == "http://127.0.0.1:16925/v1/credentials"
+    assert said["AWS_CONTAINER_CREDENTIALS_FULL_URI"] == "http://127.0.0.1:16925/v2/credentials/bearer"
     assert said["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] == "/run/credential-agent/token"
     assert said["AWS_CONTAINER_AUTHORIZATION_TOKEN"] == "bearer"
     assert said["AWS_EC2_METADATA_SERVICE_ENDPOINT"] == said["AWS_METADATA_ENDPOINT"] == "http://127.0.0.1:16925"
@@ -57,6 +57,12 @@ def test_gdal_is_led_whatever_the_firmware_says() -> None:
     inside = containerenv.pointers(aws=True, gcp=True, path=Secret("p" * 32))
     assert "CPL_AWS_EC2_API_ROOT_URL" not in inside
     assert inside["CPL_GCE_CREDENTIALS_URL"] == token.replace("127.0.0.1:16925", "169.254.169.254")
+
+
+def test_without_a_token_the_uri_has_none() -> None:
+    """The path that wants a token in a header, then."""
+    uri = everything(token=None)["AWS_CONTAINER_CREDENTIALS_FULL_URI"]
+    assert uri == "http://127.0.0.1:16925/v1/credentials"
 
 
 def test_no_key_is_ever_among_the_pointers() -> None:
