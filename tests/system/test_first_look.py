@@ -176,17 +176,12 @@ def by_key_service(world: World, ec2: Ec2MetadataService, service: KeyService, u
 
 WRONG: dict[str, net.Answer | net.Fault] = {
     "hangs": net.Fault.HANG,
-    "is down": net.Fault.DOWN,
-    "throttles": net.Answer(400, b'{"__type": "ThrottlingException"}'),
     "refuses": net.Answer(400, b'{"__type": "AccessDeniedException"}'),
-    "fails": net.Answer(500, b'{"__type": "KMSInternalException"}'),
     "is a page": net.Answer(200, b"<html>sign in</html>"),
-    "is another's": net.Answer(
-        200, json.dumps({"KeyId": "arn:aws:kms:eu-west-1:1:key/2", "SharedSecret": "AAAA"}).encode()
-    ),
 }
 
 
+@pytest.mark.slow
 class TestKeyService:
     @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
     def test_a_bundle_that_cannot_be_opened_yet_is_waited_for(
