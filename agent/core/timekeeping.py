@@ -40,7 +40,8 @@ just like that.
 synchronised or not, and the clouds are asked. A hypervisor's pause looks so from inside (boot time is short by it), and
 then our credentials may have ended. Without a witness we would rather refuse a credential that may be live than serve
 one that may have ended: AWS's clients compare an ``Expiration`` with that same clock and would refuse it anyway, and a
-lease that is over must not be outlived. The first witness that says what we thought before takes the step back.
+lease that is over must not be outlived. The first witness that says what we thought before takes the step back; so it
+is where the clock was stepped around a restart, and the process before us thought so.
 
 **Forward is time lost, back is an error.** If we had reason to think that we were right and are moved forward, the
 machine was stopped: all that is counted on boot time comes nearer (``lost``). Anything else corrects the offset, and
@@ -151,6 +152,11 @@ class Timekeeper:
         self._moved_at = self._asked_at = float("-inf")
 
     @property
+    def has_followed_a_step(self) -> bool:
+        """Whether a step forward was believed that nobody has confirmed, and one word could take back."""
+        return self._before is not None
+
+    @property
     def ours(self) -> float:
         """Seconds from boot time to what we take for the true time."""
         return self.lost + self.offset
@@ -249,7 +255,9 @@ class Timekeeper:
         if self.vouched or witness is Witness.WALL or not can_be(said):
             return
         if wall_error is not None and self._wall - word - wall_error > STEP_SECONDS:
-            return  # the wall clock was stepped forward meanwhile: see above
+            # The wall clock was stepped forward meanwhile: as above, whichever process noticed it.
+            self._before, self._suspect = word, True
+            return
         if abs(word - self._anchor) > ALONE_SECONDS and can_be(self._anchor + reading.boot):
             return
         self.offset += word - self.ours

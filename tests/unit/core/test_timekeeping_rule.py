@@ -611,3 +611,20 @@ class TestAdopting:
         self.adopt(machine, LINK, 0.0, wall_error=-60.0)
         assert machine.timekeeper.vouched is taken
         assert machine.off == (0.0 if taken else -60.0 + stepped)
+
+    @pytest.mark.parametrize("days", [0.1, 3, 900])
+    def test_who_says_what_the_process_before_thought_takes_that_step_back(self, days: float) -> None:
+        """At once and alone, however far it was: a restart knows no less than whoever went on running."""
+        machine = Machine(days * 24 * HOUR)
+        self.adopt(machine, LINK, 0.0, wall_error=0.0)
+        assert machine.timekeeper.has_followed_a_step
+        machine.hear(LINK, says=1.0)
+        assert (machine.off, machine.timekeeper.believed, machine.timekeeper.lost) == (1.0, LINK, 0.0)
+        assert not machine.timekeeper.has_followed_a_step
+
+    def test_who_says_something_else_is_bounded_as_ever(self) -> None:
+        """Neither what the process before thought nor what the wall clock says: the rule for one witness alone."""
+        machine = Machine(72 * HOUR)
+        self.adopt(machine, LINK, 0.0, wall_error=0.0)
+        machine.settle(LINK, says=HOUR)
+        assert machine.off == 72 * HOUR
