@@ -31,6 +31,8 @@ from agent.identity.store import Store
 from agent.providers.machine import Machine
 
 ASK_SECONDS: Final = 60.0
+ASK_SOON_SECONDS: Final = 5.0
+"""While a step of the clock is believed that one answer could take back: what may have ended is refused until then."""
 
 
 class Still:
@@ -131,7 +133,8 @@ class Still:
             self._noted()
 
     async def _pause(self, *more: asyncio.Task[None]) -> None:
-        waits = {asyncio.create_task(self._clock.sleep(ASK_SECONDS)), asyncio.create_task(self._woken.wait())}
+        seconds = ASK_SOON_SECONDS if self._clock.timekeeper.has_followed_a_step else ASK_SECONDS
+        waits = {asyncio.create_task(self._clock.sleep(seconds)), asyncio.create_task(self._woken.wait())}
         try:
             await asyncio.wait({*waits, *more}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 
 from agent import config
+from agent.core.timekeeping import Witness
 from agent.core.verdict import Memory, Policy
 from agent.daemon.compose import Metadata
 from agent.daemon.gap import GAP_SECONDS, UNCONFIRMED_SECONDS, Gap, Known
-from agent.daemon.still import ASK_SECONDS, Still
+from agent.daemon.still import ASK_SECONDS, ASK_SOON_SECONDS, Still
 from agent.daemon.who import ASK_AGAIN_SECONDS, LONGEST_PAUSE_SECONDS, Who
 from agent.host.clock import SystemClock
 from agent.identity.store import Store
@@ -313,5 +315,38 @@ def test_a_service_that_says_when_to_come_again_is_asked_then() -> None:
         found = await who.ask_until_known("", at_once=True)
         assert [one.instance_id for one in found] == ["aws:i-1"]
         assert waited == [0.0, ASK_AGAIN_SECONDS, 40.0, LONGEST_PAUSE_SECONDS]
+
+    play(scenario)
+
+
+def test_while_a_step_is_believed_the_service_is_asked_again_soon() -> None:
+    """What may have ended is refused until one answer says what the time is: nobody waits a minute for the next look."""
+
+    async def scenario(world: World) -> None:
+        asked: asyncio.Queue[float] = asyncio.Queue()
+        over = asyncio.Semaphore(0)
+
+        async def sleep(seconds: float) -> None:
+            asked.put_nowait(seconds)
+            await over.acquire()
+
+        async def first() -> None:
+            pass
+
+        world.clock.sleep = sleep  # type: ignore[method-assign]
+        world.clock.hear(Witness.LINK, world.clock.now())
+        world.wall += 7200
+        world.clock.follow()
+        watching = asyncio.create_task(world.still.watch(first()))
+        await settle()
+        world.silence()
+        for _ in range(3):
+            over.release()
+            assert await asked.get() == ASK_SOON_SECONDS
+        world.clock.hear(Witness.LINK, world.clock.now() - timedelta(hours=2))
+        over.release()
+        assert ASK_SECONDS in [await asked.get() for _ in range(2)]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
     play(scenario)
