@@ -46,7 +46,8 @@ class Probe:
     """One process's attempts.
 
     Args:
-        aims: what is there to be got: ``files`` and ``paths`` (of unix sockets), ``names`` (abstract ones), ``pids``.
+        aims: what is there to be got: ``files`` and ``paths`` (of unix sockets), ``names`` (abstract ones), ``pids``; and
+            ``x32``: calls of that kind, for which a unit's SystemCallArchitectures= ends the process.
     """
 
     def __init__(self, aims: dict[str, list[Any]]) -> None:
@@ -105,8 +106,8 @@ class Probe:
         for kind, numbers in CALLS[platform.machine()].items():
             for number in numbers:
                 self.attempt(kind, number, partial(_system_call, number, -1, -1, -1, -1, -1))
-        if platform.machine() == "x86_64":
-            for number in (2, 41, 57, 59, 520):
+        if platform.machine() == "x86_64" and self._aims["x32"]:
+            for number in self._aims["x32"]:
                 self.attempt("x32", number, partial(_system_call, X32_BIT | number, -1, -1, -1))
 
     def memory(self) -> None:

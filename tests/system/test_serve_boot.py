@@ -233,6 +233,49 @@ def test_who_stops_the_agent_stops_what_answers_for_it(worker: Machine) -> None:
         worker.run("systemctl", "start", "credential-agent.target")
 
 
+def test_a_stop_between_two_tries_is_passed_on(worker: Machine) -> None:
+    """Nothing of an agent that does not start runs then, so nothing of it can tell what answers that it is over."""
+    worker.run("systemctl", "stop", "credential-agent-redirect.service")
+    drop_in = f"/run/systemd/system/{AGENT}.d"
+    try:
+        with without_the_agent(worker):
+            slow = f"mkdir -p {drop_in}; cat > {drop_in}/99-slow.conf; systemctl daemon-reload"
+            worker.run("sh", "-c", slow, text="[Service]\nRestartSec=60s\n")
+            worker.until(
+                lambda: worker.run("systemctl", "show", "-P", "SubState", AGENT).startswith("auto-restart"),
+                what="the pause before its next try",
+            )
+            assert worker.result("systemctl", "is-active", SERVE).stdout == "active\n"
+            worker.run("systemctl", "stop", AGENT)
+            worker.until(lambda: worker.result("systemctl", "is-active", SERVE).stdout == "inactive\n", what="its stop")
+            worker.run("sh", "-c", f"rm {drop_in}/99-slow.conf; systemctl daemon-reload")
+        assert worker.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "credential*").strip() == ""
+    finally:
+        worker.run("systemctl", "start", "credential-agent.target", "credential-agent-redirect.service")
+
+
+def test_restarts_in_any_order_are_nobodys_matter(worker: Machine) -> None:
+    """Of either half, of both, and of one while the other begins, under 32 clients: not one call fails."""
+    steps = [
+        [AGENT],
+        [SERVE],
+        [AGENT, SERVE],
+        ["--no-block", SERVE],
+        ["--no-block", AGENT],
+        ["--no-block", AGENT, SERVE],
+    ]
+    draw = random.Random(11)
+    order = steps * 2
+    draw.shuffle(order)
+    with clients(worker) as ends:
+        for step in order:
+            worker.run("systemctl", "restart", *step)
+        settled(worker)
+    for kind, end in ends:
+        assert set(end["keys"]) == {m.USER_KEY}, (kind, end)
+        assert end["failed"] == {}, (kind, end)
+
+
 def withdrawal(sender: Sender, seq: int) -> bytes:
     from datetime import UTC, datetime
 

@@ -29,7 +29,8 @@ os.setgid({user})
 os.setuid({user})
 systemd.harden()
 data = FakeView().data()
-probe_process.install({{"files": [{key!r}, "/etc/passwd"], "paths": [{path!r}], "names": [{name!r}], "pids": [os.getpid()]}})
+probe_process.install({{"files": [{key!r}, "/etc/passwd"], "paths": [{path!r}], "names": [{name!r}], "pids": [os.getpid()],
+                       "x32": [2, 41, 57, 59, 520]}})
 ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 parent = os.getpid()
 if not os.fork():
