@@ -20,7 +20,7 @@ from agent.core.text import os_reason
 from agent.host import arrival, ranges
 
 PLAN_SECONDS: Final = 60.0
-END_SECONDS: Final = 1.0
+END_SECONDS: Final = 5.0
 """For a child that was ended, or has said all. One that the kernel holds, in a call to a disk, is not waited for."""
 #: Both in the directory of the state file; root's.
 PLAN_FILE: Final = "plan.json"
@@ -64,10 +64,13 @@ class Planner:
     Args:
         command: its words. It gets no input, and ``/`` as its directory.
         seconds: how long it may take; then it is ended.
+        end_seconds: how long its end is waited for, once it is ended or has said all. A starved machine takes a while.
     """
 
-    def __init__(self, command: Sequence[str], *, seconds: float = PLAN_SECONDS) -> None:
-        self._command, self._seconds = command, seconds
+    def __init__(
+        self, command: Sequence[str], *, seconds: float = PLAN_SECONDS, end_seconds: float = END_SECONDS
+    ) -> None:
+        self._command, self._seconds, self._end_seconds = command, seconds, end_seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._held: subprocess.Popen[bytes] | None = None  # one that was ended, and has not ended
         self._until = 0.0
@@ -108,7 +111,7 @@ class Planner:
             return
         self._child.kill()
         try:
-            self._child.wait(END_SECONDS)
+            self._child.wait(self._end_seconds)
         except subprocess.TimeoutExpired:
             self._held = self._child
         if self._child.stdout is not None:
@@ -129,7 +132,7 @@ class Planner:
         if data:
             return None
         try:
-            status = self._child.wait(END_SECONDS)
+            status = self._child.wait(self._end_seconds)
         except subprocess.TimeoutExpired:
             self.stop()
             return Outcome(None, "the rules cannot be made: the command has said all, and does not end")

@@ -104,7 +104,7 @@ def test_a_child_that_takes_too_long_is_ended(planners: list[Planner]) -> None:
 
 def test_a_child_that_says_all_and_does_not_end_is_ended(planners: list[Planner]) -> None:
     """Whoever holds the rules has more to do than to wait for its status."""
-    planner = Planner(child("import os, signal; os.close(1); signal.pause()"))
+    planner = Planner(child("import os, signal; os.close(1); signal.pause()"), end_seconds=0.1)
     planners.append(planner)
     assert "does not end" in outcome_of(planner).why
 
@@ -113,7 +113,7 @@ def test_a_child_that_the_kernel_holds_is_not_waited_for(
     planners: list[Planner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a call to a disk that hangs no signal ends it: nobody waits, none is begun beside it, and one is when it ends."""
-    planner = Planner(child("import signal; signal.pause()"))
+    planner = Planner(child("import signal; signal.pause()"), end_seconds=0.1)
     planners.append(planner)
     with monkeypatch.context() as held:
         heeded: list[subprocess.Popen[bytes]] = []
