@@ -106,3 +106,23 @@ def test_what_cannot_be_begun_is_told_and_costs_no_other() -> None:
     assert found["0"] == {"said": "x"}
     assert "no process could be begun" in found["7"]["why"]
     assert found["7"]["hung"] is False
+
+
+def test_an_answer_that_is_too_long_is_none() -> None:
+    """Somebody's file may be of any size: no more of it is taken than was agreed, and the others have their answers."""
+    found = looked("'good': Probe(Word, lambda: Word('x')), 'long': Probe(Word, lambda: Word('x' * (6 << 20)))")
+    assert found["good"] == {"said": "x"}
+    assert "without an answer" in found["long"]["why"]
+    assert not found["long"].get("hung")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_probe_becomes_whom_it_looks_as_for_good() -> None:
+    """What the service may read is told by the service's user and groups, and there is no way back to root."""
+    look = "Word(json.dumps([os.getresuid(), os.getresgid(), sorted(os.getgroups())]))"
+    found = looked(f"'it': Probe(Word, lambda: {look}, Identity('nobody', 65534, 65534))")
+    users, groups, others = json.loads(found["it"]["said"])
+    assert users == [65534] * 3
+    assert groups == [65534] * 3
+    assert 0 not in others

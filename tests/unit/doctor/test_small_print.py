@@ -7,9 +7,22 @@ from typing import Any
 import pytest
 
 from agent.doctor import diagnose
-from agent.doctor.facts import Configuration, Fault, KeyFile, KeyFiles, Releases
+from agent.doctor.facts import (
+    Access,
+    Bundles,
+    Configuration,
+    Control,
+    Fault,
+    KeyFile,
+    KeyFiles,
+    Memory,
+    Metadata,
+    Releases,
+    Units,
+    Way,
+)
 from agent.doctor.finding import Finding, Level
-from tests.unit.doctor.support import PATH, answered, beside, server, with_
+from tests.unit.doctor.support import PATH, SERVICE, answered, beside, cloud, server, status, with_
 
 
 def said(check: str, **facts: Any) -> list[Finding]:
@@ -67,3 +80,92 @@ def test_a_key_is_called_by_its_file_or_by_its_place_in_the_configuration(path: 
     keys = KeyFiles(keys=(KeyFile(key="keys[0]", path=path, kids=("THUMB",)),))
     (one,) = said("key", keys=keys)
     assert (one.level, one.about) == (Level.OK, about)
+
+
+def test_a_directory_that_is_closed_names_what_lies_behind_it() -> None:
+    """Of two, each has its own: opening one opens nothing behind the other."""
+    ways = tuple(
+        Way(path=f"/{name}/file", act="read", state="closed", blocked=f"/{name}") for name in ("first", "second")
+    )
+    found = {one.about: one.said for one in said("access", access=Access(ways=ways))}
+    assert set(found) == {"/first", "/second"}
+    for name, other in (("first", "second"), ("second", "first")):
+        assert f"/{name}/file" in found[f"/{name}"]
+        assert f"/{other}/file" not in found[f"/{name}"]
+
+
+@pytest.mark.parametrize(("answers", "told"), [(True, True), (False, False)])
+def test_a_file_that_the_agent_would_have_made_is_missed_where_it_runs(*, answers: bool, told: bool) -> None:
+    """An agent that does not answer is told already: what it would have written is no second trouble."""
+    way = Way(path="/run/token", act="read", group="workers", state="absent")
+    control = answered() if answers else Control(state="absent", path="/run/c", why="no such file")
+    found = [one for one in said("access", access=Access(ways=(way,)), control=control) if one.about == "/run/token"]
+    assert bool(found) is told
+
+
+@pytest.mark.parametrize(("load", "told"), [("loaded", False), ("not-found", True)])
+def test_what_a_socket_starts_is_told_only_where_it_is_gone(load: str, *, told: bool) -> None:
+    """An installation that was broken off leaves a socket that starts nothing."""
+    units = beside("credential-agent-serve.socket", triggers=("credential-agent-serve.service",))
+    other = beside("credential-agent-serve.service", load=load)
+    both = Units(present=True, units={**units.units, **other.units})
+    found = [one for one in said("daemon", units=both) if "which is not there" in one.said]
+    assert bool(found) is told
+
+
+def test_where_no_source_is_configured_that_is_how_it_is() -> None:
+    """Bundles are pushed then; where there is one, that is not said."""
+    none = Bundles(held=(), signers=tuple(status()["signers"]), audiences=("urn:a",), kids=("THUMB",))
+    (one,) = said("source", bundles=none)
+    assert (one.level, "none is configured" in one.said) == (Level.OK, True)
+    assert not any("none is configured" in one.said for one in said("source"))
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "warned"),
+    [(0, 0, False), (100 << 20, 0, False), (10 << 20, 100 << 20, False), (95 << 20, 100 << 20, True)],
+)
+def test_a_limit_is_near_only_where_there_is_one(used: int, limit: int, *, warned: bool) -> None:
+    """Nine tenths of it; without a limit no use is near it, and with one a small use is not."""
+    found = said("memory", memory=Memory(total=8 << 30, available=4 << 30, used=used, limit=limit))
+    assert [one.level for one in found] == [Level.WARN if warned else Level.OK]
+
+
+@pytest.mark.parametrize(
+    ("platform", "words"), [("other", "by its firmware"), ("ec2", "switched off")], ids=["elsewhere", "switched off"]
+)
+def test_a_machine_without_a_metadata_service_is_no_trouble(platform: str, words: str) -> None:
+    """It is told why there is none; where there is one, nothing of the kind."""
+    (one,) = said("metadata", metadata=Metadata(platform=platform, instance="", services=()))
+    assert (one.level, words in one.said) == (Level.OK, True)
+    assert not any("no identity of its own" in one.said for one in said("metadata"))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"), [("success", "is stopped"), ("", "is stopped"), ("exit-code", "ended last with exit-code")]
+)
+def test_a_service_that_has_failed_is_not_one_that_was_stopped(result: str, words: str) -> None:
+    """Both are inactive: what it ended with says which, and what to type is another thing."""
+    absent = Control(state="absent", path="/run/c", why="no such file")
+    units = beside(SERVICE, active="inactive", sub="dead", result=result)
+    found = said("daemon", units=units, control=absent)
+    assert any(one.level is Level.FAIL and words in one.said for one in found)
+    assert any("is stopped" in one.said for one in found) is (words == "is stopped")
+
+
+@pytest.mark.parametrize(("target", "warned"), [("enabled", False), ("disabled", True)])
+def test_the_next_boot_starts_what_its_target_starts(target: str, *, warned: bool) -> None:
+    """A service that is disabled is started by the target that wants it, if that is enabled."""
+    units = {**beside("credential-agent.target", enabled=target).units, **beside(SERVICE, enabled="disabled").units}
+    both = Units(present=True, units=units)
+    found = [one for one in said("daemon", units=both) if "next boot" in one.said]
+    assert bool(found) is warned
+
+
+def test_only_a_bundle_in_force_may_bring_no_identity() -> None:
+    """Where there is none, an absent cloud is absent for another reason."""
+    clouds = {"aws": cloud(state="absent", origin="none", identity=None, why="no grant")}
+    clouds["gcp"] = clouds["aws"]
+    for bundle, told in ((status()["bundle"], True), (None, False)):
+        found = said("identity", control=answered(clouds=clouds, bundle=bundle, sticky=[]))
+        assert any("brings variables" in one.said for one in found) is told
