@@ -871,6 +871,68 @@ def test_rules_that_are_gone_and_cannot_be_made_refuse_workers(tmp_path: Path) -
         assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_way_is_taken_only_where_nothing_refuses(tmp_path: Path, *, is_there: bool) -> None:
+    """The closed table of the boot is enough, though nothing can be loaded since; without it there is to be no way."""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+        asked = tmp_path / "asked"
+        if is_there:
+            net.nft(nft.refusal())
+        never = NO_LIBRARY.format(str(tmp_path / "never")) + NO_NFT.format("'-f' in str(args)")
+        held.start(OFTEN + never + LAST_RESORT.format(str(asked), str(tmp_path / "run/unroutable")))
+        until(partial(held.has_planned, 3), "attempts")
+        assert asked.exists() is not is_there
+        assert held.state()["state"] == "closed"
+        assert (net.ask(METADATA, uid=ALICE) == "refused") is is_there
+
+
+COUNTED = """
+import os, select
+from agent.host import hold
+hold.BEAT_SECONDS = 0.02
+def counted(real, path):
+    file = open(path, "ab", buffering=0)
+    def call(*args):
+        file.write(b".")
+        return real(*args)
+    return call
+select.select, os.fork = counted(select.select, {0!r}), counted(os.fork, {1!r})
+"""
+
+
+HANGS = f"""
+import socket, sys, time
+listens = socket.create_server(("127.0.0.1", {AGENT_PORT}))
+print("up", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("well", [True, False], ids=["all is well", "nobody answers"])
+def test_whoever_holds_the_rules_rests(tmp_path: Path, *, well: bool) -> None:
+    """It wakes to say that it lives: it neither asks on and on when all is well, nor looks on and on while nobody answers."""
+    with Lab() as net:
+        if well:
+            net.serve_agent_that_answers()
+        else:
+            hangs = net.start(net.host, sys.executable, "-I", "-S", "-c", HANGS)
+            assert hangs.stdout is not None
+            assert hangs.stdout.readline() == "up\n"
+        held = Held(net, tmp_path)
+        counts = tmp_path / "looks", tmp_path / "children"
+        held.start(COUNTED.format(*map(str, counts)))
+        until(partial(held.has_planned, 1), "the plan")
+        if well:
+            held.is_state("led")
+        before = [one.stat().st_size for one in counts]
+        held.turns(30)
+        looks, children = (one.stat().st_size - size for one, size in zip(counts, before, strict=True))
+        assert looks < 30 * 10
+        assert children < 10
+
+
 NO_NFT = """
 from agent.host import hold, nft
 hold.VERIFY_SECONDS = hold.BEAT_SECONDS = 0.05
