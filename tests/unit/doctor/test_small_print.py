@@ -169,3 +169,22 @@ def test_only_a_bundle_in_force_may_bring_no_identity() -> None:
     for bundle, told in ((status()["bundle"], True), (None, False)):
         found = said("identity", control=answered(clouds=clouds, bundle=bundle, sticky=[]))
         assert any("brings variables" in one.said for one in found) is told
+
+
+@pytest.mark.parametrize(("role", "who"), [("arn:aws:iam::1:role/r", "arn:aws:iam::1:role/r"), (None, "reader")])
+def test_an_identity_is_called_by_its_role_or_else_by_its_name(role: str | None, who: str) -> None:
+    """An operator asks which identity a worker has: one without a role has one too."""
+    clouds = {
+        "aws": cloud(role_arn=role, identity="reader"),
+        "gcp": cloud(state="absent", origin="none", why="no grant"),
+    }
+    (one,) = [one for one in said("identity", control=answered(clouds=clouds)) if one.about == "aws"]
+    assert one.said.startswith(f"{who} (from the bundle)")
+
+
+@pytest.mark.parametrize(("path", "about"), [("/k", "/k"), ("", "keys[0]")])
+def test_a_key_that_opens_nothing_is_called_as_one_that_does(path: str, about: str) -> None:
+    """By its file, or by its place in the configuration where it is a credential of systemd's."""
+    bad = KeyFile(key="keys[0]", path=path, name="" if path else "worker", state="not-a-key", why="it is empty")
+    (one,) = said("key", keys=KeyFiles(keys=(bad,)))
+    assert (one.level, one.about) == (Level.FAIL, about)
