@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -117,6 +118,10 @@ COVERED = (
             ("Deliver", "credential-agent wait --bundle"),
             ("Deliver", "credential-agent status"),
         )
+    ),
+    *(
+        Row("systemd/OPERATIONS.md", words, f"{HERE}test_the_readme_word_by_word", '"Change a key"')
+        for words in ("worker-2", "credential-agent check", "systemctl reload credential-agent")
     ),
     Row("systemd/OPERATIONS.md", "curl", f"{HERE}test_the_readme_word_by_word", '"systemd/OPERATIONS.md"'),
     Row(
@@ -591,6 +596,38 @@ class Reader:
         return done.stdout
 
 
+def changes_a_key(reader: Reader, agent: Agent, sts: FakeSts) -> None:
+    """What "Change a key" says: a bundle to the new key is taken beside the old one, and without it; nothing ends."""
+    *lines, reload = commands(section("systemd/OPERATIONS.md", "Change a key", "console"))
+    for line in lines:
+        reader.does(line)
+    assert reload == "systemctl reload credential-agent"
+
+    def reloaded() -> None:
+        mark = agent.mark
+        agent.signal(signal.SIGHUP)
+        agent.wait_for("reload.applied", after=mark)
+
+    reloaded()
+    seal = commands(section("README.md", "Seal an identity", "console"))[-1]
+    with serving(sts) as url:
+        reader.environ["AWS_ENDPOINT_URL_STS"] = url
+        reader.does(seal.replace("worker.pub.jwk", "worker-2.pub.jwk"))
+    assert reader.does("credential-agent push bundle.jose").startswith("accepted: ")
+    file = reader.etc / "config.toml"
+    text = file.read_text()
+    first, _, rest = text.partition("[[keys]]")
+    file.write_text(first + rest[rest.index("[[signers]]") :])
+    (reader.etc / "worker.jwk").unlink()
+    reloaded()
+    assert agent.status()["clouds"]["aws"]["origin"] == "bundle"
+    assert not agent.events("bundle.revoked")
+    file.write_text(text)  # the page that is followed next seals to the first key
+    shutil.copy(reader.desk / "worker.jwk", reader.etc / "worker.jwk")
+    (reader.etc / "worker.jwk").chmod(0o640)
+    reloaded()
+
+
 def test_no_page_has_a_key_written_by_the_shell() -> None:
     """`keygen > FILE` empties what was there before it says why it made nothing."""
     assert not [text for _, text in examples() if re.match(r"credential-agent keygen .*>", text)]
@@ -642,6 +679,7 @@ def test_the_readme_word_by_word(tmp_path: Path) -> None:
         push = re.search(r"`(credential-agent push [^`]+)`", page)
         assert push, "README.md does not say how one hands a bundle in"
         assert reader.does(push[1]).startswith("same: seq ")
+        changes_a_key(reader, agent, sts)
         for line in commands(section("agent/SECURITY.md", "Something was stolen", "console")):
             reader.does(line)
         assert reader.does("credential-agent push withdrawal.jose").startswith("accepted: ")
