@@ -456,6 +456,11 @@ class Machine:
     def root(self) -> Path:
         return self.disk.root
 
+    @property
+    def leader(self) -> int:
+        """The process id of its systemd, here."""
+        return self._leader
+
     def boot(self, *, healthy: bool = True) -> Self:
         """Switch it on, and wait until systemd has started everything.
 
