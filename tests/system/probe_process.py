@@ -26,7 +26,7 @@ from typing import Any
 libc = ctypes.CDLL(None, use_errno=True)
 REFUSED = {
     errno.EPERM, errno.EACCES, errno.ENOENT, errno.EROFS, errno.ENOSYS, errno.EAFNOSUPPORT, errno.ESRCH, errno.ECONNREFUSED,
-    errno.ENOTDIR,
+    errno.ENOTDIR, errno.EOPNOTSUPP,
 }  # fmt: skip
 X32_BIT = 0x40000000
 CALLS = {

@@ -154,7 +154,8 @@ def test_whoever_is_taken_over_reaches_nothing(machine: Machine) -> None:
     try:
         machine.run("systemctl", "restart", SERVE)
         machine.until(lambda: len(machine.status()["servers"]) == 2, what="one that answers, and one that stands by")
-        machine.run("kill", "-KILL", *(str(one["pid"]) for one in machine.status()["servers"]))
+        pids = " ".join(str(one["pid"]) for one in machine.status()["servers"])
+        machine.run("sh", "-c", f"kill -KILL {pids}")
         found: dict[str, dict[str, list[str]]] = {}
 
         def tried() -> bool:
