@@ -201,3 +201,14 @@ def test_nothing_is_kept_of_what_was_served() -> None:
             server.run(partial(over, view))
             until(lambda server=server: server.endpoint.listener.connections == 0, what="all have left")  # type: ignore[misc]
             assert server.run(partial(held, server)) == [False, False]
+
+
+@pytest.mark.parametrize("path", ["instance-id/i", "instance-id/i-0abc", "placement/region/eu", "instance-id/a/b"])
+def test_below_a_leaf_there_is_nothing(path: str) -> None:
+    """Of what is known without the real service: a value is no directory of its letters."""
+    view = FakeView()
+    view.live_aws(START)
+    view.set_facts(Facts(region="eu-west-1", instance_id="i-0abc"))
+    with machine(view) as server:
+        assert get(server, f"/latest/meta-data/{path}")[0] == 404
+        assert get(server, "/latest/meta-data/instance-id")[2] == b"i-0abc"
