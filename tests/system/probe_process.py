@@ -116,6 +116,7 @@ class Probe:
     def given(self, index: int, sock: socket.socket) -> None:
         """What it has been given, turned against others who have it too."""
         kind, number = f"given {sock.family.name}", sock.fileno()
+        here = "::1" if sock.family == socket.AF_INET6 else "127.0.0.1"
         calls: dict[str, Callable[[], object]] = {
             "signals by it": partial(fcntl.fcntl, number, fcntl.F_SETOWN, os.getppid()),
             "signals of a choice by it": partial(fcntl.fcntl, number, 10, signal.SIGKILL),  # F_SETSIG
@@ -123,8 +124,8 @@ class Probe:
             "a filter on it": partial(sock.setsockopt, socket.SOL_SOCKET, 26, bytes(16)),  # SO_ATTACH_FILTER
             "its end": partial(_without_loss, sock, socket.SHUT_RDWR),
             "a short queue": partial(sock.listen, 0),
-            "another address": partial(sock.bind, ("127.0.0.1", 0)),
-            "a connection": partial(sock.connect, ("127.0.0.1", 9)),
+            "another address": partial(sock.bind, (here, 0)),
+            "a connection": partial(sock.connect, (here, 9)),
         }
         if sock.family == socket.AF_NETLINK:
             calls = {name: calls[name] for name in ("signals by it", "signals of a choice by it", "a filter on it")}
