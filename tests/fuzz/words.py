@@ -30,7 +30,7 @@ _MASTERS: Final = (words.LINK, words.SECOND, words.INSTEAD, words.ALIVE, words.E
                    words.ROOM, words.FAILING, words.AT, words.SNAPSHOT)  # fmt: skip
 _CONTROLLERS: Final = (words.GIVEN, words.LISTEN, words.SNAPSHOT, words.END, words.STOP)
 _WAIT_SECONDS: Final = 30.0
-_LEAST_ROUNDS: Final = 30
+_LEAST_ROUNDS: Final = 100
 """Also on a machine so busy that the time is over before: what is found in none is no finding."""
 
 
