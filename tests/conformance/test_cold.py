@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ CODE = "import json, sys; from tests.bench.cold import together; print(json.dump
 @pytest.mark.parametrize("endpoint", ["ec2", "container"])
 def test_nobody_goes_without_in_a_cold_start_of_many(endpoint: str, tmp_path: Path) -> None:
     """Botocore asks the metadata service once, for a second, and remembers a miss: each of them has its credential."""
+    if os.getloadavg()[0] > 2 * (os.cpu_count() or 1):
+        pytest.skip("others compute here: a client's second is theirs, and not the agent's")
     world = World(tmp_path)
     with world.agent() as agent:
         agent.ready()
