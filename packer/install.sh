@@ -666,6 +666,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+[ "$purge" = no ] || [ "$action" = uninstall ] || die "--purge goes with uninstall: $0 uninstall --purge"
 case $platform in auto | ec2 | gce | none) ;; *) die "--platform: expected ec2, gce or none, got $platform" ;; esac
 for file in ${wheel:+"$wheel"} ${config:+"$config"} "${signers[@]}"; do [ -f "$file" ] || die "$file: not found"; done
 [ "$(id -u)" = 0 ] || die "needs root"

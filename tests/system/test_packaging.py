@@ -170,6 +170,13 @@ def test_an_unknown_option_installs_nothing() -> None:
     assert "--no-strat: unknown option" in said.stderr
 
 
+def test_who_wants_it_gone_gets_no_installation() -> None:
+    """`--purge` without `uninstall` ends before anything is touched, and says what to type."""
+    said = evaluated("bash", PACKER / "install.sh", "--purge")
+    assert said.returncode == 1
+    assert "install.sh uninstall --purge" in said.stderr
+
+
 def lines(name: str, key: str) -> list[str]:
     """The values of a setting in one of our files, in their order."""
     return re.findall(rf"^{key}=(.*)$", (SYSTEMD / name).read_text(), re.MULTILINE)
