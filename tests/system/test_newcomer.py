@@ -23,12 +23,15 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("newco
 PAGE = (m.REPOSITORY / "README.md").read_text()
 
 
-def section(name: str) -> str:
-    return PAGE.split(f"\n## {name}\n")[1].split("\n## ")[0]
+OPERATIONS = (m.REPOSITORY / "systemd/OPERATIONS.md").read_text()
 
 
-def blocks(kind: str, name: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", section(name), re.DOTALL)
+def section(name: str, page: str = PAGE) -> str:
+    return page.split(f"\n## {name}\n")[1].split("\n## ", maxsplit=1)[0]
+
+
+def blocks(kind: str, name: str, page: str = PAGE) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", section(name, page), re.DOTALL)
 
 
 class Newcomer:
@@ -38,20 +41,24 @@ class Newcomer:
         self.machine = machine
         home = machine.root / "root"
         shutil.copytree(m.payload(), home / "packer", symlinks=False)
-        signer, key = bundle.SigningKey.generate("Ed25519"), bundle.OpeningKey.generate("P-256")
+        self._signer, key = bundle.SigningKey.generate("Ed25519"), bundle.OpeningKey.generate("P-256")
+        (home / "worker.jwk").write_text(json.dumps(key.private_jwk()))
+        (home / "sender.pub.jwk").write_text(json.dumps(self._signer.public_jwk()))
+        self.seal(json.dumps(key.public_jwk()), 1)
+
+    def seal(self, public: str, seq: int) -> None:
+        """What the laptop does: a bundle to that key, in root's home."""
         now = datetime.now(UTC)
         session = AwsSession(
             id="aws", access_key_id=m.USER_KEY, secret_access_key=Secret("s" * 40), session_token=Secret("t" * 80),
             expires_at=int((now + timedelta(hours=6)).timestamp()),
         )  # fmt: skip
-        recipient = bundle.RecipientKey.parse(json.dumps(key.public_jwk()))
+        recipient = bundle.RecipientKey.parse(public)
         sealed = bundle.seal(
-            signer=signer, recipients=[recipient], issuer="laptop:ada@desk", subject="default",
-            audiences=[bundle.audience_key(recipient.kid)], now=now, grants=[session], seq=1,
+            signer=self._signer, recipients=[recipient], issuer="laptop:ada@desk", subject="default",
+            audiences=[bundle.audience_key(recipient.kid)], now=now, grants=[session], seq=seq,
         )  # fmt: skip
-        (home / "worker.jwk").write_text(json.dumps(key.private_jwk()))
-        (home / "sender.pub.jwk").write_text(json.dumps(signer.public_jwk()))
-        (home / "bundle.jose").write_bytes(sealed)
+        (self.machine.root / "root/bundle.jose").write_bytes(sealed)
 
     def types(self, line: str) -> str:
         """Type a line at root's prompt; what it says."""
@@ -59,9 +66,9 @@ class Newcomer:
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         return done.stdout
 
-    def follow(self, name: str) -> str:
+    def follow(self, name: str, page: str = PAGE) -> str:
         """Type every line that a section tells root to; what all of them say."""
-        lines = [line for block in blocks("console", name) for line in commands(block)]
+        lines = [line for block in blocks("console", name, page) for line in commands(block)]
         # This machine has no network: it has its packages, and the payload carries the agent's.
         return "".join(
             self.types(line.replace("packer/install.sh", "packer/install.sh --no-packages")) for line in lines
@@ -104,3 +111,22 @@ def test_an_ordinary_user_is_told_of_no_mistake_on_a_sound_machine(newcomer: New
     done = newcomer.machine.result("credential-agent", "doctor", uid=m.WORKER_UID)
     assert done.returncode == 0, done.stdout
     assert "chown" not in done.stdout
+
+
+def test_a_key_is_changed_without_an_end(newcomer: Newcomer) -> None:
+    """Change a key, line by line: a bundle to the new key is taken, and the old key's entry and file can go."""
+    newcomer.follow("Change a key", OPERATIONS)
+    newcomer.seal((newcomer.machine.root / "root/worker-2.pub.jwk").read_text(), 2)
+    newcomer.follow("Deliver")
+    newcomer.machine.until(lambda: "bundle: seq 2 " in newcomer.types("credential-agent status"), what="the new bundle")
+    file = newcomer.machine.root / "etc/credential-agent/config.toml"
+    old = '[[keys]]\nkind = "file"                                     # or credential, aws-kms, gcp-kms, ephemeral\n'
+    old += 'path = "/etc/credential-agent/worker.jwk"\n'
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, ""))
+    newcomer.types("systemctl reload credential-agent")
+    newcomer.types("rm /etc/credential-agent/worker.jwk")
+    newcomer.types("systemctl restart credential-agent")
+    assert "bundle: seq 2 " in newcomer.types("credential-agent status")
+    assert newcomer.machine.run(*python(m.AWS), uid=m.WORKER_UID).strip() == m.USER_KEY
