@@ -71,6 +71,8 @@ class Readers:
 
     def _ready(self) -> None:
         self._looks = False
+        if self._epoll.closed:
+            return  # meanwhile: it was to look once more
         self.rounds += 1
         for fd, _ in self._epoll.poll(0, _AT_ONCE):
             readable = self._told.get(fd)

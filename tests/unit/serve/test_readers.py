@@ -195,6 +195,17 @@ def test_one_that_fails_hides_no_other() -> None:
     assert [type(one) for one in caught.value.exceptions] == [LookupError, LookupError]
 
 
+def test_a_look_that_is_due_at_the_end_is_none() -> None:
+    """A listener may end in the turn of the loop in which a connection came: nobody looks into what is closed."""
+
+    async def talk(readers: Readers) -> None:
+        readers.soon()
+        readers.close()
+        await rounds()
+
+    run(talk)
+
+
 class Told:
     """What came of silent connections."""
 
