@@ -130,8 +130,13 @@ class Workers:
         link = Link(lost=lambda: self._lost(link))
         await self._connect(link)
         served = await link.first()
-        self._here = self._server(link, served)
-        self._here.listen(self._sockets)
+        here = self._server(link, served)
+        while True:
+            with contextlib.suppress(OSError):  # no descriptor for what watches connections: it is waited for, as below
+                here.listen(self._sockets)
+                break
+            await asyncio.sleep(AGAIN_SECONDS)
+        self._here = here
 
     async def _connect(self, link: Link) -> None:
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -207,6 +208,32 @@ async def test_a_want_of_descriptors_is_waited_out(monkeypatch: pytest.MonkeyPat
         missed.clear()
         controller.servers.close()  # it would be connected again
         await missed.wait()
+        await workers.close(0.1)
+
+
+@looped
+async def test_what_watches_connections_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last descriptor that answering within this process needs may be wanting as any before it: workers wait."""
+    monkeypatch.setattr(workers_module, "AGAIN_SECONDS", 0.01)
+    watch, missing = select.epoll, [1, 2]
+
+    def scarce() -> select.epoll:
+        if missing:
+            missing.pop()
+            raise OSError(errno.EMFILE, "none")
+        return watch()
+
+    monkeypatch.setattr(select, "epoll", scarce)
+    controller = Controller()
+    listening = socket.create_server(("127.0.0.1", 0))
+    workers = Workers(controller.servers, [listening], passed=(), child=None)
+    async with asyncio.timeout(10):
+        await workers.begin()
+        assert not missing
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 ")
+        writer.close()
         await workers.close(0.1)
 
 
