@@ -64,7 +64,7 @@ def serve(environ: Mapping[str, str]) -> None:
             hint="start it by its unit: systemctl start credential-agent-serve",
         )
     allowed = {0, os.getuid(), _owner(listening[0])}
-    deferring.defer(sockets)
+    deferring.defer(sockets, cookies=deferring.passed(environ))  # ours is another network than theirs
     _give_up()
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

@@ -81,6 +81,11 @@ class ServeUnit:
         return str(host), int(port)
 
     @property
+    def deferred(self) -> bool:
+        """Whether the kernel tells of a connection to the workers' socket when something has come of it."""
+        return self._http.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0
+
+    @property
     def inodes(self) -> list[int]:
         """Of the sockets that are a server's to have."""
         return [os.fstat(one.fileno()).st_ino for one in (self._http, self._netlink)]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.daemon.ready import READY_AFTER_SECONDS
+from agent.host import deferring
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.notify_socket import NotifySocket
 from tests.system.harness import DEADLINE_SECONDS, NOBODY, World, as_user, background, until
@@ -39,6 +40,19 @@ def test_it_answers_on_the_units_sockets(tmp_path: Path) -> None:
         assert agent.stop() == 0
         assert credential(unit.address) == KEY
         assert unit.stop() == 0
+
+
+def test_silent_connections_lie_in_the_kernel_only_where_it_sends_cookies(tmp_path: Path) -> None:
+    """The unit sees another network than its sockets': what the service manager passes says so, at each start."""
+    says = tmp_path / deferring.CREDENTIAL
+    says.write_text("1\n")
+    with ServeUnit(tmp_path, prelude=f'os.environ["CREDENTIALS_DIRECTORY"] = {str(tmp_path)!r}') as unit:
+        assert unit.deferred
+        for said, deferred in (("0\n", False), ("1\n", True), ("", False)):
+            unit.kill()
+            says.write_text(said)
+            unit.start()
+            assert unit.deferred is deferred
 
 
 def test_a_killed_controller_costs_nobody_anything(tmp_path: Path) -> None:
