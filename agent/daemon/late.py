@@ -118,6 +118,9 @@ class Late:
             self._log.error("start.without", key=_CONTROL, reason=reason, hint=hint)
         reasons[_CONTROL] = reason
 
+    def _has_control(self) -> None:
+        self._prepared.away.reasons.pop(_CONTROL, None)  # asked each time: a reload takes note anew, elsewhere
+
     def listen(self, operators: ControlEndpoint, control: socket.socket) -> Server:
         """Answer operators on the control socket, from now on."""
         self._control = SocketName(control)
@@ -130,12 +133,11 @@ class Late:
 
     async def _keep_control(self, operators: ControlEndpoint, servers: list[Server]) -> None:
         """Open the control socket as soon as that is possible, and again when its name was taken away."""
-        reasons = self._prepared.away.reasons
         while True:
             await self._clock.sleep(ASK_AGAIN_SECONDS if self._control is None else LOOK_SECONDS)
             if self._control is not None:
                 if not await self._control.lost():
-                    reasons.pop(_CONTROL, None)
+                    self._has_control()
                     continue
                 if "control" in self._passed:
                     self._without_control(LOST, LOST_HINT.format(unit="credential-agent-control.socket"))
@@ -149,7 +151,7 @@ class Late:
                 for server in servers:
                     server.close()
                 servers[:] = [self.listen(operators, control)]
-                reasons.pop(_CONTROL, None)
+                self._has_control()
                 self._log.info("socket.made", key=_CONTROL)
 
     async def _keep_files(self, reloader: Reloader, publisher: Publisher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from pathlib import Path
 from typing import Any, Final
@@ -132,6 +133,24 @@ def test_one_of_the_service_manager_s_is_told_with_the_command(world: World) -> 
             until(lambda: not told(path), what="the end of the alarm")
             assert agent.stop() == 0
             assert path.exists()
+
+
+def test_an_alarm_ends_with_its_cause_after_a_reload_too(world: World) -> None:
+    """A reload takes note anew of what the machine lacks: what was told since ends there, and not where it was told before."""
+    path = world.root / "run" / "given"
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(path))
+        given.listen()
+        aside = path.with_name("aside")
+        with world.agent(passed=[("control", given.fileno())], prelude=HASTY) as agent:
+            agent.started()
+            agent.signal(signal.SIGHUP)
+            agent.wait_for("reload.applied")
+            path.rename(aside)
+            agent.wait_for("start.without", key="listen.control")
+            aside.rename(path)
+            until(lambda: not told(path), what="the end of the alarm")
+            assert agent.stop() == 0
 
 
 def told(path: Path) -> bool:
