@@ -30,7 +30,8 @@ class Began(msgspec.Struct, frozen=True):
     Attributes:
         instance_id: the machine; empty while its name is not known.
         began: CLOCK_BOOTTIME, in seconds, when the boot grace began.
-        boot: of the kernel. The rest counts in the same boot alone: in a container ``/run`` may outlast one.
+        boot: of the kernel; empty where an earlier version wrote it. It counts in the same boot alone: in a container
+            ``/run`` may outlast one.
         doubted: see :attr:`agent.daemon.handover.Handover.doubted`.
         gap: likewise.
         memory: the digest of the memory that an orderly end left on the disk; empty before one.

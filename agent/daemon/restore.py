@@ -397,7 +397,7 @@ class Restorer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
                     noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
-                    if noted is not None and noted.is_of(name):
+                    if noted is not None and noted.is_of(name) and noted.boot in {"", self._kernel}:
                         self.began = noted.began
                         if noted.boot == self._kernel:
                             self._noted = noted

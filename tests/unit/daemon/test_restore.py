@@ -21,7 +21,7 @@ from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.served import Fault
 from tests.system.harness import AUDIENCE
-from tests.unit.daemon.life import OTHER_BOOT, OTHER_UUID, Life, Machines, patient
+from tests.unit.daemon.life import BOOT, OTHER_BOOT, OTHER_UUID, Life, Machines, patient
 from tests.unit.daemon.test_reload_between import come_true
 
 OURS = "config:i-1"
@@ -207,17 +207,26 @@ class TestAnothers:
 
 
 @pytest.mark.parametrize(
-    ("noted", "anew"),
-    [(OURS, False), ("", False), ("config:i-2", True), (None, True)],
-    ids=["by it", "before it had a name", "by another", "by nobody"],
+    ("noted", "boot", "anew"),
+    [
+        (OURS, BOOT, False),
+        (OURS, "", False),
+        (OURS, OTHER_BOOT, True),
+        ("", BOOT, False),
+        ("config:i-2", BOOT, True),
+        (None, "", True),
+    ],
+    ids=["by it", "by an earlier version", "in another boot", "before it had a name", "by another", "by nobody"],
 )
-def test_a_grace_that_was_noted_counts_for_whom_it_was(tmp_path: Path, noted: str | None, anew: bool) -> None:
-    """Over a stop and a start a file says when it began, and for which machine."""
+def test_a_grace_that_was_noted_counts_for_whom_it_was(
+    tmp_path: Path, noted: str | None, boot: str, anew: bool
+) -> None:
+    """Over a stop and a start a file says when it began, in which boot and for which machine: a container's outlives boots."""
 
     async def scenario(machines: Machines) -> None:
         if noted is not None:
             began = machines.before.clock.uptime() - 5.0
-            grace.write(machines.before.root / "run", grace.Began(noted, max(began, 0.0)))
+            grace.write(machines.before.root / "run", grace.Began(noted, max(began, 0.0), boot))
         async with machines.start({"identity": {"grace_seconds": 4.0}}) as life:
             assert waits(life) is anew
 
