@@ -50,8 +50,16 @@ class Began(msgspec.Struct, frozen=True):
 
 
 def digest(memory: Memory) -> str:
-    """Tells one memory from another."""
-    return hashlib.sha256(msgspec.json.encode(memory, order="sorted")).hexdigest()
+    """Tells one memory from another by what was accepted and decided.
+
+    Not by what a start may learn of it and leave unwritten (when a bundle was issued, which earlier versions did not
+    write), nor by how this version writes it: the next process may be of another.
+    """
+    accepted = sorted((mark.issuer, mark.subject, mark.seq, mark.digest) for mark in memory.marks)
+    active = None if memory.active is None else memory.active.digest
+    decided = sorted((str(cloud), None if end is None else str(end)) for cloud, end in memory.decided.items())
+    known = (memory.instance_id, accepted, active, decided, sorted(memory.floors.items()))
+    return hashlib.sha256(msgspec.json.encode(known)).hexdigest()
 
 
 def read(directory: Path, *, uptime: float) -> Began | None:

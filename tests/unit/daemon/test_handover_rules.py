@@ -6,6 +6,7 @@ import asyncio
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from agent import keys
 from agent.bundle import OpeningKey, Trust
 from agent.core.errors import HostError
-from agent.core.model import Cloud
+from agent.core.model import Cloud, OnExpiry
 from agent.core.secret import Secret
 from agent.core.strictjson import decode
 from agent.core.verdict import Failure, Key, Mark, Memory
@@ -267,6 +268,26 @@ class TestGrace:
         assert decode((tmp_path / grace.FILE).read_bytes(), Former) == Former("i-1", 5.0)
         (tmp_path / grace.FILE).write_bytes(msgspec.json.encode(Former("i-1", 5.0)))
         assert grace.read(tmp_path, uptime=10.0) == grace.Began("i-1", 5.0)
+
+    def test_another_memory_is_another_one(self) -> None:
+        """By each thing that was accepted, forgotten or decided; not by the order, or by what is known beside it."""
+        one, two = Mark("issuer", "a", 1, "0" * 64, START), Mark("issuer", "b", 2, "1" * 64, START)
+        memory = Memory("i-1", (one, two), {Cloud.AWS: None}, two, {"issuer": START}, "boot", {"product_uuid": "u"})
+        changes: list[dict[str, Any]] = [
+            {"instance_id": "i-2"},
+            {"marks": (one,)},
+            {"marks": (one, msgspec.structs.replace(two, seq=3))},
+            {"decided": {}},
+            {"decided": {Cloud.AWS: OnExpiry.DENY}},
+            {"active": None},
+            {"active": one},
+            {"floors": {}},
+        ]
+        others = [msgspec.structs.replace(memory, **change) for change in changes]
+        assert len({grace.digest(each) for each in (memory, *others)}) == 1 + len(others)
+        older = tuple(msgspec.structs.replace(mark, issued_at=None) for mark in (two, one))
+        same = msgspec.structs.replace(memory, marks=older, active=older[0], boot_id="", firmware={})
+        assert grace.digest(same) == grace.digest(memory)
 
     def test_the_newest_is_what_lies_there(self, tmp_path: Path) -> None:
         """Whatever changes while it is being written is written next; what could not be written is tried again."""

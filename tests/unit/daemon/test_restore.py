@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -83,6 +84,24 @@ class TestOurs:
             machines.stored.clear()
             async with machines.start() as life:
                 assert life.in_force() == 1
+
+        play(tmp_path, scenario)
+
+    def test_what_an_orderly_end_leaves_is_what_the_next_start_finds(self, tmp_path: Path) -> None:
+        """Also of a memory that an earlier version wrote, of which a start learns more: no disk has gone back by that."""
+
+        async def scenario(machines: Machines) -> None:
+            await machines.live(OURS)
+            machines.stored.clear()
+            path = machines.state / "memory.json"
+            document = json.loads(path.read_bytes())
+            for mark in (*document["memory"]["marks"], document["memory"]["active"]):
+                del mark["issued_at"]
+            path.write_text(json.dumps(document))
+            async with machines.start() as life:
+                assert life.in_force() == 1
+                await life.controller.durable.last(10)
+                assert life.restorer.known_at_the_end.memory == grace.digest(machines.written())
 
         play(tmp_path, scenario)
 
