@@ -113,6 +113,7 @@ class Restorer:
         self._noted: grace.Began | None = None  # what a process of this boot left that was stopped
         self._found: bytes | None = None  # the sealed bundle that the memory named when we began
         self._resumed = False  # whether that was to be opened: from then on it is the intake's to try again
+        self._late = False  # whether the state directory had not answered when this began
         self._log = structlog.get_logger()
 
     @property
@@ -154,10 +155,12 @@ class Restorer:
         Raises:
             HostError: it is later.
         """
-        if self._remembered.reading.done():
+        if not self._late:  # (it may have answered by now)
             return
         found = await self._remembered.later_than(self.controller.store.memory)
-        self._prepared.age.begin(self.controller.store.memory, None)
+        lived = self._remembered.reading.result().lived
+        since = aged(lived, self.clock.now(), same_boot=True, replaced=False)
+        self._prepared.age.begin(self.controller.store.memory, since)
         if found is not None:
             self.controller.durable.write()
 
@@ -180,6 +183,7 @@ class Restorer:
         succession, opening = self._succession, self._prepared.opening
         succession.take_credentials()
         left, late = succession.left, not self._remembered.reading.done()
+        self._late = late
         boot = left.memory.boot_id if late and left is not None else ""
         unknown = disk.Read(closed_memory(""), None, write=False, broken=True, boot=boot)
         answer = unknown if late else self._remembered.reading.result()

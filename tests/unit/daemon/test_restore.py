@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.core.view import Pending
 from agent.daemon import disk, grace
-from agent.host.state import StateDirectory
+from agent.host.state import Lived, StateDirectory
 from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.served import Fault
@@ -407,9 +408,12 @@ class TestADiskThatAnswersLate:
     def play(
         self, root: Path, patch: pytest.MonkeyPatch, before: Callable[[Machines], Awaitable[None]], end: LateEnd
     ) -> None:
-        """A restart while the state directory does not answer; it does once what was handed over is in force."""
+        """A restart while the state directory does not answer; it does once what was handed over is in force.
 
-        async def scenario(machines: Machines) -> None:
+        Perhaps it has answered before anybody asks again: what answers workers is begun in between.
+        """
+
+        async def scenario(machines: Machines, *, soon: bool) -> None:
             await machines.live(OURS)
             await before(machines)
             patch.setattr(disk, "LOOK_SECONDS", 0.05)
@@ -418,11 +422,16 @@ class TestADiskThatAnswersLate:
                 async with machines.start(waits_for_disk=False) as life:
                     assert life.in_force() == 1
                     silent.answer()
+                    if soon:
+                        await life.restorer.recalling
                     await end(machines, life)
             finally:
                 silent.answer()
 
-        play(root, scenario)
+        for soon in (False, True):
+            place = root / f"soon-{soon}"
+            place.mkdir()
+            play(place, partial(scenario, soon=soon))
 
     def test_what_was_handed_over_is_in_force_and_written_once_it_answers(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -436,6 +445,24 @@ class TestADiskThatAnswersLate:
             await life.restorer.reconcile()
             await life.controller.durable.last(10)  # nobody looks before: a look removes what is half written
             assert machines.written().marks == life.store.memory.marks
+
+        self.play(tmp_path, monkeypatch, before, end)
+
+    def test_an_alarm_that_it_has_gone_back_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Until something newer is brought, however late it says so; and from then on it says that we are at work."""
+        since = datetime(2026, 1, 1, tzinfo=UTC)
+
+        async def before(machines: Machines) -> None:
+            now = machines.before.clock.now()
+            await StateDirectory(machines.state).live(Lived(at=now, ended=True, since=since))
+
+        async def end(machines: Machines, life: Life) -> None:
+            await life.restorer.reconcile()
+            assert "2026-01-01" in (life.prepared.age.reason(life.store.memory) or "")
+            await life.prepared.age.last(life.store.memory, 10)
+            lived = StateDirectory(machines.state).lived()
+            assert lived is not None
+            assert lived.since == since
 
         self.play(tmp_path, monkeypatch, before, end)
 
