@@ -99,8 +99,11 @@ def unix_socket(path: Path, mode: int, *, key: str) -> socket.socket:
     Raises:
         HostError: the path cannot be bound, or another agent listens on it.
     """
-    _clear(path, key)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(path, key)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # there is no descriptor to be had
+        raise HostError(f"{key}: {path}: cannot be bound: {os_reason(error)}") from None
     mask = os.umask(0o777 & ~mode)
     try:
         sock.bind(str(path))

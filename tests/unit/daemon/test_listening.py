@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import resource
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +61,25 @@ def test_an_address_in_use_is_an_error_whatever_else_is_there() -> None:
             listening.worker_sockets(config.Listen(http=("127.0.0.1:0", taken)), {})
     assert not isinstance(caught.value, listening.AbsentAddressError)
     assert errno.EADDRINUSE not in listening.ABSENT
+
+
+@pytest.mark.parametrize("is_left", [True, False], ids=["to look at what is left there", "to listen"])
+def test_without_a_descriptor_a_socket_is_one_that_cannot_be_bound(tmp_path: Path, is_left: bool) -> None:
+    """Whoever looks after it goes on to do so, and tries again: any other error would end that for good."""
+    path = tmp_path / "control"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        if is_left:
+            with socket.socket(socket.AF_UNIX) as before:
+                before.bind(str(path))
+        try:
+            most = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1, limits[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    held.enter_context(socket.socket(socket.AF_UNIX))
+            with pytest.raises(HostError, match="cannot be bound"):
+                listening.unix_socket(path, 0o600, key="listen.control")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    listening.unix_socket(path, 0o600, key="listen.control").close()
