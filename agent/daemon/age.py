@@ -27,7 +27,8 @@ AGED: Final = timedelta(hours=1)
 """A machine that crashed is back sooner."""
 HINT: Final = (
     "a bundle that was withdrawn since may be in force again: compare what `credential-agent status` says with what "
-    "was issued, and push the newest bundle, or the withdrawal, again; the alarm ends with that"
+    "was issued, and seal the newest bundle, or the withdrawal, anew and push it; the alarm ends with that (one that "
+    "was taken before does not end it)"
 )
 
 
