@@ -191,6 +191,7 @@ class Intake:
 
     def _begin(self, sealed: SealedBundle) -> asyncio.Task[Ack]:
         self.awaited.opens(sealed.origin)  # now: whoever asks next must not find that nothing is waited for
+        self._wake()  # nor the end of the grace, which may come while it is being opened
         return self._tasks.spawn(self._submit(sealed), name=f"submit {sealed.origin}")
 
     async def _submit(self, sealed: SealedBundle) -> Ack:

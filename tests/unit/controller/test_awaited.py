@@ -118,6 +118,27 @@ async def test_the_grace_goes_on_for_a_bundle_that_is_here() -> None:
 
 
 @looped
+async def test_the_grace_goes_on_while_a_bundle_is_being_opened() -> None:
+    """A key service is slow: from the moment at which a bundle has come nobody is the machine, whatever else happens."""
+    world = World(policy=Policy(grace=MINUTE))
+    world.issuer.answer = lambda call: Issued(aws_credential(call.at, role_name="worker"))
+    async with world.running():
+        world.source.act(lambda _submit, _trouble, fine: fine())  # it was looked at, and had nothing yet
+        await world.clock.advance(30)
+        world.opener.gate.clear()
+        world.source.bring(world.knows(b"one", bundle(session())))
+        await world.clock.advance(600)
+        answer = world.store.answer(Cloud.AWS, world.clock.now())
+        assert isinstance(answer, Pending)
+        assert "is being opened" in answer.why
+        world.opener.gate.set()
+        await settle(60)
+        answer = world.store.answer(Cloud.AWS, world.clock.now())
+        assert isinstance(answer, Live)
+        assert answer.origin == "bundle"
+
+
+@looped
 async def test_what_comes_after_the_grace_takes_nothing_away() -> None:
     """The machine's identity that is served is served on while a first bundle is waited for."""
     world = World(policy=Policy(grace=MINUTE))
