@@ -70,13 +70,22 @@ class Awaited:
         if origin in self._sources:
             self._opening[origin] += 1
 
-    def opened(self, origin: str, ack: Ack | None) -> None:
-        """It was, or could not be; ``None``: nothing came of it."""
+    def opened(self, origin: str, ack: Ack | None, *, newest: bool = True) -> None:
+        """It was, or could not be; ``None``: nothing came of it.
+
+        Args:
+            origin: of it.
+            ack: the verdict.
+            newest: whether its source has brought none since. Only such a one is looked at again: what becomes of an
+                earlier one says nothing of it.
+        """
         if origin not in self._sources:
             return
         self._opening[origin] -= 1
         self._opening += Counter()  # those without any are left out
+        if not newest:
+            return
         if ack is not None and ack.code == KeyUnavailableError.code:
             self._unopened[origin] = f"a bundle of {origin} cannot be opened yet: {ack.reason}"
-        elif origin not in self._opening:
+        else:
             self._unopened.pop(origin, None)

@@ -102,6 +102,7 @@ class FakeOpener:
         self.opened: list[tuple[bytes, str | None]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.gates: dict[bytes, asyncio.Event] = {}  # of some alone
         self.busy = 0
         self.most = 0
 
@@ -110,7 +111,7 @@ class FakeOpener:
         self.busy += 1
         self.most = max(self.most, self.busy)
         try:
-            await self.gate.wait()
+            await self.gates.get(sealed.data, self.gate).wait()
             await asyncio.sleep(0)
         finally:
             self.busy -= 1

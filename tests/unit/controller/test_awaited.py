@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from agent.controller import Awaited
@@ -136,6 +137,28 @@ async def test_the_grace_goes_on_while_a_bundle_is_being_opened() -> None:
         answer = world.store.answer(Cloud.AWS, world.clock.now())
         assert isinstance(answer, Live)
         assert answer.origin == "bundle"
+
+
+@looped
+async def test_of_two_of_one_source_the_newest_is_waited_for() -> None:
+    """An instance and its project have one each: the other's verdict, when it comes, neither ends nor begins the wait."""
+    for newest, other in (
+        (KeyUnavailableError("away"), SealError("not ours", code="recipient")),
+        (SealError("not ours", code="recipient"), KeyUnavailableError("away")),
+    ):
+        world = World(policy=Policy(grace=MINUTE))
+        world.issuer.answer = lambda call: Issued(aws_credential(call.at, role_name="worker"))
+        slow = world.opener.gates[b"other"] = asyncio.Event()
+        async with world.running():
+            first = asyncio.create_task(world.submit(world.knows(b"other", other)))
+            await settle()
+            await world.submit(world.knows(b"newest", newest))
+            await world.clock.advance(90)
+            slow.set()
+            await first
+            await world.clock.advance(600)
+            answer = world.store.answer(Cloud.AWS, world.clock.now())
+            assert isinstance(answer, Pending) is isinstance(newest, KeyUnavailableError)
 
 
 @looped
