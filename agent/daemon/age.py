@@ -19,7 +19,7 @@ import structlog
 
 from agent.core.clock import Clock
 from agent.core.errors import HostError
-from agent.core.verdict import Mark, Memory
+from agent.core.verdict import Memory
 from agent.host.state import Lived, StateDirectory
 
 ALIVE_SECONDS: Final = 600.0
@@ -30,6 +30,8 @@ HINT: Final = (
     "was issued, and seal the newest bundle, or the withdrawal, anew and push it; the alarm ends with that (one that "
     "was taken before does not end it)"
 )
+
+_Accepted = tuple[str, str, int, str]
 
 
 def aged(lived: Lived | None, now: datetime, *, same_boot: bool, replaced: bool) -> datetime | None:
@@ -50,6 +52,11 @@ def aged(lived: Lived | None, now: datetime, *, same_boot: bool, replaced: bool)
     return lived.at if not same_boot and not lived.ended and now - lived.at >= AGED else None
 
 
+def _accepted(memory: Memory) -> frozenset[_Accepted]:
+    """What was accepted; without what a start may learn of it (when a bundle was issued)."""
+    return frozenset((mark.issuer, mark.subject, mark.seq, mark.digest) for mark in memory.marks)
+
+
 class Age:
     """Keeps the note, and the alarm.
 
@@ -62,7 +69,7 @@ class Age:
         self._state = state
         self._clock = clock
         self._since: datetime | None = None
-        self._marks: tuple[Mark, ...] = ()
+        self._accepted: frozenset[_Accepted] = frozenset()
         self._may_write = False
         self._log = structlog.get_logger()
 
@@ -74,14 +81,14 @@ class Age:
             since: see :func:`aged`; without a stream there is nothing to forget.
         """
         self._since = since if memory.marks else None
-        self._marks = memory.marks
+        self._accepted = _accepted(memory)
         self._may_write = True
         if self._since is not None:
             self._log.error("state.aged", since=self._since.isoformat(timespec="seconds"), hint=HINT)
 
     def reason(self, memory: Memory) -> str | None:
         """Why there is an alarm, if there is one: until something newer is brought."""
-        if self._since is None or memory.marks != self._marks:
+        if self._since is None or _accepted(memory) != self._accepted:
             self._since = None
             return None
         return (

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from agent.core.verdict import Mark, Memory
@@ -66,6 +67,17 @@ def test_the_alarm_ends_with_something_newer(tmp_path: Path) -> None:
         assert asyncio.run(life(remembering(1), remembering(2))) is not None
         assert asyncio.run(life(remembering(2), remembering(2))) is None
     assert [line["event"] for line in logs] == ["state.aged"] * 3
+
+
+def test_what_a_start_learns_of_an_older_memory_is_nothing_newer(tmp_path: Path) -> None:
+    """An earlier version did not write when a bundle was issued: to open that bundle again ends no alarm."""
+    age = Age(StateDirectory(tmp_path), FakeClock())
+    memory = remembering(1)
+    with capture_logs():
+        age.begin(memory, LONG_AGO)
+    marks = tuple(replace(mark, issued_at=START) for mark in memory.marks)
+    assert age.reason(replace(memory, marks=marks)) is not None
+    assert age.reason(remembering(2)) is None
 
 
 def test_what_has_accepted_nothing_has_nothing_to_forget(tmp_path: Path) -> None:
