@@ -12,6 +12,7 @@ Not told: a copy that was made while the machine was off, or after an orderly en
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -23,6 +24,7 @@ from agent.core.verdict import Memory
 from agent.host.state import Lived, StateDirectory
 
 ALIVE_SECONDS: Final = 600.0
+LOOK_SECONDS: Final = 30.0
 AGED: Final = timedelta(hours=1)
 """A machine that crashed is back sooner."""
 HINT: Final = (
@@ -101,11 +103,18 @@ class Age:
         why = self.reason(memory)
         return {} if why is None else {"state.directory": why}
 
-    async def run(self) -> None:
-        """Say again and again that the agent is alive."""
+    async def run(self, memory: Callable[[], Memory]) -> None:
+        """Say again and again that the agent is alive; soon, when an alarm has ended: a crash must not bring it back.
+
+        Args:
+            memory: gives the present one.
+        """
         while True:
             await self._write(ended=False)
-            await self._clock.sleep(ALIVE_SECONDS)
+            said, until = (self._may_write, self._since), self._clock.boottime() + ALIVE_SECONDS
+            while said == (self._may_write, self._since) and self._clock.boottime() < until:
+                await self._clock.sleep(LOOK_SECONDS)
+                self.reason(memory())
 
     async def last(self, memory: Memory, seconds: float) -> None:
         """Say that it ends in order."""

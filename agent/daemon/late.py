@@ -89,7 +89,8 @@ class Late:
         """
         self.note()
         later: list[Coroutine[Any, Any, None]] = [self._keep_control(operators, servers)]
-        later += [self._keep_files(reloader, publisher), self._keep_memory(), self._prepared.age.run()]
+        later += [self._keep_files(reloader, publisher), self._keep_memory()]
+        later.append(self._prepared.age.run(lambda: self._restorer.controller.store.memory))
         if "environment.group" in self._prepared.away.reasons:
             later.append(self._find_group(reloader, publisher))
         if self._prepared.late_files:

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from agent.core.verdict import Mark, Memory
-from agent.daemon.age import AGED, Age, aged
+from agent.daemon.age import AGED, LOOK_SECONDS, Age, aged
 from agent.host.state import LIVED_FILE, Lived, StateDirectory
-from tests.fakes.clock import START, FakeClock
+from tests.fakes.clock import START, FakeClock, settle
+from tests.unit.daemon.test_reload_between import come_true
 
 LONG_AGO = START - AGED
 RECENTLY = START - AGED + timedelta(seconds=1)
@@ -67,6 +68,27 @@ def test_the_alarm_ends_with_something_newer(tmp_path: Path) -> None:
         assert asyncio.run(life(remembering(1), remembering(2))) is not None
         assert asyncio.run(life(remembering(2), remembering(2))) is None
     assert [line["event"] for line in logs] == ["state.aged"] * 3
+
+
+def test_an_alarm_that_has_ended_does_not_come_back_with_a_crash(tmp_path: Path) -> None:
+    """Whoever asks or not: it is written down soon, and not when the agent next says that it is alive."""
+
+    async def main() -> None:
+        state, clock, memory = StateDirectory(tmp_path), FakeClock(), remembering(1)
+        age = Age(state, clock)
+        running = asyncio.create_task(age.run(lambda: memory))
+        await settle()
+        with capture_logs():
+            age.begin(memory, LONG_AGO)  # a disk that answers late: only now it may be written to
+        for said in (LONG_AGO, None):
+            await come_true(lambda: clock.sleeping)
+            await clock.advance(LOOK_SECONDS)
+            await come_true(lambda said=said: (lived := state.lived()) is not None and lived.since == said)
+            memory = remembering(2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 def test_what_a_start_learns_of_an_older_memory_is_nothing_newer(tmp_path: Path) -> None:
