@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 
-from agent.core.errors import KeyUnavailableError, SealError, UnreadableError
-from agent.core.model import Cloud, SealedBundle
+from agent.core.errors import BundleError, KeyUnavailableError, SealError, UnreadableError
+from agent.core.model import Action, Bundle, Cloud, SealedBundle
+from agent.core.source import STATE
 from agent.core.verdict import Policy
-from agent.core.view import Ended, Pending
+from agent.core.view import Ended, Live, Pending
+from agent.identity.whose import Whose
 from tests.fakes.clock import settle
 from tests.unit.controller.support import World, events, looped
 from tests.unit.identity.worlds import bundle, session
@@ -121,3 +123,139 @@ async def test_who_answers_workers_hears_of_a_refusal_at_once(kind: str) -> None
         else:
             world.controller.intake.unreadable(world.source, UnreadableError("twice encoded"))
         assert seen[-1:] == ["recipient" if kind == "refused" else "unreadable"]
+
+
+@looped
+async def test_what_a_source_has_that_is_no_bundle_is_told_everywhere() -> None:
+    """To the source itself, to who reads the log and the history, and to who counts; what is said each minute is counted."""
+    world = World()
+    async with world.running() as logs:
+        for _ in range(50):
+            world.controller.intake.unreadable(world.source, UnreadableError("twice encoded"))
+            await settle()
+        assert [(ack.outcome, ack.code, ack.reason) for ack in world.source.acks] == [
+            ("refused", "unreadable", "twice encoded")
+        ] * 50
+        lines = events(logs, "bundle.unreadable")
+        assert {(one["log_level"], one["source"], one["reason"]) for one in lines} == {
+            ("error", "file", "twice encoded")
+        }
+        assert len(lines) < 50
+        assert world.controller.counters.refused == {"unreadable": 50}
+        found = {(one.kind, one.about, one.said) for one in world.controller.history.entries}
+        assert ("refused", "file", "twice encoded") in found
+
+
+@looped
+async def test_a_revocation_is_counted_by_its_reason() -> None:
+    """What alerts watch tells that an identity was taken away, as it tells of what was never taken."""
+    world = World()
+    async with world.running():
+        await world.submit(world.knows(b"one", bundle(session())))
+        assert world.controller.counters.refused == {}
+        world.knows(b"one", NOT_OURS)
+        world.controller.intake.review()
+        await settle()
+        assert world.controller.counters.refused == {"recipient": 1}
+
+
+@looped
+async def test_a_copy_that_does_not_open_is_opened_when_its_key_is_back() -> None:
+    """The key file was not there at the start: when it is, what was in force serves, though no source brings it."""
+    before = World()
+    async with before.running():
+        await before.submit(before.knows(b"one", bundle(session())))
+    world = World(memory=before.store.memory)
+    world.knows(b"one", NOT_OURS)
+    await world.controller.intake.resume(b"one")
+    async with world.running():
+        world.knows(b"one", bundle(session()))
+        await world.clock.advance(3600)
+        assert isinstance(answer(world), Ended)  # time alone mends no key
+        world.controller.intake.reconsider()
+        await settle()
+        assert isinstance(answer(world), Live)
+
+
+@looped
+async def test_after_a_doubt_the_copy_waits_for_its_key_service() -> None:
+    """While it was doubted whose the copy is it was dropped; when it is ours again it is as any: tried until it opens."""
+    before = World()
+    async with before.running():
+        await before.submit(before.knows(b"one", bundle(session())))
+    world = World(memory=before.store.memory)
+    world.knows(b"one", AWAY)
+    identified = world.controller.intake.identified
+    async with world.running():
+        await identified(Whose.UNKNOWN, "i-1", boot_id="b", firmware={}, sealed=b"one")
+        assert world.controller.intake.waiting == frozenset()
+        await identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"one")
+        assert world.controller.intake.waiting == {STATE}
+        world.knows(b"one", bundle(session()))
+        await world.clock.advance(120)
+        assert isinstance(answer(world), Live)
+
+
+@pytest.mark.parametrize("found", [bundle(session()), AWAY, NOT_OURS], ids=["opens", "silent", "refused"])
+@pytest.mark.parametrize("meanwhile", ["brought", "withdrawn"])
+@looped
+async def test_what_was_settled_while_the_copy_was_opened_is_left_so(meanwhile: str, found: Bundle | BundleError) -> None:
+    """Its source brought the same or took it back: what becomes of the copy then is no news, and it is not kept."""
+    before = World()
+    one = bundle(session())
+    async with before.running():
+        await before.submit(before.knows(b"one", one))
+    world = World(memory=before.store.memory)
+    world.opener.gate.clear()
+    async with world.running() as logs:
+        resuming = asyncio.create_task(world.controller.intake.resume(b"one"))
+        await settle()
+        late, world.opener.gate = world.opener.gate, asyncio.Event()
+        world.opener.gate.set()
+        if meanwhile == "brought":
+            await world.submit(world.knows(b"one", one))
+        else:
+            await world.submit(world.knows(b"less", bundle(action=Action.WITHDRAW, seq=2)))
+        memory, in_force = world.store.memory, world.store.bundle
+        assert (in_force is not None) is (meanwhile == "brought")
+        world.knows(b"one", found)
+        late.set()
+        await resuming
+        await settle()
+        assert (world.store.memory, world.store.bundle) == (memory, in_force)
+        assert world.controller.intake.waiting == frozenset()
+        said = {line["event"] for line in logs}
+        assert not said & {"bundle.resumed", "bundle.not_resumed", "bundle.held"}
+
+
+@looped
+async def test_a_copy_that_was_overtaken_is_no_refusal() -> None:
+    """Nobody brought it: that it does not come into force any more is no alarm, and hides none."""
+    world = await restarted()
+    async with world.running() as logs:
+        world.knows(b"one", bundle(session()))
+        world.opener.gate.clear()
+        world.controller.intake.reconsider()
+        await settle()
+        late, world.opener.gate = world.opener.gate, asyncio.Event()
+        world.opener.gate.set()
+        await world.submit(world.knows(b"less", bundle(action=Action.WITHDRAW, seq=2)))
+        late.set()
+        await settle()
+        assert world.store.bundle is None
+        assert world.controller.intake.last_refusal is None
+        assert world.controller.counters.refused == {}
+        assert events(logs, "bundle.refused") == []
+
+
+@looped
+async def test_while_a_bundle_is_in_force_what_is_brought_is_opened_once() -> None:
+    """A key service is asked a second time only where what was accepted before is lost; and its age counts otherwise."""
+    world = World()
+    one = bundle(session())
+    async with world.running():
+        await world.submit(world.knows(b"one", one))
+        asked = len(world.opener.opened)
+        await world.submit(world.knows(b"other", NOT_OURS))
+        await world.submit(b"one")
+        assert world.opener.opened[asked:] == [(b"other", None), (b"one", None)]
