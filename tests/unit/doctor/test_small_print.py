@@ -22,7 +22,7 @@ from agent.doctor.facts import (
     Way,
 )
 from agent.doctor.finding import Finding, Level
-from tests.unit.doctor.support import PATH, SERVICE, answered, beside, cloud, server, status, with_
+from tests.unit.doctor.support import PATH, SERVICE, answered, beside, cloud, found, server, status, with_
 
 
 def said(check: str, **facts: Any) -> list[Finding]:
@@ -188,3 +188,91 @@ def test_a_key_that_opens_nothing_is_called_as_one_that_does(path: str, about: s
     bad = KeyFile(key="keys[0]", path=path, name="" if path else "worker", state="not-a-key", why="it is empty")
     (one,) = said("key", keys=KeyFiles(keys=(bad,)))
     assert (one.level, one.about) == (Level.FAIL, about)
+
+
+REFUSED = {"origin": "file", "at": "2029-12-31T23:00:00Z", "code": "signer", "reason": "it was so then"}
+
+
+@pytest.mark.parametrize(
+    ("holds", "refusal", "told"),
+    [
+        ({"code": "signer", "why": "it is so now"}, {}, False),
+        ({"code": "signer", "why": "it is so now"}, {"origin": "push"}, True),
+        ({"code": "lease", "why": "it is so now"}, {}, True),
+        ({"seq": 3}, {"code": "rollback"}, False),
+        ({"seq": 3}, {"code": "rollback", "origin": "push"}, True),
+        ({"seq": 3}, {"code": "lease"}, True),
+        ({"code": "lease", "why": "it is so now"}, {"code": "rollback"}, True),
+        ({"state": "none"}, {"code": "rollback"}, True),
+    ],
+    ids=[
+        "the same",
+        "another source's",
+        "another trouble",
+        "an older one",
+        "an older one, another source's",
+        "taken by this look, and refused for another reason than its age",
+        "an older one, and what is there has another trouble",
+        "an older one that is gone",
+    ],
+)
+def test_what_was_refused_last_is_told_beside_what_its_source_holds(
+    holds: dict[str, Any], refusal: dict[str, str], *, told: bool
+) -> None:
+    """Once where both are the same; where this look finds something else, the agent's own word is told too."""
+    control = answered(last_refusal={**REFUSED, **refusal})
+    findings = said("bundle", bundles=found(**holds), control=control)
+    assert any("it was so then" in one.said for one in findings) is told
+    assert any("it is so now" in one.said for one in findings) is ("why" in holds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"active": "activating", "restarts": 3}, True),
+        ({"active": "deactivating", "restarts": 3}, True),
+        ({"active": "activating", "restarts": 2}, False),
+        ({"active": "activating", "restarts": 0}, False),
+        ({"active": "active", "restarts": 9}, False),
+        ({"active": "activating", "sub": "auto-restart", "restarts": 0}, True),
+    ],
+)
+def test_what_begins_again_and_again_is_told_while_it_does(changes: dict[str, Any], *, again: bool) -> None:
+    """More often than a start that has to be tried twice; what runs now has got over it."""
+    name = "credential-agent-serve.service"
+    findings = said("daemon", units=beside(name, **changes))
+    assert any("again and again" in one.said for one in findings if one.about == name) is again
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words", "not_words"),
+    [
+        ("credential-agent-serve.service", "217", "status 217 (", "status 0"),
+        ("credential-agent-serve.service", "9", "status 9", "("),
+        ("credential-agent-serve.service", "0", "exit-code", "status"),
+        ("credential-agent-serve.service", "", "exit-code", "status"),
+        ("credential-agent.socket", "217", "status 217", "("),
+    ],
+)
+def test_what_systemd_says_of_a_failure_is_told(name: str, status: str, words: str, not_words: str) -> None:
+    """With the status, if it tells anything, and what a status of systemd's own means of a service, and of nothing else."""
+    (one,) = [
+        one
+        for one in said("daemon", units=beside(name, active="failed", result="exit-code", status=status))
+        if one.about == name
+    ]
+    assert words in one.said
+    assert not_words not in one.said
+
+
+@pytest.mark.parametrize("name", ["credential-agent-redirect.service", "credential-agent-serve.socket"])
+def test_what_is_stopped_and_may_be_is_named_by_us(name: str) -> None:
+    """Of other units it is told elsewhere what their absence means."""
+    found = said("daemon", units=beside(name, active="inactive", enabled="enabled"))
+    assert [one for one in found if one.about == name and one.level is Level.WARN] == []
+
+
+def test_what_a_socket_starts_may_be_a_unit_that_is_not_ours() -> None:
+    """Of a unit that nobody looked at nothing is said."""
+    units = beside("credential-agent-serve.socket", triggers=("another.service",))
+    assert {one.level for one in said("daemon", units=units)} == {Level.OK}

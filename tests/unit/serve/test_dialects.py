@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.core.model import Cloud
-from agent.core.view import Ended, Facts, Origin, Pending
+from agent.core.view import Absent, Ended, Facts, Origin, Pending
 from tests.fakes.clock import START
 from tests.fakes.upstreams import Scripted, answer
 from tests.fakes.view import CONTAINER_TOKEN, FakeView, RunningEndpoint
@@ -212,3 +212,46 @@ def test_below_a_leaf_there_is_nothing(path: str) -> None:
     with machine(view) as server:
         assert get(server, f"/latest/meta-data/{path}")[0] == 404
         assert get(server, "/latest/meta-data/instance-id")[2] == b"i-0abc"
+
+
+@pytest.mark.parametrize(
+    ("facts", "region", "zone"),
+    [
+        (Facts(availability_zone="eu-west-1b"), "eu-west-1", "eu-west-1b"),
+        (Facts(availability_zone="us-west-2-lax-1a"), "us-west-2", "us-west-2-lax-1a"),
+        (Facts(availability_zone="rack12c"), "rack12", "rack12c"),
+        (Facts(region="eu-west-1"), "eu-west-1", "eu-west-1a"),
+        (Facts(region="eu-west-1", availability_zone="eu-west-1b"), "eu-west-1", "eu-west-1b"),
+        (Facts(region="eu-west-1", availability_zone="us-east-1b"), "eu-west-1", "eu-west-1a"),
+    ],
+)
+def test_a_zone_and_its_region_fit_each_other(facts: Facts, region: str, zone: str) -> None:
+    """Clients cut the last letter off a zone to find the region; a cloud of its own names may have another form."""
+    view = FakeView()
+    view.live_aws(START)
+    view.set_facts(facts)
+    with machine(view) as server:
+        said = [get(server, f"/latest/meta-data/placement/{one}")[2] for one in ("region", "availability-zone")]
+    assert said == [region.encode(), zone.encode()]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("instance/service-accounts/default/token", 403),
+        ("instance/service-accounts/someone@example.com/token", 403),
+        ("instance/service-accounts/default/email", 404),
+        ("instance/service-accounts/token", 404),
+        ("instance/attributes/mine/token", 404),
+        ("project/attributes/mine/token", 404),
+        ("instance/guest-attributes/token", 404),
+    ],
+)
+def test_only_an_account_s_token_is_forbidden_where_there_is_none(path: str, status: int) -> None:
+    """What else the real server does not have is its to say, whatever the name: it is no word of an identity."""
+    view = FakeView()
+    view.set(Cloud.GCP, Absent("no service account"))
+    with machine(view, gce=Scripted()) as server:
+        got, _, body = get(server, f"/computeMetadata/v1/{path}")
+    assert got == status
+    assert (b"service account" in body) is (status == 403)
