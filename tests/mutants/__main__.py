@@ -58,10 +58,14 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "serve": (
         *("connection", "container", "control", "courier", "early", "ec2", "fairness"),
-        *("gate", "gce*", "hiding", "intake", "listener", "mints"),
+        *("gate", "gce*", "hiding", "intake", "link", "listener", "mints", "proxy", "readers", "remembered"),
+        *("silent", "target", "waiting"),
     ),
     "wire": ("container", "ec2", "gce", "userdata", "wrapped"),
-    "host": ("emptiable", "enforcing", "envfile", "hold", "lasting", "nft", "ownership", "planning", "state", "subuid"),
+    "host": (
+        *("arrival", "deferring", "emptiable", "enforcing", "envfile", "hold", "lasting", "nft", "ownership"),
+        *("planning", "ports", "state", "subuid", "systemctl"),
+    ),
     "server": ("controllers", "forked", "kept", "master"),
     "enrol": ("binding", "google", "policy", "sts"),
     "config": ("checks", "meant", "salvage"),

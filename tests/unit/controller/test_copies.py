@@ -130,9 +130,10 @@ async def test_what_a_source_has_that_is_no_bundle_is_told_everywhere() -> None:
     """To the source itself, to who reads the log and the history, and to who counts; what is said each minute is counted."""
     world = World()
     async with world.running() as logs:
-        for _ in range(50):
+        for number in range(50):
             world.controller.intake.unreadable(world.source, UnreadableError("twice encoded"))
             await settle()
+            assert number > 0 or len(events(logs, "bundle.unreadable")) == 1
         assert [(ack.outcome, ack.code, ack.reason) for ack in world.source.acks] == [
             ("refused", "unreadable", "twice encoded")
         ] * 50
@@ -199,7 +200,9 @@ async def test_after_a_doubt_the_copy_waits_for_its_key_service() -> None:
 @pytest.mark.parametrize("found", [bundle(session()), AWAY, NOT_OURS], ids=["opens", "silent", "refused"])
 @pytest.mark.parametrize("meanwhile", ["brought", "withdrawn"])
 @looped
-async def test_what_was_settled_while_the_copy_was_opened_is_left_so(meanwhile: str, found: Bundle | BundleError) -> None:
+async def test_what_was_settled_while_the_copy_was_opened_is_left_so(
+    meanwhile: str, found: Bundle | BundleError
+) -> None:
     """Its source brought the same or took it back: what becomes of the copy then is no news, and it is not kept."""
     before = World()
     one = bundle(session())

@@ -223,16 +223,18 @@ def test_below_a_leaf_there_is_nothing(path: str) -> None:
         (Facts(region="eu-west-1"), "eu-west-1", "eu-west-1a"),
         (Facts(region="eu-west-1", availability_zone="eu-west-1b"), "eu-west-1", "eu-west-1b"),
         (Facts(region="eu-west-1", availability_zone="us-east-1b"), "eu-west-1", "eu-west-1a"),
+        (Facts(instance_id="i-0abc"), None, None),
     ],
 )
-def test_a_zone_and_its_region_fit_each_other(facts: Facts, region: str, zone: str) -> None:
+def test_a_zone_and_its_region_fit_each_other(facts: Facts, region: str | None, zone: str | None) -> None:
     """Clients cut the last letter off a zone to find the region; a cloud of its own names may have another form."""
     view = FakeView()
     view.live_aws(START)
     view.set_facts(facts)
     with machine(view) as server:
-        said = [get(server, f"/latest/meta-data/placement/{one}")[2] for one in ("region", "availability-zone")]
-    assert said == [region.encode(), zone.encode()]
+        said = [get(server, f"/latest/meta-data/placement/{one}")[::2] for one in ("region", "availability-zone")]
+    told = [body.decode() if status == 200 else status for status, body in said]
+    assert told == [region or 404, zone or 404]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,8 @@ def test_a_zone_and_its_region_fit_each_other(facts: Facts, region: str, zone: s
         ("instance/service-accounts/token", 404),
         ("instance/attributes/mine/token", 404),
         ("project/attributes/mine/token", 404),
-        ("instance/guest-attributes/token", 404),
+        ("instance/guest-attributes/mine/token", 404),
+        ("instance/disks/0/token", 404),
     ],
 )
 def test_only_an_account_s_token_is_forbidden_where_there_is_none(path: str, status: int) -> None:
@@ -255,3 +258,17 @@ def test_only_an_account_s_token_is_forbidden_where_there_is_none(path: str, sta
         got, _, body = get(server, f"/computeMetadata/v1/{path}")
     assert got == status
     assert (b"service account" in body) is (status == 403)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"), [("disks", 301, 301), ("disks/", 301, 404), ("disks", 302, 404), ("disks/", 307, 404)]
+)
+def test_nobody_is_led_elsewhere_by_the_real_server(path: str, status: int, told: int) -> None:
+    """To a directory's own name with its slash, as we would say it ourselves; whatever else it says leads nowhere."""
+    target = f"/computeMetadata/v1/instance/{path}"
+    real = Scripted({target: answer("go there", status, Location="http://192.0.2.1/elsewhere", **FLAVORED)})
+    with machine(FakeView(), gce=real) as server:
+        got, headers, body = get(server, target)
+    assert (got, [one.path_qs for one in real.asked]) == (told, [target])
+    assert b"192.0.2.1" not in body + str(headers).encode()
+    assert ("Location" in headers) is (told == 301)

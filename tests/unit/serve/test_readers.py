@@ -6,8 +6,10 @@ import asyncio
 import errno
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,11 +48,22 @@ class Counting(Loop):
     """Counts what it is asked to watch."""
 
     watched = 0
+    last = -1
+    later: list[Callable[[], object]] | None = None
+    """What was to be called later, if that is the test's to say."""
 
     def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """As the loop's own."""
         self.watched += 1
+        self.last = fd
         super().add_reader(fd, callback, *args)
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        """As the loop's own, or when the test says so."""
+        if self.later is None:
+            return super().call_later(delay, callback, *args, context=context)
+        self.later.append(partial(callback, *args))
+        return super().call_later(3600, lambda: None)
 
 
 def run(talk: Callable[[Readers], Awaitable[None]]) -> Counting:
@@ -206,6 +219,64 @@ def test_a_look_that_is_due_at_the_end_is_none() -> None:
     run(talk)
 
 
+def test_what_is_removed_costs_no_round_any_more() -> None:
+    """The kernel is told too: what comes of one that stays open and is nobody's wakes nobody, not even once."""
+
+    async def talk(readers: Readers) -> None:
+        with pairs(1) as [(ours, theirs)]:
+            told: list[int] = []
+            readers.remove(ours.fileno())  # nobody knows it yet
+            readers.add(ours.fileno(), told.append)
+            readers.remove(ours.fileno())
+            before = readers.rounds
+            theirs.send(b"x")
+            await rounds(20)
+            assert (readers.rounds, told) == (before, [])
+
+    run(talk)
+
+
+def test_however_many_ask_for_a_look_there_is_one_a_round() -> None:
+    """Each connection that is accepted asks for it; and in the next round it can be asked for again."""
+
+    async def talk(readers: Readers) -> None:
+        for _ in range(2):
+            before = readers.rounds
+            for _ in range(3):
+                readers.soon()
+            assert readers.rounds == before
+            await rounds()
+            assert readers.rounds == before + 1
+
+    run(talk)
+
+
+def test_what_is_closed_holds_nothing_and_tells_nothing() -> None:
+    """Neither a descriptor nor whoever was to be told: a listener that ends leaves nothing behind."""
+
+    async def talk(readers: Readers) -> None:
+        with pairs(1) as [(ours, theirs)]:
+            told: list[int] = []
+
+            def hear(fd: int) -> None:
+                told.append(fd)
+
+            heard = weakref.ref(hear)
+            other = Readers(readers.loop)
+            other.add(ours.fileno(), hear)
+            del hear
+            theirs.send(b"x")
+            assert isinstance(readers.loop, Counting)
+            os.fstat(readers.loop.last)
+            other.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(readers.loop.last)
+            await rounds(20)
+            assert (told, heard()) == ([], None)
+
+    run(talk)
+
+
 class Told:
     """What came of silent connections."""
 
@@ -270,6 +341,63 @@ def test_there_is_no_more_room_for_the_silent_than_for_others() -> None:
             room = 0
             told.silent.add(made[3][0], None, None)
             assert [one for one, _ in told.overdue] == [ours for ours, _ in made]
+
+    run(talk)
+
+
+def test_for_the_last_place_one_waits_as_any() -> None:
+    """Room for one more is room: it is heard when it sends, and nobody's place is taken for it."""
+
+    async def talk(readers: Readers) -> None:
+        with pairs(1) as [(ours, theirs)]:
+            told = Told(readers, lambda: 1)
+            told.silent.add(ours, None, None)
+            assert (len(told.silent), told.overdue) == (1, [])
+            theirs.send(b"x")
+            await until(lambda: told.heard == [ours])
+
+    run(talk)
+
+
+def test_who_waits_for_longer_takes_a_place_as_who_has_just_come() -> None:
+    """Nobody is forgotten in the count while the silent ones grow old: the bound is for all of them."""
+
+    async def talk(readers: Readers) -> None:
+        assert isinstance(readers.loop, Counting)
+        with pairs(3) as made:
+            told = Told(readers, lambda: 2)
+            readers.loop.later = []
+            told.silent.add(made[0][0], None, None)
+            readers.loop.later.pop()()  # the first is old now
+            told.silent.add(made[1][0], None, None)
+            assert (len(told.silent), told.overdue) == (2, [])
+            told.silent.add(made[2][0], None, None)
+            assert [one for one, _ in told.overdue] == [ours for ours, _ in made[:2]]
+            readers.loop.later = None
+
+    run(talk)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_who_is_overdue_is_told_to_whoever_took_it_and_to_nobody_else(*, takes: bool) -> None:
+    """From then on it is another's to watch: what it sends is that one's, and no trouble where nobody watches it."""
+
+    async def talk(readers: Readers) -> None:
+        with pairs(1) as [(ours, theirs)]:
+            heard: list[object] = []
+            taken: list[int] = []
+
+            def overdue(connection: socket.socket, *_: Any) -> None:
+                if takes:
+                    readers.add(connection.fileno(), taken.append)
+
+            silent = Silent(readers, lambda: 9, lambda *found: heard.append(found), overdue)
+            silent.add(ours, None, None)
+            silent.finish()
+            theirs.send(b"x")
+            await rounds(20)
+            assert (heard, set(taken)) == ([], {ours.fileno()} if takes else set())
+            readers.remove(ours.fileno())
 
     run(talk)
 
