@@ -19,6 +19,7 @@ from agent.doctor.facts import (
     Metadata,
     Releases,
     Units,
+    Unknown,
     Way,
 )
 from agent.doctor.finding import Finding, Level
@@ -269,10 +270,102 @@ def test_what_systemd_says_of_a_failure_is_told(name: str, status: str, words: s
 def test_what_is_stopped_and_may_be_is_named_by_us(name: str) -> None:
     """Of other units it is told elsewhere what their absence means."""
     found = said("daemon", units=beside(name, active="inactive", enabled="enabled"))
-    assert [one for one in found if one.about == name and one.level is Level.WARN] == []
+    assert [one for one in found if one.level is Level.WARN] == []
 
 
 def test_what_a_socket_starts_may_be_a_unit_that_is_not_ours() -> None:
     """Of a unit that nobody looked at nothing is said."""
     units = beside("credential-agent-serve.socket", triggers=("another.service",))
     assert {one.level for one in said("daemon", units=units)} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"user": "credential-agent"}, Level.FAIL),
+        ({"user": "credential-agent", "state": "ok"}, None),
+        ({"act": "read", "group": "workers"}, Level.WARN),
+        ({"act": "write", "group": "workers"}, None),
+        ({"act": "read"}, None),
+        ({"act": "read", "group": "workers", "state": "ok"}, None),
+    ],
+)
+@pytest.mark.parametrize("unit", [True, False])
+def test_what_is_not_there_is_told_where_somebody_is_to_find_it(
+    changes: dict[str, Any], told: Level | None, *, unit: bool
+) -> None:
+    """The service's own way where its unit is there; what a group reads; nothing of what is well, or nobody's."""
+    way = Way(**{"path": "/run/x", "act": "connect", "group": "", "user": "", "state": "absent", **changes})
+    units = beside("credential-agent-serve.socket") if unit else beside("another.socket")
+    findings = [one for one in said("access", access=Access(ways=(way,)), units=units) if one.about == "/run/x"]
+    expected = None if told is Level.FAIL and not unit else told
+    assert [one.level for one in findings] == ([expected] if expected is not None else [])
+
+
+@pytest.mark.parametrize(
+    "units", [Unknown(why="systemd does not answer"), Units(present=False)], ids=["silent", "without systemd"]
+)
+def test_without_systemd_no_check_of_units_fails(units: Units | Unknown) -> None:
+    """A container, or a manager that is silent: where the agent answers, that is enough."""
+    findings = said("daemon", units=units)
+    assert [one.said for one in findings if "this check failed" in one.said] == []
+    assert not any("next boot" in one.said for one in findings)
+
+
+KEY_FAULT = Fault(key="keys[0].path", said="keys[0]: no such file")
+TYPO = Fault(key="listen.htp", said="listen.htp: unknown key", text=True)
+CLOSED = Fault(key="", said=f"{PATH}: cannot be read: permission denied")
+
+
+@pytest.mark.parametrize(
+    ("faults", "root", "told"),
+    [
+        ((KEY_FAULT,), True, []),
+        ((Fault(key="keys[0].path", said="expected a path", text=True),), True, ["expected a path"]),
+        ((Fault(key="signers[0].path", said="no such file"),), True, ["no such file"]),
+        ((TYPO, KEY_FAULT), True, ["unknown key"]),
+        ((TYPO,), False, ["unknown key"]),
+        ((CLOSED,), True, ["permission denied"]),
+        ((Fault(key="signers[0].path", said="permission denied"),), False, ["permission denied"]),
+        ((Fault(key="", said="expected a table"),), False, ["expected a table"]),
+    ],
+)
+def test_each_mistake_of_a_configuration_is_told_once(
+    faults: tuple[Fault, ...], told: list[str], *, root: bool
+) -> None:
+    """What another check looks at is told there; what a stranger may not read is no mistake, and what he reads is."""
+    findings = said("configuration", root=root, configuration=Configuration(path=PATH, faults=faults))
+    assert [[word in one.said for word in told] for one in findings if one.level is Level.FAIL] == (
+        [[True]] if told else []
+    )
+    assert [one.level for one in findings] == ([Level.FAIL] if told else [Level.OK])
+
+
+@pytest.mark.parametrize("beside_it", [(), (CLOSED,), (TYPO,)], ids=["alone", "twice", "with a typo"])
+def test_what_is_for_root_and_the_service_alone_is_skipped_for_others(beside_it: tuple[Fault, ...]) -> None:
+    """One word, with what to type, whatever else could be told of what could not be read."""
+    configuration = Configuration(path=PATH, faults=(CLOSED, *beside_it))
+    (one,) = said("configuration", root=False, configuration=configuration)
+    assert (one.level, "root and the service alone" in one.said) == (Level.SKIPPED, True)
+
+
+@pytest.mark.parametrize("faults", [(), (TYPO,)])
+@pytest.mark.parametrize(("as_service", "eyes"), [(True, "the service"), (False, "this user")])
+def test_a_file_that_was_changed_and_not_read_again_is_not_well(
+    faults: tuple[Fault, ...], eyes: str, *, as_service: bool
+) -> None:
+    """A reload is what to type only where the file can be loaded; whose eyes saw it is told where all is well."""
+    configuration = Configuration(path=PATH, as_service=as_service, faults=faults, changed=1_893_456_000)
+    earlier = answered(configuration={"changed_at": "2029-12-31T00:00:00Z"})
+    (one,) = said("configuration", configuration=configuration, control=earlier)
+    assert (one.level, "changed after" in one.said) == ((Level.FAIL, False) if faults else (Level.WARN, True))
+    if not faults:
+        (one,) = said("configuration", configuration=configuration)
+        assert one.said == f"{PATH}, as {eyes} sees it"
+
+
+def test_of_a_file_behind_a_closed_directory_one_thing_is_told() -> None:
+    """The directory, not the mode of what lies in it, which nobody saw."""
+    fault = Fault(key="", said="/s/x: cannot be read", path="/s/x")
+    (one,) = said("configuration", configuration=Configuration(path=PATH, blocked="/s", faults=(fault,)))
+    assert one.next == "chmod o+x /s"
