@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,6 +160,75 @@ def test_what_has_ended_says_so(world: World) -> None:
         with pytest.raises(UsageError, match="has ended"):
             again()
     assert machine.bundle is None
+
+
+@dataclass
+class Watching(Processes):
+    """Counts how often its watch for newcomers was ended.
+
+    Attributes:
+        ended: so often.
+        fails: the cluster is gone when it is.
+    """
+
+    ended: int = 0
+    fails: bool = False
+
+    def watch(self, joined: Callable[[Sequence[str]], None]) -> Callable[[], None]:
+        super().watch(joined)
+
+        def end() -> None:
+            self.ended += 1
+            if self.fails:
+                raise OSError("the cluster is gone")
+
+        return end
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_is_the_end_of_the_watch_for_newcomers(world: World, *, fails: bool) -> None:
+    """Once, and a cluster that cannot be told so costs nothing: what was given is taken back all the same."""
+    world.courier = courier = Watching({}, fails=fails)
+    machine = world.machine("m")
+    with world.forward() as f:
+        assert courier.ended == 0
+    f.close()
+    assert courier.ended == 1
+    assert machine.bundle is None
+
+
+def test_what_has_ended_is_held_by_nobody(world: World) -> None:
+    """A program that forwards again and again does not grow by each: neither its end nor a thread holds on to one."""
+    world.machine("m")
+    with world.forward() as f:
+        held = weakref.ref(f)
+    del f
+    world.courier.joined = None  # the test's own courier goes on to hold whom it told of newcomers
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize("on_exit", ["withdraw", "keep"])
+def test_after_the_end_it_says_how_things_stand(world: World, capsys: pytest.CaptureFixture[str], on_exit: str) -> None:
+    """Whom it serves still, and of one that never began that there is nobody."""
+    world.machine("m")
+    with world.forward(on_exit=on_exit) as f:
+        pass
+    assert f.status().served == (1 if on_exit == "keep" else 0)
+    never = world.forward(on_exit=on_exit, lazy=lambda _: True, progress=True)
+    never.close()
+    assert never.status().served == 0
+    said = capsys.readouterr().err
+    assert ("left: 0 workers are served" if on_exit == "keep" else "nobody was served") in said
+
+
+def test_an_end_that_reaches_nobody_is_said(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """No network at the end: the program goes on, and hears that what was given was not taken back, and why."""
+    world.machine("m")
+    with world.forward(progress=True) as f:
+        world.courier.broken = True
+    assert "no network" in str(f.status().trouble)
+    assert "withdrawn from" not in capsys.readouterr().err
 
 
 PROGRAM = """
