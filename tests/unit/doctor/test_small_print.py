@@ -369,3 +369,10 @@ def test_of_a_file_behind_a_closed_directory_one_thing_is_told() -> None:
     fault = Fault(key="", said="/s/x: cannot be read", path="/s/x")
     (one,) = said("configuration", configuration=Configuration(path=PATH, blocked="/s", faults=(fault,)))
     assert one.next == "chmod o+x /s"
+
+
+def test_of_a_file_that_the_service_may_not_read_its_mode_is_told_and_nothing_else() -> None:
+    """One cause, one word: that what it holds cannot be used follows."""
+    fault = Fault(key="signers[0].path", said="/s/x: permission denied", path="/s/x")
+    (one,) = said("configuration", configuration=Configuration(path=PATH, faults=(fault,)))
+    assert "/s/x" in str(one.next)

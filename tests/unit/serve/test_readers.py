@@ -58,7 +58,9 @@ class Counting(Loop):
         self.last = fd
         super().add_reader(fd, callback, *args)
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         """As the loop's own, or when the test says so."""
         if self.later is None:
             return super().call_later(delay, callback, *args, context=context)
