@@ -48,10 +48,8 @@ class Readers:
         Raises:
             OSError: the kernel has no room to watch it (epoll_ctl(2): ENOMEM, ENOSPC).
         """
-        try:
+        with contextlib.suppress(FileExistsError):  # struck off by whoever had it before: the kernel watches it yet
             self._epoll.register(fd, select.EPOLLIN)
-        except FileExistsError:
-            self._epoll.modify(fd, select.EPOLLIN)  # whoever had it before has struck it off, and it is still open
         self._told[fd] = readable
 
     def remove(self, fd: int) -> None:
