@@ -99,7 +99,10 @@ def test_a_downgrade_works_and_so_does_the_next_boot(machine: Machine) -> None:
     machine.run("sh", "-c", f"cp /root/former/* {UNITS}/; systemctl daemon-reload")
     machine.run("systemctl", "restart", "credential-agent-redirect.service")
     for name in changed:
-        machine.run("systemctl", "stop", AGENT, name)
+        # Our new unit ends with a socket; an agent that has not heard of its own stop yet asks for that at once, and systemd
+        # gives up the stop for it. That script says it once; who is at the machine says it again.
+        if machine.result("systemctl", "stop", AGENT, name).returncode:
+            machine.run("systemctl", "stop", AGENT, name)
     machine.run("systemctl", "start", "credential-agent-courier.socket", *changed)
     machine.run("systemctl", "restart", AGENT)
     machine.run("systemctl", "start", "credential-agent.target")
