@@ -32,8 +32,11 @@ INTRODUCED_SECONDS: Final = 10.0
 """A master that says nothing for so long after we connected is stuck, or not begun: we connect anew."""
 LASTED_SECONDS: Final = 5.0
 FEW: Final = 3
-"""So many connections that end sooner than that, one after the other, are made anew at once. Then there is a pause: two
-controllers would end each other's without end, as fast as they can."""
+"""So many connections that end sooner than that, one after the other, are made anew soon. Then there is a longer pause:
+two controllers would end each other's without end, as fast as they can."""
+TOGETHER_SECONDS: Final = 0.05
+"""Until we connect anew. Where both units are stopped at once its end may be heard before our own stop: to connect
+would have it begun again, and systemd gives up a stop that is in the way of that. Workers are answered meanwhile."""
 QUICK_PAUSE_SECONDS: Final = 0.5
 _MOST_FORMER: Final = 8
 """Files that are held for masters that have ended; more are emptied before their time."""
@@ -112,8 +115,7 @@ class ServerUnit:
             await self._lost.wait()
             self._lose(master)
             quick = quick + 1 if loop.time() - since < LASTED_SECONDS else 0
-            if quick > FEW:
-                await asyncio.sleep(QUICK_PAUSE_SECONDS)
+            await asyncio.sleep(QUICK_PAUSE_SECONDS if quick > FEW else TOGETHER_SECONDS)
 
     def _lose(self, master: MasterConnection) -> None:
         self._master = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
+from agent.daemon import unit as unit_module
 from agent.daemon.unit import ServerUnit
 from agent.host.emptiable import Emptiable
 from agent.host.process import open_descriptors
@@ -45,6 +47,10 @@ class Masters:
         control.send(say)
         control.settimeout(20)
         return control
+
+    def is_asked(self) -> bool:
+        """Whether a connection waits."""
+        return bool(select.select([self._listening], [], [], 0)[0])
 
     def close(self) -> None:
         for one in (self._listening, *self._accepted):
@@ -104,6 +110,19 @@ async def test_what_a_master_had_that_ended_is_emptied_by_what_is_served_next(ma
             controller.change()
             assert os.pread(given, 1, 0) == b""
             os.close(given)
+
+
+@looped
+async def test_a_stop_that_is_heard_after_the_master_s_end_begins_no_other(
+    masters: Masters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are stopped in one transaction: to connect would have systemd begin a master, and give up our own stop."""
+    monkeypatch.setattr(unit_module, "TOGETHER_SECONDS", 3600.0)
+    with structlog.testing.capture_logs() as logs:
+        async with connected(masters) as (_, _, control):
+            control.close()
+            await until(lambda: lost(logs))
+        assert not masters.is_asked()
 
 
 @looped
