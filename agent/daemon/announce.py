@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,7 +21,6 @@ from agent import config
 from agent.core.clock import Clock
 from agent.core.errors import HostError, UpstreamError
 from agent.host.files import read_plain, write_atomic
-from agent.upstream import asked_pause
 from agent.wire.names import GCE_GUEST_ATTRIBUTES
 
 LOOK_SECONDS: Final = 30.0
@@ -46,12 +44,8 @@ class Answer(Protocol):
         """The whole body."""
 
     @property
-    def headers(self) -> Mapping[str, str]:
-        """Names compare without regard to case."""
-
-    @property
-    def date(self) -> datetime | None:
-        """When it was given, by the server's word."""
+    def pause_seconds(self) -> float:
+        """For how long it asks not to be asked again."""
 
 
 class MetadataServer(Protocol):
@@ -153,11 +147,11 @@ class Announcer:
                 return self._published(name, wanted)
             if found.status in {200, 404}:
                 self._notice(name, wanted, something=found.status == 200)
-            if found.status not in {200, 404} and (pause := asked_pause(found.headers, found.date)):
+            if found.status not in {200, 404} and (pause := found.pause_seconds):
                 self._pause_seconds = pause
                 return self._failed(name, f"expected status 200 or 404, got {found.status}")
             answer = await gce.request("PUT", path, (), wanted)
-            self._pause_seconds = asked_pause(answer.headers, answer.date)
+            self._pause_seconds = answer.pause_seconds
         except UpstreamError as error:
             return self._failed(name, error.message)
         if answer.status not in {200, 204}:

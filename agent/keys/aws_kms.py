@@ -26,7 +26,7 @@ from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, S
 from agent.core.model import REGION, AwsCredential
 from agent.core.partition import domain_of
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.upstream import Upstream, UpstreamError, asked_pause
+from agent.upstream import Upstream, UpstreamError
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 
 _ARN: Final = re.compile(
@@ -178,7 +178,7 @@ class AwsKmsKey:
             raise KeyUnavailableError(
                 f"aws kms {operation}: {error.message}", hint=error.hint, pause_seconds=error.pause_seconds
             ) from None
-        pause = asked_pause(response.headers, response.date)
+        pause = response.pause_seconds
         if response.status == HTTPStatus.OK:
             return self._by_this_key(_parse(response.body, _Answer, operation))
         try:

@@ -23,7 +23,7 @@ from agent import bundle
 from agent.core.errors import ConfigError, KeyUnavailableError, ProviderError, SealError
 from agent.core.model import GoogleToken
 from agent.core.strictjson import NotThatShapeError, decode
-from agent.upstream import Upstream, UpstreamError, asked_pause
+from agent.upstream import Upstream, UpstreamError
 
 _KEY_VERSION: Final = re.compile(
     r"projects/[a-z0-9.:-]{1,100}/locations/[a-z0-9-]{1,63}/keyRings/[A-Za-z0-9_-]{1,63}"
@@ -140,7 +140,7 @@ class GcpKmsKey:
                 f"cloud kms: {error.message}", hint=error.hint, pause_seconds=error.pause_seconds
             ) from None
         if response.status != HTTPStatus.OK:
-            raise self._refusal(response.status, response.body, asked_pause(response.headers, response.date))
+            raise self._refusal(response.status, response.body, response.pause_seconds)
         return bundle.checked_content_key(_plaintext(response.body))
 
     def _refusal(self, status: int, body: bytes, pause_seconds: float = 0.0) -> SealError | KeyUnavailableError:

@@ -33,7 +33,7 @@ from agent.providers.remote import AllowList
 from agent.providers.settings import MintSettings
 from agent.providers.sts import Sts, StsAnswer, aware, broken, ready
 from agent.providers.webtoken import WebTokens
-from agent.upstream import Ec2Metadata, Upstream, UpstreamError, asked_pause
+from agent.upstream import Ec2Metadata, Upstream, UpstreamError
 from agent.upstream.sigv4 import SigningKeys
 from agent.wire.container import parse_credential
 from agent.wire.names import EC2_REGION_PATH
@@ -172,7 +172,7 @@ class AwsMint:
                 hint="the bundle's authorization for the broker is not accepted" if answer.status == 401 else None,
                 code=_broker_code(answer.body, answer.status),
                 server_time=server_time,
-                pause_seconds=asked_pause(answer.headers, answer.date),
+                pause_seconds=answer.pause_seconds,
             )
         try:
             credential = parsed(lambda: parse_credential(answer.body, received=now))

@@ -25,7 +25,7 @@ from agent.providers.refusals import (
     said,
     word,
 )
-from agent.upstream import UpstreamResponse, asked_pause
+from agent.upstream import UpstreamResponse
 
 USUAL_SECONDS: Final = int(USUAL_GOOGLE_TOKEN.total_seconds())
 #: OAuth 2.0 errors that pass by themselves (RFC 6749 section 4.1.2.1; Google adds the first).
@@ -142,7 +142,7 @@ def refusal(
         hint=clock_hint(answer.date, now) if skewed else _HINTS.get(code),
         code=code,
         server_time=answer.date,
-        pause_seconds=asked_pause(answer.headers, answer.date),
+        pause_seconds=answer.pause_seconds,
     )
 
 

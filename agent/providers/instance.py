@@ -26,7 +26,6 @@ from agent.upstream import (
     SwitchedOff,
     UpstreamError,
     UpstreamResponse,
-    asked_pause,
     by_ec2,
 )
 from agent.wire import ec2 as ec2_wire
@@ -176,7 +175,7 @@ def _status(cloud: str, answer: UpstreamResponse) -> Transient:
         f"the machine's own {cloud} identity: expected 200 from its metadata service, got {answer.status}",
         code=f"http-{answer.status}",
         server_time=answer.date,
-        pause_seconds=asked_pause(answer.headers, answer.date),
+        pause_seconds=answer.pause_seconds,
     )
 
 

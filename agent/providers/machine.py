@@ -14,7 +14,7 @@ import msgspec
 from agent.bundle import audience_aws_instance, audience_gcp_instance
 from agent.core.errors import WireError
 from agent.core.view import Facts
-from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError, asked_pause
+from agent.upstream import Ec2Metadata, GceMetadata, NotHere, UpstreamError
 from agent.wire import ec2 as ec2_wire
 from agent.wire import names
 
@@ -61,7 +61,7 @@ async def ec2_machine(ec2: Ec2Metadata) -> Machine | None:
             raise UpstreamError(
                 f"expected 200 or 404 for the instance identity document, got {answer.status}",
                 code="status",
-                pause_seconds=asked_pause(answer.headers, answer.date),
+                pause_seconds=answer.pause_seconds,
             )
     except NotHere:
         return None
@@ -102,7 +102,7 @@ async def gce_machine(gce: GceMetadata) -> Machine | None:
             raise UpstreamError(
                 f"expected 200 or 404 for the gce instance id, got {answer.status}",
                 code="status",
-                pause_seconds=asked_pause(answer.headers, answer.date),
+                pause_seconds=answer.pause_seconds,
             )
         project = await gce.get(names.GCE_PROJECT_ID_PATH)
         number = await gce.get(names.GCE_PROJECT_NUMBER_PATH)

@@ -23,7 +23,7 @@ from agent.core.secret import Secret
 from agent.providers.refusals import clock_hint, clock_is_suspect, from_upstream, passing_status, said, word
 from agent.providers.regions import data_loader, main_region, sts_url
 from agent.providers.signing_time import SigningTime
-from agent.upstream import Upstream, UpstreamError, UpstreamResponse, asked_pause
+from agent.upstream import Upstream, UpstreamError, UpstreamResponse
 from agent.upstream.sigv4 import SigningKeys, signed_headers
 
 #: An STS answer is about 2 KB; the packed session token can reach a few more.
@@ -214,7 +214,7 @@ def _refusal(
         hint=_HINTS.get(code),
         code=code,
         server_time=answer.date,
-        pause_seconds=asked_pause(answer.headers, answer.date),
+        pause_seconds=answer.pause_seconds,
     )
 
 

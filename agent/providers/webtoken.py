@@ -20,7 +20,7 @@ from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
 from agent.providers.refusals import from_upstream, refusal
 from agent.providers.remote import AllowList
-from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError, asked_pause
+from agent.upstream import GceMetadata, NotHere, Upstream, UpstreamError
 from agent.wire.names import ENROL_AUDIENCE_PREFIX, GCE_IDENTITY_PATH
 
 #: ``WebIdentityToken`` of ``sts:AssumeRoleWithWebIdentity`` is at most 20,000 characters.
@@ -98,7 +98,7 @@ class WebTokens:
             raise refusal(answer)(
                 f"{doing}: expected 200, got {answer.status}",
                 code=f"http-{answer.status}",
-                pause_seconds=asked_pause(answer.headers, answer.date),
+                pause_seconds=answer.pause_seconds,
             )
         if source.field is None:
             return _token(answer.body)
@@ -146,7 +146,7 @@ async def ask_gce_identity(gce: GceMetadata, audience: str) -> tuple[Secret, dat
         f"{doing}: expected 200, got {answer.status}",
         code=f"http-{answer.status}",
         server_time=answer.date,
-        pause_seconds=asked_pause(answer.headers, answer.date),
+        pause_seconds=answer.pause_seconds,
     )
 
 

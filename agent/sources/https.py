@@ -30,7 +30,7 @@ from agent.core.source import Ack, OnError, OnSuccess, Position, Submit
 from agent.sources.acknowledging import Acknowledger
 from agent.sources.location import Location
 from agent.sources.watching import RetryLater, broken_here, keep_watching
-from agent.upstream import Upstream, UpstreamResponse, asked_pause, just_modified, origin_of
+from agent.upstream import Upstream, UpstreamResponse, just_modified, origin_of
 from agent.wire.names import BUNDLE_MEDIA_TYPE
 from agent.wire.wrapped import find
 
@@ -287,7 +287,7 @@ class HttpsSource:
         if status in {200, 304, 404, 410}:
             return
         said = f"{self._origin} answered {status}"
-        if seconds := asked_pause(answer.headers, answer.date):
+        if seconds := answer.pause_seconds:
             raise RetryLater(said, seconds=seconds)
         hint = None
         if status in {401, 403}:

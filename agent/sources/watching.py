@@ -14,7 +14,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnansweredError, UpstreamError, WireError
 from agent.core.model import SealedBundle
 from agent.core.source import OnError, OnSuccess, Submit
-from agent.upstream import UpstreamResponse, asked_pause
+from agent.upstream import UpstreamResponse
 
 _NO_HURRY: Final = timedelta(days=1)
 _UNANSWERED: Final = frozenset({"timeout", "network"})
@@ -76,7 +76,7 @@ def broken_here() -> Iterator[None]:
 
 def unusable(message: str, answer: UpstreamResponse) -> SourceError:
     """The error for an answer that is not of use: one that says when to come again, or another."""
-    return _later(message, asked_pause(answer.headers, answer.date), None)
+    return _later(message, answer.pause_seconds, None)
 
 
 def _later(message: str, seconds: float, hint: str | None) -> SourceError:

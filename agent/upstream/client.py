@@ -33,6 +33,7 @@ from agent.upstream.authorities import Authorities
 from agent.upstream.dates import date_of, witness_of
 from agent.upstream.failures import AddressRefusedError, as_upstream_error
 from agent.upstream.guard import UpstreamRefused, may_reach, parsed, refuse_literal
+from agent.upstream.pause import asked_pause
 from agent.wire.names import USER_AGENT_PREFIX
 
 if TYPE_CHECKING:
@@ -105,6 +106,11 @@ class UpstreamResponse:
     headers: CIMultiDictProxy[str]
     body: bytes
     date: datetime | None = None
+
+    @property
+    def pause_seconds(self) -> float:
+        """For how long it asks not to be asked again (:func:`agent.upstream.pause.asked_pause`)."""
+        return asked_pause(self.headers, self.date)
 
     def __repr__(self) -> str:
         # Bodies and headers of token endpoints are secrets.

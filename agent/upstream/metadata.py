@@ -17,7 +17,6 @@ from agent.core.clock import Clock
 from agent.core.errors import UpstreamError, WireError
 from agent.upstream.client import NotHere, Reach, SwitchedOff, Upstream, UpstreamResponse
 from agent.upstream.guard import UpstreamRefused
-from agent.upstream.pause import asked_pause
 from agent.wire.ec2 import MAX_TTL_SECONDS, SERVER, parse_token
 from agent.wire.names import (
     EC2_REGION_PATH,
@@ -170,7 +169,7 @@ class Ec2Metadata:
                     f"expected 200 for an ec2 metadata token, got {answer.status}",
                     code="status",
                     server_time=answer.date,
-                    pause_seconds=asked_pause(answer.headers, answer.date),
+                    pause_seconds=answer.pause_seconds,
                 )
             try:
                 token = parse_token(answer.body)
@@ -303,6 +302,6 @@ def _body_or_none(answer: UpstreamResponse, path: str) -> bytes | None:
             f"expected 200 from the metadata service for {path.partition('?')[0]}, got {answer.status}",
             code="status",
             server_time=answer.date,
-            pause_seconds=asked_pause(answer.headers, answer.date),
+            pause_seconds=answer.pause_seconds,
         )
     return answer.body
