@@ -116,9 +116,7 @@ def churn(data: bytes, *, reset: bool, half: bool = False) -> Callable[[Address,
             if not half:
                 sock.close()
                 continue
-            kept.append(sock)
-            if len(kept) > sockets:
-                kept.pop(0).close()
+            _keep(kept, sock, sockets)
 
     return attack
 
@@ -260,9 +258,7 @@ def elsewhere(address: Address, sockets: int) -> None:
                 sock.bind((f"127.{number >> 16 & 127 | 1}.{number >> 8 & 255}.{number & 255}", 0))
             sock.connect(address)
             sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
-        kept.append(sock)
-        if len(kept) > sockets:
-            kept.pop(0).close()
+        _keep(kept, sock, sockets)
 
 
 def mapped(address: Address, sockets: int) -> None:
@@ -274,9 +270,7 @@ def mapped(address: Address, sockets: int) -> None:
         with contextlib.suppress(OSError):
             sock.connect((f"::ffff:{address[0]}", address[1]))
             sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
-        kept.append(sock)
-        if len(kept) > sockets:
-            kept.pop(0).close()
+        _keep(kept, sock, sockets)
 
 
 def same_ports(address: Address, sockets: int) -> None:
@@ -293,9 +287,7 @@ def same_ports(address: Address, sockets: int) -> None:
                 sock.bind(("", port))
                 sock.connect(to)
                 sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
-            kept.append(sock)
-            if len(kept) > sockets:
-                kept.pop(0).close()
+            _keep(kept, sock, sockets)
 
 
 def fast_open(address: Address, sockets: int) -> None:
@@ -306,9 +298,7 @@ def fast_open(address: Address, sockets: int) -> None:
         sock = socket.socket()
         with contextlib.suppress(OSError):
             sock.sendto(GCE % (b"instance/x%d?wait_for_change=true" % number), socket.MSG_FASTOPEN, address)
-        kept.append(sock)
-        if len(kept) > sockets:
-            kept.pop(0).close()
+        _keep(kept, sock, sockets)
 
 
 def datagrams(address: Address, _sockets: int) -> None:
@@ -402,9 +392,7 @@ def multipath(address: Address, sockets: int) -> None:
         with contextlib.suppress(OSError):
             sock.connect(address)
             sock.sendall(GCE % b"instance/x%d?wait_for_change=true" % number)
-        kept.append(sock)
-        if len(kept) > sockets:
-            kept.pop(0).close()
+        _keep(kept, sock, sockets)
 
 
 def tiny_segments(address: Address, sockets: int) -> None:
@@ -617,6 +605,13 @@ def _connect(address: Address) -> socket.socket | None:
 
 
 _said = threading.Event()
+
+
+def _keep(kept: list[socket.socket], sock: socket.socket, sockets: int) -> None:
+    """Hold it open; above so many the oldest is closed."""
+    kept.append(sock)
+    if len(kept) > sockets:
+        kept.pop(0).close()
 
 
 def _on() -> None:

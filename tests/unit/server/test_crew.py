@@ -70,6 +70,16 @@ def instead(ended, pid):
     assert sorted([hear(), hear()]) == sorted([(words.ENDED, ended), (words.INSTEAD, pid)])
     assert links[pid].recv(99) == b"took over"
 
+def kill_at_the_next_fork(pid):
+    forking, refused = os.fork, []
+    def scarce():
+        refused.append(1)
+        if len(refused) == 1:
+            os.kill(pid, signal.SIGKILL)
+            raise OSError(11, "no process is to be had")
+        return forking()
+    os.fork = scarce
+
 def end():
     ours.send(words.STOP)
     thread.join(30)
@@ -171,14 +181,7 @@ end()
     "the one that answers ends while another controller's server begins": """
 first, other = begin(), second()
 former = dict(links)
-forking, refused = os.fork, []
-def scarce():
-    refused.append(1)
-    if len(refused) == 1:
-        os.kill(first, signal.SIGKILL)
-        raise OSError(11, "no process is to be had")
-    return forking()
-os.fork = scarce
+kill_at_the_next_fork(first)
 ours.send(words.number(words.LISTEN, words.TWO))
 seen = []
 while not seen or seen[-1][0] != words.INSTEAD:
@@ -190,14 +193,7 @@ end()
 master.Master.reads_seconds = lambda _: False
 first, other = begin(), second()
 former = dict(links)
-forking, refused = os.fork, []
-def scarce():
-    refused.append(1)
-    if len(refused) == 1:
-        os.kill(first, signal.SIGKILL)
-        raise OSError(11, "no process is to be had")
-    return forking()
-os.fork = scarce
+kill_at_the_next_fork(first)
 ours.send(words.number(words.LISTEN, words.TWO))
 seen = []
 while not seen or seen[-1][0] != words.SECOND:
