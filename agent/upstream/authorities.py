@@ -1,13 +1,17 @@
-"""The certificate authorities of an operator's file, read again when the file has changed.
+"""The certificate authorities of an operator's file, and the system's: read again when either file has changed.
 
 An operator who rotates a private authority replaces the file, and expects the next request to trust the new one: an
 agent that went on with the old one would fail at the next renewal, hours later. A file that cannot be read then (it is
 just being written, or gone) changes nothing: the authorities read before stay trusted.
+
+The system's are one file for OpenSSL on some distributions (Fedora's ``/etc/pki/tls/cert.pem``), which a library reads
+once; ``update-ca-trust`` may run after us. Where they are a directory (Debian's), OpenSSL looks there each time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import ssl
@@ -32,30 +36,34 @@ class AuthoritiesError(Exception):
 
 
 class Authorities:
-    """One file of certificates (PEM), trusted beside the system's own.
+    """The system's authorities, and those in one file of certificates (PEM) beside them.
 
-    Mutable state: the context in use, how the file looked when it was read, and the look that is under way.
+    Args:
+        path: that file; ``None``: the system's alone.
+
+    Mutable state: the context in use, how the files looked when they were read, and the look that is under way.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None) -> None:
         self._path = path
         self._context: ssl.SSLContext | None = None
-        self._seen: Look | None = None
+        self._seen: tuple[Look | None, Look | None] | None = None
         self._looking: asyncio.Future[bool] | None = None
         self._late = False
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """The verifying context; ``None`` while the file was never readable: the system's authorities alone.
+        """The verifying context; ``None``: the HTTP library's own, with the system's authorities alone.
 
-        Servers of the private authority then fail, and all others (the clouds, the plain metadata service) are reached.
+        That is so until something else can be read. Servers of a private authority then fail, and all others (the
+        clouds, the plain metadata service) are reached.
         """
         return self._context
 
     async def changed(self) -> bool:
-        """Look at the file, in a thread: it may lie on a network. Returns whether the context is another than before.
+        """Look at the files, in a thread: they may lie on a network. Returns whether the context is another now.
 
-        Await it before the first use: nothing else reads the file.
+        Await it before the first use: nothing else reads them.
         """
         looking = self._looking
         if looking is None or looking.get_loop() is not asyncio.get_running_loop():
@@ -71,24 +79,35 @@ class Authorities:
         return looking.result()
 
     def _again(self) -> bool:
-        look = _look(self._path)
-        if look is None or look == self._seen:
+        own = None if self._path is None else _look(self._path)
+        seen = self._seen or (None, first_look_at_system())
+        looks = (own, _look_at_system() or seen[1])  # one that is gone is just being replaced
+        if looks == seen or (self._path is not None and own is None):
             return False
         try:
-            context, _ = load(self._path)
+            data = None if self._path is None else read_authorities(self._path)
+            context = ssl.create_default_context()
+            if looks[1] != seen[1] and not context.cert_store_stats()["x509_ca"]:
+                return False  # it is just being written: the next request looks at it again
+            if data is not None:
+                _add(context, data)
         except AuthoritiesError:
-            return False  # the next request looks at it again
-        self._context, self._seen = context, look
+            return False  # likewise
+        self._context, self._seen = context, looks
         return True
 
 
-def load(path: str) -> tuple[ssl.SSLContext, int]:
-    """A context that trusts the system's authorities and those in ``path``, and how many the latter are.
+@functools.cache
+def first_look_at_system() -> Look | None:
+    """How the file of the system's authorities looked at the first call: before the HTTP library read it.
 
-    Raises:
-        AuthoritiesError: it cannot be read, or holds no certificate.
+    ``None``: there was none, or they are no file.
     """
-    return believed(read_authorities(path))
+    return _look_at_system()
+
+
+def _look_at_system() -> Look | None:
+    return _look(ssl.get_default_verify_paths().cafile or "")
 
 
 def read_authorities(path: str) -> bytes:
@@ -117,6 +136,10 @@ def believed(data: bytes) -> tuple[ssl.SSLContext, int]:
         AuthoritiesError: it holds no certificate.
     """
     context = ssl.create_default_context()
+    return context, _add(context, data)
+
+
+def _add(context: ssl.SSLContext, data: bytes) -> int:
     # The certificates alone: what people write between them (names in any encoding) may not even be text.
     found = _CERTIFICATE.findall(data)
     if not found:
@@ -125,7 +148,7 @@ def believed(data: bytes) -> tuple[ssl.SSLContext, int]:
         context.load_verify_locations(cadata=b"\n".join(found).decode("ascii"))
     except (ssl.SSLError, ValueError):
         raise AuthoritiesError("expected certificates in PEM, got broken ones") from None
-    return context, len(found)
+    return len(found)
 
 
 def _look(path: str) -> Look | None:

@@ -29,7 +29,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from agent import __version__
 from agent.core.errors import UpstreamError
 from agent.core.timekeeping import Witness
-from agent.upstream.authorities import Authorities
+from agent.upstream.authorities import Authorities, first_look_at_system
 from agent.upstream.dates import date_of, witness_of
 from agent.upstream.failures import AddressRefusedError, as_upstream_error
 from agent.upstream.guard import UpstreamRefused, may_reach, parsed, refuse_literal
@@ -207,8 +207,7 @@ class Upstream:
         # sessions that still have an answer under way, and the authorities.
         self._sessions: dict[bool, _Session] = {}
         self._former: list[_Session] = []
-        ca_file = self._settings.ca_file
-        self._authorities = None if ca_file is None else Authorities(ca_file)
+        self._authorities = Authorities(self._settings.ca_file)
 
     async def request(
         self,
@@ -278,7 +277,7 @@ class Upstream:
         )
         outgoing = _outgoing(headers)
         encrypted = "https" in (target.scheme, (proxy or "").partition(":")[0])
-        if self._authorities is not None and encrypted and await self._authorities.changed():
+        if encrypted and await self._authorities.changed():
             self._retire()
         session = self._session(guarded=guarded)
         session.users += 1
@@ -354,6 +353,7 @@ class Upstream:
 
         For callers that will surely ask. A worker that asks nobody (a bundle from a file) never loads it.
         """
+        first_look_at_system()
         importlib.import_module("aiohttp")
 
     async def _library(self) -> ModuleType:
@@ -391,7 +391,7 @@ class Upstream:
 
     def _ssl_context(self) -> ssl.SSLContext | bool:
         # True: the library's own verifying context, on the system's authorities.
-        return True if self._authorities is None else self._authorities.context or True
+        return self._authorities.context or True
 
     def _guarded_socket(self, address: tuple[Any, ...]) -> socket.socket:
         # Called with the very address about to be connected, after resolution: a name that resolves to something

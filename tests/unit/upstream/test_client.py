@@ -589,11 +589,13 @@ def test_loopback_is_reached_when_allowed() -> None:
 # -- tls
 
 
-def certificate_authority(directory: Path, *, address: str = "127.0.0.1", days: int = 1) -> tuple[Path, ssl.SSLContext]:
+def certificate_authority(
+    directory: Path, *, address: str = "127.0.0.1", days: int = 1, called: str = "test authority"
+) -> tuple[Path, ssl.SSLContext]:
     """A private authority's file and a server context with its certificate for ``address``, good for so many days."""
     now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, called)])
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -743,6 +745,50 @@ def test_rotated_authorities_are_believed_by_the_next_request(tmp_path: Path) ->
                     # What was under way on a connection of the former authorities ends undisturbed.
                     assert b"".join([chunk async for chunk in under_way]) == b"ok"
                 assert upstream._former == []
+            finally:
+                await upstream.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside an operator's file"])
+def test_the_systems_authorities_are_read_again_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """What is added to the system's file, or taken away, holds from the next request on; a gap changes nothing."""
+    for name in ("old", "new", "own"):
+        (tmp_path / name).mkdir()
+    old, old_context = certificate_authority(tmp_path / "old", called="old")
+    new, new_context = certificate_authority(tmp_path / "new", called="new")
+    own, own_context = certificate_authority(tmp_path / "own", called="own")
+    system = tmp_path / "system.pem"
+    system.write_bytes(old.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(system))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async def scenario() -> None:
+        upstream = Upstream(UpstreamSettings(ca_file=str(own) if beside else None))
+        async with (
+            raw_peer(talk, old_context) as before,
+            raw_peer(talk, new_context) as after,
+            raw_peer(talk, own_context) as private,
+        ):
+            try:
+                for gap in (lambda: None, lambda: system.write_bytes(b""), system.unlink):
+                    gap()
+                    assert (await upstream.request("GET", f"https://127.0.0.1:{before}/")).body == b"ok"
+                    with pytest.raises(UpstreamError, match="does not verify"):
+                        await upstream.request("GET", f"https://127.0.0.1:{after}/")
+                new.replace(system)
+                assert (await upstream.request("GET", f"https://127.0.0.1:{after}/")).body == b"ok"
+                with pytest.raises(UpstreamError, match="does not verify"):
+                    await upstream.request("GET", f"https://127.0.0.1:{before}/")
+                if beside:
+                    assert (await upstream.request("GET", f"https://127.0.0.1:{private}/")).body == b"ok"
             finally:
                 await upstream.close()
 
