@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -38,13 +39,20 @@ def env(path: Path, form: str) -> None:
 
 
 def variables(path: Path) -> dict[str, str]:
-    """The variables in the environment file. Raises HostError where it cannot be read."""
+    """The variables in the environment file. Raises HostError where it cannot be read.
+
+    The file belongs to the agent's user: root takes from it only what the configuration lets an agent write.
+    """
     from agent.cli import where
     from agent.host import envfile
 
-    file = where.find(path).file
+    found = where.find(path)
     try:
-        data = file.read_bytes()
+        data = found.file.read_bytes()
     except OSError as error:
-        raise unreadable(file, error) from None
-    return envfile.parse_systemd(data)
+        raise unreadable(found.file, error) from None
+    told = envfile.parse_systemd(data)
+    settings = found.environment
+    if os.geteuid() != 0 or settings is None:
+        return told
+    return envfile.for_root(told, own=settings.variables, allow=settings.allow, static=settings.static)

@@ -103,9 +103,11 @@ class Workers:
         """Ask for an AWS credential. Raises HostError where nobody answers."""
         found = self._find()
         try:
-            token = found.token_file.read_text()
+            token = found.token_file.read_text(errors="replace").strip()  # an operator's may end with a new line
         except OSError as error:
             raise unreadable(found.token_file, error) from None
+        if not (token.isascii() and token.isprintable()):
+            raise HostError(f"{found.token_file}: expected a token in printable ascii, got something else")
         return ask.worker(found.http, names.EKS_PATH, {"Authorization": token})
 
     def gcp(self) -> ask.Answer:

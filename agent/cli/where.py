@@ -27,13 +27,18 @@ MAX_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The workers' endpoint as host and port, and four paths; ``courier`` is ``None`` where there is no such socket."""
+    """The workers' endpoint as host and port, and four paths; ``courier`` is ``None`` where there is no such socket.
+
+    Attributes:
+        environment: what the configuration says of the environment file; ``None``: it is not ours to read.
+    """
 
     http: tuple[str, int]
     control: Path
     courier: Path | None
     file: Path
     token_file: Path
+    environment: config.Environment | None = None
 
 
 def find(path: Path, *, announced: Path | None = None) -> Where:
@@ -85,4 +90,5 @@ def _of(settings: config.Config) -> Where:
         config.courier_path(settings.listen),
         Path(settings.environment.file),
         Path(settings.environment.token_file),
+        settings.environment,
     )

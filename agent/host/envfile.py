@@ -21,6 +21,7 @@ from agent.core.errors import HostError
 from agent.core.model import AwsCredential
 from agent.core.secret import Secret
 from agent.core.text import instant
+from agent.core.variables import passes
 from agent.wire import names
 
 #: The metadata services and our own endpoint. A proxy that caught these would see credentials, and adds the
@@ -138,13 +139,33 @@ def google_defaults(address: str) -> dict[str, str]:
     }
 
 
+_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CREDENTIAL_EXPIRATION")
+
+
 def static_keys(credential: AwsCredential) -> dict[str, str]:
     """The keys themselves, for ``static = true``: a program that reads them fails when they expire."""
+    secret, token = credential.secret_access_key.reveal(), credential.session_token.reveal()
+    return dict(zip(_KEYS, (credential.access_key_id, secret, token, instant(credential.expires_at)), strict=True))
+
+
+def for_root(told: Mapping[str, str], *, own: Mapping[str, str], allow: Iterable[str], static: bool) -> dict[str, str]:
+    """What root takes from the file, which the agent's user can write: what the configuration lets an agent write.
+
+    Else whoever has taken over the agent could name a library to load in a program that root starts.
+
+    Args:
+        told: the content.
+        own: the operator's variables. Their values are the configuration's, unless a bundle may replace them.
+        allow: the operator's patterns of a bundle's variables.
+        static: whether the keys themselves are written.
+    """
+    ours = {*pointers(address="", aws=True, gcp=True, token_file="", token=Secret(""), region="")}
+    ours |= {*_KEYS} if static else set()
+    allow = tuple(allow)
     return {
-        "AWS_ACCESS_KEY_ID": credential.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": credential.secret_access_key.reveal(),
-        "AWS_SESSION_TOKEN": credential.session_token.reveal(),
-        "AWS_CREDENTIAL_EXPIRATION": instant(credential.expires_at),
+        name: value if name in ours or passes(name, allow) else own[name]
+        for name, value in told.items()
+        if name in ours or name in own or passes(name, allow)
     }
 
 

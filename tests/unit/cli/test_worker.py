@@ -97,7 +97,7 @@ class Endpoint:
         self.config = root / "config.toml"
         self.config.write_text(
             f'[listen]\nhttp = ["127.0.0.1:{self.port}"]\ncontrol = "{root}/control"\n'
-            f'[environment]\nfile = "{root}/env"\ntoken_file = "{root}/token"\n'
+            f'[environment]\nfile = "{root}/env"\ntoken_file = "{root}/token"\nallow = ["VALUE"]\n'
         )
 
     def close(self) -> None:
@@ -210,6 +210,22 @@ def test_credential_process_prints_what_sdks_read(endpoint: Endpoint) -> None:
     }
 
 
+@pytest.mark.parametrize("written", ["bearer\n", "bearer\r\n"])
+def test_a_token_that_an_operator_wrote_may_end_its_line(endpoint: Endpoint, written: str) -> None:
+    """As the agent reads it: until it has written the file anew, its own commands ask with the same token."""
+    (endpoint.root / "token").write_bytes(written.encode())
+    assert endpoint.run("credential-process").returncode == 0
+
+
+def test_a_token_file_with_anything_else_is_one_line(endpoint: Endpoint) -> None:
+    """What cannot be sent is no defect of the command."""
+    (endpoint.root / "token").write_bytes(b"a\nX-Forwarded-For: b\xff")
+    done = endpoint.run("credential-process")
+    assert done.returncode == 71
+    assert "expected a token" in done.stderr
+    assert "X-Forwarded-For" not in done.stderr
+
+
 @pytest.mark.parametrize(("status", "code"), [(503, 75), (404, 69), (401, 69)])
 def test_credential_process_fails_with_the_reason(endpoint: Endpoint, status: int, code: int) -> None:
     """Nothing on stdout, the agent's words on stderr, and whether trying again may help in the status."""
@@ -224,6 +240,17 @@ def test_exec_gives_variables_and_takes_what_masks(endpoint: Endpoint) -> None:
     environ = {**os.environ, "AWS_ACCESS_KEY_ID": "AKIASTALE", "MINE": "1"}
     done = endpoint.run("exec", "--", "sh", "-c", 'echo "$VALUE|$MINE|${AWS_ACCESS_KEY_ID-none}"; exit 7', env=environ)
     assert (done.returncode, done.stdout.strip()) == (7, 'a "b" $c|1|none')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="what root takes; a worker takes all")
+def test_root_takes_no_variable_that_the_configuration_lets_nobody_write(endpoint: Endpoint) -> None:
+    """Whoever has taken over the agent can write its file, and must not choose what root's programs load."""
+    forged = 'LD_PRELOAD="/x.so"\nPATH="/x"\nBASH_ENV="/x"\nAWS_ACCESS_KEY_ID="AKIA"\nVALUE="b"\n'
+    (endpoint.root / "env").write_text(forged)
+    told = json.loads(endpoint.run("env", "--format", "json").stdout)
+    assert told == {"VALUE": "b"}
+    done = endpoint.run("exec", "--", "sh", "-c", 'echo "${LD_PRELOAD-none}|${BASH_ENV-none}|$VALUE"')
+    assert done.stdout.strip() == "none|none|b"
 
 
 def test_exec_reports_the_signal_that_ended_its_child(endpoint: Endpoint) -> None:

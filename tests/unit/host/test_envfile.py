@@ -165,3 +165,15 @@ def test_a_program_gets_ours_on_top_and_nothing_that_masks() -> None:
     assert merged["GOOGLE_APPLICATION_CREDENTIALS"] == "/x.json"
     assert merged["NO_PROXY"].startswith("intra.example,")
     assert "GOOGLE_APPLICATION_CREDENTIALS" not in envfile.overlay(environ, everything())
+
+
+def test_root_takes_what_an_agent_may_write_and_nothing_else() -> None:
+    """Pointers, the operator's variables with the configuration's values, and of a bundle's those that may pass."""
+    token = Secret("t")
+    led = envfile.pointers(address="127.0.0.1:1", aws=True, gcp=True, token_file="/t", token=token, region="r")
+    told = {**led, "GOOGLE_CLOUD_PROJECT": "p", "APP_TOKEN": "a", "MINE_X": "b", "OWN": "forged", "ODD_KEY": "bundle"}
+    forged = {"LD_PRELOAD": "x", "PATH": "x", "PYTHONPATH": "x", "AWS_CONFIG_FILE": "x", "AWS_ACCESS_KEY_ID": "x"}
+    taken = envfile.for_root({**told, **forged}, own={"OWN": "o", "ODD_KEY": "k"}, allow=["MINE_*"], static=False)
+    assert taken == {**told, "OWN": "o"}
+    keys = envfile.for_root(forged, own={}, allow=[], static=True)
+    assert keys == {"AWS_ACCESS_KEY_ID": "x"}
