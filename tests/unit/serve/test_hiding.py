@@ -249,7 +249,12 @@ class TestOperator:
         [
             "/latest/meta-data/identity-credentials/ec2/info",
             "/latest/meta-data/iam/security-credentials/machine-role",
+            "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
             "/computeMetadata/v1/instance/credentials/mds-client-certificate",
+            "/computeMetadata/v1/instance/gce-workload-certificates/workload-identities",
+            "/computeMetadata/v1/instance/workload-identities",
+            "/computeMetadata/v1/instance/workload-trusted-root-certs",
+            "/computeMetadata/v1/instance/workload-certificates-config-status",
             "/computeMetadata/v1/instance/service-accounts/machine@example.com/token",
         ],
     )
