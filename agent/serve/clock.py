@@ -1,4 +1,10 @@
-"""The time, as the controller tells it: this side has no witness of its own, and trusts no wall clock."""
+"""The time, as the controller tells it: this side has no witness of its own, and trusts no wall clock.
+
+Except where that is stepped forward, to a time that is ahead of ours: then the machine may have been paused, which boot
+time does not count, and what is served may have ended. The controller believes such a step at once
+(:mod:`agent.core.timekeeping`); but it may be away, or hang. So it is believed here, too, until the next snapshot says
+what time it is. Of a pause before this process began nothing is known here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from agent.core.clock import utc
+from agent.core.timekeeping import STEP_SECONDS
 from agent.serve.waiting import Served
 
 
@@ -30,11 +37,16 @@ class ServedClock:
         self._served = served
         self._boottime = boottime
         self._wall = wall
+        self._told()
+        served.forgotten_by(self._told)
+
+    def _told(self) -> None:
+        """A snapshot came, which says what time it is."""
+        self._then = self._wall() - self._boottime()
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        told = self._served.now.time
-        return utc(self._boottime() + told.lost + told.offset)
+        return utc(self._boottime() + self._ours())
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps back and counts on through suspend."""
@@ -42,9 +54,15 @@ class ServedClock:
 
     def wall_ahead(self) -> timedelta:
         """How far the machine's wall clock, by which clients measure an end, is ahead of our time."""
-        told = self._served.now.time
-        return timedelta(seconds=self._wall() - self._boottime() - told.lost - told.offset)
+        return timedelta(seconds=self._wall() - self._boottime() - self._ours())
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for so many seconds."""
         await asyncio.sleep(seconds)
+
+    def _ours(self) -> float:
+        """Seconds from boot time to what we take for the true time."""
+        told = self._served.now.time
+        ours, wall = told.lost + told.offset, self._wall() - self._boottime()
+        stepped = min(wall - self._then, wall - ours)
+        return ours + stepped if stepped > STEP_SECONDS else ours

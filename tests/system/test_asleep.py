@@ -7,6 +7,7 @@ import hashlib
 import json
 import mmap
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -164,6 +165,18 @@ def test_what_ended_meanwhile_is_not_served(tmp_path: Path, how: str) -> None:
         ended = lambda: agent.status()["clouds"]["aws"]["state"] == "ended"  # noqa: E731 - said once
         until(ended, seconds=PATIENCE_SECONDS, what="the end")
         assert agent.role() is None
+
+
+@pytest.mark.parametrize("how", ["suspended", "paused"])
+def test_what_ended_meanwhile_is_not_served_by_who_answers_alone(tmp_path: Path, how: str) -> None:
+    """Whoever answers workers notices it by itself, while the agent hangs or is away."""
+    with worker(tmp_path) as (_, agent, clocks, _broker):
+        agent.signal(signal.SIGSTOP)
+        try:
+            getattr(clocks, how)(2)
+            assert agent.role() is None
+        finally:
+            agent.signal(signal.SIGCONT)
 
 
 def test_lost_time_is_told(tmp_path: Path) -> None:
