@@ -6,6 +6,9 @@ the group over all workers. The hook goes when xdist does it again: ``test_a_gro
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 from _pytest.nodeid import NodeId
 from hypothesis import HealthCheck, settings
@@ -24,3 +27,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         names = sorted({str(mark.args[0]) for mark in item.iter_markers("xdist_group")})
         if names and not item.nodeid.endswith(f"@{'_'.join(names)}"):
             item._id = NodeId.parse(f"{item.nodeid}@{'_'.join(names)}")
+
+
+def _signals() -> dict[str, object]:
+    return {
+        # Without SIGRTMIN: what wakes a thread that closes stays as long as that (agent/serve/handed.py).
+        **{one.name: signal.getsignal(one) for one in signal.Signals if one < signal.SIGRTMIN},
+        "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_left_as_they_were_found() -> Iterator[None]:
+    """Each test does so.
+
+    What one leaves behind is inherited by whatever another forks: a signal was heeded before the pause(2) that it was
+    meant to end, and a test waited for a minute in one run of thousands.
+    """
+    before = _signals()
+    yield
+    assert _signals() == before

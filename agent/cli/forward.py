@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,6 +120,7 @@ def forward(**given: Any) -> None:
         raise click.UsageError("expected one of --dask ADDRESS, --ray ADDRESS and --ssh HOST")
     begin: Callable[..., Any]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals_as_before())
         if given["dask"]:
             from agent.forward.unpickling import texts_and_errors_only
 
@@ -145,6 +146,17 @@ def forward(**given: Any) -> None:
             status = _until(ended, running, once=given["once"])
     if not status.served:
         raise click.exceptions.Exit(EX_UNAVAILABLE)
+
+
+@contextlib.contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Whoever calls this as a function goes on afterwards, and a handler of ours would take its end from it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _connect(address: str) -> Any:

@@ -36,7 +36,11 @@ def told(server: Forked) -> bool:
     return server.hear() is Said.ENDED
 
 
-def stay(_master: socket.socket, _parent: int) -> None:
+def stay(master: socket.socket, _parent: int) -> None:
+    """Be there until a signal comes, from when that is said: whatever this process inherits of other tests."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    say_served(master)
     signal.pause()
 
 
@@ -126,6 +130,7 @@ class TestServer:
     def test_its_end_is_asked_for_once_and_has_one_grace(self) -> None:
         """Whoever asks again does not move the moment at which it is killed."""
         with begun(stay) as server:
+            assert not told(server)
             assert server.killed_at is None
             server.end(1000.0)
             first = server.killed_at
