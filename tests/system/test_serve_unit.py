@@ -120,9 +120,9 @@ def test_the_one_that_stands_by_takes_over(tmp_path: Path) -> None:
             assert credential(unit.address) == KEY
             assert unit.both(other_than=first)[0] == second
             until(lambda n=number: agent.status()["servers_replaced"] == n, what="the count")  # type: ignore[misc]
-        scraped = agent.operate("/metrics").body.decode()
-        for process in ("server", "standby"):
-            assert f'credential_agent_servers{{process="{process}"}} 1.0' in scraped
+        for process in ("server", "standby"):  # the second has one linked a moment later
+            counted = f'credential_agent_servers{{process="{process}"}} 1.0'
+            until(lambda counted=counted: counted in agent.operate("/metrics").body.decode(), what=counted)  # type: ignore[misc]
         assert agent.push(world.withdrawal())["outcome"] == "accepted"
         os.kill(unit.server(), signal.SIGKILL)
         assert agent.role() is None
