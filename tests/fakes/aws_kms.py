@@ -92,6 +92,11 @@ class FakeAwsKms:
         return None
 
 
+def _key_arn(key_id: str) -> str:
+    """What an answer names: always the key itself, also where an alias was asked for."""
+    return key_id if ":alias/" not in key_id else f"{key_id.partition(':alias/')[0]}:key/behind-the-alias"
+
+
 def _derive(key: KmsKey, parameters: dict[str, Any]) -> Answer:
     if not isinstance(key.private, ec.EllipticCurvePrivateKey):
         return _error("InvalidKeyUsageException")
@@ -104,7 +109,7 @@ def _derive(key: KmsKey, parameters: dict[str, Any]) -> Answer:
     assert isinstance(peer, ec.EllipticCurvePublicKey)
     secret = key.private.exchange(ec.ECDH(), peer)
     body = {
-        "KeyId": parameters["KeyId"],
+        "KeyId": _key_arn(parameters["KeyId"]),
         "KeyAgreementAlgorithm": "ECDH",
         "KeyOrigin": "AWS_KMS",
         "SharedSecret": base64.b64encode(secret).decode(),
@@ -123,7 +128,7 @@ def _decrypt(key: KmsKey, parameters: dict[str, Any]) -> Answer:
     except ValueError:
         return _error("InvalidCiphertextException")
     body = {
-        "KeyId": parameters["KeyId"],
+        "KeyId": _key_arn(parameters["KeyId"]),
         "Plaintext": base64.b64encode(plain).decode(),
         "EncryptionAlgorithm": "RSAES_OAEP_SHA_256",
     }

@@ -43,6 +43,10 @@ ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "config": ("agent/config", ("tests/unit/config",)),
     "doctor": ("agent/doctor", ("tests/unit/doctor",)),
     "forward": ("agent/forward", ("tests/unit/forward",)),
+    "keys": ("agent/keys", ("tests/unit/keys",)),
+    "providers": ("agent/providers", ("tests/unit/providers",)),
+    "sources": ("agent/sources", ("tests/unit/sources",)),
+    "upstream": ("agent/upstream", ("tests/unit/upstream",)),
 }
 
 #: What decides: whose identity is served, until when, what is remembered, who is a worker, what is hidden.
@@ -71,6 +75,10 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
     "config": ("checks", "meant", "salvage"),
     "doctor": ("checks.*", "isolation"),
     "forward": ("engine", "late", "sealing", "session", "wanted"),
+    "keys": ("*",),
+    "providers": ("*",),
+    "sources": ("*",),
+    "upstream": ("*",),
 }
 
 SURVIVED: Final = 0

@@ -92,10 +92,8 @@ def rsa_key(upstream: Upstream, url: str) -> AwsKmsKey:
     return p256_key(upstream, url, key_id=RSA_ARN, public_key=RSA.recipient_key())
 
 
-def gcp_key(upstream: Upstream, url: str) -> GcpKmsKey:
-    return GcpKmsKey(
-        key_version=VERSION, public_key=RSA.recipient_key(), token=instance_token, upstream=upstream, endpoint=url
-    )
+def gcp_key(upstream: Upstream, url: str, token: Any = instance_token) -> GcpKmsKey:
+    return GcpKmsKey(key_version=VERSION, public_key=RSA.recipient_key(), token=token, upstream=upstream, endpoint=url)
 
 
 def gcp() -> FakeGcpKms:
@@ -123,7 +121,7 @@ def test_a_p256_key_in_aws_kms_opens_with_one_agreement(data: bytes) -> None:
 
 
 def test_an_rsa_key_in_aws_kms_opens_with_one_decrypt() -> None:
-    """One Decrypt with RSAES_OAEP_SHA_256, and the bundle is open."""
+    """One Decrypt with RSAES_OAEP_SHA_256, and the bundle is open, though the answer names the key and we the alias."""
     fake = aws()
     assert opened(fake, FOR_RSA, rsa_key).recipient == generate.RSA["kid"]
     assert [operation for operation, _ in fake.asked] == ["Decrypt"]
@@ -275,13 +273,15 @@ def test_a_service_that_hangs_costs_its_time_limit_only() -> None:
 
 
 def test_without_an_identity_of_the_machine_the_key_waits() -> None:
-    """No instance profile yet: try again, rather than refuse the bundle."""
+    """No instance profile or service account yet: try again, rather than refuse the bundle."""
 
-    async def nothing(now: datetime) -> AwsCredential:
+    async def nothing(now: datetime) -> Any:
         raise Transient("no instance profile is attached", hint="attach one")
 
     with pytest.raises(KeyUnavailableError, match="no instance profile"):
         opened(aws(), GENERAL, lambda u, url: p256_key(u, url, credentials=nothing))
+    with pytest.raises(KeyUnavailableError, match="no instance profile"):
+        opened(gcp(), FOR_RSA, lambda u, url: gcp_key(u, url, token=nothing))
 
 
 @pytest.mark.parametrize(("make", "fake"), [(rsa_key, aws), (gcp_key, gcp)])
@@ -309,11 +309,15 @@ def test_a_point_off_the_curve_never_reaches_the_service() -> None:
         (p256_key, {"alg": "A256KW", "kid": generate.P256["kid"]}),
         (gcp_key, {"alg": "A256KW", "kid": generate.RSA["kid"]}),
         (rsa_key, {"alg": "A256KW", "kid": generate.RSA["kid"]}),
+        (p256_key, {"alg": "RSA-OAEP-256", "kid": generate.P256["kid"]}),
+        (rsa_key, {"alg": "ECDH-ES+A256KW", "kid": generate.RSA["kid"], "epk": generate.sealed(generate.claims())["recipients"][0]["header"]["epk"]}),
     ],
-)
+)  # fmt: skip
 def test_an_algorithm_of_another_kind_of_key_never_reaches_the_service(make: Any, jwe: dict[str, str]) -> None:
     """The key's own kind decides what is asked of the service, never the unsigned header."""
-    data = generate.bent(recipients=[{"header": jwe, "encrypted_key": jose.b64(bytes(40))}])
+    data = generate.bent(
+        recipients=[{"header": jwe, "encrypted_key": jose.b64(bytes(384 if "RSA" in jwe["alg"] else 40))}]
+    )
     fake = aws()
     with pytest.raises(SealError) as caught:
         opened(fake, jose.compact_json(data), make)
@@ -342,12 +346,16 @@ def test_a_kind_of_key_that_the_service_cannot_have_is_a_mistake_of_configuratio
 
 
 def test_the_regional_endpoint_follows_the_arn() -> None:
-    """The host is the region's own; China has another suffix."""
-    where: Callable[[str], str] = lambda region: AwsKmsKey(  # noqa: E731
-        key_id=ARN.replace("eu-west-1", region), public_key=P256.recipient_key(), credentials=instance_credential, upstream=Upstream()
-    )._endpoint  # fmt: skip
+    """The host is the region's own; China has another suffix. A region that is given outranks the ARN's."""
+
+    def where(of_arn: str, region: str | None = None) -> str:
+        return p256_key(Upstream(), "", key_id=ARN.replace("eu-west-1", of_arn), endpoint=None, region=region)._endpoint
+
     assert where("us-east-2") == "https://kms.us-east-2.amazonaws.com/"
     assert where("cn-north-1") == "https://kms.cn-north-1.amazonaws.com.cn/"
+    assert where("us-east-2", region="eu-west-1") == "https://kms.eu-west-1.amazonaws.com/"
+    with pytest.raises(ConfigError):
+        where("us-east-2", region="evil.example/")
 
 
 def test_a_kms_key_that_is_away_does_not_keep_a_local_one_from_opening() -> None:

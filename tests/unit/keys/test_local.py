@@ -17,7 +17,7 @@ from joserfc.jwk import JWKRegistry
 from agent import bundle
 from agent.bundle.envelope import parse_envelope
 from agent.core.errors import FormatError, HostError
-from agent.keys import Keyring, ephemeral_key, load_credential, load_key_file
+from agent.keys import Keyring, ephemeral_key, load_credential, load_key_file, restored_key
 from tests.fakes import jose
 from tests.unit.bundle.kit import KEYS, NOW, OPENING, TRUST, WORLD
 from tests.vectors.bundle import generate
@@ -111,16 +111,16 @@ def test_a_key_of_root_may_be_read_by_the_group_of_the_service_alone(
 
 
 def test_a_systemd_credential_may_have_the_mode_systemd_gives_it(tmp_path: Path) -> None:
-    """Systemd gives 0440 where it uses access lists; the directory is the service's own."""
-    put(tmp_path / "worker-key", json.dumps(WORKER), 0o440)
+    """Systemd gives 0440 where it uses access lists: the directory is the service's own, and the mode is not looked at."""
+    put(tmp_path / "worker-key", json.dumps(WORKER), 0o444)  # 0440 of root's is allowed to any key file
     (key,) = load_credential(tmp_path, "worker-key")
     assert (key.kid, key.kind) == (WORKER["kid"], "systemd")
 
 
-@pytest.mark.parametrize("name", ["", "..", "../etc/shadow", "/etc/shadow", "a/b"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../etc/shadow", "/etc/shadow", "a/b"])
 def test_a_credential_name_cannot_leave_its_directory(tmp_path: Path, name: str) -> None:
     """A name is a name, never a path."""
-    with pytest.raises(HostError):
+    with pytest.raises(HostError, match="plain file name"):
         load_credential(tmp_path, name)
 
 
@@ -138,8 +138,9 @@ def test_a_credential_that_the_machine_was_not_given_is_no_key(tmp_path: Path) -
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     """An absent key is the host's error, with the path and the system's words."""
-    with pytest.raises(HostError, match="no such file"):
+    with pytest.raises(HostError, match="no such file") as caught:
         load_key_file(tmp_path / "nothing")
+    assert "copy it there" in (caught.value.hint or "")
     with pytest.raises(HostError):
         load_key_file(tmp_path)
 
@@ -317,3 +318,22 @@ def test_the_key_derivation_is_that_of_rfc_7518() -> None:
     _, z = jose.agree(generate.P256, "any")
     direct = parse_envelope(jose.compact(b"x", generate.P256, direct=True).encode()).recipients[0]
     assert bundle.content_key_from_secret(direct, z) == jose.concat_kdf(z, "A256GCM")
+
+
+def test_only_a_key_that_exists_nowhere_else_is_handed_on(tmp_path: Path) -> None:
+    """The key of an earlier process opens what was sealed to it; a file's own private half is given to nobody."""
+    made = ephemeral_key()
+    again = restored_key(json.dumps(made.private_jwk()))
+    assert (again.kid, again.kind, again.private_jwk()) == (made.kid, "ephemeral", made.private_jwk())
+    (filed,) = load_key_file(put(tmp_path / "k", json.dumps(WORKER)))
+    with pytest.raises(RuntimeError):
+        filed.private_jwk()
+
+
+def test_a_keyring_asks_its_keys_in_the_order_given() -> None:
+    """The keys are told in the order of preference; two of one id, of which one would never be asked, are a mistake."""
+    first, second = ephemeral_key(), ephemeral_key()
+    assert Keyring([second, first]).keys == (second, first)
+    assert Keyring([second, first]).kids == (second.kid, first.kid)
+    with pytest.raises(RuntimeError):
+        Keyring([first, second, restored_key(json.dumps(first.private_jwk()))])
