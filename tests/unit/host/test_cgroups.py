@@ -24,6 +24,8 @@ def test_a_group_is_found_by_the_inode_of_its_directory(tmp_path: Path) -> None:
     assert cgroups.names({*ids, 1 << 60}, tmp_path) == ids
     assert cgroups.names({tmp_path.stat().st_ino}, tmp_path) == {tmp_path.stat().st_ino: "/"}
     assert cgroups.names({1}, tmp_path / "nowhere") == {}
+    (inner / "again").symlink_to(tmp_path)
+    assert [path for _, path in cgroups.walk(inner)] == [b"", b"/\xff"]
 
 
 def test_beside_version_1_it_is_in_unified(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
-from agent.host.sockdiag import NETLINK_SOCK_DIAG, Gone, SocketDiagnosis
+from agent.host.sockdiag import NETLINK_SOCK_DIAG, Gone, Holder, SocketDiagnosis
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user or in another network")
 NOBODY = 65534
@@ -127,6 +128,7 @@ def test_who_only_listens_is_not_at_the_other_end(asked: SocketDiagnosis) -> Non
     assert asked.owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
     assert asked.owner(("192.0.2.1", 40000), ("127.0.0.1", 80)) is None
     assert asked.owner(("not an address", 40000), ("127.0.0.1", 80)) is None
+    assert asked.owner(("127.0.0.1", 40000), ("not an address", 80)) is None
 
 
 def test_the_socket_that_was_passed_is_asked() -> None:
@@ -173,20 +175,127 @@ def test_one_port_to_two_metadata_addresses() -> None:
     assert done.stdout == "None\n"
 
 
-def test_an_old_answer_is_none_to_a_new_question() -> None:
-    """An answer that was left unread does not name the owner of the next connection."""
+def test_an_old_answer_is_none_to_a_new_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that was left unread does not name the owner of the next connection: each question has another number."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    monkeypatch.setattr(os, "urandom", lambda count: b"\0" * (count - 1) + b"\7")
     asked = SocketDiagnosis([made])
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         ends = client.getsockname(), client.getpeername()
-        question = struct.pack("=IHHII", 72, 20, 1, 2**32 - 1, 0)
         address = socket.inet_aton("127.0.0.1").ljust(16, b"\0")
         ports = struct.pack("!HH", ends[0][1], ends[1][1])
-        question += struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFF) + ports + address * 2
-        made.send(question + struct.pack("=III", 0, 2**32 - 1, 2**32 - 1))
+        for number in (2**32 - 1, 0, 7):
+            question = struct.pack("=IHHII", 72, 20, 1, number, 0)
+            question += struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFF) + ports + address * 2
+            made.send(question + struct.pack("=III", 0, 2**32 - 1, 2**32 - 1))
         assert asked.owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
         assert asked.owner(*ends) == os.geteuid()
     asked.close()
+
+
+class Kernel:
+    """A netlink socket on which a kernel of ours answers.
+
+    Args:
+        sockets: by the address that the client believes itself connected to: state, uid and inode.
+        attributes: what stands behind each answer.
+    """
+
+    family = socket.AF_NETLINK
+
+    def __init__(self, sockets: dict[str, tuple[int, int, int]], attributes: bytes = b"") -> None:
+        self._sockets = {
+            socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host).ljust(16, b"\0"): one
+            for host, one in sockets.items()
+        }
+        self._attributes = attributes
+        self._answers: list[bytes] = []
+
+    def setblocking(self, flag: bool) -> None:
+        """There is nothing to wait for."""
+
+    def send(self, question: bytes) -> None:
+        number = struct.unpack_from("=IHHII", question)[3]
+        found = self._sockets.get(question[44:60])
+        if found is None:  # NLMSG_ERROR: -ENOENT, and the question
+            told, kind = struct.pack("=i", -2) + question[:16], 2
+        else:
+            state, uid, inode = found
+            told, kind = struct.pack("=BBBB", question[16], state, 0, 0) + question[24:60] + bytes(12), 20
+            told += struct.pack("=IIIII", 0, 0, 0, uid, inode) + self._attributes
+        self._answers.append(struct.pack("=IHHII", 16 + len(told), kind, 0, number, 0) + told)
+
+    def recv(self, size: int, flags: int) -> bytes:
+        if not self._answers:
+            raise BlockingIOError
+        return self._answers.pop()[:size]
+
+
+HELD, ANOTHERS, LEFT = (1, 1000, 77), (1, 1001, 78), (6, 0, 0)  # the last in time-wait: nobody's any more
+
+
+@pytest.mark.parametrize(
+    ("peer", "sockets", "owner"),
+    [
+        ("10.0.0.1", {"127.0.0.1": HELD}, 1000),
+        ("10.0.0.1", {"127.0.0.1": HELD, "169.254.169.254": ANOTHERS}, 1000),
+        ("10.0.0.1", {"127.0.0.1": LEFT}, "gone"),
+        ("10.0.0.1", {"169.254.169.254": HELD}, 1000),
+        ("10.0.0.1", {"169.254.170.2": HELD}, 1000),
+        ("fd00::1", {"fd00:ec2::254": HELD}, 1000),
+        ("10.0.0.1", {"169.254.169.254": HELD, "169.254.170.2": ANOTHERS}, None),
+        ("10.0.0.1", {"169.254.169.254": HELD, "169.254.170.2": HELD}, 1000),
+        ("10.0.0.1", {"169.254.169.254": LEFT, "169.254.170.2": HELD}, 1000),
+        ("10.0.0.1", {"169.254.169.254": HELD, "169.254.170.2": LEFT}, 1000),
+        ("10.0.0.1", {"169.254.169.254": LEFT}, "gone"),
+        ("10.0.0.1", {"fd00:ec2::254": HELD}, None),
+        ("10.0.0.1", {}, None),
+    ],
+)
+def test_whose_a_connection_is(peer: str, sockets: dict[str, tuple[int, int, int]], owner: object) -> None:
+    """Whoever is connected to us, or by the rules to one metadata address; of two it is neither, and the dead do not count."""
+    asked = SocketDiagnosis([cast(socket.socket, Kernel(sockets))])
+    try:
+        found: object = asked.owner((peer, 40000), ("127.0.0.1", 8181))
+    except Gone:
+        found = "gone"
+    assert found == owner
+
+
+GROUP = struct.pack("=HHQ", 12, 21, 4242)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "group"),
+    [
+        (b"", 0),
+        (GROUP, 4242),
+        (struct.pack("=HHB3x", 5, 8, 1) + GROUP, 4242),  # another before it, padded to four bytes
+        (struct.pack("=HHQ", 12, 8, 4242), 0),
+        (struct.pack("=HHI", 8, 21, 4242), 0),
+        (GROUP[:-1], 0),
+        (struct.pack("=HH", 0, 0) + GROUP, 4242),
+        (bytes(400), 0),
+        (b"\xff" * 400, 0),
+        (GROUP + struct.pack("=HHQ", 12, 21, 17), 4242),
+    ],
+    ids=[
+        "none",
+        "alone",
+        "second",
+        "of another kind",
+        "short",
+        "cut off",
+        "after an empty one",
+        "zeros",
+        "ones",
+        "two",
+    ],
+)
+def test_the_control_group_is_read_wherever_it_stands(attributes: bytes, group: int) -> None:
+    """Kernels put other attributes before it, and more of them with each release; what is not whole is none."""
+    asked = SocketDiagnosis([cast(socket.socket, Kernel({"127.0.0.1": HELD}, attributes))])
+    assert asked.holder(("10.0.0.1", 1), ("127.0.0.1", 2)) == Holder(1000, group)
 
 
 def test_what_another_left_unread_is_no_answer_to_us() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent.host.subuid import LOOK_AGAIN_SECONDS, Whose, families
+from agent.host.subuid import LOOK_AGAIN_SECONDS, LocalUsers, Whose, families, with_subordinates
 
 UIDS = {"alice": 1000, "bob": 1001, "root": 0}
 
@@ -27,7 +29,9 @@ def test_a_user_has_its_own_and_the_subordinate_ones(tmp_path: Path) -> None:
 
 def test_roots_are_nobodys(tmp_path: Path) -> None:
     """LXD gives root a billion, for containers that are not one worker."""
-    assert read(tmp_path, "root:1000000:1000000000\n0:100000:65536\n") == ()
+    text = "root:1000000:1000000000\n0:100000:65536\n"
+    assert read(tmp_path, text) == ()
+    assert families(tmp_path / "subuid", lambda _: None) == ()  # also where nothing says that root is 0
 
 
 def test_a_user_that_is_not_known_here_has_the_subordinate_ones(tmp_path: Path) -> None:
@@ -44,7 +48,30 @@ def test_no_uid_is_two_users(tmp_path: Path) -> None:
     assert alice == ((1000, 1007),)
 
 
-@pytest.mark.parametrize("text", ["", "alice", "alice:1", "alice:x:1", "alice:1:0", "alice:99999999999:5", "alice:-1:5", "\x00\xff", "alice:100000:6 5536"])  # fmt: skip
+@given(entries=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 30), st.integers(1, 12)), min_size=1, max_size=6))
+def test_each_uid_is_its_own_or_else_the_first_that_may_take_it(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[int, int, int]]
+) -> None:
+    """Whatever ranges overlap: every uid that the file gives to anybody is one user's, by one rule."""
+    path = tmp_path_factory.mktemp("subuid") / "subuid"
+    path.write_text("".join(f"{user}:{first}:{count}\n" for user, first, count in entries))
+    users = list(dict.fromkeys(user for user, _, _ in entries))
+    wanted = {
+        user: {uid for who, first, count in entries if who == user for uid in range(first, first + count)}
+        for user in users
+    }
+    owner = {uid: user for user in reversed(users) for uid in wanted[user]} | {user: user for user in users}
+    found = families(path)
+    assert {
+        uid: user
+        for user, ranges in zip(users, found, strict=True)
+        for low, high in ranges
+        for uid in range(low, high + 1)
+    } == owner
+    assert all(low <= high for ranges in found for low, high in ranges)
+
+
+@pytest.mark.parametrize("text", ["", "alice", "alice:1", "alice:x:1", "alice:1:0", "alice:99999999999:5", "alice:4294967295:5", f"alice:{'9' * 5000}:5", "alice:٣٠٠٠:5", "alice:-1:5", "\x00\xff", "alice:100000:6 5536"])  # fmt: skip
 def test_what_is_no_entry_says_nothing(tmp_path: Path, text: str) -> None:
     """It is a file of people's hands."""
     assert read(tmp_path, text + "\nbob:5000:1\n") == (((1001, 1001), (5000, 5000)),)
@@ -53,12 +80,35 @@ def test_what_is_no_entry_says_nothing(tmp_path: Path, text: str) -> None:
 def test_the_last_uid_is_the_last(tmp_path: Path) -> None:
     """A range that goes on behind it ends there."""
     assert read(tmp_path, "alice:4294967000:4294967000\n") == (((1000, 1000), (4294967000, 4294967294)),)
+    assert read(tmp_path, "alice:4294967294:1\n") == (((1000, 1000), (4294967294, 4294967294)),)
 
 
 def test_what_cannot_be_read_is_nobodys(tmp_path: Path) -> None:
     """There is none on most machines."""
     assert families(tmp_path / "absent") == ()
     assert families(tmp_path) == ()
+
+
+def test_a_worker_is_also_who_it_may_become(tmp_path: Path) -> None:
+    """By its subordinate uids, and by theirs; root is nobody's, and who is no worker adds nothing."""
+    path = tmp_path / "subuid"
+    path.write_text("alice:5000:10\n5005:7000:10\nbob:9000:10\n5006:0:3\n5007:0:1\nroot:100000:65536\ncarol:8000:10\n")
+    assert with_subordinates([(1000, 1000)], path, UIDS.get) == ((1, 2), (1000, 1000), (5000, 5009), (7000, 7009))
+    assert with_subordinates([(2000, 2000)], path, UIDS.get) == ((2000, 2000),)
+    assert with_subordinates([(900, 1001)], tmp_path / "absent", UIDS.get) == ((900, 1001),)
+
+
+def test_names_are_those_of_the_machines_own_file(tmp_path: Path) -> None:
+    """A line that says no uid is no user (passwd(5)); one that is not there has no uid."""
+    path = tmp_path / "passwd"
+    path.write_text(
+        "alice:x:1000:1000::/home/alice:/bin/sh\nshort:x\nthree:x:7\nodd:x:-1:0:::\nnone:x::0:::\n\n+::::::\n"
+    )
+    known = LocalUsers(path)
+    assert {name: known(name) for name in ("alice", "short", "three", "odd", "none", "+", "bob", "")} == {
+        **dict.fromkeys(("short", "odd", "none", "+", "bob", "")), "alice": 1000, "three": 7
+    }  # fmt: skip
+    assert LocalUsers(tmp_path / "absent")("alice") is None
 
 
 class TestWhose:
@@ -86,3 +136,15 @@ class TestWhose:
         path.unlink()
         now[0] += LOOK_AGAIN_SECONDS + 1
         assert whose(100000) == 100000
+
+    def test_who_has_no_uid_here_goes_by_the_first_of_the_subordinate_ones(self, tmp_path: Path) -> None:
+        """A user of a directory is one worker too, and the ranges that are told say the same."""
+        path = tmp_path / "subuid"
+        path.write_text("nobody-of-this-name:100000:65536\n1000:300000:2\n")
+        now = [0.0]
+        whose = Whose(path, lambda: now[0])
+        assert whose.rows() == ((1000, 1000, 1000), (100000, 165535, 100000), (300000, 300001, 1000))
+        assert (whose(100000), whose(165535), whose(300001)) == (100000, 100000, 1000)
+        path.unlink()
+        now[0] += LOOK_AGAIN_SECONDS + 1
+        assert whose.rows() == ()
