@@ -23,6 +23,7 @@ DATE = datetime(2026, 11, 28, 12, tzinfo=UTC)
         ("86400", LONGEST_PAUSE_SECONDS),
         ("9" * 400, LONGEST_PAUSE_SECONDS),
         ("Sat, 28 Nov 2026 12:00:40 GMT", 40),
+        ("Sat, 28 Nov 2026 12:00:40 -0000", 40),
         ("Sat, 28 Nov 2026 11:59:00 GMT", 0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_PAUSE_SECONDS),
         ("Fri, 31 Dec 9999 23:59:59 -2359", LONGEST_PAUSE_SECONDS),
