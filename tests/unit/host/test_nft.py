@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -162,6 +163,69 @@ def test_no_script_flushes_a_set_that_it_makes_with_elements(script: str) -> Non
     flushed = set(re.findall(r"^flush set \w+ \w+ (\w+)$", script, re.MULTILINE))
     assert made
     assert not made & flushed
+
+
+def test_who_may_be_a_worker_is_named_where_he_is_refused() -> None:
+    """In the chain that leads, before everybody is led; in the one that refuses; and no rule names a set that is not made."""
+    for refused in ((), ((7, 9),)):
+        text = nft.ruleset(nft.Workers(uids=((1000, 2000),), refused=refused), port=1, agent_uid=998)
+        own = text[text.index(f"delete table {nft.TABLE}\n") :]
+        assert set(re.findall(r"@(\w+)", own)) == set(re.findall(r"^\s*set (\w+) \{", own, re.MULTILINE))
+        assert ("meta skuid @refused return" in own, "meta skuid @refused goto refuse" in own) == (bool(refused),) * 2
+
+
+def test_where_the_agent_has_no_user_nobody_but_root_answers_for_it() -> None:
+    """No worker may; and else no user at all, since one that has taken the port would be believed."""
+    workers = nft.Workers(uids=((1000, 2000),))
+    for agent_uid, others in ((None, "@workers"), (998, "1-4294967294")):
+        text = nft.ruleset(workers, port=1, agent_uid=agent_uid)
+        chain = text[text.index("chain speaker", text.index(f"delete table {nft.TABLE}\n")) :]
+        assert f"meta skuid {others} counter reject with tcp reset" in chain[: chain.index("}")]
+
+
+def test_a_boot_refuses_whom_it_is_told_to_refuse_too() -> None:
+    """Without a plan it knows the defaults alone, and the users that the last one named."""
+    assert f"add element {nft.CLOSED} worker_uids {{ 5, 7-9 }}" in nft.refusal(((5, 5), (7, 9)))
+    assert "worker_uids" not in nft.refusal().replace("@worker_uids", "").replace("set worker_uids", "")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loads rules in a network namespace of its own")
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft (apt-get install nftables)")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
+def test_of_a_former_configuration_nothing_is_left(tmp_path: Path) -> None:
+    """Whom it excepted, which ports and interfaces it named: the rules in force are those of the last one alone."""
+    wide = nft.ruleset(
+        nft.Workers(
+            uids=((1000, 2000), (5000, 5000)),
+            bridges=("docker0", "br-*"),
+            exempt_bridges=("v*", "lxd0"),
+            families=(((1000, 1000), (100000, 165535)),),
+            refused=((7, 9),),
+        ),
+        port=5555,
+        agent_uid=998,
+        server_uid=997,
+    )
+    narrow = nft.ruleset(nft.Workers(uids=((3000, 4000),)), port=16925, agent_uid=None, ipv6=False)
+    for name, script in (("wide", wide), ("narrow", narrow)):
+        (tmp_path / name).write_text(script)
+
+    def after(*names: str) -> str:
+        steps = [f"nft -f {tmp_path / name}" for name in names]
+        argv = ["unshare", "--net", "sh", "-c", " && ".join([*steps, "nft -s list ruleset"])]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    everything, little = after("wide"), after("narrow")
+    assert after("wide", "narrow") == little
+    assert after("narrow", "wide", "wide") == everything
+    closed = everything[everything.index(f"table {nft.CLOSED} ") :]
+    for said in ('iifname "lxd0" accept', 'iifname "docker0" accept', "elements = { 5555 }", "elements = { 997, 998 }"):
+        assert said in closed
+    assert ["tcp dport 80 ip6 daddr @metadata_ip6 jump worker" in rules for rules in (everything, little)] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.root
