@@ -234,6 +234,7 @@ def test_probe_tells_the_account() -> None:
         ("arn:aws:iam::1:role/R", "arn:aws:sts::1:federated-user/R", False),
         ("arn:aws:iam::1:user/R", "arn:aws:sts::1:assumed-role/R/s", False),
         ("arn:aws:iam::1:role/R", "arn:aws:sts::1:assumed-role/R/s/t", False),
+        ("arn:aws:iam::1:role/R", "arn:aws:sts::1:another/R/s", False),
         ("R", "arn:aws:sts::1:assumed-role/R/s", False),
         ("", "", True),
     ],
@@ -753,7 +754,9 @@ def test_origins_are_compared_whole(entry: str, url: str, allowed: bool) -> None
     assert bool(asked) == allowed
 
 
-@pytest.mark.parametrize("entry", ["", "https://", "ftp://x", "https://a/b", "https://a?b", "user@host", "a b"])
+@pytest.mark.parametrize(
+    "entry", ["", "https://", "ftp://x", "https://a/b", "https://a?b", "https://a#b", "user@host", "a b"]
+)
 def test_bad_origins_are_a_configuration_error(entry: str) -> None:
     """An entry of the allow-list that is not an origin stops the start, not the first renewal."""
     with pytest.raises(ConfigError, match="allowed origin"):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from agent.core.errors import Denied, Transient
 from agent.core.model import (
@@ -383,6 +383,7 @@ UNUSABLE_KEYS = {
     "no pem": "canary",
     "bad pem": "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n",
     "elliptic": pem(ec.generate_private_key(ec.SECP256R1())),
+    "edwards": pem(ed25519.Ed25519PrivateKey.generate()),
     "short": pem(rsa.generate_private_key(65537, 1024)),
 }
 
