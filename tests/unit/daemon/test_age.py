@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from agent.core.verdict import Mark, Memory
-from agent.daemon.age import AGED, LOOK_SECONDS, Age, aged
+from agent.daemon.age import AGED, ALIVE_SECONDS, LOOK_SECONDS, Age, aged
 from agent.host.state import LIVED_FILE, Lived, StateDirectory
 from tests.fakes.clock import START, FakeClock, settle
 from tests.unit.daemon.test_reload_between import come_true
@@ -85,6 +85,42 @@ def test_an_alarm_that_has_ended_does_not_come_back_with_a_crash(tmp_path: Path)
             await clock.advance(LOOK_SECONDS)
             await come_true(lambda said=said: (lived := state.lived()) is not None and lived.since == said)
             memory = remembering(2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_an_alarm_that_has_ended_does_not_come_back_with_an_orderly_end(tmp_path: Path) -> None:
+    """Also where nobody has asked since for the reason: what was brought just before the end counts."""
+
+    async def main() -> None:
+        state = StateDirectory(tmp_path)
+        age = Age(state, FakeClock())
+        with capture_logs():
+            age.begin(remembering(1), LONG_AGO)
+        assert age.troubles(remembering(1)).keys() == {"state.directory"}
+        await age.last(remembering(2), 30)
+        assert state.lived() == Lived(at=START, ended=True)
+        assert age.troubles(remembering(2)) == {}
+
+    asyncio.run(main())
+
+
+def test_it_says_again_and_again_that_it_is_alive(tmp_path: Path) -> None:
+    """Else a disk of a machine that was on all the time would count as old after a crash."""
+
+    async def main() -> None:
+        state, clock = StateDirectory(tmp_path), FakeClock()
+        age = Age(state, clock)
+        age.begin(remembering(1), None)
+        running = asyncio.create_task(age.run(lambda: remembering(1)))
+        await come_true(lambda: state.lived() is not None)
+        await come_true(lambda: clock.sleeping)
+        for _ in range(int(ALIVE_SECONDS / LOOK_SECONDS)):
+            await clock.advance(LOOK_SECONDS)
+        said = Lived(at=START + timedelta(seconds=ALIVE_SECONDS))
+        await come_true(lambda: state.lived() == said)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

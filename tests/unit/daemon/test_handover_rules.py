@@ -247,6 +247,8 @@ class TestGrace:
         assert grace.read(tmp_path, uptime=10.0) == grace.Began("i-1", 5.0)
         assert grace.read(tmp_path, uptime=5.0) == grace.Began("i-1", 5.0)
         assert grace.read(tmp_path, uptime=4.9) is None
+        grace.write(tmp_path, grace.Began("i-1", 0.0))
+        assert grace.read(tmp_path, uptime=10.0) == grace.Began("i-1", 0.0)
         grace.write(tmp_path, grace.Began("i-1", -0.1))
         assert grace.read(tmp_path, uptime=10.0) is None
         (tmp_path / grace.FILE).write_text("[]")
@@ -279,6 +281,7 @@ class TestGrace:
             {"marks": (one, msgspec.structs.replace(two, seq=3))},
             {"decided": {}},
             {"decided": {Cloud.AWS: OnExpiry.DENY}},
+            {"decided": {Cloud.AWS: OnExpiry.FALLBACK}},
             {"active": None},
             {"active": one},
             {"floors": {}},
@@ -302,5 +305,53 @@ class TestGrace:
             note.keep(grace.Began("i-1", 1.0))
             await note.last(30)
             assert grace.read(tmp_path / "run", uptime=10.0) == grace.Began("i-1", 1.0)
+
+        asyncio.run(main())
+
+    def test_what_could_not_be_written_is_tried_again_with_the_next_word(self, tmp_path: Path) -> None:
+        """Though that says the same; and what was written, only once somebody has removed it."""
+        directory, began = tmp_path / "run", grace.Began("i-1", 1.0)
+
+        async def main() -> None:
+            note = grace.Note(directory)
+            note.again()  # nothing was to be kept yet
+            note.keep(began)
+            await note.last(30)
+            directory.mkdir()
+            note.keep(began)
+            await note.last(30)
+            assert grace.read(directory, uptime=10.0) == began
+            (directory / grace.FILE).unlink()
+            note.keep(began)
+            await note.last(30)
+            assert grace.read(directory, uptime=10.0) is None
+            note.again()
+            await note.last(30)
+            assert grace.read(directory, uptime=10.0) == began
+
+        asyncio.run(main())
+
+    def test_a_word_that_comes_while_another_fails_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A disk that is full for one attempt loses nothing that was said during it."""
+        later = grace.Began("i-1", 1.0, doubted=True)
+        write = grace.write
+
+        async def main() -> None:
+            note, loop = grace.Note(tmp_path), asyncio.get_running_loop()
+
+            def fails_once(directory: Path, began: grace.Began) -> bool:
+                monkeypatch.setattr(grace, "write", write)
+                asyncio.run_coroutine_threadsafe(said(), loop).result(30)
+                return False
+
+            async def said() -> None:
+                note.keep(later)
+
+            monkeypatch.setattr(grace, "write", fails_once)
+            note.keep(grace.Began("i-1", 1.0))
+            await note.last(30)
+            assert grace.read(tmp_path, uptime=10.0) == later
 
         asyncio.run(main())
