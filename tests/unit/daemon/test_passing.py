@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -12,6 +13,8 @@ import pytest
 
 from agent.core.errors import TargetError
 from agent.core.model import Cloud
+from agent.core.view import Absent, Answer, Ended, Live, Origin, Pending
+from agent.daemon import passing
 from agent.daemon.passing import Passing
 from agent.serve.gce_answers import decided
 from agent.serve.hiding import EC2_ROOT, GCE_ROOT
@@ -23,6 +26,7 @@ from agent.wire.http import path_of, segments_of
 from tests.fakes.clock import START
 from tests.fakes.upstreams import CANARY, Gullible, Scripted, answer
 from tests.fakes.view import KEY
+from tests.unit.identity.worlds import aws_credential
 from tests.unit.serve.test_hiding import PLAIN, SEEN, Everything, view_of
 
 T = TypeVar("T")
@@ -93,6 +97,9 @@ def test_what_is_hidden_is_not_asked(path: str) -> None:
         "/latest/meta-data/hostname?x=y",
         "/other/meta-data/hostname",
         "/latest/user-d\u0430ta",
+        "/latest/meta-data/host%C5%84ame",
+        f"{MACHINE}/host%C5%84ame",
+        f"{MACHINE}/zone?wait_for_change=true&timeout_sec=soon",
         "latest",
         f"{MACHINE}/service-accounts/default/token",
         f"{MACHINE}/service-accounts/default/identity?audience=x",
@@ -122,6 +129,9 @@ def test_another_spelling_or_another_question_is_not_asked(target: str) -> None:
         ("/latest/meta-data/hostname", "GET", (("X-aws-ec2-metadata-token", "x"),), None),
         ("/latest/meta-data/hostname", "GET", (), b"x"),
         (f"{MACHINE}/hostname", "GET", (("Host", "elsewhere"),), None),
+        (f"{MACHINE}/hostname", "GET", (), b"x"),
+        (f"{MACHINE}/hostname", "HEAD", (), None),
+        (f"{MACHINE}/guest-attributes/mine/key", "HEAD", (), None),
         (f"{MACHINE}/hostname", "PUT", (), b"x"),
         (f"{MACHINE}/guest-attributes/hostkeys/ssh-rsa", "PUT", (), b"x"),
         (f"{MACHINE}/guest-attributes/agent/key", "PUT", (), b"x"),
@@ -166,10 +176,13 @@ def test_a_listing_comes_without_what_is_hidden() -> None:
 @pytest.mark.parametrize(
     "target",
     [
+        "/",
         "/latest/meta-data/hostname",
         "/latest/meta-data/spot/instance-action",
         "/2021-07-15/meta-data/",
         f"{MACHINE}/hostname",
+        f"{MACHINE}/attributes/?alt=text",
+        f"{MACHINE}/virtual-clock/?recursive=true&alt=text",
         f"{MACHINE}/zone?wait_for_change=true&timeout_sec=10&last_etag=x%2Fy",
         "/computeMetadata/v1/oslogin/users?" + urlencode({"username": "a b", "pagesize": "5"}),
     ],
@@ -180,6 +193,60 @@ def test_what_workers_may_ask_is_asked(target: str) -> None:
     found = run(Taken(real).ask(target))
     assert (found.status, found.body) == (200, SEEN.encode())
     assert [one.path_qs for one in real.asked] == [target]
+
+
+def test_a_write_goes_out_as_it_came() -> None:
+    """A worker's guest attribute, with its content type."""
+    real = Everything()
+    field = ("Content-Type", "text/plain")
+    target = f"{MACHINE}/guest-attributes/mine/key"
+    assert run(Taken(real).ask(target, method="PUT", headers=(field,), body=b"x")).status == 200
+    (asked,) = real.asked
+    assert (asked.method, asked.path_qs, asked.headers, asked.body) == ("PUT", target, dict([field]), b"x")
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("iam", True),
+        ("iam/info", True),
+        ("IAM/info", False),
+        ("iam/security-credentials", False),
+        ("iam/security-credentials/role", False),
+        ("iam/Security-Credentials/role", False),
+        ("iam/security-credentials-of-old", False),
+    ],
+)
+def test_of_the_machines_own_identity_only_what_is_no_credential(path: str, asked: bool) -> None:
+    """While it is the workers', its name is asked for; its credentials come from the agent, and never by this way."""
+    real = Everything()
+    taken = Taken(real, "fallback")
+    assert (run(taken.ask(f"/latest/meta-data/{path}")).status == 200) is asked
+    assert bool(real.asked) is asked
+
+
+def test_a_service_that_the_machine_does_not_have_is_not_asked() -> None:
+    """Such a question is refused as any other is, and ends nothing."""
+    real = Everything()
+    settings = ServeSettings(token_key=KEY)
+    aws = Passing({Cloud.AWS: real}, settings, answer=lambda _: Absent("none"), expects_bundle=lambda: True)
+    refused(run(aws.ask(Pass(1, Cloud.GCP, "GET", f"{MACHINE}/hostname", (), None, 1.0))), real)
+
+
+@pytest.mark.parametrize(
+    ("served", "is_decided"),
+    [
+        (Absent("none"), False),
+        (Live(aws_credential(START), "role", Origin.FALLBACK), False),
+        (Live(aws_credential(START), "role", Origin.BUNDLE), True),
+        (Pending("a bundle may come"), True),
+        (Ended("it was withdrawn", passing=False), True),
+    ],
+)
+def test_when_the_machines_own_identity_is_the_workers(served: Answer, is_decided: bool) -> None:
+    """Only while it is served, or where there is none: not while a bundle may come, nor after one."""
+    one = Passing({}, ServeSettings(token_key=KEY), answer=lambda _: served, expects_bundle=lambda: True)
+    assert one.decided(Cloud.AWS) is is_decided
 
 
 def test_what_was_decided_meanwhile_is_not_told() -> None:
@@ -201,37 +268,53 @@ def test_what_was_decided_meanwhile_is_not_told() -> None:
     assert run(overtaken()).status == 0
 
 
-def test_all_its_questions_are_bounded() -> None:
-    """However much it asks, the link-local address is asked no more than workers together could have it asked."""
+@pytest.mark.parametrize(("connections", "plain", "polls"), [(1, 2, 1), (2, 2, 1), (10, 10, 5), (200, 64, 168)])
+def test_so_many_are_under_way_at_once(connections: int, plain: int, polls: int) -> None:
+    """Twice what an honest server has, by its settings, and long polls apart; what has ended counts no more."""
 
-    async def storm(target: str) -> tuple[int, int]:
+    async def storm(target: str, most: int) -> list[int]:
         real = Everything()
-        real.gate = asyncio.Event()
-        taken = Taken(real)
-        many = [asyncio.create_task(taken.ask(target)) for _ in range(3000)]
-        for _ in range(5):
-            await asyncio.sleep(0)
-        at_once = real.most_under_way
-        real.gate.set()
-        await asyncio.gather(*many)
-        for _ in range(3000):
-            await taken.ask(target)
-        return at_once, len(real.asked)
+        taken = Taken(real, passed_connections=connections)
+        found = []
+        for _ in range(2):
+            real.gate, real.most_under_way = asyncio.Event(), 0
+            many = [asyncio.create_task(taken.ask(target)) for _ in range(most + 3)]
+            for _ in range(5):
+                await asyncio.sleep(0)
+            found.append(real.most_under_way)
+            real.gate.set()
+            await asyncio.gather(*many)
+        return found
 
-    at_once, asked = run(storm("/latest/meta-data/hostname"))
-    assert at_once <= 64
-    assert asked <= ASKED_AT_ONCE * 1.5
-    polls, _ = run(storm(f"{MACHINE}/zone?wait_for_change=true&timeout_sec=10"))
-    assert polls <= 256
+    assert run(storm("/latest/meta-data/hostname", plain)) == [plain, plain]
+    assert run(storm(f"{MACHINE}/zone?wait_for_change=true&timeout_sec=10", polls)) == [polls, polls]
 
-    async def writes() -> int:
+
+@pytest.mark.parametrize(
+    ("target", "method", "most"),
+    [
+        ("/latest/meta-data/hostname", "GET", ASKED_AT_ONCE),
+        (f"{MACHINE}/hostname", "GET", ASKED_AT_ONCE),
+        (f"{MACHINE}/service-accounts/default/email", "GET", ASKED_AT_ONCE),
+        (f"{MACHINE}/guest-attributes/mine/token", "GET", ASKED_AT_ONCE),
+        (f"{MACHINE}/guest-attributes/mine/key", "PUT", MADE_AT_ONCE),
+        (f"{MACHINE}/service-accounts/default/identity?audience=x", "GET", MADE_AT_ONCE),
+        (f"{MACHINE}/service-accounts/default/token", "GET", MADE_AT_ONCE),
+        (f"{MACHINE}/Service-Accounts/default/Token", "GET", MADE_AT_ONCE),
+    ],
+)
+def test_all_its_questions_are_bounded(monkeypatch: pytest.MonkeyPatch, target: str, method: str, most: float) -> None:
+    """However much it asks, as much as all workers together; less of what the real service makes for it or writes."""
+    monkeypatch.setattr(passing, "time", SimpleNamespace(monotonic=lambda: 0.0))  # all of it at one moment
+
+    async def storm() -> int:
         real = Everything()
-        taken = Taken(real)
-        for _ in range(1000):
-            await taken.ask(f"{MACHINE}/guest-attributes/mine/key", method="PUT", body=b"x")
+        taken = Taken(real, "fallback")
+        for _ in range(int(ASKED_AT_ONCE) + 5):
+            await taken.ask(target, method=method, body=b"x" if method == "PUT" else None)
         return len(real.asked)
 
-    assert run(writes()) <= MADE_AT_ONCE * 1.5
+    assert run(storm()) == most
 
 
 def test_the_roots_are_those_of_the_table() -> None:
