@@ -33,7 +33,8 @@ def trust(settings: config.Config, away: Away) -> bundle.Trust:
         away: takes note of what cannot be read: that signer is then not trusted.
 
     Raises:
-        ConfigError: a key file cannot be read or is not a public key, and ``away`` does not tolerate that.
+        ConfigError: a key file cannot be read or is not a public key, or a key is there twice, and ``away`` does not
+            tolerate that.
     """
     entries: list[dict[str, object]] = []
     for index, entry in enumerate(settings.signers):
@@ -48,7 +49,13 @@ def trust(settings: config.Config, away: Away) -> bundle.Trust:
                 entries.append(_signer(entry, where, directly, away.files[entry.key]))
             continue
         away.files[entry.key] = str(entries[-1]["key"])
-    return bundle.Trust.parse(entries)
+    try:
+        return bundle.Trust.parse(entries)
+    except AgentError as error:  # each was read by itself: one key is there twice
+        fault = ConfigError(f"signers: {error.message}", hint=error.hint)
+        if not away.takes("signers", fault, passing=False):
+            raise fault from None
+        return bundle.Trust(())
 
 
 class Ask(Protocol):
