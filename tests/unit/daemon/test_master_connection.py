@@ -133,6 +133,11 @@ def _had_too_many(joined: Joined) -> None:
     joined.say(words.number(words.HAD, 2))
 
 
+def _had_twice(joined: Joined) -> None:
+    joined.say(words.number(words.HAD, 1))
+    joined.say(words.number(words.HAD, 1))
+
+
 def _the_same_twice(joined: Joined) -> None:
     joined.link(5).close()
     joined.link(5).close()
@@ -168,6 +173,7 @@ def _again_and_again(joined: Joined) -> None:
         _twice_introduced,
         _alive_later,
         _had_too_many,
+        _had_twice,
         _the_same_twice,
         _many,
         _again_and_again,

@@ -13,12 +13,13 @@ from agent.core.model import Action, Cloud
 from agent.core.secret import Secret
 from agent.core.verdict import Memory
 from agent.core.view import Absent, Ended, Live, Pending
-from agent.daemon.snapshots import Snapshots
+from agent.daemon.snapshots import Snapshots, told_of
+from agent.host.clock import SystemClock
 from agent.identity.state import NAMES_KEPT
 from agent.identity.transitions import ID_TOKEN_AUDIENCES
 from agent.serve.waiting import Served
-from agent.snapshot import ServeSettings, Snapshot
-from agent.snapshot.model import MOST_NAMES, MOST_TOKENS
+from agent.snapshot import ServeSettings, Snapshot, Time
+from agent.snapshot.model import MOST_NAMES, MOST_RANGES, MOST_TOKENS
 from tests.fakes.clock import settle
 from tests.unit.controller.support import Issued, World, looped
 from tests.unit.controller.test_scoped import READ, account
@@ -31,13 +32,18 @@ class Told:
     def __init__(self) -> None:
         self.world = World()
         self.tokens: tuple[Secret, ...] = (Secret("one"),)
+        self.time = Time()
+        self.ranges: tuple[tuple[int, int, int], ...] = ()
+        self.expects_bundle = True
         self.snapshots = Snapshots(
             self.world.controller,
             self.world.clock,
             ServeSettings(token_key=b"k" * 32),
             tokens=lambda: self.tokens,
             path_id=Secret("path"),
-            expects_bundle=lambda: True,
+            expects_bundle=lambda: self.expects_bundle,
+            time=lambda: self.time,
+            subordinate=lambda: self.ranges,
         )
         self.served = Served(self.snapshots.latest)
         self.heard: list[Snapshot] = []
@@ -154,6 +160,37 @@ async def test_a_refusal_is_told_while_nothing_is_in_force() -> None:
         assert told.served.now.refused is not None
         await told.world.submit(told.world.knows(b"one", bundle(session(), seq=2)))
         assert told.served.now.refused is None
+        await told.world.submit(told.world.knows(b"late", bundle(session(), seq=1)))
+        assert told.world.controller.intake.last_refusal is not None
+        told.snapshots.publish()
+        assert told.served.now.refused is None
+
+
+@looped
+async def test_what_nobody_tells_of_is_looked_at() -> None:
+    """Another time, or other ranges of uids: as far as a snapshot has room for them."""
+    told = Told()
+    many = tuple((1000, 1 << 16, number) for number in range(1, MOST_RANGES + 2))
+    for news in ({"time": Time(lost=5.0)}, {"ranges": many[:1]}, {"ranges": many}):
+        assert not told.snapshots.outdated
+        for name, value in news.items():
+            setattr(told, name, value)
+        assert told.snapshots.outdated
+        told.snapshots.publish()
+        assert told.snapshots.version == told.served.version == told.heard[-1].version
+    assert not told.snapshots.outdated
+    assert (told.served.now.time, told.served.now.subordinate) == (told.time, many[:-1])
+    for expects in (False, True):
+        told.expects_bundle = expects
+        assert told.snapshots.expects_bundle is not expects  # as it was told last
+        told.snapshots.publish()
+        assert told.snapshots.expects_bundle is told.served.now.expects_bundle is expects
+
+
+def test_the_time_that_is_told_is_the_clocks() -> None:
+    """What CLOCK_BOOTTIME has missed, and how far it is from UTC."""
+    clock = SystemClock(boottime=lambda: 500.0, wall=lambda: 1500.0, synchronised=lambda: False)
+    assert told_of(clock) == Time(lost=0.0, offset=1000.0)
 
 
 @looped
@@ -167,9 +204,16 @@ async def test_what_cannot_be_told_closes() -> None:
         with structlog.testing.capture_logs() as logs:
             told.snapshots.publish()
         assert [entry["event"] for entry in logs] == ["snapshot.not_made"]
-        assert isinstance(told.answer(), Ended)
+        ended = told.answer()
+        assert isinstance(ended, Ended)
+        assert ended.passing
         assert told.served.now.container_tokens == ()
-        told.tokens = ()
+        told.tokens, told.ranges = (), ((-1, 0, 1),)  # what can be said, and nobody would take
+        with structlog.testing.capture_logs() as logs:
+            told.snapshots.publish()
+        assert [entry["event"] for entry in logs] == ["snapshot.not_made"]
+        assert isinstance(told.answer(), Ended)
+        told.ranges = ()
         told.snapshots.publish()
         assert isinstance(told.answer(), Live)
 
