@@ -184,7 +184,9 @@ class Ec2Dialect:
         if answer.origin is Origin.FALLBACK and self._proxy is not None:
             return partial(self._pass, request, request.segments[1:])
         if not below:
-            return ec2.text(b"info\nsecurity-credentials/")
+            # Who follows a listing is told of nothing that is not there.
+            known = self._info(answer).status == 200
+            return ec2.text(b"info\nsecurity-credentials/" if known else b"security-credentials/")
         if below == ("info",):
             return self._info(answer)
         return _NOT_FOUND
