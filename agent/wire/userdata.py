@@ -55,7 +55,7 @@ _MARK: Final = re.compile(
 _MIME_START: Final = re.compile(rb"^(?:Content-Type:|MIME-Version:)", re.IGNORECASE)
 _BOUNDARY: Final = re.compile(rb"\bboundary\*?\d*\*?[ \t]*=", re.IGNORECASE)
 LIKE_A_BUNDLE: Final = re.compile(rb'"(?:ciphertext|protected|encrypted_key)"')
-_COMPACT: Final = re.compile(rb"^[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}\s*$")
+COMPACT: Final = re.compile(rb"^[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}\s*$")
 
 
 def extract(document: bytes) -> bytes | None:
@@ -76,7 +76,7 @@ def extract(document: bytes) -> bytes | None:
         return None
     if text.startswith(b"{"):
         return _from_json(text)
-    if _COMPACT.match(text):
+    if COMPACT.match(text):
         return text
     if _MIME_START.match(text):
         return _from_mime(text)

@@ -25,7 +25,7 @@ from urllib.parse import unquote_to_bytes
 
 from agent.core.errors import UnreadableError, WireError
 from agent.wire.names import BUNDLE_TYPE
-from agent.wire.userdata import BEGIN, LIKE_A_BUNDLE, MAX_DOCUMENT_BYTES, extract, parts
+from agent.wire.userdata import BEGIN, COMPACT, LIKE_A_BUNDLE, MAX_DOCUMENT_BYTES, extract, parts
 
 MAX_LAYERS: Final = 6
 """Each tool adds one wrapping, some add two; more than four together were never seen."""
@@ -54,6 +54,11 @@ _THRICE: Final = frozenset(coded for one in _TWICE for coded in _alignments(one)
 _SIGNS: Final = re.compile(
     b"|".join(re.escape(one) for one in sorted({BEGIN.encode(), TYPE, *_ONCE, *_TWICE, *_THRICE}))
 )
+_GZIP: Final = b"H4sI"
+"""How base64 of gzip begins (RFC 1952 section 2.3: two bytes, and the one method that there is)."""
+_MOST_COMPRESSED: Final = 4
+_LAST_LINE: Final = re.compile(rb"[A-Za-z0-9+/_-]{1,39}={0,2}(?![^\s'\"])")
+"""Of folded base64, where all lines before it are as long as each other: a heredoc's end is none."""
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]{32,}={0,2}\Z")
 _COMPACT_ANYWHERE: Final = re.compile(rb"eyJ[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]*){4}")
 _MARKS: Final = ((b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"), (b"\xff\xfe", "utf-16-le"),
@@ -128,9 +133,9 @@ def _is_ours(data: bytes) -> bool:
         if text.startswith(b"{"):
             protected = json.loads(text)["protected"].encode()
         else:
-            protected, *rest = text.split(b".")
-            if len(rest) != 4:
-                return False
+            if not COMPACT.match(text):
+                return False  # in quotes, say: what is inside them may be one
+            protected = text.partition(b".")[0]
         header = json.loads(base64.urlsafe_b64decode(protected + b"=" * (-len(protected) % 4)))
         return bool(header.get("typ") == TYPE.decode())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -205,7 +210,7 @@ def _of_url(data: bytes) -> Iterator[bytes]:
         _, comma, payload = text.partition(b",")
         if comma:
             yield payload
-    elif re.search(rb"%(?:7[Bb]|22|2[Dd]|2[Ee]|3[Dd]|0[Aa])", data):
+    elif re.search(rb"%(?:7[Bb]|2[25BbDdEeFf]|3[Dd]|0[Aa])", data):
         yield unquote_to_bytes(data)
         if b"+" in data and b" " not in data:
             yield unquote_to_bytes(data.replace(b"+", b" "))
@@ -274,9 +279,19 @@ def _of_other_text(data: bytes) -> Iterator[bytes]:
                 continue
             yield data[brace:end]
             return
+    compressed = 0
     for block in re.finditer(rb"(?:^|[\s:=\"'|>])((?:[A-Za-z0-9+/_-]{40,}={0,2}\s*)+)", data):
-        if _signs(block[1]):
-            yield block[1]
+        signs = _signs(block[1])
+        # cloud-init's `gz+b64` shows no sign of what is inside.
+        if not signs and (compressed >= _MOST_COMPRESSED or not block[1].startswith(_GZIP)):
+            continue
+        compressed += 1
+        yield block[1]
+        lines = block[1].split()
+        last = _LAST_LINE.match(data, block.end()) if len(lines) > 1 and len({*map(len, lines)}) == 1 else None
+        if last is not None:
+            yield block[1] + last[0]
+        if signs:
             return
 
 

@@ -97,16 +97,48 @@ def test_wrappings_come_off_in_any_order(names: list[str]) -> None:
     assert found.strip() == GENERAL
 
 
+AROUND = [
+    "#cloud-config\nwrite_files:\n- path: /x\n  content: |\n    {}\n",
+    "#!/bin/sh\ncat > bundle <<'EOF'\n{}\nEOF\n",
+    "#!/bin/sh\nexport BUNDLE='{}'\n",
+    "[settings]\nbundle = '{}'\n",
+]
+NO_TEXT = {"gzip", "zlib", "UTF-16", "UTF-16 without its mark"}
+"""What they make of a bundle stands in no text."""
+OF_BYTES = {
+    "base64", "base64url without its padding", "folded base64", "gzip", "gzip and base64", "zlib", "a data: URL",
+    "a JSON string", "zero bytes at the end",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("form", BUNDLES)
-@pytest.mark.parametrize(
-    "around",
-    [
-        "#cloud-config\nwrite_files:\n- path: /x\n  content: |\n    {}\n",
-        "#!/bin/sh\ncat > bundle <<'EOF'\n{}\nEOF\n",
-        "#!/bin/sh\nexport BUNDLE='{}'\n",
-        "[settings]\nbundle = '{}'\n",
-    ],
-)
+@pytest.mark.parametrize("inner", WRAPPINGS)
+def test_two_wrappings_come_off_whichever_they_are(inner: str, form: str) -> None:
+    """Each within each, as far as it can stand there: what comes out is the bundle, and not what is still around it."""
+    once = WRAPPINGS[inner](BUNDLES[form])
+    for outer, wrap in WRAPPINGS.items():
+        if inner not in NO_TEXT or outer in OF_BYTES - {"a JSON string"}:
+            found = find(wrap(once))
+            assert found is not None, outer
+            assert found.strip() == BUNDLES[form], outer
+
+
+@pytest.mark.parametrize("form", BUNDLES)
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("wrapping", ["base64", "folded base64", "gzip and base64", "gzip and folded base64"])
+def test_a_wrapped_one_is_found_inside_other_text(wrapping: str, around: str, form: str) -> None:
+    """As cloud-init has it, also compressed (`encoding: gz+b64`), beside files that are none."""
+    data = gzip.compress(BUNDLES[form]) if "gzip" in wrapping else BUNDLES[form]
+    folded = base64.encodebytes(data).decode().strip().replace("\n", "\n    ")
+    wrapped = folded if "folded" in wrapping else "".join(folded.split())
+    others = base64.b64encode(gzip.compress(b"#!/bin/sh\necho hello\n" * 20)).decode()
+    assert find(around.replace("{}", wrapped).encode()) == BUNDLES[form]
+    assert find((around.replace("{}", others) + around.replace("{}", wrapped)).encode()) == BUNDLES[form]
+    assert find(around.replace("{}", others).encode()) is None
+
+
+@pytest.mark.parametrize("form", BUNDLES)
+@pytest.mark.parametrize("around", AROUND)
 def test_it_is_found_inside_other_text(around: str, form: str) -> None:
     """A YAML block, a here-document, a quoted value: the bundle that stands in it is found."""
     bundle = BUNDLES[form]
