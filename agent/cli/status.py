@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ import click
 from agent.cli import ask, documents, status_text
 from agent.cli.exits import EX_OSERR, EX_UNAVAILABLE
 from agent.cli.options import Seconds, config_option, control_socket
-from agent.cli.terminal import colourful, fitted
+from agent.cli.terminal import colourful, fitted, is_screen
 from agent.core.errors import HostError
 from agent.wire import names
 
@@ -68,8 +66,7 @@ def _show_again(path: Path, *, as_json: bool) -> None:
     if as_json:
         documents.show(document, indent=None)
     else:
-        on_screen = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        click.echo(_CLEAR + "\n".join(fitted(lines)) if on_screen else "\n".join(lines))
+        click.echo(_CLEAR + "\n".join(fitted(lines)) if is_screen() else "\n".join(lines))
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -15,7 +15,12 @@ _SGR: Final = re.compile("\033\\[[0-9;]*m")
 
 def colourful() -> bool:
     """Whether stdout is a terminal that may be coloured (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_screen() and not os.environ.get("NO_COLOR")
+
+
+def is_screen() -> bool:
+    """Whether stdout is a terminal that knows more than lines. One that is closed (``>&-``) is none."""
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def fitted(lines: Sequence[str], *, columns: int | None = None, rows: int | None = None) -> list[str]:

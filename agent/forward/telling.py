@@ -30,7 +30,7 @@ class Teller:
     @classmethod
     def of(cls, progress: bool | None) -> Teller:
         """On a terminal unless told otherwise."""
-        shown = sys.stderr.isatty() if progress is None else progress
+        shown = (sys.stderr is not None and sys.stderr.isatty()) if progress is None else progress
         return cls(sys.stderr if shown else None)
 
     def began(self, status: Status) -> None:

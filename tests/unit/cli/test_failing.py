@@ -25,6 +25,10 @@ ASKING = (
     ("wait", "--timeout", "0"), ("wait", "--timeout", "0", "--workers"),
 )  # fmt: skip
 """Every command with a document that asks the agent, but `doctor`, which begins processes."""
+STATUS: dict[str, object] = {
+    "clouds": {"aws": {"state": "absent", "why": "verläuft \N{SNOWMAN}"}}, "bundle": None, "sources": {},
+    "credentials": [], "last_refusal": None, "memory_unwritten": False,
+}  # fmt: skip
 ANSWERS = {
     "nothing": b"",
     "null": b"null",
@@ -214,14 +218,26 @@ def test_a_reader_that_has_gone_ends_it_with_a_status_of_the_table(odd: Odd, tmp
     assert (done.returncode, done.stderr) == (exits.EX_IOERR, b"")
 
 
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_an_output_that_is_closed_is_no_failure(command: str, tmp_path: Path) -> None:
+    """Whoever wants the status alone (``>&-``) gets the same as whoever throws the words away."""
+    endpoint = Endpoint(tmp_path)
+    try:
+        endpoint.status = STATUS
+        words = endpoint.command(command)
+        thrown_away = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, timeout=60)
+        closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], stderr=subprocess.PIPE, check=False, timeout=60)
+    finally:
+        endpoint.close()
+    assert (closed.returncode, closed.stderr) == (thrown_away.returncode, thrown_away.stderr)
+    assert closed.returncode != exits.EX_SOFTWARE
+
+
 def test_a_locale_without_the_letters_is_no_failure(tmp_path: Path) -> None:
     """What others wrote is told to a terminal that does not know them."""
     endpoint = Endpoint(tmp_path)
     try:
-        endpoint.status = {
-            "clouds": {"aws": {"state": "absent", "why": "verläuft \N{SNOWMAN}"}}, "bundle": None, "sources": {},
-            "credentials": [], "last_refusal": None, "memory_unwritten": False,
-        }  # fmt: skip
+        endpoint.status = STATUS
         environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
         done = subprocess.run(endpoint.command("status"), capture_output=True, check=False, timeout=60, env=environ)
     finally:
