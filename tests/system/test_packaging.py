@@ -261,16 +261,22 @@ def test_no_path_of_the_servers_unit_is_hidden_and_not_executable() -> None:
     assert not hidden & named
 
 
-def test_its_memory_is_bounded_and_never_on_a_disk() -> None:
-    """The unit has a bound, and neither swap nor core files."""
-    (most,) = lines("credential-agent.service", "MemoryMax")
+@pytest.mark.parametrize("unit", MOST_EXPOSED)
+def test_its_memory_is_bounded_and_never_on_a_disk(unit: str) -> None:
+    """The agent's unit, and that of what answers workers, have a bound, and neither swap nor core files."""
+    (most,) = lines(unit, "MemoryMax")
     assert re.fullmatch(r"[0-9]+M", most)
-    assert lines("credential-agent.service", "MemorySwapMax") == ["0"]
-    assert lines("credential-agent.service", "LimitCORE") == ["0"]
-    assert -900 < int(lines("credential-agent.service", "OOMScoreAdjust")[0]) < 0
+    assert lines(unit, "MemorySwapMax") == ["0"]
+    assert lines(unit, "LimitCORE") == ["0"]
     # Nor may a worker that computes take the time that its answers need: the test of a hostile worker runs under the same.
-    assert lines("credential-agent.service", "Nice") == [str(NICE)]
-    assert lines("credential-agent.service", "CPUWeight") == ["1000"]
+    assert lines(unit, "Nice") == [str(NICE)]
+    assert lines(unit, "CPUWeight") == ["1000"]
+
+
+def test_only_the_agent_is_spared_when_memory_runs_out() -> None:
+    """What a stranger may have made grow goes as soon as any other program."""
+    assert -900 < int(lines("credential-agent.service", "OOMScoreAdjust")[0]) < 0
+    assert lines("credential-agent-serve.service", "OOMScoreAdjust") == []
 
 
 def test_the_payload_needs_no_pip(tmp_path: Path) -> None:
