@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agent.core.errors import HostError
-from agent.host.files import sweep, take_away, write_atomic
+from agent.host.files import overwrite, sweep, take_away, write_atomic
 
 STEPS = ("open", "fchmod", "fsync", "close", "replace")
 
@@ -165,6 +165,35 @@ def test_a_crash_at_any_step_keeps_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert names(tmp_path) == {"f"}
     write_atomic(tmp_path / "f", b"new", mode=0o600)
     assert (tmp_path / "f").read_bytes() == b"new"
+
+
+def test_nothing_counts_as_written_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content goes to the disk before the file gets its name, the name after that; so does what is written in place."""
+    done: list[object] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        there = os.fstat(descriptor)
+        done.append("directory" if stat.S_ISDIR(there.st_mode) else there.st_size)
+        sync(descriptor)
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append("name")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_atomic(tmp_path / "f", b"four", mode=0o600)
+    assert done == [4, "name", "directory"]
+
+    def synced_in_place(descriptor: int) -> None:
+        done.append((tmp_path / "f").read_bytes())
+        sync(descriptor)
+
+    done.clear()
+    monkeypatch.setattr(os, "fsync", synced_in_place)
+    assert overwrite(tmp_path / "f", b"two", mode=0o600)
+    assert done == [b"two\n"]
 
 
 def test_sweeping_takes_only_what_is_ours(tmp_path: Path) -> None:

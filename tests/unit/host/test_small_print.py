@@ -14,7 +14,7 @@ from agent.core.model import Cloud
 from agent.core.verdict import Mark, Memory
 from agent.host import envfile, nft, ranges, systemctl
 from agent.host.bounds import BURST_SECONDS, Bounds
-from agent.host.state import MEMORY_FILE, StateDirectory
+from agent.host.state import MEMORY_FILE, SPARE_FILE, StateDirectory
 from tests.fakes.clock import START
 
 
@@ -25,6 +25,35 @@ def memory(seq: int, **fields: object) -> Memory:
 
 def save(directory: StateDirectory, found: Memory, sealed: bytes | None) -> None:
     asyncio.run(directory.save(found, sealed))
+
+
+@pytest.mark.parametrize("sealed", [b"two", None])
+def test_what_was_saved_outlives_a_cut_of_the_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed: bytes | None
+) -> None:
+    """Each file is on the disk before it gets its name, the bundle before the memory that names it; the names at last."""
+    state = StateDirectory(tmp_path)
+    for seq in (1, 2):  # from then on there is a spare that is long enough
+        save(state, memory(seq), b"one")
+    synced: set[int] = set()
+    named: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def syncs(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def replaces(self: Path, target: Path) -> Path:
+        assert target.name == SPARE_FILE or self.stat().st_ino in synced, target
+        named.append(target.name)
+        synced.discard(tmp_path.stat().st_ino)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", syncs)
+    monkeypatch.setattr(Path, "replace", replaces)
+    save(state, memory(3), sealed)
+    assert [name.partition("-")[0] for name in named] == [*(["bundle"] if sealed else []), MEMORY_FILE, SPARE_FILE]
+    assert tmp_path.stat().st_ino in synced
 
 
 class TestOneOwner:
