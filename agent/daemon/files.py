@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -266,20 +266,21 @@ class WatchedFiles:
         return [file.key for file in self.named if seen.get(file.path) != self.seen.get(file.path)]
 
 
-def otherwise(watched: Callable[[], WatchedFiles], beside: Path) -> Callable[[], bool]:
+def otherwise(watched: Callable[[], WatchedFiles], beside: Path, seen: Sequence[Look | None]) -> Callable[[], bool]:
     """What tells, in a thread, whether one of the files looks otherwise than it did, or others are watched now.
 
     Args:
         watched: those that are watched.
-        beside: one more, which looked at the first call as it did.
+        beside: one more.
+        seen: how that one looked; nothing: as at the first call.
     """
     files = watched()
-    first: list[Look | None] = []
+    before = list(seen)
 
     def differs() -> bool:
         look = look_at(beside)
-        first.append(look)
-        del first[1:]
-        return watched() is not files or looks(files.named) != files.seen or look != first[0]
+        before.append(look)
+        del before[1:]
+        return watched() is not files or looks(files.named) != files.seen or look != before[0]
 
     return differs

@@ -187,7 +187,7 @@ class Reloader:
         while True:
             if before == self._prepared.files.seen and not self._silent:
                 token = Path(self._publisher.settings.token_file)
-                await quiet.pause(otherwise(lambda: self._prepared.files, token))
+                await quiet.pause(otherwise(lambda: self._prepared.files, token, self._token.seen))
             else:
                 await self._clock.sleep(LOOK_SECONDS)
             await self._token.look()

@@ -13,8 +13,10 @@ from typing import Final
 import structlog
 
 from agent.core.errors import HostError
+from agent.core.looks import Look
 from agent.core.secret import Secret
 from agent.daemon import handover
+from agent.daemon.files import look_at
 from agent.daemon.publish import Publisher
 from agent.host.files import read_plain, write_atomic
 from agent.host.patience import Patience, StalledError
@@ -67,6 +69,9 @@ class Rotation:
         publisher: writes the file.
         patience: how long the file is waited for.
         changed: tells that another one is the present one.
+
+    Attributes:
+        seen: how the file looked before it was last read; nothing, where it did not answer.
     """
 
     def __init__(
@@ -77,19 +82,27 @@ class Rotation:
         self._patience = patience
         self._changed = changed
         self._log = structlog.get_logger()
+        self.seen: tuple[Look | None, ...] = ()
 
     async def look(self) -> None:
         """Look at the file."""
         path = Path(self._publisher.settings.token_file)
         written = None
+        self.seen = ()
         with contextlib.suppress(StalledError):
-            written = await self._patience.ask(path, partial(written_token, path))
+            look, written = await self._patience.ask(path, partial(_looked, path))
+            self.seen = (look,)
         # The one before may be there because ours is not written yet. Where it is, somebody has put the other one back.
         if self._tokens.rotate(written, back=self._publisher.token_written):
             self._publisher.token = self._tokens.present
             self._publisher.changed()
             self._changed()
             self._log.info("token.rotated")
+
+
+def _looked(path: Path) -> tuple[Look | None, Secret | None]:
+    """How it looks, and then what is in it: what is put there in between looks otherwise at the next look."""
+    return look_at(path), written_token(path)
 
 
 def written_token(path: Path) -> Secret | None:

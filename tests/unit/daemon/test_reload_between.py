@@ -18,7 +18,9 @@ from agent.core.errors import ConfigError
 from agent.core.model import Cloud, SealedBundle
 from agent.core.verdict import Memory
 from agent.daemon.configured import Configured
-from agent.daemon.files import LOOK_SECONDS
+from agent.daemon.files import LOOK_SECONDS, otherwise
+from agent.daemon.tokens import Rotation
+from agent.host.patience import Patience
 from agent.host.state import StateDirectory
 from agent.host.threads import Threads
 from tests.fakes.clock import FakeClock
@@ -179,6 +181,25 @@ class TestTheTokenOfTheContainerEndpoint:
                 await held
                 await worker.publisher.settled(5)
                 assert worker.token.read_text() == OTHER
+
+        asyncio.run(scenario())
+
+    def test_one_that_is_put_there_just_after_a_look_is_seen_by_the_next(self, tmp_path: Path) -> None:
+        """What is written between the reading of the file and the first look of a pause ends that pause at once."""
+
+        async def scenario() -> None:
+            worker = Worker(tmp_path)
+            async with ended(worker):
+                worker.publisher.changed()
+                await worker.publisher.settled(5)
+                files = worker.prepared.files
+                rotation = Rotation(worker.prepared.tokens, worker.publisher, Patience(60.0), changed=lambda: None)
+                await rotation.look()
+                assert not otherwise(lambda: files, worker.token, rotation.seen)()
+                worker.token.write_text(OTHER + "p")
+                assert otherwise(lambda: files, worker.token, rotation.seen)()
+                await rotation.look()
+                assert not otherwise(lambda: files, worker.token, rotation.seen)()
 
         asyncio.run(scenario())
 
