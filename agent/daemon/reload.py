@@ -126,7 +126,8 @@ class Reloader:
         self._clock = clock
         self._hand_over = hand_over
         self._keys_changed = keys_changed
-        self.applied: list[Callable[[], None]] = []
+        self._quiet = Quiet(LOOK_SECONDS)
+        self.applied = [self._quiet.stir]  # others are watched from then on
         self._log = structlog.get_logger()
         self._announcing: asyncio.Task[None] | None = None
         self._reloads = Once(self._reload_all, name="reload")
@@ -183,11 +184,10 @@ class Reloader:
         """Apply the running configuration once more when a file that it names has changed and then stayed as it is."""
         before = self._prepared.files.seen
         told: object = None
-        quiet = Quiet(LOOK_SECONDS)
         while True:
             if before == self._prepared.files.seen and not self._silent:
-                token = Path(self._publisher.settings.token_file)
-                await quiet.pause(otherwise(lambda: self._prepared.files, token, self._token.seen))
+                differs = otherwise(lambda: self._prepared.files, self._token.path, self._token.seen)
+                await self._quiet.pause(differs, (*before, self._token.path))
             else:
                 await self._clock.sleep(LOOK_SECONDS)
             await self._token.look()

@@ -84,10 +84,14 @@ class Rotation:
         self._log = structlog.get_logger()
         self.seen: tuple[Look | None, ...] = ()
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self._publisher.settings.token_file)
+
     async def look(self) -> None:
         """Look at the file."""
-        path = Path(self._publisher.settings.token_file)
-        written = None
+        path, written = self.path, None
         self.seen = ()
         with contextlib.suppress(StalledError):
             look, written = await self._patience.ask(path, partial(_looked, path))

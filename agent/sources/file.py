@@ -1,12 +1,11 @@
 """A bundle in a file: the common denominator of scp, cloud-init, configuration management and image tests.
 
-The file is *looked at* four times in three seconds rather than watched with inotify. A look is one ``stat`` of one
-path. Inotify says nothing on NFS, virtiofs and FUSE when another host writes, and needs a watch on every directory and
-symbolic link on the way, each of which may not exist yet. One rule that holds on every file system was worth more than
-the last half second, and costs some 0.01 % of one core.
+The file is *looked at* four times in three seconds. A look is one ``stat`` of one path. Inotify says nothing on NFS,
+virtiofs and FUSE when another host writes, and one rule that holds on every file system was worth more than the last
+half second. Where nobody but this kernel can change the file, that says when to look (:mod:`agent.host.quiet`).
 
 The looks run in a thread, because a ``stat`` on a dead network mount hangs, and the loop that serves credentials must
-not. As long as the file looks the same the loop is not woken (:mod:`agent.host.quiet`).
+not. As long as the file looks the same the loop is not woken.
 
 Permissions are not checked. Somebody who can write the file can withhold a bundle, or repeat one within the rules of
 ``seq``, but can neither read nor forge one: the seal holds wherever the file lies.
@@ -115,7 +114,8 @@ class FileSource:
             elif read_after > 0:
                 read_after -= 1
             if self._quiet is not None and read_after < 0 and not isinstance(seen, str):
-                await self._quiet.pause(partial(_differs, self._settings.path, seen))
+                path = self._settings.path
+                await self._quiet.pause(partial(_differs, path, seen), (path,))
             else:
                 await self._clock.sleep(LOOK_SECONDS)
 

@@ -20,10 +20,12 @@ from agent.core.verdict import Memory
 from agent.daemon.configured import Configured
 from agent.daemon.files import LOOK_SECONDS, otherwise
 from agent.daemon.tokens import Rotation
+from agent.host import quiet
 from agent.host.patience import Patience
 from agent.host.state import StateDirectory
 from agent.host.threads import Threads
 from tests.fakes.clock import FakeClock
+from tests.fakes.telling import Telling
 from tests.system.harness import ISSUER
 from tests.unit.daemon.worker import Worker
 from tests.unit.identity.worlds import session
@@ -250,6 +252,29 @@ def test_a_defect_in_following_files_ends_nothing(tmp_path: Path) -> None:
                 worker.signer_file.write_text(worker.signer_file.read_text() + "\n")
                 await look(lambda: worker.handed)
                 assert len(said("work.crashed")) == 1
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_reload_names_is_watched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the kernel's word on the former files would hear nothing of the new ones."""
+    monkeypatch.setattr(Telling, "begun", [])
+    monkeypatch.setattr(quiet, "Watches", Telling)
+    monkeypatch.setattr(quiet, "TOLD_SECONDS", 3600.0)
+
+    async def scenario() -> None:
+        clock = FakeClock()
+        worker = Worker(tmp_path, looks=clock)
+        async with ended(worker):
+            following = asyncio.create_task(worker.reloader.follow_files())
+            await come_true(lambda: Telling.begun)
+            await worker.reloader.apply()
+            async with asyncio.timeout(60):
+                while len(Telling.begun) < 2:
+                    await clock.advance(LOOK_SECONDS)
+                    await asyncio.sleep(0.005)
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 

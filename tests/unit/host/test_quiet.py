@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from agent.host import quiet
 from agent.host.quiet import Quiet
+from tests.fakes.telling import Telling
 
 
 def test_a_pause_ends_with_the_first_change() -> None:
@@ -104,5 +107,164 @@ def test_who_is_cancelled_leaves_no_thread() -> None:
         with pytest.raises(asyncio.CancelledError):
             await pause
         await asyncio.to_thread(threads[0].join)
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> type[Telling]:
+    """What it tells; nobody looks for an hour without it."""
+    monkeypatch.setattr(Telling, "begun", [])
+    monkeypatch.setattr(quiet, "Watches", Telling)
+    monkeypatch.setattr(quiet, "TOLD_SECONDS", 3600.0)
+    return Telling
+
+
+class Looks:
+    """Looks, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.changed = False
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return self.changed
+
+
+FILES = (Path("file"),)
+
+
+async def come_true(it: Callable[[], bool]) -> None:
+    """Wait for what a thread brings about."""
+    async with asyncio.timeout(60):
+        while not it():  # noqa: ASYNC110 - a thread announces itself to nobody
+            await asyncio.sleep(0.001)
+
+
+def test_where_the_kernel_tells_nobody_looks_until_it_does(kernel: type[Telling]) -> None:
+    """One look before the file is watched, one after, since it may have changed in between, and one when it is told."""
+
+    async def scenario() -> None:
+        looks = Looks()
+        pause = asyncio.create_task(Quiet(0.001).pause(looks, FILES))
+        await come_true(lambda: looks.count == 2)
+        looks.changed = True
+        kernel.begun[0].told.set()
+        await asyncio.wait_for(pause, 60.0)
+        assert looks.count == 3
+        assert kernel.begun[0].closed.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_what_changes_before_it_is_watched_is_seen(kernel: type[Telling], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the first look and the watches there is a moment of which nobody tells."""
+    looks, begin = Looks(), kernel.on
+
+    def late(paths: Sequence[Path]) -> Telling:
+        looks.changed = True
+        return begin(paths)
+
+    monkeypatch.setattr(kernel, "on", late)
+    asyncio.run(asyncio.wait_for(Quiet(0.001).pause(looks, FILES), 60.0))
+
+
+def test_what_is_told_and_changes_nothing_is_looked_for_again(kernel: type[Telling]) -> None:
+    """Whoever was told for nothing looks by himself for a while: it may happen again at once, and would cost more."""
+
+    async def scenario() -> None:
+        looks = Looks()
+        pause = asyncio.create_task(Quiet(0.001).pause(looks, FILES))
+        await come_true(lambda: looks.count == 2)
+        kernel.begun[0].told.set()
+        await come_true(lambda: looks.count > 5)
+        looks.changed = True
+        await asyncio.wait_for(pause, 60.0)
+        assert len(kernel.begun) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_is_not_told_is_seen_all_the_same(kernel: type[Telling], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written by another way than the kernel tells of is found by a look that comes once in a while."""
+    monkeypatch.setattr(quiet, "TOLD_SECONDS", 0.001)
+
+    async def scenario() -> None:
+        looks = Looks()
+        pause = asyncio.create_task(Quiet(0.001).pause(looks, FILES))
+        await come_true(lambda: looks.count > 5)
+        looks.changed = True
+        await asyncio.wait_for(pause, 60.0)
+        assert len(kernel.begun) == 1
+
+    asyncio.run(scenario())
+
+
+def test_where_the_kernel_does_not_tell_it_is_looked_for(
+    kernel: type[Telling], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel without room for watches, and a file system that others may write, cost no change."""
+    monkeypatch.setattr(kernel, "on", lambda _: None)
+
+    async def scenario() -> None:
+        looks = Looks()
+        pause = asyncio.create_task(Quiet(0.001).pause(looks, FILES))
+        await come_true(lambda: looks.count > 5)
+        looks.changed = True
+        await asyncio.wait_for(pause, 60.0)
+
+    asyncio.run(scenario())
+
+
+def test_as_long_as_one_must_look_all_do(kernel: type[Telling]) -> None:
+    """They notice a look of his that hangs; nobody else would, for long."""
+
+    async def scenario() -> None:
+        looks = Looks()
+        told = asyncio.create_task(Quiet(0.001).pause(looks, FILES))
+        await come_true(lambda: looks.count == 2)
+        must = asyncio.create_task(Quiet(0.001).pause(lambda: False))  # nobody says what that one looks at
+        await come_true(lambda: looks.count > 5)
+        must.cancel()
+        told.cancel()
+        await asyncio.wait({must, told})
+        await asyncio.to_thread(kernel.begun[0].closed.wait)
+
+    asyncio.run(scenario())
+
+
+def test_who_is_stirred_looks(kernel: type[Telling]) -> None:
+    """Something is otherwise of which the kernel does not tell."""
+
+    async def scenario() -> None:
+        looks, pauses = Looks(), Quiet(0.001)
+        pause = asyncio.create_task(pauses.pause(looks, FILES))
+        await come_true(lambda: looks.count == 2)
+        looks.changed = True
+        pauses.stir()
+        await asyncio.wait_for(pause, 60.0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_who_is_cancelled_while_the_kernel_is_waited_for_leaves_nothing(kernel: type[Telling], looks: int) -> None:
+    """Neither a thread nor its watches, whether they were there already or not."""
+
+    async def scenario() -> None:
+        threads: list[threading.Thread] = []
+
+        def look() -> bool:
+            threads.append(threading.current_thread())
+            return False
+
+        pause = asyncio.create_task(Quiet(0.001).pause(look, FILES))
+        await come_true(lambda: len(threads) >= looks)
+        pause.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pause
+        await asyncio.to_thread(threads[0].join)
+        assert all(one.closed.is_set() for one in kernel.begun)
 
     asyncio.run(scenario())
