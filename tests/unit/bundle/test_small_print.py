@@ -125,10 +125,11 @@ def test_what_is_addressed_by_name_alone_is_known_as_that(audiences: list[str], 
 @pytest.mark.parametrize("name", ["signer-p256", "signer-ed25519"])
 def test_a_word_names_a_signer_and_is_read_as_the_same(name: str) -> None:
     """Short where the key has no id of its own, which would be lost; else the whole key, in one line."""
-    own = bundle.SigningKey.parse(KEYS[name]).verify_key()
-    plain = bundle.VerifyKey.parse(json.dumps({k: v for k, v in own.public_jwk().items() if k != "kid"}))
+    public = {k: v for k, v in bundle.SigningKey.parse(KEYS[name]).public_jwk().items() if k != "kid"}
+    own, plain = (bundle.VerifyKey.parse(json.dumps({**public, **kid})) for kid in ({"kid": "mine"}, {}))
     for key in (own, plain):
         word = signer_word(key)
         assert len(word.split()) == 1
+        assert word.startswith("{") is (key is own)
         again = read_signer_word(word)
         assert (again.kid, again.public_jwk()) == (key.kid, key.public_jwk())
