@@ -313,7 +313,7 @@ def test_who_was_a_worker_before_is_refused_where_the_kernel_takes_that(
 def test_the_way_is_given_back_once_something_is_in_force(
     kernel: Kernel, rules: Rules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not before; one that cannot be given back is tried again at the next load."""
+    """Not before that; one that cannot be given back is tried again at the next load."""
     lifted: list[Any] = []
 
     def lift(mark: Path) -> None:
