@@ -272,3 +272,25 @@ def test_what_is_no_plain_file_has_no_lines_to_take_away(tmp_path: Path) -> None
     os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # whoever waits goes on
     assert not waits
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "linked", "left"),
+    [
+        (b"A=1\nB=2\nC=3\n", b"A=1\nC=3\n", False, {b"A=1", b"C=3"}),
+        (b"A=1\nB=2\n", b"", False, set()),
+        (b"A=1\nB=2\n", b"A=1\nD=a line that the file has no room for\n", False, {b"A=1"}),
+        (b"A=1\nB=2\n", b"A=1\n", True, None),  # it is no file of ours alone: not written, and so removed
+        (b"A=1\n", b"A=1\nB=2\n", True, {b"A=1"}),  # nothing is to go
+    ],
+)
+def test_what_is_withdrawn_goes_though_nothing_can_be_added(
+    tmp_path: Path, there: bytes, wanted: bytes, *, linked: bool, left: set[bytes] | None
+) -> None:
+    """Of the lines in a file those go that are not wanted; none comes that does not fit; else the file goes."""
+    path = tmp_path / "env"
+    path.write_bytes(there)
+    if linked:
+        (tmp_path / "other").hardlink_to(path)
+    take_away(path, wanted, mode=0o600)
+    assert (set(path.read_bytes().split()) if path.exists() else None) == left

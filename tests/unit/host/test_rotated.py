@@ -41,6 +41,22 @@ def test_what_is_larger_than_the_bound_is_written_whole(tmp_path: Path) -> None:
     assert (tmp_path / "audit.1").read_bytes() == LINE
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to another group")
+def test_its_group_is_what_is_asked_whatever_there_was(tmp_path: Path) -> None:
+    """Of the older files too, though their mode is right; without a group each keeps its own."""
+    path, older = tmp_path / "audit", tmp_path / "audit.1"
+    for file, gid in ((path, 65534), (older, 65533)):
+        file.touch()
+        file.chmod(0o640)
+        os.chown(file, -1, gid)
+    write(path, mode=0o640)
+    assert [file.stat().st_gid for file in (path, older)] == [65534, 65533]
+    for gid in (65532, 65532, 0):
+        write(path, mode=0o640, gid=gid)
+        assert [file.stat().st_gid for file in (path, older)] == [gid, gid]
+
+
 def test_its_mode_is_what_is_asked_whatever_there_was(tmp_path: Path) -> None:
     """A file that was readable to all is not, from the next line on."""
     path = tmp_path / "audit"
