@@ -60,14 +60,17 @@ class PushSource:
                 await self._watched.wait()
         if self._submit is None:
             raise SourceError("the agent is still starting", hint="try again in a moment")
+        # Who leaves before its turn takes its bundle along: else whoever sends and leaves has us keep any number.
+        await self._pushing.acquire()
+        pushed = asyncio.create_task(self._push(data, self._submit), name="push")
+        pushed.add_done_callback(lambda _: self._pushing.release())
         # To its end whether or not the pusher waits.
-        return await asyncio.shield(asyncio.create_task(self._push(data, self._submit), name="push"))
+        return await asyncio.shield(pushed)
 
     async def _push(self, data: bytes, submit: Submit) -> Ack:
-        async with self._pushing:
-            verdict = await submit(SealedBundle(data=await unwrapped(data), origin=self.name))
-            assert verdict is not None
-            return verdict
+        verdict = await submit(SealedBundle(data=await unwrapped(data), origin=self.name))
+        assert verdict is not None
+        return verdict
 
     async def acknowledge(self, ack: Ack) -> None:
         """See :class:`agent.core.source.Source`. The push has it already, also where it is not confirmed."""

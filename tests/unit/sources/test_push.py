@@ -75,3 +75,37 @@ def test_what_cannot_be_a_bundle_is_not_submitted() -> None:
             assert heard.submitted == []
 
     run(test())
+
+
+def test_who_leaves_before_its_turn_leaves_nothing_behind() -> None:
+    """One that has begun is evaluated to its end; of those that wait none is kept whose sender has gone."""
+
+    async def test() -> None:
+        source, under_way, goes_on = PushSource(clock=StepClock()), 0, asyncio.Event()
+
+        class Controller(Listener):
+            async def submit(self, bundle: SealedBundle) -> Ack:  # type: ignore[override]
+                nonlocal under_way
+                under_way += 1
+                assert under_way == 1
+                await super().submit(bundle)
+                await goes_on.wait()
+                under_way -= 1
+                return Ack(origin="push", outcome="accepted", at=START, seq=len(bundle.data))
+
+        heard = Controller()
+        async with watching(source, heard):
+            begun = asyncio.create_task(source.push(b"1"))
+            await heard.until(lambda h: h.submitted)
+            left = [asyncio.create_task(source.push(b"22")) for _ in range(5)]
+            last = asyncio.create_task(source.push(b"333"))
+            await asyncio.sleep(0)
+            for task in (begun, *left):
+                task.cancel()
+            await asyncio.gather(begun, *left, return_exceptions=True)
+            assert under_way == 1
+            goes_on.set()
+            assert (await last).seq == 3
+            assert heard.bodies == [b"1", b"333"]
+
+    run(test())
