@@ -59,7 +59,8 @@ _OWNERS_AGAIN_SECONDS: Final = 0.5
 _ASKED_AT_ONCE: Final = 256
 """So many sockets' owners are asked for in one round of the loop, at some 15 microseconds each."""
 _LEAVING_AT_ONCE: Final = 256
-"""Who goes is decided anew after so many, or after :data:`_LEAVING_SECONDS`."""
+"""Who goes is decided anew after so many, after one of :data:`_LEAVING_OF`, or after :data:`_LEAVING_SECONDS`."""
+_LEAVING_OF: Final = 8
 _LEAVING_SECONDS: Final = 0.25
 _SHED_TO: Final = 0.75
 """The part of the buffered bytes that may stay when there were too many: counting them for each byte costs much."""
@@ -124,6 +125,7 @@ class Listener:
         self._resolving: asyncio.Task[None] | None = None
         self._resolved_at = float("-inf")
         self._leaving: Iterator[Connection] = iter(())
+        self._had: dict[Hashable, int] = {}  # how many each owner had when that was decided
         self._leaving_until = float("-inf")
         self._targets: dict[str, Target] = {}  # by their paths, without a query
         self._date_second = -1
@@ -315,7 +317,7 @@ class Listener:
             if connection.owner is None:
                 connection.ask(self._owners)
             self._press(now)
-            if count >= self.limits.connections and not self._make_room(now):
+            if count >= self.limits.connections and not self._make_room(now, connection):
                 self.count_evicted()
                 return False
         if not connection.waited:
@@ -377,12 +379,15 @@ class Listener:
             connection.belong(owners, table)
         return connection.share()
 
-    def _make_room(self, now: float) -> bool:
-        """Close one connection; ``False`` when there is none that may go."""
+    def _make_room(self, now: float, newcomer: Connection) -> bool:
+        """Close one connection for another; ``False`` when there is none that may go, of an owner with as many."""
         for _ in range(2):
             if now < self._leaving_until:
                 for victim in self._leaving:
                     if victim in self._open and not victim.is_fresh(self._turn):
+                        had = self._had.get(newcomer.share(), 0)
+                        if self._had.get(victim.share(), had) < had:
+                            return False
                         self._evict(victim)
                         return True
             self._leaving = self._in_order_of_going(now)
@@ -400,8 +405,10 @@ class Listener:
                 for connection, since in pool.items():
                     if (now - since < self.limits.spared_seconds) is spared and not connection.is_fresh(self._turn):
                         queues.setdefault(connection.share(), deque()).append((1, connection))
-        order = by_greed(totals, queues)
-        return iter([victim for victim, _ in zip(order, range(_LEAVING_AT_ONCE), strict=False)])
+        self._had = totals
+        # Of a few, only the first: whoever has most opens others meanwhile, and the last are those of who has least.
+        most = max(1, min(_LEAVING_AT_ONCE, len(self._open) // _LEAVING_OF))
+        return iter([victim for victim, _ in zip(by_greed(totals, queues), range(most), strict=False)])
 
     def charge(self, connection: Connection, size_bytes: int) -> None:
         """Take note that ``connection`` keeps ``size_bytes`` now, and no more what it kept before."""

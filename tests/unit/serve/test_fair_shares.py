@@ -17,6 +17,7 @@ import pytest
 from agent.core.model import Cloud
 from agent.host.sockets import read_socket_table
 from agent.serve.fairness import Owners, Places, Table, Turnstile
+from agent.serve.listener import Listener
 from agent.snapshot import Limits, ServeSettings
 from tests.fakes.clock import START, FakeClock
 from tests.fakes.view import KEY, FakeView, RunningEndpoint, read_all, running_endpoint
@@ -92,6 +93,45 @@ def test_idle_connections() -> None:
                 with sock:
                     sock.sendall(ROOT)
                     assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
+class _Here:
+    """A connection as the listener sees one: whose it is, and whether it is still there."""
+
+    def __init__(self, owner: str, *, fresh: bool = False) -> None:
+        self.owner, self.fresh = owner, fresh
+        self.waited, self.turn, self.kept_bytes, self.gone = False, 0, 0, False
+
+    def share(self) -> str:
+        return self.owner
+
+    def is_fresh(self, _turn: int) -> bool:
+        return self.fresh
+
+    def abort(self) -> None:
+        self.gone = True
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["that wait", "that have just come"])
+@pytest.mark.parametrize("most", [4, 16, 64])
+def test_however_fast_one_owner_comes_again_nobody_else_goes(most: int, fresh: bool) -> None:
+    """All places but a few are one owner's, who connects more often than there are places before anything is looked at."""
+
+    async def main() -> None:
+        never: Any = None
+        listener = Listener(never, broken=never, clock=FakeClock(), limits=Limits(connections=most))
+        opened: Any = listener.opened
+        ours = [_Here("ours"), _Here("another's")]
+        assert all(opened(one) for one in ours)
+        for _ in range(5 * most):
+            opened(_Here("theirs", fresh=fresh))
+        late = _Here("ours")
+        assert fresh or opened(late)
+        assert not any(one.gone for one in (*ours, late))
+        assert listener.connections <= most
+        await listener.close(0.0)
+
+    asyncio.run(main())
 
 
 @as_root
