@@ -191,6 +191,34 @@ def test_no_packet_of_a_worker_gets_there_by_itself(net: Lab) -> None:
         net.nft(LEAD)
 
 
+# Root's socket, which listened, in the hands of another user: what it hears at ADDRESS:80 when it is led anew (connect(2)).
+HANDED = """
+import ctypes, os, socket, sys
+address, user = sys.argv[1], int(sys.argv[2])
+s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+s.bind(("::" if ":" in address else "0.0.0.0", 0))
+s.listen()
+os.setgroups([]), os.setgid(user), os.setuid(user)
+if ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16) != 0:  # AF_UNSPEC
+    sys.exit("it is not let go")
+s.settimeout(2)
+try:
+    s.connect((address, 80))
+    print(s.recv(100).decode())
+except ConnectionRefusedError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("address", [METADATA, "fd00:ec2::254"])
+def test_a_socket_is_its_makers_as_the_readme_says(net: Lab, address: str) -> None:
+    """The kernel tells who made it, and not who uses it. Were that to change, the README should say so."""
+    handed = [sys.executable, "-I", "-S", "-c", HANDED, address, str(ALICE)]
+    assert net.at(net.host, *handed).strip() == "machine"
+    readme = (REPOSITORY / "systemd/README.md").read_text()
+    assert "* **A socket is its maker's.**" in readme
+
+
 # By a segment (RFC 8754): what it hears at ADDRESS:PORT when the packet goes to SEGMENT first.
 SEGMENT = """
 import socket, struct, sys
