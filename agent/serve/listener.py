@@ -386,7 +386,7 @@ class Listener:
                 for victim in self._leaving:
                     if victim in self._open and not victim.is_fresh(self._turn):
                         had = self._had.get(newcomer.share(), 0)
-                        if self._had.get(victim.share(), had) < had:
+                        if newcomer.owner is not None and self._had.get(victim.share(), had) < had:
                             return False
                         self._evict(victim)
                         return True
