@@ -1,0 +1,132 @@
+"""What workers may have asked of the machine's metadata service, and minted: so much at once, so often, and in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from agent.core.model import IdToken
+from agent.core.secret import Secret
+from agent.serve import mints, proxy
+from agent.serve.mints import Mints
+from agent.serve.proxy import Proxy
+from tests.fakes.clock import START
+from tests.fakes.upstreams import Scripted, answer
+
+
+class Asker:
+    """Who asks."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def owner(self) -> str:
+        return self._name
+
+
+GREEDY, POLITE = Asker("greedy"), Asker("polite")
+
+
+async def settled() -> None:
+    """Go round until nothing is left that need not wait for anybody."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def test_long_polls_leave_room_for_all_else() -> None:
+    """However many one worker holds, the service has so many of them at once; another gets a place, and the rest an answer."""
+
+    async def scenario() -> None:
+        real = Scripted({"/fine": answer("x")})
+        real.gate = asyncio.Event()
+        asked = Proxy(real, seconds=60, connections=8)
+
+        def poll(number: int, who: Asker) -> asyncio.Task[object]:
+            return asyncio.create_task(asked.fetch("GET", f"/poll?{number}", hang_seconds=60, asker=who))
+
+        polls = [poll(number, GREEDY) for number in range(50)]
+        await settled()
+        assert real.under_way == 4
+        other = poll(50, POLITE)
+        await settled()
+        assert (real.under_way, real.asked[-1].path_qs, other.done()) == (4, "/poll?50", False)
+        real.gate.set()
+        found = await asyncio.wait_for(asked.fetch("GET", "/fine", asker=POLITE), 60)
+        assert found is not None
+        await asyncio.gather(*polls, other)
+
+    asyncio.run(scenario())
+
+
+def test_the_service_is_asked_only_so_often() -> None:
+    """Whoever asks without end is refused, before the address drops what the machine itself asks; another is heard."""
+
+    async def scenario() -> None:
+        real = Scripted()
+        real.always = answer("x")
+        asked = Proxy(real, seconds=60)
+        began = time.monotonic()
+        for number in range(5000):
+            await asked.fetch("GET", f"/{number}", asker=GREEDY)
+        passed = time.monotonic() - began
+        assert len(real.asked) <= proxy.ASKED_AT_ONCE + proxy.ASKED_PER_SECOND * passed + 1
+        assert await asked.fetch("GET", "/other", asker=POLITE) is not None
+
+    asyncio.run(scenario())
+
+
+def test_large_answers_go_out_one_in_each_round() -> None:
+    """Many that come at once do not stand together before somebody's credential."""
+
+    async def scenario() -> None:
+        real = Scripted()
+        real.always = answer(b"x" * (proxy.LARGE_BYTES + 1))
+        real.gate = asyncio.Event()
+        asked = Proxy(real, seconds=60)
+        done = 0
+
+        async def one(number: int) -> None:
+            nonlocal done
+            assert await asked.fetch("GET", f"/{number}", asker=GREEDY) is not None
+            done += 1
+
+        tasks = [asyncio.create_task(one(number)) for number in range(20)]
+        await settled()
+        real.gate.set()
+        rounds = []
+        while done < 20:
+            before = done
+            await asyncio.sleep(0)
+            rounds.append(done - before)
+        assert max(rounds) == 1
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
+def test_only_so_much_is_minted_at_once() -> None:
+    """Whoever asks for many audiences at once has a few minted at a time, and another's is the next."""
+
+    async def scenario() -> None:
+        under_way: list[str] = []
+        begun: list[str] = []
+        go = asyncio.Event()
+
+        async def demand(audience: str) -> IdToken:
+            under_way.append(audience)
+            begun.append(audience)
+            await go.wait()
+            under_way.remove(audience)
+            return IdToken(Secret("a.b.c"), audience, START, START)
+
+        minted = Mints(demand, clock=lambda: 0.0)
+        tasks = [asyncio.create_task(minted.mint(f"g{n}", GREEDY, name="")) for n in range(int(mints.BURST_BY_ONE))]
+        await settled()
+        assert len(under_way) == mints.AT_ONCE
+        tasks.append(asyncio.create_task(minted.mint("p", POLITE, name="")))
+        await settled()
+        go.set()
+        await asyncio.gather(*tasks)
+        assert begun[mints.AT_ONCE] == "p"
+
+    asyncio.run(scenario())
