@@ -97,6 +97,7 @@ class Ec2Metadata:
         self._token: str | None = None
         self._token_ends = 0.0
         self._token_lock = asyncio.Lock()
+        self._is_ec2 = False  # whether EC2 itself gave the token, by its own word
 
     async def request(
         self,
@@ -135,9 +136,13 @@ class Ec2Metadata:
         """The body of ``path``; ``None`` when the service has nothing there (404).
 
         Raises:
-            UpstreamError: any other status, or no answer.
+            UpstreamError: any other status, or no answer; code ``stranger`` where EC2 gave our session token and
+                something else answers now: while that token is good, nobody is asked for another.
         """
-        return _body_or_none(await self.request("GET", path), path)
+        answer = await self.request("GET", path)
+        if self._is_ec2 and answer.status in {200, 404} and not by_ec2(answer):
+            raise _stranger(f"{path} of the ec2 metadata service is answered by something else", answer)
+        return _body_or_none(answer, path)
 
     async def _session_token(self) -> str:
         async with self._token_lock:
@@ -177,7 +182,7 @@ class Ec2Metadata:
                 raise UpstreamError("the ec2 metadata token is not printable ascii", code="protocol") from None
             granted = answer.headers.get(EC2_TTL_HEADER, "")
             life = int(granted) if granted.isdecimal() and len(granted) < 6 else MAX_TTL_SECONDS
-            self._token = token
+            self._token, self._is_ec2 = token, by_ec2(answer)
             self._token_ends = asked_at + max(1, min(life, MAX_TTL_SECONDS) - _TOKEN_MARGIN_SECONDS)
             return token
 
@@ -197,12 +202,7 @@ class Ec2Metadata:
                 return SwitchedOff(
                     "no ec2 metadata service: it is switched off for this instance", server_time=answer.date
                 )
-        return UpstreamError(
-            "status 403 for an ec2 metadata token, and not because the service is switched off",
-            code="stranger",
-            server_time=answer.date,
-            hint="a proxy stands between: nothing may take requests to the metadata service's address to itself",
-        )
+        return _stranger("status 403 for an ec2 metadata token, and not because the service is switched off", answer)
 
 
 class GceMetadata:
@@ -261,6 +261,15 @@ class GceMetadata:
             UpstreamError: any other status, or no answer.
         """
         return _body_or_none(await self.request("GET", path_qs), path_qs)
+
+
+def _stranger(message: str, answer: UpstreamResponse) -> UpstreamError:
+    return UpstreamError(
+        message,
+        code="stranger",
+        server_time=answer.date,
+        hint="a proxy stands between: nothing may take requests to the metadata service's address to itself",
+    )
 
 
 def by_ec2(answer: UpstreamResponse) -> bool:

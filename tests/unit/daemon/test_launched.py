@@ -138,6 +138,32 @@ def test_silence_revokes_nobody_and_an_answer_does(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("entry", [EC2, TAG])
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>sign in"), (200, b""), (404, b"no such page")])
+def test_a_page_in_place_of_ec2_revokes_nobody(
+    tmp_path: Path, entry: config.LaunchSignersEntry, status: int, body: bytes
+) -> None:
+    """While EC2's session token is good, a proxy may answer in its place: that it names no signer is not EC2's word."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.user_data = line(short_key(ONE)).encode()
+        world.ec2.tags["credential-agent-signer"] = short_key(ONE)
+        found = world.made(entry)
+        await found.look()
+        world.ec2.inject(Fault("/", status=status, body=body, times=None))
+        await world.clock.advance(ASK_SECONDS)
+        assert not await found.look()
+        assert kids(found) == [ONE.kid]
+        world.ec2.faults.clear()
+        world.ec2.user_data = None
+        world.ec2.tags.clear()
+        await world.clock.advance(ASK_SECONDS)
+        assert await found.look()
+        assert kids(found) == []
+
+    play(tmp_path, scenario)
+
+
 def test_a_restart_trusts_whom_the_process_before_trusted(tmp_path: Path) -> None:
     """Before any place is asked, and while it is silent; but only by entries that there still are, and can be asked."""
 
