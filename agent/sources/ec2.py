@@ -87,12 +87,12 @@ class Ec2UserDataSource:
 
     async def fetch(self) -> SealedBundle | None:
         """See :class:`agent.core.source.Source`. User-data without a bundle in it is ``None``, like none at all."""
-        with broken_here():
+        with broken_here(of_the_machine=True):
             answer = await self._metadata.request("GET", EC2_USER_DATA_PATH, max_bytes=MAX_BYTES)
             if answer.status == 404:
                 return None
             if answer.status != 200:
-                raise unusable(f"expected 200 or 404 for user-data, got {answer.status}", answer)
+                raise unusable(f"expected 200 or 404 for user-data, got {answer.status}", answer, of_the_machine=True)
             # In a thread: a document made to be hard to read must not hold up the loop that serves.
             bundle = await asyncio.to_thread(find, answer.body)
         return None if bundle is None else SealedBundle(data=bundle, origin=self.name)

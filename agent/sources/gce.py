@@ -185,7 +185,7 @@ class _Attribute:
         """Look, or hang until there is something new; ``None`` when the attribute does not exist."""
         started, waited = self._clock.boottime(), self._etag is not None and not self._polls_left
         try:
-            with broken_here():
+            with broken_here(of_the_machine=True):
                 return await self._look(started, waited=waited)
         except SourceError:
             if waited:
@@ -257,7 +257,9 @@ class _Attribute:
             "GET", f"{path}?{text}" if text else path, timeout_seconds=wait, max_bytes=max_bytes
         )
         if answer.status not in {200, 404}:
-            raise unusable(f"expected 200 or 404 for a metadata attribute, got {answer.status}", answer)
+            raise unusable(
+                f"expected 200 or 404 for a metadata attribute, got {answer.status}", answer, of_the_machine=True
+            )
         return answer
 
     def _note(self, answer: UpstreamResponse) -> None:

@@ -14,10 +14,14 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnansweredError, UpstreamError, WireError
 from agent.core.model import SealedBundle
 from agent.core.source import OnError, OnSuccess, Submit
-from agent.upstream import UpstreamResponse
+from agent.upstream import SwitchedOff, UpstreamResponse
 
 _NO_HURRY: Final = timedelta(days=1)
 _UNANSWERED: Final = frozenset({"timeout", "network"})
+_NO_ANSWER: Final = frozenset({"status", "protocol", "stranger", "not-here"})
+"""What a metadata service's client calls what came in place of an answer, of a session token's too."""
+_PASSING: Final = frozenset({401, 407, 408, 425, 429})
+"""Refusals that say nothing of what was asked for: the way there, or the moment, was wrong."""
 
 
 def retry_seconds(attempt: int, rng: random.Random, *, local: bool = False) -> float:
@@ -37,6 +41,10 @@ class RetryLater(SourceError):
     def __init__(self, message: str, *, seconds: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.seconds = seconds
+
+
+class _UnansweredYet(RetryLater, UnansweredError):
+    """No answer to the question; perhaps one that asks not to be asked again for so many seconds."""
 
 
 class Changes:
@@ -62,20 +70,35 @@ class Changes:
 
 
 @contextlib.contextmanager
-def broken_here() -> Iterator[None]:
-    """Turn what fails on a source's way into ``SourceError`` with the same words, silence into ``UnansweredError``."""
+def broken_here(*, of_the_machine: bool = False) -> Iterator[None]:
+    """Turn what fails on a source's way into ``SourceError`` with the same words, silence into ``UnansweredError``.
+
+    Args:
+        of_the_machine: the machine's own metadata service is asked. What comes in its place, a proxy's page or a
+            refusal of the session token, says as little as silence of what it holds; but for its own word that it is
+            switched off.
+    """
     try:
         yield
     except UpstreamError as error:
-        if error.code in _UNANSWERED:
-            raise UnansweredError(error.message, hint=error.hint) from None
+        instead = of_the_machine and error.code in _NO_ANSWER and not isinstance(error, SwitchedOff)
+        if error.code in _UNANSWERED or instead:
+            raise _UnansweredYet(error.message, seconds=error.pause_seconds, hint=error.hint) from None
         raise _later(error.message, error.pause_seconds, error.hint) from None
     except WireError as error:
         raise SourceError(error.message, hint=error.hint) from None
 
 
-def unusable(message: str, answer: UpstreamResponse) -> SourceError:
-    """The error for an answer that is not of use: one that says when to come again, or another."""
+def unusable(message: str, answer: UpstreamResponse, *, of_the_machine: bool = False) -> SourceError:
+    """The error for an answer that is not of use: one that says when to come again, or another.
+
+    Args:
+        message: for a person.
+        answer: it.
+        of_the_machine: see :func:`broken_here`: an outage, a redirection or a throttle is no answer either.
+    """
+    if of_the_machine and (answer.status in _PASSING or not 400 <= answer.status < 500):
+        return _UnansweredYet(message, seconds=answer.pause_seconds)
     return _later(message, answer.pause_seconds, None)
 
 

@@ -24,6 +24,11 @@ from tests.system.harness import Agent, World, background, until
 USER, MACHINE = "ASIAUSER000000000001", "ASIAMACHINE000000000"
 USER_DATA = "/latest/user-data"
 ARN = "arn:aws:kms:eu-west-1:123456789012:key/1"
+INSTEAD: dict[str, dict[str, Any]] = {
+    "an outage": {"status": 503},
+    "a throttle": {"status": 429},
+    "a proxy's page": {"status": 302, "body": b"<html>sign in"},
+}
 GRACE_SECONDS = 2.0
 """A source that answers is read in that time, on a busy machine too; and it is waited for to its end."""
 
@@ -88,6 +93,24 @@ class TestMetadata:
             assert agent.access_key() == USER
             was_never_the_machine(agent)
 
+    @pytest.mark.parametrize("instead", INSTEAD.values(), ids=INSTEAD)
+    def test_what_comes_in_place_of_an_answer_is_none(
+        self, world: World, ec2: Ec2MetadataService, instead: dict[str, Any]
+    ) -> None:
+        """An outage, a throttle or a proxy's page says nothing of user-data: while credentials are refused, and after."""
+        ec2.user_data = world.seal(world.session(USER))
+        ec2.inject(Fault("/", times=None, **instead))
+        with world.agent(by_user_data(ec2)) as agent:
+            agent.started()
+            until(lambda: "user-data does not answer" in (agent.status()["clouds"]["aws"]["why"] or ""), what="a wait")
+            ec2.faults.clear()
+            ec2.inject(Fault(USER_DATA, times=None, **instead))
+            waits_for(agent, "user-data does not answer")
+            ec2.faults.clear()
+            agent.wait_for("bundle.accepted")
+            assert agent.access_key() == USER
+            was_never_the_machine(agent)
+
     def test_user_data_without_a_bundle_ends_it(self, world: World, ec2: Ec2MetadataService) -> None:
         """From the first answer on the machine's identity is served, as the configuration has it."""
         ec2.inject(Fault(USER_DATA, drop=True, times=None))
@@ -116,7 +139,8 @@ class TestMetadata:
             agent.wait_for("source.failed", source="user-data")
             assert agent.access_key() == MACHINE
 
-    def test_an_attribute_that_is_not_answered_is_waited_for(self, world: World) -> None:
+    @pytest.mark.parametrize("instead", [{"drop": True}, {"status": 503}, {"status": 200, "body": b"<html>sign in"}])
+    def test_an_attribute_that_is_not_answered_is_waited_for(self, world: World, instead: dict[str, Any]) -> None:
         """Google's too."""
         service = GceMetadataServer(attributes={"b": world.seal(world.google("ya29.user")).decode()})
         changes: dict[str, Any] = {
@@ -124,7 +148,7 @@ class TestMetadata:
             "sources": [{"kind": "gce-attribute", "name": "attribute", "key": "b"}],
         }
         with background(service):
-            service.inject(Fault("/computeMetadata/v1/instance/attributes/b", drop=True, times=None))
+            service.inject(Fault("/computeMetadata/v1/instance/attributes/b", times=None, **instead))
             changes["upstream"] = {"gce": service.url}
             with world.agent(changes) as agent:
                 agent.started()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnansweredError
 from agent.sources.ec2 import Ec2UserDataSettings, Ec2UserDataSource
 from agent.sources.watching import RetryLater
 from agent.upstream import Ec2Metadata, Upstream
@@ -143,5 +143,51 @@ def test_when_to_come_again_is_heard(status: int) -> None:
             with pytest.raises(RetryLater) as caught:
                 await source.fetch()
             assert caught.value.seconds == 40.0
+
+    run(test())
+
+
+TOKEN, USER_DATA = "/latest/api/token", "/latest/user-data"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "body", "answers"),
+    [
+        (TOKEN, 503, b"", False),
+        (TOKEN, 302, b"", False),
+        (TOKEN, 200, b"<html> a page", False),
+        (TOKEN, 403, b"<html> a proxy's", False),
+        (TOKEN, 405, b"", False),
+        (USER_DATA, 302, b"", False),
+        (USER_DATA, 429, b"", False),
+        (USER_DATA, 500, b"", False),
+        (USER_DATA, 400, b"", True),
+        (USER_DATA, 403, b"", True),
+        (USER_DATA, 200, b"x" * 70_000, True),
+        (USER_DATA, 200, b"\x1f\x8b broken", True),
+    ],
+)
+def test_what_says_nothing_of_user_data_is_no_answer(path: str, status: int, body: bytes, answers: bool) -> None:
+    """Only what is about user-data itself says that no first bundle is to be waited for there."""
+
+    async def test() -> None:
+        async with made() as (service, source, _):
+            service.inject(Fault(path, status=status, body=body, times=None))
+            with pytest.raises(SourceError) as caught:
+                await source.fetch()
+            assert isinstance(caught.value, UnansweredError) is not answers
+
+    run(test())
+
+
+def test_a_service_that_is_switched_off_has_answered() -> None:
+    """By its own word: no user-data comes from there."""
+
+    async def test() -> None:
+        async with made() as (service, source, _):
+            service.endpoint_enabled = False
+            with pytest.raises(SourceError) as caught:
+                await source.fetch()
+            assert not isinstance(caught.value, UnansweredError)
 
     run(test())
