@@ -180,7 +180,7 @@ def plan_of(
         uids=workers.uids,
         users=meant | named.users,
         refused=refused,
-        uid=_asker(workers.uids),
+        uid=_asker(workers.uids, families),
         groups=held_back | groups,
         section=(section, port),
     )
@@ -321,11 +321,15 @@ def _can_be(check: Callable[[str], object], name: str) -> bool:
     return True
 
 
-def _asker(uids: tuple[tuple[int, int], ...]) -> int | None:
-    """A worker's uid that probably nobody uses: the bounds of a real worker must not keep us from asking."""
-    if not uids:
+def _asker(uids: tuple[subuid.Range, ...], families: tuple[tuple[subuid.Range, ...], ...]) -> int | None:
+    """A worker's uid that probably nobody uses: the bounds of a real worker must not keep us from asking.
+
+    Who has subordinate uids shares one bound with all of them: those are somebody's, if there are others.
+    """
+    free = ranges.without(uids, ranges.merge(each for family in families for each in family)) or uids
+    if not free:
         return None
-    low, high = uids[-1]
+    low, high = next((each for each in free if each[0] <= UNUSED_UID <= each[1]), free[-1])
     return min(max(low, UNUSED_UID), high)
 
 

@@ -16,6 +16,19 @@ from agent.cli.redirect import redirect
 from agent.host import lasting, planning, subuid
 
 
+@pytest.fixture(autouse=True)
+def nobody_has_subordinate_uids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users of the machine that runs the tests have some, if somebody has made any there."""
+    subordinate_uids(tmp_path, monkeypatch, "")
+
+
+def subordinate_uids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    file = tmp_path / "subuid"
+    file.write_text(text)
+    for reads in (subuid.with_subordinates, subuid.families):
+        monkeypatch.setattr(reads, "__defaults__", (file, None))
+
+
 def plan(tmp_path: Path, section: str) -> dict[str, Any]:
     path = tmp_path / "config.toml"
     path.write_text(f"[redirect]\nunits = []\n{section}\n")
@@ -50,6 +63,23 @@ def test_a_bound_that_is_not_wanted_is_not_missed(
 )
 def test_whoever_asks_whether_requests_arrive_is_nobody(tmp_path: Path, uids: str, uid: int | None) -> None:
     """The first worker's uid is somebody's, who may have used up what one worker may: all would look lost."""
+    assert plan(tmp_path, f"uids = [{uids}]")["uid"] == uid
+
+
+@pytest.mark.parametrize(
+    ("uids", "uid"),
+    [
+        ('"1000-4294967293"', 60578),  # what nobody has, also where somebody has what lies above it
+        ('"1000-1999"', 1999),
+        ('"1000-1999", "100000-300000"', 165536),
+        ('"1500"', 100000),  # everything is somebody's
+    ],
+)
+def test_whoever_asks_has_no_share_of_a_user_with_subordinate_uids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uids: str, uid: int
+) -> None:
+    """All uids of such a user have one bound together: while the user has used it up, all would look lost."""
+    subordinate_uids(tmp_path, monkeypatch, "1500:100000:65536\n")
     assert plan(tmp_path, f"uids = [{uids}]")["uid"] == uid
 
 
