@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -107,14 +108,14 @@ def _default(field: Any) -> str:
 
 def _docstring(struct: type) -> tuple[str, dict[str, str]]:
     """The summary, and the meaning of each attribute, on one line each and as Markdown."""
-    text = (struct.__doc__ or "").strip()
+    text = inspect.cleandoc(struct.__doc__ or "")  # from Python 3.13 on the compiler has done so
     head, _, tail = text.partition("Attributes:")
     # What kinds have in common is told once, by the class that they are made of.
     common = [base for base in struct.__bases__ if base is not schema.Section and base.__module__ == struct.__module__]
     meanings: dict[str, str] = {name: said for base in common for name, said in _docstring(base)[1].items()}
     names: list[str] = []
     for line in tail.splitlines():
-        match = re.match(r" {8}([a-z][a-z0-9_, ]*): (.*)", line)
+        match = re.match(r" {4}([a-z][a-z0-9_, ]*): (.*)", line)
         if match:
             names = [name.strip() for name in match[1].split(",")]
             meanings.update(dict.fromkeys(names, match[2].strip()))

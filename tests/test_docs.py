@@ -28,9 +28,15 @@ from tests.system.harness import Agent
 from tests.unit.sender.support import serving
 
 ROOT = Path(__file__).resolve().parents[1]
+MADE = {
+    "build",
+    "node_modules",
+    "target",
+    "site-packages",
+}  # of the last a reader of README.md has one, beside the pages
 PAGES = sorted(
     path for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part in {"build", "node_modules", "target"} for part in path.relative_to(ROOT).parts)
+    if not any(part.startswith(".") or part in MADE for part in path.relative_to(ROOT).parts)
 )  # fmt: skip
 
 
@@ -586,7 +592,9 @@ class Reader:
 
     def does(self, line: str) -> str:
         """Type one line, where it is said: what only an installation has is put in its place."""
-        line = line.replace("/etc/credential-agent", str(self.etc)).replace("-o root -g credential-agent ", "")
+        line = line.replace("/etc/credential-agent", str(self.etc)).replace(
+            "-o root -g credential-agent -m 0640", "-m 0600"
+        )
         if re.match(r"credential-agent (check|wait|status|push)\b", line):
             line += f" --config {self.etc}/config.toml"
         done = subprocess.run(
@@ -624,7 +632,7 @@ def changes_a_key(reader: Reader, agent: Agent, sts: FakeSts) -> None:
     assert not agent.events("bundle.revoked")
     file.write_text(text)  # the page that is followed next seals to the first key
     shutil.copy(reader.desk / "worker.jwk", reader.etc / "worker.jwk")
-    (reader.etc / "worker.jwk").chmod(0o640)
+    (reader.etc / "worker.jwk").chmod(0o600)
     reloaded()
 
 

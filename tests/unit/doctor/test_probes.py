@@ -170,6 +170,7 @@ def test_a_program_that_only_calls_itself_so_is_not_ours(world: World, monkeypat
 
 
 @pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes other users")
 @pytest.mark.parametrize(
     ("user", "ours"), [("daemon", True), ("games", True), ("nobody", False)], ids=["agent", "server", "stranger"]
 )
