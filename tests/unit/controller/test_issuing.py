@@ -335,6 +335,29 @@ class TestTime:
             assert world.issuer.asked("r") == before + 2
 
     @looped
+    async def test_a_life_counts_from_the_question_on_and_not_from_the_answer(self) -> None:
+        """An answer that was long on its way is as much the older: it is served to its end, and not beyond."""
+        world = World()
+
+        def late(call: Call) -> Issued | Exception | None:
+            if world.issuer.asked("r") > 1:
+                return Transient("nobody answers")
+            if call.grant_id == "r":
+                world.clock.move(10)
+                return Issued(aws_credential(call.at, minutes=600), lifetime=HOUR)
+            return machine(call)
+
+        world.issuer.answer = late
+        async with world.running():
+            await world.submit(world.knows(b"one", bundle(role("r"))))
+            (asked_at,) = (call.at for call in world.issuer.calls if call.grant_id == "r")
+            assert world.clock.now() - asked_at == timedelta(seconds=10)
+            await world.clock.advance((asked_at + HOUR - world.clock.now()).total_seconds() - 1)
+            assert live(world) is not None
+            await world.clock.advance(2)
+            assert live(world) is None
+
+    @looped
     async def test_a_clock_that_was_moved_hides_no_life(self) -> None:
         """When the clock is corrected by hours, what was counted from a moment of ours is served on to its end."""
         world = World()

@@ -148,18 +148,23 @@ async def test_a_mistake_is_made_good_by_the_next_reload() -> None:
         assert serves(world)
 
 
+@pytest.mark.parametrize("minutes", [10, 240, 480], ids=["shorter", "the same", "longer"])
 @looped
-async def test_a_shorter_lease_counts_from_now_on() -> None:
-    """When the signer may only give a shorter lease, that is the one which holds."""
+async def test_the_lease_that_the_signer_may_give_counts_from_now_on(minutes: int) -> None:
+    """A shorter or a longer one is the one which holds, and whoever answers is told; of the same one nobody hears."""
     world = World()
-    async with world.running():
+    async with world.running() as logs:
         await world.submit(world.knows(b"one", bundle(session(), lease=START + 4 * HOUR)))
-        world.knows(b"one", bundle(session(), lease=START + timedelta(minutes=10)))
+        world.knows(b"one", bundle(session(), lease=START + timedelta(minutes=minutes)))
+        changes = world.changes
         world.controller.intake.review()
         await settle()
         assert serves(world)
         assert world.store.bundle is not None
-        assert world.store.bundle.lease_until == START + timedelta(minutes=10)
+        assert world.store.bundle.lease_until == START + timedelta(minutes=minutes)
+        is_another = minutes != 240
+        assert len(events(logs, "bundle.leased_anew")) == is_another
+        assert (world.changes > changes) is is_another
 
 
 @pytest.mark.parametrize("found", [NOT_BELIEVED, KeyUnavailableError("it does not answer", code="key-unavailable")])

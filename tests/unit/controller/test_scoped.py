@@ -147,6 +147,23 @@ async def test_a_clock_that_is_put_right_meanwhile_makes_no_token_last_longer(ho
 
 
 @looped
+async def test_a_token_lasts_from_the_question_on_and_not_from_the_answer() -> None:
+    """An answer that was long on its way is as much the older: else it is shown as good when the cloud refuses it."""
+    world = World()
+    async with world.running():
+        await serving(world)
+
+        def answer(call: Call) -> Issued | None:
+            world.clock.move(10)
+            return lasting_an_hour(call)
+
+        world.issuer.answer = answer
+        token = await world.controller.issuing.scoped.mint((READ,))
+        assert token is not None
+        assert token.expires_at - world.clock.now() == HOUR - timedelta(seconds=10)
+
+
+@looped
 async def test_a_token_that_is_over_is_given_to_nobody() -> None:
     """A cache, or a clock that is hours off: the ordinary token is the answer."""
     world = World()
