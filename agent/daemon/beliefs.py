@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from agent import bundle, config, keys
-from agent.core.errors import AgentError, ConfigError, Denied
+from agent.core.errors import AgentError, ConfigError, Denied, KeyUnavailableError, SealError
 from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, SealedBundle
 from agent.core.text import os_reason
 from agent.host.files import read_plain
@@ -266,6 +266,7 @@ class Opening:
         self.keyring = keyring
         self.pinned = pinned
         self.launched: Callable[[], bundle.Trust] = lambda: bundle.Trust(())
+        self.unsaid: Callable[[], str] = str  # which place that names signers has not answered yet
         self.names: frozenset[str] = frozenset()
         self.configured = audiences
         self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
@@ -317,16 +318,24 @@ class Opening:
             # A key service takes its time: a reload may have dropped the key meanwhile.
             if self._opens(opened.recipient):
                 self.remember(sealed.data, opened)
-        return bundle.verify(
-            opened.signed,
-            trust=self.trust,
-            recipient_kid=opened.recipient,
-            audiences=self.keyring.audiences | {bundle.audience_key(opened.recipient)} | self.audiences,
-            now=now,
-            accepted_digest=accepted_digest,
-            origin=sealed.origin,
-            names=self.names - self.configured,
-        )
+        try:
+            return bundle.verify(
+                opened.signed,
+                trust=self.trust,
+                recipient_kid=opened.recipient,
+                audiences=self.keyring.audiences | {bundle.audience_key(opened.recipient)} | self.audiences,
+                now=now,
+                accepted_digest=accepted_digest,
+                origin=sealed.origin,
+                names=self.names - self.configured,
+            )
+        except SealError as error:
+            unsaid = self.unsaid()
+            if not unsaid or error.code != bundle.Code.SIGNER or accepted_digest is not None:
+                raise  # what is in force of a signer who is not trusted ends at once
+            # It may be one whom that place names: no worker is the machine meanwhile for want of an answer.
+            said = f"{error.message}, and {unsaid} has not said yet whom it names"
+            raise KeyUnavailableError(said, hint=error.hint) from None
 
     def _opens(self, kid: str) -> bool:
         """Whether that key is one of ours, or may be: one that is only away just now."""

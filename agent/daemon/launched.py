@@ -6,7 +6,8 @@ or a GCE attribute, a systemd credential, or a directory of public keys. Each en
 nobody is asked.
 
 While a place is silent its last answer counts. It is handed to the next process: a restart trusts whom this one
-trusted. When a place answers and no longer names a signer, that signer is no longer trusted.
+trusted. When a place answers and no longer names a signer, that signer is no longer trusted. Before it has answered at
+all, an unknown signer may be one that it names: such a bundle waits (:attr:`Launched.silent`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from agent.core.errors import BundleError, HostError, UpstreamError
 from agent.core.text import os_reason
 from agent.host.files import read_plain
 from agent.host.patience import Patience
-from agent.upstream import Ec2Metadata, GceMetadata
+from agent.upstream import Ec2Metadata, GceMetadata, SwitchedOff
 from agent.wire.names import EC2_TAGS, EC2_USER_DATA_PATH, gce_attributes
 from agent.wire.signers import MAX_SIGNERS, find_signers
 
@@ -74,7 +75,13 @@ class Launched:
         self._log = structlog.get_logger()
         self._asked = float("-inf")
         self._troubled: dict[str, str] = {}
+        self._unanswered = {_key(entry): _kind(entry) for entry in self._entries if _key(entry) not in left}
         self.found: dict[str, str] = {key: left[key] for entry in self._entries if (key := _key(entry)) in left}
+
+    @property
+    def silent(self) -> str:
+        """The kind of a place that has not answered yet; empty: each has."""
+        return next(iter(self._unanswered.values()), "")
 
     @property
     def trust(self) -> bundle.Trust:
@@ -98,7 +105,7 @@ class Launched:
 
     async def look(self) -> bool:
         """Look everywhere now; returns whether anything has changed."""
-        ask = self._clock.boottime() >= self._asked + ASK_SECONDS
+        ask = self._clock.boottime() >= self._asked + (LOOK_SECONDS if self._unanswered else ASK_SECONDS)
         due = [entry for entry in self._entries if ask or isinstance(entry, _LOCAL)]
         if ask:
             self._asked = self._clock.boottime()
@@ -127,12 +134,15 @@ class Launched:
             said = await self._ask(entry)
             words = await asyncio.to_thread(_read, said, lines=isinstance(entry, config.Ec2UserDataSigners))
         except (UpstreamError, HostError, BundleError) as error:
+            if isinstance(error, SwitchedOff | BundleError):
+                self._unanswered.pop(key, None)  # it has said so itself
             # Silence and a mistake revoke nobody: the signers named before stay.
             if self._troubled.get(key) != error.message:
                 self._log.warning("signers.unreadable", kind=_kind(entry), reason=error.message)
             self._troubled[key] = error.message
             return
         self._troubled.pop(key, None)
+        self._unanswered.pop(key, None)
         if self.found.get(key, "") != words:
             self._log.warning("signers.launched", kind=_kind(entry), signers=words.split())
         self.found[key] = words

@@ -12,14 +12,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent import bundle
+from agent.bundle.short_key import signer_word
 from agent.core.model import Cloud
+from agent.wire.signers import line
 from tests.fakes import net
 from tests.fakes.aws_kms import FakeAwsKms, KmsKey
 from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.notify_socket import NotifySocket
 from tests.fakes.served import Fault
-from tests.system.harness import Agent, World, background, until
+from tests.system.harness import ISSUER, Agent, World, background, until
 
 USER, MACHINE = "ASIAUSER000000000001", "ASIAMACHINE000000000"
 USER_DATA = "/latest/user-data"
@@ -106,6 +108,29 @@ class TestMetadata:
             ec2.faults.clear()
             ec2.inject(Fault(USER_DATA, times=None, **instead))
             waits_for(agent, "user-data does not answer")
+            ec2.faults.clear()
+            agent.wait_for("bundle.accepted")
+            assert agent.access_key() == USER
+            was_never_the_machine(agent)
+
+    @pytest.mark.parametrize("instead", [{"drop": True}, {"status": 503}])
+    def test_a_bundle_of_a_signer_whom_user_data_may_name_is_waited_for(
+        self, world: World, ec2: Ec2MetadataService, instead: dict[str, Any]
+    ) -> None:
+        """It is here and may be right: until user-data has been read nobody is the machine; nor once it names the signer."""
+        ec2.user_data = line(signer_word(bundle.VerifyKey.parse(world.signer_file.read_text()))).encode()
+        ec2.inject(Fault(USER_DATA, times=None, **instead))
+        world.drop(world.seal(world.session(USER)))
+        changes = {
+            **by_user_data(ec2),
+            "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
+            "sources": [{"kind": "file", "path": world.bundle_file}],
+            "signers": [],
+            "launch_signers": [{"kind": "ec2-user-data", "issuers": [ISSUER]}],
+        }
+        with world.agent(changes) as agent:
+            agent.started()
+            waits_for(agent, "ec2-user-data has not said yet")
             ec2.faults.clear()
             agent.wait_for("bundle.accepted")
             assert agent.access_key() == USER

@@ -164,6 +164,41 @@ def test_a_page_in_place_of_ec2_revokes_nobody(
     play(tmp_path, scenario)
 
 
+def test_a_place_that_has_not_answered_is_asked_soon(tmp_path: Path) -> None:
+    """Until it has, an unknown signer may be one that it names; at a restart only where the process before had no answer."""
+
+    async def scenario(world: World) -> None:
+        world.silence()
+        found = world.made(EC2, GCE, CREDENTIAL, directory(tmp_path))
+        assert found.silent == "ec2-user-data"
+        await found.look()
+        assert found.silent == "ec2-user-data"
+        world.ec2.faults.clear()
+        await world.clock.advance(LOOK_SECONDS)
+        await found.look()
+        assert found.silent == "gce-attribute"
+        world.gce.faults.clear()
+        await world.clock.advance(LOOK_SECONDS)
+        await found.look()  # it names nobody
+        assert found.silent == ""
+        assert world.made(EC2, GCE, left=found.found).silent == ""
+        assert world.made(EC2, TAG, left=found.found).silent == "ec2-tag"
+
+    play(tmp_path, scenario)
+
+
+def test_a_service_that_is_switched_off_names_nobody(tmp_path: Path) -> None:
+    """By its own word: nothing is waited for."""
+
+    async def scenario(world: World) -> None:
+        world.ec2.endpoint_enabled = False
+        found = world.made(EC2)
+        await found.look()
+        assert (found.silent, kids(found)) == ("", [])
+
+    play(tmp_path, scenario)
+
+
 def test_a_restart_trusts_whom_the_process_before_trusted(tmp_path: Path) -> None:
     """Before any place is asked, and while it is silent; but only by entries that there still are, and can be asked."""
 

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from agent import bundle, keys
-from agent.core.errors import BundleError
+from agent.core.errors import BundleError, KeyUnavailableError
 from agent.core.model import SealedBundle
 from agent.daemon.beliefs import Opening
 from tests.fakes import jose
@@ -68,6 +68,26 @@ def test_what_is_dropped_while_a_key_service_is_asked_opens_nothing(what: str) -
             await opened
         assert caught.value.code == {"key": "recipient", "signer": "signer", "audience": "audience"}[what]
         assert (it.opened(SEALED.data) is None) == (what == "key")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.parametrize("place", ["", "ec2-user-data"])
+def test_an_unknown_signer_may_be_one_whom_a_silent_place_names(place: str, accepted: bool) -> None:
+    """A new bundle of such a signer is tried again; one that is in force is not held over for that."""
+
+    async def scenario() -> None:
+        it = opening(keys.LocalKey(OPENING[0], kind="file"))
+        it.unsaid = lambda: place
+        digest = (await it(SEALED, NOW, None)).digest
+        it.pinned = bundle.Trust(())
+        with pytest.raises(BundleError) as caught:
+            await it(SEALED, NOW, digest if accepted else None)
+        assert isinstance(caught.value, KeyUnavailableError) == (bool(place) and not accepted)
+        assert caught.value.code == ("key-unavailable" if place and not accepted else "signer")
+        it.pinned = TRUST
+        assert (await it(SEALED, NOW, None)).digest == digest
 
     asyncio.run(scenario())
 
