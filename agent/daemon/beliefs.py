@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from agent import bundle, config, keys
-from agent.core.errors import AgentError, ConfigError, Denied, KeyUnavailableError, SealError
+from agent.core.errors import AgentError, ConfigError, Denied, KeyUnavailableError, PayloadError, SealError
 from agent.core.model import AwsCredential, Bundle, Cloud, GoogleToken, SealedBundle
 from agent.core.text import os_reason
 from agent.host.files import read_plain
@@ -267,6 +267,7 @@ class Opening:
         self.pinned = pinned
         self.launched: Callable[[], bundle.Trust] = lambda: bundle.Trust(())
         self.unsaid: Callable[[], str] = str  # which place that names signers has not answered yet
+        self.unnamed: Callable[[], bool] = bool  # whether a service that names this machine does not answer
         self.names: frozenset[str] = frozenset()
         self.configured = audiences
         self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
@@ -329,13 +330,20 @@ class Opening:
                 origin=sealed.origin,
                 names=self.names - self.configured,
             )
-        except SealError as error:
-            unsaid = self.unsaid()
-            if not unsaid or error.code != bundle.Code.SIGNER or accepted_digest is not None:
+        except (SealError, PayloadError) as error:
+            unsaid = self._unsaid(error)
+            if not unsaid or accepted_digest is not None:
                 raise  # what is in force of a signer who is not trusted ends at once
-            # It may be one whom that place names: no worker is the machine meanwhile for want of an answer.
-            said = f"{error.message}, and {unsaid} has not said yet whom it names"
-            raise KeyUnavailableError(said, hint=error.hint) from None
+            # No worker is the machine meanwhile for want of an answer.
+            raise KeyUnavailableError(f"{error.message}, and {unsaid}", hint=error.hint) from None
+
+    def _unsaid(self, error: SealError | PayloadError) -> str:
+        """What has not been said yet, and may make the bundle right; empty: nothing."""
+        if error.code == bundle.Code.SIGNER and (place := self.unsaid()):
+            return f"{place} has not said yet whom it names"
+        if error.code == bundle.Code.AUDIENCE and self.unnamed():
+            return "the metadata service does not say this machine's name"
+        return ""
 
     def _opens(self, kid: str) -> bool:
         """Whether that key is one of ours, or may be: one that is only away just now."""

@@ -136,6 +136,26 @@ class TestMetadata:
             assert agent.access_key() == USER
             was_never_the_machine(agent)
 
+    def test_a_bundle_for_a_name_that_is_not_said_yet_is_waited_for(
+        self, world: World, ec2: Ec2MetadataService
+    ) -> None:
+        """It is here and may be for this machine: nobody is the machine before its name is known, nor then."""
+        name = bundle.audience_aws_instance(ec2.account_id, ec2.region, ec2.instance_id)
+        world.drop(world.seal(world.session(USER), audiences=[name]))
+        ec2.inject(Fault("/latest/dynamic", status=503, times=None))
+        changes = {
+            **by_user_data(ec2),
+            "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
+            "sources": [{"kind": "file", "path": world.bundle_file}],
+        }
+        with world.agent(changes) as agent:
+            agent.started()
+            waits_for(agent, "does not say this machine's name")
+            ec2.faults.clear()
+            agent.wait_for("bundle.accepted", seconds=60)
+            assert agent.access_key() == USER
+            was_never_the_machine(agent)
+
     def test_user_data_without_a_bundle_ends_it(self, world: World, ec2: Ec2MetadataService) -> None:
         """From the first answer on the machine's identity is served, as the configuration has it."""
         ec2.inject(Fault(USER_DATA, drop=True, times=None))

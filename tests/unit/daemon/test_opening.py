@@ -92,6 +92,23 @@ def test_an_unknown_signer_may_be_one_whom_a_silent_place_names(place: str, acce
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_bundle_may_be_for_a_machine_whose_name_is_not_said(silent: bool) -> None:
+    """While the metadata service is silent it may be this machine's name: then the bundle is tried again."""
+
+    async def scenario() -> None:
+        it = opening(keys.LocalKey(OPENING[0], kind="file"))
+        it.unnamed = lambda: silent
+        it.answer_to(["urn:credbundle:cluster:another"], ())
+        with pytest.raises(BundleError) as caught:
+            await it(SEALED, NOW, None)
+        assert caught.value.code == ("key-unavailable" if silent else "audience")
+        it.answer_to((), WORLD["audiences"])
+        assert (await it(SEALED, NOW, None)).recipient == OPENING[0].kid
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("configured", "names", "named"),
     [
