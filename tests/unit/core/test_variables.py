@@ -237,6 +237,8 @@ def test_a_pattern_reaches_a_family_only_by_its_name(pattern: str) -> None:
     assert not passes("PIP_INDEX_URL", [pattern])
     assert passes("PIP_INDEX_URL", [pattern, "PIP_*"])
     assert passes("pip_index_url", ["PIP_INDEX_URL"])
+    assert not passes("TF_VAR_region", ["TF_*"])  # a family within another is named by its own name
+    assert passes("TF_VAR_region", ["TF_VAR_*"])
 
 
 def test_a_pattern_is_no_expression() -> None:
