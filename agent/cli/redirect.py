@@ -60,6 +60,12 @@ def apply(path: Path, user: str, only_print: bool) -> int:
     if the section has a mistake: the rules before then stay in force, or, if there are none, workers are refused.
     """
     holder = None if only_print else _Holder.found()
+    if holder is not None and holder.by_command and os.environ.get("MAINPID") == str(holder.pid):
+        # The unit's ExecReload=. Whatever starts workers reloads it (their gate, nftables.service): a worker that ends
+        # because it is refused, and is started again, must not take back what an operator has closed.
+        click.echo("credential-agent: workers stay refused, by command", err=True)
+        click.echo("  hint: to redirect again: credential-agent redirect apply", err=True)
+        return EX_OK
     if holder is not None:
         return _told(holder.ask(signal.SIGHUP))
     plan = make_plan(path, user)
@@ -84,7 +90,7 @@ def close(path: Path, user: str, only_print: bool) -> None:
     """Refuse workers' metadata requests.
 
     No worker then gets an identity, and none gets the machine's. "apply", or a start of
-    credential-agent-redirect.service, redirects again.
+    credential-agent-redirect.service, redirects again. A reload of that service does not.
     """
     holder = None if only_print else _Holder.found()
     if holder is not None:
@@ -192,6 +198,7 @@ class _Holder:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.pid = int(document["pid"])
+        self.by_command = document.get("by_command") is True  # whether it refuses workers because of ``close``
         self._plans = document["plans"]
 
     @classmethod

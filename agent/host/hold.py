@@ -312,6 +312,7 @@ class Holder:
             "beat": time.clock_gettime(time.CLOCK_BOOTTIME),
             "pid": os.getpid(),
             "state": state,
+            "by_command": self._closed is not None,
             "why": None if why is None else why[:_MOST_REASON],
             "error": None if self._error is None else self._error[:_MOST_REASON],
             "notes": fitting(

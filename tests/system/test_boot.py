@@ -454,6 +454,19 @@ print(done)
         assert machine.run("nft", "list", "table", "inet", "theirs") == before
         assert machine.run("nft", "list", "tables").count("credential_agent") == 4
 
+    def test_what_an_operator_has_closed_no_start_of_a_worker_opens(self, machine: Machine) -> None:
+        """A gate of workers and nftables.service have the rules loaded anew: only the command and a start open again."""
+        machine.run("credential-agent", "redirect", "close")
+        try:
+            machine.run("systemctl", "start", "credential-agent-gate@credential-agent-workers.slice.service")
+            machine.run("systemctl", "restart", "nftables")
+            machine.run("systemctl", "reload", "credential-agent-redirect")  # after what these two have asked for
+            assert aws_key(machine, uid=m.WORKER_UID) == "none"
+            assert machine.in_slice(*python(m.AWS)).strip() == "none"
+        finally:
+            machine.run("credential-agent", "redirect", "apply")
+        assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
+
     def test_the_daemon_is_alone_with_its_memory(self, machine: Machine) -> None:
         """No capability, no new privileges, not dumpable, no core file; a filter of system calls is on."""
         pid = machine.run("systemctl", "show", "-P", "MainPID", "credential-agent").strip()

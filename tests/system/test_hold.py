@@ -243,10 +243,12 @@ def test_what_was_closed_by_command_stays_so(held: Held) -> None:
     healed = held.state()["healed"]
     held.net.nft("flush ruleset")
     until(lambda: held.state()["healed"] > healed, "the healing")
-    assert held.is_state("closed")["why"].endswith("(credential-agent redirect close)")
+    closed = held.is_state("closed")
+    assert closed["why"].endswith("(credential-agent redirect close)")
+    assert closed["by_command"] is True
     assert held.net.ask(METADATA, uid=ALICE) == "refused"
     held.signal(signal.SIGHUP)
-    held.is_state("led")
+    assert held.is_state("led")["by_command"] is False
     assert held.net.ask(METADATA, uid=ALICE) == "agent"
     assert held.net.ask(METADATA, uid=60000) == "machine"
 

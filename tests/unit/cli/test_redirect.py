@@ -1,0 +1,65 @@
+"""``credential-agent redirect`` where a process holds the rules: whom it asks for what."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agent.cli.redirect import redirect
+from agent.host import arrival
+
+# Stands where the holder stands: makes a plan when it is told to.
+HOLDER = """
+import json, os, pathlib, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+print("ready", flush=True)
+signal.sigwait({signal.SIGHUP})
+state = pathlib.Path(sys.argv[2])
+document = json.loads(state.read_text())
+state.with_suffix(".new").write_text(json.dumps({**document, "plans": document["plans"] + 1}))
+os.replace(state.with_suffix(".new"), state)
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "by", "asked"),
+    [
+        ({"by_command": True}, "the unit", False),  # its ExecReload= (systemd.exec(5): $MAINPID)
+        ({"by_command": True}, "a person", True),
+        ({"by_command": True}, "another unit", True),
+        ({"by_command": False}, "the unit", True),
+        ({}, "the unit", True),  # the holder is of an earlier release
+    ],
+)
+def test_a_reload_of_the_unit_does_not_open_what_was_closed_by_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: dict[str, bool], by: str, asked: bool
+) -> None:
+    """Each start of a worker's gate reloads it: only who types the command opens again."""
+    state = tmp_path / "state.json"
+    monkeypatch.setattr(arrival, "STATE", state)
+    argv = [sys.executable, "-c", HOLDER, "agent.host.hold", str(state)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            known: dict[str, object] = {
+                "pid": holder.pid,
+                "plans": 1,
+                "state": "closed",
+                "notes": [],
+                "error": None,
+                **document,
+            }
+            state.write_text(json.dumps(known))
+            main_pid: str | None = {"the unit": str(holder.pid), "another unit": "1"}.get(by)
+            done = CliRunner(env={"MAINPID": main_pid}).invoke(redirect, ["apply"])
+        finally:
+            holder.kill()
+    assert done.exit_code == 0
+    assert json.loads(state.read_text())["plans"] == 1 + asked
+    assert ("workers stay refused" in done.output) is not asked
