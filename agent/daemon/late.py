@@ -169,7 +169,7 @@ class Late:
             await publisher.look()
             before, there = there, await asyncio.to_thread(look)
             if before[announced] and not there[announced]:
-                reloader.announce(reloader.settings)
+                reloader.announce()
             if before[note] and not there[note]:
                 self._note.again()
 

@@ -129,7 +129,7 @@ class Reloader:
         self._quiet = Quiet(LOOK_SECONDS)
         self.applied = [self._quiet.stir]  # others are watched from then on
         self._log = structlog.get_logger()
-        self._announcing: asyncio.Task[None] | None = None
+        self._announces = Once(self._announce, name="announce listeners")
         self._reloads = Once(self._reload_all, name="reload")
         self._looks = Once(self._look_at_sources, name="look")
         self._patience = Patience(PATIENCE_SECONDS)
@@ -142,7 +142,7 @@ class Reloader:
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """The tasks under way, to be ended with the process."""
-        return [task for task in (self._reloads.task, self._looks.task, self._announcing) if task is not None]
+        return [task for task in (self._reloads.task, self._looks.task, self._announces.task) if task is not None]
 
     def on_hangup(self) -> None:
         """SIGHUP. Returns at once. All that come during a reload cause one more reload, after it."""
@@ -301,9 +301,7 @@ class Reloader:
         narrower = not beliefs.trusts_at_least(opening.trust, trusted) or not opening.audiences >= before
         self._controller.reconfigure(compose.policy(settings))
         self._publisher.reconfigure(settings.environment, gid=found.gid, expects_bundle=bool(settings.keys))
-        # The listeners and the token stay where they were, so what is announced of them stays too.
-        told = msgspec.structs.replace(settings, listen=self._loaded.listen, environment=self._publisher.settings)
-        self.announce(told)
+        self.announce()
         log.set_up(level=settings.log.level, style=settings.log.format)
         if narrower:
             self._controller.intake.review()
@@ -327,13 +325,15 @@ class Reloader:
         if settings.keys != old.keys:
             self._keys_changed()
 
-    def announce(self, settings: config.Config) -> None:
+    def announce(self) -> None:
         """Tell programs on this machine where our listeners are. Returns at once: the disk may hang."""
-        self._announcing = asyncio.create_task(self._announce(settings), name="announce listeners")
+        self._announces.ask()  # one at a time: what a disk held up must not be written over what is newer
 
-    async def _announce(self, settings: config.Config) -> None:
+    async def _announce(self) -> None:
+        # The listeners and the token stay where they were, so what is announced of them stays too.
+        told = msgspec.structs.replace(self.settings, listen=self._loaded.listen, environment=self._publisher.settings)
         try:
-            await asyncio.to_thread(listening.announce, settings, self._publisher.address)
+            await asyncio.to_thread(listening.announce, told, self._publisher.address)
         except HostError as error:
             self._log.warning("doors.not_announced", reason=error.message)
 

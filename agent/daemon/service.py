@@ -202,7 +202,7 @@ class Daemon:
             instance_id=self.store.memory.instance_id or None,
             keys=list(self._prepared.opening.keyring.kids),
         )
-        self._reloader.announce(settings)
+        self._reloader.announce()
         self._reloader.tell_absent_keys()
         self._hand_over()
         later = self._late.begin(
