@@ -25,6 +25,7 @@ from agent.snapshot import (
     decode,
     encode,
 )
+from agent.snapshot.frames import frame_of_snapshot, from_controller
 from agent.snapshot.messages import ControllerSays
 from tests.fakes.clock import START
 from tests.fakes.view import KEY, aws_credential, google_token
@@ -92,6 +93,8 @@ def bent(change: Any) -> bytes:
         pytest.param(lambda s: s["aws"].pop(), "order", id="an answer that ends and nothing after it"),
         pytest.param(lambda s: s["aws"].reverse(), "order", id="an end that is not the last"),
         pytest.param(lambda s: s["gcp"].insert(0, s["gcp"][1]), "order", id="ends that go back"),
+        pytest.param(lambda s: s["gcp"].insert(0, s["gcp"][0]), "order", id="an end twice"),
+        pytest.param(lambda s: s["gcp"].insert(1, s["gcp"][-1]), "order", id="no end, and another answer after it"),
         pytest.param(lambda s: s["gcp"].extend([s["gcp"][-1]] * 300), "got something else", id="stretches in number"),
         pytest.param(lambda s: s.update(aws_names=["x"] * 65), "got something else", id="names in number"),
         pytest.param(lambda s: s["settings"].update(token_key=b"x" * 65), "got something else", id="a long key"),
@@ -115,6 +118,21 @@ def test_times_of_other_zones_are_refused() -> None:
     assert datetime(2030, 1, 1, tzinfo=UTC) > START
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(lambda s: s["aws"][0], id="a stretch"),
+        pytest.param(lambda s: s["gcp"][0], id="a stretch of the other cloud"),
+        pytest.param(lambda s: s["id_tokens"][0], id="an identity token"),
+        pytest.param(lambda s: s["scoped"][0], id="an access token for fewer scopes"),
+    ],
+)
+def test_times_of_no_zone_are_refused(where: Any) -> None:
+    """An instant without a zone has one spelling too, so that it is not taken must be a rule of its own."""
+    with pytest.raises(SnapshotError, match="utc"):
+        decode(bent(lambda s: where(s).update(until="2030-01-01T00:00:00")))
+
+
 def test_too_much_is_refused_before_it_is_read() -> None:
     """Neither side makes or takes more than the bound, and a reader does not parse what is larger."""
     large = msgspec.structs.replace(full(), refused="x" * MAX_BYTES)
@@ -124,11 +142,54 @@ def test_too_much_is_refused_before_it_is_read() -> None:
         decode(b"\x93" * (MAX_BYTES + 1))
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc0", b"\x91" * 100_000, b"{}", b"\x80", b"\xdd\xff\xff\xff\xff"])
+def test_the_largest_that_is_made_is_taken() -> None:
+    """What its writer may make its reader takes, to the byte, and so does what carries it: or nobody were answered."""
+    some = msgspec.structs.replace(full(), refused="x" * (1 << 16))
+    largest = msgspec.structs.replace(full(), refused="x" * ((1 << 16) + MAX_BYTES - len(encode(some))))
+
+    data = encode(largest)
+
+    assert len(data) == MAX_BYTES
+    assert list(from_controller().feed(frame_of_snapshot(data))) == [data]
+    assert decode(data) == largest
+
+
+def test_what_has_no_spelling_is_not_written() -> None:
+    """A value that is neither plain nor a secret is a mistake of ours, not an empty place in what is served."""
+    with pytest.raises(TypeError, match="object"):
+        encode(msgspec.structs.replace(full(), refused=object()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xc0", id="another type"),
+        pytest.param(b"\x91" * 100_000, id="brackets without end"),
+        pytest.param(b"{}", id="not this format at all"),
+        pytest.param(b"\x80", id="empty"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="a length that is a lie"),
+        pytest.param(
+            bent(lambda s: s.update(x="!")).replace(b"\xa1!", b"\x91" * 5000), id="brackets where none is read"
+        ),
+        pytest.param(encode(full()).replace(b"reader", b"\xff" * 6), id="no text"),
+        pytest.param(bent(lambda s: s["aws"][0].update(until="0001-01-01T00:00:00+12:00")), id="before the first day"),
+        pytest.param(bent(lambda s: s.update(container_tokens=[5])), id="a secret that is none"),
+    ],
+)
 def test_no_bytes_are_more_than_refused(data: bytes) -> None:
-    """Nothing, another type, brackets without end and a length that is a lie are refused, and nothing else happens."""
+    """Whatever the bytes are, they are refused with the one error, and nothing else happens."""
     with pytest.raises(SnapshotError):
         decode(data)
+
+
+def test_a_version_is_new_only_if_it_says_something_new() -> None:
+    """A server is told what differs in anything but the number of the version, and nothing else."""
+    snapshot = full()
+
+    assert snapshot.same_as(msgspec.structs.replace(snapshot, version=8))
+    assert not snapshot.same_as(msgspec.structs.replace(snapshot, refused=None))
+    assert not snapshot.same_as(None)
 
 
 def test_a_snapshot_tells_no_secret() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -140,6 +141,36 @@ def test_a_length_is_refused_before_what_it_announces_is_read(most: int) -> None
 )
 def test_another_spelling_is_refused(content: bytes) -> None:
     """What two readers might read differently, and what only the other side may say, is refused."""
+    with pytest.raises(SnapshotError):
+        list(from_server().feed(struct.pack(">IB", len(content) + 1, 1) + content))
+
+
+@pytest.mark.parametrize(
+    "until",
+    [
+        pytest.param("2030-01-01T00:00:00", id="of no zone"),
+        pytest.param("2030-01-01T00:00:00+01:00", id="of another zone"),
+        pytest.param("0001-01-01T00:00:00+12:00", id="before the first day"),
+    ],
+)
+def test_no_other_instant_than_of_utc_is_taken(until: str) -> None:
+    """The end of what was minted says that it is UTC, or the message is none: it could not be compared with ours."""
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def minted(ends: str | datetime) -> bytes:
+        token = {"token": "a.b.c", "audience": "x", "issued_at": at, "expires_at": ends}
+        said = {"type": "minted", "number": 1, "id_token": token, "access_token": None, "denied": False, "why": None}
+        content = msgspec.msgpack.encode(said)
+        return struct.pack(">IB", len(content) + 1, 1) + content
+
+    assert [type(said) for said in from_controller().feed(minted(at))] == [Minted]
+    with pytest.raises(SnapshotError):
+        list(from_controller().feed(minted(until)))
+
+
+def test_brackets_where_none_is_read_end_no_reader() -> None:
+    """What is passed over is no deeper than the reader can go: it is refused as anything else that is no message."""
+    content = msgspec.msgpack.encode({"type": "taken", "version": 1, "more": "!"}).replace(b"\xa1!", b"\x91" * 5000)
     with pytest.raises(SnapshotError):
         list(from_server().feed(struct.pack(">IB", len(content) + 1, 1) + content))
 
