@@ -18,7 +18,7 @@ from agent.core.model import AwsCredential, GoogleToken
 from agent.core.secret import Secret
 from agent.core.text import instant
 from agent.wire import container, ec2, gce
-from agent.wire.http import Response, path_of, segments_of
+from agent.wire.http import Response, forwardable, path_of, segments_of
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 KEY = b"k" * 32
@@ -125,7 +125,7 @@ def test_expiration_is_never_later_than_the_truth() -> None:
     assert instant(NOW + timedelta(milliseconds=999)) == "2026-11-24T12:00:00Z"
 
 
-@given(st.floats(0, 1e9), st.binary(min_size=6, max_size=6))
+@given(st.floats(0, 1e12), st.binary(min_size=6, max_size=6))
 def test_session_token_says_its_end(ends: float, nonce: bytes) -> None:
     """A token of ours says its end; the same made with another key says nothing."""
     token = ec2.make_token(KEY, ends, nonce)
@@ -154,18 +154,45 @@ def test_canonical_path_reads_as_itself(names: list[str]) -> None:
     assert segments_of(path_of(segments, slash=True)) == segments
 
 
-@pytest.mark.parametrize("path", ["/a/../b", "/a/%2e%2E/b", "/a%2fb", "/a%5cb", "/%00", "/%2561", "/a;b", "/a%20", "x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/a/../b", "/a/%2e%2E/b", "/a%2fb", "/a%5cb", "/%00", "/%2561", "/a;b", "/a%20", "x"),
+        *("", "/a%", "/a%2", "/a%zz", "/%ff", "/%c0%af", "/%3f", "/%23", "/%3b", "/%7f", "/%c2%85", "/./a", "/a\udcff"),
+    ],
+)
 def test_ambiguous_paths_are_refused(path: str) -> None:
     """What two readers may read differently is not read at all."""
     with pytest.raises(TargetError):
         segments_of(path)
 
 
-@pytest.mark.parametrize("value", ["x\r\nSet-Cookie: y", "x\ny", "x\0"])
-def test_no_header_can_split_an_answer(value: str) -> None:
-    """A line break in a header of ours is a fault of ours, found before anything is sent."""
+def test_a_path_has_one_spelling() -> None:
+    """However a client spells it: what needs no code is decoded, and the slash at the end stays as it was."""
+    segments = segments_of("/computeMetadata//v%31/inst%41nce/caf%c3%a9/")
+    assert segments == ("computeMetadata", "v1", "instAnce", "caf\u00e9")
+    assert path_of(segments, slash=True) == "/computeMetadata/v1/instAnce/caf%C3%A9/"
+    assert path_of(segments, slash=False) == "/computeMetadata/v1/instAnce/caf%C3%A9"
+    assert (path_of((), slash=True), path_of((), slash=False)) == ("/", "/")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("X", "x\r\nSet-Cookie: y"), ("X", "x\ny"), ("X", "x\0"), ("X: y\r\nZ", "z"), ("", "z")]
+)
+def test_no_header_can_split_an_answer(name: str, value: str) -> None:
+    """A line break in a header of ours is a fault of ours, found before anything is sent; another's is not passed on."""
     with pytest.raises(AssertionError, match="internal error"):
-        Response(200, (("X", value),))
+        Response(200, ((name, value),))
+    assert not forwardable(name, value)
+
+
+def test_a_header_is_passed_on_and_sent_as_it_is() -> None:
+    """What is no danger to an answer stands in it."""
+    answer = Response(206, (("X-Y", "a: b"),), b"abc")
+    assert forwardable("X-Y", "a: b")
+    assert answer.head.startswith(b"HTTP/1.1 206 Partial Content\r\nX-Y: a: b\r\nContent-Length: 3\r\n")
+    assert (answer.header("x-y"), answer.header("z")) == ("a: b", None)
+    assert Response(414).head.startswith(b"HTTP/1.1 414 URI Too Long\r\n")
 
 
 def test_container_tokens_are_compared_whole() -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from email.message import Message
 from email.mime.multipart import MIMEMultipart
 from email.mime.nonmultipart import MIMENonMultipart
 from email.mime.text import MIMEText
@@ -20,9 +21,19 @@ from hypothesis import strategies as st
 
 from agent.core.errors import UnreadableError, WireError
 from agent.wire import userdata
-from agent.wire.userdata import BEGIN, END, MAX_DOCUMENT_BYTES, armour, dearmour, extract
+from agent.wire.userdata import (
+    BEGIN,
+    END,
+    MAX_BOUNDARIES,
+    MAX_DOCUMENT_BYTES,
+    MAX_PARTS,
+    armour,
+    dearmour,
+    extract,
+)
 
 BUNDLE = b'{"protected":"e30","recipients":[],"iv":"","ciphertext":"AAAA","tag":""}'
+ARMOURED = armour(BUNDLE).encode()
 COMPACT = b"eyJhbGciOiJFQ0RILUVTIn0..aXY.Y2lwaGVy.dGFn"
 
 
@@ -51,6 +62,7 @@ def test_a_bare_bundle_is_itself(bundle: bytes) -> None:
         b"Content-Type: text/plain\n\nhello",
         b'{"ignition": {"version": "3.4.0"}}',
         b'{"systemd.credentials": [{"name": "somebody.else", "text": "x"}]}',
+        b'{"systemd.credentials": ["x", 5, null, [], {}]}',
         b"{not json",
         b"[1, 2]",
         b"\xff\xfe\x00binary",
@@ -154,6 +166,65 @@ def test_systemds_document_broken_or_not_for_us(document: object) -> None:
     """An entry that only systemd can open, or that is broken, is an error that says so."""
     with pytest.raises(WireError):
         extract(json.dumps(document).encode())
+
+
+@given(st.integers(2, len(gzip.compress(ARMOURED)) - 1))
+def test_a_compressed_document_that_was_cut_off_is_broken(at: int) -> None:
+    """What is left of it may look like a document without a bundle, which would leave workers the machine's identity."""
+    with pytest.raises(WireError):
+        extract(gzip.compress(ARMOURED)[:at])
+
+
+def message(*parts: Message) -> MIMEMultipart:
+    """A multipart document of them."""
+    outer = MIMEMultipart()
+    for part in parts:
+        outer.attach(part)
+    return outer
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(b"#" * (MAX_DOCUMENT_BYTES - len(ARMOURED) - 1) + b"\n" + ARMOURED, id="bytes"),
+        pytest.param(gzip.compress(b"#" * (MAX_DOCUMENT_BYTES - len(ARMOURED) - 1) + b"\n" + ARMOURED), id="inflated"),
+        pytest.param(
+            message(*(MIMEText("x") for _ in range(MAX_PARTS - 1)), MIMEText(ARMOURED.decode())).as_bytes(), id="parts"
+        ),
+        pytest.param(
+            message(
+                *(message(MIMEText("x")) for _ in range(MAX_BOUNDARIES - 2)), message(MIMEText(ARMOURED.decode()))
+            ).as_bytes(),
+            id="boundaries",
+        ),
+    ],
+)
+def test_as_much_as_is_allowed_is_read(document: bytes) -> None:
+    """A document at a bound carries its bundle as any other does."""
+    assert extract(document) == BUNDLE
+
+
+def test_parts_are_counted_together_however_deep_they_are() -> None:
+    """Two levels that are each within the bound are above it together."""
+    inner = message(*(MIMEText("x") for _ in range(MAX_PARTS // 2 + 1)))
+    with pytest.raises(WireError, match="parts"):
+        extract(message(*(MIMEText("x") for _ in range(MAX_PARTS // 2)), inner).as_bytes())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(b"Content-Type: multipart/mixed; boundary*=a\0'b'c\n\n--c\n\nx\n", id="a charset with a null"),
+        pytest.param(b"Content-Type: multipart/mixed; boundary*=idna'b'%ff\n\n--c\n\nx\n", id="a charset that cannot"),
+        pytest.param(b"Content-Type: multipart/mixed; boundary*%b*=a\n\nx\n" % (b"9" * 5000), id="a long number"),
+        pytest.param(b"Content-Type: message/rfc822\n\n" * 3000, id="deeper than a parser may recurse"),
+        pytest.param(b"Content-Type: application/credbundle+jose\n\n \n", id="a part of our type that is empty"),
+    ],
+)
+def test_broken_mime_documents_are_refused_in_one_way(document: bytes) -> None:
+    """Whatever the standard library's parser raises, and an empty part of our type, is an error that says so."""
+    with pytest.raises(WireError):
+        extract(document)
 
 
 def test_bombs_cost_nothing() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from agent.core.errors import UnreadableError, WireError
 from agent.wire import userdata
 from agent.wire.userdata import MAX_DOCUMENT_BYTES
-from agent.wire.wrapped import MAX_LAYERS, find
+from agent.wire.wrapped import MAX_CANDIDATES, MAX_LAYERS, MAX_WORK_BYTES, find, layers
 
 HEADER = (
     base64.urlsafe_b64encode(b'{"typ":"credbundle+jwe","cty":"credbundle+jwt","enc":"A256GCM"}').decode().rstrip("=")
@@ -183,6 +183,67 @@ def test_two_are_not_chosen_between() -> None:
     with pytest.raises(UnreadableError, match="expected one bundle"):
         find(json.dumps(both).encode())
     assert find(json.dumps([both[0], both[0], GENERAL.decode()]).encode()) == GENERAL
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(json.dumps(dict(reversed(json.loads(GENERAL).items())), indent=1).encode(), id="another order"),
+        pytest.param(b"\n" + GENERAL + b"\n", id="white space around it"),
+    ],
+)
+def test_another_spelling_of_a_bundle_is_no_second_one(again: bytes) -> None:
+    """What a tool has written anew says the same: nobody is asked which of the two is meant."""
+    assert find(json.dumps([GENERAL.decode(), again.decode()]).encode()) == GENERAL
+
+
+def test_a_part_of_a_bundle_is_no_second_one() -> None:
+    """What was cut off and is there whole too (a preview of it, a folded line) is read as what is whole."""
+    assert find(json.dumps([COMPACT[:-2].decode(), COMPACT.decode()]).encode()) == COMPACT
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(urllib.parse.quote_plus(json.dumps(json.loads(GENERAL))).encode(), id="a form's"),
+        pytest.param(b'bundle: "' + GENERAL.replace(b'"', b'\\"') + b'"\n', id="escaped quotes"),
+        pytest.param(b"'" + userdata.armour(GENERAL).encode().replace(b"\n", b"\\n") + b"'", id="lines in one"),
+        pytest.param(b"`" + GENERAL.replace(b"/", b"\\/").replace(b'"', b'\\"') + b"`", id="escaped slashes"),
+    ],
+)
+def test_what_was_written_in_one_line_is_read(document: bytes) -> None:
+    """Escapes of a form, a shell or YAML come off, alone and together."""
+    found = find(document)
+    assert found is not None
+    assert json.loads(found) == json.loads(GENERAL)
+
+
+@pytest.mark.parametrize("columns", [5, 8, 13, 20, 64, 76])
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_is_folded_and_cannot_be_read_is_said(columns: int, times: int) -> None:
+    """Wherever a line ends: the word by which a bundle is known may stand on two of them."""
+    data = reduce(lambda one, _: base64.b64encode(one), range(times), GENERAL)[:-70] + b"!"
+    folded = b"\n".join(data[at : at + columns] for at in range(0, len(data), columns))
+    with pytest.raises(UnreadableError):
+        find(b"x:\n" + folded)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(json.dumps([f"{i:0100}" for i in range(3 * MAX_CANDIDATES)]).encode(), id="many"),
+        pytest.param(json.dumps([f"{i:0200000}" for i in range(12)]).encode(), id="large together"),
+        pytest.param(json.dumps("!" * (MAX_DOCUMENT_BYTES + 1)).encode(), id="one that is larger than a document"),
+        pytest.param(json.dumps(["!" * 100] * 9).encode(), id="the same again"),
+    ],
+)
+def test_no_more_is_looked_at_than_the_bounds_say(document: bytes) -> None:
+    """Contents are looked at once each, so many of them, none larger than a document, and so many bytes together."""
+    found = list(layers(document))
+
+    assert len(found) == len(set(found)) <= MAX_CANDIDATES + 1
+    assert all(0 < len(one) <= MAX_DOCUMENT_BYTES for one in found)
+    assert len(document) + sum(map(len, found)) <= max(MAX_WORK_BYTES, len(document))
 
 
 @pytest.mark.parametrize(
