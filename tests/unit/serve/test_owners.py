@@ -68,6 +68,19 @@ def test_a_table_that_cannot_be_read_is_none() -> None:
     asyncio.run(main())
 
 
+def test_what_asking_needs_is_freed_at_the_end() -> None:
+    """A socket to the kernel is not left open, and nobody is asked by it any more."""
+
+    async def main() -> None:
+        freed: list[bool] = []
+        one = Owners(unreadable, lambda _peer, _local: 1000, close=lambda: freed.append(True))
+        one.close()
+        assert freed == [True]
+        assert not one.immediate
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [
@@ -135,5 +148,26 @@ def test_who_gives_up_waiting_takes_nobody_with_him() -> None:
         go.set()
         await asyncio.gather(*waiting[1:])
         assert inside == ["second", "third"]
+
+    asyncio.run(main())
+
+
+def test_who_is_let_in_and_gives_up_at_the_same_moment_takes_no_place_along() -> None:
+    """A place that nobody gives back is gone for good: with as many of them nobody would come in again."""
+
+    async def main() -> None:
+        turnstile = Turnstile(1)
+
+        async def visit() -> None:
+            async with turnstile.turn("a"):
+                raise AssertionError("it had given up")
+
+        async with turnstile.turn("b"):
+            waiting = asyncio.ensure_future(visit())
+            await asyncio.sleep(0)
+        waiting.cancel()  # the turn has come, and has not been heard of
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
+        assert not turnstile.crowded
 
     asyncio.run(main())
