@@ -37,6 +37,7 @@ ROOMS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "daemon": ("agent/daemon", ("tests/unit/daemon", "tests/system/test_daemon.py")),
     "serve": ("agent/serve", ("tests/unit/serve",)),
     "wire": ("agent/wire", ("tests/unit/wire", "tests/unit/serve")),
+    "snapshot": ("agent/snapshot", ("tests/unit/snapshot",)),
     "host": ("agent/host", ("tests/unit/host",)),
     "server": ("agent/server", ("tests/unit/server",)),
     "enrol": ("agent/enrol", ("tests/unit/enrol",)),
@@ -65,7 +66,8 @@ DECIDES: Final[dict[str, tuple[str, ...]]] = {
         *("gate", "gce*", "hiding", "intake", "link", "listener", "mints", "proxy", "readers", "remembered"),
         *("silent", "target", "waiting"),
     ),
-    "wire": ("container", "ec2", "gce", "userdata", "wrapped"),
+    "wire": ("container", "ec2", "gce", "http", "signers", "userdata", "wrapped"),
+    "snapshot": ("*",),
     "host": (
         *("arrival", "deferring", "emptiable", "enforcing", "envfile", "hold", "lasting", "nft", "ownership"),
         *("planning", "ports", "state", "subuid", "systemctl"),
