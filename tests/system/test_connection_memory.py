@@ -7,6 +7,7 @@ cost twice as much is noticed.
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import socket
@@ -18,6 +19,8 @@ from typing import Final
 import pytest
 
 from tests.system.harness import Agent, World, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the agent shows its memory to no user")
 
 COUNT: Final = 1000
 LINE: Final = b"GET /latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\n"

@@ -215,6 +215,7 @@ class TestPromises:
         """What was never there cannot stay in the image."""
         assert re.search(r"^  disable_default_service_account += true$", block("googlecompute"), re.MULTILINE)
 
+    @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen (apt-get install openssh-client)")
     def test_no_password_opens_the_machine_that_builds(self, tmp_path: Path) -> None:
         """Each qemu build has a key of its own; a port of every interface leads to its sshd while it runs."""
         assert "password" not in "".join(code(path.read_text()) for path in TEMPLATES)
