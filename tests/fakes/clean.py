@@ -76,7 +76,9 @@ def install(directory: Path) -> Path:
          "--disable-pip-version-check", "--no-deps", "--no-index", wheel],
         check=True, capture_output=True,
     )  # fmt: skip
-    (packages / "sitecustomize.py").write_text(_DETOUR)
+    # Not sitecustomize.py: Debian has one of its own, which is found first.
+    (packages / "detour.py").write_text(_DETOUR)
+    (packages / "detour.pth").write_text("import detour\n")
     return directory / "v" / "bin"
 
 
