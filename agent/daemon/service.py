@@ -169,7 +169,7 @@ class Daemon:
         # 3. The state handed over says who the machine is: it is of this very boot. The metadata services are asked all
         # the same, but not waited for.
         handed = self._succession.left is not None
-        self._prepared.opening.unnamed = lambda: self._who.silent
+        self._prepared.opening.unnamed = lambda: self._who.unnamed
         found = [] if handed else (await asyncio.gather(self._who.ask(), self._prepared.launched.look_first()))[0]
         # 4.
         sockets = [*worker_sockets, *([control] if control else [])]

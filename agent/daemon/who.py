@@ -44,6 +44,7 @@ class Who:
         self.audiences: frozenset[str] = frozenset()
         self.boot_id = ""
         self.silent = False
+        self._asked = False
         self.pause_seconds = 0.0
         self.firmware = machine.firmware_names(root)
         self._metadata = metadata
@@ -61,6 +62,11 @@ class Who:
         """Whether a service's word may become another: not where the configuration names the machine."""
         return self.may_tell and self._configured == "auto"
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether a service may yet say a name that nobody knows here: it was silent, or no process has asked it."""
+        return self.silent or (self.may_tell and not self._asked and not self.audiences)
+
     async def ask(self) -> list[Machine]:
         """Ask the metadata services; a service that does not answer in time is ``silent``."""
         asked: list[Coroutine[Any, Any, Machine | None]] = []
@@ -70,7 +76,7 @@ class Who:
             asked.append(gce_machine(self._metadata.gce))
         answers = await asyncio.gather(*(_in_time(question, ASK_SECONDS) for question in asked))
         silent = [answer for answer in answers if isinstance(answer, Silent)]
-        self.silent = bool(silent)
+        self.silent, self._asked = bool(silent), True
         self.pause_seconds = max((one.pause_seconds for one in silent), default=0.0)
         return [answer for answer in answers if isinstance(answer, Machine)]
 

@@ -156,6 +156,32 @@ class TestMetadata:
             assert agent.access_key() == USER
             was_never_the_machine(agent)
 
+    def test_a_bundle_for_that_name_is_waited_for_over_a_restart(
+        self, world: World, ec2: Ec2MetadataService, manager: NotifySocket
+    ) -> None:
+        """The next process has not asked for the name yet when it reads the bundle."""
+        name = bundle.audience_aws_instance(ec2.account_id, ec2.region, ec2.instance_id)
+        world.drop(world.seal(world.session(USER), audiences=[name]))
+        ec2.inject(Fault("/latest/dynamic", status=503, times=None))
+        changes = {
+            **by_user_data(ec2),
+            "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
+            "sources": [{"kind": "file", "path": world.bundle_file}],
+        }
+        environ = {"NOTIFY_SOCKET": str(manager.path)}
+        with world.agent(changes, environ=environ) as agent:
+            waits_for(agent, "does not say this machine's name")
+            manager.wait_content("handover", lambda data: bool(json.loads(data).get("awaited")))
+            agent.kill()
+        ec2.faults.clear()
+        ec2.inject(Fault("/latest/dynamic", delay=600, times=None))
+        with world.agent(changes, environ=environ, passed=manager.stored()) as agent:
+            waits_for(agent, "does not say this machine's name", issued=False)
+            ec2.faults.clear()
+            agent.wait_for("bundle.accepted", seconds=60)
+            assert agent.access_key() == USER
+            was_never_the_machine(agent)
+
     def test_user_data_without_a_bundle_ends_it(self, world: World, ec2: Ec2MetadataService) -> None:
         """From the first answer on the machine's identity is served, as the configuration has it."""
         ec2.inject(Fault(USER_DATA, drop=True, times=None))
