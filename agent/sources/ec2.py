@@ -89,6 +89,7 @@ class Ec2UserDataSource:
         """See :class:`agent.core.source.Source`. User-data without a bundle in it is ``None``, like none at all."""
         with broken_here(of_the_machine=True):
             answer = await self._metadata.request("GET", EC2_USER_DATA_PATH, max_bytes=MAX_BYTES)
+            answer = self._metadata.own(answer, EC2_USER_DATA_PATH)
             if answer.status == 404:
                 return None
             if answer.status != 200:

@@ -136,13 +136,20 @@ class Ec2Metadata:
         """The body of ``path``; ``None`` when the service has nothing there (404).
 
         Raises:
-            UpstreamError: any other status, or no answer; code ``stranger`` where EC2 gave our session token and
-                something else answers now: while that token is good, nobody is asked for another.
+            UpstreamError: any other status, or no answer; likewise :meth:`own`.
         """
-        answer = await self.request("GET", path)
+        return _body_or_none(self.own(await self.request("GET", path), path), path)
+
+    def own(self, answer: UpstreamResponse, path: str) -> UpstreamResponse:
+        """An answer of :meth:`request` for ``path``, unless it is not the service's own.
+
+        Raises:
+            UpstreamError: code ``stranger`` where EC2 gave our session token and something else says now that a thing
+                is there or is not: while that token is good, nobody is asked for another.
+        """
         if self._is_ec2 and answer.status in {200, 404} and not by_ec2(answer):
             raise _stranger(f"{path} of the ec2 metadata service is answered by something else", answer)
-        return _body_or_none(answer, path)
+        return answer
 
     async def _session_token(self) -> str:
         async with self._token_lock:

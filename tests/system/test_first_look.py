@@ -113,6 +113,21 @@ class TestMetadata:
             assert agent.access_key() == USER
             was_never_the_machine(agent)
 
+    @pytest.mark.parametrize("status", [200, 404])
+    def test_what_another_says_in_the_place_of_ec2_is_none(
+        self, world: World, ec2: Ec2MetadataService, status: int
+    ) -> None:
+        """EC2 gives the session token and credentials, and a portal's page comes for user-data."""
+        ec2.user_data = world.seal(world.session(USER))
+        ec2.inject(Fault(USER_DATA, status=status, body=b"<html>sign in", times=None))
+        with world.agent(by_user_data(ec2)) as agent:
+            agent.started()
+            waits_for(agent, "user-data does not answer")
+            ec2.faults.clear()
+            agent.wait_for("bundle.accepted")
+            assert agent.access_key() == USER
+            was_never_the_machine(agent)
+
     @pytest.mark.parametrize("instead", [{"drop": True}, {"status": 503}])
     def test_a_bundle_of_a_signer_whom_user_data_may_name_is_waited_for(
         self, world: World, ec2: Ec2MetadataService, instead: dict[str, Any]

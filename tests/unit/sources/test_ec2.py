@@ -161,6 +161,8 @@ TOKEN, USER_DATA = "/latest/api/token", "/latest/user-data"
         (USER_DATA, 302, b"", False),
         (USER_DATA, 429, b"", False),
         (USER_DATA, 500, b"", False),
+        (USER_DATA, 200, b"<html> a portal's", False),
+        (USER_DATA, 404, b"<html> a proxy's", False),
         (USER_DATA, 400, b"", True),
         (USER_DATA, 403, b"", True),
         (USER_DATA, 200, b"x" * 70_000, True),
@@ -168,11 +170,12 @@ TOKEN, USER_DATA = "/latest/api/token", "/latest/user-data"
     ],
 )
 def test_what_says_nothing_of_user_data_is_no_answer(path: str, status: int, body: bytes, answers: bool) -> None:
-    """Only what is about user-data itself says that no first bundle is to be waited for there."""
+    """Only what is about user-data itself, in EC2's name, says that no first bundle is to be waited for there."""
 
     async def test() -> None:
         async with made() as (service, source, _):
-            service.inject(Fault(path, status=status, body=body, times=None))
+            headers = {"Server": "EC2ws"} if answers else {}
+            service.inject(Fault(path, status=status, body=body, times=None, headers=headers))
             with pytest.raises(SourceError) as caught:
                 await source.fetch()
             assert isinstance(caught.value, UnansweredError) is not answers
