@@ -34,6 +34,8 @@ _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 _EVENT: Final = struct.Struct("iIII")
 """The head of ``struct inotify_event``: which watch, what, a number, the length of the name of a directory's entry."""
 _MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_TO, _CREATE, _DELETE_SELF, _MOVE_SELF = 2, 4, 8, 0x80, 0x100, 0x400, 0x800
+_DELETE: Final = 0x200
+_IS_DIRECTORY: Final = 0x40000000
 _DONT_FOLLOW: Final = 0x02000000
 _MASK_ADD: Final = 0x20000000
 _NAME: Final = _ATTRIB | _DELETE_SELF | _MOVE_SELF
@@ -57,7 +59,6 @@ class Watches:
         self._descriptors = events, mounts, woken
         poll.register(events, select.EPOLLIN)
         poll.register(woken, select.EPOLLIN)
-        poll.register(mounts, select.EPOLLPRI)
 
     @classmethod
     def on(cls, paths: Iterable[Path]) -> Watches | None:
@@ -67,9 +68,13 @@ class Watches:
         """
         # Not a number: a kernel whose table reads otherwise than proc(5) says.
         with contextlib.suppress(OSError, ValueError, IndexError), contextlib.ExitStack() as undone:
-            # First of all: what is mounted from here on is told.
+            # First of all: what is mounted from here on is told. Not what was before that: the kernel tells of a
+            # change once, and epoll asks for it twice where it is there at the registration.
             mounts = os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
             undone.callback(os.close, mounts)
+            poll = select.epoll()
+            undone.callback(poll.close)
+            poll.register(mounts, select.EPOLLPRI)
             ours = _ours(mounts)
             events = libc().inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
             if events < 0:
@@ -79,7 +84,7 @@ class Watches:
                 _watch(events, path, ours)
             woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undone.callback(os.close, woken)
-            watches = cls(select.epoll(), events, mounts, woken)
+            watches = cls(poll, events, mounts, woken)
             undone.pop_all()
             return watches
         return None
@@ -103,7 +108,7 @@ class Watches:
         at = 0
         while at < len(told):
             _, mask, _, length = _EVENT.unpack_from(told, at)
-            if not length or mask & _COMING:
+            if not length or mask & _COMING or (mask & _DELETE and mask & _IS_DIRECTORY):
                 return True
             at += _EVENT.size + length
         return False
@@ -156,6 +161,8 @@ def _watch(events: int, path: Path, ours: frozenset[int]) -> None:
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise
+            # An empty directory that is removed tells nothing itself while somebody is in it, or has it open.
+            _add(events, os.path.dirname(here), ours, _DELETE)  # noqa: PTH120 - as above
             # Whoever has been before us is told by the look that follows.
             _add(events, here, ours, _COMING)
             try:

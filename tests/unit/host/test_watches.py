@@ -125,6 +125,21 @@ def test_what_is_not_there_yet_is_told_when_it_comes(
     assert told.wait(0)
 
 
+def test_a_directory_that_is_removed_while_somebody_has_it_open_is_told(
+    way: Path, watching: Callable[..., Watches]
+) -> None:
+    """The kernel says so of the directory itself only once it is let go; another one has its name by then."""
+    (way.parent / "file").unlink()
+    way.unlink()
+    told = watching(way)
+    held = os.open(way.parent, os.O_RDONLY)
+    try:
+        way.parent.rmdir()
+        assert told.wait(0)
+    finally:
+        os.close(held)
+
+
 def test_what_happens_beside_it_is_not_told(tmp_path: Path, way: Path, watching: Callable[..., Watches]) -> None:
     """Other files of its directory, and of those above, are written, made and removed by others all the time."""
 
@@ -204,10 +219,26 @@ assert told is None or told.wait(0)
 """
 
 
+MOUNTED_MEANWHILE = """
+import os, pathlib, subprocess, sys
+from agent.host import watches
+watches.OURS |= {"overlay", "btrfs", "zfs"}
+path = pathlib.Path(sys.argv[1]) / "in" / "bundle"
+watch = watches._watch
+def mounted(*args):
+    watch(*args)
+    subprocess.run(["mount", "-t", "tmpfs", "none", sys.argv[1]], check=True)
+watches._watch = mounted
+told = watches.Watches.on([path])
+assert told is None or told.wait(0)
+"""
+
+
+@pytest.mark.parametrize("program", [MOUNTS, MOUNTED_MEANWHILE], ids=["later", "meanwhile"])
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts need root and unshare")
-def test_what_is_mounted_over_it_is_told(tmp_path: Path, way: Path) -> None:
-    """Inotify does not tell of that; the kernel's table of mounts does."""
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", MOUNTS, str(tmp_path / "real")]
+def test_what_is_mounted_over_it_is_told(tmp_path: Path, way: Path, program: str) -> None:
+    """Inotify does not tell of that; the kernel's table of mounts does, also of what comes while we begin."""
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", program, str(tmp_path / "real")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if "unshare" in done.stderr:
         pytest.skip(f"this machine makes no mount namespace: {done.stderr}")
