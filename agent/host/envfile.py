@@ -151,7 +151,8 @@ def static_keys(credential: AwsCredential) -> dict[str, str]:
 def for_root(told: Mapping[str, str], *, own: Mapping[str, str], allow: Iterable[str], static: bool) -> dict[str, str]:
     """What root takes from the file, which the agent's user can write: what the configuration lets an agent write.
 
-    Else whoever has taken over the agent could name a library to load in a program that root starts.
+    Else whoever has taken over the agent could name a library to load in a program that root starts, or a file for it
+    to send.
 
     Args:
         told: the content.
@@ -160,6 +161,8 @@ def for_root(told: Mapping[str, str], *, own: Mapping[str, str], allow: Iterable
         static: whether the keys themselves are written.
     """
     ours = {*pointers(address="", aws=True, gcp=True, token_file="", token=Secret(""), region="")}
+    # Clients send what is in that file to the address beside it: it might be any of root's. The address has the token.
+    ours -= {"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"}
     ours |= {*_KEYS} if static else set()
     allow = tuple(allow)
     return {
