@@ -105,7 +105,9 @@ class Launched:
 
     async def look(self) -> bool:
         """Look everywhere now; returns whether anything has changed."""
-        ask = self._clock.boottime() >= self._asked + (LOOK_SECONDS if self._unanswered else ASK_SECONDS)
+        # A directory that cannot be read is no reason to ask a service that has answered.
+        early = any(_key(entry) in self._unanswered for entry in self._entries if not isinstance(entry, _LOCAL))
+        ask = self._clock.boottime() >= self._asked + (LOOK_SECONDS if early else ASK_SECONDS)
         due = [entry for entry in self._entries if ask or isinstance(entry, _LOCAL)]
         if ask:
             self._asked = self._clock.boottime()

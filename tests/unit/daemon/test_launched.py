@@ -187,6 +187,22 @@ def test_a_place_that_has_not_answered_is_asked_soon(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_a_directory_that_cannot_be_read_has_no_service_asked_more_often(tmp_path: Path) -> None:
+    """A mistake of the configuration lasts: services are asked soon only until they have answered themselves."""
+
+    async def scenario(world: World) -> None:
+        (tmp_path / "file").write_text("no directory")
+        found = world.made(EC2, directory(tmp_path / "file"))
+        await found.look()
+        assert found.silent == "directory"
+        asked = len(world.ec2.paths("GET"))
+        await world.clock.advance(LOOK_SECONDS)
+        await found.look()
+        assert len(world.ec2.paths("GET")) == asked
+
+    play(tmp_path, scenario)
+
+
 def test_a_service_that_is_switched_off_names_nobody(tmp_path: Path) -> None:
     """By its own word: nothing is waited for."""
 
