@@ -269,7 +269,8 @@ def test_what_a_courier_hands_over_holds_up_nobody(world: World, prelude: str, o
             assert not prelude or True in taken
         assert agent.status()["version"]
         assert courier(agent, "/v1/status").status == 200
-        until(lambda: len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir())) <= held + 2, what="an end of them")
+        # Two watches of files may have begun meanwhile, with four each; what is handed over are forty.
+        until(lambda: len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir())) <= held + 10, what="an end of them")
         assert agent.stop() == 0
 
 
