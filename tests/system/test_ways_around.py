@@ -201,7 +201,7 @@ s.listen()
 os.setgroups([]), os.setgid(user), os.setuid(user)
 if ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16) != 0:  # AF_UNSPEC
     sys.exit("it is not let go")
-s.settimeout(2)
+s.settimeout(20)
 try:
     s.connect((address, 80))
     print(s.recv(100).decode())
