@@ -30,21 +30,22 @@ class Disk:
         self.refuses = False
         self.refused = asyncio.Event()
         for name in ("write_atomic", "_remove"):
-            patch.setattr(publish, name, self._asked(getattr(publish, name)))
+            patch.setattr(publish, name, self._asked(name, getattr(publish, name)))
 
-    def _asked(self, real: object) -> object:
+    def _asked(self, name: str, real: object) -> object:
         loop = asyncio.get_running_loop()
 
         def ask(*args: object, **more: object) -> object:
             if self.refuses:
-                loop.call_soon_threadsafe(self.refused.set)
+                if name == "_remove":
+                    loop.call_soon_threadsafe(self.refused.set)
                 raise HostError("no space left on device")
             return real(*args, **more)  # type: ignore[operator]
 
         return ask
 
     async def full(self) -> None:
-        """Until something was refused."""
+        """Until a file was not removed, which comes last."""
         self.refused.clear()
         async with asyncio.timeout(60):
             await self.refused.wait()
