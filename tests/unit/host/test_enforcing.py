@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from agent.core.errors import HostError
-from agent.host import aliases, lasting, nft, ownership, systemctl, unroutable
+from agent.host import aliases, enforcing, lasting, nft, ownership, systemctl, unroutable
 from agent.host.apart import CrashedError
 from agent.host.enforcing import OWNING_FILE, Rules
 from agent.host.planning import Plan
@@ -336,7 +337,7 @@ def test_a_stop_waits_until_the_watching_unit_has_a_copy(
 ) -> None:
     """It is told by a chain, which is taken away again; where that unit does not run nothing is done."""
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(enforcing, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
     rules.hand_over()
     assert kernel.loaded == []
     kernel.active = {systemctl.WATCH}
