@@ -59,7 +59,7 @@ class Joined:
         return said, fds
 
     async def until(self, look: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not look():  # noqa: ASYNC110 - what is looked at tells nobody
                 await asyncio.sleep(0.005)
 

@@ -38,7 +38,7 @@ THIRD = "p" * 43
 
 async def come_true(look: Any) -> None:
     """Wait for what a thread brings about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not look():  # noqa: ASYNC110 - a pipe and a thread announce themselves to nobody
             await asyncio.sleep(0.005)
 
