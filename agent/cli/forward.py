@@ -156,7 +156,8 @@ def _signals_as_before() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it was made in C, and cannot be made here
+                signal.signal(number, handler)
 
 
 def _connect(address: str) -> Any:
