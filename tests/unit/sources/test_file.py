@@ -393,7 +393,7 @@ def test_looking_leaks_no_descriptor(tmp_path: Path) -> None:
                     await source.fetch()
                 except SourceError:
                     continue
-        assert descriptors() == before
+        assert descriptors() <= before  # a thread of a test before this one may close its own
 
     run(test())
 
