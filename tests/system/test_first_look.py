@@ -126,7 +126,7 @@ class TestMetadata:
             agent.started()
             waits_for(agent, "user-data does not answer")
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted")
+            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
             assert agent.access_key() == USER
             was_never_the_machine(agent)
 
@@ -195,7 +195,7 @@ class TestMetadata:
         with world.agent(changes, environ=environ, passed=manager.stored()) as agent:
             waits_for(agent, "does not say this machine's name", issued=False)
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=60)
+            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
             assert agent.access_key() == USER
             was_never_the_machine(agent)
 
