@@ -173,6 +173,7 @@ def test_what_ended_meanwhile_is_not_served_by_who_answers_alone(tmp_path: Path,
     with worker(tmp_path) as (_, agent, clocks, _broker):
         agent.signal(signal.SIGSTOP)
         try:
+            assert agent.role() is not None
             getattr(clocks, how)(2)
             assert agent.role() is None
         finally:
