@@ -1,8 +1,8 @@
-"""What outlives a stop, until the next boot: the beginning of the boot grace, and a doubt whether this is the machine.
+"""What outlives a stop, until the next boot: the boot grace, what is waited for beyond it, whether this is the machine.
 
-The descriptor store says both over a restart. Over a stop and a start (an upgrade by a package manager) a file beside
-the control socket does: ``/run`` is emptied at each boot. It is no secret. Without it the grace begins once more, and a
-metadata service that is silent at the start is no reason for a doubt; what it says can only close.
+The descriptor store says all that over a restart. Over a stop and a start (an upgrade by a package manager) a file
+beside the control socket does: ``/run`` is emptied at each boot. It is no secret. Without it the grace begins once
+more, and a metadata service that is silent at the start is no reason for a doubt; what it says can only close.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from agent.core.errors import HostError
+from agent.core.model import Cloud
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.verdict import Memory
 from agent.daemon.gap import Known
@@ -35,6 +36,7 @@ class Began(msgspec.Struct, frozen=True):
         doubted: see :attr:`agent.daemon.handover.Handover.doubted`.
         gap: likewise.
         memory: the digest of the memory that an orderly end left on the disk; empty before one.
+        awaited: the clouds in which a first bundle was waited for longer than the grace.
     """
 
     instance_id: str
@@ -43,6 +45,7 @@ class Began(msgspec.Struct, frozen=True):
     doubted: bool = False
     gap: Known | None = None
     memory: str = ""
+    awaited: tuple[Cloud, ...] = ()
 
     def is_of(self, name: str) -> bool:
         """Whether it may be of the machine of that name."""

@@ -221,7 +221,8 @@ class Restorer:
             told=told,
             follow=follow,
         )
-        self.controller.intake.awaited.go_on(() if left is None else left.awaited)
+        before = left or self._noted
+        self.controller.intake.awaited.go_on(() if before is None else before.awaited)
         self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")
         await asyncio.wait({self.recalling}, timeout=0.0 if late else LOOK_AT_RUN_SECONDS)
         self.controller.history.add(self.clock.now(), "started", "agent", f"version {agent.__version__}")
@@ -368,17 +369,19 @@ class Restorer:
     @property
     def known(self) -> grace.Began:
         """What a process that begins after a stop, in the same boot, must know."""
-        store = self.controller.store
-        return grace.Began(
-            store.memory.instance_id, self.began, self._kernel, doubted=store.doubted, gap=self.gap.known
-        )
+        store, gap = self.controller.store, self.gap.known
+        who, awaited = store.memory.instance_id, tuple(sorted(store.state.awaited))
+        return grace.Began(who, self.began, self._kernel, doubted=store.doubted, gap=gap, awaited=awaited)
 
     def _awaited(self, name: str) -> dict[Cloud, str]:
         """What is waited for in any case: what the metadata service may have, or what the process before waited for."""
         left = self._succession.left
         if left is not None and left.memory.instance_id in ("", name):
             return left.awaited
-        return Awaited(self._prepared.sources).why if self._settings.keys else {}
+        before = (
+            {} if self._noted is None else dict.fromkeys(self._noted.awaited, "the agent waited when it was stopped")
+        )
+        return before | Awaited(self._prepared.sources).why if self._settings.keys else {}
 
     @property
     def _kernel(self) -> str:

@@ -334,6 +334,27 @@ class TestKeyService:
                 assert agent.access_key() == USER
                 was_never_the_machine(agent)
 
+    @pytest.mark.parametrize("end", [Agent.stop, Agent.kill], ids=["stopped", "killed"])
+    def test_it_is_waited_for_over_a_stop(
+        self, world: World, ec2: Ec2MetadataService, end: Callable[[Agent], object]
+    ) -> None:
+        """The next process knows it where nothing was handed over, too: an upgrade stops the agent, and starts it."""
+        service = KeyService()
+        service.wrong = net.Fault.DOWN
+        with background() as call, served(call, net.serve(service)) as url:
+            changes = by_key_service(world, ec2, service, url)
+            with world.agent(changes) as agent:
+                waits_for(agent, "cannot be opened yet")
+                note = world.root / "run" / "grace.json"
+                until(lambda: bool(json.loads(note.read_text()).get("awaited")), what="the note")
+                end(agent)
+            with world.agent(changes) as agent:
+                waits_for(agent, "cannot be opened yet")
+                service.wrong = None
+                agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
+                assert agent.access_key() == USER
+                was_never_the_machine(agent)
+
     def test_what_comes_later_takes_nothing_away(self, world: World, ec2: Ec2MetadataService) -> None:
         """A machine's identity that is served since the grace is over is served on while a first bundle is opened."""
         service = KeyService()
