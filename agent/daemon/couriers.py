@@ -85,7 +85,7 @@ class CourierSocket:
         self._reasons().pop(KEY, None)
         self._listens = True
         if sock is not None:
-            self._name = SocketName(sock, config.courier_path(self._settings))
+            self._name = SocketName(sock)
             self._server = self._endpoint.listener.listen([Guarding(sock)])
 
     def _without(self, reason: str, hint: str | None) -> None:

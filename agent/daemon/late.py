@@ -124,7 +124,7 @@ class Late:
 
     def listen(self, operators: ControlEndpoint, control: socket.socket) -> Server:
         """Answer operators on the control socket, from now on."""
-        self._control = SocketName(control, Path(self._settings.listen.control))
+        self._control = SocketName(control)
         return operators.listener.listen([Guarding(control)])
 
     def remove_control(self) -> None:

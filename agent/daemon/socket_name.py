@@ -1,8 +1,7 @@
 """Is a unix socket still found by its name? Whoever empties a directory takes it away, and nobody can connect any more.
 
 The socket itself goes on to listen, and hears of nothing. One that we made is made again. One of systemd's is in a
-place where we may make none: that is told, with the command that makes it again. The link to it, by which programs look
-for it, is in our own directory, which ``systemctl clean`` empties: that is made again, though systemd made it.
+place where we may make none: that is told, with the command that makes it again.
 """
 
 from __future__ import annotations
@@ -26,28 +25,16 @@ class SocketName:
 
     Args:
         sock: a listening unix socket, which has its name now.
-        sought: where programs look for it: another name is a link.
     """
 
-    def __init__(self, sock: socket.socket, sought: Path | None = None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         name = sock.getsockname()
         self._path = Path(name) if isinstance(name, str) and name else None  # else it has none in the file system
-        self._sought = None if sought == self._path else sought
         self._was = self._look()
-        self._link()
 
     async def lost(self) -> bool:
         """Whether something else is there, or nothing. A name that we could not see at the beginning is never lost."""
-        return await asyncio.to_thread(self._is_lost)
-
-    def _is_lost(self) -> bool:
-        self._link()
-        return self._was is not None and self._look() != self._was
-
-    def _link(self) -> None:
-        if self._path is not None and self._sought is not None:
-            with contextlib.suppress(OSError):  # mostly: there is something, which may be the socket itself
-                self._sought.symlink_to(self._path)
+        return self._was is not None and await asyncio.to_thread(self._look) != self._was
 
     def remove(self) -> None:
         """Take the name away, unless it is another one's by now."""

@@ -467,16 +467,6 @@ print(done)
             machine.run("credential-agent", "redirect", "apply")
         assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
 
-    def test_a_directory_that_was_cleaned_has_the_sockets_again(self, machine: Machine) -> None:
-        """``systemctl clean`` takes along the links by which programs look for them, and no start of a socket follows."""
-        machine.run("systemctl", "stop", "credential-agent")
-        machine.run("systemctl", "clean", "--what=runtime", "credential-agent")
-        machine.run("systemctl", "start", "credential-agent")
-        assert json.loads(machine.run("credential-agent", "status", "--json"))["without"] == {}
-        for name in ("control", "courier"):
-            machine.run("test", "-S", f"/run/credential-agent/{name}.sock")
-        assert aws_key(machine, uid=m.WORKER_UID) == m.USER_KEY
-
     def test_the_daemon_is_alone_with_its_memory(self, machine: Machine) -> None:
         """No capability, no new privileges, not dumpable, no core file; a filter of system calls is on."""
         pid = machine.run("systemctl", "show", "-P", "MainPID", "credential-agent").strip()
