@@ -30,13 +30,14 @@ class Began(msgspec.Struct, frozen=True):
 
     Attributes:
         instance_id: the machine; empty while its name is not known.
-        began: CLOCK_BOOTTIME, in seconds, when the boot grace began.
+        began: CLOCK_BOOTTIME, in seconds, when the boot grace began; of no meaning while ``holding``.
         boot: of the kernel; empty where an earlier version wrote it. It counts in the same boot alone: in a container
             ``/run`` may outlast one.
         doubted: see :attr:`agent.daemon.handover.Handover.doubted`.
         gap: likewise.
         memory: the digest of the memory that an orderly end left on the disk; empty before one.
         awaited: the clouds in which a first bundle was waited for longer than the grace.
+        holding: see :attr:`agent.daemon.handover.Handover.holding`.
     """
 
     instance_id: str
@@ -46,6 +47,7 @@ class Began(msgspec.Struct, frozen=True):
     gap: Known | None = None
     memory: str = ""
     awaited: tuple[Cloud, ...] = ()
+    holding: bool = False
 
     def is_of(self, name: str) -> bool:
         """Whether it may be of the machine of that name."""

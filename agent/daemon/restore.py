@@ -369,18 +369,23 @@ class Restorer:
     @property
     def known(self) -> grace.Began:
         """What a process that begins after a stop, in the same boot, must know."""
-        store, gap = self.controller.store, self.gap.known
-        who, awaited = store.memory.instance_id, tuple(sorted(store.state.awaited))
-        return grace.Began(who, self.began, self._kernel, doubted=store.doubted, gap=gap, awaited=awaited)
+        store = self.controller.store
+        return grace.Began(
+            store.memory.instance_id,
+            self.began,
+            self._kernel,
+            doubted=store.doubted,
+            gap=self.gap.known,
+            awaited=tuple(sorted(store.state.awaited)),
+            holding=self._prepared.holding,
+        )
 
     def _awaited(self, name: str) -> dict[Cloud, str]:
         """What is waited for in any case: what the metadata service may have, or what the process before waited for."""
         left = self._succession.left
         if left is not None and left.memory.instance_id in ("", name):
             return left.awaited
-        before = (
-            {} if self._noted is None else dict.fromkeys(self._noted.awaited, "the agent waited when it was stopped")
-        )
+        before = dict.fromkeys(self._noted.awaited if self._noted else (), "the agent waited when it was stopped")
         return before | Awaited(self._prepared.sources).why if self._settings.keys else {}
 
     @property
@@ -398,14 +403,14 @@ class Restorer:
         """How much of the boot grace has passed already for the machine of that name."""
         left = self._succession.left
         if left is not None and left.memory.instance_id in ("", name):
-            self.began = left.began
+            self.began = self.began if left.holding else left.began
         else:  # the process before had another name's, if it had one: this one's bundle comes by itself
             directory, uptime = Path(self._settings.listen.control).parent, self.clock.uptime()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AT_RUN_SECONDS):
                     noted = await asyncio.to_thread(grace.read, directory, uptime=uptime)
                     if noted is not None and noted.is_of(name) and noted.boot in {"", self._kernel}:
-                        self.began = noted.began
+                        self.began = self.began if noted.holding else noted.began
                         if noted.boot == self._kernel:
                             self._noted = noted
                             self.gap.go_on(noted.gap or self.gap.known)

@@ -253,6 +253,23 @@ def test_a_grace_that_was_noted_counts_for_whom_it_was(
     play(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("handed", [True, False], ids=["handed over", "noted"])
+def test_a_grace_that_had_not_begun_to_count_begins_with_the_next_process(tmp_path: Path, handed: bool) -> None:
+    """A file that decides whose bundles count did not answer, and does now: the bundle has its time to come."""
+
+    async def scenario(machines: Machines) -> None:
+        if handed:
+            machines.before.controller.durable.adopt(OURS, machines.boot_id, {})
+            machines.leave(holding=True)
+        else:
+            began = max(machines.before.clock.uptime() - 5.0, 0.0)
+            grace.write(machines.before.root / "run", grace.Began(OURS, began, BOOT, holding=True))
+        async with machines.start({"identity": {"grace_seconds": 4.0}}) as life:
+            assert waits(life)
+
+    play(tmp_path, scenario)
+
+
 class TestWhoItIs:
     def test_a_restart_does_not_wait_for_the_metadata_service(self, tmp_path: Path) -> None:
         """It is silent: what was handed over in this boot is this machine's."""
