@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import functools
 import heapq
 import itertools
 import os
 import time
 from collections.abc import Callable
 from typing import Final
+
+from agent.host.libc import libc
 
 _TFD_NONBLOCK: Final = os.O_NONBLOCK
 _TFD_CLOEXEC: Final = os.O_CLOEXEC
@@ -60,8 +61,8 @@ class Alarm:
     def on(cls, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> Alarm | None:
         """An alarm in ``loop``; ``None`` where the kernel, a sandbox or the descriptor limit refuses it."""
         flags = _TFD_NONBLOCK | _TFD_CLOEXEC
-        ends = _libc().timerfd_create(time.CLOCK_BOOTTIME, flags)
-        steps = _libc().timerfd_create(time.CLOCK_REALTIME, flags)
+        ends = libc().timerfd_create(time.CLOCK_BOOTTIME, flags)
+        steps = libc().timerfd_create(time.CLOCK_REALTIME, flags)
         if ends >= 0 and steps >= 0:
             return cls(loop, ends, steps, changed)
         for descriptor in (ends, steps):
@@ -122,15 +123,10 @@ class Alarm:
         self._changed()
 
 
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def _set(descriptor: int, flags: int, at: float) -> None:
     seconds = int(at)
     value = _Timer(_Timespec(0, 0), _Timespec(seconds, int((at - seconds) * 1e9)))
-    if _libc().timerfd_settime(descriptor, flags, ctypes.byref(value), None) != 0:
+    if libc().timerfd_settime(descriptor, flags, ctypes.byref(value), None) != 0:
         # ECANCELED tells of a step that came before the timer was armed: it is armed all the same.
         return
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import functools
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Final
 from agent.core.clock import utc
 from agent.core.timekeeping import STEP_SECONDS, Reading, Timekeeper, Witness
 from agent.host.alarm import Alarm
+from agent.host.libc import libc
 
 NAP_SECONDS: Final = 15.0
 """Where the kernel cannot wake us (no timerfd), a resume is noticed within so many seconds."""
@@ -59,7 +59,7 @@ def synchronised() -> bool:
     Where a sandbox forbids the call (systemd's ``ProtectClock=``) the mark of systemd-timesyncd is all there is.
     """
     timex = _Timex()
-    state = _libc().adjtimex(ctypes.byref(timex))
+    state = libc().adjtimex(ctypes.byref(timex))
     if state < 0:
         return _is_marked()
     return state != _TIME_ERROR and not timex.status & _STA_UNSYNC and timex.maxerror < MAX_ERROR_MICROSECONDS
@@ -72,11 +72,6 @@ def _is_marked() -> bool:
         return False
     # A mark of the future is of before the clock was set back, by somebody else.
     return -STEP_SECONDS <= time.time() - marked <= MARK_SECONDS
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def uncounted() -> float:

@@ -20,6 +20,7 @@ import signal
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.host.libc import libc
 from agent.host.seccomp import ALLOW, KILL, MACHINES, REFUSE, install, instruction
 
 PR_SET_PDEATHSIG: Final = 1
@@ -119,9 +120,8 @@ def end_with_parent(parent: int) -> None:
     Raises:
         HostError: the kernel refused.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
-    if libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), zero, zero, zero) != 0:
+    if libc().prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), zero, zero, zero) != 0:
         raise HostError(f"the process cannot be made to end with its parent: {os.strerror(ctypes.get_errno()).lower()}")
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from agent.host.libc import libc
+
 _PROC: Final = Path("/proc/self")
 _SCORE: Final = _PROC / "oom_score_adj"
 _PR_GET_DUMPABLE: Final = 3
@@ -85,15 +87,14 @@ def give_up_precedence(least: int = 0) -> None:
     Args:
         least: the score to have, unless it is higher; 0: that of a process that nobody has given one (proc(5)).
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     with contextlib.suppress(OSError, ValueError):
         if int(_SCORE.read_text()) >= least:
             return
         # The files of an undumpable process are root's: it is a dumpable one for this moment.
-        dumpable = libc.prctl(_PR_GET_DUMPABLE, zero, zero, zero, zero)
-        libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), zero, zero, zero)
+        dumpable = libc().prctl(_PR_GET_DUMPABLE, zero, zero, zero, zero)
+        libc().prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), zero, zero, zero)
         try:
             _SCORE.write_text(str(least))
         finally:
-            libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(max(0, dumpable)), zero, zero, zero)
+            libc().prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(max(0, dumpable)), zero, zero, zero)

@@ -16,6 +16,7 @@ import struct
 from typing import Final
 
 from agent.core.errors import HostError
+from agent.host.libc import libc
 
 PR_SET_SECCOMP: Final = 22
 PR_SET_NO_NEW_PRIVS: Final = 38
@@ -84,9 +85,8 @@ def install(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: a count, and a pointer at its own alignment.
     packed = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0 or (
-        libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.c_char_p(packed), zero, zero) != 0
+    if libc().prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0 or (
+        libc().prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.c_char_p(packed), zero, zero) != 0
     ):
         raise HostError(f"the process cannot give up system calls: {os.strerror(ctypes.get_errno()).lower()}")

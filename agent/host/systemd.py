@@ -22,6 +22,7 @@ from typing import Final
 from agent.core.errors import HostError
 from agent.core.text import os_reason
 from agent.host import notifying
+from agent.host.libc import libc
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 MAX_FDS: Final = 4096  # systemd's own limit of the store
@@ -300,7 +301,7 @@ def harden() -> None:
     except (OSError, ValueError) as error:
         raise HostError(f"core files cannot be switched off: {error}") from None
     # The soft limit alone is not enough: a core_pattern that pipes to a program (systemd-coredump) ignores it.
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+    if libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise HostError(f"the process cannot be made undumpable: {os.strerror(ctypes.get_errno()).lower()}")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import functools
 import os
 import select
 import stat
@@ -21,6 +20,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from agent.host.libc import libc
 
 OURS: Final = frozenset({"ext2", "ext3", "ext4", "ramfs", "tmpfs", "xfs"})
 """File systems that nobody changes but this kernel, and not behind the back of inotify. Another one may be fine too."""
@@ -196,9 +197,3 @@ def _add(events: int, path: str, ours: frozenset[int], more: int = 0) -> int:
     if (again.st_dev, again.st_ino) != (found.st_dev, found.st_ino):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # it is unknown which of the two is watched
     return found.st_mode
-
-
-@functools.cache
-def libc() -> ctypes.CDLL:
-    """The C library, which has inotify's calls."""
-    return ctypes.CDLL(None, use_errno=True)

@@ -15,6 +15,7 @@ import pytest
 
 from agent.core.looks import Look, look_of
 from agent.host import watches
+from agent.host.libc import libc
 from agent.host.watches import Watches
 
 LINE = "import ctypes; ctypes.CDLL(None).renameat2(-100, {0!r}.encode(), -100, {1!r}.encode(), 2)"
@@ -196,7 +197,7 @@ def test_a_kernel_without_room_for_watches_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     """It is looked for then, and each attempt gives back what it had."""
-    real = watches.libc()
+    real = libc()
 
     class Libc:
         def __getattr__(self, name: str) -> object:
