@@ -46,7 +46,8 @@ class ServedClock:
 
     def now(self) -> datetime:
         """The best estimate of UTC."""
-        return utc(self._boottime() + self._ours())
+        boot = self._boottime()
+        return utc(boot + self._ours(self._wall() - boot))
 
     def boottime(self) -> float:
         """Seconds on a clock that never steps back and counts on through suspend."""
@@ -54,15 +55,16 @@ class ServedClock:
 
     def wall_ahead(self) -> timedelta:
         """How far the machine's wall clock, by which clients measure an end, is ahead of our time."""
-        return timedelta(seconds=self._wall() - self._boottime() - self._ours())
+        wall = self._wall() - self._boottime()
+        return timedelta(seconds=wall - self._ours(wall))
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for so many seconds."""
         await asyncio.sleep(seconds)
 
-    def _ours(self) -> float:
-        """Seconds from boot time to what we take for the true time."""
+    def _ours(self, wall: float) -> float:
+        """Seconds from boot time to what we take for the true time; ``wall``: to the wall clock."""
         told = self._served.now.time
-        ours, wall = told.lost + told.offset, self._wall() - self._boottime()
+        ours = told.lost + told.offset
         stepped = min(wall - self._then, wall - ours)
         return ours + stepped if stepped > STEP_SECONDS else ours
