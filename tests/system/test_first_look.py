@@ -66,6 +66,15 @@ def by_user_data(service: Ec2MetadataService) -> dict[str, Any]:
     }
 
 
+def by_file(world: World, service: Ec2MetadataService) -> dict[str, Any]:
+    """The bundle is in a file, and the service says who the machine is."""
+    return {
+        **by_user_data(service),
+        "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
+        "sources": [{"kind": "file", "path": world.bundle_file}],
+    }
+
+
 def waits_for(agent: Agent, why: str, *, issued: bool = True) -> None:
     """The machine's own credential is at hand, the grace is over, and nobody gets it, for this reason."""
     if issued:
@@ -84,6 +93,13 @@ def was_never_the_machine(agent: Agent, cloud: Cloud = Cloud.AWS) -> None:
     assert "fallback" not in told
 
 
+def takes_the_bundle(agent: Agent) -> None:
+    """It comes into force, and nobody was the machine before."""
+    agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
+    assert agent.access_key() == USER
+    was_never_the_machine(agent)
+
+
 class TestMetadata:
     def test_user_data_that_is_not_answered_is_waited_for(self, world: World, ec2: Ec2MetadataService) -> None:
         """The service gives credentials before it gives user-data, or the network is up between the two."""
@@ -93,9 +109,7 @@ class TestMetadata:
             agent.started()
             waits_for(agent, "user-data does not answer")
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     @pytest.mark.parametrize("instead", INSTEAD.values(), ids=INSTEAD)
     def test_what_comes_in_place_of_an_answer_is_none(
@@ -111,9 +125,7 @@ class TestMetadata:
             ec2.faults.popleft()
             waits_for(agent, "user-data does not answer")
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     @pytest.mark.parametrize("status", [200, 404])
     def test_what_another_says_in_the_place_of_ec2_is_none(
@@ -126,9 +138,7 @@ class TestMetadata:
             agent.started()
             waits_for(agent, "user-data does not answer")
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     @pytest.mark.parametrize("instead", [{"drop": True}, {"status": 503}])
     def test_a_bundle_of_a_signer_whom_user_data_may_name_is_waited_for(
@@ -139,9 +149,7 @@ class TestMetadata:
         ec2.inject(Fault(USER_DATA, times=None, **instead))
         world.drop(world.seal(world.session(USER)))
         changes = {
-            **by_user_data(ec2),
-            "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
-            "sources": [{"kind": "file", "path": world.bundle_file}],
+            **by_file(world, ec2),
             "signers": [],
             "launch_signers": [{"kind": "ec2-user-data", "issuers": [ISSUER]}],
         }
@@ -149,9 +157,7 @@ class TestMetadata:
             agent.started()
             waits_for(agent, "ec2-user-data has not said yet")
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     def test_a_bundle_for_a_name_that_is_not_said_yet_is_waited_for(
         self, world: World, ec2: Ec2MetadataService
@@ -160,18 +166,12 @@ class TestMetadata:
         name = bundle.audience_aws_instance(ec2.account_id, ec2.region, ec2.instance_id)
         world.drop(world.seal(world.session(USER), audiences=[name]))
         ec2.inject(Fault("/latest/dynamic", status=503, times=None))
-        changes = {
-            **by_user_data(ec2),
-            "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
-            "sources": [{"kind": "file", "path": world.bundle_file}],
-        }
+        changes = by_file(world, ec2)
         with world.agent(changes) as agent:
             agent.started()
             waits_for(agent, "does not say this machine's name")
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     def test_a_bundle_for_that_name_is_waited_for_over_a_restart(
         self, world: World, ec2: Ec2MetadataService, manager: NotifySocket
@@ -180,11 +180,7 @@ class TestMetadata:
         name = bundle.audience_aws_instance(ec2.account_id, ec2.region, ec2.instance_id)
         world.drop(world.seal(world.session(USER), audiences=[name]))
         ec2.inject(Fault("/latest/dynamic", status=503, times=None))
-        changes = {
-            **by_user_data(ec2),
-            "identity": {"instance_id": "auto", "grace_seconds": GRACE_SECONDS},
-            "sources": [{"kind": "file", "path": world.bundle_file}],
-        }
+        changes = by_file(world, ec2)
         environ = {"NOTIFY_SOCKET": str(manager.path)}
         with world.agent(changes, environ=environ) as agent:
             waits_for(agent, "does not say this machine's name")
@@ -195,9 +191,7 @@ class TestMetadata:
         with world.agent(changes, environ=environ, passed=manager.stored()) as agent:
             waits_for(agent, "does not say this machine's name", issued=False)
             ec2.faults.clear()
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     def test_user_data_without_a_bundle_ends_it(self, world: World, ec2: Ec2MetadataService) -> None:
         """From the first answer on the machine's identity is served, as the configuration has it."""
@@ -310,9 +304,7 @@ class TestKeyService:
             agent.started()
             waits_for(agent, "cannot be opened yet" if wrong is not net.Fault.HANG else "opened")
             service.wrong = None
-            agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-            assert agent.access_key() == USER
-            was_never_the_machine(agent)
+            takes_the_bundle(agent)
 
     def test_it_is_waited_for_over_a_restart(
         self, world: World, ec2: Ec2MetadataService, manager: NotifySocket
@@ -330,9 +322,7 @@ class TestKeyService:
             with world.agent(changes, environ=environ, passed=manager.stored()) as agent:
                 waits_for(agent, "cannot be opened yet", issued=False)
                 service.wrong = None
-                agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-                assert agent.access_key() == USER
-                was_never_the_machine(agent)
+                takes_the_bundle(agent)
 
     @pytest.mark.parametrize("end", [Agent.stop, Agent.kill], ids=["stopped", "killed"])
     def test_it_is_waited_for_over_a_stop(
@@ -351,9 +341,7 @@ class TestKeyService:
             with world.agent(changes) as agent:
                 waits_for(agent, "cannot be opened yet")
                 service.wrong = None
-                agent.wait_for("bundle.accepted", seconds=RETRIED_SECONDS)
-                assert agent.access_key() == USER
-                was_never_the_machine(agent)
+                takes_the_bundle(agent)
 
     def test_what_comes_later_takes_nothing_away(self, world: World, ec2: Ec2MetadataService) -> None:
         """A machine's identity that is served since the grace is over is served on while a first bundle is opened."""

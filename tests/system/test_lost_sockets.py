@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.system.harness import World, until
+from tests.system.harness import Agent, World, until
 
 USER: Final = "ASIAUSER000000000000"
 HASTY: Final = (
@@ -117,40 +119,40 @@ def test_what_has_become_anothers_is_left_alone(world: World) -> None:
             assert agent.control.exists()
 
 
-def test_one_of_the_service_manager_s_is_told_with_the_command(world: World) -> None:
-    """We may make none in its place, and it would not be systemd's: the alarm names what to type, and ends with the cause."""
+@contextmanager
+def passed_one(world: World) -> Iterator[tuple[Agent, Path, Path]]:
+    """An agent whose control socket the service manager has made; its name, and one for it to be put aside."""
     path = world.root / "run" / "given"
     with socket.socket(socket.AF_UNIX) as given:
         given.bind(str(path))
         given.listen()
-        aside = path.with_name("aside")
         with world.agent(passed=[("control", given.fileno())], prelude=HASTY) as agent:
             agent.started()
-            path.rename(aside)
-            said = agent.wait_for("start.without", key="listen.control")
-            assert "systemctl restart credential-agent-control.socket" in said["hint"]
-            aside.rename(path)
-            until(lambda: not told(path), what="the end of the alarm")
-            assert agent.stop() == 0
-            assert path.exists()
+            yield agent, path, path.with_name("aside")
+
+
+def test_one_of_the_service_manager_s_is_told_with_the_command(world: World) -> None:
+    """We may make none in its place, and it would not be systemd's: the alarm names what to type, and ends with the cause."""
+    with passed_one(world) as (agent, path, aside):
+        path.rename(aside)
+        said = agent.wait_for("start.without", key="listen.control")
+        assert "systemctl restart credential-agent-control.socket" in said["hint"]
+        aside.rename(path)
+        until(lambda: not told(path), what="the end of the alarm")
+        assert agent.stop() == 0
+        assert path.exists()
 
 
 def test_an_alarm_ends_with_its_cause_after_a_reload_too(world: World) -> None:
     """A reload takes note anew of what the machine lacks: what was told since ends there, and not where it was told before."""
-    path = world.root / "run" / "given"
-    with socket.socket(socket.AF_UNIX) as given:
-        given.bind(str(path))
-        given.listen()
-        aside = path.with_name("aside")
-        with world.agent(passed=[("control", given.fileno())], prelude=HASTY) as agent:
-            agent.started()
-            agent.signal(signal.SIGHUP)
-            agent.wait_for("reload.applied")
-            path.rename(aside)
-            agent.wait_for("start.without", key="listen.control")
-            aside.rename(path)
-            until(lambda: not told(path), what="the end of the alarm")
-            assert agent.stop() == 0
+    with passed_one(world) as (agent, path, aside):
+        agent.signal(signal.SIGHUP)
+        agent.wait_for("reload.applied")
+        path.rename(aside)
+        agent.wait_for("start.without", key="listen.control")
+        aside.rename(path)
+        until(lambda: not told(path), what="the end of the alarm")
+        assert agent.stop() == 0
 
 
 def told(path: Path) -> bool:

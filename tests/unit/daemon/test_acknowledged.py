@@ -51,10 +51,7 @@ async def test_a_server_without_a_link_is_ended_soon(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(master_connection, "UNLINKED_SECONDS", 0.01)
     joined = Joined()
     joined.begin()
-    theirs, its = socket.socketpair()
-    with theirs, its:
-        joined.say(words.number(words.LINK, 7), theirs.fileno())
-        theirs.close()
+    with joined.link(7):
         with no_descriptor_left():
             await joined.until(lambda: 7 in joined.connection.alive)
         while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
@@ -70,12 +67,8 @@ async def test_without_a_descriptor_no_more_servers_are_believed_either() -> Non
         joined.say(words.number(words.ALIVE, number + 1))
     await joined.until(lambda: len(joined.connection.alive) == words.MOST_SERVERS)
     joined.begin()
-    theirs, its = socket.socketpair()
-    with its:
-        joined.say(words.number(words.LINK, words.MOST_SERVERS + 1), theirs.fileno())
-        theirs.close()
-        with no_descriptor_left():
-            await joined.until(joined.ended.is_set)
+    with joined.link(words.MOST_SERVERS + 1), no_descriptor_left():
+        await joined.until(joined.ended.is_set)
     joined.close()
 
 

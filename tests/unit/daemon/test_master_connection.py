@@ -43,12 +43,12 @@ class Joined:
     def say(self, said: bytes, *fds: int) -> None:
         socket.send_fds(self.its, [said], fds)
 
-    def link(self, pid: int) -> socket.socket:
-        """Have a server begun; its end."""
+    def link(self, pid: int, word: bytes = words.LINK) -> socket.socket:
+        """Have a server begun, of which the master says ``word``; its end."""
         theirs, its = socket.socketpair()
         with theirs:
             try:
-                self.say(words.number(words.LINK, pid), theirs.fileno())
+                self.say(words.number(word, pid), theirs.fileno())
             except OSError:
                 its.close()
                 raise
@@ -280,9 +280,7 @@ async def test_one_that_stands_by_answers_nobody_until_it_takes_over() -> None:
     joined = Joined()
     joined.begin()
     servers = joined.controller.servers
-    theirs, its = socket.socketpair()
-    with theirs, its:
-        joined.say(words.number(words.SECOND, 7), theirs.fileno())
+    with joined.link(7, words.SECOND) as its:
         await joined.until(lambda: servers.connected)
         its.sendall(frame_of(Taken(servers.version())))
         await joined.until(lambda: servers.connected[0].taken == servers.version())
@@ -304,9 +302,7 @@ async def test_one_of_before_that_stands_by_answers_nobody() -> None:
     await asyncio.wait_for(joined.connection.introduced.wait(), 10)
     joined.begin()
     servers = joined.controller.servers
-    theirs, its = socket.socketpair()
-    with theirs, its:
-        joined.say(words.number(words.SECOND, 7), theirs.fileno())
+    with joined.link(7, words.SECOND) as its:
         its.sendall(frame_of(Taken(servers.version())))
         await joined.until(lambda: servers.connected and servers.connected[0].taken == servers.version())
         assert not servers.answer()
@@ -372,9 +368,7 @@ async def test_without_a_descriptor_for_a_link_the_next_server_is_waited_for() -
     """It is the master's fault no more than the server's: as a child it would be killed, and the agent parse requests."""
     joined = Joined()
     joined.begin()
-    theirs, its = socket.socketpair()
-    joined.say(words.number(words.LINK, 7), theirs.fileno())
-    theirs.close()
+    its = joined.link(7)
     with no_descriptor_left():
         await joined.until(lambda: 7 in joined.connection.alive)
     assert await asyncio.to_thread(its.recv, 1) == b""
@@ -395,12 +389,8 @@ async def test_one_that_stands_by_without_a_link_may_take_over() -> None:
     """There was no descriptor for it, and the one that answered has ended before it was: no master is to blame."""
     joined = Joined()
     joined.begin()
-    theirs, its = socket.socketpair()
-    with its:
-        joined.say(words.number(words.SECOND, 7), theirs.fileno())
-        theirs.close()
-        with no_descriptor_left():
-            await joined.until(lambda: 7 in joined.connection.alive)
+    with joined.link(7, words.SECOND), no_descriptor_left():
+        await joined.until(lambda: 7 in joined.connection.alive)
     joined.say(words.number(words.INSTEAD, 7))
     await joined.until(lambda: joined.began == 1 or joined.ended.is_set())
     assert not joined.ended.is_set()
