@@ -30,7 +30,7 @@ def passes_on(root: Path, state: str, job: str, units: str = "") -> bool:
     jobs = f" 412 credential-agent.service {job} waiting" if job else ""
     environ = {"PATH": f"{root}:/usr/bin:/bin", "STATE": state, "JOBS": jobs, "UNITS": units, "CALLS": str(calls)}
     subprocess.run(words, env=environ, check=False, timeout=60)
-    return calls.exists() and calls.read_text() == "--no-block stop credential-agent-serve.service\n"
+    return calls.exists() and calls.read_text() == "--no-block --job-mode=fail stop credential-agent-serve.service\n"
 
 
 @pytest.mark.parametrize("state", ["inactive", "failed"])

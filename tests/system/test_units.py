@@ -332,7 +332,8 @@ def active(machine: Machine) -> list[str]:
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: ",".join(f"{verb} {unit}".replace("credential-agent", "ca") for verb, unit in order))  # fmt: skip
 def test_every_order_ends_in_service(machine: Machine, order: list[tuple[str, str]]) -> None:
     """Whatever is stopped, started, restarted or reloaded, and in whatever order: at the end a worker is answered."""
-    for round_ in range(3 if order[0][0].startswith("restart") else 1):
+    # Again where two change the same unit at once: what answers is stopped for a stopped agent, too.
+    for round_ in range(3 if order[0][0].startswith("restart") or order[-1] == ("start", SERVE) else 1):
         for verb, units in order:
             machine.run(
                 "systemctl", *verb.split(), *units.split(), check=verb.split()[0] not in {"daemon-reexec", "kill"}
