@@ -332,6 +332,9 @@ def structured(rng: random.Random) -> Structured:
 
 # ---------------------------------------------------------------------------------------------------------------------
 
+# However busy the machine, a test sees so many.
+_LEAST_INPUTS = 100
+
 CANARY_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -343,6 +346,9 @@ async def fuzz(kind: str, seconds: float, seed: int, *, progress: bool = False) 
     ends = monotonic() + seconds
     async with World() as world:
         world.turn(rng)
+
+        def going_on() -> bool:
+            return (monotonic() < ends or report.inputs < _LEAST_INPUTS) and len(report.findings) < 20
 
         async def one() -> None:
             if kind == "bytes":
@@ -363,12 +369,12 @@ async def fuzz(kind: str, seconds: float, seed: int, *, progress: bool = False) 
             evaluate(report, data, answer, may_have_ours=may)
 
         async def worker() -> None:
-            while monotonic() < ends and len(report.findings) < 20:
+            while going_on():
                 await one()
 
         async def controller() -> None:
             said = monotonic()
-            while monotonic() < ends:
+            while going_on():
                 await asyncio.sleep(0.05)
                 if kind == "requests":
                     world.turn(rng)

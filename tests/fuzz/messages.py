@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import struct
-import time
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +34,7 @@ from agent.snapshot.messages import (
 )
 from tests.fakes.clock import START
 from tests.fakes.view import google_token
+from tests.fuzz.budget import rounds
 from tests.fuzz.fuzz_bundle import mutate
 from tests.fuzz.snapshot import Report, bend, main
 
@@ -63,8 +63,7 @@ def fuzz(seconds: float, rng: random.Random) -> Report:
     """Run for so long."""
     report = Report()
     sides: tuple[tuple[Any, Any], ...] = ((from_server, SERVER), (from_controller, CONTROLLER))
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
+    for _ in rounds(seconds, 1000):
         make, known = rng.choice(sides)
         frame = frame_of(rng.choice(known))
         if rng.random() < 0.4:

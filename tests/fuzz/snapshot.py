@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import msgspec
 
 from agent.core.errors import AgentError
 from agent.snapshot import SnapshotError, decode, encode
+from tests.fuzz.budget import rounds
 from tests.fuzz.fuzz_bundle import mutate
 
 JUNK: list[Any] = [None, True, -1, 0, 1 << 63, 1.5, "", "x" * 300, b"\xff" * 9, [], {}, [[]], {"type": "live"}, "live"]
@@ -69,8 +69,7 @@ def fuzz(seconds: float, rng: random.Random) -> Report:
     report = Report()
     whole = encode(full())
     plain = msgspec.msgpack.decode(whole)
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
+    for _ in rounds(seconds, 1000):
         data = mutate(whole, rng) if rng.random() < 0.5 else msgspec.msgpack.encode(bend(plain, rng))
         try:
             snapshot = decode(data)

@@ -16,12 +16,12 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from typing import Any, Final
 
 from agent.daemon.master_connection import MasterConnection
 from agent.host.process import open_descriptors
 from agent.server import words
+from tests.fuzz.budget import rounds
 from tests.fuzz.fuzz_bundle import mutate
 from tests.fuzz.snapshot import Report, main
 
@@ -81,10 +81,8 @@ async def to_controller(seconds: float, rng: random.Random, report: Report, make
         make: a controller's :class:`agent.daemon.servers.Servers`.
     """
     asyncio.get_running_loop().set_exception_handler(lambda _, about: report.findings.append(str(about)))
-    ends = time.monotonic() + seconds
-    before = rounds = 0
-    while rounds < _LEAST_ROUNDS or time.monotonic() < ends:
-        rounds += 1
+    before = 0
+    for _ in rounds(seconds, _LEAST_ROUNDS):
         servers = make()
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -138,8 +136,7 @@ def to_master(seconds: float, rng: random.Random, report: Report) -> None:
 
 
 def _attack(listening: socket.socket, seconds: float, rng: random.Random, report: Report) -> None:
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
+    for _ in rounds(seconds, _LEAST_ROUNDS):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
             control.settimeout(_WAIT_SECONDS)
             control.connect(listening.getsockname())
