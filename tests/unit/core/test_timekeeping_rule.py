@@ -170,6 +170,37 @@ class TestAClockThatCannotBe:
         machine.settle(LINK, 0.0)
         assert machine.off == -self.YEARS / 5
 
+    def test_once_it_is_set_right_and_confirmed_it_weighs_as_any_other(self) -> None:
+        """What it said at the boot is over: an endpoint alone does not outweigh it any more."""
+        machine = Machine(-self.YEARS)
+        machine.step(self.YEARS)
+        machine.hear(AWS, says=0.0)
+        machine.settle(AWS, says=HOUR)
+        assert machine.off == 0.0
+
+    FIRST = EARLIEST - Machine.EPOCH - 500.0  # so it has run for longer than what it says lies after the first year
+
+    def test_the_first_moment_that_can_be_is_bounded(self) -> None:
+        """Asked is what the clock says, however long the machine has run."""
+        machine = Machine(self.FIRST)
+        machine.settle(LINK, self.FIRST + ALONE_SECONDS + 1)
+        assert machine.off == self.FIRST
+
+    def test_from_there_too_one_witness_alone_moves_us_no_further(self) -> None:
+        """The bound is from where our time was before anybody moved it alone."""
+        machine = Machine(self.FIRST)
+        machine.hear(LINK, says=self.FIRST + 10 * HOUR)
+        assert machine.off == self.FIRST + 10 * HOUR
+        machine.settle(LINK, self.FIRST + 20 * HOUR)
+        assert machine.off == self.FIRST + 10 * HOUR
+
+    def test_from_there_too_the_process_before_moves_us_no_further(self) -> None:
+        """It is bounded like one witness."""
+        machine = Machine(self.FIRST)
+        said = machine.boot + machine.EPOCH + self.FIRST + ALONE_SECONDS + 1
+        machine.timekeeper.adopt(LINK, said, machine.read())
+        assert (machine.off, machine.timekeeper.vouched) == (self.FIRST, False)
+
     def test_the_next_process_takes_over_what_was_heard(self) -> None:
         """Its own clock is as wrong as that of the process before."""
         machine = Machine(-self.YEARS)
@@ -612,14 +643,15 @@ class TestAdopting:
         assert machine.timekeeper.vouched is taken
         assert machine.off == (0.0 if taken else -60.0 + stepped)
 
+    @pytest.mark.parametrize("witness", [LINK, AWS, GOOGLE])
     @pytest.mark.parametrize("days", [0.1, 3, 900])
-    def test_who_says_what_the_process_before_thought_takes_that_step_back(self, days: float) -> None:
+    def test_who_says_what_the_process_before_thought_takes_that_step_back(self, days: float, witness: Witness) -> None:
         """At once and alone, however far it was: a restart knows no less than whoever went on running."""
         machine = Machine(days * 24 * HOUR)
         self.adopt(machine, LINK, 0.0, wall_error=0.0)
         assert machine.timekeeper.has_followed_a_step
-        machine.hear(LINK, says=1.0)
-        assert (machine.off, machine.timekeeper.believed, machine.timekeeper.lost) == (1.0, LINK, 0.0)
+        machine.hear(witness, says=1.0)
+        assert (machine.off, machine.timekeeper.believed, machine.timekeeper.lost) == (1.0, witness, 0.0)
         assert not machine.timekeeper.has_followed_a_step
 
     def test_who_says_something_else_is_bounded_as_ever(self) -> None:
