@@ -567,3 +567,22 @@ def test_what_ci_begins_beside_itself_ends() -> None:
     begun = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.endswith(" &")]
     assert len(begun) == 3
     assert all(line.startswith("timeout ") for line in begun)
+
+
+def test_what_tests_say_is_to_be_installed_ci_installs() -> None:
+    """No test is skipped in CI, on a machine with nothing on it, for what its own reason says how to get."""
+    ci = (ROOT / ".ci/run").read_text()
+    installed = {
+        name
+        for listed in re.findall(r"^(?:packages|wanted)=\(([^)]*)\)", ci, re.MULTILINE)
+        for line in listed.splitlines()
+        for name in line.partition("#")[0].split()
+    }
+    asked = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for names in re.findall(r"\(apt-get install ([a-z0-9 +.-]+)\)", path.read_text())
+        for name in names.split()
+    }
+    assert {"nftables", "gcc"} <= asked
+    assert sorted(asked - installed) == []

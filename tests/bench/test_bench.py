@@ -25,7 +25,7 @@ from tests.fakes.view import CONTAINER_TOKEN, FakeView, RunningEndpoint, running
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
-        pytest.skip("the generator needs a C compiler")
+        pytest.skip("needs a C compiler (apt-get install gcc libc6-dev)")
     return compiled(tmp_path_factory.mktemp("load"))
 
 

@@ -54,7 +54,7 @@ def test_a_leap_is_what_brings_the_late(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
     library = build(tmp_path)
     if library is None:
-        pytest.skip("needs a C compiler")
+        pytest.skip("needs a C compiler (apt-get install gcc libc6-dev)")
     world, ec2 = World(tmp_path / "w"), Ec2MetadataService()
     ec2.attach("machine-role", Key(MACHINE[AWS], "s" * 40, "t" * 60, datetime.now(UTC) + timedelta(hours=6)))
     with (

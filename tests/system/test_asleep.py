@@ -33,7 +33,7 @@ class Clocks:
     def __init__(self, build: Path) -> None:
         compiler = shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
-            pytest.skip("a C compiler is needed")
+            pytest.skip("needs a C compiler (apt-get install gcc libc6-dev)")
         self.library = build / "asleep.so"
         subprocess.run(
             [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(self.library), str(SHIM)], check=True

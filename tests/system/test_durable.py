@@ -277,6 +277,17 @@ def fill(directory: Path) -> None:
     (directory / "probe").unlink(missing_ok=True)
 
 
+def ext4(directory: Path, *options: str) -> str:
+    """A disk of four megabytes, as a file in ``directory``."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4 (apt-get install e2fsprogs)")
+    image = directory / "image"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, str(image)], check=True, capture_output=True)
+    return str(image)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount file systems")
 @pytest.mark.root
 class TestDisks:
@@ -289,11 +300,7 @@ class TestDisks:
         service = cloud("i-0aaaaaaaaaaaaaaaa")
         command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs"]
         if kind == "ext4":
-            image = tmp_path / "image"
-            with image.open("wb") as file:
-                file.truncate(4 << 20)
-            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True, capture_output=True)
-            command = ["mount", "-o", "loop", str(image)]
+            command = ["mount", "-o", "loop", ext4(tmp_path, "-m", "0")]
         with background(service), mounted(*command, at=world.state):
             changes = {"upstream": {"ec2": service.url}}
             world.drop(world.seal(world.session(KEYS[1]), on_expiry=OnExpiry.FALLBACK))
@@ -319,11 +326,7 @@ class TestDisks:
 
         When the disk answers again it is written, by itself.
         """
-        image = tmp_path / "image"
-        with image.open("wb") as file:
-            file.truncate(4 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
-        with mounted("mount", "-o", "loop", str(image), at=world.state), world.agent() as agent:
+        with mounted("mount", "-o", "loop", ext4(tmp_path), at=world.state), world.agent() as agent:
             agent.ready()
             assert agent.push(world.seal(world.session(KEYS[1]), world.variables(OPAQUE="x")))["durable"] is True
             until(lambda: world.env().get("OPAQUE") == "x", what="the variable")
@@ -348,12 +351,8 @@ class TestDisks:
 
     def test_a_restart_on_a_frozen_disk_serves(self, world: World, tmp_path: Path) -> None:
         """A process that hangs in the kernel on its disk cannot even be killed: the next one serves, and writes later."""
-        image = tmp_path / "image"
-        with image.open("wb") as file:
-            file.truncate(4 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
         with (
-            mounted("mount", "-o", "loop", str(image), at=world.state),
+            mounted("mount", "-o", "loop", ext4(tmp_path), at=world.state),
             socket.create_server(("127.0.0.1", 0)) as endpoint,
             socket.socket(socket.AF_UNIX) as control,
         ):

@@ -149,7 +149,7 @@ def test_scripts_are_sound(script: Path) -> None:
     shell = "bash" if script.read_text().startswith("#!/usr/bin/env bash") else "sh"
     assert evaluated(shell, "-n", script).returncode == 0
     if shutil.which("shellcheck") is None:
-        pytest.skip("the rest needs shellcheck")
+        pytest.skip("the rest needs shellcheck (apt-get install shellcheck)")
     said = evaluated("shellcheck", f"--shell={shell}", "--exclude=SC1091", script)
     assert said.returncode == 0, said.stdout
 

@@ -61,7 +61,7 @@ class Kernel:
     def __init__(self, root: Path) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
-            pytest.skip("no C compiler")
+            pytest.skip("needs a C compiler (apt-get install gcc libc6-dev)")
         shim, self._rules = root / "fail.so", root / "rules"
         source = REPOSITORY / "tests" / "fakes" / "fail.c"
         subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)

@@ -160,7 +160,7 @@ contents:
 """
 
 
-@pytest.mark.skipif(shutil.which("rpm") is None, reason="needs rpm")
+@pytest.mark.skipif(shutil.which("rpm") is None, reason="needs rpm (apt-get install rpm)")
 def test_any_python_that_it_has_modules_for_will_do(tmp_path: Path) -> None:
     """The requirement is read as it is meant: one of three programs. Where there is another only, it installs nothing."""
     package = made(tmp_path)

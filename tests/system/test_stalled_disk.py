@@ -37,7 +37,7 @@ def world(tmp_path: Path) -> World:
 def shim(tmp_path: Path) -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        pytest.skip("needs a C compiler (apt-get install gcc libc6-dev)")
     built = tmp_path / "stall.so"
     source = REPOSITORY / "tests" / "fakes" / "stall.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", built, source, "-ldl"], check=True)

@@ -373,7 +373,7 @@ def test_what_each_state_of_the_kernels_clock_means(
 def adjtimex(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("a C compiler is needed")
+        pytest.skip("needs a C compiler (apt-get install gcc libc6-dev)")
     library = tmp_path_factory.mktemp("adjtimex") / "adjtimex.so"
     source = Path(clock_fakes.__file__).with_name("adjtimex.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)

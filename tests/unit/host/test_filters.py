@@ -81,7 +81,7 @@ BY_ARGUMENTS = ["mmap", "mprotect", "sendto", "sendmsg", "ioctl", "fcntl", "shut
 def numbers(machine: str) -> dict[str, int]:
     """Of each system call, by its name."""
     if not TABLES[machine].exists():
-        pytest.skip(f"no {TABLES[machine]} (linux-libc-dev)")
+        pytest.skip(f"needs {TABLES[machine]} (apt-get install libc6-dev)")
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", TABLES[machine].read_text(), re.MULTILINE)
     return {name: int(number) for name, number in reversed(found)}
 

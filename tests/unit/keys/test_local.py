@@ -296,7 +296,7 @@ def test_keys_made_by_openssl_are_read(tmp_path: Path) -> None:
         try:
             subprocess.run(["openssl", *arguments, "-out", str(path)], check=True, capture_output=True)
         except FileNotFoundError:
-            pytest.skip("openssl is not installed")
+            pytest.skip("needs openssl (apt-get install openssl)")
         path.chmod(0o600)
         (key,) = load_key_file(path)
         assert key.kind == "file"
