@@ -15,6 +15,7 @@ from agent.config.shapes import (
     GroupName,
     GuestAttribute,
     HostName,
+    KmsArn,
     KmsKeyVersion,
     MachineName,
     MetadataPath,
@@ -28,6 +29,7 @@ from agent.config.shapes import (
     Region,
     RoleName,
     Seconds,
+    Signed,
     SocketPath,
     Url,
     VariableName,
@@ -138,7 +140,7 @@ class AwsKmsKey(Section, frozen=True, tag_field="kind", tag="aws-kms"):
         endpoint: base URL of KMS, such as a VPC endpoint. Default: the region's own.
     """
 
-    key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+    key_id: KmsArn
     public_key: Path_
     region: Region | None = None
     endpoint: Url | None = None
@@ -186,9 +188,9 @@ class SignerEntry(Section, frozen=True):
     """
 
     key: Path_
-    issuers: Annotated[tuple[PlainText, ...], msgspec.Meta(min_length=1)]
-    audiences: tuple[PlainText, ...] = ("*",)
-    max_lease_seconds: Annotated[int, msgspec.Meta(ge=0)] = 0
+    issuers: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1)]
+    audiences: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1)] = ("*",)
+    max_lease_seconds: Annotated[int, msgspec.Meta(ge=0, le=366 * 86_400)] = 0
 
 
 class LaunchSigners(Section, frozen=True):
@@ -201,8 +203,8 @@ class LaunchSigners(Section, frozen=True):
             one. The default is 12 hours.
     """
 
-    issuers: Annotated[tuple[PlainText, ...], msgspec.Meta(min_length=1)]
-    audiences: tuple[PlainText, ...] = ("*",)
+    issuers: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1)]
+    audiences: Annotated[tuple[Signed, ...], msgspec.Meta(min_length=1)] = ("*",)
     max_lease_seconds: Annotated[int, msgspec.Meta(ge=60, le=366 * 86_400)] = 43_200
 
 

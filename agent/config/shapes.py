@@ -30,6 +30,14 @@ HostName = Annotated[
 Name = Annotated[str, _text(r"^[A-Za-z0-9_.-]{1,64}\Z", "1 to 64 letters, digits, dots, dashes or underscores")]
 # As they stand in bundles: what has a space in it names nothing that could ever come.
 PlainText = Annotated[str, _text(WORD, "1 to 256 characters from ! to ~, without spaces")]
+# Of what a signer may sign: the same that agent.bundle.trust takes, so that no start finds out later than a check.
+Signed = Annotated[
+    str,
+    _text(
+        r"^(?=[!-~]{1,256}\Z)[^*]*\*?\Z",
+        "1 to 256 characters from ! to ~, without spaces, with * at the end only",
+    ),
+]
 AttributeKey = Annotated[str, _text(r"^[A-Za-z0-9_-]{1,128}\Z", "1 to 128 letters, digits, dashes or underscores")]
 GuestAttribute = Annotated[
     str,
@@ -57,10 +65,19 @@ GroupName = Annotated[
     str, _text(r"^[^\x00-\x20\x7f:/][^\x00-\x1f\x7f:/]{0,255}\Z", "the name of a group, without colons and slashes")
 ]
 ProjectNumber = Annotated[str, _text(r"^[0-9]{1,20}\Z", "a project number: 1 to 20 digits")]
+# As agent.keys takes them.
+KmsArn = Annotated[
+    str,
+    _text(
+        r"^arn:aws[a-z-]*:kms:[a-z0-9-]{1,64}:[0-9]{12}:(?:key|alias)/[A-Za-z0-9/_-]{1,256}\Z",
+        "the ARN of a key or of an alias, such as arn:aws:kms:REGION:ACCOUNT:key/ID",
+    ),
+]
 KmsKeyVersion = Annotated[
     str,
     _text(
-        r"^projects/[!-~]{1,1000}/cryptoKeyVersions/[0-9]+\Z",
+        r"^projects/[a-z0-9.:-]{1,100}/locations/[a-z0-9-]{1,63}/keyRings/[A-Za-z0-9_-]{1,63}"
+        r"/cryptoKeys/[A-Za-z0-9_-]{1,63}/cryptoKeyVersions/[0-9]{1,9}\Z",
         "projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V",
     ),
 ]

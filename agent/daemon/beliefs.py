@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -45,8 +46,10 @@ def trust(settings: config.Config, away: Away) -> bundle.Trust:
             if not away.takes(where, error):
                 raise
             if entry.key in away.files:
-                # The previous process could read it, and it is still in the configuration.
-                entries.append(_signer(entry, where, directly, away.files[entry.key]))
+                # The previous process could read it, and it is still in the configuration. What this version does not
+                # take is as away as where no process was before.
+                with contextlib.suppress(ConfigError):
+                    entries.append(_signer(entry, where, directly, away.files[entry.key]))
             continue
         away.files[entry.key] = str(entries[-1]["key"])
     try:

@@ -83,7 +83,7 @@ class TestStart:
             ({"keys": [], "signers": []}, "keys: expected at least one beside sources"),
             ({"sources": [{"kind": "ec2-user-data"}]}, "needs a metadata service"),
             ({"keys": [{"kind": "credential", "name": "../k"}]}, "keys[0]"),
-            ({"keys": [{"kind": "aws-kms", "key_id": "alias/k", "public_key": "KEY"}]}, "must be a key ARN"),
+            ({"keys": [{"kind": "aws-kms", "key_id": "alias/k", "public_key": "KEY"}]}, "the ARN of a key"),
         ],
     )
     def test_a_wrong_configuration_starts_nothing(self, world: World, changes: dict[str, Any], words: str) -> None:

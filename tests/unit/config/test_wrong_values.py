@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 import msgspec
 import pytest
 
-from agent import config
-from agent.core.errors import ConfigError
+from agent import bundle, config
+from agent.core.errors import AgentError, ConfigError
+from agent.keys import AwsKmsKey, GcpKmsKey
 from tests.readme import _SECTIONS as SECTIONS
 
 WRONG = (
@@ -16,8 +18,9 @@ WRONG = (
     '" "', '["x"]', '[""]', '"/tmp"', r'"a\u0000b"', r'"a\nb"', r'["a\u0000b"]', r'["a\nb"]', r'{A = "a\nb"}',
 )  # fmt: skip
 REQUIRED = {
-    "path": "/x", "key": "/x", "url": "https://x.example/b", "key_id": "alias/x", "name": "a", "public_key": "/x",
-    "key_version": "projects/p/cryptoKeyVersions/1",
+    "path": "/x", "key": "/x", "url": "https://x.example/b", "name": "a", "public_key": "/x",
+    "key_id": "arn:aws:kms:eu-west-1:123456789012:alias/x",
+    "key_version": "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1",
 }  # fmt: skip
 IN_VAIN = "expected at least one beside"
 ELSEWHERE = "[redirect]"  # tests/unit/config/test_redirect_alone.py: in doubt it refuses workers
@@ -70,3 +73,76 @@ def test_a_misspelt_key_is_said_with_the_one_that_was_meant(title: str, struct: 
             config.parse(text, origin="c.toml")
         assert f"{field.name}x: unknown key" in caught.value.message
         assert field.name in re.split(r" knows |, ", caught.value.hint or "")
+
+
+class TestLaterReaders:
+    """What the text says wrong is said when it is read: a start that finds out later would not be what a check said."""
+
+    PATTERNS = ("*", "a", "a*", "a**", "a*b", "*b", "**", "", "a b", "\u00e4", "a" * 256, "a" * 257, "a" * 255 + "*")
+    LISTS = (*((pattern,) for pattern in PATTERNS), ("a", "*"), ("a", "a*b"), ())
+    SECONDS = (0, 1, 366 * 86_400, 366 * 86_400 + 1, -1)
+
+    @pytest.mark.parametrize("member", ["issuers", "audiences"])
+    @pytest.mark.parametrize("values", LISTS, ids=str)
+    def test_a_signer_may_sign_for_what_trust_takes_alone(self, member: str, values: tuple[str, ...]) -> None:
+        """A list that the pinned signers refuse is a mistake of the text, of ``launch_signers`` too."""
+        key = bundle.SigningKey.generate("Ed25519").public_jwk()
+        taken = {"issuers": ["a"], "audiences": ["a"], member: list(values)}
+        refused = _refuses(lambda: bundle.Trust.parse([{"key": key, **taken}])) or any(len(v) > 256 for v in values)
+        written = "".join(f"{name} = {_toml(value)}\n" for name, value in taken.items())
+        for head in ('[[signers]]\nkey = "/k"\n', '[[launch_signers]]\nkind = "ec2-tag"\n'):
+            said = refusal(head + written)
+            assert (said is not None) is refused, (head, said)
+            assert said is None or f"[0].{member}" in said
+
+    @pytest.mark.parametrize("seconds", SECONDS)
+    def test_a_signer_leases_for_as_long_as_trust_takes(self, seconds: int) -> None:
+        """A lease that the pinned signers refuse is a mistake of the text."""
+        key = bundle.SigningKey.generate("Ed25519").public_jwk()
+        refused = _refuses(
+            lambda: bundle.Trust.parse(
+                [{"key": key, "issuers": ["a"], "audiences": ["a"], "max_lease_seconds": seconds}]
+            )
+        )
+        said = refusal(f'[[signers]]\nkey = "/k"\nissuers = ["a"]\nmax_lease_seconds = {seconds}\n')
+        assert (said is not None) is refused
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "arn:aws:kms:eu-west-1:123456789012:key/0-1", "arn:aws-cn:kms:cn-north-1:123456789012:alias/a/b", "alias/x",
+            "arn:aws:kms:eu-west-1:12345:key/0", "arn:aws:iam::123456789012:role/x", "0-1", "",
+        ],
+    )  # fmt: skip
+    def test_a_key_of_aws_is_named_as_it_is_asked_for(self, name: str) -> None:
+        """A name that no request can carry is a mistake of the text, whether the public half is there or not."""
+        half = bundle.OpeningKey.generate("P-256").recipient_key()
+        refused = _refuses(lambda: AwsKmsKey(key_id=name, public_key=half, credentials=None, upstream=None))  # type: ignore[arg-type]
+        said = refusal(entry('[[keys]] kind = "aws-kms"', config.AwsKmsKey, key_id=f'"{name}"'))
+        assert (said is not None and "keys[0].key_id" in said) is refused
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1", "projects/p/cryptoKeyVersions/1",
+            "projects/p/locations/l/keyRings/r/cryptoKeys/k", "projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/x",
+        ],
+    )  # fmt: skip
+    def test_a_key_of_google_is_named_as_it_is_asked_for(self, name: str) -> None:
+        """Likewise."""
+        half = bundle.OpeningKey.generate("RSA").recipient_key()
+        refused = _refuses(lambda: GcpKmsKey(key_version=name, public_key=half, token=None, upstream=None))  # type: ignore[arg-type]
+        said = refusal(entry('[[keys]] kind = "gcp-kms"', config.GcpKmsKey, key_version=f'"{name}"'))
+        assert (said is not None and "keys[0].key_version" in said) is refused
+
+
+def _refuses(make: Callable[[], object]) -> bool:
+    try:
+        make()
+    except AgentError:
+        return True
+    return False
+
+
+def _toml(values: Iterable[str]) -> str:
+    return "[" + ", ".join(f'"{value}"' for value in values) + "]"

@@ -129,6 +129,15 @@ class TestSigners:
         with pytest.raises(ConfigError, match=r"^signers\[0\]\.key: "):
             beliefs.trust(settings, NothingAway())
 
+    def test_what_was_read_before_and_is_taken_no_more_is_away(self, tmp_path: Path) -> None:
+        """It costs that signer alone at a restart too, as at a first start."""
+        other = tmp_path / "b"
+        public(other)
+        settings = signers(entry(tmp_path / "a"), entry(other))
+        first, restart = Away(), Away({str(tmp_path / "a"): "a key of another version"})
+        assert kids(beliefs.trust(settings, restart)) == kids(beliefs.trust(settings, first))
+        assert restart.reasons == first.reasons
+
     def test_all_faults_are_told_in_one_go(self, tmp_path: Path) -> None:
         """A check names each entry."""
         faults = Faults()
