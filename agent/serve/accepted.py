@@ -30,7 +30,7 @@ class Accepted(Peer):
 
     __slots__ = ("_listener", "_name", "_sock", "connection")
 
-    def __init__(self, listener: Listener, sock: socket.socket, name: Any) -> None:
+    def __init__(self, listener: Listener, sock: socket.SocketType, name: Any) -> None:
         self._listener = listener
         self._sock = sock
         self._name = name
@@ -51,7 +51,7 @@ class Accepted(Peer):
         return self._sock
 
 
-def answer_at_once(listener: Listener, sock: socket.socket, name: Any, owner: Hashable, data: bytes) -> bool:
+def answer_at_once(listener: Listener, sock: socket.SocketType, name: Any, owner: Hashable, data: bytes) -> bool:
     """Answer a request that came whole.
 
     Args:

@@ -144,7 +144,7 @@ def place_of(name: Any) -> Hashable:
         return host
 
 
-def ends_of(sock: socket.socket, peer: object) -> tuple[Endpoint, Endpoint] | None:
+def ends_of(sock: socket.SocketType, peer: object) -> tuple[Endpoint, Endpoint] | None:
     """The other end of an accepted TCP connection, and ours."""
     if not isinstance(peer, tuple):
         return None

@@ -25,6 +25,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from agent.serve.fairness import Owners, place_of
@@ -61,11 +62,15 @@ _BACKLOG: Final = struct.Struct("=24xI")  # struct tcp_info: tcpi_unacked, the q
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+Accept = Callable[[], tuple[socket.SocketType, Any]]
+"""Returns a connection and its other end, or raises what accept(2) says."""
+
+
 class Begin(Protocol):
     """Serves an accepted connection."""
 
     def __call__(
-        self, sock: socket.socket, peer: Any, owner: Hashable, data: bytes | None, /, *, waited: bool = False
+        self, sock: socket.SocketType, peer: Any, owner: Hashable, data: bytes | None, /, *, waited: bool = False
     ) -> bool:
         """Return whether it is over.
 
@@ -82,7 +87,7 @@ class Recall(Protocol):
     """Answers and closes an accepted connection that sent certain bytes, if that answer is remembered."""
 
     def __call__(
-        self, sock: socket.socket, peer: Any, owner: Hashable, data: bytes, /, *, peeked: bool = False
+        self, sock: socket.SocketType, peer: Any, owner: Hashable, data: bytes, /, *, peeked: bool = False
     ) -> bool:
         """Return whether it was. ``peeked``: the kernel has these bytes still."""
 
@@ -142,6 +147,7 @@ class Intake:
         evicted: Callable[[], None] = lambda: None,
     ) -> None:
         self._sockets = tuple(sockets)
+        self._accepts = {one: acceptor(one) for one in self._sockets}
         self._serve = begin
         self._recall = recall
         self._owners = owners
@@ -150,7 +156,7 @@ class Intake:
         self._now = now
         self._evicted = evicted
         # All mutable state. By owner, in the order of their turns.
-        self._queues: dict[Hashable, deque[tuple[socket.socket, Any]]] = {}
+        self._queues: dict[Hashable, deque[tuple[socket.SocketType, Any]]] = {}
         self._count = 0
         self._owed = Owed(spent)
         self._working = False
@@ -206,7 +212,7 @@ class Intake:
     def _come(self, listening: socket.socket) -> None:
         if self._working:
             return  # the rounds fetch from this socket
-        many = waiting(listening)
+        accept, many = self._accepts[listening], waiting(listening)
         if many >= LONG:
             self._working = True
             asyncio.get_running_loop().call_soon(self._go_round)
@@ -214,7 +220,7 @@ class Intake:
         # Where the kernel does not tell how many (a unix socket): some, and the event loop comes again for the rest.
         for _ in range(many or UNTOLD_AT_ONCE):
             try:
-                connection, peer = listening.accept()
+                connection, peer = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -224,7 +230,7 @@ class Intake:
                 continue  # that one was gone before we took it
             self._take(connection, peer, None)
 
-    def _take(self, connection: socket.socket, peer: Any, owner: Hashable) -> None:
+    def _take(self, connection: socket.SocketType, peer: Any, owner: Hashable) -> None:
         """Receive what has come, and have it answered.
 
         Args:
@@ -242,14 +248,14 @@ class Intake:
             if not data or not self._recall(connection, peer, owner, data):
                 self._serve(connection, peer, owner, data)
 
-    def _hear(self, connection: socket.socket, peer: Any, owner: Hashable) -> None:
+    def _hear(self, connection: socket.SocketType, peer: Any, owner: Hashable) -> None:
         """Something has come of one that was silent."""
         if self._working and owner is None:
             self._sort(connection, peer)
         else:
             self._take(connection, peer, owner)
 
-    def _begin_silent(self, connection: socket.socket, peer: Any, owner: Hashable, waited: bool) -> None:
+    def _begin_silent(self, connection: socket.SocketType, peer: Any, owner: Hashable, waited: bool) -> None:
         self._serve(connection, peer, owner, None, waited=waited)
 
     def _pause(self) -> None:
@@ -274,9 +280,10 @@ class Intake:
 
     def _fetch(self, listening: socket.socket) -> bool:
         """Take what waits there; true if there may be more."""
+        accept = self._accepts[listening]
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                connection, peer = listening.accept()
+                connection, peer = accept()
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -290,7 +297,7 @@ class Intake:
             self._sort(connection, peer)
         return True
 
-    def _sort(self, connection: socket.socket, peer: Any) -> None:
+    def _sort(self, connection: socket.SocketType, peer: Any) -> None:
         """Answer it on the way, or leave its request in the kernel, which has room for it."""
         at_once = self._owed.pay()
         try:
@@ -309,7 +316,7 @@ class Intake:
             else:
                 self._keep(connection, peer)
 
-    def _keep(self, connection: socket.socket, peer: Any) -> None:
+    def _keep(self, connection: socket.SocketType, peer: Any) -> None:
         """Have it wait for its owner's turn."""
         try:
             owner = _owner(self._owners, connection, peer)
@@ -348,13 +355,31 @@ class Intake:
             self._take(connection, peer, owner)
 
 
-def _owner(owners: Owners | None, connection: socket.socket, peer: object) -> Hashable:
+def _owner(owners: Owners | None, connection: socket.SocketType, peer: object) -> Hashable:
     if owners is not None and isinstance(peer, tuple):
         local = connection.getsockname()
         owner = owners.now((peer[0], peer[1]), (local[0], local[1]))
         if owner is not None:
             return owner
     return place_of(peer)
+
+
+def acceptor(listening: socket.socket) -> Accept:
+    """What accepts a connection as ``listening.accept`` does, and makes no more of it than what the kernel is asked by.
+
+    The library's own makes of each connection an object in Python, and asks its enumerations what kind of socket it is:
+    of all that a request costs whose answer is remembered, that was a seventh.
+    """
+    taken = getattr(listening, "_accept", None)  # as the library calls it; a later one may have another name for it
+    if taken is None:
+        return listening.accept
+    made = partial(socket.SocketType, int(listening.family), int(listening.type), listening.proto)
+
+    def accept() -> tuple[socket.SocketType, Any]:
+        fd, peer = taken()
+        return made(fd), peer
+
+    return accept
 
 
 def waiting(listening: socket.socket) -> int:

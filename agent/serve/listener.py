@@ -187,7 +187,7 @@ class Listener:
             self.ledger.refuse(note)
 
     def _recalled(
-        self, sock: socket.socket, peer: object, owner: Hashable, data: bytes, *, peeked: bool = False
+        self, sock: socket.SocketType, peer: object, owner: Hashable, data: bytes, *, peeked: bool = False
     ) -> bool:
         """Answer and end an accepted connection whose request is remembered; no object is made for it."""
         answer = self.recall(data, lambda: ends_of(sock, peer))
@@ -202,7 +202,7 @@ class Listener:
         self.send(sock, peer, owner, answer)
         return True
 
-    def send(self, sock: socket.socket, peer: object, owner: Hashable, answer: bytes) -> None:
+    def send(self, sock: socket.SocketType, peer: object, owner: Hashable, answer: bytes) -> None:
         """Send an answer and end the connection, for which an object is made only if the answer does not fit."""
         try:
             sent = sock.send(answer, socket.MSG_DONTWAIT)
@@ -219,7 +219,7 @@ class Listener:
             connection.finish(answer[sent:])
 
     def _begin(
-        self, sock: socket.socket, peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False
+        self, sock: socket.SocketType, peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False
     ) -> bool:
         """Serve an accepted connection that has sent ``data``, which is not remembered; return whether it is over."""
         before = len(self._open)

@@ -18,11 +18,11 @@ MOST: Final = 256
 SECONDS: Final = 0.025
 """Clients send within some 5 ms of connecting. Overdue is who is silent for so long, and for twice that at the most."""
 
-Heard = Callable[[socket.socket, Any, Hashable], object]
+Heard = Callable[[socket.SocketType, Any, Hashable], object]
 """Take over a connection, its other end and its owner."""
-Overdue = Callable[[socket.socket, Any, Hashable, bool], object]
+Overdue = Callable[[socket.SocketType, Any, Hashable, bool], object]
 """The same, and whether it had a chance to be read since it was accepted."""
-_Waiting = tuple[socket.socket, Any, Hashable, int]
+_Waiting = tuple[socket.SocketType, Any, Hashable, int]
 """A connection, its other end, its owner and the round in which it came."""
 
 
@@ -49,7 +49,7 @@ class Silent:
     def __len__(self) -> int:
         return len(self._young) + len(self._older)
 
-    def add(self, connection: socket.socket, peer: Any, owner: Hashable) -> None:
+    def add(self, connection: socket.SocketType, peer: Any, owner: Hashable) -> None:
         """Wait for one."""
         if len(self) >= min(MOST, self._room()):
             self.finish()  # as long as they are here nothing weighs them against the others

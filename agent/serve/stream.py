@@ -43,8 +43,8 @@ class Stream(asyncio.Transport):
         "_writing",
     )
 
-    def __init__(self, sock: socket.socket, peer: Any, readers: Readers, protocol: asyncio.Protocol) -> None:
-        self._sock: socket.socket | None = sock
+    def __init__(self, sock: socket.SocketType, peer: Any, readers: Readers, protocol: asyncio.Protocol) -> None:
+        self._sock: socket.SocketType | None = sock
         self._peer = peer
         self._readers = readers
         self._protocol = protocol

@@ -68,12 +68,12 @@ class Begun:
         self.over = over
         self.time = 0.0
         self.owners: list[Hashable] = []
-        self.open: list[socket.socket] = []
+        self.open: list[socket.SocketType] = []
         self.recalled: list[bytes] = []
-        self.given: list[tuple[socket.socket, bytes | None]] = []
+        self.given: list[tuple[socket.SocketType, bytes | None]] = []
 
     def __call__(
-        self, sock: socket.socket, _peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False
+        self, sock: socket.SocketType, _peer: object, owner: Hashable, data: bytes | None, *, waited: bool = False
     ) -> bool:
         self.time += self.cost
         self.given.append((sock, data))
@@ -87,7 +87,7 @@ class Begun:
         return [owner for owner in self.owners if owner is not None]
 
     def recall(
-        self, sock: socket.socket, _peer: object, _owner: Hashable, data: bytes, *, peeked: bool = False
+        self, sock: socket.SocketType, _peer: object, _owner: Hashable, data: bytes, *, peeked: bool = False
     ) -> bool:
         """What begins with ``known`` is remembered."""
         if not data.startswith(b"known"):
@@ -365,10 +365,10 @@ class Listening(socket.socket):
         made.errors = list(errors)
         return made
 
-    def accept(self) -> tuple[socket.socket, Any]:
+    def _accept(self) -> tuple[int, Any]:
         if self.errors and (error := self.errors.pop(0)):
             raise OSError(error, "refused by the kernel")
-        return super().accept()
+        return super()._accept()  # type: ignore[misc, no-any-return]
 
 
 def scripted(

@@ -283,14 +283,14 @@ class Told:
     """What came of silent connections."""
 
     def __init__(self, readers: Readers, room: Callable[[], int] = lambda: 1000) -> None:
-        self.heard: list[socket.socket] = []
-        self.overdue: list[tuple[socket.socket, bool]] = []
+        self.heard: list[socket.SocketType] = []
+        self.overdue: list[tuple[socket.SocketType, bool]] = []
         self.silent = Silent(readers, room, self._hear, self._be_overdue)
 
-    def _hear(self, connection: socket.socket, _peer: Any, _owner: Hashable) -> None:
+    def _hear(self, connection: socket.SocketType, _peer: Any, _owner: Hashable) -> None:
         self.heard.append(connection)
 
-    def _be_overdue(self, connection: socket.socket, _peer: Any, _owner: Hashable, waited: bool) -> None:
+    def _be_overdue(self, connection: socket.SocketType, _peer: Any, _owner: Hashable, waited: bool) -> None:
         self.overdue.append((connection, waited))
 
 
@@ -389,7 +389,7 @@ def test_who_is_overdue_is_told_to_whoever_took_it_and_to_nobody_else(*, takes: 
             heard: list[object] = []
             taken: list[int] = []
 
-            def overdue(connection: socket.socket, *_: Any) -> None:
+            def overdue(connection: socket.SocketType, *_: Any) -> None:
                 if takes:
                     readers.add(connection.fileno(), taken.append)
 
