@@ -43,7 +43,9 @@ def check(path: Path, build: bool, as_json: bool) -> None:
     import asyncio
 
     from agent import config
+    from agent.cli import where
 
+    environ = {**where.passed(), **os.environ}
     if not build:
         _become_the_service()
     settings, faults = config.survey(path)
@@ -55,7 +57,7 @@ def check(path: Path, build: bool, as_json: bool) -> None:
     from agent import daemon
 
     async def look() -> daemon.Checked:
-        return daemon.check(settings, environ=dict(os.environ))
+        return daemon.check(settings, environ=environ)
 
     found = asyncio.run(look())
     warnings = [f"warning: {warning}" for warning in (*found.told, *_unknown_users(settings.redirect.users))]

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pwd
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,7 +23,6 @@ from agent.wire import names
 if TYPE_CHECKING:
     from agent import doctor as examination
 
-CREDENTIALS: Final = Path("/run/credentials/credential-agent.service")
 AHEAD: Final = -10
 """As the agent itself (``Nice=`` of its unit)."""
 CONFIGURATION_SECONDS: Final = 0.5
@@ -46,6 +44,7 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
     """
     import agent
     from agent import doctor as examination
+    from agent.cli import where
 
     root = os.geteuid() == 0
     if root:
@@ -56,7 +55,7 @@ def doctor(path: Path, as_json: bool, file: Path | None) -> int:
         path=path,
         root=root,
         service=_service(),
-        environ=_environ(),
+        environ=where.passed(),
         shell=os.environ,
         home=Path(os.environ.get("HOME") or "/"),
         ask=lambda: what_it_says(path),
@@ -120,11 +119,6 @@ def _installed() -> bool:
         return pwd.getpwnam(SERVICE_USER).pw_uid != os.geteuid()
     except KeyError:
         return False
-
-
-def _environ() -> Mapping[str, str]:
-    """What systemd passes to the service, as far as it lies about."""
-    return {"CREDENTIALS_DIRECTORY": str(CREDENTIALS)} if CREDENTIALS.is_dir() else {}
 
 
 def what_it_says(path: Path) -> examination.Control:

@@ -8,6 +8,7 @@ user.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from agent.core.installed import CONFIG_PATH
 from agent.core.strictjson import NotThatShapeError, decode
 
 DIRECTORY: Final = Path("/run/credential-agent")
+CREDENTIALS: Final = Path("/run/credentials/credential-agent.service")
 MAX_BYTES: Final = 65_536
 
 
@@ -92,3 +94,8 @@ def _of(settings: config.Config) -> Where:
         Path(settings.environment.token_file),
         settings.environment,
     )
+
+
+def passed() -> Mapping[str, str]:
+    """What systemd passes to the service, as far as it lies about: there while the service runs."""
+    return {"CREDENTIALS_DIRECTORY": str(CREDENTIALS)} if os.access(CREDENTIALS, os.F_OK) else {}

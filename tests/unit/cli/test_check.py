@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agent import config
+from agent import bundle, config
 from agent.cli import check as room
+from agent.cli import where
 from agent.core.errors import ConfigError
 
 CONFIG = """
@@ -255,6 +257,28 @@ def test_the_check_and_the_start_agree(tmp_path: Path) -> None:
         assert [str(fault.error(str(path))) for fault in faults] == [str(refused.value)]
         assert faults[0].hint == refused.value.hint
         assert settings == config.Config() or key == "http"
+
+
+def test_a_key_that_systemd_passed_to_the_service_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What systemd passes to the service is checked too: such a key is not called absent, and a damaged one is refused."""
+    path = tmp_path / "config.toml"
+    path.write_text(f'[[keys]]\nkind = "credential"\nname = "the.key"\n[state]\ndirectory = "{tmp_path / "state"}"\n')
+    monkeypatch.setattr(where, "CREDENTIALS", tmp_path / "passed")
+    monkeypatch.setattr(room, "SERVICE_USER", "nobody-here")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+
+    def told() -> str:
+        done = CliRunner().invoke(room.check, ["--config", str(path)])
+        return done.output
+
+    assert "not given to this machine" in told()
+    (tmp_path / "passed").mkdir()
+    assert "not given to this machine" in told()
+    key = tmp_path / "passed" / "the.key"
+    key.write_text(json.dumps(bundle.OpeningKey.generate("P-256").private_jwk()))
+    assert "the.key" not in told()
+    key.write_text("no key")
+    assert "keys[0]: a worker key must be a JWK" in told()
 
 
 @pytest.mark.root
