@@ -139,6 +139,8 @@ def clock(facts: Facts) -> Iterator[Finding]:
     elif facts.clock.synchronised or witnesses:
         kept = "" if facts.clock.synchronised else "; no NTP client keeps it"
         yield ok(CLOCK, f"{agree}{kept}")
+    elif not facts.root and "clock" not in _document(facts):
+        yield skipped(CLOCK, "no NTP client keeps it; who tells the agent the time is for root to see", next=facts.more)
     else:
         yield warn(CLOCK, f"{agree}, and no NTP client keeps it right", TIME)
 
@@ -152,8 +154,7 @@ def clock_is_right(facts: Facts) -> bool:
 
 def _witnesses(facts: Facts) -> Iterator[tuple[str, float]]:
     """By how many seconds each was ahead of the wall clock."""
-    document: Mapping[str, Any] = facts.control.document if isinstance(facts.control, Control) else {}
-    told = document.get("clock", {})
+    told = _document(facts).get("clock", {})
     # The agent's own time may be a corrected one: what it says is relative to the wall clock by that much.
     error = float(told.get("wall_error_seconds", 0.0))
     for name, ahead in told.get("ahead_seconds", {}).items():
@@ -164,3 +165,8 @@ def _witnesses(facts: Facts) -> Iterator[tuple[str, float]]:
         for one in getattr(place, "services", ()) or getattr(place, "endpoints", ()):
             if one.ahead_seconds is not None:
                 yield getattr(one, "name", "") or one.origin, one.ahead_seconds
+
+
+def _document(facts: Facts) -> Mapping[str, Any]:
+    """What the agent says; empty: it says nothing, or not to us."""
+    return facts.control.document if isinstance(facts.control, Control) else {}

@@ -477,8 +477,10 @@ def test_a_worker_learns_what_it_may() -> None:
         root=False,
         control=Control(state="answered", path="/run/courier.sock", document=document, courier=True),
         configuration=denied, keys=denied, bundles=denied, places=denied, metadata=denied, clouds=denied,
+        clock=Clock(synchronised=False),
     )  # fmt: skip
     told = diagnose(facts)
+    assert [one for one in told if one.level is Level.WARN] == []  # whom the agent believes is not for it to see
     assert [(one.level, one.about) for one in told if one.check == "identity"] == [(Level.OK, "aws")]
     assert {one.next for one in told if one.level is Level.SKIPPED} == {"sudo credential-agent doctor"}
     assert not failed(told)
