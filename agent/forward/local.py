@@ -290,17 +290,25 @@ def adc_file() -> Path:
     """Where the application default credentials are (AIP-4110): named by the environment, or where gcloud puts them."""
     if named := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return Path(named)
-    directory = os.environ.get("CLOUDSDK_CONFIG") or Path("~/.config/gcloud").expanduser()
+    directory = os.environ.get("CLOUDSDK_CONFIG") or _at_home("~/.config/gcloud")
     return Path(directory) / "application_default_credentials.json"
 
 
 def _aws_files() -> list[Path]:
-    home = Path("~/.aws").expanduser()
+    home = _at_home("~/.aws")
     named = [
-        Path(os.environ.get(name) or home / default).expanduser()
+        _at_home(os.environ.get(name) or home / default)
         for name, default in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials"))
     ]
     return [*named, *sorted((home / "sso/cache").glob("*.json")), *sorted((home / "login/cache").glob("*.json"))]
+
+
+def _at_home(path: str | Path) -> Path:
+    """The path below the user's home, as SDKs read it: as it stands where the user has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def successor_due(until: datetime | None, now: datetime) -> datetime | None:

@@ -19,9 +19,16 @@ from agent.wire import signers
 
 
 def default_path() -> Path:
-    """Where the key is: ``$XDG_CONFIG_HOME/credential-agent/sender.jwk``, or below ``~/.config``."""
+    """Where the key is: ``$XDG_CONFIG_HOME/credential-agent/sender.jwk``, or below ``~/.config``.
+
+    Raises:
+        HostError: this user has no home directory, as an unknown uid in a container.
+    """
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    directory = Path(base) if base.startswith("/") else Path("~/.config").expanduser()
+    try:
+        directory = Path(base) if base.startswith("/") else Path("~/.config").expanduser()
+    except RuntimeError:
+        raise HostError("the signing key: this user has no home directory to keep it in", hint="set HOME") from None
     return directory / "credential-agent" / "sender.jwk"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from agent import bundle
-from agent.core.errors import UsageError
-from agent.forward import State
+from agent.core.errors import HostError, UsageError
+from agent.core.model import Cloud
+from agent.forward import State, signing
 from agent.forward.agents import Agent
 from agent.forward.courier import Job
-from agent.forward.local import Local, Options
+from agent.forward.local import Local, Options, marks
 from agent.forward.sealing import Sealer
 from tests.unit.forward.support import ACCOUNT, Processes, World, now
 
@@ -107,3 +109,21 @@ def test_a_session_policy_is_sent_as_it_was_meant(world: World, as_text: bool) -
     said = asked.parameters["Policy"]
     assert json.loads(said) == policy
     assert (said == text) is as_text
+
+
+def test_a_user_without_a_home_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown uid in a container: what needs no home goes on, and where the key is to be kept is asked for in a line."""
+
+    def unknown(uid: int) -> pwd.struct_passwd:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CONFIG_HOME", "CLOUDSDK_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "~/other")
+    with pytest.raises(HostError, match="no home directory") as refused:
+        signing.load()
+    assert refused.value.hint == "set HOME"
+    assert set(marks()) == set(Cloud)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert signing.load().kid == signing.load().kid
