@@ -10,9 +10,11 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import bundle
 from tests.system import virtual
 
 pytestmark = pytest.mark.xdist_group("packer")
@@ -281,3 +283,75 @@ class TestProvision:
         status, called = self.provision(fake_root, **{script: "3"})
         assert status == 3
         assert ("validate.sh" in called) == (calls is None)
+
+
+class TestValidate:
+    """The checks of ``validate.sh`` that an image must not pass, each by itself and on files of the test."""
+
+    def found(self, root: Path, check: str) -> str:
+        """What a check complains of; empty: it passes."""
+        match = re.search(rf"^{check}\(\) \{{.*?^\}}$", (PACKER / "validate.sh").read_text(), re.MULTILINE | re.DOTALL)
+        assert match is not None
+        body = re.sub(r"/(?:etc|opt|var/lib)/(?:credential-agent|credstore)", lambda path: f"{root}{path[0]}", match[0])
+        assert body.count(str(root))
+        done = subprocess.run(
+            ["bash", "-c", f"set -euo pipefail\n{body}\n{check}"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (1 if done.stdout else 0), done.stderr
+        return done.stdout
+
+    @pytest.fixture
+    def image(self, tmp_path: Path) -> Path:
+        """What an image may hold: configuration and public keys."""
+        for name in ("etc/credential-agent/signers", "etc/credstore", "var/lib/credential-agent"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "etc/credential-agent/config.toml").write_text('[[keys]]\nkind = "credential"\n')
+        public = bundle.SigningKey.generate("P-256").public_jwk()
+        (tmp_path / "etc/credential-agent/signers/a.pub.jwk").write_text(json.dumps(public, indent=1))
+        (tmp_path / "etc/credential-agent/signers/b.pem").write_text("-----BEGIN PUBLIC KEY-----\n")
+        return tmp_path
+
+    def test_what_an_image_may_hold_passes(self, image: Path) -> None:
+        """Trust anchors are no secret."""
+        assert self.found(image, "no_secret") == self.found(image, "no_state") == ""
+
+    @pytest.mark.parametrize("kind", ["P-256", "X25519", "oct"])
+    @pytest.mark.parametrize("place", ["etc/credential-agent/signers/a.jwk", "etc/credstore/credential-agent.key"])
+    def test_a_private_key_fails_the_build(self, image: Path, place: str, kind: Any) -> None:
+        """Of each kind, however it is written, and in each place where one might be."""
+        secret = bundle.OpeningKey.generate(kind).private_jwk()
+        for text in (
+            json.dumps(secret), json.dumps({"keys": [secret]}, indent=2), json.dumps(secret, separators=(" ,", " : ")),
+            "-----BEGIN PRIVATE KEY-----\n", "-----BEGIN EC PRIVATE KEY-----\n", "-----BEGIN ENCRYPTED PRIVATE KEY-----\n",
+        ):  # fmt: skip
+            (image / place).write_text(text)
+            assert place in self.found(image, "no_secret"), text
+
+    def test_what_a_bundle_decided_fails_the_build(self, image: Path) -> None:
+        """A hidden file is state too."""
+        (image / "var/lib/credential-agent/.memory").touch()
+        assert "is not empty" in self.found(image, "no_state")
+
+    @pytest.mark.root
+    @pytest.mark.parametrize("how", ["group", "others", "owner", "directory"])
+    def test_a_file_that_is_not_roots_alone_fails_the_build(self, image: Path, how: str) -> None:
+        """Whoever may write into the program runs what he likes as root."""
+        place = image / "opt/credential-agent/lib"
+        place.mkdir(parents=True)
+        place.parent.chmod(0o755)
+        place.chmod(0o755)
+        file = place / "a.py"
+        file.touch()
+        file.chmod(0o644)
+        (place / "link").symlink_to(file)  # whose mode says nothing
+        assert self.found(image, "nothing_writable") == ""
+        match how:
+            case "group":
+                file.chmod(0o664)
+            case "others":
+                file.chmod(0o646)
+            case "owner":
+                os.chown(file, 1000, 0)
+            case _:
+                place.chmod(0o777)
+        assert "is not root's alone" in self.found(image, "nothing_writable")
