@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -72,6 +73,8 @@ def apply(path: Path, user: str, only_print: bool) -> int:
     if only_print:
         click.echo(plan.scripts[0], nl=False)
     else:
+        with contextlib.suppress(OSError):
+            _closed_file().unlink()
         _load(plan)
     for note in (*plan.notes, *plan.pending):
         click.echo(f"credential-agent: {note}", err=True)
@@ -89,8 +92,8 @@ def apply(path: Path, user: str, only_print: bool) -> int:
 def close(path: Path, user: str, only_print: bool) -> None:
     """Refuse workers' metadata requests.
 
-    No worker then gets an identity, and none gets the machine's. "apply", or a start of
-    credential-agent-redirect.service, redirects again. A reload of that service does not.
+    No worker then gets an identity, and none gets the machine's. "apply" redirects again, and so does the next boot. A
+    start, a restart or a reload of credential-agent-redirect.service does not.
     """
     holder = None if only_print else _Holder.found()
     if holder is not None:
@@ -101,6 +104,8 @@ def close(path: Path, user: str, only_print: bool) -> None:
         click.echo(plan.closed, nl=False)
         return
     _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
+    with contextlib.suppress(OSError):  # no directory: no unit that would redirect again
+        _closed_file().touch(mode=0o600)
 
 
 @redirect.command(name="plan", hidden=True)
@@ -191,6 +196,11 @@ def probe(address: str, port: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _closed_file() -> Path:
+    """What the process that holds the rules goes by when it starts; it may just not be there."""
+    return arrival.STATE.with_name(hold.CLOSED_FILE)
 
 
 class _Holder:

@@ -31,6 +31,8 @@ STATES: Final = ("led", "unanswered", "astray", "closed", "unknown")
 
 #: The command that helps, for each state: a start makes everything anew.
 HINT: Final = "systemctl restart credential-agent-redirect; journalctl -u credential-agent-redirect"
+#: What a person has closed only a command opens.
+_HINT_CLOSED: Final = f"credential-agent redirect apply; {HINT}"
 _HINT_AGENT: Final = "credential-agent check; systemctl restart credential-agent; journalctl -u credential-agent"
 
 
@@ -123,7 +125,7 @@ def ask_as(uid: int, address: str, port: int) -> str:
 
 def hint(state: str) -> str:
     """A hint for a request that does not arrive: the rules are at fault, or the agent does not listen."""
-    return _HINT_AGENT if state == "unanswered" else HINT
+    return {"unanswered": _HINT_AGENT, "closed": _HINT_CLOSED}.get(state, HINT)
 
 
 def said(answer: str) -> str:

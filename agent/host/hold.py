@@ -42,8 +42,11 @@ GROUPS_EVERY_SECONDS: Final = 1.0
 USERS: Final = (Path("/etc/passwd"), Path("/etc/subuid"))
 NAMES_EVERY_SECONDS: Final = 600.0
 UNIT: Final = "credential-agent-redirect.service"
+#: There from ``redirect close`` to ``redirect apply``, or to the next boot: no crash, restart or upgrade opens.
+CLOSED_FILE: Final = "closed"
 
 _OURS: Final = b"credential_agent"
+_BY_COMMAND: Final = "workers are refused, by command (credential-agent redirect close)"
 _MOST_REASON: Final = 2000
 """Characters. It may quote what somebody wrote into the configuration, and the state is read to its bound only."""
 _HEEDED: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
@@ -77,7 +80,8 @@ class Holder:
         self._pending: list[str] = []
         self._notes: list[str] = []
         self._answer: str | None = None
-        self._closed: str | None = None  # why workers are refused by command
+        # Why workers are refused by command.
+        self._closed: str | None = _BY_COMMAND if os.path.lexists(directory / CLOSED_FILE) else None
         self._healed = self._plans = 0
         self._again = LOOK_AGAIN_SECONDS[0]
         self._due = dict.fromkeys(("plan", "probe", "verify", "beat", "groups", "around"), 0.0)
@@ -144,10 +148,12 @@ class Holder:
         if numbers & {signal.SIGTERM, signal.SIGINT}:
             self._stopping = True
         elif signal.SIGUSR1 in numbers:
-            self._closed = "workers are refused, by command (credential-agent redirect close)"
+            self._closed = _BY_COMMAND
             self._apply(self._plan)
+            self._reporter.write(CLOSED_FILE, {}, mode=0o600)
             self._beat()
         elif signal.SIGHUP in numbers:
+            (self._directory / CLOSED_FILE).unlink(missing_ok=True)
             self._closed = None
             self._start_plan()
 

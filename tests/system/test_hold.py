@@ -293,6 +293,40 @@ def test_a_restart_leads_all_the_while(tmp_path: Path) -> None:
         assert net.ask(METADATA, uid=ALICE) == "agent"
 
 
+@pytest.mark.parametrize("ended", ["killed", "stopped", "restarted"])
+def test_what_was_closed_by_command_stays_so_whatever_ends_the_holder(tmp_path: Path, ended: str) -> None:
+    """A crash, a restart and an upgrade are no command: only that opens again, and then for the next holder too."""
+    prelude = RESTARTED if ended == "restarted" else ""
+    with Lab() as net:
+        net.serve_agent_that_answers()
+        held = Held(net, tmp_path)
+
+        def again() -> None:
+            assert held.process is not None
+            if ended == "killed":
+                net.kill(held.process)
+            else:
+                held.signal(signal.SIGTERM)
+                assert held.process.wait(20) == 0
+            (tmp_path / "run/state.json").unlink()
+            held.start(prelude)
+            until(lambda: held.state()["plans"], "a plan")
+
+        held.start(prelude)
+        held.is_state("led")
+        held.signal(signal.SIGUSR1)
+        held.is_state("closed")
+        for _ in range(2):
+            again()
+            assert held.is_state("closed")["by_command"] is True
+            assert net.ask(METADATA, uid=ALICE) == "refused"
+        held.signal(signal.SIGHUP)
+        held.is_state("led")
+        again()
+        assert held.is_state("led")["by_command"] is False
+        assert net.ask(METADATA, uid=ALICE) == "agent"
+
+
 KEEPS = """
 import functools, pathlib
 from agent.host import lasting

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
-from agent.host import arrival
+from agent.host import aliases, arrival, hold, nft
 
 # Stands where the holder stands: makes a plan when it is told to.
 HOLDER = """
@@ -63,3 +63,17 @@ def test_a_reload_of_the_unit_does_not_open_what_was_closed_by_command(
     assert done.exit_code == 0
     assert json.loads(state.read_text())["plans"] == 1 + asked
     assert ("workers stay refused" in done.output) is not asked
+
+
+def test_where_no_process_holds_the_rules_the_next_one_knows_what_was_commanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be between a crash and its next start, which opens nothing that was closed meanwhile."""
+    monkeypatch.setattr(arrival, "STATE", tmp_path / "state.json")
+    monkeypatch.setattr(nft, "run", lambda _script: None)
+    monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
+    (tmp_path / "config.toml").touch()
+    for command, closed in (("close", True), ("close --print", True), ("apply --print", True), ("apply", False)):
+        arguments = [*command.split(), "--config", str(tmp_path / "config.toml")]
+        assert CliRunner().invoke(redirect, arguments).exit_code == 0
+        assert (tmp_path / hold.CLOSED_FILE).exists() is closed, command

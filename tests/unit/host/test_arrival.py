@@ -57,9 +57,10 @@ def test_what_cannot_be_read_is_unknown(tmp_path: Path, data: bytes | None) -> N
 
 
 def test_the_hint_is_for_what_is_at_fault() -> None:
-    """Where the rules lead and nobody answers, making the rules anew is no help."""
+    """Where the rules lead and nobody answers, making them anew is no help; what a person closed a command opens."""
     assert "restart credential-agent;" in arrival.hint("unanswered")
-    assert {arrival.hint(state) for state in arrival.STATES if state != "unanswered"} == {arrival.HINT}
+    assert arrival.hint("closed").startswith("credential-agent redirect apply;")
+    assert {arrival.hint(state) for state in ("led", "astray", "unknown")} == {arrival.HINT}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to ask as somebody else")
