@@ -10,6 +10,7 @@ turnstile); connections that send nothing (the listener closes those of whoever 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -70,7 +71,7 @@ class CourierEndpoint:
         whose: Callable[[int], int] = int,
     ) -> None:
         fair: dict[tuple[str, str], Route] = {
-            (method, path): partial(_Shared(CHEAP if method == "GET" else DEAR, clock, whose).call, route)
+            (method, path): partial(Shared(CHEAP if method == "GET" else DEAR, clock, whose).call, route)
             for (method, path), route in routes.items()
         }
         self._endpoint = ControlEndpoint(
@@ -79,8 +80,14 @@ class CourierEndpoint:
         self.listener = self._endpoint.listener
 
 
-class _Shared:
-    """One route's shares."""
+class Shared:
+    """One route's shares.
+
+    Args:
+        share: how often, and how many at once.
+        clock: time; its boot time refills the shares.
+        whose: the user id that stands for the user of one.
+    """
 
     def __init__(self, share: Share, clock: Clock, whose: Callable[[int], int]) -> None:
         self._clock = clock
@@ -91,6 +98,7 @@ class _Shared:
         self._turns = Turnstile(share.at_once)
 
     async def call(self, route: Route, request: ControlRequest) -> Response:
+        """The answer of the route, once it is this user's turn; 429 where its share is used up."""
         # Whoever is remembered by user id, for a last refusal say, is so by this one.
         request = msgspec.structs.replace(request, uid=self._whose(request.uid))
         wait = self._buckets.take(request.uid, self._clock.boottime())
@@ -98,5 +106,26 @@ class _Shared:
             return problem(
                 429, "this user asks too often; try again later", ("Retry-After", str(max(1, math.ceil(wait))))
             )
-        async with self._turns.turn(request.uid):
-            return await route(request)
+        inside = False
+
+        async def work() -> Response:
+            nonlocal inside
+            async with self._turns.turn(request.uid):
+                inside = True
+                return await route(request)
+
+        # What a route has begun may go on without whoever asked, and has its turn until it ends: who leaves makes no
+        # room.
+        task = asyncio.get_running_loop().create_task(work(), name="courier")
+        task.add_done_callback(_looked_at)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not inside:
+                task.cancel()  # what waits for its turn goes with its sender
+            raise
+
+
+def _looked_at(task: asyncio.Task[Response]) -> None:
+    if not task.cancelled():
+        task.exception()  # whoever asked may have left, and nobody is left to be told

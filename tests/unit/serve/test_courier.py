@@ -12,13 +12,14 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from agent.serve.control import ControlRequest, Route
-from agent.serve.courier import DEAR, LIMITS, CourierEndpoint
+from agent.serve.courier import DEAR, LIMITS, CourierEndpoint, Shared
 from agent.serve.handed import Guarding
-from agent.wire.http import Response
+from agent.wire.http import Request, Response
 from tests.fakes.clock import FakeClock
 
 NOBODY = 65534
@@ -182,3 +183,44 @@ def test_what_is_no_route_is_told_without_a_share(place: Path) -> None:
         writer.close()
 
     serve(place, talk)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_leaves_makes_no_room_for_more(fails: bool) -> None:
+    """What a route has begun goes on when its client has gone, and counts until it ends, however that is."""
+
+    async def main() -> None:
+        begun: list[int] = []
+        done = asyncio.Event()
+
+        async def work(request: ControlRequest) -> Response:
+            begun.append(request.uid)
+            await done.wait()
+            if fails:
+                raise ValueError
+            return Response(200, (), b"")
+
+        async def route(request: ControlRequest) -> Response:
+            return await asyncio.shield(asyncio.create_task(work(request)))
+
+        async def ask(uid: int) -> int:
+            return (await shared.call(route, ControlRequest(cast("Request", None), uid, uid, 1))).status
+
+        shared = Shared(DEAR, FakeClock(), int)
+        first = [asyncio.create_task(ask(1)) for _ in range(DEAR.at_once)]
+        leaves, stays = asyncio.create_task(ask(1)), asyncio.create_task(ask(2))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(begun) == DEAR.at_once
+        for one in (*first, leaves):
+            one.cancel()
+        assert all(one.cancelled() for one in (await asyncio.wait((*first, leaves)))[0])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert begun == [1] * DEAR.at_once
+        done.set()
+        (said,) = await asyncio.gather(stays, return_exceptions=True)
+        assert isinstance(said, ValueError) if fails else said == 200
+        assert begun == [*[1] * DEAR.at_once, 2]  # whoever left before its turn has had none
+
+    asyncio.run(main())
