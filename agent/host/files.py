@@ -17,6 +17,8 @@ from agent.core.text import os_reason
 
 MAX_LINES_BYTES: Final = 16 << 20
 """Of a file whose lines :func:`take_away` sorts: none of ours is longer."""
+MAX_FILLED_BYTES: Final = 128 << 20
+"""Of a file that :func:`overwrite` fills up. Somebody may have made it as long as the disk."""
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 
 
@@ -62,7 +64,8 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
     a part of each; for a file that somebody reads, prefer :func:`write_atomic`.
 
     Returns:
-        Whether it was done; false when there is no such file, or it is too short or no plain file of ours alone.
+        Whether it was done; false when there is no such file, or it is too short, longer than
+        :data:`MAX_FILLED_BYTES`, or no plain file of ours alone.
 
     Raises:
         HostError: the system refused.
@@ -75,7 +78,9 @@ def overwrite(path: Path, data: bytes, *, mode: int) -> bool:
         raise HostError(f"{path}: cannot be written: {os_reason(error)}") from None
     try:
         there = os.fstat(descriptor)
-        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1 or there.st_size < len(data):
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
+            return False
+        if not len(data) <= there.st_size <= MAX_FILLED_BYTES:
             return False
         os.fchmod(descriptor, mode)
         whole = data + b"\n" * (there.st_size - len(data))

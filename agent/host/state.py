@@ -34,7 +34,7 @@ from agent.core.strictjson import NotThatShapeError, decode
 from agent.core.text import os_reason
 from agent.core.verdict import Memory
 from agent.host import threads
-from agent.host.files import overwrite, read_plain, sweep, sync_directory, write_atomic
+from agent.host.files import MAX_FILLED_BYTES, overwrite, read_plain, sweep, sync_directory, write_atomic
 
 MEMORY_FILE: Final = "memory.json"
 HISTORY_FILE: Final = "history.json"
@@ -300,7 +300,7 @@ class StateDirectory:
         spare = self._directory / SPARE_FILE
         size = -(-length // SPARE_BLOCK) * SPARE_BLOCK
         with contextlib.suppress(OSError):
-            if spare.stat().st_size >= size:
+            if size <= spare.stat().st_size <= MAX_FILLED_BYTES:
                 return
         with contextlib.suppress(HostError):
             write_atomic(spare, b" " * size, mode=0o600)  # written, not only reserved: the blocks must be its own

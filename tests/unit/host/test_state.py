@@ -19,7 +19,7 @@ from agent.core.errors import HostError
 from agent.core.history import Entry
 from agent.core.model import Cloud, OnExpiry
 from agent.core.verdict import Mark, Memory
-from agent.host.files import write_atomic
+from agent.host.files import MAX_FILLED_BYTES, write_atomic
 from agent.host.state import HISTORY_FILE, MEMORY_FILE, SPARE_FILE, StateDirectory, closed_memory
 from tests.fakes.clock import START
 
@@ -477,3 +477,14 @@ def test_a_history_of_no_zone_is_none(tmp_path: Path) -> None:
     assert [one.kind for one in StateDirectory(tmp_path).history()] == ["bundle"]
     (tmp_path / "history.json").write_text(f"[{entry.format('Z')}, {entry.format('')}]")
     assert StateDirectory(tmp_path).history() == ()
+
+
+def test_a_spare_as_long_as_the_disk_holds_up_nobody(tmp_path: Path) -> None:
+    """It is not filled up, and a short one takes its place."""
+    save(tmp_path, memory(1), None)
+    spare = tmp_path / SPARE_FILE
+    os.truncate(spare, MAX_FILLED_BYTES + 1)
+    for seq in (2, 3):
+        save(tmp_path, memory(seq), None)
+        assert StateDirectory(tmp_path).load()[0] == memory(seq)
+        assert 0 < spare.stat().st_size < 1 << 20
