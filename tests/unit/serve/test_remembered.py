@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -510,3 +510,68 @@ def test_the_machine_s_own_is_remembered_as_it_is_told() -> None:
         live = it.server.run(lambda: it.view.served.answer(Cloud.AWS, START))
         assert isinstance(live, Live)
         assert json.loads(body(answers[0]))["Expiration"] < live.credential.expires_at.isoformat()
+
+
+def unlike(number: int) -> bytes:
+    """A request that is answered and that nobody asks again."""
+    return CONTAINER.replace(b"\r\n\r\n", b"\r\nX-Number: %d\r\n\r\n" % number)
+
+
+def looks(it: World, numbers: range) -> int:
+    """How many of so many requests are compared with what is remembered: for each of those the time is asked once."""
+    asked: list[None] = []
+    now = it.clock.now
+
+    def counted() -> datetime:
+        asked.append(None)
+        return now()
+
+    def ask() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(it.clock, "now", counted)
+            assert [it.memory.answer(unlike(number)) for number in numbers] == [None] * len(numbers)
+
+    it.server.run(ask)
+    return len(asked)
+
+
+def test_where_none_comes_again_few_are_looked_at() -> None:
+    """To compare costs something, and where nothing is gained by it, it is done for one in some."""
+    with world() as it:
+        it.thrice(CONTAINER)
+        assert looks(it, range(remembered.IN_VAIN)) == remembered.IN_VAIN
+        assert looks(it, range(1000, 1000 + 10 * remembered.SAMPLE)) == 10
+
+
+def test_once_one_comes_again_all_are_looked_at() -> None:
+    """After ever so many in vain, programs that ask alike are soon answered from memory, each of their requests."""
+    with world() as it:
+        for number in range(2 * remembered.IN_VAIN):
+            it.ask(unlike(number))
+        answers = {it.ask(CONTAINER) for _ in range(4 * remembered.SAMPLE)}
+        assert len(answers) == 1
+        assert it.known() == 1
+        assert looks(it, range(1000, 1000 + remembered.IN_VAIN)) == remembered.IN_VAIN
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3, 4, 5, 6, 8])
+def test_in_a_sequence_of_any_length_what_comes_again_is_found(requests: int) -> None:
+    """No program is passed over each time because of how many of its requests nobody else makes."""
+    with world() as it:
+        for number in range(2 * remembered.IN_VAIN):
+            it.ask(unlike(number))
+        for turn in range(3 * remembered.SAMPLE):
+            it.ask(CONTAINER)
+            for number in range(1, requests):
+                it.ask(unlike(1000 + 10 * turn + number))
+        assert it.known() == 1
+
+
+def test_what_is_passed_over_is_given_nothing_of_before() -> None:
+    """Once more than a second has passed, what was remembered is told to nobody, whoever is looked at."""
+    with world() as it:
+        it.thrice(CONTAINER)
+        for number in range(2 * remembered.IN_VAIN):
+            it.ask(unlike(number))
+        it.server.run(lambda: it.view.set(Cloud.AWS, Ended("over", passing=False)))
+        assert {status(it.ask(CONTAINER)) for _ in range(2 * remembered.SAMPLE)} <= {404, 503}
