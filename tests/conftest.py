@@ -6,7 +6,9 @@ the group over all workers. The hook goes when xdist does it again: ``test_a_gro
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,26 @@ from hypothesis import HealthCheck, settings
 # Hypothesis measures no time: how long an example takes to be made and to be run is the machine's business.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+LONGEST_SOCKET_PATH = 107
+"""The kernel's limit, without the NUL (unix(7))."""
+DEEPEST_SOCKET = "/pytest-of-u/pytest-0/popen-gw0/test_what_ended_meanwhile_is_n0/w/run/courier.sock"
+"""Where a test's agent has one, below the directory for temporary files: as short as pytest and xdist can make it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say at once where no test can have its sockets, and not in a thousand failures.
+
+    Raises:
+        pytest.UsageError: the directory for temporary files has too long a name.
+    """
+    place = tempfile.gettempdir()
+    room = LONGEST_SOCKET_PATH - len(DEEPEST_SOCKET)
+    if not config.option.basetemp and len(os.fsencode(place)) > room:
+        raise pytest.UsageError(
+            f"TMPDIR: expected a directory whose name has at most {room} bytes, got {place}: tests make sockets below it,"
+            f" and the kernel takes no longer path than {LONGEST_SOCKET_PATH}; try: TMPDIR=/tmp make test"
+        )
 
 
 @pytest.hookimpl(trylast=True)

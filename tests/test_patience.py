@@ -128,3 +128,16 @@ def test_a_group_stays_together(tmp_path: Path) -> None:
     workers, numbers = zip(*(line.split() for line in where.read_text().splitlines()), strict=True)
     assert len(set(workers)) == 1
     assert [int(number) for number in numbers] == list(range(12))
+
+
+def test_where_no_socket_has_room_is_said_before_any_test(tmp_path: Path) -> None:
+    """A directory for temporary files with a long name ends a run at its begin, with what to do about it."""
+    place = tmp_path / ("x" * 30)
+    place.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", __file__],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(place)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"got {place}" in done.stderr
+    assert "TMPDIR=/tmp make test" in done.stderr

@@ -68,7 +68,8 @@ def test_its_mode_is_what_is_asked_whatever_there_was(tmp_path: Path) -> None:
 def test_the_older_files_have_the_mode_that_is_asked_now(tmp_path: Path) -> None:
     """A reload takes the group's right away: what it could read of the last days goes with it. Links are let be."""
     path, other = tmp_path / "audit", tmp_path / "other"
-    other.touch(mode=0o644)
+    other.touch()
+    other.chmod(0o644)
     for _ in range(25):
         write(path, mode=0o640)
     (tmp_path / f"audit.{KEPT}").symlink_to(other)

@@ -28,7 +28,7 @@ def test_what_ends_a_unit_may_end_its_question_and_the_answer_is_the_same(
     """Whether a stop is a restart is told by systemd's jobs, asked again where a signal ended the asking."""
     program, asked = tmp_path / "systemctl", tmp_path / "asked"
     program.write_text(
-        f"#!/bin/sh\necho >> {asked}\n[ $(wc -l < {asked}) -gt {killed} ] || kill -TERM $$\ncat <<'JOBS'\n{jobs}\nJOBS\n"
+        f"#!/bin/sh\necho >> '{asked}'\n[ $(wc -l < '{asked}') -gt {killed} ] || kill -TERM $$\ncat <<'JOBS'\n{jobs}\nJOBS\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(tools, "SEARCH", f"{tmp_path}:/usr/bin:/bin")
