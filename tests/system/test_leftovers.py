@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +72,44 @@ def test_what_a_killed_run_made_goes_with_the_next_and_nothing_else(tmp_path: Pa
         alive.communicate("", timeout=20)
         leftovers.sweep()
     assert there(*others) == [False, False, False]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(m.missing() is not None, reason=m.missing() or "")
+@pytest.mark.xdist_group("leftovers")
+def test_a_mount_that_pytest_has_moved_goes_too(tmp_path: Path) -> None:
+    """Of a killed run, whose directory a later one has renamed to remove it: its claim says where it was."""
+    made, moved = (tmp_path / "pytest-of-root" / name for name in ("pytest-0", "garbage-0"))
+    (made / "root").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", made / "root"], check=True)
+    made.rename(moved)
+    try:
+        assert (moved / "root").is_mount()
+        leftovers.sweep()
+        assert not (moved / "root").is_mount()
+    finally:
+        subprocess.run(["umount", "--quiet", "--lazy", moved / "root"], check=False)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(m.missing() is not None, reason=m.missing() or "")
+def test_what_a_killed_run_left_mounted_fails_no_other_run(tmp_path: Path) -> None:
+    """Pytest removes old directories at its end, and finds one busy: a run whose tests passed has passed."""
+    old = tmp_path / "pytest-of-root"
+    old.mkdir(mode=0o700)
+    for number in range(5):
+        (old / f"pytest-{number}/root").mkdir(parents=True)
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_it(tmp_path): pass\n")
+    mounted = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs tmpfs "$0"; exec "$@"', str(old / "pytest-0/root")]
+    run = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(REPOSITORY / "pyproject.toml"), str(test)]
+    done = subprocess.run(
+        [*mounted, sys.executable, *run],
+        cwd=REPOSITORY, env={**os.environ, "PYTEST_DEBUG_TEMPROOT": str(tmp_path)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "error removing" in done.stdout + done.stderr
 
 
 @pytest.mark.root
