@@ -251,6 +251,33 @@ def test_an_image_is_made_as_the_page_says(chroot: Chroot, tmp_path: Path) -> No
     assert not (chroot.root / "tmp/payload").exists()
 
 
+def test_an_image_has_nothing_of_the_machine_it_was_built_on(chroot: Chroot) -> None:
+    """Its last step takes identity, memory, keys, ids, logs and the upload away, hidden files too; others' keys stay."""
+    gone = [
+        "upload/etc/site.toml", "var/lib/credential-agent/memory.json", "var/lib/credential-agent/.new",
+        "var/lib/credential-agent/a/bundle", "run/credential-agent/token", "etc/ssh/ssh_host_rsa_key",
+        "etc/ssh/ssh_host_rsa_key.pub", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed",
+        "var/lib/systemd/credential.secret", "var/log/journal/0/system.journal", "root/.bash_history",
+        "home/builder/.bash_history", "root/.cache/pip/x",
+    ]  # fmt: skip
+    stays = ["home/builder/.ssh/authorized_keys", "var/log/others", "etc/ssh/sshd_config"]
+    for name in (*gone, *stays, "etc/machine-id", "root/.ssh/authorized_keys"):
+        (chroot.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (chroot.root / name).write_text("of this machine\n")
+    keys = chroot.root / "root/.ssh/authorized_keys"
+    keys.write_text("command=\"echo 'Please login as the user'\" ssh-rsa builder\nssh-rsa operator\n")
+    shutil.copy(m.REPOSITORY / "packer/cleanup.sh", chroot.root / "cleanup.sh")
+    for key in ("ssh-rsa operator\n", None):
+        done = chroot.run("/cleanup.sh", "/upload")
+        assert done.returncode == 0, done.stderr
+        assert [name for name in gone if (chroot.root / name).exists()] == []
+        assert (keys.read_text() if keys.exists() else None) == key
+        assert (chroot.root / "etc/machine-id").read_bytes() == b""
+        keys.write_text("command=\"echo 'Please login as the user'\" ssh-rsa builder\n")  # and nobody else's
+    assert all((chroot.root / name).exists() for name in stays)
+    assert (chroot.root / "var/lib/credential-agent").is_dir()
+
+
 def test_purge_leaves_no_group_and_no_file(chroot: Chroot) -> None:
     """Uninstalled with --purge, nothing of ours is left."""
     assert chroot.run("/payload/install.sh", "uninstall", "--purge").returncode == 0
