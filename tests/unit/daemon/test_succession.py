@@ -246,6 +246,21 @@ class TestKeeping:
         stored = told_so_far(manager)
         assert [stored.count(name) for name in ("credentials", "configuration", "handover")] == [3, 2, 2]
 
+    def test_credentials_that_were_not_given_back_are_not_told_over(self, manager: NotifySocket) -> None:
+        """They may be all that was left: until what they came from is in force nothing takes their place."""
+
+        async def scenario() -> None:
+            one = heir({kept.NAME: kept.encode(empty(), clock())}, address=manager.path)
+            one.take_credentials()
+            assert one.pending
+            one.keep(empty(), TEXT, left)
+            assert told_so_far(manager) == []
+            one.drop()
+            one.keep(empty(), TEXT, left)
+
+        asyncio.run(scenario())
+        assert manager.wait_content("handover", lambda data: data == handover.encode(left()))
+
     def test_nothing_is_told_while_the_manager_holds_more_than_we_do(self, manager: NotifySocket) -> None:
         """A process that ends before what was in force is opened again leaves what it was left."""
         for files in ({handover.NAME: handover.encode(left())}, {}):

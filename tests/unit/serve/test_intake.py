@@ -444,19 +444,30 @@ def test_whoever_has_most_gives_a_descriptor_where_there_is_none(server: socket.
     assert len(begun.owners) == 3 * LONG - 1
 
 
-def test_where_few_wait_and_none_can_be_taken_they_wait_in_the_kernel(server: socket.socket) -> None:
-    """Nobody is put out for them, and none is lost: they are taken once there is room."""
+def test_where_few_wait_and_none_can_be_taken_they_wait_in_the_kernel(
+    server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is put out for them, and none is lost: they are taken once it is looked again, and not before."""
     listening = Listening.on(server, errno.EMFILE)
+    later: list[Callable[[], object]] = []
+
+    def put_off(_seconds: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        later.append(call)
+        return asyncio.TimerHandle(0.0, call, (), asyncio.get_running_loop())
 
     async def script(_: Intake, begun: Begun) -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", put_off)
         await rounds(20)
         assert begun.owners == []  # it does not ask again and again
+        (look,) = later
+        look()
         while len(begun.owners) < 3:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
 
     with contextlib.ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(socket.create_connection(server.getsockname()))
+            # Whoever has said something is begun with as soon as he is taken.
+            stack.enter_context(socket.create_connection(server.getsockname())).sendall(b"other")
         begun, put_out = scripted(listening, script)
     assert (len(begun.owners), put_out) == (3, 0)
 
