@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from agent.cli.exits import EX_CONFIG
 from agent.core.installed import CONFIG_PATH, SERVICE_USER
 
 if TYPE_CHECKING:
-    from agent.config import Config
+    from agent.config import Config, Redirect
     from agent.core.errors import AgentError
 
 
@@ -50,6 +50,7 @@ def check(path: Path, build: bool, as_json: bool) -> None:
         _become_the_service()
     settings, faults = config.survey(path)
     wrong: list[AgentError] = [fault.error(str(path)) for fault in faults]
+    wrong += _ruled_out(settings.redirect)
     if build:
         unseen = list(_elsewhere(settings))
         _end(path, wrong, [f"not looked at: {name}" for name in unseen], as_json=as_json, build=True)
@@ -82,6 +83,28 @@ def _end(path: Path, wrong: list[AgentError], notes: list[str], *, as_json: bool
         raise click.exceptions.Exit(EX_CONFIG)
     if not as_json:
         click.echo(f"{path}: ok" + (", as far as it can be said off the worker" if build else ""))
+
+
+def _ruled_out(section: Redirect) -> Iterator[AgentError]:
+    """What the unit that makes the rules would refuse: the agent itself does without that section."""
+    from agent.core.errors import HostError
+    from agent.host import nft, ranges, systemctl
+
+    def rules(workers: nft.Workers) -> None:
+        nft.ruleset(workers, port=1, agent_uid=None)
+
+    looks: list[tuple[Callable[[str], object], tuple[str, ...]]] = [
+        (lambda text: ranges.parse_uids([text]), section.uids),
+        (systemctl.check_unit, section.units),
+        (lambda text: rules(nft.Workers(bridges=(text,))), section.bridges),
+        (lambda text: rules(nft.Workers(exempt_bridges=(text,))), section.exempt_bridges),
+    ]
+    for look, values in looks:
+        for value in values:
+            try:
+                look(value)
+            except HostError as error:
+                yield error
 
 
 def _unknown_users(names: tuple[str, ...]) -> Iterator[str]:

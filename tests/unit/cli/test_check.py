@@ -330,3 +330,27 @@ def test_what_the_service_may_not_read_is_said_with_whose_it_must_be(which: str,
             directory.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "root:credential-agent, mode 0640" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("uids", ("1000-", "60000-1000", "0", "4294967295", "1e3", "")),
+        ("units", ("a.timer", "-.slice", "a--b.slice", "")),
+        ("bridges", ("br-*0", "an-interface-too-long", "")),
+        ("exempt_bridges", ("*", "a b")),
+    ],
+)
+@pytest.mark.parametrize("build", [False, True])
+def test_whatever_the_rules_cannot_be_made_of_is_said(
+    tmp_path: Path, key: str, values: tuple[str, ...], build: bool
+) -> None:
+    """The unit that makes them would refuse all workers for it; each wrong value is said, and a right one is not."""
+    path = tmp_path / "config.toml"
+    right = {"uids": "1000", "units": "a.slice"}.get(key, "br-*")
+    path.write_text(SOUND.format(tmp_path) + f"[redirect]\n{key} = {json.dumps([right, *values])}\n")
+    command = [sys.executable, "-m", "agent", "check", "--config", str(path), "--json", *["--build"][:build]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78, done.stderr
+    faults = [fault["said"] for fault in json.loads(done.stdout)["faults"]]
+    assert keys(faults) == [f"redirect.{key}"] * len(values)
