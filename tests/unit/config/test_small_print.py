@@ -72,6 +72,14 @@ def test_two_sources_of_one_name_are_told_by_it() -> None:
     )
 
 
+def test_a_mark_of_the_encoding_at_the_beginning_is_no_mistake(tmp_path: Path) -> None:
+    """For the agent, and for the unit that makes the rules, which would refuse every worker for it."""
+    path = tmp_path / "config.toml"
+    path.write_text("\ufeff[redirect]\nport = 17000\n", encoding="utf-8")
+    assert config.load(path).redirect.port == 17000
+    assert config.load_redirect(path).port == 17000
+
+
 class TestWhoeverIsNamed:
     @pytest.mark.parametrize("key", ["usres", "uers", "uidz", "untis", "USERSS"])
     def test_a_key_that_is_nearly_one_of_the_lists(self, tmp_path: Path, key: str) -> None:
