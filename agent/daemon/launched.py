@@ -159,7 +159,7 @@ class Launched:
             case config.GceAttributeSigners():
                 if self._gce is None:
                     return []
-                said = await self._gce.get(gce_attributes("instance") + entry.key)
+                said = await self._gce.attribute(gce_attributes("instance"), entry.key)
                 return [] if said is None else [said]
             case config.CredentialSigners():
                 place = self._credentials

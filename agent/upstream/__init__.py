@@ -18,7 +18,7 @@ from agent.upstream.client import (
 )
 from agent.upstream.dates import just_modified
 from agent.upstream.guard import UpstreamRefused, origin_of
-from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2, switched_off
+from agent.upstream.metadata import Ec2Metadata, GceMetadata, by_ec2, by_gce, switched_off
 from agent.upstream.pause import LONGEST_PAUSE_SECONDS, asked_pause
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "asked_pause",
     "believed",
     "by_ec2",
+    "by_gce",
     "just_modified",
     "origin_of",
     "read_authorities",

@@ -195,7 +195,7 @@ class Ec2Metadata:
 
     async def _refusal(self, answer: UpstreamResponse) -> UpstreamError:
         """What a 403 for a token means: see the class."""
-        if answer.headers.get(GCE_FLAVOR_HEADER) == GCE_FLAVOR:
+        if by_gce(answer):
             return NotHere("no ec2 metadata service: google's answers there", server_time=answer.date)
         if by_ec2(answer):
             without = await self._upstream.request(
@@ -255,7 +255,7 @@ class GceMetadata:
             max_bytes=max_bytes,
             reach=Reach.LINK,
         )
-        if answer.headers.get(GCE_FLAVOR_HEADER) == GCE_FLAVOR:
+        if by_gce(answer):
             self._flavored = True
         elif answer.status < 400 or (answer.status < 500 and not self._flavored):
             raise NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
@@ -268,6 +268,23 @@ class GceMetadata:
             UpstreamError: any other status, or no answer.
         """
         return _body_or_none(await self.request("GET", path_qs), path_qs)
+
+    async def attribute(self, directory: str, key: str) -> bytes | None:
+        """The attribute ``key`` of ``directory``; ``None`` when the server itself says that there is none.
+
+        A 404 without the flavor may be a page that stands in its place. So the list of the attributes is asked then,
+        which is always there.
+
+        Raises:
+            UpstreamError: any other status, or no answer; code ``stranger`` where something else says that there is
+                none.
+        """
+        answer = await self.request("GET", directory + key)
+        if answer.status == 404 and not by_gce(answer):
+            listed = await self.get(directory)
+            if listed is None or key.encode() in listed.split():
+                raise _stranger("an attribute of the gce metadata server is answered by something else", answer)
+        return _body_or_none(answer, directory + key)
 
 
 def _stranger(message: str, answer: UpstreamResponse) -> UpstreamError:
@@ -282,6 +299,11 @@ def _stranger(message: str, answer: UpstreamResponse) -> UpstreamError:
 def by_ec2(answer: UpstreamResponse) -> bool:
     """Whether an answer, also one that refuses, is EC2's own, as it came from there."""
     return ("Server", answer.headers.get("Server")) == SERVER and "Via" not in answer.headers
+
+
+def by_gce(answer: UpstreamResponse) -> bool:
+    """Whether an answer is Google's own by its ``Metadata-Flavor``, which some hosts leave out of their errors."""
+    return answer.headers.get(GCE_FLAVOR_HEADER) == GCE_FLAVOR
 
 
 def switched_off(token: UpstreamResponse, without: UpstreamResponse) -> bool:

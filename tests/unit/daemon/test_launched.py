@@ -164,6 +164,27 @@ def test_a_page_in_place_of_ec2_revokes_nobody(
     play(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_page_in_place_of_google_revokes_nobody(tmp_path: Path, everywhere: bool) -> None:
+    """What says 404 without Google's flavor may be a page; the list of the attributes says which are there."""
+
+    async def scenario(world: World) -> None:
+        place, key = "/computeMetadata/v1/instance/attributes/", "credential-agent-signer"
+        world.gce.attributes[key] = short_key(ONE)
+        found = world.made(GCE)
+        await found.look()
+        world.gce.inject(Fault(place if everywhere else place + key, status=404, body=b"no such page", times=None))
+        await world.clock.advance(ASK_SECONDS)
+        assert not await found.look()
+        assert kids(found) == [ONE.kid]
+        del world.gce.attributes[key]
+        await world.clock.advance(ASK_SECONDS)
+        assert await found.look() is not everywhere  # a host may leave the flavor out of its errors
+        assert kids(found) == ([ONE.kid] if everywhere else [])
+
+    play(tmp_path, scenario)
+
+
 def test_a_place_that_has_not_answered_is_asked_soon(tmp_path: Path) -> None:
     """Until it has, an unknown signer may be one that it names; at a restart only where the process before had no answer."""
 
