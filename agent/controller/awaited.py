@@ -4,7 +4,7 @@ The grace says how long one is waited for that *comes*. What is here and could n
 the machine's own identity, served meanwhile, would be the wrong one, and the programs that got it would keep it.
 
 * A source at a cloud's metadata service (user-data, an attribute) that has not answered once: in that cloud. Nothing is
-  missed by it, since the machine's identity comes from there too.
+  missed by it, since the machine's identity comes from there too. A file that has not: in all clouds.
 * A bundle that a source brought, and that is just being opened, or cannot be yet, since a key service does not answer:
   in all clouds, as nobody knows yet which it decides. (What anybody may hand in is not waited for: it would be in their
   power to keep a worker waiting.)
@@ -30,7 +30,7 @@ class Awaited:
     def __init__(self, sources: Collection[Source]) -> None:
         self._sources = frozenset(source.name for source in sources) - OURS
         self._unread: dict[str, tuple[tuple[Cloud, ...], str]] = {
-            source.name: ((source.machines_cloud,), f"{source.name} is being looked at: it may hold the first bundle")
+            source.name: (source.awaited_in, f"{source.name} is being looked at: it may hold the first bundle")
             for source in sources
             if isinstance(source, OfTheMachine)
         }

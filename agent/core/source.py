@@ -104,16 +104,16 @@ class Resumable(Protocol):
 
 @runtime_checkable
 class OfTheMachine(Protocol):
-    """A source at the machine's own metadata service, which gives the machine's own identity too.
+    """A source on the machine itself: at its metadata service, which gives the machine's own identity too, or a file.
 
-    While that has not answered yet there is no identity of the machine's to miss: whoever may serve that one waits for
-    the source's first answer, whenever it comes.
+    Whoever may serve that identity waits for the source's first answer, whenever it comes. While the service has not
+    answered there is none to miss; and a file that does not answer may be there.
 
     Attributes:
-        machines_cloud: the cloud in which it gives that identity.
+        awaited_in: the clouds in which that is waited for.
     """
 
-    machines_cloud: Cloud
+    awaited_in: tuple[Cloud, ...]
 
 
 class Source(Protocol):

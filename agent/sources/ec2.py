@@ -47,7 +47,7 @@ class Ec2UserDataSource:
         rng: the source of the spread.
     """
 
-    machines_cloud = Cloud.AWS
+    awaited_in = (Cloud.AWS,)
 
     def __init__(
         self,

@@ -23,10 +23,10 @@ from typing import Final, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError, UnreadableError, WireError
+from agent.core.errors import SourceError, UnansweredError, UnreadableError, WireError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.looks import Look, last_change, look_of
-from agent.core.model import SealedBundle
+from agent.core.model import Cloud, SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.text import os_reason
 from agent.host.patience import Patience, StalledError
@@ -73,6 +73,8 @@ class FileSource:
         clock: sleeps between looks, and tells how old the file is.
         quiet: looks in its stead while nothing changes.
     """
+
+    awaited_in = tuple(Cloud)
 
     def __init__(self, settings: FileSettings, *, clock: Clock, quiet: Quiet | None = None) -> None:
         self._settings = settings
@@ -125,7 +127,7 @@ class FileSource:
         try:
             data = await self._patience.ask(path, partial(_bundle, path, self._settings.max_bytes))
         except StalledError as error:
-            raise SourceError(error.message, hint=error.hint) from None
+            raise UnansweredError(error.message, hint=error.hint) from None
         return None if data is None else SealedBundle(data=data, origin=self.name)
 
     async def acknowledge(self, ack: Ack) -> None:

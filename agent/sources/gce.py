@@ -19,13 +19,13 @@ from typing import Any, Final, Literal, NoReturn
 import msgspec
 
 from agent.core.clock import Clock
-from agent.core.errors import SourceError, UpstreamError
+from agent.core.errors import SourceError, UnansweredError, UpstreamError
 from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import Cloud, SealedBundle
 from agent.core.source import Ack, OnError, OnSuccess, Submit
 from agent.core.strictjson import NotThatShapeError, decode
 from agent.sources.watching import broken_here, keep_watching, unusable
-from agent.upstream import GceMetadata, UpstreamResponse
+from agent.upstream import GceMetadata, UpstreamResponse, by_gce
 from agent.wire.names import BUNDLE_ATTRIBUTE, GCE_GUEST_ATTRIBUTES, gce_attributes
 from agent.wire.wrapped import find
 
@@ -82,7 +82,7 @@ class GceAttributeSource:
         rng: the source of the jitter.
     """
 
-    machines_cloud = Cloud.GCP
+    awaited_in = (Cloud.GCP,)
 
     def __init__(
         self,
@@ -235,7 +235,8 @@ class _Attribute:
         """Wait on the list of attributes; whether ours has appeared in it."""
         answer = await self._ask(self._directory, {"recursive": "true"}, MAX_LISTING_BYTES)
         if answer.status == 404:
-            raise SourceError("expected a list of metadata attributes, got 404")
+            said = "expected a list of metadata attributes, got 404"
+            raise SourceError(said) if by_gce(answer) else UnansweredError(said)  # a page, say, in the server's place
         self._note(answer)
         try:
             # A list of pairs would be ambiguous; a name twice is the later one, as for every JSON reader.

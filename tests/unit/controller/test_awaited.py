@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 
 from agent.controller import Awaited
 from agent.core.errors import KeyUnavailableError, SealError, SourceError, UnansweredError, UnreadableError
@@ -11,13 +12,14 @@ from agent.core.model import Cloud
 from agent.core.source import COURIER, PUSH, Ack, Source
 from agent.core.verdict import Policy
 from agent.core.view import Live, Pending
-from tests.fakes.clock import START, settle
+from agent.sources.file import FileSettings, FileSource
+from tests.fakes.clock import START, FakeClock, settle
 from tests.unit.controller.support import FakeSource, Issued, World, looped
 from tests.unit.identity.worlds import aws_credential, bundle, session
 
 
 class Metadata(FakeSource):
-    machines_cloud = Cloud.AWS
+    awaited_in = (Cloud.AWS,)
 
 
 def sources(*kinds: type[FakeSource]) -> list[Source]:
@@ -52,6 +54,16 @@ class TestSources:
         awaited = Awaited(sources(Metadata))
         awaited.answered("s0")
         assert why(awaited) is None
+
+    def test_a_file_is_waited_for_until_it_has_answered(self) -> None:
+        """In all clouds: a mount that hangs may hold a bundle for any."""
+        file: Source = FileSource(FileSettings(path=Path("/x"), name="s0"), clock=FakeClock())
+        awaited = Awaited([file])
+        assert set(awaited.why) == set(Cloud)
+        awaited.failed("s0", UnansweredError("it does not answer"))
+        assert set(awaited.why) == set(Cloud)
+        awaited.failed("s0", SourceError("cannot be read"))
+        assert awaited.why == {}
 
     def test_after_one_that_waited_each_is_read_first(self) -> None:
         """The next process has what a source had brought only once it has read that source."""

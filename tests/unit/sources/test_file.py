@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnansweredError
 from agent.core.source import Ack, Source
+from agent.host import patience
 from agent.sources.file import LOOK_SECONDS, RETRY_LOOKS, SETTLE_LOOKS, SETTLE_SECONDS, FileSettings, FileSource
+from tests.fakes.silent_files import silent
 from tests.unit.sources.support import START, Listener, StepClock, run, watching
 
 
@@ -47,6 +49,19 @@ def test_it_has_the_shape_of_a_source(tmp_path: Path) -> None:
     assert found is not None
     assert (source.name, found.origin, found.data) == ("drop", "drop", b"x")
     asyncio.run(source.acknowledge(Ack(origin="drop", outcome="accepted", at=START, seq=1)))
+
+
+def test_a_file_that_does_not_answer_has_said_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that hangs says neither that a bundle is there nor that there is none."""
+    (tmp_path / "b").write_bytes(b"x")
+    monkeypatch.setattr(patience, "WAIT_SECONDS", 0.01)
+    source, _, _ = make(tmp_path / "b")
+
+    async def test() -> None:
+        with silent(tmp_path / "b"), pytest.raises(UnansweredError, match="does not answer"):
+            await source.fetch()
+
+    run(test())
 
 
 def test_a_rename_into_place_is_submitted_within_a_second(tmp_path: Path) -> None:

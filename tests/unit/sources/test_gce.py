@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnansweredError
 from agent.core.source import Ack
 from agent.sources.gce import (
     PAUSE_CHANGED_SECONDS,
@@ -205,6 +205,21 @@ def test_something_else_at_that_address_is_trouble() -> None:
                     assert 0 < await clock.step() <= 60
                 await heard.until(lambda h: h.submitted)
                 assert heard.bodies == [b"fine"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("flavor", [{}, {"Metadata-Flavor": "Google"}])
+def test_a_page_in_place_of_the_list_is_no_answer(flavor: dict[str, str]) -> None:
+    """A 404 for the list of attributes is the server's word only with its flavor: a page says nothing of what is there."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            await source.fetch()  # the server has proved real
+            server.inject(Fault("/computeMetadata/v1/instance/attributes/", status=404, headers=flavor, times=None))
+            with pytest.raises(SourceError) as caught:
+                await source.fetch()
+            assert isinstance(caught.value, UnansweredError) is not bool(flavor)
 
     run(test())
 
