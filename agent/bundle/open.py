@@ -214,12 +214,23 @@ def _check_times(claims: Claims, now: datetime) -> None:
         )
 
 
+def _lease(claims: Claims, signer: Signer) -> datetime | None:
+    if claims.lease_until is not None:
+        return utc(claims.lease_until)
+    if signer.max_lease is not None and claims.action is Action.SET:
+        # Silence is not a longer lease than the longest that may be asked for.
+        return utc(claims.iat) + signer.max_lease
+    return None
+
+
 def _check_lease(claims: Claims, signer: Signer, now: datetime) -> None:
+    if claims.lease_until is not None:
+        _check_near("lease_until", claims.lease_until, now)
+    lease = _lease(claims, signer)
+    if lease is not None and lease <= now:
+        raise PayloadError(f"its lease ended {spell(now - lease, seconds=True)} ago", code=Code.LEASE)
     if claims.lease_until is None:
         return
-    _check_near("lease_until", claims.lease_until, now)
-    if utc(claims.lease_until) <= now:
-        raise PayloadError(f"its lease ended {spell(now - utc(claims.lease_until), seconds=True)} ago", code=Code.LEASE)
     if claims.lease_until <= claims.iat:
         raise PayloadError("claim lease_until must be later than iat", code=Code.CLAIMS)
     if signer.max_lease is not None and utc(claims.lease_until) - utc(claims.iat) > signer.max_lease:
@@ -254,10 +265,6 @@ def _check_near(name: str, instant: int, now: datetime) -> None:
 
 
 def _bundle(claims: Claims, content: Content, signer: Signer) -> Bundle:
-    lease = None if claims.lease_until is None else utc(claims.lease_until)
-    if lease is None and signer.max_lease is not None and claims.action is Action.SET:
-        # Silence is not a longer lease than the longest that may be asked for.
-        lease = utc(claims.iat) + signer.max_lease
     return Bundle(
         issuer=claims.iss,
         subject=claims.sub,
@@ -268,7 +275,7 @@ def _bundle(claims: Claims, content: Content, signer: Signer) -> Bundle:
         issued_at=utc(claims.iat),
         not_before=utc(claims.iat if claims.nbf is None else claims.nbf),
         accept_until=utc(claims.exp),
-        lease_until=lease,
+        lease_until=_lease(claims, signer),
         grants=content.grants,
         routes=content.routes,
         on_expiry=claims.on_expiry,

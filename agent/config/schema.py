@@ -89,8 +89,9 @@ class Identity(Section, frozen=True):
             identity. It counts from the agent's first start after a boot, and only where a key is configured. User-data
             and attributes are there within one second. Raise it if a control plane creates the machine first and sends
             the bundle later. The agent waits longer, with 503, for user-data or an attribute that the metadata service
-            has not answered yet, and for a bundle that a source has brought as long as a key service does not open it,
-            or a place that names its signer, or this machine, does not answer.
+            has not answered yet, for a bundle's file that does not answer, and for a bundle that a source has brought
+            as long as a key service does not open it, a place that names its signer, or this machine, does not answer,
+            or a file of ``keys`` or ``signers`` cannot be read.
         fallback: the clouds for which the agent may serve the machine's own identity (EC2 role, GCE service account)
             while no bundle has decided otherwise. ``[]``: never.
         on_expiry: what is served after the end of a bundle that does not say so itself: ``deny`` serves nothing,

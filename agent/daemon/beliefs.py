@@ -243,6 +243,8 @@ def _distinct(found: list[keys.WorkerKey], away: Away) -> list[keys.WorkerKey]:
     return list({key.kid: key for key in found}.values())
 
 
+_OF_FILES: Final[dict[str, str]] = {bundle.Code.RECIPIENT: "keys[", bundle.Code.SIGNER: "signers["}
+"""Refusals that a file of the configuration may end, by how the keys of those begin."""
 REMEMBERED = 4
 """Sealed bundles whose content is kept beside that of the one in force: a source submits the same bytes again."""
 
@@ -271,6 +273,7 @@ class Opening:
         self.launched: Callable[[], bundle.Trust] = lambda: bundle.Trust(())
         self.unsaid: Callable[[], str] = str  # which place that names signers has not answered yet
         self.unnamed: Callable[[], bool] = bool  # whether a service that names this machine does not answer
+        self.away: Callable[[], Mapping[str, str]] = dict  # why files of the configuration cannot be read, by its keys
         self.names: frozenset[str] = frozenset()
         self.configured = audiences
         self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
@@ -316,13 +319,8 @@ class Opening:
 
     async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
         """See :class:`agent.controller.Opener`."""
-        opened = self.opened(sealed.data)
-        while opened is None or not self._opens(opened.recipient):
-            opened = Opened(*await self.keyring.unseal(sealed.data, now=now, max_bytes=bundle.LARGEST_BYTES))
-            # A key service takes its time: a reload may have dropped the key meanwhile.
-            if self._opens(opened.recipient):
-                self.remember(sealed.data, opened)
         try:
+            opened = await self._unsealed(sealed.data, now)
             return bundle.verify(
                 opened.signed,
                 trust=self.trust,
@@ -335,13 +333,26 @@ class Opening:
             )
         except (SealError, PayloadError) as error:
             unsaid = self._unsaid(error)
-            if not unsaid or accepted_digest is not None:
+            if not unsaid or (accepted_digest is not None and self.in_force() is not None):
                 raise  # what is in force of a signer who is not trusted ends at once
             # No worker is the machine meanwhile for want of an answer.
             raise KeyUnavailableError(f"{error.message}, and {unsaid}", hint=error.hint) from None
 
+    async def _unsealed(self, sealed: bytes, now: datetime) -> Opened:
+        opened = self.opened(sealed)
+        while opened is None or not self._opens(opened.recipient):
+            opened = Opened(*await self.keyring.unseal(sealed, now=now, max_bytes=bundle.LARGEST_BYTES))
+            # A key service takes its time: a reload may have dropped the key meanwhile.
+            if self._opens(opened.recipient):
+                self.remember(sealed, opened)
+        return opened
+
     def _unsaid(self, error: SealError | PayloadError) -> str:
         """What has not been said yet, and may make the bundle right; empty: nothing."""
+        if (kind := _OF_FILES.get(error.code)) is not None:
+            for key, reason in self.away().items():
+                if key.startswith(kind):
+                    return reason
         if error.code == bundle.Code.SIGNER and (place := self.unsaid()):
             return f"{place} has not said yet whom it names"
         if error.code == bundle.Code.AUDIENCE and self.unnamed():

@@ -142,7 +142,9 @@ class Prepared:
             left=left.files if left is not None else {},
             clock=self._clock,
         )
-        self.opening.launched, self.opening.unsaid = lambda: self.launched.trust, lambda: self.launched.silent
+        opening = self.opening
+        opening.launched, opening.unsaid = lambda: self.launched.trust, lambda: self.launched.silent
+        opening.away = lambda: self.away.reasons
         # While it is not known whose bundles count, no worker gets the machine's identity for want of one.
         self.late_files = {file.path for file in self.files.named} & look.stalled
         self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)

@@ -44,7 +44,7 @@ class Who:
         self.audiences: frozenset[str] = frozenset()
         self.boot_id = ""
         self.silent = False
-        self._asked = False
+        self._named = False  # whether a service has ever said a name
         self.pause_seconds = 0.0
         self.firmware = machine.firmware_names(root)
         self._metadata = metadata
@@ -64,8 +64,11 @@ class Who:
 
     @property
     def unnamed(self) -> bool:
-        """Whether a service may yet say a name that nobody knows here: it was silent, or no process has asked it."""
-        return self.silent or (self.may_tell and not self._asked and not self.audiences)
+        """Whether a service may yet say a name that nobody knows here: it was silent, or none has said one yet.
+
+        What answers in its place (a page, say, that is not there) names nobody, and is no word of the service's.
+        """
+        return self.silent or (self.may_tell and not self._named and not self.audiences)
 
     async def ask(self) -> list[Machine]:
         """Ask the metadata services; a service that does not answer in time is ``silent``."""
@@ -76,9 +79,11 @@ class Who:
             asked.append(gce_machine(self._metadata.gce))
         answers = await asyncio.gather(*(_in_time(question, ASK_SECONDS) for question in asked))
         silent = [answer for answer in answers if isinstance(answer, Silent)]
-        self.silent, self._asked = bool(silent), True
+        self.silent = bool(silent)
         self.pause_seconds = max((one.pause_seconds for one in silent), default=0.0)
-        return [answer for answer in answers if isinstance(answer, Machine)]
+        found = [answer for answer in answers if isinstance(answer, Machine)]
+        self._named = self._named or bool(found)
+        return found
 
     async def ask_until_known(self, remembered: str, *, at_once: bool) -> list[Machine]:
         """Keep asking until the machine has a name; ``remembered``: see :meth:`name`."""

@@ -13,9 +13,9 @@ START = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 class FakeClock:
     """Implements :class:`agent.core.clock.Clock`."""
 
-    def __init__(self, start: datetime = START) -> None:
+    def __init__(self, start: datetime = START, *, boottime: float = 1000.0) -> None:
         self._utc = start
-        self._boottime = 1000.0
+        self._boottime = boottime
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 

@@ -138,6 +138,13 @@ def test_a_lease_is_within_what_the_signer_may_give() -> None:
     assert refusal(data, trust=trusted(max_lease_seconds=7199)) is Code.LEASE
 
 
+def test_silence_is_no_longer_lease_than_the_signer_may_give() -> None:
+    """Counted from the issue; once that is over the bundle is refused as one whose own lease is."""
+    data, bounded = sealed(accept_until=NOW + timedelta(hours=3)), trusted(max_lease_seconds=3600)
+    assert opened(data, trust=bounded, now=NOW + timedelta(hours=1) - SECOND).lease_until == NOW + timedelta(hours=1)
+    assert refusal(data, trust=bounded, now=NOW + timedelta(hours=1)) is Code.LEASE
+
+
 def test_a_bundle_is_named_by_its_time() -> None:
     """RFC 9562 section 5.7: the milliseconds in front, version 7, the variant's two bits; unless the sender names it."""
     now = NOW + timedelta(milliseconds=123)

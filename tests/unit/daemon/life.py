@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Machines:
         ec2: its metadata service, if it has one.
         stored: what the service manager holds, by name.
         manager: the socket of the service manager that the next process tells; ``None``: it tells nobody.
+        watching: called whenever an answer of the next process may have changed.
     """
 
     def __init__(self, root: Path, *, name: str = "i-1", ec2: Ec2MetadataService | None = None) -> None:
@@ -92,6 +93,7 @@ class Machines:
         self.before = Worker(root / "worker")
         self.stored: dict[str, bytes] = {}
         self.manager: Path | None = None
+        self.watching: Callable[[Life], None] = lambda _life: None
 
     def says(self, *, boot: str | None = None, uuid: str | None = None) -> None:
         """The kernel's boot, and the firmware's name of the machine; empty: it has none."""
@@ -226,13 +228,17 @@ class Life:
         )
 
     async def begun(self, *, waits_for_disk: bool) -> Life:
+        self.prepared.opening.unnamed = lambda: self.who.unnamed
         found: list[Machine] = [] if self.handed else await self.who.ask()
+        if not self.handed:
+            await self.prepared.launched.look_first()
         self.found = found
         assert await self.restorer.look_at_state(
             [], notifier=systemd.Notifier(None), stop=asyncio.Event(), ready_seconds=READY_SECONDS
         )
-        await self.restorer.restore(found, changed=self.changed, told=self.told, follow=lambda: False)
+        await self.restorer.restore(found, changed=self.changed, told=self.told, follow=self.clock.follow)
         self.controller, self.store = self.restorer.controller, self.restorer.controller.store
+        self.prepared.opening.in_force = lambda: self.controller.durable.sealed
         begun = [self.restorer.resuming, *([self.restorer.recalling] if waits_for_disk else [])]
         await asyncio.gather(*begun)
         return self
@@ -241,6 +247,7 @@ class Life:
         """As the daemon does."""
         self.restorer.changed()
         self.hand_over()
+        self.on.watching(self)
 
     def hand_over(self) -> None:
         """As the daemon does."""
@@ -262,6 +269,9 @@ class Life:
         await self.restorer.recalling
         await self.controller.durable.last(10)
         await self.prepared.close()
+        if (lock := self.prepared.state._lock) is not None:
+            os.close(lock)  # as the kernel does
+            self.prepared.state._lock = None
 
 
 def _file(data: bytes) -> int:

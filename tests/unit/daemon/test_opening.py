@@ -72,39 +72,67 @@ def test_what_is_dropped_while_a_key_service_is_asked_opens_nothing(what: str) -
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("accepted", [False, True])
+WAYS = ["new", "from before", "in force"]
+"""A bundle that was never accepted; one that was, and is opened anew at a boot; one that is in force."""
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("place", ["", "ec2-user-data"])
-def test_an_unknown_signer_may_be_one_whom_a_silent_place_names(place: str, accepted: bool) -> None:
-    """A new bundle of such a signer is tried again; one that is in force is not held over for that."""
+def test_an_unknown_signer_may_be_one_whom_a_silent_place_names(place: str, way: str) -> None:
+    """A bundle of such a signer is tried again, new or from before a boot; one in force is not held over for that."""
 
     async def scenario() -> None:
         it = opening(keys.LocalKey(OPENING[0], kind="file"))
         it.unsaid = lambda: place
         digest = (await it(SEALED, NOW, None)).digest
         it.pinned = bundle.Trust(())
+        it.in_force = lambda: SEALED.data if way == "in force" else None
         with pytest.raises(BundleError) as caught:
-            await it(SEALED, NOW, digest if accepted else None)
-        assert isinstance(caught.value, KeyUnavailableError) == (bool(place) and not accepted)
-        assert caught.value.code == ("key-unavailable" if place and not accepted else "signer")
+            await it(SEALED, NOW, None if way == "new" else digest)
+        assert isinstance(caught.value, KeyUnavailableError) == (bool(place) and way != "in force")
+        assert caught.value.code == ("key-unavailable" if place and way != "in force" else "signer")
         it.pinned = TRUST
         assert (await it(SEALED, NOW, None)).digest == digest
 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("way", ["new", "from before"])
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_bundle_may_be_for_a_machine_whose_name_is_not_said(silent: bool) -> None:
+def test_a_bundle_may_be_for_a_machine_whose_name_is_not_said(silent: bool, way: str) -> None:
     """While the metadata service is silent it may be this machine's name: then the bundle is tried again."""
 
     async def scenario() -> None:
         it = opening(keys.LocalKey(OPENING[0], kind="file"))
         it.unnamed = lambda: silent
+        digest = None if way == "new" else (await it(SEALED, NOW, None)).digest
         it.answer_to(["urn:credbundle:cluster:another"], ())
         with pytest.raises(BundleError) as caught:
-            await it(SEALED, NOW, None)
+            await it(SEALED, NOW, digest)
         assert caught.value.code == ("key-unavailable" if silent else "audience")
         it.answer_to((), WORLD["audiences"])
-        assert (await it(SEALED, NOW, None)).recipient == OPENING[0].kid
+        assert (await it(SEALED, NOW, digest)).recipient == OPENING[0].kid
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("away", "waits"), [({"keys[0]": "it cannot be read"}, "key"), ({"signers[1].key": "it cannot be read"}, "signer")]
+)
+def test_a_file_that_cannot_be_read_yet_may_make_it_right(away: dict[str, str], waits: str) -> None:
+    """A key or a signer that the configuration names, and whose file is away, is missing only until it is read."""
+
+    async def scenario() -> None:
+        for what, dropped, code in (
+            ("key", Opening(keys.Keyring([]), TRUST, frozenset(WORLD["audiences"])), "recipient"),
+            ("signer", opening(keys.LocalKey(OPENING[0], kind="file")), "signer"),
+        ):
+            if what == "signer":
+                dropped.pinned = bundle.Trust(())
+            dropped.away = lambda: away
+            with pytest.raises(BundleError) as caught:
+                await dropped(SEALED, NOW, None)
+            assert caught.value.code == ("key-unavailable" if what == waits else code)
 
     asyncio.run(scenario())
 
