@@ -256,6 +256,18 @@ def test_a_frozen_server_is_confirmed_by_nobody(worker: Worker) -> None:
     worker.gets(worker.key)
 
 
+def test_where_there_is_no_room_for_temporary_files_all_begin_anew(worker: Worker) -> None:
+    """Any user can fill /tmp and /var/tmp: no unit of ours needs a place there, and all is as before."""
+    units = [f"credential-agent{name}.service" for name in ("", "-serve", "-redirect", "-watch", "-hold")]
+    fill = "for place in /tmp /var/tmp; do mount -t tmpfs -o nr_inodes=1,mode=1777 none $place; done"
+    with by(fill, "umount --lazy /tmp /var/tmp")(worker):
+        assert worker.machine.result("mkdir", "/tmp/one", "/var/tmp/one").stderr.count("No space left") == 2
+        worker.machine.run("systemctl", "restart", *units, seconds=120)
+        worker.gets(worker.key)
+        assert worker.push() == 0
+        worker.gets(worker.key)
+
+
 def test_units_that_are_restarted_as_fast_as_can_be(worker: Worker) -> None:
     """However often and in whatever order: no limit of starts is met, and all is as before."""
     units = " ".join(f"credential-agent{name}" for name in ("", "-serve", "-redirect", "-watch"))
