@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import posixpath
 import re
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agent.config.faults import Fault
 from agent.config.schema import (
@@ -58,9 +60,7 @@ def contradictions(config: Config) -> Iterator[Fault]:
             yield Fault(*error.message.split(": ", 1))
     yield from _names(config)
     yield from _twice_a_file(config)
-    for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
-        if value not in ("auto", "off") and not re.fullmatch(r"https?://[^\s/]+", value):
-            yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
+    yield from _wrong_urls(config)
     if config.keys and not config.signers and not config.launch_signers:
         yield Fault(
             "signers",
@@ -74,6 +74,52 @@ def contradictions(config: Config) -> Iterator[Fault]:
             'add [[keys]] with kind = "file" and path = "/path/to/worker.jwk"',
         )
     yield from _unclear_sources(config.sources)
+
+
+def is_url(value: str, *, user: bool = False) -> bool:
+    """Whether this is an absolute http or https URL to a host that can be; ``user``: it may have a user's name."""
+    if not value.isascii() or not value.isprintable() or " " in value:
+        return False
+    try:
+        parts = urlsplit(value)
+        port, host = parts.port, parts.hostname or ""
+        if ":" in host:
+            ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    # The part that names the host, whole: readers of URLs differ in what they leave out of it.
+    place = parts.netloc.rpartition("@")[2] if user else parts.netloc
+    rest = place.lower().removeprefix(f"[{host}]" if ":" in host else host)
+    named = ":" in host or re.fullmatch(r"[A-Za-z0-9._-]{1,253}", host) is not None
+    return parts.scheme in {"http", "https"} and named and rest in {"", f":{port}"}
+
+
+def _wrong_urls(config: Config) -> Iterator[Fault]:
+    """URLs that no request could be made with: found when one is made, or by a start after a reload that took them."""
+    for key, value in (("upstream.ec2", config.upstream.ec2), ("upstream.gce", config.upstream.gce)):
+        if value not in ("auto", "off") and not (is_url(value) and re.fullmatch(r"https?://[^\s/?#]+", value)):
+            yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
+    for index, value in enumerate(config.mint.allowed_origins):
+        url = value if "://" in value else f"https://{value}"
+        if not is_url(url) or not re.fullmatch(r"[a-z]+://[^/?#]+/?", url):
+            said = f'expected scheme, host and port only, such as "https://broker.example", got {value!r}'
+            yield Fault(f"mint.allowed_origins[{index}]", said)
+    for key, value in _urls(config):
+        if not is_url(value, user=key.endswith("proxy")):
+            # Not what was got: a pre-signed URL is a credential.
+            yield Fault(key, "expected http:// or https://, a host, and a port up to 65535 if any")
+
+
+def _urls(config: Config) -> Iterator[tuple[str, str]]:
+    """Every URL that is not the address of a metadata service, with its key."""
+    found: list[tuple[str, str | None]] = [("upstream.proxy", config.upstream.proxy)]
+    found += [(f"keys[{i}].endpoint", getattr(key, "endpoint", None)) for i, key in enumerate(config.keys)]
+    for i, source in enumerate(config.sources):
+        if isinstance(source, HttpsEntry):
+            found += [(f"sources[{i}].{name}", getattr(source, name)) for name in ("url", "ack_url", "proxy")]
+    names = ("sts_endpoint", "google_token_url", "google_sts_url", "google_iamcredentials_url")
+    found += [(f"mint.{name}", getattr(config.mint, name)) for name in names]
+    return ((key, value) for key, value in found if value is not None)
 
 
 def _unclear_sources(sources: tuple[SourceEntry, ...]) -> Iterator[Fault]:

@@ -11,6 +11,8 @@ import pytest
 from agent import bundle, config
 from agent.core.errors import AgentError, ConfigError
 from agent.keys import AwsKmsKey, GcpKmsKey
+from agent.providers.remote import AllowList
+from agent.upstream import origin_of
 from tests.readme import _SECTIONS as SECTIONS
 
 WRONG = (
@@ -134,6 +136,55 @@ class TestLaterReaders:
         refused = _refuses(lambda: GcpKmsKey(key_version=name, public_key=half, token=None, upstream=None))  # type: ignore[arg-type]
         said = refusal(entry('[[keys]] kind = "gcp-kms"', config.GcpKmsKey, key_version=f'"{name}"'))
         assert (said is not None and "keys[0].key_version" in said) is refused
+
+
+# Written as people do, or as they mistype.
+URLS = [
+    "https://a.example", "http://10.0.0.5:8080", "https://a.example/", "https://A.example:443", "https://[fd00::1]:8443",
+    "https://a.example/b", "https://a.example?b", "https://a.example#b", "https://[bad", "https://[bad]", "https://a.example:99999",
+    "https://a.example:", "https://a.example:b", "https://?", "https://", "https:///b", "https://user@a.example",
+    "https://user:pass@a.example", "https://a b.example", "https://ä.example", "https://a.example\\u007f", "https://a..example/",
+    "https://*.a.example", "https://a.example,b.example", "HTTPS://a.example", "ftp://a.example", "https//a.example", "https:/a.example",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", [*URLS, "a.example", "a.example:8443", "10.0.0.5:8080", "", "a/b", "[fd00::1]"])
+def test_what_no_bundle_may_lead_to_is_a_mistake_of_the_text(url: str) -> None:
+    """What the start would refuse of the allowed origins, the text is refused for, with its key: a reload goes by that."""
+    said = refusal(entry("[mint]", config.Mint, allowed_origins=f'["https://b.example", "{url}"]'))
+    if _refuses(lambda: AllowList([url.encode().decode("unicode_escape") if url.isascii() else url])):
+        assert said is not None
+    assert said is None or "mint.allowed_origins[1]" in said
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    ("title", "struct", "key"),
+    [
+        ("[mint]", config.Mint, "sts_endpoint"), ("[mint]", config.Mint, "google_token_url"),
+        ('[[sources]] kind = "https"', config.HttpsEntry, "url"), ('[[sources]] kind = "https"', config.HttpsEntry, "ack_url"),
+        ('[[keys]] kind = "aws-kms"', config.AwsKmsKey, "endpoint"), ('[[keys]] kind = "gcp-kms"', config.GcpKmsKey, "endpoint"),
+        ("[upstream]", config.Upstream, "ec2"), ("[upstream]", config.Upstream, "gce"),
+    ],
+)  # fmt: skip
+def test_a_url_that_nobody_can_ask_is_a_mistake_of_the_text(title: str, struct: type, key: str, url: str) -> None:
+    """It is told when it is written, with its key and without itself where it may be a credential."""
+    said = refusal(entry(title, struct, **{key: f'"{url}"'})) or ""
+    if _refuses(lambda: origin_of(url.encode().decode("unicode_escape") if url.isascii() else url)):
+        assert key in said
+        assert struct is config.Upstream or url not in said
+    elif url == URLS[0]:
+        assert key not in said
+
+
+@pytest.mark.parametrize(
+    ("proxy", "right"), [("http://user:secret@proxy.example:3128", True), ("http://user:secret@[bad", False)]
+)
+def test_a_proxy_may_want_a_name_and_a_word(proxy: str, right: bool) -> None:
+    """They stand in its URL, and are not said again."""
+    said = refusal(entry("[upstream]", config.Upstream, proxy=f'"{proxy}"'))
+    assert (said is None) is right
+    assert "secret" not in (said or "")
 
 
 def _refuses(make: Callable[[], object]) -> bool:
