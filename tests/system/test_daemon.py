@@ -136,7 +136,7 @@ class TestStart:
         with world.agent() as agent:
             agent.ready()
             world.drop(world.seal(world.session(KEYS[0])))
-            agent.wait_for("bundle.refused")
+            agent.wait_for("bundle.held")
             for path, data in kept.items():
                 path.touch(mode=0o600)
                 path.write_bytes(data)
@@ -150,7 +150,7 @@ class TestStart:
         with world.agent() as agent:
             assert "readable by its owner alone" in agent.wait_for("start.without", key="keys[0]")["reason"]
             agent.ready()
-            assert agent.push(world.seal(world.session(KEYS[0])))["code"] == "recipient"
+            assert agent.push(world.seal(world.session(KEYS[0])))["code"] == "key-unavailable"
 
     def test_a_missing_configuration_is_named(self, world: World) -> None:
         """Without its file the agent says which one it looked for."""
