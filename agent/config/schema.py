@@ -91,7 +91,8 @@ class Identity(Section, frozen=True):
             the bundle later. The agent waits longer, with 503, for user-data or an attribute that the metadata service
             has not answered yet, for a bundle's file that does not answer, and for a bundle that a source has brought
             as long as a key service does not open it, a place that names its signer, or this machine, does not answer,
-            or a file of ``keys`` or ``signers`` cannot be read.
+            a file of ``keys`` or ``signers`` cannot be read, or it is over by the machine's clock and not by that of
+            the metadata service.
         fallback: the clouds for which the agent may serve the machine's own identity (EC2 role, GCE service account)
             while no bundle has decided otherwise. ``[]``: never.
         on_expiry: what is served after the end of a bundle that does not say so itself: ``deny`` serves nothing,

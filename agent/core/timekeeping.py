@@ -161,6 +161,17 @@ class Timekeeper:
         """Seconds from boot time to what we take for the true time."""
         return self.lost + self.offset
 
+    def disputed(self, reading: Reading) -> float:
+        """By how many seconds the metadata service is ahead of our time with a word that did not move it; 0: by none.
+
+        It is not believed. But what counts as over by our time alone may not be, and whoever decides what follows from
+        that may wait until the two agree. A word does not age here: no clock of a machine drifts by hours.
+        """
+        said = self._words.get(Witness.LINK)
+        if reading.synchronised or said is None or _agree(said.offset, self.ours):
+            return 0.0
+        return said.offset - self.ours
+
     def look(self, reading: Reading) -> bool:
         """Look at the machine's clocks. Returns whether there is a reason to ask the clouds for the time."""
         wall = reading.wall - reading.boot

@@ -16,9 +16,9 @@ from agent.core.limits import MAX_BUNDLE_BYTES
 from agent.core.model import Cloud, SealedBundle
 from agent.core.source import COURIER, Ack
 from agent.core.text import instant
-from agent.daemon.beliefs import Opening
 from agent.daemon.control import verdict
 from agent.daemon.launched import told
+from agent.daemon.opening import Opening
 from agent.identity.store import Store
 from agent.providers.attest import Attestor
 from agent.report.summary import summary

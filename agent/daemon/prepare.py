@@ -24,6 +24,7 @@ from agent.daemon import beliefs, compose, disk, handover, listening
 from agent.daemon.age import Age
 from agent.daemon.files import WatchedFiles
 from agent.daemon.launched import Launched
+from agent.daemon.opening import Opening
 from agent.daemon.publish import absent_directories, group_id
 from agent.daemon.tokens import ContainerTokens
 from agent.daemon.ways import WaysOut
@@ -132,7 +133,7 @@ class Prepared:
                 with tolerant(file.key):
                     ask(file.path, partial(os.path.lexists, file.path))
         keyring = self.keyring(settings, left.key() if left is not None else None, away)
-        self.opening = beliefs.Opening(keyring, beliefs.trust(settings, away), frozenset())
+        self.opening = Opening(keyring, beliefs.trust(settings, away), frozenset())
         self.files.doubt(away.reasons)
         self.launched = Launched(
             settings.launch_signers,
@@ -144,7 +145,7 @@ class Prepared:
         )
         opening = self.opening
         opening.launched, opening.unsaid = lambda: self.launched.trust, lambda: self.launched.silent
-        opening.away = lambda: self.away.reasons
+        opening.away, opening.disputed = lambda: self.away.reasons, lambda: self._clock.disputed_seconds
         # While it is not known whose bundles count, no worker gets the machine's identity for want of one.
         self.late_files = {file.path for file in self.files.named} & look.stalled
         self.holding = bool(self.late_files and settings.keys) and (left is None or left.holding)

@@ -26,9 +26,10 @@ from agent.controller import Awaited, Controller
 from agent.core.model import Cloud
 from agent.core.verdict import Memory
 from agent.core.view import Facts
-from agent.daemon import beliefs, compose, disk, grace, handover
+from agent.daemon import compose, disk, grace, handover
 from agent.daemon.age import aged
 from agent.daemon.gap import Gap
+from agent.daemon.opening import Opened
 from agent.daemon.prepare import Prepared
 from agent.daemon.remembered import Remembered
 from agent.daemon.succession import Succession
@@ -232,7 +233,7 @@ class Restorer:
             self.controller.observe(left.facts)
             signed = handover.decoded(left.signed)
             if sealed is not None and signed is not None and sealed == handover.decoded(left.sealed):
-                opening.remember(sealed, beliefs.Opened(signed, left.recipient))
+                opening.remember(sealed, Opened(signed, left.recipient))
         self.learn(found, self._settings.identity.audience)
         self._found = sealed
         self.resuming = asyncio.create_task(self._resume(name, found, write=write), name="resume")

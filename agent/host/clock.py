@@ -156,6 +156,11 @@ class SystemClock:
         """How far the machine's wall clock is from our estimate: positive when the wall clock is ahead."""
         return self._wall() - self.boottime() - self.timekeeper.offset
 
+    @property
+    def disputed_seconds(self) -> float:
+        """How far the metadata service, which is not believed, says that our time is behind; 0: it does not."""
+        return self.timekeeper.disputed(self._read())
+
     def watch(self, changed: Callable[[], None]) -> None:
         """From now on have the kernel wake us: when a sleep is over, also in suspend, and when the clock is stepped.
 

@@ -21,6 +21,7 @@ from agent.core.source import Source
 from agent.core.view import Facts
 from agent.daemon import beliefs
 from agent.daemon.launched import told
+from agent.daemon.opening import Opening
 from agent.daemon.prepare import Prepared
 from agent.daemon.who import Who
 from agent.doctor.facts import Bundles, Held
@@ -84,7 +85,7 @@ async def _look(settings: config.Config, environ: Mapping[str, str], file: bytes
     )
 
 
-def _all(opening: beliefs.Opening) -> frozenset[str]:
+def _all(opening: Opening) -> frozenset[str]:
     return opening.audiences | opening.keyring.audiences
 
 
@@ -110,7 +111,7 @@ async def _fetch(source: Source) -> tuple[Held, bytes | None]:
     return (held, None) if found is None else (msgspec.structs.replace(held, state="bundle"), found.data)
 
 
-async def _evaluated(held: Held, data: bytes | None, opening: beliefs.Opening, now: datetime) -> Held:
+async def _evaluated(held: Held, data: bytes | None, opening: Opening, now: datetime) -> Held:
     """The verdict on what was found, but for what only the running agent remembers."""
     if data is None:
         return held

@@ -49,6 +49,20 @@ class Hands:
         return self.boot + self.timekeeper.ours - self.true
 
 
+@given(st.floats(-100 * HOUR, 100 * HOUR), st.booleans(), servers, waits)
+def test_a_dispute_is_with_the_machine_s_own_service(
+    wrong: float, synchronised: bool, witness: Witness, wait: float
+) -> None:
+    """It lasts as long as our time is wrong by its word, however old that is, and where nobody keeps the clock."""
+    hands = Hands(wall_error=wrong, synchronised=synchronised)
+    assert hands.timekeeper.disputed(hands.read()) == 0.0
+    hands.hear(witness, 0.0)
+    hands.passes(wait)
+    said = hands.timekeeper.disputed(hands.read())
+    disputed = witness is Witness.LINK and not synchronised and abs(hands.off) > TOLERANCE_SECONDS
+    assert said == (pytest.approx(-hands.off, abs=1e-3) if disputed else 0.0)
+
+
 @given(st.lists(st.tuples(waits, servers, errors), max_size=40))
 def test_no_words_move_a_synchronised_kernel(words: list[tuple[float, Witness, float]]) -> None:
     """While NTP keeps the clock right our error is nothing, whatever any number of servers say."""

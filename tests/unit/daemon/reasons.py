@@ -20,6 +20,7 @@ from agent import bundle
 from agent.bundle.short_key import signer_word
 from agent.core.model import Cloud, OnExpiry
 from agent.core.secret import Secret
+from agent.core.timekeeping import Witness
 from agent.daemon import grace, handover, kept
 from agent.daemon.configured import Configured
 from agent.daemon.leaving import handover_of
@@ -49,15 +50,26 @@ MACHINE = Key("ASIAMACHINE000000000", "machine-secret", "machine-token")
 
 
 class Hands(SystemClock):
-    """A machine's clocks, moved by the test."""
+    """A machine's clocks, moved by the test.
 
-    def __init__(self, start: datetime, *, boottime: float) -> None:
+    Args:
+        start: the true time.
+        boottime: seconds.
+        ahead: by how much the wall clock is; the metadata service says the true time, which is too far to be believed.
+    """
+
+    def __init__(self, start: datetime, *, boottime: float, ahead: timedelta = timedelta()) -> None:
         self.fake = FakeClock(start, boottime=boottime)
+        self.ahead = ahead
         super().__init__(
             boottime=self.fake.boottime,
-            wall=lambda: self.fake.now().timestamp(),
-            synchronised=lambda: True,
+            wall=self._wrong,
+            synchronised=lambda: not self.ahead,
         )
+        self.hear(Witness.LINK, start)
+
+    def _wrong(self) -> float:
+        return (self.fake.now() + self.ahead).timestamp()
 
     async def sleep(self, seconds: float) -> None:
         await self.fake.sleep(seconds)
@@ -321,6 +333,17 @@ class SignerAway(KeyAway):
     name = "sender.jwk"
 
 
+class Disputed(Reason):
+    """The clock is ahead by most of a year, and the metadata service alone says so."""
+
+    def begin(self) -> None:
+        before = self.world.clock.fake
+        self.world.clock = Hands(before.now(), boottime=before.boottime(), ahead=timedelta(days=300))
+
+    def end(self) -> None:
+        self.world.clock.ahead = timedelta()
+
+
 REASONS = (KeyService, Unsaid, UnsaidByPage, Unnamed, UnnamedByPage, Unread, SilentMount, KeyAway, SignerAway)
 
 
@@ -369,7 +392,9 @@ def succeed(world: World, life: Life, successor: Callable[[World, Life], None]) 
     if boot:
         (Path(life.settings.listen.control).parent / grace.FILE).unlink(missing_ok=True)
     world.clock = Hands(
-        before.fake.now() + timedelta(seconds=1), boottime=100.0 if boot else before.fake.boottime() + 1
+        before.fake.now() + timedelta(seconds=1),
+        boottime=100.0 if boot else before.fake.boottime() + 1,
+        ahead=before.ahead,
     )
 
 

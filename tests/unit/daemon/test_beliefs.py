@@ -16,7 +16,8 @@ from agent import bundle, config, keys
 from agent.core.errors import ConfigError, Denied
 from agent.core.model import Cloud
 from agent.daemon import beliefs
-from agent.daemon.beliefs import Away, Faults, NothingAway, Opened, Opening
+from agent.daemon.beliefs import Away, Faults, NothingAway
+from agent.daemon.opening import REMEMBERED, Opened, Opening
 from agent.providers import Mint
 from agent.upstream import Upstream
 from tests.fakes.clock import START
@@ -305,7 +306,7 @@ class TestRemembered:
         for sealed in flood:
             opening.remember(sealed, Opened(sealed, "kid"))
         kept = [sealed for sealed in flood if opening.opened(sealed) is not None]
-        assert kept == ([in_force] if in_force is not None else [flood[-beliefs.REMEMBERED - 1]]) + flood[-4:]
+        assert kept == ([in_force] if in_force is not None else [flood[-REMEMBERED - 1]]) + flood[-4:]
 
     def test_what_comes_again_is_new(self) -> None:
         """A source that goes on to bring the same bytes has them opened once."""

@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 from agent import bundle, config, enrol, keys
 from agent.core.model import SealedBundle
 from agent.core.source import COURIER, Ack
-from agent.daemon.beliefs import Opening
 from agent.daemon.courier import REFUSALS_KEPT, Couriers
 from agent.daemon.couriers import AGAIN_SECONDS, KEY, CourierSocket
+from agent.daemon.opening import Opening
 from agent.daemon.socket_name import LOOK_SECONDS, SocketName
 from agent.serve.control import ControlRequest
 from agent.serve.courier import CourierEndpoint

@@ -12,8 +12,8 @@ from agent import bundle
 from agent.core.model import Action, SealedBundle
 from agent.core.verdict import Memory
 from agent.daemon import handover
-from agent.daemon.beliefs import Opened
 from agent.daemon.leaving import handover_of
+from agent.daemon.opening import Opened
 from tests.system.harness import ISSUER
 from tests.unit.daemon.life import Life, Machines, patient, sealed_for
 

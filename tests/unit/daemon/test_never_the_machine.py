@@ -18,6 +18,7 @@ from tests.unit.daemon.life import READY_SECONDS, Life, patient
 from tests.unit.daemon.reasons import (
     REASONS,
     SUCCESSORS,
+    Disputed,
     Reason,
     SilentMount,
     World,
@@ -38,7 +39,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 
 @pytest.mark.parametrize("successor", SUCCESSORS)
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", [*REASONS, Disputed])
 def test_a_first_bundle_is_waited_for(
     tmp_path: Path, reason: type[Reason], successor: Callable[[World, Life], None]
 ) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
 from agent import bundle, keys
 from agent.core.errors import BundleError, KeyUnavailableError
 from agent.core.model import SealedBundle
-from agent.daemon.beliefs import Opening
+from agent.daemon.opening import Opening
 from tests.fakes import jose
 from tests.unit.bundle.kit import NOW, OPENING, TRUST, WORLD
 from tests.vectors.bundle import generate
@@ -93,6 +93,41 @@ def test_an_unknown_signer_may_be_one_whom_a_silent_place_names(place: str, way:
         assert caught.value.code == ("key-unavailable" if place and way != "in force" else "signer")
         it.pinned = TRUST
         assert (await it(SEALED, NOW, None)).digest == digest
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("off", [timedelta(days=-400), timedelta(days=400), timedelta(days=20_000)])
+@pytest.mark.parametrize("told", ["nothing", "the true time", "another wrong time"])
+def test_a_bundle_may_be_right_by_the_time_that_the_metadata_service_says(told: str, off: timedelta) -> None:
+    """Where that contradicts our time, and the bundle is over or far ahead by ours alone, it is tried again."""
+
+    async def scenario() -> None:
+        it = opening(keys.LocalKey(OPENING[0], kind="file"))
+        ahead = {"nothing": timedelta(), "the true time": -off, "another wrong time": -off + timedelta(days=500)}[told]
+        it.disputed = ahead.total_seconds
+        with pytest.raises(BundleError) as caught:
+            await it(SEALED, NOW + off, None)
+        assert isinstance(caught.value, KeyUnavailableError) == (told == "the true time")
+        if told == "the true time":
+            assert "one of the two clocks is wrong" in caught.value.message
+        it.disputed = float
+        assert (await it(SEALED, NOW, None)).recipient == OPENING[0].kid
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("told", [0.0, 86400.0])
+def test_another_time_makes_no_signer_trusted(told: float) -> None:
+    """What is refused for anything but its time is refused, whoever says another time."""
+
+    async def scenario() -> None:
+        it = opening(keys.LocalKey(OPENING[0], kind="file"))
+        it.disputed = lambda: told
+        it.pinned = bundle.Trust(())
+        with pytest.raises(BundleError) as caught:
+            await it(SEALED, NOW + timedelta(days=400), None)
+        assert caught.value.code == "signer"
 
     asyncio.run(scenario())
 
