@@ -35,7 +35,7 @@ class Awaited:
             if isinstance(source, OfTheMachine)
         }
         self._opening: Counter[str] = Counter()
-        self._unopened: dict[str, str] = {}
+        self._unopened: dict[tuple[str, str], str] = {}  # by source and its part
 
     @property
     def why(self) -> dict[Cloud, str]:
@@ -70,13 +70,14 @@ class Awaited:
         if origin in self._sources:
             self._opening[origin] += 1
 
-    def opened(self, origin: str, ack: Ack | None, *, newest: bool = True) -> None:
+    def opened(self, origin: str, ack: Ack | None, *, part: str = "", newest: bool = True) -> None:
         """It was, or could not be; ``None``: nothing came of it.
 
         Args:
             origin: of it.
             ack: the verdict.
-            newest: whether its source has brought none since. Only such a one is looked at again: what becomes of an
+            part: of its source.
+            newest: whether that part has brought none since. Only such a one is looked at again: what becomes of an
                 earlier one says nothing of it.
         """
         if origin not in self._sources:
@@ -86,6 +87,6 @@ class Awaited:
         if not newest:
             return
         if ack is not None and ack.code == KeyUnavailableError.code:
-            self._unopened[origin] = f"a bundle of {origin} cannot be opened yet: {ack.reason}"
+            self._unopened[origin, part] = f"a bundle of {origin} cannot be opened yet: {ack.reason}"
         else:
-            self._unopened.pop(origin, None)
+            self._unopened.pop((origin, part), None)

@@ -199,7 +199,7 @@ class Intake:
         try:
             ack = await self._evaluate(sealed)
         finally:
-            self.awaited.opened(sealed.origin, ack, newest=self._retries.newest(sealed))
+            self.awaited.opened(sealed.origin, ack, part=sealed.part, newest=self._retries.newest(sealed))
         self._wake()
         confirmed = await self._told() or ack.outcome == "refused"
         if (source := self._sources.get(sealed.origin)) is not None:

@@ -1,4 +1,4 @@
-"""Which bytes are looked at again, and when? For each origin: the last that may still become right."""
+"""Which bytes are looked at again, and when? For each part of an origin: the last that may still become right."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Retries:
         self._keeps = keeps
         self._clock = clock
         self._rng = rng
-        self._kept: dict[str, _Retry] = {}  # by origin
-        self._newest: dict[str, SealedBundle | None] = {}  # by origin: the one evaluated last; `None`: forgotten since
+        self._kept: dict[tuple[str, str], _Retry] = {}  # by origin and its part
+        self._newest: dict[tuple[str, str], SealedBundle | None] = {}  # the one evaluated last; `None`: forgotten since
 
     @property
     def origins(self) -> frozenset[str]:
         """The origin of the bytes that are kept for another look."""
-        return frozenset(self._kept)
+        return frozenset(origin for origin, _part in self._kept)
 
     @property
     def due_at(self) -> float:
@@ -57,35 +57,35 @@ class Retries:
         return [retry.sealed for retry in found]
 
     def take(self, sealed: SealedBundle) -> int:
-        """Keep nothing of its origin any more, as ``sealed`` is evaluated; returns how often the same bytes were."""
-        retry = self._kept.pop(sealed.origin, None)
+        """Keep nothing of its place any more, as ``sealed`` is evaluated; returns how often the same bytes were."""
+        retry = self._kept.pop(_place(sealed), None)
         if self._keeps(sealed.origin):
-            self._newest[sealed.origin] = sealed
+            self._newest[_place(sealed)] = sealed
         return retry.attempts if retry is not None and retry.sealed is sealed else 0
 
     def forget(self, origin: str) -> None:
-        """Keep nothing of ``origin``, and nothing either of what is being evaluated just now."""
-        self._kept.pop(origin, None)
-        self._newest[origin] = None
+        """Keep nothing of ``origin``, which has no parts, and nothing of what is being evaluated just now."""
+        self._kept.pop((origin, ""), None)
+        self._newest[origin, ""] = None
 
     def newest(self, sealed: SealedBundle) -> bool:
-        """Whether nothing of its origin was evaluated or forgotten since its evaluation began."""
-        return self._newest.get(sealed.origin, sealed) is sealed
+        """Whether nothing of its place was evaluated or forgotten since its evaluation began."""
+        return self._newest.get(_place(sealed), sealed) is sealed
 
     def keep(self, sealed: SealedBundle, attempts: int, seconds: float | None) -> None:
         """Look at it again after ``seconds``, or (``None``) when :meth:`retry_now` is called.
 
-        Opening takes as long as a key service does. What came from the same origin meanwhile is what counts, and what
+        Opening takes as long as a key service does. What came from the same place meanwhile is what counts, and what
         was forgotten meanwhile does not come back.
 
         Args:
-            sealed: replaces what was kept of its origin.
+            sealed: replaces what was kept of its place.
             attempts: how often it was evaluated before this time.
             seconds: from now.
         """
         if self._keeps(sealed.origin) and self.newest(sealed):
             at = NEVER if seconds is None else self._clock.boottime() + seconds
-            self._kept[sealed.origin] = _Retry(sealed, attempts + 1, at)
+            self._kept[_place(sealed)] = _Retry(sealed, attempts + 1, at)
 
     def keep_soon(self, sealed: SealedBundle, attempts: int, pause_seconds: float) -> None:
         """Look at it again soon, and later each time: whoever had to help with it (a key service) was silent.
@@ -102,3 +102,7 @@ class Retries:
         """Have all of it due now."""
         for retry in self._kept.values():
             retry.at = min(retry.at, self._clock.boottime())
+
+
+def _place(sealed: SealedBundle) -> tuple[str, str]:
+    return sealed.origin, sealed.part

@@ -367,10 +367,12 @@ class SealedBundle(msgspec.Struct, frozen=True):
 
     Attributes:
         origin: the source's name in the configuration (``file``, ``ec2-user-data``...), for logs and acknowledgements.
+        part: which of its source's places, where that has several: none takes another's place.
     """
 
     data: bytes
     origin: str
+    part: str = ""
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):

@@ -169,6 +169,7 @@ class _Attribute:
         metadata: GceMetadata,
         clock: Clock,
     ) -> None:
+        self._scope = scope
         self._directory = gce_attributes(scope)
         self._key = settings.key
         self._name = settings.name
@@ -229,7 +230,7 @@ class _Attribute:
         # The value may be a document too, should somebody keep user-data and metadata alike. What is not is submitted
         # as it is: the decoder says what is wrong with it, and the sender hears of it.
         found = await asyncio.to_thread(find, answer.body)  # a document made to be hard to read holds up nobody
-        return SealedBundle(data=found or answer.body, origin=self._name)
+        return SealedBundle(data=found or answer.body, origin=self._name, part=self._scope)
 
     async def _look_at_list(self) -> bool:
         """Wait on the list of attributes; whether ours has appeared in it."""

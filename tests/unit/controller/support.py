@@ -235,8 +235,8 @@ class World:
         self.opener.table[data] = found
         return data
 
-    async def submit(self, data: bytes, origin: str = "file") -> Ack:
-        ack = await self.controller.intake.submit(SealedBundle(data, origin))
+    async def submit(self, data: bytes, origin: str = "file", part: str = "") -> Ack:
+        ack = await self.controller.intake.submit(SealedBundle(data, origin, part))
         await settle()
         return ack
 

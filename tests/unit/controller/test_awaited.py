@@ -6,6 +6,8 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from agent.controller import Awaited
 from agent.core.errors import KeyUnavailableError, SealError, SourceError, UnansweredError, UnreadableError
 from agent.core.model import Cloud
@@ -153,7 +155,7 @@ async def test_the_grace_goes_on_while_a_bundle_is_being_opened() -> None:
 
 @looped
 async def test_of_two_of_one_source_the_newest_is_waited_for() -> None:
-    """An instance and its project have one each: the other's verdict, when it comes, neither ends nor begins the wait."""
+    """The verdict on what it brought before, when it comes, neither ends nor begins the wait."""
     for newest, other in (
         (KeyUnavailableError("away"), SealError("not ours", code="recipient")),
         (SealError("not ours", code="recipient"), KeyUnavailableError("away")),
@@ -171,6 +173,26 @@ async def test_of_two_of_one_source_the_newest_is_waited_for() -> None:
             await world.clock.advance(600)
             answer = world.store.answer(Cloud.AWS, world.clock.now())
             assert isinstance(answer, Pending) is isinstance(newest, KeyUnavailableError)
+
+
+@looped
+@pytest.mark.parametrize("last", ["instance", "project"])
+async def test_what_one_part_of_a_source_holds_takes_no_others_place(last: str) -> None:
+    """An instance and its project have one each: while one waits for a key, the other's refusal loses it not."""
+    world = World(policy=Policy(grace=MINUTE))
+    world.issuer.answer = lambda call: Issued(aws_credential(call.at, role_name="worker"))
+    world.knows(b"instance", KeyUnavailableError("away"))
+    world.knows(b"project", SealError("not ours", code="recipient"))
+    async with world.running():
+        for part in sorted(("instance", "project"), key=lambda part: part == last):
+            await world.submit(part.encode(), part=part)
+        await world.clock.advance(600)
+        assert isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Pending)
+        world.knows(b"instance", bundle(session()))
+        await world.clock.advance(600)
+        answer = world.store.answer(Cloud.AWS, world.clock.now())
+        assert isinstance(answer, Live)
+        assert answer.origin == "bundle"
 
 
 @looped

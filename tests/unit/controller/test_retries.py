@@ -49,6 +49,18 @@ def test_there_is_one_place_an_origin(retries: Retries) -> None:
     assert retries.origins == {"one"}
 
 
+def test_parts_of_an_origin_have_a_place_each(retries: Retries) -> None:
+    """What one part of a source brought neither takes the place of another's nor counts as newer than it."""
+    parts = [SealedBundle(b"a", "one", "instance"), SealedBundle(b"b", "one", "project")]
+    for part in parts:
+        retries.take(part)
+        retries.keep(part, 0, 0.0)
+
+    assert all(map(retries.newest, parts))
+    assert retries.due(NEVER) == parts
+    assert retries.origins == {"one"}
+
+
 def test_attempts_are_those_of_the_same_bytes(retries: Retries) -> None:
     """Whatever else comes of that origin is new, and is said and tried as new."""
     retries.keep(A, 0, None)

@@ -162,6 +162,7 @@ def test_both_scopes_are_watched() -> None:
                 server.set_attribute(KEY, "i")
                 await heard.until(lambda h: len(h.submitted) == 2)
                 assert heard.bodies == [b"p", b"i"]
+                assert [one.part for one in heard.submitted] == ["project", "instance"]
 
     run(test())
 
