@@ -99,13 +99,16 @@ def close(path: Path, user: str, only_print: bool) -> None:
     if holder is not None:
         holder.ask(signal.SIGUSR1)
         return
-    plan = make_plan(path, user)
     if only_print:
-        click.echo(plan.closed, nl=False)
+        click.echo(make_plan(path, user).closed, nl=False)
         return
-    _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
+    # First, since a holder that starts meanwhile would put its own rules back: it finds this.
     with contextlib.suppress(OSError):  # no directory: no unit that would redirect again
         _closed_file().touch(mode=0o600)
+    plan = make_plan(path, user)
+    _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
+    if (holder := _Holder.found()) is not None and not holder.by_command:
+        holder.ask(signal.SIGUSR1)  # it had looked just before
 
 
 @redirect.command(name="plan", hidden=True)

@@ -13,15 +13,17 @@ from click.testing import CliRunner
 from agent.cli.redirect import redirect
 from agent.host import aliases, arrival, hold, nft
 
-# Stands where the holder stands: makes a plan when it is told to.
+# Stands where the holder stands: makes a plan, or closes, when it is told to.
 HOLDER = """
 import json, os, pathlib, signal, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+heeded = {signal.SIGHUP, signal.SIGUSR1}
+signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
 print("ready", flush=True)
-signal.sigwait({signal.SIGHUP})
+told = signal.sigwait(heeded)
 state = pathlib.Path(sys.argv[2])
 document = json.loads(state.read_text())
-state.with_suffix(".new").write_text(json.dumps({**document, "plans": document["plans"] + 1}))
+change = {"plans": document["plans"] + 1} if told == signal.SIGHUP else {"state": "closed", "by_command": True}
+state.with_suffix(".new").write_text(json.dumps({**document, **change}))
 os.replace(state.with_suffix(".new"), state)
 """
 
@@ -77,3 +79,32 @@ def test_where_no_process_holds_the_rules_the_next_one_knows_what_was_commanded(
         arguments = [*command.split(), "--config", str(tmp_path / "config.toml")]
         assert CliRunner().invoke(redirect, arguments).exit_code == 0
         assert (tmp_path / hold.CLOSED_FILE).exists() is closed, command
+
+
+@pytest.mark.parametrize("looked", ["after the command began", "before"])
+def test_no_process_that_starts_meanwhile_opens_what_is_being_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked: str
+) -> None:
+    """It finds what was commanded before the rules are made; where it had looked already, it is told."""
+    state, closed = tmp_path / "state.json", tmp_path / hold.CLOSED_FILE
+    monkeypatch.setattr(arrival, "STATE", state)
+    monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
+    (tmp_path / "config.toml").touch()
+    argv = [sys.executable, "-c", HOLDER, "agent.host.hold", str(state)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
+
+        def starts(_script: str) -> None:
+            by_command = closed.exists() and looked != "before"
+            known = {"pid": holder.pid, "plans": 1, "state": "led", "by_command": by_command}
+            state.write_text(json.dumps(known | ({"state": "closed"} if by_command else {})))
+
+        monkeypatch.setattr(nft, "run", starts)
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            done = CliRunner().invoke(redirect, ["close", "--config", str(tmp_path / "config.toml")])
+        finally:
+            holder.kill()
+    assert done.exit_code == 0
+    assert closed.exists()
+    assert json.loads(state.read_text())["by_command"] is True
