@@ -49,6 +49,11 @@ RETRY_LOOKS: Final = 7
 
 # The file or a directory on the way is not there, or the directory is a file for now.
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+# Nobody has said what the file holds: its server is away, its disk fails, or we can open nothing just now.
+_NO_ANSWER: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET, errno.ECONNREFUSED}
+    | {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 
 class FileSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +187,7 @@ def _read(path: Path, max_bytes: int) -> bytes | None:
     """Read a whole regular file of at most ``max_bytes``; ``None`` when there is none.
 
     Raises:
+        UnansweredError: whether it is there, and what it holds, cannot be told.
         SourceError: it is there and cannot be read, is no regular file, is empty or too long.
     """
     try:
@@ -200,7 +206,8 @@ def _read(path: Path, max_bytes: int) -> bytes | None:
     except OSError as error:
         if error.errno in _ABSENT:
             return None
-        raise SourceError(f"{path}: cannot be read: {os_reason(error)}", hint=_hint(error, path)) from error
+        kind = UnansweredError if error.errno in _NO_ANSWER else SourceError
+        raise kind(f"{path}: cannot be read: {os_reason(error)}", hint=_hint(error, path)) from error
     if len(data) > max_bytes:
         raise SourceError(f"{path}: expected at most {max_bytes} bytes, got more")
     if not data:

@@ -108,12 +108,25 @@ class GceAttributeSource:
         Until each has answered once none has: what was not answered may be there.
         """
         attributes = self._attributes()
-        unread = set(attributes)
+        unread, unsaid = set(attributes), set(attributes)
+        withheld: dict[_Attribute, SourceError] = {}
 
         def answered(one: _Attribute) -> None:
             unread.discard(one)
+            unsaid.discard(one)
+            withheld.pop(one, None)
+            while withheld and not unsaid:
+                on_error(withheld.popitem()[1])
             if not unread:
                 on_success()
+
+        def failed(one: _Attribute, error: SourceError) -> None:
+            if not isinstance(error, UnansweredError):
+                unsaid.discard(one)
+                if unsaid:  # it has said so itself, and the other nothing yet
+                    withheld[one] = error
+                    error = UnansweredError(f"one of two attributes does not answer; of the other: {error.message}")
+            on_error(error)
 
         async with asyncio.TaskGroup() as group:
             for attribute in attributes:
@@ -122,7 +135,7 @@ class GceAttributeSource:
                         attribute.look,
                         attribute.pause,
                         submit=submit,
-                        on_error=on_error,
+                        on_error=partial(failed, attribute),
                         on_success=partial(answered, attribute),
                         clock=self._clock,
                         rng=self._rng,

@@ -167,6 +167,32 @@ def test_both_scopes_are_watched() -> None:
     run(test())
 
 
+async def _steps(clock: StepClock) -> None:
+    while True:
+        await clock.step()
+
+
+def test_one_attribute_says_nothing_of_the_other() -> None:
+    """A broken value in the project's ends no wait for the instance's; once that has answered, it is what it is."""
+
+    async def test() -> None:
+        async with made(scope="both") as (server, source, clock):
+            server.set_attribute(KEY, "-----BEGIN CREDENTIAL BUNDLE-----\naGVs", project=True)
+            server.inject(Fault("/computeMetadata/v1/instance/", status=503, times=None))
+            heard = Listener()
+            async with watching(source, heard):
+                await heard.until(lambda h: any("of the other" in error.message for error in h.troubles))
+                await heard.until(lambda h: len(h.troubles) > 1)
+                assert all(isinstance(error, UnansweredError) for error in heard.troubles)
+                server.faults.clear()
+                woken = asyncio.create_task(_steps(clock))
+                await heard.until(lambda h: not isinstance(h.troubles[-1], UnansweredError))
+                woken.cancel()
+                assert heard.oks == 0
+
+    run(test())
+
+
 def test_a_server_that_cannot_wait_is_not_hammered() -> None:
     """Should an emulator answer at once without a change, it is asked every five seconds and no oftener."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
+import os
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, cast
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from agent.core.errors import SourceError, UnreadableError
+from agent.core.errors import SourceError, UnansweredError, UnreadableError
 from agent.core.model import SealedBundle
 from agent.core.source import Ack
 from agent.host.quiet import Quiet
@@ -291,5 +293,30 @@ def test_a_poll_that_fails_does_not_begin_the_polling_anew() -> None:
         assert hung[1] == POLLS_FIRST + 3  # and one of those in between failed
         assert clock.passed >= PAUSE_POLLED_SECONDS * (POLLS_FIRST - 1)
         assert len(heard.troubles) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("fails", ["open", "read"])
+@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_file_whose_server_is_away_has_said_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, code: int
+) -> None:
+    """A mount that gives up says as little of what is there as one that hangs; a refusal is a word of its own."""
+    path, real = tmp_path / "b", getattr(os, fails)
+    path.write_bytes(b"x")
+
+    def failing(what: Any, *more: Any) -> Any:
+        if fails == "read" or what == path:
+            raise OSError(code, os.strerror(code))
+        return real(what, *more)
+
+    async def test() -> None:
+        source = FileSource(FileSettings(path=path), clock=StepClock())
+        with monkeypatch.context() as patched:
+            patched.setattr(f"agent.sources.file.os.{fails}", failing)
+            with pytest.raises(SourceError, match="cannot be read") as caught:
+                await source.fetch()
+        assert isinstance(caught.value, UnansweredError) is (code != errno.EACCES)
 
     run(test())
