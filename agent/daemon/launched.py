@@ -28,7 +28,7 @@ from agent.core.errors import BundleError, HostError, UpstreamError
 from agent.core.text import os_reason
 from agent.host.files import read_plain
 from agent.host.patience import Patience
-from agent.upstream import Ec2Metadata, GceMetadata, SwitchedOff
+from agent.upstream import Ec2Metadata, GceMetadata, OtherCloud, SwitchedOff
 from agent.wire.names import EC2_TAGS, EC2_USER_DATA_PATH, gce_attributes
 from agent.wire.signers import MAX_SIGNERS, find_signers
 
@@ -136,8 +136,8 @@ class Launched:
             said = await self._ask(entry)
             words = await asyncio.to_thread(_read, said, lines=isinstance(entry, config.Ec2UserDataSigners))
         except (UpstreamError, HostError, BundleError) as error:
-            if isinstance(error, SwitchedOff | BundleError):
-                self._unanswered.pop(key, None)  # it has said so itself
+            if isinstance(error, SwitchedOff | OtherCloud | BundleError):
+                self._unanswered.pop(key, None)  # it has said so itself, or the other cloud's service, which is here
             # Silence and a mistake revoke nobody: the signers named before stay.
             if self._troubled.get(key) != error.message:
                 self._log.warning("signers.unreadable", kind=_kind(entry), reason=error.message)

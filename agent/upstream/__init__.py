@@ -9,6 +9,7 @@ from agent.core.errors import UpstreamError
 from agent.upstream.authorities import AuthoritiesError, believed, read_authorities
 from agent.upstream.client import (
     NotHere,
+    OtherCloud,
     Reach,
     SwitchedOff,
     Upstream,
@@ -27,6 +28,7 @@ __all__ = [
     "Ec2Metadata",
     "GceMetadata",
     "NotHere",
+    "OtherCloud",
     "Reach",
     "SwitchedOff",
     "Upstream",

@@ -57,6 +57,10 @@ class SwitchedOff(NotHere):
     """The metadata service itself said that it is switched off for this machine."""
 
 
+class OtherCloud(NotHere):
+    """The metadata service of another cloud answered there: this machine is not in the one asked for."""
+
+
 class Reach(enum.Enum):
     """The origin of a URL, and hence the addresses it may lead to."""
 

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from agent.core.clock import Clock
 from agent.core.errors import UpstreamError, WireError
-from agent.upstream.client import NotHere, Reach, SwitchedOff, Upstream, UpstreamResponse
+from agent.upstream.client import NotHere, OtherCloud, Reach, SwitchedOff, Upstream, UpstreamResponse
 from agent.upstream.guard import UpstreamRefused
 from agent.wire.ec2 import MAX_TTL_SECONDS, SERVER, parse_token
 from agent.wire.names import (
@@ -173,7 +173,8 @@ class Ec2Metadata:
             if answer.status == 403:
                 raise await self._refusal(answer)
             if answer.status in {404, 405, 501}:
-                raise NotHere(
+                kind = OtherCloud if by_gce(answer) else NotHere
+                raise kind(
                     f"no ec2 metadata service: status {answer.status} for a session token", server_time=answer.date
                 )
             if answer.status != 200:
@@ -196,7 +197,7 @@ class Ec2Metadata:
     async def _refusal(self, answer: UpstreamResponse) -> UpstreamError:
         """What a 403 for a token means: see the class."""
         if by_gce(answer):
-            return NotHere("no ec2 metadata service: google's answers there", server_time=answer.date)
+            return OtherCloud("no ec2 metadata service: google's answers there", server_time=answer.date)
         if by_ec2(answer):
             without = await self._upstream.request(
                 "GET",
@@ -258,7 +259,8 @@ class GceMetadata:
         if by_gce(answer):
             self._flavored = True
         elif answer.status < 400 or (answer.status < 500 and not self._flavored):
-            raise NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
+            kind = OtherCloud if by_ec2(answer) else NotHere
+            raise kind(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
         return answer
 
     async def get(self, path_qs: str) -> bytes | None:

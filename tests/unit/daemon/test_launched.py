@@ -41,12 +41,21 @@ class World:
     def __init__(self, here: Path, ec2: Ec2MetadataService, gce: GceMetadataServer, out: Upstream) -> None:
         self.here, self.ec2, self.gce = here, ec2, gce
         self.clock = FakeClock()
+        self._out = out
         self._ways = Ec2Metadata(out, self.clock, ec2.url), GceMetadata(out, gce.url)
 
+    def at(self, url: str) -> tuple[Ec2Metadata, GceMetadata]:
+        """Both clouds' services are asked at one address, as on a machine."""
+        return Ec2Metadata(self._out, self.clock, url), GceMetadata(self._out, url)
+
     def made(
-        self, *entries: config.LaunchSignersEntry, left: Mapping[str, str] | None = None, services: bool = True
+        self,
+        *entries: config.LaunchSignersEntry,
+        left: Mapping[str, str] | None = None,
+        services: bool = True,
+        ways: tuple[Ec2Metadata, GceMetadata] | None = None,
     ) -> Launched:
-        ec2, gce = self._ways if services else (None, None)
+        ec2, gce = (ways or self._ways) if services else (None, None)
         return Launched(
             entries, ec2=ec2, gce=gce, credentials_directory=str(self.here), left=left or {}, clock=self.clock
         )
@@ -232,6 +241,25 @@ def test_a_service_that_is_switched_off_names_nobody(tmp_path: Path) -> None:
         found = world.made(EC2)
         await found.look()
         assert (found.silent, kids(found)) == ("", [])
+
+    play(tmp_path, scenario)
+
+
+def test_a_place_of_the_other_cloud_names_nobody(tmp_path: Path) -> None:
+    """One image may be for both: on each, the other's place is not waited for, once the cloud's own service answers there."""
+
+    async def scenario(world: World) -> None:
+        here_is_ec2, here_is_google = world.at(world.ec2.url), world.at(world.gce.url)
+        for entry, ways in ((GCE, here_is_ec2), (EC2, here_is_google), (TAG, here_is_google)):
+            found = world.made(entry, ways=ways)
+            await found.look()
+            assert (found.silent, kids(found)) == ("", [])
+        world.ec2.inject(Fault(status=404, body=b"no such page", times=None))
+        world.gce.inject(Fault(status=404, body=b"no such page", times=None))
+        for entry, ways in ((GCE, here_is_ec2), (EC2, here_is_google)):
+            found = world.made(entry, ways=ways)
+            await found.look()
+            assert found.silent, "a page may stand in the place of either"
 
     play(tmp_path, scenario)
 
