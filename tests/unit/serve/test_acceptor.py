@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent.serve.handed import Guarded, Guarding
 from agent.serve.intake import acceptor
 
 Connect = Callable[[], socket.socket]
@@ -71,6 +72,17 @@ def test_nobody_there_is_said_as_the_library_says_it(listening: socket.socket) -
     """Whoever accepts from an empty queue is told so at once."""
     with pytest.raises(BlockingIOError):
         acceptor(listening)()
+
+
+def test_a_socket_that_accepts_in_its_own_way_is_left_to_it(listening: socket.socket) -> None:
+    """What guards against descriptors that are handed over does so where it accepts."""
+    name = listening.getsockname()
+    with Guarding(listening) as guarding, socket.socket(guarding.family) as client:
+        guarding.setblocking(False)
+        client.connect(name)
+        connection, _ = acceptor(guarding)()
+        with contextlib.closing(connection):
+            assert isinstance(connection, Guarded)
 
 
 def test_a_library_that_calls_it_otherwise_accepts_itself() -> None:
