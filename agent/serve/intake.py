@@ -368,8 +368,8 @@ def acceptor(listening: socket.socket) -> Accept:
     """What accepts a connection as ``listening.accept`` does, and makes no more of it than what the kernel is asked by.
 
     The library's own makes of each connection an object in Python, and asks its enumerations what kind of socket it is:
-    of all that a request costs whose answer is remembered, that was a seventh. A socket that accepts in a way of its own
-    (:class:`agent.serve.handed.Guarding`, which holds off what is handed over) is left to it.
+    of all that a request costs whose answer is remembered, that was a seventh. A socket that accepts in its own way is
+    left to it (:class:`agent.serve.handed.Guarding` holds off what is handed over).
     """
     taken = getattr(listening, "_accept", None)  # as the library calls it; a later one may have another name for it
     if taken is None or type(listening).accept is not socket.socket.accept:
