@@ -208,10 +208,10 @@ class _Attribute:
 
     async def _look(self, started: float, *, waited: bool) -> SealedBundle | None:
         self._changed = not waited
-        # Each turn either answers or changes between the key and the list; a key that comes and goes meanwhile is
-        # looked at again after the pause.
+        # Each turn either answers or changes between the key and the list; a key that comes meanwhile is read, and one
+        # that comes and goes is looked at again after the pause.
         found = None
-        for _ in range(2):
+        for _ in range(3):
             if self._exists:
                 found = await self._look_at_key()
                 if self._exists:

@@ -127,6 +127,19 @@ def test_a_deleted_attribute_is_not_a_change_and_may_come_back() -> None:
     run(test())
 
 
+def test_an_attribute_that_comes_between_two_questions_is_read() -> None:
+    """It was not there, and the list names it: nobody may take the first for the whole answer."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            server.set_attribute(KEY, "one")
+            real = {"Metadata-Flavor": "Google"}
+            server.inject(Fault(f"/computeMetadata/v1/instance/attributes/{KEY}", status=404, headers=real, times=1))
+            assert (await source.fetch()).data == b"one"
+
+    run(test())
+
+
 def test_a_change_while_nobody_waited_is_not_missed() -> None:
     """A change during an outage is submitted when the server is back, because the old etag is sent along."""
 
