@@ -14,7 +14,7 @@ from agent.core.clock import Clock
 from agent.core.errors import SourceError, UnansweredError, UpstreamError, WireError
 from agent.core.model import SealedBundle
 from agent.core.source import OnError, OnSuccess, Submit
-from agent.upstream import SwitchedOff, UpstreamResponse
+from agent.upstream import OtherCloud, SwitchedOff, UpstreamResponse
 
 _NO_HURRY: Final = timedelta(days=1)
 _UNANSWERED: Final = frozenset({"timeout", "network"})
@@ -76,12 +76,12 @@ def broken_here(*, of_the_machine: bool = False) -> Iterator[None]:
     Args:
         of_the_machine: the machine's own metadata service is asked. What comes in its place, a proxy's page or a
             refusal of the session token, says as little as silence of what it holds; but for its own word that it is
-            switched off.
+            switched off, and that of the other cloud's service, which is here.
     """
     try:
         yield
     except UpstreamError as error:
-        instead = of_the_machine and error.code in _NO_ANSWER and not isinstance(error, SwitchedOff)
+        instead = of_the_machine and error.code in _NO_ANSWER and not isinstance(error, SwitchedOff | OtherCloud)
         if error.code in _UNANSWERED or instead:
             raise _UnansweredYet(error.message, seconds=error.pause_seconds, hint=error.hint) from None
         raise _later(error.message, error.pause_seconds, error.hint) from None

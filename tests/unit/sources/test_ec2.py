@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from agent.sources.watching import RetryLater
 from agent.upstream import Ec2Metadata, Upstream
 from agent.wire import userdata
 from tests.fakes.ec2_metadata import Ec2MetadataService
+from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
 from tests.unit.sources.support import Listener, StepClock, run, troubles, watching
 
@@ -179,6 +180,22 @@ def test_what_says_nothing_of_user_data_is_no_answer(path: str, status: int, bod
             with pytest.raises(SourceError) as caught:
                 await source.fetch()
             assert isinstance(caught.value, UnansweredError) is not answers
+
+    run(test())
+
+
+def test_on_a_machine_of_google_no_user_data_is_waited_for() -> None:
+    """Google's own server answers there: an image may be for both clouds."""
+
+    async def test() -> None:
+        out, clock, rng = Upstream(), StepClock(), random.Random(1)
+        async with GceMetadataServer() as google, AsyncExitStack() as stack:
+            stack.push_async_callback(out.close)
+            metadata = Ec2Metadata(out, clock, google.url)
+            source = Ec2UserDataSource(Ec2UserDataSettings(), metadata=metadata, clock=clock, rng=rng)
+            with pytest.raises(SourceError) as caught:
+                await source.fetch()
+            assert not isinstance(caught.value, UnansweredError)
 
     run(test())
 

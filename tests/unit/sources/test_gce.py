@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from agent.sources.gce import (
 )
 from agent.sources.watching import RetryLater
 from agent.upstream import GceMetadata, Upstream
+from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
 from tests.unit.sources.support import START, Listener, StepClock, run, submitted, troubles, watching
@@ -202,6 +203,24 @@ def test_one_attribute_says_nothing_of_the_other() -> None:
                 await heard.until(lambda h: not isinstance(h.troubles[-1], UnansweredError))
                 woken.cancel()
                 assert heard.oks == 0
+
+    run(test())
+
+
+def test_on_a_machine_of_ec2_no_attribute_is_waited_for() -> None:
+    """EC2's own service answers there: an image may be for both clouds."""
+
+    async def test() -> None:
+        out = Upstream()
+        async with Ec2MetadataService() as ec2, AsyncExitStack() as stack:
+            stack.push_async_callback(out.close)
+            metadata = GceMetadata(out, ec2.url)
+            source = GceAttributeSource(
+                GceAttributeSettings(), metadata=metadata, clock=StepClock(), rng=random.Random(1)
+            )
+            heard = Listener()
+            async with watching(source, heard):
+                await heard.until(lambda h: h.troubles and not isinstance(h.troubles[-1], UnansweredError))
 
     run(test())
 
