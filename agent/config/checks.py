@@ -105,7 +105,7 @@ def _wrong_urls(config: Config) -> Iterator[Fault]:
             said = f'expected scheme, host and port only, such as "https://broker.example", got {value!r}'
             yield Fault(f"mint.allowed_origins[{index}]", said)
     for key, value in _urls(config):
-        if not is_url(value, user=key.endswith("proxy")):
+        if not is_url(value, user=True):
             # Not what was got: a pre-signed URL is a credential.
             yield Fault(key, "expected http:// or https://, a host, and a port up to 65535 if any")
 

@@ -231,7 +231,7 @@ def text(path: Path) -> str:
         ConfigError: it cannot be read, is no plain file, is too long, or is no text.
     """
     try:
-        return data(path).decode("utf-8-sig")  # some editors begin a text with the mark of its encoding
+        return data(path).decode().removeprefix("\ufeff")  # some editors begin a text with the mark of its encoding
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: expected UTF-8 text") from None
 
