@@ -101,7 +101,7 @@ def _wrong_urls(config: Config) -> Iterator[Fault]:
             yield Fault(key, f'expected "auto", "off" or a base URL such as "http://169.254.169.254", got {value!r}')
     for index, value in enumerate(config.mint.allowed_origins):
         url = value if "://" in value else f"https://{value}"
-        if not is_url(url) or not re.fullmatch(r"[a-z]+://[^/?#]+/?", url):
+        if not is_url(url) or not re.fullmatch(r"[A-Za-z]+://[^/?#]+/?", url):
             said = f'expected scheme, host and port only, such as "https://broker.example", got {value!r}'
             yield Fault(f"mint.allowed_origins[{index}]", said)
     for key, value in _urls(config):

@@ -157,6 +157,13 @@ def test_what_no_bundle_may_lead_to_is_a_mistake_of_the_text(url: str) -> None:
     assert said is None or "mint.allowed_origins[1]" in said
 
 
+@pytest.mark.parametrize("url", ["HTTPS://a.example", "https://A.EXAMPLE/", "A.example:8443", "http://[FD00::1]:80"])
+def test_the_case_of_an_allowed_origin_does_not_matter(url: str) -> None:
+    """What leads to an origin, however it is written (RFC 3986 section 6.2.2.1), is no mistake."""
+    AllowList([url])
+    assert refusal(entry("[mint]", config.Mint, allowed_origins=f'["{url}"]')) is None
+
+
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize(
     ("title", "struct", "key"),
