@@ -507,7 +507,9 @@ class TestGrace:
     GRACE: ClassVar[dict[str, Any]] = {"identity": {"grace_seconds": 4.0}}
 
     def pending(self, agent: Agent) -> bool:
-        return bool(agent.status()["clouds"]["aws"]["origin"] == "waiting")
+        """Whether the grace is. (A source that has not been looked at yet is waited for too, and says so.)"""
+        told = agent.status()["clouds"]["aws"]
+        return bool(told["origin"] == "waiting" and "is being looked at" not in told["why"])
 
     def test_once_over_restarts(self, world: World, manager: NotifySocket) -> None:
         """A worker that had its grace does not wait again: not after a kill, and not with a longer one."""

@@ -407,6 +407,14 @@ def test_where_no_uid_is_a_worker_nobody_is_asked_for(tmp_path: Path) -> None:
         assert held.state()["state"] == "led"
 
 
+def _says(net: Lab, program: str) -> bool:
+    try:
+        net.at(net.host, sys.executable, "-I", "-S", "-c", program)
+    except AssertionError:
+        return False
+    return True
+
+
 def test_an_address_stays_reserved_while_systemd_does_not_answer(tmp_path: Path) -> None:
     """A plan that cannot say which they are sets none free, and is soon made again."""
     with Lab() as net:
@@ -427,8 +435,8 @@ def test_an_address_stays_reserved_while_systemd_does_not_answer(tmp_path: Path)
         assert net.at(net.host, "nft", "-a", "list", "table", *nft.TABLE.split()) == handle
         held.plan(reserve=[])
         held.signal(signal.SIGHUP)
-        until(partial(held.has_planned, held.state()["plans"] + 1), "a plan that says that there are none")
-        net.at(net.host, sys.executable, "-I", "-S", "-c", bind)
+        # Not after so many plans: one may be under way that began before.
+        until(partial(_says, net, bind), "a plan that says that there are none")
 
 
 def test_names_of_a_directory_are_looked_up_now_and_then(tmp_path: Path) -> None:
