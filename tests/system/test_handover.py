@@ -507,7 +507,7 @@ class TestGrace:
     GRACE: ClassVar[dict[str, Any]] = {"identity": {"grace_seconds": 4.0}}
 
     def pending(self, agent: Agent) -> bool:
-        """Whether the grace is. (A source that has not been looked at yet is waited for too, and says so.)"""
+        """Whether the grace is: a source that has not been looked at yet is waited for too, and says so."""
         told = agent.status()["clouds"]["aws"]
         return bool(told["origin"] == "waiting" and "is being looked at" not in told["why"])
 
