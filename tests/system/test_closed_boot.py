@@ -439,7 +439,9 @@ def test_what_is_stopped_is_closed_and_says_so(world: World) -> None:
     assert "another service answers" in said.stderr
     machine.until(lambda: machine.status()["redirect"]["arrives"] is False, what="the word that it does not arrive")
     text = machine.result("credential-agent", "status").stdout
-    hint = next(line for line in text.splitlines() if "hint: systemctl restart" in line).partition("hint: ")[2]
+    hint = next(line for line in text.splitlines() if "systemctl restart credential-agent-redirect" in line).partition(
+        "hint: "
+    )[2]
     machine.run("sh", "-c", f"cd /; {hint}")
     world.served()
     machine.run(*wait)
