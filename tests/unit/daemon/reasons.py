@@ -79,10 +79,13 @@ class World:
     """A machine whose bundle is in a file or in user-data, and the trouble that it has with it.
 
     Attributes:
+        cloud: of its workers.
         changes: of the configuration.
         clock: of the process that runs, or is next.
         machine_served: whenever a worker would have been given the machine's own identity.
     """
+
+    cloud = Cloud.AWS
 
     def __init__(self, root: Path, ec2: Ec2MetadataService, stack: AsyncExitStack) -> None:
         self.ec2, self.stack = ec2, stack
@@ -107,7 +110,7 @@ class World:
 
     def seal(self) -> None:
         """Put a bundle where its source looks. What follows its loss would be the machine."""
-        grants = (session(now=self.now, hours=480),)
+        grant = self.grant()
         sealed = bundle.seal(
             signer=self.machines.before.signer,
             recipients=[self.recipient],
@@ -117,10 +120,18 @@ class World:
             now=self.now,
             accept_until=self.now + timedelta(days=20),
             on_expiry=OnExpiry.FALLBACK,
-            grants=grants,
-            routes={Cloud.AWS: grants[0].id},
+            grants=(grant,),
+            routes={self.cloud: grant.id},
             seq=1,
         )
+        self.put(sealed)
+
+    def grant(self) -> Any:
+        """What it gives to workers."""
+        return session(now=self.now, hours=480)
+
+    def put(self, sealed: bytes) -> None:
+        """Put it where its source looks."""
         if self.by_user_data:
             self.ec2.user_data = sealed
         else:
@@ -129,7 +140,7 @@ class World:
     def look(self, life: Life) -> None:
         """Note when a worker is the machine, now or as soon as time passes."""
         state = life.restorer.controller.store.state
-        if isinstance(standing.standing(state, Cloud.AWS, life.clock.now()), standing.Machines):
+        if isinstance(standing.standing(state, self.cloud, life.clock.now()), standing.Machines):
             self.machine_served.append(f"awaited: {dict(state.awaited)}, memory: {state.memory}")
 
     @asynccontextmanager
@@ -396,6 +407,23 @@ def succeed(world: World, life: Life, successor: Callable[[World, Life], None]) 
         boottime=100.0 if boot else before.fake.boottime() + 1,
         ahead=before.ahead,
     )
+
+
+async def resumes(world: World, it: Reason, successor: Callable[[World, Life], None]) -> None:
+    """A bundle is in force, and the next process begins while the reason is there: nobody is the machine meanwhile."""
+    async with world.living() as (life, _):
+        await world.in_force(life)
+        await life.controller.durable.last(10)
+        succeed(world, life, successor)
+    world.machine_served.clear()
+    it.begin()
+    async with world.living() as (life, reloader):
+        await world.waited(life)
+        assert world.machine_served == []
+        it.end()
+        await reloader.reload()
+        await world.in_force(life)
+    assert world.machine_served == []
 
 
 def play(root: Path, reason: type[Reason], scenario: Callable[[World, Reason], Any]) -> None:

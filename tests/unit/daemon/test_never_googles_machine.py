@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,15 @@ import pytest
 
 from agent import bundle
 from agent.bundle.short_key import short_key
-from agent.core.model import Cloud, OnExpiry
+from agent.core.model import Cloud
 from agent.daemon import reload
 from agent.host import patience
-from agent.identity import standing
 from tests.fakes.ec2_metadata import Ec2MetadataService
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
 from tests.system.harness import ISSUER, merged
 from tests.unit.daemon.life import READY_SECONDS, Life, patient
-from tests.unit.daemon.reasons import MACHINE, SUCCESSORS, Reason, World, rebooted, restarted, stopped, succeed
+from tests.unit.daemon.reasons import MACHINE, SUCCESSORS, Reason, World, rebooted, restarted, resumes, stopped, succeed
 from tests.unit.identity.worlds import google
 
 KEY, SIGNER = "credential-bundle", "credential-agent-signer"
@@ -39,6 +39,8 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 class OnGoogle(World):
     """A machine at Google."""
 
+    cloud = Cloud.GCP
+
     def __init__(self, root: Path, ec2: Ec2MetadataService, gce: GceMetadataServer, stack: AsyncExitStack) -> None:
         super().__init__(root, ec2, stack)
         self.gce = gce
@@ -52,26 +54,11 @@ class OnGoogle(World):
         }
         return merged(merged(super().configuration, here), self.changes)
 
-    def seal(self) -> None:
-        grant = google(now=self.now, hours=480)
-        sealed = bundle.seal(
-            signer=self.machines.before.signer,
-            recipients=[self.recipient],
-            issuer=ISSUER,
-            subject="team",
-            audiences=[self.audience],
-            now=self.now,
-            on_expiry=OnExpiry.FALLBACK,
-            grants=(grant,),
-            routes={Cloud.GCP: grant.id},
-            seq=1,
-        )
-        self.gce.set_attribute(KEY, sealed.decode())
+    def grant(self) -> Any:
+        return google(now=self.now, hours=480)
 
-    def look(self, life: Life) -> None:
-        state = life.restorer.controller.store.state
-        if isinstance(standing.standing(state, Cloud.GCP, life.clock.now()), standing.Machines):
-            self.machine_served.append(f"awaited: {dict(state.awaited)}, memory: {state.memory}")
+    def put(self, sealed: bytes) -> None:
+        self.gce.set_attribute(KEY, sealed.decode())
 
 
 class Google(Reason):
@@ -192,19 +179,4 @@ def test_what_was_in_force_is_waited_for(
     tmp_path: Path, reason: type[Reason], successor: Callable[[World, Life], None]
 ) -> None:
     """A bundle that cannot be opened again yet is not lost, though its loss would allow the machine's identity."""
-
-    async def scenario(world: World, it: Reason) -> None:
-        async with world.living() as (life, _):
-            await world.in_force(life)
-            await life.controller.durable.last(10)
-            succeed(world, life, successor)
-        world.machine_served.clear()
-        it.begin()
-        async with world.living() as (life, _):
-            await world.waited(life)
-            assert world.machine_served == []
-            it.end()
-            await world.in_force(life)
-        assert world.machine_served == []
-
-    play(tmp_path, reason, scenario)
+    play(tmp_path, reason, partial(resumes, successor=successor))

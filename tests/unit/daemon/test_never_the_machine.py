@@ -7,6 +7,7 @@ comes into force once the reason is gone, so that it was that which was waited f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.unit.daemon.reasons import (
     play,
     rebooted,
     restarted,
+    resumes,
     stopped,
     succeed,
 )
@@ -71,20 +73,4 @@ def test_what_was_in_force_is_waited_for(
     tmp_path: Path, reason: type[Reason], successor: Callable[[World, Life], None]
 ) -> None:
     """A bundle that cannot be opened again yet is not lost, though its loss would allow the machine's identity."""
-
-    async def scenario(world: World, it: Reason) -> None:
-        async with world.living() as (life, _):
-            await world.in_force(life)
-            await life.controller.durable.last(10)
-            succeed(world, life, successor)
-        world.machine_served.clear()
-        it.begin()
-        async with world.living() as (life, reloader):
-            await world.waited(life)
-            assert world.machine_served == []
-            it.end()
-            await reloader.reload()
-            await world.in_force(life)
-        assert world.machine_served == []
-
-    play(tmp_path, reason, scenario)
+    play(tmp_path, reason, partial(resumes, successor=successor))
