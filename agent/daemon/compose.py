@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agent import config
 from agent.core.clock import Clock
@@ -28,6 +29,7 @@ from agent.providers.attest import Attestor
 from agent.providers.sts import Sts
 from agent.sources.file import LOOK_SECONDS, FileSettings, FileSource
 from agent.upstream import Ec2Metadata, GceMetadata, Upstream, UpstreamSettings
+from agent.wire import names
 from agent.wire.names import EC2_USER_DATA_PATH, METADATA_URL, gce_attributes
 
 LOOKUPS = 4
@@ -88,15 +90,24 @@ class Metadata:
         ec2, gce: the clients; ``None`` where the machine has no such service.
         cloud: the cloud this machine is known to be in, by its firmware or because the operator named just one service;
             silence of that service is then an outage, not the sign of another kind of machine.
+        passes: the clouds whose service is asked for workers. By the firmware one cloud's service is at the address of
+            both: who asks in the other's dialect is told that this is no such machine (decision 0005), though an image
+            for both clouds names both.
     """
 
     def __init__(self, settings: config.Config, out: Upstream, clock: Clock, *, root: Path = Path("/")) -> None:
         platform = machine.platform(root)
+        here = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform)
         ec2_url = _metadata_url(settings.upstream.ec2, here=platform == "ec2")
         gce_url = _metadata_url(settings.upstream.gce, here=platform == "gce")
         named = {Cloud.AWS: ec2_url, Cloud.GCP: gce_url}
         known = [cloud for cloud, url in named.items() if url is not None]
-        self.cloud = {"ec2": Cloud.AWS, "gce": Cloud.GCP}.get(platform) or (known[0] if len(known) == 1 else None)
+        self.cloud = here or (known[0] if len(known) == 1 else None)
+        self.passes = frozenset(
+            cloud
+            for cloud, url in named.items()
+            if url is not None and (here in {None, cloud} or urlsplit(url).hostname not in _OF_THE_CLOUDS)
+        )
         if known:
             # The machine must be identified within two seconds of the start: importing a library must not use them up.
             out.load()
@@ -111,9 +122,13 @@ class Metadata:
         """
         ec2_url, gce_url = self._urls
         return (
-            None if ec2_url is None else Ec2Metadata(out, self._clock, ec2_url),
-            None if gce_url is None else GceMetadata(out, gce_url),
+            None if ec2_url is None or Cloud.AWS not in self.passes else Ec2Metadata(out, self._clock, ec2_url),
+            None if gce_url is None or Cloud.GCP not in self.passes else GceMetadata(out, gce_url),
         )
+
+
+_OF_THE_CLOUDS = frozenset({names.METADATA_IPV4, names.EC2_IPV6, names.GCE_IPV6, names.GCE_HOST})
+"""Where one of them answers, or nobody. Elsewhere an emulator may be either's."""
 
 
 def _metadata_url(value: str, *, here: bool) -> str | None:

@@ -111,8 +111,8 @@ class Listeners:
             early_phase=EARLY_STEP * phase,
             own_namespaces=compose.own_namespaces(settings),
             audit=settings.audit.mode,
-            real_ec2=through and self._prepared.metadata.ec2 is not None,
-            real_gce=through and self._prepared.metadata.gce is not None,
+            real_ec2=through and Cloud.AWS in self._prepared.metadata.passes,
+            real_gce=through and Cloud.GCP in self._prepared.metadata.passes,
             passed_connections=shares.passed,
             limits=Limits(connections=shares.connections, held=min(4096, max(1, shares.connections // 2))),
         )
