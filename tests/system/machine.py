@@ -665,8 +665,8 @@ try:
     s.settimeout(3)
     s.connect((address, port))
     s.sendall(b"GET / HTTP/1.1\\r\\nHost: 169.254.169.254\\r\\nUser-Agent: credential-agent/probe\\r\\nConnection: close\\r\\n\\r\\n")
-    status = s.recv(100).split()[1].decode()
-    print("agent" if status == "508" else "other")
+    words = s.recv(100).split()
+    print("nothing" if not words else "agent" if words[1] == b"508" else "other")
 except OSError as error:
     print(type(error).__name__)
 """

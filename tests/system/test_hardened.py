@@ -79,7 +79,7 @@ COMMIT
 COMMIT
 """
 
-CONTAINER = """cd /; ip netns delete job; ip link delete docker0; set -e
+CONTAINER = """cd /; ip netns delete job; ip link delete veth0; ip link delete docker0; set -e
 ip netns add job
 ip link add docker0 type bridge; ip address add 172.17.0.1/16 dev docker0; ip link set docker0 up
 ip link add veth0 type veth peer name eth0 netns job; ip link set veth0 master docker0 up
