@@ -27,6 +27,8 @@ from agent.host.files import sweep, write_atomic
 
 MODE: Final = 0o640
 END_SECONDS: Final = 0.5
+NOTHING_SECONDS: Final = 86_400.0
+"""A pause where no file is wanted and none is there: a reload ends it."""
 
 
 class Textfile:
@@ -45,7 +47,7 @@ class Textfile:
     def __init__(self, settings: Callable[[], config.Metrics], render: Callable[[], bytes], clock: Clock) -> None:
         self._settings = settings
         self._render = render
-        self.every = Every(clock, lambda: settings().seconds)
+        self.every = Every(clock, lambda: settings().seconds if self._is_wanted(settings()) else NOTHING_SECONDS)
         self._written: Path | None = None
         self._writing: asyncio.Future[None] | None = None
         self._log = structlog.get_logger()
@@ -65,9 +67,13 @@ class Textfile:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.to_thread(self._remove), END_SECONDS)
 
+    def _is_wanted(self, settings: config.Metrics) -> bool:
+        """Whether there is something to do: a file is to be there, or one that was is to go."""
+        return settings.textfile is not None or self._written is not None
+
     async def _bring(self, settings: config.Metrics) -> None:
         path = None if settings.textfile is None else Path(settings.textfile)
-        if path is None and self._written is None:
+        if not self._is_wanted(settings):
             self.trouble = None
             return
         try:

@@ -52,6 +52,7 @@ class Alarm:
         # Mutable state: who waits until when, earliest first. A cancelled one is dropped when its time comes.
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
+        self._armed = 0.0  # when the kernel is to wake us; 0: never
         self.open = True
         loop.add_reader(ends, self._over)
         loop.add_reader(steps, self._stepped)
@@ -103,10 +104,13 @@ class Alarm:
             heapq.heappop(self._waiting)
         # An instant that is past fires at once; zero would disarm.
         until = max(self._waiting[0][0], 1e-9) if self._waiting else 0.0
-        _set(self._ends, _TFD_TIMER_ABSTIME, until)
+        # Most who begin to wait, or leave, are not the first: nothing is said anew for them.
+        if until != self._armed and _set(self._ends, _TFD_TIMER_ABSTIME, until):
+            self._armed = until
 
     def _over(self) -> None:
         _drain(self._ends)
+        self._armed = 0.0  # it has expired
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         while self._waiting and (self._waiting[0][0] <= now or self._waiting[0][2].done()):
             waiter = heapq.heappop(self._waiting)[2]
@@ -123,12 +127,11 @@ class Alarm:
         self._changed()
 
 
-def _set(descriptor: int, flags: int, at: float) -> None:
+def _set(descriptor: int, flags: int, at: float) -> bool:
+    """Arm it; false: who is told of steps was told of one that came before, and is armed all the same (ECANCELED)."""
     seconds = int(at)
     value = _Timer(_Timespec(0, 0), _Timespec(seconds, int((at - seconds) * 1e9)))
-    if libc().timerfd_settime(descriptor, flags, ctypes.byref(value), None) != 0:
-        # ECANCELED tells of a step that came before the timer was armed: it is armed all the same.
-        return
+    return bool(libc().timerfd_settime(descriptor, flags, ctypes.byref(value), None) == 0)
 
 
 def _drain(descriptor: int) -> None:

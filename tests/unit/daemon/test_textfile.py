@@ -108,6 +108,28 @@ def test_a_reload_is_heeded_at_once(world: World) -> None:
     asyncio.run(moved_at_once(world))
 
 
+async def asked_for_later(world: World) -> None:
+    wanted, world.settings = world.settings, Metrics()
+    async with world.running():
+        waits = world.clock.next_waking()
+        assert waits is not None
+        assert waits > 3600
+        world.settings = wanted
+        world.file.every.changed()
+        async with asyncio.timeout(60):
+            while found(world) != ["agent.prom"]:  # noqa: ASYNC110 - a thread writes meanwhile
+                await asyncio.sleep(0.001)
+        await world.slept()
+        world.content = b"a 2\n"
+        await world.next()
+        assert world.path.read_bytes() == b"a 2\n"
+
+
+def test_where_no_file_is_wanted_nothing_is_done_until_one_is(world: World) -> None:
+    """An agent that writes no metrics is not woken for them, and begins as soon as a reload says so."""
+    asyncio.run(asked_for_later(world))
+
+
 def test_a_reload_leaves_nothing_where_it_was(world: World) -> None:
     """A file that moves, or is wanted no longer, does not stay behind to be scraped for ever."""
     asyncio.run(moved(world))
