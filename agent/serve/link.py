@@ -83,9 +83,9 @@ class Link:
         assert self.served is not None
         return self.served
 
-    def say(self, message: ServerSays) -> bool:
-        """Send it, if there is somebody to send it to."""
-        return self._connection is not None and self._connection.say(message)
+    def say(self, *messages: ServerSays) -> bool:
+        """Send them, if there is somebody to send them to: at once, so that they wake whoever reads them once."""
+        return self._connection is not None and self._connection.say(*messages)
 
     # -- what is asked -----------------------------------------------------------------------------------------------
 
@@ -237,15 +237,15 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._link.ended(self)
 
-    def say(self, message: ServerSays) -> bool:
-        """Send it; ``False``: it cannot be."""
+    def say(self, *messages: ServerSays) -> bool:
+        """Send them; ``False``: they cannot be."""
         if self._transport is None or self._transport.is_closing():
             return False
         try:
-            frame = frame_from_server(message)
+            frames = b"".join(map(frame_from_server, messages))
         except SnapshotError:
             return False  # what a worker asked is longer than any question may be
-        self._transport.write(frame)
+        self._transport.write(frames)
         return True
 
     def finish(self) -> None:

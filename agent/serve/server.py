@@ -65,9 +65,8 @@ class WorkerServer:
 
     def _told(self) -> None:
         """The controller asked for numbers."""
-        if self._use is not None:
-            self._link.say(self._use(self.endpoint.listener.connections))
-        self._tally.told()
+        uses = () if self._use is None else (self._use(self.endpoint.listener.connections),)
+        self._tally.told(*uses)
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Answer on these listening sockets, which are closed with this."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -30,15 +29,22 @@ TOLD_AGAIN_SECONDS: Final = 1.0
 COMPLAIN_AGAIN_SECONDS: Final = 60.0
 
 
+class Say(Protocol):
+    """To the controller; false when nobody hears it just now."""
+
+    def __call__(self, *messages: ServerSays) -> bool:
+        """Say all of it at once."""
+
+
 class Tally:
     """See the module. To be made in the event loop.
 
     Args:
-        say: to the controller; false when nobody hears it just now.
+        say: to the controller.
         ledger: counts what is given to whom.
     """
 
-    def __init__(self, say: Callable[[ServerSays], bool], ledger: Ledger) -> None:
+    def __init__(self, say: Say, ledger: Ledger) -> None:
         self._say = say
         self._ledger = ledger
         self._counts: dict[int, int] = {}
@@ -89,10 +95,14 @@ class Tally:
             self._say(Served(rows[first : first + MOST_SERVED]))
         return True
 
-    def told(self) -> None:
-        """The controller asked: after all that there is comes a message without any, by which it knows the end."""
+    def told(self, *further: ServerSays) -> None:
+        """The controller asked: after all that there is comes a message without any, by which it knows the end.
+
+        Args:
+            further: what is said with that.
+        """
         self.tell()
-        self._say(Counts(()))
+        self._say(*further, Counts(()))
 
     def close(self) -> None:
         """Say the last numbers."""
