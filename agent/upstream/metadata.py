@@ -173,8 +173,9 @@ class Ec2Metadata:
             if answer.status == 403:
                 raise await self._refusal(answer)
             if answer.status in {404, 405, 501}:
-                kind = OtherCloud if by_gce(answer) else NotHere
-                raise kind(
+                if by_gce(answer):
+                    raise OtherCloud("no ec2 metadata service: google's answers there", server_time=answer.date)
+                raise NotHere(
                     f"no ec2 metadata service: status {answer.status} for a session token", server_time=answer.date
                 )
             if answer.status != 200:
@@ -259,8 +260,7 @@ class GceMetadata:
         if by_gce(answer):
             self._flavored = True
         elif answer.status < 400 or (answer.status < 500 and not self._flavored):
-            kind = OtherCloud if by_ec2(answer) else NotHere
-            raise kind(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
+            raise _no_gce(answer)
         return answer
 
     async def get(self, path_qs: str) -> bytes | None:
@@ -287,6 +287,12 @@ class GceMetadata:
             if listed is None or key.encode() in listed.split():
                 raise _stranger("an attribute of the gce metadata server is answered by something else", answer)
         return _body_or_none(answer, directory + key)
+
+
+def _no_gce(answer: UpstreamResponse) -> NotHere:
+    if by_ec2(answer):
+        return OtherCloud("no gce metadata server: ec2's answers there", server_time=answer.date)
+    return NotHere(f"no gce metadata server: status {answer.status} without its flavor", server_time=answer.date)
 
 
 def _stranger(message: str, answer: UpstreamResponse) -> UpstreamError:

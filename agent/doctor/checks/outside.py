@@ -34,6 +34,7 @@ _SERVICE: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "between": ("something else answers in its place, a proxy say: nothing may take these requests to itself", ROUTE),
     "absent": ("what answers there is no such service", ROUTE),
+    "elsewhere": ("this machine is in the other cloud", SHOW),
     "silent": ("it does not answer", ROUTE),
 }
 """Causes and commands; the first two are for a computer that may change the instance, which may be another one."""
@@ -65,6 +66,8 @@ def _service(service: Service, instance: str, *, alone: bool) -> Finding:
     if service.state == "no-identity":
         said = f"it answers, and {service.why}: without a bundle there is no identity"
         return warn(METADATA, said, "credential-agent status", about=service.name)
+    if service.state == "elsewhere" and not alone:
+        return ok(METADATA, f"this machine is in the other cloud: {service.why}", about=service.name)
     cause, command = _SERVICE[service.state]
     if not instance and command.startswith("aws "):
         command = ROUTE

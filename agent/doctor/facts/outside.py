@@ -60,14 +60,14 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: ``ec2`` or ``gce``.
         state: ``ok``; ``disabled``; ``hop-limit``: it answers, and its tokens do not come this far; ``absent``:
-            something else answers; ``between``: a proxy does; ``silent``; ``no-identity``: the machine has none of
-            its own.
+            something else answers; ``elsewhere``: the other cloud's does; ``between``: a proxy does; ``silent``;
+            ``no-identity``: the machine has none of its own.
         why: in words.
         ahead_seconds: by how much its clock is ahead of this machine's.
     """
 
     name: str
-    state: Literal["ok", "disabled", "between", "hop-limit", "absent", "silent", "no-identity"]
+    state: Literal["ok", "disabled", "between", "hop-limit", "absent", "elsewhere", "silent", "no-identity"]
     why: str = ""
     ahead_seconds: float | None = None
 

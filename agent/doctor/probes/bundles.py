@@ -63,6 +63,13 @@ async def _look(settings: config.Config, environ: Mapping[str, str], file: bytes
         hear=lambda _witness, _date, _took: None,
         faults=beliefs.Faults(),
     )
+    try:
+        return await _seen(settings, prepared, clock, file)
+    finally:
+        await prepared.close()
+
+
+async def _seen(settings: config.Config, prepared: Prepared, clock: SystemClock, file: bytes | None) -> Bundles:
     who = Who(prepared.metadata, clock, configured=settings.identity.instance_id, root=Path("/"))
     machines, _, found = await asyncio.gather(
         _in_time(who.ask(), []),

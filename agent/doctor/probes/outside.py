@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from agent import config
-from agent.core.errors import UpstreamError
+from agent.core.errors import UpstreamError, WireError
 from agent.daemon import compose
 from agent.doctor.facts import Clouds, Endpoint, Metadata, Service
 from agent.doctor.probes.settings import settings_of
@@ -19,7 +19,8 @@ from agent.host.clock import SystemClock
 from agent.host.threads import Threads
 from agent.providers import GoogleEndpoints
 from agent.providers.regions import sts_url
-from agent.upstream import NotHere, Reach, Upstream, UpstreamResponse, origin_of, switched_off
+from agent.upstream import NotHere, OtherCloud, Reach, Upstream, UpstreamResponse, by_gce, origin_of, switched_off
+from agent.wire.ec2 import parse_token
 from agent.wire.names import (
     EC2_REGION_PATH,
     EC2_ROLES_PATH,
@@ -92,6 +93,8 @@ async def _ec2(out: Upstream, url: str, clock: SystemClock) -> Service:
         return Service(
             name="ec2", state="hop-limit", why=f"status {answer.status} without a token", ahead_seconds=ahead
         )
+    if by_gce(token):
+        return Service(name="ec2", state="elsewhere", why="google's answers there")
     ahead = _ahead(token.date, clock)
     if token.status == 403:
         try:
@@ -106,9 +109,16 @@ async def _ec2(out: Upstream, url: str, clock: SystemClock) -> Service:
     if token.status != 200:
         return Service(name="ec2", state="absent", why=f"status {token.status} for a session token")
     try:
-        roles = await ask("GET", EC2_ROLES_PATH, {EC2_TOKEN_HEADER: token.body.decode("latin-1").strip()})
-    except (UpstreamError, ValueError) as error:
-        return Service(name="ec2", state="silent", why=str(error), ahead_seconds=ahead)
+        session = {EC2_TOKEN_HEADER: parse_token(token.body)}
+    except WireError:
+        return Service(name="ec2", state="absent", why="a page in place of a session token")
+    try:
+        return _with_role(await ask("GET", EC2_ROLES_PATH, session), ahead)
+    except UpstreamError as error:
+        return Service(name="ec2", state="silent", why=error.message, ahead_seconds=ahead)
+
+
+def _with_role(roles: UpstreamResponse, ahead: float | None) -> Service:
     if roles.status == 404:
         return Service(name="ec2", state="no-identity", why="no role is attached", ahead_seconds=ahead)
     if roles.status != 200:
@@ -123,7 +133,8 @@ async def _gce(known: compose.Metadata, clock: SystemClock) -> Service:
     try:
         answer = await known.gce.request("GET", GCE_ACCOUNT_PATH, timeout_seconds=SECONDS)
     except NotHere as error:
-        return Service(name="gce", state="absent", why=error.message)
+        other = isinstance(error, OtherCloud)
+        return Service(name="gce", state="elsewhere" if other else "absent", why=error.message)
     except UpstreamError as error:
         return Service(name="gce", state="silent", why=error.message)
     ahead = _ahead(answer.date, clock)

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.doctor import Level, Machine, diagnose, examine
+from agent.doctor.checks.bundles import sources
+from agent.doctor.checks.outside import metadata
 from agent.doctor.facts import Control, Unknown
 from agent.doctor.probes import bundles, listeners, machine, outside
 from agent.doctor.probes.keys import look_at_keys
@@ -22,6 +25,7 @@ from tests.fakes.ec2_metadata import Ec2MetadataService, Key
 from tests.fakes.gce_metadata import GceMetadataServer
 from tests.fakes.served import Fault
 from tests.system.harness import World, as_user, background
+from tests.unit.doctor.support import healthy, silent
 
 KEY = Key("ASIAMACHINE000000000", "s" * 40, "t" * 80)
 HERE = "http://127.0.0.1:1"
@@ -56,6 +60,8 @@ class TestMetadata:
         ec2.endpoint_enabled = True
         ec2.faults.append(Fault(status=403, body=b"<html>sign in", times=None))
         assert ec2_says(world, ec2)[0] == "between"
+        ec2.faults[0] = Fault(status=200, body=b"<html>sign in", times=None)
+        assert ec2_says(world, ec2)[0] == "absent"
         ec2.faults[0] = Fault(prefix="/latest/api/token", drop=True, times=None)
         assert ec2_says(world, ec2)[0] == "hop-limit"
         ec2.faults.append(Fault(drop=True, times=None))
@@ -70,15 +76,38 @@ class TestMetadata:
         assert 3500 < ahead < 3700
 
     def test_gce_is_told_apart_from_what_only_answers_there(self, world: World) -> None:
-        """A service account; none; and something at that address that is no metadata server of Google's."""
-        gce, other = GceMetadataServer(), Ec2MetadataService()
-        with background(gce, other):
+        """A service account; none; EC2's own service; and a page."""
+        gce, other, page = GceMetadataServer(), Ec2MetadataService(), Ec2MetadataService()
+        page.faults.append(Fault(status=200, body=b"<html>sign in", times=None))
+        with background(gce, other, page):
             found = []
-            for url, accounts in ((gce.url, gce.accounts), (gce.url, []), (other.url, [])):
+            for url, accounts in ((gce.url, gce.accounts), (gce.url, []), (other.url, []), (page.url, [])):
                 gce.accounts = accounts
                 config = world.write_config({"upstream": {"ec2": "off", "gce": url}})
                 found.append(outside.look_at_metadata(config).services[0].state)
-        assert found == ["ok", "no-identity", "absent"]
+        assert found == ["ok", "no-identity", "elsewhere", "absent"]
+
+    @pytest.mark.parametrize(
+        ("here", "other", "off"),
+        [(Ec2MetadataService, "gce-attribute", "ec2"), (GceMetadataServer, "ec2-user-data", "gce")],
+    )
+    def test_an_image_for_both_clouds_is_no_trouble_in_one(
+        self, world: World, here: type[Ec2MetadataService | GceMetadataServer], other: str, off: str
+    ) -> None:
+        """What is the other cloud's is told as that, and is nothing to mend; it is where nothing else is configured."""
+        kinds = [{"kind": kind} for kind in ("ec2-user-data", "gce-attribute")]
+        with background(service := here()):
+            both = {"ec2": service.url, "gce": service.url}
+            for upstream, configured, level in (
+                (both, kinds, Level.OK),
+                ({**both, off: "off"}, [{"kind": other}], Level.FAIL),
+            ):
+                config = world.write_config({"upstream": upstream, "sources": configured})
+                held, services = bundles.look_at_bundles(config, {}, None), outside.look_at_metadata(config)
+                facts = msgspec.structs.replace(healthy(), bundles=held, metadata=services, control=silent())
+                told = {one.about: one for check in (metadata, sources) for one in check(facts)}
+                assert [told[about].level for about in (other, other[:3])] == [level, level]
+                assert "in the other cloud" in told[other[:3]].said
 
 
 def test_a_cloud_that_cannot_be_reached_is_told_with_the_kind(world: World) -> None:
