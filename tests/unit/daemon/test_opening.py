@@ -72,23 +72,24 @@ def test_what_is_dropped_while_a_key_service_is_asked_opens_nothing(what: str) -
     asyncio.run(scenario())
 
 
-WAYS = ["new", "from before", "in force"]
-"""A bundle that was never accepted; one that was, and is opened anew at a boot; one that is in force."""
+WAYS = ["new", "new beside another", "from before", "in force"]
+"""A bundle that was never accepted, while none is in force or another; one that was accepted, and is opened anew at a
+boot; one that is in force."""
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("place", ["", "ec2-user-data"])
 def test_an_unknown_signer_may_be_one_whom_a_silent_place_names(place: str, way: str) -> None:
-    """A bundle of such a signer is tried again, new or from before a boot; one in force is not held over for that."""
+    """A bundle of such a signer is tried again, whatever is in force; one that is in force itself is not held over."""
 
     async def scenario() -> None:
         it = opening(keys.LocalKey(OPENING[0], kind="file"))
         it.unsaid = lambda: place
         digest = (await it(SEALED, NOW, None)).digest
         it.pinned = bundle.Trust(())
-        it.in_force = lambda: SEALED.data if way == "in force" else None
+        it.in_force = lambda: {"in force": SEALED.data, "new beside another": b"another"}.get(way)
         with pytest.raises(BundleError) as caught:
-            await it(SEALED, NOW, None if way == "new" else digest)
+            await it(SEALED, NOW, None if way.startswith("new") else digest)
         assert isinstance(caught.value, KeyUnavailableError) == (bool(place) and way != "in force")
         assert caught.value.code == ("key-unavailable" if place and way != "in force" else "signer")
         it.pinned = TRUST
@@ -117,17 +118,22 @@ def test_a_bundle_may_be_right_by_the_time_that_the_metadata_service_says(told: 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("told", [0.0, 86400.0])
-def test_another_time_makes_no_signer_trusted(told: float) -> None:
-    """What is refused for anything but its time is refused, whoever says another time."""
+@pytest.mark.parametrize("refused", ["expired", "recipient", "signer", "audience"])
+def test_who_is_silent_makes_right_only_what_he_could_say(refused: str) -> None:
+    """What is refused for anything else is refused: neither a silent place nor another time has it tried again."""
 
     async def scenario() -> None:
-        it = opening(keys.LocalKey(OPENING[0], kind="file"))
-        it.disputed = lambda: told
-        it.pinned = bundle.Trust(())
+        it = opening(keys.LocalKey(OTHER if refused == "recipient" else OPENING[0], kind="file"))
+        it.unsaid = lambda: "" if refused == "signer" else "ec2-user-data"
+        it.unnamed = lambda: refused != "audience"
+        it.disputed = lambda: 0.0 if refused == "expired" else 86400.0
+        if refused == "signer":
+            it.pinned = bundle.Trust(())
+        elif refused == "audience":
+            it.answer_to(["urn:credbundle:cluster:another"], ())
         with pytest.raises(BundleError) as caught:
-            await it(SEALED, NOW + timedelta(days=400), None)
-        assert caught.value.code == "signer"
+            await it(SEALED, NOW + timedelta(days=400 if refused in {"expired", "signer"} else 0), None)
+        assert caught.value.code == refused
 
     asyncio.run(scenario())
 

@@ -11,6 +11,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Begun:
         self.cost = cost
         self.over = over
         self.time = 0.0
+        self.looks = 0
         self.owners: list[Hashable] = []
         self.open: list[socket.SocketType] = []
         self.recalled: list[bytes] = []
@@ -80,6 +82,11 @@ class Begun:
         self.owners.append(owner)
         self.open.append(sock)
         return self.over
+
+    def now(self) -> float:
+        """The time; ``looks`` is how often somebody asked."""
+        self.looks += 1
+        return time.perf_counter()
 
     @property
     def turns(self) -> list[Hashable]:
@@ -377,9 +384,11 @@ def scripted(
     *,
     owners: Owners | None = None,
     room: int = 1000,
+    begun: Begun | None = None,
+    failing: int = 0,
 ) -> tuple[Begun, int]:
-    """What an intake has begun with while a script ran, and how many it has put out. Nothing fails where nobody looks."""
-    begun, put_out, errors = Begun(), [], list[Any]()
+    """What an intake has begun with while a script ran, and how many it has put out. So many errors were told."""
+    begun, put_out, errors = begun or Begun(), [], list[Any]()
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
@@ -390,6 +399,7 @@ def scripted(
             owners=owners,
             room=lambda: room,
             readers=Readers(asyncio.get_running_loop()),
+            now=begun.now,
             evicted=lambda: put_out.append(1),
         )
         intake.begin()
@@ -399,7 +409,7 @@ def scripted(
         begun.end(intake)
 
     asyncio.run(main())
-    assert errors == []
+    assert len(errors) == failing, errors
     return begun, len(put_out)
 
 
@@ -426,6 +436,40 @@ def test_one_that_is_gone_before_it_is_taken_costs_nobody_a_turn(server: socket.
     assert (len(begun.owners), put_out) == (count, 0)
 
 
+class Failing(Begun):
+    """One of ten cannot be begun with, for an error of ours."""
+
+    def __call__(self, *given: Any, **more: Any) -> bool:
+        over = super().__call__(*given, **more)
+        if len(self.owners) % 10 == 0:
+            raise RuntimeError("an error of ours")
+        return over
+
+
+@pytest.mark.parametrize("made", [Begun, Failing])
+def test_after_a_rush_it_is_as_before(server: socket.socket, made: type[Begun]) -> None:
+    """Each of many was served, also after an error; then no round is made for nothing, and who comes is served."""
+    count = 3 * LONG
+
+    async def script(intake: Intake, begun: Begun) -> None:
+        while len(begun.owners) < count:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        assert intake.connections == 0
+        await rounds(5)
+        looks = begun.looks
+        await rounds(20)
+        assert begun.looks == looks
+        asked(server, stack, 1)
+        while len(begun.owners) == count:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        assert begun.owners[-1] is None
+        assert begun.looks == looks
+
+    with contextlib.ExitStack() as stack:
+        asked(server, stack, count)
+        scripted(server.dup(), script, begun=made(), failing=count // 10 if made is Failing else 0)
+
+
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_whoever_has_most_gives_a_descriptor_where_there_is_none(server: socket.socket, error: int) -> None:
     """While many wait, one of those that were fetched goes, and the fetching goes on; it is counted."""
@@ -444,8 +488,9 @@ def test_whoever_has_most_gives_a_descriptor_where_there_is_none(server: socket.
     assert len(begun.owners) == 3 * LONG - 1
 
 
-def test_where_few_wait_and_none_can_be_taken_they_wait_in_the_kernel(
-    server: socket.socket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [3, 3 * LONG])
+def test_where_none_can_be_taken_they_wait_in_the_kernel(
+    server: socket.socket, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """Nobody is put out for them, and none is lost: they are taken once it is looked again, and not before."""
     listening = Listening.on(server, errno.EMFILE)
@@ -461,15 +506,13 @@ def test_where_few_wait_and_none_can_be_taken_they_wait_in_the_kernel(
         assert begun.owners == []  # it does not ask again and again
         (look,) = later
         look()
-        while len(begun.owners) < 3:  # noqa: ASYNC110 - as above
+        while len(begun.owners) < count:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0)
 
     with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            # Whoever has said something is begun with as soon as he is taken.
-            stack.enter_context(socket.create_connection(server.getsockname())).sendall(b"other")
+        asked(server, stack, count)  # whoever has said something is begun with as soon as he is taken
         begun, put_out = scripted(listening, script)
-    assert (len(begun.owners), put_out) == (3, 0)
+    assert (len(begun.owners), put_out) == (count, 0)
 
 
 def test_who_was_put_out_came_last_of_whoever_has_most(server: socket.socket) -> None:
