@@ -187,15 +187,17 @@ class Late:
         """The workers' group is not there yet (a directory service, cloud-init): until it is, the files are ours."""
         while True:
             await self._clock.sleep(ASK_AGAIN_SECONDS)
+            # Again once it was found: files that answered late may be applied after that, with what was there before.
+            if "environment.group" not in self._prepared.away.reasons:
+                continue
             name = reloader.settings.environment.group
             with contextlib.suppress(ConfigError):
                 gid = await asyncio.to_thread(group_id, name)
-                if reloader.settings.environment.group == name:  # else a reload came between
-                    break
-        settings = reloader.settings
-        self._prepared.gid = gid
-        self._prepared.away.reasons.pop("environment.group", None)
-        publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
+                settings = reloader.settings
+                if settings.environment.group == name:  # else a reload came between
+                    self._prepared.gid = gid
+                    self._prepared.away.reasons.pop("environment.group", None)
+                    publisher.reconfigure(settings.environment, gid=gid, expects_bundle=bool(settings.keys))
 
     async def _hear_file(self, late: asyncio.Future[Written], reload: Callable[[], None]) -> None:
         """The configuration did not answer at the start: it is loaded as soon as it does."""
