@@ -243,6 +243,41 @@ os._exit(0)
     assert (done.stdout, done.stderr) == ("told\n", "")
 
 
+def test_what_a_controller_before_gave_is_for_no_server_of_this_one() -> None:
+    """It may be withdrawn. A server that this one has asked for begins with what it gave; without it, with the newest."""
+    case = """
+lines = os.fdopen(begun, "rb")
+
+def next_one():
+    pid, linked, *kept = lines.readline().split(b",")
+    return int(pid), bool(int(linked)), [one.strip() for one in kept if one.strip()]
+
+hear(words.AT)
+assert next_one()[1:] == (False, [b"of before"])
+control.send(words.LISTEN)
+first, *found = next_one()
+assert found == [True, []], found
+given = os.memfd_create("given")
+os.write(given, b"of now")
+socket.send_fds(control, [words.SNAPSHOT], [given])
+hear(words.HAD)
+os.kill(first, signal.SIGKILL)
+second, *found = next_one()
+assert found == [True, [b"of now"]], found
+control.shutdown(socket.SHUT_RDWR)  # each that was begun has it, too
+os.kill(second, signal.SIGKILL)
+_, *found = next_one()
+assert found == [False, [b"of now"]], found
+print("so", flush=True)
+os._exit(0)
+"""
+    unit = _UNIT.replace("parent, **_", "parent, kept, **_").replace(
+        'b"%d " % os.getpid()', 'b"%d,%d,%s\\n" % (os.getpid(), link is not None, b",".join(kept))'
+    )
+    done = subprocess.run([sys.executable, "-c", unit + case], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("so\n", "")
+
+
 def test_a_service_manager_that_hears_nothing_just_now_is_told_again() -> None:
     """Its queue is full, say, because it reloads itself: it would end a unit that is never ready, and workers wait."""
     case = """
