@@ -160,14 +160,16 @@ class Late:
         directory = Path(self._settings.listen.control).parent
         announced, note = directory / FILE, directory / grace.FILE
 
-        def look() -> dict[Path, bool]:
-            return {path: os.path.lexists(path) for path in (announced, note)}
+        def look(missing: Callable[[], bool]) -> tuple[bool, dict[Path, bool]]:
+            return missing(), {path: os.path.lexists(path) for path in (announced, note)}
 
         there = {announced: True, note: True}  # where it could not be written, that was told
         while True:
             await self._clock.sleep(LOOK_SECONDS)
-            await publisher.look()
-            before, there = there, await asyncio.to_thread(look)
+            before = there
+            is_missing, there = await asyncio.to_thread(look, publisher.missing())
+            if is_missing:
+                publisher.changed()
             if before[announced] and not there[announced]:
                 reloader.announce()
             if before[note] and not there[note]:

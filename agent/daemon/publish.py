@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -230,11 +230,13 @@ class Publisher:
             return
         self._task = asyncio.get_running_loop().create_task(self._write(), name="environment files")
 
-    async def look(self) -> None:
-        """Write again what somebody has removed: a program that begins without its pointers finds another identity."""
+    def missing(self) -> Callable[[], bool]:
+        """What tells, in a thread, whether somebody has removed a file that is written now.
+
+        Then call :meth:`changed`: a program that begins without its pointers finds another identity.
+        """
         written = tuple(self._written)
-        if not all(await asyncio.to_thread(lambda: [_there(path) for path in written])):
-            self.changed()
+        return lambda: not all(map(_there, written))
 
     async def settled(self, seconds: float) -> None:
         """Wait until the files say what the store says, but no longer than so many seconds: a disk may stay full.
