@@ -233,6 +233,11 @@ async def test_each_snapshot_empties_the_one_before() -> None:
     assert os.pread(first, 1, 0) == b""
     assert joined.heard()[0] == words.number(words.LISTEN, words.TWO)
     assert os.pread(joined.heard()[1][0], 99, 0) == b"second"
+    held = open_descriptors()
+    for _ in range(5):
+        joined.controller.servers.publish(b"another")
+        os.close(joined.heard()[1][0])
+    assert open_descriptors() == held  # however many are given, one is held
     joined.close()
 
 
@@ -360,6 +365,41 @@ async def test_a_server_that_closes_its_link_is_ended() -> None:
     its.close()
     while (await asyncio.to_thread(joined.heard))[0] != words.number(words.END, 7):
         pass
+    joined.close()
+
+
+@looped
+async def test_a_server_whose_end_cannot_be_said_is_ended_later() -> None:
+    """The master does not read just then, and the server would go on by what may be withdrawn."""
+    joined = Joined()
+    joined.begin()
+    servers = joined.controller.servers
+    its = joined.link(7)
+    await joined.until(lambda: servers.connected)
+    async with asyncio.timeout(30):
+        while joined.connection.gave < 2 or not joined.connection.owes:
+            servers.publish(b"another")
+            await asyncio.sleep(0)
+    its.close()
+    await joined.until(lambda: not servers.connected)
+    said = b""
+    while said != words.number(words.END, 7):
+        said, files = await asyncio.to_thread(joined.heard)
+        for one in files:
+            os.close(one)
+    joined.close()
+
+
+@looped
+async def test_no_master_has_us_hold_files_without_end() -> None:
+    """An honest one keeps two: whoever gives more would take every descriptor that there is."""
+    joined = Joined()
+    reader = Emptiable.holding(b"of before").reader()
+    for _ in range(9):
+        joined.say(words.SNAPSHOT, reader)
+    async with asyncio.timeout(60):
+        await joined.ended.wait()
+    assert len(joined.connection.given) < 9
     joined.close()
 
 
