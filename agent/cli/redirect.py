@@ -98,17 +98,20 @@ def close(path: Path, user: str, only_print: bool) -> None:
     holder = None if only_print else _Holder.found()
     if holder is not None:
         holder.ask(signal.SIGUSR1)
+        _check_that_it_lasts()
         return
     if only_print:
         click.echo(make_plan(path, user).closed, nl=False)
         return
     # First, since a holder that starts meanwhile would put its own rules back: it finds this.
-    with contextlib.suppress(OSError):  # no directory: no unit that would redirect again
+    with contextlib.suppress(OSError):
         _closed_file().touch(mode=0o600)
     plan = make_plan(path, user)
     _load(msgspec.structs.replace(plan, scripts=(plan.closed,), lacking=()))
     if (holder := _Holder.found()) is not None and not holder.by_command:
         holder.ask(signal.SIGUSR1)  # it had looked just before
+    if os.path.lexists(_closed_file().parent):  # else there is no unit that would redirect again
+        _check_that_it_lasts()
 
 
 @redirect.command(name="plan", hidden=True)
@@ -206,6 +209,15 @@ def _closed_file() -> Path:
     return arrival.STATE.with_name(hold.CLOSED_FILE)
 
 
+def _check_that_it_lasts() -> None:
+    """Raise HostError where a process that holds the rules, when it starts next, would not know what was commanded."""
+    if not os.path.lexists(_closed_file()):
+        raise HostError(
+            f"workers are refused, but {_closed_file()} cannot be written: a restart of {hold.UNIT} redirects again",
+            hint="make room there, then repeat: credential-agent redirect close",
+        )
+
+
 class _Holder:
     """The process that holds the rules, when there is one."""
 
@@ -235,7 +247,11 @@ class _Holder:
         while time.monotonic() < end:
             document = self._document()
             if document is not None and (
-                document["plans"] > self._plans if number == signal.SIGHUP else document["state"] == "closed"
+                document["plans"] > self._plans
+                if number == signal.SIGHUP
+                else document.get(
+                    "by_command", document["state"] == "closed"
+                )  # an earlier release does not say by whom
             ):
                 return document
             time.sleep(0.05)

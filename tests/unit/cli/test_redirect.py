@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.redirect import redirect
+from agent.core.errors import HostError
 from agent.host import aliases, arrival, hold, nft
 
 # Stands where the holder stands: makes a plan, or closes, when it is told to.
@@ -23,6 +24,8 @@ told = signal.sigwait(heeded)
 state = pathlib.Path(sys.argv[2])
 document = json.loads(state.read_text())
 change = {"plans": document["plans"] + 1} if told == signal.SIGHUP else {"state": "closed", "by_command": True}
+if told == signal.SIGUSR1 and sys.argv[3:] != ["full"]:
+    state.with_name("closed").touch()
 state.with_suffix(".new").write_text(json.dumps({**document, **change}))
 os.replace(state.with_suffix(".new"), state)
 """
@@ -79,6 +82,42 @@ def test_where_no_process_holds_the_rules_the_next_one_knows_what_was_commanded(
         arguments = [*command.split(), "--config", str(tmp_path / "config.toml")]
         assert CliRunner().invoke(redirect, arguments).exit_code == 0
         assert (tmp_path / hold.CLOSED_FILE).exists() is closed, command
+
+
+@pytest.mark.parametrize(
+    "known", [{"state": "led", "by_command": False}, {"state": "closed", "by_command": False}, None]
+)
+@pytest.mark.parametrize("room", [True, False])
+def test_who_closes_hears_when_a_restart_would_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, object] | None, room: bool
+) -> None:
+    """Nothing can be written any more (a full /run): workers are refused, and the command says how long."""
+    place = tmp_path / "run"
+    state = place / "state.json"
+    monkeypatch.setattr(arrival, "STATE", state)
+    monkeypatch.setattr(nft, "run", lambda _script: None)
+    monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
+    (tmp_path / "config.toml").touch()
+    place.mkdir()
+    argv = [sys.executable, "-c", HOLDER, "agent.host.hold", str(state), *([] if room else ["full"])]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            if known is not None:
+                state.write_text(json.dumps({"pid": holder.pid, "plans": 1, **known}))
+            elif not room:
+                place.rmdir()
+                place.touch()  # as little can be made in it as on a full disk
+            done = CliRunner().invoke(redirect, ["close", "--config", str(tmp_path / "config.toml")])
+        finally:
+            holder.kill()
+    assert (place / hold.CLOSED_FILE).exists() is room
+    if room:
+        assert done.exit_code == 0
+    else:
+        assert isinstance(done.exception, HostError)
+        assert "a restart of" in done.exception.message
 
 
 @pytest.mark.parametrize("looked", ["after the command began", "before"])
