@@ -17,6 +17,7 @@ from agent.core.clock import Clock
 from agent.core.errors import UpstreamError, WireError
 from agent.upstream.client import NotHere, OtherCloud, Reach, SwitchedOff, Upstream, UpstreamResponse
 from agent.upstream.guard import UpstreamRefused
+from agent.upstream.whole import whole
 from agent.wire.ec2 import MAX_TTL_SECONDS, SERVER, parse_token
 from agent.wire.names import (
     EC2_REGION_PATH,
@@ -115,14 +116,14 @@ class Ec2Metadata:
         for attempt in (1, 2):
             token = await self._session_token()
             outgoing[EC2_TOKEN_HEADER] = token
-            answer = await self._upstream.request(
+            answer = await whole(
+                self._upstream,
                 method,
                 self._base_url + path_qs,
                 headers=outgoing,
                 body=body,
                 timeout_seconds=timeout_seconds or self._timeout_seconds,
                 max_bytes=max_bytes,
-                reach=Reach.LINK,
             )
             if answer.status not in {401, 403} or attempt == 2:
                 break
@@ -248,14 +249,14 @@ class GceMetadata:
         _check_path(path_qs)
         outgoing = _forwardable(headers)
         outgoing[GCE_FLAVOR_HEADER] = GCE_FLAVOR
-        answer = await self._upstream.request(
+        answer = await whole(
+            self._upstream,
             method,
             self._base_url + path_qs,
             headers=outgoing,
             body=body,
             timeout_seconds=timeout_seconds or self._timeout_seconds,
             max_bytes=max_bytes,
-            reach=Reach.LINK,
         )
         if by_gce(answer):
             self._flavored = True

@@ -93,7 +93,8 @@ class InProcess:
             raise UpstreamError(f"{origin} did not answer in time", code="timeout")
         if not isinstance(answer, Answer):
             raise UpstreamError(f"{origin} closed the connection without an answer", code="network")
-        headers_ = CIMultiDictProxy(CIMultiDict(answer.headers))
+        length = {"Content-Length": str(len(answer.body))}  # as servers say it
+        headers_ = CIMultiDictProxy(CIMultiDict({**length, **answer.headers}))
         return UpstreamResponse(answer.status, headers_, answer.body, date_of(headers_))
 
     async def close(self) -> None:

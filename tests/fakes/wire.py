@@ -104,20 +104,31 @@ class Wire(InProcess):
 
     Attributes:
         oddity: how answers travel.
+
+    Args:
+        silence_seconds: of a server, after which it has not answered. Long where none is silent: a busy machine is not.
     """
 
     def __init__(
-        self, routes: Mapping[str, Any], oddity: Callable[[Answer], Pieces], *, host: str = "127.0.0.1"
+        self,
+        routes: Mapping[str, Any],
+        oddity: Callable[[Answer], Pieces],
+        *,
+        host: str = "127.0.0.1",
+        silence_seconds: float = 0.3,
     ) -> None:
         super().__init__(routes)
         self.oddity = oddity
         self._host = host
         self._answer = Answer(500)
-        self._out = Upstream(UpstreamSettings(read_timeout_seconds=0.3, total_timeout_seconds=3.0))
+        self._out = Upstream(
+            UpstreamSettings(read_timeout_seconds=silence_seconds, total_timeout_seconds=10 * silence_seconds)
+        )
 
     async def request(self, method: str, url: str, **more: Any) -> UpstreamResponse:
         said = await super().request(method, url, **more)
-        self._answer = Answer(said.status, said.body, dict(said.headers))
+        unsized = {name: value for name, value in said.headers.items() if name != "Content-Length"}
+        self._answer = Answer(said.status, said.body, unsized)
         self._ended = asyncio.Event()
         server = await asyncio.start_server(self._talk, self._host, 0)
         try:

@@ -13,6 +13,7 @@ from agent.upstream import Ec2Metadata, GceMetadata, NotHere, SwitchedOff, Upstr
 from tests.fakes.clock import FakeClock
 from tests.fakes.machine_metadata import FakeEc2Metadata, FakeGceMetadata
 from tests.fakes.net import Answer, Asked, Fault, InProcess, serve
+from tests.fakes.wire import RESET, SAME, Pieces, Wire, head
 
 ECHO = "/latest/meta-data/echo"
 
@@ -278,3 +279,62 @@ def test_gce_overload_is_not_absence() -> None:
         assert (await metadata.request("GET", "/computeMetadata/v1/")).status == 503
 
     gce(scenario)
+
+
+PARTS: dict[str, Callable[[Answer], Pieces]] = {
+    "nothing of it": lambda a: [head(a)],
+    "half of it": lambda a: [head(a) + a.body[: len(a.body) // 2]],
+    "half of it, and a reset": lambda a: [head(a) + a.body[: len(a.body) // 2], RESET],
+}
+"""Of an answer that does not say its length, and which its connection ended."""
+
+
+async def _of_gce(wire: Wire) -> bytes | None:
+    return await GceMetadata(wire).get("/computeMetadata/v1/instance/id")  # type: ignore[arg-type]
+
+
+async def _of_ec2(wire: Wire) -> bytes | None:
+    return await Ec2Metadata(wire, FakeClock()).get(ECHO)  # type: ignore[arg-type]
+
+
+SERVICES: dict[str, tuple[Callable[[Wire], Awaitable[bytes | None]], dict[str, str]]] = {
+    "ec2": (_of_ec2, {"Server": "EC2ws"}),
+    "gce": (_of_gce, {"Metadata-Flavor": "Google"}),
+}
+
+
+def _ended(service: str, ways: list[Callable[[Answer], Pieces]], body: bytes) -> tuple[bytes | None, int]:
+    """What comes of answers that travel in these ways, one after the other, and how often it was asked."""
+    ask, headers = SERVICES[service]
+    asked: list[Asked] = []
+
+    def handler(one: Asked) -> Answer:
+        if one.method == "PUT":
+            return Answer(200, b"token", headers)
+        asked.append(one)
+        return Answer(200, body, headers)
+
+    def travel(answer: Answer) -> Pieces:
+        return (SAME["as usual"] if answer.body == b"token" else ways[len(asked) - 1])(answer)
+
+    wire = Wire({"http://169.254.169.254": handler}, travel, silence_seconds=20)
+    return asyncio.run(asyncio.wait_for(ask(wire), 30)), len(asked)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("service", SERVICES)
+def test_half_an_answer_is_none(service: str, part: str) -> None:
+    """What may have been broken off says neither that there is nothing nor who this machine is."""
+    for ways in ([PARTS[part], SAME["ended by the connection"]], [SAME["ended by the connection"], PARTS[part]]):
+        with pytest.raises(UpstreamError) as caught:
+            _ended(service, ways, b"1234567890123")
+        assert caught.value.code == "protocol"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_answer_that_ends_with_its_connection_is_asked_for_twice_if_nothing_says_its_end(service: str) -> None:
+    """A service that speaks HTTP/1.0 is understood, and gives a credential once."""
+    ended = [SAME["ended by the connection"], SAME["HTTP/1.0, ended by the connection"]]
+    assert _ended(service, ended, b"1234567890123") == (b"1234567890123", 2)
+    assert _ended(service, ended, b'{"Code": "Success"}\n') == (b'{"Code": "Success"}\n', 1)
+    assert _ended(service, [SAME["chunked"]], b"1234567890123") == (b"1234567890123", 1)

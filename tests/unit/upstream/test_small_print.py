@@ -264,7 +264,8 @@ class Service:
 
 
 def said(status: int = 200, body: bytes = b"x", headers: Mapping[str, str] | None = None) -> UpstreamResponse:
-    return UpstreamResponse(status, CIMultiDictProxy(CIMultiDict(headers or {})), body)
+    named = {"Content-Length": str(len(body)), **(headers or {})}
+    return UpstreamResponse(status, CIMultiDictProxy(CIMultiDict(named)), body)
 
 
 FLAVOR = {"Metadata-Flavor": "Google"}
