@@ -28,6 +28,7 @@ readonly PREFIX=/opt/credential-agent
 readonly ETC=/etc/credential-agent
 readonly UNITS=/etc/systemd/system
 readonly SHARE=/usr/local/share
+readonly PRESET=/etc/systemd/system-preset/50-credential-agent.preset
 readonly SERVICES=(credential-agent.socket credential-agent-ipv6.socket credential-agent-control.socket
   credential-agent-courier.socket credential-agent.service credential-agent-serve.socket credential-agent-serve.service
   credential-agent-redirect.service credential-agent-closed.service credential-agent-gate@.service credential-agent-again@.service
@@ -171,7 +172,7 @@ drop_old_releases() {
 owned() {
   printf '%s\n' "$ETC" "$PREFIX/current" "$PREFIX/bin" /usr/local/bin/credential-agent /etc/hosts \
     /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh \
-    "$UNITS"/*.wants/credential-agent* "$UNITS"/nftables.service.d
+    "$UNITS"/*.wants/credential-agent* "$UNITS"/nftables.service.d "$PRESET"
   pages
   local name
   for name in "${SERVICES[@]}"; do printf '%s\n' "$UNITS/$name" "$UNITS/$name.d"; done
@@ -436,6 +437,10 @@ enable_units() {
     systemctl --quiet unmask credential-agent-redirect.service 2>/dev/null || true
   fi
   systemctl --quiet enable "${enabled[@]}"
+  # A machine's first boot (machine-id(5)) enables by the distribution's policy, and on some releases disables: what is chosen here
+  # stays chosen.
+  install -d "${PRESET%/*}"
+  { printf 'enable %s\n' "${enabled[@]}" && echo 'disable credential-agent-*.service'; } >"$PRESET"
   if [ "$with_redirect" = no ]; then
     # The target wants it; here it is left out.
     systemctl --quiet disable credential-agent-redirect.service credential-agent-closed.service \
@@ -606,7 +611,7 @@ do_uninstall() {
   rm -f "$UNITS/nftables.service.d/50-credential-agent.conf" "$ETC/closed.nft"
   rm -rf "$ETC/closed.d"
   rmdir "$UNITS/nftables.service.d" 2>/dev/null || true
-  rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh
+  rm -f /etc/sysusers.d/credential-agent.conf /etc/tmpfiles.d/credential-agent.conf /etc/profile.d/credential-agent.sh "$PRESET"
   if grep -qs '# credential-agent$' /etc/hosts; then
     # Written in place: in a container the file itself is a mount.
     hosts=$(grep -v '# credential-agent$' /etc/hosts || true)

@@ -278,6 +278,31 @@ def test_an_image_has_nothing_of_the_machine_it_was_built_on(chroot: Chroot) -> 
     assert (chroot.root / "var/lib/credential-agent").is_dir()
 
 
+@pytest.mark.parametrize("options", [(), ("--no-redirect",)], ids=["redirect", "no-redirect"])
+@pytest.mark.parametrize(("policy", "mode"), [("enable", "enable-only"), ("disable", "full")])
+def test_a_first_boot_changes_nothing_of_what_was_chosen(
+    chroot: Chroot, policy: str, mode: str, options: tuple[str, ...]
+) -> None:
+    """Whatever policy a distribution applies at a machine's first boot, the units that were installed to start are those."""
+    rule = chroot.root / "etc/systemd/system-preset/90-default.preset"
+    done = chroot.install(*options)
+    assert done.returncode == 0, done.stderr
+    chosen = chroot.run("systemctl", "list-unit-files", "--state=enabled", "credential-agent*").stdout
+    rule.parent.mkdir(exist_ok=True)
+    rule.write_text(f"{policy} *\n")
+    try:
+        for unit in ("credential-agent*.service", "credential-agent*.socket", "credential-agent.target"):
+            names = [str(path.name) for path in (chroot.root / "etc/systemd/system").glob(unit)]
+            preset = chroot.run("systemctl", f"--preset-mode={mode}", "preset", *names)
+            assert preset.returncode == 0, preset.stderr
+    finally:
+        rule.unlink()
+    assert "credential-agent.service" in chosen
+    assert ("credential-agent-closed.service" in chosen) is not bool(options)
+    left = chroot.run("systemctl", "list-unit-files", "--state=enabled", "credential-agent*").stdout
+    assert [line.split()[:2] for line in left.splitlines()] == [line.split()[:2] for line in chosen.splitlines()]
+
+
 def test_purge_leaves_no_group_and_no_file(chroot: Chroot) -> None:
     """Uninstalled with --purge, nothing of ours is left."""
     assert chroot.run("/payload/install.sh", "uninstall", "--purge").returncode == 0
