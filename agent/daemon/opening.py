@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from agent import bundle, keys
+from agent.core.clock import utc
 from agent.core.errors import KeyUnavailableError, PayloadError, SealError
-from agent.core.model import Bundle, SealedBundle
+from agent.core.model import Bundle, OnExpiry, SealedBundle, ends_of
 from agent.core.text import instant
+from agent.core.verdict import Policy
 
 _OF_FILES: Final[dict[str, str]] = {bundle.Code.RECIPIENT: "keys[", bundle.Code.SIGNER: "signers["}
 """Refusals that a file of the configuration may end, by how the keys of those begin."""
@@ -48,6 +50,7 @@ class Opening:
         self.names: frozenset[str] = frozenset()
         self.configured = audiences
         self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
+        self.policy: Callable[[], Policy] = Policy  # likewise
         self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
 
     @property
@@ -92,13 +95,17 @@ class Opening:
         """See :class:`agent.controller.Opener`."""
         try:
             opened = await self._unsealed(sealed.data, now)
-            return self._verified(opened, sealed.origin, now, accepted_digest)
+            found = self._verified(opened, sealed.origin, now, accepted_digest)
         except (SealError, PayloadError) as error:
             unsaid = self._unsaid(error) or self._undated(error, sealed, now, accepted_digest)
             if not unsaid or (accepted_digest is not None and self.in_force() is not None):
                 raise  # what is in force of a signer who is not trusted ends at once
             # No worker is the machine meanwhile for want of an answer.
             raise KeyUnavailableError(f"{error.message}, and {unsaid}", hint=error.hint) from None
+        if accepted_digest is not None and self.in_force() is None and self._is_over_for_us_alone(found, now):
+            # It would come back into force only to be lost, and no worker is the machine for a clock that may be wrong.
+            raise KeyUnavailableError(f"what it gives is over, and {self._another_time(now)}")
+        return found
 
     def _verified(self, opened: Opened, origin: str, now: datetime, accepted_digest: str | None) -> Bundle:
         return bundle.verify(
@@ -140,12 +147,26 @@ class Opening:
         ahead, opened = self.disputed(), self.opened(sealed.data)
         if not ahead or opened is None or error.code not in _OF_TIME:
             return ""
-        now += timedelta(seconds=ahead)
         try:
-            self._verified(opened, sealed.origin, now, accepted_digest)
+            self._verified(opened, sealed.origin, now + timedelta(seconds=ahead), accepted_digest)
         except PayloadError:
             return ""
-        return f"the metadata service says that it is {instant(now)}: one of the two clocks is wrong"
+        return self._another_time(now)
+
+    def _is_over_for_us_alone(self, accepted: Bundle, now: datetime) -> bool:
+        """Whether the machine's identity would follow it by our time, and not by the time that the service says."""
+        policy, theirs = self.policy(), now + timedelta(seconds=self.disputed())
+        if (accepted.on_expiry or policy.on_expiry) is not OnExpiry.FALLBACK:
+            return False
+        routed = [accepted.grant(grant_id) for cloud, grant_id in accepted.routes.items() if cloud in policy.fallback]
+        ends = [utc(end) for grant in routed if grant is not None and (end := ends_of(grant)) is not None]
+        if routed and accepted.lease_until is not None:
+            ends.append(accepted.lease_until)
+        return any(theirs < end <= now for end in ends)
+
+    def _another_time(self, now: datetime) -> str:
+        said = instant(now + timedelta(seconds=self.disputed()))
+        return f"the metadata service says that it is {said}: one of the two clocks is wrong"
 
     def _opens(self, kid: str) -> bool:
         """Whether that key is one of ours, or may be: one that is only away just now."""

@@ -159,8 +159,7 @@ class Restorer:
         if not self._late:  # (it may have answered by now)
             return
         found = await self._remembered.later_than(self.controller.store.memory)
-        lived = self._remembered.reading.result().lived
-        since = aged(lived, self.clock.now(), same_boot=True, replaced=False)
+        since = aged(self._remembered.reading.result().lived, self.clock.now(), same_boot=True, replaced=False)
         self._prepared.age.begin(self.controller.store.memory, since)
         if found is not None:
             self.controller.durable.write()
@@ -222,6 +221,7 @@ class Restorer:
             told=told,
             follow=follow,
         )
+        opening.in_force, opening.policy = lambda: self.controller.durable.sealed, lambda: store.state.policy
         before = left or self._noted
         self.controller.intake.awaited.go_on(() if before is None else before.awaited)
         self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")

@@ -180,7 +180,6 @@ class Daemon:
             return
         await self._restorer.restore(found, changed=self._changed, told=self._told, follow=self._follow)
         self.controller, self.store = self._restorer.controller, self._restorer.controller.store
-        self._prepared.opening.in_force = lambda: self.controller.durable.sealed
 
         # 5.
         self._wire(addresses)

@@ -238,7 +238,6 @@ class Life:
         )
         await self.restorer.restore(found, changed=self.changed, told=self.told, follow=self.clock.follow)
         self.controller, self.store = self.restorer.controller, self.restorer.controller.store
-        self.prepared.opening.in_force = lambda: self.controller.durable.sealed
         begun = [self.restorer.resuming, *([self.restorer.recalling] if waits_for_disk else [])]
         await asyncio.gather(*begun)
         return self

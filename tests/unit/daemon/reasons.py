@@ -94,6 +94,7 @@ class World:
         self.recipient = self.machines.before.key.recipient_key()
         self.audience = AUDIENCE
         self.by_user_data = False
+        self.lease_days: float | None = None
         self.changes: dict[str, Any] = {}
         self.now = datetime.now(UTC)
         self.clock = Hands(self.now, boottime=time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -119,6 +120,7 @@ class World:
             audiences=[self.audience],
             now=self.now,
             accept_until=self.now + timedelta(days=20),
+            lease_until=None if self.lease_days is None else self.now + timedelta(days=self.lease_days),
             on_expiry=OnExpiry.FALLBACK,
             grants=(grant,),
             routes={self.cloud: grant.id},
@@ -128,7 +130,7 @@ class World:
 
     def grant(self) -> Any:
         """What it gives to workers."""
-        return session(now=self.now, hours=480)
+        return session(now=self.now, hours=480 if self.lease_days is None else 8700)
 
     def put(self, sealed: bytes) -> None:
         """Put it where its source looks."""
@@ -355,7 +357,25 @@ class Disputed(Reason):
         self.world.clock.ahead = timedelta()
 
 
-REASONS = (KeyService, Unsaid, UnsaidByPage, Unnamed, UnnamedByPage, Unread, SilentMount, KeyAway, SignerAway)
+class DisputedLease(Disputed):
+    """The same, and it is not the credential that is over by then."""
+
+    async def prepare(self) -> None:
+        self.world.lease_days = 20.0
+
+
+REASONS = (
+    KeyService,
+    Unsaid,
+    UnsaidByPage,
+    Unnamed,
+    UnnamedByPage,
+    Unread,
+    SilentMount,
+    KeyAway,
+    SignerAway,
+    Disputed,
+)
 
 
 # -- successors -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests.unit.daemon.life import READY_SECONDS, Life, patient
 from tests.unit.daemon.reasons import (
     REASONS,
     SUCCESSORS,
-    Disputed,
+    DisputedLease,
     Reason,
     SilentMount,
     World,
@@ -41,7 +41,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 
 @pytest.mark.parametrize("successor", SUCCESSORS)
-@pytest.mark.parametrize("reason", [*REASONS, Disputed])
+@pytest.mark.parametrize("reason", REASONS)
 def test_a_first_bundle_is_waited_for(
     tmp_path: Path, reason: type[Reason], successor: Callable[[World, Life], None]
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_first_bundle_is_waited_for(
 
 
 @pytest.mark.parametrize("successor", [restarted, stopped, rebooted])
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", [*REASONS, DisputedLease])
 def test_what_was_in_force_is_waited_for(
     tmp_path: Path, reason: type[Reason], successor: Callable[[World, Life], None]
 ) -> None:

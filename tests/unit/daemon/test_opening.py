@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import pytest
 
 from agent import bundle, keys
 from agent.core.errors import BundleError, KeyUnavailableError
-from agent.core.model import SealedBundle
+from agent.core.model import Cloud, OnExpiry, SealedBundle
+from agent.core.verdict import Policy
 from agent.daemon.opening import Opening
 from tests.fakes import jose
 from tests.unit.bundle.kit import NOW, OPENING, TRUST, WORLD
@@ -114,6 +116,40 @@ def test_a_bundle_may_be_right_by_the_time_that_the_metadata_service_says(told: 
             assert "one of the two clocks is wrong" in caught.value.message
         it.disputed = float
         assert (await it(SEALED, NOW, None)).recipient == OPENING[0].kid
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("way", "told", "fallback", "on_expiry", "waits"),
+    [
+        ("from before", "the true time", Cloud, OnExpiry.FALLBACK, True),
+        ("in force", "the true time", Cloud, OnExpiry.FALLBACK, False),
+        ("from before", "nothing", Cloud, OnExpiry.FALLBACK, False),
+        ("from before", "a time by which it is over too", Cloud, OnExpiry.FALLBACK, False),
+        ("from before", "the true time", Cloud, OnExpiry.DENY, False),
+        ("from before", "the true time", [Cloud.GCP], OnExpiry.FALLBACK, False),
+    ],
+)
+def test_what_was_accepted_is_not_lost_by_our_time_alone(
+    way: str, told: str, fallback: Iterable[Cloud], on_expiry: OnExpiry, waits: bool
+) -> None:
+    """Where the machine's identity would follow it, it is waited for; what was in force meanwhile ends by our time."""
+    grant = {**generate.SESSION, "expires_at": int((NOW + timedelta(days=100)).timestamp())}
+    sealed = SealedBundle(jose.compact_json(generate.with_grants(grant)), "state")
+
+    async def scenario() -> None:
+        it = opening(keys.LocalKey(OPENING[0], kind="file"))
+        it.policy = lambda: Policy(fallback=frozenset(fallback), on_expiry=on_expiry)
+        digest = (await it(sealed, NOW, None)).digest
+        it.in_force = lambda: sealed.data if way == "in force" else None
+        ahead = {"nothing": 0, "the true time": -300, "a time by which it is over too": -180}[told]
+        it.disputed = timedelta(days=ahead).total_seconds
+        if not waits:
+            assert (await it(sealed, NOW + timedelta(days=300), digest)).digest == digest
+            return
+        with pytest.raises(KeyUnavailableError, match="one of the two clocks is wrong"):
+            await it(sealed, NOW + timedelta(days=300), digest)
 
     asyncio.run(scenario())
 
