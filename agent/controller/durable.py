@@ -116,7 +116,7 @@ class Durable:
             bundle: what was opened and verified.
             sealed: as it came.
             still: whether what it was verified by is still so.
-            copy: it is our own copy of what was accepted before: nobody brought it.
+            copy: it is our own copy of what was in force before a restart: nobody brought it, and it may be over.
 
         Returns:
             ``None``: it is not any more, and nothing was put in force: verify it again.
@@ -126,7 +126,7 @@ class Durable:
         async with self._giving:
             if not still():
                 return None
-            verdict = self._store.evaluate(bundle, self._clock.now())
+            verdict = self._store.evaluate(bundle, self._clock.now(), resume=copy and self._store.bundle is None)
             if not isinstance(verdict, Accepted):
                 return await self._nothing_new(verdict, bundle, copy=copy)
             while True:
@@ -134,7 +134,7 @@ class Durable:
                 if not still():
                     await self._write(self._store.memory, self.sealed)
                     return None
-                again = self._store.evaluate(bundle, self._clock.now())
+                again = self._store.evaluate(bundle, self._clock.now(), resume=copy and self._store.bundle is None)
                 if not isinstance(again, Accepted):
                     # A withdrawal came first, or the lease ended: the disk holds a state that is not in force.
                     await self._write(self._store.memory, self.sealed)

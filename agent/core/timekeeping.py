@@ -165,12 +165,17 @@ class Timekeeper:
         """By how many seconds the metadata service is ahead of our time with a word that did not move it; 0: by none.
 
         It is not believed. But what counts as over by our time alone may not be, and whoever decides what follows from
-        that may wait until the two agree. A word does not age here: no clock of a machine drifts by hours.
+        that may wait until the two agree. A word does not age here: no clock of a machine drifts by hours. (By how many
+        a synchronised kernel is ahead, where that is so: :meth:`look` moves us there next.)
         """
         said = self._words.get(Witness.LINK)
-        if reading.synchronised or said is None or _agree(said.offset, self.ours):
+        if reading.synchronised:
+            word = reading.wall - reading.boot
+        elif said is not None:
+            word = said.offset
+        else:
             return 0.0
-        return said.offset - self.ours
+        return 0.0 if _agree(word, self.ours) else word - self.ours
 
     def look(self, reading: Reading) -> bool:
         """Look at the machine's clocks. Returns whether there is a reason to ask the clouds for the time."""

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
 from agent.core.errors import BundleError, KeyUnavailableError, SealError, UnreadableError
-from agent.core.model import Action, Bundle, Cloud, SealedBundle
+from agent.core.model import Action, Bundle, Cloud, OnExpiry, SealedBundle
 from agent.core.source import STATE
 from agent.core.verdict import Policy
 from agent.core.view import Ended, Live, Pending
 from agent.identity.whose import Whose
-from tests.fakes.clock import settle
-from tests.unit.controller.support import World, events, looped
-from tests.unit.identity.worlds import bundle, session
+from tests.fakes.clock import START, settle
+from tests.unit.controller.support import Issued, World, events, looped
+from tests.unit.identity.worlds import aws_credential, bundle, session
 
 AWAY = KeyUnavailableError("the KMS did not answer")
 NOT_OURS = SealError("it is sealed to other keys", code="recipient")
 
 
-async def restarted() -> World:
+async def restarted(found: Bundle | None = None) -> World:
     """A process whose memory names a bundle of before, which cannot be opened just now."""
     before = World()
     async with before.running():
-        await before.submit(before.knows(b"one", bundle(session())))
+        await before.submit(before.knows(b"one", found or bundle(session())))
     world = World(policy=Policy(fallback=frozenset(Cloud)), memory=before.store.memory)
     world.knows(b"one", AWAY)
     await world.controller.intake.resume(b"one")
@@ -44,6 +45,24 @@ async def test_a_copy_that_turns_out_not_to_open_is_waited_for_no_longer() -> No
         world.knows(b"one", NOT_OURS)
         await world.clock.advance(120)
         assert isinstance(answer(world), Ended)
+
+
+@pytest.mark.parametrize("on_expiry", OnExpiry)
+@pytest.mark.parametrize("by", ["session", "lease"])
+@looped
+async def test_what_is_over_when_a_copy_opens_at_last_is_over(by: str, on_expiry: OnExpiry) -> None:
+    """Its end came while nobody could open it: what was to follow that end follows, and nobody waits on."""
+    lease = START + timedelta(hours=1) if by == "lease" else None
+    found = bundle(session(hours=12 if by == "lease" else 1), lease=lease, on_expiry=on_expiry)
+    world = await restarted(found)
+    world.issuer.answer = lambda call: Issued(aws_credential(call.at))
+    async with world.running():
+        await world.clock.advance(2 * 3600)
+        assert isinstance(answer(world), Pending)
+        world.knows(b"one", found)
+        await world.clock.advance(3600)
+        assert isinstance(answer(world), Live if on_expiry is OnExpiry.FALLBACK else Ended)
+        assert world.controller.intake.waiting == frozenset()
 
 
 @looped

@@ -63,6 +63,19 @@ def test_a_dispute_is_with_the_machine_s_own_service(
     assert said == (pytest.approx(-hands.off, abs=1e-3) if disputed else 0.0)
 
 
+@given(st.floats(-100 * HOUR, 100 * HOUR), st.booleans())
+def test_a_dispute_does_not_end_before_our_time_is_right(wrong: float, told: bool) -> None:
+    """Between the instant at which the kernel's clock is set right and the look that follows it we are still wrong."""
+    hands = Hands(wall_error=wrong)
+    if told:
+        hands.hear(Witness.LINK, 0.0)
+    off, hands.wall_error, hands.synchronised = hands.off, 0.0, True
+    said = hands.timekeeper.disputed(hands.read())
+    assert said == (pytest.approx(-off, abs=1e-3) if abs(off) > TOLERANCE_SECONDS else 0.0)
+    hands.timekeeper.look(hands.read())
+    assert hands.timekeeper.disputed(hands.read()) == 0.0
+
+
 @given(st.lists(st.tuples(waits, servers, errors), max_size=40))
 def test_no_words_move_a_synchronised_kernel(words: list[tuple[float, Witness, float]]) -> None:
     """While NTP keeps the clock right our error is nothing, whatever any number of servers say."""
