@@ -144,7 +144,7 @@ class Intake:
         active = self._store.memory.active
         if active is None or sealed is None or self._opener is None:
             return
-        now = self._clock.now()
+        believed, now = self._believed, self._clock.now()
         bundle_in = SealedBundle(sealed, STATE)
         self._retries.take(bundle_in)
 
@@ -156,19 +156,9 @@ class Intake:
         self._resuming(f"bundle {active.seq}, which was in force, is being opened")
         try:
             bundle = await self._opener(bundle_in, now, active.digest)
-        except KeyUnavailableError as error:
-            if overtaken():
-                return
-            self._retries.keep_soon(bundle_in, 0, error.pause_seconds)
-            self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
-            return
         except BundleError as error:
-            if overtaken():
-                return
-            # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
-            self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
-            self._resuming(None)
-            self._retries.keep(bundle_in, 0, _look_again(error))  # a key, a signer or our name may be away, and return
+            if not overtaken():
+                self._not_resumed(bundle_in, error, believed)
             return
         if overtaken():
             return
@@ -178,6 +168,18 @@ class Intake:
         elif isinstance(verdict, Refused):
             self._resuming(None)
             self._log.error("bundle.not_resumed", code=verdict.code, reason=verdict.reason)
+
+    def _not_resumed(self, mine: SealedBundle, error: BundleError, believed: int) -> None:
+        if isinstance(error, KeyUnavailableError):
+            self._retries.keep_soon(mine, 0, error.pause_seconds)
+            self._log.warning("bundle.held", origin="state", code=error.code, reason=error.message)
+        elif believed != self._believed:
+            self._retries.keep(mine, 0, 0.0)  # it was verified by what is not believed any more
+        else:
+            # The key is gone (an ephemeral one is), or the file was touched. The sticky rule answers from here on.
+            self._log.error("bundle.not_resumed", code=error.code, reason=error.message)
+            self._resuming(None)
+            self._retries.keep(mine, 0, _look_again(error))  # a key, a signer or our name may be away, and return
 
     async def submit(self, sealed: SealedBundle) -> Ack:
         """Open, evaluate and, if it is accepted, put in force.
@@ -217,17 +219,11 @@ class Intake:
             believed, now = self._believed, self._clock.now()
             try:
                 bundle = await _opened(self._opener, self._store, sealed, now)
-            except KeyUnavailableError as error:
-                self._retries.keep_soon(sealed, attempts, error.pause_seconds)
-                return self._verdicts.held(sealed, Refused(error.code, error.message), now, repeated=attempts > 0)
             except BundleError as error:
-                if sealed.origin == STATE:
-                    self._resuming(None)
-                # A change here may make it right: see `reconsider`. What time or a service may mend is looked at by
-                # itself.
-                self._retries.keep(sealed, attempts, _look_again(error))
-                why = Refused(error.code, error.message)
-                return self._verdicts.refused(sealed, None, why, now, repeated=attempts > 0)
+                settled = isinstance(error, KeyUnavailableError) or not self._retries.newest(sealed)
+                if believed != self._believed and not settled:
+                    continue  # it was verified by what is not believed any more
+                return self._not_opened(sealed, error, attempts, now)
             if sealed.origin == STATE and not self._retries.newest(sealed):
                 # While it was opened it was withdrawn, replaced, or found to be another machine's.
                 return self._verdicts.refused(sealed, bundle, _OVERTAKEN, now, repeated=True)
@@ -243,6 +239,17 @@ class Intake:
         if isinstance(verdict, Same):
             return self._verdicts.same(sealed, bundle, now, durable=durable, stays=self._stays(bundle))
         return self._accepted(sealed, bundle, now, durable=durable)
+
+    def _not_opened(self, sealed: SealedBundle, error: BundleError, attempts: int, now: datetime) -> Ack:
+        why = Refused(error.code, error.message)
+        if isinstance(error, KeyUnavailableError):
+            self._retries.keep_soon(sealed, attempts, error.pause_seconds)
+            return self._verdicts.held(sealed, why, now, repeated=attempts > 0)
+        if sealed.origin == STATE:
+            self._resuming(None)
+        # A change here may make it right: see `reconsider`. What time or a service may mend is looked at by itself.
+        self._retries.keep(sealed, attempts, _look_again(error))
+        return self._verdicts.refused(sealed, None, why, now, repeated=attempts > 0)
 
     def _accepted(self, sealed: SealedBundle, bundle: Bundle, now: datetime, *, durable: bool) -> Ack:
         if bundle.action is Action.SET or self._store.memory.active is None:

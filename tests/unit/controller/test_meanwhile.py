@@ -13,8 +13,9 @@ import pytest
 
 from agent.core.errors import KeyUnavailableError, PayloadError, SealError
 from agent.core.model import Action, Bundle, Cloud, OnExpiry, SealedBundle
-from agent.core.verdict import Mark, Memory
+from agent.core.verdict import Mark, Memory, Policy
 from agent.core.view import Ended, Live
+from agent.identity.standing import Machines, Standing, standing
 from agent.identity.whose import Whose
 from tests.fakes.clock import START, settle
 from tests.unit.controller.support import World, looped
@@ -27,6 +28,10 @@ REMEMBERED = Memory("i-1", marks=(MARK,), decided={Cloud.AWS: None}, active=MARK
 
 def served(world: World) -> bool:
     return isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Live)
+
+
+def standing_of(world: World) -> Standing:
+    return standing(world.store.state, Cloud.AWS, world.clock.now())
 
 
 @looped
@@ -62,6 +67,42 @@ async def test_what_is_only_verified_anew_is_accepted_all_the_same() -> None:
         assert (ack.outcome, ack.durable) == ("accepted", True)
         assert world.recorder.saved[-1] == (world.store.memory, data)
         assert served(world)
+
+
+@pytest.mark.parametrize("way", ["brought", "resumed"])
+@looped
+async def test_a_refusal_by_what_is_not_believed_any_more_is_none(way: str) -> None:
+    """A key service takes its time, and our clock is put right meanwhile: the bundle was over by the hour of before."""
+    found = bundle(session("ours"), seq=3, on_expiry=OnExpiry.FALLBACK)
+    mark = Mark(found.issuer, found.subject, found.seq, found.digest, START)
+    decided = Memory("i-1", marks=(mark,), decided={Cloud.AWS: OnExpiry.FALLBACK}, active=mark)
+    policy = Policy(grace=timedelta(days=400))
+    world = World(policy=policy, memory=Memory("i-1") if way == "brought" else decided)
+
+    def by_time(now: datetime, _accepted: str | None) -> Bundle:
+        if now > START + timedelta(days=1):
+            raise PayloadError("over", code="expired")
+        return found
+
+    world.knows(b"ours", by_time)
+    world.clock.set_utc(START + timedelta(days=300))
+    machine: list[bool] = []
+    async with world.running():
+        world.opener.gate.clear()
+        bringing = asyncio.create_task(
+            world.submit(b"ours")
+            if way == "brought"
+            else world.controller.intake.identified(Whose.OURS, "i-1", boot_id="b", firmware={}, sealed=b"ours")
+        )
+        await settle()
+        world.store.watch(lambda: machine.append(isinstance(standing_of(world), Machines)))
+        world.clock.set_utc(START)
+        world.controller.rebase()
+        world.opener.gate.set()
+        await bringing
+        await world.clock.advance(1)
+        assert served(world)
+        assert not any(machine)
 
 
 @looped
