@@ -49,7 +49,9 @@ class Awaited:
         """An earlier process waited in these: each source is read before nothing is waited for there."""
         waited = tuple(clouds)
         for name in self._sources if waited else ():
-            self._unread[name] = (waited, f"{name} is being looked at: it may hold the first bundle")
+            own, _ = self._unread.get(name, ((), ""))
+            said = f"{name} is being looked at: it may hold the first bundle"
+            self._unread[name] = (tuple({*waited, *own}), said)
 
     def answered(self, name: str) -> None:
         """A source was read."""

@@ -75,6 +75,14 @@ class TestSources:
         awaited.answered("s0")
         assert awaited.why == {}
 
+    def test_what_another_waited_for_takes_no_source_its_own_clouds(self) -> None:
+        """The configuration has another source now, which is silent, in a cloud in which nobody waited before."""
+        awaited = Awaited(sources(Metadata))
+        awaited.go_on([Cloud.GCP])
+        assert set(awaited.why) == {Cloud.AWS, Cloud.GCP}
+        awaited.failed("s0", UnansweredError("no route"))
+        assert set(awaited.why) == {Cloud.AWS, Cloud.GCP}
+
 
 class TestBundles:
     def test_one_that_a_key_service_does_not_open(self) -> None:
