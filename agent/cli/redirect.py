@@ -61,7 +61,11 @@ def apply(path: Path, user: str, only_print: bool) -> int:
     if the section has a mistake: the rules before then stay in force, or, if there are none, workers are refused.
     """
     holder = None if only_print else _Holder.found()
-    if holder is not None and holder.by_command and os.environ.get("MAINPID") == str(holder.pid):
+    if (
+        not only_print
+        and _is_reload(holder)
+        and (os.path.lexists(_closed_file()) if holder is None else holder.by_command)
+    ):
         # The unit's ExecReload=. Whatever starts workers reloads it (their gate, nftables.service): a worker that ends
         # because it is refused, and is started again, must not take back what an operator has closed.
         click.echo("credential-agent: workers stay refused, by command", err=True)
@@ -207,6 +211,12 @@ def probe(address: str, port: int) -> None:
 def _closed_file() -> Path:
     """What the process that holds the rules goes by when it starts; it may just not be there."""
     return arrival.STATE.with_name(hold.CLOSED_FILE)
+
+
+def _is_reload(holder: _Holder | None) -> bool:
+    """Whether this is the ExecReload= of the unit whose process is ``holder``; ``None``: its state cannot be read."""
+    asked = os.environ.get("MAINPID")
+    return asked is not None if holder is None else asked == str(holder.pid)
 
 
 def _check_that_it_lasts() -> None:

@@ -84,6 +84,29 @@ def test_where_no_process_holds_the_rules_the_next_one_knows_what_was_commanded(
         assert (tmp_path / hold.CLOSED_FILE).exists() is closed, command
 
 
+@pytest.mark.parametrize("state", [None, "", '{"pid": 1'])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("by", ["a unit", "a person"])
+def test_a_reload_that_cannot_read_the_state_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str | None, closed: bool, by: str
+) -> None:
+    """On a full /run it may be half written just then: what an operator closed stays so, and only a person opens it."""
+    loaded: list[object] = []
+    monkeypatch.setattr(arrival, "STATE", tmp_path / "state.json")
+    monkeypatch.setattr(nft, "run", loaded.append)
+    monkeypatch.setattr(aliases, "set_aliases", lambda **_: None)
+    (tmp_path / "config.toml").touch()
+    if state is not None:
+        (tmp_path / "state.json").write_text(state)
+    if closed:
+        (tmp_path / hold.CLOSED_FILE).touch()
+    env = {"MAINPID": "4711" if by == "a unit" else None}
+    done = CliRunner(env=env).invoke(redirect, ["apply", "--config", str(tmp_path / "config.toml")])
+    assert done.exit_code == 0
+    stays = closed and by == "a unit"
+    assert (not loaded, (tmp_path / hold.CLOSED_FILE).exists()) == (stays, stays)
+
+
 @pytest.mark.parametrize(
     "known", [{"state": "led", "by_command": False}, {"state": "closed", "by_command": False}, None]
 )
