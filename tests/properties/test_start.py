@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.system.harness import MODULES
 
 LATER = (
     "aiohttp",
@@ -25,9 +28,10 @@ LATER = (
 @pytest.mark.parametrize("module", ["agent.daemon", "agent.cli.run"])
 def test_the_start_loads_what_it_needs(module: str) -> None:
     """The composition root loads no client library: those come with what needs one."""
-    # rich is no dependency, but structlog takes it where it is (here, by moto), and email with it.
-    code = f"import sys; sys.modules['rich'] = None; import {module}; print(*sorted(set({LATER!r}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    # rich is no dependency, but structlog would take it where it is (here, by moto), and email with it.
+    code = f"import sys; import {module}; print(*sorted({{'rich', *{LATER!r}}} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": MODULES}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
 
 

@@ -53,6 +53,8 @@ from agent.core.model import Action, AwsAssumeRole, AwsSession, Cloud, Env, GcpT
 from agent.core.secret import Secret
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MODULES = f"{Path(__file__).with_name('as_installed')}:{REPOSITORY}"
+"""Where an agent looks for modules (``PYTHONPATH``): ours, without what its workers do not have."""
 DEADLINE_SECONDS = 15.0
 """For anything that should be instant: this machine may be very busy."""
 
@@ -193,7 +195,7 @@ class Agent:
         self._ended = False
         env = {
             "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": MODULES,
             "PYTHONDONTWRITEBYTECODE": "1",
             **(environ or {}),
         }
