@@ -6,6 +6,7 @@ Debian 12 (tests/README.md): the package is the same.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -56,12 +57,18 @@ def build(target: Path, *arguments: str, source: Path = REPOSITORY, **environ: s
     return sorted(path for path in target.iterdir() if path.suffix in {".deb", ".rpm"})
 
 
+@functools.cache
+def of_this_source(place: Path) -> Path:
+    """Where its packages are, made once for every module that installs them; nobody changes or moves them."""
+    target = place / "packages-of-this-source"
+    build(target)
+    return target
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is made of this source."""
-    target = tmp_path_factory.mktemp("packages")
-    build(target)
-    return target
+    return of_this_source(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import agent
 from tests.system import machine as m
 from tests.system.machine import Disk, Machine
 from tests.system.test_boot import EC2, Sender
-from tests.system.test_packages import BUILD, LOOK, NAME, REPOSITORY, Asking, build, working
+from tests.system.test_packages import BUILD, LOOK, NAME, REPOSITORY, Asking, build, of_this_source, working
 
 pytestmark = [
     pytest.mark.root,
@@ -37,23 +37,28 @@ RPM = ("rpm", "--force-debian", "--nodeps")
 DOES_NOT_START = "import os\nif 'NOTIFY_SOCKET' in os.environ:\n    raise SystemExit(1)\n"
 
 
-def made(place: Path, version: str = "", head: str = "") -> Path:
-    """The .rpm of this source; with ``version``, of one that has another version, and ``head`` in front of its `run`."""
-    source = REPOSITORY
-    if version:
-        source = place / f"source-{version}"
-        keep = shutil.ignore_patterns(".venv*", "build", ".*cache", ".git", "__pycache__", ".hypothesis", "tests")
-        shutil.copytree(REPOSITORY, source, ignore=keep)
-        init, run = source / "agent/__init__.py", source / "agent/cli/run.py"
-        init.write_text(re.sub(r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"', init.read_text()))
-        future = "from __future__ import annotations\n"
-        run.write_text(run.read_text().replace(future, future + head))
-    (package,) = build(place / f"made-{version}", "--format", "rpm", source=source)
-    return package
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The .rpm of this source."""
+    (made,) = of_this_source(tmp_path_factory.getbasetemp()).glob("*.rpm")
+    return made
+
+
+def changed(place: Path, version: str, head: str) -> Path:
+    """The .rpm of a source that has another version, and ``head`` in front of its `run`."""
+    source = place / f"source-{version}"
+    keep = shutil.ignore_patterns(".venv*", "build", ".*cache", ".git", "__pycache__", ".hypothesis", "tests")
+    shutil.copytree(REPOSITORY, source, ignore=keep)
+    init, run = source / "agent/__init__.py", source / "agent/cli/run.py"
+    init.write_text(re.sub(r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"', init.read_text()))
+    future = "from __future__ import annotations\n"
+    run.write_text(run.read_text().replace(future, future + head))
+    (made,) = build(place / f"made-{version}", "--format", "rpm", source=source)
+    return made
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A worker without the agent, with three packages in /root."""
     sender, place = Sender(), tmp_path_factory.mktemp("machine")
     with closing(Disk(place / "disk", m.with_packages("rpm"))) as disk, m.ec2() as cloud:
@@ -62,8 +67,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         cloud.set_user_data(sender.seal())
         rpms = disk.root / "root/rpms"
         rpms.mkdir()
-        for file, version, head in (("now", "", ""), ("next", "9.0.0", ""), ("refused", "9.1.0", DOES_NOT_START)):
-            shutil.move(made(place, version, head), rpms / f"{file}.rpm")
+        shutil.copy(package, rpms / "now.rpm")
+        for file, version, head in (("next", "9.0.0", ""), ("refused", "9.1.0", DOES_NOT_START)):
+            shutil.move(changed(place, version, head), rpms / f"{file}.rpm")
         with Machine(disk, cloud) as machine:
             yield machine
 
@@ -161,9 +167,8 @@ contents:
 
 
 @pytest.mark.skipif(shutil.which("rpm") is None, reason="needs rpm (apt-get install rpm)")
-def test_any_python_that_it_has_modules_for_will_do(tmp_path: Path) -> None:
+def test_any_python_that_it_has_modules_for_will_do(package: Path, tmp_path: Path) -> None:
     """The requirement is read as it is meant: one of three programs. Where there is another only, it installs nothing."""
-    package = made(tmp_path)
     said = {}
     for python in ("python3.10", "python3.11", "python3.12", "python3.13"):
         root, config = tmp_path / f"root-{python}", tmp_path / f"{python}.yaml"
