@@ -49,8 +49,9 @@ class Opening:
         self.disputed: Callable[[], float] = float  # by how many seconds our time is behind, says the metadata service
         self.names: frozenset[str] = frozenset()
         self.configured = audiences
-        self.in_force: Callable[[], bytes | None] = lambda: None  # set once there is a controller
-        self.policy: Callable[[], Policy] = Policy  # likewise
+        self.accepted: Callable[[], bytes | None] = lambda: None  # what is, or was and may come back, in force, sealed
+        self.in_force: Callable[[], bool] = bool  # whether it is: not while it is doubted whose it is
+        self.policy: Callable[[], Policy] = Policy
         self._opened: dict[bytes, Opened] = {}  # by the digest of the sealed bytes, the oldest first
 
     @property
@@ -78,10 +79,10 @@ class Opening:
         name = hashlib.sha256(sealed).digest()
         self._opened.pop(name, None)
         if len(self._opened) > REMEMBERED:
-            # Never drop the bundle in force: anybody can seal to our public key, and a flood of such bundles would make
+            # Never drop what was accepted: anybody can seal to our public key, and a flood of such bundles would make
             # the next process ask for a key that it may not get just then.
-            in_force = self.in_force()
-            kept = None if in_force is None else hashlib.sha256(in_force).digest()
+            accepted = self.accepted()
+            kept = None if accepted is None else hashlib.sha256(accepted).digest()
             for other in [key for key in self._opened if key != kept][: len(self._opened) - REMEMBERED]:
                 del self._opened[other]
         self._opened[name] = opened
@@ -98,11 +99,11 @@ class Opening:
             found = self._verified(opened, sealed.origin, now, accepted_digest)
         except (SealError, PayloadError) as error:
             unsaid = self._unsaid(error) or self._undated(error, sealed, now, accepted_digest)
-            if not unsaid or (accepted_digest is not None and self.in_force() is not None):
+            if not unsaid or (accepted_digest is not None and self.in_force()):
                 raise  # what is in force of a signer who is not trusted ends at once
             # No worker is the machine meanwhile for want of an answer.
             raise KeyUnavailableError(f"{error.message}, and {unsaid}", hint=error.hint) from None
-        if accepted_digest is not None and self.in_force() is None and self._is_over_for_us_alone(found, now):
+        if accepted_digest is not None and not self.in_force() and self._is_over_for_us_alone(found, now):
             # It would come back into force only to be lost, and no worker is the machine for a clock that may be wrong.
             raise KeyUnavailableError(f"what it gives is over, and {self._another_time(now)}")
         return found

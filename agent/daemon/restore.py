@@ -193,8 +193,7 @@ class Restorer:
         if left is not None and self._evaluate(left.memory, name) is Whose.ANOTHERS:
             left = succession.left = None  # it is another machine's
         remembered, sealed = handover.reconcile(left, Memory() if broken else read, sealed)
-        if broken and left is None:
-            remembered = read
+        remembered = read if broken and left is None else remembered
         named = name or remembered.instance_id
         waited = await self._waited(named)
         now = self.clock.now()
@@ -221,7 +220,8 @@ class Restorer:
             told=told,
             follow=follow,
         )
-        opening.in_force, opening.policy = lambda: self.controller.durable.sealed, lambda: store.state.policy
+        opening.accepted = lambda: self.controller.durable.sealed
+        opening.in_force, opening.policy = lambda: store.bundle is not None, lambda: store.state.policy
         before = left or self._noted
         self.controller.intake.awaited.go_on(() if before is None else before.awaited)
         self.recalling = asyncio.create_task(self._take_back_history(), name="history of before")

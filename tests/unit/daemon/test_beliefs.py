@@ -297,16 +297,16 @@ class TestKeys:
 
 
 class TestRemembered:
-    @pytest.mark.parametrize("in_force", [b"first", None])
-    def test_a_flood_drops_the_oldest_but_never_what_is_in_force(self, in_force: bytes | None) -> None:
+    @pytest.mark.parametrize("accepted", [b"first", None])
+    def test_a_flood_drops_the_oldest_but_never_what_was_accepted(self, accepted: bytes | None) -> None:
         """Anybody can seal to our public key: so many are kept beside the one that a restart needs."""
         opening = Opening(keys.Keyring([]), bundle.Trust(()), frozenset())
-        opening.in_force = lambda: in_force
+        opening.accepted = lambda: accepted
         flood = [b"first", *(b"%d" % number for number in range(10))]
         for sealed in flood:
             opening.remember(sealed, Opened(sealed, "kid"))
         kept = [sealed for sealed in flood if opening.opened(sealed) is not None]
-        assert kept == ([in_force] if in_force is not None else [flood[-REMEMBERED - 1]]) + flood[-4:]
+        assert kept == ([accepted] if accepted is not None else [flood[-REMEMBERED - 1]]) + flood[-4:]
 
     def test_what_comes_again_is_new(self) -> None:
         """A source that goes on to bring the same bytes has them opened once."""

@@ -556,6 +556,26 @@ def test_who_is_silent_after_a_gap_lends_no_name(tmp_path: Path) -> None:
     with_service(tmp_path, scenario)
 
 
+def test_what_a_doubt_set_aside_is_opened_as_after_a_start(tmp_path: Path) -> None:
+    """It is in force no more, so a silent place holds it over; and what was read of it is kept for the end of the doubt."""
+
+    async def scenario(machines: Machines, ec2: Ec2MetadataService) -> None:
+        await machines.live("aws:i-1")
+        async with machines.start() as life:
+            await life.restorer.identify_first([], at_once=True)
+            opening = life.prepared.opening
+            assert (opening.in_force(), opening.accepted()) == (True, life.controller.durable.sealed)
+            ec2.faults.append(Fault(drop=True, times=None))
+            doubting = asyncio.create_task(life.restorer.identify_anew([], ""))
+            await come_true(lambda: life.store.doubted)
+            assert not opening.in_force()
+            assert opening.opened(opening.accepted() or b"") is not None
+            doubting.cancel()
+            await asyncio.gather(doubting, return_exceptions=True)
+
+    with_service(tmp_path, scenario)
+
+
 def test_the_grace_waits_for_a_file_that_decides_whose_bundles_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
