@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from datetime import datetime, timedelta
 
 import pytest
@@ -608,6 +609,10 @@ class TestResume:
         assert "lease" in answer.why
 
 
+class OnTheMachine(FakeSource):
+    awaited_in = tuple(Cloud)
+
+
 class TestSources:
     @looped
     async def test_trouble_is_logged_once_a_change_and_counted_each_time(self) -> None:
@@ -648,6 +653,35 @@ class TestSources:
             await settle()
             assert world.store.bundle is not None
             assert world.store.bundle.seq == 2
+
+    @pytest.mark.parametrize(
+        ("crash", "waits"),
+        [
+            (ZeroDivisionError("a bug"), False),
+            (OSError(errno.EIO, "a bug"), False),
+            (MemoryError(), True),
+            (OSError(errno.EAGAIN, "no thread"), True),
+            (OSError(errno.EMFILE, "no descriptor"), True),
+            (ExceptionGroup("two looks", [ExceptionGroup("one", [MemoryError()]), ValueError()]), True),
+            (ExceptionGroup("two looks", [ValueError(), ZeroDivisionError()]), False),
+        ],
+        ids=repr,
+    )
+    @looped
+    async def test_a_crash_for_want_of_means_says_nothing_of_the_source(self, crash: Exception, waits: bool) -> None:
+        """It may hold the first bundle as before, and is waited for; not so where a bug of ours reads it."""
+        source = OnTheMachine("bad")
+        source.crash = crash
+        world = World(sources=[source])
+        async with world.running():
+            await world.clock.advance(3600)
+            assert set(world.controller.intake.awaited.why) == (set(Cloud) if waits else set())
+
+            source.crash = None
+            await world.clock.advance(600)
+            source.act(lambda _submit, _trouble, ok: ok())
+            await settle()
+            assert world.controller.intake.awaited.why == {}
 
     @looped
     async def test_silence_changes_nothing(self) -> None:
