@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,7 @@ from agent.daemon.publish import Publisher, group_id
 from agent.daemon.reload import Reloader
 from agent.daemon.restore import Restorer
 from agent.daemon.socket_name import LOOK_SECONDS, LOST, LOST_HINT, SocketName
+from agent.daemon.unending import unending
 from agent.daemon.who import ASK_AGAIN_SECONDS
 from agent.host.clock import SystemClock
 from agent.serve.control import ControlEndpoint
@@ -88,16 +90,22 @@ class Late:
             reload: what SIGHUP does.
         """
         self.note()
-        later: list[Coroutine[Any, Any, None]] = [self._keep_control(operators, servers)]
-        later += [self._keep_files(reloader, publisher), self._keep_memory()]
-        later.append(self._prepared.age.run(lambda: self._restorer.controller.store.memory))
+        watches: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "control socket": partial(self._keep_control, operators, servers),
+            "files for others": partial(self._keep_files, reloader, publisher),
+            "state directory": self._keep_memory,
+            "age": partial(self._prepared.age.run, lambda: self._restorer.controller.store.memory),
+        }
         if "environment.group" in self._prepared.away.reasons:
-            later.append(self._find_group(reloader, publisher))
+            watches["group"] = partial(self._find_group, reloader, publisher)
         if self._prepared.late_files:
-            later.append(self._hear_late(reloader))
+            watches["late files"] = partial(self._hear_late, reloader)
         if self._file.late is not None:
-            later.append(self._hear_file(asyncio.wrap_future(self._file.late), reload))
-        return [asyncio.create_task(work) for work in later]
+            watches["late configuration"] = partial(self._hear_file, asyncio.wrap_future(self._file.late), reload)
+        return [
+            asyncio.create_task(unending(watch, work=work, clock=self._clock), name=work)
+            for work, watch in watches.items()
+        ]
 
     def control_socket(self) -> socket.socket | None:
         """The control socket; ``None``: it cannot be opened just now, which is logged once.

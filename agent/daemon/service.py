@@ -49,6 +49,7 @@ from agent.daemon.servers import Servers
 from agent.daemon.still import Still
 from agent.daemon.succession import Succession
 from agent.daemon.time_log import TimeLog
+from agent.daemon.unending import unending
 from agent.daemon.unit import ServerProcess
 from agent.daemon.who import Who
 from agent.daemon.workers import sockets_of
@@ -214,7 +215,7 @@ class Daemon:
         later += (
             self._restorer.resuming,
             self._restorer.recalling,
-            asyncio.create_task(couriers.run(), name="couriers"),
+            asyncio.create_task(unending(couriers.run, work="couriers", clock=self.clock), name="couriers"),
         )
         later += [asyncio.create_task(servers.watch(), name="servers")] if self._child is not None else []
         try:

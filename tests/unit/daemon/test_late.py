@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -73,7 +74,10 @@ class Groups:
 
 
 def test_the_workers_group_is_used_once_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files are its own from then on, by the name that is configured then, whatever a reload found before."""
+    """The files are its own from then on, by the name that is configured then, whatever a reload found before.
+
+    No thread, and no memory, for one look is not the last look.
+    """
     groups, clock, gid = Groups(monkeypatch), FakeClock(), os.getegid()
 
     async def scenario() -> None:
@@ -100,6 +104,12 @@ def test_the_workers_group_is_used_once_there_is_one(tmp_path: Path, monkeypatch
                 groups.known["first"] = gid + 1
                 reloader.settings = of_group(worker, "second")
 
+        crashes = [OSError(errno.EAGAIN, "no thread"), MemoryError()]
+
+        def crashing(_name: str) -> None:
+            if crashes:
+                raise crashes.pop()
+
         async with ended(worker):
             reloader.settings = of_group(worker, "first")
             lose()
@@ -113,6 +123,10 @@ def test_the_workers_group_is_used_once_there_is_one(tmp_path: Path, monkeypatch
                 groups.known["second"] = gid
                 await until(is_used)
                 lose()  # a reload that had looked before is applied
+                await until(is_used)
+                groups.looking = crashing
+                lose()
+                await until(lambda: not crashes)
                 await until(is_used)
 
     asyncio.run(scenario())
