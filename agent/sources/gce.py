@@ -272,9 +272,8 @@ class _Attribute:
             "GET", f"{path}?{text}" if text else path, timeout_seconds=wait, max_bytes=max_bytes
         )
         if answer.status not in {200, 404}:
-            raise unusable(
-                f"expected 200 or 404 for a metadata attribute, got {answer.status}", answer, of_the_machine=True
-            )
+            said = f"expected 200 or 404 for a metadata attribute, got {answer.status}"
+            raise unusable(said, answer, of_the_machine=True, own=by_gce(answer))
         return answer
 
     def _note(self, answer: UpstreamResponse) -> None:

@@ -89,15 +89,16 @@ def broken_here(*, of_the_machine: bool = False) -> Iterator[None]:
         raise SourceError(error.message, hint=error.hint) from None
 
 
-def unusable(message: str, answer: UpstreamResponse, *, of_the_machine: bool = False) -> SourceError:
+def unusable(message: str, answer: UpstreamResponse, *, of_the_machine: bool = False, own: bool = True) -> SourceError:
     """The error for an answer that is not of use: one that says when to come again, or another.
 
     Args:
         message: for a person.
         answer: it.
         of_the_machine: see :func:`broken_here`: an outage, a redirection or a throttle is no answer either.
+        own: whether it bears the service's own mark; a refusal by something else, a filter say, is no answer either.
     """
-    if of_the_machine and (answer.status in _PASSING or not 400 <= answer.status < 500):
+    if of_the_machine and (not own or answer.status in _PASSING or not 400 <= answer.status < 500):
         return _UnansweredYet(message, seconds=answer.pause_seconds)
     return _later(message, answer.pause_seconds, None)
 

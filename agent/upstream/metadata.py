@@ -146,9 +146,9 @@ class Ec2Metadata:
 
         Raises:
             UpstreamError: code ``stranger`` where EC2 gave our session token and something else says now that a thing
-                is there or is not: while that token is good, nobody is asked for another.
+                is there, or is not, or is refused: while that token is good, nobody is asked for another.
         """
-        if self._is_ec2 and answer.status in {200, 404} and not by_ec2(answer):
+        if self._is_ec2 and answer.status < 500 and not by_ec2(answer):
             raise _stranger(f"{path} of the ec2 metadata service is answered by something else", answer)
         return answer
 

@@ -106,7 +106,8 @@ class Wire(InProcess):
         oddity: how answers travel.
 
     Args:
-        silence_seconds: of a server, after which it has not answered. Long where none is silent: a busy machine is not.
+        silence_seconds: of a server, after which it has not answered; by the oddity if ``None``: long where none is
+            silent, since a busy machine is not.
     """
 
     def __init__(
@@ -115,9 +116,11 @@ class Wire(InProcess):
         oddity: Callable[[Answer], Pieces],
         *,
         host: str = "127.0.0.1",
-        silence_seconds: float = 0.3,
+        silence_seconds: float | None = None,
     ) -> None:
         super().__init__(routes)
+        if silence_seconds is None:
+            silence_seconds = 20.0 if oddity in SAME.values() else 0.3
         self.oddity = oddity
         self._host = host
         self._answer = Answer(500)
