@@ -15,13 +15,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
 
 from agent.controller.awaited import Awaited
 from agent.controller.durable import Durable
+from agent.controller.opener import Opener
 from agent.controller.retries import NEVER, Retries
 from agent.controller.review import Review
 from agent.controller.seldom import Seldom
@@ -44,19 +45,11 @@ TOO_EARLY_SECONDS: Final = 60.0
 DOUBTFUL_SECONDS: Final = 300.0
 """Between looks at a bundle that a key service alone has refused: it may have erred, and is not to be stormed."""
 
-
 FRESH_SECONDS: Final = 30.0
 """Bytes that took longer to open and to write down, since the machine slept, say, are verified by the present time."""
 
 _DOUBT: Final = "it is not known yet whether this machine is the one that accepted the last bundle"
 _OVERTAKEN: Final = Refused("rollback", "while it was opened, it was withdrawn or replaced")
-
-
-class Opener(Protocol):
-    """Opens and verifies sealed bytes (:class:`agent.keys.Keyring` with the trust it was given)."""
-
-    async def __call__(self, sealed: SealedBundle, now: datetime, accepted_digest: str | None) -> Bundle:
-        """Raise a :class:`BundleError`, nothing else."""
 
 
 class Intake:
@@ -245,7 +238,7 @@ class Intake:
         if isinstance(error, KeyUnavailableError):
             self._retries.keep_soon(sealed, attempts, error.pause_seconds)
             return self._verdicts.held(sealed, why, now, repeated=attempts > 0)
-        if sealed.origin == STATE:
+        if sealed.origin == STATE and self._retries.newest(sealed):  # else another attempt goes on, or none is wanted
             self._resuming(None)
         # A change here may make it right: see `reconsider`. What time or a service may mend is looked at by itself.
         self._retries.keep(sealed, attempts, _look_again(error))

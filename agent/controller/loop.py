@@ -15,7 +15,6 @@ never allowed to take away what is served.
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -25,8 +24,9 @@ from typing import Final, NoReturn
 import structlog
 
 from agent.controller.durable import Durable, Recorder
-from agent.controller.intake import Intake, Opener
+from agent.controller.intake import Intake
 from agent.controller.issuing import Issuer, Issuing
+from agent.controller.opener import Contained, Opener, is_for_want
 from agent.controller.seldom import Seldom
 from agent.controller.tasks import Tasks
 from agent.core import refresh
@@ -127,7 +127,7 @@ class Controller:
         self.intake = Intake(
             store,
             self.durable,
-            opener,
+            None if opener is None else Contained(opener),
             self._sources,
             clock=clock,
             rng=rng,
@@ -261,7 +261,7 @@ class Controller:
             except Exception as error:  # noqa: BLE001 - the controller's border: one source must not end the others
                 attempt += 1
                 self._log.error("source.crashed", source=name, error=type(error).__name__, exc_info=True)
-                kind = UnansweredError if _is_for_want(error) else SourceError
+                kind = UnansweredError if is_for_want(error) else SourceError
                 on_error(kind(f"crashed: {type(error).__name__}"))
                 await self._clock.sleep(refresh.retry_seconds(attempt, None, denied=True, rng=self._rng))
 
@@ -330,16 +330,3 @@ class Controller:
         kind = {Event.IDENTITY: "identity", Event.ENDED: "ended", Event.HORIZON: "ends-soon"}[notice.event]
         self.history.add(self._clock.now(), kind, str(notice.cloud), notice.why or "")
         say[notice.event](notice.event, cloud=notice.cloud, origin=notice.origin, why=notice.why, horizon=horizon)
-
-
-_WANTS: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-
-
-def _is_for_want(error: BaseException) -> bool:
-    """Whether the machine had no memory, thread or descriptor left, which passes and says nothing of the source.
-
-    Any other crash is a fault of ours, and would be one each time: what cannot be looked at is not waited for.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(_is_for_want, error.exceptions))
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _WANTS)

@@ -28,7 +28,7 @@ class Review:
     Args:
         store: the state machine.
         durable: the owner of what outlives the process.
-        opener: see :class:`agent.controller.intake.Opener`; ``None``: nothing can be opened, and nothing is reviewed.
+        opener: see :class:`agent.controller.opener.Opener`; ``None``: nothing can be opened, and nothing is reviewed.
         verdicts: says what comes of it.
         retries: keeps what is revoked, for another look when our trust changes again.
         clock: time.

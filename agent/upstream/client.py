@@ -273,17 +273,20 @@ class Upstream:
             # The proxy resolves the name and decides; only what is written as an address can be checked here.
             refuse_literal(target, allow_private=settings.allow_private_addresses)
             guarded = False
-        aiohttp = await self._library()
+        encrypted = "https" in (target.scheme, (proxy or "").partition(":")[0])
+        try:
+            aiohttp = await self._library()
+            if encrypted and await self._authorities.changed():
+                self._retire()
+            session = self._session(guarded=guarded)
+        except OSError as error:  # no thread, or no descriptor
+            raise as_upstream_error(error, origin) from None
         timeout = aiohttp.ClientTimeout(
             total=timeout_seconds or settings.total_timeout_seconds,
             sock_connect=min(settings.connect_timeout_seconds, timeout_seconds or settings.connect_timeout_seconds),
             sock_read=timeout_seconds or settings.read_timeout_seconds,
         )
         outgoing = _outgoing(headers)
-        encrypted = "https" in (target.scheme, (proxy or "").partition(":")[0])
-        if encrypted and await self._authorities.changed():
-            self._retire()
-        session = self._session(guarded=guarded)
         session.users += 1
         asked_at = time.clock_gettime(time.CLOCK_BOOTTIME)  # a suspend on the way counts
         try:
