@@ -273,8 +273,13 @@ class _Attribute:
         )
         if answer.status not in {200, 404}:
             said = f"expected 200 or 404 for a metadata attribute, got {answer.status}"
-            raise unusable(said, answer, of_the_machine=True, own=by_gce(answer))
+            raise unusable(said, answer, of_the_machine=True, own=by_gce(answer) or await self._is_missing())
         return answer
+
+    async def _is_missing(self) -> bool:
+        """Whether the server itself says so: some hosts leave its mark out of their errors (:class:`GceMetadata`)."""
+        listed = await self._metadata.get(self._directory)
+        return listed is not None and self._key.encode() not in listed.split()
 
     def _note(self, answer: UpstreamResponse) -> None:
         """Remember under which etag to wait. Without one we wait for any change, as the documentation has it."""

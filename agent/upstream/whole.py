@@ -8,8 +8,10 @@ long their answers are; what speaks HTTP/1.0 in their place may not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from agent.core.errors import UpstreamError
+from agent.core.strictjson import NotThatShapeError, decode
 from agent.upstream.client import Reach, Upstream, UpstreamResponse
 
 
@@ -59,4 +61,8 @@ def _says_its_end(answer: UpstreamResponse) -> bool:
     """Whether it could not have been broken off unseen. A JSON object could not: a credential, made anew for each."""
     if "Content-Length" in answer.headers or "chunked" in answer.headers.get("Transfer-Encoding", "").lower():
         return True
-    return answer.body.startswith(b"{") and answer.body.rstrip().endswith(b"}")
+    try:
+        decode(answer.body, dict[str, Any])
+    except NotThatShapeError:
+        return False
+    return True

@@ -283,6 +283,25 @@ def test_a_page_in_place_of_the_list_is_no_answer(flavor: dict[str, str]) -> Non
     run(test())
 
 
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("flavor", [{}, {"Metadata-Flavor": "Google"}])
+def test_a_refusal_in_place_of_the_value_is_no_answer(flavor: dict[str, str], *, listed: bool) -> None:
+    """Some hosts leave the flavor out of their errors: then the list says whether there is something that was refused."""
+
+    async def test() -> None:
+        async with made() as (server, source, _):
+            if listed:
+                server.set_attribute(KEY, "there")
+            await source.fetch()  # the server has proved real
+            path = f"/computeMetadata/v1/instance/attributes/{KEY}"
+            server.inject(Fault(path, status=403, headers=flavor, times=None))
+            with pytest.raises(SourceError) as caught:
+                await source.fetch()
+            assert isinstance(caught.value, UnansweredError) is (listed and not flavor)
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     "body", [b"[]", b"\xff", b'{"a":' + b"[" * 60_000, b""], ids=["list", "bytes", "deep", "empty"]
 )

@@ -332,6 +332,17 @@ def test_half_an_answer_is_none(service: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_half_an_object_is_none_though_it_ends_as_one(service: str) -> None:
+    """A list of attributes that was broken off behind an inner object holds not what comes after that."""
+
+    def part(answer: Answer) -> Pieces:
+        return [head(answer) + answer.body[: answer.body.index(b"}") + 1]]
+
+    with pytest.raises(UpstreamError):
+        _ended(service, [part, SAME["ended by the connection"]], b'{"a": {"b": 1}, "c": 2}')
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_an_answer_that_ends_with_its_connection_is_asked_for_twice_if_nothing_says_its_end(service: str) -> None:
     """A service that speaks HTTP/1.0 is understood, and gives a credential once."""
     ended = [SAME["ended by the connection"], SAME["HTTP/1.0, ended by the connection"]]
