@@ -166,7 +166,8 @@ class Durable:
     async def _nothing_new(self, verdict: Same | Refused, bundle: Bundle, *, copy: bool) -> Outcome:
         if isinstance(verdict, Refused):
             return Outcome(verdict, durable=not self.unwritten)
-        if not copy:
+        # In a doubt it is not known whether it is the same for this machine; a withdrawal takes effect all the same.
+        if not copy and not (self._store.doubted and bundle.action is Action.SET):
             self._store.apply(BundleBrought(bundle), self._clock.now())
         if self.on_disk:
             return Outcome(verdict, durable=True)

@@ -21,8 +21,8 @@ import msgspec
 import structlog
 
 from agent.controller.awaited import Awaited
-from agent.controller.durable import Durable
-from agent.controller.opener import Opener
+from agent.controller.durable import Durable, Outcome
+from agent.controller.opener import Opener, is_for_want
 from agent.controller.retries import NEVER, Retries
 from agent.controller.review import Review
 from agent.controller.seldom import Seldom
@@ -193,6 +193,13 @@ class Intake:
         ack = None
         try:
             ack = await self._evaluate(sealed)
+        except Exception as error:
+            self._log.error("work.crashed", work="evaluating a bundle", error=type(error).__name__, exc_info=True)
+            if not is_for_want(error):
+                self._retries.keep(sealed, 0, DOUBTFUL_SECONDS)  # its source, if it hears at all, brings it no more
+                raise
+            why = KeyUnavailableError(f"it cannot be evaluated just now: {type(error).__name__}")
+            ack = self._not_opened(sealed, why, 0, self._clock.now())
         finally:
             self.awaited.opened(sealed.origin, ack, part=sealed.part, newest=self._retries.newest(sealed))
         self._wake()
@@ -226,10 +233,19 @@ class Intake:
                 return fresh and believed == self._believed and (sealed.origin != STATE or self._retries.newest(sealed))
 
             outcome = await self._durable.submit(bundle, sealed.data, still, copy=sealed.origin == STATE)
+        return self._evaluated(sealed, bundle, outcome, attempts, now)
+
+    def _evaluated(self, sealed: SealedBundle, bundle: Bundle, outcome: Outcome, attempts: int, now: datetime) -> Ack:
         verdict, durable = outcome
         if isinstance(verdict, Refused):
+            if sealed.origin == STATE:
+                self._resuming(None)
+            elif self._store.doubted:  # by a memory that may be another machine's: it is no verdict yet
+                return self._not_opened(sealed, KeyUnavailableError(f"{verdict.reason}, and {_DOUBT}"), attempts, now)
             return self._verdicts.refused(sealed, bundle, verdict, now)
         if isinstance(verdict, Same):
+            if self._store.doubted and self._store.bundle is None:
+                self._retries.keep(sealed, attempts, None)  # new to this machine, if the memory is another's
             return self._verdicts.same(sealed, bundle, now, durable=durable, stays=self._stays(bundle))
         return self._accepted(sealed, bundle, now, durable=durable)
 

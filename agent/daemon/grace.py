@@ -120,6 +120,8 @@ class Note:
     async def _write(self) -> None:
         written = None
         while self._wanted is not None and self._wanted != written:
-            written = self._wanted
-            if not await asyncio.to_thread(write, self._directory, written) and self._wanted == written:
+            written, done = self._wanted, False
+            with contextlib.suppress(OSError, MemoryError):  # no thread, say
+                done = await asyncio.to_thread(write, self._directory, written)
+            if not done and self._wanted == written:
                 self._wanted = None

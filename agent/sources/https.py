@@ -29,7 +29,7 @@ from agent.core.served import plain
 from agent.core.source import Ack, OnError, OnSuccess, Position, Submit
 from agent.sources.acknowledging import Acknowledger
 from agent.sources.location import Location
-from agent.sources.watching import RetryLater, broken_here, keep_watching
+from agent.sources.watching import RetryLater, UnansweredYet, broken_here, keep_watching
 from agent.upstream import Upstream, UpstreamResponse, just_modified, origin_of
 from agent.wire.names import BUNDLE_MEDIA_TYPE
 from agent.wire.wrapped import find
@@ -287,6 +287,8 @@ class HttpsSource:
         if status in {200, 304, 404, 410}:
             return
         said = f"{self._origin} answered {status}"
+        if status == 429 or status >= 500:  # an outage says nothing of what is there
+            raise UnansweredYet(said, seconds=answer.pause_seconds)
         if seconds := answer.pause_seconds:
             raise RetryLater(said, seconds=seconds)
         hint = None

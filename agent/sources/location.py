@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from agent.core.errors import SourceError
+from agent.core.errors import SourceError, UnansweredError
 from agent.core.text import os_reason
 from agent.host.files import read_plain
 from agent.host.patience import Patience, StalledError
@@ -64,7 +64,7 @@ class Location:
         try:
             return await self._patience.ask(path, partial(read, path))
         except StalledError as error:
-            raise SourceError(error.message, hint=error.hint) from None
+            raise UnansweredError(error.message, hint=error.hint) from None
 
 
 def _read_url(path: Path) -> str:

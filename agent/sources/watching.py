@@ -43,7 +43,7 @@ class RetryLater(SourceError):
         self.seconds = seconds
 
 
-class _UnansweredYet(RetryLater, UnansweredError):
+class UnansweredYet(RetryLater, UnansweredError):
     """No answer to the question; perhaps one that asks not to be asked again for so many seconds."""
 
 
@@ -83,7 +83,7 @@ def broken_here(*, of_the_machine: bool = False) -> Iterator[None]:
     except UpstreamError as error:
         instead = of_the_machine and error.code in _NO_ANSWER and not isinstance(error, SwitchedOff | OtherCloud)
         if error.code in _UNANSWERED or instead:
-            raise _UnansweredYet(error.message, seconds=error.pause_seconds, hint=error.hint) from None
+            raise UnansweredYet(error.message, seconds=error.pause_seconds, hint=error.hint) from None
         raise _later(error.message, error.pause_seconds, error.hint) from None
     except WireError as error:
         raise SourceError(error.message, hint=error.hint) from None
@@ -99,7 +99,7 @@ def unusable(message: str, answer: UpstreamResponse, *, of_the_machine: bool = F
         own: whether it bears the service's own mark; a refusal by something else, a filter say, is no answer either.
     """
     if of_the_machine and (not own or answer.status in _PASSING or not 400 <= answer.status < 500):
-        return _UnansweredYet(message, seconds=answer.pause_seconds)
+        return UnansweredYet(message, seconds=answer.pause_seconds)
     return _later(message, answer.pause_seconds, None)
 
 

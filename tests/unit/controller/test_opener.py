@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import errno
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from agent.core.errors import BundleError, KeyUnavailableError, SealError
 from agent.core.model import Bundle, Cloud, OnExpiry, SealedBundle
 from agent.core.source import STATE, OnError, OnSuccess, Submit
-from agent.core.verdict import Memory, Policy
-from agent.core.view import Live
+from agent.core.verdict import Memory, Policy, Verdict
+from agent.core.view import Absent, Ended, Live
 from agent.identity.whose import Whose
 from tests.fakes.clock import settle
 from tests.unit.controller.support import FakeSource, World, events, looped
@@ -93,6 +94,82 @@ async def test_a_first_bundle_is_waited_for_though_a_look_at_it_fails_for_want(
         await world.clock.advance(600)
         assert serves(world)
         assert world.controller.intake.awaited.why == {}
+
+
+def lacks_once(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The first look at what was opened fails."""
+    errors, evaluate = [error], world.store.evaluate
+
+    def evaluated(*args: Any, **more: Any) -> Verdict:
+        if errors:
+            raise errors.pop()
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(world.store, "evaluate", evaluated)
+
+
+@pytest.mark.parametrize("further", [False, True])
+@looped
+async def test_so_it_is_if_what_is_opened_cannot_be_judged_for_want(
+    *, further: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may be missing behind the opener as well, at the first look and at a further one."""
+    source = OnTheMachine("file")
+    world = fallback(source=source)
+    world.knows(b"one", KeyUnavailableError("away") if further else bundle(session()))
+    lacks_once(world, monkeypatch, MemoryError())
+    async with world.running():
+        source.act(source.read)
+        await settle()
+        assert set(world.controller.intake.awaited.why) == set(Cloud)
+        world.knows(b"one", bundle(session()))
+        await world.clock.advance(600)
+        assert serves(world)
+
+
+@looped
+async def test_the_copy_of_what_was_in_force_is_kept_if_it_cannot_be_judged_for_want(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its further look fails: it is looked at again, and no worker is refused for good."""
+    world = fallback(await remembered())
+    world.knows(b"one", KeyUnavailableError("away"))
+    async with world.running():
+        await world.controller.intake.resume(b"one")
+        lacks_once(world, monkeypatch, MemoryError())
+        world.knows(b"one", bundle(session(), on_expiry=OnExpiry.FALLBACK))
+        await world.clock.advance(600)
+        assert serves(world)
+
+
+@looped
+async def test_a_copy_that_is_another_bundle_is_waited_for_no_more() -> None:
+    """Also if that is found at a further look: the sticky rule answers then, as at once."""
+    world = fallback(await remembered())
+    world.knows(b"one", KeyUnavailableError("away"))
+    async with world.running():
+        await world.controller.intake.resume(b"one")
+        world.knows(b"one", bundle(session("another"), seq=1))
+        await world.clock.advance(600)
+        assert isinstance(world.store.answer(Cloud.AWS, world.clock.now()), Ended | Absent)
+
+
+@looped
+async def test_a_further_look_that_ends_by_a_fault_of_ours_loses_no_bundle() -> None:
+    """Nobody waits for it meanwhile; the source that brought it is well, and does not bring it again."""
+    source = OnTheMachine("file")
+    world = fallback(source=source)
+    world.knows(b"one", KeyUnavailableError("away"))
+    async with world.running() as logs:
+        source.act(source.read)
+        await settle()
+        world.opener.table[b"one"] = crashes(FAULT)  # type: ignore[assignment]
+        await world.clock.advance(120)
+        assert events(logs, "work.crashed")[-1]["error"] == "ZeroDivisionError"
+        assert (world.controller.intake.awaited.why, source.watches) == ({}, 1)
+        world.knows(b"one", bundle(session()))
+        await world.clock.advance(600)
+        assert serves(world)
 
 
 @looped
