@@ -456,6 +456,7 @@ INSIDE: dict[str, set[str]] = {
     "tests/unit/sender/test_gcp_transport.py": {"_transport"},
     "tests/unit/doctor/test_probes.py": {"_may_be_ours"},  # a socket of another user's: root alone could make one
     "tests/unit/keys/test_kms.py": {"_endpoint"},  # the true hosts, which nothing may reach from here
+    "tests/unit/serve/test_room.py": {"_sweeper"},  # that nothing is watched any more
     "tests/unit/serve/test_fair_shares.py": {"_open"},  # what is known of connections, which no answer tells
     # Former sessions, and a look at a file of authorities: let go when done, of which no answer tells.
     "tests/unit/upstream/test_client.py": {"_former", "_looking"},

@@ -253,8 +253,9 @@ class Connection(asyncio.Protocol):
 
     def _wait(self, request: Request, outcome: Later) -> None:
         self._listener.hold(self)
-        self._task = asyncio.get_running_loop().create_task(outcome())
-        self._task.add_done_callback(partial(self._settled, request))
+        if self._transport is not None:  # else it had to make room itself, and nobody waits
+            self._task = asyncio.get_running_loop().create_task(outcome())
+            self._task.add_done_callback(partial(self._settled, request))
 
     def _settled(self, request: Request, task: asyncio.Task[Outcome]) -> None:
         self._listener.release(self)

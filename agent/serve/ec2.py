@@ -272,6 +272,12 @@ class Ec2Dialect:
             answer = await self._proxy.static(target(request.segments, slash=False), request.asker)
         else:
             answer = await self._proxy.fetch("GET", target(request.segments, slash=request.slash), asker=request.asker)
+        if self._decided():  # since then, perhaps
+            if below[:2] == names.EC2_IAM:
+                ours = self._iam(request, below[2:], self._watch.look(Cloud.AWS))
+                return ours if isinstance(ours, Response | Drop) else _UNAVAILABLE
+            if self._hiding.hides(below, decided=True):
+                return _NOT_FOUND
         if answer is None or answer.status in {401, 403} or 300 <= answer.status < 400:
             # 401 and 403 are about *our* session, 3xx is not of this dialect: neither is for the worker.
             return self._known(request.segments) or _UNAVAILABLE

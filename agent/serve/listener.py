@@ -324,10 +324,13 @@ class Listener:
             connection.turn = self._turn
         self._open[connection] = now
         self._reading[connection] = now
+        self._sweep_soon(now)
+        return True
+
+    def _sweep_soon(self, now: float) -> None:
         if self._sweeper is None:
             self._swept = now
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
-        return True
 
     # -- when room is scarce -----------------------------------------------------------------------------------------
 
@@ -474,7 +477,8 @@ class Listener:
     def ending(self, connection: Connection) -> None:
         """Take note that the answer is written; what remains is that the client takes it."""
         self._reading.pop(connection, None)
-        self._closing[connection] = time.monotonic()
+        now = self._closing[connection] = time.monotonic()
+        self._sweep_soon(now)  # it ended if all others were held
 
     def lost(self, connection: Connection) -> None:
         """Take note that ``connection`` is gone."""

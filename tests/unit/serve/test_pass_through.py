@@ -215,6 +215,24 @@ class TestEc2:
         assert got == 503
         assert "Location" not in headers
 
+    @pytest.mark.parametrize("path", ["iam/info", "identity-credentials/ec2/info"])
+    def test_a_bundle_that_comes_meanwhile_is_who_answers(self, path: str) -> None:
+        """What the real service says of the machine's identity is nobody's once a bundle decides AWS."""
+        view, real, got = FakeView(), Scripted(), list[tuple[int, bytes]]()
+        view.live_aws(START, origin=Origin.FALLBACK)
+        real.always = answer("arn of the machine's own")
+        with machine(
+            view, ec2=real, show=("/latest/meta-data/identity-credentials/",), ec2_upstream_seconds=30.0
+        ) as server:
+            real.gate = server.run(asyncio.Event)
+            asking = threading.Thread(target=lambda: got.append(get(server, "/latest/meta-data/" + path)[::2]))
+            asking.start()
+            until(lambda: real.under_way == 1, what="the service is asked")
+            server.run(partial(view.live_aws, START))
+            server.run(real.gate.set)
+            asking.join(10)
+        assert b"machine" not in got[0][1], got
+
     def test_a_herd_is_bounded(self) -> None:
         """Fifty workers asking at once are at most thirty-two requests to the real service at a time."""
         real = Scripted()
