@@ -109,11 +109,11 @@ class MasterConnection:
         told = given or self._send(words.SNAPSHOT)
         self.gave += told
         self.owes = not told
+        self._lacks = not (given and readers)
         for reader in readers:
             os.close(reader)
         for one in former:
             one.empty()
-        self._lacks = not given
         if self._lacks:
             self._tell_again()
 

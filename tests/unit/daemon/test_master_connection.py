@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import socket
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
@@ -460,6 +462,32 @@ async def test_a_master_that_reads_nothing_is_told_again() -> None:
             os.close(one)
     joined.say(words.number(words.HAD, gave + 1))
     await joined.until(lambda: joined.connection.settled)
+    joined.close()
+
+
+def none_is_left(_of: object) -> NoReturn:
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+@pytest.mark.parametrize("lacks", ["holding", "reader"])
+@looped
+async def test_a_master_is_given_again_what_there_was_no_memory_for(
+    lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the master has nothing to begin a server with, should this controller end."""
+    joined = Joined()
+    joined.begin()
+    os.close(joined.heard()[1][0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Emptiable, lacks, none_is_left)
+        joined.connection.give(b"newest")
+        await joined.until(lambda: joined.connection.gave == 2)
+    found = b""
+    while found != joined.controller.servers.latest():
+        _, files = await asyncio.to_thread(joined.heard)
+        found = b"".join(os.pread(one, 1 << 20, 0) for one in files)
+        for one in files:
+            os.close(one)
     joined.close()
 
 
