@@ -166,8 +166,7 @@ class Durable:
     async def _nothing_new(self, verdict: Same | Refused, bundle: Bundle, *, copy: bool) -> Outcome:
         if isinstance(verdict, Refused):
             return Outcome(verdict, durable=not self.unwritten)
-        # In a doubt it is not known whether it is the same for this machine; a withdrawal takes effect all the same.
-        if not copy and not (self._store.doubted and bundle.action is Action.SET):
+        if not copy and not (self._store.doubted and bundle.action is Action.SET):  # is it for this machine?
             self._store.apply(BundleBrought(bundle), self._clock.now())
         if self.on_disk:
             return Outcome(verdict, durable=True)

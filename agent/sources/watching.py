@@ -77,6 +77,10 @@ def broken_here(*, of_the_machine: bool = False) -> Iterator[None]:
         of_the_machine: the machine's own metadata service is asked. What comes in its place, a proxy's page or a
             refusal of the session token, says as little as silence of what it holds; but for its own word that it is
             switched off, and that of the other cloud's service, which is here.
+
+    Raises:
+        UnansweredYet: nobody said what there is.
+        SourceError: anything else.
     """
     try:
         yield

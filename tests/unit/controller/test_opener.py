@@ -110,7 +110,7 @@ def lacks_once(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) 
 
 @pytest.mark.parametrize("further", [False, True])
 @looped
-async def test_so_it_is_if_what_is_opened_cannot_be_judged_for_want(
+async def test_so_it_is_if_what_is_opened_cannot_be_evaluated_for_want(
     *, further: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory may be missing behind the opener as well, at the first look and at a further one."""
@@ -128,7 +128,7 @@ async def test_so_it_is_if_what_is_opened_cannot_be_judged_for_want(
 
 
 @looped
-async def test_the_copy_of_what_was_in_force_is_kept_if_it_cannot_be_judged_for_want(
+async def test_the_copy_of_what_was_in_force_is_kept_if_it_cannot_be_evaluated_for_want(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its further look fails: it is looked at again, and no worker is refused for good."""
