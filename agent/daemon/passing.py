@@ -41,6 +41,8 @@ from agent.wire.http import Response, forwardable, path_of
 
 LONGEST_SECONDS: Final = 3700.0
 """A long poll of an hour, and what the real server takes to end it."""
+CHANGING_PLACES: Final = 8
+"""So many long polls may have been ended by the server in others' favour when it asks for those."""
 _ACCOUNTS: Final = ("instance", "service-accounts")
 _QUERIED: Final = frozenset({"recursive", "alt", "wait_for_change", "timeout_sec", "last_etag"})
 _SPELT: Final = {"recursive": ("true",), "wait_for_change": ("true",), "alt": ("json", "text")}
@@ -77,7 +79,9 @@ class Passing:
         self._writes = GuestWrites(settings.own_namespaces)
         room = min(CONCURRENCY, max(1, settings.passed_connections // 2))
         # Twice what an honest server has under way: what its clients have left is under way here for a moment longer.
-        self._most = {False: 2 * room, True: max(1, settings.passed_connections - room)}
+        # Of a long poll that it ends in another's favour it says so after it has asked for the other.
+        polls = max(1, settings.passed_connections - room)
+        self._most = {False: 2 * room, True: polls + min(room, CHANGING_PLACES)}
         self._under_way = {False: 0, True: 0}  # by whether it is a long poll
         self._asked = Bucket(ASKED_PER_SECOND, ASKED_AT_ONCE)
         self._made = Bucket(MADE_PER_SECOND, MADE_AT_ONCE)
