@@ -57,10 +57,16 @@ class Acknowledger:
     ) -> None:
         self._url, self._location, self._worker = url, location, worker
         self._upstream, self._clock, self._rng = upstream, clock, rng
+        self._verdicts = 0  # begun to be posted
 
     async def post(self, ack: Ack) -> None:
-        """Post a verdict. Tried a few times and then dropped: the next one says more. Raises nothing."""
+        """Post a verdict. Tried a few times and then dropped: the next one says more. Raises nothing.
+
+        One that is to be tried again when the next has come is dropped too: the last word would be an old one.
+        """
         body = _ack_body(ack, self._worker)
+        self._verdicts += 1
+        mine = self._verdicts
         for attempt in range(1, ACK_ATTEMPTS + 1):
             try:
                 headers = {"Content-Type": "application/json", **await self._location.authorization(self._url)}
@@ -75,6 +81,8 @@ class Acknowledger:
                 return
             if attempt < ACK_ATTEMPTS:
                 await self._clock.sleep(retry_seconds(attempt, self._rng))
+                if mine != self._verdicts:
+                    return
 
 
 def _ack_body(ack: Ack, worker: str | None) -> bytes:

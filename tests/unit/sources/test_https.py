@@ -575,6 +575,24 @@ def test_an_acknowledgement_that_fails_is_tried_a_few_times_and_let_be() -> None
     run(test())
 
 
+def test_the_last_word_is_the_last_verdict() -> None:
+    """One that could not be posted is not tried again behind a later one."""
+
+    async def test() -> None:
+        store = HttpsStore()
+        async with made(store, ack_url="same") as (source, clock):
+            store.inject(Fault(status=503))
+            first = Ack(origin="https", outcome="refused", code="signer", at=START, seq=1)
+            task = asyncio.ensure_future(source.acknowledge(first))
+            await clock.asleep()
+            await source.acknowledge(Ack(origin="https", outcome="accepted", at=START, seq=2))
+            await clock.step()
+            await task
+            assert [(ack["outcome"], ack["seq"]) for ack in store.acks] == [("accepted", 2)]
+
+    run(test())
+
+
 @pytest.fixture(autouse=True)
 def _no_leaks(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
     yield
