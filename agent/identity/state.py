@@ -43,11 +43,13 @@ class Previous(NamedTuple):
     Attributes:
         name: under which it is listed.
         lease: of the bundle that it came of.
+        stream: issuer and subject of that bundle; ``None``: an earlier process left it.
     """
 
     held: Held
     name: str
     lease: datetime | None
+    stream: tuple[str, str] | None = None
 
     def live(self, now: datetime) -> bool:
         """Whether it may still be served."""

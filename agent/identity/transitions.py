@@ -128,7 +128,17 @@ def bundle_accepted(state: State, event: BundleAccepted, now: datetime, rng: ran
         return _in_force(state, bundle, now, rng), APPLIED
     if active is not None and active.stream == (bundle.issuer, bundle.subject):
         return _purged(state, now), APPLIED
-    return state, APPLIED
+    return _left_nothing_of(state, (bundle.issuer, bundle.subject)), APPLIED
+
+
+def _left_nothing_of(state: State, stream: tuple[str, str]) -> State:
+    """What was withdrawn is not served on because its successor, another sender's, has no credential yet."""
+    if (identity := state.identity) is None:
+        return state
+    rest = {cloud: one for cloud, one in identity.previous.items() if one.stream not in {None, stream}}
+    if len(rest) == len(identity.previous):
+        return state
+    return changed(replace(state, identity=replace(identity, previous=rest)))
 
 
 def bundle_brought(state: State, event: BundleBrought, now: datetime, _rng: random.Random) -> Step:
@@ -186,7 +196,8 @@ def _left(state: State, cloud: Cloud, now: datetime) -> Previous | None:
     if not isinstance(answer, Live) or answer.origin is not Origin.BUNDLE:
         return None
     if slot.state.held is not None and slot.live(now):
-        return Previous(slot.state.held, answer.name, identity.bundle.lease_until)
+        bundle = identity.bundle
+        return Previous(slot.state.held, answer.name, bundle.lease_until, (bundle.issuer, bundle.subject))
     return identity.previous.get(cloud)
 
 
