@@ -18,6 +18,7 @@ from agent.core.scopes import given_by, narrower
 from agent.identity.ahead import until_another
 from agent.identity.slots import Held, hold
 from agent.identity.standing import google_source
+from agent.identity.state import digest_of
 from agent.identity.store import Store
 
 LEFT: Final = timedelta(minutes=10)
@@ -42,19 +43,25 @@ class Scoped:
         self._seconds = seconds
         self._pause = Pause(clock)
         self._log = structlog.get_logger()
-        self._held: dict[tuple[str, ...], tuple[Held, Grant]] = {}  # oldest first
+        self._held: dict[tuple[str, ...], tuple[Held, Grant, str]] = {}  # oldest first
 
     def held(self, now: datetime) -> Iterator[tuple[tuple[str, ...], GoogleToken, datetime]]:
         """The tokens that may be handed out at ``now``: scopes, a token of the identity that is served, its end."""
         served = google_source(self._store.state, now)
-        for scopes, (held, grant) in self._held.items():
+        for scopes, (held, grant, digest) in self._held.items():
             token, last = held.credential, held.ends - LEFT
-            if served is not None and served[0] == grant and now < last and isinstance(token, GoogleToken):
+            if (
+                served is not None
+                and served[0] == grant
+                and digest_of(self._store.state, grant) == digest
+                and now < last
+                and isinstance(token, GoogleToken)
+            ):
                 yield scopes, token, min(last, until_another(self._store.state, grant, now) or last)
 
     def moved(self, by: timedelta) -> None:
         """Our clock was moved by ``by``: what was counted from it moves along. The caller has the store tell of it."""
-        self._held = {scopes: (held.moved(by), grant) for scopes, (held, grant) in self._held.items()}
+        self._held = {scopes: (held.moved(by), grant, digest) for scopes, (held, grant, digest) in self._held.items()}
 
     async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
         """Mint one; ``None`` when the ordinary token is the answer.
@@ -68,6 +75,7 @@ class Scoped:
             return None
         grant, base = origin
         assert grant is not None
+        digest = digest_of(self._store.state, grant)
         self._pause.heed(grant)
         asked_at = self._clock.boottime()
         try:
@@ -84,7 +92,7 @@ class Scoped:
             self._log.error("scoped_token.crashed", error=type(error).__name__, exc_info=True)
             return None
         now = google_source(self._store.state, self._clock.now())
-        if now is None or now[0] != grant:
+        if now is None or now[0] != grant or digest_of(self._store.state, grant) != digest:
             return None  # the identity it speaks for was withdrawn or replaced while it was minted
         # Counted on the clock that never steps, from before the request left.
         began = self._clock.now() - timedelta(seconds=self._clock.boottime() - asked_at)
@@ -93,7 +101,7 @@ class Scoped:
         if held.ends <= self._clock.now() or not isinstance(token, GoogleToken):
             return None  # a cache, or a wrong clock, hands out what is over
         self._held.pop(wanted, None)
-        self._held[wanted] = (held, grant)
+        self._held[wanted] = (held, grant, digest)
         if len(self._held) > MOST:
             del self._held[next(iter(self._held))]
         self._store.tell()

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
 
 from agent.core.errors import Denied, Transient
-from agent.core.model import CLOUD_PLATFORM, Cloud, GcpServiceAccount, GcpToken, GoogleToken, Grant
+from agent.core.model import (
+    CLOUD_PLATFORM,
+    Bundle,
+    Cloud,
+    GcpExternalAccount,
+    GcpServiceAccount,
+    GcpToken,
+    GoogleToken,
+    Grant,
+)
 from agent.core.scopes import given_by, narrower
 from agent.core.secret import Secret
 from tests.fakes.clock import settle
 from tests.unit.controller.support import Call, Issued, World, looped
-from tests.unit.identity.worlds import HOUR, bundle, google_token
+from tests.unit.identity.worlds import HOUR, bundle, google_token, session
 
 AUTH = "https://www.googleapis.com/auth/"
 READ = f"{AUTH}devstorage.read_only"
@@ -211,3 +221,45 @@ async def test_a_pause_that_was_asked_for_is_heard() -> None:
         world.issuer.answer = fine
         await world.clock.advance(10)
         assert await world.controller.issuing.scoped.mint((READ,)) is not None
+
+
+FEDERATED = GcpExternalAccount(
+    id="f", audience="//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/a", base="user"
+)
+
+
+@pytest.mark.parametrize("flies", [False, True])
+@looped
+async def test_a_token_of_a_source_that_was_replaced_is_nobody_s(*, flies: bool) -> None:
+    """The grant reads the same, and another person's session is what it is made from now; also if it was being minted."""
+    world = World()
+
+    def of_its_source(call: Call) -> Issued | None:
+        if call.cloud is not None:
+            return None
+        key = getattr(call.base, "access_key_id", "")
+        return Issued(replace(google_token(call.at), access_token=Secret(f"of {key}"), email=None), lifetime=HOUR)
+
+    def of(key: str, seq: int) -> Bundle:
+        return bundle(session(key=key), FEDERATED, routes={Cloud.GCP: "f"}, seq=seq, salt=key)
+
+    world.issuer.answer = of_its_source
+    scoped = world.controller.issuing.scoped
+    async with world.running():
+        await world.submit(world.knows(b"one", of("ASIAALICE00000000000", 1)))
+        await settle(40)
+        if flies:
+            world.issuer.gate.clear()
+        minting = asyncio.create_task(scoped.mint((READ,)))
+        await settle(10)
+        assert minting.done() is not flies
+        await world.submit(world.knows(b"two", of("ASIABOB0000000000000", 2)))
+        world.issuer.gate.set()
+        await settle(40)
+        minted = await minting
+        assert (minted is None) is flies
+        assert list(scoped.held(world.clock.now())) == []
+        again = await scoped.mint((READ,))
+        assert again is not None
+        assert again.access_token.reveal() == "of ASIABOB0000000000000"
+        assert [token for _, token, _ in scoped.held(world.clock.now())] == [again]
