@@ -47,6 +47,7 @@ from agent.core.model import (
 )
 from agent.core.refresh import oldest_aws, oldest_google
 from agent.core.text import instant, spell
+from agent.core.timekeeping import EARLIEST, LATEST
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -329,6 +330,7 @@ def jwt_end(token: str) -> datetime | None:
     """The ``exp`` of a JSON Web Token, read and not verified; ``None`` when there is none to read."""
     said = jwt.claims(token, _Exp)
     try:
-        return None if said is None else utc(said.exp)
+        # No sum of ours may leave what a datetime holds: the token's issuer chose the number.
+        return None if said is None else utc(min(max(said.exp, EARLIEST), LATEST))
     except (ValueError, OverflowError, OSError):
         return None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.clock import utc
 from agent.core.model import (
     AwsAssumeRole,
     AwsKeys,
@@ -32,6 +33,7 @@ from agent.core.model import (
     cloud_of,
 )
 from agent.core.secret import Secret
+from agent.core.timekeeping import EARLIEST, LATEST
 from agent.identity.forecast import Forecast, forecasts, jwt_end, sentence
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -226,9 +228,16 @@ def test_reading_the_end_of_a_token_never_raises(text: str) -> None:
 
 @given(st.one_of(st.integers(), st.floats(), st.text(max_size=5), st.none()))
 def test_any_exp_is_read_or_not(exp: object) -> None:
-    """An ``exp`` out of every range is None, and not an error."""
+    """One out of every range is the last instant of ours, or the first, or none: no sum with it is an error."""
     answer = jwt_end(jwt(exp=exp).reveal())
     assert answer is None or answer.tzinfo is UTC
+    assert answer is None or answer - timedelta(days=10_000) < answer < answer + timedelta(days=10_000)
+
+
+@pytest.mark.parametrize("exp", [253402300799, -62135596800, 10**18, -(10**18)])
+def test_a_token_that_never_ends_ends_no_loop(exp: int) -> None:
+    """What follows from its end is told and planned as from any other."""
+    assert jwt_end(jwt(exp=exp).reveal()) == utc(LATEST if exp > 0 else EARLIEST)
 
 
 @given(
