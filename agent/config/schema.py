@@ -311,7 +311,8 @@ class HttpsEntry(Section, frozen=True, tag_field="kind", tag="https"):
     """Take the bundle from a URL, with ETag and long poll. A pre-signed URL works too.
 
     Attributes:
-        url: the URL. Its query may be a credential, and is never logged. Give either ``url`` or ``url_file``.
+        url: the URL. Its query may be a credential, and is never logged. Give either ``url`` or ``url_file``. One that
+            does not answer is not waited for beyond ``grace_seconds``: no start must depend on a web server.
         url_file: path of a file with the URL, read again before every request. It keeps the URL out of this file.
         ack_url: URL to which the agent posts whether it accepted each bundle. Default: nowhere.
         ca_file: path of a file with certificate authorities (PEM) to trust for this source, beside the system's.

@@ -39,4 +39,5 @@ def loaded(settings: config.Config, prepared: Prepared, ephemeral: keys.LocalKey
     except ConfigError as error:
         if not away.takes("environment", error):
             raise
+    files.doubt(away.reasons)
     return Found(files, pinned, keyring, gid, away)

@@ -203,8 +203,8 @@ class TestMetadata:
             until(lambda: agent.access_key() == MACHINE, what="the machine's identity")
 
     def test_a_service_that_refuses_user_data_has_answered(self, world: World, ec2: Ec2MetadataService) -> None:
-        """A status is an answer: a worker whose user-data is closed to it does not wait for ever."""
-        ec2.inject(Fault(USER_DATA, status=403, times=None))
+        """A status of its own is an answer: a worker whose user-data is closed to it does not wait for ever."""
+        ec2.inject(Fault(USER_DATA, status=403, headers={"Server": "EC2ws"}, times=None))
         with world.agent(by_user_data(ec2)) as agent:
             until(lambda: agent.access_key() == MACHINE, what="the machine's identity")
 

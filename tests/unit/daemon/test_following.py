@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 from collections.abc import Awaitable, Callable
@@ -16,8 +17,9 @@ from agent import bundle, config
 from agent.core.announced import FILE
 from agent.core.errors import ConfigError
 from agent.core.model import Cloud, SealedBundle
-from agent.daemon import listening, reload
+from agent.daemon import beliefs, listening, reload
 from agent.daemon.files import LOOK_SECONDS
+from agent.host.files import read_plain
 from agent.sources.file import FileSettings, FileSource
 from tests.fakes.clock import FakeClock
 from tests.system.harness import AUDIENCE, ISSUER
@@ -330,3 +332,33 @@ class TestFilesThatAnswerLate:
             assert "signers[0].key" in prepared.away.reasons
 
         play(tmp_path, scenario, looks=clock)
+
+    def test_one_that_is_unreadable_in_passing_as_it_answers_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A mount that has just come back may err once more: its file looks the same afterwards."""
+        signer, errors = bundle.SigningKey.generate("Ed25519"), [OSError(errno.ESTALE, "stale")]
+
+        async def scenario(worker: Worker, look: Callable[[Any], Awaitable[None]]) -> None:
+            other = pinned(worker, signer)
+            pins = [{"key": path, "issuers": [ISSUER]} for path in (worker.signer_file, other)]
+            worker.configure({**OURS, "signers": pins})
+            worker.reloader.settings = config.load(worker.configuration)
+            worker.prepared.late_files = {other}
+
+            async def answered(_late: object) -> None:
+                pass
+
+            def once(path: Path, most: int) -> bytes:
+                if Path(path) == other and errors:
+                    raise errors.pop()
+                return read_plain(path, most)
+
+            worker.prepared.first_look.answered = answered  # type: ignore[method-assign, assignment]
+            monkeypatch.setattr(beliefs, "read_plain", once)
+            await worker.reloader.apply_late()
+            assert worker.prepared.opening.pinned.signer(signer.kid) is None
+            await look(lambda: worker.prepared.opening.pinned.signer(signer.kid) is not None)
+            assert "signers[1].key" not in worker.prepared.away.reasons
+
+        TestFollowing().follow(tmp_path, scenario)
