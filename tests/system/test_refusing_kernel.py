@@ -201,7 +201,7 @@ def test_no_server_can_be_begun_for_a_while(stage: Stage, call: str, error: str)
     finally:
         stage.kernel.refuse()
     until(lambda: stage.asked() == 200, what="an answer")
-    assert stage.agent.every_process()[:-2] == others
+    until(lambda: stage.agent.every_process()[:-2] == others, what="both servers")
     assert not stage.agent.events("server.gone")
     assert not stage.agent.events("server.failing")
     stage.pushed(durable=True)
@@ -269,6 +269,6 @@ def test_a_server_that_can_have_no_successor_has_one_once_it_can(tmp_path: Path,
         with contextlib.closing(waiting):
             assert waiting.getresponse().status == 200
         assert agent.access_key() == key
-        assert agent.every_process()[:-2] == others
+        until(lambda: agent.every_process()[:-2] == others, what="both servers")
         assert not agent.events("server.gone")
         assert agent.stop() == 0
