@@ -221,7 +221,8 @@ def test_a_key_that_cannot_be_read_at_the_start_is_read_once_it_can(tmp_path: Pa
     world.drop(world.seal(world.session("ASIAUSER000000000001")))
     kernel.refuse(("open", "ENFILE", f"{world.root}/etc/{name}"))
     with world.agent(environ=kernel.environ) as agent:
-        agent.ready().wait_for("start.without")
+        agent.wait_for("agent.ready", seconds=60)  # it waits for the bundle first
+        agent.wait_for("start.without")
         assert agent.access_key() is None
         kernel.refuse()
         until(lambda: agent.access_key() == "ASIAUSER000000000001", what="the bundle")
