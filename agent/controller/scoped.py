@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -18,12 +18,24 @@ from agent.core.scopes import given_by, narrower
 from agent.identity.ahead import until_another
 from agent.identity.slots import Held, hold
 from agent.identity.standing import google_source
-from agent.identity.state import digest_of
+from agent.identity.state import State, digest_of
 from agent.identity.store import Store
 
 LEFT: Final = timedelta(minutes=10)
 """A token with less left is minted anew: clients ask on every call below five."""
 MOST: Final = 32
+
+
+class _Whose(NamedTuple):
+    """What a token was minted from: a grant, whose text may be the same in another bundle."""
+
+    grant: Grant
+    bundle: str
+
+
+def _whose(state: State, now: datetime) -> _Whose | None:
+    served = google_source(state, now)
+    return None if served is None or served[0] is None else _Whose(served[0], digest_of(state, served[0]))
 
 
 class Scoped:
@@ -43,25 +55,19 @@ class Scoped:
         self._seconds = seconds
         self._pause = Pause(clock)
         self._log = structlog.get_logger()
-        self._held: dict[tuple[str, ...], tuple[Held, Grant, str]] = {}  # oldest first
+        self._held: dict[tuple[str, ...], tuple[Held, _Whose]] = {}  # oldest first
 
     def held(self, now: datetime) -> Iterator[tuple[tuple[str, ...], GoogleToken, datetime]]:
         """The tokens that may be handed out at ``now``: scopes, a token of the identity that is served, its end."""
-        served = google_source(self._store.state, now)
-        for scopes, (held, grant, digest) in self._held.items():
+        served = _whose(self._store.state, now)
+        for scopes, (held, whose) in self._held.items():
             token, last = held.credential, held.ends - LEFT
-            if (
-                served is not None
-                and served[0] == grant
-                and digest_of(self._store.state, grant) == digest
-                and now < last
-                and isinstance(token, GoogleToken)
-            ):
-                yield scopes, token, min(last, until_another(self._store.state, grant, now) or last)
+            if whose == served and now < last and isinstance(token, GoogleToken):
+                yield scopes, token, min(last, until_another(self._store.state, whose.grant, now) or last)
 
     def moved(self, by: timedelta) -> None:
         """Our clock was moved by ``by``: what was counted from it moves along. The caller has the store tell of it."""
-        self._held = {scopes: (held.moved(by), grant, digest) for scopes, (held, grant, digest) in self._held.items()}
+        self._held = {scopes: (held.moved(by), whose) for scopes, (held, whose) in self._held.items()}
 
     async def mint(self, asked: tuple[str, ...]) -> GoogleToken | None:
         """Mint one; ``None`` when the ordinary token is the answer.
@@ -75,7 +81,7 @@ class Scoped:
             return None
         grant, base = origin
         assert grant is not None
-        digest = digest_of(self._store.state, grant)
+        whose = _Whose(grant, digest_of(self._store.state, grant))
         self._pause.heed(grant)
         asked_at = self._clock.boottime()
         try:
@@ -91,8 +97,7 @@ class Scoped:
         except Exception as error:  # noqa: BLE001 - the controller's border: there is an ordinary token all the same
             self._log.error("scoped_token.crashed", error=type(error).__name__, exc_info=True)
             return None
-        now = google_source(self._store.state, self._clock.now())
-        if now is None or now[0] != grant or digest_of(self._store.state, grant) != digest:
+        if _whose(self._store.state, self._clock.now()) != whose:
             return None  # the identity it speaks for was withdrawn or replaced while it was minted
         # Counted on the clock that never steps, from before the request left.
         began = self._clock.now() - timedelta(seconds=self._clock.boottime() - asked_at)
@@ -101,7 +106,7 @@ class Scoped:
         if held.ends <= self._clock.now() or not isinstance(token, GoogleToken):
             return None  # a cache, or a wrong clock, hands out what is over
         self._held.pop(wanted, None)
-        self._held[wanted] = (held, grant, digest)
+        self._held[wanted] = (held, whose)
         if len(self._held) > MOST:
             del self._held[next(iter(self._held))]
         self._store.tell()
