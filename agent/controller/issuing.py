@@ -26,6 +26,7 @@ from agent.core.text import instant
 from agent.core.verdict import Failure, Work
 from agent.identity.events import CredentialIssued, IdTokenMinted, IssuingFailed
 from agent.identity.standing import google_source
+from agent.identity.state import digest_of
 from agent.identity.store import Store
 
 _MOST_REPLACED: Final = 3
@@ -195,6 +196,7 @@ class Issuing:
             origin = google_source(self._store.state, now)
             if origin is None:
                 return None  # also where the identity that it was to speak for was withdrawn while it was minted
+            of = digest_of(self._store.state, origin[0])
             self._id_pause.heed(origin[0])
             token, failed = None, None
             try:
@@ -202,7 +204,7 @@ class Issuing:
             except ProviderError as error:
                 failed = error
             served = google_source(self._store.state, self._clock.now())
-            if served is None or served[0] != origin[0]:
+            if served is None or served[0] != origin[0] or digest_of(self._store.state, served[0]) != of:
                 continue  # whatever came of it says nothing of who is served now
             if failed is not None:
                 raise failed

@@ -69,6 +69,13 @@ class Review:
 
     async def run(self) -> None:
         """Evaluate the bundle in force again, as a restart would."""
+        try:
+            await self._run()
+        except Exception as error:  # noqa: BLE001 - what is not believed is not served on for want of memory just then
+            self._log.error("work.crashed", work="a review", error=type(error).__name__, exc_info=True)
+            self.ask_for(REVIEW_AGAIN_SECONDS)
+
+    async def _run(self) -> None:
         bundle, sealed = self._store.bundle, self._durable.sealed
         if bundle is None or sealed is None or self._opener is None:
             return
@@ -103,8 +110,8 @@ class Review:
     def _revoke(self, bundle: Bundle, sealed: bytes, error: BundleError, now: datetime) -> None:
         """End what would not be resumed at a restart, with the same outcome; the memory stays, so the rules do too."""
         mine = SealedBundle(sealed, STATE)
-        self._verdicts.revoked(mine, bundle, Refused(error.code, error.message), now)
-        self._durable.revoke(now)
+        self._durable.revoke(now)  # first: nothing that is told of it may keep it served
         self._retries.take(mine)
         self._retries.keep(mine, 0, None)  # a reload that was a mistake is made good by the next
+        self._verdicts.revoked(mine, bundle, Refused(error.code, error.message), now)
         self._changed()

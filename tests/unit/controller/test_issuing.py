@@ -556,23 +556,28 @@ class TestIdTokens:
             assert await asker is None
             assert world.store.view_id_token("aud", world.clock.now()) is None
 
-    async def overtaken(self, world: World) -> asyncio.Task[IdToken | None]:
+    async def overtaken(self, world: World, grant_id: str = "sb") -> asyncio.Task[IdToken | None]:
         """Who has asked for a token, while a newer bundle came before it was minted."""
         await self.serving(world)
         world.issuer.gate.clear()
         asker = asyncio.create_task(world.controller.issuing.id_token("aud"))
         await settle()
-        await world.submit(world.knows(b"two", bundle(service_account("sb"), seq=2, routes={Cloud.GCP: "sb"})))
+        newer = bundle(service_account(grant_id), seq=2, routes={Cloud.GCP: grant_id}, salt="2")
+        await world.submit(world.knows(b"two", newer))
         world.issuer.gate.set()
         return asker
 
+    @pytest.mark.parametrize("grant_id", ["sb", "sa"], ids=["another grant", "another bundle's, which reads the same"])
     @looped
-    async def test_a_mint_that_a_newer_bundle_overtook_is_made_anew(self) -> None:
-        """A token of the old identity is not served, and not kept, under the new one; nor is "none" said for that."""
+    async def test_a_mint_that_a_newer_bundle_overtook_is_made_anew(self, grant_id: str) -> None:
+        """A token of the old identity is not served, and not kept, under the new one; nor is "none" said for that.
+
+        A grant that reads the same may stand on another person's.
+        """
         world = World()
         world.issuer.id_answer = lambda audience: id_token(world, audience, token=f"{len(world.issuer.id_calls)}")
         async with world.running():
-            asker = await self.overtaken(world)
+            asker = await self.overtaken(world, grant_id)
 
             fresh = await asker
             assert fresh is not None

@@ -130,6 +130,35 @@ async def test_a_key_service_that_is_not_well_takes_nothing_away(trouble: Bundle
         assert not serves(world)
 
 
+@pytest.mark.parametrize("where", ["opened", "leased anew", "told"])
+@looped
+async def test_a_review_that_breaks_off_is_done_again(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For want of memory, say, wherever that strikes: what is believed no longer is not served on for it."""
+    world = World()
+
+    def breaks(*_args: object, **_more: object) -> None:
+        raise MemoryError
+
+    async with world.running() as logs:
+        await world.submit(world.knows(b"one", bundle(session(), lease=START + 4 * HOUR)))
+        if where == "opened":
+            world.knows(b"one", breaks)  # type: ignore[arg-type]
+        elif where == "leased anew":
+            world.knows(b"one", bundle(session(), lease=START + 2 * HOUR))
+            monkeypatch.setattr(world.controller.durable, "lease_anew", breaks)
+        else:
+            world.knows(b"one", NOT_BELIEVED)
+            monkeypatch.setattr(world.controller.history, "add", breaks)
+        world.controller.intake.review()
+        await settle()
+        assert serves(world) is (where != "told")
+        assert events(logs, "work.crashed")
+        monkeypatch.undo()
+        world.knows(b"one", NOT_BELIEVED)
+        await world.clock.advance(REVIEW_AGAIN_SECONDS + 1)
+        assert not serves(world)
+
+
 @looped
 async def test_a_mistake_is_made_good_by_the_next_reload() -> None:
     """Once its signer is believed again a revoked bundle is in force again, though nobody brings it anew."""
