@@ -145,7 +145,6 @@ class Proxy:
         self._seconds = seconds
         # All mutable state:
         self._cache: dict[str, tuple[float, Response]] = {}
-        self._asking: dict[str, asyncio.Task[Response | None]] = {}
         self._flights: dict[tuple[Hashable, str], asyncio.Task[Response | None]] = {}
         room = min(CONCURRENCY, max(1, connections // 2))
         self._room = Turnstile(room)
@@ -165,17 +164,11 @@ class Proxy:
         return held[1] if held is not None and time.monotonic() - held[0] < FRESH_SECONDS else None
 
     async def static(self, path_qs: str, asker: Asker | None = None) -> Response | None:
-        """A leaf that does not change: from memory, else asked for once however many want it, else an old one."""
+        """A leaf that does not change: from memory, else asked for, else an old one."""
         fresh = self.fresh(path_qs)
         if fresh is not None:
             return fresh
-        task = self._asking.get(path_qs)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self.fetch("GET", path_qs, asker=asker))
-            self._asking[path_qs] = task
-            task.add_done_callback(lambda _: self._asking.pop(path_qs, None))
-        # Shielded: the first who asked may leave, and must not take the answer from the others.
-        answer = await asyncio.shield(task)
+        answer = await self.fetch("GET", path_qs, asker=asker)
         if answer is not None and answer.status == 200:
             if len(self._cache) >= _CACHE_ENTRIES:
                 # The oldest alone: whoever asks for many spellings must not push out what the others use.
@@ -247,6 +240,7 @@ class Proxy:
             )
         # One flight for each owner when it matters who asks: nobody stands in another's queue.
         key = (owner, path_qs)
+        # Shielded: the first who asked may leave, and must not take the answer from the others.
         flight = self._flights.get(key)
         if flight is None:
             flight = asyncio.get_running_loop().create_task(
