@@ -27,7 +27,7 @@ from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.host.unread import Unread
 from agent.serve.handling import Access
-from agent.serve.mints import AT_ONCE, BURST, PER_SECOND
+from agent.serve.mints import AT_ONCE_ASKED, BURST_ASKED, PER_SECOND
 from agent.snapshot.frames import frame_of, frame_of_snapshot, from_server
 from agent.snapshot.messages import (
     ControllerSays,
@@ -91,7 +91,7 @@ class Servers:
         self.version = version
         # Of all together: a server that is taken over would else have everything anew by ending itself.
         self.passing = passing()
-        self.mints = Bucket(PER_SECOND, BURST)
+        self.mints = Bucket(PER_SECOND, BURST_ASKED)
         self.minting = 0
         self.logged = Bucket(_LOGGED_PER_MINUTE / 60, _LOGGED_PER_MINUTE)
         self.id_token = id_token
@@ -404,9 +404,9 @@ class Server(asyncio.Protocol):
             self.say(failed)
 
     async def _mint(self, wanted: Mint | MintScoped) -> Minted:
-        """The bounds are those of all workers together; the fair shares among them are the server's."""
+        """The bounds are those of all workers together. An honest server, which has the fair shares, is within them."""
         number, servers = wanted.number, self._servers
-        if servers.minting >= AT_ONCE or servers.mints.take(servers.clock()):
+        if servers.minting >= AT_ONCE_ASKED or servers.mints.take(servers.clock()):
             return Minted(number, why="tokens are asked for too often")
         servers.minting += 1
         try:

@@ -22,7 +22,7 @@ from agent.core.view import Answer, Ended, Live, Origin, Pending
 from agent.serve.early import Early
 from agent.serve.gce_answers import of_node
 from agent.serve.handling import Later, Outcome
-from agent.serve.mints import Demand, Mints, TooOften
+from agent.serve.mints import Demand, Mints, Shares, TooOften
 from agent.serve.waiting import Watch
 from agent.wire import gce
 from agent.wire.http import Request, Response
@@ -63,8 +63,9 @@ class Accounts:
         self._watch = watch
         self._early = early
         self._hold_seconds = watch.served.settings.gce_hold_seconds
-        self._mints = Mints(demand)
-        self._scoped_mints: Mints[GoogleToken] = Mints(lambda wanted: scoped(tuple(wanted.split())))
+        shares = Shares()
+        self._mints = Mints(demand, shares)
+        self._scoped_mints: Mints[GoogleToken] = Mints(lambda wanted: scoped(tuple(wanted.split())), shares)
         self._wait = wait
         # All mutable state is earlier renderings, with what they were rendered from.
         self._token: tuple[AwsCredential | GoogleToken, int, Response] | None = None

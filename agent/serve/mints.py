@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AsyncExitStack
 from typing import Final, Generic, TypeVar
 
 from agent.core.bucket import Bucket, Buckets
@@ -25,10 +26,16 @@ Demand = Callable[[str], Awaitable[IdToken | None]]
 
 AT_ONCE: Final = 8
 PER_SECOND: Final = 2.0
-BURST: Final = 100.0
+BURST: Final = 80.0
 PER_SECOND_BY_ONE: Final = 0.2
 BURST_BY_ONE: Final = 20.0
 """In an hour, the life of a token, one asker makes fewer than are kept, so nobody's are pushed out by another's."""
+TURN_SECONDS: Final = 10.0
+"""How long a mint waits for its turn. After an outage, those for which nobody waits any more would come all at once."""
+AT_ONCE_ASKED: Final = 2 * AT_ONCE
+BURST_ASKED: Final = BURST + PER_SECOND * TURN_SECONDS
+"""The bounds of the controller, which refuses any worker alike: no less than honest servers ask for. One may begin
+while another ends, and what was let in for as long as a turn is waited for may come together with a burst."""
 FAILED_SECONDS: Final = 5.0
 _FAILURES_KEPT: Final = 256
 
@@ -45,25 +52,63 @@ class TooOften(Exception):
         self.seconds = max(1, math.ceil(seconds))
 
 
+class Shares:
+    """What mints of every kind take together: the controller bounds them together, and refuses whoever comes then.
+
+    Attributes:
+        gate: so many at once, the turns shared among the owners.
+        buckets: so often, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.gate = Turnstile(AT_ONCE)
+        self.buckets: Buckets[Hashable] = Buckets(
+            Bucket(PER_SECOND, BURST), per_second=PER_SECOND_BY_ONE, burst=BURST_BY_ONE
+        )
+
+
+class _Flight(Generic[T]):
+    """One mint for all who want it. It waits in the queue of each of their owners, and begins in the first turn.
+
+    Attributes:
+        result: of it.
+        turns: what waits for a turn, by owner; once it has begun, what mints.
+        begun: what mints.
+    """
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
+        self.turns: dict[Hashable, asyncio.Task[T | None]] = {}
+        self.begun: asyncio.Task[T | None] | None = None
+
+    def begin(self, owner: Hashable) -> None:
+        """It is the owner's turn, and the others' are not waited for."""
+        self.begun = self.turns.pop(owner)
+        for task in self.turns.values():
+            task.cancel()
+
+
 class Mints(Generic[T]):
     """The one way from a request to a mint (:data:`Demand`, say).
 
     Args:
         demand: mints; shares one flight for each audience of one identity.
+        shares: what other kinds take from, too.
         clock: seconds that never step.
     """
 
     def __init__(
-        self, demand: Callable[[str], Awaitable[T | None]], *, clock: Callable[[], float] = time.monotonic
+        self,
+        demand: Callable[[str], Awaitable[T | None]],
+        shares: Shares | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._demand = demand
         self._clock = clock
+        self._shares = Shares() if shares is None else shares
         # All mutable state:
-        self._gate = Turnstile(AT_ONCE)
-        self._buckets: Buckets[Hashable] = Buckets(
-            Bucket(PER_SECOND, BURST), per_second=PER_SECOND_BY_ONE, burst=BURST_BY_ONE
-        )
-        self._flights: dict[tuple[str, str], asyncio.Task[T | None]] = {}
+        self._flights: dict[tuple[str, str], _Flight[T]] = {}
         self._failed: dict[tuple[str, str], tuple[float, AgentError]] = {}  # oldest first
 
     async def mint(self, audience: str, asker: Asker | None, *, name: str) -> T | None:
@@ -84,26 +129,52 @@ class Mints(Generic[T]):
             failed = self._failed.get(wanted)
             if failed is not None and self._clock() < failed[0]:
                 raise failed[1]
+        if flight is None or flight.begun is None:
             owner = None if asker is None else await asker.owner()
             flight = self._flights.get(wanted)  # somebody else's, meanwhile
             if flight is None:
-                wait = self._buckets.take(owner, self._clock())
+                wait = self._shares.buckets.take(owner, self._clock())
                 if wait:
                     raise TooOften(wait)
-                flight = asyncio.get_running_loop().create_task(self._fly(audience, owner), name="mint for a request")
-                self._flights[wanted] = flight
-                flight.add_done_callback(lambda done: self._flown(wanted, done))
+                flight = self._flights[wanted] = _Flight()
+            if flight.begun is None and owner not in flight.turns:
+                self._wait(wanted, flight, owner)
         # Shielded: who leaves must not take it from the others; its result is kept for whoever asks next.
-        return await asyncio.shield(flight)
+        return await asyncio.shield(flight.result)
 
-    async def _fly(self, audience: str, owner: Hashable) -> T | None:
-        async with self._gate.turn(owner):
+    def _wait(self, wanted: tuple[str, str], flight: _Flight[T], owner: Hashable) -> None:
+        turn = asyncio.get_running_loop().create_task(self._fly(flight, wanted[1], owner), name="mint for a request")
+        flight.turns[owner] = turn
+        turn.add_done_callback(lambda done: self._flown(wanted, flight, owner, done))
+
+    async def _fly(self, flight: _Flight[T], audience: str, owner: Hashable) -> T | None:
+        async with AsyncExitStack() as inside:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await inside.enter_async_context(self._shares.gate.turn(owner))
+            except TimeoutError:
+                raise TooOften(1.0) from None
+            flight.begin(owner)
             return await self._demand(audience)
 
-    def _flown(self, wanted: tuple[str, str], flight: asyncio.Task[T | None]) -> None:
-        self._flights.pop(wanted, None)
-        error = None if flight.cancelled() else flight.exception()
+    def _flown(
+        self, wanted: tuple[str, str], flight: _Flight[T], owner: Hashable, done: asyncio.Task[T | None]
+    ) -> None:
+        error = None if done.cancelled() else done.exception()
+        if flight.begun is not done:
+            flight.turns.pop(owner, None)
+            if flight.begun is not None or flight.turns:
+                return  # another's turn has come, or may come
+        del self._flights[wanted]
         self._failed.pop(wanted, None)
+        if done.cancelled():
+            flight.result.cancel()
+            return
+        if error is None:
+            flight.result.set_result(done.result())
+            return
+        flight.result.set_exception(error)
+        flight.result.exception()  # looked at: whoever asked may have left
         if isinstance(error, AgentError):
             self._failed[wanted] = (self._clock() + FAILED_SECONDS, error)
             if len(self._failed) > _FAILURES_KEPT:

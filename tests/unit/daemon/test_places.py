@@ -1,23 +1,27 @@
-"""The places of long polls, counted by the server that gives them out and by the controller that bounds it."""
+"""Places of long polls and of mints, counted by the server that gives them out and by the controller that bounds it."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agent import snapshot
-from agent.core.model import Cloud
+from agent.core.model import Cloud, GoogleToken, IdToken
+from agent.core.secret import Secret
 from agent.daemon.passing import Passing
 from agent.daemon.requests import Requests
 from agent.daemon.servers import Servers
+from agent.serve import mints
 from agent.serve.link import Link
+from agent.serve.mints import Mints, Shares
 from agent.serve.proxy import Proxy
 from agent.snapshot import ServeSettings
 from tests.fakes.clock import START
 from tests.fakes.upstreams import Scripted
-from tests.fakes.view import KEY
+from tests.fakes.view import KEY, google_token
+from tests.unit.serve.test_asking import settled
 from tests.unit.serve.test_hiding import view_of
 
 CONNECTIONS = 20
@@ -40,6 +44,40 @@ async def until(look: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+def controller(
+    real: Scripted,
+    id_token: Callable[[str], Awaitable[IdToken | None]],
+    access_token: Callable[[tuple[str, ...]], Awaitable[GoogleToken | None]],
+    clock: Callable[[], float],
+) -> Servers:
+    """What a server asks, with its own bounds."""
+    view = view_of("bundle")
+    data = snapshot.encode(view.served.now)
+    return Servers(
+        lambda: data,
+        version=lambda: 0,
+        passing=lambda: Passing(
+            {Cloud.GCP: real},
+            ServeSettings(token_key=KEY, passed_connections=CONNECTIONS),
+            answer=lambda cloud: view.served.answer(cloud, START),
+            expects_bundle=lambda: True,
+        ),
+        id_token=id_token,
+        access_token=access_token,
+        requests=Requests(),
+        clock=clock,
+    )
+
+
+async def linked(servers: Servers) -> Link:
+    """Another server of that controller's."""
+    loop, link, (ours, its) = asyncio.get_running_loop(), Link(), socket.socketpair()
+    await loop.create_unix_connection(servers.protocol, sock=ours)
+    await loop.create_unix_connection(link.protocol, sock=its)
+    await link.first()
+    return link
+
+
 def test_a_place_that_was_taken_from_the_greedy_is_had() -> None:
     """The controller hears of the one who comes before it hears of the one who goes: it refuses nobody for that."""
 
@@ -47,25 +85,10 @@ def test_a_place_that_was_taken_from_the_greedy_is_had() -> None:
         return None
 
     async def scenario() -> None:
-        loop, real, view = asyncio.get_running_loop(), Scripted(), view_of("bundle")
+        real = Scripted()
         real.gate = asyncio.Event()
-        settings = ServeSettings(token_key=KEY, passed_connections=CONNECTIONS)
-        data = snapshot.encode(view.served.now)
-        servers = Servers(
-            lambda: data,
-            version=lambda: 0,
-            passing=lambda: Passing(
-                {Cloud.GCP: real}, settings, answer=lambda cloud: view.served.answer(cloud, START), expects_bundle=lambda: True
-            ),
-            id_token=nothing,
-            access_token=nothing,
-            requests=Requests(),
-            clock=loop.time,
-        )  # fmt: skip
-        link, (ours, its) = Link(), socket.socketpair()
-        await loop.create_unix_connection(servers.protocol, sock=ours)
-        await loop.create_unix_connection(link.protocol, sock=its)
-        await link.first()
+        servers = controller(real, nothing, nothing, asyncio.get_running_loop().time)
+        link = await linked(servers)
         proxy = Proxy(link.service(Cloud.GCP), seconds=2.5, connections=CONNECTIONS)
 
         def poll(name: str, number: int) -> asyncio.Task[Any]:
@@ -82,6 +105,66 @@ def test_a_place_that_was_taken_from_the_greedy_is_had() -> None:
             one.cancel()
         await asyncio.gather(*greedy, other, return_exceptions=True)
         link.close()
+        servers.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_server_lets_in_is_minted() -> None:
+    """The controller, which refuses any worker alike, refuses none that keeps to its share, whatever another has minted.
+
+    Not while the greedy has as many tokens of another kind minted as there are places, not where another server begins
+    while that one ends, and not when all that has waited for its turn comes together with all that may come at once.
+    """
+
+    async def scenario() -> None:
+        now, go, under_way, most = 0.0, asyncio.Event(), 0, 0
+
+        async def minting() -> None:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await go.wait()
+            under_way -= 1
+
+        async def id_token(audience: str) -> IdToken:
+            await minting()
+            return IdToken(Secret("a.b.c"), audience, START, START)
+
+        async def access_token(_scopes: tuple[str, ...]) -> GoogleToken:
+            await minting()
+            return google_token(START)
+
+        servers = controller(Scripted(), id_token, access_token, lambda: now)
+        asked: list[asyncio.Task[Any]] = []
+        links = [await linked(servers), await linked(servers)]
+        begun = []
+        for link in links:
+            shares = Shares()
+            narrow = Mints(lambda wanted, link=link: link.scoped((wanted,)), shares, clock=lambda: now)  # type: ignore[misc]
+            begun.append(Mints(link.id_token, shares, clock=lambda: now))
+            asked += [asyncio.create_task(narrow.mint(f"n{n}", Owner("greedy"), name="")) for n in range(mints.AT_ONCE)]
+        await until(lambda: under_way == mints.AT_ONCE_ASKED)
+        former, ids = begun
+        asked.append(asyncio.create_task(former.mint("polite", Owner("polite"), name="")))
+
+        def ask_all(first: int, owners: int) -> None:
+            for owner in range(first, first + owners):
+                for n in range(int(mints.BURST_BY_ONE)):
+                    asked.append(asyncio.create_task(ids.mint(f"{owner}-{n}", Owner(f"owner {owner}"), name="")))
+
+        ask_all(0, 3)
+        await settled()
+        now += mints.TURN_SECONDS
+        ask_all(3, 1)
+        await settled()
+        go.set()
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*asked)
+        assert all(found)
+        assert most == mints.AT_ONCE_ASKED
+        for link in links:
+            link.close()
         servers.close()
 
     asyncio.run(scenario())

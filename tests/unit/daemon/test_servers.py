@@ -27,7 +27,7 @@ from agent.daemon.workers import Workers
 from agent.serve.audit import Ledger
 from agent.serve.handling import Access
 from agent.serve.link import Link
-from agent.serve.mints import AT_ONCE, BURST
+from agent.serve.mints import AT_ONCE_ASKED, BURST_ASKED
 from agent.serve.tally import Tally
 from agent.snapshot import ServeSettings
 from agent.snapshot.frames import frame_from_server, frame_of, frame_of_snapshot, from_controller
@@ -300,15 +300,15 @@ async def test_mints_are_bounded_for_a_whole_server() -> None:
     async with controller.raw() as (reader, writer):
         for number in range(1, 401):
             writer.write(frame_of(Mint(number, f"aud-{number}")))
-        refused = await heard(reader, 400 - AT_ONCE)
+        refused = await heard(reader, 400 - AT_ONCE_ASKED)
         assert {one.why for one in refused} == {"tokens are asked for too often"}
-        assert len(controller.minted) == AT_ONCE
+        assert len(controller.minted) == AT_ONCE_ASKED
         controller.gate.set()
-        await heard(reader, AT_ONCE)
+        await heard(reader, AT_ONCE_ASKED)
         for number in range(500, 700):
             writer.write(frame_of(Mint(number, f"aud-{number}")))
             await heard(reader, 1)
-        assert len(controller.minted) <= BURST + 1
+        assert len(controller.minted) <= BURST_ASKED + 1
 
 
 @looped
@@ -320,7 +320,7 @@ async def test_a_server_that_ends_itself_has_nothing_anew() -> None:
             for number in range(1, 401):
                 writer.write(frame_of(Mint(number, f"aud-{number}")))
                 await heard(reader, 1)
-    assert len(controller.minted) <= BURST + 1
+    assert len(controller.minted) <= BURST_ASKED + 1
 
 
 @looped

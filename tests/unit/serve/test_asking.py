@@ -130,3 +130,58 @@ def test_only_so_much_is_minted_at_once() -> None:
         assert begun[mints.AT_ONCE] == "p"
 
     asyncio.run(scenario())
+
+
+def test_whoever_wants_the_same_waits_in_a_queue_of_their_own() -> None:
+    """What the greedy has at the end of a long queue is minted in the turn of another who wants it, and both have it."""
+
+    async def scenario() -> None:
+        begun: list[str] = []
+        go = asyncio.Event()
+
+        async def demand(audience: str) -> IdToken:
+            begun.append(audience)
+            await go.wait()
+            return IdToken(Secret("a.b.c"), audience, START, START)
+
+        minted = Mints(demand, clock=lambda: 0.0)
+        tasks = [asyncio.create_task(minted.mint(f"g{n}", GREEDY, name="")) for n in range(int(mints.BURST_BY_ONE))]
+        await settled()
+        last = f"g{int(mints.BURST_BY_ONE) - 1}"
+        tasks += [asyncio.create_task(minted.mint(last, POLITE, name="")) for _ in range(3)]
+        await settled()
+        leaving = tasks[int(mints.BURST_BY_ONE)]
+        leaving.cancel()
+        await settled()
+        go.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert begun[mints.AT_ONCE] == last
+        assert sorted(begun) == sorted(f"g{n}" for n in range(int(mints.BURST_BY_ONE)))
+        assert all(isinstance(one, IdToken) for one in found if one is not found[tasks.index(leaving)])
+
+    asyncio.run(scenario())
+
+
+def test_nobody_waits_for_a_leaf_in_the_queue_of_whoever_began_to_ask_for_it() -> None:
+    """Whoever asks for a leaf that never changes waits by their own share, though the greedy asked for the same before."""
+
+    async def scenario() -> None:
+        real = Scripted()
+        real.always = answer("x")
+        real.gate = asyncio.Event()
+        asked = Proxy(real, seconds=60)
+        greedy = [asyncio.create_task(asked.fetch("GET", f"/{n}", asker=GREEDY)) for n in range(proxy.CONCURRENCY)]
+        await settled()
+        greedy += [asyncio.create_task(asked.fetch("GET", f"/more/{n}", asker=GREEDY)) for n in range(100)]
+        await settled()
+        greedy.append(asyncio.create_task(asked.static("/leaf", GREEDY)))
+        await settled()
+        polite = asyncio.create_task(asked.static("/leaf", POLITE))
+        await settled()
+        real.gate.set()
+        found = await asyncio.wait_for(polite, 60)
+        assert found is not None
+        assert [one.path_qs for one in real.asked].index("/leaf") <= 2 * proxy.CONCURRENCY
+        await asyncio.gather(*greedy)
+
+    asyncio.run(scenario())

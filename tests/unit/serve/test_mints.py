@@ -10,12 +10,14 @@ from datetime import timedelta
 import pytest
 
 from agent.core.errors import Transient
-from agent.core.model import IdToken
+from agent.core.model import CLOUD_PLATFORM, GoogleToken, IdToken
 from agent.core.secret import Secret
-from agent.serve.mints import BURST, BURST_BY_ONE, Mints, TooOften
+from agent.serve import mints as mints_module
+from agent.serve.mints import AT_ONCE, BURST, BURST_BY_ONE, Mints, TooOften
 from tests.fakes.clock import START, FakeClock
-from tests.fakes.view import FakeView, RunningEndpoint, running_endpoint
+from tests.fakes.view import FakeView, RunningEndpoint, google_token, running_endpoint
 
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 IDENTITY = "/computeMetadata/v1/instance/service-accounts/default/identity?audience={}"
 
 
@@ -28,12 +30,17 @@ def endpoint(asked: list[str]) -> Iterator[RunningEndpoint]:
     view = FakeView()
     view.live_gcp(START)
     view.mints = True
+    view.scopes = (CLOUD_PLATFORM,)
 
     async def demand(audience: str) -> IdToken:
         asked.append(audience)
         return token(audience)
 
-    with running_endpoint(view, clock=FakeClock(), demand=demand) as server:
+    async def scoped(scopes: tuple[str, ...]) -> GoogleToken:
+        asked.append(" ".join(scopes))
+        return google_token(START)
+
+    with running_endpoint(view, clock=FakeClock(), demand=demand, scoped=scoped) as server:
         yield server
 
 
@@ -54,6 +61,19 @@ def test_new_audiences_without_end() -> None:
         server.view.id_tokens["https://held.example"] = token("https://held.example")
         server.run(server.view.touch)
         assert identity(server, "https://held.example").startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_one_kind_took_another_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens for fewer scopes and for audiences are one share, as they are to the controller, which bounds them together."""
+    monkeypatch.setattr(mints_module, "PER_SECOND_BY_ONE", 1e-9)
+    asked: list[str] = []
+    with endpoint(asked) as server:
+        for n in range(int(BURST_BY_ONE)):
+            assert identity(server, f"https://a{n}.example").startswith(b"HTTP/1.1 200 ")
+        path = f"/computeMetadata/v1/instance/service-accounts/default/token?scopes={SCOPE}"
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nMetadata-Flavor: Google\r\n\r\n"
+        assert server.send(request.encode()).startswith(b"HTTP/1.1 200 ")  # the ordinary one
+        assert len(asked) == BURST_BY_ONE
 
 
 class Owner:
@@ -136,5 +156,32 @@ def test_many_who_ask_for_the_same() -> None:
         assert isinstance(answers[0], asyncio.CancelledError)
         assert all(isinstance(answer, IdToken) for answer in answers[1:])
         assert calls == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing that was asked for ends, what waits behind it does not pile up, to be minted later for nobody."""
+    monkeypatch.setattr(mints_module, "TURN_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        minted: list[str] = []
+        gate = asyncio.Event()
+
+        async def demand(audience: str) -> IdToken:
+            minted.append(audience)
+            await gate.wait()
+            return token(audience)
+
+        mints = Mints(demand, clock=lambda: 0.0)
+        tasks = [asyncio.create_task(mints.mint(f"a{n}", Owner(f"owner {n}"), name="")) for n in range(AT_ONCE + 3)]
+        late = [*tasks[AT_ONCE:], asyncio.create_task(mints.mint(f"a{AT_ONCE}", Owner("another"), name=""))]
+        for one in late:
+            with pytest.raises(TooOften):
+                await one
+        gate.set()
+        assert all(await asyncio.gather(*tasks[:AT_ONCE]))
+        assert len(minted) == AT_ONCE
+        assert await mints.mint("a8", Owner("another"), name="") is not None
 
     asyncio.run(scenario())
