@@ -6,8 +6,8 @@ A count by uid would count such a user once for each, but it is one worker. Nobo
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +40,8 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
         for each in wanted:
             free = _without(each, taken)
             ranges += free
-            taken = sorted([*taken, *free])
+            for one in free:
+                insort(taken, one)
         if ranges:
             result.append(merge(ranges))
     return tuple(result)
@@ -79,7 +80,7 @@ def with_subordinates(
     found = merge(uids)
     owned = [(user, wanted) for user, wanted in _by_user(path, uid_of or LocalUsers()).items() if isinstance(user, int)]
     while True:
-        more = [one for user, wanted in owned if any(low <= user <= high for low, high in found) for one in wanted]
+        more = [one for user, wanted in owned if _is_in(found, user) for one in wanted]
         grown = merge((*found, *((max(low, 1), high) for low, high in more if high)))
         if grown == found:
             return found
@@ -157,11 +158,21 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_UID
 
 
+def _is_in(ranges: Sequence[Range], uid: int) -> bool:
+    """Whether one of the ranges (ascending and apart) has it."""
+    at = bisect_right(ranges, (uid, MAX_UID)) - 1
+    return at >= 0 and uid <= ranges[at][1]
+
+
 def _without(wanted: Range, taken: list[Range]) -> list[Range]:
-    """The parts of a range that are in none of ``taken`` (sorted)."""
+    """The parts of a range that are in none of ``taken`` (ascending and apart)."""
     free, (low, high) = [], wanted
-    for first, last in taken:
-        if last < low or first > high:
+    # Of thousands a few are near: from the last that begins before it, to the first that begins behind it.
+    for at in range(max(0, bisect_right(taken, (low, MAX_UID)) - 1), len(taken)):
+        first, last = taken[at]
+        if first > high:
+            break
+        if last < low:
             continue
         if first > low:
             free.append((low, first - 1))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,6 +72,31 @@ def test_each_uid_is_its_own_or_else_the_first_that_may_take_it(
         for uid in range(low, high + 1)
     } == owner
     assert all(low <= high for ranges in found for low, high in ranges)
+
+
+def steps_of(path: Path, users: int) -> int:
+    """How many lines of Python it takes to tell so many users apart, and who of them is a worker."""
+    path.write_text("".join(f"{2000 + user}:{100_000 + 70_000 * user}:65536\n" for user in range(users)))
+    count, before = 0, sys.gettrace()
+
+    def step(_frame: FrameType, _event: str, _argument: Any) -> Any:
+        nonlocal count
+        count += 1
+        return step
+
+    sys.settrace(step)
+    try:
+        assert len(families(path)) == users
+        assert len(with_subordinates([(2000, 2000 + users)], path)) == users + 1
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_a_user_costs_the_same_among_many_as_among_few(tmp_path: Path) -> None:
+    """useradd(8) gives each its own, to thousands: a plan of the rules has a minute, and the agent's loop waits for it."""
+    path = tmp_path / "subuid"
+    assert steps_of(path, 400) < 3 * steps_of(path, 200)
 
 
 @pytest.mark.parametrize("text", ["", "alice", "alice:1", "alice:x:1", "alice:1:0", "alice:99999999999:5", "alice:4294967295:5", f"alice:{'9' * 5000}:5", "alice:٣٠٠٠:5", "alice:-1:5", "\x00\xff", "alice:100000:6 5536"])  # fmt: skip
