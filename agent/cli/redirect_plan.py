@@ -129,14 +129,13 @@ def plan_of(
     meant = named.doubtful | _meant(read.meant, known or {}, directory)
     groups, said = _groups(section.units)
     held_back, later = _groups((*filter(_is_unit, read.meant.units), *_templates((*section.units, *read.meant.units))))
-    uids = subuid.with_subordinates(named.uids, uid_of=directory)
     numbers = ranges.merge((*((uid, uid) for uid in meant.values()), *_numbers(read.meant.uids)))
-    former = ranges.without(before, ranges.merge((*uids, *numbers))) if named.pending else ()
-    if former:
+    former = ranges.without(before, ranges.merge((*named.uids, *numbers))) if named.pending else ()
+    uids, refused, families, unread = _become(named.uids, numbers, former, directory)
+    if former := ranges.without(former, uids):
         uids_before = ", ".join(nft_text.elements(former))
         said.append(f"redirect.users: workers before are refused until each name is found: uids {uids_before}")
-    refused = ranges.without(subuid.with_subordinates((*numbers, *former), uid_of=directory), uids)
-    families = subuid.families(uid_of=directory)
+    said += unread
     workers = nft.Workers(
         uids=uids,
         cgroups=tuple(groups),
@@ -249,6 +248,24 @@ def _users(section: configuration.Redirect, known: Mapping[str, int], directory:
             named.users[name] = uid
             named.uids.extend(ranges.parse_uids([str(uid)]))
     return named
+
+
+_Ranges = tuple[subuid.Range, ...]
+
+
+def _become(
+    uids: Iterable[subuid.Range], doubtful: _Ranges, former: _Ranges, directory: _Directory
+) -> tuple[_Ranges, _Ranges, tuple[_Ranges, ...], list[str]]:
+    """The workers, and who may be one, each with whom they may become; the families; what could not be read."""
+    try:
+        workers = subuid.with_subordinates(uids, uid_of=directory.perhaps)
+        doubtful = (*doubtful, *former, *subuid.unclear(uid_of=directory.perhaps))
+        doubtful = subuid.with_subordinates(doubtful, uid_of=directory.perhaps)
+        families, unread = subuid.families(uid_of=directory.perhaps), []
+    except HostError as error:
+        workers, doubtful, families = ranges.merge(uids), (*doubtful, *former, *lasting.USUAL), ()
+        unread = [f"{error}: a worker's subordinate uids are not known, and all that may be are refused"]
+    return workers, ranges.without(ranges.merge(doubtful), workers), families, unread
 
 
 def _alike(name: str, directory: _Directory) -> dict[str, int]:

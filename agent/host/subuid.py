@@ -5,19 +5,25 @@ A count by uid would count such a user once for each, but it is one worker. Nobo
 
 from __future__ import annotations
 
+import errno
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from agent.core.errors import HostError
 from agent.core.looks import Look, look_of
+from agent.core.text import os_reason
 from agent.host.ranges import MAX_UID, merge
 
 FILE: Final = Path("/etc/subuid")
 PASSWD: Final = Path("/etc/passwd")
-MOST_BYTES: Final = 1 << 20
+MOST_BYTES: Final = 8 << 20
+"""Some 250,000 lines."""
 LOOK_AGAIN_SECONDS: Final = 10.0
+_NONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+"""What a file is read with that gives nobody anything, to newuidmap(1) neither."""
 
 Range = tuple[int, int]
 
@@ -29,8 +35,11 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
     a user's own uid is that user's whatever the file says. A user without a known uid has the subordinate ones only.
 
     Args:
-        path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. If it cannot be read, nobody has any.
+        path: of subuid(5): ``NAME_OR_UID:FIRST:COUNT``. If it is not there, nobody has any.
         uid_of: gives the uid of a name; by default from ``/etc/passwd``: a directory (LDAP) may take minutes.
+
+    Raises:
+        HostError: it cannot be read.
     """
     by_user = _by_user(path, uid_of or LocalUsers())
     taken = sorted((uid, uid) for uid in by_user if isinstance(uid, int))
@@ -50,7 +59,7 @@ def families(path: Path = FILE, uid_of: Callable[[str], int | None] | None = Non
 def _by_user(path: Path, uid_of: Callable[[str], int | None]) -> dict[int | str, list[Range]]:
     """The ranges of each user but root: by uid, and where that is not known by name."""
     found: dict[str, list[Range]] = {}
-    for line in _lines(path):
+    for line in _all_lines(path):
         name, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
         if _is_number(first) and _is_number(count) and int(count):
@@ -76,6 +85,9 @@ def with_subordinates(
         uids: ranges.
         path: see :func:`families`.
         uid_of: likewise.
+
+    Raises:
+        HostError: the file cannot be read.
     """
     found = merge(uids)
     owned = [(user, wanted) for user, wanted in _by_user(path, uid_of or LocalUsers()).items() if isinstance(user, int)]
@@ -85,6 +97,21 @@ def with_subordinates(
         if grown == found:
             return found
         found = grown
+
+
+def unclear(path: Path = FILE, uid_of: Callable[[str], int | None] | None = None) -> tuple[Range, ...]:
+    """The subordinate uids of users who are not found: whether those are workers is not known.
+
+    Args:
+        path: see :func:`families`.
+        uid_of: likewise.
+
+    Raises:
+        HostError: the file cannot be read.
+    """
+    by_user = _by_user(path, uid_of or LocalUsers())
+    ranges = (one for user, wanted in by_user.items() if isinstance(user, str) for one in wanted)
+    return merge((max(low, 1), high) for low, high in ranges if high)
 
 
 class Whose:
@@ -128,8 +155,11 @@ class Whose:
             seen = None
         if seen == self._seen:
             return
+        try:
+            rows = sorted((low, high, ranges[0][0]) for ranges in families(self._path) for low, high in ranges)
+        except HostError:
+            return  # what was known stays, and it is looked at again
         self._seen = seen
-        rows = sorted((low, high, ranges[0][0]) for ranges in families(self._path) for low, high in ranges)
         self._firsts = [low for low, _, _ in rows]
         self._ends = [(high, owner) for _, high, owner in rows]
 
@@ -148,10 +178,22 @@ class LocalUsers:
 
 def _lines(path: Path) -> list[str]:
     try:
-        with path.open("rb") as file:
-            return file.read(MOST_BYTES).decode(errors="replace").splitlines()
-    except OSError:
+        return _all_lines(path)
+    except HostError:
         return []
+
+
+def _all_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        if error.errno in _NONE:
+            return []
+        raise HostError(f"{path}: cannot be read: {os_reason(error)}") from None
+    if len(data) > MOST_BYTES:
+        raise HostError(f"{path}: expected at most {MOST_BYTES} bytes, got more")
+    return data.decode(errors="replace").splitlines()
 
 
 def _is_number(text: str) -> bool:

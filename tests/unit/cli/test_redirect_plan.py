@@ -25,7 +25,7 @@ def nobody_has_subordinate_uids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def subordinate_uids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     file = tmp_path / "subuid"
     file.write_text(text)
-    for reads in (subuid.with_subordinates, subuid.families):
+    for reads in (subuid.with_subordinates, subuid.families, subuid.unclear):
         monkeypatch.setattr(reads, "__defaults__", (file, None))
 
 
@@ -276,6 +276,21 @@ def test_who_may_be_meant_is_refused_by_each_uid_that_it_may_become(
     made = plan(tmp_path, 'uids = ["2000-2999"]\nuser = ["daemon"]')
     assert made["uids"] == [[2000, 2999], [200000, 200009]]
     assert made["refused"] == [[1, 1], [100000, 165535]]
+
+
+def test_who_may_be_a_workers_subordinate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose user is not found (a directory does not answer yet), and everybody where the file cannot be read."""
+    subordinate_uids(tmp_path, monkeypatch, "nobody-of-this-name:100000:65536\n2500:100010:5\n1:165536:5\n")
+    made = plan(tmp_path, 'uids = ["2000-2999"]')
+    assert made["uids"] == [[2000, 2999], [100010, 100014]]
+    assert made["refused"] == [[100000, 100009], [100015, 165535]]
+    assert made["pending"] == []  # it may be a name that nobody has any more
+    monkeypatch.setattr(subuid, "MOST_BYTES", 10)
+    made = plan(tmp_path, 'uids = ["2000-2999"]')
+    assert made["uids"] == [[2000, 2999]]
+    assert made["refused"] == [[1000, 1999], [3000, 4294967293]]
+    (said,) = made["pending"]  # so that it is looked at again
+    assert "subuid" in said
 
 
 def test_a_mistake_at_a_reload_refuses_the_usual_workers_too_where_they_are_named_now(

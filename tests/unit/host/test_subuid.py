@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from types import FrameType
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.host.subuid import LOOK_AGAIN_SECONDS, LocalUsers, Whose, families, with_subordinates
+from agent.core.errors import HostError
+from agent.host import subuid
+from agent.host.subuid import LOOK_AGAIN_SECONDS, LocalUsers, Whose, families, unclear, with_subordinates
 
 UIDS = {"alice": 1000, "bob": 1001, "root": 0}
 
@@ -111,10 +114,54 @@ def test_the_last_uid_is_the_last(tmp_path: Path) -> None:
     assert read(tmp_path, "alice:4294967294:1\n") == (((1000, 1000), (4294967294, 4294967294)),)
 
 
-def test_what_cannot_be_read_is_nobodys(tmp_path: Path) -> None:
+def test_what_is_not_there_is_nobodys(tmp_path: Path) -> None:
     """There is none on most machines."""
-    assert families(tmp_path / "absent") == ()
-    assert families(tmp_path) == ()
+    for path in (tmp_path / "absent", tmp_path, tmp_path / "absent" / "too"):
+        assert families(path) == ()
+        assert unclear(path) == ()
+
+
+def failing(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have the file be opened in vain."""
+    as_ever = Path.open
+
+    def opened(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == path:
+            raise OSError(number, "cannot be opened")
+        return as_ever(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+def test_what_cannot_be_read_is_not_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A disk that fails, a machine that has no descriptor or memory left: whose they are is not known then."""
+    path = tmp_path / "subuid"
+    path.write_text("alice:100000:65536\n")
+    failing(path, monkeypatch, number)
+    for read_ in (families, unclear, lambda file: with_subordinates([(1000, 1000)], file)):
+        with pytest.raises(HostError, match="cannot be read"):
+            read_(path)
+
+
+def test_what_is_longer_than_is_read_is_not_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a file would make its second half nobody's."""
+    path = tmp_path / "subuid"
+    path.write_text("1000:100000:65536\n")
+    monkeypatch.setattr(subuid, "MOST_BYTES", path.stat().st_size)
+    assert families(path) == (((1000, 1000), (100000, 165535)),)
+    monkeypatch.setattr(subuid, "MOST_BYTES", path.stat().st_size - 1)
+    with pytest.raises(HostError, match="got more"):
+        families(path)
+
+
+def test_whose_user_is_not_found_may_be_anybodys(tmp_path: Path) -> None:
+    """One of a directory that does not answer yet, say; but it is never root."""
+    path = tmp_path / "subuid"
+    path.write_text(
+        "carol:100000:65536\nalice:300000:10\nroot:400000:10\n7:500000:5\ndave:165536:4\ndave:0:3\nerin:0:1\n"
+    )
+    assert unclear(path, UIDS.get) == ((1, 2), (100000, 165539))
 
 
 def test_a_worker_is_also_who_it_may_become(tmp_path: Path) -> None:
@@ -164,6 +211,23 @@ class TestWhose:
         path.unlink()
         now[0] += LOOK_AGAIN_SECONDS + 1
         assert whose(100000) == 100000
+
+    def test_what_was_known_stays_while_the_file_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else its users would have as many shares as uids, until somebody changes the file again."""
+        path = tmp_path / "subuid"
+        path.write_text("1000:100000:65536\n")
+        now = [0.0]
+        whose = Whose(path, lambda: now[0])
+        assert whose(100000) == 1000
+        path.write_text("1000:100000:65536\n1001:165536:65536\n")
+        with monkeypatch.context() as while_it_fails:
+            failing(path, while_it_fails, errno.ENFILE)
+            now[0] += LOOK_AGAIN_SECONDS + 1
+            assert (whose(100000), whose(165536)) == (1000, 165536)
+        now[0] += LOOK_AGAIN_SECONDS + 1
+        assert (whose(100000), whose(165536)) == (1000, 1001)
 
     def test_who_has_no_uid_here_goes_by_the_first_of_the_subordinate_ones(self, tmp_path: Path) -> None:
         """A user of a directory is one worker too, and the ranges that are told say the same."""
